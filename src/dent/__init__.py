@@ -1,0 +1,52 @@
+"""torch-dent: dynamic defenses against adversarial attacks, and the truth about what they hold.
+
+    from dent import Dent, DENT_PLUS
+
+    defended = Dent(model, DENT_PLUS)
+    logits = defended(images)
+
+Importing this package loads torch and the standard library alone.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from dent.adaptation import Adaptation, Status
+from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
+from dent.defense import Dent
+from dent.errors import (
+    ConfigError,
+    DataError,
+    DentError,
+    InputError,
+    MissingExtraError,
+    UnknownNameError,
+    UnsupportedModelError,
+    WeightsError,
+)
+from dent.objectives import entropy
+
+try:
+    __version__ = version("torch-dent")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "DENT",
+    "DENT_NOMINAL",
+    "DENT_PLUS",
+    "Adaptation",
+    "ConfigError",
+    "DataError",
+    "Dent",
+    "DentConfig",
+    "DentError",
+    "InputError",
+    "MissingExtraError",
+    "SmoothingConfig",
+    "Status",
+    "UnknownNameError",
+    "UnsupportedModelError",
+    "WeightsError",
+    "__version__",
+    "entropy",
+]

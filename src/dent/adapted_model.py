@@ -1,0 +1,205 @@
+"""Run a model with other norm parameters and statistics than its own, without writing to it.
+
+Each adaptation works on a private copy of the model's structure, in eval mode, that shares the
+model's weights as constants and owns its buffers. So the model keeps its parameters, buffers,
+training flags and `requires_grad` whatever its forward does, and threads do not meet.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dent.config import Covariance, DentConfig
+from dent.errors import InputError, UnsupportedModelError
+from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
+from dent.smoothing import smooth
+
+_REFUSED = {
+    nn.DataParallel: "wrap its .module, then put DataParallel around the Dent",
+    nn.parallel.DistributedDataParallel: "wrap its .module",
+    torch.jit.ScriptModule: "wrap the model it was scripted from: its layers cannot be replaced",
+}
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """Return the module that torch.compile wrapped, or the module itself."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def norm_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return scale and shift of every normalization layer by dotted name, shared ones once."""
+    return dict(_named_affine(eager(model)).values())
+
+
+def _named_affine(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    """Map the identity of every scale and shift to its first dotted name and itself."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for layer_name, layer in norm_layers(model):
+        for attribute, tensor in affine_attributes(layer):
+            named.setdefault(id(tensor), (f"{layer_name}.{attribute}".lstrip("."), tensor))
+    return named
+
+
+def check_supported(model: nn.Module, config: DentConfig) -> None:
+    """Check that `config` has something to act on in `model`, before anything is touched.
+
+    Raises:
+        UnsupportedModelError: naming what was seen and what would work.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"Dent expected a torch.nn.Module, got {type(model).__name__}.")
+    for kind, advice in _REFUSED.items():
+        if isinstance(model, kind):
+            raise UnsupportedModelError(f"Dent cannot wrap a {type(model).__name__}: {advice}.")
+    model = eager(model)
+    layers = dict(norm_layers(model))
+    _check_layers(model, layers, config)
+    for name, layer in layers.items():
+        if (
+            config.statistics == "train"
+            and isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            and layer.running_mean is None
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(layer).__name__}) keeps no running statistics, so there "
+                "are no train statistics to normalize by. Configure statistics='test'."
+            )
+    try:
+        _private_copy(model)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
+            "on a private copy (weights shared); make copy.deepcopy(model) work."
+        ) from error
+
+
+def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentConfig) -> None:
+    needs_affine = config.adapt_affine and config.steps > 0
+    if needs_affine and not _named_affine(model):
+        found = sorted({type(layer).__name__ for layer in layers.values()})
+        seen = sorted({type(module).__name__ for module in model.modules()})
+        what = (
+            f"its normalization layers ({', '.join(found)}) have no scale or shift"
+            if found
+            else f"it has no normalization layer; its modules are {', '.join(seen)}"
+        )
+        raise UnsupportedModelError(
+            f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
+            f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
+            "layers, or adapt the input alone (adapt_affine=False with smoothing)."
+        )
+    statistics_only = config.statistics == "test" and not config.steps and not config.smoothing
+    if statistics_only and not any(
+        getattr(layer, "running_mean", None) is not None for layer in layers.values()
+    ):
+        raise UnsupportedModelError(
+            f"steps=0 with test statistics replaces running statistics, and no layer of "
+            f"{type(model).__name__} keeps any: the defense would be the static model."
+        )
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    """Copy a model's structure and buffers; share weights (detached) and hooks."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        for tensor in [*module._parameters.values(), *plain]:
+            if tensor is not None:
+                # Inference tensors cannot be saved for backward; all others are shared.
+                memo[id(tensor)] = tensor.clone() if tensor.is_inference() else tensor.detach()
+        for kind in _HOOKS:
+            memo.update((id(hook), hook) for hook in getattr(module, kind).values())
+    return copy.deepcopy(model, memo).eval()
+
+
+class AdaptedModel:
+    """A model to be run with given norm parameters, statistics and smoothing.
+
+    Args:
+        model: any supported module; never written to.
+        config: decides granularity, statistics and the smoothing's kind.
+    """
+
+    def __init__(self, model: nn.Module, config: DentConfig) -> None:
+        model = eager(model)
+        self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
+        self._sample_wise = config.granularity == "sample"
+        self._module = _private_copy(model)
+        names = {key: name for key, (name, _) in _named_affine(model).items()}
+        copies = dict(norm_layers(self._module))
+        self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
+        for layer_name, layer in norm_layers(model):
+            for attribute, tensor in affine_attributes(layer):
+                binding = (copies[layer_name], attribute, names[id(tensor)], tensor.dtype)
+                self._bindings.append(binding)
+            if config.statistics == "test":
+                use_test_statistics(copies[layer_name])
+
+    def __call__(
+        self, x: Tensor, parameters: Mapping[str, Tensor], smoothing: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (N, C) for x (N, ...).
+
+        Args:
+            x: one batch; not modified, even by a model that works in place.
+            parameters: scales and shifts by dotted name: (*shape), or (N or 1, *shape) where the
+                granularity is "sample". Layers not named keep their own.
+            smoothing: the smoothing's parameter, or None to leave x as it is.
+
+        Raises:
+            InputError: the model cannot take x.
+            UnsupportedModelError: the model returns something other than logits (N, C).
+        """
+        self._bind(parameters)
+        try:
+            seen = (
+                x.clone()
+                if smoothing is None or not self._kind
+                else smooth(x, smoothing, self._kind)
+            )
+            logits = self._module(seen)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, InputError | UnsupportedModelError):
+                raise
+            raise InputError(self._refusal(x, error)) from error
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(
+                f"Dent expected {type(self._module).__name__} to return logits of shape "
+                f"({len(x)}, classes), got {came}. Wrap the model so that forward returns them."
+            )
+        return logits
+
+    def _bind(self, parameters: Mapping[str, Tensor]) -> None:
+        for layer, attribute, name, dtype in self._bindings:
+            if name not in parameters:
+                continue
+            value: Any = parameters[name]
+            if self._sample_wise:
+                value = Affine(value)
+            elif value.dtype != dtype:
+                value = Affine(value.unsqueeze(0))
+            # Not setattr: a module refuses a registered parameter that is not an nn.Parameter.
+            layer._parameters.pop(attribute, None)
+            vars(layer)[attribute] = value
+
+    def _refusal(self, x: Tensor, error: Exception) -> str:
+        own = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        model = "" if own is None else f" whose weights are {own.dtype} on {own.device}"
+        return (
+            f"{type(self._module).__name__}{model} could not take a batch of shape "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}"
+        )

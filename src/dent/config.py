@@ -1,0 +1,234 @@
+"""What a dynamic defense does: frozen, validated, and the same again after a trip through JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, Self, get_args
+
+from dent.errors import ConfigError
+
+Optimizer = Literal["adam", "adamod", "sgd"]
+Objective = Literal["entropy", "information-maximization"]
+Granularity = Literal["batch", "sample"]
+Statistics = Literal["train", "test"]
+Reduction = Literal["mean", "sum"]
+Covariance = Literal["spherical", "diagonal", "full"]
+
+
+class _JSONConfig:
+    """JSON round trip that refuses what it does not know; mixed into frozen dataclasses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload, no-any-return]
+
+    def to_json(self) -> str:
+        """Return the fields as one line of JSON with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a mapping of field names to values; absent fields take their defaults.
+
+        Raises:
+            ConfigError: a key is unknown, a value is out of range, or two contradict each other.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{cls.__name__} expected a mapping of field names to values, "
+                f"got {type(values).__name__}."
+            )
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        for key in values:
+            if key not in known:
+                close = get_close_matches(str(key), known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+                raise ConfigError(f"{cls.__name__} has no field {key!r}.{hint}")
+        try:
+            return cls(**values)
+        except TypeError as error:  # a required field is absent
+            raise ConfigError(f"{cls.__name__}: {error}.") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Build from JSON text, as `from_dict` does."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"{cls.__name__} expected JSON, got text that is not: {error}."
+            ) from (error)
+        return cls.from_dict(values)
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}.")
+
+
+def _real(name: str, value: object, low: float, high: float = math.inf) -> float:
+    """Return `value` as a float in the open-below, open-above interval (low, high)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, got {value!r}.")
+    if not low < value < high:
+        bound = f"greater than {low:g}" + (f" and less than {high:g}" if high < math.inf else "")
+        raise ConfigError(f"{name} must be finite, {bound}, got {value!r}.")
+    return float(value)
+
+
+def _decay(name: str, value: object) -> float:
+    """Return `value` as a float in [0, 1)."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else _real(name, value, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SmoothingConfig(_JSONConfig):
+    """Input adaptation Σ: Gaussian smoothing before the model (paper section 3.2).
+
+    Attributes:
+        sigma: standard deviation in pixels, static or where learning starts; greater than 0.
+        learn: learn sigma jointly with the model's parameters under the same objective.
+        lr: learning rate of sigma's logarithm (the paper's 0.25); sigma therefore stays positive.
+        covariance: one sigma ("spherical"), one per axis ("diagonal"), or a full 2 x 2 covariance.
+    """
+
+    sigma: float
+    learn: bool = True
+    lr: float = 0.25
+    covariance: Covariance = "spherical"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        object.__setattr__(self, "sigma", _real("smoothing.sigma", self.sigma, 0.0))
+        object.__setattr__(self, "lr", _real("smoothing.lr", self.lr, 0.0))
+        _flag("smoothing.learn", self.learn)
+        _choice("smoothing.covariance", self.covariance, get_args(Covariance))
+
+
+@dataclass(frozen=True)
+class DentConfig(_JSONConfig):
+    """Everything that decides what a defense answers. What only decides how fast is kept apart.
+
+    The defaults are the preset `DENT`. Combinations that cannot mean anything are refused.
+
+    Attributes:
+        steps: gradient steps per batch, at least 0. 0 takes no step: with test statistics or
+            static smoothing that is a defense of its own (paper Table 4 and Table 8), without
+            either it is the static model.
+        lr: learning rate of the normalization layers' scale and shift.
+        optimizer: "adam", "adamod" (Ding et al. 2019) or "sgd" (with momentum), no weight decay.
+        betas: decay of the first and second moment; for "sgd" the first is the momentum and the
+            second is unused.
+        beta3: decay of AdaMod's learning-rate average; required there, refused elsewhere.
+        objective: "entropy" (equation 3) or "information-maximization" (Table 12, dent+), which
+            subtracts the entropy of the batch's mean prediction.
+        granularity: one set of parameters per "batch" (dent) or one per "sample" (dent+).
+        statistics: normalize by the model's running statistics ("train", the paper's ×) or by the
+            current batch's, at every forward ("test", the paper's √).
+        adapt_affine: update scale γ and shift β.
+        reduction: "mean" over the batch, as published, or "sum", which makes sample-wise entropy
+            minimization independent of the batch.
+        smoothing: Gaussian smoothing of the input, or None.
+    """
+
+    steps: int = 30
+    lr: float = 1e-3
+    optimizer: Optimizer = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    beta3: float | None = None
+    objective: Objective = "entropy"
+    granularity: Granularity = "batch"
+    statistics: Statistics = "train"
+    adapt_affine: bool = True
+    reduction: Reduction = "mean"
+    smoothing: SmoothingConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field alone, then together."""
+        steps: object = self.steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ConfigError(f"steps must be a whole number, at least 0, got {steps!r}.")
+        object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
+        _choice("optimizer", self.optimizer, get_args(Optimizer))
+        _choice("objective", self.objective, get_args(Objective))
+        _choice("granularity", self.granularity, get_args(Granularity))
+        _choice("statistics", self.statistics, get_args(Statistics))
+        _choice("reduction", self.reduction, get_args(Reduction))
+        _flag("adapt_affine", self.adapt_affine)
+        self._check_betas()
+        self._check_smoothing()
+        if self.steps and not self.learns:
+            raise ConfigError(
+                f"steps={self.steps} has nothing to update: adapt_affine is False and no smoothing "
+                "is learned. Set steps=0, adapt_affine=True, or smoothing with learn=True."
+            )
+
+    def _check_betas(self) -> None:
+        given: object = self.betas
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise ConfigError(f"betas must be two numbers in [0, 1), got {given!r}.")
+        betas = (_decay("betas[0]", given[0]), _decay("betas[1]", given[1]))
+        object.__setattr__(self, "betas", betas)
+        if self.optimizer == "adamod":
+            if self.beta3 is None:
+                raise ConfigError("optimizer='adamod' needs beta3 in [0, 1); the paper's is 0.6.")
+            object.__setattr__(self, "beta3", _decay("beta3", self.beta3))
+        elif self.beta3 is not None:
+            raise ConfigError(
+                f"beta3={self.beta3!r} belongs to optimizer='adamod', which this is not "
+                f"({self.optimizer!r}). Remove beta3 or choose 'adamod'."
+            )
+
+    def _check_smoothing(self) -> None:
+        if isinstance(self.smoothing, Mapping):
+            object.__setattr__(self, "smoothing", SmoothingConfig.from_dict(self.smoothing))
+        elif self.smoothing is not None and not isinstance(self.smoothing, SmoothingConfig):
+            raise ConfigError(
+                f"smoothing must be a SmoothingConfig or None, got {self.smoothing!r}."
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether a step would have anything to update."""
+        return self.adapt_affine or (self.smoothing is not None and self.smoothing.learn)
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a sample's prediction can depend on its neighbours, their number included.
+
+        False only where no step is taken or each sample is adapted by its own loss alone: sample
+        granularity, entropy, `reduction="sum"`, and train statistics. With `reduction="mean"` the
+        batch's size scales every gradient, which Adam nearly but not exactly undoes.
+        """
+        if self.statistics == "test":
+            return True
+        alone = (
+            self.granularity == "sample" and self.objective == "entropy" and self.reduction == "sum"
+        )
+        return self.steps > 0 and not alone
+
+
+DENT = DentConfig()
+"""dent (paper section 4.1, Table 1): batch-wise, Adam, entropy, train statistics, 30 steps."""
+
+DENT_PLUS = DentConfig(
+    steps=6,
+    lr=6e-3,
+    optimizer="adamod",
+    betas=(0.99, 0.999),
+    beta3=0.6,
+    objective="information-maximization",
+    granularity="sample",
+)
+"""dent+ (paper section 4.1, Table 1): sample-wise, AdaMod, information maximization, 6 steps."""
+
+DENT_NOMINAL = DentConfig(steps=10, statistics="test", smoothing=SmoothingConfig(sigma=0.5))
+"""dent for nominally trained models (paper Table 4, last row): batch-wise, test statistics,
+learned Gaussian smoothing, 10 steps."""

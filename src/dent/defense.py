@@ -1,0 +1,165 @@
+"""Dent: a trained classifier that adapts to every batch before it predicts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation import Adaptation
+from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
+from dent.config import DENT, DentConfig
+from dent.errors import InputError
+from dent.isolation import isolated
+from dent.minimize import minimize
+
+_DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
+_STATIC = DentConfig(steps=0)
+
+
+class Dent(nn.Module):
+    """Wrap a classifier in a dynamic defense (paper section 3.2).
+
+    Every call adapts to its batch from the trained parameters, predicts, and forgets: the model is
+    never written to. It always computes as in eval mode, whatever the training flags say. Weights
+    are constants to it: a gradient reaches the input and, of the model, nothing.
+
+    Args:
+        model: takes a batch (N, ...) and returns logits (N, classes). Stays as it is, and stays
+            the caller's: changing its weights afterwards changes the defense.
+        config: the defense; `DENT`, `DENT_PLUS`, `DENT_NOMINAL` are the paper's.
+
+    Raises:
+        UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
+
+    Example:
+        >>> defended = Dent(model, DENT_PLUS)
+        >>> logits = defended(images)
+    """
+
+    def __init__(self, model: nn.Module, config: DentConfig = DENT) -> None:
+        super().__init__()
+        check_supported(model, config)
+        self.model = model
+        self.config = config
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a sample's prediction can depend on its neighbours in the batch."""
+        return self.config.batch_dependent
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
+
+        The gradient to `x` passes through the final forward only; for the exact gradient use
+        `adapt(x, differentiable=True)`.
+
+        Args:
+            x: (N, ...), the batch that shares the adaptation.
+
+        Returns:
+            Logits (N, classes); rows whose input is not finite are NaN.
+        """
+        if id(self) in _DISABLED.get():
+            _check_batch(x)
+            return AdaptedModel(self.model, _STATIC)(x, {})
+        return self.predict(x, self.adapt(x))
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+        """Adapt to a batch and return what came of it; nothing else changes.
+
+        Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay as
+        they were.
+
+        Args:
+            x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
+            differentiable: keep the graph of all steps in `x`, for the exact gradient of what is
+                predicted with the result. Memory then grows with `steps`.
+
+        Raises:
+            InputError: `x` is empty, not floating-point, or nothing the model can take.
+        """
+        _check_batch(x)
+        with isolated(x, differentiable=differentiable):
+            kept = _finite_rows(x)
+            seen = x if kept is None else x[kept]
+            if not differentiable:
+                seen = seen.clone() if seen.is_inference() else seen.detach()
+            found = minimize(
+                AdaptedModel(self.model, self.config),
+                norm_parameters(self.model),
+                self.config,
+                seen,
+                differentiable=differentiable,
+            )
+            return found if kept is None else found.spread(kept)
+
+    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
+
+        Args:
+            x: (N, ...). Rows with NaN or infinity get NaN logits and touch no other row.
+            adaptation: from `adapt`; sample-wise it must be of N samples.
+
+        Raises:
+            InputError: the adaptation is of another number of samples, or `x` is nothing the model
+                can take.
+        """
+        _check_batch(x)
+        if adaptation.sample_wise and adaptation.batch_size != len(x):
+            raise InputError(
+                f"A sample-wise adaptation to {adaptation.batch_size} samples cannot predict "
+                f"{len(x)}: adapt to the very batch you predict."
+            )
+        model = AdaptedModel(self.model, self.config)
+        kept = _finite_rows(x)
+        if kept is None:
+            return model(x, adaptation.parameters, adaptation.smoothing)
+        if adaptation.sample_wise:
+            adaptation = adaptation.take(kept)
+        # A row of zeros stands in where no row is left, for the number of classes.
+        seen = x[kept] if kept.any() else torch.zeros_like(x[:1])
+        logits = model(seen, adaptation.parameters, adaptation.smoothing)
+        nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
+        return nothing.index_put((kept,), logits[: int(kept.sum())])
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within this context, and this thread, calling the defense is calling the static model."""
+        token = _DISABLED.set(_DISABLED.get() | {id(self)})
+        try:
+            yield
+        finally:
+            _DISABLED.reset(token)
+
+    def unwrap(self) -> nn.Module:
+        """Return the model, which is as it was handed in."""
+        return self.model
+
+    def extra_repr(self) -> str:
+        """Show the configuration."""
+        return repr(self.config)
+
+
+def _check_batch(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
+    if not x.is_floating_point():
+        raise InputError(
+            f"Dent expected floating-point input, got {x.dtype}: for images, pass "
+            "x.float() / 255, in [0, 1]."
+        )
+    if x.dim() < 2:
+        raise InputError(
+            f"Dent expected a batch of shape (N, ...), got {tuple(x.shape)}: for one sample, pass "
+            "x.unsqueeze(0)."
+        )
+    if x.numel() == 0:
+        raise InputError(f"Dent expected at least one sample, got shape {tuple(x.shape)}.")
+
+
+def _finite_rows(x: Tensor) -> Tensor | None:
+    """Return which rows are finite, (N,) bool, or None where all are."""
+    kept = x.detach().flatten(1).isfinite().all(1)
+    return None if bool(kept.all()) else kept

@@ -1,0 +1,37 @@
+"""Every error the package raises on purpose, by what its reader can do about it.
+
+All of them are a `DentError`, so one `except` catches them; those about a wrong argument are also
+a `ValueError`. A message says what was expected, what came, where, and what to do.
+"""
+
+
+class DentError(Exception):
+    """Base of every error that torch-dent raises on purpose."""
+
+
+class ConfigError(DentError, ValueError):
+    """A configuration is out of range or contradicts itself: change the configuration."""
+
+
+class UnsupportedModelError(DentError, ValueError):
+    """The model has nothing dent can adapt, or computes in a way it cannot: change the model."""
+
+
+class InputError(DentError, ValueError):
+    """A batch has a wrong type, shape, dtype or range: change the input."""
+
+
+class DataError(DentError):
+    """A dataset cannot be found, fetched or trusted: the message says where it was looked for."""
+
+
+class WeightsError(DentError):
+    """A model's weights cannot be found, read safely, or do not fit the model."""
+
+
+class UnknownNameError(DentError, ValueError):
+    """A model, dataset, defense or attack of that name does not exist: the message suggests one."""
+
+
+class MissingExtraError(DentError, ImportError):
+    """An optional dependency is missing: the message says which `pip install` brings it."""

@@ -1,0 +1,153 @@
+"""The core step: adapt to one batch by minimizing the entropy of the model's own predictions."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dent import smoothing
+from dent.adaptation import Adaptation, Status
+from dent.adapted_model import AdaptedModel
+from dent.config import DentConfig
+from dent.errors import UnsupportedModelError
+from dent.objectives import entropy, loss
+from dent.optim import Optimizer, make_optimizer
+
+Values = dict[str, Tensor]
+"""What a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
+
+AFFINE: Final = "affine"
+SMOOTHING: Final = "smoothing"
+
+
+def minimize(
+    model: AdaptedModel,
+    trained: Mapping[str, Tensor],
+    config: DentConfig,
+    x: Tensor,
+    *,
+    differentiable: bool,
+) -> Adaptation:
+    """Adapt to one batch: per step a forward, the objective's gradient, and an update (Figure 2).
+
+    Args:
+        model: runs the forward passes.
+        trained: the trained scales and shifts by dotted name, from which every batch starts.
+        config: the defense.
+        x: (N, ...), finite; N may be 0, to which nothing adapts.
+        differentiable: keep the graph of all steps, for the exact gradient of the result in x.
+    """
+    start = _start(trained, config, x)
+    optimizers = _optimizers(config, start)
+    values = dict(start)
+    states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
+    health = _Health(config, x)
+    entropies = []
+    for _ in range(config.steps if len(x) else 0):
+        learned = {name: values[name].requires_grad_() for name in optimizers}
+        logits = model(x, unflatten(values.get(AFFINE), trained), values.get(SMOOTHING))
+        objective = loss(logits, config.objective, config.reduction)
+        gradients = _gradients(objective, learned, keep_graph=differentiable)
+        with torch.set_grad_enabled(differentiable):
+            for name, optimizer in optimizers.items():
+                values[name], states[name] = optimizer.step(
+                    learned[name], gradients[name], states[name]
+                )
+            entropies.append(entropy(logits.detach()))
+            values |= health.gate({name: values[name] for name in optimizers}, start, entropies[-1])
+    if not differentiable:
+        values = {name: value.detach() for name, value in values.items()}
+    return Adaptation(
+        parameters=unflatten(values.get(AFFINE), trained),
+        smoothing=values.get(SMOOTHING),
+        covariance_kind=config.smoothing.covariance if config.smoothing else None,
+        entropy=torch.stack(entropies) if entropies else x.new_zeros(config.steps, len(x)),
+        status=health.status(),
+        sample_wise=config.granularity == "sample",
+    )
+
+
+def _start(trained: Mapping[str, Tensor], config: DentConfig, x: Tensor) -> Values:
+    start = {}
+    if config.adapt_affine and trained:
+        start[AFFINE] = flatten(trained)
+    if config.smoothing is not None:
+        dtype = torch.promote_types(torch.float32, x.dtype)
+        start[SMOOTHING] = smoothing.initial(config.smoothing, dtype=dtype, device=x.device)
+    if config.granularity == "sample":
+        start = {name: value.expand(len(x), -1).clone() for name, value in start.items()}
+    return start
+
+
+def _optimizers(config: DentConfig, start: Values) -> dict[str, Optimizer]:
+    optimizers = {}
+    if AFFINE in start:
+        optimizers[AFFINE] = make_optimizer(config, config.lr)
+    if config.smoothing is not None and config.smoothing.learn:
+        optimizers[SMOOTHING] = make_optimizer(config, config.smoothing.lr)
+    return optimizers
+
+
+def _gradients(objective: Tensor, learned: Values, *, keep_graph: bool) -> Values:
+    if not objective.requires_grad:
+        raise UnsupportedModelError(
+            "The model's output does not depend differentiably on what is adapted: does its "
+            "forward use torch.no_grad(), detach() or NumPy, or skip its normalization layers?"
+        )
+    # Not backward(): that would write into the .grad of whatever else the graph holds.
+    gradients = torch.autograd.grad(
+        objective, list(learned.values()), create_graph=keep_graph, materialize_grads=True
+    )
+    return dict(zip(learned, gradients, strict=True))
+
+
+def flatten(trained: Mapping[str, Tensor]) -> Tensor:
+    """Return all parameters as one vector, so that one fused update serves all layers.
+
+    In at least float32: beside 1, a step of 1e-3 would round away in bfloat16.
+    """
+    dtype, device = torch.float32, next(iter(trained.values())).device
+    for tensor in trained.values():
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return torch.cat([tensor.detach().to(device, dtype).flatten() for tensor in trained.values()])
+
+
+def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
+    """Return views of (..., D) by dotted name, each (..., *shape of the trained parameter)."""
+    if flat is None:
+        return {}
+    # One split, not slices: the gradient of a slice is as large as the whole.
+    pieces = flat.split([tensor.numel() for tensor in trained.values()], dim=-1)
+    return {
+        name: piece.reshape(*flat.shape[:-1], *tensor.shape)
+        for (name, tensor), piece in zip(trained.items(), pieces, strict=True)
+    }
+
+
+class _Health:
+    """Which samples' steps stayed finite; without waiting for the device in between."""
+
+    def __init__(self, config: DentConfig, x: Tensor) -> None:
+        self._sample_wise = config.granularity == "sample"
+        self._shared = not self._sample_wise or config.objective == "information-maximization"
+        self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._blamed = ~self._alive
+
+    def gate(self, updated: Values, start: Values, entropies: Tensor) -> Values:
+        """Return `updated`, and `start` for every sample that has ever turned non-finite."""
+        no_entropy = ~entropies.isfinite()
+        no_update = torch.zeros_like(no_entropy)
+        for value in updated.values():
+            no_update = no_update | ~value.detach().isfinite().all(-1)
+        explained = no_entropy.any() & self._shared
+        self._blamed = self._blamed | (self._alive & (no_entropy | (no_update & ~explained)))
+        alive = self._alive & ~no_entropy & ~no_update
+        self._alive = alive if self._sample_wise else alive & alive.all()
+        keep = self._alive.unsqueeze(-1) if self._sample_wise else self._alive.all()
+        return {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
+
+    def status(self) -> Tensor:
+        """Return each sample's `Status`, (N,) int64."""
+        failed = torch.where(self._blamed, Status.STEP_NON_FINITE, Status.REVERTED)
+        return torch.where(self._alive, Status.ADAPTED, failed)

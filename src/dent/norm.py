@@ -1,0 +1,207 @@
+"""Normalization layers: which a model has, and how each runs with parameters that are not its own.
+
+A layer's kernel takes one scale and shift per channel. To run it with one set per sample, or with
+parameters of a higher precision than its activations, its `weight` and `bias` are replaced by an
+`Affine`. PyTorch's normalization functions hand such an argument back to its class
+(`__torch_function__`), which applies it in the layout of the function that was called. So every
+subclass that ends in one of these functions works, whatever it does around the call.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from dent.errors import UnsupportedModelError
+
+NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""BatchNorm 1d/2d/3d and SyncBatchNorm (the paper's), and beyond it the kinds after them."""
+
+
+def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every normalization layer once, with its dotted name ("" for the model itself)."""
+    for name, module in model.named_modules():
+        if isinstance(module, NORM_TYPES):
+            yield name, module
+
+
+def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield "weight" and "bias" of a layer, where it has them.
+
+    Raises:
+        UnsupportedModelError: the layer is not initialized yet, or computes its parameters.
+    """
+    for attribute in ("weight", "bias"):
+        value = getattr(layer, attribute, None)
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise UnsupportedModelError(
+                f"{type(layer).__name__} is not initialized yet: run one batch through the model "
+                "before wrapping it."
+            )
+        if value is None:
+            continue
+        if isinstance(getattr(type(layer), attribute, None), property):
+            raise UnsupportedModelError(
+                f"{type(layer).__name__}.{attribute} is computed by a parametrization, so it "
+                "cannot be adapted: remove it (torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+        yield attribute, value
+
+
+def use_test_statistics(layer: nn.Module) -> None:
+    """Make a layer normalize by the statistics of what it is given, at every forward."""
+    if isinstance(layer, _BatchNorm | _InstanceNorm):
+        layer.track_running_stats = False
+        layer._buffers.update(running_mean=None, running_var=None)
+
+
+class Affine:
+    """A layer's scale or shift, one row per sample or one row for all.
+
+    Args:
+        value: (N or 1, *shape), where shape is that of the layer's own parameter.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type, for models that cast their activations to their parameters'."""
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device, for models that ask a parameter for it."""
+        return self.value.device
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Run a normalization function with this kind of scale and shift."""
+        if func not in _RUN:
+            name = getattr(func, "__name__", str(func))
+            raise UnsupportedModelError(
+                f"A normalization layer hands its scale or shift to {name}(), which cannot take "
+                "one per sample. Adapt batch-wise in the layer's own precision, or rewrite the "
+                "layer with torch.nn.functional's normalization functions."
+            )
+        return _RUN[func](*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,  # noqa: A002 - torch passes it by this name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Affine | None = None,
+    bias: Affine | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        normalized = F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
+        return _scale_and_shift(normalized, weight, bias, channels_last=False)
+    # Train statistics are constants: fold them into scale and shift, and pass over x only once.
+    inverse = (running_var + eps).rsqrt()
+    scale = inverse if weight is None else weight.value * inverse
+    shift = -running_mean * scale if bias is None else bias.value - running_mean * scale
+    return _scale_and_shift(input, Affine(scale), Affine(shift), channels_last=False)
+
+
+def _instance_norm(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Affine | None = None,
+    bias: Affine | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    normalized = F.instance_norm(
+        input, running_mean, running_var, None, None, use_input_stats, momentum, eps
+    )
+    return _scale_and_shift(normalized, weight, bias, channels_last=False)
+
+
+def _group_norm(
+    input: Tensor,  # noqa: A002
+    num_groups: int,
+    weight: Affine | None = None,
+    bias: Affine | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    normalized = F.group_norm(input, num_groups, None, None, eps)
+    return _scale_and_shift(normalized, weight, bias, channels_last=False)
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002
+    normalized_shape: list[int],
+    weight: Affine | None = None,
+    bias: Affine | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    normalized = F.layer_norm(input, normalized_shape, None, None, eps)
+    return _scale_and_shift(normalized, weight, bias, channels_last=True)
+
+
+def _rms_norm(
+    input: Tensor,  # noqa: A002
+    normalized_shape: list[int],
+    weight: Affine | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    normalized = F.rms_norm(input, normalized_shape, None, eps)
+    return _scale_and_shift(normalized, weight, None, channels_last=True)
+
+
+_RUN: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+}
+
+
+def _scale_and_shift(
+    x: Tensor, weight: Affine | None, bias: Affine | None, *, channels_last: bool
+) -> Tensor:
+    """Return x * weight + bias in the higher of their precisions, rounded to that of x."""
+    scale = None if weight is None else _align(weight.value, x, channels_last=channels_last)
+    shift = None if bias is None else _align(bias.value, x, channels_last=channels_last)
+    if scale is None:
+        return x if shift is None else (x + shift).to(x.dtype)
+    if shift is None:
+        return (x * scale).to(x.dtype)
+    # Not addcmul: its single rounding can put a unit on the other side of a kink than published.
+    return (x * scale + shift).to(x.dtype)
+
+
+def _align(rows: Tensor, x: Tensor, *, channels_last: bool) -> Tensor:
+    """View (rows, *shape) so that it broadcasts over x, with the channels last or second."""
+    if rows.dim() == 1:  # a folded statistic without parameters: one row for all
+        rows = rows.unsqueeze(0)
+    if rows.shape[0] not in (1, x.shape[0]):
+        raise UnsupportedModelError(
+            f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "
+            f"{rows.shape[0]} samples, so its first dimension is not the batch. Sample-wise "
+            "adaptation needs it there (batch_first=True in transformers); or adapt batch-wise."
+        )
+    missing = [1] * (x.dim() - rows.dim())
+    shape = [rows.shape[0], *missing, *rows.shape[1:]]
+    if not channels_last:
+        shape = [*rows.shape, *missing]
+    return rows.reshape(shape)

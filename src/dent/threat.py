@@ -1,0 +1,311 @@
+"""The threat model: what an attacker may do to an image, and whether one stayed inside it.
+
+Distances and checks are computed in float64, whatever the images are stored in, so that a record
+can be checked again by a stranger with the same answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dent.errors import ConfigError, InputError
+
+Norm = Literal["linf", "l2", "l1"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+_ULP = 2.0**-23  # spacing of float32 just above 1
+_HUGE = 1e6  # pixel ranges; beyond any l1 ball that an image could fill
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class ThreatModel:
+    """Every perturbed image lies within `eps` of its natural one, and every pixel in `bounds`.
+
+    Equality and hash are by value: `ThreatModel("linf", "8/255") == ThreatModel("linf", 8 / 255)`.
+
+    Attributes:
+        norm: `"linf"`, `"l2"` or `"l1"`, over all channels and pixels of one image.
+        eps: The radius, in units of a pixel's value.
+        bounds: Smallest and largest value a pixel may take.
+        written: The radius as it was written, for people: `"8/255"`.
+    """
+
+    norm: Norm
+    eps: float
+    bounds: tuple[float, float]
+    written: str = field(compare=False)
+
+    def __init__(
+        self,
+        norm: Norm,
+        eps: str | float | Fraction,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """Read a threat model.
+
+        Args:
+            norm: `"linf"`, `"l2"` or `"l1"`.
+            eps: `"8/255"`, `"1.5/255"` and `"0.5"` are read exactly and printed as written. A
+                number is printed in the shorter of its own digits and `k/255`, where it equals
+                such a fraction: `8 / 255` as `8/255`, `0.5` as `0.5`.
+            bounds: Smallest and largest value of a pixel.
+
+        Raises:
+            ConfigError: If the norm is unknown, `eps` is negative, not a number, or larger than
+                any image could use (for linf: than the pixels' range), or the bounds are empty.
+        """
+        if norm not in NORMS:
+            raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        low, high = _bounds(bounds)
+        radius, written = _read_eps(eps)
+        _check_size(norm, radius, written, high - low)
+        object.__setattr__(self, "norm", norm)
+        object.__setattr__(self, "eps", radius)
+        object.__setattr__(self, "bounds", (low, high))
+        object.__setattr__(self, "written", written)
+
+    @property
+    def label(self) -> str:
+        """Norm and radius for people: `"linf 8/255"`; with the bounds where they are unusual."""
+        low, high = self.bounds
+        inside = "" if self.bounds == (0.0, 1.0) else f" in [{low:g}, {high:g}]"
+        return f"{self.norm} {self.written}{inside}"
+
+    def __str__(self) -> str:
+        return self.label
+
+    def __repr__(self) -> str:
+        return f"ThreatModel({self.norm!r}, {self.written!r}, bounds={self.bounds!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back to an equal threat model."""
+        return {"norm": self.norm, "eps": self.written, "bounds": list(self.bounds)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ThreatModel:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigError: If a key is unknown or missing, or a value is out of range.
+        """
+        unknown = sorted(set(values) - {"norm", "eps", "bounds"})
+        missing = sorted({"norm", "eps"} - set(values))
+        if unknown or missing:
+            raise ConfigError(
+                "a threat model has the keys norm, eps and bounds (optional); "
+                f"unknown: {unknown or 'none'}, missing: {missing or 'none'}"
+            )
+        bounds = values.get("bounds", (0.0, 1.0))
+        return cls(values["norm"], values["eps"], tuple(bounds))
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Distance of every row of `x_adv` from the same row of `x` in this norm.
+
+        Args:
+            x_adv: Perturbed images, (N, ...).
+            x: Natural images, of the same shape.
+
+        Returns:
+            float64 (N,). A row with a value that is not a number is infinitely far.
+
+        Raises:
+            InputError: If the shapes differ or there is no batch dimension.
+        """
+        difference = (_rows(x_adv, x) - _rows(x, x_adv)).abs()
+        if self.norm == "linf":
+            far = difference.amax(dim=1) if difference.shape[1] else difference.sum(dim=1)
+        elif self.norm == "l2":
+            far = difference.square().sum(dim=1).sqrt()
+        else:
+            far = difference.sum(dim=1)
+        return far.nan_to_num(nan=math.inf, posinf=math.inf)
+
+    def tolerance(self, pixels: int) -> float:
+        """How far beyond `eps` a row may lie and still count as inside.
+
+        An image kept in float32 is off by at most half a spacing of float32 in every value, and
+        the sum that an attack formed before (`x + eps`) by as much again: together one spacing
+        `u = 2**-23` of the largest value `s` that the bounds allow. Over `n` values that is `u s`
+        in linf, `u s sqrt(n)` in l2 and `u s n` in l1, the most that rounding alone can add;
+        `eps` itself, rounded to float32, adds `u eps`. For 32 x 32 x 3 images in [0, 1] at
+        8/255 this is 1.2e-7 in linf, and 6.7e-6 at 0.5 in l2.
+
+        Args:
+            pixels: Values in one image, over channels and pixels.
+        """
+        scale = max(abs(bound) for bound in self.bounds)
+        spread = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
+        return _ULP * (scale * spread + self.eps)
+
+    def check(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """How far every row lies outside this threat model, in float64.
+
+        Args:
+            x_adv: Perturbed images, (N, ...).
+            x: Natural images, of the same shape.
+
+        Returns:
+            float64 (N,): 0 where a row is inside (norm and bounds, up to `tolerance`), else the
+            larger of its excess over `eps` and of a pixel's excess over the bounds; infinite
+            where a value is not a number. `check(...).any()` asks whether any row is outside.
+
+        Raises:
+            InputError: If the shapes differ.
+        """
+        rows = _rows(x_adv, x)
+        low, high = self.bounds
+        excess = self.distance(x_adv, x) - self.eps
+        excess = torch.where(excess > self.tolerance(rows.shape[1]), excess, 0.0)
+        if rows.shape[1]:
+            beyond = torch.maximum(low - rows, rows - high).amax(dim=1)
+            slack = _ULP * max(abs(low), abs(high))
+            excess = excess.maximum(torch.where(beyond > slack, beyond, 0.0))
+        return excess.nan_to_num(nan=math.inf, posinf=math.inf)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest images (in Euclidean distance) that are inside this threat model.
+
+        Exact for the ball and the bounds together, not one after the other: in l1 the
+        difference matters (Croce & Hein, 2021). l1 is the simplex algorithm (Duchi et al., 2008)
+        with a cap on every value, l2 the same idea for a scale instead of a threshold; both sort
+        once, and are computed in float64.
+
+        Args:
+            x_adv: Images to move, (N, ...), finite.
+            x: Natural images, of the same shape, inside the bounds.
+
+        Returns:
+            A new tensor of `x_adv`'s shape and dtype; inside by `check`.
+
+        Raises:
+            InputError: If the shapes differ, or a value is not a number.
+        """
+        centre, delta = _rows(x, x_adv), _rows(x_adv, x) - _rows(x, x_adv)
+        if not bool(torch.isfinite(delta).all()):
+            raise InputError("project expects finite images, got a value that is not a number")
+        low, high = self.bounds
+        room = torch.where(delta > 0, high - centre, centre - low).clamp(min=0)
+        size = delta.abs()
+        if self.norm == "linf":
+            size = size.minimum(room).clamp(max=self.eps)
+        elif self.norm == "l2":
+            size = _shrink_l2(size, room, self.eps)
+        else:
+            size = _shrink_l1(size, room, self.eps)
+        moved = (centre + delta.sign() * size).clamp(low, high)
+        return moved.reshape(x_adv.shape).to(x_adv.dtype)
+
+
+def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """`min(max(size - t, 0), room)` with the smallest t >= 0 whose row sums are at most eps."""
+    # The sum falls piecewise linearly in t: a value starts to fall once it is under its cap, at
+    # size - room, and stops at zero, at t = size. Walk the sorted knots to the piece that hits.
+    knots, order = torch.cat([(size - room).clamp(min=0), size], dim=1).sort(dim=1)
+    turn = torch.cat([torch.full_like(size, -1.0), torch.ones_like(size)], dim=1)
+    slope = turn.gather(1, order).cumsum(dim=1)
+    total = size.minimum(room).sum(dim=1, keepdim=True)
+    steps = knots.diff(dim=1, prepend=torch.zeros_like(knots[:, :1]))
+    before = torch.cat([torch.zeros_like(slope[:, :1]), slope[:, :-1]], dim=1)
+    value = total + (before * steps).cumsum(dim=1)
+    piece = ((value >= eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)
+    fall = -slope.gather(1, piece)
+    extra = (value.gather(1, piece) - eps) / fall.clamp(min=1.0)
+    threshold = knots.gather(1, piece) + torch.where(fall > 0, extra, 0.0)
+    shrunk = (size - threshold).clamp(min=0).minimum(room)
+    return torch.where(total <= eps, size.minimum(room), shrunk)
+
+
+def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """`min(s * size, room)` with the largest s <= 1 whose rows are at most eps long."""
+    ratio, order = torch.where(size > 0, room / size, math.inf).sort(dim=1)
+    capped = room.gather(1, order).square().cumsum(dim=1)
+    free = size.gather(1, order).square().flip(1).cumsum(dim=1).flip(1)
+    # Entry k: the k values with the smallest ratios are at their caps, the others are scaled.
+    first = torch.zeros_like(capped[:, :1])
+    capped = torch.cat([first, capped], dim=1)
+    free = torch.cat([free, first], dim=1)
+    knots = torch.cat([first, ratio], dim=1)
+    length = capped + torch.where(free > 0, knots.square() * free, 0.0)
+    piece = ((length <= eps**2).sum(dim=1, keepdim=True) - 1).clamp(min=0)
+    rest = (eps**2 - capped.gather(1, piece)).clamp(min=0)
+    scale = (rest / free.gather(1, piece).clamp(min=torch.finfo(size.dtype).tiny)).sqrt()
+    inside = size.minimum(room)
+    fits = inside.square().sum(dim=1, keepdim=True) <= eps**2
+    return torch.where(fits, inside, (scale * size).minimum(room))
+
+
+def _rows(images: Tensor, like: Tensor) -> Tensor:
+    """One float64 row an image, after checking that both batches have one shape."""
+    if images.shape != like.shape or images.ndim < 2:
+        raise InputError(
+            "expected two batches of images of one shape (N, ...), "
+            f"got {tuple(images.shape)} and {tuple(like.shape)}"
+        )
+    return images.detach().to(torch.float64).flatten(1)
+
+
+def _read_eps(eps: str | float | Fraction) -> tuple[float, str]:
+    """The radius as a number, and as it is printed."""
+    hint = "eps must be a number or a fraction such as '8/255', '1.5/255' or '0.5', got"
+    if isinstance(eps, bool) or not isinstance(eps, str | int | float | Fraction):
+        raise ConfigError(f"{hint} {eps!r}")
+    if isinstance(eps, str):
+        written = "".join(eps.split())
+        try:
+            top, *bottom = (Fraction(part) for part in written.split("/"))
+            value = top / bottom[0] if bottom else top
+        except (ValueError, ZeroDivisionError):
+            raise ConfigError(f"{hint} {eps!r}") from None
+        if len(bottom) > 1:
+            raise ConfigError(f"{hint} {eps!r}")
+        return _as_float(value, hint), written
+    if isinstance(eps, Fraction):
+        return _as_float(eps, hint), _shortest(_as_float(eps, hint), str(eps))
+    if not math.isfinite(eps):
+        raise ConfigError(f"{hint} {eps!r}")
+    return _as_float(Fraction(eps), hint), _shortest(float(eps), f"{float(eps)!r}")
+
+
+def _as_float(value: Fraction, hint: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{hint} one beyond every float") from None
+
+
+def _shortest(value: float, digits: str) -> str:
+    """`k/255` where `value` is that (k a multiple of a quarter) and it is shorter, else `digits`."""
+    digits = digits.removesuffix(".0")
+    quarters = round(value * 255 * 4)
+    exact = float(Fraction(quarters, 4 * 255)) == value
+    fraction = f"{quarters / 4:g}/255"
+    return fraction if exact and len(fraction) < len(digits) else digits
+
+
+def _bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise ConfigError(f"bounds must be two numbers (low, high), got {bounds!r}") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"bounds must be finite with low < high, got {bounds!r}")
+    return low, high
+
+
+def _check_size(norm: Norm, eps: float, written: str, span: float) -> None:
+    if eps < 0:
+        raise ConfigError(f"eps must not be negative, got {written}")
+    if norm == "linf" and eps > span:
+        raise ConfigError(
+            f"eps {written} in linf exceeds the range of a pixel ({span:g}): pixels are not in "
+            f"0..255 here; did you mean '{written}/255'?"
+        )
+    if eps > _HUGE * span:
+        raise ConfigError(f"eps {written} in {norm} is larger than any image could use")

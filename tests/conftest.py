@@ -1,0 +1,38 @@
+"""Fixtures that several test modules share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+def make_tiny_cnn() -> nn.Sequential:
+    """Return the network of tests/golden/README.md, with random weights."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    )
+
+
+@pytest.fixture
+def tiny_cnn() -> nn.Sequential:
+    model = make_tiny_cnn()
+    model.load_state_dict(load_file(Path(__file__).parent / "golden" / "tiny_cnn.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """16 CIFAR-10 test images."""
+    return load_file(Path(__file__).parent / "golden" / "golden.safetensors")["inputs"]
