@@ -1,0 +1,53 @@
+# Every target does its own set-up: a virtual environment in .venv, by plain pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := src tests benchmarks examples
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint types format bench clean
+
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "torch-dent needs Python 3.11 or later; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.user
+
+demo: $(VENV)/.user  ## Static against dent against dent+ on bundled CIFAR-10 images.
+	$(BIN)/dent demo
+
+test: $(VENV)/.dev  ## Run the tests.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not network'
+
+test-slow: $(VENV)/.dev  ## Run the tests that take long or ask a package registry.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or network'
+
+lint: $(VENV)/.dev  ## Check format, style and the direction of imports.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev  ## Check types.
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Format and mend what can be mended by machine.
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.user  ## Measure the defense's cost in static forwards.
+	$(BIN)/python benchmarks/cost.py
+
+clean:  ## Remove the virtual environment and caches.
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
