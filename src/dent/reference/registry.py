@@ -1,0 +1,142 @@
+"""All defenses by name, from a file, or of the user's own."""
+
+import json
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from torch import nn
+
+from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
+from dent.defense import Dent
+from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from dent.reference.anti_adversary import AntiAdversary
+from dent.reference.base import STATIC, ReferenceDefense
+from dent.reference.configuration import load_config
+from dent.reference.factory import build
+from dent.reference.hedge import Hedge
+from dent.reference.tent_online import TentOnline
+
+if TYPE_CHECKING:
+    from dent.attacks.protocol import DynamicDefense
+
+CONFIGS: Final[Mapping[str, DentConfig]] = {
+    "static": STATIC,
+    "dent": DENT,
+    "dent+": DENT_PLUS,
+    "dent-nominal": DENT_NOMINAL,
+    "statistics-only": DentConfig(steps=0, statistics="test"),
+    "smoothing": DentConfig(steps=0, smoothing=SmoothingConfig(sigma=0.5, learn=False)),
+}
+"""The defenses that are a configuration of `Dent`."""
+
+_CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
+    "tent-online": TentOnline,
+    "anti-adversary": AntiAdversary,
+    "hedge": Hedge,
+}
+
+_PROTOCOL = ("adapt", "predict", "batch_dependent")
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that `make` knows."""
+    return (*CONFIGS, *_CLASSES)
+
+
+def make(spec: str, model: nn.Module) -> "DynamicDefense":
+    """Make a defense of a model.
+
+    Args:
+        spec: one of `names()`; or the path of a JSON file with fields of `DentConfig`, ending in
+            `.json`; or `package.module:factory` of your own, which is called with the model and
+            gives a defense (`adapt`, `predict`, `batch_dependent`), or any nn.Module, which counts
+            as static.
+        model: the classifier; stays as it is.
+
+    Returns:
+        The defense: calling it with a batch is `predict(x, adapt(x))`.
+
+    Raises:
+        UnknownNameError: there is no such defense, module or factory.
+        ConfigError: the JSON file is missing, unreadable, or not a configuration.
+        UnsupportedModelError: the defense cannot work on this model, or the factory failed or gave
+            something else.
+    """
+    if spec in CONFIGS:
+        return Dent(model, CONFIGS[spec])
+    if spec in _CLASSES:
+        return _CLASSES[spec](model)
+    if spec.lower().endswith(".json"):
+        return Dent(model, load_config(spec))
+    if ":" in spec:
+        return _own(spec, build(spec, model))
+    close = get_close_matches(spec.lower(), names(), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UnknownNameError(
+        f"There is no defense {spec!r}.{hint} Expected one of {', '.join(names())}; the path of a "
+        "JSON file (ending in .json); or package.module:factory."
+    )
+
+
+def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
+    """Return what a record says of a defense, as plain JSON types.
+
+    Args:
+        defense: any defense. One of your own may bring a method `describe()` returning any of the
+            keys below, and attributes `stateful` and `randomized`.
+
+    Returns:
+        `name`; `settings`, a dict; and the flags `batch_dependent`, `stateful` (answers depend on
+        the batches before) and `randomized` (the same batch can be answered differently twice).
+
+    Raises:
+        ConfigError: its own `describe()` gives something that is not JSON.
+    """
+    described: dict[str, Any] = {
+        "name": f"{type(defense).__module__}:{type(defense).__qualname__}",
+        "settings": {},
+        "batch_dependent": bool(getattr(defense, "batch_dependent", False)),
+        "stateful": bool(getattr(defense, "stateful", False)),
+        "randomized": bool(getattr(defense, "randomized", False)),
+    }
+    if isinstance(defense, Dent):
+        return described | {
+            "name": _name(defense.config),
+            "settings": defense.config.to_dict(),
+        }
+    own = getattr(defense, "describe", None)
+    if not callable(own):
+        return described
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(own()), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{described['name']}.describe() must return a dict of plain JSON types: {error}."
+        ) from error
+    return described | plain
+
+
+def _name(config: DentConfig) -> str:
+    for name, known in CONFIGS.items():
+        if config == known:
+            return name
+    if config.steps:
+        return "dent-custom"
+    if config.smoothing is None:
+        return "static" if config.statistics == "train" else "statistics-only"
+    return "smoothing" if config.statistics == "train" else "dent-custom"
+
+
+def _own(spec: str, made: object) -> "DynamicDefense":
+    missing = [part for part in _PROTOCOL if not hasattr(made, part)]
+    if not missing and callable(made):
+        return cast("DynamicDefense", made)
+    if isinstance(made, nn.Module) and len(missing) == len(_PROTOCOL):
+        return Dent(made, STATIC)
+    lacks = ", ".join(missing) or "__call__"
+    raise UnsupportedModelError(
+        f"{spec} must give a defense with adapt(x), predict(x, adaptation), batch_dependent and "
+        "__call__, or a torch.nn.Module that takes a batch and returns logits, got "
+        f"{type(made).__module__}.{type(made).__qualname__} without {lacks}."
+    )

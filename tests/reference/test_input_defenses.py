@@ -1,0 +1,221 @@
+"""Anti-adversary and hedge: against closed forms, independent loops, and finite differences."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dent import ConfigError, InputError, Status, UnsupportedModelError
+from dent.reference import AntiAdversary, Hedge
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.integers(1, 4),
+    alpha=st.floats(1e-3, 1.0),
+    samples=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_anti_adversary_of_two_linear_classes_in_closed_form(
+    steps: int, alpha: float, samples: int, seed: int
+) -> None:
+    # The gradient of CE at ŷ is −(1 − p_ŷ)(w_ŷ − w_other): its sign never changes.
+    torch.manual_seed(seed)
+    layer = nn.Linear(12, 2).double()
+    model = nn.Sequential(nn.Flatten(), layer)
+    x = torch.rand(samples, 3, 2, 2, dtype=torch.float64)
+    weight = layer.weight.detach()
+    predicted = model(x).argmax(1)
+    direction = (weight[predicted] - weight[1 - predicted]).sign().reshape(x.shape)
+
+    found = AntiAdversary(model, steps=steps, alpha=alpha).adapt(x)
+
+    torch.testing.assert_close(found.perturbation, steps * alpha * direction)
+    assert torch.equal(found.status, torch.full((samples,), Status.ADAPTED))
+
+
+def test_anti_adversary_as_published(small: nn.Sequential, batch: Tensor) -> None:
+    """An independent loop, with the batch's mean loss and the gradient of the last forward."""
+    x = batch.clone().requires_grad_()
+    with torch.no_grad():
+        label = small(batch).max(1)[1]
+    delta = torch.zeros_like(batch).requires_grad_()
+    for _ in range(2):
+        loss = F.cross_entropy(small(batch + delta), label)
+        delta = (delta - 0.15 * torch.autograd.grad(loss, delta)[0].sign()).detach()
+        delta.requires_grad_()
+    expected = small(x + delta.detach())
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), x)
+
+    logits = AntiAdversary(small)(x)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_anti_adversary_makes_the_model_surer(small: nn.Sequential, batch: Tensor) -> None:
+    found = AntiAdversary(small, steps=6, alpha=0.01).adapt(batch)
+    assert found.entropy.shape == (6, 5)
+    assert bool((found.entropy.diff(dim=0) < 0).all())
+
+
+def test_hedge_as_published(small: nn.Sequential, batch: Tensor) -> None:
+    """An independent loop on KL(uniform, prediction) from the same random start."""
+    torch.manual_seed(3)
+    hedged = batch + torch.empty_like(batch).uniform_(-0.1, 0.1)
+    for _ in range(4):
+        hedged = hedged.detach().requires_grad_()
+        log_p = F.log_softmax(small(hedged), 1)
+        loss = F.kl_div(log_p, torch.full_like(log_p, 1 / 3), reduction="batchmean")
+        moved = hedged + 0.03 * torch.autograd.grad(loss, hedged)[0].sign()
+        hedged = (batch + (moved - batch).clamp(-0.1, 0.1)).clamp(0, 1).detach()
+
+    torch.manual_seed(3)
+    logits = Hedge(small, steps=4, step_size=0.03, eps=0.1)(batch)
+
+    torch.testing.assert_close(logits, small(hedged))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.integers(1, 4),
+    step_size=st.floats(1e-3, 2.0),
+    eps=st.floats(1e-3, 2.0),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
+    seed=st.one_of(st.none(), st.integers(0, 100)),
+)
+def test_hedge_stays_within_eps_and_pixels(
+    steps: int, step_size: float, eps: float, shape: tuple[int, int, int], seed: int | None
+) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(shape)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], 4)).eval()
+    found = Hedge(model, steps=steps, step_size=step_size, eps=eps, seed=seed).adapt(x)
+    assert float(found.perturbation.abs().max()) <= eps + 1e-6
+    reached = x + found.perturbation
+    assert float(reached.min()) >= -1e-6
+    assert float(reached.max()) <= 1 + 1e-6
+
+
+def test_hedge_raises_the_loss_of_all_classes(small: nn.Sequential, batch: Tensor) -> None:
+    def loss(logits: Tensor) -> Tensor:
+        return -logits.log_softmax(1).sum(1)
+
+    assert bool((loss(Hedge(small, eps=0.2, seed=0)(batch)) > loss(small(batch))).all())
+
+
+def test_hedge_is_random_without_a_seed_and_the_global_generator_decides(
+    small: nn.Sequential, batch: Tensor
+) -> None:
+    hedge = Hedge(small, steps=1)
+    assert hedge.randomized
+    first, second = hedge(batch), hedge(batch)
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    again = hedge(batch)
+    torch.manual_seed(1)
+    assert torch.equal(hedge(batch), again)
+
+
+def test_hedge_with_a_seed_is_a_function_of_each_sample(
+    small: nn.Sequential, batch: Tensor
+) -> None:
+    hedge = Hedge(small, steps=3, seed=4)
+    assert not hedge.randomized
+    before = torch.get_rng_state()
+    logits = hedge(batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(hedge(batch.flip(0)).flip(0), logits)
+    assert not torch.equal(Hedge(small, steps=3, seed=5)(batch), logits)
+
+
+def finite_differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Central differences of a function of each sample, all pixels in one batch."""
+    steps = 1e-6 * torch.eye(x[0].numel(), dtype=x.dtype).reshape(-1, *x[0].shape)
+    around = x.unsqueeze(1) + torch.cat([steps, -steps])
+    ahead, behind = function(around.flatten(0, 1)).reshape(len(x), 2, -1).unbind(1)
+    return ((ahead - behind) / 2e-6).reshape(x.shape)
+
+
+@pytest.mark.parametrize("defense", ["anti-adversary", "hedge"])
+def test_differentiable_is_the_exact_gradient(
+    defense: str, small: nn.Sequential, batch: Tensor
+) -> None:
+    # Away from 0 and 1 themselves, where clipping has a kink, but within eps of them.
+    x = (batch.clamp(0.02, 0.98))[:2].clone().requires_grad_()
+    built = AntiAdversary(small) if defense == "anti-adversary" else Hedge(small, eps=0.1, seed=2)
+
+    def answer(at: Tensor) -> Tensor:
+        return torch.as_tensor(built(at)).square().sum(1)
+
+    exact = built.predict(x, built.adapt(x, differentiable=True)).square().sum()
+    (gradient,) = torch.autograd.grad(exact, x)
+    torch.testing.assert_close(
+        gradient, finite_differences(answer, x.detach()), atol=1e-6, rtol=1e-5
+    )
+
+    (stopped,) = torch.autograd.grad(answer(x).sum(), x)
+    clipped = ((x + built.adapt(x).perturbation) % 1).detach() == 0
+    assert bool(clipped.any()) == (defense == "hedge")
+    assert torch.equal(gradient[clipped], torch.zeros_like(gradient[clipped]))
+    torch.testing.assert_close(stopped[~clipped], gradient[~clipped])
+    assert bool((stopped[clipped] != 0).all())
+
+
+@pytest.mark.parametrize("defense", [AntiAdversary, Hedge])
+def test_a_step_that_turns_non_finite_leaves_the_sample_alone(
+    defense: type[AntiAdversary | Hedge], batch: Tensor
+) -> None:
+    class Overflowing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = x.flatten(1)[:, :3]
+            return scores * torch.where(scores.sum(1, keepdim=True) < 0.3, torch.inf, 1.0)
+
+    x = batch.clone()
+    x[1] = 0.05
+    found = defense(Overflowing().eval()).adapt(x)
+    expected = [Status.ADAPTED] * 5
+    expected[1] = Status.STEP_NON_FINITE
+    assert found.status.tolist() == expected
+    assert torch.equal(found.perturbation[1], torch.zeros_like(x[1]))
+    assert bool((found.perturbation[0] != 0).any())
+
+
+def test_a_model_that_cuts_the_graph_is_refused(batch: Tensor) -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)
+
+    with pytest.raises(UnsupportedModelError, match="no_grad"):
+        AntiAdversary(Cut().eval())(batch)
+
+
+def test_perturbation_of_another_batch_is_refused(small: nn.Sequential, batch: Tensor) -> None:
+    defense = AntiAdversary(small)
+    with pytest.raises(InputError, match="very batch"):
+        defense.predict(batch[:3], defense.adapt(batch))
+
+
+@pytest.mark.parametrize(
+    ("defense", "setting", "message"),
+    [
+        (AntiAdversary, {"steps": 0}, "steps of anti-adversary .* at least 1, got 0"),
+        (AntiAdversary, {"steps": True}, "got True"),
+        (AntiAdversary, {"alpha": 0.0}, "step_size"),
+        (Hedge, {"steps": 2.0}, "steps of hedge .* got 2.0"),
+        (Hedge, {"step_size": float("nan")}, "step_size"),
+        (Hedge, {"eps": float("inf")}, "eps must be a finite"),
+        (Hedge, {"bounds": (1.0, 0.0)}, "low < high"),
+        (Hedge, {"seed": "0"}, "seed must be a whole number"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    defense: Callable[..., object], setting: dict[str, object], message: str, small: nn.Sequential
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        defense(small, **setting)

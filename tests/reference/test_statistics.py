@@ -1,0 +1,69 @@
+"""Test statistics, alone and mixed with the model's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import ConfigError, UnsupportedModelError
+from dent.reference import StatisticsPrior, make
+
+
+def test_statistics_only_is_batch_norm_in_train_mode(small: nn.Sequential, batch: Tensor) -> None:
+    expected = copy.deepcopy(small)
+    for layer in expected.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train()
+            layer.momentum = 0.0
+    logits = make("statistics-only", small)(batch)
+    torch.testing.assert_close(logits, expected(batch))
+    assert not torch.allclose(logits, small(batch))
+
+
+def test_prior_without_strength_is_statistics_only(small: nn.Sequential, batch: Tensor) -> None:
+    logits = StatisticsPrior(small, strength=0)(batch)
+    torch.testing.assert_close(logits, make("statistics-only", small)(batch))
+
+
+def test_prior_of_great_strength_is_static(small: nn.Sequential, batch: Tensor) -> None:
+    torch.testing.assert_close(StatisticsPrior(small, strength=1e14)(batch), small(batch))
+
+
+def test_prior_against_the_formula() -> None:
+    norm = nn.BatchNorm1d(3).double()
+    running_mean = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    running_var = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    norm.running_mean, norm.running_var = running_mean, running_var
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([0.0, 0.5, 1.0]))
+    x = torch.tensor([[0.0, 1.0, 5.0], [2.0, 5.0, 7.0]], dtype=torch.float64)
+    mean = 6 / 8 * running_mean + 2 / 8 * torch.tensor([1.0, 3.0, 6.0])
+    variance = 6 / 8 * running_var + 2 / 8 * torch.tensor([1.0, 4.0, 1.0])
+    expected = (x - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(StatisticsPrior(norm.eval(), strength=6)(x), expected)
+
+
+def test_prior_gives_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
+    defense = StatisticsPrior(small, strength=2)
+    assert torch.autograd.gradcheck(defense, batch[:2].clone().requires_grad_())
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), "16", True])
+def test_strength_out_of_range_is_refused(strength: float, small: nn.Sequential) -> None:
+    with pytest.raises(ConfigError, match="strength"):
+        StatisticsPrior(small, strength=strength)
+
+
+def test_model_without_running_statistics_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="no layer of Linear keeps any"):
+        StatisticsPrior(nn.Linear(2, 2))
+
+
+def test_smoothing_is_static_and_smooths(images: Tensor, tiny_cnn: nn.Module) -> None:
+    defense = make("smoothing", tiny_cnn)
+    flat = torch.full_like(images, 0.5)
+    torch.testing.assert_close(defense(flat), tiny_cnn(flat))
+    torch.testing.assert_close(defense(images)[:3], defense(images[:3]))
+    assert not torch.allclose(defense(images), tiny_cnn(images))
