@@ -1,0 +1,24 @@
+"""Static models for dent to defend: the paper's residual nets, a registry, and the user's own."""
+
+from dent.models.check import NotLogitsWarning, check_model
+from dent.models.info import Accuracy, ModelInfo
+from dent.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
+from dent.models.residual import ResNet, resnet
+from dent.models.weights import weights_digest
+from dent.models.zoo import info, load, names
+
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "Accuracy",
+    "ModelInfo",
+    "Normalize",
+    "NotLogitsWarning",
+    "ResNet",
+    "check_model",
+    "info",
+    "load",
+    "names",
+    "resnet",
+    "weights_digest",
+]

@@ -1,0 +1,129 @@
+"""What a model must do before anything is measured on it: take images, return logits."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from dent.errors import DentError, InputError, UnsupportedModelError
+
+_SHAPE = (2, 3, 32, 32)
+
+
+class NotLogitsWarning(UserWarning):
+    """A model seems to return probabilities where logits are expected."""
+
+
+def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None) -> None:
+    """Runs a model on two images and checks that it behaves as a classifier should.
+
+    It must be in eval mode throughout, leave its input as it is, treat a single image as a batch of
+    one, and return finite logits (N, num_classes). Costs two forwards without gradient.
+
+    Args:
+        model: The model; it is run, not changed.
+        num_classes: How many classes the dataset has.
+        images: Images (N, C, H, W) in [0, 1] as the model will see them, at least one; the first
+            two are used. Without them, noise (2, 3, 32, 32) on the model's device.
+
+    Raises:
+        InputError: If `images` are no such batch, or the model cannot take them.
+        UnsupportedModelError: If the model does something else than described; the message says
+            what, and how to wrap or change it.
+
+    Warns:
+        NotLogitsWarning: If every row returned is a probability distribution: with a softmax inside
+            the model, losses and entropies are computed on the wrong scale and gradients vanish, so
+            an attack seems to fail.
+    """
+    training = [name or "the model itself" for name, m in model.named_modules() if m.training]
+    if training:
+        raise UnsupportedModelError(
+            f"{_name(model)} is in training mode (in {len(training)} modules, first {training[0]}),"
+            " where batches change it and dropout changes its answers: call model.eval()"
+        )
+    images = _images_for(model) if images is None else _checked(images)[:2]
+    logits = _run(model, images, num_classes)
+    _run(model, images[:1], num_classes)
+    probabilities = bool((logits >= 0).all()) and torch.allclose(
+        logits.float().sum(1), torch.ones(len(logits), device=logits.device), atol=1e-2
+    )
+    if probabilities:
+        warnings.warn(
+            f"{_name(model)} returns rows that are not negative and sum to 1: probabilities, not "
+            "logits. Take the softmax out of the model, or attacks and adaptation will mislead",
+            NotLogitsWarning,
+            stacklevel=2,
+        )
+
+
+def _images_for(model: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(_SHAPE, generator=generator)
+    like = next((p for p in model.parameters() if p.is_floating_point()), images)
+    return images.to(device=like.device, dtype=like.dtype)
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+        raise InputError(
+            "expected images (N, C, H, W) of a floating-point dtype, at least one, got "
+            f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            + ("" if images.is_floating_point() else "; for bytes: images.float() / 255")
+        )
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise InputError(
+            f"expected pixels in [0, 1], got values from {low:g} to {high:g}: divide bytes by 255, "
+            "and leave the dataset's normalization to the model"
+        )
+    return images
+
+
+def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
+    took = f"for images {tuple(images.shape)}"
+    given = images.clone()
+    try:
+        with torch.no_grad():
+            logits = model(given)
+    except DentError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{_name(model)} raised {type(error).__name__} {took} "
+            f"({images.dtype}, {images.device}): {error}"
+        ) from error
+    if not torch.equal(given, images):
+        raise UnsupportedModelError(
+            f"{_name(model)} writes into its input (an in-place operation such as x.sub_(mean) or "
+            "x /= 255): make it x = x - mean, or the attack's images change under it"
+        )
+    if not isinstance(logits, Tensor):
+        raise UnsupportedModelError(
+            f"{_name(model)} returned a {type(logits).__name__} {took}, expected one tensor of "
+            "logits: wrap it in a module whose forward returns only those"
+        )
+    shape = tuple(logits.shape)
+    if logits.ndim != 2 or shape[0] != len(images):
+        raise UnsupportedModelError(
+            f"{_name(model)} returned shape {shape} {took}, expected logits "
+            f"{(len(images), num_classes)}"
+            + ("; a .squeeze() without dimension does this" if len(images) == 1 else "")
+        )
+    if shape[1] != num_classes:
+        raise UnsupportedModelError(
+            f"{_name(model)} returns {shape[1]} classes, the dataset has {num_classes}: choose a "
+            "model trained for this dataset"
+        )
+    if not logits.is_floating_point() or not logits.isfinite().all():
+        raise UnsupportedModelError(
+            f"{_name(model)} returned {logits.dtype} values {took} that are not all finite "
+            "floating-point logits"
+        )
+    return logits
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__

@@ -1,0 +1,96 @@
+"""What the zoo knows of a model without loading it, and what a source of models must offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A published or measured accuracy, as counts, with where it comes from.
+
+    Args:
+        correct: Images classified correctly.
+        total: Images classified, at least 1.
+        provenance: Who measured it, on which images, with what.
+        threat: The threat model's label such as `linf 8/255`; `None` for natural accuracy.
+        attack: The attack's name; given exactly where `threat` is.
+
+    Raises:
+        ConfigError: If the counts contradict each other, or only one of threat and attack is given.
+    """
+
+    correct: int
+    total: int
+    provenance: str
+    threat: str | None = None
+    attack: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.total or self.total < 1:
+            raise ConfigError(
+                f"Accuracy: expected 0 <= correct <= total and total >= 1, got "
+                f"correct={self.correct}, total={self.total}"
+            )
+        if (self.threat is None) != (self.attack is None):
+            raise ConfigError(
+                "Accuracy: a robust accuracy needs both threat and attack and a natural one "
+                f"neither, got threat={self.threat!r}, attack={self.attack!r}"
+            )
+
+    @property
+    def value(self) -> float:
+        """The accuracy as a fraction in [0, 1]."""
+        return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model of the registry: plain values only, so that it turns into JSON as it is.
+
+    Args:
+        name: The name that `dent.models.load` takes.
+        architecture: The architecture, in words.
+        dataset: The dataset it was trained for, by its `dent.data` name.
+        num_classes: Logits per image.
+        threat: Label of the threat model it was trained against; `None` for nominal training.
+        source: Where the weights come from.
+        digest: SHA-256 (hex) of the weights file, checked before it is read.
+        size: Size of the weights file in bytes.
+        accuracies: Natural and robust accuracies, each with its provenance.
+        present: Whether the weights file was here when this entry was made.
+    """
+
+    name: str
+    architecture: str
+    dataset: str
+    num_classes: int
+    threat: str | None
+    source: str
+    digest: str
+    size: int
+    accuracies: tuple[Accuracy, ...]
+    present: bool
+
+
+class Source(Protocol):
+    """A place that models come from: an installed package, shipped files, another zoo.
+
+    The registry is a tuple of sources (`dent.models.zoo.SOURCES`); a further one is one more item.
+    """
+
+    def entries(self) -> tuple[ModelInfo, ...]:
+        """Every model of this source: cheap, nothing loaded, no network, no optional extra."""
+
+    def load(self, name: str) -> nn.Module:
+        """Builds one of `entries()` by name on the CPU, its weights verified and loaded.
+
+        Raises:
+            WeightsError: If the weights are not here or are not the ones registered.
+        """
