@@ -24,6 +24,7 @@ from dent.errors import (
     WeightsError,
 )
 from dent.objectives import entropy
+from dent.threat import ThreatModel
 
 try:
     __version__ = version("torch-dent")
@@ -44,6 +45,7 @@ __all__ = [
     "MissingExtraError",
     "SmoothingConfig",
     "Status",
+    "ThreatModel",
     "UnknownNameError",
     "UnsupportedModelError",
     "WeightsError",

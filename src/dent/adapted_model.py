@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dent.config import Covariance, DentConfig
 from dent.errors import InputError, UnsupportedModelError
@@ -63,6 +64,7 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
         if isinstance(model, kind):
             raise UnsupportedModelError(f"Dent cannot wrap a {type(model).__name__}: {advice}.")
     model = eager(model)
+    _check_initialized(model)
     layers = dict(norm_layers(model))
     _check_layers(model, layers, config)
     for name, layer in layers.items():
@@ -82,6 +84,15 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
             f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
             "on a private copy (weights shared); make copy.deepcopy(model) work."
         ) from error
+
+
+def _check_initialized(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if any(map(is_lazy, [*module._parameters.values(), *module._buffers.values()])):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(module).__name__}) is not initialized yet: run one batch "
+                "through the model before wrapping it."
+            )
 
 
 def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentConfig) -> None:
@@ -171,7 +182,7 @@ class AdaptedModel:
             logits = self._module(seen)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, InputError | UnsupportedModelError):
                 raise
             raise InputError(self._refusal(x, error)) from error

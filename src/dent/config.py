@@ -59,7 +59,7 @@ class _JSONConfig:
         except json.JSONDecodeError as error:
             raise ConfigError(
                 f"{cls.__name__} expected JSON, got text that is not: {error}."
-            ) from (error)
+            ) from error
         return cls.from_dict(values)
 
 
@@ -77,15 +77,21 @@ def _real(name: str, value: object, low: float, high: float = math.inf) -> float
     """Return `value` as a float in the open-below, open-above interval (low, high)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, got {value!r}.")
-    if not low < value < high:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond any float
+        number = math.inf
+    if not low < number < high:
         bound = f"greater than {low:g}" + (f" and less than {high:g}" if high < math.inf else "")
         raise ConfigError(f"{name} must be finite, {bound}, got {value!r}.")
-    return float(value)
+    return number
 
 
 def _decay(name: str, value: object) -> float:
     """Return `value` as a float in [0, 1)."""
-    return 0.0 if value == 0 and not isinstance(value, bool) else _real(name, value, 0.0, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}.")
+    return float(value)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Dent(nn.Module):
             x: (N, ...), the batch that shares the adaptation.
 
         Returns:
-            Logits (N, classes); rows whose input is not finite are NaN.
+            Logits (N, classes), with rows of NaN as in `predict`.
         """
         if id(self) in _DISABLED.get():
             _check_batch(x)
@@ -99,7 +99,8 @@ class Dent(nn.Module):
         """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
 
         Args:
-            x: (N, ...). Rows with NaN or infinity get NaN logits and touch no other row.
+            x: (N, ...). Rows with NaN or infinity get NaN logits and touch no other row. So do
+                rows whose logits come out as NaN or plus infinity: they are not a prediction.
             adaptation: from `adapt`; sample-wise it must be of N samples.
 
         Raises:
@@ -112,17 +113,18 @@ class Dent(nn.Module):
                 f"A sample-wise adaptation to {adaptation.batch_size} samples cannot predict "
                 f"{len(x)}: adapt to the very batch you predict."
             )
-        model = AdaptedModel(self.model, self.config)
         kept = _finite_rows(x)
         if kept is None:
+            model = AdaptedModel(self.model, self.config)
             return model(x, adaptation.parameters, adaptation.smoothing)
-        if adaptation.sample_wise:
-            adaptation = adaptation.take(kept)
-        # A row of zeros stands in where no row is left, for the number of classes.
-        seen = x[kept] if kept.any() else torch.zeros_like(x[:1])
-        logits = model(seen, adaptation.parameters, adaptation.smoothing)
+        if not kept.any():  # run for the number of classes alone
+            logits = AdaptedModel(self.model, _STATIC)(torch.zeros_like(x[:1]), {})
+            return logits.new_full((len(x), logits.shape[1]), torch.nan)
+        rows = adaptation.take(kept)
+        model = AdaptedModel(self.model, self.config)
+        logits = model(x[kept], rows.parameters, rows.smoothing)
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
-        return nothing.index_put((kept,), logits[: int(kept.sum())])
+        return nothing.index_put((kept,), logits)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -157,6 +159,12 @@ def _check_batch(x: Tensor) -> None:
         )
     if x.numel() == 0:
         raise InputError(f"Dent expected at least one sample, got shape {tuple(x.shape)}.")
+
+
+def _predictions(logits: Tensor) -> Tensor:
+    """Make rows that overflowed NaN throughout, lest an infinity pass for the largest logit."""
+    overflowed = logits.isnan() | logits.isposinf()
+    return torch.where(overflowed.any(1, keepdim=True), torch.nan, logits)
 
 
 def _finite_rows(x: Tensor) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The surroundings in which adaptation runs, so that nothing outside it notices."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -54,5 +55,23 @@ class _MathAttention(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+            return _attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    # The operator adds any mask to the scores; what is False in a boolean one must be left out.
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        nothing = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = nothing.masked_fill(~attn_mask, -math.inf)
+    result: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, *args, **kwargs
+    )[0]
+    return result

@@ -43,6 +43,9 @@ def minimize(
     values = dict(start)
     states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
     health = _Health(config, x)
+    if differentiable and x.requires_grad:
+        x = x.view_as(x)
+        x.register_hook(health.gate_gradient)
     entropies = []
     for _ in range(config.steps if len(x) else 0):
         learned = {name: values[name].requires_grad_() for name in optimizers}
@@ -62,10 +65,15 @@ def minimize(
         parameters=unflatten(values.get(AFFINE), trained),
         smoothing=values.get(SMOOTHING),
         covariance_kind=config.smoothing.covariance if config.smoothing else None,
-        entropy=torch.stack(entropies) if entropies else x.new_zeros(config.steps, len(x)),
+        entropy=torch.stack(entropies) if entropies else _no_entropy(config, x),
         status=health.status(),
         sample_wise=config.granularity == "sample",
     )
+
+
+def _no_entropy(config: DentConfig, x: Tensor) -> Tensor:
+    dtype = torch.promote_types(torch.float32, x.dtype)
+    return x.new_zeros(config.steps, len(x), dtype=dtype)
 
 
 def _start(trained: Mapping[str, Tensor], config: DentConfig, x: Tensor) -> Values:
@@ -146,6 +154,14 @@ class _Health:
         self._alive = alive if self._sample_wise else alive & alive.all()
         keep = self._alive.unsqueeze(-1) if self._sample_wise else self._alive.all()
         return {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
+
+    def gate_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in x, 0 for samples that are served what does not depend on x.
+
+        Backward through a discarded step multiplies 0 by infinity.
+        """
+        alive = self._alive.reshape(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(alive, gradient, 0)
 
     def status(self) -> Tensor:
         """Return each sample's `Status`, (N,) int64."""

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from dent.errors import UnsupportedModelError
 
@@ -34,21 +33,21 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield "weight" and "bias" of a layer, where it has them.
 
     Raises:
-        UnsupportedModelError: the layer is not initialized yet, or computes its parameters.
+        UnsupportedModelError: the layer computes its parameters from others.
     """
     for attribute in ("weight", "bias"):
         value = getattr(layer, attribute, None)
-        if isinstance(value, UninitializedParameter | UninitializedBuffer):
-            raise UnsupportedModelError(
-                f"{type(layer).__name__} is not initialized yet: run one batch through the model "
-                "before wrapping it."
-            )
         if value is None:
             continue
-        if isinstance(getattr(type(layer), attribute, None), property):
+        parametrized = isinstance(getattr(type(layer), attribute, None), property)
+        # The older torch.nn.utils.weight_norm leaves a plain tensor that a hook overwrites; in a
+        # replica of torch.nn.DataParallel every parameter is a plain tensor.
+        overwritten = attribute in vars(layer) and not getattr(layer, "_is_replica", False)
+        if parametrized or overwritten:
             raise UnsupportedModelError(
                 f"{type(layer).__name__}.{attribute} is computed by a parametrization, so it "
-                "cannot be adapted: remove it (torch.nn.utils.parametrize.remove_parametrizations)."
+                "cannot be adapted: remove it (torch.nn.utils.parametrize.remove_parametrizations, "
+                "torch.nn.utils.remove_weight_norm)."
             )
         yield attribute, value
 

@@ -24,7 +24,8 @@ def entropy(logits: Tensor) -> Tensor:
         (N,) in nats, from 0 to ln C.
     """
     log_p = _log_probabilities(logits)
-    return -(log_p.exp() * log_p).sum(-1)
+    # A class masked by a logit of -inf adds nothing: 0 log 0 is 0, not NaN.
+    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0)).sum(-1)
 
 
 def information_maximization(logits: Tensor) -> Tensor:

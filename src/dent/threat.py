@@ -187,7 +187,8 @@ class ThreatModel:
         Raises:
             InputError: If the shapes differ, or a value is not a number.
         """
-        centre, delta = _rows(x, x_adv), _rows(x_adv, x) - _rows(x, x_adv)
+        wide, centre = _rows(x_adv, x), _rows(x, x_adv)
+        delta = wide - centre
         if not bool(torch.isfinite(delta).all()):
             raise InputError("project expects finite images, got a value that is not a number")
         low, high = self.bounds
@@ -281,7 +282,7 @@ def _as_float(value: Fraction, hint: str) -> float:
 
 
 def _shortest(value: float, digits: str) -> str:
-    """`k/255` where `value` is that (k a multiple of a quarter) and it is shorter, else `digits`."""
+    """`k/255` where that is `value` (k in quarters) and the shorter text, else `digits`."""
     digits = digits.removesuffix(".0")
     quarters = round(value * 255 * 4)
     exact = float(Fraction(quarters, 4 * 255)) == value

@@ -1,0 +1,6 @@
+"""`python -m dent` is `dent`."""
+
+from dent.cli import main
+
+if __name__ == "__main__":
+    main()

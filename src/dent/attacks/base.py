@@ -1,0 +1,240 @@
+"""What every attack is: hyper-parameters in the constructor, the threat model at the call."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from dent.attacks.querier import Progress, Querier, Queries
+from dent.errors import DentError, InputError
+
+if TYPE_CHECKING:
+    from dent.attacks.protocol import Defense
+    from dent.threat import Norm, ThreatModel
+
+_ROUNDING = 1e-3  # of eps: an attack further outside than this has a bug, not a rounding error
+
+
+class AttackError(DentError):
+    """An attack broke its own contract: a bug in the attack, not in what it was given."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `Attack.run` hands back.
+
+    Attributes:
+        adversarial: (N, C, H, W), inside the threat model.
+        fooled: bool (N,), where the attack saw the defense answer wrongly.
+        fooled_after: The same after each part of a set of attacks, by the part's name.
+        notes: What a reader of the numbers should know, such as a loss that was replaced.
+    """
+
+    adversarial: Tensor
+    fooled: Tensor
+    fooled_after: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found on one batch.
+
+    Attributes:
+        adversarial: float32 (N, C, H, W) inside the threat model (by `ThreatModel.check`). A
+            member that never fell may be its natural image.
+        claimed: bool (N,): the attack saw the defense answer this member wrongly, or not at all.
+            What the defense serves when the batch is submitted again is for the caller to score.
+        claimed_after: The same after each part of a set of attacks, in order, by name.
+        queries: Batches submitted to the defense.
+        backwards: Gradients taken to the input.
+        seconds: Wall time.
+        non_finite: Rows of logits, over all queries, that were no prediction; none of them
+            counted as correct.
+        zero_gradients: Gradients of single members, over all that were taken, that were exactly
+            zero: a sign of a defense that hides them.
+        notes: What a reader of the numbers should know.
+    """
+
+    adversarial: Tensor
+    claimed: Tensor
+    claimed_after: Mapping[str, Tensor]
+    queries: int
+    backwards: int
+    seconds: float
+    non_finite: int
+    zero_gradients: int
+    notes: tuple[str, ...]
+
+
+class Attack(ABC):
+    """An attack on a batch: subclasses write `run`, everything else is decided here.
+
+    Guarantees of a call, for every attack: the images given are not modified; the defense and
+    its model are not written to (`run` must take gradients by `torch.autograd.grad`, never by
+    `.backward()`); the global random state of torch is as before; equal arguments give equal
+    bits on one machine; what comes back is inside the threat model. One attack at a time in a
+    process: the random state that a seed fixes belongs to the whole process.
+    """
+
+    name: str
+
+    @abstractmethod
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Attack `target.natural` with `target.labels`, asking the defense through `target`.
+
+        Called under `torch.no_grad()`, with torch's random state seeded by `seed`, and
+        `threat.eps` above 0.
+        """
+
+    @abstractmethod
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records; some depend on the norm."""
+
+    @abstractmethod
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """The passes one batch costs at most: fewer where all its members fall early."""
+
+    def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
+        """The passes for `size` images in one call: `queries`, unless the attack splits them."""
+        del size
+        return self.queries(n_classes, norm)
+
+    @final
+    def __call__(
+        self,
+        defense: Defense,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> AttackResult:
+        """Attack one batch.
+
+        Args:
+            defense: A `DynamicDefense`, or a plain module in eval mode.
+            x: Natural images, float32 (N, C, H, W) inside the threat model's bounds.
+            y: Labels, int64 (N,).
+            threat: What the attack may do.
+            seed: Non-negative; fixes everything random in the attack, and in a defense that
+                draws from torch's global random state.
+            progress: Called after every pass with (passes done, passes planned). The plan is
+                known from the first query on, and is an upper bound.
+
+        Raises:
+            InputError: If images or labels do not fit, or the defense's answers do not.
+            AttackError: If the attack left the threat model.
+        """
+        check_batch(x, y, threat, seed)
+        start = time.perf_counter()
+        with (
+            torch.inference_mode(mode=False),  # a caller's would leave nothing to differentiate
+            torch.no_grad(),
+            isolated_random_state(seed, x.device),
+        ):
+            target = Querier(
+                defense,
+                x.detach().clone(),
+                y.detach().to(x.device, copy=True),
+                threat,
+                plan=lambda classes: self.passes(classes, threat.norm, len(x)),
+                progress=progress,
+            )
+            outcome = self.run(target, threat, seed) if threat.eps > 0 else _unperturbed(target)
+            adversarial, notes = _inside(self.name, outcome.adversarial, target.natural, threat)
+        target.finish()
+        return AttackResult(
+            adversarial=adversarial,
+            claimed=outcome.fooled,
+            claimed_after=outcome.fooled_after or {self.name: outcome.fooled},
+            queries=target.done.forwards,
+            backwards=target.done.backwards,
+            seconds=time.perf_counter() - start,
+            non_finite=target.non_finite,
+            zero_gradients=target.zero_gradients,
+            notes=outcome.notes + notes,
+        )
+
+
+def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None:
+    """Check what every attack is given.
+
+    Raises:
+        InputError: Saying what was expected and what came.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32 or not x.numel():
+        raise InputError(f"x must be float32 images (N, C, H, W), not empty, got {_describe(x)}")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise InputError(f"y must be int64 labels ({len(x)},), got {_describe(y)}")
+    if int(y.min()) < 0:
+        raise InputError(f"labels must not be negative, got {int(y.min())}")
+    low, high = threat.bounds
+    smallest, largest = (float(edge) for edge in x.detach().aminmax())
+    if not (low <= smallest and largest <= high):  # also refuses NaN
+        raise InputError(
+            f"x must lie in the threat model's bounds [{low:g}, {high:g}], got values from "
+            f"{smallest:g} to {largest:g}"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+
+
+@contextmanager
+def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for a while, then put them back as they were.
+
+    pyautoattack draws from the global generators and offers no other way.
+    """
+    cuda = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        reseed(seed, device)
+        yield
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and that of `device`, and no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def _unperturbed(target: Querier) -> Outcome:
+    """The only attack at eps 0: look where the defense is wrong by itself."""
+    fooled = target(target.natural).argmax(dim=1) != target.labels
+    return Outcome(target.natural, fooled)
+
+
+def _inside(
+    name: str, adversarial: Tensor, x: Tensor, threat: ThreatModel
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The attack's images, those outside by rounding put back; with a note how many."""
+    if adversarial.shape != x.shape:
+        raise AttackError(f"{name} returned {tuple(adversarial.shape)} for {tuple(x.shape)}")
+    adversarial = adversarial.detach().to(x.dtype)
+    excess = threat.check(adversarial, x)
+    outside = excess > 0
+    if not bool(outside.any()):
+        return adversarial, ()
+    if float(excess.max()) > _ROUNDING * threat.eps:
+        raise AttackError(
+            f"{name} left the threat model {threat}: {int(outside.sum())} of {len(x)} images are "
+            f"outside by up to {float(excess.max()):.3g}"
+        )
+    adversarial = adversarial.clone()
+    adversarial[outside] = threat.project(adversarial[outside], x[outside])
+    return adversarial, (f"{int(outside.sum())} images put back inside {threat} after rounding",)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__

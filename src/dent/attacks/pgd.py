@@ -1,0 +1,180 @@
+"""Projected gradient descent (Madry et al., ICLR 2018)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.querier import Querier, Queries
+from dent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dent.threat import Norm, ThreatModel
+
+
+@final
+class PGD(Attack):
+    """Ascend the cross-entropy in steps of fixed length, projecting back after each.
+
+    Steps follow the steepest ascent of the norm: the gradient's sign (linf), its direction (l2),
+    or its `share` of largest coordinates, equally (l1: Tramer & Boneh, 2019). The projection is
+    exact for ball and bounds together. The natural images are the first candidate, so a member
+    that is wrong by itself always counts as fooled.
+
+    A batch-independent defense: the best image of each member over all iterations and restarts
+    is kept, a wrong answer before a right one and then the higher loss. A batch-dependent one:
+    the best batch as a whole, by the number of wrong answers and then by the mean loss; members
+    of different iterations were never answered together.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 20,
+        step: float = 0.25,
+        restarts: int = 1,
+        random_start: bool = True,
+        share: float = 0.05,
+        name: str = "pgd",
+    ) -> None:
+        """Set up PGD; the defaults are Madry et al.'s for CIFAR-10, 20 steps of 2/255 at 8/255.
+
+        Args:
+            iterations: Steps from each start, at least 1.
+            step: Length of a step relative to eps, above 0.
+            restarts: Starts, at least 1; all but a single one need `random_start`.
+            random_start: Start uniformly in the ball, otherwise at the natural image.
+            share: For l1, the share of an image's values that one step moves, in (0, 1].
+            name: The name results are kept under.
+
+        Raises:
+            ConfigError: If a value is out of range.
+        """
+        if iterations < 1 or restarts < 1:
+            raise ConfigError(
+                f"iterations and restarts must be at least 1, got {iterations} and {restarts}"
+            )
+        if not (math.isfinite(step) and step > 0):
+            raise ConfigError(f"step must be a number above 0, relative to eps, got {step}")
+        if restarts > 1 and not random_start:
+            raise ConfigError(f"{restarts} restarts from one start are equal: use random_start")
+        if not 0 < share <= 1:
+            raise ConfigError(f"share must be in (0, 1], got {share}")
+        self.name = name
+        self.iterations = iterations
+        self.step = step
+        self.restarts = restarts
+        self.random_start = random_start
+        self.share = share
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records."""
+        del norm
+        return {
+            "iterations": self.iterations,
+            "step": self.step,
+            "restarts": self.restarts,
+            "random_start": self.random_start,
+            "share": self.share,
+        }
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """One pass for the natural images, one forward more than backwards a restart."""
+        del n_classes, norm
+        once = Queries(self.iterations + 1, self.iterations)
+        return Queries(1, 0) + once.times(self.restarts)
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Run all restarts, or until every member is fooled."""
+        draws = torch.Generator().manual_seed(seed)
+        best = _Best(target)
+        best.offer(target.natural, target(target.natural))
+        for _ in range(self.restarts):
+            if best.complete():
+                break
+            x = target.natural
+            if self.random_start:
+                x = threat.project(x + _uniform_in_ball(x, threat, draws), x)
+            for _ in range(self.iterations):
+                logits, gradient = _loss_gradient(target, x)
+                best.offer(x, logits)
+                ascent = _ascent(gradient, threat.norm, self.share)
+                x = threat.project(x + self.step * threat.eps * ascent, target.natural)
+            best.offer(x, target(x))
+        return best.outcome()
+
+
+class _Best:
+    """The best image of each member so far, or the best batch where only batches count."""
+
+    def __init__(self, target: Querier) -> None:
+        self._target = target
+        self._images = target.natural.clone()
+        self._fooled = torch.zeros_like(target.labels, dtype=torch.bool)
+        self._loss = torch.full(target.labels.shape, -math.inf, device=target.labels.device)
+
+    def offer(self, images: Tensor, logits: Tensor) -> None:
+        fooled = logits.argmax(dim=1) != self._target.labels
+        loss = F.cross_entropy(logits, self._target.labels, reduction="none")
+        better = (fooled & ~self._fooled) | ((fooled == self._fooled) & (loss > self._loss))
+        self._images[better] = images[better]
+        self._fooled[better] = fooled[better]
+        self._loss[better] = loss[better]
+
+    def complete(self) -> bool:
+        worst = self._target.worst
+        fooled = self._fooled if worst is None else worst.fooled
+        return bool(fooled.all())
+
+    def outcome(self) -> Outcome:
+        worst = self._target.worst
+        if worst is None:
+            return Outcome(self._images, self._fooled)
+        return Outcome(worst.images, worst.fooled)
+
+
+def _loss_gradient(target: Querier, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (N, classes) at `x`, and the gradient of the batch's summed cross-entropy."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = target(leaf)
+        loss = F.cross_entropy(logits, target.labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return logits.detach(), gradient
+
+
+def _ascent(gradient: Tensor, norm: Norm, share: float) -> Tensor:
+    """The step of length one in `norm` that ascends the most (l1: over the largest `share`)."""
+    if norm == "linf":
+        return gradient.sign()
+    rows = gradient.flatten(1)
+    if norm == "l2":
+        length = rows.norm(dim=1, keepdim=True)
+        rows = torch.where(length > 0, rows / length, 0.0)
+    else:
+        count = max(1, math.ceil(share * rows.shape[1]))
+        largest = rows.abs().topk(count, dim=1).indices
+        rows = torch.zeros_like(rows).scatter(1, largest, rows.gather(1, largest).sign() / count)
+    return rows.reshape(gradient.shape)
+
+
+def _uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
+    """A perturbation uniform in the ball, drawn on the CPU so that devices agree."""
+    shape = x.flatten(1).shape
+    if threat.norm == "linf":
+        delta = 2 * torch.rand(shape, generator=draws) - 1
+    else:
+        radius = torch.rand(shape[0], 1, generator=draws) ** (1 / shape[1])
+        if threat.norm == "l2":
+            delta = torch.randn(shape, generator=draws)
+            delta = radius * delta / delta.norm(dim=1, keepdim=True)
+        else:
+            # Laplace draws scaled to the sphere are uniform on it.
+            delta = torch.empty(shape).exponential_(generator=draws)
+            delta = radius * delta / delta.sum(dim=1, keepdim=True)
+            delta = delta * (2.0 * torch.randint(2, shape, generator=draws) - 1.0)
+    return (threat.eps * delta).reshape(x.shape).to(x)

@@ -1,0 +1,65 @@
+"""What the attacks may know of a defense."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor, nn
+
+from dent.errors import InputError
+
+
+@runtime_checkable
+class DynamicDefense(Protocol):
+    """A defense that adapts to the batch it is asked about, at every call anew.
+
+    Calling it must equal `predict(x, adapt(x))`. Logits are (N, C); a row that is not finite is
+    no prediction, and counts as wrong.
+    """
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a sample's prediction can depend on the other samples of its batch."""
+        ...
+
+    def adapt(self, x: Tensor) -> Any:
+        """Adapt to a batch (N, C, H, W) and return what `predict` needs."""
+        ...
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        """Logits (N, classes) of a batch under an adaptation."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Adapt to a batch and predict it."""
+        ...
+
+
+Defense: TypeAlias = DynamicDefense | nn.Module
+"""A dynamic defense, or a plain module: batch-independent, with nothing to adapt."""
+
+
+def is_batch_dependent(defense: Defense) -> bool:
+    """Whether `defense` declares that a prediction can depend on the rest of the batch.
+
+    Args:
+        defense: A `DynamicDefense` (its own word is taken) or a plain module in eval mode
+            (independent).
+
+    Raises:
+        InputError: If it is neither, or a plain module in training mode: batch normalization
+            would then write its statistics, and answer by the batch.
+    """
+    if isinstance(defense, DynamicDefense):
+        return bool(defense.batch_dependent)
+    if not isinstance(defense, nn.Module):
+        raise InputError(
+            "an attack expects a torch.nn.Module or a defense with adapt, predict and "
+            f"batch_dependent, got {type(defense).__name__}"
+        )
+    if any(module.training for module in defense.modules()):
+        raise InputError(
+            f"{type(defense).__name__} is in training mode, so attacking it would change it; "
+            "call .eval() on it first"
+        )
+    return False

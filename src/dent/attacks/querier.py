@@ -1,0 +1,199 @@
+"""The one door between an attack and a defense: every query passes here and is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dent.attacks.protocol import Defense, is_batch_dependent
+from dent.errors import InputError
+
+if TYPE_CHECKING:
+    from dent.threat import ThreatModel
+
+Progress = Callable[[int, int], None]
+
+
+class Queries(NamedTuple):
+    """Work asked of a defense, in passes of one batch each.
+
+    Attributes:
+        forwards: Batches submitted (for a dynamic defense each includes its adaptation).
+        backwards: Gradients taken to the input, through what was submitted.
+    """
+
+    forwards: int
+    backwards: int
+
+    def __add__(self, other: object) -> Queries:
+        if not isinstance(other, Queries):
+            return NotImplemented
+        return Queries(self.forwards + other.forwards, self.backwards + other.backwards)
+
+    def times(self, count: int) -> Queries:
+        """The work of doing this `count` times."""
+        return Queries(self.forwards * count, self.backwards * count)
+
+
+@dataclass(frozen=True)
+class ServedBatch:
+    """One whole batch inside the threat model, as the defense answered it.
+
+    Attributes:
+        images: (N, C, H, W).
+        fooled: bool (N,), True where the answer was wrong or no prediction.
+        loss: Mean cross-entropy, in nats, which breaks ties.
+    """
+
+    images: Tensor
+    fooled: Tensor
+    loss: float
+
+    def beats(self, other: ServedBatch | None) -> bool:
+        """Whether more members are fooled here, or as many at a higher loss."""
+        if other is None:
+            return True
+        mine, its = int(self.fooled.sum()), int(other.fooled.sum())
+        return mine > its or (mine == its and self.loss > other.loss)
+
+
+class Querier:
+    """Submits batches to a defense for an attack, and keeps the books.
+
+    It counts forward and backward passes, reports progress, and replaces rows that are no
+    prediction (not finite) by finite logits that are wrong, so that an attack neither crashes on
+    them nor takes them for correct. For a batch-dependent defense it remembers the worst whole
+    batch it saw: there a batch is only worth what it was answered as a whole, and members of
+    different batches cannot be put together.
+
+    Attributes:
+        defense: The defense, for attacks that must ask more of it than an answer.
+        batch_dependent: What the defense declares.
+        natural: The natural images, (N, C, H, W).
+        labels: int64 (N,).
+        classes: Number of classes, None before the first query.
+        done: The passes so far.
+        non_finite: Rows of logits so far that were not finite.
+        zero_gradients: Gradients of single rows so far that were exactly zero.
+        worst: For a batch-dependent defense, the worst batch seen inside the threat model.
+    """
+
+    def __init__(
+        self,
+        defense: Defense,
+        natural: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        *,
+        plan: Callable[[int], Queries],
+        progress: Progress | None = None,
+    ) -> None:
+        """Open the door.
+
+        Args:
+            defense: What to attack.
+            natural: Images (N, C, H, W) in the threat model's bounds.
+            labels: int64 (N,).
+            threat: Decides which batches may be remembered as the worst.
+            plan: From the number of classes to the passes planned, for progress.
+            progress: Called with (passes done, passes planned).
+        """
+        self.defense = defense
+        self.batch_dependent = is_batch_dependent(defense)
+        self.natural = natural
+        self.labels = labels
+        self.classes: int | None = None
+        self.done = Queries(0, 0)
+        self.non_finite = 0
+        self.zero_gradients = 0
+        self.worst: ServedBatch | None = None
+        self._threat = threat
+        self._plan = plan
+        self._planned = 0
+        self._progress = progress
+
+    def __call__(self, images: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Submit the whole batch; finite logits (N, classes), with a graph to `images` if asked.
+
+        Args:
+            images: (N, C, H, W); row i must belong to member i.
+            asked: The members, int64 (M,), whose gradients will be used; all by default.
+        """
+        logits, finite = self.submit(images, asked)
+        wrong = torch.zeros_like(logits).scatter(1, self.labels.unsqueeze(1), -1.0)
+        logits = torch.where(finite.unsqueeze(1), logits, wrong)
+        if self.batch_dependent:
+            self._remember(images.detach(), logits.detach())
+        return logits
+
+    def submit(self, images: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Submit any rows as one batch: float32 logits as they come, and which rows are finite.
+
+        Raises:
+            InputError: If the answer is not (N, classes) logits, has too few classes for the
+                labels, or has no gradient where the attack needs one.
+        """
+        wants_gradient = torch.is_grad_enabled() and images.requires_grad
+        if wants_gradient:
+            images = images.view_as(images)
+            images.register_hook(partial(self._on_backward, asked))
+        logits = self.defense(images)
+        self._check_logits(logits, len(images))
+        if wants_gradient and not logits.requires_grad:
+            raise InputError(
+                f"{type(self.defense).__name__} returned logits without a gradient to its "
+                "input; only an attack by queries alone, such as 'square', fits it"
+            )
+        logits = logits.float()
+        finite = torch.isfinite(logits).all(dim=1)
+        self.non_finite += int((~finite).sum())
+        self._count(Queries(1, 0))
+        return logits, finite
+
+    def finish(self) -> None:
+        """Report all planned passes as done: attacks stop early when nobody is left standing."""
+        if self._progress is not None:
+            self._progress(self._planned, self._planned)
+
+    def _on_backward(self, asked: Tensor | None, gradient: Tensor) -> Tensor:
+        self._count(Queries(0, 1))
+        gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        rows = gradient if asked is None else gradient[asked]
+        self.zero_gradients += int((rows.flatten(1).count_nonzero(dim=1) == 0).sum())
+        return gradient
+
+    def _count(self, passes: Queries) -> None:
+        self.done = self.done + passes
+        if self._progress is not None:
+            self._progress(min(sum(self.done), self._planned), self._planned)
+
+    def _remember(self, images: Tensor, logits: Tensor) -> None:
+        fooled = logits.argmax(dim=1) != self.labels
+        loss = float(F.cross_entropy(logits, self.labels))
+        served = ServedBatch(images, fooled, loss)
+        if served.beats(self.worst) and not bool(self._threat.check(images, self.natural).any()):
+            self.worst = ServedBatch(images.clone(), fooled, loss)
+
+    def _check_logits(self, logits: object, rows: int) -> None:
+        name = type(self.defense).__name__
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(f"{name} must return logits ({rows}, classes), got {came}")
+        classes = logits.shape[1]
+        if self.classes is None:
+            largest = int(self.labels.max())
+            if classes < 2 or largest >= classes:
+                raise InputError(
+                    f"{name} returned {classes} classes; the attack needs at least 2, and the "
+                    f"labels go up to {largest}"
+                )
+            self.classes = classes
+            self._planned = sum(self._plan(classes))
+        elif classes != self.classes:
+            raise InputError(f"{name} returned {self.classes} classes before and {classes} now")

@@ -1,0 +1,50 @@
+"""The command line's entry point: which commands there are, and how they fail."""
+
+import sys
+
+import typer
+
+from dent import DentError, __version__
+from dent.cli.console import ERR, OUT
+from dent.cli.data import data_command
+from dent.cli.demo import demo_command
+from dent.cli.evaluate import evaluate_command
+from dent.cli.models import models_command
+
+REFUSED = 2
+"""Exit status when what was asked cannot be done as asked."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="dent",
+    help="Dynamic defenses against adversarial attacks, and the truth about what they hold.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo_command)
+app.command("evaluate")(evaluate_command)
+app.command("data")(data_command)
+app.command("models")(models_command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        OUT.print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; a refusal is one message on standard error and exit status 2."""
+    try:
+        app()
+    except DentError as error:
+        ERR.print(f"dent: {error}", style="red", soft_wrap=True, markup=False)
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        ERR.print("dent: interrupted", style="red")
+        sys.exit(INTERRUPTED)

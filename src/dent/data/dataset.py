@@ -1,0 +1,192 @@
+"""What a dataset is to the rest of the package: ids, labels, and batches made on demand."""
+
+import hashlib
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dent.errors import InputError
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class ImageDataset(ABC):
+    """Labelled images in a fixed order, from which any batch can be had by position.
+
+    Nothing here says that the images lie in memory: a dataset may read them from disk whenever a
+    batch is asked for. A dataset never changes, so threads may share one.
+
+    Attributes:
+        name: The registry's name, such as `"cifar10"`.
+        split: `"test"` or `"train"`.
+        classes: The class names; label `i` means `classes[i]`.
+        digest: SHA-256 (hex) that names the content, for the records of a run. Two datasets with
+            the same digest hold the same pixels and labels in the same order.
+        sample_ids: Per position, the sample's position in the full split. A sample keeps its id in
+            every subset, so results of different subsets can be paired.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    digest: str
+    sample_ids: Sequence[int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Give the samples at some positions, in the order asked for.
+
+        Args:
+            indices: Positions in `range(len(self))`; repeats are allowed, negative ones are not.
+                Empty gives an empty batch.
+
+        Returns:
+            Images as float32 (N, C, H, W) in [0, 1] and labels as int64 (N,), both on the CPU and
+            the caller's own: writing to them leaves the dataset as it is.
+
+        Raises:
+            InputError: A position is out of range, or is not an integer.
+        """
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ArrayDataset(ImageDataset):
+    """A dataset held decoded in memory.
+
+    `digest` is always computed from the arrays, never taken on trust: SHA-256 over the pixels in C
+    order followed by the labels as little-endian int64.
+
+    Args:
+        name: The registry's name.
+        split: `"test"` or `"train"`.
+        classes: Class names.
+        pixels: uint8 (N, H, W, C); kept as a read-only view, not copied.
+        labels: int64 (N,), each in `range(len(classes))`.
+        sample_ids: Positions in the full split, (N,); `range(N)` if left out.
+
+    Raises:
+        InputError: Shapes, types or labels do not fit together.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    sample_ids: Sequence[int] = ()
+    digest: str = field(init=False, default="")
+    pixels_sha256: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        where = f"dataset {self.name!r}"
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
+            msg = f"{where}: expected uint8 pixels (N, H, W, C), got {_describe(self.pixels)}"
+            raise InputError(msg)
+        if self.labels.dtype != np.int64 or self.labels.shape != self.pixels.shape[:1]:
+            expected = f"int64 labels ({len(self.pixels)},), one for every image"
+            raise InputError(f"{where}: expected {expected}, got {_describe(self.labels)}")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            seen = f"{self.labels.min()} to {self.labels.max()}"
+            msg = f"{where}: labels must be in 0 to {len(self.classes) - 1}, got {seen}"
+            raise InputError(msg)
+        ids = self.sample_ids or range(len(self.labels))
+        if len(ids) != len(self.labels):
+            raise InputError(f"{where}: {len(ids)} sample ids for {len(self.labels)} images")
+        object.__setattr__(self, "pixels", _read_only(self.pixels))
+        object.__setattr__(self, "labels", _read_only(self.labels))
+        object.__setattr__(self, "sample_ids", ids)
+        content = hashlib.sha256(self.pixels.data)
+        object.__setattr__(self, "pixels_sha256", content.hexdigest())
+        content.update(label_bytes(self.labels))
+        object.__setattr__(self, "digest", content.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.pixels.shape[1:]))
+        return f"<{self.name} {self.split}: {len(self)} images {size}, sha256 {self.digest[:12]}>"
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Give the samples at some positions; see `ImageDataset.batch`."""
+        at = positions(indices, len(self), self.name)
+        images = torch.from_numpy(self.pixels[at]).permute(0, 3, 1, 2)
+        scaled = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        return scaled, torch.from_numpy(self.labels[at])
+
+    def subset(self, indices: Sequence[int], *, name: str | None = None) -> "ArrayDataset":
+        """Keep the samples at some positions, with the ids they have here.
+
+        Args:
+            indices: Positions in `range(len(self))`, in the order wanted.
+            name: Name of the subset; this dataset's own if left out.
+
+        Raises:
+            InputError: A position is out of range, or is not an integer.
+        """
+        at = positions(indices, len(self), self.name)
+        return ArrayDataset(
+            name=name or self.name,
+            split=self.split,
+            classes=self.classes,
+            pixels=self.pixels[at],
+            labels=self.labels[at],
+            sample_ids=tuple(self.sample_ids[i] for i in at),
+        )
+
+
+def positions(indices: Sequence[int], length: int, name: str) -> NDArray[np.int64]:
+    """Check positions asked of a dataset before anything is read.
+
+    Args:
+        indices: What the caller asked for.
+        length: How many samples there are.
+        name: The dataset's name, for the error.
+
+    Returns:
+        The positions as int64 (N,).
+
+    Raises:
+        InputError: One is out of range, a boolean, or not an integer.
+    """
+    checked = []
+    for index in indices:
+        if isinstance(index, bool | np.bool_):
+            msg = f"dataset {name!r}: expected positions, got a boolean; turn a mask into positions"
+            raise InputError(f"{msg} with `mask.nonzero()` first")
+        try:
+            position = operator.index(index)
+        except TypeError:
+            msg = f"dataset {name!r}: expected integer positions, got {index!r}"
+            raise InputError(f"{msg} ({type(index).__name__})") from None
+        if not 0 <= position < length:
+            msg = f"dataset {name!r}: position {position} is not in range({length})"
+            raise InputError(f"{msg}: it has {length} samples, counted from 0")
+        checked.append(position)
+    return np.array(checked, dtype=np.int64)
+
+
+def label_bytes(labels: NDArray[np.int64]) -> bytes:
+    """Give labels as the bytes that digests are taken of: int64, little-endian."""
+    return labels.astype("<i8", copy=False).tobytes()
+
+
+def _read_only(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _describe(array: NDArray[np.generic]) -> str:
+    return f"{array.dtype} {array.shape}"

@@ -1,0 +1,227 @@
+"""Finding a dataset on this machine, and fetching it: folder, decoded cache, then each source."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dent.data import store
+from dent.data.dataset import ArrayDataset
+from dent.data.progress import Report
+from dent.data.sources import Source, SourceError
+from dent.data.spec import ArraySpec
+from dent.errors import DataError
+
+FOLDER: Final = "folder"
+CACHE: Final = "cache"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A place that was tried in vain.
+
+    Attributes:
+        source: `"folder"`, `"cache"`, or the name of a source.
+        reason: Why it did not do.
+    """
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """Where a dataset lies after a fetch, all of it checked.
+
+    Attributes:
+        name: The dataset's name.
+        path: The folder it lies in.
+        files: The file of each split; empty where it lies in torchvision's own layout.
+        source: Where it came from: `"folder"` (torchvision's layout, left as it is), `"cache"`
+            (decoded by an earlier fetch), `"bundled"`, `"torchvision"` or `"npm"`.
+        digests: The digest of each split, as in `ImageDataset.digest`.
+        tried: What was tried before `source`, and why it did not do.
+    """
+
+    name: str
+    path: Path
+    files: tuple[Path, ...]
+    source: str
+    digests: Mapping[str, str]
+    tried: tuple[Attempt, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The digest of the test split."""
+        return self.digests["test"]
+
+
+def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> ArrayDataset | None:
+    """Look for a split on this machine, in torchvision's layout and then decoded.
+
+    Args:
+        spec: The dataset's facts.
+        split: One of the spec's splits.
+        root: The folder to look in.
+        tried: Where it was not is added to this.
+
+    Raises:
+        DataError: It is there, but damaged.
+    """
+    for name, look in ((FOLDER, _from_folder), (CACHE, _from_cache)):
+        try:
+            return look(spec, split, root)
+        except FileNotFoundError as error:
+            tried.append(Attempt(name, str(error)))
+    return None
+
+
+def load_arrays(
+    spec: ArraySpec, split: str, root: Path, *, download: bool, report: Report
+) -> ArrayDataset:
+    """Load a split from this machine; where it is not, fetch the dataset first if allowed to.
+
+    Raises:
+        DataError: It is damaged, or cannot be had.
+    """
+    tried: list[Attempt] = []
+    found = find(spec, split, root, tried)
+    if found is None and download:
+        fetch_arrays(spec, root, "auto", report)
+        found = find(spec, split, root, tried)
+    if found is None:
+        advice = f"run `dent data {spec.name}`, or allow it with `download=True`, or"
+        raise DataError(_failure(spec, f"is not under {root}", tried, root, advice))
+    return found
+
+
+def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: Report) -> FetchResult:
+    """Make sure that every split lies under a folder, checked.
+
+    Args:
+        spec: The dataset's facts.
+        root: The folder.
+        source: `"auto"` takes what is there and whole, or else asks the sources in turn; a
+            source's name asks that one alone and puts the result in place of an earlier one.
+        report: Told how far it has come.
+
+    Raises:
+        DataError: No source could bring it, or it cannot be written.
+    """
+    tried: list[Attempt] = []
+    if source == "auto":
+        present = _present(spec, root, tried)
+        if present is not None:
+            return present
+    for candidate in spec.sources:
+        if source not in ("auto", candidate.name):
+            continue
+        try:
+            datasets = _bring(spec, candidate, root, report)
+        except SourceError as error:
+            tried.append(Attempt(candidate.name, str(error)))
+            continue
+        _keep(spec, datasets, root, report)
+        return _result(spec, datasets, root, candidate.name, tried)
+    raise DataError(_failure(spec, "could not be fetched", tried, root, ""))
+
+
+def _present(spec: ArraySpec, root: Path, tried: list[Attempt]) -> FetchResult | None:
+    looks = (
+        (FOLDER, root / spec.folder.base, _from_folder),
+        (CACHE, root, _from_cache),
+    )
+    for name, path, look in looks:
+        try:
+            datasets = {split: look(spec, split, root) for split in spec.splits}
+        except FileNotFoundError as error:
+            tried.append(Attempt(name, str(error)))
+        except DataError as error:
+            # A damaged folder is the user's own, and would stay in the way of what is fetched. A
+            # damaged cache file is ours: it gives way once there is something to put in its place.
+            if name == FOLDER:
+                raise
+            tried.append(Attempt(name, str(error)))
+        else:
+            return _result(spec, datasets, path, name, tried)
+    return None
+
+
+def _from_folder(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
+    path = root / spec.folder.base
+    advice = f"delete {path} and lay it anew, or choose another folder with `root=` or DENT_DATA"
+    try:
+        arrays = spec.folder.read(root, split)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} could not be read: {error}. What to do: {advice}") from error
+    try:
+        return spec.recognize(split, arrays)
+    except DataError as error:
+        raise DataError(f"{path} is not {spec.name}: {error}. What to do: {advice}") from error
+
+
+def _from_cache(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
+    path = spec.cache_path(root, split)
+    try:
+        return spec.recognize(split, store.read_split(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there") from None
+    except OSError as error:
+        advice = "make it readable, or choose another folder with `root=` or DENT_DATA"
+        reason = error.strerror or str(error)
+        raise DataError(f"{path} could not be read: {reason}. What to do: {advice}") from error
+    except DataError as error:
+        advice = f"`dent data {spec.name}` fetches it anew and replaces it, or delete it"
+        raise DataError(f"{path} is damaged: {error}. What to do: {advice}") from error
+
+
+def _bring(spec: ArraySpec, source: Source, root: Path, report: Report) -> dict[str, ArrayDataset]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
+    except OSError as error:
+        advice = "make it writable, or choose another with `root=` or DENT_DATA"
+        msg = f"the folder {root} cannot be written to: {error.strerror or error}"
+        raise DataError(f"{msg}. What to do: {advice}") from error
+    with scratch as folder:
+        brought = source.fetch(Path(folder), report)
+    try:
+        return {split: spec.recognize(split, brought[split]) for split in spec.splits}
+    except DataError as error:
+        raise SourceError(f"what it brought is not {spec.name}: {error}") from error
+
+
+def _keep(
+    spec: ArraySpec, datasets: Mapping[str, ArrayDataset], root: Path, report: Report
+) -> None:
+    total = sum(dataset.pixels.nbytes for dataset in datasets.values())
+    done = 0
+    report("writing", done, total)
+    for split, dataset in datasets.items():
+        content = store.encode({"pixels": dataset.pixels, "labels": dataset.labels})
+        store.write(spec.cache_path(root, split), content)
+        done += dataset.pixels.nbytes
+        report("writing", done, total)
+
+
+def _result(
+    spec: ArraySpec,
+    datasets: Mapping[str, ArrayDataset],
+    path: Path,
+    source: str,
+    tried: list[Attempt],
+) -> FetchResult:
+    files = () if source == FOLDER else tuple(spec.cache_path(path, split) for split in datasets)
+    digests = {split: dataset.digest for split, dataset in datasets.items()}
+    return FetchResult(spec.name, path, files, source, digests, tuple(tried))
+
+
+def _failure(spec: ArraySpec, what: str, tried: list[Attempt], root: Path, advice: str) -> str:
+    lines = [f"{spec.name} {what}. Tried, in this order:"]
+    lines += [f"  {attempt.source}: {attempt.reason}" for attempt in tried]
+    by_hand = spec.by_hand.format(root=root)
+    lines.append(f"What to do: {advice} {by_hand}." if advice else f"What to do: {by_hand}.")
+    return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""How far a fetch has come: the callback that everything here reports to, and a bar for people."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+Report = Callable[[str, int, int | None], None]
+"""Called as `report(stage, done, total)`: a stage in words, and bytes; total is None if unknown."""
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Report to nobody."""
+
+
+@contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Report]:
+    """Show a fetch as a bar for each stage.
+
+    Args:
+        console: Where to draw; standard error if left out. Nothing is drawn where the console is
+            no terminal, so that logs stay clean.
+
+    Yields:
+        The callback to hand to `dent.data.fetch`.
+    """
+    console = console or Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        tasks = {}
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,46 @@
+"""What a source of a dataset is: something that brings decoded arrays, or says why it cannot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dent.data.progress import Report
+from dent.errors import DataError
+
+
+class Arrays(NamedTuple):
+    """One split as it was decoded, not yet checked.
+
+    Attributes:
+        pixels: uint8 (N, H, W, C).
+        labels: int64 (N,).
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+class SourceError(DataError):
+    """A source has failed; the next one may be tried. The message is the reason alone."""
+
+
+class Source(Protocol):
+    """A place that a dataset can be fetched from. What it brings is checked by the caller."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in reports and in `fetch(source=...)`."""
+
+    def fetch(self, scratch: Path, report: Report) -> Mapping[str, Arrays]:
+        """Bring every split.
+
+        Args:
+            scratch: An empty folder to work in, removed by the caller whatever happens.
+            report: Told how far it has come.
+
+        Raises:
+            SourceError: It cannot; the message says why.
+        """

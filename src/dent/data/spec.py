@@ -1,0 +1,77 @@
+"""The facts about a dataset by which it is recognized, whatever source it came from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dent.data.dataset import ArrayDataset, label_bytes
+from dent.data.sources import Arrays, Source
+from dent.data.torchvision_folder import TorchvisionFolder
+from dent.errors import DataError, InputError
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What one split must be.
+
+    Attributes:
+        count: Number of images.
+        pixels_sha256: Of the pixels as uint8 (N, H, W, C) in C order.
+        labels_sha256: Of the labels as little-endian int64 (N,).
+    """
+
+    count: int
+    pixels_sha256: str
+    labels_sha256: str
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """A dataset small enough to be held decoded in memory, known by the digests of its splits.
+
+    Attributes:
+        name: The registry's name.
+        classes: Class names, in the order of the labels.
+        image_shape: (H, W, C).
+        splits: Facts by split.
+        folder: Where and how torchvision lays it on disk.
+        sources: What fetches it, in the order tried.
+        by_hand: What to do where no source can be reached; `{root}` stands for the folder.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    splits: Mapping[str, SplitFacts]
+    folder: TorchvisionFolder
+    sources: tuple[Source, ...]
+    by_hand: str
+
+    def cache_path(self, root: Path, split: str) -> Path:
+        """Give the file under `root` that holds a split decoded."""
+        return root / f"{self.name}-{split}.safetensors"
+
+    def recognize(self, split: str, arrays: Arrays) -> ArrayDataset:
+        """Turn decoded arrays into the dataset, if that is what they are.
+
+        Raises:
+            DataError: They are something else; the message says in what, and nothing more.
+        """
+        facts = self.splits[split]
+        expected = (facts.count, *self.image_shape)
+        if arrays.pixels.shape != expected:
+            raise DataError(f"its pixels have shape {arrays.pixels.shape}, expected {expected}")
+        try:
+            dataset = ArrayDataset(self.name, split, self.classes, *arrays)
+        except InputError as error:
+            raise DataError(str(error)) from error
+        _compare("pixels", dataset.pixels_sha256, facts.pixels_sha256)
+        labels = hashlib.sha256(label_bytes(dataset.labels)).hexdigest()
+        _compare("labels", labels, facts.labels_sha256)
+        return dataset
+
+
+def _compare(what: str, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise DataError(f"its {what} have SHA-256 {digest}, expected {expected}")

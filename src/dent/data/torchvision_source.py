@@ -1,0 +1,63 @@
+"""The download that torchvision offers, in a process of its own.
+
+torchvision's downloader knows no time limit and draws a bar of its own. In a child process it can
+be watched, and ended.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from dent.data.progress import Report
+from dent.data.sources import Arrays, SourceError
+from dent.data.torchvision_folder import TorchvisionFolder
+from dent.data.watched import run_watched
+from dent.errors import DataError
+
+_SOCKET_SECONDS = 20
+_CHILD = f"""\
+import socket, sys
+from torchvision import datasets
+socket.setdefaulttimeout({_SOCKET_SECONDS})
+getattr(datasets, sys.argv[1])(sys.argv[2], download=True)
+"""
+
+
+@dataclass(frozen=True)
+class TorchvisionSource:
+    """Fetches a dataset with torchvision's own downloader, which checks its archive's MD5 sum.
+
+    Attributes:
+        folder: Where torchvision lays the dataset.
+        splits: The splits to read.
+        archive_bytes: Size of what is downloaded.
+        stall_seconds: The download is given up after so long without a byte. A child needs about
+            ten seconds to import torchvision before the first.
+    """
+
+    folder: TorchvisionFolder
+    splits: tuple[str, ...]
+    archive_bytes: int
+    stall_seconds: float = 60.0
+    name: ClassVar[str] = "torchvision"
+
+    def fetch(self, scratch: Path, report: Report) -> Mapping[str, Arrays]:
+        """Bring every split; see `Source.fetch`."""
+        command = (sys.executable, "-c", _CHILD, self.folder.dataset, str(scratch))
+        code, said = run_watched(
+            command,
+            watch=scratch,
+            stage="downloading with torchvision",
+            total=self.archive_bytes,
+            stall_seconds=self.stall_seconds,
+            report=report,
+        )
+        if code:
+            # The last line of a traceback is the exception itself.
+            raise SourceError(said[-1] if said else f"torchvision's download ended with {code}")
+        try:
+            return {split: self.folder.read(scratch, split) for split in self.splits}
+        except (DataError, FileNotFoundError) as error:
+            raise SourceError(f"what it downloaded is not whole: {error}") from error

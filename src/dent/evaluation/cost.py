@@ -1,0 +1,159 @@
+"""What a run will cost, measured on a few images before it starts."""
+
+import math
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dent.attacks import Defense
+from dent.attacks.base import isolated_random_state
+from dent.errors import InputError
+from dent.evaluation.canonical import Record
+from dent.evaluation.plan import Plan, Unit, make_plan, units
+from dent.evaluation.serving import clock, device_of, reset
+from dent.evaluation.spec import EvaluationSpec, Settings
+from dent.evaluation.subject import Subject, describe
+
+_LONG_ENOUGH = 0.02
+_FEW = 4
+_PROBE_QUERIES = 4.5
+
+
+class DefenseCost(Record):
+    """What one defense takes of a run."""
+
+    answer_seconds: float
+    """One answer to a whole batch."""
+    gradient_seconds: float | None
+    """One answer and its gradient to the input; null where there is none."""
+    relative: float
+    """Of an answer, to one static forward of the same batch."""
+    answers: int
+    """Batches submitted without a gradient, at most."""
+    gradients: int
+    """Gradients taken, at most."""
+    seconds: float
+
+
+class CostEstimate(Record):
+    """What a run takes at most: attacks stop early where members fall."""
+
+    seconds: float
+    static_seconds: float
+    """One static forward of a whole batch."""
+    defenses: dict[str, DefenseCost]
+    units: int
+    tensor_bytes: int
+    """What the run folder will hold of adversarial images."""
+    measured_on: int
+    """Images that were timed, and the times scaled to a batch by their number."""
+
+
+def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate:
+    """Time a static forward and each defense on a few images, and multiply by what is planned.
+
+    Takes a few seconds; the images are few, so on a GPU, which is idle with few, it is too high.
+
+    Args:
+        subject: What would be evaluated.
+        settings: How.
+
+    Raises:
+        ConfigError, InputError: As `evaluate` does.
+    """
+    settings = settings or Settings()
+    spec = describe(subject, settings)
+    plan = make_plan(settings, subject.dataset)
+    size = max(batch.size for batch in plan.batches)
+    x, y, static = _sample(subject, plan, size)
+    scale = size / len(x)
+    planned: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units(spec, plan):
+        planned[unit.defense].append(unit)
+    costs = {}
+    for name, defense in subject.lineup(settings).items():
+        answer, gradient = _time(defense, x, y)
+        answers, gradients = _passes(subject, spec, plan, planned[name])
+        with_gradient = answer if gradient is None else gradient
+        costs[name] = DefenseCost(
+            answer_seconds=answer * scale,
+            gradient_seconds=None if gradient is None else gradient * scale,
+            relative=answer / static,
+            answers=answers,
+            gradients=gradients,
+            seconds=scale * (answers * answer + gradients * with_gradient),
+        )
+    kept = sum(
+        plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
+        for unit in units(spec, plan)
+        if unit.kind == "attack" and settings.tensors == "keep"
+    )
+    return CostEstimate(
+        seconds=sum(cost.seconds for cost in costs.values()),
+        static_seconds=static * scale,
+        defenses=costs,
+        units=sum(map(len, planned.values())),
+        tensor_bytes=kept * x[0].numel() * 4,
+        measured_on=len(x),
+    )
+
+
+def _sample(subject: Subject, plan: Plan, size: int) -> tuple[Tensor, Tensor, float]:
+    """As many images as a forward of noticeable length takes, and its seconds."""
+    positions = plan.batches[0].positions
+    count = min(_FEW, size)
+    device = device_of(subject.model)
+    while True:
+        x, y = (part.to(device) for part in subject.dataset.batch(positions[:count]))
+        with torch.no_grad():
+            subject.model(x)
+            start = clock(device)
+            subject.model(x)
+            seconds = max(clock(device) - start, 1e-9)
+        if seconds >= _LONG_ENOUGH or count >= min(size, len(positions)):
+            return x, y, seconds
+        count = min(2 * count, size, len(positions))
+
+
+def _time(defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+    """Seconds of an answer, and of an answer with its gradient; the first call warms up."""
+    with isolated_random_state(0, x.device):
+        reset(defense)
+        leaf = x.clone().requires_grad_()
+        start = clock(x.device)
+        with torch.enable_grad():
+            logits = defense(leaf)
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise InputError(f"{type(defense).__name__} must return logits (N, classes)")
+            gradient = None
+            if logits.requires_grad:
+                loss = F.cross_entropy(logits.float(), y, reduction="sum")
+                torch.autograd.grad(loss, leaf, allow_unused=True)
+                gradient = clock(x.device) - start
+        with torch.no_grad():
+            start = clock(x.device)
+            defense(x)
+            answer = max(clock(x.device) - start, 1e-9)
+        reset(defense)
+    return answer, gradient
+
+
+def _passes(
+    subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Unit]
+) -> tuple[int, int]:
+    """Answers without and with a gradient: of an attack, each gradient needs one of its answers."""
+    answers, gradients = 0.0, 0
+    classes, norm = len(spec.dataset.classes), subject.threat.norm
+    for unit in planned:
+        if unit.kind == "probe":
+            answers, gradients = answers + _PROBE_QUERIES, gradients + 1
+            continue
+        answers += len(plan.batches) if unit.batch is None else 1
+        if unit.kind == "attack":
+            size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
+            passes = subject.attack(unit.attack or "").passes(classes, norm, size)
+            answers += max(passes.forwards - passes.backwards, 0)
+            gradients += passes.backwards
+    return math.ceil(answers), gradients

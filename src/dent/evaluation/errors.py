@@ -1,0 +1,30 @@
+"""Why an evaluation was refused: by what its reader can do about it.
+
+None of them is raised after something in a run folder was destroyed: what was there is still there.
+"""
+
+from dent.errors import DentError
+
+
+class RecordError(DentError):
+    """A run folder cannot be read, written or trusted: the message says which file, and why."""
+
+
+class SpecMismatchError(RecordError):
+    """The folder holds a run of something else: choose another folder, or the same evaluation.
+
+    Attributes:
+        differences: One sentence for every field that differs.
+    """
+
+    def __init__(self, message: str, differences: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+class LockedError(RecordError):
+    """Another process is writing to the folder: wait for it, or choose another folder."""
+
+
+class SchemaVersionError(RecordError):
+    """The record was written by a newer torch-dent: upgrade to read it."""

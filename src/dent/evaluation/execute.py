@@ -1,0 +1,250 @@
+"""Run one unit of a plan: ask, attack, serve, and make its record.
+
+A unit depends on its batch, its defense and its seed alone, never on which units ran before it in
+this process. That is what lets a run be resumed, and batches be run elsewhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dent.attacks import AttackResult, Defense
+from dent.errors import DataError
+from dent.evaluation.folder import Store
+from dent.evaluation.mixing import among
+from dent.evaluation.plan import Batch, Plan, Unit, candidates, seed_of
+from dent.evaluation.probing import probe_record
+from dent.evaluation.records import UnitRecord, UnitTiming
+from dent.evaluation.serving import Served, clock, device_of, merge_traces, serve
+from dent.evaluation.spec import STATIC, EvaluationSpec
+from dent.evaluation.stream import Stream, serve_seed
+from dent.evaluation.subject import Subject
+from dent.threat import ThreatModel
+
+Within = Callable[[int, int], None]
+"""Called by an attack after every pass with (passes done, passes planned)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a unit needs beside itself.
+
+    Attributes:
+        subject: The objects.
+        spec: Their description.
+        plan: The batches.
+        lineup: The defenses by name, in the order of the spec.
+        stream: Puts them into the state in which a batch finds them.
+        store: Where records are kept.
+    """
+
+    subject: Subject
+    spec: EvaluationSpec
+    plan: Plan
+    lineup: Mapping[str, Defense]
+    stream: Stream
+    store: Store
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model."""
+        return self.subject.threat
+
+
+class Batches:
+    """Loads batches onto the model's device, and keeps the last one."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._device = device_of(run.subject.model)
+        self._index: int | None = None
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) and labels (N,).
+
+        Raises:
+            DataError: The dataset's labels are no longer those of the plan.
+        """
+        if self._held is None or self._index != batch.index:
+            x, y = self._run.subject.dataset.batch(batch.positions)
+            if tuple(y.tolist()) != batch.labels:
+                raise DataError(
+                    f"the dataset {self._run.spec.dataset.name!r} gives other labels for batch "
+                    f"{batch.index} than when the plan was made: a dataset must not change"
+                )
+            self._held, self._index = (x.to(self._device), y.to(self._device)), batch.index
+        return self._held
+
+
+def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None) -> None:
+    """Run a unit and record it."""
+    start = clock(device_of(run.subject.model))
+    if unit.kind == "probe":
+        run.store.put(
+            probe_record(
+                run.lineup[unit.defense],
+                unit,
+                run.subject,
+                run.spec,
+                batches.load(run.plan.batches[0]),
+            )
+        )
+        return
+    members = members_of(run.plan, unit)
+    seed = unit_seed(run.spec, unit)
+    found, extra, attack_seconds = _submission(run, unit, members, batches, seed, within)
+    static = None
+    if unit.kind == "natural" and unit.defense != STATIC:
+        static = _static_seconds(run, batches.load(members[0])[0])
+    answers = submit(run, unit, found, batches)
+    record = UnitRecord(
+        kind=unit.kind,
+        defense=unit.defense,
+        attack=unit.attack,
+        batch=unit.batch,
+        seed=seed,
+        served=tuple(at for answer in answers for at in answer.predictions),
+        trace=merge_traces([answer.trace for answer in answers]),
+        timing=UnitTiming(
+            total=clock(device_of(run.subject.model)) - start,
+            attack=attack_seconds,
+            serve=sum(answer.seconds for answer in answers),
+            static=static,
+        ),
+        **extra,
+    )
+    run.store.put(record, found if unit.kind == "attack" else None)
+
+
+def submit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Served]:
+    """Serve a unit's batches with the attacked members replaced by `found`, adapted afresh.
+
+    Args:
+        run: The run.
+        unit: Which defense and batches.
+        found: (members attacked, C, H, W) over the unit's batches; None for the natural images.
+        batches: Where they are loaded from.
+    """
+    answers, begin = [], 0
+    for batch in members_of(run.plan, unit):
+        x, _ = batches.load(batch)
+        if found is not None:
+            rows = found[begin : begin + batch.attacked].to(x)
+            x = torch.cat([rows, x[batch.attacked :]])
+            begin += batch.attacked
+        answers.append(_serve(run, unit, x, batch))
+    return answers
+
+
+def members_of(plan: Plan, unit: Unit) -> tuple[Batch, ...]:
+    """The batches of a unit."""
+    return plan.batches if unit.batch is None else (plan.batches[unit.batch],)
+
+
+def unit_seed(spec: EvaluationSpec, unit: Unit) -> int:
+    """The seed of a unit's attack."""
+    return seed_of(spec.settings.seed, "unit", unit.batch, unit.attack)
+
+
+def _submission(
+    run: Run,
+    unit: Unit,
+    members: tuple[Batch, ...],
+    batches: Batches,
+    seed: int,
+    within: Within | None,
+) -> tuple[Tensor | None, dict[str, Any], float]:
+    """What is submitted of the attacked members, what the record says of it, and its seconds."""
+    if unit.kind == "natural":
+        return None, {}, 0.0
+    if unit.kind == "transfer":
+        source = _unit_record(run, Unit("attack", STATIC, unit.attack, unit.batch))
+        return run.store.adversarial(source), {"tensor": source.tensor}, 0.0
+    if unit.kind == "assembled":
+        found, sources = assembled(run, unit, members[0])
+        return found, {"sources": sources}, 0.0
+    result = _attack(run, unit, members, batches, seed, within)
+    return result.adversarial, _of_attack(result), result.seconds
+
+
+def _attack(
+    run: Run,
+    unit: Unit,
+    members: tuple[Batch, ...],
+    batches: Batches,
+    seed: int,
+    within: Within | None,
+) -> AttackResult:
+    defense = run.stream.enter(unit.defense, members[0].index)
+    attack = run.subject.attack(unit.attack or "")
+    if len(members) == 1:
+        x, y = batches.load(members[0])
+        attacked = members[0].attacked
+        target = among(defense, x, attacked)
+        return attack(target, x[:attacked], y[:attacked], run.threat, seed=seed, progress=within)
+    loaded = [batches.load(batch) for batch in members]
+    x, y = (torch.cat(parts) for parts in zip(*loaded, strict=True))
+    return attack(defense, x, y, run.threat, seed=seed, progress=within)
+
+
+def _of_attack(result: AttackResult) -> dict[str, Any]:
+    return {
+        "claimed": tuple(result.claimed.tolist()),
+        "claimed_after": {name: int(fell.sum()) for name, fell in result.claimed_after.items()},
+        "queries": result.queries,
+        "backwards": result.backwards,
+        "non_finite": result.non_finite,
+        "notes": tuple(result.notes),
+    }
+
+
+def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
+    """Of each member, what first broke it; of who never fell, what broke most of the batch."""
+    records = [
+        _unit_record(run, Unit(kind, unit.defense, attack, unit.batch))
+        for kind, attack in candidates(run.spec, unit.defense)
+    ]
+    labels = batch.labels[: batch.attacked]
+    right = [
+        [at == label for at, label in zip(record.served, labels, strict=False)]
+        for record in records
+    ]
+    strongest = min(range(len(records)), key=lambda at: sum(right[at]))
+    sources = tuple(
+        next((at for at, rows in enumerate(right) if not rows[member]), strongest)
+        for member in range(batch.attacked)
+    )
+    tensors = {at: run.store.adversarial(_owner(run, records[at])) for at in set(sources)}
+    rows = [tensors[at][member] for member, at in enumerate(sources)]
+    return torch.stack(rows), sources
+
+
+def _owner(run: Run, record: UnitRecord) -> UnitRecord:
+    """The record under which a tensor was kept: a transferred one is the static attack's."""
+    if record.kind == "attack":
+        return record
+    return _unit_record(run, Unit("attack", STATIC, record.attack, record.batch))
+
+
+def _unit_record(run: Run, unit: Unit) -> UnitRecord:
+    record = run.store.done[unit.key]
+    if not isinstance(record, UnitRecord):
+        raise TypeError(f"{unit.key} is the record of a probe")
+    return record
+
+
+def _serve(run: Run, unit: Unit, x: Tensor, batch: Batch) -> Served:
+    defense = run.stream.enter(unit.defense, batch.index)
+    seed = serve_seed(run.spec.settings.seed, batch.index)
+    return serve(defense, x, seed=seed, attacked=batch.attacked)
+
+
+def _static_seconds(run: Run, x: Tensor) -> float:
+    with torch.no_grad():
+        start = clock(x.device)
+        run.subject.model(x)
+        return clock(x.device) - start

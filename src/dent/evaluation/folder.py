@@ -1,0 +1,358 @@
+"""A run folder: what lies where, and under which conditions it may be written to."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dent.evaluation.canonical import Record, digest
+from dent.evaluation.disk import TEMPORARY, read, sync_folder, write_atomically, writing
+from dent.evaluation.errors import RecordError, SchemaVersionError, SpecMismatchError
+from dent.evaluation.journal import JOURNAL, JournalWriter, read_journal, repair
+from dent.evaluation.lock import FolderLock
+from dent.evaluation.plan import Plan, units
+from dent.evaluation.records import (
+    TENSORS,
+    JournalRecord,
+    RunRecord,
+    Session,
+    TensorRef,
+    UnitRecord,
+)
+from dent.evaluation.spec import SCHEMA_VERSION, EvaluationSpec, differences
+
+RUN: Final = "run.json"
+PLAN: Final = "plan.json"
+RESULT: Final = "result.json"
+_ENTRY: Final = "adversarial"
+_Kept = TypeVar("_Kept", bound=Record)
+
+
+class Store(Protocol):
+    """Where records go while a run is on."""
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        """What is recorded, by the unit's key."""
+        ...
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit, and what was submitted."""
+        ...
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        """What was submitted in a recorded unit."""
+        ...
+
+    def forget(self, record: UnitRecord) -> None:
+        """Drop the tensor of a recorded unit, whose batch is done."""
+        ...
+
+
+class Memory:
+    """Records that last as long as the process, with the tensors of the batch that is running."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, JournalRecord] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        """What is recorded, by the unit's key."""
+        return self._done
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit, and keep its tensor until its batch is done."""
+        self._done[record.key] = record
+        if adversarial is not None:
+            self._tensors[record.key] = adversarial.cpu()
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        """What was submitted in a recorded unit."""
+        return self._tensors[record.key]
+
+    def forget(self, record: UnitRecord) -> None:
+        """Drop the tensor of a unit."""
+        self._tensors.pop(record.key, None)
+
+
+class RunFolder:
+    """A run folder that this process may write to, and that no other can while it is open.
+
+    A new or empty folder is set up; one that holds the same run is resumed. Anything else is
+    refused before anything is written.
+
+    Args:
+        path: The folder; its parents are made where they are missing.
+        spec: What is evaluated.
+        plan: In which batches.
+
+    Raises:
+        SpecMismatchError: The folder holds a run of something else.
+        SchemaVersionError: It was written by a newer torch-dent.
+        LockedError: Another process is writing to it.
+        RecordError: It holds other files, is damaged, or cannot be written to.
+    """
+
+    def __init__(self, path: Path, spec: EvaluationSpec, plan: Plan) -> None:
+        self.path = path
+        self.spec = spec
+        _refuse_what_is_no_run(path)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(path)
+        try:
+            self._run = self._set_up(spec, plan)
+            self.torn = repair(path / JOURNAL)
+            self._done = _by_key(self.path, self._run, plan)
+            self._writer = JournalWriter(path / JOURNAL)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def run(self) -> RunRecord:
+        """`run.json` as it stands."""
+        return self._run
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        """What is recorded, by the unit's key."""
+        return self._done
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit: first its tensor, then its line; both are on the disk on return."""
+        if adversarial is not None and isinstance(record, UnitRecord):
+            record = record.model_copy(update={"tensor": self._save(record, adversarial)})
+        self._writer.append(record)
+        self._done[record.key] = record
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        """What was submitted in a recorded unit, its digest checked."""
+        return load_tensor(self.path, record)
+
+    def forget(self, record: UnitRecord) -> None:
+        """Delete the tensor of a unit, where the settings say so."""
+        if self.spec.settings.tensors == "drop" and record.tensor is not None:
+            with writing(self.path / record.tensor.file):
+                (self.path / record.tensor.file).unlink(missing_ok=True)
+
+    def update(self, **changes: object) -> None:
+        """Rewrite `run.json` with other values."""
+        self._run = self._run.model_copy(update=changes)
+        write_atomically(self.path / RUN, dump(self._run))
+
+    def session(self, session: Session) -> None:
+        """Write the session of this process: the last one, or a new one."""
+        known = self._run.sessions
+        same = bool(known) and known[-1].started == session.started
+        self.update(sessions=(*(known[:-1] if same else known), session))
+
+    def write(self, name: str, record: Record) -> None:
+        """Write a file derived from the records."""
+        write_atomically(self.path / name, dump(record))
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        self._writer.close()
+        self._lock.close()
+
+    def _set_up(self, spec: EvaluationSpec, plan: Plan) -> RunRecord:
+        if (self.path / RUN).exists():
+            run = read_run(self.path)
+            _refuse_another(self.path, run, spec, plan)
+        else:
+            # In this order: whoever sees run.json sees the rest.
+            write_atomically(self.path / PLAN, dump(plan))
+            run = RunRecord(
+                status="running",
+                identity=spec.identity,
+                spec=spec,
+                plan=digest(plan.to_json()),
+                units=sum(1 for _ in units(spec, plan)),
+                sessions=(),
+            )
+            write_atomically(self.path / JOURNAL, b"")
+            write_atomically(self.path / RUN, dump(run))
+        with writing(self.path):
+            (self.path / TENSORS).mkdir(exist_ok=True)
+            for left in (*self.path.glob(f"{TEMPORARY}*"), *self.path.glob(f"*/{TEMPORARY}*")):
+                left.unlink()
+            sync_folder(self.path)
+        return run
+
+    def _save(self, record: UnitRecord, adversarial: Tensor) -> TensorRef:
+        names = [defense.name for defense in self.spec.defenses]
+        attacks = [attack.name for attack in self.spec.attacks]
+        batch = "all" if record.batch is None else f"{record.batch:06d}"
+        at = f"{names.index(record.defense):02d}-{attacks.index(record.attack or ''):02d}"
+        content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
+        file = f"{TENSORS}/{batch}-{at}.safetensors"
+        write_atomically(self.path / file, content)
+        return TensorRef(
+            file=file,
+            sha256=hashlib.sha256(content).hexdigest(),
+            shape=tuple(adversarial.shape),
+        )
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read `run.json`.
+
+    Raises:
+        RecordError: It is missing or damaged.
+        SchemaVersionError: It was written by a newer torch-dent.
+    """
+    return read_record(path / RUN, RunRecord)
+
+
+def read_plan(path: Path, run: RunRecord) -> Plan:
+    """Read `plan.json` and check that it is the run's.
+
+    Raises:
+        RecordError: It is missing, damaged, or another.
+    """
+    plan = read_record(path / PLAN, Plan)
+    if digest(plan.to_json()) != run.plan:
+        raise RecordError(
+            f"{path / PLAN} is not the plan that {RUN} was written with: restore it, or start over "
+            "in another folder"
+        )
+    return plan
+
+
+def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
+    """Read the journal: every record once, by its unit's key, in the order they were written.
+
+    Raises:
+        RecordError: A line is damaged, or is of a unit that is not planned or recorded twice.
+    """
+    return _by_key(path, run, plan)
+
+
+def load_tensor(path: Path, record: UnitRecord) -> Tensor:
+    """Load what was submitted in a recorded unit.
+
+    Returns:
+        float32 (members attacked, C, H, W), on the CPU.
+
+    Raises:
+        RecordError: It was not kept, is missing, or is not what was written.
+    """
+    ref = record.tensor
+    if ref is None:
+        raise RecordError(f"{path}: {record.key} has no tensor of its own")
+    content = read(path / ref.file)
+    found = hashlib.sha256(content).hexdigest()
+    if found != ref.sha256:
+        raise RecordError(
+            f"{path / ref.file} is not what was written: SHA-256 {found}, recorded {ref.sha256}"
+        )
+    try:
+        tensor = load(content)[_ENTRY]
+    except (SafetensorError, KeyError) as error:
+        raise RecordError(f"{path / ref.file} does not hold {_ENTRY!r}: {error}") from None
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
+        raise RecordError(f"{path / ref.file} holds {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
+
+
+def dump(record: Record) -> bytes:
+    """Return a file's text: indented JSON."""
+    return (json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_record(path: Path, kind: type[_Kept]) -> _Kept:
+    """Read a file that holds one record with a schema version.
+
+    Raises:
+        RecordError: It is missing or damaged.
+        SchemaVersionError: It was written by a newer torch-dent.
+    """
+    content = read(path)
+    try:
+        plain = json.loads(content)
+        version = plain["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise RecordError(
+            f"{path} is damaged: expected JSON with a schema_version. Restore it, or start over in "
+            "another folder; nothing was changed"
+        ) from None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path} was written by a newer torch-dent (schema version {version}; this one reads "
+            f"up to {SCHEMA_VERSION}): upgrade torch-dent. Nothing was changed"
+        )
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        at = ".".join(map(str, problem["loc"]))
+        raise RecordError(f"{path}: {at}: {problem['msg']}. Nothing was changed") from None
+
+
+def _by_key(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
+    planned = {unit.key: unit for unit in units(run.spec, plan)}
+    sizes = {batch.index: batch.size for batch in plan.batches}
+    done: dict[str, JournalRecord] = {}
+    for record in read_journal(path / JOURNAL):
+        where = f"{path / JOURNAL}: {record.key}"
+        if record.key not in planned:
+            raise RecordError(f"{where} is not in the plan of this run; nothing was changed")
+        if record.key in done:
+            raise RecordError(f"{where} is recorded twice; nothing was changed")
+        if isinstance(record, UnitRecord):
+            size = sum(sizes.values()) if record.batch is None else sizes[record.batch]
+            if len(record.served) != size:
+                raise RecordError(f"{where}: {len(record.served)} predictions for {size} members")
+        done[record.key] = record
+    return done
+
+
+def _refuse_what_is_no_run(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RecordError(f"{path} is a file: a run is a folder, choose another name")
+    if not path.is_dir() or (path / RUN).exists():
+        return
+    ours = {PLAN, JOURNAL, "lock"}
+    strange = sorted(
+        item.name
+        for item in path.iterdir()
+        if item.name not in ours and not item.name.startswith(TEMPORARY)
+    )
+    journal = path / JOURNAL
+    if journal.exists() and journal.stat().st_size:
+        raise RecordError(
+            f"{path} holds a journal but no {RUN}: restore {RUN}, or choose another folder. "
+            "Nothing was changed"
+        )
+    if strange:
+        raise RecordError(
+            f"{path} holds something that is no run ({', '.join(strange[:4])}): nothing was "
+            "changed; choose a new or empty folder"
+        )
+
+
+def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan) -> None:
+    found = differences(run.spec.to_json(), spec.to_json())
+    if found:
+        listed = "\n  ".join(found)
+        raise SpecMismatchError(
+            f"{path} holds another evaluation; nothing was changed. They differ in\n  {listed}\n"
+            "Choose another folder, or ask for the same again.",
+            found,
+        )
+    if run.identity != spec.identity:
+        raise RecordError(f"{path / RUN} was edited: its identity is not that of its spec")
+    if digest(read_plan(path, run).to_json()) != digest(plan.to_json()):
+        raise RecordError(
+            f"{path / PLAN} lays the samples into other batches than this version of torch-dent: "
+            "resume with the version that started the run, or start over in another folder"
+        )

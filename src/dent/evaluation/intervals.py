@@ -1,0 +1,90 @@
+"""Confidence intervals of counts: of one proportion, and of the difference of two paired ones."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
+
+LEVEL: Final = 0.95
+_DRAWS: Final = 4000
+
+
+def wilson(correct: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson, 1927).
+
+    Args:
+        correct: From 0 to `total`.
+        total: At least 1.
+        level: Confidence level.
+    """
+    interval = binomtest(correct, total).proportion_ci(confidence_level=level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def tango(
+    only_first: int, only_second: int, total: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Tango's score interval of a difference of paired proportions (Tango, 1998).
+
+    Of `total` pairs, the first alone is right in `only_first` and the second alone in
+    `only_second`; the difference is the first proportion less the second. All differences that a
+    score test at this level does not reject. It keeps its level for few pairs, and has a width even
+    where no pair disagrees: 0 of n is no proof of no difference.
+
+    Args:
+        only_first: Pairs in which only the first is right.
+        only_second: Pairs in which only the second is right.
+        total: Pairs, at least 1.
+        level: Confidence level.
+    """
+    z = float(norm.ppf(0.5 + level / 2))
+    observed = (only_first - only_second) / total
+
+    def score(difference: float) -> float:
+        return _tango_score(only_first, only_second, total, difference)
+
+    edge = 1 - 1e-12
+    low = high = observed
+    if observed > -edge and score(-edge) > z:
+        low = float(brentq(lambda d: score(d) - z, -edge, min(observed, edge), xtol=1e-12))
+    elif observed > -edge:
+        low = -1.0
+    if observed < edge and score(edge) < -z:
+        high = float(brentq(lambda d: score(d) + z, max(observed, -edge), edge, xtol=1e-12))
+    elif observed < edge:
+        high = 1.0
+    return low, high
+
+
+def _tango_score(b: int, c: int, n: int, difference: float) -> float:
+    """The score statistic at a difference, its variance at the constrained maximum."""
+    linear = -b - c + (2 * n - b + c) * difference
+    constant = -c * difference * (1 - difference)
+    root = max(linear * linear - 8 * n * constant, 0.0) ** 0.5
+    q = (root - linear) / (4 * n)
+    variance = n * (2 * q + difference * (1 - difference))
+    above = b - c - n * difference
+    if variance <= 0:
+        return 0.0 if above == 0 else float(np.copysign(np.inf, above))
+    return float(above / variance**0.5)
+
+
+def cluster_bootstrap(
+    differences: Sequence[int], sizes: Sequence[int], seed: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile interval of a difference of proportions, drawing whole batches anew.
+
+    For where the members of one batch share an adaptation, and so their luck.
+
+    Args:
+        differences: Per batch, correct of the first less correct of the second.
+        sizes: Per batch, its members.
+        seed: Of the draws: the same records give the same interval.
+        level: Confidence level.
+    """
+    draws = np.random.default_rng(seed).integers(len(sizes), size=(_DRAWS, len(sizes)))
+    values = np.asarray(differences)[draws].sum(axis=1) / np.asarray(sizes)[draws].sum(axis=1)
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)

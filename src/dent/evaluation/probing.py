@@ -1,0 +1,73 @@
+"""The unit that asks a defense about the first batch, and its record."""
+
+from torch import Tensor
+
+from dent.attacks import Defense
+from dent.evaluation.follow_ups import huge_eps, more_iterations
+from dent.evaluation.plan import Unit, seed_of
+from dent.evaluation.probe import Probe
+from dent.evaluation.records import FollowUp, ProbeRecord, UnitTiming
+from dent.evaluation.serving import clock, reset
+from dent.evaluation.spec import EvaluationSpec
+from dent.evaluation.subject import Subject
+
+
+def probe_record(
+    defense: Defense,
+    unit: Unit,
+    subject: Subject,
+    spec: EvaluationSpec,
+    batch: tuple[Tensor, Tensor],
+    *,
+    follow_ups: bool = True,
+) -> ProbeRecord:
+    """Probe a defense, as far as the settings say.
+
+    Args:
+        defense: Whom to ask; forgets before and after, where it can.
+        unit: The unit that is recorded.
+        subject: For the attacks and the threat model.
+        spec: For the settings.
+        batch: Images and labels of the first batch.
+        follow_ups: Leave out the extra attacks where False.
+    """
+    x, y = batch
+    start = clock(x.device)
+    seed = seed_of(spec.settings.seed, "probe")
+    probe = Probe(defense, x, y, subject.threat.bounds, seed)
+    probabilities = probe.probabilities()
+    half, strangers, permuted = probe.half(), probe.strangers(), probe.permuted()
+    right, useless = probe.gradients()
+    repeated, again = probe.repeated(), probe.again()
+    huge, more = None, None
+    if follow_ups and spec.settings.diagnostics == "full" and useless is not None:
+        few = x[: probe.members], y[: probe.members]
+        huge, more = _follow_ups(defense, few, subject, seed)
+    reset(defense)
+    return ProbeRecord(
+        defense=unit.defense,
+        seed=seed,
+        repeated=repeated,
+        again=again,
+        half=half,
+        strangers=strangers,
+        permuted=permuted,
+        probabilities=probabilities,
+        rows=len(x),
+        gradient_rows=right,
+        zero_gradients=useless,
+        huge_eps=huge,
+        more_iterations=more,
+        timing=UnitTiming(total=clock(x.device) - start, attack=0.0, serve=0.0, static=None),
+    )
+
+
+def _follow_ups(
+    defense: Defense, few: tuple[Tensor, Tensor], subject: Subject, seed: int
+) -> tuple[FollowUp, tuple[FollowUp, ...]]:
+    x, y = few
+    longer = [
+        more_iterations(defense, attack, x, y, subject.threat, seed) for attack in subject.attacks
+    ]
+    huge = huge_eps(defense, x, y, subject.threat, seed)
+    return huge, tuple(found for found in longer if found is not None)

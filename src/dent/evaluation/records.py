@@ -1,0 +1,192 @@
+"""The records of a run: what one line of the journal and each file of the folder may hold.
+
+Counts and predictions are recorded; ratios are derived from them elsewhere. What was not scored
+is null, never NaN and never zero. Whatever depends on the clock lies under `timing`.
+"""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from dent.evaluation.canonical import Record
+from dent.evaluation.spec import SCHEMA_VERSION, EvaluationSpec, Sha256
+
+TENSORS: Final = "adversarial"
+_Count = Annotated[int, Field(ge=0)]
+_Seconds = Annotated[float, Field(ge=0)]
+
+
+class TensorRef(Record):
+    """A safetensors file of the run folder, with the entry `adversarial`."""
+
+    file: Annotated[str, Field(pattern=f"^{TENSORS}/[a-z0-9-]+[.]safetensors$")]
+    sha256: Sha256
+    """Of the file."""
+    shape: tuple[int, ...]
+    """(members attacked, channels, height, width)."""
+
+
+class Trace(Record):
+    """How the adaptation went, over the attacked members whose values are finite."""
+
+    rows: _Count
+    """How many members the means are over."""
+    entropy: tuple[float, ...] | None
+    """Mean entropy in nats, before every step and at last of what is served; null without rows."""
+    sigma: tuple[float, ...] | None
+    """Mean sigma in pixels, one or one an axis; null where the defense does not smooth."""
+    status: dict[str, _Count]
+    """How many members' adaptation ended how; empty where the defense does not say."""
+
+
+class UnitTiming(Record):
+    """Seconds of one unit."""
+
+    total: _Seconds
+    """All of it, up to the writing of its line."""
+    attack: _Seconds
+    serve: _Seconds
+    """The defense's answer that is recorded."""
+    static: _Seconds | None
+    """One static forward of the same batch, right before; measured in natural units alone."""
+
+
+class UnitRecord(Record):
+    """What a defense served for one batch (or, where `batch` is null, for all of them)."""
+
+    kind: Literal["natural", "attack", "transfer", "assembled"]
+    defense: str
+    attack: str | None
+    batch: _Count | None
+    seed: _Count
+    served: tuple[int | None, ...]
+    """Predicted class of every member, company included, in the order of the plan; null where the
+    defense gave no prediction (not finite), which counts as wrong."""
+    trace: Trace
+    claimed: tuple[bool, ...] | None = None
+    """Per attacked member, whether the attack says that it fell; null where nothing attacked."""
+    claimed_after: dict[str, _Count] | None = None
+    """Of a set of attacks: how many had fallen after each part."""
+    sources: tuple[_Count, ...] | None = None
+    """Of an assembled batch: for each attacked member, which candidate it is taken from."""
+    queries: _Count = 0
+    """Batches that the attack submitted."""
+    backwards: _Count = 0
+    """Gradients that the attack took."""
+    non_finite: _Count = 0
+    """Rows, over all of the attack's queries, that were no prediction."""
+    notes: tuple[str, ...] = ()
+    tensor: TensorRef | None = None
+    """What was submitted; null where it is the natural batch or assembled, or was not kept."""
+    timing: UnitTiming
+
+    @property
+    def key(self) -> str:
+        """The key of the unit."""
+        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+
+
+class Company(Record):
+    """What an answer did when only the rest of its batch changed."""
+
+    members: _Count
+    """How many members were asked in both batches."""
+    changed: _Count
+    """For how many the predicted class changed."""
+    distance: float | None
+    """Largest change of a probability; null where an answer was not finite."""
+
+
+class FollowUp(Record):
+    """A small extra attack of the full diagnostics, on members of the first batch."""
+
+    attack: str
+    total: _Count
+    correct: _Count
+    """Still right, as served."""
+    before: _Count | None
+    """Still right under the attack as it was configured, on the same members; null if huge eps."""
+
+
+class ProbeRecord(Record):
+    """What a few questions about the first batch say of a defense; see `diagnostics`."""
+
+    kind: Literal["probe"] = "probe"
+    defense: str
+    attack: None = None
+    batch: _Count | None = 0
+    seed: _Count
+    repeated: Company
+    """The same batch, another seed."""
+    again: Company
+    """The same batch and seed once more, after other questions: does it carry state?"""
+    half: Company | None
+    """The first half of the batch without the other; null where there is no half."""
+    strangers: Company | None
+    """The first half with noise in the place of the other."""
+    permuted: Company | None
+    """The first half in reverse order."""
+    probabilities: _Count
+    """Rows that are probabilities: within [0, 1], summing to 1."""
+    rows: _Count
+    """Rows looked at for `probabilities`."""
+    gradient_rows: _Count
+    """Members whose input gradient was looked at: those predicted correctly."""
+    zero_gradients: _Count | None
+    """Those of them with none, or one that is not finite; null if the defense has no gradient."""
+    huge_eps: FollowUp | None = None
+    more_iterations: tuple[FollowUp, ...] | None = None
+    timing: UnitTiming
+
+    @property
+    def key(self) -> str:
+        """The key of the unit."""
+        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+
+
+JournalRecord = UnitRecord | ProbeRecord
+
+
+class Line(Record):
+    """One line of `journal.jsonl`."""
+
+    record: Annotated[JournalRecord, Field(discriminator="kind")]
+    sha256: Sha256
+    """Of the record's canonical JSON text."""
+
+
+class Session(Record):
+    """One process that worked on the run: which software on which machine, and how long."""
+
+    versions: dict[str, str]
+    platform: str
+    device: str
+    threads: _Count
+    processors: _Count
+    started: str
+    """UTC, ISO 8601."""
+    ended: str | None = None
+    """Null while it runs, and where it was killed."""
+    outcome: Literal["complete", "interrupted", "failed"] | None = None
+    message: str | None = None
+    """Why it failed."""
+    units: _Count = 0
+    """Units it recorded."""
+    timing: dict[str, _Seconds] = Field(default_factory=dict)
+    """Seconds in all, in attacks, in the defenses' answers and in probes."""
+
+
+class RunRecord(Record):
+    """`run.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["running", "interrupted", "failed", "complete"]
+    """`running` is also left behind by a process that was killed."""
+    identity: Sha256
+    """SHA-256 of the canonical text of `spec`."""
+    spec: EvaluationSpec
+    plan: Sha256
+    """SHA-256 of the canonical text of `plan.json`."""
+    units: _Count
+    """Lines that the complete journal has."""
+    sessions: tuple[Session, ...]

@@ -1,0 +1,196 @@
+"""Submit what a run recorded once more, and compare."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dent.evaluation.errors import RecordError
+from dent.evaluation.execute import Batches, Run, assembled, members_of, submit, unit_seed
+from dent.evaluation.plan import Unit, seed_of
+from dent.evaluation.probe_readings import depends, randomized, stateful
+from dent.evaluation.probing import probe_record
+from dent.evaluation.provenance import new_session
+from dent.evaluation.reading import RecordedRun
+from dent.evaluation.records import JournalRecord, ProbeRecord, Trace, UnitRecord
+from dent.evaluation.serving import Served, device_of, merge_traces
+from dent.evaluation.spec import STATIC, EvaluationSpec
+from dent.evaluation.stream import Stream
+from dent.evaluation.subject import Subject, threat_of
+
+TOLERATED = 0.01
+"""Share of members that may be answered differently on other hardware or software: near ties."""
+_CLOSE = 1e-3
+_DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look at one unit found.
+
+    Attributes:
+        check: Which check it belongs to.
+        problem: What is wrong, or None.
+        skipped: Whether it could not be looked at; `problem` then says why.
+    """
+
+    check: str
+    problem: str | None = None
+    skipped: bool = False
+
+
+class _ReadOnly:
+    """A recorded run as the store that running units read from."""
+
+    def __init__(self, recorded: RecordedRun) -> None:
+        self._recorded = recorded
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        return self._recorded.records
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        raise RecordError(f"{self._recorded.path} is only being checked, not written to")
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        return self._recorded.adversarial(record)
+
+    def forget(self, record: UnitRecord) -> None:
+        raise RecordError(f"{self._recorded.path} is only being checked, not written to")
+
+
+class Resubmission:
+    """Looks at the units of a run one by one, in their order.
+
+    Args:
+        recorded: The run.
+        subject: What was evaluated.
+    """
+
+    def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
+        spec, plan = recorded.run.spec, recorded.plan
+        lineup = subject.lineup(spec.settings)
+        stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
+        self._recorded = recorded
+        self._run = Run(subject, spec, plan, lineup, stream, _ReadOnly(recorded))
+        self._batches = Batches(self._run)
+        self._threat = threat_of(spec.threat)
+        self._same_place = _same_place(recorded, subject)
+        self._changed: list[str] = []
+        self._members = 0
+
+    def check(self, unit: Unit) -> Iterator[Finding]:
+        """Look at a recorded unit."""
+        record = self._recorded.records[unit.key]
+        if isinstance(record, ProbeRecord):
+            yield self._probe(unit, record)
+            return
+        try:
+            found = self._found(unit, record)
+        except RecordError as error:
+            dropped = self._run.spec.settings.tensors == "drop"
+            for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
+                yield Finding(check, _DROPPED if dropped else str(error), skipped=dropped)
+            return
+        if found is not None:
+            yield Finding("tensors")
+            outside = self._outside(unit, found)
+            yield Finding("threat model", outside)
+            if unit.kind == "assembled":
+                yield Finding("tensors", self._sources(unit, record))
+        yield Finding("served", self._served(unit, record, found))
+
+    def too_many_changed(self) -> list[str]:
+        """Answers that changed: any at all where the run was made, more than a few elsewhere."""
+        allowed = 0 if self._same_place else math.floor(TOLERATED * self._members)
+        return self._changed if len(self._changed) > allowed else []
+
+    def _found(self, unit: Unit, record: UnitRecord) -> Tensor | None:
+        if unit.kind == "natural":
+            return None
+        if unit.kind == "assembled":
+            return assembled(self._run, unit, members_of(self._run.plan, unit)[0])[0]
+        if record.tensor is None:
+            raise RecordError(f"{unit.key} has no tensor on record")
+        if unit.kind == "transfer":
+            source = Unit("attack", STATIC, unit.attack, unit.batch)
+            if self._recorded.records[source.key].tensor != record.tensor:  # type: ignore[union-attr]
+                raise RecordError(f"{unit.key} names another tensor than {source.key}")
+        return self._recorded.adversarial(record)
+
+    def _outside(self, unit: Unit, found: Tensor) -> str | None:
+        natural = torch.cat(
+            [
+                self._batches.load(batch)[0][: batch.attacked].cpu()
+                for batch in members_of(self._run.plan, unit)
+            ]
+        )
+        if found.shape != natural.shape:
+            return f"{unit.key}: {tuple(found.shape)} for images of {tuple(natural.shape)}"
+        excess = self._threat.check(found, natural)
+        out = int((excess > 0).sum())
+        if not out:
+            return None
+        return f"{unit.key}: {out} images lie outside {self._threat}, by up to {excess.max():.3g}"
+
+    def _sources(self, unit: Unit, record: UnitRecord) -> str | None:
+        _, sources = assembled(self._run, unit, members_of(self._run.plan, unit)[0])
+        return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
+
+    def _served(self, unit: Unit, record: UnitRecord, found: Tensor | None) -> str | None:
+        answers = submit(self._run, unit, found, self._batches)
+        served = tuple(at for answer in answers for at in answer.predictions)
+        self._members += len(served)
+        self._changed += [
+            f"{unit.key}: member {member} is served {now}, recorded as {then}"
+            for member, (now, then) in enumerate(zip(served, record.served, strict=True))
+            if now != then
+        ]
+        return _trace_problem(unit, answers, record.trace)
+
+    def _probe(self, unit: Unit, record: ProbeRecord) -> Finding:
+        defense = self._run.lineup[unit.defense]
+        batch = self._batches.load(self._run.plan.batches[0])
+        again = probe_record(
+            defense, unit, self._run.subject, self._run.spec, batch, follow_ups=False
+        )
+        same = all(read(again) == read(record) for read in (depends, randomized, stateful)) and (
+            again.zero_gradients == record.zero_gradients
+            and again.probabilities == record.probabilities
+        )
+        return Finding("probes", None if same else f"{unit.key} is answered differently now")
+
+
+def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
+    """The seed that a unit's record must have."""
+    if unit.kind == "probe":
+        return seed_of(spec.settings.seed, "probe")
+    return unit_seed(spec, unit)
+
+
+def _trace_problem(unit: Unit, answers: list[Served], recorded: Trace) -> str | None:
+    now = merge_traces([answer.trace for answer in answers])
+    if (now.rows, now.status) != (recorded.rows, recorded.status):
+        return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
+    for name, here, there in (
+        ("entropy", now.entropy, recorded.entropy),
+        ("sigma", now.sigma, recorded.sigma),
+    ):
+        if (here is None) != (there is None) or len(here or ()) != len(there or ()):
+            return f"{unit.key}: {name} has another length than recorded"
+        pairs = zip(here or (), there or (), strict=True)
+        if not all(math.isclose(a, b, rel_tol=_CLOSE, abs_tol=_CLOSE) for a, b in pairs):
+            return f"{unit.key}: {name} is not as recorded"
+    return None
+
+
+def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
+    """Whether all of the run was made with the software and hardware that checks it now."""
+    here = new_session(device_of(subject.model))
+    return all(
+        (session.versions, session.device, session.threads)
+        == (here.versions, here.device, here.threads)
+        for session in recorded.run.sessions
+    )

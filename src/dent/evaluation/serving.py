@@ -1,0 +1,168 @@
+"""Submit a batch to a defense once, and read off all that is recorded of it."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dent.adaptation import Status
+from dent.attacks import Defense, DynamicDefense
+from dent.attacks.base import isolated_random_state
+from dent.errors import InputError
+from dent.evaluation.records import Trace
+from dent.objectives import entropy
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a defense answered to one batch.
+
+    Attributes:
+        logits: (N, classes), detached.
+        predictions: Per member, the class; None where the logits are not finite.
+        trace: How its adaptation went, over the attacked members.
+        seconds: Wall time of the answer.
+    """
+
+    logits: Tensor
+    predictions: tuple[int | None, ...]
+    trace: Trace
+    seconds: float
+
+
+def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None) -> Served:
+    """Submit a whole batch, adapted afresh.
+
+    Args:
+        defense: Dynamic or static.
+        x: Images (N, C, H, W).
+        seed: Of torch's generators while the defense answers; they are restored after.
+        attacked: How many members, from the first, the trace is over; all if None.
+
+    Raises:
+        InputError: The answer is not one row of at least two logits per member.
+    """
+    with isolated_random_state(seed, x.device), torch.no_grad():
+        start = clock(x.device)
+        adaptation = None
+        if isinstance(defense, DynamicDefense):
+            adaptation = defense.adapt(x)
+            logits = defense.predict(x, adaptation)
+        else:
+            logits = defense(x)
+        seconds = clock(x.device) - start
+    _check(defense, logits, len(x))
+    logits = logits.detach().float()
+    finite = logits.isfinite().all(dim=1)
+    classes = logits.argmax(dim=1).tolist()
+    return Served(
+        logits=logits,
+        predictions=tuple(
+            at if ok else None for at, ok in zip(classes, finite.tolist(), strict=True)
+        ),
+        trace=_trace(adaptation, logits, len(x) if attacked is None else attacked),
+        seconds=seconds,
+    )
+
+
+def reset(defense: Defense) -> None:
+    """Let a defense that keeps something between batches forget it, if it offers `reset()`.
+
+    Called before every unit, so that no unit depends on which ran before it.
+    """
+    forget = getattr(defense, "reset", None)
+    if callable(forget):
+        forget()
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after all work queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model lies; the CPU if it has no parameter and no buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def merge_traces(traces: Sequence[Trace]) -> Trace:
+    """Put the traces of several batches together, each weighted by its rows."""
+    status: Counter[str] = Counter()
+    for trace in traces:
+        status.update(trace.status)
+    return Trace(
+        rows=sum(trace.rows for trace in traces),
+        entropy=_weighted([(trace.entropy, trace.rows) for trace in traces]),
+        sigma=_weighted([(trace.sigma, trace.rows) for trace in traces]),
+        status=dict(sorted(status.items())),
+    )
+
+
+def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[float, ...] | None:
+    known = [(value, rows) for value, rows in values if value is not None and rows]
+    total = sum(rows for _, rows in known)
+    if not known or len({len(value) for value, _ in known}) > 1:
+        return None
+    columns = zip(*(value for value, _ in known), strict=True)
+    return tuple(
+        sum(x * rows for x, (_, rows) in zip(column, known, strict=True)) / total
+        for column in columns
+    )
+
+
+def _check(defense: Defense, logits: object, rows: int) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"{type(defense).__name__} must return logits ({rows}, classes) for {rows} images, "
+            f"got {came}"
+        )
+    if logits.shape[1] < 2:
+        raise InputError(f"{type(defense).__name__} returned logits of a single class")
+
+
+def _trace(adaptation: Any, logits: Tensor, attacked: int) -> Trace:
+    last = entropy(logits[:attacked]).unsqueeze(0)
+    steps = getattr(adaptation, "entropy", None)
+    if isinstance(steps, Tensor) and steps.ndim == 2 and steps.shape[1] == len(logits):
+        last = torch.cat([steps[:, :attacked].detach().to(last), last])
+    finite = last.isfinite().all(dim=0)
+    rows = int(finite.sum())
+    means = last[:, finite].double().mean(dim=1).tolist() if rows else None
+    return Trace(
+        rows=rows,
+        entropy=None if means is None else tuple(means),
+        sigma=_sigma(adaptation, finite, attacked),
+        status=_statuses(adaptation, attacked),
+    )
+
+
+def _sigma(adaptation: Any, finite: Tensor, attacked: int) -> tuple[float, ...] | None:
+    sigma = getattr(adaptation, "sigma", None)
+    if not isinstance(sigma, Tensor):
+        return None
+    sigma = sigma.detach().double()
+    if getattr(adaptation, "sample_wise", False):
+        sigma = sigma[:attacked][finite.to(sigma.device)]
+        if not len(sigma):
+            return None
+        sigma = sigma.mean(dim=0)
+    values = tuple(sigma.reshape(-1).tolist())
+    return values if all(torch.isfinite(sigma.reshape(-1)).tolist()) else None
+
+
+def _statuses(adaptation: Any, attacked: int) -> dict[str, int]:
+    status = getattr(adaptation, "status", None)
+    if not isinstance(status, Tensor) or status.ndim != 1:
+        return {}
+    names = {int(member): member.name.lower().replace("_", "-") for member in Status}
+    counted = Counter(names.get(int(code), str(code)) for code in status[:attacked].tolist())
+    return dict(sorted(counted.items()))

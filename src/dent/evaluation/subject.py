@@ -1,0 +1,159 @@
+"""What is evaluated, as objects; and its description, as the values that are recorded."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
+from dent.data.dataset import ImageDataset
+from dent.errors import ConfigError, InputError
+from dent.evaluation.spec import (
+    STATIC,
+    AttackSpec,
+    DatasetSpec,
+    DefenseSpec,
+    EvaluationSpec,
+    ModelSpec,
+    Settings,
+    ThreatSpec,
+)
+from dent.models.weights import weights_digest
+from dent.reference import describe as describe_defense
+from dent.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        model: The static model, in eval mode, on the device to run on; images in [0, 1] to logits.
+        dataset: Labelled images.
+        defenses: Dynamic defenses or modules by name. `"static"`, if it is there, is taken for the
+            static reference; otherwise `model` is.
+        attacks: Attacks with different names; none measures natural accuracy alone.
+        threat: What they may do.
+        model_name: What the model is called in records; by default the name of its class.
+    """
+
+    model: nn.Module
+    dataset: ImageDataset
+    defenses: Mapping[str, Defense]
+    attacks: Sequence[Attack]
+    threat: ThreatModel
+    model_name: str | None = None
+
+    def lineup(self, settings: Settings) -> dict[str, Defense]:
+        """The defenses by name, the static reference first.
+
+        Raises:
+            ConfigError: There is none, or a name cannot be used.
+            InputError: One is no defense, or a module in training mode.
+        """
+        others = {name: item for name, item in self.defenses.items() if name != STATIC}
+        first: dict[str, Defense] = {}
+        if settings.static or STATIC in self.defenses:
+            first = {STATIC: self.defenses.get(STATIC, self.model)}
+        if not (first or others):
+            raise ConfigError("there is no defense to evaluate: give one, or set static=True")
+        for name, defense in (first | others).items():
+            _check_name("defense", name)
+            _check_defense(name, defense)
+        return first | others
+
+    def attack(self, name: str) -> Attack:
+        """The attack of that name."""
+        return next(attack for attack in self.attacks if attack.name == name)
+
+
+def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
+    """Describe an evaluation, digests included.
+
+    Raises:
+        ConfigError: Names are missing, used twice, or a combination means nothing.
+        InputError: A defense is none.
+        WeightsError: A state dict holds something other than tensors.
+    """
+    names = [attack.name for attack in subject.attacks]
+    for name in names:
+        _check_name("attack", name)
+        if names.count(name) > 1:
+            raise ConfigError(f"two attacks are called {name!r}: give one of them another name")
+    attacks = tuple(_attack(attack, subject.threat) for attack in subject.attacks)
+    if settings.mix not in (None, 1) and any(a.protocol == "published" for a in attacks):
+        raise ConfigError(
+            "mix needs protocol='frozen': AutoAttack as published takes the batches apart"
+        )
+    dataset = subject.dataset
+    return EvaluationSpec(
+        model=ModelSpec(
+            name=subject.model_name or type(subject.model).__name__,
+            kind=_kind(subject.model),
+            weights=weights_digest(subject.model),
+        ),
+        dataset=DatasetSpec(
+            name=dataset.name,
+            split=dataset.split,
+            digest=dataset.digest,
+            size=len(dataset),
+            classes=tuple(dataset.classes),
+        ),
+        defenses=tuple(
+            _defense(name, defense) for name, defense in subject.lineup(settings).items()
+        ),
+        attacks=attacks,
+        threat=ThreatSpec(
+            norm=subject.threat.norm, eps=subject.threat.written, bounds=subject.threat.bounds
+        ),
+        settings=settings,
+    )
+
+
+def threat_of(spec: ThreatSpec) -> ThreatModel:
+    """The threat model that a record names."""
+    return ThreatModel(spec.norm, spec.eps, spec.bounds)
+
+
+def _attack(attack: Attack, threat: ThreatModel) -> AttackSpec:
+    # What AutoAttack ships differs by norm, so its settings are asked for one.
+    describing: Any = attack.settings
+    by_norm = "norm" in inspect.signature(describing).parameters
+    return AttackSpec(
+        name=attack.name,
+        kind=_kind(attack),
+        config=describing(threat.norm) if by_norm else describing(),
+        protocol="published" if getattr(attack, "protocol", "") == "published" else "frozen",
+    )
+
+
+def _defense(name: str, defense: Defense) -> DefenseSpec:
+    described = describe_defense(defense)
+    return DefenseSpec(
+        name=name,
+        kind=_kind(defense),
+        config={key: value for key, value in described.items() if key != "batch_dependent"},
+        weights=weights_digest(defense) if isinstance(defense, nn.Module) else None,
+        batch_dependent=is_batch_dependent(defense),
+    )
+
+
+def _check_name(what: str, name: object) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"the name of a {what} must be a text that is not empty, got {name!r}")
+
+
+def _check_defense(name: str, defense: Defense) -> None:
+    if not isinstance(defense, DynamicDefense | nn.Module):
+        raise InputError(
+            f"the defense {name!r} must be a torch.nn.Module or have adapt, predict and "
+            f"batch_dependent, got {type(defense).__name__}"
+        )
+    if isinstance(defense, nn.Module) and not isinstance(defense, DynamicDefense):
+        is_batch_dependent(defense)  # refuses a plain module in training mode
+
+
+def _kind(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

@@ -1,0 +1,125 @@
+"""Several runs that differ in one setting, in one folder."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Literal
+
+from dent.errors import ConfigError
+from dent.evaluation.canonical import Record
+from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.errors import RecordError
+from dent.evaluation.folder import dump, read_record
+from dent.evaluation.progress import Progress, Report
+from dent.evaluation.result import EvaluationResult
+from dent.evaluation.run import evaluate
+from dent.evaluation.spec import SCHEMA_VERSION, Settings
+from dent.evaluation.subject import Subject
+from dent.threat import ThreatModel
+
+SWEEP: Final = "sweep.json"
+Over = Literal["batch_size", "order", "mix", "seed", "n", "eps"]
+Value = int | float | str | None
+
+
+class SweepRecord(Record):
+    """`sweep.json`: which runs lie in the folder."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    over: Over
+    runs: dict[str, str]
+    """By value, the folder's name."""
+
+
+def sweep(
+    subject: Subject,
+    settings: Settings,
+    *,
+    over: Over,
+    values: Sequence[Value],
+    out: Path | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
+) -> dict[str, EvaluationResult]:
+    """Evaluate once for every value of one setting.
+
+    Args:
+        subject: What is evaluated.
+        settings: All other settings.
+        over: The setting; `eps` is the threat model's radius.
+        values: Its values, in the order in which they run.
+        out: A folder that holds one run folder per value, each resumed on its own; more values
+            may be added later.
+        progress: Called with the value, as text, and the progress of its run.
+
+    Returns:
+        The results by value, as text.
+
+    Raises:
+        ConfigError: There are no values, one is there twice, or one is out of range.
+        RecordError: `out` holds a sweep over something else; and all that `evaluate` raises.
+    """
+    variants = _variants(subject, settings, over, values)
+    if out is not None:
+        _register(Path(out), over, {value: folder_name(over, value) for value in variants})
+    results = {}
+    for value, (one, chosen) in variants.items():
+        folder = None if out is None else Path(out) / folder_name(over, value)
+        results[value] = evaluate(one, chosen, out=folder, progress=_named(progress, value))
+    return results
+
+
+def folder_name(over: str, value: str) -> str:
+    """The run folder of a value: `batch-size=16`, `eps=8_255`."""
+    return f"{over.replace('_', '-')}={re.sub(r'[^A-Za-z0-9.-]', '_', value)}"
+
+
+def read_sweep(path: Path) -> Mapping[str, Path]:
+    """The run folders of a sweep, by value.
+
+    Raises:
+        RecordError: There is no sweep there, or it is damaged.
+    """
+    record = read_record(path / SWEEP, SweepRecord)
+    return {value: path / Path(name).name for value, name in record.runs.items()}
+
+
+def _variants(
+    subject: Subject, settings: Settings, over: Over, values: Sequence[Value]
+) -> dict[str, tuple[Subject, Settings]]:
+    variants: dict[str, tuple[Subject, Settings]] = {}
+    for value in values:
+        if str(value) in variants:
+            raise ConfigError(f"the sweep over {over} has the value {value} twice")
+        if over == "eps":
+            threat = ThreatModel(subject.threat.norm, value or 0, subject.threat.bounds)
+            variants[threat.written] = replace(subject, threat=threat), settings
+        else:
+            chosen = Settings(**{**settings.to_json(), over: value})
+            variants[str(value)] = subject, chosen
+    if not variants:
+        raise ConfigError(f"a sweep over {over} needs values")
+    return variants
+
+
+def _register(path: Path, over: Over, runs: dict[str, str]) -> None:
+    if (path / SWEEP).exists():
+        known = read_record(path / SWEEP, SweepRecord)
+        if known.over != over:
+            raise RecordError(
+                f"{path} holds a sweep over {known.over}, not {over}; nothing was changed. Choose "
+                "another folder"
+            )
+        runs = known.runs | runs
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RecordError(
+            f"{path} holds something that is no sweep: nothing was changed; choose a new or empty "
+            "folder"
+        )
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / SWEEP, dump(SweepRecord(over=over, runs=runs)))
+
+
+def _named(progress: Callable[[str, Progress], None] | None, value: str) -> Report | None:
+    return None if progress is None else lambda state: progress(value, state)

@@ -1,0 +1,90 @@
+"""The worst case, and what a defense adds to the static model: with intervals."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from dent.evaluation.intervals import cluster_bootstrap, tango
+from dent.evaluation.probe_readings import depends
+from dent.evaluation.result import Count, Dependence, Difference, WorstCase
+from dent.evaluation.scoring import Rights, Scores, worst_case
+from dent.evaluation.spec import DefenseSpec
+
+MIN_CLUSTERS: Final = 8
+"""Below so many batches, drawing batches anew says nothing."""
+
+
+def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
+    """What the defense declares of itself, and what was measured."""
+    measured = None if scores.probe is None else depends(scores.probe)
+    return Dependence(declared=spec.batch_dependent, measured=measured)
+
+
+def by_sample(dependence: Dependence) -> bool:
+    """Whether members of different submissions may be put together in one worst case.
+
+    Only where the defense neither declares that they touch each other, nor was seen to let them.
+    """
+    return not dependence.declared and dependence.measured is not True
+
+
+def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
+    """The worst case over all that was submitted, on the batches that are whole."""
+    samples = by_sample(dependence)
+    rights, decided = worst_case(scores, scores.whole, by_sample=samples)
+    return WorstCase(
+        served=_count(rights.values()), unit="sample" if samples else "batch", by=decided
+    )
+
+
+def difference_to(
+    static: Scores, defended: Scores, dependence: Dependence, seed: int
+) -> Difference:
+    """Pair the defended worst case with the static one.
+
+    The attacker of the static model may be allowed no more than that of the defense. Where the
+    defense is taken batch by batch, and no batch was assembled from what broke its members, the
+    static model is taken batch by batch as well.
+    """
+    batches = tuple(sorted(set(static.whole) & set(defended.whole)))
+    samples = by_sample(dependence)
+    static_samples = samples or "assembled" in defended.submissions
+    ours, _ = worst_case(defended, batches, by_sample=samples)
+    theirs, _ = worst_case(static, batches, by_sample=static_samples)
+    pairs = {at: list(zip(ours[at], theirs[at], strict=True)) for at in batches}
+    gained = {at: sum(a and not b for a, b in pairs[at]) for at in batches}
+    lost = {at: sum(b and not a for a, b in pairs[at]) for at in batches}
+    total = sum(len(pair) for pair in pairs.values())
+    only_defended, only_static = sum(gained.values()), sum(lost.values())
+    interval, method = None, "tango"
+    assumes = "that samples are independent"
+    if total:
+        interval = tango(only_defended, only_static, total)
+    if interval is not None and not samples:
+        if len(batches) >= MIN_CLUSTERS:
+            drawn = cluster_bootstrap(
+                [gained[at] - lost[at] for at in batches], [len(pairs[at]) for at in batches], seed
+            )
+            interval = (min(interval[0], drawn[0]), max(interval[1], drawn[1]))
+            method = "wider of tango and a bootstrap over batches"
+            assumes = "that batches are independent; members of one may not be"
+        else:
+            assumes += (
+                f", though members of one batch share an adaptation: {len(batches)} batches are "
+                f"too few to draw anew ({MIN_CLUSTERS} needed)"
+            )
+    return Difference(
+        value=(only_defended - only_static) / total if total else None,
+        interval=interval,
+        method=method,
+        assumes=assumes,
+        total=total,
+        only_defended=only_defended,
+        only_static=only_static,
+        static=_count(theirs.values()),
+        static_unit="sample" if static_samples else "batch",
+    )
+
+
+def _count(rights: Iterable[Rights]) -> Count:
+    rows = list(rights)
+    return Count.of(sum(map(sum, rows)), sum(map(len, rows)))

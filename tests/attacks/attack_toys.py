@@ -1,0 +1,137 @@
+"""Defenses small enough to know everything about."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SINGLES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+SETS = ("standard", "plus")
+SMALL: dict[str, dict[str, Any]] = {
+    "pgd": {"iterations": 3, "restarts": 2},
+    "pgd-imagenet": {"iterations": 2, "restarts": 2},
+    "apgd-ce": {"iterations": 4, "restarts": 2},
+    "apgd-dlr": {"iterations": 4, "restarts": 2},
+    "apgd-t": {"iterations": 3, "targets": 2},
+    "fab": {"iterations": 2, "restarts": 2},
+    "fab-t": {"iterations": 2, "targets": 2},
+    "square": {"iterations": 6},
+    "standard": {"iterations": 3, "targets": 2, "square_iterations": 5},
+    "plus": {"iterations": 3, "targets": 2, "square_iterations": 5},
+}
+
+
+def golden_labels() -> Tensor:
+    """The labels of the fixture `images`."""
+    return load_file(GOLDEN / "golden.safetensors")["labels"].long()
+
+
+def small_images(count: int = 5, side: int = 6, seed: int = 0) -> Tensor:
+    """Images (count, 3, side, side), far from each other and from the bounds."""
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def linear(classes: int = 4, pixels: int = 108, seed: int = 0) -> nn.Sequential:
+    """A random linear classifier."""
+    layer = nn.Linear(pixels, classes)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.weight.normal_(generator=draws)
+        layer.bias.normal_(generator=draws)
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+class Toy(nn.Module):
+    """A dynamic defense around a model; subclasses change what is adapted to what."""
+
+    batch_dependent = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def adapt(self, x: Tensor) -> Any:
+        return None
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        return self.model(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.predict(x, self.adapt(x))
+
+
+class Company(Toy):
+    """Answers by the batch: the logits move with the mean prediction of the whole batch."""
+
+    batch_dependent = True
+
+    def adapt(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            mean: Tensor = self.model(x).softmax(dim=1).mean(dim=0)
+        return mean
+
+    def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
+        return self.model(x) - 3.0 * adaptation  # type: ignore[no-any-return]
+
+
+class Places(Toy):
+    """Every place in the batch has a classifier of its own: rows in wrong places answer wrong."""
+
+    def __init__(self, places: int, classes: int = 4, pixels: int = 108) -> None:
+        super().__init__(nn.Identity())
+        draws = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(places, classes, pixels, generator=draws))
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        return torch.einsum("ncp,np->nc", self.weight, x.flatten(1) - 0.5)
+
+
+class Recorder(Toy):
+    """Fails if a query has another size or order than the natural batch, or foreign rows."""
+
+    def __init__(self, model: nn.Module, natural: Tensor, *, batch_dependent: bool) -> None:
+        super().__init__(model)
+        self.natural = natural
+        self.batch_dependent = batch_dependent
+        self.sizes: list[int] = []
+        self.strict = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if self.strict:
+            assert x.shape == self.natural.shape
+            distance = torch.cdist(x.detach().flatten(1), self.natural.flatten(1))
+            assert distance.argmin(dim=1).tolist() == list(range(len(x)))
+        return super().forward(x)
+
+
+class Speechless(Toy):
+    """Gives some members no prediction at all."""
+
+    def __init__(self, model: nn.Module, members: tuple[int, ...], size: int) -> None:
+        super().__init__(model)
+        self.members = members
+        self.size = size
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits: Tensor = self.model(x)
+        if len(x) != self.size:
+            return logits
+        mute = torch.zeros(len(x), 1)
+        mute[list(self.members)] = float("nan")
+        return logits + mute
+
+
+class Unfoolable(Toy):
+    """Knows the answers; its gradients are zero."""
+
+    def __init__(self, labels: Tensor, classes: int, *, batch_dependent: bool) -> None:
+        super().__init__(nn.Identity())
+        self.answers = nn.functional.one_hot(labels, classes).float() * 5
+        self.batch_dependent = batch_dependent
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        return self.answers + 0 * x.flatten(1).sum(dim=1, keepdim=True)

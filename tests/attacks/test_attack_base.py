@@ -1,0 +1,181 @@
+from typing import Any
+
+import pytest
+import torch
+from attack_toys import Company, Toy, linear, small_images
+from torch import Tensor, nn
+
+from dent import DENT, Dent
+from dent.attacks import (
+    Attack,
+    AttackError,
+    DynamicDefense,
+    Outcome,
+    Querier,
+    Queries,
+    is_batch_dependent,
+    make,
+)
+from dent.errors import InputError
+from dent.threat import Norm, ThreatModel
+
+THREAT = ThreatModel("linf", "8/255")
+
+
+class Scripted(Attack):
+    """Returns the natural images moved by a fixed amount."""
+
+    name = "scripted"
+
+    def __init__(self, move: float) -> None:
+        self.move = move
+        self.seen: list[float] = []
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        return {"move": self.move}
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        return Queries(1, 0)
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        self.seen.append(float(torch.rand(1)))
+        assert not torch.is_grad_enabled()
+        fooled = target(target.natural).argmax(dim=1) != target.labels
+        return Outcome(target.natural + self.move, fooled)
+
+
+def gray(count: int = 3) -> tuple[Tensor, Tensor]:
+    return torch.full((count, 3, 6, 6), 0.5), torch.zeros(count, dtype=torch.int64)
+
+
+def test_an_attack_that_leaves_the_threat_model_is_stopped() -> None:
+    x, y = gray()
+    with pytest.raises(AttackError, match=r"scripted left .*linf 8/255: 3 of 3 .* by up to 0.0086"):
+        Scripted(0.04)(linear(), x, y, THREAT, seed=0)
+    with pytest.raises(AttackError, match="left"):
+        Scripted(float("nan"))(linear(), x, y, THREAT, seed=0)
+
+
+def test_rounding_is_put_back_inside_and_said() -> None:
+    x, y = gray()
+    result = Scripted(8 / 255 * 1.0005)(linear(), x, y, THREAT, seed=0)
+    assert not THREAT.check(result.adversarial, x).any()
+    assert result.notes == ("3 images put back inside linf 8/255 after rounding",)
+    exact = Scripted(8 / 255)(linear(), x, y, THREAT, seed=0)
+    assert exact.notes == ()
+    assert torch.equal(exact.adversarial, x + 8 / 255)
+
+
+def test_wrong_shapes_of_an_attack_are_its_fault() -> None:
+    class Short(Scripted):
+        def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+            whole = super().run(target, threat, seed)
+            return Outcome(whole.adversarial[:2], whole.fooled)
+
+    with pytest.raises(AttackError, match=r"scripted returned \(2, 3, 6, 6\)"):
+        Short(0.0)(linear(), *gray(), THREAT, seed=0)
+
+
+def test_the_random_state_is_seeded_inside_and_restored_after_a_crash() -> None:
+    class Crash(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(7)
+            raise KeyError("boom")
+
+    attack, model = Scripted(0.0), linear()
+    state = torch.get_rng_state()
+    attack(model, *gray(), THREAT, seed=5)
+    attack(model, *gray(), THREAT, seed=5)
+    with pytest.raises(KeyError):
+        attack(Crash().eval(), *gray(), THREAT, seed=6)
+    assert attack.seen[0] == attack.seen[1] != attack.seen[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "seed", "match"),
+    [
+        (torch.zeros(3, 6, 6), None, 0, r"float32 images \(N, C, H, W\).*float32 \(3, 6, 6\)"),
+        (torch.zeros(3, 3, 6, 6).double(), None, 0, "float64"),
+        (torch.zeros(0, 3, 6, 6), None, 0, "not empty"),
+        ([1.0], None, 0, "got list"),
+        (None, torch.zeros(3), 0, r"int64 labels \(3,\), got float32"),
+        (None, torch.zeros(2, dtype=torch.int64), 0, r"got int64 \(2,\)"),
+        (None, torch.tensor([0, -1, 0]), 0, "not be negative, got -1"),
+        (None, torch.tensor([0, 9, 0]), 0, "returned 4 classes.*labels go up to 9"),
+        (torch.full((3, 3, 6, 6), 1.5), None, 0, r"bounds \[0, 1\], got values from 1.5 to 1.5"),
+        (torch.full((3, 3, 6, 6), float("nan")), None, 0, "bounds"),
+        (None, None, -1, "seed"),
+        (None, None, 1.5, "seed"),
+        (None, None, True, "seed"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce"])
+def test_what_does_not_fit_is_refused(name: str, x: Any, y: Any, seed: Any, match: str) -> None:
+    good_x, good_y = gray()
+    x = good_x if x is None else x
+    y = good_y if y is None else y
+    with pytest.raises(InputError, match=match):
+        make(name, iterations=1)(linear(), x, y, THREAT, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("logits", "match"),
+    [
+        (lambda x: x, r"logits \(3, classes\), got \(3, 3, 6, 6\)"),
+        (lambda x: x.flatten(1)[:2], r"got \(2, 108\)"),
+        (lambda _: "no", "got str"),
+        (lambda x: x.flatten(1)[:, :1], "1 classes; the attack needs at least 2"),
+    ],
+)
+def test_answers_that_are_no_logits_are_refused(logits: Any, match: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return logits(x)
+
+    with pytest.raises(InputError, match=match):
+        make("pgd")(Odd().eval(), *gray(), THREAT, seed=0)
+
+
+def test_a_defense_whose_classes_change_is_refused() -> None:
+    class Moody(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Moody.calls += 1
+            return x.flatten(1)[:, : 2 + Moody.calls]
+
+    with pytest.raises(InputError, match="3 classes before and 4 now"):
+        make("pgd")(Moody().eval(), *gray(), THREAT, seed=0)
+
+
+def test_who_is_a_defense() -> None:
+    assert isinstance(Company(linear()), DynamicDefense)
+    assert not isinstance(linear(), DynamicDefense)
+    assert is_batch_dependent(Company(linear()))
+    assert not is_batch_dependent(Toy(linear()))
+    assert not is_batch_dependent(linear())
+    with pytest.raises(InputError, match=r"training mode.*\.eval\(\)"):
+        is_batch_dependent(linear().train())
+    with pytest.raises(InputError, match=r"expects a torch\.nn\.Module.*got function"):
+        is_batch_dependent(lambda x: x)  # type: ignore[arg-type]
+
+
+def test_dent_is_a_defense(tiny_cnn: nn.Module) -> None:
+    dent = Dent(tiny_cnn, DENT)
+    assert isinstance(dent, DynamicDefense)
+    assert is_batch_dependent(dent)
+
+
+def test_half_precision_logits_are_attacked_in_float32() -> None:
+    class Half(Toy):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            return self.model(x).half()  # type: ignore[no-any-return]
+
+    model, x = linear(), small_images()
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    for name in ("pgd", "apgd-t", "fab", "square"):
+        result = make(name, iterations=3)(Half(model), x, y, ThreatModel("linf", 0.1), seed=0)
+        assert result.adversarial.dtype == torch.float32
+        assert name == "square" or result.claimed.any()

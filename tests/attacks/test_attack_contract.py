@@ -1,0 +1,295 @@
+"""What holds for every attack, for all of them at once."""
+
+import random
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attack_toys import (
+    SETS,
+    SINGLES,
+    SMALL,
+    Company,
+    Places,
+    Recorder,
+    Speechless,
+    Toy,
+    Unfoolable,
+    golden_labels,
+    linear,
+    small_images,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dent import DENT, Dent, SmoothingConfig
+from dent.attacks import AttackResult, make, names
+from dent.threat import NORMS, Norm, ThreatModel
+
+LINF = ThreatModel("linf", 0.1)
+
+
+def attack(
+    name: str, defense: Any, x: Tensor, y: Tensor, threat: ThreatModel = LINF, **settings: Any
+) -> AttackResult:
+    """The attack with a small budget."""
+    seed = settings.pop("seed", 0)
+    progress = settings.pop("progress", None)
+    return make(name, **{**SMALL[name], **settings})(
+        defense, x, y, threat, seed=seed, progress=progress
+    )
+
+
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        predictions: Tensor = model(x).argmax(dim=1)
+    return predictions
+
+
+def test_every_attack_is_under_these_tests() -> None:
+    assert set(SMALL) == set(names())
+
+
+def _snapshot(defense: nn.Module) -> dict[str, bytes]:
+    kept = {**dict(defense.named_parameters()), **dict(defense.named_buffers())}
+    return {key: value.detach().numpy().tobytes() for key, value in kept.items()}
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("kind", ["static", "batch", "dent"])
+def test_no_attack_writes_anywhere(
+    name: str, kind: str, tiny_cnn: nn.Module, images: Tensor, capfd: Any
+) -> None:
+    model: nn.Module = tiny_cnn
+    small = replace(DENT, steps=1, smoothing=SmoothingConfig(sigma=0.5))
+    defense = {"static": model, "batch": Company(model), "dent": Dent(model, small)}[kind]
+    x, y = images[:3, :, 8:20, 8:20].clone(), golden_labels()[:3]
+    y[:2] = answers(model, x)[:2]
+    x.requires_grad_()
+    before = _snapshot(defense)
+    flags = [module.training for module in defense.modules()]
+    hooks = [len(module._forward_hooks) for module in defense.modules()]
+    wants = [parameter.requires_grad for parameter in defense.parameters()]
+    kept_x, kept_y = x.detach().clone(), y.clone()
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    states = (random.getstate(), str(np.random.get_state()), torch.get_rng_state())  # noqa: NPY002
+    protocols: list[dict[str, Any]] = [{}]
+    if name in SINGLES + SETS:
+        protocols.append({"protocol": "published"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for protocol in protocols:
+            attack(name, defense, x, y, **protocol)
+    after = (random.getstate(), str(np.random.get_state()), torch.get_rng_state())  # noqa: NPY002
+    assert after[:2] == states[:2]
+    assert torch.equal(after[2], states[2])
+    assert torch.is_grad_enabled()
+    assert _snapshot(defense) == before
+    assert all(parameter.grad is None for parameter in defense.parameters())
+    assert [module.training for module in defense.modules()] == flags
+    assert [len(module._forward_hooks) for module in defense.modules()] == hooks
+    assert [parameter.requires_grad for parameter in defense.parameters()] == wants
+    assert x.grad is None
+    assert torch.equal(x.detach(), kept_x)
+    assert torch.equal(y, kept_y)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", names())
+def test_equal_seeds_give_equal_bits(name: str) -> None:
+    model, x = linear(), small_images()
+    y = answers(model, x)
+    threat = ThreatModel("linf", 0.02)
+    first = attack(name, model, x, y, threat, seed=3)
+    torch.manual_seed(99)
+    again = attack(name, model, x, y, threat, seed=3)
+    assert torch.equal(first.adversarial, again.adversarial)
+    assert torch.equal(first.claimed, again.claimed)
+    assert (first.queries, first.backwards) == (again.queries, again.backwards)
+    if not name.startswith("fab"):  # a first run of FAB starts at the image, not at random
+        others = [attack(name, model, x, y, LINF, seed=seed) for seed in (3, 4)]
+        assert not torch.equal(others[0].adversarial, others[1].adversarial)
+
+
+@pytest.mark.parametrize("name", names())
+def test_caller_in_inference_mode(name: str) -> None:
+    model, x = linear(), small_images()
+    y = answers(model, x)
+    with torch.inference_mode():
+        inside = attack(name, model, x.clone(), y.clone())
+    assert torch.equal(inside.adversarial, attack(name, model, x, y).adversarial)
+
+
+@given(
+    name=st.sampled_from(names()),
+    norm=st.sampled_from(NORMS),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(5, 8), st.integers(5, 8)),
+    classes=st.integers(2, 5),
+    eps=st.floats(0.001, 1.0),
+    batch_dependent=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_results_lie_inside_the_threat_model(
+    name: str,
+    norm: Norm,
+    size: tuple[int, int, int, int],
+    classes: int,
+    eps: float,
+    batch_dependent: bool,
+    seed: int,
+) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    # Many pixels at the bounds, as natural images have.
+    x = (1.4 * torch.rand(size, generator=draws) - 0.2).clamp(0, 1)
+    y = torch.randint(classes, size[:1], generator=draws)
+    model = linear(classes, size[1] * size[2] * size[3], seed)
+    defense = Company(model) if batch_dependent else model
+    threat = ThreatModel(norm, eps)
+    result = attack(name, defense, x, y, threat, seed=seed)
+    assert result.adversarial.shape == x.shape
+    assert result.adversarial.dtype == torch.float32
+    assert not threat.check(result.adversarial, x).any()
+    # Both answer the whole batch as it came to be, so the claims are what is served.
+    assert torch.equal(result.claimed, answers(defense, result.adversarial) != y)
+    assert result.claimed[answers(model, x) != y].all() or batch_dependent
+    planned = make(name, **SMALL[name]).queries(classes, norm)
+    assert result.queries <= planned.forwards
+    assert result.backwards <= planned.backwards
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("batch_dependent", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_batches_stay_together(name: str, batch_dependent: bool, norm: Norm) -> None:
+    model, x = linear(), small_images()
+    recorder = Recorder(model, x, batch_dependent=batch_dependent)
+    y = answers(model, x)
+    y[1] = (y[1] + 1) % 4  # wrong from the start: dropped by AutoAttack before it begins
+    threat = ThreatModel(norm, {"linf": 0.04, "l2": 0.3, "l1": 2.0}[norm])
+    result = attack(name, recorder, x, y, threat)
+    assert result.queries == len(recorder.sizes)
+    assert 0 < result.claimed.sum() < 5  # some fell during the attack, or nothing was tested
+    assert result.claimed.sum() > 1 or name in ("square", "fab", "pgd-imagenet")
+
+
+def test_the_recorder_would_notice() -> None:
+    model, x = linear(), small_images()
+    recorder = Recorder(model, x, batch_dependent=False)
+    for wrong in (x[:4], x.flip(0), torch.cat([x[:4], x[:1]])):
+        with pytest.raises(AssertionError):
+            recorder(wrong)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("norm", NORMS)
+def test_duplicates_are_told_apart(name: str, norm: Norm) -> None:
+    # Eight times one image, with a classifier of its own in every place: only rows in their own
+    # places make what was claimed true when the batch is submitted again.
+    x = small_images(1).repeat(8, 1, 1, 1)
+    places = Places(8)
+    y = answers(places, x)
+    y[2] = (y[2] + 1) % 4
+    threat = ThreatModel(norm, {"linf": 0.05, "l2": 0.4, "l1": 3.0}[norm])
+    result = attack(name, places, x, y, threat)
+    assert torch.equal(answers(places, result.adversarial) != y, result.claimed)
+    assert result.claimed[2]
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_batch_is_returned_as_it_was_served(name: str) -> None:
+    # The members' answers hang together; a batch put together from different queries would be
+    # answered otherwise than claimed.
+    model, x = linear(), small_images(8)
+    company = Company(model)
+    y = answers(company, x)
+    result = attack(name, company, x, y, ThreatModel("linf", 0.1))
+    assert torch.equal(answers(company, result.adversarial) != y, result.claimed)
+    assert result.claimed.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        *((name, {}) for name in names()),
+        *((name, {"protocol": "published"}) for name in SINGLES + SETS),
+    ],
+)
+def test_no_prediction_is_not_correct(name: str, extra: dict[str, Any]) -> None:
+    model, x = linear(), small_images()
+    y = answers(model, x)
+    y[0] = 0  # which is what an argmax over NaN may answer
+    mute = Speechless(model, (0, 3), len(x))
+    result = attack(name, mute, x, y, ThreatModel("linf", 1e-4), **extra)
+    assert result.claimed[[0, 3]].all()
+    assert not result.claimed[[1, 2, 4]].any()
+    assert result.non_finite >= 2
+    assert result.adversarial.isfinite().all()
+    assert attack(name, Toy(model), x, y, **extra).non_finite == 0
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> None:
+    x, y = small_images(), torch.tensor([0, 1, 2, 3, 4])
+    seen: list[tuple[int, int]] = []
+    result = attack(
+        name,
+        Unfoolable(y, 5, batch_dependent=True),
+        x,
+        y,
+        ThreatModel(norm, 0.05),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    planned = make(name, **SMALL[name]).queries(5, norm)
+    assert (result.queries, result.backwards) == planned
+    assert not result.claimed.any()
+    # Nothing moves the logits: every gradient of every member was zero, and is counted.
+    assert result.zero_gradients == 5 * result.backwards
+    assert [done for done, _ in seen[:-1]] == list(range(1, sum(planned) + 1))
+    assert {total for _, total in seen} == {sum(planned)}
+    assert seen[-1] == (sum(planned), sum(planned))
+
+
+@pytest.mark.parametrize("name", names())
+def test_progress_ends_complete_where_all_fall_early(name: str) -> None:
+    model, x = linear(), small_images()
+    seen: list[tuple[int, int]] = []
+    wrong = (answers(model, x) + 1) % 4
+    result = attack(name, model, x, wrong, progress=lambda *now: seen.append(now))
+    assert result.claimed.all()
+    assert seen[-1][0] == seen[-1][1] > result.queries + result.backwards
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("name", names())
+def test_at_eps_zero_only_natural_mistakes_count(name: str) -> None:
+    model, x = linear(), small_images()
+    y = answers(model, x)
+    y[2] = (y[2] + 1) % 4
+    result = attack(name, model, x, y, ThreatModel("l2", 0))
+    assert torch.equal(result.adversarial, x)
+    assert result.claimed.tolist() == [False, False, True, False, False]
+    assert result.queries == 1
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_defense_without_gradient_is_told_so(name: str) -> None:
+    class Detached(Toy):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            logits: Tensor = self.model(x)
+            return logits.detach()
+
+    model, x = linear(), small_images()
+    y = answers(model, x)
+    if name == "square":
+        assert attack(name, Detached(model), x, y).backwards == 0
+    else:
+        with pytest.raises(ValueError, match=r"without a gradient.*'square'"):
+            attack(name, Detached(model), x, y)

@@ -1,0 +1,97 @@
+"""On a linear classifier the smallest perturbation has a closed form; strong attacks find it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent.attacks import make
+from dent.threat import Norm, ThreatModel
+
+DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
+
+
+def two_classes(seed: int = 0, padding: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear classifier of two classes, and gray images around 0.5 with their labels.
+
+    `padding` adds classes that are never near: DLR needs four.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(75, 2 + padding)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(-20.0)
+        layer.weight[:2].normal_(generator=draws)
+        # The largest weight stands out, so that l1 has a best pixel.
+        layer.weight[0, 0] += 6.0
+        layer.bias[:2] = -layer.weight[:2].sum(dim=1) / 2
+    model = nn.Sequential(nn.Flatten(), layer).eval()
+    x = 0.5 + 0.02 * torch.randn(3, 3, 5, 5, generator=draws)
+    with torch.no_grad():
+        return model, x, model(x).argmax(dim=1)
+
+
+def closest(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+    """Distance of each image to the boundary between the two classes."""
+    weight, bias = (parameter.detach().double() for parameter in model.parameters())
+    logits = x.double().flatten(1) @ weight.T + bias
+    rows = torch.arange(len(x))
+    margin = logits[rows, y] - logits[rows, 1 - y]
+    steepest: Tensor = (weight[0] - weight[1]).norm(p=DUAL[norm])
+    return margin / steepest
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    ("name", "settings", "padding", "slack"),
+    [
+        ("pgd", {"iterations": 40, "share": 0.01}, 0, 1.001),
+        ("apgd-ce", {"iterations": 40, "restarts": 1}, 0, 1.05),
+        ("apgd-dlr", {"iterations": 40, "restarts": 1}, 2, 1.05),
+        ("apgd-t", {"iterations": 40, "targets": 1}, 2, 1.05),
+        (
+            "apgd-t",
+            {"iterations": 40, "targets": 1},
+            0,
+            1.05,
+        ),  # two classes: the cross-entropy stands in
+        ("fab", {"iterations": 10, "restarts": 1}, 0, 1.06),  # steps over the boundary by 5%
+        ("fab-t", {"iterations": 10}, 0, 1.06),
+        ("fab-t", {"iterations": 10, "targets": 1}, 2, 1.06),
+    ],
+)
+def test_falls_exactly_where_the_closed_form_says(
+    norm: Norm, name: str, settings: dict[str, float], padding: int, slack: float
+) -> None:
+    model, x, y = two_classes(padding=padding)
+    far = closest(model, x, y, norm)
+    assert (far > 0).all()
+    if norm == "l1" and name.startswith("apgd"):
+        slack = 1.5  # it steps by a tenth of eps at least, over several pixels
+    attack = make(name, **settings)
+    for member in range(len(x)):
+        one, label = x[member : member + 1], y[member : member + 1]
+        within = ThreatModel(norm, float(far[member]) * slack)
+        short = ThreatModel(norm, float(far[member]) * 0.999)
+        assert attack(model, one, label, within, seed=0).claimed.item()
+        assert not attack(model, one, label, short, seed=0).claimed.item()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fab_finds_the_smallest_perturbation(norm: Norm) -> None:
+    model, x, y = two_classes()
+    far = closest(model, x, y, norm)
+    threat = ThreatModel(norm, min(1.0, 3 * float(far.max())))
+    found = make("fab", iterations=20, restarts=1)(model, x, y, threat, seed=0)
+    distance = threat.distance(found.adversarial, x)
+    assert found.claimed.all()
+    assert (distance >= far * 0.999).all()
+    assert (distance <= far * 1.06).all()
+
+
+def test_square_fools_what_any_noise_fools_and_never_the_closed_form() -> None:
+    model, x, y = two_classes()
+    far = closest(model, x, y, "linf")
+    attack = make("square", iterations=300)
+    assert attack(model, x, y, ThreatModel("linf", 0.5), seed=0).claimed.all()
+    short = ThreatModel("linf", float(far.min()) * 0.999)
+    assert not attack(model, x, y, short, seed=0).claimed.any()

@@ -1,0 +1,131 @@
+from typing import Any
+
+import pytest
+import torch
+from attack_toys import Company, Toy, linear, small_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dent.attacks import PGD, make
+from dent.errors import ConfigError
+from dent.threat import NORMS, Norm, ThreatModel
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"iterations": 0}, "at least 1"),
+        ({"restarts": 0}, "at least 1"),
+        ({"step": 0.0}, "step must be"),
+        ({"step": float("nan")}, "step must be"),
+        ({"restarts": 2, "random_start": False}, "from one start are equal"),
+        ({"share": 0.0}, "share"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        PGD(**wrong)
+
+
+def test_the_papers_imagenet_attack_is_a_preset() -> None:
+    attack = make("pgd-imagenet")
+    assert attack.name == "pgd-imagenet"
+    # Section 4.3: 30 iterations, step size of 0.1, and five random starts.
+    expected = {"iterations": 30, "step": 0.1, "restarts": 5, "random_start": True, "share": 0.05}
+    assert attack.settings() == expected
+    assert attack.queries(1000) == (1 + 5 * 31, 5 * 30)
+
+
+def test_steps_and_start_without_randomness_are_madrys() -> None:
+    # Two steps by hand: the sign of the gradient, then the ball and the bounds.
+    model, x = linear(), small_images()
+    with torch.no_grad():
+        next(model.parameters()).mul_(0.1)  # no loss so small that a step is lost in rounding
+        y = model(x).argmax(dim=1)
+    eps = 1e-4  # nobody falls, so the image of the highest loss is the last
+    expected = x.clone()
+    for _ in range(2):
+        leaf = expected.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        expected = (expected + 0.4 * eps * gradient.sign()).clamp(0, 1)
+    attack = PGD(iterations=2, step=0.4, random_start=False)
+    result = attack(model, x, y, ThreatModel("linf", eps), seed=0)
+    torch.testing.assert_close(result.adversarial, expected, atol=1e-7, rtol=0)
+
+
+class Watched(Toy):
+    """Keeps every batch it was asked about."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asked: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(x.detach().clone())
+        return super().forward(x)
+
+
+@given(st.sampled_from(NORMS), st.floats(0.01, 0.4), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_every_query_is_inside_and_starts_differ(norm: Norm, eps: float, seed: int) -> None:
+    x, threat = small_images(), ThreatModel(norm, eps)
+    watched = Watched(linear())
+    y = watched.model(x).argmax(dim=1)
+    attack = PGD(iterations=2, restarts=2)
+    attack(watched, x, y, threat, seed=seed)
+    for asked in watched.asked:
+        assert not threat.check(asked, x).any()
+    start = watched.asked[1]
+    assert (threat.distance(start, x) > 0).all()
+    if len(watched.asked) == 7:  # not all had fallen in the first restart
+        assert not torch.equal(start, watched.asked[4])
+
+
+def test_random_starts_fill_the_ball_uniformly() -> None:
+    # In d dimensions a share r**d of the ball lies within r of the centre: the median radius of
+    # 4 x 4 images is 0.5**(1/16). In linf every value is uniform.
+    x = torch.full((400, 1, 4, 4), 0.5)
+    watched = Watched(linear(2, 16))
+    y = watched.model(x).argmax(dim=1)
+    for norm in NORMS:
+        threat = ThreatModel(norm, 0.2)
+        watched.asked.clear()
+        PGD(iterations=1)(watched, x, y, threat, seed=0)
+        delta = (watched.asked[1] - x).flatten(1)
+        radius = threat.distance(watched.asked[1], x) / 0.2
+        assert float(radius.median()) == pytest.approx(0.5 ** (1 / 16), abs=0.01)
+        assert delta.mean().abs() < 0.01
+        spread = delta.abs().mean(dim=0)
+        assert float(spread.max() / spread.min()) < 1.5
+
+
+def test_a_member_keeps_its_own_best_where_members_are_independent() -> None:
+    # Each restart fools other members; together they must count.
+    model, x = linear(seed=3), small_images(12)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    threat = ThreatModel("linf", 0.03)
+    attack = PGD(iterations=2, step=0.2, restarts=1)
+    alone = [attack(model, x, y, threat, seed=seed).claimed for seed in range(4)]
+    many = PGD(iterations=2, step=0.2, restarts=6)(model, x, y, threat, seed=0)
+    assert (many.claimed | ~alone[0]).all()  # the first restart is the same
+    assert many.claimed.sum() >= max(int(claimed.sum()) for claimed in alone[:1])
+    assert 0 < many.claimed.sum() < 12
+
+
+def test_a_batch_keeps_its_best_whole() -> None:
+    # The result is one of the batches asked about, and the one with most wrong answers.
+    class WatchedCompany(Watched, Company):
+        batch_dependent = True
+
+    model, x = linear(), small_images(8)
+    company = WatchedCompany(model)
+    y = Company(model)(x).argmax(dim=1)
+    result = PGD(iterations=4, restarts=3)(company, x, y, ThreatModel("linf", 0.05), seed=0)
+    wrong = [int((Company(model)(asked).argmax(dim=1) != y).sum()) for asked in company.asked]
+    best = [i for i, asked in enumerate(company.asked) if torch.equal(asked, result.adversarial)]
+    assert len(best) == 1
+    assert wrong[best[0]] == max(wrong) == int(result.claimed.sum())
+    assert max(wrong) > min(wrong)

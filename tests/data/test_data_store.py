@@ -1,0 +1,201 @@
+import os
+import resource
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dent.data import store
+from dent.data.sources import Arrays
+from dent.errors import DataError
+
+from .fakes import TINY, flip, tiny_spec
+
+SMALL = TINY["test"]
+
+
+def content_of(arrays: Arrays) -> bytes:
+    tensors: dict[str, NDArray[Any]] = {"pixels": arrays.pixels, "labels": arrays.labels}
+    return store.encode(tensors)
+
+
+def litter(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "x.safetensors"
+    store.write(path, content_of(SMALL))
+    back = store.read_split(path)
+    np.testing.assert_array_equal(back.pixels, SMALL.pixels)
+    np.testing.assert_array_equal(back.labels, SMALL.labels)
+    assert litter(path.parent) == ["x.safetensors"]
+
+
+def test_the_same_arrays_give_the_same_bytes() -> None:
+    turned = SMALL._replace(pixels=np.asfortranarray(SMALL.pixels))
+    assert content_of(turned) == content_of(SMALL)
+
+
+def test_a_flipped_bit_in_any_byte_of_the_header_is_found(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    path = tmp_path / "x"
+    content = content_of(SMALL)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for at in range(header):
+        for bit in {at % 8, 5}:
+            path.write_bytes(content)
+            flip(path, at, 1 << bit)
+            with pytest.raises(DataError):
+                spec.recognize("test", store.read_split(path))
+
+
+@given(at=st.integers(0), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_the_data_is_found(at: int, bit: int) -> None:
+    content = bytearray(content_of(SMALL))
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[header + at % (len(content) - header)] ^= 1 << bit
+    pixels, labels = store.decode(bytes(content), ("pixels", "labels"))
+    with pytest.raises(DataError):
+        tiny_spec().recognize("test", Arrays(pixels.astype(np.uint8), labels.astype(np.int64)))
+
+
+@given(kept=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_anywhere_is_found(kept: float) -> None:
+    content = content_of(SMALL)
+    with pytest.raises(DataError, match="no whole safetensors file"):
+        store.decode(content[: int(kept * len(content))], ("pixels", "labels"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"pixels": SMALL.pixels}, r"it holds \['pixels'\], expected \['labels', 'pixels'\]"),
+        ({"pixels": SMALL.pixels.astype(np.int16), "labels": SMALL.labels}, "int16 pixels"),
+        ({"pixels": SMALL.pixels, "labels": SMALL.labels.astype(np.int32)}, "int32 labels"),
+    ],
+)
+def test_another_kind_of_file_is_refused(
+    tmp_path: Path, tensors: dict[str, NDArray[Any]], words: str
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(store.encode(tensors))
+    with pytest.raises(DataError, match=words):
+        store.read_split(path)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    store.write(path, b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel itself refuses to write more than this, in the middle of the file.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"x\.safetensors .*could not be written.*make room"):
+            store.write(path, bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old"
+    assert litter(tmp_path) == ["x.safetensors"]
+
+
+def test_a_file_in_the_folders_place_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "in-the-way").write_text("mine")
+    with pytest.raises(DataError, match="DENT_DATA"):
+        store.write(tmp_path / "in-the-way" / "x", b"new")
+    assert (tmp_path / "in-the-way").read_text() == "mine"
+
+
+def test_a_folder_in_the_files_place_is_reported_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("mine")
+    with pytest.raises(DataError, match="could not be written"):
+        store.write(tmp_path / "x", b"new")
+    assert litter(tmp_path) == ["x"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that whoever runs this may not write to, root included."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+
+
+def test_a_folder_without_permission_is_reported(closed: Path) -> None:
+    with pytest.raises(DataError, match=r"x .*could not be written: Permission denied.*DENT_DATA"):
+        store.write(closed / "x", b"new")
+
+
+def test_a_process_killed_while_writing_leaves_nothing_that_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            store.write(path, b"new")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert not path.exists()
+    store.write(path, b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_the_bytes_are_on_the_disk_before_they_get_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def spy(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object) -> None:
+            order.append(name)
+            if name == "replace":
+                part, final = arguments
+                assert Path(str(part)).read_bytes() == b"new"
+                assert Path(str(part)).parent == Path(str(final)).parent
+                assert not Path(str(final)).exists()
+            real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", spy("fsync", os.fsync))
+    monkeypatch.setattr(os, "replace", spy("replace", os.replace))
+    store.write(tmp_path / "x", b"new")
+    assert order == ["fsync", "replace"]
+
+
+def test_an_interrupt_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(tmp_path / "x", b"new")
+    assert litter(tmp_path) == []
+
+
+def test_a_shared_folder_can_be_read_by_those_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        store.write(tmp_path / "x", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
