@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 from torch import nn
 
 torch.set_num_threads(1)
+
+# The same examples at every run, and no judgment by the clock.
+settings.register_profile("dent", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("dent")
 
 
 def make_tiny_cnn() -> nn.Sequential:

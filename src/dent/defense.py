@@ -116,13 +116,13 @@ class Dent(nn.Module):
         kept = _finite_rows(x)
         if kept is None:
             model = AdaptedModel(self.model, self.config)
-            return model(x, adaptation.parameters, adaptation.smoothing)
+            return _predictions(model(x, adaptation.parameters, adaptation.smoothing))
         if not kept.any():  # run for the number of classes alone
             logits = AdaptedModel(self.model, _STATIC)(torch.zeros_like(x[:1]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
         rows = adaptation.take(kept)
         model = AdaptedModel(self.model, self.config)
-        logits = model(x[kept], rows.parameters, rows.smoothing)
+        logits = _predictions(model(x[kept], rows.parameters, rows.smoothing))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
 

@@ -1,14 +1,13 @@
 """The surroundings in which adaptation runs, so that nothing outside it notices."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -40,38 +39,28 @@ def _same_random_state(x: Tensor) -> Iterator[None]:
             torch.cuda.set_rng_state(before_cuda, x.device)
 
 
-class _MathAttention(TorchFunctionMode):
+class _MathAttention:
     """Compute attention by plain matrix products: the fused kernels have no second derivative.
 
-    A mode, unlike the switches in torch.backends, holds for this thread alone.
+    PyTorch's switch is one for the whole process, so the first to enter turns it and the last to
+    leave turns it back; to other threads this changes rounding alone.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
+    _lock = Lock()
+    _inside = 0
+    _switch: ClassVar[AbstractContextManager[None]]
 
+    def __enter__(self) -> None:
+        kind = type(self)
+        with kind._lock:
+            if not kind._inside:
+                kind._switch = sdpa_kernel(SDPBackend.MATH)
+                kind._switch.__enter__()
+            kind._inside += 1
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    # The operator adds any mask to the scores; what is False in a boolean one must be left out.
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        nothing = torch.zeros_like(attn_mask, dtype=query.dtype)
-        attn_mask = nothing.masked_fill(~attn_mask, -math.inf)
-    result: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, attn_mask, *args, **kwargs
-    )[0]
-    return result
+    def __exit__(self, *error: object) -> None:
+        kind = type(self)
+        with kind._lock:
+            kind._inside -= 1
+            if not kind._inside:
+                kind._switch.__exit__(None, None, None)

@@ -162,8 +162,12 @@ def _rms_norm(
     weight: Affine | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    normalized = F.rms_norm(input, normalized_shape, None, eps)
-    return _scale_and_shift(normalized, weight, None, channels_last=True)
+    # Not F.rms_norm: without a weight, the second derivative of its kernel is wrong.
+    x = input.to(torch.promote_types(input.dtype, torch.float32))
+    axes = tuple(range(-len(normalized_shape), 0))
+    floor = torch.finfo(input.dtype).eps if eps is None else eps
+    normalized = x * (x.square().mean(axes, keepdim=True) + floor).rsqrt()
+    return _scale_and_shift(normalized, weight, None, channels_last=True).to(input.dtype)
 
 
 _RUN: dict[Callable[..., Any], Callable[..., Tensor]] = {

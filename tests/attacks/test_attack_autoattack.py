@@ -10,6 +10,7 @@ import torch
 from attack_toys import SETS, SINGLES, Company, Recorder, golden_labels, linear, small_images
 from pyautoattack import checks
 from pyautoattack.autoattack import AutoAttack as Shipped
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from dent.attacks import Attack, AttackResult, AutoAttack, Querier, make
@@ -55,7 +56,7 @@ def test_on_a_static_model_the_protocols_agree(
 ) -> None:
     # One batch, so that published regroups nobody into other company. The stated difference is
     # rounding: convolutions over 16 rows and over those that are left may differ in the last bit.
-    x = images[:, :, 4:24, 4:24].contiguous()
+    x = images[:, :, 8:18, 8:18].contiguous()
     y = hard_case(tiny_cnn, x)
     frozen, published = both(name, tiny_cnn, x, y, ThreatModel(norm, EPS[norm]), **settings)
     assert torch.equal(frozen.claimed, published.claimed)
@@ -168,9 +169,29 @@ def test_what_pyautoattack_cannot_do_is_said_before() -> None:
         make("apgd-ce")(linear(), x, y, ThreatModel("linf", 0.1, (-1, 1)), seed=0)
     with pytest.raises(ConfigError, match="three radii and needs at least 3, got 2"):
         make("apgd-ce", iterations=2)(linear(), x, y, ThreatModel("l1", 1), seed=0)
-    narrow = x[:, :, :4].contiguous()
-    with pytest.raises(ConfigError, match="at least 5 x 5, got 4 x 6"):
-        make("square")(linear(4, 72), narrow, y, ThreatModel("l2", 1), seed=0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_square_refuses_exactly_the_sizes_it_crashes_on(norm: Norm) -> None:
+    threat, y = ThreatModel(norm, 1), torch.zeros(1, dtype=torch.int64)
+    refused = []
+    for height, width in [*((side, side) for side in range(3, 34)), (28, 20), (20, 28), (12, 32)]:
+        x = torch.full((1, 1, height, width), 0.5)
+        model = linear(2, height * width)
+        shipped: Any = SquareAttack(model, norm=NORMS[norm], n_queries=1, eps=1.0)
+        shipped.init_hyperparam(x)
+        try:
+            shipped.attack_single_run(x, y)
+            crashes = False
+        except (RuntimeError, ZeroDivisionError):
+            crashes = True
+        try:
+            make("square", iterations=1)(model, x, y, threat, seed=0)
+        except ConfigError:
+            refused.append((height, width))
+        assert crashes == ((height, width) in refused), (height, width)
+    assert (32, 32) not in refused
+    assert {(4, 4), (12, 12)} <= set(refused)
 
 
 def test_autoattacks_warnings_become_notes_and_are_true() -> None:

@@ -25,7 +25,7 @@ def two_classes(seed: int = 0, padding: int = 0) -> tuple[nn.Module, Tensor, Ten
         layer.weight[0, 0] += 6.0
         layer.bias[:2] = -layer.weight[:2].sum(dim=1) / 2
     model = nn.Sequential(nn.Flatten(), layer).eval()
-    x = 0.5 + 0.02 * torch.randn(3, 3, 5, 5, generator=draws)
+    x = 0.5 + 0.02 * torch.randn(2, 3, 5, 5, generator=draws)
     with torch.no_grad():
         return model, x, model(x).argmax(dim=1)
 
@@ -45,12 +45,12 @@ def closest(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     ("name", "settings", "padding", "slack"),
     [
         ("pgd", {"iterations": 40, "share": 0.01}, 0, 1.001),
-        ("apgd-ce", {"iterations": 40, "restarts": 1}, 0, 1.05),
-        ("apgd-dlr", {"iterations": 40, "restarts": 1}, 2, 1.05),
-        ("apgd-t", {"iterations": 40, "targets": 1}, 2, 1.05),
+        ("apgd-ce", {"iterations": 25, "restarts": 1}, 0, 1.05),
+        ("apgd-dlr", {"iterations": 25, "restarts": 1}, 2, 1.05),
+        ("apgd-t", {"iterations": 25, "targets": 1}, 2, 1.05),
         (
             "apgd-t",
-            {"iterations": 40, "targets": 1},
+            {"iterations": 25, "targets": 1},
             0,
             1.05,
         ),  # two classes: the cross-entropy stands in

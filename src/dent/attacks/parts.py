@@ -27,7 +27,6 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 Model: TypeAlias = "Callable[[Tensor], Tensor]"
 
-_MIN_SQUARE_SIDE = 5  # its l2 and l1 starts divide the image's height by 5
 _MIN_LARGE_STEPS = 3  # the l1 schedule of three radii needs one iteration each
 
 
@@ -194,11 +193,22 @@ def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:
             f"{part.name} in l1 divides its iterations over three radii and needs at least "
             f"{_MIN_LARGE_STEPS}, got {part.iterations}"
         )
-    if part.name == "square" and threat.norm != "linf" and min(shape[-2:]) < _MIN_SQUARE_SIDE:
+    if part.name == "square" and threat.norm != "linf" and not _square_tiles(*shape[-2:]):
         raise ConfigError(
-            f"square in {threat.norm} needs images of at least {_MIN_SQUARE_SIDE} x "
-            f"{_MIN_SQUARE_SIDE}, got {shape[-2]} x {shape[-1]}"
+            f"square in {threat.norm} starts from tiles of a fifth of the height, which do not "
+            f"fit images of {shape[-2]} x {shape[-1]}: use another size (28, 32, 64 and 224 fit), "
+            "linf, or another attack"
         )
+
+
+def _square_tiles(height: int, width: int) -> bool:
+    """Whether the tiles that Square lays in l2 and l1 stay inside the image, as it lays them."""
+    side = height // 5
+    first = (height - 5 * side) // 2
+    # Tiles of one pixel may run over the edge, where nothing is written.
+    return side == 1 or (
+        side > 1 and all(first + side * (extent // side) <= extent for extent in (height, width))
+    )
 
 
 def dlr_is_undefined(part: Part, n_classes: int) -> bool:

@@ -14,8 +14,8 @@ MODEL: Final = "resnet18-nominal"
 DATASET: Final = "cifar10-sample"
 DEFENSES: Final = ("dent-nominal", "dent+")
 EPS: Final = "1.5/255"
-SAMPLES: Final = 32
-ITERATIONS: Final = 5
+SAMPLES: Final = 24
+ITERATIONS: Final = 4
 
 
 def demo_command(

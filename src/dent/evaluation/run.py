@@ -59,8 +59,8 @@ def evaluate(
     session = new_session(device_of(subject.model))
     if out is None:
         store = Memory()
-        tracked = _Session(session, None)
-        _work(subject, spec, plan, store, tracked, progress)
+        with _Session(session, None) as tracked:
+            _work(subject, spec, plan, store, tracked, progress)
         count = sum(1 for _ in units(spec, plan))
         return summarize(spec, plan, store.done, count, (tracked.session,))
     with closing(RunFolder(Path(out), spec, plan)) as folder:

@@ -33,7 +33,8 @@ FILES: Final = {
 def schema() -> dict[str, Any]:
     """Return the schema: under `files`, what each file is; under `$defs`, every kind of record."""
     models: list[Any] = [(model, "serialization") for model in FILES.values()]
-    named, definitions = models_json_schema(models)
+    by_model, definitions = models_json_schema(models)
+    named: dict[Any, Any] = dict(by_model)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "torch-dent run folder",

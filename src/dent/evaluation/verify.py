@@ -16,6 +16,7 @@ from dent.evaluation.spec import differences
 from dent.evaluation.subject import Subject, describe
 
 _SHOWN = 20
+_WITH_SUBJECT = ("subject", "plan", "tensors", "threat model", "served", "probes")
 Watch = Callable[[int, int], None]
 """Called with (units checked, units recorded)."""
 
@@ -81,21 +82,20 @@ def verify(
         _result(recorded),
     ]
     if subject is None:
-        why = "the model and the dataset were not given"
-        names = ("subject", "plan", "tensors", "threat model", "served", "probes")
-        return _conclude(recorded, [*checks, *(_not_run(name, why) for name in names)])
-    found = _subject(recorded, subject)
-    checks.append(_check("subject", 1, found))
-    if found:
-        why = "the subject is not that of the record"
-        names = ("plan", "tensors", "threat model", "served", "probes")
-        return _conclude(recorded, [*checks, *(_not_run(name, why) for name in names)])
-    checks.append(_check("plan", len(recorded.plan.batches), _plan(recorded, subject)))
-    if checks[-1].state == "failed":
-        why = "the plan does not follow from the dataset"
-        names = ("tensors", "threat model", "served", "probes")
-        return _conclude(recorded, [*checks, *(_not_run(name, why) for name in names)])
+        return _stop(recorded, checks, 0, "the model and the dataset were not given")
+    others = _subject(recorded, subject)
+    checks.append(_check("subject", 1, others))
+    if others:
+        return _stop(recorded, checks, 1, "the subject is not that of the record")
+    moved = _plan(recorded, subject)
+    checks.append(_check("plan", len(recorded.plan.batches), moved))
+    if moved:
+        return _stop(recorded, checks, 2, "the plan does not follow from the dataset")
     return _conclude(recorded, [*checks, *_resubmit(recorded, subject, progress)])
+
+
+def _stop(recorded: RecordedRun, checks: list[Check], at: int, why: str) -> Verification:
+    return _conclude(recorded, [*checks, *(_not_run(name, why) for name in _WITH_SUBJECT[at:])])
 
 
 def _identity(recorded: RecordedRun) -> Iterator[str]:
@@ -150,7 +150,7 @@ def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
 
 
 def _resubmit(recorded: RecordedRun, subject: Subject, progress: Watch | None) -> Iterator[Check]:
-    names = ("tensors", "threat model", "served", "probes")
+    names = _WITH_SUBJECT[2:]
     problems: dict[str, list[str]] = {name: [] for name in names}
     looked = dict.fromkeys(names, 0)
     skipped: dict[str, str] = {}

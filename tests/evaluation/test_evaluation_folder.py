@@ -1,0 +1,283 @@
+"""The run folder: what is resumed, what is refused, and that refusing destroys nothing."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dent.evaluation import (
+    EvaluationResult,
+    LockedError,
+    RecordError,
+    SchemaVersionError,
+    Settings,
+    SpecMismatchError,
+    Subject,
+    evaluate,
+)
+from dent.evaluation.canonical import without_timing
+from dent.evaluation.folder import JOURNAL
+from dent.evaluation.lock import FolderLock
+from dent.threat import ThreatModel
+from tests.evaluation.subjects import SMALL, Push, make_dataset, make_model, make_subject
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """All that lies in a folder, but for who last held its lock."""
+    files = (item for item in path.rglob("*") if item.is_file() and item.name != "lock")
+    return {str(item.relative_to(path)): item.read_bytes() for item in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "first"
+    evaluate(make_subject(), SMALL, out=path)
+    return path
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def comparable(result: EvaluationResult) -> object:
+    plain = without_timing(result.to_json())
+    plain.pop("sessions")
+    return plain
+
+
+def test_the_same_again_runs_nothing_and_changes_nothing(folder: Path) -> None:
+    before = tree(folder)
+    seen: list[object] = []
+    result = evaluate(make_subject(), SMALL, out=folder, progress=seen.append)
+    assert result.status == "complete"
+    assert seen == []
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("lines", [0, 1, 7, 19])
+def test_a_run_cut_short_goes_on_where_it_was(folder: Path, lines: int) -> None:
+    content = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    torn = content[lines][: len(content[lines]) // 2]
+    (folder / JOURNAL).write_bytes(b"".join(content[:lines]) + torn)
+    whole = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    done: list[int] = []
+    result = evaluate(
+        make_subject(), SMALL, out=folder, progress=lambda state: done.append(state.done)
+    )
+    assert done[0] == lines
+    again = (folder / JOURNAL).read_bytes().splitlines()
+    assert [strip(line) for line in again] == [strip(line) for line in content]
+    assert comparable(result) == comparable(EvaluationResult.model_validate(whole))
+    assert len(result.sessions) == 2
+
+
+def strip(line: bytes) -> object:
+    return without_timing(json.loads(line)["record"])
+
+
+def changed_weights() -> Subject:
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] += 1e-6
+    return replace(make_subject({}), model=model)
+
+
+def changed_data() -> Subject:
+    return replace(make_subject(), dataset=make_dataset(seed=1))
+
+
+REFUSALS: dict[str, tuple[Callable[[], Subject], Settings, str]] = {
+    "batch size": (
+        make_subject,
+        Settings(n=20, batch_size=4),
+        r"settings.batch_size: the folder has 8, this run 4",
+    ),
+    "weights": (changed_weights, SMALL, r"model.weights: the folder has '"),
+    "data": (changed_data, SMALL, r"dataset.digest: the folder has '"),
+    "attack": (
+        lambda: replace(make_subject(), attacks=[Push(0.25, "nudge"), Push()]),
+        SMALL,
+        r"attacks.nudge.config.strength: the folder has 0.5, this run 0.25",
+    ),
+    "one attack more": (
+        lambda: replace(make_subject(), attacks=[*make_subject().attacks, Push(2, "shove")]),
+        SMALL,
+        r"attacks.shove: the folder has nothing, this run \{",
+    ),
+    "order of attacks": (
+        lambda: replace(make_subject(), attacks=[Push(), Push(0.5, "nudge")]),
+        SMALL,
+        r"attacks: the order was nudge, push, and is now push, nudge",
+    ),
+    "threat": (
+        lambda: replace(make_subject(), threat=ThreatModel("linf", "4/255")),
+        SMALL,
+        r"threat.eps: the folder has '8/255', this run '4/255'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_another_evaluation_is_refused_field_by_field(folder: Path, name: str) -> None:
+    subject, asked, message = REFUSALS[name]
+    before = tree(folder)
+    with pytest.raises(SpecMismatchError, match=message) as refused:
+        evaluate(subject(), asked, out=folder)
+    assert refused.value.differences
+    assert tree(folder) == before
+
+
+def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    plain = json.loads(path.read_text())
+    change(plain)
+    path.write_text(json.dumps(plain))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "newer schema": (
+        lambda f: edit(f / "run.json", lambda plain: plain.update(schema_version=2)),
+        SchemaVersionError,
+        r"newer torch-dent \(schema version 2; this one reads up to 1\)",
+    ),
+    "half of run.json": (
+        lambda f: (f / "run.json").write_bytes((f / "run.json").read_bytes()[:100]),
+        RecordError,
+        r"run.json is damaged",
+    ),
+    "an unknown key": (
+        lambda f: edit(f / "run.json", lambda plain: plain.update(colour="blue")),
+        RecordError,
+        r"run.json: colour: Extra inputs are not permitted",
+    ),
+    "another identity": (
+        lambda f: edit(f / "run.json", lambda plain: plain.update(identity="0" * 64)),
+        RecordError,
+        r"run.json was edited",
+    ),
+    "no plan": (lambda f: (f / "plan.json").unlink(), RecordError, r"plan.json is missing"),
+    "another plan": (
+        lambda f: edit(f / "plan.json", lambda plain: plain["batches"].pop()),  # type: ignore[attr-defined]
+        RecordError,
+        r"plan.json is not the plan that run.json was written with",
+    ),
+    "no journal": (lambda f: (f / JOURNAL).unlink(), RecordError, r"journal.jsonl is missing"),
+    "no run.json": (
+        lambda f: (f / "run.json").unlink(),
+        RecordError,
+        r"holds a journal but no run.json",
+    ),
+    "a damaged line": (
+        lambda f: (f / JOURNAL).write_bytes((f / JOURNAL).read_bytes().replace(b"1", b"2", 1)),
+        RecordError,
+        r"journal.jsonl, line 1 ",
+    ),
+    "a line twice": (
+        lambda f: (f / JOURNAL).write_bytes(
+            (f / JOURNAL).read_bytes() + (f / JOURNAL).read_bytes().splitlines(keepends=True)[3]
+        ),
+        RecordError,
+        r"is recorded twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_refused_and_left_alone(folder: Path, name: str) -> None:
+    damage, kind, message = DAMAGE[name]
+    damage(folder)
+    before = tree(folder)
+    with pytest.raises(kind, match=message):
+        evaluate(make_subject(), SMALL, out=folder)
+    assert tree(folder) == before
+
+
+def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RecordError, match=r"holds something that is no run \(thesis.tex\)"):
+        evaluate(make_subject(), SMALL, out=tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(RecordError, match="is a file: a run is a folder"):
+        evaluate(make_subject(), SMALL, out=tmp_path / "thesis.tex")
+    with pytest.raises(RecordError, match="cannot write"):
+        evaluate(make_subject(), SMALL, out=tmp_path / "thesis.tex" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RecordError, match="cannot write .* Permission denied"):
+        evaluate(make_subject(), SMALL, out=tmp_path / "run")
+
+
+def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None:
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        FolderLock(folder)
+        os.write(writer, b"!")
+        signal.pause()
+    assert os.read(reader, 1) == b"!"
+    with pytest.raises(LockedError, match=rf"\(pid {holder} on host "):
+        evaluate(make_subject(), SMALL, out=folder)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    # The lock died with its holder.
+    assert evaluate(make_subject(), SMALL, out=folder).status == "complete"
+
+
+def test_the_lock_is_free_after_a_refusal(folder: Path) -> None:
+    with pytest.raises(SpecMismatchError):
+        evaluate(make_subject(), Settings(n=3), out=folder)
+    FolderLock(folder).close()
+
+
+def test_a_full_disk_in_the_middle_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    real, count = os.fsync, [0]
+
+    def full(handle: int) -> None:
+        count[0] += 1
+        if count[0] > 30:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordError, match="no space left"):
+        evaluate(make_subject(), SMALL, out=tmp_path / "run")
+    monkeypatch.undo()
+    evaluate(make_subject(), SMALL, out=tmp_path / "run")
+    both = [(path / JOURNAL).read_bytes().splitlines() for path in (tmp_path / "run", finished)]
+    assert [strip(line) for line in both[0]] == [strip(line) for line in both[1]]
+
+
+def test_an_interrupted_run_says_so_and_is_resumed(tmp_path: Path) -> None:
+    def stop(state: object) -> None:
+        if getattr(state, "done", 0) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_subject(), SMALL, out=tmp_path / "run", progress=stop)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["status"], run["sessions"][0]["outcome"]) == ("interrupted", "interrupted")
+    assert run["sessions"][0]["units"] == 5
+    result = evaluate(make_subject(), SMALL, out=tmp_path / "run")
+    assert [session.outcome for session in result.sessions] == ["interrupted", "complete"]
+
+
+def test_no_variable_of_the_environment_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "hunter2-secret")
+    evaluate(make_subject({}, []), Settings(n=2), out=tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes()

@@ -1,0 +1,97 @@
+"""The plan: who stands where, in which order what runs."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dent.errors import ConfigError
+from dent.evaluation import Settings, describe
+from dent.evaluation.canonical import digest
+from dent.evaluation.plan import make_plan, seed_of, units
+from dent.evaluation.spec import Order
+from tests.evaluation.subjects import SMALL, make_dataset, make_subject
+
+DATA = make_dataset(60)
+ORDERS: tuple[Order, ...] = ("dataset", "shuffled", "by-class")
+
+
+@given(
+    n=st.integers(1, 80),
+    batch_size=st.integers(1, 40),
+    order=st.sampled_from(ORDERS),
+    mix=st.none() | st.floats(0.01, 1.0),
+    seed=st.integers(0, 2**40),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_sample_is_attacked_once_whatever_the_plan(
+    n: int, batch_size: int, order: Order, mix: float | None, seed: int
+) -> None:
+    asked = Settings(n=n, batch_size=batch_size, order=order, mix=mix, seed=seed)
+    plan = make_plan(asked, DATA)
+    assert plan == make_plan(asked, DATA)
+    attacked = [at for batch in plan.batches for at in batch.positions[: batch.attacked]]
+    assert sorted(attacked) == list(range(min(n, 60)))
+    share = batch_size if mix is None else max(1, round(mix * batch_size))
+    for batch in plan.batches:
+        assert len(set(batch.positions)) == batch.size
+        assert batch.size - batch.attacked == batch_size - share
+        assert batch.ids == tuple(100 + at for at in batch.positions)
+        assert batch.labels == tuple(int(DATA.labels[at]) for at in batch.positions)
+    assert all(batch.attacked == share for batch in plan.batches[:-1])
+
+
+def test_the_orders() -> None:
+    plans = {order: make_plan(Settings(n=40, batch_size=10, order=order), DATA) for order in ORDERS}
+    rows = {o: [at for b in plans[o].batches for at in b.positions] for o in ORDERS}
+    assert rows["dataset"] == list(range(40))
+    assert rows["shuffled"] != sorted(rows["shuffled"])
+    labels = [int(DATA.labels[at]) for at in rows["by-class"]]
+    assert labels == sorted(labels)
+    other = make_plan(Settings(n=40, batch_size=10, order="shuffled", seed=1), DATA)
+    assert other != plans["shuffled"]
+
+
+def test_plans_and_seeds_never_change_under_our_feet() -> None:
+    # A run that was started with an older version must be resumable with a newer one.
+    plan = make_plan(Settings(n=30, batch_size=16, order="shuffled", mix=0.25, seed=7), DATA)
+    assert digest([list(batch.positions) for batch in plan.batches]).startswith("8719419fe69add75")
+    assert seed_of(7, "unit", 3, "pgd") == 8532239185191102262
+
+
+def test_a_company_that_the_dataset_cannot_give_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs 45 natural images beside 5 .* has 40 images"):
+        make_plan(Settings(batch_size=50, mix=0.1), make_dataset(40))
+
+
+def test_units_are_planned_batch_by_batch_with_the_static_reference_first() -> None:
+    subject = make_subject()
+    spec, plan = describe(subject, SMALL), make_plan(SMALL, subject.dataset)
+    keys = [unit.key for unit in units(spec, plan)]
+    assert len(set(keys)) == len(keys)
+    assert keys[:2] == ["probe/0/static/None", "probe/0/dent/None"]
+    assert keys[2:11] == [
+        "natural/0/static/None",
+        "attack/0/static/nudge",
+        "attack/0/static/push",
+        "natural/0/dent/None",
+        "attack/0/dent/nudge",
+        "attack/0/dent/push",
+        "transfer/0/dent/nudge",
+        "transfer/0/dent/push",
+        "assembled/0/dent/None",
+    ]
+    assert [key.split("/")[1] for key in keys[2:]] == ["0"] * 9 + ["1"] * 9 + ["2"] * 9
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n": 0}, "n: input should be greater than or equal to 1, got 0"),
+        ({"mix": 1.5}, "mix: .* got 1.5"),
+        ({"order": "random"}, "order: .*'by-class', got 'random'"),
+        ({"batchsize": 3}, "there is no setting 'batchsize', only n, batch_size"),
+    ],
+)
+def test_settings_say_what_is_wrong(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**values)

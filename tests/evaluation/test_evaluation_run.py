@@ -1,0 +1,344 @@
+"""A whole evaluation against the same thing done by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import Dent, DentConfig
+from dent.attacks import make
+from dent.errors import ConfigError, DataError, InputError
+from dent.evaluation import EvaluationResult, Progress, Settings, evaluate, load_run
+from dent.evaluation.canonical import without_timing
+from dent.evaluation.folder import Memory
+from dent.evaluation.records import UnitRecord
+from dent.evaluation.serving import serve
+from tests.evaluation.subjects import (
+    CLASSES,
+    SMALL,
+    Boast,
+    Broken,
+    Guess,
+    Push,
+    Remembering,
+    Wrapper,
+    make_dataset,
+    make_model,
+    make_subject,
+)
+
+
+def comparable(result: EvaluationResult) -> object:
+    plain = without_timing(result.to_json())
+    plain.pop("sessions")
+    return plain
+
+
+def test_counts_are_what_a_loop_by_hand_counts() -> None:
+    subject = make_subject()
+    result = evaluate(subject, SMALL)
+    for name, defense in {"static": subject.model, **subject.defenses}.items():
+        natural, robust = 0, {"nudge": 0, "push": 0}
+        for start in (0, 8, 16):
+            x, y = subject.dataset.batch(range(start, min(start + 8, 20)))
+            natural += int((defense(x).argmax(1) == y).sum())
+            for attack in subject.attacks:
+                found = attack(defense, x, y, subject.threat, seed=0)
+                robust[attack.name] += int((defense(found.adversarial).argmax(1) == y).sum())
+        got = result.defenses[name]
+        assert (got.natural.correct, got.natural.total) == (natural, 20)
+        for attack_name, count in robust.items():
+            summary = got.attack(attack_name)
+            assert (summary.served.correct, summary.served.total) == (count, 20)
+            assert (summary.queries, summary.backwards) == (6, 3)
+    assert 0 < result.defenses["static"].attack("push").served.correct < 20
+
+
+def test_transfers_serve_what_broke_the_static_model() -> None:
+    subject = make_subject()
+    dent = subject.defenses["dent"]
+    count = 0
+    for start in (0, 8, 16):
+        x, y = subject.dataset.batch(range(start, min(start + 8, 20)))
+        found = Push()(subject.model, x, y, subject.threat, seed=0)
+        count += int((dent(found.adversarial).argmax(1) == y).sum())
+    result = evaluate(subject, SMALL).defenses["dent"]
+    assert result.attack("push", "transfer").served.correct == count
+    without = evaluate(subject, Settings(n=20, batch_size=8, transfer=False)).defenses["dent"]
+    assert {summary.kind for summary in without.attacks} == {"attack", "assembled"}
+
+
+def test_the_identity_gains_exactly_nothing() -> None:
+    model = make_model()
+    attacks = [Push(0.5, "nudge"), Guess(), make("apgd-ce", iterations=3)]
+    subject = make_subject({"identity": Wrapper(model)}, attacks, model=model)
+    result = evaluate(subject, SMALL)
+    gain = result.defenses["identity"].difference
+    assert gain is not None
+    assert (gain.value, gain.only_defended, gain.only_static) == (0.0, 0, 0)
+    assert gain.interval is not None
+    assert gain.interval[0] < 0 < gain.interval[1]
+    static, same = (result.defenses[name] for name in ("static", "identity"))
+    assert static.worst.served == same.worst.served
+    assert static.trace.entropy == same.trace.entropy
+
+
+def test_a_run_folder_and_memory_find_the_same(tmp_path: Path) -> None:
+    kept = evaluate(make_subject(), SMALL, out=tmp_path / "run")
+    assert comparable(kept) == comparable(evaluate(make_subject(), SMALL))
+    recorded = load_run(tmp_path / "run")
+    assert recorded.result == kept
+    assert EvaluationResult.model_validate_json((tmp_path / "run/result.json").read_text()) == kept
+
+
+def test_what_counts_is_what_is_served_and_not_what_is_claimed() -> None:
+    subject = make_subject({}, [Boast()])
+    static = evaluate(subject, SMALL).defenses["static"]
+    summary = static.attack("boast")
+    assert summary.served == static.natural
+    assert summary.claimed is not None
+    assert summary.claimed.correct == 0
+    assert summary.claimed_but_served == static.natural.correct
+    flag = next(d for d in static.diagnostics if d.name == "served differs from claimed")
+    assert flag.raised
+
+
+def test_no_prediction_is_wrong_and_counted_and_null(tmp_path: Path) -> None:
+    model = make_model()
+    subject = make_subject({"broken": Broken(model)}, model=model)
+    result = evaluate(subject, SMALL, out=tmp_path / "run").defenses["broken"]
+    x, y = subject.dataset.batch(range(20))
+    dark = x[:, 0, 0, 0] < 0.25
+    assert result.non_finite == int(dark.sum()) > 0
+    assert result.natural.correct == int(((model(x).argmax(1) == y) & ~dark).sum())
+    record = load_run(tmp_path / "run").records["natural/0/broken/None"]
+    assert isinstance(record, UnitRecord)
+    assert [at is None for at in record.served] == dark[:8].tolist()
+    assert record.trace.rows == int((~dark[:8]).sum())
+    assert "non-finite" in [diagnostic.name for diagnostic in result.raised]
+    assert "NaN" not in (tmp_path / "run" / "journal.jsonl").read_text()
+
+
+def test_adaptations_leave_their_trace() -> None:
+    config = DentConfig(steps=3, lr=0.01)
+    model = make_model()
+    subject = make_subject({"dent": Dent(model, config)}, [Push()], model=model)
+    result = evaluate(subject, Settings(n=16, batch_size=8)).defenses["dent"]
+    dent = Dent(model, config)
+    means = []
+    for start in (0, 8):
+        x, _ = subject.dataset.batch(range(start, start + 8))
+        a = dent.adapt(x)
+        p = dent.predict(x, a).softmax(1)
+        means.append([*a.entropy.mean(1).tolist(), float(-(p * p.log()).sum(1).mean())])
+    expected = torch.tensor(means, dtype=torch.float64).mean(0).tolist()
+    assert result.trace.entropy == pytest.approx(expected, rel=1e-5)
+    assert result.trace.status == {"adapted": 16}
+    assert result.attack("push").trace.entropy != result.trace.entropy
+
+
+class Recorder(Wrapper):
+    """Keeps every batch that it is shown."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.seen: list[Tensor] = []
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return super().predict(x, adaptation)
+
+
+def test_in_a_mixed_batch_the_company_stays_natural() -> None:
+    model = make_model()
+    recorder = Recorder(model)
+    subject = make_subject({"recorder": recorder}, [Push()], model=model)
+    asked = Settings(n=6, batch_size=8, mix=0.25, transfer=False)
+    result = evaluate(subject, asked)
+    _, data = recorder.seen, subject.dataset
+    from dent.evaluation.plan import make_plan
+
+    plan = make_plan(asked, data)
+    assert [batch.attacked for batch in plan.batches] == [2, 2, 2]
+    whole = [x for x in recorder.seen if len(x) == 8]
+    for batch in plan.batches:
+        x, _ = data.batch(batch.positions)
+        among = [seen for seen in whole if torch.equal(seen[2:], x[2:])]
+        # natural, the attack's two looks, and what is served at last
+        assert len(among) >= 4
+        moved = [seen for seen in among if not torch.equal(seen[:2], x[:2])]
+        assert moved
+        assert all(bool((seen[:2] - x[:2]).abs().max() <= 8 / 255 + 1e-6) for seen in moved)
+    defended = result.defenses["recorder"]
+    assert (defended.natural.total, defended.bystanders.total) == (6, 18)
+    assert defended.attack("push").bystanders.total == 18
+    labels = [batch.labels[2:] for batch in plan.batches]
+    right = sum(
+        int((model(data.batch(b.positions[2:])[0]).argmax(1) == torch.tensor(y)).sum())
+        for b, y in zip(plan.batches, labels, strict=True)
+    )
+    assert defended.attack("push").bystanders.correct == right
+
+
+def test_a_defense_that_remembers_finds_every_unit_as_the_stream_left_it(tmp_path: Path) -> None:
+    model = make_model()
+
+    def subject() -> object:
+        return make_subject({"stream": Remembering(model)}, [Push(), Guess()], model=model)
+
+    result = evaluate(subject(), SMALL, out=tmp_path / "whole")  # type: ignore[arg-type]
+    # Batch b is the (b + 1)-th that is shown: answers are turned by (b + 1) % 2.
+    data = make_dataset(40)
+    right = 0
+    for at, start in enumerate((0, 8, 16)):
+        x, y = data.batch(range(start, min(start + 8, 20)))
+        right += int((model(x).roll((at + 1) % 2, dims=1).argmax(1) == y).sum())
+    assert result.defenses["stream"].natural.correct == right
+
+    def stop(state: Progress) -> None:
+        if state.done == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(subject(), SMALL, out=tmp_path / "parts", progress=stop)  # type: ignore[arg-type]
+    again = evaluate(subject(), SMALL, out=tmp_path / "parts")  # type: ignore[arg-type]
+    assert comparable(again) == comparable(result)
+
+
+def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
+    model = make_model()
+    attacks = [make("apgd-ce", iterations=4, protocol="published", batch_size=8), Push()]
+    dent = Dent(model, DentConfig(steps=1, lr=0.01))
+    subject = make_subject({"dent": dent}, attacks, model=model)
+    result = evaluate(subject, SMALL)
+    assert result.status == "complete"
+    published = result.defenses["dent"].attack("apgd-ce")
+    assert published.served.total == 20
+    x, y = subject.dataset.batch(range(20))
+    found = attacks[0](model, x, y, subject.threat, seed=0)
+    static = result.defenses["static"].attack("apgd-ce")
+    assert static.claimed is not None
+    assert static.claimed.correct == 20 - int(found.claimed.sum())
+    with pytest.raises(ConfigError, match="mix needs protocol='frozen'"):
+        evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
+
+
+def test_tensors_that_are_not_kept_are_gone_and_change_nothing(tmp_path: Path) -> None:
+    dropped = evaluate(make_subject(), SMALL.model_copy(update={"tensors": "drop"}))
+    asked = Settings(**{**SMALL.to_json(), "tensors": "drop"})
+    on_disk = evaluate(make_subject(), asked, out=tmp_path / "run")
+    assert list((tmp_path / "run" / "adversarial").iterdir()) == []
+    assert comparable(on_disk) == comparable(dropped)
+    kept = evaluate(make_subject(), SMALL)
+    for name in kept.defenses:
+        assert kept.defenses[name].worst == dropped.defenses[name].worst
+
+
+def test_memory_holds_the_tensors_of_one_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, real = [0], Memory.put
+
+    def put(self: Memory, record: object, adversarial: Tensor | None = None) -> None:
+        real(self, record, adversarial)  # type: ignore[arg-type]
+        most[0] = max(most[0], len(self._tensors))
+
+    monkeypatch.setattr(Memory, "put", put)
+    evaluate(make_subject(), Settings(n=40, batch_size=4))
+    assert most[0] == 4  # two defenses, two attacks
+
+
+def test_progress_counts_up_to_the_end() -> None:
+    seen: list[Progress] = []
+    result = evaluate(make_subject(), SMALL, progress=seen.append)
+    assert seen[0].done == 0
+    assert seen[0].unit is not None
+    assert seen[0].unit.kind == "probe"
+    assert all(a.share <= b.share + 1e-9 for a, b in zip(seen, seen[1:], strict=False))
+    assert any(0 < state.within < 1 for state in seen)
+    last = seen[-1]
+    assert (last.done, last.unit, last.share, last.remaining) == (last.total, None, 1.0, 0.0)
+    for name, defense in result.defenses.items():
+        assert last.natural[name] == (defense.natural.correct, 20)
+        assert last.robust[name] == (defense.worst.served.correct, 20)
+
+
+def test_without_attacks_natural_accuracy_is_all_there_is() -> None:
+    result = evaluate(make_subject(attacks=[]), SMALL).defenses["dent"]
+    assert result.attacks == ()
+    assert result.worst.served == result.natural
+
+
+def test_without_a_static_reference_there_is_no_difference() -> None:
+    result = evaluate(make_subject(), Settings(n=8, batch_size=8, static=False))
+    assert list(result.defenses) == ["dent"]
+    assert result.defenses["dent"].difference is None
+    states = {d.name: d.state for d in result.defenses["dent"].diagnostics}
+    assert states["transfer beats white-box"] == "not-run"
+
+
+def test_what_cannot_be_evaluated_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    cases = [
+        (make_subject(attacks=[Push(), Push(0.5)]), "two attacks are called 'push'", ConfigError),
+        (make_subject({"dent": 3}), "must be a torch.nn.Module or have adapt", InputError),  # type: ignore[dict-item]
+        (make_subject({"x": make_model().train()}), "training mode", InputError),
+        (make_subject({" ": make_model()}), "name of a defense", ConfigError),
+    ]
+    for subject, message, kind in cases:
+        with pytest.raises(kind, match=message):
+            evaluate(subject, SMALL, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="no defense to evaluate"):
+        evaluate(make_subject({}), Settings(static=False))
+
+
+def test_a_dataset_that_changes_its_labels_is_noticed() -> None:
+    data = make_dataset()
+    calls = [0]
+
+    class Fickle(type(data)):  # type: ignore[misc]
+        def batch(self, indices: object) -> tuple[Tensor, Tensor]:
+            calls[0] += 1
+            x, y = data.batch(indices)  # type: ignore[arg-type]
+            return x, (y + (calls[0] > 2)) % CLASSES
+
+    fickle = object.__new__(Fickle)
+    fickle.__dict__.update(data.__dict__)
+    with pytest.raises(DataError, match="gives other labels for batch"):
+        evaluate(replace(make_subject(), dataset=fickle), SMALL)
+
+
+def test_a_defense_that_answers_with_something_else_is_refused() -> None:
+    class Flat(Wrapper):
+        def predict(self, x: Tensor, adaptation: object) -> Tensor:
+            return super().predict(x, adaptation)[:, 0]
+
+    with pytest.raises(InputError, match=r"must return logits \(8, classes\) .* got \(8,\)"):
+        evaluate(make_subject({"flat": Flat(make_model())}), SMALL)
+
+
+def test_randomness_outside_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    evaluate(make_subject(attacks=[Guess()]), Settings(n=8, batch_size=8))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_serving_takes_a_batch_of_one() -> None:
+    x, _ = make_dataset().batch([3])
+    served = serve(Dent(make_model(), DentConfig(steps=1)), x, seed=0)
+    assert len(served.predictions) == 1
+
+
+def test_a_sample_can_be_followed_through_all_units(tmp_path: Path) -> None:
+    subject = make_subject()
+    evaluate(subject, SMALL, out=tmp_path / "run")
+    recorded = load_run(tmp_path / "run")
+    answers = recorded.sample(109)
+    assert len(answers) == 9
+    x, _ = subject.dataset.batch([9])
+    for answer in answers:
+        assert (answer.batch.index, answer.member) == (1, 1)
+        assert answer.predicted == answer.record.served[1]
+        if answer.row is not None:
+            image = recorded.adversarial(answer.record)[answer.row]
+            assert float((image - x[0]).abs().max()) <= 8 / 255 + 1e-6
