@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import Company, Toy, linear, small_images
 from torch import Tensor, nn
 
 from dent import DENT, Dent
@@ -18,6 +17,7 @@ from dent.attacks import (
 )
 from dent.errors import InputError
 from dent.threat import Norm, ThreatModel
+from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
 THREAT = ThreatModel("linf", "8/255")
 

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attack_toys import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dent import DENT, Dent, SmoothingConfig
+from dent.attacks import AttackResult, make, names
+from dent.threat import NORMS, Norm, ThreatModel
+from tests.attacks.attack_toys import (
     SETS,
     SINGLES,
     SMALL,
@@ -22,13 +29,6 @@ from attack_toys import (
     linear,
     small_images,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-
-from dent import DENT, Dent, SmoothingConfig
-from dent.attacks import AttackResult, make, names
-from dent.threat import NORMS, Norm, ThreatModel
 
 LINF = ThreatModel("linf", 0.1)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import SMALL, Company, Toy, linear, small_images
 from torch import Tensor
 
 from dent.attacks import AttackError, Querier, Queries, make
 from dent.attacks.frozen import FrozenBatch, Run
 from dent.threat import Norm, ThreatModel
+from tests.attacks.attack_toys import SMALL, Company, Toy, linear, small_images
 
 
 class Kept(Toy):

@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 import torch
-from attack_toys import Company, Toy, linear, small_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from dent.attacks import PGD, make
 from dent.errors import ConfigError
 from dent.threat import NORMS, Norm, ThreatModel
+from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
 
 @pytest.mark.parametrize(

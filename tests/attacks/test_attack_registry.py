@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from attack_toys import SETS, SINGLES
 
 from dent.attacks import AutoAttack, make, names
 from dent.errors import ConfigError, UnknownNameError
+from tests.attacks.attack_toys import SETS, SINGLES
 
 
 def test_names_are_sorted_and_all_can_be_made() -> None:

@@ -213,7 +213,7 @@ def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(RecordError, match="cannot write .* Permission denied"):
+    with pytest.raises(RecordError, match=r"cannot write .* Permission denied"):
         evaluate(make_subject(), SMALL, out=tmp_path / "run")
 
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dent.evaluation import RecordError
+from dent.evaluation.canonical import canonical, digest
 from dent.evaluation.journal import JournalWriter, line_of, read_journal, repair
 from dent.evaluation.records import TensorRef, Trace, UnitRecord, UnitTiming
 
@@ -118,8 +119,6 @@ def test_an_edited_line_with_its_old_checksum_is_refused(tmp_path: Path) -> None
 
 
 def test_a_key_that_is_unknown_is_refused_even_with_a_right_checksum(tmp_path: Path) -> None:
-    from dent.evaluation.canonical import canonical, digest
-
     path = tmp_path / "journal.jsonl"
     plain = make_record(0).to_json() | {"colour": "blue"}
     path.write_text(canonical({"record": plain, "sha256": digest(plain)}) + "\n")
@@ -142,7 +141,7 @@ def test_a_full_disk_takes_nothing_and_keeps_nothing(
 
     writer = JournalWriter(path)
     monkeypatch.setattr(os, "write", half)
-    with pytest.raises(RecordError, match="no space left .* run the same command again"):
+    with pytest.raises(RecordError, match=r"no space left .* run the same command again"):
         writer.append(make_record(2))
     assert path.read_bytes() == content
     monkeypatch.undo()

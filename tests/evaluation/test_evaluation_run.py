@@ -1,6 +1,7 @@
 """A whole evaluation against the same thing done by hand."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dent.errors import ConfigError, DataError, InputError
 from dent.evaluation import EvaluationResult, Progress, Settings, evaluate, load_run
 from dent.evaluation.canonical import without_timing
 from dent.evaluation.folder import Memory
+from dent.evaluation.plan import make_plan
 from dent.evaluation.records import UnitRecord
 from dent.evaluation.serving import serve
 from tests.evaluation.subjects import (
@@ -158,8 +160,6 @@ def test_in_a_mixed_batch_the_company_stays_natural() -> None:
     asked = Settings(n=6, batch_size=8, mix=0.25, transfer=False)
     result = evaluate(subject, asked)
     _, data = recorder.seen, subject.dataset
-    from dent.evaluation.plan import make_plan
-
     plan = make_plan(asked, data)
     assert [batch.attacked for batch in plan.batches] == [2, 2, 2]
     whole = [x for x in recorder.seen if len(x) == 8]
@@ -254,7 +254,7 @@ def test_progress_counts_up_to_the_end() -> None:
     assert seen[0].done == 0
     assert seen[0].unit is not None
     assert seen[0].unit.kind == "probe"
-    assert all(a.share <= b.share + 1e-9 for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a.share <= b.share + 1e-9 for a, b in pairwise(seen))
     assert any(0 < state.within < 1 for state in seen)
     last = seen[-1]
     assert (last.done, last.unit, last.share, last.remaining) == (last.total, None, 1.0, 0.0)

@@ -1,0 +1,29 @@
+"""Show what was evaluated, from records alone: pages, tables, figures.
+
+    from dent.report import write_report
+
+    write_report([Path("runs/first")], Path("report.html"))
+
+Nothing here sees a model. What a number should be doubted for stands beside it wherever it stands.
+See docs/evaluation/reading-a-report.md.
+"""
+
+from dent.report.figure import figure
+from dent.report.listing import RunSummary, list_runs
+from dent.report.loading import LoadedRun, load_run
+from dent.report.story import Answer, DefenseStory, SampleStory, sample_story
+from dent.report.write import FORMATS, write_report
+
+__all__ = [
+    "FORMATS",
+    "Answer",
+    "DefenseStory",
+    "LoadedRun",
+    "RunSummary",
+    "SampleStory",
+    "figure",
+    "list_runs",
+    "load_run",
+    "sample_story",
+    "write_report",
+]

@@ -1,0 +1,154 @@
+"""The commands that make a run again and check it, as far as its records tell."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dent import attacks, data, models, reference
+from dent.errors import DentError
+from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
+from dent.report.loading import LoadedRun
+
+_ENVIRONMENT: Final = "pyautoattack"
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What to type.
+
+    Attributes:
+        again: The same evaluation in a new folder.
+        verify: Check the records.
+        caveats: What `again` cannot say, because it was made in Python or from files that are not
+            part of the records; none where it is the whole truth.
+    """
+
+    again: str
+    verify: str
+    caveats: tuple[str, ...]
+
+
+def commands(loaded: LoadedRun) -> Commands:
+    """The commands for a run."""
+    spec = loaded.run.spec
+    words: list[str] = ["dent", "evaluate"]
+    caveats: list[str] = []
+    for piece, caveat in _pieces(spec):
+        words += piece
+        caveats += caveat
+    folder = str(loaded.path)
+    return Commands(
+        again=shlex.join([*words, "--out", f"{folder.rstrip('/')}-again"]),
+        verify=shlex.join(["dent", "verify", folder]),
+        caveats=tuple(caveats),
+    )
+
+
+def _pieces(spec: EvaluationSpec) -> Iterator[tuple[list[str], list[str]]]:
+    yield _model(spec)
+    yield _dataset(spec)
+    yield from map(_defense, spec.defenses)
+    if not spec.has_static:
+        yield ["--no-static"], []
+    threat = spec.threat
+    bounds = [] if threat.bounds == (0.0, 1.0) else [f"the bounds {list(threat.bounds)}"]
+    yield ["--norm", threat.norm, "--eps", threat.eps], bounds
+    yield _attacks(spec)
+    yield _settings(spec.settings, spec.has_static)
+
+
+def _model(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
+    name = spec.model.name
+    digest = f"weights with the digest {spec.model.weights}"
+    if name in models.names():
+        return ["--model", name], []
+    return ["--model", name], [f"the model {name!r}: your own factory or --weights; {digest}"]
+
+
+def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
+    found = spec.dataset
+    words = ["--dataset", found.name]
+    if spec.settings.n is not None:
+        words += ["--n", str(spec.settings.n)]
+    if found.name not in data.names() or found.split != "test":
+        where = f"the dataset {found.name!r}, split {found.split!r}, digest {found.digest}"
+        return words, [where]
+    return words, []
+
+
+def _defense(spec: DefenseSpec) -> tuple[list[str], list[str]]:
+    if spec.name == STATIC:
+        return [], []
+    settings = spec.config.get("settings")
+    known = reference.CONFIGS.get(spec.name)
+    same = known is not None and known.to_dict() == settings
+    other = known is None and spec.name in reference.names() and spec.config["name"] == spec.name
+    if same or other:
+        return ["--defense", spec.name], []
+    caveat = f"the defense {spec.name!r}: its JSON file or package.module:factory, see the spec"
+    return ["--defense", spec.name], [caveat]
+
+
+def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
+    words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
+    protocols = {attack.protocol for attack in spec.attacks}
+    if protocols == {"published"}:
+        words += ["--protocol", "published"]
+    options = [None, *sorted(set(_iterations([attack.config for attack in spec.attacks])))]
+    for iterations in options:
+        if all(_same(attack, iterations, spec.threat.norm) for attack in spec.attacks):
+            return words + ([] if iterations is None else ["--iterations", str(iterations)]), []
+    strange = [
+        attack.name
+        for attack in spec.attacks
+        if not any(_same(attack, iterations, spec.threat.norm) for iterations in options)
+    ]
+    which = ", ".join(map(repr, strange)) or "the attacks, with different iterations each"
+    return words, [f"the settings of {which}: see the spec"]
+
+
+def _iterations(value: Any) -> Iterator[int]:
+    """Every number of iterations anywhere in the configurations."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("iterations"), int):
+            yield value["iterations"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _iterations(item)
+
+
+def _same(recorded: AttackSpec, iterations: int | None, norm: Any) -> bool:
+    """Whether the command line's attack of that name has the settings on record."""
+    settings: dict[str, Any] = {"iterations": iterations}
+    if not recorded.name.startswith("pgd"):
+        settings["protocol"] = recorded.protocol
+    try:
+        made: Any = attacks.make(recorded.name, **settings)
+        found = made.settings(norm)
+    except DentError:
+        return False
+    return _comparable(found) == _comparable(recorded.config)
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != _ENVIRONMENT}
+
+
+def _settings(settings: Settings, has_static: bool) -> tuple[list[str], list[str]]:
+    default = Settings()
+    words = ["--batch-size", str(settings.batch_size)]
+    for name in ("order", "mix", "seed"):
+        value = getattr(settings, name)
+        if value != getattr(default, name):
+            words += [f"--{name}", str(value)]
+    caveats = []
+    if settings.transfer != has_static:
+        caveats.append(f"transfer={settings.transfer}")
+    caveats += [
+        f"{name}={getattr(settings, name)!r}"
+        for name in ("diagnostics", "tensors")
+        if getattr(settings, name) != getattr(default, name)
+    ]
+    return words, [f"the setting {caveat}" for caveat in caveats]

@@ -1,0 +1,102 @@
+"""Raised diagnostics as marks: a letter for each, to stand beside every number it concerns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+from typing import Final
+
+from dent.evaluation.result import Diagnostic, EvaluationResult
+from dent.evaluation.spec import STATIC
+from dent.report.loading import NamedRun
+
+RUN_WIDE: Final = "the run"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One kind of raised diagnostic, wherever on a page it was raised.
+
+    Attributes:
+        letter: Its mark, unique on the page.
+        name: The diagnostic's.
+        sentence: What it means.
+        raised_by: Where: defense and run, for the list of flags.
+    """
+
+    letter: str
+    name: str
+    sentence: str
+    raised_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A raised diagnostic at one defense.
+
+    Attributes:
+        letter: Its mark.
+        diagnostic: It.
+        of_run: Whether it concerns the whole run, rather than the defense alone.
+    """
+
+    letter: str
+    diagnostic: Diagnostic
+    of_run: bool
+
+
+class Flags:
+    """All raised diagnostics of the runs on a page.
+
+    Args:
+        runs: The runs, in the order in which they are shown.
+    """
+
+    def __init__(self, runs: Sequence[NamedRun]) -> None:
+        several = len(runs) > 1
+        names: dict[str, tuple[Diagnostic, list[str]]] = {}
+        for run in runs:
+            where = f" ({run.name})" if several else ""
+            for defense, found in run.result.defenses.items():
+                for diagnostic in found.raised:
+                    names.setdefault(diagnostic.name, (diagnostic, []))[1].append(
+                        f"{defense}{where}"
+                    )
+            for diagnostic in run.result.diagnostics:
+                if diagnostic.raised:
+                    names.setdefault(diagnostic.name, (diagnostic, []))[1].append(
+                        f"{RUN_WIDE}{where}"
+                    )
+        self._letters = {name: _letter(index) for index, name in enumerate(names)}
+        self.all = tuple(
+            Flag(self._letters[name], name, diagnostic.sentence, tuple(by))
+            for name, (diagnostic, by) in names.items()
+        )
+
+    def of(self, result: EvaluationResult, defense: str) -> tuple[Raised, ...]:
+        """What is raised of a defense, the run's own included, in the order of the letters."""
+        own = [(item, False) for item in result.defenses[defense].raised]
+        everywhere = [(item, True) for item in result.diagnostics if item.raised]
+        found = [Raised(self._letters[item.name], item, run) for item, run in own + everywhere]
+        return tuple(sorted(found, key=lambda each: (len(each.letter), each.letter)))
+
+    def marks(self, result: EvaluationResult, defense: str) -> tuple[Flag, ...]:
+        """The marks to show beside every number of a defense."""
+        letters = {each.letter for each in self.of(result, defense)}
+        return tuple(flag for flag in self.all if flag.letter in letters)
+
+    def marks_of_difference(self, result: EvaluationResult, defense: str) -> tuple[Flag, ...]:
+        """The marks of a difference to the static reference: of both its sides."""
+        letters = {flag.letter for flag in self.marks(result, defense)}
+        if STATIC in result.defenses:
+            letters |= {flag.letter for flag in self.marks(result, STATIC)}
+        return tuple(flag for flag in self.all if flag.letter in letters)
+
+
+def letters(flags: Sequence[Flag]) -> str:
+    """Marks as text: `a,c`."""
+    return ",".join(flag.letter for flag in flags)
+
+
+def _letter(index: int) -> str:
+    turn, at = divmod(index, len(ascii_lowercase))
+    return ascii_lowercase[at] + (str(turn + 1) if turn else "")

@@ -1,0 +1,107 @@
+"""One line for every run below a folder, for `dent list`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from dent.evaluation.canonical import Record
+from dent.evaluation.errors import RecordError
+from dent.evaluation.folder import RUN
+from dent.evaluation.result import Count, Difference
+from dent.evaluation.subject import threat_of
+from dent.report.loading import LoadedRun, load_run
+
+
+class DefenseLine(Record):
+    """What a list says of one defense."""
+
+    name: str
+    natural: Count
+    worst: Count
+    unit: Literal["sample", "batch"]
+    """What the worst case is taken per."""
+    difference: Difference | None
+    flags: tuple[str, ...]
+    """Names of the raised diagnostics, the run's own included: to be shown beside the numbers."""
+
+
+class RunSummary(Record):
+    """What a list says of one run. Of a run that cannot be read, the path and `error` alone."""
+
+    path: str
+    error: str | None = None
+    """Why it cannot be read."""
+    status: Literal["running", "interrupted", "failed", "complete"] | None = None
+    """`running` is also left behind by a process that was killed."""
+    started: str | None = None
+    """UTC, ISO 8601; null where no session began."""
+    model: str | None = None
+    dataset: str | None = None
+    threat: str | None = None
+    """As `linf 8/255`."""
+    attacks: tuple[str, ...] = ()
+    samples: int = 0
+    """Attacked samples that the plan holds."""
+    units_done: int = 0
+    units_planned: int = 0
+    defenses: tuple[DefenseLine, ...] = ()
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """Summarize every run at or below a folder, in the order of their paths.
+
+    A run that cannot be read is listed with what is wrong with it. Nothing inside a run folder is
+    taken for another run, and links to folders are not followed.
+
+    Raises:
+        RecordError: There is no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise RecordError(f"{root} is no folder: name one that holds runs")
+    return [_summarize(path) for path in _run_folders(root)]
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    for folder, inside, files in os.walk(root):
+        inside.sort()
+        if RUN in files:
+            inside.clear()
+            yield Path(folder)
+
+
+def _summarize(path: Path) -> RunSummary:
+    try:
+        loaded = load_run(path)
+        return _of(loaded)
+    except RecordError as error:
+        return RunSummary(path=str(path), error=str(error))
+
+
+def _of(loaded: LoadedRun) -> RunSummary:
+    result, run = loaded.result, loaded.run
+    of_run = tuple(flag.name for flag in result.diagnostics if flag.raised)
+    return RunSummary(
+        path=str(loaded.path),
+        status=run.status,
+        started=run.sessions[0].started if run.sessions else None,
+        model=run.spec.model.name,
+        dataset=run.spec.dataset.name,
+        threat=threat_of(run.spec.threat).label,
+        attacks=tuple(attack.name for attack in run.spec.attacks),
+        samples=result.samples,
+        units_done=result.units_done,
+        units_planned=result.units_planned,
+        defenses=tuple(
+            DefenseLine(
+                name=name,
+                natural=found.natural,
+                worst=found.worst.served,
+                unit=found.worst.unit,
+                difference=found.difference,
+                flags=tuple(flag.name for flag in found.raised) + of_run,
+            )
+            for name, found in result.defenses.items()
+        ),
+    )

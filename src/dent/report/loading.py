@@ -1,0 +1,114 @@
+"""From paths to runs that can be shown: single run folders, and folders of a sweep."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dent.errors import ConfigError
+from dent.evaluation.errors import RecordError
+from dent.evaluation.folder import RUN
+from dent.evaluation.reading import RecordedRun as LoadedRun
+from dent.evaluation.reading import load_run as _load_run
+from dent.evaluation.result import EvaluationResult
+from dent.evaluation.sweep import SWEEP, read_sweep
+
+__all__ = ["LoadedRun", "NamedRun", "is_run", "is_sweep", "load_run", "load_runs"]
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """A run among others on a page.
+
+    Attributes:
+        name: Short, and no other run on the page has it: the end of its path.
+        loaded: Its records.
+    """
+
+    name: str
+    loaded: LoadedRun
+
+    @property
+    def result(self) -> EvaluationResult:
+        """Its result, derived from the records."""
+        return self.loaded.result
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, sound or not."""
+    return (path / RUN).is_file()
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a folder holds several runs that differ in one setting."""
+    return (path / SWEEP).is_file()
+
+
+def load_run(path: Path) -> LoadedRun:
+    """Read a run folder; nothing in it is changed, and it may still be running.
+
+    Returns:
+        `.result`, derived anew from the records; `.run.spec`, `.plan`, `.records` (the journal, by
+        unit), `.units()`, `.adversarial(record)` and `.sample(id)`.
+
+    Raises:
+        RecordError: There is no run there, or a file of it is missing or damaged: the message
+            says which, and where.
+        SchemaVersionError: It was written by a newer torch-dent.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise RecordError(
+            f"{path} is a file, and a run is a folder: name the folder that holds {RUN}"
+        )
+    if path.is_dir() and not is_run(path):
+        raise RecordError(f"{path} is no run folder: it holds no {RUN}{_instead(path)}")
+    return _load_run(path)
+
+
+def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
+    """Read several run folders; the folder of a sweep stands for all of its runs that were begun.
+
+    Raises:
+        ConfigError: There are none, or one is named twice.
+        RecordError, SchemaVersionError: As `load_run` does.
+    """
+    folders: list[Path] = []
+    for path in map(Path, paths):
+        if is_sweep(path) and not is_run(path):
+            begun = [folder for folder in read_sweep(path).values() if is_run(folder)]
+            if not begun:
+                raise RecordError(f"{path} is a sweep of which no run was begun yet")
+            folders += begun
+        else:
+            folders.append(path)
+    if not folders:
+        raise ConfigError("a report needs at least one run folder")
+    for folder, count in Counter(folder.resolve() for folder in folders).items():
+        if count > 1:
+            raise ConfigError(f"the run {folder} is named {count} times: name each run once")
+    names = _names([folder.resolve() for folder in folders])
+    return tuple(
+        NamedRun(name, load_run(folder)) for name, folder in zip(names, folders, strict=True)
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as it takes to tell all of them apart."""
+    longest = max(len(folder.parts) for folder in folders)
+    for count in range(1, longest + 1):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _instead(path: Path) -> str:
+    if is_sweep(path):
+        inside = ", ".join(str(folder) for folder in read_sweep(path).values())
+        return f". It is a sweep; its runs are {inside}"
+    inside = [child.name for child in sorted(path.iterdir()) if child.is_dir() and is_run(child)]
+    if not inside:
+        return ""
+    more = ", ..." if len(inside) > 4 else ""
+    return f". There are runs inside it: {', '.join(inside[:4])}{more}"

@@ -1,0 +1,135 @@
+"""Runs that differ in one setting alone, as points of a series."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from dent.evaluation.result import Count
+from dent.evaluation.spec import EvaluationSpec
+from dent.evaluation.subject import threat_of
+from dent.report.loading import NamedRun
+
+Over = Literal["eps", "batch size", "share attacked", "order", "seed", "samples"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in a series.
+
+    Attributes:
+        run: The run.
+        value: As a number; None where values have no order (order of samples).
+        text: As people write it: `8/255`.
+    """
+
+    run: NamedRun
+    value: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """Several runs that are the same but for one setting.
+
+    Attributes:
+        over: The setting.
+        places: The runs by rising value.
+        defenses: Those that all of the runs have, which is all.
+    """
+
+    over: Over
+    places: tuple[Place, ...]
+    defenses: tuple[str, ...]
+
+    def worst(self, defense: str) -> list[Count]:
+        """The worst case of a defense at every place."""
+        return [place.run.result.defenses[defense].worst.served for place in self.places]
+
+    def natural(self, defense: str) -> list[Count]:
+        """The natural accuracy of a defense at every place."""
+        return [place.run.result.defenses[defense].natural for place in self.places]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    over: Over
+    path: tuple[str, str]
+    read: Callable[[EvaluationSpec], tuple[float | None, str]]
+
+
+def _eps(spec: EvaluationSpec) -> tuple[float, str]:
+    return threat_of(spec.threat).eps, spec.threat.eps
+
+
+def _mix(spec: EvaluationSpec) -> tuple[float, str]:
+    share = 1.0 if spec.settings.mix is None else spec.settings.mix
+    return share, f"{share:g}"
+
+
+_AXES: Final = (
+    _Axis("eps", ("threat", "eps"), _eps),
+    _Axis(
+        "batch size",
+        ("settings", "batch_size"),
+        lambda spec: (float(spec.settings.batch_size), str(spec.settings.batch_size)),
+    ),
+    _Axis("share attacked", ("settings", "mix"), _mix),
+    _Axis("order", ("settings", "order"), lambda spec: (None, spec.settings.order)),
+    _Axis("seed", ("settings", "seed"), lambda spec: (None, str(spec.settings.seed))),
+    _Axis("samples", ("settings", "n"), lambda spec: (float(spec.samples), str(spec.samples))),
+)
+
+
+def find_series(runs: Sequence[NamedRun]) -> Series | None:
+    """The series that all of several runs make up; None where they differ in more, or not at all."""
+    if len(runs) < 2:
+        return None
+    for axis in _AXES:
+        rest = [_without(run.result.spec.to_json(), axis.path) for run in runs]
+        places = [Place(run, *axis.read(run.result.spec)) for run in runs]
+        if any(other != rest[0] for other in rest) or len({p.text for p in places}) < len(places):
+            continue
+        if all(place.value is not None for place in places):
+            places.sort(key=lambda place: place.value or 0.0)
+        names = tuple(defense.name for defense in runs[0].result.spec.defenses)
+        return Series(axis.over, tuple(places), names)
+    return None
+
+
+def differing(runs: Sequence[NamedRun]) -> dict[str, list[str]]:
+    """Every field in which specs differ, by dotted name, with its value in each of the runs."""
+    return dict(_walk([run.result.spec.to_json() for run in runs], ""))
+
+
+def _without(spec: dict[str, Any], path: tuple[str, str]) -> dict[str, Any]:
+    return {**spec, path[0]: {k: v for k, v in spec[path[0]].items() if k != path[1]}}
+
+
+def _walk(values: list[Any], at: str) -> Iterator[tuple[str, list[str]]]:
+    if all(value == values[0] for value in values):
+        return
+    if all(isinstance(value, dict) for value in values):
+        for key in dict.fromkeys(key for value in values for key in value):
+            yield from _walk([value.get(key) for value in values], f"{at}.{key}" if at else key)
+        return
+    if not all(_named(value) for value in values):
+        yield at, [_plain(value) for value in values]
+        return
+    items = [{item["name"]: item for item in value} for value in values]
+    if any(list(each) != list(items[0]) for each in items):
+        yield at, [", ".join(each) or "none" for each in items]
+    for name in items[0]:
+        if all(name in each for each in items):
+            yield from _walk([each[name] for each in items], f"{at}.{name}")
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and "name" in item for item in value
+    )
+
+
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,137 @@
+"""All that happened to one sample, for `dent show RUN --sample ID`."""
+
+from typing import Literal
+
+from dent.evaluation.canonical import Record
+from dent.evaluation.errors import RecordError
+from dent.evaluation.reading import SampleAnswer
+from dent.evaluation.spec import EvaluationSpec
+from dent.report.loading import LoadedRun
+
+
+class Answer(Record):
+    """What a defense answered to one submission of the sample's batch."""
+
+    kind: Literal["natural", "attack", "transfer", "assembled"]
+    attack: str | None
+    batch: int
+    """The batch that the sample stood in."""
+    member: int
+    """Its place there."""
+    attacked: bool
+    """Whether the sample itself was perturbed, or stood by as a natural image."""
+    predicted: int | None
+    """The class served; null where there was no prediction, which counts as wrong."""
+    predicted_name: str | None
+    correct: bool
+    claimed: bool | None
+    """Whether the attack said that the sample fell; null where nothing attacked the defense."""
+    mismatch: bool
+    """The attack's word differs from what was served."""
+
+
+class DefenseStory(Record):
+    """What one defense made of the sample."""
+
+    defense: str
+    answers: tuple[Answer, ...]
+    """Natural submissions first, then in the order of the records."""
+    broken_by: tuple[str, ...]
+    """The submissions of the attacked sample that were served wrongly, as `attack/apgd-ce`."""
+    flags: tuple[str, ...]
+    """Raised diagnostics of the defense and of the run."""
+
+
+class SampleStory(Record):
+    """All that one sample was answered in a run."""
+
+    sample: int
+    """Its id: the position in the full split."""
+    label: int
+    label_name: str
+    batches: tuple[int, ...]
+    """Those it stands in, attacked or as natural company."""
+    defenses: tuple[DefenseStory, ...]
+    status: Literal["complete", "partial"]
+    """`partial`: units of the run are missing, so answers may be."""
+
+
+def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
+    """Tell what every attack did to a sample, and what was served.
+
+    Args:
+        run: From `load_run`.
+        sample_id: The sample's position in the full split; it keeps its id in every subset.
+
+    Raises:
+        RecordError: No batch of the run holds the sample; the message names some that it holds.
+    """
+    places = [batch for batch in run.plan.batches if sample_id in batch.ids]
+    if not places:
+        raise RecordError(
+            f"{run.path} holds no sample with the id {sample_id}; it holds {_held(run)}"
+        )
+    label = places[0].labels[places[0].ids.index(sample_id)]
+    answers = run.sample(sample_id)
+    spec, result = run.run.spec, run.result
+    of_run = tuple(flag.name for flag in result.diagnostics if flag.raised)
+    return SampleStory(
+        sample=sample_id,
+        label=label,
+        label_name=class_name(spec, label),
+        batches=tuple(batch.index for batch in places),
+        defenses=tuple(
+            _of_defense(
+                spec,
+                name,
+                [answer for answer in answers if answer.record.defense == name],
+                tuple(flag.name for flag in result.defenses[name].raised) + of_run,
+            )
+            for name in result.defenses
+        ),
+        status=result.status,
+    )
+
+
+def class_name(spec: EvaluationSpec, label: int) -> str:
+    """The name of a class; `class 12` where the dataset does not name it."""
+    classes = spec.dataset.classes
+    return classes[label] if 0 <= label < len(classes) else f"class {label}"
+
+
+def _of_defense(
+    spec: EvaluationSpec, name: str, found: list[SampleAnswer], flags: tuple[str, ...]
+) -> DefenseStory:
+    answers = tuple(_answer(spec, each) for each in found)
+    return DefenseStory(
+        defense=name,
+        answers=tuple(sorted(answers, key=lambda answer: answer.kind != "natural")),
+        broken_by=tuple(
+            answer.kind if answer.attack is None else f"{answer.kind}/{answer.attack}"
+            for answer in answers
+            if answer.attacked and not answer.correct and answer.kind != "natural"
+        ),
+        flags=flags,
+    )
+
+
+def _answer(spec: EvaluationSpec, found: SampleAnswer) -> Answer:
+    record = found.record
+    return Answer(
+        kind=record.kind,
+        attack=record.attack,
+        batch=found.batch.index,
+        member=found.member,
+        attacked=found.member < found.batch.attacked and record.kind != "natural",
+        predicted=found.predicted,
+        predicted_name=None if found.predicted is None else class_name(spec, found.predicted),
+        correct=found.correct,
+        claimed=found.claimed,
+        mismatch=found.claimed is not None and found.claimed == found.correct,
+    )
+
+
+def _held(run: LoadedRun) -> str:
+    ids = sorted({each for batch in run.plan.batches for each in batch.ids})
+    shown = ", ".join(map(str, ids[:6]))
+    return shown if len(ids) <= 6 else f"{shown}, ... ({len(ids)} in all, up to {ids[-1]})"

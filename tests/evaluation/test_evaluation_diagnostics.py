@@ -1,0 +1,215 @@
+"""Diagnostics against defenses whose truth is known."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import Dent, DentConfig
+from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries, make
+from dent.evaluation import DefenseResult, Settings, evaluate
+from dent.evaluation.serving import serve
+from tests.evaluation.subjects import (
+    SMALL,
+    Guess,
+    Leaky,
+    Masked,
+    Noisy,
+    Probabilities,
+    Push,
+    Remembering,
+    Sociable,
+    Wrapper,
+    make_model,
+    make_subject,
+)
+
+NAMES = (
+    "randomized",
+    "carries state",
+    "not logits",
+    "zero gradient",
+    "batch dependent",
+    "undeclared dependence",
+    "black-box beats white-box",
+    "transfer beats white-box",
+    "more iterations still help",
+    "huge eps does not break all",
+    "served differs from claimed",
+    "non-finite",
+)
+
+
+def look(
+    kind: type[Wrapper] | None = None,
+    attacks: list[Attack] | None = None,
+    settings: Settings = SMALL,
+    defense: Defense | None = None,
+) -> DefenseResult:
+    model = make_model()
+    asked = defense if defense is not None else (kind or Wrapper)(model)
+    return evaluate(make_subject({"it": asked}, attacks, model=model), settings).defenses["it"]
+
+
+def raised(result: DefenseResult) -> set[str]:
+    return {diagnostic.name for diagnostic in result.raised}
+
+
+def state(result: DefenseResult, name: str) -> str:
+    return {diagnostic.name: diagnostic.state for diagnostic in result.diagnostics}[name]
+
+
+def test_the_identity_raises_nothing_and_every_diagnostic_is_there() -> None:
+    result = look()
+    assert raised(result) == set()
+    assert tuple(diagnostic.name for diagnostic in result.diagnostics) == NAMES
+    for name in NAMES[6:7] + NAMES[8:10]:
+        assert state(result, name) == "not-run"
+
+
+def test_randomness_is_seen_and_dependence_is_then_not_claimed_to_be_measured() -> None:
+    result = look(Noisy)
+    assert "randomized" in raised(result)
+    assert "carries state" not in raised(result)
+    assert state(result, "batch dependent") == "not-run"
+    assert result.dependence.measured is None
+
+
+def test_state_is_seen_and_is_not_taken_for_randomness() -> None:
+    assert {"carries state"} <= raised(look(Leaky))
+    assert "randomized" not in raised(look(Leaky))
+    # Saying so, and being put back for every unit, does not make it go away in use.
+    assert "carries state" in raised(look(Remembering))
+
+
+def test_probabilities_are_no_logits() -> None:
+    assert "not logits" in raised(look(Probabilities))
+
+
+def test_a_masked_gradient_is_seen_in_three_ways() -> None:
+    result = look(Masked, [Push(), Guess()])
+    assert {"zero gradient", "transfer beats white-box"} <= raised(result)
+    # PGD finds nothing at all behind it; random corners of a large ball do.
+    model = make_model()
+    subject = make_subject(
+        {"it": Masked(model)}, [Push(), make("square", iterations=80)], model=model, eps="60/255"
+    )
+    masked = evaluate(subject, Settings(n=16, batch_size=16)).defenses["it"]
+    assert "black-box beats white-box" in raised(masked)
+    # The transferred attack leaves no gain standing.
+    assert masked.difference is not None
+    assert masked.difference.value is not None
+    assert masked.difference.value <= 0
+
+
+class Cut(Wrapper):
+    """Answers without any gradient."""
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        return super().predict(x.detach(), adaptation)
+
+
+def test_no_gradient_at_all_is_a_zero_gradient() -> None:
+    assert "zero gradient" in raised(look(Cut, [Guess()]))
+
+
+def test_undeclared_dependence_is_measured_and_takes_the_worst_case_per_batch() -> None:
+    result = look(Sociable)
+    assert {"batch dependent", "undeclared dependence"} <= raised(result)
+    assert (result.dependence.declared, result.dependence.measured) == (False, True)
+    assert result.worst.unit == "batch"
+
+
+class OnlyInLargeBatches(Wrapper):
+    """Turns its answers where fewer than eight ask."""
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        logits = super().predict(x, adaptation)
+        return logits if len(x) >= 8 else logits.roll(1, dims=1)
+
+
+class ByPlace(Wrapper):
+    """Favours the first member."""
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        logits = super().predict(x, adaptation)
+        turn = torch.zeros(len(x), dtype=torch.bool)
+        turn[0] = True
+        return torch.where(turn.unsqueeze(1), logits.roll(1, dims=1), logits)
+
+
+class ByBrightness(Wrapper):
+    """Turns its answers where the rest of the batch is bright, and only there."""
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        logits = super().predict(x, adaptation)
+        return logits.roll(1, dims=1) if float(x.detach().mean()) > 0.45 else logits
+
+
+@pytest.mark.parametrize("kind", [OnlyInLargeBatches, ByPlace])
+def test_each_kind_of_company_is_looked_at(kind: type[Wrapper]) -> None:
+    assert look(kind).dependence.measured is True
+
+
+def test_dent_is_dependent_as_it_declares_and_alone_it_is_not() -> None:
+    model = make_model()
+    together = look(defense=Dent(model, DentConfig(steps=3, lr=0.05)))
+    assert together.dependence.measured is True
+    assert "undeclared dependence" not in raised(together)
+    config = DentConfig(steps=3, lr=0.05, granularity="sample", reduction="sum")
+    alone = look(defense=Dent(model, config))
+    assert (alone.dependence.declared, alone.dependence.measured) == (False, False)
+    assert alone.worst.unit == "sample"
+
+
+def test_of_a_batch_of_one_dependence_is_not_measured() -> None:
+    result = look(Sociable, settings=Settings(n=3, batch_size=1))
+    assert result.dependence.measured is None
+    assert state(result, "batch dependent") == "not-run"
+
+
+def test_full_diagnostics_attack_longer_and_further() -> None:
+    full = Settings(n=16, batch_size=16, diagnostics="full")
+    honest = look(None, [PGD(iterations=8, step=0.5)], full)
+    assert state(honest, "huge eps does not break all") == "passed"
+    assert state(honest, "more iterations still help") == "passed"
+    hasty = look(None, [PGD(iterations=1, step=0.2, random_start=False)], full)
+    assert "more iterations still help" in raised(hasty)
+    masked = look(Masked, [PGD(iterations=2)], full)
+    assert "huge eps does not break all" in raised(masked)
+
+
+class Overheard(Attack):
+    """Claims what is not served: it looks at another batch than it hands over."""
+
+    name = "overheard"
+
+    def run(self, target: Querier, threat: object, seed: int) -> Outcome:
+        del threat, seed
+        return Outcome(target.natural, target.labels == target.labels[0])
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def queries(self, n_classes: int, norm: object = "linf") -> Queries:
+        del n_classes, norm
+        return Queries(0, 0)
+
+
+def test_claims_that_are_not_served_are_seen() -> None:
+    assert "served differs from claimed" in raised(look(None, [Overheard()]))
+
+
+def test_a_last_batch_that_is_smaller_is_flagged() -> None:
+    for n, up in ((16, False), (20, True)):
+        result = evaluate(make_subject({}, []), Settings(n=n, batch_size=8))
+        flags = {diagnostic.name: diagnostic.raised for diagnostic in result.diagnostics}
+        assert flags == {"uneven batches": up, "mixed provenance": False}
+
+
+def test_serving_ignores_the_gradient_mode_around_it() -> None:
+    model: nn.Module = make_model()
+    x = make_subject().dataset.batch(range(8))[0]
+    dent = Dent(model, DentConfig(steps=2, lr=0.05))
+    inside = serve(dent, x, seed=0).predictions
+    with torch.inference_mode():
+        assert serve(dent, x, seed=0).predictions == inside

@@ -1,0 +1,137 @@
+"""The worst case and the paired difference, against brute force."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dent.evaluation import Settings, evaluate
+from dent.evaluation.intervals import tango
+from dent.evaluation.result import Dependence
+from dent.evaluation.scoring import Piece, Scores, worst_of_batch
+from dent.evaluation.verdict import MIN_CLUSTERS, difference_to, worst_of
+from tests.evaluation.subjects import Guess, Push, Sociable, make_model, make_subject
+
+INDEPENDENT = Dependence(declared=False, measured=False)
+DEPENDENT = Dependence(declared=True, measured=True)
+
+
+def scores(*submissions: list[list[bool]], assembled: bool = False) -> Scores:
+    """One submission a list of batches, each a list of who was right."""
+    names = ["natural", "attack/a", "transfer/a", "attack/b"][: len(submissions)]
+    if assembled:
+        names[-1] = "assembled"
+    by = {
+        name: {at: Piece(tuple(rows), (), 0) for at, rows in enumerate(batches)}
+        for name, batches in zip(names, submissions, strict=True)
+    }
+    return Scores(by, dict.fromkeys(names, ()), None, tuple(range(len(submissions[0]))))
+
+
+tables = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5)).flatmap(
+    lambda shape: st.lists(
+        st.lists(
+            st.lists(st.booleans(), min_size=shape[2], max_size=shape[2]),
+            min_size=shape[1],
+            max_size=shape[1],
+        ),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
+)
+
+
+@given(tables)
+@settings(max_examples=100, deadline=None)
+def test_the_worst_case_is_what_brute_force_says(table: list[list[list[bool]]]) -> None:
+    given_scores = scores(*table)
+    batches = range(len(table[0]))
+    by_sample = worst_of(given_scores, INDEPENDENT)
+    assert by_sample.unit == "sample"
+    assert by_sample.served.correct == sum(
+        all(submission[at][member] for submission in table)
+        for at in batches
+        for member in range(len(table[0][0]))
+    )
+    assert sum(by_sample.by.values()) == by_sample.served.total - by_sample.served.correct
+    by_batch = worst_of(given_scores, DEPENDENT)
+    assert by_batch.unit == "batch"
+    assert by_batch.served.correct == sum(
+        min(sum(submission[at]) for submission in table) for at in batches
+    )
+    assert sum(by_batch.by.values()) == len(table[0])
+    assert by_sample.served.correct <= by_batch.served.correct
+
+
+def test_a_worst_case_by_sample_needs_independence_declared_and_not_contradicted() -> None:
+    table = scores([[True, False]], [[False, True]])
+    for declared, measured, unit in (
+        (False, False, "sample"),
+        (False, None, "sample"),
+        (False, True, "batch"),
+        (True, False, "batch"),
+        (True, None, "batch"),
+    ):
+        worst = worst_of(table, Dependence(declared=declared, measured=measured))
+        assert (worst.unit, worst.served.correct) == (unit, 0 if unit == "sample" else 1)
+
+
+def test_the_first_submission_that_broke_a_sample_is_named() -> None:
+    pieces = {
+        "natural": Piece((True, False, True), (), 0),
+        "attack/a": Piece((False, False, True), (), 0),
+    }
+    rights, by = worst_of_batch(pieces, by_sample=True)
+    assert rights == (False, False, True)
+    assert by == ["attack/a", "natural"]
+
+
+def test_the_difference_is_paired_by_sample() -> None:
+    static = scores([[True] * 6], [[True, True, False, False, False, True]])
+    ours = scores([[True] * 6], [[True, False, True, True, False, True]])
+    gain = difference_to(static, ours, INDEPENDENT, seed=0)
+    assert (gain.only_defended, gain.only_static, gain.total) == (2, 1, 6)
+    assert gain.value == pytest.approx(1 / 6)
+    assert gain.interval == pytest.approx(tango(2, 1, 6))
+    assert (gain.method, gain.static_unit) == ("tango", "sample")
+    assert (gain.static.correct, gain.static.total) == (3, 6)
+
+
+def test_the_static_model_meets_no_stronger_attacker_than_the_defense() -> None:
+    # Each of two attacks breaks another half: by sample nobody stands, by batch half do.
+    halves = [[[True] * 4], [[True, True, False, False]], [[False, False, True, True]]]
+    static, ours = scores(*halves), scores(*halves)
+    gain = difference_to(static, ours, DEPENDENT, seed=0)
+    assert (gain.static_unit, gain.static.correct, gain.value) == ("batch", 2, 0.0)
+    # With a batch assembled from what broke its members, both attackers may choose by sample.
+    assembled = scores(*halves, [[False] * 4], assembled=True)
+    gain = difference_to(static, assembled, DEPENDENT, seed=0)
+    assert (gain.static_unit, gain.static.correct, gain.value) == ("sample", 0, 0.0)
+
+
+def test_many_batches_that_share_their_luck_widen_the_interval() -> None:
+    count = 2 * MIN_CLUSTERS
+    won = [[at % 2 == 0] * 20 for at in range(count)]
+    lost = [[at % 2 == 1] * 20 for at in range(count)]
+    static, ours = scores(lost, lost), scores(won, won)
+    alone = difference_to(static, ours, INDEPENDENT, seed=0)
+    shared = difference_to(static, ours, DEPENDENT, seed=0)
+    assert alone.interval is not None
+    assert shared.interval is not None
+    assert shared.value == alone.value == 0.0
+    assert shared.interval[1] - shared.interval[0] > 2 * (alone.interval[1] - alone.interval[0])
+    assert "bootstrap over batches" in shared.method
+    few = difference_to(scores(lost[:3]), scores(won[:3]), DEPENDENT, seed=0)
+    assert few.method == "tango"
+    assert "3 batches are too few to draw anew" in few.assumes
+
+
+def test_assembled_batches_put_together_what_broke_their_members() -> None:
+    # Sociable answers depend on the mean of the batch, so that a mixture is another batch.
+    model = make_model()
+    attacks = [Push(0.3, "nudge"), Guess()]
+    subject = make_subject({"sociable": Sociable(model)}, attacks, model=model)
+    result = evaluate(subject, Settings(n=16, batch_size=8)).defenses["sociable"]
+    assembled = next(summary for summary in result.attacks if summary.kind == "assembled")
+    assert (assembled.batches, assembled.served.total) == (2, 16)
+    assert result.worst.unit == "batch"
+    assert result.worst.served.correct <= min(s.served.correct for s in result.attacks)

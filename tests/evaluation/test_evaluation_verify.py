@@ -1,0 +1,228 @@
+"""Verification: whatever is tampered with is found, and by the check that should find it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dent import Dent, DentConfig
+from dent.evaluation import Settings, Subject, evaluate, verify
+from dent.evaluation.canonical import canonical, digest
+from dent.evaluation.folder import JOURNAL
+from tests.evaluation.subjects import SMALL, make_dataset, make_model, make_subject
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "run"
+    evaluate(make_subject(), SMALL, out=path)
+    return path
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_an_honest_run_is_verified_and_not_written_to(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    seen: list[tuple[int, int]] = []
+    found = verify(folder, make_subject(), progress=lambda a, b: seen.append((a, b)))
+    assert found.status == "verified", found.problems
+    assert all(check.looked_at > 0 for check in found.checks)
+    assert seen[-1] == (29, 29)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_without_the_subject_what_was_not_checked_is_said(folder: Path) -> None:
+    found = verify(folder)
+    assert found.status == "incomplete"
+    states = {check.name: check.state for check in found.checks}
+    assert states["records"] == states["result"] == "passed"
+    assert states["served"] == states["threat model"] == "not-run"
+
+
+def relabel(folder: Path, change: Callable[[dict[str, Any]], None], line: int) -> None:
+    """Edit a record, and give it the checksum that it should then have."""
+    lines = (folder / JOURNAL).read_text().splitlines()
+    record = json.loads(lines[line])["record"]
+    change(record)
+    lines[line] = canonical({"record": record, "sha256": digest(record)})
+    (folder / JOURNAL).write_text("\n".join(lines) + "\n")
+
+
+ATTACK = 3  # attack/0/static/nudge
+
+
+def flip_served(record: dict[str, Any]) -> None:
+    record["served"][0] = (record["served"][0] + 1) % 4
+
+
+def tensor_of(folder: Path) -> Path:
+    return sorted((folder / "adversarial").iterdir())[0]
+
+
+def one_bit(folder: Path) -> None:
+    content = bytearray(tensor_of(folder).read_bytes())
+    content[-1] ^= 1
+    tensor_of(folder).write_bytes(bytes(content))
+
+
+def outside(folder: Path, by: float = 0.01) -> None:
+    """Put an image outside the ball, and forge every digest on the way."""
+    import hashlib
+
+    path = tensor_of(folder)
+    images = load_file(path)["adversarial"]
+    images[0] = (images[0] + by).clamp(0, 1)
+    save_file({"adversarial": images}, path)
+    fresh = hashlib.sha256(path.read_bytes()).hexdigest()
+    for line in range(len((folder / JOURNAL).read_text().splitlines())):
+
+        def forge(record: dict[str, Any]) -> None:
+            ref = record.get("tensor")
+            if ref and ref["file"].endswith(path.name):
+                ref["sha256"] = fresh
+
+        relabel(folder, forge, line)
+
+
+def edit_result(folder: Path) -> None:
+    plain = json.loads((folder / "result.json").read_text())
+    plain["defenses"]["dent"]["natural"]["correct"] += 1
+    (folder / "result.json").write_text(json.dumps(plain))
+
+
+def edit_plan(folder: Path) -> None:
+    """Move a label, and forge the plan's digest."""
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["batches"][0]["labels"][0] = (plan["batches"][0]["labels"][0] + 1) % 4
+    (folder / "plan.json").write_text(json.dumps(plan))
+    run = json.loads((folder / "run.json").read_text())
+    run["plan"] = digest(plan)
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+def edit_spec(folder: Path) -> None:
+    """Claim a larger eps, and forge the identity."""
+    run = json.loads((folder / "run.json").read_text())
+    run["spec"]["threat"]["eps"] = "16/255"
+    run["identity"] = digest(run["spec"])
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+def drop_line(folder: Path) -> None:
+    lines = (folder / JOURNAL).read_text().splitlines()
+    del lines[ATTACK]
+    (folder / JOURNAL).write_text("\n".join(lines) + "\n")
+
+
+TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a bit of a tensor": (one_bit, r"tensors: .*SHA-256 .*, recorded"),
+    "a tensor outside the ball, digests forged": (
+        outside,
+        r"threat model: attack/0/static/nudge: 1 images lie outside linf 8/255",
+    ),
+    "a tensor deleted": (lambda f: tensor_of(f).unlink(), r"tensors: .*000000-00-00.*is missing"),
+    "a line edited": (
+        lambda f: (f / JOURNAL).write_text((f / JOURNAL).read_text().replace("[0", "[1", 1)),
+        r"records: .*line \d+ does not match its checksum",
+    ),
+    "a served class, checksum forged": (
+        lambda f: relabel(f, flip_served, ATTACK),
+        r"served: attack/0/static/nudge: member 0 is served \d, recorded as \d",
+    ),
+    "an entropy, checksum forged": (
+        lambda f: relabel(f, lambda r: r["trace"].update(entropy=[0.125]), ATTACK),
+        r"served: attack/0/static/nudge: entropy is not as recorded",
+    ),
+    "a seed, checksum forged": (
+        lambda f: relabel(f, lambda r: r.update(seed=3), ATTACK),
+        r"seeds: attack/0/static/nudge was run with a seed",
+    ),
+    "a probe, checksum forged": (
+        lambda f: relabel(f, lambda r: r.update(zero_gradients=2), 0),
+        r"probes: probe/0/static/None is answered differently",
+    ),
+    "a line dropped": (drop_line, r"completeness: run.json says that the run is complete, but 1"),
+    "the result": (edit_result, r"result: .*defenses.dent.natural.correct: the folder has"),
+    "a label of the plan, digest forged": (edit_plan, r"plan: .*batches.0.labels.0"),
+    "eps of the spec, identity forged": (
+        edit_spec,
+        r"subject: threat.eps: the folder has '16/255'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_tampering_is_found(folder: Path, name: str) -> None:
+    tamper, message = TAMPERING[name]
+    tamper(folder)
+    found = verify(folder, make_subject())
+    assert found.status == "failed"
+    import re
+
+    assert any(re.search(message, problem) for problem in found.problems), found.problems
+
+
+def changed(what: str) -> Subject:
+    subject = make_subject()
+    if what == "weights":
+        model = make_model()
+        with torch.no_grad():
+            model[0].bias[0] += 1e-6
+        return replace(subject, model=model)
+    if what == "data":
+        return replace(subject, dataset=make_dataset(seed=1))
+    return replace(subject, defenses={"dent": Dent(subject.model, DentConfig(steps=3, lr=0.01))})
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights", "subject: model.weights"),
+        ("data", "subject: dataset.digest"),
+        ("defense", "subject: defenses.dent.config.settings.steps: the folder has 2, this run 3"),
+    ],
+)
+def test_another_subject_is_found(folder: Path, what: str, message: str) -> None:
+    found = verify(folder, changed(what))
+    assert found.status == "failed"
+    assert any(problem.startswith(message) for problem in found.problems), found.problems
+    assert {check.name: check.state for check in found.checks}["served"] == "not-run"
+
+
+def test_a_run_without_its_tensors_is_incomplete(tmp_path: Path) -> None:
+    asked = Settings(n=8, batch_size=8, tensors="drop")
+    evaluate(make_subject(), asked, out=tmp_path / "run")
+    found = verify(tmp_path / "run", make_subject())
+    assert found.status == "incomplete"
+    check = next(check for check in found.checks if check.name == "threat model")
+    assert (check.state, check.problems) == (
+        "not-run",
+        ("the tensors were not kept (settings.tensors is 'drop')",),
+    )
+
+
+def test_a_run_that_is_still_on_is_checked_as_far_as_it_is(tmp_path: Path) -> None:
+    def stop(state: object) -> None:
+        if getattr(state, "done", 0) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_subject(), SMALL, out=tmp_path / "run", progress=stop)
+    found = verify(tmp_path / "run", make_subject())
+    assert found.problems == ()
+    assert {check.name: check.state for check in found.checks}["result"] == "not-run"
+
+
+def test_where_there_is_no_run_nothing_is_verified(tmp_path: Path) -> None:
+    found = verify(tmp_path / "nothing")
+    assert (found.status, found.identity) == ("failed", None)
+    assert "there is no such folder" in found.problems[0]
