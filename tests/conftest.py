@@ -30,6 +30,11 @@ def make_tiny_cnn() -> nn.Sequential:
     )
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny_cnn() -> nn.Sequential:
     model = make_tiny_cnn()

@@ -24,7 +24,7 @@ smoothings = st.builds(
 
 @st.composite
 def configs(draw: st.DrawFn) -> DentConfig:
-    optimizer = draw(st.sampled_from(["adam", "adamod", "sgd"]))
+    optimizer: Any = draw(st.sampled_from(["adam", "adamod", "sgd"]))
     smoothing = draw(st.none() | smoothings)
     adapt_affine = draw(st.booleans())
     learns = adapt_affine or (smoothing is not None and smoothing.learn)
@@ -187,7 +187,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"step": 3}, r"DentConfig has no field 'step'\. Did you mean 'steps'\?"),
     ({"temperature": 3}, r"DentConfig has no field 'temperature'\. Known: steps, lr, "),
-    ({3: 3}, r"DentConfig has no field 3"),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytorch_optimizer
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -44,6 +44,7 @@ def gradients(seed: int, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=15)
 @given(
     lr=rate,
     b1=decay,
@@ -55,7 +56,8 @@ def gradients(seed: int, steps: int, dtype: torch.dtype) -> Tensor:
 def test_many_steps_equal_the_reference(
     name: str, lr: float, b1: float, b2: float, b3: float, dtype: torch.dtype, seed: int
 ) -> None:
-    ours, theirs = (make(lr, b1, b2, b3) for make in PAIRS[name])
+    make, make_reference = PAIRS[name]
+    ours, theirs = make(lr, b1, b2, b3), make_reference(lr, b1, b2, b3)
     value = torch.linspace(-2, 2, 7, dtype=dtype)
     parameter = torch.nn.Parameter(value.clone())
     reference = theirs([parameter])

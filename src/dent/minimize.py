@@ -128,7 +128,7 @@ def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
     # One split, not slices: the gradient of a slice is as large as the whole.
     pieces = flat.split([tensor.numel() for tensor in trained.values()], dim=-1)
     return {
-        name: piece.reshape(*flat.shape[:-1], *tensor.shape)
+        name: piece.reshape((*flat.shape[:-1], *tensor.shape))
         for (name, tensor), piece in zip(trained.items(), pieces, strict=True)
     }
 

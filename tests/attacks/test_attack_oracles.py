@@ -45,12 +45,12 @@ def closest(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     ("name", "settings", "padding", "slack"),
     [
         ("pgd", {"iterations": 40, "share": 0.01}, 0, 1.001),
-        ("apgd-ce", {"iterations": 25, "restarts": 1}, 0, 1.05),
-        ("apgd-dlr", {"iterations": 25, "restarts": 1}, 2, 1.05),
-        ("apgd-t", {"iterations": 25, "targets": 1}, 2, 1.05),
+        ("apgd-ce", {"iterations": 20, "restarts": 1}, 0, 1.05),
+        ("apgd-dlr", {"iterations": 20, "restarts": 1}, 2, 1.05),
+        ("apgd-t", {"iterations": 20, "targets": 1}, 2, 1.05),
         (
             "apgd-t",
-            {"iterations": 25, "targets": 1},
+            {"iterations": 20, "targets": 1},
             0,
             1.05,
         ),  # two classes: the cross-entropy stands in

@@ -137,15 +137,16 @@ class ByPlace(Wrapper):
         return torch.where(turn.unsqueeze(1), logits.roll(1, dims=1), logits)
 
 
-class ByBrightness(Wrapper):
-    """Turns its answers where the rest of the batch is bright, and only there."""
+class AmongStrangers(Wrapper):
+    """Turns its answers where any member of the batch is no natural image."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         logits = super().predict(x, adaptation)
-        return logits.roll(1, dims=1) if float(x.detach().mean()) > 0.45 else logits
+        strange = bool((x.detach().flatten(1).std(dim=1) > 0.4).any())
+        return logits.roll(1, dims=1) if strange else logits
 
 
-@pytest.mark.parametrize("kind", [OnlyInLargeBatches, ByPlace])
+@pytest.mark.parametrize("kind", [OnlyInLargeBatches, ByPlace, AmongStrangers])
 def test_each_kind_of_company_is_looked_at(kind: type[Wrapper]) -> None:
     assert look(kind).dependence.measured is True
 

@@ -251,7 +251,7 @@ def _non_finite(attacks: Sequence[AttackSummary], natural: int) -> Diagnostic:
 
 
 def _distance(found: Company) -> float:
-    """A probability changes by 1 at most; an answer that is not finite counts as that."""
+    """An answer that is not finite counts as having changed by all it is."""
     return 1.0 if found.distance is None else found.distance
 
 

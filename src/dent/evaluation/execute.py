@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dent.attacks import AttackResult, Defense
 from dent.errors import DataError
+from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import Store
 from dent.evaluation.mixing import among
 from dent.evaluation.plan import Batch, Plan, Unit, candidates, seed_of
@@ -231,9 +232,9 @@ def _owner(run: Run, record: UnitRecord) -> UnitRecord:
 
 
 def _unit_record(run: Run, unit: Unit) -> UnitRecord:
-    record = run.store.done[unit.key]
+    record = run.store.done.get(unit.key)
     if not isinstance(record, UnitRecord):
-        raise TypeError(f"{unit.key} is the record of a probe")
+        raise RecordError(f"{unit.key} is not recorded, though another unit was made from it")
     return record
 
 

@@ -10,6 +10,8 @@ from dent.evaluation.plan import seed_of
 from dent.evaluation.records import Company
 from dent.evaluation.serving import Served, reset, serve
 
+_TINY = 1e-12
+
 
 class Probe:
     """Asks a defense about one batch; what is asked is small beside any attack on it.
@@ -49,12 +51,12 @@ class Probe:
         return self._compare(self._whole, self._half) if self.members < len(self._x) else None
 
     def strangers(self) -> Company | None:
-        """Half of a batch, with noise in the place of the other half."""
+        """Half of a batch, with black and white noise in the place of the other half."""
         if self.members == len(self._x):
             return None
         low, high = self._bounds
         draws = torch.Generator().manual_seed(seed_of(self._seed, "noise"))
-        noise = torch.rand(self._x[self.members :].shape, generator=draws).to(self._x)
+        noise = torch.rand(self._x[self.members :].shape, generator=draws).round().to(self._x)
         mixed = torch.cat([self._x[: self.members], low + (high - low) * noise])
         return self._compare(self._whole, self._ask(mixed), self.members)
 
@@ -85,7 +87,9 @@ class Probe:
             if not logits.requires_grad:
                 return int(right.sum()), None
             loss = F.cross_entropy(logits.float(), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+        if gradient is None:  # a gradient to the weights, and none to the input
+            return int(right.sum()), None
         rows = gradient.flatten(1)
         useless = (rows == 0).all(dim=1) | ~rows.isfinite().all(dim=1)
         return int(right.sum()), int((useless & right).sum())
@@ -98,12 +102,18 @@ class Probe:
     ) -> Company:
         """What the answers to the members that both batches start with have in common."""
         count = members or min(len(one.predictions), len(other.predictions))
-        before, after = one.logits[:count], other.logits[:count]
+        before, after = _centred(one.logits[:count]), _centred(other.logits[:count])
         if turn:
             after = after.flip(0)
-        apart = (before.softmax(dim=1) - after.softmax(dim=1)).abs().amax()
+        apart = (before - after).abs().amax() / before.abs().amax().clamp(min=_TINY)
         return Company(
             members=count,
             changed=int((before.argmax(dim=1) != after.argmax(dim=1)).sum()),
             distance=float(apart) if bool(apart.isfinite()) else None,
         )
+
+
+def _centred(logits: Tensor) -> Tensor:
+    """Logits less their mean over classes, which says nothing about the prediction."""
+    logits = logits.double()
+    return logits - logits.mean(dim=1, keepdim=True)

@@ -94,7 +94,9 @@ class Company(Record):
     changed: _Count
     """For how many the predicted class changed."""
     distance: float | None
-    """Largest change of a probability; null where an answer was not finite."""
+    """Largest change of a logit, relative to the largest logit (both less the mean over classes);
+    null where an answer was not finite. Not of a probability: those of a confident model hardly
+    move, however much its logits do."""
 
 
 class FollowUp(Record):

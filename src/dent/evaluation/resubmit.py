@@ -116,7 +116,8 @@ class Resubmission:
             raise RecordError(f"{unit.key} has no tensor on record")
         if unit.kind == "transfer":
             source = Unit("attack", STATIC, unit.attack, unit.batch)
-            if self._recorded.records[source.key].tensor != record.tensor:  # type: ignore[union-attr]
+            static = self._recorded.records.get(source.key)
+            if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
         return self._recorded.adversarial(record)
 

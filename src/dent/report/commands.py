@@ -1,5 +1,6 @@
 """The commands that make a run again and check it, as far as its records tell."""
 
+import inspect
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ def commands(loaded: LoadedRun) -> Commands:
 def _pieces(spec: EvaluationSpec) -> Iterator[tuple[list[str], list[str]]]:
     yield _model(spec)
     yield _dataset(spec)
-    yield from map(_defense, spec.defenses)
+    alone = len(spec.defenses) == 1
+    yield from (_defense(defense, alone=alone) for defense in spec.defenses)
     if not spec.has_static:
         yield ["--no-static"], []
     threat = spec.threat
@@ -77,12 +79,12 @@ def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     return words, []
 
 
-def _defense(spec: DefenseSpec) -> tuple[list[str], list[str]]:
-    if spec.name == STATIC:
-        return [], []
+def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
     settings = spec.config.get("settings")
     known = reference.CONFIGS.get(spec.name)
     same = known is not None and known.to_dict() == settings
+    if spec.name == STATIC and not same:  # the model itself comes along unasked
+        return [], ["that there is no defense but the static model"] if alone else []
     other = known is None and spec.name in reference.names() and spec.config["name"] == spec.name
     if same or other:
         return ["--defense", spec.name], []
@@ -91,6 +93,8 @@ def _defense(spec: DefenseSpec) -> tuple[list[str], list[str]]:
 
 
 def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
+    if not spec.attacks:
+        return [], ["that there is no attack"]
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"}:
@@ -126,7 +130,8 @@ def _same(recorded: AttackSpec, iterations: int | None, norm: Any) -> bool:
         settings["protocol"] = recorded.protocol
     try:
         made: Any = attacks.make(recorded.name, **settings)
-        found = made.settings(norm)
+        by_norm = "norm" in inspect.signature(made.settings).parameters
+        found = made.settings(norm) if by_norm else made.settings()
     except DentError:
         return False
     return _comparable(found) == _comparable(recorded.config)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from dent.evaluation.canonical import canonical
 from dent.evaluation.result import Count
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import threat_of
@@ -34,11 +35,13 @@ class Series:
 
     Attributes:
         over: The setting.
+        label: What tells it from other series over the same setting; empty if it is the only one.
         places: The runs by rising value.
         defenses: Those that all of the runs have, which is all.
     """
 
     over: Over
+    label: str
     places: tuple[Place, ...]
     defenses: tuple[str, ...]
 
@@ -81,24 +84,38 @@ _AXES: Final = (
 )
 
 
-def find_series(runs: Sequence[NamedRun]) -> Series | None:
-    """The series that all of several runs make up; None where they differ in more, or not at all."""
-    if len(runs) < 2:
-        return None
+def find_series(runs: Sequence[NamedRun]) -> tuple[Series, ...]:
+    """All series among several runs: groups that are the same but for one setting.
+
+    Of eight runs over four eps in two norms, these are two series over eps; their labels say the
+    norm.
+    """
+    found: list[Series] = []
     for axis in _AXES:
-        rest = [_without(run.result.spec.to_json(), axis.path) for run in runs]
-        places = [Place(run, *axis.read(run.result.spec)) for run in runs]
-        if any(other != rest[0] for other in rest) or len({p.text for p in places}) < len(places):
-            continue
-        if all(place.value is not None for place in places):
-            places.sort(key=lambda place: place.value or 0.0)
-        names = tuple(defense.name for defense in runs[0].result.spec.defenses)
-        return Series(axis.over, tuple(places), names)
-    return None
+        groups: dict[str, list[Place]] = {}
+        for run in runs:
+            spec = run.result.spec
+            rest = canonical(_without(spec.to_json(), axis.path))
+            groups.setdefault(rest, []).append(Place(run, *axis.read(spec)))
+        kept = [places for places in groups.values() if len({p.text for p in places}) > 1]
+        others = differing([places[0].run for places in kept])
+        for index, places in enumerate(kept):
+            label = ", ".join(f"{name} {values[index]}" for name, values in others.items())
+            found.append(_series(axis, places, label))
+    return tuple(found)
+
+
+def _series(axis: _Axis, places: list[Place], label: str) -> Series:
+    if all(place.value is not None for place in places):
+        places = sorted(places, key=lambda place: place.value or 0.0)
+    names = tuple(defense.name for defense in places[0].run.result.spec.defenses)
+    return Series(axis.over, label, tuple(places), names)
 
 
 def differing(runs: Sequence[NamedRun]) -> dict[str, list[str]]:
     """Every field in which specs differ, by dotted name, with its value in each of the runs."""
+    if len(runs) < 2:
+        return {}
     return dict(_walk([run.result.spec.to_json() for run in runs], ""))
 
 

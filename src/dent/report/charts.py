@@ -1,0 +1,206 @@
+"""Charts as plain geometry: x in percent of the width, y in pixels, so that they never scale text.
+
+A template draws them as inline SVG; the marks and text keep their size at every width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dent.report.flags import Flag
+
+HEIGHT: Final = 200.0
+SHAPES: Final = ("circle", "square", "diamond", "triangle", "down", "bar")
+COLOURS: Final = 7
+"""Colours of the style sheet, the first of them for the static reference."""
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a curve.
+
+    Attributes:
+        x: On the horizontal axis.
+        y: On the vertical axis.
+        interval: Of `y`, if there is one.
+        text: What to say when it is pointed at.
+    """
+
+    x: float
+    y: float
+    interval: Pair | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line of values.
+
+    Attributes:
+        name: In the legend.
+        flags: The marks that stand beside the name.
+        colour: Which of the style sheet's colours, from 0.
+        dashed: Natural images are dashed and hollow, adversarial ones solid and filled.
+        values: By rising x.
+    """
+
+    name: str
+    flags: Sequence[Flag]
+    colour: int
+    dashed: bool
+    values: Sequence[Value]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis: percent of the width, or pixels from the top."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A value as it is drawn."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A curve as it is drawn."""
+
+    curve: Curve
+    shape: str
+    markers: tuple[Marker, ...]
+
+    @property
+    def segments(self) -> list[tuple[Marker, Marker]]:
+        """From each marker to the next."""
+        return list(zip(self.markers, self.markers[1:], strict=False))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart.
+
+    Attributes:
+        title: Above it.
+        alt: What it shows, in words and numbers, for who cannot see it.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis.
+        x_ticks: In percent of the width.
+        y_ticks: In pixels.
+        lines: The curves.
+        height: In pixels.
+    """
+
+    title: str
+    alt: str
+    x_label: str
+    y_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Drawn, ...]
+    height: float = HEIGHT
+
+
+def chart(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    x_ticks: Sequence[tuple[float, str]],
+    y_top: float | None = None,
+    share: bool = False,
+) -> Chart:
+    """Lay out a line chart whose vertical axis begins at 0.
+
+    Args:
+        title: Above it.
+        curves: At least one, with at least one value in all.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis.
+        x_ticks: Values of x with their text; their range is the axis.
+        y_top: Largest y; by default the largest value.
+        share: Whether y is a share, written in percent, up to 1.
+    """
+    tops = [value.interval[1] if value.interval else value.y for c in curves for value in c.values]
+    steps = (0.0, 0.25, 0.5, 0.75, 1.0) if share else nice_ticks(y_top or max(tops))
+    low, high = min(x for x, _ in x_ticks), max(x for x, _ in x_ticks)
+
+    def across(x: float) -> float:
+        return 50.0 if high == low else round(100 * (x - low) / (high - low), 3)
+
+    def down(y: float) -> float:
+        return round(HEIGHT * (1 - min(y / steps[-1], 1.0)), 2)
+
+    return Chart(
+        title=title,
+        alt=_alt(title, curves, share=share),
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=tuple(Tick(across(x), text) for x, text in x_ticks),
+        y_ticks=tuple(Tick(down(y), f"{100 * y:.0f}%" if share else f"{y:g}") for y in steps),
+        lines=tuple(
+            Drawn(
+                curve=curve,
+                shape=SHAPES[curve.colour % len(SHAPES)],
+                markers=tuple(
+                    Marker(
+                        x=across(value.x),
+                        y=down(value.y),
+                        low=None if value.interval is None else down(value.interval[0]),
+                        high=None if value.interval is None else down(value.interval[1]),
+                        text=f"{curve.name}: {value.text}",
+                    )
+                    for value in curve.values
+                ),
+            )
+            for curve in curves
+        ),
+    )
+
+
+def nice_ticks(top: float) -> tuple[float, ...]:
+    """Round values from 0 to at least `top`, three to six of them, evenly spaced."""
+    if not top > 0:
+        return (0.0, 0.5, 1.0)
+    raw = top / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999999)
+    count = math.ceil(top / step - 1e-9)
+    return tuple(float(f"{step * index:.12g}") for index in range(count + 1))
+
+
+def thin(ticks: Sequence[tuple[float, str]], most: int = 8) -> list[tuple[float, str]]:
+    """Drop labels where they would run into each other: every k-th, and the last, stay."""
+    if len(ticks) <= most:
+        return list(ticks)
+    every = math.ceil((len(ticks) - 1) / (most - 1))
+    kept = list(ticks[::every])
+    if kept[-1] != ticks[-1]:
+        kept[-1:] = [ticks[-1]]
+    return kept
+
+
+def _alt(title: str, curves: Sequence[Curve], *, share: bool) -> str:
+    def said(value: float) -> str:
+        return f"{100 * value:.1f}%" if share else f"{value:.3g}"
+
+    parts = [
+        f"{curve.name} from {said(curve.values[0].y)} to {said(curve.values[-1].y)}"
+        if len(curve.values) > 1
+        else f"{curve.name} {said(curve.values[0].y)}"
+        for curve in curves
+        if curve.values
+    ]
+    return f"Line chart. {title}: {'; '.join(parts)}. The numbers are in the table below."

@@ -1,0 +1,300 @@
+"""A few samples to look at: natural, adversarial, the perturbation, and what was answered."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from dent.evaluation.errors import RecordError
+from dent.evaluation.plan import Batch
+from dent.evaluation.reading import SampleAnswer
+from dent.evaluation.records import UnitRecord
+from dent.evaluation.result import EvaluationResult
+from dent.evaluation.spec import STATIC
+from dent.report import pictures, wording
+from dent.report.loading import LoadedRun
+from dent.report.natural import NaturalImages, natural_images
+from dent.report.plots import strongest
+from dent.report.story import class_name
+
+SAMPLES: Final = 6
+"""Samples on a page for each run."""
+_EACH: Final = 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with what it is.
+
+    Attributes:
+        source: A data URI.
+        alt: In words.
+        caption: Below it.
+    """
+
+    source: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What was done to a sample against one defense.
+
+    Attributes:
+        defense: By name.
+        submitted: What was submitted, in words; empty where nothing was.
+        pictures: Adversarial image, perturbation, smoothed input: those that there are.
+        natural: Class served for the natural image; None without a prediction.
+        adversarial: Class served for the adversarial one.
+        natural_right: Whether `natural` is the label.
+        adversarial_right: Whether `adversarial` is the label.
+        claimed: Whether the attack said that the sample fell; None where it was transferred.
+    """
+
+    defense: str
+    submitted: str
+    pictures: tuple[Picture, ...]
+    natural: str | None
+    adversarial: str | None
+    natural_right: bool
+    adversarial_right: bool
+    claimed: bool | None
+
+    @property
+    def mismatch(self) -> bool:
+        """Whether the attack's word differs from what was served."""
+        return self.claimed is not None and self.claimed == self.adversarial_right
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One sample.
+
+    Attributes:
+        sample: Its id in the full split.
+        label: The class it is.
+        why: Why it was chosen, in words.
+        natural: The natural image; None where it could not be had.
+        attempts: By defense.
+    """
+
+    sample: int
+    label: str
+    why: str
+    natural: Picture | None
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The samples of a run that a page shows.
+
+    Attributes:
+        exhibits: None where nothing can be shown.
+        missing: What is missing, and why, in sentences.
+    """
+
+    exhibits: tuple[Exhibit, ...]
+    missing: tuple[str, ...]
+
+
+def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
+    """Choose samples and draw them, from records alone.
+
+    Args:
+        loaded: The run.
+        data_root: Where datasets lie, for the natural images.
+    """
+    chosen = _choose(loaded)
+    if not chosen:
+        return Gallery((), ("No sample was attacked yet.",))
+    images = natural_images(loaded.run.spec.dataset, data_root)
+    drawing = _Drawing(loaded, images)
+    exhibits = tuple(drawing.exhibit(batch, member, why) for batch, member, why in chosen)
+    missing = [f"Natural images are missing: {images.missing}."] if images.missing else []
+    return Gallery(exhibits, (*missing, *drawing.missing))
+
+
+def _choose(loaded: LoadedRun) -> list[tuple[Batch, int, str]]:
+    """Samples of every kind of outcome, the first ones of each in the order of the plan."""
+    result = loaded.result
+    names = {name: _shown(result, name) for name in result.defenses}
+    kinds: dict[str, list[tuple[Batch, int]]] = defaultdict(list)
+    for batch in loaded.plan.batches:
+        served = {name: _served(loaded, name, names[name], batch) for name in names}
+        if any(answers is None for answers in served.values()):
+            continue
+        for member in range(batch.attacked):
+            right = {
+                name: answers[member] == batch.labels[member]
+                for name, answers in served.items()
+                if answers is not None
+            }
+            kinds[_outcome(right)].append((batch, member))
+    chosen = [(batch, at, why) for why in sorted(kinds) for batch, at in kinds[why][:_EACH]]
+    more = [(batch, at, why) for why in sorted(kinds) for batch, at in kinds[why][_EACH:]]
+    kept = [*chosen, *more][:SAMPLES]
+    return sorted(kept, key=lambda item: (item[0].index, item[1]))
+
+
+def _outcome(right: Mapping[str, bool]) -> str:
+    others = [hit for name, hit in right.items() if name != STATIC]
+    if STATIC not in right or not others:
+        return "still right" if all(right.values()) else "falls"
+    if right[STATIC] and not all(others):
+        return "static holds, a defense falls"
+    if not right[STATIC] and any(others):
+        return "static falls, a defense holds"
+    return "all hold" if right[STATIC] else "all fall"
+
+
+def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | None:
+    """The submission shown of a defense: the one that left it the least, with images on record."""
+    found = strongest(
+        result.defenses[defense].model_copy(
+            update={
+                "attacks": tuple(
+                    attack
+                    for attack in result.defenses[defense].attacks
+                    if attack.kind != "assembled"
+                )
+            }
+        )
+    )
+    return None if found is None else (found.kind, found.attack)
+
+
+def _served(
+    loaded: LoadedRun, defense: str, shown: tuple[str, str | None] | None, batch: Batch
+) -> Sequence[int | None] | None:
+    """What a defense served of a batch under a submission; None where that is not recorded."""
+    if shown is None:
+        return None
+    kind, attack = shown
+    for index in (batch.index, None):
+        record = loaded.records.get(f"{kind}/{index}/{defense}/{attack}")
+        if isinstance(record, UnitRecord):
+            before = loaded.plan.batches[: batch.index] if index is None else ()
+            begin = sum(other.size for other in before)
+            return record.served[begin : begin + batch.size]
+    return None
+
+
+class _Drawing:
+    """Draws samples; a tensor is loaded once."""
+
+    def __init__(self, loaded: LoadedRun, images: NaturalImages) -> None:
+        self._loaded = loaded
+        self._images = images
+        self._tensors: dict[str, Tensor | None] = {}
+        self._shown = {name: _shown(loaded.result, name) for name in loaded.result.defenses}
+        self._configs = {
+            spec.name: pictures.smoothing_of(spec.config.get("settings"))
+            for spec in loaded.run.spec.defenses
+        }
+        self.missing: list[str] = []
+
+    def exhibit(self, batch: Batch, member: int, why: str) -> Exhibit:
+        sample = batch.ids[member]
+        natural = self._natural(batch.positions[member])
+        label = class_name(self._loaded.run.spec, batch.labels[member])
+        answers = [
+            answer
+            for answer in self._loaded.sample(sample)
+            if answer.batch.index == batch.index and answer.member == member
+        ]
+        picture = None
+        if natural is not None:
+            alt = f"Natural image of sample {sample}, {label}"
+            picture = Picture(pictures.data_uri(natural), alt, "natural")
+        return Exhibit(
+            sample=sample,
+            label=label,
+            why=why,
+            natural=picture,
+            attempts=tuple(self._attempt(name, answers, natural, sample) for name in self._shown),
+        )
+
+    def _attempt(
+        self, name: str, answers: Sequence[SampleAnswer], natural: Tensor | None, sample: int
+    ) -> Attempt:
+        shown = self._shown[name]
+        own = [answer for answer in answers if answer.record.defense == name]
+        before = next((answer for answer in own if answer.record.kind == "natural"), None)
+        after = next(
+            (each for each in own if shown == (each.record.kind, each.record.attack)), None
+        )
+        words = "" if after is None or shown is None else wording.submitted(*shown)
+        return Attempt(
+            defense=name,
+            submitted=words,
+            pictures=()
+            if after is None
+            else tuple(self._pictures(after, natural, f"sample {sample}, {words}")),
+            natural=self._class(before),
+            adversarial=self._class(after),
+            natural_right=before is not None and before.correct,
+            adversarial_right=after is not None and after.correct,
+            claimed=None if after is None else after.claimed,
+        )
+
+    def _pictures(
+        self, answer: SampleAnswer, natural: Tensor | None, what: str
+    ) -> Iterator[Picture]:
+        tensor = self._adversarial(answer.record)
+        if tensor is None or answer.row is None:
+            return
+        adversarial = tensor[answer.row]
+        yield Picture(pictures.data_uri(adversarial), f"Adversarial image of {what}", "adversarial")
+        if natural is not None and natural.shape == adversarial.shape:
+            drawn, factor = pictures.enlarged(adversarial, natural)
+            caption = f"perturbation ×{factor:.0f}" if factor else "no perturbation"
+            yield Picture(pictures.data_uri(drawn), f"Perturbation of {what}", caption)
+        smoothing = self._configs[answer.record.defense]
+        sigma = answer.record.trace.sigma
+        if smoothing is not None and sigma is not None:
+            drawn = pictures.smoothed(adversarial, sigma, smoothing["covariance"])
+            values = " × ".join(f"{value:.2f}" for value in sigma)
+            yield Picture(
+                pictures.data_uri(drawn), f"Smoothed input of {what}", f"smoothed, σ {values} px"
+            )
+
+    def _natural(self, position: int) -> Tensor | None:
+        if self._images.dataset is None:
+            return None
+        image = self._images.dataset.batch([position])[0][0]
+        return image if image.shape[0] in pictures.CHANNELS else None
+
+    def _adversarial(self, record: UnitRecord) -> Tensor | None:
+        if record.key not in self._tensors:
+            self._tensors[record.key] = self._load(record)
+        return self._tensors[record.key]
+
+    def _load(self, record: UnitRecord) -> Tensor | None:
+        if record.tensor is None:
+            return None
+        if self._loaded.run.spec.settings.tensors == "drop":
+            self._miss("Adversarial images are missing: the run was made not to keep them.")
+            return None
+        try:
+            tensor = self._loaded.adversarial(record)
+        except RecordError as error:
+            self._miss(f"Adversarial images of {record.key} are missing: {error}.")
+            return None
+        if tensor.shape[1] not in pictures.CHANNELS:
+            self._miss(f"Images with {tensor.shape[1]} channels cannot be drawn.")
+            return None
+        return tensor
+
+    def _miss(self, sentence: str) -> None:
+        if sentence not in self.missing:
+            self.missing.append(sentence)
+
+    def _class(self, answer: SampleAnswer | None) -> str | None:
+        if answer is None or answer.predicted is None:
+            return None
+        return class_name(self._loaded.run.spec, answer.predicted)

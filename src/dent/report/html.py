@@ -1,0 +1,144 @@
+"""The page: one file that needs nothing else, no network and no script."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dent.evaluation.result import DefenseResult, Diagnostic
+from dent.evaluation.spec import STATIC
+from dent.evaluation.subject import threat_of
+from dent.report import wording
+from dent.report.charts import Chart, nice_ticks
+from dent.report.commands import Commands, commands
+from dent.report.flags import Flags
+from dent.report.gallery import Gallery, gallery
+from dent.report.limits import limits
+from dent.report.loading import NamedRun
+from dent.report.pictures import smoothing_of
+from dent.report.plots import accuracy_chart, colour_of, entropy_chart, traces
+from dent.report.series import Series, differing, find_series
+
+_HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """What a page shows of one run, beyond its result.
+
+    Attributes:
+        anchor: Its address on the page.
+        run: It.
+        limits: What its numbers do not show.
+        entropy: Charts, one a defense that takes steps.
+        commands: To make it again, and to check it.
+        gallery: Samples.
+    """
+
+    anchor: str
+    run: NamedRun
+    limits: tuple[str, ...]
+    entropy: tuple[Chart, ...]
+    commands: Commands
+    gallery: Gallery
+
+
+@dataclass(frozen=True)
+class SeriesPart:
+    """A series with its chart, where it has one."""
+
+    series: Series
+    chart: Chart | None
+
+
+def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
+    """The page on one run or several; see `write_report`."""
+    flags = Flags(runs)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            parts=[_part(index, run, flags, data_root) for index, run in enumerate(runs, start=1)],
+            flags=flags,
+            series=[SeriesPart(each, accuracy_chart(each, flags)) for each in find_series(runs)],
+            differing=differing(runs),
+            span=_span(runs),
+            STATIC=STATIC,
+        )
+    )
+
+
+def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> RunPart:
+    result = run.result
+    charts = (entropy_chart(result, name, flags) for name in result.defenses)
+    return RunPart(
+        anchor=f"run-{index}",
+        run=run,
+        limits=limits(result),
+        entropy=tuple(chart for chart in charts if chart is not None),
+        commands=commands(run.loaded),
+        gallery=gallery(run.loaded, data_root),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("dent.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": wording.percent,
+        "interval": wording.interval,
+        "count": wording.count,
+        "of": wording.of,
+        "points": wording.points,
+        "points_interval": wording.points_interval,
+        "reading": wording.reading,
+        "submission": wording.submission,
+        "decided": wording.decided,
+        "seconds": wording.seconds,
+        "nats": wording.nats,
+        "title_of": wording.title,
+    }
+    environment.globals |= {
+        "READINGS": wording.READINGS,
+        "colour_of": colour_of,
+        "traces": traces,
+        "threat_of": threat_of,
+        "smoothing_of": smoothing_of,
+        "diagnostic": _diagnostic,
+        "reasons": _reasons,
+    }
+    return environment
+
+
+def _span(runs: Sequence[NamedRun]) -> float:
+    """Half the width of the scale on which all differences of a page are drawn."""
+    edges = [
+        abs(edge)
+        for run in runs
+        for found in run.result.defenses.values()
+        if found.difference is not None and found.difference.interval is not None
+        for edge in found.difference.interval
+    ]
+    widest = max(edges, default=0.0)
+    return next((half for half in _HALF_POINTS if half >= widest), nice_ticks(widest)[-1])
+
+
+def _diagnostic(found: DefenseResult, name: str) -> Diagnostic:
+    return next(item for item in found.diagnostics if item.name == name)
+
+
+def _reasons(defenses: dict[str, DefenseResult]) -> list[tuple[str, str, list[str]]]:
+    """Of all diagnostics that were not run: name, reason, and at which defenses."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for defense, result in defenses.items():
+        for item in result.diagnostics:
+            if item.state == "not-run":
+                found.setdefault((item.name, item.sentence), []).append(defense)
+    return [(name, why, where) for (name, why), where in found.items()]

@@ -1,0 +1,49 @@
+"""The natural images of a run, loaded again by the dataset's name where its digest matches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dent import data
+from dent.data.dataset import ImageDataset
+from dent.errors import DentError
+from dent.evaluation.spec import DatasetSpec
+
+
+@dataclass(frozen=True)
+class NaturalImages:
+    """The dataset of a run, or why it cannot be shown.
+
+    Attributes:
+        dataset: The same images as on record, by digest; None where they cannot be had.
+        missing: Why; empty where they can.
+    """
+
+    dataset: ImageDataset | None
+    missing: str
+
+
+def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages:
+    """Load the dataset that a run names; nothing is downloaded.
+
+    Args:
+        spec: As on record.
+        root: The folder of datasets; see `dent.data.data_root`.
+    """
+    if spec.name not in data.names():
+        return NaturalImages(
+            None,
+            f"{spec.name} is not a dataset that dent.data knows by name, and records hold no "
+            "natural images",
+        )
+    split = "train" if spec.split == "train" else "test"
+    try:
+        found = data.load(spec.name, split, root=root, download=False, progress=False)
+    except DentError as error:
+        return NaturalImages(None, f"{spec.name} is not on this machine: {error}")
+    if found.digest != spec.digest:
+        return NaturalImages(
+            None,
+            f"{spec.name} on this machine has the digest {found.digest}, the run was made on "
+            f"{spec.digest}: they are not the same images",
+        )
+    return NaturalImages(found, "")

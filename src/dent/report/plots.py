@@ -1,0 +1,118 @@
+"""The charts of a page: accuracy along a series, and entropy by step."""
+
+from collections.abc import Sequence
+
+from dent.evaluation.records import Trace
+from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
+from dent.evaluation.spec import STATIC
+from dent.report import wording
+from dent.report.charts import COLOURS, Chart, Curve, Value, chart, nice_ticks, thin
+from dent.report.flags import Flag, Flags
+from dent.report.series import Series
+
+_WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
+
+
+def colour_of(result: EvaluationResult, defense: str) -> int:
+    """The colour of a defense: 0 for the static reference, the others in the order of the spec."""
+    others = [name for name in result.defenses if name != STATIC]
+    return 0 if defense == STATIC else 1 + others.index(defense) % (COLOURS - 1)
+
+
+def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
+    """Accuracy along a series, with intervals; None where its values have no order.
+
+    Along eps, what is robust begins at the natural accuracy, where eps is 0 (the paper's Figure 4).
+    Along other settings, the natural accuracy has a line of its own (Table 9).
+    """
+    if series.over not in _WITH_AXIS:
+        return None
+    by_eps = series.over == "eps"
+    even = series.over in {"batch size", "samples"}  # they grow by factors
+    at = [float(i) if even else p.value or 0.0 for i, p in enumerate(series.places)]
+    ticks = list(zip(at, (place.text for place in series.places), strict=True))
+    curves = []
+    for defense in series.defenses:
+        worst = _values(at, [p.text for p in series.places], series.worst(defense))
+        natural = _values(at, [p.text for p in series.places], series.natural(defense))
+        if by_eps and at[0] > 0 and natural:
+            text = f"natural {natural[0].text.partition(': ')[2]}"
+            worst = [Value(0.0, natural[0].y, natural[0].interval, text), *worst]
+        result = series.places[0].run.result
+        marks = _marks_along(series, flags, defense)
+        colour = colour_of(result, defense)
+        name = defense if by_eps else f"{defense}, worst case"
+        if worst:
+            curves.append(Curve(name, marks, colour, False, worst))
+        if not by_eps and natural:
+            curves.append(Curve(f"{defense}, natural", marks, colour, True, natural))
+    if not curves:
+        return None
+    if by_eps and at[0] > 0:
+        ticks = [(0.0, "0"), *ticks]
+    title = f"{'Worst-case robust accuracy' if by_eps else 'Accuracy'} against {series.over}"
+    return chart(
+        f"{title} ({series.label})" if series.label else title,
+        curves,
+        x_label=f"{series.over} ({series.places[0].run.result.spec.threat.norm})"
+        if by_eps
+        else series.over,
+        y_label="accuracy",
+        x_ticks=thin(ticks),
+        share=True,
+    )
+
+
+def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
+    """Entropy by step of a defense: of natural and of adversarial batches; None without steps."""
+    found = result.defenses[defense]
+    marks = flags.marks(result, defense)
+    curves = []
+    for index, (name, trace) in enumerate(traces(found)):
+        if trace.entropy is None or len(trace.entropy) < 2:
+            continue
+        values = [
+            Value(float(step), nats, None, f"{nats:.3f} nats after {step} steps")
+            for step, nats in enumerate(trace.entropy)
+        ]
+        curves.append(Curve(name, marks, index % COLOURS, index == 0, values))
+    if not curves:
+        return None
+    steps = max(len(curve.values) for curve in curves) - 1
+    whole = [(x, f"{x:g}") for x in nice_ticks(float(steps)) if x <= steps and x == int(x)]
+    return chart(
+        f"Entropy by step: {defense}",
+        curves,
+        x_label="steps taken",
+        y_label="mean entropy in nats",
+        x_ticks=[*whole, *([] if whole[-1][0] == steps else [(float(steps), f"{steps}")])],
+    )
+
+
+def traces(found: DefenseResult) -> list[tuple[str, Trace]]:
+    """How a defense's adaptation went: on natural batches, and under each attack."""
+    return [
+        ("natural images", found.trace),
+        *((wording.submission(attack), attack.trace) for attack in found.attacks),
+    ]
+
+
+def strongest(found: DefenseResult) -> AttackSummary | None:
+    """What left the fewest right among all that was submitted; None where nothing was scored."""
+    scored = [attack for attack in found.attacks if attack.served.share is not None]
+    return min(scored, key=lambda attack: attack.served.share or 0.0, default=None)
+
+
+def _values(at: Sequence[float], texts: Sequence[str], counts: Sequence[Count]) -> list[Value]:
+    return [
+        Value(x, found.share, found.interval, f"{text}: {wording.count(found)}")
+        for x, text, found in zip(at, texts, counts, strict=True)
+        if found.share is not None
+    ]
+
+
+def _marks_along(series: Series, flags: Flags, defense: str) -> list[Flag]:
+    letters = {
+        flag.letter for place in series.places for flag in flags.marks(place.run.result, defense)
+    }
+    return [flag for flag in flags.all if flag.letter in letters]

@@ -1,0 +1,65 @@
+"""Write a report in the format that its name asks for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from dent.errors import ConfigError
+from dent.evaluation.disk import write_atomically, writing
+from dent.report.formats import to_csv, to_json
+from dent.report.html import to_html
+from dent.report.loading import NamedRun, load_runs
+from dent.report.markdown import to_markdown
+
+FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
+    ".html": to_html,
+    ".md": to_markdown,
+    ".csv": to_csv,
+    ".json": to_json,
+}
+"""By the suffix of the file."""
+
+
+def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = None) -> Path:
+    """Write a report on one run, or on several side by side, from their records alone.
+
+    The runs are only read; one that is still on can be reported, and the report says so. Runs that
+    differ in one setting alone (eps, batch size) are also drawn against it. Equal records give an
+    equal report.
+
+    Args:
+        runs: Run folders, in the order in which they are shown; the folder of a sweep stands for
+            all of its runs.
+        out: The file to write, replaced if it is there. `.html`: one page that needs nothing else,
+            no network and no script. `.md`, `.csv`, `.json`: see
+            docs/evaluation/reading-a-report.md.
+        data_root: Where datasets lie, for the natural images of the page's gallery; by default
+            where `dent.data` keeps them. Nothing is downloaded.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: The suffix is of no format, no run is given, or one is given twice.
+        RecordError: A run cannot be read, or `out` cannot be written.
+        SchemaVersionError: A run was written by a newer torch-dent.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise ConfigError(_unknown(out))
+    loaded = load_runs([Path(run) for run in runs])
+    if out.suffix.lower() == ".html":
+        text = to_html(loaded, data_root=data_root)
+    else:
+        text = FORMATS[out.suffix.lower()](loaded)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, text.encode())
+    return out
+
+
+def _unknown(out: Path) -> str:
+    near = get_close_matches(out.suffix.lower(), FORMATS, n=1)
+    hint = f"; did you mean {out.with_suffix(near[0]).name!r}?" if near else ""
+    return f"a report's file name must end in {', '.join(FORMATS)}, got {out.name!r}{hint}"

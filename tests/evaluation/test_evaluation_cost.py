@@ -1,0 +1,128 @@
+"""The estimate counts what a run then does, and a sweep is its runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from dent.attacks import PGD, make
+from dent.errors import ConfigError
+from dent.evaluation import (
+    RecordError,
+    Settings,
+    estimate,
+    evaluate,
+    load_run,
+    read_sweep,
+    sweep,
+)
+from dent.evaluation.canonical import without_timing
+from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
+
+
+class Counting(Wrapper):
+    """Counts the images it is asked about, and how many of them with a gradient."""
+
+    asked = 0
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        self.asked += 1
+        return super().predict(x, adaptation)
+
+
+def test_the_estimate_counts_the_passes_that_are_made() -> None:
+    model = make_model()
+    defense = Counting(model)
+    attack = PGD(iterations=3, restarts=2)
+    # With an eps of next to nothing nobody falls, and no attack stops early.
+    subject = make_subject({"it": defense}, [attack, Push()], model=model, eps="1e-5")
+    found = estimate(subject, SMALL)
+    defense.asked = 0
+    result = evaluate(subject, SMALL).defenses["it"]
+    ran = sum(summary.backwards for summary in result.attacks)
+    planned = found.defenses["it"]
+    assert planned.gradients == ran + 1  # the probe's own
+    # Four of the probe's questions are halves of a batch.
+    assert planned.answers + planned.gradients == pytest.approx(defense.asked, abs=4)
+    assert found.units == 29
+    assert found.tensor_bytes == 2 * 2 * 20 * 3 * 6 * 6 * 4
+    assert found.seconds > 0
+
+
+def test_the_size_of_the_folder_is_what_was_estimated(tmp_path: Path) -> None:
+    subject = make_subject()
+    evaluate(subject, SMALL, out=tmp_path / "run")
+    kept = sum(path.stat().st_size for path in (tmp_path / "run/adversarial").iterdir())
+    assert kept == pytest.approx(estimate(subject, SMALL).tensor_bytes, rel=0.1)
+    dropped = Settings(**{**SMALL.to_json(), "tensors": "drop"})
+    assert estimate(subject, dropped).tensor_bytes == 0
+
+
+def test_published_attacks_are_counted_once_for_all_batches() -> None:
+    attack = make("apgd-ce", iterations=5, protocol="published", batch_size=8)
+    subject = make_subject({}, [attack], eps="1e-5")
+    planned = estimate(subject, SMALL).defenses["static"]
+    ran = evaluate(subject, SMALL).defenses["static"].attack("apgd-ce")
+    assert planned.gradients == pytest.approx(ran.backwards + 1, abs=6)
+
+
+def test_a_sweep_is_its_runs(tmp_path: Path) -> None:
+    subject, states = make_subject(), []
+    results = sweep(
+        subject,
+        Settings(n=8),
+        over="batch_size",
+        values=[2, 4],
+        out=tmp_path / "sweep",
+        progress=lambda value, state: states.append((value, state.done)),
+    )
+    assert list(results) == ["2", "4"]
+    assert {value for value, _ in states} == {"2", "4"}
+    for value, result in results.items():
+        alone = evaluate(subject, Settings(n=8, batch_size=int(value)))
+        mine, other = (without_timing(item.to_json()) for item in (result, alone))
+        assert mine.pop("sessions")
+        assert other.pop("sessions")
+        assert mine == other
+    folders = read_sweep(tmp_path / "sweep")
+    assert {value: path.name for value, path in folders.items()} == {
+        "2": "batch-size=2",
+        "4": "batch-size=4",
+    }
+    assert load_run(folders["4"]).result == results["4"]
+    states.clear()
+    more = sweep(subject, Settings(n=8), over="batch_size", values=[4, 8], out=tmp_path / "sweep")
+    assert more["4"] == results["4"]
+    assert list(read_sweep(tmp_path / "sweep")) == ["2", "4", "8"]
+
+
+def test_a_sweep_over_eps_moves_the_threat(tmp_path: Path) -> None:
+    results = sweep(
+        make_subject({}),
+        Settings(n=8, batch_size=8),
+        over="eps",
+        values=["0", "2/255", 0.1],
+        out=tmp_path / "eps",
+    )
+    assert [r.spec.threat.eps for r in results.values()] == ["0", "2/255", "0.1"]
+    right = [r.defenses["static"].worst.served.correct for r in results.values()]
+    assert right[0] == results["0"].defenses["static"].natural.correct
+    assert right == sorted(right, reverse=True)
+    assert read_sweep(tmp_path / "eps")["2/255"].name == "eps=2_255"
+
+
+def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path: Path) -> None:
+    subject = make_subject({}, [])
+    with pytest.raises(ConfigError, match="has the value 4 twice"):
+        sweep(subject, Settings(n=8), over="batch_size", values=[4, "4"])
+    with pytest.raises(ConfigError, match="needs values"):
+        sweep(subject, Settings(n=8), over="batch_size", values=[])
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecordError, match="holds something that is no sweep"):
+        sweep(subject, Settings(n=8), over="n", values=[4], out=tmp_path)
+    sweep(subject, Settings(n=4), over="batch_size", values=[4], out=tmp_path / "a")
+    before = json.loads((tmp_path / "a" / "sweep.json").read_text())
+    with pytest.raises(RecordError, match="holds a sweep over batch_size, not n"):
+        sweep(subject, Settings(n=4), over="n", values=[4], out=tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "sweep.json").read_text()) == before

@@ -1,0 +1,58 @@
+"""The published schema is the code's, and records of older versions stay readable."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dent.evaluation import load_run, verify
+from dent.evaluation.schema import FILES, schema, text
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_the_schema_in_the_docs_is_in_step() -> None:
+    written = (ROOT / "docs" / "reference" / "record.schema.json").read_text()
+    command = "python -m dent.evaluation.schema docs/reference/record.schema.json"
+    assert written == text(), f"run `{command}`, and say in CHANGELOG what changed in the records"
+
+
+def properties(name: str, node: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+    """Every key that a record must not have for lack of an `additionalProperties: false`."""
+    del definitions
+    closed = node.get("additionalProperties") is False
+    return [] if closed or node.get("type") != "object" else [name]
+
+
+def test_no_record_takes_unknown_keys() -> None:
+    definitions = schema()["$defs"]
+    open_ones = [
+        key for name, node in definitions.items() for key in properties(name, node, definitions)
+    ]
+    assert open_ones == []
+    assert set(schema()["files"]) == set(FILES)
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.glob("v*")))
+def test_a_run_written_by_an_older_version_says_the_same_today(version: str) -> None:
+    recorded = load_run(GOLDEN / version)
+    written = json.loads((GOLDEN / version / "result.json").read_text())
+    assert recorded.result.to_json() == written
+    assert verify(GOLDEN / version).problems == ()
+    for record in recorded.units():
+        if record.kind == "attack":
+            assert len(recorded.adversarial(record)) == len(record.claimed or ())
+
+
+def test_there_is_a_golden_run() -> None:
+    assert (GOLDEN / "v1").is_dir()
+
+
+def test_a_run_of_today_has_the_keys_of_the_golden_one(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "v1", tmp_path / "v1")
+    line = json.loads((tmp_path / "v1" / "journal.jsonl").read_text().splitlines()[-1])
+    definition = schema()["$defs"]["UnitRecord"]["properties"]
+    assert set(line["record"]) == set(definition)

@@ -1,0 +1,186 @@
+"""Every kind of normalization layer, run with parameters and statistics that are not its own."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_toys import CHANNELS, KINDS, make_batch, make_toy
+from torch import Tensor, nn
+
+from dent import Dent, DentConfig, UnsupportedModelError
+from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
+
+SAMPLE = DentConfig(steps=1, granularity="sample")
+KIND_AND_HALF = [(kind, dtype) for kind in KINDS for dtype in (torch.float16, torch.bfloat16)]
+
+
+def layer_input(kind: str, samples: int) -> Tensor:
+    x = make_batch(kind, samples)
+    repeats = [1] * x.dim()
+    repeats[-1 if KINDS[kind].channels_last else 1] = CHANNELS // 2
+    return x.repeat(repeats)
+
+
+def make_layer(kind: str) -> nn.Module:
+    layer = make_toy(kind)[1]
+    assert isinstance(layer, nn.Module)
+    return layer.eval()
+
+
+def give(layer: nn.Module, parameters: dict[str, Any]) -> None:
+    for name, value in parameters.items():
+        layer._parameters.pop(name)
+        vars(layer)[name] = value
+
+
+@pytest.mark.parametrize("statistics", ["train", "test"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=3)
+@given(seed=st.integers(0, 99))
+def test_every_row_is_served_by_its_own_parameters(kind: str, statistics: str, seed: int) -> None:
+    """The oracle: the layer itself, as often as there are rows, each time with one row's."""
+    generator = torch.Generator().manual_seed(seed)
+    x = layer_input(kind, 3)
+    rows = {
+        name: torch.randn(3, *value.shape, generator=generator, dtype=value.dtype)
+        for name, value in affine_attributes(make_layer(kind))
+    }
+    layer = make_layer(kind)
+    if statistics == "test":
+        use_test_statistics(layer)
+    give(layer, {name: Affine(value) for name, value in rows.items()})
+    expected = []
+    for index in range(3):
+        own = make_layer(kind).train(statistics == "test")
+        own.load_state_dict({name: value[index] for name, value in rows.items()}, strict=False)
+        expected.append(own(x)[index])
+    torch.testing.assert_close(layer(x), torch.stack(expected), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_serves_all(kind: str) -> None:
+    x, layer = layer_input(kind, 3), make_layer(kind)
+    expected = layer(x)
+    give(layer, {n: Affine(v.detach()[None]) for n, v in list(affine_attributes(layer))})
+    torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), KIND_AND_HALF)
+def test_half_precision_layers_take_float32_parameters(kind: str, dtype: torch.dtype) -> None:
+    """And round once, at the end: at least as near to the exact result as the layer itself."""
+    x, layer = layer_input(kind, 3).to(dtype), make_layer(kind).to(dtype)
+    exact, own = make_layer(kind).to(dtype).double()(x.double()), layer(x)
+    give(layer, {n: Affine(v.detach().float()[None]) for n, v in list(affine_attributes(layer))})
+    found = layer(x)
+    assert found.dtype == dtype
+    assert (found - exact).abs().max() <= 2 * (own - exact).abs().max() + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_test_statistics_are_those_of_training_mode(kind: str) -> None:
+    x, layer = layer_input(kind, 4), make_layer(kind)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    static = layer(x)
+    use_test_statistics(layer)
+    found = layer(x)
+    torch.testing.assert_close(found, make_layer(kind).train()(x), atol=1e-12, rtol=1e-12)
+    assert ((found - static).abs().max() > 1e-2) == KINDS[kind].mixes
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norm_layers_are_found_by_name_once(kind: str) -> None:
+    model = make_toy(kind)
+    model.append(nn.Sequential(model[1]))
+    assert [name for name, _ in norm_layers(model)] == ["1", "4"]
+    assert [name for name, _ in norm_layers(model[1])] == [""]
+
+
+def test_layers_of_other_kinds_are_not() -> None:
+    model = nn.Sequential(nn.LocalResponseNorm(2), nn.Linear(2, 2), nn.Dropout(), nn.PReLU())
+    assert list(norm_layers(model)) == []
+
+
+def test_absent_scale_and_shift_are_left_out() -> None:
+    assert list(affine_attributes(nn.BatchNorm2d(3, affine=False))) == []
+    assert [name for name, _ in affine_attributes(nn.LayerNorm(3, bias=False))] == ["weight"]
+    assert [name for name, _ in affine_attributes(nn.RMSNorm(3))] == ["weight"]
+
+
+def test_parametrized_parameters_are_refused() -> None:
+    model = make_toy("BatchNorm2d")
+    nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
+    with pytest.raises(UnsupportedModelError, match=r"weight is computed by a parametrization.*re"):
+        Dent(model, SAMPLE)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_parameters_that_a_hook_overwrites_are_refused() -> None:
+    model = nn.Sequential(nn.LayerNorm((2, 3)), nn.Flatten(), nn.Linear(6, 3))
+    nn.utils.weight_norm(model[0])
+    with pytest.raises(UnsupportedModelError, match=r"LayerNorm\.weight is computed"):
+        Dent(model, SAMPLE)
+
+
+def test_parametrization_elsewhere_does_not_matter() -> None:
+    model = make_toy("BatchNorm2d")
+    nn.utils.parametrizations.spectral_norm(model[0])
+    x = make_batch("BatchNorm2d", 3)
+    torch.testing.assert_close(Dent(model, DentConfig(steps=0))(x), model.eval()(x))
+    assert Dent(model, SAMPLE)(x).isfinite().all()
+
+
+class SequenceFirst(nn.Module):
+    """Normalizes (length, batch, features), as transformers do by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sequence: Tensor = self.norm(x.transpose(0, 1))
+        mixed, _ = self.attention(sequence, sequence, sequence)
+        logits: Tensor = self.head(mixed.mean(0))
+        return logits
+
+
+def test_sequence_first_is_refused_sample_wise_and_works_batch_wise() -> None:
+    x = torch.randn(3, 5, 4)
+    with pytest.raises(UnsupportedModelError, match=r"shape \(5, 3, 4\).*3 samples.*batch_first"):
+        Dent(SequenceFirst(), SAMPLE)(x)
+    assert Dent(SequenceFirst(), DentConfig(steps=2))(x).shape == (3, 3)
+
+
+class OwnArithmetic(nn.LayerNorm):
+    """Applies its scale by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return F.layer_norm(input, self.normalized_shape) * self.weight + self.bias
+
+
+def test_a_layer_with_its_own_arithmetic_is_refused_sample_wise_and_works_batch_wise() -> None:
+    model = nn.Sequential(OwnArithmetic(4), nn.Linear(4, 3))
+    x = torch.randn(5, 4)
+    with pytest.raises(UnsupportedModelError, match=r"its scale or shift to \w+\(\).*batch-wise"):
+        Dent(model, SAMPLE)(x)
+    assert Dent(model, DentConfig(steps=2))(x).shape == (5, 3)
+
+
+class Cautious(nn.LayerNorm):
+    """Casts its input to its parameters' type and device first."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        cast = input.to(device=self.weight.device, dtype=self.weight.dtype)
+        return super().forward(cast).to(input.dtype)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_a_layer_may_ask_for_its_parameters_type_and_device(granularity: Any) -> None:
+    model = nn.Sequential(Cautious(4), nn.Linear(4, 3)).to(torch.bfloat16)
+    config = DentConfig(steps=2, granularity=granularity)
+    assert Dent(model, config)(torch.randn(5, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
