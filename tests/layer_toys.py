@@ -55,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "LayerNorm-channels-first": Kind(lambda: ChannelsFirstLayerNorm(CHANNELS), 2),
     "LayerNorm-two-axes": Kind(lambda: nn.LayerNorm((2, CHANNELS)), 1, channels_last=True),
     "GroupNorm": Kind(lambda: nn.GroupNorm(2, CHANNELS), 2),
-    "GroupNorm-flat": Kind(lambda: nn.GroupNorm(2, CHANNELS), 0),
+    "GroupNorm-flat": Kind(lambda: nn.GroupNorm(1, CHANNELS), 0),
     "InstanceNorm1d": Kind(lambda: nn.InstanceNorm1d(CHANNELS, affine=True), 1),
     "InstanceNorm2d": Kind(lambda: nn.InstanceNorm2d(CHANNELS, affine=True), 2),
     "InstanceNorm3d": Kind(lambda: nn.InstanceNorm3d(CHANNELS, affine=True), 3),

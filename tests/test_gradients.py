@@ -1,96 +1,198 @@
-"""Finite differences confirm the exact gradient, and that the default one is not it."""
+"""Finite differences confirm the exact gradient; the default is that of the final forward alone."""
 
+import copy
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dent import Dent, DentConfig
-from tests.test_oracle import batch, network
+from dent import Dent, DentConfig, Status
+from tests.layer_toys import CLASSES, KINDS, make_batch, make_toy
+
+STEP = 1e-6  # Adam bends sharply where a gradient is small
+
+
+def make(**values: Any) -> DentConfig:
+    adamod = values.get("optimizer") == "adamod"
+    return DentConfig.from_dict({"steps": 3, "lr": 0.1, "beta3": 0.6 if adamod else None, **values})
+
+
+def smoothing(covariance: str) -> dict[str, Any]:
+    # Away from thirds, where the filter's radius jumps.
+    return {"sigma": 0.6, "lr": 0.02, "covariance": covariance}
+
+
+def slope(forward: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> float:
+    """Derivative along a direction, by differences of fourth order."""
+    with torch.no_grad():
+        near = forward(x + STEP * direction) - forward(x - STEP * direction)
+        far = forward(x + 2 * STEP * direction) - forward(x - 2 * STEP * direction)
+    return float((8 * near - far) / (12 * STEP))
+
+
+def check(model: nn.Module, config: DentConfig, x: Tensor, tolerance: float = 1e-6) -> None:
+    defense = Dent(model, config)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(len(x), CLASSES, dtype=x.dtype, generator=generator)
+    x.requires_grad_()
+    exact = defense.predict(x, defense.adapt(x, differentiable=True))
+    torch.testing.assert_close(exact, defense(x), atol=1e-12, rtol=1e-12)
+    (gradient,) = torch.autograd.grad((exact * weights).sum(), x)
+    (stale,) = torch.autograd.grad((defense(x) * weights).sum(), x)
+    missed = 0.0
+    for _ in range(2):
+        direction = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        expected = slope(lambda y: (defense(y) * weights).sum(), x.detach(), direction)
+        found, without = ((g * direction).sum().item() for g in (gradient, stale))
+        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+        missed = max(missed, abs(without - expected))
+    assert missed > 10 * tolerance
+
+
+CONFIGURATIONS = [
+    *(
+        make(granularity=granularity, optimizer=optimizer, statistics=statistics)
+        for granularity, optimizer, statistics in itertools.product(
+            ["batch", "sample"], ["adam", "adamod", "sgd"], ["train", "test"]
+        )
+    ),
+    *(
+        make(granularity=granularity, statistics=statistics, smoothing=smoothing(covariance))
+        for granularity, statistics, covariance in itertools.product(
+            ["batch", "sample"], ["train", "test"], ["spherical", "diagonal", "full"]
+        )
+    ),
+    make(granularity="sample", objective="information-maximization", optimizer="adamod"),
+    make(objective="information-maximization", reduction="sum"),
+    make(adapt_affine=False, smoothing=smoothing("full")),
+    make(smoothing={**smoothing("full"), "learn": False}),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS, ids=str)
+def test_configurations(config: DentConfig) -> None:
+    check(make_toy("BatchNorm2d"), config, make_batch("BatchNorm2d", 3))
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers(kind: str, granularity: str) -> None:
+    check(make_toy(kind), make(granularity=granularity), make_batch(kind, 3))
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("kind", [kind for kind, chosen in KINDS.items() if chosen.mixes])
+def test_layers_with_test_statistics(kind: str, granularity: str) -> None:
+    config = make(granularity=granularity, statistics="test", optimizer="sgd", lr=0.5)
+    check(make_toy(kind), config, make_batch(kind, 4))
 
 
 class Attention(nn.Module):
-    """A pre-norm attention block, as in a ViT."""
+    """A pre-norm block, as in a ViT."""
 
-    def __init__(self) -> None:
+    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(6)
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
-        self.head = nn.Linear(6, 5)
+        self.norm = nn.LayerNorm(4)
+        self.mix = mix
+        self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(1)[:, :72].reshape(len(x), 12, 6)
-        normed = self.norm(tokens)
-        mixed, _ = self.attention(normed, normed, normed, need_weights=False)
-        return self.head((tokens + mixed).mean(1))  # type: ignore[no-any-return]
+        tokens = x + self.mix(self.norm(x))
+        logits: Tensor = self.head(tokens.mean(1))
+        return logits
 
 
-def slope(defense: Dent, x: Tensor, direction: Tensor, weights: Tensor) -> float:
-    step = 1e-7  # Adam bends sharply where a gradient is small
-    with torch.no_grad():
-        ahead = (defense(x + step * direction) * weights).sum()
-        behind = (defense(x - step * direction) * weights).sum()
-    return float((ahead - behind) / (2 * step))
+class MultiHead(nn.MultiheadAttention):
+    """Self-attention, with or without the weights that switch the fused kernels off."""
+
+    def __init__(self, *, weights: bool) -> None:
+        super().__init__(4, 2, batch_first=True)
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        mixed, _ = super().forward(x, x, x, need_weights=self.weights)
+        return mixed
 
 
-def check(model: nn.Module, config: DentConfig) -> None:
-    defense = Dent(model, config)
-    x = batch(3).requires_grad_()
-    generator = torch.Generator().manual_seed(2)
-    direction = torch.randn(x.shape, dtype=x.dtype, generator=generator)
-    weights = torch.randn(3, 5, dtype=x.dtype, generator=generator)
-    expected = slope(defense, x.detach(), direction, weights)
+def boolean_mask(h: Tensor) -> Tensor:
+    mask = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool).tril()
+    return F.scaled_dot_product_attention(h, 2 * h, h, attn_mask=mask)
 
-    exact = defense.predict(x, defense.adapt(x, differentiable=True))
-    (gradient,) = torch.autograd.grad((exact * weights).sum(), x)
-    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
+MIXES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "multi-head": lambda: MultiHead(weights=False),
+    "multi-head-weights": lambda: MultiHead(weights=True),
+    "layer": lambda: nn.TransformerEncoderLayer(4, 2, 8, activation=F.gelu, batch_first=True),
+    "plain": lambda: lambda h: F.scaled_dot_product_attention(h, 2 * h, h),
+    "causal": lambda: lambda h: F.scaled_dot_product_attention(h, 2 * h, h, is_causal=True),
+    "boolean-mask": lambda: boolean_mask,
+}
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("mix", MIXES)
+def test_attention(mix: str, granularity: str) -> None:
+    model = Attention(MIXES[mix]()).double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    switches = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
+    before = [switch() for switch in switches]
+    check(model, make(granularity=granularity), x)
+    assert [switch() for switch in switches] == before
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_the_default_gradient_is_that_of_the_final_forward(granularity: str) -> None:
+    """The oracle: a model that owns the adapted parameters."""
+    model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
+    defense = Dent(model, make(granularity=granularity))
     adaptation = defense.adapt(x)
-    (stale,) = torch.autograd.grad((defense(x) * weights).sum(), x)
-    (held,) = torch.autograd.grad((defense.predict(x, adaptation) * weights).sum(), x)
-    assert torch.equal(stale, held)
-    assert not torch.allclose(stale, gradient, rtol=1e-3)
+    (found,) = torch.autograd.grad(defense(x).square().sum(), x)
+    for index in range(len(x)):
+        own = copy.deepcopy(model).eval()
+        for name, value in adaptation.parameters.items():
+            chosen = value[index] if adaptation.sample_wise else value
+            own.get_parameter(name).data.copy_(chosen)
+        (expected,) = torch.autograd.grad(own(x).square().sum(), x)
+        torch.testing.assert_close(found[index], expected[index], atol=1e-12, rtol=1e-10)
+    assert not any(value.requires_grad for value in adaptation.parameters.values())
+    assert x.grad is None
 
 
-def make(granularity: str, optimizer: str, statistics: str, covariance: str | None) -> DentConfig:
-    return DentConfig.from_dict(
-        {
-            "steps": 2,
-            "lr": 0.05,
-            "optimizer": optimizer,
-            "beta3": 0.6 if optimizer == "adamod" else None,
-            "granularity": granularity,
-            "statistics": statistics,
-            "objective": "information-maximization" if optimizer == "adamod" else "entropy",
-            "smoothing": covariance and {"sigma": 0.6, "covariance": covariance, "lr": 0.02},
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("granularity", "optimizer", "statistics", "covariance"),
-    [
-        *itertools.product(["batch", "sample"], ["adam", "adamod", "sgd"], ["train"], [None]),
-        *itertools.product(
-            ["batch", "sample"], ["adam"], ["train"], ["spherical", "diagonal", "full"]
-        ),
-        *itertools.product(["batch", "sample"], ["adam"], ["test"], [None, "spherical"]),
-    ],
-)
-def test_configurations(
-    granularity: str, optimizer: str, statistics: str, covariance: str | None
-) -> None:
-    check(network("batch"), make(granularity, optimizer, statistics, covariance))
+def test_nothing_but_the_input_gets_a_gradient() -> None:
+    model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
+    defense = Dent(model, make())
+    defense.predict(x, defense.adapt(x, differentiable=True)).sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-@pytest.mark.parametrize("kind", ["group", "instance", "layer", "rms"])
-def test_layers(granularity: str, kind: str) -> None:
-    check(network(kind), make(granularity, "adam", "train", None))
+def test_the_gradient_through_a_discarded_step_is_that_of_no_step(granularity: str) -> None:
+    """Backward through what overflowed would be NaN, for the whole batch where it is batch-wise."""
+    config = make(granularity=granularity, optimizer="sgd", lr=1e308, reduction="sum")
+    model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
+    defense = Dent(model, config)
+    adaptation = defense.adapt(x, differentiable=True)
+    assert adaptation.status.ne(Status.ADAPTED).all()
+    (found,) = torch.autograd.grad(defense.predict(x, adaptation).square().sum(), x)
+    (expected,) = torch.autograd.grad(model.eval()(x).square().sum(), x)
+    torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_attention(granularity: str) -> None:
-    torch.manual_seed(0)
-    check(Attention().double().eval(), make(granularity, "adam", "train", None))
+def test_rows_that_are_not_finite_leave_the_others_their_gradient() -> None:
+    defense = Dent(make_toy("BatchNorm2d"), make())
+    x = make_batch("BatchNorm2d", 3)
+    x[1, 0, 0, 0] = torch.nan
+    x.requires_grad_()
+    kept = torch.tensor([True, False, True])
+    logits = defense.predict(x, defense.adapt(x, differentiable=True))
+    (found,) = torch.autograd.grad(logits[kept].square().sum(), x)
+    alone = x.detach()[kept].requires_grad_()
+    logits = defense.predict(alone, defense.adapt(alone, differentiable=True))
+    (expected,) = torch.autograd.grad(logits.square().sum(), alone)
+    torch.testing.assert_close(found[kept], expected, atol=1e-12, rtol=1e-10)
+    assert torch.equal(found[1], torch.zeros_like(found[1]))

@@ -3,15 +3,15 @@
 from typing import Any
 
 import pytest
-import slow_dent
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_toys import CHANNELS, KINDS, make_batch, make_toy, randomize_norms
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig, SmoothingConfig
 from dent.minimize import flatten, unflatten
+from tests import slow_dent
+from tests.layer_toys import CHANNELS, KINDS, make_batch, make_toy, randomize_norms
 
 IMAGES = tuple(name for name, kind in KINDS.items() if kind.dims == 2 and not kind.channels_last)
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_toys import CHANNELS, KINDS, make_batch, make_toy
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig, UnsupportedModelError
 from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
+from tests.layer_toys import CHANNELS, KINDS, make_batch, make_toy
 
 SAMPLE = DentConfig(steps=1, granularity="sample")
 KIND_AND_HALF = [(kind, dtype) for kind in KINDS for dtype in (torch.float16, torch.bfloat16)]

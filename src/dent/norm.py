@@ -112,7 +112,9 @@ def _batch_norm(
         normalized = F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
         return _scale_and_shift(normalized, weight, bias, channels_last=False)
     # Train statistics are constants: fold them into scale and shift, and pass over x only once.
-    inverse = (running_var + eps).rsqrt()
+    # In float32 at least, as the kernels do: half precision would round the scale.
+    precision = torch.promote_types(running_var.dtype, torch.float32)
+    inverse = (running_var.to(precision) + eps).rsqrt()
     scale = inverse if weight is None else weight.value * inverse
     shift = -running_mean * scale if bias is None else bias.value - running_mean * scale
     return _scale_and_shift(input, Affine(scale), Affine(shift), channels_last=False)
@@ -162,10 +164,11 @@ def _rms_norm(
     weight: Affine | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    # Not F.rms_norm: without a weight, the second derivative of its kernel is wrong.
+    # Written out, so that the second derivative does not hang on a fused kernel's.
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     axes = tuple(range(-len(normalized_shape), 0))
-    floor = torch.finfo(input.dtype).eps if eps is None else eps
+    # As the kernels do, and not the input's: in half precision that would be 1e-3.
+    floor = torch.finfo(x.dtype).eps if eps is None else eps
     normalized = x * (x.square().mean(axes, keepdim=True) + floor).rsqrt()
     return _scale_and_shift(normalized, weight, None, channels_last=True).to(input.dtype)
 

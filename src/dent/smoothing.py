@@ -8,6 +8,8 @@ Axes are ordered (vertical, horizontal); sigma is in pixels. A leading dimension
 one, is the sample.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,13 +20,14 @@ from dent.errors import InputError
 TRUNCATION = 3.0
 """The filter reaches this many standard deviations: beyond lies 0.3% of a Gaussian's mass."""
 
-_STEEPEST = 1e4
-"""Cap on 1/sigma: a filter this narrow is exactly the identity, and 0 * inf is avoided."""
+_BOUND = math.log(1e4)
+"""Sigma is held between 1e-4 pixels, exactly the identity, and 1e4: beyond, exp overflows."""
 
 
 def initial(config: SmoothingConfig, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the starting parameter: (1,) spherical, (2,) diagonal, (3,) full."""
-    log_sigma = torch.tensor(config.sigma, dtype=dtype, device=device).log()
+    log_sigma = torch.tensor(math.log(config.sigma), dtype=dtype, device=device)
+    log_sigma = log_sigma.clamp(-_BOUND, _BOUND)
     if config.covariance == "spherical":
         return log_sigma.reshape(1)
     if config.covariance == "diagonal":
@@ -35,17 +38,17 @@ def initial(config: SmoothingConfig, *, dtype: torch.dtype, device: torch.device
 def sigma(parameter: Tensor, kind: Covariance) -> Tensor:
     """Return the standard deviations in pixels: (...,) spherical, else (..., 2) along each axis."""
     if kind == "spherical":
-        return parameter[..., 0].exp()
+        return _exp(parameter[..., 0])
     if kind == "diagonal":
-        return parameter.exp()
-    vertical, horizontal = parameter[..., 0].exp(), parameter[..., 1].exp()
+        return _exp(parameter)
+    vertical, horizontal = _exp(parameter[..., 0]), _exp(parameter[..., 1])
     return torch.stack([vertical, torch.hypot(horizontal, parameter[..., 2])], dim=-1)
 
 
 def covariance(parameter: Tensor, kind: Covariance) -> Tensor:
     """Return the covariance in square pixels, (..., 2, 2)."""
     if kind == "full":
-        vertical, horizontal = parameter[..., 0].exp(), parameter[..., 1].exp()
+        vertical, horizontal = _exp(parameter[..., 0]), _exp(parameter[..., 1])
         rows = [vertical, torch.zeros_like(vertical), parameter[..., 2], horizontal]
         factor = torch.stack(rows, dim=-1).reshape(*vertical.shape, 2, 2)
         return factor @ factor.mT
@@ -64,7 +67,8 @@ def radius(parameter: Tensor, kind: Covariance, side: int) -> Tensor:
     """
     scale = sigma(parameter.detach(), kind)
     axes = scale.unsqueeze(-1).expand(*scale.shape, 2) if kind == "spherical" else scale
-    return (TRUNCATION * axes).ceil().clamp(1, side).to(torch.int64)
+    # Less a rounding error, so that three times a third of a pixel is one.
+    return (TRUNCATION * axes * (1 - 1e-5)).ceil().clamp(1, side).to(torch.int64)
 
 
 def smooth(x: Tensor, parameter: Tensor, kind: Covariance) -> Tensor:
@@ -98,6 +102,11 @@ def smooth(x: Tensor, parameter: Tensor, kind: Covariance) -> Tensor:
     return _filter(_filter(padded, columns), rows)
 
 
+def _exp(log_sigma: Tensor) -> Tensor:
+    # Clamped before exp: after it, a gradient of 0 would meet an infinity.
+    return log_sigma.clamp(-_BOUND, _BOUND).exp()
+
+
 def _offsets(size: int, like: Tensor) -> Tensor:
     return torch.arange(-size, size + 1, dtype=like.dtype, device=like.device)
 
@@ -105,7 +114,7 @@ def _offsets(size: int, like: Tensor) -> Tensor:
 def _kernel_axis(log_sigma: Tensor, reach: Tensor, size: int) -> Tensor:
     """Return (N, 2 * size + 1) normalized weights."""
     offsets = _offsets(size, log_sigma)
-    steepness = (-log_sigma).exp().clamp(max=_STEEPEST)
+    steepness = _exp(-log_sigma)
     weights = (-0.5 * (offsets * steepness.unsqueeze(1)).square()).exp()
     weights = weights * (offsets.abs() <= reach.unsqueeze(1))
     return weights / weights.sum(1, keepdim=True)
@@ -113,7 +122,7 @@ def _kernel_axis(log_sigma: Tensor, reach: Tensor, size: int) -> Tensor:
 
 def _kernel_full(parameter: Tensor, reach: Tensor, vertical: int, horizontal: int) -> Tensor:
     """Return (N, 2 * vertical + 1, 2 * horizontal + 1) normalized weights."""
-    steep = (-parameter[:, :2]).exp().clamp(max=_STEEPEST)[:, :, None, None]
+    steep = _exp(-parameter[:, :2])[:, :, None, None]
     rows = _offsets(vertical, parameter)[:, None]
     columns = _offsets(horizontal, parameter)[None, :]
     # Whiten the offsets by forward substitution with the Cholesky factor.

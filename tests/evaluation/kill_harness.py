@@ -17,7 +17,7 @@ import torch
 
 from dent import Dent, DentConfig
 from dent.evaluation import Progress, Settings, evaluate
-from dent.evaluation.folder import JOURNAL
+from dent.evaluation.journal import JOURNAL
 from tests.evaluation.subjects import Push, make_model, make_subject
 
 RANDOM_KILLS = 20

@@ -1,6 +1,6 @@
 """Small things to evaluate, and defenses whose truth is known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries
+from dent.attacks import Attack, Defense, Outcome, Querier, Queries
 from dent.data.dataset import ArrayDataset
 from dent.evaluation import Settings, Subject
 from dent.threat import Norm, ThreatModel
@@ -69,7 +69,8 @@ class Push(Attack):
         images = threat.project(moved, target.natural)
         return Outcome(images, target(images).argmax(dim=1) != target.labels)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        del norm
         return {"strength": self.strength}
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -89,7 +90,8 @@ class Guess(Attack):
         images = threat.project(target.natural + threat.eps * noise, target.natural)
         return Outcome(images, target(images).argmax(dim=1) != target.labels)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        del norm
         return {}
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -107,7 +109,8 @@ class Boast(Attack):
         del threat, seed
         return Outcome(target.natural, torch.ones_like(target.labels, dtype=torch.bool))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        del norm
         return {}
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -208,7 +211,7 @@ class Broken(Wrapper):
 
 
 def make_subject(
-    defenses: dict[str, Defense] | None = None,
+    defenses: Mapping[str, Defense] | None = None,
     attacks: Sequence[Attack] | None = None,
     *,
     size: int = 40,
@@ -231,5 +234,3 @@ def with_threat(subject: Subject, eps: str) -> Subject:
 
 SMALL = Settings(n=20, batch_size=8)
 """Three batches, the last one of four."""
-
-__all__ = ["PGD", "SMALL"]

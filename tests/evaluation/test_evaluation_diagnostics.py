@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dent import Dent, DentConfig
 from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries, make
 from dent.evaluation import DefenseResult, Settings, evaluate
+from dent.evaluation.diagnostics import of_run
 from dent.evaluation.serving import serve
 from tests.evaluation.subjects import (
     SMALL,
@@ -188,7 +189,8 @@ class Overheard(Attack):
         del threat, seed
         return Outcome(target.natural, target.labels == target.labels[0])
 
-    def settings(self) -> dict[str, object]:
+    def settings(self, norm: object = "linf") -> dict[str, object]:
+        del norm
         return {}
 
     def queries(self, n_classes: int, norm: object = "linf") -> Queries:
@@ -214,3 +216,11 @@ def test_serving_ignores_the_gradient_mode_around_it() -> None:
     inside = serve(dent, x, seed=0).predictions
     with torch.inference_mode():
         assert serve(dent, x, seed=0).predictions == inside
+
+
+def test_a_run_resumed_elsewhere_says_so() -> None:
+    (here,) = evaluate(make_subject({}, []), Settings(n=2)).sessions
+    there = here.model_copy(update={"versions": here.versions | {"torch": "1.0"}})
+    for sessions, up in (((here, here), False), ((here, there), True)):
+        flags = {d.name: d.raised for d in of_run(uneven=False, sessions=sessions)}
+        assert flags["mixed provenance"] is up

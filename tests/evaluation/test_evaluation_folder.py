@@ -22,7 +22,7 @@ from dent.evaluation import (
     evaluate,
 )
 from dent.evaluation.canonical import without_timing
-from dent.evaluation.folder import JOURNAL
+from dent.evaluation.journal import JOURNAL
 from dent.evaluation.lock import FolderLock
 from dent.threat import ThreatModel
 from tests.evaluation.subjects import SMALL, Push, make_dataset, make_model, make_subject
@@ -86,7 +86,7 @@ def strip(line: bytes) -> object:
 def changed_weights() -> Subject:
     model = make_model()
     with torch.no_grad():
-        model[0].weight[0, 0, 0, 0] += 1e-6
+        next(model.parameters())[0, 0, 0, 0] += 1e-6
     return replace(make_subject({}), model=model)
 
 
@@ -281,3 +281,50 @@ def test_no_variable_of_the_environment_is_recorded(
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
             assert b"hunter2" not in path.read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs names of open files")
+def test_a_tensor_is_on_the_disk_before_its_line_and_a_line_before_the_next_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, write, replace_file = os.fsync, os.write, os.replace
+
+    def name(handle: int) -> str:
+        return Path(f"/proc/self/fd/{handle}").readlink().name
+
+    def watched_fsync(handle: int) -> None:
+        events.append(f"sync {name(handle)}")
+        fsync(handle)
+
+    def watched_write(handle: int, data: bytes) -> int:
+        events.append(f"write {name(handle)}")
+        return write(handle, data)
+
+    def watched_replace(old: Path, new: Path) -> None:
+        events.append(f"name {Path(new).name}")
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "write", watched_write)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    subject = make_subject({}, [Push()])
+    evaluate(
+        subject,
+        Settings(n=4, batch_size=4),
+        out=tmp_path / "run",
+        progress=lambda state: events.append(f"before {state.unit.kind if state.unit else ''}"),
+    )
+    tensor = "000000-00-00.safetensors"
+    start = events.index("before attack")
+    while events[start + 1].startswith("before"):
+        start += 1
+    assert events[start + 1 : start + 8] == [
+        f"write .tmp-{tensor}",
+        f"sync .tmp-{tensor}",
+        f"name {tensor}",
+        "sync adversarial",
+        "write journal.jsonl",
+        "sync journal.jsonl",
+        "before ",
+    ]

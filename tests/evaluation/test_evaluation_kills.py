@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dent.evaluation import load_run
 from dent.evaluation.canonical import without_timing
-from dent.evaluation.folder import JOURNAL
+from dent.evaluation.journal import JOURNAL
 from dent.evaluation.records import UnitRecord
 from tests.evaluation.kill_harness import RANDOM_KILLS
 

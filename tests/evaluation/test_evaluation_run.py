@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from dent.evaluation import EvaluationResult, Progress, Settings, evaluate, load
 from dent.evaluation.canonical import without_timing
 from dent.evaluation.folder import Memory
 from dent.evaluation.plan import make_plan
-from dent.evaluation.records import UnitRecord
-from dent.evaluation.serving import serve
+from dent.evaluation.records import Trace, UnitRecord
+from dent.evaluation.serving import merge_traces, serve
 from tests.evaluation.subjects import (
     CLASSES,
     SMALL,
@@ -342,3 +343,46 @@ def test_a_sample_can_be_followed_through_all_units(tmp_path: Path) -> None:
         if answer.row is not None:
             image = recorded.adversarial(answer.record)[answer.row]
             assert float((image - x[0]).abs().max()) <= 8 / 255 + 1e-6
+
+
+class Told(Wrapper):
+    """Tells of an adaptation that never happened."""
+
+    def __init__(self, model: nn.Module, told: object) -> None:
+        super().__init__(model)
+        self.told = told
+
+    def adapt(self, x: Tensor) -> object:
+        del x
+        return self.told
+
+
+def test_sigma_is_read_in_every_shape() -> None:
+    x, _ = make_dataset().batch(range(2))
+
+    def trace(**told: object) -> Trace:
+        return serve(Told(make_model(), SimpleNamespace(**told)), x, seed=0, attacked=1).trace
+
+    assert trace(sigma=torch.tensor(0.5)).sigma == (0.5,)
+    # Two axes batch-wise, or one sigma for each of two samples: the shapes are the same.
+    pair = torch.tensor([0.25, 0.75])
+    assert trace(sigma=pair).sigma == (0.25, 0.75)
+    assert trace(sigma=pair, sample_wise=True).sigma == (0.25,)
+    both = torch.tensor([[0.25, 1.0], [0.75, 2.0]])
+    assert trace(sigma=both, sample_wise=True).sigma == (0.25, 1.0)
+    steps = torch.tensor([1.0, 0.5, 0.25])
+    assert trace(sigma_by_step=steps).sigma_by_step == ((1.0,), (0.5,), (0.25,))
+    assert trace(sigma=torch.tensor(torch.nan)).sigma is None
+    assert trace().sigma is None
+
+
+def test_traces_of_batches_are_weighted_by_their_rows() -> None:
+    one = Trace(rows=1, entropy=(1.0, 0.0), sigma=(0.0,), status={"adapted": 1})
+    three = Trace(rows=3, entropy=(3.0, 4.0), sigma=(1.0,), status={"adapted": 2, "reverted": 1})
+    nothing = Trace(rows=0, entropy=None, sigma=None, status={"input-non-finite": 2})
+    merged = merge_traces([one, three, nothing])
+    assert merged.entropy == (2.5, 3.0)
+    assert merged.sigma == (0.75,)
+    assert merged.rows == 4
+    assert merged.status == {"adapted": 3, "input-non-finite": 2, "reverted": 1}
+    assert merge_traces([nothing]).entropy is None

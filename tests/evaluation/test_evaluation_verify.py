@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dent import Dent, DentConfig
 from dent.evaluation import Settings, Subject, evaluate, verify
 from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.folder import JOURNAL
+from dent.evaluation.journal import JOURNAL
 from tests.evaluation.subjects import SMALL, make_dataset, make_model, make_subject
 
 
@@ -174,7 +174,7 @@ def changed(what: str) -> Subject:
     if what == "weights":
         model = make_model()
         with torch.no_grad():
-            model[0].bias[0] += 1e-6
+            next(model.parameters())[0, 0, 0, 0] += 1e-6
         return replace(subject, model=model)
     if what == "data":
         return replace(subject, dataset=make_dataset(seed=1))

@@ -18,7 +18,7 @@ from dent.evaluation.subject import Subject, describe
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
-_PROBE_QUERIES = 4.5
+PROBE_ANSWERS = 4
 
 
 class DefenseCost(Record):
@@ -148,7 +148,7 @@ def _passes(
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
         if unit.kind == "probe":
-            answers, gradients = answers + _PROBE_QUERIES, gradients + 1
+            answers, gradients = answers + PROBE_ANSWERS, gradients + 1
             continue
         answers += len(plan.batches) if unit.batch is None else 1
         if unit.kind == "attack":

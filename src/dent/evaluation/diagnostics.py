@@ -46,7 +46,7 @@ def of_defense(
 
 def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ...]:
     """Diagnostics of a whole run, whatever the defense."""
-    kinds = {(tuple(sorted(s.versions.items())), s.platform, s.device) for s in sessions}
+    kinds = {(tuple(sorted(s.versions.items())), s.platform, s.device, s.threads) for s in sessions}
     return (
         _judge(
             "uneven batches",
@@ -60,7 +60,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
             "mixed provenance",
             float(len(kinds) - 1),
             0,
-            "The run was resumed with other software or on another device.",
+            "The run was resumed with other software, on another device, or with other threads.",
             "One software on one device did the whole run.",
         )
         if kinds

@@ -10,13 +10,14 @@ from dent.evaluation.plan import seed_of
 from dent.evaluation.records import Company
 from dent.evaluation.serving import Served, reset, serve
 
+_FEW = 16
 _TINY = 1e-12
 
 
 class Probe:
     """Asks a defense about one batch; what is asked is small beside any attack on it.
 
-    In all, some four and a half batches are submitted and one gradient is taken.
+    Two whole batches are submitted, and a few members six times, once with a gradient.
 
     Args:
         defense: Whom to ask.
@@ -33,25 +34,25 @@ class Probe:
         self._x, self._y = x, y
         self._bounds = bounds
         self._seed = seed
-        self.members = max(1, len(x) // 2)
+        self.members = max(1, min(len(x) // 2, _FEW))
         reset(defense)
         self._whole = self._ask(x)
-        self._half = self._ask(x[: self.members])
+        self._few = self._ask(x[: self.members])
 
     def repeated(self) -> Company:
-        """The same batch, drawn for anew."""
-        return self._compare(self._half, self._ask(self._x[: self.members], seed=1))
+        """The same few members, drawn for anew."""
+        return self._compare(self._few, self._ask(self._x[: self.members], seed=1))
 
     def again(self) -> Company:
-        """The same batch and seed, once others have been asked about."""
-        return self._compare(self._half, self._ask(self._x[: self.members]))
+        """The same few members and seed, once others have been asked about."""
+        return self._compare(self._few, self._ask(self._x[: self.members]))
 
-    def half(self) -> Company | None:
-        """Half of a batch, without the other half."""
-        return self._compare(self._whole, self._half) if self.members < len(self._x) else None
+    def alone(self) -> Company | None:
+        """A few members, without the rest of their batch."""
+        return self._compare(self._whole, self._few) if self.members < len(self._x) else None
 
     def strangers(self) -> Company | None:
-        """Half of a batch, with black and white noise in the place of the other half."""
+        """A few members, with black and white noise in the place of the rest."""
         if self.members == len(self._x):
             return None
         low, high = self._bounds
@@ -61,11 +62,11 @@ class Probe:
         return self._compare(self._whole, self._ask(mixed), self.members)
 
     def permuted(self) -> Company | None:
-        """Half of a batch in reverse order."""
+        """A few members in reverse order."""
         if self.members < 2:
             return None
         turned = self._ask(self._x[: self.members].flip(0))
-        return self._compare(self._half, turned, turn=True)
+        return self._compare(self._few, turned, turn=True)
 
     def probabilities(self) -> int:
         """How many rows of the whole batch are probabilities rather than logits."""

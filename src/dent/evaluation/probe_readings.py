@@ -26,7 +26,7 @@ def randomized(probe: ProbeRecord) -> bool:
 
 def company(probe: ProbeRecord) -> tuple[Company, ...]:
     """The questions in which only the rest of the batch differed."""
-    asked = (probe.half, probe.strangers, probe.permuted)
+    asked = (probe.alone, probe.strangers, probe.permuted)
     return tuple(found for found in asked if found is not None)
 
 

@@ -36,7 +36,7 @@ def probe_record(
     seed = seed_of(spec.settings.seed, "probe")
     probe = Probe(defense, x, y, subject.threat.bounds, seed)
     probabilities = probe.probabilities()
-    half, strangers, permuted = probe.half(), probe.strangers(), probe.permuted()
+    alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     right, useless = probe.gradients()
     repeated, again = probe.repeated(), probe.again()
     huge, more = None, None
@@ -49,7 +49,7 @@ def probe_record(
         seed=seed,
         repeated=repeated,
         again=again,
-        half=half,
+        alone=alone,
         strangers=strangers,
         permuted=permuted,
         probabilities=probabilities,

@@ -49,7 +49,7 @@ def passes_of(subject: Subject, spec: EvaluationSpec, unit: Unit, plan: Plan) ->
     adaptation again. Answers of the published protocol count one a batch.
     """
     if unit.kind == "probe":
-        return 6.0
+        return 5.0
     served = len(plan.batches) if unit.batch is None else 1
     if unit.kind != "attack":
         return float(served)

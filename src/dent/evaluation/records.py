@@ -35,6 +35,8 @@ class Trace(Record):
     """Mean entropy in nats, before every step and at last of what is served; null without rows."""
     sigma: tuple[float, ...] | None
     """Mean sigma in pixels, one or one an axis; null where the defense does not smooth."""
+    sigma_by_step: tuple[tuple[float, ...], ...] | None = None
+    """The same before every step and at last; null where the defense does not say."""
     status: dict[str, _Count]
     """How many members' adaptation ended how; empty where the defense does not say."""
 
@@ -119,15 +121,15 @@ class ProbeRecord(Record):
     batch: _Count | None = 0
     seed: _Count
     repeated: Company
-    """The same batch, another seed."""
+    """The same few members, another seed."""
     again: Company
-    """The same batch and seed once more, after other questions: does it carry state?"""
-    half: Company | None
-    """The first half of the batch without the other; null where there is no half."""
+    """The same members and seed once more, after other questions: does it carry state?"""
+    alone: Company | None
+    """The first members (half the batch, at most 16) without the rest; null of a batch of one."""
     strangers: Company | None
-    """The first half with noise in the place of the other."""
+    """The same members with noise in the place of the rest."""
     permuted: Company | None
-    """The first half in reverse order."""
+    """The same members in reverse order."""
     probabilities: _Count
     """Rows that are probabilities: within [0, 1], summing to 1."""
     rows: _Count

@@ -102,8 +102,19 @@ def merge_traces(traces: Sequence[Trace]) -> Trace:
         rows=sum(trace.rows for trace in traces),
         entropy=_weighted([(trace.entropy, trace.rows) for trace in traces]),
         sigma=_weighted([(trace.sigma, trace.rows) for trace in traces]),
+        sigma_by_step=_merge_steps(traces),
         status=dict(sorted(status.items())),
     )
+
+
+def _merge_steps(traces: Sequence[Trace]) -> tuple[tuple[float, ...], ...] | None:
+    known = [(trace.sigma_by_step, trace.rows) for trace in traces if trace.sigma_by_step]
+    if not known or len({len(steps) for steps, _ in known}) > 1:
+        return None
+    columns = zip(*(steps for steps, _ in known), strict=True)
+    rows = [rows for _, rows in known]
+    merged = [_weighted(list(zip(column, rows, strict=True))) for column in columns]
+    return None if None in merged else tuple(step for step in merged if step is not None)
 
 
 def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[float, ...] | None:
@@ -141,6 +152,7 @@ def _trace(adaptation: Any, logits: Tensor, attacked: int) -> Trace:
         rows=rows,
         entropy=None if means is None else tuple(means),
         sigma=_sigma(adaptation, finite, attacked),
+        sigma_by_step=_sigma_by_step(adaptation, finite, attacked),
         status=_statuses(adaptation, attacked),
     )
 
@@ -149,14 +161,31 @@ def _sigma(adaptation: Any, finite: Tensor, attacked: int) -> tuple[float, ...] 
     sigma = getattr(adaptation, "sigma", None)
     if not isinstance(sigma, Tensor):
         return None
+    found = _mean_sigma(adaptation, sigma.unsqueeze(0), finite, attacked)
+    return None if found is None else found[0]
+
+
+def _sigma_by_step(
+    adaptation: Any, finite: Tensor, attacked: int
+) -> tuple[tuple[float, ...], ...] | None:
+    steps = getattr(adaptation, "sigma_by_step", None)
+    if not isinstance(steps, Tensor) or not len(steps):
+        return None
+    return _mean_sigma(adaptation, steps, finite, attacked)
+
+
+def _mean_sigma(
+    adaptation: Any, sigma: Tensor, finite: Tensor, attacked: int
+) -> tuple[tuple[float, ...], ...] | None:
+    """Mean over members of (steps, [N,] [axes]); None where a value is not finite."""
     sigma = sigma.detach().double()
     if getattr(adaptation, "sample_wise", False):
-        sigma = sigma[:attacked][finite.to(sigma.device)]
-        if not len(sigma):
+        sigma = sigma[:, :attacked][:, finite.to(sigma.device)]
+        if not sigma.shape[1]:
             return None
-        sigma = sigma.mean(dim=0)
-    values = tuple(sigma.reshape(-1).tolist())
-    return values if all(torch.isfinite(sigma.reshape(-1)).tolist()) else None
+        sigma = sigma.mean(dim=1)
+    sigma = sigma.reshape(len(sigma), -1)
+    return tuple(map(tuple, sigma.tolist())) if bool(sigma.isfinite().all()) else None
 
 
 def _statuses(adaptation: Any, attacked: int) -> dict[str, int]:

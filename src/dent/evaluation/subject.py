@@ -1,9 +1,7 @@
 """What is evaluated, as objects; and its description, as the values that are recorded."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -118,13 +116,10 @@ def threat_of(spec: ThreatSpec) -> ThreatModel:
 
 
 def _attack(attack: Attack, threat: ThreatModel) -> AttackSpec:
-    # What AutoAttack ships differs by norm, so its settings are asked for one.
-    describing: Any = attack.settings
-    by_norm = "norm" in inspect.signature(describing).parameters
     return AttackSpec(
         name=attack.name,
         kind=_kind(attack),
-        config=describing(threat.norm) if by_norm else describing(),
+        config=attack.settings(threat.norm),
         protocol="published" if getattr(attack, "protocol", "") == "published" else "frozen",
     )
 

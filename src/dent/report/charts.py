@@ -75,10 +75,18 @@ class Marker:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A curve as it is drawn."""
+    """A curve as it is drawn.
+
+    Attributes:
+        curve: What is drawn.
+        shape: Of its markers.
+        dodge: Pixels to move it sideways, so that no interval hides another.
+        markers: Its values.
+    """
 
     curve: Curve
     shape: str
+    dodge: float
     markers: tuple[Marker, ...]
 
     @property
@@ -137,6 +145,8 @@ def chart(
     steps = (0.0, 0.25, 0.5, 0.75, 1.0) if share else nice_ticks(y_top or max(tops))
     low, high = min(x for x, _ in x_ticks), max(x for x, _ in x_ticks)
 
+    dodge = 6.0 if any(value.interval for curve in curves for value in curve.values) else 0.0
+
     def across(x: float) -> float:
         return 50.0 if high == low else round(100 * (x - low) / (high - low), 3)
 
@@ -154,6 +164,7 @@ def chart(
             Drawn(
                 curve=curve,
                 shape=SHAPES[curve.colour % len(SHAPES)],
+                dodge=dodge * (index - (len(curves) - 1) / 2),
                 markers=tuple(
                     Marker(
                         x=across(value.x),
@@ -165,7 +176,7 @@ def chart(
                     for value in curve.values
                 ),
             )
-            for curve in curves
+            for index, curve in enumerate(curves)
         ),
     )
 
@@ -179,6 +190,13 @@ def nice_ticks(top: float) -> tuple[float, ...]:
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999999)
     count = math.ceil(top / step - 1e-9)
     return tuple(float(f"{step * index:.12g}") for index in range(count + 1))
+
+
+def whole_ticks(last: int) -> list[tuple[float, str]]:
+    """Whole numbers from 0 to `last`, which is always there, few enough to be read."""
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, last) if last <= 6 * step)
+    kept = [at for at in range(0, last, every) if last - at >= every / 2]
+    return [(float(at), str(at)) for at in (*kept, last)]
 
 
 def thin(ticks: Sequence[tuple[float, str]], most: int = 8) -> list[tuple[float, str]]:

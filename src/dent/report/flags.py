@@ -3,13 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Final
+from typing import Final, Protocol
 
 from dent.evaluation.result import Diagnostic, EvaluationResult
 from dent.evaluation.spec import STATIC
-from dent.report.loading import NamedRun
 
 RUN_WIDE: Final = "the run"
+
+
+class Named(Protocol):
+    """A result among others on a page, and what it is called there."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def result(self) -> EvaluationResult:
+        """It."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Flags:
         runs: The runs, in the order in which they are shown.
     """
 
-    def __init__(self, runs: Sequence[NamedRun]) -> None:
+    def __init__(self, runs: Sequence[Named]) -> None:
         several = len(runs) > 1
         names: dict[str, tuple[Diagnostic, list[str]]] = {}
         for run in runs:

@@ -1,6 +1,5 @@
 """A few samples to look at: natural, adversarial, the perturbation, and what was answered."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,14 @@ from dent.report.story import class_name
 SAMPLES: Final = 6
 """Samples on a page for each run."""
 _EACH: Final = 2
+_OUTCOMES: Final = (
+    "static holds, every defense falls",
+    "static falls, every defense holds",
+    "some hold, some fall",
+    "falls",
+    "holds",
+    "wrong without an attack",
+)
 
 
 @dataclass(frozen=True)
@@ -121,35 +128,38 @@ def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
 
 def _choose(loaded: LoadedRun) -> list[tuple[Batch, int, str]]:
     """Samples of every kind of outcome, the first ones of each in the order of the plan."""
-    result = loaded.result
-    names = {name: _shown(result, name) for name in result.defenses}
-    kinds: dict[str, list[tuple[Batch, int]]] = defaultdict(list)
+    shown = {name: _shown(loaded.result, name) for name in loaded.result.defenses}
+    kinds: dict[str, list[tuple[Batch, int]]] = {kind: [] for kind in _OUTCOMES}
     for batch in loaded.plan.batches:
-        served = {name: _served(loaded, name, names[name], batch) for name in names}
-        if any(answers is None for answers in served.values()):
+        before = {name: _served(loaded, name, ("natural", None), batch) for name in shown}
+        after = {name: _served(loaded, name, shown[name], batch) for name in shown}
+        if None in after.values():
             continue
         for member in range(batch.attacked):
-            right = {
-                name: answers[member] == batch.labels[member]
-                for name, answers in served.items()
-                if answers is not None
-            }
-            kinds[_outcome(right)].append((batch, member))
-    chosen = [(batch, at, why) for why in sorted(kinds) for batch, at in kinds[why][:_EACH]]
-    more = [(batch, at, why) for why in sorted(kinds) for batch, at in kinds[why][_EACH:]]
-    kept = [*chosen, *more][:SAMPLES]
+            natural, attacked = (
+                {
+                    name: known[member] == batch.labels[member]
+                    for name, known in all_of.items()
+                    if known
+                }
+                for all_of in (before, after)
+            )
+            kinds[_outcome(natural, attacked)].append((batch, member))
+    first = [(batch, at, why) for why in kinds for batch, at in kinds[why][:_EACH]]
+    more = [(batch, at, why) for why in kinds for batch, at in kinds[why][_EACH:]]
+    kept = [*first, *more][:SAMPLES]
     return sorted(kept, key=lambda item: (item[0].index, item[1]))
 
 
-def _outcome(right: Mapping[str, bool]) -> str:
-    others = [hit for name, hit in right.items() if name != STATIC]
-    if STATIC not in right or not others:
-        return "still right" if all(right.values()) else "falls"
-    if right[STATIC] and not all(others):
-        return "static holds, a defense falls"
-    if not right[STATIC] and any(others):
-        return "static falls, a defense holds"
-    return "all hold" if right[STATIC] else "all fall"
+def _outcome(natural: Mapping[str, bool], attacked: Mapping[str, bool]) -> str:
+    if not any(natural.values()):
+        return "wrong without an attack"
+    others = [hit for name, hit in attacked.items() if name != STATIC]
+    if STATIC in attacked and set(others) == {not attacked[STATIC]}:
+        return _OUTCOMES[0 if attacked[STATIC] else 1]
+    if len(set(attacked.values())) > 1:
+        return "some hold, some fall"
+    return "holds" if all(attacked.values()) else "falls"
 
 
 def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | None:

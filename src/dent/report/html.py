@@ -1,7 +1,9 @@
 """The page: one file that needs nothing else, no network and no script."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,7 @@ from dent.report.gallery import Gallery, gallery
 from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.pictures import smoothing_of
-from dent.report.plots import accuracy_chart, colour_of, entropy_chart, traces
+from dent.report.plots import accuracy_chart, colour_of, entropy_chart, sigma_chart, traces
 from dent.report.series import Series, differing, find_series
 
 _HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
@@ -32,7 +34,7 @@ class RunPart:
         anchor: Its address on the page.
         run: It.
         limits: What its numbers do not show.
-        entropy: Charts, one a defense that takes steps.
+        by_step: Charts of entropy and sigma, of each defense that reports its steps.
         commands: To make it again, and to check it.
         gallery: Samples.
     """
@@ -40,7 +42,7 @@ class RunPart:
     anchor: str
     run: NamedRun
     limits: tuple[str, ...]
-    entropy: tuple[Chart, ...]
+    by_step: tuple[Chart, ...]
     commands: Commands
     gallery: Gallery
 
@@ -51,6 +53,13 @@ class SeriesPart:
 
     series: Series
     chart: Chart | None
+
+    @property
+    def title(self) -> str:
+        """Of the chart, or of the table where there is none."""
+        over, label = self.series.over, self.series.label
+        plain = f"Accuracy against {over} ({label})" if label else f"Accuracy against {over}"
+        return plain if self.chart is None else self.chart.title
 
 
 def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
@@ -72,12 +81,16 @@ def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
 
 def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> RunPart:
     result = run.result
-    charts = (entropy_chart(result, name, flags) for name in result.defenses)
+    charts = (
+        draw(result, name, flags)
+        for name in result.defenses
+        for draw in (entropy_chart, sigma_chart)
+    )
     return RunPart(
         anchor=f"run-{index}",
         run=run,
         limits=limits(result),
-        entropy=tuple(chart for chart in charts if chart is not None),
+        by_step=tuple(chart for chart in charts if chart is not None),
         commands=commands(run.loaded),
         gallery=gallery(run.loaded, data_root),
     )
@@ -94,7 +107,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": wording.percent,
         "interval": wording.interval,
-        "count": wording.count,
+        "batches": wording.batches,
         "of": wording.of,
         "points": wording.points,
         "points_interval": wording.points_interval,
@@ -103,7 +116,11 @@ def _environment() -> Environment:
         "decided": wording.decided,
         "seconds": wording.seconds,
         "nats": wording.nats,
+        "short": wording.short,
+        "sigma": wording.sigma,
         "title_of": wording.title,
+        "tojson_plain": json.dumps,
+        "tojson_indented": partial(json.dumps, indent=1),
     }
     environment.globals |= {
         "READINGS": wording.READINGS,

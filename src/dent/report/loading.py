@@ -105,8 +105,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _instead(path: Path) -> str:
     if is_sweep(path):
-        inside = ", ".join(str(folder) for folder in read_sweep(path).values())
-        return f". It is a sweep; its runs are {inside}"
+        runs = ", ".join(str(folder) for folder in read_sweep(path).values())
+        return f". It is a sweep; its runs are {runs}"
     inside = [child.name for child in sorted(path.iterdir()) if child.is_dir() and is_run(child)]
     if not inside:
         return ""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dent import data
 from dent.data.dataset import ImageDataset
@@ -35,7 +36,7 @@ def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages
             f"{spec.name} is not a dataset that dent.data knows by name, and records hold no "
             "natural images",
         )
-    split = "train" if spec.split == "train" else "test"
+    split: Literal["test", "train"] = "train" if spec.split == "train" else "test"
     try:
         found = data.load(spec.name, split, root=root, download=False, progress=False)
     except DentError as error:

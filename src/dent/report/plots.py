@@ -6,7 +6,7 @@ from dent.evaluation.records import Trace
 from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
 from dent.evaluation.spec import STATIC
 from dent.report import wording
-from dent.report.charts import COLOURS, Chart, Curve, Value, chart, nice_ticks, thin
+from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin, whole_ticks
 from dent.report.flags import Flag, Flags
 from dent.report.series import Series
 
@@ -64,28 +64,72 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
 
 
 def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
-    """Entropy by step of a defense: of natural and of adversarial batches; None without steps."""
-    found = result.defenses[defense]
-    marks = flags.marks(result, defense)
+    """Entropy by step of a defense, natural and adversarial; None where it reports no steps.
+
+    Adversarial is what left the defense the least: the other submissions are in the table.
+    """
+    curves = [
+        _by_step(result, defense, flags, name, natural, trace.entropy, "nats")
+        for name, trace, natural in _shown(result.defenses[defense])
+        if trace.entropy is not None and len(trace.entropy) > 1
+    ]
+    return _step_chart(f"{defense}: entropy by step", curves, "mean entropy in nats")
+
+
+def sigma_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
+    """Sigma of the input smoothing by step; None where it is not learned, or not reported."""
     curves = []
-    for index, (name, trace) in enumerate(traces(found)):
-        if trace.entropy is None or len(trace.entropy) < 2:
+    for name, trace, natural in _shown(result.defenses[defense]):
+        steps = trace.sigma_by_step or ()
+        if len(steps) < 2:
             continue
-        values = [
-            Value(float(step), nats, None, f"{nats:.3f} nats after {step} steps")
-            for step, nats in enumerate(trace.entropy)
-        ]
-        curves.append(Curve(name, marks, index % COLOURS, index == 0, values))
+        axes = [""] if len(steps[0]) == 1 else [", vertical", ", horizontal"]
+        for axis, called in enumerate(axes):
+            values = [step[axis] for step in steps]
+            what = f"{name}{called}"
+            curves.append(_by_step(result, defense, flags, what, natural, values, "pixels"))
+    return _step_chart(f"{defense}: sigma by step", curves, "mean sigma in pixels")
+
+
+def _shown(found: DefenseResult) -> list[tuple[str, Trace, bool]]:
+    """What is drawn by step: name, trace, and whether it is the natural one."""
+    worst = strongest(found)
+    shown = [("natural images", found.trace, True)]
+    if worst is not None:
+        shown.append((wording.submission(worst), worst.trace, False))
+    return shown
+
+
+def _by_step(
+    result: EvaluationResult,
+    defense: str,
+    flags: Flags,
+    name: str,
+    natural: bool,
+    values: Sequence[float],
+    unit: str,
+) -> Curve:
+    return Curve(
+        name=name,
+        flags=flags.marks(result, defense),
+        colour=colour_of(result, defense),
+        dashed=natural,
+        values=[
+            Value(float(step), value, None, f"{value:.3f} {unit} after {step} steps")
+            for step, value in enumerate(values)
+        ],
+    )
+
+
+def _step_chart(title: str, curves: Sequence[Curve], y_label: str) -> Chart | None:
     if not curves:
         return None
-    steps = max(len(curve.values) for curve in curves) - 1
-    whole = [(x, f"{x:g}") for x in nice_ticks(float(steps)) if x <= steps and x == int(x)]
     return chart(
-        f"Entropy by step: {defense}",
+        title,
         curves,
         x_label="steps taken",
-        y_label="mean entropy in nats",
-        x_ticks=[*whole, *([] if whole[-1][0] == steps else [(float(steps), f"{steps}")])],
+        y_label=y_label,
+        x_ticks=whole_ticks(max(len(curve.values) for curve in curves) - 1),
     )
 
 

@@ -45,7 +45,8 @@ def rows(runs: Sequence[NamedRun], flags: Flags) -> list[Row]:
 
     Returns:
         By run, defense, and measure: `natural`, `bystanders`, `attack`, `transfer`, `assembled`
-        (robust accuracy as served), `claimed` (by the attack's own word), `attack-bystanders` and so on (natural members meanwhile),
+        (robust accuracy as served), `claimed` (by the attack's own word), `attack-bystanders` and
+        so on (natural members of attacked batches),
         `worst`, `difference`, `cost`. Every row names the raised diagnostics of its defense, those
         of the run included; of a difference, those of the static reference as well.
     """

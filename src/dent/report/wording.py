@@ -1,9 +1,10 @@
 """How numbers and names are said, the same in every format."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
 
-from dent.evaluation.result import AttackSummary, Count, Difference
+from dent.evaluation.result import AttackSummary, Count, Difference, EvaluationResult
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import threat_of
 
@@ -106,6 +107,22 @@ def seconds(value: float | None) -> str:
 def nats(value: float) -> str:
     """An entropy."""
     return f"{value:.3f}"
+
+
+def batches(result: EvaluationResult) -> str:
+    """`4 batches of 64`."""
+    word = "batch" if result.batches == 1 else "batches"
+    return f"{result.batches} {word} of {result.spec.settings.batch_size}"
+
+
+def sigma(values: Sequence[float]) -> str:
+    """Sigma in pixels: one, or one along each axis."""
+    return " × ".join(f"{value:.3f}" for value in values)
+
+
+def short(value: float) -> str:
+    """Three digits: the value or threshold of a diagnostic."""
+    return f"{value:.3g}".replace("-", MINUS)
 
 
 def title(spec: EvaluationSpec) -> str:

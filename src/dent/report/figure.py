@@ -1,0 +1,240 @@
+"""One figure for a README: what holds, and what the adaptation did."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dent.errors import ConfigError
+from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.result import Count, EvaluationResult
+from dent.report import wording
+from dent.report.flags import Flags, letters
+from dent.report.limits import limits
+from dent.report.loading import load_run
+from dent.report.plots import colour_of, strongest
+
+SUFFIXES: Final = (".png", ".svg")
+_COLOURS: Final = ("#57606a", "#0b62ab", "#c04a00", "#00795a", "#9c3f7a", "#8a6a00", "#2b84b5")
+_MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
+_SOFT: Final = "#57606a"
+_WIDTH: Final = 9.0
+_ROW, _BASE, _LINE = 0.55, 1.75, 0.145
+_CHARACTERS: Final = 165
+_STYLE: Any = {
+    "svg.hashsalt": "dent",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _SOFT,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "savefig.facecolor": "white",
+}
+
+
+_STYLES: Final[tuple[tuple[Literal["--", "-"], str], ...]] = (("--", "white"), ("-", _SOFT))
+_Steps = tuple[str, tuple[float, ...], bool]
+
+
+@dataclass(frozen=True)
+class _Only:
+    """A result that is alone on its figure."""
+
+    name: str
+    result: EvaluationResult
+
+
+def figure(run: Path | EvaluationResult, out: Path) -> Path:
+    """Draw one figure of one run, for a README.
+
+    Left, natural and worst-case robust accuracy of every defense with 95% Wilson intervals; right,
+    where a defense reports its steps, its entropy on natural batches and on those of the attack
+    that left it the least. Raised flags stand as letters beside the names, and are spelled out
+    below, with the first limits of the numbers. Equal results give an equal file.
+
+    Args:
+        run: A run folder, or a result.
+        out: A `.png` or `.svg` file, replaced if it is there.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: The suffix is neither.
+        RecordError: The run cannot be read, or `out` cannot be written.
+        SchemaVersionError: The run was written by a newer torch-dent.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"a figure's file name must end in {' or '.join(SUFFIXES)}, got {out.name!r}"
+        )
+    result = run if isinstance(run, EvaluationResult) else load_run(Path(run)).result
+    content = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        drawn = _draw(result)
+        kind = out.suffix.lower().removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        drawn.savefig(content, format=kind, dpi=160, metadata=metadata)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content.getvalue())
+    return out
+
+
+def _draw(result: EvaluationResult) -> Figure:
+    flags = Flags([_Only("", result)])
+    names = {
+        name: name + (f" [{letters(found)}]" if (found := flags.marks(result, name)) else "")
+        for name in result.defenses
+    }
+    notes = _footnotes(result, flags)
+    foot = _LINE * len(notes) + 0.12
+    height = max(_BASE + _ROW * len(names), 2.9) + foot
+    drawn = Figure(figsize=(_WIDTH, height))
+    FigureCanvasAgg(drawn)
+    curves = _curves(result)
+    plots = drawn.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    _accuracies(plots[0], result, names)
+    if curves:
+        _entropies(plots[1], result, curves)
+    title = wording.title(result.spec)
+    if result.status == "partial":
+        title += f" (not finished: {result.units_done} of {result.units_planned} units)"
+    drawn.suptitle(textwrap.shorten(title, 110), x=0.012, ha="left", fontsize=11, weight="bold")
+    drawn.text(
+        0.012,
+        0.06 / height,
+        "\n".join(notes),
+        ha="left",
+        va="bottom",
+        fontsize=7.2,
+        color="#333",
+        linespacing=1.3,
+    )
+    drawn.tight_layout(rect=(0, foot / height, 1, 1), w_pad=3.0)
+    return drawn
+
+
+def _accuracies(axes: Any, result: EvaluationResult, names: dict[str, str]) -> None:
+    for row, (name, found) in enumerate(result.defenses.items()):
+        at = colour_of(result, name)
+        marks = names[name].removeprefix(name)
+        _count(axes, found.natural, row - 0.14, _COLOURS[at], marks, hollow=True)
+        _count(axes, found.worst.served, row + 0.14, _COLOURS[at], marks, hollow=False)
+    axes.set_yticks(range(len(names)), [_shorten(name) for name in names.values()])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(_COLOURS[colour_of(result, name)])
+        label.set_fontweight("bold")
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
+    axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("accuracy, with 95% intervals")
+    handles = [
+        Line2D([], [], marker="o", color=_SOFT, linestyle="", mfc=fill) for fill in ("white", _SOFT)
+    ]
+    _legend(axes, handles, ["natural", "worst case"])
+
+
+def _count(axes: Any, found: Count, y: float, colour: str, marks: str, *, hollow: bool) -> None:
+    if found.share is None or found.interval is None:
+        axes.text(0.01, y, wording.NOT_SCORED, va="center", fontsize=7.5, color=_SOFT)
+        return
+    axes.plot(found.interval, (y, y), color=colour, linewidth=3.5, alpha=0.4)
+    fill = "white" if hollow else colour
+    axes.plot([found.share], [y], marker="o", color=colour, markerfacecolor=fill, zorder=3)
+    axes.annotate(
+        wording.percent(found.share) + marks,
+        (found.share, y),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7.5,
+        color=colour,
+    )
+
+
+def _curves(result: EvaluationResult) -> list[_Steps]:
+    """Defense, entropy by step, and whether that is of natural batches."""
+    found = []
+    for name, defense in result.defenses.items():
+        worst = strongest(defense)
+        traces = [(defense.trace, True)] + ([] if worst is None else [(worst.trace, False)])
+        found += [
+            (name, trace.entropy, natural)
+            for trace, natural in traces
+            if trace.entropy is not None and len(trace.entropy) > 1
+        ]
+    return found
+
+
+def _entropies(axes: Any, result: EvaluationResult, curves: Sequence[_Steps]) -> None:
+    for name, entropy, natural in curves:
+        at = colour_of(result, name)
+        axes.plot(
+            range(len(entropy)),
+            entropy,
+            color=_COLOURS[at],
+            markerfacecolor="white" if natural else _COLOURS[at],
+            linestyle="--" if natural else "-",
+            marker=_MARKERS[at],
+            markersize=4,
+            linewidth=1.6,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("adaptation steps taken")
+    axes.set_ylabel("mean entropy in nats")
+    axes.grid(axis="y", color="#d5dae0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    styles = [
+        Line2D([], [], color=_SOFT, ls=line, marker="o", markersize=4, markerfacecolor=fill)
+        for line, fill in _STYLES
+    ]
+    _legend(axes, styles, ["natural batches", "adversarial batches"])
+
+
+def _legend(axes: Any, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
+    axes.legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+    )
+
+
+def _footnotes(result: EvaluationResult, flags: Flags) -> list[str]:
+    units: dict[str, list[str]] = {}
+    for name, found in result.defenses.items():
+        units.setdefault(found.worst.unit, []).append(name)
+    per = "; ".join(f"per {unit}: {', '.join(names)}" for unit, names in units.items())
+    sentences = [f"Worst case over all that was submitted, {per}. Colours are as on the left."]
+    sentences += [
+        f"[{flag.letter}] {flag.name} ({', '.join(flag.raised_by)}): {flag.sentence}"
+        for flag in flags.all
+    ]
+    sentences += limits(result)[: 3 if result.status == "partial" else 2]
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, _CHARACTERS)]
+
+
+def _shorten(text: str, most: int = 34) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

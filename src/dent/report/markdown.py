@@ -1,0 +1,265 @@
+"""Markdown: the page's numbers, for a README, an issue or a paper's appendix."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from dent.evaluation.result import AttackSummary, DefenseResult, EvaluationResult
+from dent.report import wording
+from dent.report.commands import commands
+from dent.report.flags import Flag, Flags
+from dent.report.limits import limits
+from dent.report.loading import NamedRun
+from dent.report.plots import traces
+from dent.report.series import Series, differing, find_series
+
+_SPECIAL: Final = re.compile(r"([\\`*_\[\]<>|~$&])")
+
+
+def to_markdown(runs: Sequence[NamedRun]) -> str:
+    """The report on one run or several, as GitHub's flavour of Markdown.
+
+    Raised diagnostics stand as letters in brackets beside the numbers, and are explained below.
+    """
+    return "\n".join(_document(runs)) + "\n"
+
+
+def escape(text: object) -> str:
+    """A text that Markdown shows as it is, on one line, in a table cell or elsewhere."""
+    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def code(text: object) -> str:
+    """A text in a code span, whatever backticks and pipes it holds."""
+    plain = " ".join(str(text).split()).replace("|", r"\|")
+    longest = max((len(found) for found in re.findall("`+", plain)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest or not plain else ""
+    return f"{fence}{pad}{plain}{pad}{fence}"
+
+
+def _document(runs: Sequence[NamedRun]) -> Iterator[str]:
+    flags = Flags(runs)
+    several = len(runs) > 1
+    yield f"# {f'{len(runs)} runs side by side' if several else _title(runs[0].result)}"
+    yield ""
+    if several:
+        for run in runs:
+            yield f"- **{escape(run.name)}**: {_title(run.result)}"
+        yield ""
+        for series in find_series(runs):
+            yield from _series(series, flags)
+        yield from _differing(runs)
+    for run in runs:
+        if several:
+            yield f"## {escape(run.name)}"
+            yield ""
+        yield from _run(run, flags, "###" if several else "##")
+    yield from _flags(flags)
+
+
+def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
+    result = run.result
+    if result.status == "partial":
+        yield (
+            f"**Not finished: {result.units_done} of {result.units_planned} units; every number "
+            "is over those.**"
+        )
+        yield ""
+    yield from _headline(result, flags)
+    yield f"{level} What these numbers do not show"
+    yield ""
+    yield from (f"- {escape(sentence)}" for sentence in limits(result))
+    yield ""
+    yield f"{level} Robust accuracy by attack, as served"
+    yield ""
+    for name, found in result.defenses.items():
+        yield from _attacks(name, found, flags.marks(result, name))
+    yield f"{level} Entropy (nats) and sigma (pixels)"
+    yield ""
+    yield from _adaptation(result, flags)
+    yield f"{level} Diagnostics"
+    yield ""
+    yield from _diagnostics(result)
+    yield f"{level} What was run"
+    yield ""
+    yield from _provenance(run)
+
+
+def _title(result: EvaluationResult) -> str:
+    spec = result.spec
+    attacks = ", ".join(f"{attack.name} ({attack.protocol})" for attack in spec.attacks) or "none"
+    return escape(
+        f"{wording.title(spec)}: {result.samples} samples in {wording.batches(result)}, "
+        f"attacks: {attacks}"
+    )
+
+
+def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
+    yield from _header("defense", "natural", "worst case", "per", "against static, points", "cost")
+    for name, found in result.defenses.items():
+        marks = _marks(flags.marks(result, name))
+        both = _marks(flags.marks_of_difference(result, name))
+        cost = found.timing.get("relative")
+        yield _row(
+            f"{escape(name)}{marks}",
+            f"{wording.count(found.natural)}{marks}",
+            f"{wording.count(found.worst.served)}{marks} ({wording.of(found.worst.served)})",
+            found.worst.unit,
+            f"{wording.difference(found.difference)}{both}" if found.difference else "",
+            "" if cost is None else f"{cost:.1f}×{marks}",
+        )
+    yield ""
+    for name, found in result.defenses.items():
+        if found.difference is not None:
+            yield (
+                f"- **{escape(name)}** is {wording.READINGS[wording.reading(found.difference)]} "
+                f"({wording.difference(found.difference)} points"
+                f"{_marks(flags.marks_of_difference(result, name))}; interval: "
+                f"{found.difference.method}, assumes {found.difference.assumes})."
+            )
+        for each in flags.of(result, name):
+            scope = "the whole run, " if each.of_run else ""
+            yield (
+                f"- **{escape(name)}** raises [{each.letter}] {escape(each.diagnostic.name)} "
+                f"({scope}{_short(each.diagnostic.value)} > {_short(each.diagnostic.threshold)}): "
+                f"{escape(each.diagnostic.sentence)}"
+            )
+    yield ""
+
+
+def _attacks(name: str, found: DefenseResult, flagged: Sequence[Flag]) -> Iterator[str]:
+    marks = _marks(flagged)
+    yield f"**{escape(name)}**{marks}"
+    yield ""
+    yield from _header(
+        "submitted", "served", "claimed", "said to fall, served right", "served wrong, not said"
+    )
+    yield _row("natural images", f"{wording.count(found.natural)}{marks}", "", "", "")
+    for attack in found.attacks:
+        yield _row(
+            escape(wording.submission(attack)),
+            f"{wording.count(attack.served)}{marks}",
+            *_claimed(attack, marks),
+        )
+    worst = f"{wording.count(found.worst.served)}{marks}"
+    yield _row(f"**worst case, per {found.worst.unit}**", worst, "", "", "")
+    yield ""
+
+
+def _claimed(attack: AttackSummary, marks: str) -> tuple[str, str, str]:
+    if attack.claimed is None:
+        return "", "", ""
+    return (
+        f"{wording.percent(attack.claimed.share)}{marks}",
+        f"{attack.claimed_but_served}{marks}",
+        f"{attack.served_wrong_unclaimed}{marks}",
+    )
+
+
+def _adaptation(result: EvaluationResult, flags: Flags) -> Iterator[str]:
+    yield from _header("defense", "batches of", "entropy by step", "sigma by step")
+    for name, found in result.defenses.items():
+        marks = _marks(flags.marks(result, name))
+        for what, trace in traces(found):
+            steps = " → ".join(map(wording.nats, trace.entropy or ()))
+            known = trace.sigma_by_step or ([trace.sigma] if trace.sigma else [])
+            sigma = " → ".join(map(wording.sigma, known))
+            yield _row(
+                f"{escape(name)}{marks}",
+                escape(what),
+                f"{steps}{marks}" if steps else "not recorded",
+                f"{sigma}{marks}" if sigma else "",
+            )
+    yield ""
+
+
+def _diagnostics(result: EvaluationResult) -> Iterator[str]:
+    yield from _header("defense", "diagnostic", "state", "value", "threshold", "what it says")
+    every = [(name, item) for name, found in result.defenses.items() for item in found.diagnostics]
+    for name, item in [*every, *(("the run", item) for item in result.diagnostics)]:
+        yield _row(
+            escape(name),
+            escape(item.name),
+            f"**{item.state}**" if item.raised else item.state,
+            _short(item.value),
+            _short(item.threshold),
+            escape(item.sentence),
+        )
+    yield ""
+
+
+def _provenance(run: NamedRun) -> Iterator[str]:
+    spec, typed = run.result.spec, commands(run.loaded)
+    yield f"- make it again: {code(typed.again)}"
+    for caveat in typed.caveats:
+        yield f"  - bring {escape(caveat)}"
+    yield f"- verify the records: {code(typed.verify)}"
+    yield f"- model {escape(spec.model.name)}, weights {code(spec.model.weights)}"
+    yield f"- dataset {escape(spec.dataset.name)}, digest {code(spec.dataset.digest)}"
+    yield f"- specification {code(run.result.identity)}, plan {code(run.loaded.run.plan)}"
+    for session in run.result.sessions:
+        versions = ", ".join(f"{name} {version}" for name, version in session.versions.items())
+        yield (
+            f"- session of {escape(session.started)}: "
+            f"{escape(session.outcome or 'running, or killed')}, {session.units} units, "
+            f"{escape(session.device)}, {escape(session.platform)}; {escape(versions)}"
+        )
+    yield ""
+
+
+def _series(series: Series, flags: Flags) -> Iterator[str]:
+    label = f" ({escape(series.label)})" if series.label else ""
+    yield f"## Worst case against {series.over}{label}"
+    yield ""
+    yield from _header(series.over, *map(escape, series.defenses))
+    for place in series.places:
+        result = place.run.result
+        yield _row(
+            escape(place.text),
+            *(
+                f"{wording.count(result.defenses[name].worst.served)}"
+                f"{_marks(flags.marks(result, name))}"
+                for name in series.defenses
+            ),
+        )
+    yield ""
+
+
+def _differing(runs: Sequence[NamedRun]) -> Iterator[str]:
+    fields = differing(runs)
+    yield "## In what the runs differ"
+    yield ""
+    if not fields:
+        yield "In nothing: they are runs of the same evaluation."
+    else:
+        yield from _header("field", *(escape(run.name) for run in runs))
+        yield from (_row(code(name), *map(escape, values)) for name, values in fields.items())
+    yield ""
+
+
+def _flags(flags: Flags) -> Iterator[str]:
+    yield "## Flags"
+    yield ""
+    if not flags.all:
+        yield "No diagnostic was raised."
+    for flag in flags.all:
+        by = escape(", ".join(flag.raised_by))
+        yield f"- [{flag.letter}] **{escape(flag.name)}**: {escape(flag.sentence)} Raised by {by}."
+
+
+def _marks(flags: Sequence[Flag]) -> str:
+    return f" [{','.join(flag.letter for flag in flags)}]" if flags else ""
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else wording.short(value)
+
+
+def _header(*columns: str) -> Iterator[str]:
+    yield _row(*columns)
+    yield _row(*("---" for _ in columns))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
