@@ -1,3 +1,5 @@
+"""Gaussian smoothing against SciPy and direct sums, and what becomes of a learned sigma."""
+
 import math
 
 import numpy as np
@@ -7,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
-from dent.config import Covariance, SmoothingConfig
+from dent import models
+from dent.config import Covariance, DentConfig, SmoothingConfig
+from dent.defense import Dent
 from dent.errors import InputError
 from dent.smoothing import covariance, initial, radius, sigma, smooth
 
@@ -195,3 +199,48 @@ def test_initial(kind: Covariance) -> None:
     expected = 0.49 * torch.eye(2, dtype=torch.float64)
     torch.testing.assert_close(covariance(parameter, kind), expected)
     assert sigma(parameter, kind).flatten().tolist() == pytest.approx([0.7] * len(parameter[:2]))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_images_stay_so(kind: Covariance, dtype: torch.dtype) -> None:
+    x, parameter = _images().to(dtype), _parameter(kind, 1.3).float().requires_grad_()
+    smoothed = smooth(x, parameter, kind)
+    assert smoothed.dtype == dtype
+    exact = smooth(x.double(), parameter.double(), kind)
+    torch.testing.assert_close(smoothed.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    (gradient,) = torch.autograd.grad(smoothed.float().square().sum(), parameter)
+    assert gradient.dtype == torch.float32
+    assert gradient.abs().max() > 0
+
+
+@every
+def test_sigma_can_fall_to_the_identity(kind: Covariance) -> None:
+    """Where sharp images are the more certain ones, sigma falls, and the filter vanishes."""
+
+    class Contrast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            spread = x.std((1, 2, 3))
+            return torch.stack([10 * spread, -10 * spread], 1)
+
+    learned = SmoothingConfig(sigma=1.0, covariance=kind)
+    defense = Dent(Contrast(), DentConfig(steps=20, adapt_affine=False, smoothing=learned))
+    x = _images(8)
+    adaptation = defense.adapt(x)
+    assert adaptation.smoothing is not None
+    assert float(adaptation.smoothing[:2].exp().max()) < 0.15
+    torch.testing.assert_close(smooth(x, adaptation.smoothing, kind), x, rtol=0, atol=1e-6)
+    assert (smooth(x, _parameter(kind, 1.0), kind) - x).abs().max() > 0.1
+
+
+def test_sigma_falls_on_natural_images_with_a_trained_model(images: Tensor) -> None:
+    learned = SmoothingConfig(sigma=0.5)
+    config = DentConfig(steps=10, adapt_affine=False, smoothing=learned)
+    defense, x = Dent(models.load("resnet18-nominal"), config), images[:4]
+    adaptation = defense.adapt(x)
+    assert adaptation.smoothing is not None
+    assert adaptation.sigma is not None
+    assert 0 < float(adaptation.sigma) < 0.15
+    smoothed = smooth(x, adaptation.smoothing, "spherical")
+    torch.testing.assert_close(smoothed, x, rtol=0, atol=1e-6)
+    assert adaptation.entropy[-1].mean() < adaptation.entropy[0].mean()

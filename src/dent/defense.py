@@ -117,8 +117,8 @@ class Dent(nn.Module):
         if kept is None:
             model = AdaptedModel(self.model, self.config)
             return _predictions(model(x, adaptation.parameters, adaptation.smoothing))
-        if not kept.any():  # run for the number of classes alone
-            logits = AdaptedModel(self.model, _STATIC)(torch.zeros_like(x[:1]), {})
+        if not kept.any():  # run for the number of classes alone; batch statistics need two rows
+            logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
         rows = adaptation.take(kept)
         model = AdaptedModel(self.model, self.config)

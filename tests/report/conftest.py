@@ -45,12 +45,12 @@ def subject(model: nn.Module, labelled: ImageDataset) -> Subject:
         model=model,
         dataset=labelled,
         defenses={
-            "dent": Dent(model, DentConfig(steps=3, lr=0.05)),
+            "dent": Dent(model, DentConfig(steps=2, lr=0.05)),
             "dent-nominal": Dent(
                 model, DentConfig(steps=2, lr=0.05, statistics="test", smoothing=smoothing)
             ),
         },
-        attacks=(make("apgd-ce", iterations=3), make("square", iterations=6)),
+        attacks=(make("apgd-ce", iterations=3), make("square", iterations=4)),
         threat=ThreatModel("linf", "2/255"),
         model_name="tiny-cnn",
     )
@@ -99,28 +99,27 @@ def eps_sweep(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def batch_sweep(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _sweep(subject, tmp_path_factory.mktemp("sweeps") / "batch", "batch_size", [2, 8])
-
-
-def _sweep(subject: Subject, out: Path, over: Any, values: list[Any]) -> Path:
-    alone = replace(
-        subject,
-        attacks=(make("apgd-ce", iterations=2),),
-        defenses={"dent": subject.defenses["dent"]},
-    )
-    sweep(alone, Settings(n=8, batch_size=8), over=over, values=values, out=out)
-    return out
+    return _sweep(subject, tmp_path_factory.mktemp("sweeps") / "batch", "batch_size", [4, 8])
 
 
 @pytest.fixture(scope="session")
-def partial_run(
-    subject: Subject, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def partial_run(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its second batch."""
     path = tmp_path_factory.mktemp("runs") / "partial"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(subject, settings, out=path, progress=_stop_at(18))
+        evaluate(small(subject), Settings(n=16, batch_size=8), out=path, progress=_stop_at(9))
     return path
+
+
+def small(subject: Subject) -> Subject:
+    """One defense and one short attack."""
+    defenses = {"dent": subject.defenses["dent"]}
+    return replace(subject, attacks=(make("apgd-ce", iterations=2),), defenses=defenses)
+
+
+def _sweep(subject: Subject, out: Path, over: Any, values: list[Any]) -> Path:
+    sweep(small(subject), Settings(n=8, batch_size=8), over=over, values=values, out=out)
+    return out
 
 
 def _stop_at(units: int) -> Callable[[Any], None]:

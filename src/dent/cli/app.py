@@ -10,6 +10,7 @@ from dent.cli.data import data_command
 from dent.cli.demo import demo_command
 from dent.cli.evaluate import evaluate_command
 from dent.cli.models import models_command
+from dent.cli.records import list_command, report_command, show_command, verify_command
 
 REFUSED = 2
 """Exit status when what was asked cannot be done as asked."""
@@ -27,6 +28,10 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("evaluate")(evaluate_command)
+app.command("list")(list_command)
+app.command("show")(show_command)
+app.command("report")(report_command)
+app.command("verify")(verify_command)
 app.command("data")(data_command)
 app.command("models")(models_command)
 

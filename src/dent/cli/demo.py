@@ -51,7 +51,6 @@ def demo_command(
         print_json(result.model_dump(mode="json"))
         return
     running.show(result, out)
-    OUT.print(f"Result: {out / 'result.json'}", soft_wrap=True)
     OUT.print(
         "These are few images and a short attack, chosen to finish soon. For figures to rely on: "
         "dent evaluate --help",

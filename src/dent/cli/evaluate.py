@@ -95,6 +95,21 @@ def evaluate_command(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.", rich_help_panel=_RUN),
     ] = None,
+    diagnostics: Annotated[
+        Literal["cheap", "full"],
+        typer.Option(
+            help="full also attacks the first batch with a huge eps, and with more iterations.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "cheap",
+    over: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep",
+            help="One run for each value: batch-size=1,4,16 or eps=2/255,8/255, or order, mix, n.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     root: Annotated[
         Path | None,
         typer.Option("--data", help="Folder of datasets.", rich_help_panel=_RUN),
@@ -126,11 +141,24 @@ def evaluate_command(
         threat,
     )
     settings = Settings(
-        n=n, batch_size=batch_size, order=order, mix=mix, seed=seed, static=static, transfer=static
+        n=n,
+        batch_size=batch_size,
+        order=order,
+        mix=mix,
+        seed=seed,
+        static=static,
+        transfer=static,
+        diagnostics=diagnostics,
     )
-    result = running.run(subject, settings, out)
-    if as_json:
-        print_json(result.model_dump(mode="json"))
+    if over is not None:
+        name, values = resolve.swept(over)
+        results = running.run_sweep(subject, settings, name, values, out)
     else:
-        running.show(result, out)
-        OUT.print(f"Result: {out / 'result.json'}", soft_wrap=True)
+        running.announce(subject, settings)
+        results = {"": running.run(subject, settings, out)}
+    if as_json:
+        plain = {value: result.model_dump(mode="json") for value, result in results.items()}
+        print_json(plain if over is not None else plain[""])
+        return
+    for value, result in results.items():
+        running.show(result, out / running.folder_name(name, value) if value else out)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -12,6 +12,7 @@ from dent.cli.console import ERR
 from dent.data import ImageDataset
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Subject
+from dent.evaluation.sweep import Over, Value
 from dent.threat import ThreatModel
 
 
@@ -74,7 +75,7 @@ def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defens
     """
     made: dict[str, Defense] = {}
     for spec in specs:
-        name = Path(spec).stem if spec.lower().endswith(".json") else spec.replace(":", ".")
+        name = Path(spec).stem if spec.lower().endswith(".json") else spec
         if name in made:
             raise ConfigError(f"two defenses are called {name!r}: name each one once")
         made[name] = reference.make(spec, wrapped)
@@ -108,3 +109,22 @@ def subject(
         threat=threat,
         model_name=model_name,
     )
+
+
+def swept(text: str) -> tuple[Over, list[Value]]:
+    """Read `batch-size=1,2,4`, `eps=2/255,8/255`, `order=dataset,by-class` and the like.
+
+    Raises:
+        ConfigError: the setting or a value is none.
+    """
+    name, _, listed = text.partition("=")
+    known: dict[str, Over] = {over.replace("_", "-"): over for over in get_args(Over)}
+    if name not in known or not listed:
+        raise ConfigError(
+            f"--sweep expected SETTING=VALUE,VALUE with one of {', '.join(known)}, got {text!r}."
+        )
+    kind = {"batch_size": int, "n": int, "seed": int, "mix": float}.get(known[name], str)
+    try:
+        return known[name], [kind(value) for value in listed.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--sweep {text}: {error}.") from error

@@ -1,6 +1,6 @@
 """Run an evaluation in a terminal: progress while it runs, a table when it is done."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +15,23 @@ from dent.evaluation import (
     EvaluationResult,
     Settings,
     Subject,
+    estimate,
     evaluate,
+    sweep,
 )
 from dent.evaluation import Progress as State
+from dent.evaluation.sweep import Over, Value, folder_name
+
+__all__ = [
+    "announce",
+    "folder_name",
+    "gain",
+    "percent",
+    "run",
+    "run_sweep",
+    "show",
+    "with_interval",
+]
 
 
 def run(subject: Subject, settings: Settings, out: Path) -> EvaluationResult:
@@ -31,6 +45,35 @@ def run(subject: Subject, settings: Settings, out: Path) -> EvaluationResult:
             soft_wrap=True,
         )
         raise
+
+
+def run_sweep(
+    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
+) -> dict[str, EvaluationResult]:
+    """Evaluate once for each value, each with a progress bar; resumable as a whole."""
+    with _bar() as report:
+        return sweep(
+            subject,
+            settings,
+            over=over,
+            values=values,
+            out=out,
+            progress=lambda value, state: report(state, f"{over}={value}"),
+        )
+
+
+def announce(subject: Subject, settings: Settings) -> None:
+    """Say, before a run starts, what it will take at most."""
+    cost = estimate(subject, settings)
+    each = ", ".join(
+        f"{name} {found.relative:.0f}x" for name, found in cost.defenses.items() if name != "static"
+    )
+    ERR.print(
+        f"At most about {_duration(cost.seconds)} and {cost.tensor_bytes / 1e6:.0f} MB, for "
+        f"{cost.units} units" + (f"; one answer in static forwards: {each}." if each else "."),
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @contextmanager
@@ -54,11 +97,11 @@ class _Report:
         self._task = bar.add_task("starting", total=1.0, left="", robust="")
         self._unit = ""
 
-    def __call__(self, state: State) -> None:
+    def __call__(self, state: State, where: str = "") -> None:
         unit = state.unit
-        doing = "done"
+        doing = f"{where} done".strip()
         if unit is not None:
-            doing = " ".join(filter(None, (unit.kind, unit.attack, "·", unit.defense)))
+            doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
         left = "" if state.remaining is None else f"about {_duration(state.remaining)} left"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
@@ -90,12 +133,12 @@ def show(result: EvaluationResult, out: Path) -> None:
     if result.status == "partial":
         OUT.print(f"[bold]Partial:[/] {result.units_done} of {result.units_planned} units.")
     _flags(result.defenses)
-    OUT.print(f"Records: {out}", soft_wrap=True)
+    OUT.print(f"Records: {out}    Result: {out / 'result.json'}", markup=False, soft_wrap=True)
 
 
 def _row(name: str, defense: DefenseResult, attacks: list[str], transferred: bool) -> list[str]:
-    by_kind = {(s.kind, s.attack): _percent(s.served) for s in defense.attacks}
-    row = [name, _percent(defense.natural)]
+    by_kind = {(s.kind, s.attack): percent(s.served) for s in defense.attacks}
+    row = [name, percent(defense.natural)]
     row += [by_kind.get(("attack", attack), "") for attack in attacks]
     if transferred:
         row += [by_kind.get(("transfer", attack), "") for attack in attacks]
@@ -103,8 +146,8 @@ def _row(name: str, defense: DefenseResult, attacks: list[str], transferred: boo
     flag = " (!)" if defense.raised else ""
     return [
         *row,
-        _with_interval(defense.worst.served) + flag,
-        _gain(defense.difference) + (flag if defense.difference else ""),
+        with_interval(defense.worst.served) + flag,
+        gain(defense.difference) + (flag if defense.difference else ""),
         "" if cost is None else f"{cost:.1f}x",
     ]
 
@@ -139,18 +182,21 @@ def _flags(defenses: Mapping[str, DefenseResult]) -> None:
             OUT.print(f"(!) {name}: {flag.sentence}", markup=False, soft_wrap=True)
 
 
-def _percent(count: Count) -> str:
+def percent(count: Count) -> str:
+    """Return a share as 12.3%; nothing where there is none."""
     return "" if count.share is None else f"{100 * count.share:.1f}%"
 
 
-def _with_interval(count: Count) -> str:
+def with_interval(count: Count) -> str:
+    """Return a share with its 95% interval, as markup."""
     if count.interval is None:
         return ""
     low, high = count.interval
-    return f"{_percent(count)} [{100 * low:.0f}, {100 * high:.0f}]".replace("[", r"\[")
+    return f"{percent(count)} [{100 * low:.0f}, {100 * high:.0f}]".replace("[", r"\[")
 
 
-def _gain(difference: Difference | None) -> str:
+def gain(difference: Difference | None) -> str:
+    """Return a difference in points with its interval, as markup."""
     if difference is None or difference.value is None:
         return ""
     text = f"{100 * difference.value:+.1f}"

@@ -80,7 +80,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         _check_name("attack", name)
         if names.count(name) > 1:
             raise ConfigError(f"two attacks are called {name!r}: give one of them another name")
-    attacks = tuple(_attack(attack, subject.threat) for attack in subject.attacks)
+    attacks = tuple(attack_spec(attack, subject.threat) for attack in subject.attacks)
     if settings.mix not in (None, 1) and any(a.protocol == "published" for a in attacks):
         raise ConfigError(
             "mix needs protocol='frozen': AutoAttack as published takes the batches apart"
@@ -115,7 +115,8 @@ def threat_of(spec: ThreatSpec) -> ThreatModel:
     return ThreatModel(spec.norm, spec.eps, spec.bounds)
 
 
-def _attack(attack: Attack, threat: ThreatModel) -> AttackSpec:
+def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
+    """Describe an attack."""
     return AttackSpec(
         name=attack.name,
         kind=_kind(attack),

@@ -1,0 +1,147 @@
+"""`dent list | show | report | verify`: everything that starts from records."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from dent import report
+from dent.cli import restore, running
+from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.evaluation import load_run, verify
+from dent.report import RunSummary, SampleStory
+
+FAILED = 1
+"""Exit status when a check found something wrong."""
+
+_Run = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def list_command(
+    root: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs"),
+    as_json: _Json = False,
+) -> None:
+    """List the runs below a folder, one line for every defense."""
+    runs = report.list_runs(root)
+    if as_json:
+        print_json([run.model_dump(mode="json") for run in runs])
+        return
+    columns = ("run", "status", "model", "threat", "defense", "natural", "worst case", "gain")
+    print_table("Runs", columns, [row for run in runs for row in _lines(run)])
+    for run in runs:
+        if run.error:
+            ERR.print(f"{run.path}: {run.error}", markup=False, soft_wrap=True)
+
+
+def _lines(run: RunSummary) -> list[tuple[str, ...]]:
+    if run.error or not run.defenses:
+        return [(escape(run.path), run.status or "unreadable", "", "", "", "", "", "")]
+    return [
+        (
+            escape(run.path) if not index else "",
+            f"{run.status} {run.units_done}/{run.units_planned}" if not index else "",
+            escape(run.model or "") if not index else "",
+            run.threat or "" if not index else "",
+            escape(line.name),
+            running.percent(line.natural),
+            running.with_interval(line.worst) + (" (!)" if line.flags else ""),
+            running.gain(line.difference),
+        )
+        for index, line in enumerate(run.defenses)
+    ]
+
+
+def show_command(
+    run: _Run,
+    sample: Annotated[
+        int | None, typer.Option(help="Id of one sample: what every attack did to it.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show a run's result, or the story of one sample."""
+    loaded = report.load_run(run)
+    if sample is None:
+        if as_json:
+            print_json(loaded.result.model_dump(mode="json"))
+        else:
+            running.show(loaded.result, run)
+        return
+    story = report.sample_story(loaded, sample)
+    if as_json:
+        print_json(story.model_dump(mode="json"))
+        return
+    _tell(story)
+
+
+def _tell(story: SampleStory) -> None:
+    rows = [
+        (
+            escape(each.defense),
+            " ".join(filter(None, (answer.kind, answer.attack))),
+            str(answer.batch),
+            "yes" if answer.attacked else "no",
+            escape(answer.predicted_name or "none"),
+            "right" if answer.correct else "wrong",
+            "" if answer.claimed is None else ("fell" if answer.claimed else "stands"),
+        )
+        for each in story.defenses
+        for answer in each.answers
+    ]
+    title = f"Sample {story.sample}, a {story.label_name}"
+    columns = ("defense", "submitted", "batch", "perturbed", "served", "is", "attack's claim")
+    print_table(title, columns, rows)
+    for each in story.defenses:
+        if each.flags:
+            OUT.print(f"(!) {each.defense}: {', '.join(each.flags)}", markup=False)
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or sweeps.", metavar="RUN...")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Its suffix decides: .html, .md, .csv or .json.")
+    ] = Path("report.html"),
+    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
+) -> None:
+    """Write one page, table or file about one run, or several side by side."""
+    written = report.write_report(runs, out, data_root=root)
+    OUT.print(f"Written to {written}", markup=False, soft_wrap=True)
+
+
+def verify_command(
+    run: _Run,
+    weights: Annotated[
+        Path | None, typer.Option(help="The model's weights file, if it needs one.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; by default the GPU if any.")] = None,
+    records_only: Annotated[
+        bool, typer.Option(help="Check records and digests; load and submit nothing.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Check a run as a stranger would: digests, bounds, and every batch submitted again.
+
+    Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
+    """
+    subject = None
+    if not records_only:
+        subject = restore.subject(load_run(run), weights, root, device)
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
+        task = bar.add_task("submitting again", total=None)
+        found = verify(
+            run, subject, progress=lambda done, of: bar.update(task, completed=done, total=of)
+        )
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        rows = [(check.name, check.state, str(check.looked_at)) for check in found.checks]
+        print_table(f"{escape(str(run))}: {found.status}", ("check", "state", "looked at"), rows)
+        for check in found.checks:
+            for problem in check.problems:
+                OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
+    if found.status != "verified":
+        raise typer.Exit(FAILED if found.status == "failed" else 3)

@@ -1,0 +1,80 @@
+"""From a record back to objects, so that a stranger can check it with one command."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dent import reference
+from dent.attacks import Attack, Defense
+from dent.cli import resolve
+from dent.config import DentConfig
+from dent.defense import Dent
+from dent.errors import ConfigError, UnknownNameError
+from dent.evaluation import RecordedRun, Subject
+from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec
+from dent.evaluation.subject import attack_spec, threat_of
+from dent.threat import ThreatModel
+
+
+def subject(
+    recorded: RecordedRun, weights: Path | None, root: Path | None, device: str | None
+) -> Subject:
+    """Return what a run evaluated, made anew from the names and settings it recorded.
+
+    Args:
+        recorded: The run.
+        weights: The model's weights file, where the record's model needs one.
+        root: Folder of datasets.
+        device: Where to compute; what was used is in the record's sessions.
+
+    Raises:
+        DentError: Something is not here, or cannot be made from the record.
+    """
+    spec = recorded.run.spec
+    images = resolve.dataset(spec.dataset.name, root)
+    model = resolve.model(spec.model.name, weights, images, resolve.device(device))
+    threat = threat_of(spec.threat)
+    return Subject(
+        model=model,
+        dataset=images,
+        defenses=dict(_defense(each, model) for each in spec.defenses if each.name != STATIC),
+        attacks=tuple(_attack(each, threat) for each in spec.attacks),
+        threat=threat,
+        model_name=spec.model.name,
+    )
+
+
+def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
+    settings: Any = spec.config.get("settings")
+    if spec.kind == f"{Dent.__module__}.{Dent.__qualname__}":
+        return spec.name, Dent(model, DentConfig.from_dict(settings))
+    try:
+        return spec.name, reference.make(spec.name, model)
+    except UnknownNameError as error:
+        raise ConfigError(
+            f"the defense {spec.name!r} ({spec.kind}) cannot be made again from its record: {error}"
+        ) from error
+
+
+def _attack(spec: AttackSpec, threat: ThreatModel) -> Attack:
+    """Find the settings of the command line that give the recorded ones."""
+    for iterations in (None, *sorted(_iterations(spec.config))):
+        (made,) = resolve.attacks([spec.name], iterations, spec.protocol)
+        if attack_spec(made, threat) == spec:
+            return made
+    raise ConfigError(
+        f"the attack {spec.name!r} was made in Python with settings that the command line has not, "
+        "or with another version of pyautoattack: verify it with dent.evaluation.verify(). "
+        f"Recorded: {spec.config}"
+    )
+
+
+def _iterations(value: Any) -> set[int]:
+    """Every number of iterations anywhere in a configuration."""
+    if isinstance(value, list):
+        return set().union(*(_iterations(item) for item in value))
+    if not isinstance(value, dict):
+        return set()
+    found = {v for k, v in value.items() if k == "iterations" and isinstance(v, int)}
+    return found.union(*(_iterations(item) for item in value.values()))

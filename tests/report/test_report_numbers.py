@@ -1,0 +1,191 @@
+"""Every number in CSV, JSON and Markdown, against a count of the journal that owes the package
+nothing."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dent.evaluation import EvaluationResult
+from dent.evaluation.intervals import wilson
+from dent.report import write_report
+from dent.report.formats import to_csv
+from dent.report.loading import load_runs
+
+Counts = dict[tuple[str, str, str], tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def counted(run_path: Path) -> Counts:
+    """By (defense, kind, attack), how many attacked members were served their label."""
+    batches = json.loads((run_path / "plan.json").read_text())["batches"]
+    counts: Counts = {}
+    for record in _units(run_path):
+        batch = batches[record["batch"]]
+        attacked = batch["attacked"]
+        pairs = zip(record["served"][:attacked], batch["labels"][:attacked], strict=True)
+        key = (record["defense"], record["kind"], record["attack"] or "")
+        correct, total = counts.get(key, (0, 0))
+        counts[key] = (correct + sum(a == b for a, b in pairs), total + attacked)
+    return counts
+
+
+def _units(run_path: Path) -> Iterator[Any]:
+    for line in (run_path / "journal.jsonl").read_text().splitlines():
+        record = json.loads(line)["record"]
+        if record["kind"] != "probe":
+            yield record
+
+
+@pytest.fixture(scope="module")
+def rows(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    out = write_report([run_path], tmp_path_factory.mktemp("csv") / "r.csv")
+    return list(csv.DictReader(io.StringIO(out.read_text())))
+
+
+@pytest.fixture(scope="module")
+def document(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = write_report([run_path], tmp_path_factory.mktemp("json") / "r.json")
+    return json.loads(out.read_text())
+
+
+def test_csv_has_every_count_of_the_journal(rows: list[dict[str, str]], counted: Counts) -> None:
+    found = {
+        (row["defense"], row["measure"], row["attack"]): row
+        for row in rows
+        if row["measure"] in {"natural", "attack", "transfer", "assembled"}
+    }
+    assert found.keys() == counted.keys()
+    for key, (correct, total) in counted.items():
+        row = found[key]
+        assert (int(row["correct"]), int(row["total"])) == (correct, total), key
+        assert float(row["value"]) == correct / total
+        assert (float(row["low"]), float(row["high"])) == wilson(correct, total)
+
+
+def test_csv_counts_the_mismatches_of_claimed_and_served(
+    rows: list[dict[str, str]], run_path: Path
+) -> None:
+    batches = json.loads((run_path / "plan.json").read_text())["batches"]
+    claimed: dict[tuple[str, str], list[int]] = {}
+    for record in _units(run_path):
+        if record["kind"] == "attack":
+            labels = batches[record["batch"]]["labels"]
+            sums = claimed.setdefault((record["defense"], record["attack"]), [0, 0, 0])
+            for fell, served, label in zip(
+                record["claimed"], record["served"], labels, strict=True
+            ):
+                sums[0] += fell and served == label
+                sums[1] += not fell and served != label
+                sums[2] += not fell
+    for row in rows:
+        key = (row["defense"], row["attack"])
+        if row["measure"] == "attack":
+            shown = [int(row["claimed_but_served"]), int(row["served_wrong_unclaimed"])]
+            assert shown == claimed[key][:2]
+        elif row["measure"] == "claimed":
+            assert int(row["correct"]) == claimed[key][2]
+
+
+def test_rows_carry_the_flags_of_their_defense(
+    rows: list[dict[str, str]], result: EvaluationResult
+) -> None:
+    for row in rows:
+        raised = [flag.name for flag in result.defenses[row["defense"]].raised]
+        assert row["flags"] == "; ".join(raised)
+    assert {row["flags"] for row in rows if row["defense"] != "static"} == {"batch dependent"}
+
+
+def test_csv_has_worst_case_difference_and_cost(
+    rows: list[dict[str, str]], result: EvaluationResult
+) -> None:
+    by_key = {(row["defense"], row["measure"]): row for row in rows}
+    for name, found in result.defenses.items():
+        worst = by_key[name, "worst"]
+        assert (int(worst["correct"]), worst["unit"]) == (
+            found.worst.served.correct,
+            found.worst.unit,
+        )
+        assert float(by_key[name, "cost"]["value"]) == found.timing["relative"]
+        if found.difference is None:
+            assert (name, "difference") not in by_key
+            continue
+        assert found.difference.interval is not None
+        row = by_key[name, "difference"]
+        assert float(row["value"]) == found.difference.value
+        assert (float(row["low"]), float(row["high"])) == found.difference.interval
+        assert int(row["only_static"]) == found.difference.only_static
+
+
+def test_json_holds_the_result_and_the_rows_of_the_csv(
+    document: Any, rows: list[dict[str, str]], result: EvaluationResult
+) -> None:
+    assert document["format"] == "dent-report"
+    assert document["version"] == 1
+    (run,) = document["runs"]
+    assert EvaluationResult.model_validate(run["result"]) == result
+    assert run["name"] == "first"
+    assert run["limits"]
+    plain = [
+        {key: "" if value is None else str(value) for key, value in row.items()}
+        for row in document["rows"]
+    ]
+    assert plain == rows
+    assert document["flags"].keys() == {"batch dependent"}
+    assert document["series"] == []
+
+
+def test_markdown_has_every_count_of_the_journal(run_path: Path, counted: Counts) -> None:
+    text = write_report([run_path], run_path.parent / "r.md").read_text()
+    said = {
+        "natural": "natural images",
+        "attack": "{} through the defense",
+        "transfer": "{} transferred from static",
+        "assembled": "assembled from what broke each member",
+    }
+    for (defense, kind, attack), (correct, total) in counted.items():
+        section = text.partition(f"\n**{defense}**")[2].partition("\n**")[0]
+        low, high = wilson(correct, total)
+        mark = "" if defense == "static" else " [a]"
+        number = f"{100 * correct / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]{mark}"
+        line = f"| {said[kind].format(attack)} | {number} |"
+        assert line in section, (defense, line)
+
+
+def test_markdown_says_what_it_does_not_show(run_path: Path) -> None:
+    text = write_report([run_path], run_path.parent / "r.md").read_text()
+    assert "No exact-gradient attack" in text
+    assert "| not-run |" in text
+    assert "- [a] **batch dependent**: " in text
+
+
+def test_markdown_tables_are_square(run_path: Path, eps_sweep: Path, tmp_path: Path) -> None:
+    text = write_report([run_path, eps_sweep], tmp_path / "r.md").read_text()
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
+    assert len(tables) > 10
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_a_spreadsheet_finds_no_formula(run_path: Path) -> None:
+    (run,) = load_runs([run_path])
+    spec = run.result.spec
+    evil = spec.model_copy(update={"model": spec.model.model_copy(update={"name": "=1+1"})})
+    result = run.result.model_copy(update={"spec": evil})
+    text = to_csv([_Shown("@SUM", result, run.loaded)])
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert (row["run"], row["model"]) == ("'@SUM", "'=1+1")
+    assert any(float(row["low"] or 0) < 0 for row in csv.DictReader(io.StringIO(text)))
+
+
+class _Shown:
+    """A run under another name, with another result."""
+
+    def __init__(self, name: str, result: EvaluationResult, loaded: Any) -> None:
+        self.name, self.result, self.loaded = name, result, loaded

@@ -1,0 +1,204 @@
+"""What is drawn: pixels, geometry, and the figure for a README."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dent import smoothing
+from dent.config import SmoothingConfig
+from dent.errors import ConfigError
+from dent.evaluation import EvaluationResult
+from dent.evaluation.records import Trace
+from dent.report import figure, load_run, pictures, wording
+from dent.report.charts import Curve, Value, chart, nice_ticks, whole_ticks
+from dent.report.flags import Flags
+from dent.report.gallery import gallery
+from dent.report.html import to_html
+from dent.report.loading import load_runs
+from dent.report.plots import sigma_chart
+
+
+def _decoded(uri: str) -> torch.Tensor:
+    content = base64.b64decode(uri.removeprefix("data:image/png;base64,"), validate=True)
+    with Image.open(io.BytesIO(content)) as image:
+        image.verify()
+    with Image.open(io.BytesIO(content)) as image:
+        flat = torch.tensor(list(image.tobytes()), dtype=torch.uint8)
+        return flat.reshape(image.height, image.width, -1).permute(2, 0, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_a_png_holds_the_pixels(channels: int, height: int, width: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (channels, height, width), generator=draw, dtype=torch.uint8)
+    assert torch.equal(_decoded(pictures.data_uri(pixels / 255)), pixels)
+
+
+def test_the_gallery_draws_what_is_on_record(sample_run: Path) -> None:
+    loaded = load_run(sample_run)
+    shown = gallery(loaded)
+    assert shown.missing == ()
+    assert len(shown.exhibits) == 6
+    record = next(unit for unit in loaded.units() if unit.key == "attack/0/smoothing/apgd-ce")
+    stored = loaded.adversarial(record)
+    batch = loaded.plan.batches[0]
+    for exhibit in shown.exhibits:
+        row = batch.ids.index(exhibit.sample)
+        attempt = next(each for each in exhibit.attempts if each.defense == "smoothing")
+        assert attempt.submitted == "apgd-ce through the defense"
+        adversarial, perturbation, smoothed = attempt.pictures
+        assert torch.equal(_decoded(adversarial.source), (stored[row] * 255).round().byte())
+        assert exhibit.natural is not None
+        natural = _decoded(exhibit.natural.source) / 255
+        drawn = _decoded(perturbation.source).float() / 255 - 0.5
+        factor = 0.5 / (stored[row] - natural).abs().max()
+        assert torch.allclose(drawn, (stored[row] - natural) * factor, atol=3 / 255)
+        assert perturbation.caption == f"perturbation ×{factor:.0f}"
+        parameter = smoothing.initial(
+            SmoothingConfig(sigma=0.7), dtype=torch.float32, device=torch.device("cpu")
+        )
+        expected = smoothing.smooth(stored[row : row + 1], parameter, "spherical")[0]
+        assert (_decoded(smoothed.source) / 255 - expected).abs().max() <= 1 / 255
+        served = record.served[row]
+        assert attempt.adversarial == loaded.run.spec.dataset.classes[served or 0]
+        assert attempt.adversarial_right == (served == batch.labels[row])
+
+
+def test_nothing_perturbed_is_not_enlarged() -> None:
+    image = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    drawn, factor = pictures.enlarged(image, image)
+    assert factor == 0
+    assert bool((drawn == 0.5).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(top=st.floats(1e-6, 1e6), last=st.integers(1, 4000))
+def test_ticks_are_few_and_reach_the_end(top: float, last: int) -> None:
+    ticks = nice_ticks(top)
+    assert 3 <= len(ticks) <= 6
+    assert ticks[0] == 0
+    assert ticks[-1] >= top * (1 - 1e-6)
+    whole = whole_ticks(last)
+    assert whole[0][0] == 0
+    assert whole[-1] == (last, str(last))
+    assert len(whole) <= 8
+    assert len({text for _, text in whole}) == len(whole)
+
+
+def test_a_chart_lies_inside_its_frame_and_keeps_order() -> None:
+    values = [Value(x, x / 40, (x / 50, min(x / 30, 1.0)), str(x)) for x in (0.0, 10.0, 40.0)]
+    drawn = chart(
+        "t",
+        [Curve("c", (), 1, False, values)],
+        x_label="x",
+        y_label="y",
+        x_ticks=[(0.0, "0"), (40.0, "40")],
+        share=True,
+    )
+    markers = drawn.lines[0].markers
+    assert [marker.x for marker in markers] == [0, 25, 100]
+    assert [marker.y for marker in markers] == [200, 150, 0]
+    assert all(m.low is not None and m.high is not None and m.low >= m.high for m in markers)
+    assert "from 0.0% to 100.0%" in drawn.alt
+
+
+def test_sigma_is_drawn_by_step_where_it_is_on_record(run_path: Path) -> None:
+    (run,) = load_runs([run_path])
+    found = run.result.defenses["dent-nominal"]
+    trace = Trace(
+        rows=16,
+        entropy=(2.0, 1.5, 1.0),
+        sigma=(0.3, 0.2),
+        sigma_by_step=((0.5, 0.5), (0.4, 0.35), (0.3, 0.2)),
+        status={},
+    )
+    silent = trace.model_copy(update={"sigma_by_step": None})
+    attacks = [attack.model_copy(update={"trace": silent}) for attack in found.attacks]
+    changed = found.model_copy(update={"trace": trace, "attacks": tuple(attacks)})
+    result = run.result.model_copy(update={"defenses": {"dent-nominal": changed}})
+    drawn = sigma_chart(result, "dent-nominal", Flags([run]))
+    assert drawn is not None
+    names = [line.curve.name for line in drawn.lines]
+    assert names == ["natural images, vertical", "natural images, horizontal"]
+    assert [value.y for value in drawn.lines[1].curve.values] == [0.5, 0.35, 0.2]
+    static = run.result.model_copy(update={"defenses": {"dent-nominal": found}})
+    quiet = found.model_copy(update={"trace": silent, "attacks": tuple(attacks)})
+    static = run.result.model_copy(update={"defenses": {"dent-nominal": quiet}})
+    assert sigma_chart(static, "dent-nominal", Flags([run])) is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_figure_is_the_same_for_the_same_result(
+    run_path: Path, result: EvaluationResult, suffix: str, tmp_path: Path
+) -> None:
+    first = figure(run_path, tmp_path / f"a{suffix}").read_bytes()
+    assert figure(result, tmp_path / f"b{suffix}").read_bytes() == first
+    if suffix == ".png":
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.width > image.height > 300
+    else:
+        assert b"<dc:date>" not in first
+
+
+def test_the_figure_says_the_numbers_and_the_flags(
+    result: EvaluationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(figure.__globals__["_STYLE"], "svg.fonttype", "none")
+    evil = result.spec.model_copy(
+        update={"model": result.spec.model.model_copy(update={"name": "$x_1$ <b> & co"})}
+    )
+    named = result.model_copy(update={"spec": evil})
+    text = figure(named, tmp_path / "r.svg").read_text()
+    said = re.sub(r"<[^>]+>", "", text)
+    assert "$x_1$ &lt;b&gt; &amp; co" in said
+    assert "[a] batch dependent (dent, dent-nominal)" in said
+    for name, found in result.defenses.items():
+        marks = "" if name == "static" else " [a]"
+        assert f"{name}{marks}" in said
+        assert f"{wording.percent(found.worst.served.share)}{marks}" in said
+    assert "No exact-gradient attack" in said
+
+
+def test_the_figure_refuses_other_formats(result: EvaluationResult, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in \.png or \.svg, got 'r\.pdf'"):
+        figure(result, tmp_path / "r.pdf")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.125, "+12.5"), (-0.0312, "−3.1"), (0.0, "0.0"), (-0.0004, "0.0")]
+)
+def test_points_always_have_a_sign_but_at_zero(value: float, said: str) -> None:
+    assert wording.points(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0312, "0.031 s"),
+        (4.25, "4.2 s"),
+        (99.6, "100 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_seconds_are_said_in_the_unit_that_fits(value: float, said: str) -> None:
+    assert wording.seconds(value) == said
+
+
+def test_a_page_of_several_runs_has_every_name_once(run_path: Path, sample_run: Path) -> None:
+    page = to_html(load_runs([run_path, sample_run]))
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))

@@ -1,0 +1,219 @@
+"""Loading, listing and telling: what is read of a folder, and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dent.errors import ConfigError
+from dent.evaluation import (
+    EvaluationResult,
+    RecordError,
+    SchemaVersionError,
+    Settings,
+    Subject,
+    evaluate,
+)
+from dent.report import list_runs, load_run, sample_story, write_report
+from dent.report.commands import commands
+from dent.report.loading import load_runs
+from dent.report.series import differing, find_series
+from tests.report.conftest import small
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_loads_a_run_with_the_same_result_as_evaluate_wrote(
+    run_path: Path, result: EvaluationResult
+) -> None:
+    loaded = load_run(run_path)
+    assert loaded.result == result
+    assert loaded.run.spec == result.spec
+    assert len(loaded.records) == result.units_done
+
+
+def test_writing_reports_leaves_the_run_as_it_was(run_path: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted(run_path.rglob("*")) if p.is_file()}
+    first = write_report([run_path], tmp_path / "new" / "a.html").read_bytes()
+    second = write_report([run_path], tmp_path / "b.html").read_bytes()
+    assert first == second, "equal records give an equal page"
+    assert {p: p.read_bytes() for p in sorted(run_path.rglob("*")) if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "there is no such folder"),
+        ("empty", "holds no run.json"),
+        ("file", "a run is a folder"),
+        ("above", "There are runs inside it: first"),
+    ],
+)
+def test_refuses_what_is_no_run(name: str, said: str, run_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("{}")
+    path = run_path.parent if name == "above" else tmp_path / name
+    with pytest.raises(RecordError, match=said) as caught:
+        load_run(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(RecordError, match=said):
+        write_report([path], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_refuses_a_newer_schema_and_damaged_records(run_path: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(run_path, newer)
+    plain = json.loads((newer / "run.json").read_text())
+    (newer / "run.json").write_text(json.dumps(plain | {"schema_version": 99}))
+    with pytest.raises(SchemaVersionError, match="upgrade torch-dent"):
+        load_run(newer)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run_path, damaged)
+    lines = (damaged / "journal.jsonl").read_text().splitlines(keepends=True)
+    lines[4] = lines[4].replace('"batch":0', '"batch":1')
+    (damaged / "journal.jsonl").write_text("".join(lines))
+    with pytest.raises(RecordError, match="line 5 does not match its checksum"):
+        load_run(damaged)
+
+
+def test_a_sweep_stands_for_its_runs(eps_sweep: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"It is a sweep; its runs are .*eps=4_255"):
+        load_run(eps_sweep)
+    runs = load_runs([eps_sweep])
+    assert [run.name for run in runs] == ["eps=4_255", "eps=1_255"]
+    (series,) = find_series(runs)
+    assert series.over == "eps"
+    assert [place.text for place in series.places] == ["1/255", "4/255"]
+    assert differing(runs) == {"threat.eps": ["4/255", "1/255"]}
+
+
+def test_runs_over_eps_and_batch_size_are_a_series_each(eps_sweep: Path, batch_sweep: Path) -> None:
+    runs = load_runs([eps_sweep, batch_sweep])
+    found = {series.over: series for series in find_series(runs)}
+    assert found.keys() == {"eps", "batch size"}
+    # The batch of 8 at eps 2/255 is a point of both.
+    assert [place.text for place in found["eps"].places] == ["1/255", "2/255", "4/255"]
+    assert [place.text for place in found["batch size"].places] == ["4", "8"]
+
+
+def test_names_tell_runs_apart(run_path: Path, sample_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "first"
+    shutil.copytree(run_path, other)
+    names = [run.name for run in load_runs([run_path, other])]
+    assert names == [f"{run_path.parent.name}/first", "other/first"]
+    with pytest.raises(ConfigError, match="named 2 times"):
+        load_runs([run_path, sample_run, run_path])
+
+
+def test_refuses_other_formats_and_no_runs(run_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in .html, .md, .csv, .json, .*did you mean"):
+        write_report([run_path], tmp_path / "r.htm")
+    with pytest.raises(ConfigError, match="at least one run"):
+        write_report([], tmp_path / "r.html")
+    (tmp_path / "folder.md").mkdir()
+    with pytest.raises(RecordError, match="cannot write"):
+        write_report([run_path], tmp_path / "folder.md")
+
+
+def test_lists_every_run_and_what_is_wrong_with_one(
+    run_path: Path, partial_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_path, tmp_path / "b" / "whole")
+    shutil.copytree(partial_run, tmp_path / "a")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "run.json").write_text("no json")
+    partial, whole, broken = list_runs(tmp_path)
+    assert (partial.status, partial.units_done) == ("interrupted", 9)
+    assert whole.error is None
+    assert (whole.model, whole.threat, whole.samples) == ("tiny-cnn", "linf 2/255", 16)
+    dent = next(line for line in whole.defenses if line.name == "dent")
+    assert dent.flags == ("batch dependent",)
+    assert dent.worst == load_run(run_path).result.defenses["dent"].worst.served
+    assert broken.error is not None
+    assert "run.json is damaged" in broken.error
+    with pytest.raises(RecordError, match="is no folder"):
+        list_runs(tmp_path / "nowhere")
+
+
+@settings(max_examples=16, deadline=None)
+@given(member=st.integers(0, 15))
+def test_a_story_is_what_the_journal_says_of_one_sample(run_path: Path, member: int) -> None:
+    batch, place = divmod(member, 8)
+    plan = json.loads((run_path / "plan.json").read_text())["batches"][batch]
+    story = sample_story(load_run(run_path), plan["ids"][place])
+    assert (story.label, story.batches) == (plan["labels"][place], (batch,))
+    told = {
+        (each.defense, answer.kind, answer.attack): answer
+        for each in story.defenses
+        for answer in each.answers
+    }
+    for line in (run_path / "journal.jsonl").read_text().splitlines():
+        record = json.loads(line)["record"]
+        if record["kind"] == "probe" or record["batch"] != batch:
+            continue
+        answer = told.pop((record["defense"], record["kind"], record["attack"]))
+        assert answer.predicted == record["served"][place]
+        assert answer.predicted_name == f"kind {record['served'][place]}"
+        assert answer.correct == (record["served"][place] == story.label)
+        assert answer.claimed == (record["claimed"][place] if record["claimed"] else None)
+        assert answer.mismatch == (answer.claimed is not None and answer.claimed == answer.correct)
+    assert not told
+
+
+def test_a_story_of_no_sample_names_some(run_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"no sample with the id 77; it holds 0, 1, .*16 in all"):
+        sample_story(load_run(run_path), 77)
+
+
+def test_the_command_makes_the_same_run_again_where_it_says_so(
+    sample_run: Path, run_path: Path
+) -> None:
+    found = commands(load_run(sample_run))
+    assert "--dataset cifar10-sample --n 16" in found.again
+    assert "--attack apgd-ce --iterations 2" in found.again
+    assert found.verify == f"dent verify {sample_run}"
+    assert [caveat.partition(":")[0] for caveat in found.caveats] == [
+        "the model 'tiny-cnn'",
+        "the defense 'smoothing'",
+    ], "sigma is not that of the defense of this name"
+    mixed = commands(load_run(run_path)).caveats
+    assert "the settings of the attacks, with different iterations each: see the spec" in mixed
+
+
+def test_odd_runs_have_reports(subject: Subject, tmp_path: Path) -> None:
+    """No attack; no static reference, some members natural, no tensors kept."""
+    bare = replace(small(subject), attacks=())
+    evaluate(bare, Settings(n=4, batch_size=4), out=tmp_path / "bare")
+    odd = Settings(n=4, batch_size=4, mix=0.5, static=False, tensors="drop")
+    evaluate(small(subject), odd, out=tmp_path / "odd")
+    page = write_report([tmp_path / "bare"], tmp_path / "bare.html").read_text()
+    assert "No attack was run" in page
+    page = write_report([tmp_path / "odd", tmp_path / "bare"], tmp_path / "odd.html").read_text()
+    assert "whether a defense adds anything is not known" in page
+    assert "the run was made not to keep them" in page
+    assert "Natural bystanders" in page
+    for suffix in (".md", ".csv", ".json"):
+        write_report([tmp_path / "odd", tmp_path / "bare"], tmp_path / f"odd{suffix}")
+    found = commands(load_run(tmp_path / "odd"))
+    assert "--no-static" in found.again
+    assert "the setting tensors='drop'" in found.caveats
+
+
+def test_an_unfinished_run_says_so_everywhere(partial_run: Path, tmp_path: Path) -> None:
+    for suffix in (".html", ".md"):
+        text = write_report([partial_run], tmp_path / f"r{suffix}").read_text()
+        assert "Not finished" in text
+        assert "9 of 14 units" in text
+    rows = (write_report([partial_run], tmp_path / "r.csv").read_text()).splitlines()[1:]
+    assert all(",partial," in row for row in rows)
+
+
+def test_runs_of_the_first_schema_stay_readable(tmp_path: Path) -> None:
+    golden = ROOT / "tests" / "evaluation" / "golden" / "v1"
+    page = write_report([golden], tmp_path / "r.html").read_text()
+    assert '<h2 id="run-1-headline">' in page
