@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
     "RMSNorm": Kind(lambda: nn.RMSNorm(CHANNELS), 1, channels_last=True),
     "RMSNorm-eps": Kind(lambda: nn.RMSNorm(CHANNELS, eps=0.1), 2, channels_last=True),
 }
-CONVOLUTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def sample_shape(kind: str, extent: int) -> tuple[int, ...]:

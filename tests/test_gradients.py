@@ -133,15 +133,19 @@ MIXES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 }
 
 
+def fused_attention() -> list[bool]:
+    backends = torch.backends.cuda
+    return [backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()]
+
+
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("mix", MIXES)
 def test_attention(mix: str, granularity: str) -> None:
     model = Attention(MIXES[mix]()).double()
     x = torch.randn(3, 5, 4, dtype=torch.float64)
-    switches = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
-    before = [switch() for switch in switches]
+    before = fused_attention()
     check(model, make(granularity=granularity), x)
-    assert [switch() for switch in switches] == before
+    assert fused_attention() == before
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])

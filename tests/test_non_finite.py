@@ -128,26 +128,32 @@ class _Steep(nn.Module):
         self.norm = nn.LayerNorm(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x) * torch.where(x[:, :1] == 1, 1e4, 1.0)
+        logits: Tensor = self.norm(x) * torch.where(x[:, :1] == 1, 1e4, 1.0)
+        return logits
+
+
+ENORMOUS = replace(ALONE, lr=1e308)
 
 
 def test_sample_wise_only_the_sample_whose_step_overflows_is_reverted() -> None:
-    x = torch.tensor([[1.0, 0.0], [0.3, 0.2], [1.0, 0.5]])
-    config = _overflowing(ALONE)
-    adaptation = Dent(_Steep(), config).adapt(x)
+    x = torch.tensor([[1.0, 0.0], [0.3, 0.2], [1.0, 0.5]], dtype=torch.float64)
+    config = replace(ENORMOUS, steps=10)  # which the momentum of the one adds up to infinity
+    defense = Dent(_Steep().double(), config)
+    adaptation = defense.adapt(x)
     wrong = Status.STEP_NON_FINITE
     assert adaptation.status.tolist() == [Status.ADAPTED, wrong, Status.ADAPTED]
-    logits = Dent(_Steep(), config).predict(x, adaptation)
-    assert torch.equal(logits, Dent(_Steep(), replace(config, steps=0))(x))
+    logits = defense.predict(x, adaptation)
+    assert torch.equal(logits, _Steep().double()(x))
     assert logits.isfinite().all()
 
 
-def test_a_step_that_overflows_batch_wise_is_the_whole_batchs() -> None:
-    x = torch.tensor([[1.0, 0.0], [0.3, 0.2], [1.0, 0.5]])
-    config = replace(_overflowing(ALONE), granularity="batch")
-    adaptation = Dent(_Steep(), config).adapt(x)
+def test_batch_wise_a_step_that_overflows_is_every_samples() -> None:
+    x = torch.tensor([[0.3, 0.2]] * 12 + [[1.0, 0.0]], dtype=torch.float64)
+    config = replace(ENORMOUS, steps=1, granularity="batch")
+    adaptation = Dent(_Steep().double(), config).adapt(x)
+    assert adaptation.entropy.isfinite().all()
     assert adaptation.status.eq(Status.STEP_NON_FINITE).all()
-    assert torch.equal(adaptation.parameters["norm.weight"], torch.ones(2))
+    assert torch.equal(adaptation.parameters["norm.weight"], torch.ones(2, dtype=torch.float64))
 
 
 def test_an_overflow_after_some_steps_returns_to_the_trained_parameters() -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dent.evaluation import (
     SpecMismatchError,
     Subject,
     evaluate,
+    load_run,
 )
 from dent.evaluation.canonical import without_timing
 from dent.evaluation.journal import JOURNAL
@@ -210,11 +212,23 @@ def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
         evaluate(make_subject(), SMALL, out=tmp_path / "thesis.tex" / "run")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(RecordError, match=r"cannot write .* Permission denied"):
-        evaluate(make_subject(), SMALL, out=tmp_path / "run")
+@pytest.fixture(params=[0o555, 0o000])
+def closed(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder that one may not write to, nor perhaps look into. Root becomes somebody else."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(request.param)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(os.getuid())
+    folder.rmdir()
+
+
+def test_a_folder_without_permission(closed: Path) -> None:
+    with pytest.raises(RecordError, match=r"cannot write .*run: Permission denied"):
+        evaluate(make_subject({}, []), Settings(n=2), out=closed / "run")
+    with pytest.raises(RecordError, match=r"cannot read .*run: Permission denied|no such folder"):
+        load_run(closed / "run")
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None:

@@ -86,6 +86,8 @@ def test_the_identity_gains_exactly_nothing() -> None:
     static, same = (result.defenses[name] for name in ("static", "identity"))
     assert static.worst.served == same.worst.served
     assert static.trace.entropy == same.trace.entropy
+    for attack in attacks:
+        assert static.attack(attack.name).trace == same.attack(attack.name).trace
 
 
 def test_a_run_folder_and_memory_find_the_same(tmp_path: Path) -> None:

@@ -38,6 +38,19 @@ def labelled(model: nn.Module) -> ArrayDataset:
     return ArrayDataset("golden-16", "test", classes, pixels, labels.numpy())
 
 
+class Noisy(nn.Module):
+    """A model whose answers are partly luck: what attacks claim of it is not what is served."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits + torch.randn_like(logits)
+
+
 @pytest.fixture(scope="session")
 def subject(model: nn.Module, labelled: ImageDataset) -> Subject:
     smoothing = SmoothingConfig(sigma=0.5, lr=0.25)
@@ -49,6 +62,7 @@ def subject(model: nn.Module, labelled: ImageDataset) -> Subject:
             "dent-nominal": Dent(
                 model, DentConfig(steps=2, lr=0.05, statistics="test", smoothing=smoothing)
             ),
+            "noisy": Noisy(model),
         },
         attacks=(make("apgd-ce", iterations=3), make("square", iterations=4)),
         threat=ThreatModel("linf", "2/255"),
@@ -128,3 +142,16 @@ def _stop_at(units: int) -> Callable[[Any], None]:
             raise KeyboardInterrupt
 
     return stop
+
+
+def letters_of(result: EvaluationResult) -> dict[str, str]:
+    """By defense, the letters of its flags, in the order in which a page first meets them."""
+    met: dict[str, str] = {}
+    for found in result.defenses.values():
+        for flag in found.raised:
+            met.setdefault(flag.name, "abcdefgh"[len(met)])
+    assert not any(flag.raised for flag in result.diagnostics)
+    return {
+        name: ",".join(sorted(met[flag.name] for flag in found.raised))
+        for name, found in result.defenses.items()
+    }

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from dent.evaluation import EvaluationResult
 from dent.evaluation.intervals import wilson
 from dent.report import write_report
 from dent.report.formats import to_csv
-from dent.report.loading import load_runs
+from dent.report.loading import NamedRun, load_runs
+from tests.report.conftest import letters_of
 
 Counts = dict[tuple[str, str, str], tuple[int, int]]
 
@@ -83,6 +85,7 @@ def test_csv_counts_the_mismatches_of_claimed_and_served(
                 sums[0] += fell and served == label
                 sums[1] += not fell and served != label
                 sums[2] += not fell
+    assert any(sums[0] and sums[1] and sums[0] != sums[1] for sums in claimed.values())
     for row in rows:
         key = (row["defense"], row["attack"])
         if row["measure"] == "attack":
@@ -98,7 +101,9 @@ def test_rows_carry_the_flags_of_their_defense(
     for row in rows:
         raised = [flag.name for flag in result.defenses[row["defense"]].raised]
         assert row["flags"] == "; ".join(raised)
-    assert {row["flags"] for row in rows if row["defense"] != "static"} == {"batch dependent"}
+    assert {row["flags"] for row in rows if row["defense"] == "dent"} == {"batch dependent"}
+    noisy = {row["flags"] for row in rows if row["defense"] == "noisy"}
+    assert all("randomized; " in flags for flags in noisy)
 
 
 def test_csv_has_worst_case_difference_and_cost(
@@ -136,11 +141,16 @@ def test_json_holds_the_result_and_the_rows_of_the_csv(
         for row in document["rows"]
     ]
     assert plain == rows
-    assert document["flags"].keys() == {"batch dependent"}
+    assert {"batch dependent", "randomized"} <= document["flags"].keys()
     assert document["series"] == []
 
 
-def test_markdown_has_every_count_of_the_journal(run_path: Path, counted: Counts) -> None:
+def test_markdown_has_every_count_of_the_journal(
+    run_path: Path, counted: Counts, result: EvaluationResult
+) -> None:
+    letters = letters_of(result)
+    assert letters["dent"] == "a"
+    assert len(letters["noisy"]) > 1
     text = write_report([run_path], run_path.parent / "r.md").read_text()
     said = {
         "natural": "natural images",
@@ -151,7 +161,7 @@ def test_markdown_has_every_count_of_the_journal(run_path: Path, counted: Counts
     for (defense, kind, attack), (correct, total) in counted.items():
         section = text.partition(f"\n**{defense}**")[2].partition("\n**")[0]
         low, high = wilson(correct, total)
-        mark = "" if defense == "static" else " [a]"
+        mark = f" [{letters[defense]}]" if letters[defense] else ""
         number = f"{100 * correct / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]{mark}"
         line = f"| {said[kind].format(attack)} | {number} |"
         assert line in section, (defense, line)
@@ -175,17 +185,19 @@ def test_markdown_tables_are_square(run_path: Path, eps_sweep: Path, tmp_path: P
 
 def test_a_spreadsheet_finds_no_formula(run_path: Path) -> None:
     (run,) = load_runs([run_path])
-    spec = run.result.spec
+    spec = run.loaded.run.spec
     evil = spec.model_copy(update={"model": spec.model.model_copy(update={"name": "=1+1"})})
-    result = run.result.model_copy(update={"spec": evil})
-    text = to_csv([_Shown("@SUM", result, run.loaded)])
+    record = run.loaded.run.model_copy(update={"spec": evil})
+    text = to_csv([NamedRun("@SUM", replace(run.loaded, run=record))])
     row = next(csv.DictReader(io.StringIO(text)))
     assert (row["run"], row["model"]) == ("'@SUM", "'=1+1")
     assert any(float(row["low"] or 0) < 0 for row in csv.DictReader(io.StringIO(text)))
 
 
-class _Shown:
-    """A run under another name, with another result."""
-
-    def __init__(self, name: str, result: EvaluationResult, loaded: Any) -> None:
-        self.name, self.result, self.loaded = name, result, loaded
+def test_the_docs_name_every_column_measure_and_key(
+    document: Any, rows: list[dict[str, str]]
+) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "evaluation" / "reading-a-report.md"
+    named = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", docs.read_text(encoding="utf-8")))
+    keys = {*document, *document["runs"][0], *rows[0], *(row["measure"] for row in rows)}
+    assert keys - named == set()

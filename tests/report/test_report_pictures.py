@@ -23,6 +23,7 @@ from dent.report.gallery import gallery
 from dent.report.html import to_html
 from dent.report.loading import load_runs
 from dent.report.plots import sigma_chart
+from tests.report.conftest import letters_of
 
 
 def _decoded(uri: str) -> torch.Tensor:
@@ -63,10 +64,13 @@ def test_the_gallery_draws_what_is_on_record(sample_run: Path) -> None:
         assert torch.equal(_decoded(adversarial.source), (stored[row] * 255).round().byte())
         assert exhibit.natural is not None
         natural = _decoded(exhibit.natural.source) / 255
+        delta = stored[row] - natural
         drawn = _decoded(perturbation.source).float() / 255 - 0.5
-        factor = 0.5 / (stored[row] - natural).abs().max()
-        assert torch.allclose(drawn, (stored[row] - natural) * factor, atol=3 / 255)
-        assert perturbation.caption == f"perturbation ×{factor:.0f}"
+        factor = 0.5 / float(delta.abs().max()) if delta.any() else 0.0
+        assert torch.allclose(drawn, delta * factor, atol=3 / 255)
+        assert perturbation.caption == (
+            f"perturbation ×{factor:.0f}" if factor else "no perturbation"
+        )
         parameter = smoothing.initial(
             SmoothingConfig(sigma=0.7), dtype=torch.float32, device=torch.device("cpu")
         )
@@ -134,7 +138,6 @@ def test_sigma_is_drawn_by_step_where_it_is_on_record(run_path: Path) -> None:
     names = [line.curve.name for line in drawn.lines]
     assert names == ["natural images, vertical", "natural images, horizontal"]
     assert [value.y for value in drawn.lines[1].curve.values] == [0.5, 0.35, 0.2]
-    static = run.result.model_copy(update={"defenses": {"dent-nominal": found}})
     quiet = found.model_copy(update={"trace": silent, "attacks": tuple(attacks)})
     static = run.result.model_copy(update={"defenses": {"dent-nominal": quiet}})
     assert sigma_chart(static, "dent-nominal", Flags([run])) is None
@@ -166,7 +169,7 @@ def test_the_figure_says_the_numbers_and_the_flags(
     assert "$x_1$ &lt;b&gt; &amp; co" in said
     assert "[a] batch dependent (dent, dent-nominal)" in said
     for name, found in result.defenses.items():
-        marks = "" if name == "static" else " [a]"
+        marks = f" [{letters_of(result)[name]}]" if found.raised else ""
         assert f"{name}{marks}" in said
         assert f"{wording.percent(found.worst.served.share)}{marks}" in said
     assert "No exact-gradient attack" in said

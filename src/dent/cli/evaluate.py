@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent.cli import resolve, running
-from dent.cli.console import OUT, print_json
+from dent.cli.console import print_json
 from dent.evaluation import Settings
 from dent.threat import ThreatModel
 

@@ -104,8 +104,8 @@ class RunFolder:
     def __init__(self, path: Path, spec: EvaluationSpec, plan: Plan) -> None:
         self.path = path
         self.spec = spec
-        _refuse_what_is_no_run(path)
         with writing(path):
+            _refuse_what_is_no_run(path)
             path.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(path)
         try:

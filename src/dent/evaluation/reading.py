@@ -130,7 +130,11 @@ def load_run(path: Path) -> RecordedRun:
         SchemaVersionError: It was written by a newer torch-dent.
     """
     path = Path(path)
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}") from error
+    if not there:
         raise RecordError(f"{path} is no run folder: there is no such folder")
     run = read_run(path)
     plan = read_plan(path, run)

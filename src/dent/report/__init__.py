@@ -8,7 +8,7 @@ Nothing here sees a model. What a number should be doubted for stands beside it 
 See docs/evaluation/reading-a-report.md.
 """
 
-from dent.report.figure import figure
+from dent.report.figures import figure
 from dent.report.listing import RunSummary, list_runs
 from dent.report.loading import LoadedRun, load_run
 from dent.report.story import Answer, DefenseStory, SampleStory, sample_story

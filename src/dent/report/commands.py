@@ -1,6 +1,5 @@
 """The commands that make a run again and check it, as far as its records tell."""
 
-import inspect
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -129,9 +128,8 @@ def _same(recorded: AttackSpec, iterations: int | None, norm: Any) -> bool:
     if not recorded.name.startswith("pgd"):
         settings["protocol"] = recorded.protocol
     try:
-        made: Any = attacks.make(recorded.name, **settings)
-        by_norm = "norm" in inspect.signature(made.settings).parameters
-        found = made.settings(norm) if by_norm else made.settings()
+        made = attacks.make(recorded.name, **settings)
+        found = made.settings(norm)
     except DentError:
         return False
     return _comparable(found) == _comparable(recorded.config)

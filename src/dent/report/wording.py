@@ -105,8 +105,8 @@ def seconds(value: float | None) -> str:
 
 
 def nats(value: float) -> str:
-    """An entropy."""
-    return f"{value:.3f}"
+    """An entropy: `0.935`; one that is small but not 0 says so."""
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
 def batches(result: EvaluationResult) -> str:

@@ -1,0 +1,156 @@
+"""Models that cannot be defended, and what the refusal says."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dent.config import DentConfig
+from dent.defense import Dent
+from dent.errors import InputError, UnsupportedModelError
+from tests.configurations import (
+    BATCH,
+    SAMPLE,
+    STATISTICS_ONLY,
+    Around,
+)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def _head(norm: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    norms = [] if norm is None else [norm]
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *norms, nn.ReLU(), nn.Flatten(), nn.Linear(1568, 10))
+
+
+class _Scaled(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return value * 2
+
+
+def _parametrized() -> nn.Module:
+    model = _head(nn.BatchNorm2d(8))
+    parametrize.register_parametrization(model[1], "weight", _Scaled())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        (_head, BATCH, r"Conv2d, Flatten, Linear, ReLU"),
+        (lambda: _head(nn.BatchNorm2d(8, affine=False)), BATCH, r"\(BatchNorm2d\) have no scale"),
+        (lambda: nn.DataParallel(_head(nn.BatchNorm2d(8))), BATCH, r"wrap its \.module"),
+        (
+            lambda: _head(nn.BatchNorm2d(8, track_running_stats=False)),
+            BATCH,
+            r"'1' \(BatchNorm2d\) keeps no running statistics.*statistics='test'",
+        ),
+        (lambda: _head(nn.LayerNorm([8, 14, 14])), STATISTICS_ONLY, "the static model"),
+        (_parametrized, BATCH, "parametrization"),
+        (
+            lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.BatchNorm2d(8)),
+            BATCH,
+            "not initialized yet",
+        ),
+        (lambda: len, BATCH, "torch.nn.Module"),
+    ],
+    ids=[
+        "no-norm",
+        "no-affine",
+        "data-parallel",
+        "no-running-statistics",
+        "statistics-only-layer-norm",
+        "parametrized",
+        "lazy",
+        "function",
+    ],
+)
+def test_it_refuses_models_it_cannot_adapt(
+    model: Callable[[], nn.Module], config: DentConfig, message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        Dent(model(), config)
+
+
+class _Pair(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(x), x
+
+
+class _NoGrad(Around):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits
+
+
+@pytest.mark.parametrize("config", [BATCH, SAMPLE])
+def test_it_refuses_models_that_do_not_return_logits_with_gradients(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    with pytest.raises(UnsupportedModelError, match="tuple"):
+        Dent(_Pair(tiny_cnn), config)(x)
+    with pytest.raises(UnsupportedModelError, match=r"torch\.no_grad"):
+        Dent(_NoGrad(tiny_cnn), config)(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_scripted_models_are_refused(tiny_cnn: nn.Sequential) -> None:
+    scripted = torch.jit.script(tiny_cnn)
+    with pytest.raises(UnsupportedModelError, match=r"cannot wrap a .*Script.*scripted from"):
+        Dent(scripted, BATCH)
+
+
+@pytest.mark.parametrize("config", [BATCH, STATISTICS_ONLY])
+def test_layers_that_are_not_initialized_are_refused_whatever_their_kind(
+    config: DentConfig,
+) -> None:
+    model = nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(UnsupportedModelError, match=r"'0' \(LazyBatchNorm2d\) is not initialized"):
+        Dent(model, config)
+    model[0] = nn.BatchNorm2d(3)
+    with pytest.raises(UnsupportedModelError, match=r"'2' \(LazyLinear\) is not initialized yet"):
+        Dent(model, config)
+    model(torch.rand(2, 3, 4, 4))
+    assert Dent(model, config)(torch.rand(2, 3, 4, 4)).shape == (2, 3)
+
+
+def test_models_that_cannot_be_copied_are_refused(tiny_cnn: nn.Sequential) -> None:
+    vars(tiny_cnn)["lock"] = threading.Lock()
+    with pytest.raises(UnsupportedModelError, match=r"Sequential cannot be copied.*deepcopy"):
+        Dent(tiny_cnn, BATCH)
+
+
+@pytest.mark.parametrize("error", [AssertionError, IndexError, RuntimeError, ValueError])
+def test_what_the_model_says_of_a_batch_it_cannot_take_is_passed_on(
+    error: type[Exception], x: Tensor
+) -> None:
+    class Strict(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error("expected 224 pixels")
+
+    own = r"Strict whose weights are torch\.float32 on cpu"
+    came = r"shape \(5, 3, 16, 16\), torch\.float32 on cpu: expected 224 pixels"
+    with pytest.raises(InputError, match=f"{own} could not take a batch of {came}") as caught:
+        Dent(Strict(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), BATCH)(x)
+    assert isinstance(caught.value.__cause__, error)
+
+
+def test_want_of_memory_is_not_the_batchs_fault(x: Tensor) -> None:
+    class Large(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Dent(Large(nn.BatchNorm2d(3)), BATCH)(x)
