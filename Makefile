@@ -7,7 +7,7 @@ SOURCES := src tests benchmarks
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types format bench clean
+.PHONY: help demo test test-slow lint types format bench browser clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,11 @@ format: $(VENV)/.dev  ## Format and mend what can be mended by machine.
 
 bench: $(VENV)/.user  ## Measure the defense's cost in static forwards.
 	$(BIN)/python benchmarks/cost.py
+
+browser:  ## Install the browser that tests the report page (Debian, as root); without it they skip.
+	@command -v chromium >/dev/null || \
+		{ apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } || \
+		echo "no chromium: the tests of the report page will skip" >&2
 
 clean:  ## Remove the virtual environment and caches.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,13 +8,14 @@ import typer
 from dent.cli import resolve, running
 from dent.cli.console import ERR, OUT, print_json
 from dent.evaluation import Settings
+from dent.report import figure, write_report
 from dent.threat import ThreatModel
 
 MODEL: Final = "resnet18-nominal"
 DATASET: Final = "cifar10-sample"
 DEFENSES: Final = ("dent-nominal", "dent+")
 EPS: Final = "1.5/255"
-SAMPLES: Final = 24
+SAMPLES: Final = 20
 ITERATIONS: Final = 4
 
 
@@ -51,6 +52,9 @@ def demo_command(
         print_json(result.model_dump(mode="json"))
         return
     running.show(result, out)
+    figure(result, out / "figure.png")
+    page = write_report([out], out / "report.html")
+    OUT.print(f"Page: {page}    Figure: {out / 'figure.png'}", markup=False, soft_wrap=True)
     OUT.print(
         "These are few images and a short attack, chosen to finish soon. For figures to rely on: "
         "dent evaluate --help",
