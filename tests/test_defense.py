@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dent.config import DentConfig, SmoothingConfig
 from dent.defense import Dent
 from dent.errors import ConfigError, InputError, UnsupportedModelError
-from tests.configurations import ALONE, BATCH, CONFIGS, SAMPLE, TEST
+from tests.configurations import ALONE, BATCH, CONFIGS, SAMPLE, TEST, Around
 
 
 @pytest.fixture
@@ -169,3 +169,23 @@ def test_the_layout_in_memory_does_not_matter(
         torch.testing.assert_close(defense(same), defense(x))
     repeated = x[:1].expand(4, -1, -1, -1)
     torch.testing.assert_close(defense(repeated), defense(repeated.clone()))
+
+
+class _Noisy(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_model_that_draws_leaves_the_random_state_to_predict(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(_Noisy(tiny_cnn), config)
+    before = torch.get_rng_state()
+    adaptation = defense.adapt(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    first = defense.predict(x, adaptation)
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(defense.predict(x, adaptation), first)
+    torch.set_rng_state(before)
+    assert torch.equal(defense.predict(x, adaptation), first)
