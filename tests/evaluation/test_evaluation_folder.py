@@ -253,6 +253,19 @@ def test_the_lock_is_free_after_a_refusal(folder: Path) -> None:
     FolderLock(folder).close()
 
 
+def test_a_lock_that_cannot_be_written_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RecordError, match="no space left"):
+        FolderLock(tmp_path)
+    monkeypatch.undo()
+    FolderLock(tmp_path).close()
+
+
 def test_a_full_disk_in_the_middle_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:

@@ -9,7 +9,7 @@ result = make("apgd-ce")(defense, images, labels, ThreatModel("linf", "8/255"), 
 from dent.attacks.autoattack import AutoAttack
 from dent.attacks.base import Attack, AttackError, AttackResult, Outcome
 from dent.attacks.pgd import PGD
-from dent.attacks.protocol import Defense, DynamicDefense, is_batch_dependent
+from dent.attacks.protocol import Defense, DynamicDefense, answer, is_batch_dependent
 from dent.attacks.querier import Querier, Queries
 from dent.attacks.registry import make, names
 
@@ -24,6 +24,7 @@ __all__ = [
     "Outcome",
     "Querier",
     "Queries",
+    "answer",
     "is_batch_dependent",
     "make",
     "names",

@@ -8,6 +8,7 @@ new batches: what the paper did, and what its numbers need.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
@@ -102,6 +103,14 @@ class AutoAttack(Attack):
         self.batch_size = batch_size
         self._overrides = Overrides(iterations, restarts, targets, rho, square_iterations)
         self._overrides.check(name)
+
+    def longer(self, norm: Norm = "linf") -> AutoAttack | None:
+        """The gradient attacks with twice the iterations, Square as it is; None of Square alone."""
+        followed = [part.iterations for part in self.parts(norm) if part.gradient]
+        if not followed:
+            return None
+        changed = asdict(self._overrides) | {"iterations": 2 * max(followed)}
+        return AutoAttack(self._name, **changed, protocol=self.protocol, batch_size=self.batch_size)
 
     def parts(self, norm: Norm) -> tuple[Part, ...]:
         """The attacks that run, in order, with their budgets."""

@@ -82,6 +82,11 @@ class PGD(Attack):
             "share": self.share,
         }
 
+    def longer(self, norm: Norm = "linf") -> PGD:
+        """PGD with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return PGD(**settings, name=self.name)
+
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass for the natural images, one forward more than backwards a restart."""
         del n_classes, norm
