@@ -235,6 +235,17 @@ def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
         evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
 
 
+def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> None:
+    subject = make_subject({}, [make("apgd-ce", iterations=2, protocol="published")])
+    result = evaluate(subject, SMALL)
+    (attack,) = result.spec.attacks
+    assert attack.config["batch_size"] == SMALL.batch_size
+    x, y = subject.dataset.batch(range(20))
+    alone = make("apgd-ce", iterations=2, protocol="published", batch_size=8)
+    found = alone(subject.model, x, y, subject.threat, seed=0)
+    assert result.defenses["static"].attack("apgd-ce").queries == found.queries
+
+
 def test_tensors_that_are_not_kept_are_gone_and_change_nothing(tmp_path: Path) -> None:
     dropped = evaluate(make_subject(), SMALL.model_copy(update={"tensors": "drop"}))
     asked = Settings(**{**SMALL.to_json(), "tensors": "drop"})

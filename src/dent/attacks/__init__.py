@@ -11,7 +11,7 @@ from dent.attacks.base import Attack, AttackError, AttackResult, Outcome
 from dent.attacks.pgd import PGD
 from dent.attacks.protocol import Defense, DynamicDefense, answer, is_batch_dependent
 from dent.attacks.querier import Querier, Queries
-from dent.attacks.registry import make, names
+from dent.attacks.registry import make, make_from, names, settings_of
 
 __all__ = [
     "PGD",
@@ -27,5 +27,7 @@ __all__ = [
     "answer",
     "is_batch_dependent",
     "make",
+    "make_from",
     "names",
+    "settings_of",
 ]

@@ -13,8 +13,8 @@ from dent.errors import InputError
 class DynamicDefense(Protocol):
     """A defense that adapts to the batch it is asked about, at every call anew.
 
-    It is asked by `predict(x, adapt(x))`, and need not be callable. Logits are (N, C); a row that
-    is not finite is no prediction, and counts as wrong.
+    It need not be callable; where it is, calling it must equal `predict(x, adapt(x))`. Logits are
+    (N, C); a row that is not finite is no prediction, and counts as wrong.
     """
 
     @property
@@ -36,7 +36,7 @@ Defense: TypeAlias = DynamicDefense | nn.Module
 
 
 def answer(defense: Defense, x: Tensor) -> Tensor:
-    """What a defense says to a batch, adapted afresh: what attacks see is what is served.
+    """What a defense says to a batch, adapted afresh.
 
     Args:
         defense: A `DynamicDefense`, or a plain module.
@@ -45,9 +45,8 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     Returns:
         Logits (N, classes), with a graph to `x` where gradients are enabled.
     """
-    if isinstance(defense, DynamicDefense):
-        return defense.predict(x, defense.adapt(x))
-    logits: Tensor = defense(x)
+    asked: Any = defense
+    logits: Tensor = asked(x) if callable(asked) else asked.predict(x, asked.adapt(x))
     return logits
 
 

@@ -65,6 +65,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         ConfigError, InputError: As `evaluate` does.
     """
     settings = settings or Settings()
+    subject = subject.sized(settings)
     spec = describe(subject, settings)
     plan = make_plan(settings, subject.dataset)
     size = max(batch.size for batch in plan.batches)

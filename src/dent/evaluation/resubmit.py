@@ -73,6 +73,7 @@ class Resubmission:
 
     def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
         spec, plan = recorded.run.spec, recorded.plan
+        subject = subject.sized(spec.settings)
         lineup = subject.lineup(spec.settings)
         stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
         self._recorded = recorded

@@ -55,6 +55,7 @@ def evaluate(
         >>> result.defenses["dent"].worst.served.share
     """
     settings = settings or Settings()
+    subject = subject.sized(settings)
     spec = describe(subject, settings)
     plan = make_plan(settings, subject.dataset)
     session = new_session(device_of(subject.model))
