@@ -138,6 +138,29 @@ def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> No
     assert "At most" not in other.err
 
 
+def test_a_damaged_record_is_a_finding_and_a_missing_run_a_refusal(dent: Run) -> None:
+    asked = (*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+")
+    dent(*asked, "--out", "run")
+    assert dent("verify", "run").code == 0
+    tensor = sorted(Path("run/adversarial").iterdir())[0]
+    content = bytearray(tensor.read_bytes())
+    content[-1] ^= 1
+    tensor.write_bytes(bytes(content))
+    assert dent("verify", "run").code == 1
+    journal = Path("run/journal.jsonl")
+    journal.write_text(journal.read_text().replace("[", "[ ", 1).replace("0", "1", 1))
+    found = dent("verify", "run", "--json")
+    assert found.code == 1
+    (check,) = json.loads(found.out)["checks"]
+    assert (check["name"], check["state"]) == ("records", "failed")
+    nothing = dent("verify", "nowhere")
+    assert (nothing.code, nothing.out) == (2, "")
+    dent(*asked, "--sweep", "n=1,2", "--out", "swept")
+    several = dent("verify", "swept")
+    assert several.code == 2
+    assert "It is a sweep; its runs are swept/n=1, swept/n=2" in several.err
+
+
 def test_a_report_says_what_it_wrote(dent: Run) -> None:
     dent(*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+", "--out", "run")
     told = json.loads(dent("report", "run", "-o", "pages/it.md", "--json").out)

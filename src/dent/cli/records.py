@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from dent import report
 from dent.cli import restore, showing
 from dent.cli.console import ERR, OUT, print_json, print_table
-from dent.evaluation import load_run, verify
+from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, verify
 from dent.report import RunSummary, SampleStory
+from dent.report.loading import is_run
 
 FAILED = 1
 """Exit status when a check found something wrong."""
@@ -136,9 +137,10 @@ def verify_command(
 
     Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
     """
+    loaded = _readable(run)
     subject = None
-    if not records_only:
-        subject = restore.subject(load_run(run), weights, root, device)
+    if loaded is not None and not records_only:
+        subject = restore.subject(loaded, weights, root, device)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("submitting again", total=None)
@@ -155,3 +157,19 @@ def verify_command(
                 OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
     if found.status != "verified":
         raise typer.Exit(FAILED if found.status == "failed" else 3)
+
+
+def _readable(run: Path) -> RecordedRun | None:
+    """The run; None where its records are damaged, which is a finding and no refusal.
+
+    Raises:
+        RecordError: There is no run there at all.
+    """
+    try:
+        return report.load_run(run)
+    except SchemaVersionError:
+        raise
+    except RecordError:
+        if not is_run(run):
+            raise
+        return None
