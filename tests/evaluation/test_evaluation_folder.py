@@ -238,11 +238,13 @@ def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None
         FolderLock(folder)
         os.write(writer, b"!")
         signal.pause()
-    assert os.read(reader, 1) == b"!"
-    with pytest.raises(LockedError, match=rf"\(pid {holder} on host "):
-        evaluate(make_subject(), SMALL, out=folder)
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
+    try:
+        assert os.read(reader, 1) == b"!"
+        with pytest.raises(LockedError, match=rf"\(pid {holder} on host "):
+            evaluate(make_subject(), SMALL, out=folder)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     # The lock died with its holder.
     assert evaluate(make_subject(), SMALL, out=folder).status == "complete"
 
