@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dent.attacks import Defense, DynamicDefense
+from dent.attacks import Defense, DynamicDefense, answer
 from dent.errors import InputError
 
 
@@ -45,7 +45,7 @@ class AmongOthers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of the members, the whole batch adapted afresh."""
-        return self._defense[0](self._whole(x))[: len(x)]
+        return answer(self._defense[0], self._whole(x))[: len(x)]
 
     def _whole(self, x: Tensor) -> Tensor:
         if len(x) != self._members:
