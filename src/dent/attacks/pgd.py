@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import Querier, Queries
+from dent.attacks.steps import ascent, uniform_in_ball
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,12 +99,12 @@ class PGD(Attack):
                 break
             x = target.natural
             if self.random_start:
-                x = threat.project(x + _uniform_in_ball(x, threat, draws), x)
+                x = threat.project(x + uniform_in_ball(x, threat, draws), x)
             for _ in range(self.iterations):
                 logits, gradient = _loss_gradient(target, x)
                 best.offer(x, logits)
-                ascent = _ascent(gradient, threat.norm, self.share)
-                x = threat.project(x + self.step * threat.eps * ascent, target.natural)
+                moved = x + self.step * threat.eps * ascent(gradient, threat.norm, self.share)
+                x = threat.project(moved, target.natural)
             best.offer(x, target(x))
         return best.outcome()
 
@@ -145,36 +146,3 @@ def _loss_gradient(target: Querier, x: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(logits, target.labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)
     return logits.detach(), gradient
-
-
-def _ascent(gradient: Tensor, norm: Norm, share: float) -> Tensor:
-    """The step of length one in `norm` that ascends the most (l1: over the largest `share`)."""
-    if norm == "linf":
-        return gradient.sign()
-    rows = gradient.flatten(1)
-    if norm == "l2":
-        length = rows.norm(dim=1, keepdim=True)
-        rows = torch.where(length > 0, rows / length, 0.0)
-    else:
-        count = max(1, math.ceil(share * rows.shape[1]))
-        largest = rows.abs().topk(count, dim=1).indices
-        rows = torch.zeros_like(rows).scatter(1, largest, rows.gather(1, largest).sign() / count)
-    return rows.reshape(gradient.shape)
-
-
-def _uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """A perturbation uniform in the ball, drawn on the CPU so that devices agree."""
-    shape = x.flatten(1).shape
-    if threat.norm == "linf":
-        delta = 2 * torch.rand(shape, generator=draws) - 1
-    else:
-        radius = torch.rand(shape[0], 1, generator=draws) ** (1 / shape[1])
-        if threat.norm == "l2":
-            delta = torch.randn(shape, generator=draws)
-            delta = radius * delta / delta.norm(dim=1, keepdim=True)
-        else:
-            # Laplace draws scaled to the sphere are uniform on it.
-            delta = torch.empty(shape).exponential_(generator=draws)
-            delta = radius * delta / delta.sum(dim=1, keepdim=True)
-            delta = delta * (2.0 * torch.randint(2, shape, generator=draws) - 1.0)
-    return (threat.eps * delta).reshape(x.shape).to(x)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -32,10 +32,10 @@ def device(name: str | None) -> torch.device:
     return chosen
 
 
-def dataset(name: str, root: Path | None) -> ImageDataset:
+def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "test") -> ImageDataset:
     """Return a dataset, fetched with a progress bar where it is not here yet."""
     with data.progress_bar(ERR) as report:
-        return data.load(name, root=root, progress=report)
+        return data.load(name, split, root=root, progress=report)
 
 
 def model(

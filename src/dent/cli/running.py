@@ -27,6 +27,7 @@ __all__ = [
     "folder_name",
     "gain",
     "percent",
+    "progress",
     "run",
     "run_sweep",
     "show",
@@ -37,7 +38,7 @@ __all__ = [
 def run(subject: Subject, settings: Settings, out: Path) -> EvaluationResult:
     """Evaluate with a progress bar; say how to go on if interrupted."""
     try:
-        with _bar() as report:
+        with progress() as report:
             return evaluate(subject, settings, out=out, progress=report)
     except KeyboardInterrupt:
         ERR.print(
@@ -51,7 +52,7 @@ def run_sweep(
     subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
 ) -> dict[str, EvaluationResult]:
     """Evaluate once for each value, each with a progress bar; resumable as a whole."""
-    with _bar() as report:
+    with progress() as report:
         return sweep(
             subject,
             settings,
@@ -77,7 +78,8 @@ def announce(subject: Subject, settings: Settings) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator["_Report"]:
+def progress() -> Iterator["_Report"]:
+    """Show how far evaluations are: a bar, or a line a unit where nobody watches."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
