@@ -166,7 +166,7 @@ def test_splits_lie_side_by_side(tmp_path: Path) -> None:
     assert len(opened(tmp_path, split="train")) == 9
     assert len(opened(tmp_path)) == 3
     shutil.rmtree(tmp_path / "val" / "boat")
-    with pytest.raises(DataError, match="different class folders.*Missing in the first: boat"):
+    with pytest.raises(DataError, match=r"different class folders.*Missing in the first: boat"):
         opened(tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_imagenet_with_a_class_missing_or_too_many_is_refused(imagenet: Path) ->
     shutil.rmtree(imagenet / "imagenet" / "val" / "n01440764")
     (imagenet / "imagenet" / "val" / "n99999999").mkdir()
     with pytest.raises(
-        DataError, match="1 are missing: n01440764; 1 are unknown: n99999999.*imagefolder"
+        DataError, match=r"1 are missing: n01440764; 1 are unknown: n99999999.*imagefolder"
     ):
         opened(imagenet, "imagenet")
 

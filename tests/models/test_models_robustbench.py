@@ -21,6 +21,19 @@ from tests.models.conftest import prefixed, scrambled
 
 DING = "robustbench/cifar10/L2/Ding2020MMA"
 WONG = "robustbench/cifar10/Linf/Wong2020Fast"
+PAPER = (
+    "cifar10/Linf/Carmon2019Unlabeled",
+    "cifar10/Linf/Wong2020Fast",
+    "cifar10/Linf/Ding2020MMA",
+    "cifar10/L2/Ding2020MMA",
+    "cifar10/L2/Rice2020Overfitting",
+    "cifar10/L2/Rony2019Decoupling",
+    "cifar10/Linf/Wu2020Adversarial_extra",
+    "cifar10/Linf/Sehwag2020Hydra",
+    "cifar10/Linf/Wang2020Improving",
+    "cifar10/Linf/Hendrycks2019Using",
+    "imagenet/Linf/Wong2020Fast",
+)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 needs_robustbench = pytest.mark.skipif(
@@ -53,12 +66,7 @@ def test_the_papers_models_are_listed_without_robustbench(
 ) -> None:
     monkeypatch.setitem(sys.modules, "robustbench", None)
     listed = set(models.names())
-    for name in (
-        "cifar10/Linf/Carmon2019Unlabeled cifar10/Linf/Wong2020Fast cifar10/Linf/Ding2020MMA "
-        "cifar10/L2/Ding2020MMA cifar10/L2/Rice2020Overfitting cifar10/L2/Rony2019Decoupling "
-        "cifar10/Linf/Wu2020Adversarial_extra cifar10/Linf/Sehwag2020Hydra "
-        "cifar10/Linf/Wang2020Improving cifar10/Linf/Hendrycks2019Using imagenet/Linf/Wong2020Fast"
-    ).split():
+    for name in PAPER:
         assert f"robustbench/{name}" in listed
         assert not models.info(f"robustbench/{name}").present
     assert listed < set(models.names()) | set(models.names("robustbench"))

@@ -1,5 +1,6 @@
 """timm's classifiers, from files laid by hand or by the Hugging Face client."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,8 @@ def test_a_file_laid_by_hand_becomes_the_model(timm: Any, models_folder: Path) -
 def test_what_the_hugging_face_client_has_is_found(
     timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     saved = build(timm)
     repo = tmp_path / "hub" / "models--timm--mobilenetv3_small_050.lamb_in1k"
     (repo / "snapshots" / "abc").mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_weights_of_ones_own_may_have_other_classes(timm: Any, tmp_path: Path) -
     saved = build(timm, num_classes=7)
     torch.save({"state_dict": saved.state_dict()}, tmp_path / "tuned.pt")
     check(models.load(NAME, weights=tmp_path / "tuned.pt", num_classes=7), saved)
-    with pytest.raises(WeightsError, match="does not hold the weights of .* with 1000 classes"):
+    with pytest.raises(WeightsError, match=r"does not hold the weights of .* with 1000 classes"):
         models.load(NAME, weights=tmp_path / "tuned.pt")
 
 

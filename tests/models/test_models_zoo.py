@@ -161,7 +161,9 @@ def test_unknown_names_get_a_suggestion(name: str, said: str) -> None:
 
 
 def test_an_unknown_catalogue_gets_a_suggestion() -> None:
-    with pytest.raises(UnknownNameError, match="no catalogue 'robustbenhc'.*Did you mean 'robustb"):
+    with pytest.raises(
+        UnknownNameError, match=r"no catalogue 'robustbenhc'.*Did you mean 'robustb"
+    ):
         models.names("robustbenhc")
 
 
