@@ -180,6 +180,12 @@ def test_a_folder_that_is_none_says_what_is_expected(tmp_path: Path, laid: str) 
         opened(tmp_path)
 
 
+def test_a_folder_must_be_named() -> None:
+    for act in (dent.data.load, dent.data.fetch):
+        with pytest.raises(DataError, match=r"imagefolder: which folder\?.*--data FOLDER"):
+            act("imagefolder")
+
+
 def test_names_are_written_one_way(tmp_path: Path) -> None:
     lay_images(tmp_path)
     for written, name in (

@@ -90,7 +90,7 @@ def load(
         raise DataError(f"{msg}; load {CIFAR10.name!r} for that")
     bar = progress_bar() if progress is True else nullcontext(progress or silent)
     with bar as report:
-        return _open(found, split, data_root(root), download=download, report=report)
+        return _open(found, split, _root(found, root), download=download, report=report)
 
 
 def fetch(
@@ -128,15 +128,16 @@ def fetch(
     sources = [each.name for each in found.sources] if isinstance(found, ArraySpec) else []
     _check_name("source", source, ("auto", *sources))
     report = progress or silent
+    where = _root(found, root)
     if isinstance(found, ArraySpec):
-        return fetch_arrays(found, data_root(root), source, report)
-    opened = _open(found, "test", data_root(root), download=False, report=report)
+        return fetch_arrays(found, where, source, report)
+    opened = _open(found, "test", where, download=False, report=report)
     digests = {"test": opened.digest}
     if isinstance(found, str):
         return FetchResult(name, SAMPLE_FILE.parent, (SAMPLE_FILE,), "bundled", digests)
     if isinstance(found, Corrupted):
-        return FetchResult(found.name, found.folder(data_root(root)), (), FOLDER, digests)
-    path = opened.folder if isinstance(opened, ImageFolderDataset) else data_root(root)
+        return FetchResult(found.name, found.folder(where), (), FOLDER, digests)
+    path = opened.folder if isinstance(opened, ImageFolderDataset) else where
     return FetchResult(found.name, path, (), FOLDER, digests)
 
 
@@ -153,6 +154,15 @@ def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
     if folder is None:
         raise UnknownNameError(_unknown("dataset", name, names()))
     return folder
+
+
+def _root(found: ArraySpec | Folder | Corrupted | str, root: str | os.PathLike[str] | None) -> Path:
+    if isinstance(found, Folder) and found.kind == folders.IMAGEFOLDER and not root:
+        raise DataError(
+            f"{found.name}: which folder? What to do: name it with `root=` (--data FOLDER): one "
+            "folder a class, with the images of that class in it (CLASS/IMAGE.jpg)"
+        )
+    return data_root(root)
 
 
 def _open(

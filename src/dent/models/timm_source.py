@@ -56,7 +56,7 @@ class Timm:
             size=None if file is None else file.stat().st_size,
             accuracies=(),
             present=file is not None,
-            file=str(file or _laid(name)),
+            file=str(file or _laid(name, settings)),
             url=_url(settings),
         )
 
@@ -117,12 +117,13 @@ def _dataset(settings: Any) -> str:
     return "imagenet" if name == "imagenet-r256-c224" else name
 
 
-def _laid(name: str) -> Path:
-    return models_root() / f"{name}.safetensors"
+def _laid(name: str, settings: Any) -> Path:
+    published = (settings.hf_hub_filename or _FILE) if settings.hf_hub_id else settings.url
+    return models_root() / f"{name}{Path(published).suffix}"
 
 
 def _present(name: str, settings: Any) -> Path | None:
-    if (laid := _laid(name)).is_file():
+    if (laid := _laid(name, settings)).is_file():
         return laid
     if settings.hf_hub_id:
         hub = require("huggingface_hub", _PURPOSE)
@@ -139,4 +140,4 @@ def _url(settings: Any) -> str:
 
 def _download(name: str, settings: Any) -> Download:
     # Not with the hub's own client, which repeats a hopeless request for half a minute.
-    return Download(name, _laid(name), _url(settings), None, fetch_url)
+    return Download(name, _laid(name, settings), _url(settings), None, fetch_url)
