@@ -20,7 +20,8 @@ def evaluate_command(
     model: Annotated[
         str,
         typer.Option(
-            help="A name of `dent models`, resnet-DEPTH-WIDTH with --weights, or module:factory.",
+            help="A name of `dent models`, torchvision/NAME, timm/NAME, resnet-DEPTH-WIDTH with "
+            "--weights, or module:factory.",
             rich_help_panel=_INPUT,
         ),
     ] = "resnet18-nominal",
@@ -31,7 +32,12 @@ def evaluate_command(
         ),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help="cifar10 or cifar10-sample.", rich_help_panel=_INPUT)
+        str,
+        typer.Option(
+            help="cifar10, cifar10-sample, cifar100, imagenet or imagenet-288, imagefolder or "
+            "imagefolder-288 (with --data FOLDER), cifar10-c/CORRUPTION/SEVERITY, ...",
+            rich_help_panel=_INPUT,
+        ),
     ] = "cifar10-sample",
     n: Annotated[
         int | None,
@@ -126,7 +132,12 @@ def evaluate_command(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of datasets.", rich_help_panel=_RUN),
+        typer.Option(
+            "--data",
+            "--data-root",
+            help="Folder of datasets; with imagefolder, the folder itself.",
+            rich_help_panel=_INPUT,
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Run folder; the same command resumes it.", rich_help_panel=_RUN)

@@ -42,8 +42,8 @@ def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "tes
 def model(
     name: str, weights: Path | None, images: ImageDataset, device: torch.device
 ) -> torch.nn.Module:
-    """Return a model in eval mode, checked on two images of the dataset."""
-    loaded = models.load(name, weights=weights, device=device)
+    """Return a model in eval mode with the dataset's classes, checked on two of its images."""
+    loaded = models.load(name, weights=weights, num_classes=len(images.classes), device=device)
     sample, _ = images.batch(range(min(2, len(images))))
     models.check_model(loaded, len(images.classes), sample.to(device))
     return loaded
