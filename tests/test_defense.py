@@ -118,3 +118,13 @@ def test_a_sample_wise_adaptation_predicts_its_own_batch_only(
             defense.predict(x, defense.adapt(x[:size]))
     batch_wise = Dent(tiny_cnn, BATCH)
     assert batch_wise.predict(x[:2], batch_wise.adapt(x)).shape == (2, 10)
+
+
+def test_another_number_of_steps_is_another_defense_of_the_same_model(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(tiny_cnn, SAMPLE)
+    fewer = defense.with_steps(1)
+    assert (defense.steps, fewer.steps) == (SAMPLE.steps, 1)
+    assert fewer.unwrap() is tiny_cnn
+    assert torch.equal(fewer.adapt(x).entropy, defense.adapt(x).entropy[:1])
