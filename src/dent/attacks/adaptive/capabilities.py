@@ -14,6 +14,7 @@ What is missing is said, in an `Unavailable`, and becomes a note in the record.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -32,7 +33,7 @@ class SupportsUnwrap(Protocol):
     """Names the static classifier it was made from."""
 
     def unwrap(self) -> nn.Module:
-        """Return the static base, in eval mode: images (N, C, H, W) to logits (N, classes)."""
+        """Return the static base: images (N, C, H, W) to logits (N, classes)."""
         ...
 
 
@@ -86,8 +87,10 @@ class View(Protocol):
 def static_base(defense: Defense) -> nn.Module:
     """Return the static classifier under a defense; a plain module is its own.
 
+    Always in eval mode: of one that is not, a copy that is.
+
     Raises:
-        Unavailable: The defense names none, or one in training mode.
+        Unavailable: The defense names none.
     """
     if not isinstance(defense, DynamicDefense):
         return defense
@@ -99,7 +102,7 @@ def static_base(defense: Defense) -> nn.Module:
     if not isinstance(base, nn.Module):
         raise Unavailable(f"{type(defense).__name__}.unwrap() returned {type(base).__name__}")
     if any(module.training for module in base.modules()):
-        raise Unavailable("the static base is in training mode: asking it would change it")
+        return copy.deepcopy(base).eval()
     return base
 
 
