@@ -139,12 +139,10 @@ def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
 
 
 def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
-    """Whether `adapt` has a parameter of that name, or takes any."""
+    """Whether `adapt` names a parameter so; `**kwargs` promises nothing."""
     if isinstance(defense, View):
         return adapt_accepts(defense.inner, keyword)
     try:
-        parameters = inspect.signature(defense.adapt).parameters
+        return keyword in inspect.signature(defense.adapt).parameters
     except (TypeError, ValueError):  # no signature, as of some extension types
         return False
-    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return anything or keyword in parameters
