@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gmsa-avg": {"iterations": 3, "rounds": 2},
     "gmsa-min": {"iterations": 3, "rounds": 2},
     "collateral": {"iterations": 3},
+    "rays": {"iterations": 60},
 }
 
 

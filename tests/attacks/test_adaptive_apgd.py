@@ -115,7 +115,8 @@ def test_on_a_static_model_it_takes_pyautoattacks_steps(
     model, threat = curved(), ThreatModel(norm, eps)
     y = model(x).argmax(1)
     start = random_start(x, threat, torch.Generator().manual_seed(1))
-    theirs = APGDAttack(model, n_iter=iterations, norm=name, eps=eps, loss=loss, device="cpu")
+    kind: Any = APGDAttack
+    theirs = kind(model, n_iter=iterations, norm=name, eps=eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
     best, _, highest, _ = theirs.attack_single_run(x, y, x_init=start)
     found = apgd(of_model(model, y, loss), x, start, threat, iterations=iterations)
@@ -132,7 +133,8 @@ def test_in_l1_it_finds_what_pyautoattack_finds() -> None:
     model, threat = curved(), ThreatModel("l1", 3.0)
     y = model(x).argmax(1)
     start = random_start(x, threat, torch.Generator().manual_seed(1))
-    theirs = APGDAttack(model, n_iter=60, norm="L1", eps=3.0, loss="ce", device="cpu")
+    kind: Any = APGDAttack
+    theirs = kind(model, n_iter=60, norm="L1", eps=3.0, loss="ce", device="cpu")
     theirs.init_hyperparam(x)
     torch.manual_seed(1)
     _, _, highest, _ = theirs.attack_single_run(x, y)

@@ -100,10 +100,10 @@ def test_a_defense_that_is_no_module_is_certified_in_float32() -> None:
         def __init__(self) -> None:
             self.model = linear()
 
-        def adapt(self, x: Tensor) -> None:
+        def adapt(self, x: Tensor) -> Any:
             return None
 
-        def predict(self, x: Tensor, adaptation: None) -> Tensor:
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             return self.model(x)  # type: ignore[no-any-return]
 
         def __call__(self, x: Tensor) -> Tensor:

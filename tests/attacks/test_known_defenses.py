@@ -77,7 +77,8 @@ def x() -> Tensor:
 @pytest.fixture
 def y(weak: nn.Sequential, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return weak(x).argmax(1)
+        labels: Tensor = weak(x).argmax(1)
+    return labels
 
 
 PLAIN = {"iterations": 20}
@@ -169,7 +170,7 @@ class Sure(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         nearest = torch.cdist(x.flatten(1), self.get_buffer("x")).argmin(1)
-        logits = 5 * nn.functional.one_hot(self.get_buffer("y")[nearest], 4).to(x)
+        logits: Tensor = 5 * nn.functional.one_hot(self.get_buffer("y")[nearest], 4).to(x)
         return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
 

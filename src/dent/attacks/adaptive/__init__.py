@@ -12,6 +12,7 @@ from dent.attacks.adaptive.collateral import Collateral
 from dent.attacks.adaptive.company import Among
 from dent.attacks.adaptive.gradients import RUNGS, STAND_INS, Rung, RungName
 from dent.attacks.adaptive.model_space import ModelSpace
+from dent.attacks.adaptive.rays import RayS
 from dent.attacks.adaptive.repetition import Majority
 from dent.attacks.adaptive.through import NOT_AVAILABLE, AdaptiveAPGD
 
@@ -26,6 +27,7 @@ __all__ = [
     "Collateral",
     "Majority",
     "ModelSpace",
+    "RayS",
     "Rung",
     "RungName",
     "SupportsDifferentiableAdapt",

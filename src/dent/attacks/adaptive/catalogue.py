@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dent.attacks.adaptive.collateral import Collateral
 from dent.attacks.adaptive.gradients import RUNGS
 from dent.attacks.adaptive.model_space import ENSEMBLES, ModelSpace
+from dent.attacks.adaptive.rays import RayS
 from dent.attacks.adaptive.through import AdaptiveAPGD
 
 if TYPE_CHECKING:
@@ -21,4 +22,5 @@ ADAPTIVE: dict[str, Callable[..., Attack]] = {
     "zero-update": partial(AdaptiveAPGD, "transfer", losses=("confident",), name="zero-update"),
     **{ensemble: partial(ModelSpace, ensemble) for ensemble in ENSEMBLES},
     "collateral": Collateral,
+    "rays": RayS,
 }

@@ -21,10 +21,10 @@ from dent.attacks.adaptive.apgd import Evaluation, apgd, random_start
 from dent.attacks.adaptive.capabilities import Unavailable, adapt_accepts
 from dent.attacks.adaptive.company import Among
 from dent.attacks.adaptive.losses import LossName, loss_named
+from dent.attacks.adaptive.settings import check_counts, check_rho
 from dent.attacks.adaptive.through import NOT_AVAILABLE
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import Queries
-from dent.errors import ConfigError
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier
@@ -60,12 +60,8 @@ class Collateral(Attack):
         Raises:
             ConfigError: A value is out of range.
         """
-        if iterations < 1 or restarts < 1:
-            raise ConfigError(
-                f"iterations and restarts must be at least 1, got {iterations} and {restarts}"
-            )
-        if not 0 < rho < 1:
-            raise ConfigError(f"rho must be in (0, 1), got {rho}")
+        check_counts(1, iterations=iterations, restarts=restarts)
+        check_rho(rho)
         loss_named(loss)
         self.loss = loss
         self.iterations = iterations
@@ -88,6 +84,11 @@ class Collateral(Attack):
         del n_classes, norm
         once = Queries(self.iterations + 1, self.iterations + 1)
         return Queries(3, 0) + once.times(self.restarts)
+
+    def longer(self, norm: Norm = "linf") -> Collateral:
+        """The attack with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return Collateral(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts, or until no bystander is right."""

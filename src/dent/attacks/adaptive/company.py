@@ -81,7 +81,8 @@ class Among:
 
     def adapt(self, x: Tensor, **how: Any) -> Any:
         """Adapt to the whole batch."""
-        return self.inner.adapt(self.whole(x), **how)
+        adapt: Any = self.inner.adapt
+        return adapt(self.whole(x), **how)
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         """Logits (len(x), classes) of the members alone."""
@@ -89,7 +90,7 @@ class Among:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (len(x), classes) of the members, the whole batch adapted afresh."""
-        return self.inner(self.whole(x))[self._controlled]
+        return self.predict(x, self.adapt(x))
 
     def answer_others(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Logits (M, classes) of the others in the batch that holds `x`.
@@ -100,10 +101,11 @@ class Among:
                 otherwise through the final forward only.
         """
         batch = self.whole(x)
-        if not exact:
-            return self.inner(batch)[~self._controlled]
-        how: dict[str, Any] = {"differentiable": True}
-        if adapt_accepts(self.inner, "checkpointed"):
-            how["checkpointed"] = True
-        adapt: Any = self.inner.adapt
-        return self.inner.predict(batch, adapt(batch, **how))[~self._controlled]
+        if exact:
+            how: dict[str, Any] = {"differentiable": True}
+            if adapt_accepts(self.inner, "checkpointed"):
+                how["checkpointed"] = True
+            adaptation = self.adapt(x, **how)
+        else:
+            adaptation = self.inner.adapt(batch.detach())
+        return self.inner.predict(batch, adaptation)[~self._controlled]

@@ -102,7 +102,8 @@ def _bpda(defense: DynamicDefense, steps: int | None) -> View:
 
     def view(x: Tensor) -> Tensor:
         logits: Tensor = base(x)
-        return logits + (defense(x.detach()) - logits).detach()
+        here = x.detach()
+        return logits + (defense.predict(here, defense.adapt(here)) - logits).detach()
 
     return view
 

@@ -29,6 +29,7 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.gradients import Rung
 from dent.attacks.adaptive.losses import LossName, loss_named, margin, runner_up
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
+from dent.attacks.adaptive.settings import check_counts, check_flags, check_rho
 from dent.attacks.adaptive.through import NOT_AVAILABLE
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.protocol import DynamicDefense
@@ -84,14 +85,10 @@ class ModelSpace(Attack):
         """
         if ensemble not in ENSEMBLES:
             raise ConfigError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {ensemble!r}")
-        counts = {"rounds": rounds, "iterations": iterations, "restarts": restarts}
-        for key, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
-        if targets < 0:
-            raise ConfigError(f"targets must be at least 0, got {targets}")
-        if not 0 < rho < 1:
-            raise ConfigError(f"rho must be in (0, 1), got {rho}")
+        check_counts(1, rounds=rounds, iterations=iterations, restarts=restarts)
+        check_counts(0, targets=targets)
+        check_rho(rho)
+        check_flags(unrolled=unrolled)
         loss_named(loss)
         self.ensemble = ensemble
         self.loss = loss
@@ -128,6 +125,11 @@ class ModelSpace(Attack):
             once = Queries(models + looked, models).times(self.iterations + 1)
             total = total + (once + Queries(1, 0)).times(runs)
         return total
+
+    def longer(self, norm: Norm = "linf") -> ModelSpace:
+        """The attack with twice the iterations in every round."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return ModelSpace(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts and targets, or until all members are fooled."""

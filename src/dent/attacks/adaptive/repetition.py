@@ -55,7 +55,8 @@ class Majority:
 
     def adapt(self, x: Tensor, **how: Any) -> tuple[Any, ...]:
         """Adapt once for every submission."""
-        return tuple(self.inner.adapt(x, **how) for _ in range(self.submissions))
+        adapt: Any = self.inner.adapt
+        return tuple(adapt(x, **how) for _ in range(self.submissions))
 
     def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
         """Votes (N, classes); see the class."""

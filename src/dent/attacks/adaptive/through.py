@@ -14,6 +14,7 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.gradients import Rung, RungName
 from dent.attacks.adaptive.losses import LossName, loss_named, runner_up
 from dent.attacks.adaptive.objectives import Aim, through
+from dent.attacks.adaptive.settings import check_counts, check_flags, check_rho, read_losses
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
@@ -49,7 +50,7 @@ class AdaptiveAPGD(Attack):
         self,
         rung: RungName = "unrolled",
         steps: int | None = None,
-        losses: Sequence[LossName] = ("ce", "margin"),
+        losses: str | Sequence[str] = ("ce", "margin"),
         iterations: int = 50,
         restarts: int = 1,
         targets: int = 0,
@@ -65,7 +66,7 @@ class AdaptiveAPGD(Attack):
         Args:
             rung: Whose gradient is followed.
             steps: Of `fewer-steps` and `truncated`, how many.
-            losses: Untargeted ones, each with `restarts` runs.
+            losses: Untargeted ones, each with `restarts` runs; as a text, `ce+margin`.
             iterations: Of APGD, in every run.
             restarts: Runs of every untargeted loss.
             targets: The likeliest wrong classes on the natural images that are aimed at, one run
@@ -81,20 +82,16 @@ class AdaptiveAPGD(Attack):
         Raises:
             ConfigError: A value is out of range.
         """
-        counts = {"iterations": iterations, "restarts": restarts, "submissions": submissions}
-        for key, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"{key} must be at least 1, got {value}")
-        if targets < 0:
-            raise ConfigError(f"targets must be at least 0, got {targets}")
-        if not 0 < rho < 1:
-            raise ConfigError(f"rho must be in (0, 1), got {rho}")
-        if not losses and not targets:
+        check_counts(1, iterations=iterations, restarts=restarts, submissions=submissions)
+        check_counts(0, targets=targets)
+        check_rho(rho)
+        check_flags(warm=warm, joint=joint)
+        named = read_losses(losses)
+        if not named and not targets:
             raise ConfigError("an attack needs a loss or a target")
-        for loss in (*losses, targeted):
-            loss_named(loss)
+        loss_named(targeted)
         self.rung = Rung(rung, steps)
-        self.losses = tuple(losses)
+        self.losses = named
         self.iterations = iterations
         self.restarts = restarts
         self.targets = targets
@@ -136,6 +133,11 @@ class AdaptiveAPGD(Attack):
             once = once + Queries(1, 0)
         total = Queries(2, 0) + once.times(runs)
         return total + ascent + Queries(1, 0) if self.warm else total
+
+    def longer(self, norm: Norm = "linf") -> AdaptiveAPGD:
+        """The attack with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return AdaptiveAPGD(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run until all members are fooled, or all runs are through."""
