@@ -90,7 +90,11 @@ class Among:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (len(x), classes) of the members, the whole batch adapted afresh."""
-        return self.predict(x, self.adapt(x))
+        asked: Any = self.inner
+        if not callable(asked):
+            return self.predict(x, self.adapt(x))
+        logits: Tensor = asked(self.whole(x))[self._controlled]
+        return logits
 
     def answer_others(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Logits (M, classes) of the others in the batch that holds `x`.
