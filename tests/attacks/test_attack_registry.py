@@ -3,13 +3,14 @@ import json
 import pytest
 
 from dent.attacks import AutoAttack, make, make_from, names
+from dent.attacks.adaptive import ADAPTIVE
 from dent.errors import ConfigError, UnknownNameError
 from tests.attacks.attack_toys import SETS, SINGLES
 
 
 def test_names_are_sorted_and_all_can_be_made() -> None:
     assert names() == tuple(sorted(names()))
-    assert set(names()) == {"pgd", "pgd-imagenet", *SINGLES, *SETS}
+    assert set(names()) == {"pgd", "pgd-imagenet", *SINGLES, *SETS, *ADAPTIVE}
     for name in names():
         attack = make(name)
         assert attack.name == name

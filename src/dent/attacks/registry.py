@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from dent.attacks.adaptive import ADAPTIVE
 from dent.attacks.autoattack import AutoAttack
 from dent.attacks.parts import PARTS, SETS
 from dent.attacks.pgd import PGD
@@ -24,6 +25,7 @@ _FACTORIES: dict[str, Callable[..., Attack]] = {
     # range would be six times its eps of 4/255, and visit corners of the ball alone.
     "pgd-imagenet": partial(PGD, iterations=30, step=0.1, restarts=5, name="pgd-imagenet"),
     **{name: partial(AutoAttack, name) for name in (*PARTS, *SETS)},
+    **ADAPTIVE,
 }
 
 

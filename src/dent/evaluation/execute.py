@@ -188,7 +188,7 @@ def _attack(
     if len(members) == 1:
         x, y = batches.load(members[0])
         attacked = members[0].attacked
-        target = among(defense, x, attacked)
+        target = among(defense, x, y, attacked)
         return attack(target, x[:attacked], y[:attacked], run.threat, seed=seed, progress=within)
     loaded = [batches.load(batch) for batch in members]
     x, y = (torch.cat(parts) for parts in zip(*loaded, strict=True))
