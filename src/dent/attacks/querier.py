@@ -158,7 +158,7 @@ class Querier:
         if wants_gradient:
             images = images.view_as(images)
             images.register_hook(partial(self._on_backward, asked))
-        logits = (view or self.defense)(images)
+        logits = self.defense(images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not logits.requires_grad:
             raise NoGradientError(
