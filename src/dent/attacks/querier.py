@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dent.attacks.protocol import Defense, is_batch_dependent
+from dent.attacks.protocol import Defense, answer, is_batch_dependent
 from dent.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Querier:
         if wants_gradient:
             images = images.view_as(images)
             images.register_hook(partial(self._on_backward, asked))
-        logits = self.defense(images) if view is None else view(images)
+        logits = answer(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not logits.requires_grad:
             raise NoGradientError(
