@@ -270,6 +270,19 @@ def test_a_warm_start_is_no_weaker_than_the_transfer() -> None:
     assert (warm.queries, warm.backwards) == planned
 
 
+def test_every_loss_begins_where_the_transfer_ended_and_restarts_do_not() -> None:
+    x, watched = small_images(8), Watched(linear())
+    y = watched(x).argmax(1)
+    attack = AdaptiveAPGD(
+        "stop-gradient", losses=("ce", "margin"), iterations=2, restarts=2, warm=True
+    )
+    watched.asked.clear()
+    attack(watched, x, y, ThreatModel("linf", 1e-3), seed=0)
+    transferred = watched.asked[1]  # after the natural images, what came of the static base
+    starts = [watched.asked[2 + 3 * run] for run in range(4)]
+    assert [torch.equal(start, transferred) for start in starts] == [True, False, True, False]
+
+
 def test_zero_update_inputs_are_confident_and_wrong(tiny_cnn: nn.Module, images: Tensor) -> None:
 
     x = images[:6, :, 8:20, 8:20]

@@ -46,8 +46,8 @@ class Certificate:
         rung: Whose gradient it is.
         relative_error: The larger of two, at the step where that is least: along the gradient and
             its sign, |slope − difference| / |difference|; over all random directions, the same of
-            the vectors of both. Infinite where the gradient or all differences are exactly zero,
-            or nothing is finite.
+            the vectors of both. Infinite where a difference is exactly zero or not finite: what
+            is flat certifies nothing.
         threshold: What it must stay below.
         step: h, as a distance in l2 over all pixels of the batch.
         dtype: In which it was computed: `float64` wherever the defense can be copied into it.
@@ -162,8 +162,8 @@ def _directions(gradient: Tensor, count: int, seed: int) -> list[Tensor]:
 
 def _relative_error(slopes: list[float], differences: list[float]) -> float:
     pairs = list(zip(slopes, differences, strict=True))
-    if not all(map(math.isfinite, (*slopes, *differences))) or slopes[0] == 0:
-        return math.inf  # a gradient of zero may be right, and is a guide to nothing
+    if not all(map(math.isfinite, (*slopes, *differences))):
+        return math.inf
     along = [abs(s - d) / abs(d) if d else math.inf for s, d in pairs[:2]]
     size = math.hypot(*(d for _, d in pairs[2:]))
     across = math.hypot(*(s - d for s, d in pairs[2:])) / size if size else math.inf
