@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -284,6 +285,84 @@ def test_what_a_forward_writes_to_its_module_is_not_kept(
     assert torch.equal(defense(x), Dent(tiny_cnn, config)(x))
     assert model.get_buffer("calls") == 0
     assert model.last is None
+
+
+class _Tallying(Around):
+    """Keeps tensors where state_dict does not look, and writes to them in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.calls = torch.zeros(())
+        self.kept = {"sums": [torch.zeros(())]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.kept["sums"][0].add_(1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_a_forward_writes_to_a_plain_tensor_is_not_kept(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model = _Tallying(tiny_cnn)
+    assert torch.equal(Dent(model, config)(x), Dent(tiny_cnn, config)(x))
+    assert model.calls == 0
+    assert model.kept["sums"] == [torch.zeros(())]
+
+
+class _Remembering(Around):
+    """Keeps what it computed, with its graph, in an attribute, a container and a buffer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.last: Tensor | None = None
+        self.features: dict[str, tuple[Tensor, ...]] = {}
+        self.register_buffer("average", torch.zeros(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        self.last, self.features["logits"] = logits, (logits,)
+        self.average = 0.9 * self.average + logits.mean(0)
+        return logits
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_model_may_hold_graphs_of_its_own_forwards(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model = _Remembering(tiny_cnn).eval()
+    before = Dent(model, config)
+    model(x)  # with gradients, as training or an attack on the static model would
+    held, average = model.features["logits"][0], model.average
+    for defense in (before, Dent(model, config)):
+        assert torch.equal(defense(x), Dent(tiny_cnn, config)(x))
+    assert model.features["logits"][0] is held
+    assert model.last is held
+    assert model.average is average
+
+
+def test_hooks_that_cannot_be_copied_do_not_matter(tiny_cnn: nn.Sequential, x: Tensor) -> None:
+    class Logger:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def log(self, *_: Any, **__: Any) -> None:
+            with self.lock:
+                pass
+
+    expected = Dent(tiny_cnn, SAMPLE)(x)
+    for name in (
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_state_dict_pre_hook",
+        "register_load_state_dict_pre_hook",
+        "register_load_state_dict_post_hook",
+    ):
+        getattr(tiny_cnn[1], name)(Logger().log)
+    assert torch.equal(Dent(tiny_cnn, SAMPLE)(x.requires_grad_()), expected)
 
 
 class _Auxiliary(Around):

@@ -4,15 +4,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dent.config import DentConfig
+from dent.config import DentConfig, SmoothingConfig
 from dent.defense import Dent
-from dent.errors import InputError
-from tests.configurations import ALONE, BATCH, CONFIGS, SAMPLE
+from dent.errors import ConfigError, InputError, UnsupportedModelError
+from tests.configurations import ALONE, BATCH, CONFIGS, SAMPLE, TEST, Around
 
 
 @pytest.fixture
@@ -92,6 +94,12 @@ def test_unwrap_is_the_model_itself(tiny_cnn: nn.Sequential) -> None:
         (torch.zeros(2, 4, 16, 16), "could not take a batch"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.float64), "float32"),
         ([[0.0]], "torch.Tensor"),
+        (torch.zeros(2, 3, 16, 16).to_sparse(), r"got a torch\.sparse_coo tensor"),
+        (torch.zeros(2, 3, 16, 16, device="meta"), "got a meta tensor"),
+        (
+            torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)], layout=torch.jagged),
+            "a nested",
+        ),
     ],
 )
 def test_it_refuses_what_is_not_a_batch(
@@ -118,3 +126,76 @@ def test_a_sample_wise_adaptation_predicts_its_own_batch_only(
             defense.predict(x, defense.adapt(x[:size]))
     batch_wise = Dent(tiny_cnn, BATCH)
     assert batch_wise.predict(x[:2], batch_wise.adapt(x)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("config", [{"steps": 3}, "dent", None])
+def test_a_configuration_of_another_type_is_refused(config: Any, tiny_cnn: nn.Sequential) -> None:
+    with pytest.raises(ConfigError, match=r"expected a DentConfig, got .*from_dict"):
+        Dent(tiny_cnn, config)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_defense_within_a_defense_is_refused(config: DentConfig, tiny_cnn: nn.Sequential) -> None:
+    for model in (Dent(tiny_cnn, BATCH), nn.Sequential(Dent(tiny_cnn, config))):
+        with pytest.raises(UnsupportedModelError, match="holds a Dent already"):
+            Dent(model, config)
+
+
+def test_it_predicts_with_its_own_kind_of_adaptation_alone(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    """What another defense adapted would be left out in part, and pass for an answer."""
+    other = nn.Sequential(tiny_cnn[0], tiny_cnn[1], *tiny_cnn[5:8], nn.Linear(8, 10))
+    diagonal = replace(TEST, smoothing=SmoothingConfig(sigma=0.5, covariance="diagonal"))
+    foreign = [Dent(other, config).adapt(x) for config in (BATCH, SAMPLE, TEST)]
+    own = {config: Dent(tiny_cnn, config) for config in (BATCH, SAMPLE, TEST, diagonal)}
+    for config, defense in own.items():
+        others = [each.adapt(x) for key, each in own.items() if key != config]
+        for adaptation in [*others, *foreign]:
+            with pytest.raises(InputError, match="predict with the defense that adapted"):
+                defense.predict(x, adaptation)
+        with pytest.raises(InputError, match="expected an Adaptation, got NoneType"):
+            defense.predict(x, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_layout_in_memory_does_not_matter(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(tiny_cnn, config)
+    strided = torch.empty(3, 5, 16, 32).transpose(0, 1)[..., ::2].copy_(x)
+    assert not strided.is_contiguous()
+    for same in (x.to(memory_format=torch.channels_last), strided, x.expand_as(x)):
+        torch.testing.assert_close(defense(same), defense(x))
+    repeated = x[:1].expand(4, -1, -1, -1)
+    torch.testing.assert_close(defense(repeated), defense(repeated.clone()))
+
+
+class _Noisy(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_model_that_draws_leaves_the_random_state_to_predict(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(_Noisy(tiny_cnn), config)
+    before = torch.get_rng_state()
+    adaptation = defense.adapt(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    first = defense.predict(x, adaptation)
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(defense.predict(x, adaptation), first)
+    torch.set_rng_state(before)
+    assert torch.equal(defense.predict(x, adaptation), first)
+
+
+def test_another_number_of_steps_is_another_defense_of_the_same_model(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(tiny_cnn, SAMPLE)
+    fewer = defense.with_steps(1)
+    assert (defense.steps, fewer.steps) == (SAMPLE.steps, 1)
+    assert fewer.unwrap() is tiny_cnn
+    assert torch.equal(fewer.adapt(x).entropy, defense.adapt(x).entropy[:1])

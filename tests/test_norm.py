@@ -1,5 +1,6 @@
 """Every kind of normalization layer, run with parameters and statistics that are not its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -166,9 +167,43 @@ class OwnArithmetic(nn.LayerNorm):
 def test_a_layer_with_its_own_arithmetic_is_refused_sample_wise_and_works_batch_wise() -> None:
     model = nn.Sequential(OwnArithmetic(4), nn.Linear(4, 3))
     x = torch.randn(5, 4)
-    with pytest.raises(UnsupportedModelError, match=r"its scale or shift to \w+\(\).*batch-wise"):
+    with pytest.raises(UnsupportedModelError, match=r"its scale or shift in \w+\(\).*batch-wise"):
         Dent(model, SAMPLE)(x)
     assert Dent(model, DentConfig(steps=2))(x).shape == (5, 3)
+
+
+USES: dict[str, Callable[[nn.LayerNorm], Any]] = {
+    "an index": lambda layer: layer.weight[:, None],
+    ".float": lambda layer: layer.weight.float(),
+    ".view": lambda layer: layer.weight.view(1, -1),
+    "1 plus": lambda layer: 1 + layer.weight,
+    "minus": lambda layer: -layer.weight,
+    "times": lambda layer: layer.weight * 2,
+    "power": lambda layer: layer.weight**2,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_whatever_else_a_layer_does_with_its_parameters_is_refused_sample_wise(use: str) -> None:
+    class Uses(nn.LayerNorm):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            USES[use](self)
+            return super().forward(input)
+
+    model, x = nn.Sequential(Uses(4), nn.Linear(4, 3)), torch.randn(5, 4)
+    with pytest.raises(UnsupportedModelError, match=r"uses its scale or shift in .*batch-wise"):
+        Dent(model, SAMPLE)(x)
+    assert Dent(model, DentConfig(steps=2))(x).shape == (5, 3)
+
+
+def test_a_layer_may_normalize_over_its_parameters_shape() -> None:
+    class Shaped(nn.LayerNorm):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return F.layer_norm(input, self.weight.shape, self.weight, self.bias, self.eps)
+
+    plain, x = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)), torch.randn(5, 4)
+    shaped = nn.Sequential(Shaped(4), plain[1])
+    assert torch.equal(Dent(shaped, SAMPLE)(x), Dent(plain, SAMPLE)(x))
 
 
 class Cautious(nn.LayerNorm):

@@ -233,9 +233,10 @@ def test_sigma_can_fall_to_the_identity(kind: Covariance) -> None:
     assert (smooth(x, _parameter(kind, 1.0), kind) - x).abs().max() > 0.1
 
 
-def test_sigma_falls_on_natural_images_with_a_trained_model(images: Tensor) -> None:
+@pytest.mark.parametrize("jointly", [False, True])
+def test_sigma_falls_on_natural_images_with_a_trained_model(jointly: bool, images: Tensor) -> None:
     learned = SmoothingConfig(sigma=0.5)
-    config = DentConfig(steps=10, adapt_affine=False, smoothing=learned)
+    config = DentConfig(steps=10, adapt_affine=jointly, smoothing=learned)
     defense, x = Dent(models.load("resnet18-nominal"), config), images[:4]
     adaptation = defense.adapt(x)
     assert adaptation.smoothing is not None

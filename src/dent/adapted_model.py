@@ -1,12 +1,13 @@
 """Run a model with other norm parameters and statistics than its own, without writing to it.
 
 Each adaptation works on a private copy of the model's structure, in eval mode, that shares the
-model's weights as constants and owns its buffers. So the model keeps its parameters, buffers,
-training flags and `requires_grad` whatever its forward does, and threads do not meet.
+model's weights as constants and owns its buffers and all other tensors. So the model keeps its
+buffers, attributes, training flags and `requires_grad` whatever its forward does, and threads do
+not meet. The one thing a forward could still write to, in place, is a parameter.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_backward_hooks",
     "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )
 
 
@@ -77,13 +82,7 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
                 f"Layer {name!r} ({type(layer).__name__}) keeps no running statistics, so there "
                 "are no train statistics to normalize by. Configure statistics='test'."
             )
-    try:
-        _private_copy(model)
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise UnsupportedModelError(
-            f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
-            "on a private copy (weights shared); make copy.deepcopy(model) work."
-        ) from error
+    _private_copy(model)
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -121,17 +120,44 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
 
 
 def _private_copy(model: nn.Module) -> nn.Module:
-    """Copy a model's structure and buffers; share weights (detached) and hooks."""
+    """Copy a model's structure and tensors; share weights (detached) and hooks.
+
+    Raises:
+        UnsupportedModelError: the model holds something that cannot be copied.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
-        for tensor in [*module._parameters.values(), *plain]:
-            if tensor is not None:
-                # Inference tensors cannot be saved for backward; all others are shared.
-                memo[id(tensor)] = tensor.clone() if tensor.is_inference() else tensor.detach()
+        # In a replica of torch.nn.DataParallel, parameters are plain tensors listed aside.
+        for weights in (module._parameters, vars(module).get("_former_parameters", {})):
+            for weight in weights.values():
+                if weight is not None:
+                    # Inference tensors cannot be saved for backward; all others are shared.
+                    own = weight.clone() if weight.is_inference() else weight.detach()
+                    memo.setdefault(id(weight), own)
         for kind in _HOOKS:
             memo.update((id(hook), hook) for hook in getattr(module, kind).values())
-    return copy.deepcopy(model, memo).eval()
+    for module in model.modules():
+        for tensor in _tensors(vars(module), set()):
+            if tensor.grad_fn is not None or tensor.is_inference():
+                # What a forward has kept of an earlier batch, say: deepcopy refuses its graph.
+                memo.setdefault(id(tensor), tensor.detach().clone())
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
+            "on a private copy (weights shared); make copy.deepcopy(model) work."
+        ) from error
+
+
+def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
+    """Yield the tensors in containers within containers; modules among them are not entered."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+        seen.add(id(value))
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each, seen)
 
 
 class AdaptedModel:

@@ -1,8 +1,9 @@
 """Dent: a trained classifier that adapts to every batch before it predicts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from dent.adaptation import Adaptation
 from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
 from dent.config import DENT, DentConfig
-from dent.errors import InputError
+from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.isolation import isolated
 from dent.minimize import minimize
 
@@ -32,6 +33,7 @@ class Dent(nn.Module):
 
     Raises:
         UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
+        ConfigError: `config` is no `DentConfig`.
 
     Example:
         >>> defended = Dent(model, DENT_PLUS)
@@ -40,7 +42,17 @@ class Dent(nn.Module):
 
     def __init__(self, model: nn.Module, config: DentConfig = DENT) -> None:
         super().__init__()
+        if not isinstance(config, DentConfig):
+            raise ConfigError(
+                f"Dent expected a DentConfig, got {config!r}: pass DENT, DENT_PLUS, DENT_NOMINAL, "
+                "DentConfig(...), or DentConfig.from_dict(...) of a mapping."
+            )
         check_supported(model, config)
+        if any(isinstance(module, Dent) for module in model.modules()):
+            raise UnsupportedModelError(
+                f"Dent cannot wrap a {type(model).__name__} that holds a Dent already: wrap what "
+                "its unwrap() returns."
+            )
         self.model = model
         self.config = config
 
@@ -48,6 +60,19 @@ class Dent(nn.Module):
     def batch_dependent(self) -> bool:
         """Whether a sample's prediction can depend on its neighbours in the batch."""
         return self.config.batch_dependent
+
+    @property
+    def steps(self) -> int:
+        """How many steps every batch takes."""
+        return self.config.steps
+
+    def with_steps(self, steps: int) -> "Dent":
+        """Return the same defense of the same model, with another number of steps.
+
+        Raises:
+            ConfigError: `steps` is out of range.
+        """
+        return Dent(self.model, replace(self.config, steps=steps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
@@ -66,7 +91,14 @@ class Dent(nn.Module):
             return AdaptedModel(self.model, _STATIC)(x, {})
         return self.predict(x, self.adapt(x))
 
-    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+    def adapt(
+        self,
+        x: Tensor,
+        *,
+        differentiable: bool = False,
+        last: int | None = None,
+        checkpointed: bool = False,
+    ) -> Adaptation:
         """Adapt to a batch and return what came of it; nothing else changes.
 
         Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay as
@@ -76,11 +108,21 @@ class Dent(nn.Module):
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
             differentiable: keep the graph of all steps in `x`, for the exact gradient of what is
                 predicted with the result. Memory then grows with `steps`.
+            last: with `differentiable`, keep the graph of these last steps only; what the steps
+                before found counts as constant.
+            checkpointed: with `differentiable`, let memory grow with the root of `steps`, for a
+                second computation of every step when the gradient is taken. The gradient is the
+                same, but cannot be differentiated again.
 
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
+            ConfigError: `last` is negative, or there is nothing to differentiate.
         """
         _check_batch(x)
+        if last is not None and last < 0:
+            raise ConfigError(f"last must be a number of steps, at least 0, got {last!r}.")
+        if not differentiable and (last is not None or checkpointed):
+            raise ConfigError("last and checkpointed need differentiable=True.")
         with isolated(x, differentiable=differentiable):
             kept = _finite_rows(x)
             seen = x if kept is None else x[kept]
@@ -92,6 +134,8 @@ class Dent(nn.Module):
                 self.config,
                 seen,
                 differentiable=differentiable,
+                last=last,
+                checkpointed=checkpointed,
             )
             return found if kept is None else found.spread(kept)
 
@@ -100,19 +144,15 @@ class Dent(nn.Module):
 
         Args:
             x: (N, ...). Rows with NaN or infinity get NaN logits and touch no other row. So do
-                rows whose logits come out as NaN or plus infinity: they are not a prediction.
+                rows whose largest logit is not finite: they are not a prediction.
             adaptation: from `adapt`; sample-wise it must be of N samples.
 
         Raises:
-            InputError: the adaptation is of another number of samples, or `x` is nothing the model
-                can take.
+            InputError: the adaptation is another defense's or of another number of samples, or `x`
+                is nothing the model can take.
         """
         _check_batch(x)
-        if adaptation.sample_wise and adaptation.batch_size != len(x):
-            raise InputError(
-                f"A sample-wise adaptation to {adaptation.batch_size} samples cannot predict "
-                f"{len(x)}: adapt to the very batch you predict."
-            )
+        self._check_adaptation(adaptation, len(x))
         kept = _finite_rows(x)
         if kept is None:
             model = AdaptedModel(self.model, self.config)
@@ -125,6 +165,31 @@ class Dent(nn.Module):
         logits = _predictions(model(x[kept], rows.parameters, rows.smoothing))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
+
+    def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
+        # What fits another defense would here be left out in part, and pass for an answer.
+        if not isinstance(adaptation, Adaptation):
+            raise InputError(
+                f"Dent expected an Adaptation, got {type(adaptation).__name__}: pass what adapt(x) "
+                "returned."
+            )
+        config, sample_wise = self.config, self.config.granularity == "sample"
+        kind = config.smoothing.covariance if config.smoothing else None
+        known = norm_parameters(self.model) if config.adapt_affine else {}
+        named = adaptation.parameters.keys()  # none at all is the unadapted model
+        shares = (adaptation.sample_wise, adaptation.covariance_kind) == (sample_wise, kind)
+        if not shares or (named and named != known.keys()):
+            raise InputError(
+                f"An adaptation with sample_wise={adaptation.sample_wise}, smoothing "
+                f"{adaptation.covariance_kind} and {_listed(named)} cannot predict "
+                f"with a defense of sample_wise={sample_wise}, smoothing {kind} and "
+                f"{_listed(known)}: predict with the defense that adapted."
+            )
+        if sample_wise and adaptation.batch_size != samples:
+            raise InputError(
+                f"A sample-wise adaptation to {adaptation.batch_size} samples cannot predict "
+                f"{samples}: adapt to the very batch you predict."
+            )
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -144,9 +209,20 @@ class Dent(nn.Module):
         return repr(self.config)
 
 
+def _listed(names: Iterable[str]) -> str:
+    first, *others = [*names] or ["no parameters"]
+    return f"{first} and {len(others)} more" if others else first
+
+
 def _check_batch(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
+    if x.layout != torch.strided or x.is_nested or x.is_meta:
+        kind = "nested" if x.is_nested else "meta" if x.is_meta else str(x.layout)
+        raise InputError(
+            f"Dent expected a dense tensor that holds values, got a {kind} tensor of shape "
+            f"{'(ragged)' if x.is_nested else tuple(x.shape)}."
+        )
     if not x.is_floating_point():
         raise InputError(
             f"Dent expected floating-point input, got {x.dtype}: for images, pass "
@@ -162,9 +238,8 @@ def _check_batch(x: Tensor) -> None:
 
 
 def _predictions(logits: Tensor) -> Tensor:
-    """Make rows that overflowed NaN throughout, lest an infinity pass for the largest logit."""
-    overflowed = logits.isnan() | logits.isposinf()
-    return torch.where(overflowed.any(1, keepdim=True), torch.nan, logits)
+    """Make rows without a finite largest logit NaN, lest an infinity pass for a prediction."""
+    return torch.where(logits.amax(1, keepdim=True).isfinite(), logits, torch.nan)
 
 
 def _finite_rows(x: Tensor) -> Tensor | None:

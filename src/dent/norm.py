@@ -8,7 +8,7 @@ subclass that ends in one of these functions works, whatever it does around the 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,24 @@ class Affine:
         """Device, for models that ask a parameter for it."""
         return self.value.device
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the layer's own parameter, for models that normalize over it."""
+        return self.value.shape[1:]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what else a layer may ask of its parameter, with advice."""
+        if name.startswith("_"):  # what Python and torch look for and can do without
+            raise AttributeError(name)
+        raise _own_arithmetic(f".{name}")
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise _own_arithmetic("arithmetic or an index")
+
+    __getitem__ = __neg__ = __pow__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = _refuse
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+
     @classmethod
     def __torch_function__(
         cls,
@@ -89,13 +107,16 @@ class Affine:
     ) -> Tensor:
         """Run a normalization function with this kind of scale and shift."""
         if func not in _RUN:
-            name = getattr(func, "__name__", str(func))
-            raise UnsupportedModelError(
-                f"A normalization layer hands its scale or shift to {name}(), which cannot take "
-                "one per sample. Adapt batch-wise in the layer's own precision, or rewrite the "
-                "layer with torch.nn.functional's normalization functions."
-            )
+            raise _own_arithmetic(f"{getattr(func, '__name__', func)}()")
         return _RUN[func](*args, **(kwargs or {}))
+
+
+def _own_arithmetic(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"A normalization layer uses its scale or shift in {what}, which cannot take one per "
+        "sample. Adapt batch-wise in the layer's own precision, or rewrite the layer with "
+        "torch.nn.functional's normalization functions."
+    )
 
 
 def _batch_norm(

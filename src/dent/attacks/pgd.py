@@ -12,6 +12,7 @@ from torch import Tensor
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import Querier, Queries
 from dent.attacks.steps import ascent, uniform_in_ball
+from dent.attacks.values import is_count, is_number
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,16 +56,19 @@ class PGD(Attack):
         Raises:
             ConfigError: If a value is out of range.
         """
-        if iterations < 1 or restarts < 1:
+        if not (is_count(iterations) and is_count(restarts)):
             raise ConfigError(
-                f"iterations and restarts must be at least 1, got {iterations} and {restarts}"
+                "iterations and restarts must be whole numbers from 1, "
+                f"got {iterations!r} and {restarts!r}"
             )
-        if not (math.isfinite(step) and step > 0):
-            raise ConfigError(f"step must be a number above 0, relative to eps, got {step}")
+        if not (is_number(step) and step > 0):
+            raise ConfigError(f"step must be a number above 0, relative to eps, got {step!r}")
         if restarts > 1 and not random_start:
             raise ConfigError(f"{restarts} restarts from one start are equal: use random_start")
-        if not 0 < share <= 1:
-            raise ConfigError(f"share must be in (0, 1], got {share}")
+        if not (is_number(share) and 0 < share <= 1):
+            raise ConfigError(f"share must be in (0, 1], got {share!r}")
+        if not isinstance(random_start, bool):
+            raise ConfigError(f"random_start must be true or false, got {random_start!r}")
         self.name = name
         self.iterations = iterations
         self.step = step
@@ -82,6 +86,11 @@ class PGD(Attack):
             "random_start": self.random_start,
             "share": self.share,
         }
+
+    def longer(self, norm: Norm = "linf") -> PGD:
+        """PGD with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return PGD(**settings, name=self.name)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass for the natural images, one forward more than backwards a restart."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -11,6 +11,7 @@ from dent.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+T = TypeVar("T")
 Precision = Literal["auto", "no", "bf16", "fp16"]
 
 
@@ -44,6 +45,14 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
         return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[kwargs])
     except ValueError as error:
         raise ConfigError(f"precision {precision!r} cannot be used here: {error}") from error
+
+
+def share(values: list[T]) -> list[T]:
+    """Return the main process's values in every process."""
+    from accelerate.utils import broadcast_object_list  # noqa: PLC0415 - an extra
+
+    shared: list[T] = broadcast_object_list(values)
+    return shared
 
 
 def fast_bf16(*, cpu: bool) -> bool:

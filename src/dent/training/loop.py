@@ -18,6 +18,7 @@ from dent.errors import ConfigError, DentError
 from dent.evaluation.disk import write_all, writing
 from dent.evaluation.plan import seed_of
 from dent.training.augment import augment
+from dent.training.engine import share
 from dent.training.losses import training_loss
 from dent.training.state import TrainingState, averaged, write_weights
 from dent.training.watch import Watched, collapsed, measure
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dent.data import ImageDataset
+    from dent.threat import ThreatModel
     from dent.training.recipe import Recipe
     from dent.training.spec import TrainingSpec
 
@@ -168,23 +170,15 @@ class Training:
                 f"rate (now at most {recipe.lr:g}), or train in float32 (--precision no)."
             )
         state.loss += value
-        state.correct += int(correct) * self.spec.processes
+        state.correct += int(correct)
         state.step += 1
-        self._means = (state.loss / (within + 1), state.correct / ((within + 1) * size))
+        self._means = (state.loss / (within + 1), state.correct / ((within + 1) * len(mine)))
 
     def _end_epoch(self, epoch: int) -> None:
-        state, threat = self.state, self.recipe.threat
-        total, first = self.spec.watched, len(self._watch) - self.spec.watched
-        self._watched = measure(
-            state.measured,
-            self._watch,
-            range(first, len(self._watch)),
-            threat,
-            PGD(iterations=self.spec.watch_steps) if threat else None,
-            device=self._accelerator.device,
-            seed=seed_of(self.spec.seed, "watch"),
-        )
-        robust = self._watched.robust
+        state, threat, total = self.state, self.recipe.threat, self.spec.watched
+        watched = self._measure(threat)
+        self._watched = watched
+        robust = watched.robust
         fell = threat is not None and collapsed(robust, state.best, total)
         if robust > state.best:
             state.best, state.best_epoch = robust, epoch
@@ -195,12 +189,33 @@ class Training:
                 f"catastrophic overfitting: accuracy under PGD-{self.spec.watch_steps} fell from "
                 f"{state.best} to {robust} of {total} watched images in epoch {epoch}"
             )
-        self._log(epoch, catastrophic=fell)
+        self._log(epoch, watched, catastrophic=fell)
         state.loss, state.correct = 0.0, 0
 
-    def _log(self, epoch: int, *, catastrophic: bool) -> None:
-        state, watched = self.state, self._watched
-        assert watched is not None  # noqa: S101 - narrows a type
+    def _measure(self, threat: ThreatModel | None) -> Watched:
+        """Count on the watched images, in the main process for all: statistics are each its own."""
+        found = [
+            measure(
+                self.state.measured,
+                self._watch,
+                range(len(self._watch) - self.spec.watched, len(self._watch)),
+                threat,
+                PGD(iterations=self.spec.watch_steps) if threat else None,
+                device=self._accelerator.device,
+                seed=seed_of(self.spec.seed, "watch"),
+            )
+            if self._accelerator.is_main_process
+            else None
+        ]
+        (watched,) = share(found)
+        if watched is None:
+            raise DentError("the main process has sent no measurement: did it fail?")
+        return watched
+
+    def _log(self, epoch: int, watched: Watched, *, catastrophic: bool) -> None:
+        state = self.state
+        sums = torch.tensor([state.loss, state.correct], dtype=torch.float64)
+        loss, correct = self._accelerator.reduce(sums.to(self._accelerator.device)).tolist()
         seen = self.steps_per_epoch * min(self.recipe.batch_size, self.spec.used)
         now = time.monotonic()
         state.seconds, self._began = state.seconds + now - self._began, now
@@ -208,8 +223,8 @@ class Training:
             "epoch": epoch,
             "step": state.step,
             "lr": self.recipe.learning_rate(state.step - 1, self.steps_per_epoch),
-            "loss": state.loss / self.steps_per_epoch,
-            "trained_correct": state.correct,
+            "loss": loss / self.steps_per_epoch / self.spec.processes,
+            "trained_correct": int(correct),
             "trained_total": seen,
             "watched_total": watched.total,
             "watched_natural": watched.natural,
