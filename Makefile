@@ -46,8 +46,9 @@ format: $(VENV)/.dev  ## Format and mend what can be mended by machine.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.user  ## Measure the defense's cost in static forwards.
+bench: $(VENV)/.user  ## Measure the defense's cost in static forwards, and the evaluation's own.
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/engine.py
 
 browser:  ## Install the browser that tests the report page (Debian, as root); without it they skip.
 	@command -v chromium >/dev/null || \

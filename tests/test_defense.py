@@ -189,3 +189,13 @@ def test_a_model_that_draws_leaves_the_random_state_to_predict(
     assert not torch.equal(defense.predict(x, adaptation), first)
     torch.set_rng_state(before)
     assert torch.equal(defense.predict(x, adaptation), first)
+
+
+def test_another_number_of_steps_is_another_defense_of_the_same_model(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(tiny_cnn, SAMPLE)
+    fewer = defense.with_steps(1)
+    assert (defense.steps, fewer.steps) == (SAMPLE.steps, 1)
+    assert fewer.unwrap() is tiny_cnn
+    assert torch.equal(fewer.adapt(x).entropy, defense.adapt(x).entropy[:1])

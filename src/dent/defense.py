@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,19 @@ class Dent(nn.Module):
         """Whether a sample's prediction can depend on its neighbours in the batch."""
         return self.config.batch_dependent
 
+    @property
+    def steps(self) -> int:
+        """How many steps every batch takes."""
+        return self.config.steps
+
+    def with_steps(self, steps: int) -> "Dent":
+        """Return the same defense of the same model, with another number of steps.
+
+        Raises:
+            ConfigError: `steps` is out of range.
+        """
+        return Dent(self.model, replace(self.config, steps=steps))
+
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
 
@@ -77,7 +91,14 @@ class Dent(nn.Module):
             return AdaptedModel(self.model, _STATIC)(x, {})
         return self.predict(x, self.adapt(x))
 
-    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+    def adapt(
+        self,
+        x: Tensor,
+        *,
+        differentiable: bool = False,
+        last: int | None = None,
+        checkpointed: bool = False,
+    ) -> Adaptation:
         """Adapt to a batch and return what came of it; nothing else changes.
 
         Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay as
@@ -87,11 +108,21 @@ class Dent(nn.Module):
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
             differentiable: keep the graph of all steps in `x`, for the exact gradient of what is
                 predicted with the result. Memory then grows with `steps`.
+            last: with `differentiable`, keep the graph of these last steps only; what the steps
+                before found counts as constant.
+            checkpointed: with `differentiable`, let memory grow with the root of `steps`, for a
+                second computation of every step when the gradient is taken. The gradient is the
+                same, but cannot be differentiated again.
 
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
+            ConfigError: `last` is negative, or there is nothing to differentiate.
         """
         _check_batch(x)
+        if last is not None and last < 0:
+            raise ConfigError(f"last must be a number of steps, at least 0, got {last!r}.")
+        if not differentiable and (last is not None or checkpointed):
+            raise ConfigError("last and checkpointed need differentiable=True.")
         with isolated(x, differentiable=differentiable):
             kept = _finite_rows(x)
             seen = x if kept is None else x[kept]
@@ -103,6 +134,8 @@ class Dent(nn.Module):
                 self.config,
                 seen,
                 differentiable=differentiable,
+                last=last,
+                checkpointed=checkpointed,
             )
             return found if kept is None else found.spread(kept)
 

@@ -1,7 +1,9 @@
 """The core step: adapt to one batch by minimizing the entropy of the model's own predictions."""
 
-from collections.abc import Mapping
-from typing import Final
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,16 +11,24 @@ from torch import Tensor
 from dent import smoothing
 from dent.adaptation import Adaptation, Status
 from dent.adapted_model import AdaptedModel
+from dent.checkpoint import recomputed
 from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
 from dent.objectives import entropy, loss
-from dent.optim import Optimizer, make_optimizer
+from dent.optim import Optimizer, State, make_optimizer
 
 Values = dict[str, Tensor]
 """What a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
 
 AFFINE: Final = "affine"
 SMOOTHING: Final = "smoothing"
+
+
+class Point(NamedTuple):
+    """Where a descent has come to."""
+
+    values: Values
+    states: Mapping[str, State]
 
 
 def minimize(
@@ -28,6 +38,8 @@ def minimize(
     x: Tensor,
     *,
     differentiable: bool,
+    last: int | None = None,
+    checkpointed: bool = False,
 ) -> Adaptation:
     """Adapt to one batch: per step a forward, the objective's gradient, and an update (Figure 2).
 
@@ -36,7 +48,10 @@ def minimize(
         trained: the trained scales and shifts by dotted name, from which every batch starts.
         config: the defense.
         x: (N, ...), finite; N may be 0, to which nothing adapts.
-        differentiable: keep the graph of all steps, for the exact gradient of the result in x.
+        differentiable: keep the graph of the steps, for the exact gradient of the result in x.
+        last: keep it of these last steps only, and take what the steps before found for constant.
+        checkpointed: keep every root-of-`steps`-th state in its place, and descend again from
+            there when the gradient is asked for.
     """
     start = _start(trained, config, x)
     optimizers = _optimizers(config, start)
@@ -46,29 +61,87 @@ def minimize(
     if differentiable and x.requires_grad:
         x = x.view_as(x)
         x.register_hook(health.gate_gradient)
-    entropies = []
-    for _ in range(config.steps if len(x) else 0):
-        learned = {name: values[name].requires_grad_() for name in optimizers}
-        logits = model(x, unflatten(values.get(AFFINE), trained), values.get(SMOOTHING))
-        objective = loss(logits, config.objective, config.reduction)
-        gradients = _gradients(objective, learned, keep_graph=differentiable)
-        with torch.set_grad_enabled(differentiable):
-            for name, optimizer in optimizers.items():
-                values[name], states[name] = optimizer.step(
-                    learned[name], gradients[name], states[name]
-                )
-            entropies.append(entropy(logits.detach()))
-            values |= health.gate({name: values[name] for name in optimizers}, start, entropies[-1])
+
+    def descend(x: Tensor, at: Point, health: _Health, steps: int, keep_graph: bool) -> Point:
+        values, states = dict(at.values), dict(at.states)
+        for _ in range(steps):
+            learned = {name: values[name].requires_grad_() for name in optimizers}
+            logits = model(x, unflatten(values.get(AFFINE), trained), values.get(SMOOTHING))
+            objective = loss(logits, config.objective, config.reduction)
+            gradients = _gradients(objective, learned, keep_graph=keep_graph)
+            with torch.set_grad_enabled(keep_graph):
+                for name, optimizer in optimizers.items():
+                    values[name], states[name] = optimizer.step(
+                        learned[name], gradients[name], states[name]
+                    )
+                moved = {name: values[name] for name in optimizers}
+                values |= health.gate(moved, start, entropy(logits.detach()))
+        return Point(values, states)
+
+    at = Point(values, states)
+    for steps, keep_graph in _stretches(config, x, differentiable, last, checkpointed):
+        if keep_graph and checkpointed:
+            at = _descend_twice(descend, x, at, health, steps)
+        else:
+            at = descend(x, at, health, steps, keep_graph)
+    values = at.values
     if not differentiable:
         values = {name: value.detach() for name, value in values.items()}
     return Adaptation(
         parameters=unflatten(values.get(AFFINE), trained),
         smoothing=values.get(SMOOTHING),
         covariance_kind=config.smoothing.covariance if config.smoothing else None,
-        entropy=torch.stack(entropies) if entropies else _no_entropy(config, x),
+        entropy=torch.stack(health.entropies) if health.entropies else _no_entropy(config, x),
         status=health.status(),
         sample_wise=config.granularity == "sample",
     )
+
+
+def _stretches(
+    config: DentConfig, x: Tensor, differentiable: bool, last: int | None, checkpointed: bool
+) -> Iterator[tuple[int, bool]]:
+    """Divide the steps: how many in a row, and whether with their graph."""
+    steps = config.steps if len(x) else 0
+    exact = steps if last is None else min(last, steps)
+    exact = exact if differentiable else 0
+    yield steps - exact, False
+    length = math.ceil(math.sqrt(exact)) if checkpointed else exact
+    while exact:
+        length = min(length, exact)
+        yield length, True
+        exact -= length
+
+
+def _descend_twice(
+    descend: Callable[[Tensor, Point, "_Health", int, bool], Point],
+    x: Tensor,
+    at: Point,
+    health: "_Health",
+    steps: int,
+) -> Point:
+    """Descend without a graph, and again with it once the gradient is asked for."""
+    before = copy.copy(health)
+
+    def pack(point: Point) -> list[Tensor]:
+        averages = [tensor for state in point.states.values() for tensor in state.averages]
+        return [*(point.values[name] for name in at.states), *averages]
+
+    def unpack(tensors: Sequence[Tensor], taken: int) -> Point:
+        rest = iter(tensors)
+        values = at.values | {name: next(rest) for name in at.states}
+        return Point(
+            values,
+            {
+                name: State(state.step + taken, tuple(next(rest) for _ in state.averages))
+                for name, state in at.states.items()
+            },
+        )
+
+    def run(inputs: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
+        watch = copy.copy(before) if keep_graph else health
+        return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
+
+    return unpack(recomputed(run, [x, *pack(at)]), steps)
 
 
 def _no_entropy(config: DentConfig, x: Tensor) -> Tensor:
@@ -134,16 +207,21 @@ def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
 
 
 class _Health:
-    """Which samples' steps stayed finite; without waiting for the device in between."""
+    """Which samples' steps stayed finite; without waiting for the device in between.
+
+    Nothing in it is written to in place, so that a shallow copy is one of this moment.
+    """
 
     def __init__(self, config: DentConfig, x: Tensor) -> None:
         self._sample_wise = config.granularity == "sample"
         self._shared = not self._sample_wise or config.objective == "information-maximization"
         self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self._blamed = ~self._alive
+        self.entropies: tuple[Tensor, ...] = ()
 
     def gate(self, updated: Values, start: Values, entropies: Tensor) -> Values:
         """Return `updated`, and `start` for every sample that has ever turned non-finite."""
+        self.entropies = (*self.entropies, entropies)
         no_entropy = ~entropies.isfinite()
         no_update = torch.zeros_like(no_entropy)
         for value in updated.values():

@@ -1,11 +1,14 @@
 """Defenses small enough to know everything about."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from dent.attacks.adaptive import RUNGS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SINGLES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -21,6 +24,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "square": {"iterations": 6},
     "standard": {"iterations": 3, "targets": 2, "square_iterations": 5},
     "plus": {"iterations": 3, "targets": 2, "square_iterations": 5},
+    **{f"adaptive-{rung}": {"iterations": 3, "targets": 1} for rung in RUNGS},
+    "zero-update": {"iterations": 3},
+    "fpa": {"iterations": 3, "rounds": 2},
+    "gmsa-avg": {"iterations": 3, "rounds": 2},
+    "gmsa-min": {"iterations": 3, "rounds": 2},
+    "collateral": {"iterations": 3},
+    "rays": {"iterations": 60},
 }
 
 
@@ -44,17 +54,42 @@ def linear(classes: int = 4, pixels: int = 108, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), layer).eval()
 
 
+class Base(nn.Module):
+    """The static model under a toy."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x)
+
+
 class Toy(nn.Module):
-    """A dynamic defense around a model; subclasses change what is adapted to what."""
+    """A dynamic defense around a model; subclasses change what is adapted to what.
+
+    It offers all that a defense may offer to attackers.
+    """
 
     batch_dependent = False
+    steps = 4
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def adapt(self, x: Tensor) -> Any:
+    def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Any:
         return None
+
+    def unwrap(self) -> nn.Module:
+        return Base(self.static)
+
+    def static(self, x: Tensor) -> Tensor:
+        return self.model(x)  # type: ignore[no-any-return]
+
+    def with_steps(self, steps: int) -> "Toy":
+        return self
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return self.model(x)  # type: ignore[no-any-return]
@@ -68,8 +103,8 @@ class Company(Toy):
 
     batch_dependent = True
 
-    def adapt(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
+    def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Tensor:
+        with torch.set_grad_enabled(differentiable and last != 0):
             mean: Tensor = self.model(x).softmax(dim=1).mean(dim=0)
         return mean
 
@@ -88,6 +123,9 @@ class Places(Toy):
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return torch.einsum("ncp,np->nc", self.weight, x.flatten(1) - 0.5)
 
+    def static(self, x: Tensor) -> Tensor:
+        return self.predict(x, None)
+
 
 class Recorder(Toy):
     """Fails if a query has another size or order than the natural batch, or foreign rows."""
@@ -99,13 +137,20 @@ class Recorder(Toy):
         self.sizes: list[int] = []
         self.strict = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        self._record(x)
+        return super().predict(x, adaptation)
+
+    def static(self, x: Tensor) -> Tensor:
+        self._record(x)
+        return super().static(x)
+
+    def _record(self, x: Tensor) -> None:
         self.sizes.append(len(x))
         if self.strict:
             assert x.shape == self.natural.shape
             distance = torch.cdist(x.detach().flatten(1), self.natural.flatten(1))
             assert distance.argmin(dim=1).tolist() == list(range(len(x)))
-        return super().forward(x)
 
 
 class Speechless(Toy):
@@ -135,3 +180,6 @@ class Unfoolable(Toy):
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return self.answers + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    def static(self, x: Tensor) -> Tensor:
+        return self.predict(x, None)

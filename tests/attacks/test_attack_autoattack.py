@@ -208,11 +208,11 @@ def test_autoattacks_warnings_become_notes_and_are_true() -> None:
         y = model(x).argmax(dim=1)
 
     class Probing(Company):
-        def adapt(self, x: Tensor) -> Tensor:
+        def adapt(self, x: Tensor, **how: Any) -> Tensor:
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
                 torch.autograd.grad(self.model(leaf).sum(), leaf)
-            return super().adapt(x)
+            return super().adapt(x, **how)
 
     attack = make("apgd-ce", iterations=1, protocol="published")
     threat = ThreatModel("linf", 0.01)

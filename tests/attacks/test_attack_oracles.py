@@ -95,3 +95,28 @@ def test_square_fools_what_any_noise_fools_and_never_the_closed_form() -> None:
     assert attack(model, x, y, ThreatModel("linf", 0.5), seed=0).claimed.all()
     short = ThreatModel("linf", float(far.min()) * 0.999)
     assert not attack(model, x, y, short, seed=0).claimed.any()
+
+
+def test_rays_comes_close_to_the_closed_form_by_decisions_alone() -> None:
+    model, x, y = two_classes()
+    far = closest(model, x, y, "linf")
+    attack = make("rays", iterations=600)
+    for member in range(len(x)):
+        one, label = x[member : member + 1], y[member : member + 1]
+        near = ThreatModel("linf", float(far[member]) * 1.25)
+        short = ThreatModel("linf", float(far[member]) * 0.999)
+        found = attack(model, one, label, near, seed=0)
+        assert found.claimed.item()
+        assert found.backwards == 0
+        assert not attack(model, one, label, short, seed=0).claimed.item()
+
+
+def test_rays_members_search_by_themselves() -> None:
+    model, x, y = two_classes()
+    threat = ThreatModel("linf", 1.3 * float(closest(model, x, y, "linf").max()))
+    together = make("rays", iterations=700)(model, x, y, threat, seed=0)
+    for member in range(len(x)):
+        one, label = x[member : member + 1], y[member : member + 1]
+        alone = make("rays", iterations=700)(model, one, label, threat, seed=0)
+        assert torch.equal(alone.claimed, together.claimed[member : member + 1])
+    assert together.claimed.all()

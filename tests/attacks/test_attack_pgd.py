@@ -15,8 +15,8 @@ from tests.attacks.attack_toys import Company, Toy, linear, small_images
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"iterations": 0}, "at least 1"),
-        ({"restarts": 0}, "at least 1"),
+        ({"iterations": 0}, "whole numbers from 1"),
+        ({"restarts": 0}, "whole numbers from 1"),
         ({"step": 0.0}, "step must be"),
         ({"step": float("nan")}, "step must be"),
         ({"restarts": 2, "random_start": False}, "from one start are equal"),

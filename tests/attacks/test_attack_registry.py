@@ -2,14 +2,15 @@ import json
 
 import pytest
 
-from dent.attacks import AutoAttack, make, names
+from dent.attacks import AutoAttack, make, make_from, names
+from dent.attacks.adaptive import ADAPTIVE
 from dent.errors import ConfigError, UnknownNameError
 from tests.attacks.attack_toys import SETS, SINGLES
 
 
 def test_names_are_sorted_and_all_can_be_made() -> None:
     assert names() == tuple(sorted(names()))
-    assert set(names()) == {"pgd", "pgd-imagenet", *SINGLES, *SETS}
+    assert set(names()) == {"pgd", "pgd-imagenet", *SINGLES, *SETS, *ADAPTIVE}
     for name in names():
         attack = make(name)
         assert attack.name == name
@@ -63,6 +64,63 @@ def test_single_attacks_take_iterations_sets_tell_squares_apart() -> None:
 def test_settings_without_meaning_are_refused(name: str, wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         make(name, **wrong)
+
+
+def test_an_attack_can_be_written_with_its_settings() -> None:
+    paper = make_from(" pgd: iterations=30, step=0.1,restarts=5,random_start=true ")
+    assert paper.settings() == make("pgd-imagenet").settings()
+    assert paper.name == "pgd:iterations=30,step=0.1,restarts=5,random_start=true"
+    assert make_from("apgd-t", iterations=7).settings() == make("apgd-t", iterations=7).settings()
+    # What is written with the attack goes before what is said of all.
+    own = make_from("apgd-t:iterations=3,targets=2", iterations=7, protocol="published")
+    assert (
+        own.settings() == make("apgd-t", iterations=3, targets=2, protocol="published").settings()
+    )
+    assert make_from("square:protocol=published").settings()["protocol"] == "published"
+    assert [make_from(name).name for name in names()] == list(names())
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("pgd:", "NAME:SETTING=VALUE"),
+        ("pgd:iterations", "NAME:SETTING=VALUE"),
+        ("pgd:iterations=", "NAME:SETTING=VALUE"),
+        ("pgd:iterations=3,iterations=4", "iterations is set twice"),
+        ("pgd:iteration=3", "did you mean 'iterations'"),
+        ("pgd:iterations=many", "whole numbers from 1, got 'many'"),
+        ("pgd:iterations=2.5", "whole numbers from 1, got 2.5"),
+        ("pgd:step=fast", "step must be a number"),
+        ("pgd:share=true", "share must be in"),
+        ("pgd:random_start=no", "random_start must be true or false, got 'no'"),
+        ("apgd-ce:iterations=true", "iterations must be a whole number"),
+        ("apgd-ce:rho=big", "rho must be in"),
+        ("apgd-ce:protocol=published,batch_size=x", "batch_size is for"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(text: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        make_from(text)
+
+
+def test_the_published_protocol_is_autoattacks_alone() -> None:
+    with pytest.raises(ConfigError, match="AutoAttack's own; pgd has none"):
+        make_from("pgd", protocol="published")
+    with pytest.raises(UnknownNameError, match="did you mean 'pgd'"):
+        make_from("pdg:iterations=3")
+
+
+def test_an_evaluation_tells_the_published_protocol_its_batch_size() -> None:
+    published = make_from("apgd-ce:restarts=2", protocol="published")
+    told = published.sized(64)
+    assert (
+        told.settings()
+        == make("apgd-ce", restarts=2, protocol="published", batch_size=64).settings()
+    )
+    assert told.name == published.name
+    assert told.sized(8) is told  # what was chosen stays
+    frozen = make("apgd-ce")
+    assert frozen.sized(64) is frozen
 
 
 def test_settings_name_everything_that_runs() -> None:

@@ -23,7 +23,17 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> FakeSource:
 
 
 def test_the_names() -> None:
-    assert dent.data.names() == ("cifar10", "cifar10-sample")
+    assert dent.data.names() == (
+        "cifar10",
+        "cifar100",
+        "cifar10-sample",
+        "imagenet",
+        "imagenet-288",
+        "imagefolder",
+        "imagefolder-288",
+        "cifar10-c",
+        "cifar100-c",
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +47,9 @@ def test_an_unknown_dataset_gets_a_suggestion(name: str, hint: str) -> None:
 
 
 def test_a_name_like_no_other_gets_the_list() -> None:
-    with pytest.raises(UnknownNameError, match=r"'mnist', only cifar10, cifar10-sample$"):
+    with pytest.raises(
+        UnknownNameError, match=r"'mnist', only cifar10, cifar100, cifar10-sample, imagenet"
+    ):
         dent.data.load("mnist")
 
 

@@ -50,6 +50,24 @@ def test_the_estimate_counts_the_passes_that_are_made() -> None:
     assert found.seconds > 0
 
 
+def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
+    model = make_model()
+    defense = Counting(model)
+    subject = make_subject({"it": defense}, [PGD(iterations=7)], model=model, eps="1e-5")
+    full = Settings(n=8, batch_size=8, diagnostics="full")
+    found = estimate(subject, full).defenses["it"]
+    cheap = estimate(subject, Settings(n=8, batch_size=8)).defenses["it"]
+    defense.asked = 0
+    evaluate(subject, full)
+    # Half of the batch is followed up: two of those passes cost what one of the batch does.
+    extra = found.answers + found.gradients - cheap.answers - cheap.gradients
+    asked = defense.asked
+    defense.asked = 0
+    evaluate(subject, Settings(n=8, batch_size=8))
+    assert extra == pytest.approx((asked - defense.asked) / 2, abs=8)
+    assert extra > 20
+
+
 def test_the_size_of_the_folder_is_what_was_estimated(tmp_path: Path) -> None:
     subject = make_subject()
     evaluate(subject, SMALL, out=tmp_path / "run")

@@ -180,6 +180,24 @@ def test_full_diagnostics_attack_longer_and_further() -> None:
     assert "huge eps does not break all" in raised(masked)
 
 
+def test_a_set_is_followed_up_too_and_what_cannot_be_says_why() -> None:
+    full = Settings(n=8, batch_size=8, diagnostics="full")
+    hasty = make("standard", iterations=1, targets=1, square_iterations=1)
+    longer = hasty.longer("linf")
+    assert longer is not None
+    parts = longer.settings("linf")["parts"]
+    assert [part["iterations"] for part in parts] == [2, 2, 2, 1]
+    assert state(look(None, [hasty], full), "more iterations still help") != "not-run"
+    reasons = {
+        d.name: d.sentence for d in look(Cut, [Guess()], full).diagnostics if d.state == "not-run"
+    }
+    assert reasons["more iterations still help"].startswith("No attack followed a gradient")
+    assert reasons["huge eps does not break all"] == "The defense has no gradient to follow."
+    cheap = {d.name: d.sentence for d in look().diagnostics if d.state == "not-run"}
+    assert "full" in cheap["more iterations still help"]
+    assert "full" in cheap["huge eps does not break all"]
+
+
 class Overheard(Attack):
     """Claims what is not served: it looks at another batch than it hands over."""
 

@@ -238,11 +238,13 @@ def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None
         FolderLock(folder)
         os.write(writer, b"!")
         signal.pause()
-    assert os.read(reader, 1) == b"!"
-    with pytest.raises(LockedError, match=rf"\(pid {holder} on host "):
-        evaluate(make_subject(), SMALL, out=folder)
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
+    try:
+        assert os.read(reader, 1) == b"!"
+        with pytest.raises(LockedError, match=rf"\(pid {holder} on host "):
+            evaluate(make_subject(), SMALL, out=folder)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     # The lock died with its holder.
     assert evaluate(make_subject(), SMALL, out=folder).status == "complete"
 
@@ -251,6 +253,19 @@ def test_the_lock_is_free_after_a_refusal(folder: Path) -> None:
     with pytest.raises(SpecMismatchError):
         evaluate(make_subject(), Settings(n=3), out=folder)
     FolderLock(folder).close()
+
+
+def test_a_lock_that_cannot_be_written_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RecordError, match="no space left"):
+        FolderLock(tmp_path)
+    monkeypatch.undo()
+    FolderLock(tmp_path).close()
 
 
 def test_a_full_disk_in_the_middle_of_a_run(

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from dent import Dent, DentConfig
 from dent.attacks import make
 from dent.errors import ConfigError, DataError, InputError
-from dent.evaluation import EvaluationResult, Progress, Settings, evaluate, load_run
+from dent.evaluation import (
+    EvaluationResult,
+    Progress,
+    Settings,
+    estimate,
+    evaluate,
+    load_run,
+)
 from dent.evaluation.canonical import without_timing
 from dent.evaluation.folder import Memory
 from dent.evaluation.plan import make_plan
@@ -228,6 +235,17 @@ def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
         evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
 
 
+def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> None:
+    subject = make_subject({}, [make("apgd-ce", iterations=2, protocol="published")])
+    result = evaluate(subject, SMALL)
+    (attack,) = result.spec.attacks
+    assert attack.config["batch_size"] == SMALL.batch_size
+    x, y = subject.dataset.batch(range(20))
+    alone = make("apgd-ce", iterations=2, protocol="published", batch_size=8)
+    found = alone(subject.model, x, y, subject.threat, seed=0)
+    assert result.defenses["static"].attack("apgd-ce").queries == found.queries
+
+
 def test_tensors_that_are_not_kept_are_gone_and_change_nothing(tmp_path: Path) -> None:
     dropped = evaluate(make_subject(), SMALL.model_copy(update={"tensors": "drop"}))
     asked = Settings(**{**SMALL.to_json(), "tensors": "drop"})
@@ -309,6 +327,36 @@ def test_a_dataset_that_changes_its_labels_is_noticed() -> None:
     fickle.__dict__.update(data.__dict__)
     with pytest.raises(DataError, match="gives other labels for batch"):
         evaluate(replace(make_subject(), dataset=fickle), SMALL)
+
+
+class Bare:
+    """No module and not callable: adapts, predicts, and says whether batches matter."""
+
+    def __init__(self, model: nn.Module, batch_dependent: bool) -> None:
+        self.model, self.batch_dependent = model, batch_dependent
+
+    def adapt(self, x: Tensor) -> float:
+        return float(x.detach().mean()) if self.batch_dependent else 0.5
+
+    def predict(self, x: Tensor, adaptation: float) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits * (1 + adaptation)
+
+
+@pytest.mark.parametrize("batch_dependent", [False, True])
+@pytest.mark.parametrize("mix", [None, 0.5])
+def test_any_object_on_the_protocol_is_evaluated(batch_dependent: bool, mix: float | None) -> None:
+    model = make_model()
+    defense = Bare(model, batch_dependent)
+    attacks = [Push(), make("apgd-ce", iterations=2), make("square", iterations=4)]
+    subject = make_subject({"bare": defense}, attacks, model=model)
+    settings = Settings(n=8, batch_size=4, mix=mix, diagnostics="full")
+    assert estimate(subject, settings).defenses["bare"].gradient_seconds is not None
+    result = evaluate(subject, settings)
+    # Scaling logits changes no prediction: it is the static model to every attack that looks.
+    for kind in ("attack", "transfer"):
+        served = result.defenses["bare"].attack("push", kind).served
+        assert served == result.defenses["static"].attack("push").served
 
 
 def test_a_defense_that_answers_with_something_else_is_refused() -> None:

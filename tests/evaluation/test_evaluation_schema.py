@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dent.evaluation import load_run, verify
+from dent.evaluation.canonical import without_wording
 from dent.evaluation.schema import FILES, schema, text
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_no_record_takes_unknown_keys() -> None:
 def test_a_run_written_by_an_older_version_says_the_same_today(version: str) -> None:
     recorded = load_run(GOLDEN / version)
     written = json.loads((GOLDEN / version / "result.json").read_text())
-    assert recorded.result.to_json() == written
+    assert without_wording(recorded.result.to_json()) == without_wording(written)
     assert verify(GOLDEN / version).problems == ()
     for record in recorded.units():
         if record.kind == "attack":

@@ -142,6 +142,14 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: relabel(f, lambda r: r["trace"].update(entropy=[0.125]), ATTACK),
         r"served: attack/0/static/nudge: entropy is not as recorded",
     ),
+    "sigma where nothing smooths, checksum forged": (
+        lambda f: relabel(f, lambda r: r["trace"].update(sigma_by_step=[[0.5]]), ATTACK),
+        r"served: attack/0/static/nudge: sigma by step has another length",
+    ),
+    "the members of a probe, checksum forged": (
+        lambda f: relabel(f, lambda r: r.update(gradient_rows=1, zero_gradients=0), 0),
+        r"probes: probe/0/static/None is answered differently",
+    ),
     "a seed, checksum forged": (
         lambda f: relabel(f, lambda r: r.update(seed=3), ATTACK),
         r"seeds: attack/0/static/nudge was run with a seed",

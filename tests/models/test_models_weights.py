@@ -338,3 +338,19 @@ def test_statistics_that_are_no_numbers_are_refused_but_masks_may_be_infinite() 
     state["1.running_mean"] = torch.full((4,), float("nan"))
     with pytest.raises(WeightsError, match=r"1\.running_mean"):
         fit_weights(model, state, "here")
+
+
+def test_a_web_page_is_told_from_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"<!DOCTYPE html>\n<title>Too many requests</title>")
+    with pytest.raises(WeightsError, match="holds a web page instead of weights"):
+        read_weights(tmp_path / "w.pt", digest="0" * 64)
+
+
+def test_a_digest_may_be_its_first_digits(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.ones(2)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(read_weights(path, digest=digest[:8])["a"], torch.ones(2))
+    other = "0" if digest[7] != "0" else "1"
+    with pytest.raises(WeightsError, match="not the registered file"):
+        read_weights(path, digest=digest[:7] + other)

@@ -42,9 +42,9 @@ class Half(nn.Module):
 
 class Silent:
     batch_dependent = False
-    def __init__(self, model): pass
+    def __init__(self, model): self.model = model
     def adapt(self, x): return None
-    def predict(self, x, adaptation): return x
+    def predict(self, x, adaptation): return self.model(x)
 
 def plain(model): return nn.Sequential(model, nn.Softmax(1)).train()
 def nothing(model): return None
@@ -166,6 +166,13 @@ def test_own_defense(folder: Path, small: nn.Sequential, batch: Tensor) -> None:
     assert described["batch_dependent"]
 
 
+def test_own_defense_need_not_be_callable(
+    folder: Path, small: nn.Sequential, batch: Tensor
+) -> None:
+    defense = make("own_defenses:Silent", small)
+    assert torch.equal(defense.predict(batch, defense.adapt(batch)), small(batch))
+
+
 def test_own_module_counts_as_static(folder: Path, small: nn.Sequential, batch: Tensor) -> None:
     defense = make("own_defenses:plain", small)
     assert not defense.batch_dependent
@@ -198,7 +205,6 @@ def test_unknown_factory(spec: str, message: str, folder: Path, small: nn.Sequen
     ("spec", "message"),
     [
         ("own_defenses:Half", "Half without predict, batch_dependent"),
-        ("own_defenses:Silent", "Silent without __call__"),
         ("own_defenses:nothing", "NoneType without adapt"),
         ("own_defenses:raising", "RuntimeError: out of luck"),
         ("own_defenses:without_model", "called with the model"),

@@ -219,3 +219,16 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         defense(small, **setting)
+
+
+@pytest.mark.parametrize("defense", [AntiAdversary, Hedge])
+def test_another_number_of_steps_is_the_same_defense_otherwise(
+    defense: type[AntiAdversary | Hedge], small: nn.Sequential
+) -> None:
+    deployed = defense(small, steps=5)
+    fewer = deployed.with_steps(2)
+    assert type(fewer) is defense
+    assert fewer.settings == deployed.settings | {"steps": 2}
+    assert fewer.unwrap() is small
+    with pytest.raises(ConfigError, match="steps"):
+        deployed.with_steps(0)

@@ -27,6 +27,7 @@ const cells = (table) => [...table.querySelectorAll("tr")].map((row) =>
 return {
   title: doc.title,
   headings: all("h2").map(text),
+  contents: all("nav li").map(text),
   cards: Object.fromEntries(all(".card").map((card) => [text(card.querySelector("h3, h4")), {
     big: text(card.querySelector(".big")), whole: text(card),
     figures: [...card.querySelectorAll(".big, .fig")].map(marked),
@@ -260,6 +261,7 @@ def test_the_gallery_shows_natural_images_that_can_be_loaded_again(asked: Any) -
 def test_several_runs_stand_side_by_side_and_against_eps(asked: Any) -> None:
     facts = asked["several"]
     assert facts["title"].startswith("3 runs side by side")
+    assert re.match(r"eps=1_255: \S+ on \S+, linf 1/255, \d+ samples in", facts["contents"][1])
     groups = [row[0] for row in facts["tables"][0]["rows"] if len(row) == 1]
     assert groups[:2] == ["eps=4_255", "eps=1_255"]
     assert "not finished: 9 of" in groups[2]

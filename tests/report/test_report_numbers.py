@@ -16,6 +16,7 @@ from dent.evaluation import EvaluationResult
 from dent.evaluation.intervals import wilson
 from dent.report import write_report
 from dent.report.formats import to_csv
+from dent.report.limits import limits
 from dent.report.loading import NamedRun, load_runs
 from tests.report.conftest import letters_of
 
@@ -172,6 +173,27 @@ def test_markdown_says_what_it_does_not_show(run_path: Path) -> None:
     assert "No exact-gradient attack" in text
     assert "| not-run |" in text
     assert "- [a] **batch dependent**: " in text
+
+
+@pytest.mark.parametrize(
+    ("config", "says", "silent"),
+    [
+        ({}, "No exact-gradient attack (unrolled through all adaptation steps) and no attack", ""),
+        ({"rung": "unrolled"}, "No attack on model space (GMSA) has", "exact-gradient"),
+        ({"rung": "stop-gradient", "unrolled": False}, "No exact-gradient attack", ""),
+        ({"ensemble": "gmsa-min"}, "No exact-gradient attack", "model space"),
+        ({"ensemble": "gmsa-min", "unrolled": True}, "", "known to break"),
+    ],
+)
+def test_what_was_not_run_is_said_and_what_was_is_not(
+    result: EvaluationResult, config: dict[str, Any], says: str, silent: str
+) -> None:
+    (first, *rest) = result.spec.attacks
+    asked = (first.model_copy(update={"config": config}), *rest)
+    spec = result.spec.model_copy(update={"attacks": asked})
+    said = " ".join(limits(result.model_copy(update={"spec": spec})))
+    assert says in said
+    assert not silent or silent not in said
 
 
 def test_markdown_tables_are_square(run_path: Path, eps_sweep: Path, tmp_path: Path) -> None:

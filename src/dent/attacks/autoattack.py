@@ -8,6 +8,7 @@ new batches: what the paper did, and what its numbers need.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
@@ -25,6 +26,7 @@ from dent.attacks.parts import (
 )
 from dent.attacks.published import run_published
 from dent.attacks.querier import Queries
+from dent.attacks.values import is_count
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,14 +82,14 @@ class AutoAttack(Attack):
             square_iterations: Square's queries in a set.
             protocol: `frozen` or `published`.
             batch_size: For `published`, the size that survivors are regrouped into; by default
-                all images given.
+                all images given, and in an evaluation the size of its batches.
 
         Raises:
             ConfigError: If a value is out of range or has no effect on this attack.
         """
         if protocol not in get_args(Protocol):
             raise ConfigError(f"protocol must be 'frozen' or 'published', got {protocol!r}")
-        if batch_size is not None and (protocol == "frozen" or batch_size < 1):
+        if batch_size is not None and (protocol == "frozen" or not is_count(batch_size)):
             raise ConfigError(
                 f"batch_size is for protocol='published', from 1, got {batch_size} for "
                 f"{protocol!r}: the frozen protocol takes each batch as it is given"
@@ -102,6 +104,28 @@ class AutoAttack(Attack):
         self.batch_size = batch_size
         self._overrides = Overrides(iterations, restarts, targets, rho, square_iterations)
         self._overrides.check(name)
+
+    def sized(self, batch_size: int) -> AutoAttack:
+        """Published, survivors are regrouped into batches of this size if none was chosen."""
+        if self.protocol == "frozen" or self.batch_size is not None:
+            return self
+        chosen = AutoAttack(
+            self._name, **asdict(self._overrides), protocol=self.protocol, batch_size=batch_size
+        )
+        chosen.name = self.name
+        return chosen
+
+    def longer(self, norm: Norm = "linf") -> AutoAttack | None:
+        """The gradient attacks with twice the iterations, Square as it is; None of Square alone."""
+        followed = [part.iterations for part in self.parts(norm) if part.gradient]
+        if not followed:
+            return None
+        changed = asdict(self._overrides) | {"iterations": 2 * max(followed)}
+        longer = AutoAttack(
+            self._name, **changed, protocol=self.protocol, batch_size=self.batch_size
+        )
+        longer.name = self.name
+        return longer
 
     def parts(self, norm: Norm) -> tuple[Part, ...]:
         """The attacks that run, in order, with their budgets."""

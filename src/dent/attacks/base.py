@@ -102,6 +102,22 @@ class Attack(ABC):
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The passes one batch costs at most: fewer where all its members fall early."""
 
+    def sized(self, batch_size: int) -> Attack:
+        """The same attack, told the size of an evaluation's batches; itself where that is nothing.
+
+        Only what takes all batches at once and makes its own has to be told.
+        """
+        del batch_size
+        return self
+
+    def longer(self, norm: Norm = "linf") -> Attack | None:
+        """The same attack with twice the iterations of its gradients; None where it has none.
+
+        What an evaluation asks whether the attack had converged.
+        """
+        del norm
+        return None
+
     def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
         """The passes for `size` images in one call: `queries`, unless the attack splits them."""
         del size

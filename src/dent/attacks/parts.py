@@ -12,6 +12,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
 from dent.attacks.querier import Queries
+from dent.attacks.values import is_count, is_number
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ class Overrides:
         """
         for key in ("iterations", "restarts", "targets", "square_iterations"):
             value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not is_count(value):
                 raise ConfigError(f"{key} must be a whole number from 1, got {value!r}")
-        if self.rho is not None and not 0 < self.rho < 1:
+        if self.rho is not None and not (is_number(self.rho) and 0 < self.rho < 1):
             raise ConfigError(f"rho must be in (0, 1), got {self.rho!r}")
         is_set = name in SETS
         useless = {

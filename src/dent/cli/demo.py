@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dent.cli import resolve, running
+from dent.cli import resolve, running, showing
 from dent.cli.console import ERR, OUT, print_json
 from dent.evaluation import Settings
 from dent.report import figure, write_report
@@ -51,7 +51,7 @@ def demo_command(
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
-    running.show(result, out)
+    showing.show(result, out)
     figure(result, out / "figure.png")
     page = write_report([out], out / "report.html")
     OUT.print(f"Page: {page}    Figure: {out / 'figure.png'}", markup=False, soft_wrap=True)

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from dent.cli import resolve, running
+from dent.cli import resolve, running, showing
 from dent.cli.console import print_json
 from dent.evaluation import Settings
+from dent.evaluation.sweep import folder_name
 from dent.threat import ThreatModel
 
 _INPUT = "What is evaluated"
@@ -19,7 +20,8 @@ def evaluate_command(
     model: Annotated[
         str,
         typer.Option(
-            help="A name of `dent models`, resnet-DEPTH-WIDTH with --weights, or module:factory.",
+            help="A name of `dent models`, torchvision/NAME, timm/NAME, resnet-DEPTH-WIDTH with "
+            "--weights, or module:factory.",
             rich_help_panel=_INPUT,
         ),
     ] = "resnet18-nominal",
@@ -30,7 +32,12 @@ def evaluate_command(
         ),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help="cifar10 or cifar10-sample.", rich_help_panel=_INPUT)
+        str,
+        typer.Option(
+            help="cifar10, cifar10-sample, cifar100, imagenet or imagenet-288, imagefolder or "
+            "imagefolder-288 (with --data FOLDER), cifar10-c/CORRUPTION/SEVERITY, ...",
+            rich_help_panel=_INPUT,
+        ),
     ] = "cifar10-sample",
     n: Annotated[
         int | None,
@@ -62,7 +69,8 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Repeatable. apgd-ce, apgd-t, fab-t, square, standard (AutoAttack), plus, pgd, "
-            "... By default apgd-ce.",
+            "pgd-imagenet, ...; with settings as pgd:iterations=30,step=0.1,restarts=5. "
+            "By default apgd-ce.",
             rich_help_panel=_THREAT,
         ),
     ] = None,
@@ -85,8 +93,12 @@ def evaluate_command(
         typer.Option(help="How samples are laid into batches.", rich_help_panel=_RUN),
     ] = "dataset",
     mix: Annotated[
-        float | None,
-        typer.Option(help="Share of each batch that is attacked.", rich_help_panel=_RUN),
+        str | None,
+        typer.Option(
+            help="Share of each batch that is attacked, 0.0625 being one of 16; or several, "
+            "0.1,0.25,0.5, and one run for each.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="What every seed derives from.", rich_help_panel=_RUN)
@@ -102,6 +114,14 @@ def evaluate_command(
             rich_help_panel=_RUN,
         ),
     ] = "cheap",
+    tensors: Annotated[
+        Literal["keep", "drop"],
+        typer.Option(
+            help="Whether adversarial images stay in the run folder; without them nobody can "
+            "verify it.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "keep",
     over: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +132,12 @@ def evaluate_command(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of datasets.", rich_help_panel=_RUN),
+        typer.Option(
+            "--data",
+            "--data-root",
+            help="Folder of datasets; with imagefolder, the folder itself.",
+            rich_help_panel=_INPUT,
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Run folder; the same command resumes it.", rich_help_panel=_RUN)
@@ -126,7 +151,10 @@ def evaluate_command(
 
     The static model is attacked along with the same budget, and what breaks it is replayed on every
     defense. Records are written as the run goes: interrupt it, and the same command goes on.
+
+    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted.
     """
+    swept = resolve.swept(over, mix)
     threat = ThreatModel(norm, eps)
     chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
     where = resolve.device(device)
@@ -144,21 +172,25 @@ def evaluate_command(
         n=n,
         batch_size=batch_size,
         order=order,
-        mix=mix,
+        mix=None if swept and swept[0] == "mix" else resolve.share(mix),
         seed=seed,
         static=static,
         transfer=static,
         diagnostics=diagnostics,
+        tensors=tensors,
     )
-    if over is not None:
-        name, values = resolve.swept(over)
+    if swept is not None:
+        name, values = swept
+        running.announce_sweep(subject, settings, name, values, out)
         results = running.run_sweep(subject, settings, name, values, out)
+        folders = {value: out / folder_name(name, value) for value in results}
     else:
-        running.announce(subject, settings)
+        running.announce(subject, settings, out)
         results = {"": running.run(subject, settings, out)}
+        folders = {"": out}
     if as_json:
         plain = {value: result.model_dump(mode="json") for value, result in results.items()}
-        print_json(plain if over is not None else plain[""])
+        print_json(plain if swept is not None else plain[""])
         return
     for value, result in results.items():
-        running.show(result, out / running.folder_name(name, value) if value else out)
+        showing.show(result, folders[value])

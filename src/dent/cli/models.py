@@ -7,37 +7,86 @@ import typer
 
 from dent import models
 from dent.cli.console import OUT, print_json, print_table
-from dent.models import Accuracy
+from dent.errors import MissingExtraError
+from dent.models import Accuracy, ModelInfo
+
+_CATALOGUES = ("robustbench", "torchvision", "timm")
 
 
 def models_command(
+    word: Annotated[
+        str | None,
+        typer.Argument(help="Only models with this in their name, of every source."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="All of robustbench, torchvision or timm."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
     """List the models that `--model` takes by name, and what is known of each.
 
-    Besides these, `--model` takes a family name such as resnet-26-4 with --weights FILE, and
+    Without arguments: those that come with this package, and those of the paper. Besides these,
+    `--model` takes a family name such as resnet-26-4 with --weights FILE, and
     package.module:factory of your own.
     """
-    entries = [models.info(name) for name in models.names()]
+    names, missing = _chosen(word, source)
+    entries = [models.info(name) for name in names]
     if as_json:
         print_json([asdict(entry) for entry in entries])
         return
-    rows = [
-        (
-            entry.name,
-            entry.dataset,
-            entry.threat or "nominal",
-            f"{entry.size / 1e6:.1f} MB",
-            "yes" if entry.present else "no",
-            "; ".join(_describe(accuracy) for accuracy in entry.accuracies) or "not measured",
+    columns = ("model", "dataset", "trained for", "size", "here", "accuracy")
+    print_table("Models", columns, [_row(entry) for entry in entries])
+    _print_sources(entries)
+    for error in missing:
+        OUT.print(f"Not searched: {error}", markup=False, soft_wrap=True)
+    if word is None and source is None:
+        OUT.print(
+            "More: `dent models --source robustbench`, torchvision or timm, and `dent models WORD` "
+            "to search all of them.",
+            markup=False,
+            soft_wrap=True,
         )
-        for entry in entries
-    ]
-    columns = ("model", "dataset", "trained for", "size", "present", "accuracy")
-    print_table("Models", columns, rows)
+
+
+def _chosen(word: str | None, source: str | None) -> tuple[list[str], list[MissingExtraError]]:
+    """Names to list, and what could not be searched."""
+    if word is None or source is not None:
+        names = models.names(source)
+        return [name for name in names if (word or "").lower() in name.lower()], []
+    found, missing = list(models.names()), []
+    for catalogue in _CATALOGUES:
+        try:
+            found += models.names(catalogue)
+        except MissingExtraError as error:
+            missing.append(error)
+    return [name for name in dict.fromkeys(found) if word.lower() in name.lower()], missing
+
+
+def _row(entry: ModelInfo) -> tuple[str, ...]:
+    return (
+        entry.name,
+        entry.dataset,
+        entry.threat or "nominal",
+        "" if entry.size is None else f"{entry.size / 1e6:.1f} MB",
+        "yes" if entry.present else "no",
+        "; ".join(_describe(accuracy) for accuracy in entry.accuracies) or "not stated",
+    )
+
+
+def _print_sources(entries: list[ModelInfo]) -> None:
+    """Where weights and accuracies come from, once for all models that say the same."""
+    weights: dict[str, list[str]] = {}
+    measured: dict[str, list[str]] = {}
     for entry in entries:
+        weights.setdefault(entry.source, []).append(entry.name)
         for accuracy in entry.accuracies:
-            OUT.print(f"{entry.name}, {_describe(accuracy)}: {accuracy.provenance}")
+            measured.setdefault(accuracy.provenance, []).append(entry.name)
+    for what, by_source in (("Weights from", weights), ("Accuracy:", measured)):
+        for text, named in by_source.items():
+            which = list(dict.fromkeys(named))
+            shown = which[0] if len(which) == 1 else f"{len(which)} models, first {which[0]}"
+            OUT.print(f"{what} {text} ({shown})", markup=False, soft_wrap=True)
 
 
 def _describe(accuracy: Accuracy) -> str:

@@ -8,10 +8,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dent import report
-from dent.cli import restore, running
+from dent.cli import restore, showing
 from dent.cli.console import ERR, OUT, print_json, print_table
-from dent.evaluation import load_run, verify
+from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, verify
 from dent.report import RunSummary, SampleStory
+from dent.report.loading import is_run
 
 FAILED = 1
 """Exit status when a check found something wrong."""
@@ -29,7 +30,10 @@ def list_command(
     if as_json:
         print_json([run.model_dump(mode="json") for run in runs])
         return
-    columns = ("run", "status", "model", "threat", "defense", "natural", "worst case", "gain")
+    columns = (
+        *("run", "status", "model", "threat", "defense", "natural", "worst case"),
+        *("against static", "flags"),
+    )
     print_table("Runs", columns, [row for run in runs for row in _lines(run)])
     for run in runs:
         if run.error:
@@ -38,7 +42,7 @@ def list_command(
 
 def _lines(run: RunSummary) -> list[tuple[str, ...]]:
     if run.error or not run.defenses:
-        return [(escape(run.path), run.status or "unreadable", "", "", "", "", "", "")]
+        return [(escape(run.path), run.status or "unreadable", *[""] * 7)]
     return [
         (
             escape(run.path) if not index else "",
@@ -46,9 +50,10 @@ def _lines(run: RunSummary) -> list[tuple[str, ...]]:
             escape(run.model or "") if not index else "",
             run.threat or "" if not index else "",
             escape(line.name),
-            running.percent(line.natural),
-            running.with_interval(line.worst) + (" (!)" if line.flags else ""),
-            running.gain(line.difference),
+            showing.percent(line.natural),
+            showing.with_interval(line.worst),
+            showing.gain(line.difference),
+            ", ".join(line.flags),
         )
         for index, line in enumerate(run.defenses)
     ]
@@ -67,7 +72,7 @@ def show_command(
         if as_json:
             print_json(loaded.result.model_dump(mode="json"))
         else:
-            running.show(loaded.result, run)
+            showing.show(loaded.result, run)
         return
     story = report.sample_story(loaded, sample)
     if as_json:
@@ -104,9 +109,15 @@ def report_command(
         Path, typer.Option("--out", "-o", help="Its suffix decides: .html, .md, .csv or .json.")
     ] = Path("report.html"),
     root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was written, and where, as JSON.")
+    ] = False,
 ) -> None:
     """Write one page, table or file about one run, or several side by side."""
     written = report.write_report(runs, out, data_root=root)
+    if as_json:
+        print_json({"written": str(written), "runs": [str(run) for run in runs]})
+        return
     OUT.print(f"Written to {written}", markup=False, soft_wrap=True)
 
 
@@ -126,9 +137,10 @@ def verify_command(
 
     Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
     """
+    loaded = _readable(run)
     subject = None
-    if not records_only:
-        subject = restore.subject(load_run(run), weights, root, device)
+    if loaded is not None and not records_only:
+        subject = restore.subject(loaded, weights, root, device)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("submitting again", total=None)
@@ -145,3 +157,19 @@ def verify_command(
                 OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
     if found.status != "verified":
         raise typer.Exit(FAILED if found.status == "failed" else 3)
+
+
+def _readable(run: Path) -> RecordedRun | None:
+    """The run; None where its records are damaged, which is a finding and no refusal.
+
+    Raises:
+        RecordError: There is no run there at all.
+    """
+    try:
+        return report.load_run(run)
+    except SchemaVersionError:
+        raise
+    except RecordError:
+        if not is_run(run):
+            raise
+        return None

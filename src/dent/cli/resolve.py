@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Literal, get_args
 
 import torch
 
 from dent import data, models, reference
-from dent.attacks import Attack, Defense, make
+from dent.attacks import Attack, Defense, make_from
 from dent.cli.console import ERR
 from dent.data import ImageDataset
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Subject
+from dent.evaluation.spec import STATIC
 from dent.evaluation.sweep import Over, Value
 from dent.threat import ThreatModel
 
@@ -32,39 +33,31 @@ def device(name: str | None) -> torch.device:
     return chosen
 
 
-def dataset(name: str, root: Path | None) -> ImageDataset:
+def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "test") -> ImageDataset:
     """Return a dataset, fetched with a progress bar where it is not here yet."""
     with data.progress_bar(ERR) as report:
-        return data.load(name, root=root, progress=report)
+        return data.load(name, split, root=root, progress=report)
 
 
 def model(
     name: str, weights: Path | None, images: ImageDataset, device: torch.device
 ) -> torch.nn.Module:
-    """Return a model in eval mode, checked on two images of the dataset."""
-    loaded = models.load(name, weights=weights, device=device)
+    """Return a model in eval mode with the dataset's classes, checked on two of its images."""
+    loaded = models.load(name, weights=weights, num_classes=len(images.classes), device=device)
     sample, _ = images.batch(range(min(2, len(images))))
     models.check_model(loaded, len(images.classes), sample.to(device))
     return loaded
 
 
-def attacks(names: Sequence[str], iterations: int | None, protocol: str) -> list[Attack]:
+def attacks(
+    texts: Sequence[str], iterations: int | None, protocol: Literal["frozen", "published"]
+) -> list[Attack]:
     """Return attacks by name; `iterations` and `protocol` go to those that have them.
 
     Raises:
         ConfigError: no attack chosen has such a setting.
     """
-    chosen = []
-    for name in names:
-        settings: dict[str, Any] = {"iterations": iterations}
-        if not name.startswith("pgd"):
-            settings["protocol"] = protocol
-        elif protocol != "frozen":
-            raise ConfigError(
-                f"protocol={protocol!r} is AutoAttack's own; {name} has none. Drop --protocol."
-            )
-        chosen.append(make(name, **settings))
-    return chosen
+    return [make_from(text, iterations=iterations, protocol=protocol) for text in texts]
 
 
 def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defense]:
@@ -78,7 +71,12 @@ def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defens
         name = Path(spec).stem if spec.lower().endswith(".json") else spec
         if name in made:
             raise ConfigError(f"two defenses are called {name!r}: name each one once")
-        made[name] = reference.make(spec, wrapped)
+        if spec.lower().endswith(".json") and name in reference.names():
+            raise ConfigError(
+                f"{spec} would be called {name!r}, as one of dent's own: rename the file"
+            )
+        # The static reference is the model itself, whether it is asked for or comes along.
+        made[name] = wrapped if spec == STATIC else reference.make(spec, wrapped)
     return made
 
 
@@ -111,20 +109,42 @@ def subject(
     )
 
 
-def swept(text: str) -> tuple[Over, list[Value]]:
-    """Read `batch-size=1,2,4`, `eps=2/255,8/255`, `order=dataset,by-class` and the like.
+def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
+    """Read over what several runs go, if there are several.
+
+    Args:
+        over: `batch-size=1,2,4`, `eps=2/255,8/255`, `order=dataset,by-class` and the like.
+        mix: One share, which is no sweep, or several.
 
     Raises:
-        ConfigError: the setting or a value is none.
+        ConfigError: the setting or a value is none, or both ask for several runs.
     """
-    name, _, listed = text.partition("=")
-    known: dict[str, Over] = {over.replace("_", "-"): over for over in get_args(Over)}
+    if over is None and (mix is None or "," not in mix):
+        return None
+    if over is not None and mix is not None and ("," in mix or over.startswith("mix=")):
+        raise ConfigError(
+            f"--sweep {over} and --mix {mix} both ask for several runs: ask for one of them."
+        )
+    name, _, listed = (over or f"mix={mix}").partition("=")
+    known: dict[str, Over] = {each.replace("_", "-"): each for each in get_args(Over)}
     if name not in known or not listed:
         raise ConfigError(
-            f"--sweep expected SETTING=VALUE,VALUE with one of {', '.join(known)}, got {text!r}."
+            f"--sweep expected SETTING=VALUE,VALUE with one of {', '.join(known)}, got {over!r}."
         )
     kind = {"batch_size": int, "n": int, "seed": int, "mix": float}.get(known[name], str)
     try:
         return known[name], [kind(value) for value in listed.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--sweep {text}: {error}.") from error
+        raise ConfigError(f"{name}={listed}: {error}.") from error
+
+
+def share(mix: str | None) -> float | None:
+    """Read one share of a batch.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        return None if mix is None else float(mix)
+    except ValueError:
+        raise ConfigError(f"--mix expected a share such as 0.25, got {mix!r}.") from None

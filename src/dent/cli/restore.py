@@ -11,7 +11,7 @@ from dent.cli import resolve
 from dent.config import DentConfig
 from dent.defense import Dent
 from dent.errors import ConfigError, UnknownNameError
-from dent.evaluation import RecordedRun, Subject
+from dent.evaluation import RecordedRun, Settings, Subject
 from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.subject import attack_spec, threat_of
 from dent.threat import ThreatModel
@@ -39,7 +39,7 @@ def subject(
         model=model,
         dataset=images,
         defenses=dict(_defense(each, model) for each in spec.defenses if each.name != STATIC),
-        attacks=tuple(_attack(each, threat) for each in spec.attacks),
+        attacks=tuple(_attack(each, threat, spec.settings) for each in spec.attacks),
         threat=threat,
         model_name=spec.model.name,
     )
@@ -47,7 +47,8 @@ def subject(
 
 def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     settings: Any = spec.config.get("settings")
-    if spec.kind == f"{Dent.__module__}.{Dent.__qualname__}":
+    own = ":" in spec.name  # a factory, whatever it made
+    if not own and spec.kind == f"{Dent.__module__}.{Dent.__qualname__}":
         return spec.name, Dent(model, DentConfig.from_dict(settings))
     try:
         return spec.name, reference.make(spec.name, model)
@@ -57,11 +58,11 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
         ) from error
 
 
-def _attack(spec: AttackSpec, threat: ThreatModel) -> Attack:
+def _attack(spec: AttackSpec, threat: ThreatModel, settings: Settings) -> Attack:
     """Find the settings of the command line that give the recorded ones."""
     for iterations in (None, *sorted(_iterations(spec.config))):
         (made,) = resolve.attacks([spec.name], iterations, spec.protocol)
-        if attack_spec(made, threat) == spec:
+        if attack_spec(made.sized(settings.batch_size), threat) == spec:
             return made
     raise ConfigError(
         f"the attack {spec.name!r} was made in Python with settings that the command line has not, "

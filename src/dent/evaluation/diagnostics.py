@@ -15,12 +15,13 @@ from dent.evaluation.probe_readings import (
     randomized,
     stateful,
 )
-from dent.evaluation.records import Company, FollowUp, ProbeRecord, Session
+from dent.evaluation.records import Company, ProbeRecord, Session
 from dent.evaluation.result import AttackSummary, Dependence, Diagnostic
 from dent.evaluation.spec import STATIC
 
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
+_ASK: Final = "Ask for it with diagnostics='full'."
 
 
 def of_defense(
@@ -192,10 +193,11 @@ def _transfer(name: str, attacks: Sequence[AttackSummary], has_static: bool) -> 
 
 def _more_iterations(probe: ProbeRecord | None) -> Diagnostic:
     name = "more iterations still help"
-    ran: tuple[FollowUp, ...] = (probe.more_iterations or ()) if probe else ()
-    gains = [(found.before or 0) - found.correct for found in ran]
+    if probe is None or probe.more_iterations is None:
+        return _not_run(name, _ASK)
+    gains = [(found.before or 0) - found.correct for found in probe.more_iterations]
     if not gains:
-        return _not_run(name, "Ask for it with diagnostics='full'.")
+        return _not_run(name, "No attack followed a gradient for some iterations.")
     return _judge(
         name,
         float(max(gains)),
@@ -207,8 +209,10 @@ def _more_iterations(probe: ProbeRecord | None) -> Diagnostic:
 
 def _huge_eps(probe: ProbeRecord | None) -> Diagnostic:
     name = "huge eps does not break all"
-    if probe is None or probe.huge_eps is None:
-        return _not_run(name, "Ask for it with diagnostics='full'.")
+    if probe is None or probe.more_iterations is None:
+        return _not_run(name, _ASK)
+    if probe.huge_eps is None:
+        return _not_run(name, "The defense has no gradient to follow.")
     found = probe.huge_eps
     return _judge(
         name,

@@ -15,6 +15,7 @@ from dent.attacks import AttackResult, Defense
 from dent.errors import DataError
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import Store
+from dent.evaluation.guard import Guard
 from dent.evaluation.mixing import among
 from dent.evaluation.plan import Batch, Plan, Unit, candidates, seed_of
 from dent.evaluation.probing import probe_record
@@ -40,6 +41,7 @@ class Run:
         lineup: The defenses by name, in the order of the spec.
         stream: Puts them into the state in which a batch finds them.
         store: Where records are kept.
+        guard: Notices a defense that writes into the static model.
     """
 
     subject: Subject
@@ -48,6 +50,7 @@ class Run:
     lineup: Mapping[str, Defense]
     stream: Stream
     store: Store
+    guard: Guard
 
     @property
     def threat(self) -> ThreatModel:
@@ -82,18 +85,17 @@ class Batches:
 
 
 def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None) -> None:
-    """Run a unit and record it."""
+    """Run a unit and record it.
+
+    Raises:
+        InputError: The defense wrote into the static model; nothing is recorded then.
+    """
     start = clock(device_of(run.subject.model))
     if unit.kind == "probe":
-        run.store.put(
-            probe_record(
-                run.lineup[unit.defense],
-                unit,
-                run.subject,
-                run.spec,
-                batches.load(run.plan.batches[0]),
-            )
-        )
+        first = batches.load(run.plan.batches[0])
+        probed = probe_record(run.lineup[unit.defense], unit, run.subject, run.spec, first)
+        run.guard.check(unit.defense, thorough=True)
+        run.store.put(probed)
         return
     members = members_of(run.plan, unit)
     seed = unit_seed(run.spec, unit)
@@ -102,6 +104,7 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     if unit.kind == "natural" and unit.defense != STATIC:
         static = _static_seconds(run, batches.load(members[0])[0])
     answers = submit(run, unit, found, batches)
+    run.guard.check(unit.defense)
     record = UnitRecord(
         kind=unit.kind,
         defense=unit.defense,
@@ -185,7 +188,7 @@ def _attack(
     if len(members) == 1:
         x, y = batches.load(members[0])
         attacked = members[0].attacked
-        target = among(defense, x, attacked)
+        target = among(defense, x, y, attacked)
         return attack(target, x[:attacked], y[:attacked], run.threat, seed=seed, progress=within)
     loaded = [batches.load(batch) for batch in members]
     x, y = (torch.cat(parts) for parts in zip(*loaded, strict=True))

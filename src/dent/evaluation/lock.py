@@ -25,19 +25,24 @@ class FolderLock:
         path = folder / LOCK
         with writing(path):
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self._take(folder)
+            except BaseException:  # else this process would hold what it was refused
+                self.close()
+                raise
+
+    def _take(self, folder: Path) -> None:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _describe(os.read(self._handle, 4096))
-            os.close(self._handle)
             raise LockedError(
                 f"{folder} is being written to by another process ({holder}): wait until it is "
                 "done, stop it, or choose another folder"
             ) from None
-        with writing(path):
-            os.ftruncate(self._handle, 0)
-            content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-            write_all(self._handle, content.encode())
+        os.ftruncate(self._handle, 0)
+        content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        write_all(self._handle, content.encode())
 
     def close(self) -> None:
         """Release the folder. The file stays: who removed it could remove another's lock."""

@@ -202,5 +202,5 @@ def _shuffled(items: list[int], seed: int) -> list[int]:
 def _labels(dataset: "ImageDataset", positions: Sequence[int]) -> list[int]:
     labels: list[int] = []
     for start in range(0, len(positions), _CHUNK):
-        labels += dataset.batch(positions[start : start + _CHUNK])[1].tolist()
+        labels += dataset.labels_of(positions[start : start + _CHUNK])
     return labels

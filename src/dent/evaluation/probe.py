@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dent.attacks import Defense
+from dent.attacks import Defense, answer
 from dent.attacks.base import isolated_random_state
 from dent.evaluation.plan import seed_of
 from dent.evaluation.records import Company
@@ -34,7 +34,7 @@ class Probe:
         self._x, self._y = x, y
         self._bounds = bounds
         self._seed = seed
-        self.members = max(1, min(len(x) // 2, _FEW))
+        self.members = few_of(len(x))
         reset(defense)
         self._whole = self._ask(x)
         self._few = self._ask(x[: self.members])
@@ -83,7 +83,7 @@ class Probe:
         reset(self._defense)
         with isolated_random_state(seed_of(self._seed, 0), x.device), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            logits = self._defense(leaf)
+            logits = answer(self._defense, leaf)
             right = logits.detach().argmax(dim=1) == y
             if not logits.requires_grad:
                 return int(right.sum()), None
@@ -112,6 +112,11 @@ class Probe:
             changed=int((before.argmax(dim=1) != after.argmax(dim=1)).sum()),
             distance=float(apart) if bool(apart.isfinite()) else None,
         )
+
+
+def few_of(size: int) -> int:
+    """How many members of a batch of this size are asked about apart from the others."""
+    return max(1, min(size // 2, _FEW))
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -1,15 +1,31 @@
 """The unit that asks a defense about the first batch, and its record."""
 
+import math
+from typing import Final
+
 from torch import Tensor
 
-from dent.attacks import Defense
-from dent.evaluation.follow_ups import huge_eps, more_iterations
-from dent.evaluation.plan import Unit, seed_of
-from dent.evaluation.probe import Probe
+from dent.attacks import Defense, Queries
+from dent.evaluation.follow_ups import huge_eps, more_iterations, passes
+from dent.evaluation.plan import Plan, Unit, seed_of
+from dent.evaluation.probe import Probe, few_of
 from dent.evaluation.records import FollowUp, ProbeRecord, UnitTiming
 from dent.evaluation.serving import clock, reset
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
+
+_CHEAP: Final = Queries(5, 1)
+"""The probe's own questions: two whole batches, and six halves, one of them with a gradient."""
+
+
+def probe_passes(subject: Subject, spec: EvaluationSpec, plan: Plan) -> Queries:
+    """What a probe asks at most, in passes of the first batch."""
+    if spec.settings.diagnostics == "cheap":
+        return _CHEAP
+    size = plan.batches[0].size
+    few = few_of(size)
+    more = passes(subject.attacks, len(spec.dataset.classes), subject.threat.norm, few)
+    return _CHEAP + Queries(*(math.ceil(each * few / size) for each in more))
 
 
 def probe_record(
@@ -39,8 +55,11 @@ def probe_record(
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     right, useless = probe.gradients()
     repeated, again = probe.repeated(), probe.again()
-    huge, more = None, None
-    if follow_ups and spec.settings.diagnostics == "full" and useless is not None:
+    huge: FollowUp | None = None
+    more: tuple[FollowUp, ...] | None = None
+    if follow_ups and spec.settings.diagnostics == "full" and useless is None:
+        more = ()  # there is no gradient to follow
+    elif follow_ups and spec.settings.diagnostics == "full":
         few = x[: probe.members], y[: probe.members]
         huge, more = _follow_ups(defense, few, subject, seed)
     reset(defense)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dent.evaluation.plan import Plan, Unit, units
+from dent.evaluation.probing import probe_passes
 from dent.evaluation.records import JournalRecord, UnitRecord
 from dent.evaluation.scoring import Piece, label, right, worst_of_batch
 from dent.evaluation.spec import EvaluationSpec
@@ -49,7 +50,7 @@ def passes_of(subject: Subject, spec: EvaluationSpec, unit: Unit, plan: Plan) ->
     adaptation again. Answers of the published protocol count one a batch.
     """
     if unit.kind == "probe":
-        return 5.0
+        return float(sum(probe_passes(subject, spec, plan)))
     served = len(plan.batches) if unit.batch is None else 1
     if unit.kind != "attack":
         return float(served)

@@ -10,7 +10,15 @@ import torch
 
 from dent.evaluation.records import Session
 
-_PACKAGES: Final = ("torch-dent", "torch", "torchvision", "pyautoattack", "numpy", "safetensors")
+_PACKAGES: Final = (
+    "torch-dent",
+    "torch",
+    "torchvision",
+    "pyautoattack",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
 
 
 def new_session(device: torch.device) -> Session:

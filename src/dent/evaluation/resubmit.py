@@ -1,7 +1,7 @@
 """Submit what a run recorded once more, and compare."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dent.evaluation.errors import RecordError
 from dent.evaluation.execute import Batches, Run, assembled, members_of, submit, unit_seed
+from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Unit, seed_of
 from dent.evaluation.probe_readings import depends, randomized, stateful
 from dent.evaluation.probing import probe_record
@@ -23,6 +24,7 @@ from dent.evaluation.subject import Subject, threat_of
 TOLERATED = 0.01
 """Share of members that may be answered differently on other hardware or software: near ties."""
 _CLOSE = 1e-3
+_COUNTED = ("rows", "probabilities", "gradient_rows", "zero_gradients")
 _DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
 
 
@@ -71,10 +73,12 @@ class Resubmission:
 
     def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
         spec, plan = recorded.run.spec, recorded.plan
+        subject = subject.sized(spec.settings)
         lineup = subject.lineup(spec.settings)
         stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
         self._recorded = recorded
-        self._run = Run(subject, spec, plan, lineup, stream, _ReadOnly(recorded))
+        guard = Guard(subject.model, spec.model.weights)
+        self._run = Run(subject, spec, plan, lineup, stream, _ReadOnly(recorded), guard)
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)
@@ -157,9 +161,8 @@ class Resubmission:
         again = probe_record(
             defense, unit, self._run.subject, self._run.spec, batch, follow_ups=False
         )
-        same = all(read(again) == read(record) for read in (depends, randomized, stateful)) and (
-            again.zero_gradients == record.zero_gradients
-            and again.probabilities == record.probabilities
+        same = all(read(again) == read(record) for read in (depends, randomized, stateful)) and all(
+            getattr(again, name) == getattr(record, name) for name in _COUNTED
         )
         return Finding("probes", None if same else f"{unit.key} is answered differently now")
 
@@ -176,15 +179,22 @@ def _trace_problem(unit: Unit, answers: list[Served], recorded: Trace) -> str | 
     if (now.rows, now.status) != (recorded.rows, recorded.status):
         return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
     for name, here, there in (
-        ("entropy", now.entropy, recorded.entropy),
-        ("sigma", now.sigma, recorded.sigma),
+        ("entropy", _flat(now.entropy), _flat(recorded.entropy)),
+        ("sigma", _flat(now.sigma), _flat(recorded.sigma)),
+        ("sigma by step", _flat(now.sigma_by_step), _flat(recorded.sigma_by_step)),
     ):
-        if (here is None) != (there is None) or len(here or ()) != len(there or ()):
+        if len(here) != len(there):
             return f"{unit.key}: {name} has another length than recorded"
-        pairs = zip(here or (), there or (), strict=True)
+        pairs = zip(here, there, strict=True)
         if not all(math.isclose(a, b, rel_tol=_CLOSE, abs_tol=_CLOSE) for a, b in pairs):
             return f"{unit.key}: {name} is not as recorded"
     return None
+
+
+def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
+    """All numbers of a trace's entry, in order; none where it has none."""
+    parts = [[each] if isinstance(each, float) else each for each in values or ()]
+    return [value for part in parts for value in part]
 
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:

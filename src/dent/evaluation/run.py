@@ -8,6 +8,7 @@ from pathlib import Path
 from dent.evaluation.errors import RecordError
 from dent.evaluation.execute import Batches, Run, Within, execute
 from dent.evaluation.folder import RESULT, Memory, RunFolder, Store
+from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Plan, Unit, make_plan, units
 from dent.evaluation.progress import Report, Tracker
 from dent.evaluation.provenance import new_session, now
@@ -43,7 +44,7 @@ def evaluate(
 
     Raises:
         ConfigError: The settings or names mean nothing, or do not fit the dataset.
-        InputError: A defense is none, or does not answer with logits.
+        InputError: A defense is none, does not answer with logits, or writes into the model.
         SpecMismatchError: `out` holds another evaluation; what differs is said field by field.
         LockedError: Another process is writing to `out`.
         RecordError: `out` is damaged, holds something else, or cannot be written to.
@@ -54,6 +55,7 @@ def evaluate(
         >>> result.defenses["dent"].worst.served.share
     """
     settings = settings or Settings()
+    subject = subject.sized(settings)
     spec = describe(subject, settings)
     plan = make_plan(settings, subject.dataset)
     session = new_session(device_of(subject.model))
@@ -130,7 +132,8 @@ def _work(
 ) -> None:
     lineup = subject.lineup(spec.settings)
     stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
-    run = Run(subject, spec, plan, lineup, stream, store)
+    guard = Guard(subject.model, spec.model.weights)
+    run = Run(subject, spec, plan, lineup, stream, store, guard)
     tracker = Tracker(subject, spec, plan)
     batches = Batches(run)
     for group in _groups(spec, plan):

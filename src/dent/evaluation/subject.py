@@ -1,7 +1,7 @@
 """What is evaluated, as objects; and its description, as the values that are recorded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -44,6 +44,11 @@ class Subject:
     threat: ThreatModel
     model_name: str | None = None
 
+    def sized(self, settings: Settings) -> "Subject":
+        """The same, its attacks told the size of the batches."""
+        attacks = tuple(attack.sized(settings.batch_size) for attack in self.attacks)
+        return replace(self, attacks=attacks)
+
     def lineup(self, settings: Settings) -> dict[str, Defense]:
         """The defenses by name, the static reference first.
 
@@ -75,6 +80,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         InputError: A defense is none.
         WeightsError: A state dict holds something other than tensors.
     """
+    subject = subject.sized(settings)
     names = [attack.name for attack in subject.attacks]
     for name in names:
         _check_name("attack", name)

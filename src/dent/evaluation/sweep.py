@@ -59,14 +59,37 @@ def sweep(
         ConfigError: There are no values, one is there twice, or one is out of range.
         RecordError: `out` holds a sweep over something else; and all that `evaluate` raises.
     """
-    variants = _variants(subject, settings, over, values)
+    runs = variants(subject, settings, over, values)
     if out is not None:
-        _register(Path(out), over, {value: folder_name(over, value) for value in variants})
+        _register(Path(out), over, {value: folder_name(over, value) for value in runs})
     results = {}
-    for value, (one, chosen) in variants.items():
+    for value, (one, chosen) in runs.items():
         folder = None if out is None else Path(out) / folder_name(over, value)
         results[value] = evaluate(one, chosen, out=folder, progress=_named(progress, value))
     return results
+
+
+def variants(
+    subject: Subject, settings: Settings, over: Over, values: Sequence[Value]
+) -> dict[str, tuple[Subject, Settings]]:
+    """What each run of a sweep evaluates, by value as text.
+
+    Raises:
+        ConfigError: There are no values, one is there twice, or one is out of range.
+    """
+    runs: dict[str, tuple[Subject, Settings]] = {}
+    for value in values:
+        if str(value) in runs:
+            raise ConfigError(f"the sweep over {over} has the value {value} twice")
+        if over == "eps":
+            threat = ThreatModel(subject.threat.norm, value or 0, subject.threat.bounds)
+            runs[threat.written] = replace(subject, threat=threat), settings
+        else:
+            chosen = Settings(**{**settings.to_json(), over: value})
+            runs[str(value)] = subject, chosen
+    if not runs:
+        raise ConfigError(f"a sweep over {over} needs values")
+    return runs
 
 
 def folder_name(over: str, value: str) -> str:
@@ -82,24 +105,6 @@ def read_sweep(path: Path) -> Mapping[str, Path]:
     """
     record = read_record(path / SWEEP, SweepRecord)
     return {value: path / Path(name).name for value, name in record.runs.items()}
-
-
-def _variants(
-    subject: Subject, settings: Settings, over: Over, values: Sequence[Value]
-) -> dict[str, tuple[Subject, Settings]]:
-    variants: dict[str, tuple[Subject, Settings]] = {}
-    for value in values:
-        if str(value) in variants:
-            raise ConfigError(f"the sweep over {over} has the value {value} twice")
-        if over == "eps":
-            threat = ThreatModel(subject.threat.norm, value or 0, subject.threat.bounds)
-            variants[threat.written] = replace(subject, threat=threat), settings
-        else:
-            chosen = Settings(**{**settings.to_json(), over: value})
-            variants[str(value)] = subject, chosen
-    if not variants:
-        raise ConfigError(f"a sweep over {over} needs values")
-    return variants
 
 
 def _register(path: Path, over: Over, runs: dict[str, str]) -> None:

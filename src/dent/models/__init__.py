@@ -1,5 +1,6 @@
 """Static models for dent to defend: the paper's residual nets, a registry, and the user's own."""
 
+from dent.models.architecture import build
 from dent.models.check import NotLogitsWarning, check_model
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
@@ -15,6 +16,7 @@ __all__ = [
     "Normalize",
     "NotLogitsWarning",
     "ResNet",
+    "build",
     "check_model",
     "info",
     "load",

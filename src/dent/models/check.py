@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dent.errors import DentError, InputError, UnsupportedModelError
 
 _SHAPE = (2, 3, 32, 32)
+_CHANNELS = (1, 3)
 
 
 class NotLogitsWarning(UserWarning):
@@ -72,6 +73,11 @@ def _checked(images: Tensor) -> Tensor:
             "expected images (N, C, H, W) of a floating-point dtype, at least one, got "
             f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             + ("" if images.is_floating_point() else "; for bytes: images.float() / 255")
+        )
+    if images.shape[1] not in _CHANNELS and images.shape[3] in _CHANNELS:
+        raise InputError(
+            f"expected images (N, C, H, W), got {tuple(images.shape)}, whose channels come last: "
+            "images.permute(0, 3, 1, 2) puts them second"
         )
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 
@@ -57,14 +59,18 @@ class ModelInfo:
     Args:
         name: The name that `dent.models.load` takes.
         architecture: The architecture, in words.
-        dataset: The dataset it was trained for, by its `dent.data` name.
+        dataset: The dataset it was trained for, by its `dent.data` name, which for ImageNet also
+            says how the images are brought to size.
         num_classes: Logits per image.
         threat: Label of the threat model it was trained against; `None` for nominal training.
         source: Where the weights come from.
-        digest: SHA-256 (hex) of the weights file, checked before it is read.
-        size: Size of the weights file in bytes.
+        digest: SHA-256 (hex) of the weights file, or its first digits where no more is published;
+            checked before the file is read. `None` where none is published.
+        size: Size of the weights file in bytes; `None` where that is not known.
         accuracies: Natural and robust accuracies, each with its provenance.
         present: Whether the weights file was here when this entry was made.
+        file: Where the weights file lies, or is to be laid; `None` where that cannot be told.
+        url: Where it can be downloaded; `None` where nothing needs to be.
     """
 
     name: str
@@ -73,14 +79,16 @@ class ModelInfo:
     num_classes: int
     threat: str | None
     source: str
-    digest: str
-    size: int
+    digest: str | None
+    size: int | None
     accuracies: tuple[Accuracy, ...]
     present: bool
+    file: str | None = None
+    url: str | None = None
 
 
 class Source(Protocol):
-    """A place that models come from: an installed package, shipped files, another zoo.
+    """A place whose models are here as soon as it is installed: shipped files, another package.
 
     The registry is a tuple of sources (`dent.models.zoo.SOURCES`); a further one is one more item.
     """
@@ -93,4 +101,48 @@ class Source(Protocol):
 
         Raises:
             WeightsError: If the weights are not here or are not the ones registered.
+        """
+
+
+class Catalogue(Protocol):
+    """A zoo of others: many models, named `{prefix}/...`, whose weights have to be fetched.
+
+    The registry's are in `dent.models.zoo.CATALOGUES`. Weights laid by hand do as well.
+    """
+
+    @property
+    def prefix(self) -> str:
+        """What its models' names begin with, without the slash."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name it knows, in full; no network.
+
+        Raises:
+            MissingExtraError: If it needs a package that is not installed.
+        """
+
+    def candidates(self, short: str) -> tuple[str, ...]:
+        """The full names that a name without the prefix can mean; cheap, no extra needed."""
+
+    def info(self, name: str) -> ModelInfo:
+        """What is known of a model, by its full name.
+
+        Raises:
+            UnknownNameError: If there is no such model.
+            MissingExtraError: If it needs a package that is not installed.
+        """
+
+    def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
+        """Builds a model on the CPU, its weights loaded, taking images in [0, 1].
+
+        Args:
+            name: Its full name.
+            weights: A file to take instead of the published one.
+            num_classes: Logits per image, where `weights` were trained for another number.
+
+        Raises:
+            UnknownNameError: If there is no such model.
+            MissingExtraError: If it needs a package that is not installed.
+            WeightsError: If the weights are not here and cannot be fetched, or do not fit.
+            ConfigError: If the model cannot have that many classes.
         """

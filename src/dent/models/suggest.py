@@ -6,6 +6,22 @@ import difflib
 from collections.abc import Iterable
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The first known name that begins with another, else the closest, upper and lower case aside.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+
+    Returns:
+        The known name; `None` where none is close.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    begun = [candidate for candidate in by_lower if name and candidate.startswith(name.lower())]
+    close = begun or difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message that suggests what may have been meant.
 
@@ -14,10 +30,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: The names that exist.
 
     Returns:
-        ` Did you mean 'x'?` for the first known name that begins with it, else the closest, upper
-        and lower case aside; nothing where none is close.
+        ` Did you mean 'x'?` for the closest known name; nothing where none is close.
     """
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    begun = [candidate for candidate in by_lower if name and candidate.startswith(name.lower())]
-    close = begun or difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+    found = closest(name, known)
+    return f" Did you mean {found!r}?" if found else ""

@@ -34,7 +34,8 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     Args:
         path: A `.safetensors` file, or what `torch.save` wrote of a state dict (`.pt`, `.pth`,
             `.ckpt`, `.tar`, `.bin`), bare or under a key such as `state_dict` or `model`.
-        digest: SHA-256 (hex) that the file must have; checked before anything is decoded.
+        digest: SHA-256 (hex) that the file must have, or its first digits; checked before
+            anything is decoded.
 
     Returns:
         Tensors by name.
@@ -42,6 +43,23 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the file is missing, has another digest, is damaged, holds Python objects
             that only unpickling could rebuild, or holds no state dict.
+    """
+    return _state_dict_in(read_checkpoint(path, digest), path)
+
+
+def read_checkpoint(path: Path, digest: str | None = None) -> object:
+    """Reads all that a file holds, on the CPU, running none of its content.
+
+    Args:
+        path: As in `read_weights`.
+        digest: As in `read_weights`.
+
+    Returns:
+        Tensors by name of a `.safetensors` file; of another whatever `torch.save` was given, as
+        long as it is tensors, numbers, texts and plain containers.
+
+    Raises:
+        WeightsError: As in `read_weights`, but for the state dict.
     """
     suffix = path.suffix.lower()
     if suffix != ".safetensors" and suffix not in _TORCH_SUFFIXES:
@@ -57,14 +75,18 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read the weights file {path}: {error.strerror}") from error
-    if digest is not None and (found := hashlib.sha256(data).hexdigest()) != digest:
+    if data[:512].lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        raise WeightsError(
+            f"{path} holds a web page instead of weights: the download was answered by one (a "
+            "login, a limit, a warning). Delete it, and download the file with a browser"
+        )
+    found = hashlib.sha256(data).hexdigest()
+    if digest and not found.startswith(digest):
         raise WeightsError(
             f"{path} is not the registered file: expected SHA-256 {digest}, got {found} "
             f"({len(data)} bytes). It is damaged or another version; nothing of it was loaded"
         )
-    if suffix == ".safetensors":
-        return _from_safetensors(data, path)
-    return _state_dict_in(_from_torch(data, path), path)
+    return _from_safetensors(data, path) if suffix == ".safetensors" else _from_torch(data, path)
 
 
 def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
@@ -176,7 +198,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
             + "\n  ".join(problems)
             + "\nName the architecture, and the number of classes, that the weights were saved from"
         )
-    _check_finite(model, origin)
+    check_finite(model, origin)
 
 
 def _without_prefixes(
@@ -199,7 +221,16 @@ def _fits(tensor: Tensor, expected: object) -> bool:
     )
 
 
-def _check_finite(model: nn.Module, origin: str) -> None:
+def check_finite(model: nn.Module, origin: str) -> None:
+    """Makes sure that every weight of a model is a number.
+
+    Args:
+        model: A model that was just filled.
+        origin: Where its weights come from, for the message.
+
+    Raises:
+        WeightsError: If one is not.
+    """
     broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     # Buffers may hold -inf on purpose (attention masks), never NaN.
     broken += [name for name, b in model.named_buffers() if b.isnan().any()]

@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dent.errors import ConfigError, UnknownNameError, WeightsError
-from dent.models import factory
+from dent.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
+from dent.models import factory, robustbench_source
 from dent.models.autoattack_resnet18 import AutoAttackExample
 from dent.models.residual import EXAMPLES, is_member, parse, resnet
-from dent.models.suggest import did_you_mean
+from dent.models.robustbench_source import RobustBench
+from dent.models.shipped_source import ShippedModels
+from dent.models.suggest import closest, did_you_mean
+from dent.models.timm_source import Timm
+from dent.models.torchvision_source import Torchvision
 from dent.models.weights import fit_weights, read_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dent.models.info import ModelInfo, Source
+    from dent.models.info import Catalogue, ModelInfo, Source
 
-#: Where registered models come from, in the order of their listing.
-SOURCES: tuple[Source, ...] = (AutoAttackExample(),)
+#: Where models come from that are here once this package is, in the order of their listing.
+SOURCES: tuple[Source, ...] = (ShippedModels(), AutoAttackExample())
+
+#: Zoos of others, whose models are named `{prefix}/...` and have to be fetched.
+CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm())
+
+_SHOWN = 3
+_FILES = (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin")
 
 
-def names() -> tuple[str, ...]:
-    """The names of all registered models, present on this machine or not."""
-    return tuple(entry.name for source in SOURCES for entry in source.entries())
+def names(catalogue: str | None = None) -> tuple[str, ...]:
+    """The names of registered models, present on this machine or not.
+
+    Args:
+        catalogue: `"robustbench"`, `"torchvision"` or `"timm"` for all that these zoos have; by
+            default the models that come with this package, and those of the paper.
+
+    Raises:
+        UnknownNameError: If there is no such catalogue.
+        MissingExtraError: If it needs a package that is not installed (timm does).
+    """
+    if catalogue is None:
+        return (*_here(), *robustbench_source.PAPER)
+    found = {each.prefix: each for each in CATALOGUES}
+    if catalogue not in found:
+        raise UnknownNameError(
+            f"no catalogue {catalogue!r}, only {', '.join(found)}.{did_you_mean(catalogue, found)}"
+        )
+    return found[catalogue].names()
 
 
 def info(name: str) -> ModelInfo:
     """What is known of a registered model without loading it.
 
+    Args:
+        name: As in `load`, but for family names and factories: those have no weights of their own
+            to tell about.
+
     Raises:
-        UnknownNameError: If no model is registered under that name. Family names such as
-            `resnet-26-4` and factories are not: they have no weights of their own to tell about.
+        UnknownNameError: If no model is registered under that name, or more than one is.
+        MissingExtraError: If its catalogue needs a package that is not installed.
     """
-    return _registered(name)[1]
+    here = _here()
+    if name in here:
+        return here[name][1]
+    catalogue, full = _catalogued(name)
+    return catalogue.info(full)
 
 
 def load(
@@ -47,21 +82,28 @@ def load(
     """Loads a trained model in eval mode, taking images in [0, 1] and returning logits.
 
     Args:
-        name: A registered name (`names()`), a family name `resnet-{depth}-{width}` together with
-            `weights`, or a factory of your own `package.module:factory`, found from the current
-            folder or installed, which is imported and called without arguments.
+        name: A registered name: one of `names()`, of `names("robustbench")` in full
+            (`robustbench/cifar10/Linf/Carmon2019Unlabeled`) or as much of its end as is unambiguous
+            (`Carmon2019Unlabeled`), `torchvision/resnet50`, `timm/resnet50.a1_in1k`. Or a family
+            name `resnet-{depth}-{width}` together with `weights`. Or a factory of your own
+            `package.module:factory`, found from the current folder or installed, which is imported
+            and called without arguments.
         weights: A `.safetensors` or weights-only torch file for a family or a factory (a factory
-            may also load its own). Registered models bring theirs.
-        num_classes: Logits per image: what a family net is built with (default 10) and what a
-            registered model must have. A factory decides alone; `check_model` then compares.
+            may also load its own), or for a model of a catalogue, instead of downloading it. The
+            models that come with this package bring theirs.
+        num_classes: Logits per image: what a family net is built with (default 10), or a
+            torchvision or timm model together with `weights`, and what a registered model must
+            have. A factory decides alone; `check_model` then compares.
         device: Where to put the model.
 
     Returns:
         The model in eval mode. A factory's model is not run here; `check_model` does.
 
     Raises:
-        UnknownNameError: If nothing goes by that name; the message suggests what does.
+        UnknownNameError: If nothing goes by that name, or more than one model does; the message
+            says what does.
         WeightsError: If the weights are missing, damaged, refused, or do not fit.
+        MissingExtraError: If the model needs a package that is not installed.
         UnsupportedModelError: If the factory raises or returns no model.
         ConfigError: If the arguments contradict each other or the device is not available.
     """
@@ -73,7 +115,7 @@ def load(
         if path is None:
             raise WeightsError(
                 f"{name!r} is an architecture without trained weights: give weights=FILE "
-                f"(--weights FILE), or load one of {', '.join(names())}. For random weights there "
+                f"(--weights FILE), or load one of {', '.join(_here())}. For random weights there "
                 f"is dent.models.resnet({name!r})"
             )
         model = resnet(name, 10 if num_classes is None else num_classes)
@@ -85,31 +127,73 @@ def load(
 
 
 def _load_registered(name: str, path: Path | None, num_classes: int | None) -> nn.Module:
-    source, entry = _registered(name)
+    here = _here()
+    if name not in here:
+        catalogue, full = _catalogued(name)
+        if path is None:
+            _check_classes(catalogue.info(full), num_classes)
+        return catalogue.load(full, path, num_classes)
+    source, entry = here[name]
     if path is not None:
         raise ConfigError(
             f"{name!r} brings its own weights ({entry.source}), got weights={path} too: leave them "
             "out, or name an architecture (resnet-26-4, package.module:factory)"
         )
-    if num_classes not in (None, entry.num_classes):
-        raise ConfigError(
-            f"{name!r} has {entry.num_classes} classes ({entry.dataset}), got "
-            f"num_classes={num_classes}: choose a model trained for your dataset"
-        )
+    _check_classes(entry, num_classes)
     return source.load(name)
 
 
-def _registered(name: str) -> tuple[Source, ModelInfo]:
-    known = {entry.name: (source, entry) for source in SOURCES for entry in source.entries()}
-    if name not in known:
-        hint = did_you_mean(name, (*known, *EXAMPLES))
-        if "/" in name or name.endswith((".pt", ".pth", ".safetensors")):
-            hint = " A weights file goes into weights=, beside the name of its architecture."
-        raise UnknownNameError(
-            f"no model named {name!r}.{hint} There are: {', '.join(known)}; with weights of your "
-            "own resnet-{depth}-{width} such as resnet-26-4, or package.module:factory"
+def _check_classes(entry: ModelInfo, num_classes: int | None) -> None:
+    if num_classes not in (None, entry.num_classes):
+        raise ConfigError(
+            f"{entry.name!r} has {entry.num_classes} classes ({entry.dataset}), got "
+            f"num_classes={num_classes}: choose a model trained for your dataset"
         )
-    return known[name]
+
+
+def _here() -> dict[str, tuple[Source, ModelInfo]]:
+    return {entry.name: (source, entry) for source in SOURCES for entry in source.entries()}
+
+
+def _catalogued(name: str) -> tuple[Catalogue, str]:
+    """The catalogue that has a model, and its full name there."""
+    for catalogue in CATALOGUES:
+        if name.startswith(f"{catalogue.prefix}/"):
+            return catalogue, name
+    found = [(each, full) for each in CATALOGUES for full in each.candidates(name)] if name else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UnknownNameError(
+            f"{name!r} can mean {len(found)} models: " + ", ".join(full for _, full in found)
+        )
+    raise UnknownNameError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    if name.endswith(_FILES):
+        hint = " A weights file goes into weights=, beside the name of its architecture."
+    else:
+        near = _near(name)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return (
+        f"no model named {name!r}.{hint} There are: {', '.join(_here())}; more under "
+        f"{', '.join(f'{each.prefix}/' for each in CATALOGUES)} (`dent models` lists them); with "
+        "weights of your own resnet-{depth}-{width} such as resnet-26-4, or package.module:factory"
+    )
+
+
+def _near(name: str) -> list[str]:
+    """Full names that an unknown one may stand for."""
+    ends: dict[str, list[str]] = {each: [each] for each in (*_here(), *EXAMPLES)}
+    for catalogue in CATALOGUES:
+        with contextlib.suppress(MissingExtraError):
+            for full in catalogue.names():
+                # Without timm's tag: each of its architectures has many.
+                end = full.rpartition("/")[2]
+                ends.setdefault(end.partition(".")[0], []).append(full)
+    found = closest(name, ends) or closest(name.partition(".")[0], ends)
+    return ends[found][:_SHOWN] if found else []
 
 
 def _place(model: nn.Module, device: str | torch.device) -> nn.Module:

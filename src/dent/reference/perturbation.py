@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,15 @@ class InputDefense(ReferenceDefense):
     def batch_dependent(self) -> bool:
         """False: every sample is perturbed by its own loss."""
         return False
+
+    @final
+    def with_steps(self, steps: int) -> Self:
+        """Return the same defense of the same model, with another number of steps.
+
+        Raises:
+            ConfigError: `steps` is out of range.
+        """
+        return type(self)(self.unwrap(), **(self.settings | {"steps": steps}))
 
     @abstractmethod
     def _start(self, x: Tensor) -> Tensor:

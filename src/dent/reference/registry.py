@@ -1,5 +1,6 @@
 """All defenses by name, from a file, or of the user's own."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -49,13 +50,13 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
 
     Args:
         spec: one of `names()`; or the path of a JSON file with fields of `DentConfig`, ending in
-            `.json`; or `package.module:factory` of your own, which is called with the model and
-            gives a defense (`adapt`, `predict`, `batch_dependent`), or any nn.Module, which counts
-            as static.
+            `.json`; or `package.module:factory` of your own, which is called with a copy of the
+            model and gives a defense (`adapt`, `predict`, `batch_dependent`), or any nn.Module,
+            which counts as static.
         model: the classifier; stays as it is.
 
     Returns:
-        The defense: calling it with a batch is `predict(x, adapt(x))`.
+        The defense: it answers a batch by `predict(x, adapt(x))`.
 
     Raises:
         UnknownNameError: there is no such defense, module or factory.
@@ -70,7 +71,8 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
     if spec.lower().endswith(".json"):
         return Dent(model, load_config(spec))
     if ":" in spec:
-        return _own(spec, build(spec, model))
+        # A copy: code that adapts in place must not touch the model that others are made from.
+        return _own(spec, build(spec, copy.deepcopy(model)))
     close = get_close_matches(spec.lower(), names(), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UnknownNameError(
@@ -130,13 +132,12 @@ def _name(config: DentConfig) -> str:
 
 def _own(spec: str, made: object) -> "DynamicDefense":
     missing = [part for part in _PROTOCOL if not hasattr(made, part)]
-    if not missing and callable(made):
+    if not missing:
         return cast("DynamicDefense", made)
     if isinstance(made, nn.Module) and len(missing) == len(_PROTOCOL):
         return Dent(made, STATIC)
-    lacks = ", ".join(missing) or "__call__"
     raise UnsupportedModelError(
-        f"{spec} must give a defense with adapt(x), predict(x, adaptation), batch_dependent and "
-        "__call__, or a torch.nn.Module that takes a batch and returns logits, got "
-        f"{type(made).__module__}.{type(made).__qualname__} without {lacks}."
+        f"{spec} must give a defense with adapt(x), predict(x, adaptation) and batch_dependent, or "
+        "a torch.nn.Module that takes a batch and returns logits, got "
+        f"{type(made).__module__}.{type(made).__qualname__} without {', '.join(missing)}."
     )

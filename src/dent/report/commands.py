@@ -8,6 +8,7 @@ from typing import Any, Final
 from dent import attacks, data, models, reference
 from dent.errors import DentError
 from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
+from dent.evaluation.subject import threat_of
 from dent.report.loading import LoadedRun
 
 _ENVIRONMENT: Final = "pyautoattack"
@@ -96,16 +97,16 @@ def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
         return [], ["that there is no attack"]
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
-    if protocols == {"published"}:
+    if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):
         words += ["--protocol", "published"]
     options = [None, *sorted(set(_iterations([attack.config for attack in spec.attacks])))]
     for iterations in options:
-        if all(_same(attack, iterations, spec.threat.norm) for attack in spec.attacks):
+        if all(_same(attack, iterations, spec) for attack in spec.attacks):
             return words + ([] if iterations is None else ["--iterations", str(iterations)]), []
     strange = [
         attack.name
         for attack in spec.attacks
-        if not any(_same(attack, iterations, spec.threat.norm) for iterations in options)
+        if not any(_same(attack, iterations, spec) for iterations in options)
     ]
     which = ", ".join(map(repr, strange)) or "the attacks, with different iterations each"
     return words, [f"the settings of {which}: see the spec"]
@@ -122,14 +123,11 @@ def _iterations(value: Any) -> Iterator[int]:
             yield from _iterations(item)
 
 
-def _same(recorded: AttackSpec, iterations: int | None, norm: Any) -> bool:
+def _same(recorded: AttackSpec, iterations: int | None, spec: EvaluationSpec) -> bool:
     """Whether the command line's attack of that name has the settings on record."""
-    settings: dict[str, Any] = {"iterations": iterations}
-    if not recorded.name.startswith("pgd"):
-        settings["protocol"] = recorded.protocol
     try:
-        made = attacks.make(recorded.name, **settings)
-        found = made.settings(norm)
+        made = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
+        found = made.sized(spec.settings.batch_size).settings(threat_of(spec.threat).norm)
     except DentError:
         return False
     return _comparable(found) == _comparable(recorded.config)
@@ -142,16 +140,10 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(settings: Settings, has_static: bool) -> tuple[list[str], list[str]]:
     default = Settings()
     words = ["--batch-size", str(settings.batch_size)]
-    for name in ("order", "mix", "seed"):
+    for name in ("order", "mix", "seed", "diagnostics", "tensors"):
         value = getattr(settings, name)
         if value != getattr(default, name):
             words += [f"--{name}", str(value)]
-    caveats = []
-    if settings.transfer != has_static:
-        caveats.append(f"transfer={settings.transfer}")
-    caveats += [
-        f"{name}={getattr(settings, name)!r}"
-        for name in ("diagnostics", "tensors")
-        if getattr(settings, name) != getattr(default, name)
-    ]
-    return words, [f"the setting {caveat}" for caveat in caveats]
+    if settings.transfer == has_static:
+        return words, []
+    return words, [f"the setting transfer={settings.transfer}"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dent.evaluation.result import EvaluationResult
-from dent.evaluation.spec import STATIC
+from dent.evaluation.spec import STATIC, EvaluationSpec
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
@@ -46,11 +46,12 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
 
 def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
     spec = result.spec
-    if spec.attacks:
+    missing = _known_to_break(spec)
+    if spec.attacks and missing:
         yield (
-            "No exact-gradient attack (unrolled through all adaptation steps) and no attack on "
-            "model space (GMSA) has been run: attacks through a defense follow the gradient of its "
-            "final forward only, and such attacks are known to break defenses of this kind."
+            f"No {' and no '.join(missing)} has been run: other attacks follow at most the "
+            "gradient of a defense's final forward, or its replies, and such attacks are known to "
+            "break defenses of this kind."
         )
     if not spec.has_static:
         yield "No static reference was attacked: whether a defense adds anything is not known."
@@ -60,3 +61,14 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
         item.state == "not-run" for found in result.defenses.values() for item in found.diagnostics
     ):
         yield "Some diagnostics were not run; they are listed, and count neither way."
+
+
+def _known_to_break(spec: EvaluationSpec) -> list[str]:
+    """The attacks known to break dynamic defenses that were not run, by what attacks record."""
+    configs = [attack.config for attack in spec.attacks]
+    missing = []
+    if not any(config.get("rung") == "unrolled" or config.get("unrolled") for config in configs):
+        missing.append("exact-gradient attack (unrolled through all adaptation steps)")
+    if not any("ensemble" in config for config in configs):
+        missing.append("attack on model space (GMSA)")
+    return missing

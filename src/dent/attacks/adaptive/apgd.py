@@ -1,0 +1,238 @@
+"""APGD (Croce & Hein, ICML 2020; in l1 their ICML 2021) on a whole batch, whatever the gradient.
+
+pyautoattack's own takes a model and one of five losses by name. Here the loss and its gradient come
+from a function, so that they may be a mean over models, or of other members' answers. The schedule
+is the published one; on a static model both take the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dent.threat import Norm, ThreatModel
+
+_L1_SHRINK = 1.5
+_L1_SMALLEST = 10.0
+_L1_SPARSER = 0.95
+
+
+class Evaluation(NamedTuple):
+    """What a function says of a batch.
+
+    Attributes:
+        loss: (N,), to be ascended.
+        gradient: (N, ...), of its sum.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+
+
+Objective = Callable[[Tensor], Evaluation]
+"""A batch (N, ...), detached, to its loss and gradient."""
+
+
+class Ascent(NamedTuple):
+    """Where the ascent led: the images of the highest loss, member by member.
+
+    Attributes:
+        images: (N, ...). Of one iteration where the schedule is joint.
+        loss: (N,).
+    """
+
+    images: Tensor
+    loss: Tensor
+
+
+@dataclass
+class _Best:
+    images: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+    def offer(self, images: Tensor, found: Evaluation) -> None:
+        better = found.loss > self.loss
+        wide = _column(better, images)
+        self.images = torch.where(wide, images, self.images)
+        self.gradient = torch.where(wide, found.gradient, self.gradient)
+        self.loss = torch.where(better, found.loss, self.loss)
+
+
+def apgd(
+    objective: Objective,
+    natural: Tensor,
+    start: Tensor,
+    threat: ThreatModel,
+    *,
+    iterations: int,
+    rho: float = 0.75,
+    joint: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> Ascent:
+    """Ascend an objective from `start`, inside the threat model around `natural`.
+
+    Steps follow the gradient with momentum; at checkpoints a member whose loss rose in fewer than
+    a share `rho` of the steps, or that found nothing better, halves its step and returns to its
+    best images. In l1 a step moves the largest coordinates, as many as the best images moved so far
+    (from single images on; the published three radii are left out).
+
+    Args:
+        objective: asked about the whole batch, members in their places, `iterations` + 1 times.
+        natural: images (N, ...), inside the bounds.
+        start: images (N, ...), inside the threat model.
+        threat: every batch asked about is inside.
+        iterations: at least 1.
+        rho: in (0, 1).
+        joint: let the mean loss of the batch decide for all members at once. Otherwise each
+            member's own decides for it: the members' best images then come from different batches,
+            and where a member answers to its company, were never answered together.
+        stop: asked before every step; ends the ascent.
+    """
+
+    def ask(images: Tensor) -> Evaluation:
+        loss, gradient = objective(images)
+        return Evaluation(loss.mean().expand_as(loss) if joint else loss, gradient)
+
+    x = previous = start
+    found = ask(x)
+    best = _Best(x, found.loss, found.gradient)
+    schedule = _make_schedule(threat, natural, iterations, rho)
+    gradient = found.gradient
+    for iteration in range(iterations):
+        if stop is not None and stop():
+            break
+        step = schedule.move(x, gradient, natural) - x
+        share = 0.75 if iteration else 1.0
+        moved = x + step
+        if threat.norm != "l1":  # the published l1 variant has no momentum
+            moved = x + share * step + (1 - share) * (x - previous)
+        previous, x = x, threat.project(moved, natural)
+        found = ask(x)
+        gradient = found.gradient
+        best.offer(x, found)
+        back = schedule.check(found.loss, best)
+        if back is not None:
+            wide = _column(back, x)
+            x = torch.where(wide, best.images, x)
+            gradient = torch.where(wide, best.gradient, gradient)
+    return Ascent(best.images, best.loss)
+
+
+class _Halving:
+    """The schedule of l-inf and l2: halve a member's step where it stopped rising."""
+
+    def __init__(self, threat: ThreatModel, natural: Tensor, iterations: int, rho: float) -> None:
+        self._threat = threat
+        self._rho = rho
+        self._step = natural.new_full((len(natural),), 2 * threat.eps)
+        self._period = max(int(0.22 * iterations), 1)
+        self._shortest = max(int(0.06 * iterations), 1)
+        self._shorter = max(int(0.03 * iterations), 1)
+        self._losses: list[Tensor] = []
+        self._since = 0
+        self._best_before = torch.zeros_like(self._step)
+        self._halved = torch.ones(len(natural), dtype=torch.bool, device=natural.device)
+
+    def move(self, x: Tensor, gradient: Tensor, natural: Tensor) -> Tensor:
+        step = _column(self._step, x) * steepest(gradient, self._threat.norm)
+        return self._threat.project(x + step, natural)
+
+    def check(self, loss: Tensor, best: _Best) -> Tensor | None:
+        self._losses.append(loss)
+        self._since += 1
+        if self._since < self._period:
+            return None
+        # The published code compares the first step with the row its table starts with: zeros.
+        before = [loss.new_zeros(loss.shape), *self._losses]
+        last = range(len(self._losses) - self._period, len(self._losses))
+        rose = sum((self._losses[i] > before[i]).float() for i in last)
+        tired = rose <= self._period * self._rho
+        stuck = ~self._halved & (self._best_before >= best.loss)
+        self._halved = tired | stuck
+        self._best_before = best.loss
+        self._step = torch.where(self._halved, self._step / 2, self._step)
+        self._since = 0
+        self._period = max(self._period - self._shorter, self._shortest)
+        return self._halved
+
+
+class _Sparse:
+    """The schedule of l1: as sparse as the best images so far, shorter unless they got sparser."""
+
+    def __init__(self, threat: ThreatModel, natural: Tensor, period: int) -> None:
+        self._threat = threat
+        self._natural = natural
+        self._period = max(period, 1)
+        self._since = 0
+        self._step = natural.new_full((len(natural),), threat.eps)
+        self._share = natural.new_full((len(natural),), 0.2)
+        self._moved = natural.new_full((len(natural),), float(natural[0].numel()))
+
+    def move(self, x: Tensor, gradient: Tensor, natural: Tensor) -> Tensor:
+        rows = gradient.flatten(1)
+        size = rows.abs()
+        order = size.sort(dim=1).values
+        rank = ((1 - self._share) * rows.shape[1]).long().clamp(0, rows.shape[1] - 1)
+        chosen = size >= order.gather(1, rank.unsqueeze(1))
+        signs = torch.where(chosen, rows.sign(), 0.0)
+        length = signs.abs().sum(dim=1, keepdim=True)
+        step = self._step.unsqueeze(1) * signs / (length + 1e-10)
+        return self._threat.project(x + step.reshape(x.shape), natural)
+
+    def check(self, loss: Tensor, best: _Best) -> Tensor | None:
+        del loss
+        self._since += 1
+        if self._since < self._period:
+            return None
+        moved = (best.images != self._natural).flatten(1).sum(dim=1).to(self._moved)
+        sparser = moved / self._moved.clamp(min=1) < _L1_SPARSER
+        eps = self._threat.eps
+        shorter = (self._step / _L1_SHRINK).clamp(eps / _L1_SMALLEST, eps)
+        self._step = torch.where(sparser, torch.full_like(self._step, eps), shorter)
+        self._share = moved / self._natural[0].numel() / _L1_SHRINK
+        self._moved = moved
+        self._since = 0
+        return sparser
+
+
+def _make_schedule(
+    threat: ThreatModel, natural: Tensor, iterations: int, rho: float
+) -> _Halving | _Sparse:
+    if threat.norm == "l1":
+        return _Sparse(threat, natural, int(0.04 * iterations))
+    return _Halving(threat, natural, iterations, rho)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of length one in l-inf or l2 that ascends the most."""
+    if norm == "linf":
+        return gradient.sign()
+    rows = gradient.flatten(1)
+    length: Tensor = rows.norm(dim=1, keepdim=True) + 1e-12
+    return (rows / length).reshape(gradient.shape)
+
+
+def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
+    """A point far out in the ball, as APGD starts: drawn on the CPU, so that devices agree.
+
+    In l-inf uniform draws scaled to the surface, in l2 and l1 normal ones scaled or projected.
+    """
+    shape = natural.flatten(1).shape
+    if threat.norm == "linf":
+        delta = 2 * torch.rand(shape, generator=draws) - 1
+        delta = threat.eps * delta / delta.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
+    else:
+        delta = torch.randn(shape, generator=draws)
+        if threat.norm == "l2":
+            delta = threat.eps * delta / delta.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return threat.project(natural + delta.reshape(natural.shape).to(natural), natural)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.dim() - 1))

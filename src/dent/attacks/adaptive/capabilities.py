@@ -1,0 +1,148 @@
+"""What a defense may offer beyond the protocol, to attackers who look through its adaptation.
+
+All of it is optional, and asked for by structure: no defense has to inherit from anything here.
+What is missing is said, in an `Unavailable`, and becomes a note in the record.
+
+| offered | what it opens |
+| --- | --- |
+| `unwrap() -> nn.Module` | transfer from the static base, BPDA |
+| `adapt(x, differentiable=True)` | the exact gradient ("unrolled") |
+| `adapt(..., checkpointed=True)` | the same in less memory, where many steps need it |
+| `adapt(..., last=k)` | the gradient through the last k steps ("truncated") |
+| `steps`, `with_steps(k)` | the same defense with fewer steps than are deployed |
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from dent.attacks.protocol import Defense, DynamicDefense
+
+
+class Unavailable(Exception):  # noqa: N818 (a finding, not an error)
+    """A defense does not offer what an attack needs; the message says what is missing."""
+
+
+@runtime_checkable
+class SupportsUnwrap(Protocol):
+    """Names the static classifier it was made from."""
+
+    def unwrap(self) -> nn.Module:
+        """Return the static base: images (N, C, H, W) to logits (N, classes)."""
+        ...
+
+
+class SupportsDifferentiableAdapt(Protocol):
+    """Can keep the graph from the batch to what it adapted.
+
+    With it, `predict(x, adapt(x, differentiable=True))` must have the exact gradient in `x`, and
+    must answer what a plain call answers. `last` and `checkpointed` are optional.
+    """
+
+    def adapt(
+        self,
+        x: Tensor,
+        *,
+        differentiable: bool = False,
+        last: int | None = None,
+        checkpointed: bool = False,
+    ) -> Any:
+        """Adapt to a batch (N, C, H, W)."""
+        ...
+
+
+@runtime_checkable
+class SupportsSteps(Protocol):
+    """Can be had with another number of steps."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes as deployed."""
+        ...
+
+    def with_steps(self, steps: int) -> DynamicDefense:
+        """Return the same defense taking so many steps; this one stays as it is."""
+        ...
+
+
+@runtime_checkable
+class View(Protocol):
+    """A defense that is another one, seen differently: what that offers, it offers."""
+
+    @property
+    def inner(self) -> DynamicDefense:
+        """The other one."""
+        ...
+
+    def over(self, defense: DynamicDefense) -> DynamicDefense:
+        """Return another defense, seen in the same way."""
+        ...
+
+
+def static_base(defense: Defense) -> nn.Module:
+    """Return the static classifier under a defense; a plain module is its own.
+
+    Always in eval mode: of one that is not, a copy that is.
+
+    Raises:
+        Unavailable: The defense names none.
+    """
+    if not isinstance(defense, DynamicDefense):
+        return defense
+    if isinstance(defense, View):
+        return static_base(defense.inner)
+    if not isinstance(defense, SupportsUnwrap):
+        raise Unavailable(f"{type(defense).__name__} has no unwrap() to name its static base")
+    base: object = defense.unwrap()
+    if not isinstance(base, nn.Module):
+        raise Unavailable(f"{type(defense).__name__}.unwrap() returned {type(base).__name__}")
+    if any(module.training for module in base.modules()):
+        return copy.deepcopy(base).eval()
+    return base
+
+
+def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> DynamicDefense:
+    """Return the defense with fewer steps than deployed.
+
+    Args:
+        defense: Any.
+        steps: How many; by default a quarter of what is deployed, at least 1.
+
+    Raises:
+        Unavailable: It cannot be had, or does not have so many steps to leave out.
+    """
+    if isinstance(defense, View):
+        return defense.over(with_fewer_steps(defense.inner, steps))
+    if not isinstance(defense, SupportsSteps):
+        raise Unavailable(f"{type(defense).__name__} has no steps and with_steps(k)")
+    fewer = max(1, defense.steps // 4) if steps is None else steps
+    if fewer >= defense.steps:
+        raise Unavailable(f"{type(defense).__name__} takes {defense.steps} steps, not over {fewer}")
+    return defense.with_steps(fewer)
+
+
+def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
+    """Return `defense.adapt`, once it is seen to take these keywords.
+
+    Raises:
+        Unavailable: It does not.
+    """
+    missing = [keyword for keyword in keywords if not adapt_accepts(defense, keyword)]
+    if missing:
+        raise Unavailable(f"{type(defense).__name__}.adapt has no {', '.join(missing)}")
+    return defense.adapt
+
+
+def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
+    """Whether `adapt` names a parameter so; `**kwargs` promises nothing."""
+    if isinstance(defense, View):
+        return adapt_accepts(defense.inner, keyword)
+    try:
+        return keyword in inspect.signature(defense.adapt).parameters
+    except (TypeError, ValueError):  # no signature, as of some extension types
+        return False

@@ -1,0 +1,26 @@
+"""The adaptive attacks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dent.attacks.adaptive.collateral import Collateral
+from dent.attacks.adaptive.gradients import RUNGS
+from dent.attacks.adaptive.model_space import ENSEMBLES, ModelSpace
+from dent.attacks.adaptive.rays import RayS
+from dent.attacks.adaptive.through import AdaptiveAPGD
+
+if TYPE_CHECKING:
+    from dent.attacks.base import Attack
+
+ADAPTIVE: dict[str, Callable[..., Attack]] = {
+    **{f"adaptive-{rung}": partial(AdaptiveAPGD, rung) for rung in RUNGS},
+    # Toward confident and wrong on the static base, where a defense that follows the entropy's
+    # gradient has nothing left to follow.
+    "zero-update": partial(AdaptiveAPGD, "transfer", losses=("confident",), name="zero-update"),
+    **{ensemble: partial(ModelSpace, ensemble) for ensemble in ENSEMBLES},
+    "collateral": Collateral,
+    "rays": RayS,
+}

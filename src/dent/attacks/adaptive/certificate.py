@@ -1,0 +1,190 @@
+"""Finite differences: is the gradient that an attack follows that of what is served?
+
+"White-box" is a claim about a gradient, and this is its proof or refutation. Along each direction d
+the view's gradient gives a slope ⟨∇, d⟩, and the defense's own answers another one,
+
+    (L(x + h·d) − L(x − h·d)) / 2h,    L the summed loss of what is served.
+
+A defense that follows gradients itself is discontinuous where a ReLU flips during its steps, so
+large h see jumps that no gradient knows of, and small h see rounding. Several are tried, and the
+one at which the two agree best is reported: a wrong gradient agrees at none.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dent.attacks.adaptive.capabilities import Unavailable
+from dent.attacks.adaptive.gradients import Rung
+from dent.attacks.adaptive.losses import LossName, loss_named
+from dent.attacks.base import isolated_random_state
+from dent.attacks.protocol import DynamicDefense
+from dent.errors import InputError
+
+if TYPE_CHECKING:
+    from dent.attacks.protocol import Defense
+
+THRESHOLDS = {torch.float64: 1e-4, torch.float32: 5e-2}
+_STEPS = {  # the likeliest first
+    torch.float64: (1e-6, 1e-5, 1e-7, 1e-8, 1e-4, 1e-9),
+    torch.float32: (0.1, 0.3, 0.03, 1.0, 0.01),
+}
+_BEYOND_DOUBT = 0.01  # of the threshold
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What finite differences say of a gradient.
+
+    Attributes:
+        rung: Whose gradient it is.
+        relative_error: The larger of two, at the step where that is least: along the gradient and
+            its sign, |slope − difference| / |difference|; over all random directions, the same of
+            the vectors of both. Infinite where a difference is exactly zero or not finite: what
+            is flat certifies nothing.
+        threshold: What it must stay below.
+        step: h, as a distance in l2 over all pixels of the batch.
+        dtype: In which it was computed: `float64` wherever the defense can be copied into it.
+        directions: How many, random ones and those two.
+    """
+
+    rung: str
+    relative_error: float
+    threshold: float
+    step: float
+    dtype: str
+    directions: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gradient is that of what is served."""
+        return self.relative_error < self.threshold
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else "failed"
+        return (
+            f"{self.rung}: {verdict}, relative error {self.relative_error:.2g} "
+            f"(threshold {self.threshold:g}, {self.dtype})"
+        )
+
+
+def certificate(
+    defense: Defense,
+    x: Tensor,
+    y: Tensor,
+    *,
+    rung: Rung | None = None,
+    loss: LossName = "ce",
+    directions: int = 4,
+    seed: int = 0,
+) -> Certificate:
+    """Compare a rung's gradient with finite differences of what the defense serves.
+
+    The defense is not touched: where it is a module it is copied into float64 first. A batch of a
+    few images is enough, and keeps the ReLUs few.
+
+    Args:
+        defense: Any.
+        x: images (N, C, H, W), away from kinks of the loss.
+        y: labels (N,).
+        rung: By default unrolled.
+        loss: Whose gradient; a smooth one.
+        directions: Random directions, at least 1.
+        seed: Of the directions, and of a defense that draws from torch's global random state: it
+            draws the same at every answer.
+
+    Raises:
+        Unavailable: The defense does not offer the rung, or the rung has no gradient.
+        InputError: There is no random direction.
+    """
+    if directions < 1:
+        raise InputError(f"a certificate needs at least 1 random direction, got {directions}")
+    rung = rung or Rung("unrolled")
+    subject, dtype = _in_double(defense, x)
+    x = x.detach().to(dtype)
+    summed = loss_named(loss)
+
+    def value(images: Tensor) -> float:
+        with isolated_random_state(seed, x.device), torch.no_grad():
+            return float(summed(_serve(subject, images).to(dtype), y).sum())
+
+    gradient = _gradient(rung, subject, x, y, loss, seed)
+    lines = _directions(gradient, directions, seed)
+    slopes = [float((gradient * line).sum()) for line in lines]
+    error, step = math.inf, _STEPS[dtype][0]
+    for h in _STEPS[dtype]:
+        differences = [(value(x + h * d) - value(x - h * d)) / (2 * h) for d in lines]
+        found = _relative_error(slopes, differences)
+        if found < error:
+            error, step = found, h
+        if error < _BEYOND_DOUBT * THRESHOLDS[dtype]:
+            break
+    return Certificate(
+        rung=rung.name,
+        relative_error=error,
+        threshold=THRESHOLDS[dtype],
+        step=step,
+        dtype=str(dtype).removeprefix("torch."),
+        directions=len(lines),
+    )
+
+
+def _gradient(
+    rung: Rung, defense: Defense, x: Tensor, y: Tensor, loss: LossName, seed: int
+) -> Tensor:
+    view = rung.view(defense)
+    with isolated_random_state(seed, x.device), torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        logits = view(leaf)
+        if not logits.requires_grad:
+            raise Unavailable(f"{type(defense).__name__} has no gradient by {rung.name}")
+        total = loss_named(loss)(logits.to(x.dtype), y).sum()
+        (gradient,) = torch.autograd.grad(total, leaf, materialize_grads=True)
+    return gradient
+
+
+def _directions(gradient: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The gradient, its sign, and random ones, each of length one."""
+    draws = torch.Generator().manual_seed(seed)
+    lines = [gradient, gradient.sign()]
+    lines += [
+        torch.randn(gradient.shape, generator=draws, dtype=torch.float64).to(gradient)
+        for _ in range(count)
+    ]
+    return [line / line.norm().clamp(min=torch.finfo(line.dtype).tiny) for line in lines]
+
+
+def _relative_error(slopes: list[float], differences: list[float]) -> float:
+    pairs = list(zip(slopes, differences, strict=True))
+    if not all(map(math.isfinite, (*slopes, *differences))):
+        return math.inf
+    along = [abs(s - d) / abs(d) if d else math.inf for s, d in pairs[:2]]
+    size = math.hypot(*(d for _, d in pairs[2:]))
+    across = math.hypot(*(s - d for s, d in pairs[2:])) / size if size else math.inf
+    return max(*along, across)
+
+
+def _serve(defense: Defense, x: Tensor) -> Tensor:
+    if isinstance(defense, DynamicDefense):
+        return defense.predict(x, defense.adapt(x))
+    logits: Tensor = defense(x)
+    return logits
+
+
+def _in_double(defense: Defense, x: Tensor) -> tuple[Defense, torch.dtype]:
+    """A copy in float64, or the defense itself in float32 where that cannot be had."""
+    if not isinstance(defense, nn.Module):
+        return defense, torch.float32
+    try:
+        double = copy.deepcopy(defense).double()
+        with isolated_random_state(0, x.device), torch.no_grad():
+            logits = _serve(double, x.double())
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+        return defense, torch.float32
+    return (double, torch.float64) if logits.dtype == torch.float64 else (defense, torch.float32)

@@ -1,0 +1,176 @@
+"""The attack on bystanders: members that make the other, natural members of their batch wrong.
+
+Wu et al., "Uncovering Adversarial Risks of Test-Time Adaptation" (ICML 2023), call it distribution
+invading attack: with B the attacker's members and y the labels of the others,
+
+    max over x_B in the threat model of  mean over j ∉ B of  loss(f(x_j, a(x)), y_j)
+
+Only what the batch shares carries it: adapted parameters or statistics. Wu et al. hold the adapted
+parameters constant and go through the batch statistics; here the gradient is exact where the
+defense offers it, and theirs where it does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from dent.attacks.adaptive.apgd import Evaluation, apgd, random_start
+from dent.attacks.adaptive.capabilities import Unavailable, adapt_accepts
+from dent.attacks.adaptive.company import Among
+from dent.attacks.adaptive.losses import LossName, loss_named
+from dent.attacks.adaptive.settings import check_counts, check_rho
+from dent.attacks.adaptive.through import NOT_AVAILABLE
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.querier import Queries
+
+if TYPE_CHECKING:
+    from dent.attacks.querier import Querier
+    from dent.threat import Norm, ThreatModel
+
+
+@final
+class Collateral(Attack):
+    """Perturb the attacker's members so that the others are answered wrongly.
+
+    The defense must be an `Among`, which knows the others and their labels. Elsewhere the natural
+    images come back with a note that it is not available. What came of the bystanders stands in
+    the notes; the result itself is of the attacker's members, as for every attack.
+    """
+
+    def __init__(
+        self,
+        loss: LossName = "margin",
+        iterations: int = 50,
+        restarts: int = 1,
+        rho: float = 0.75,
+        name: str = "collateral",
+    ) -> None:
+        """Set up the attack.
+
+        Args:
+            loss: Of the bystanders, untargeted.
+            iterations: Of APGD.
+            restarts: Random starts.
+            rho: APGD's share of successful steps, in (0, 1).
+            name: What results are kept under.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        check_counts(1, iterations=iterations, restarts=restarts)
+        check_rho(rho)
+        loss_named(loss)
+        self.loss = loss
+        self.iterations = iterations
+        self.restarts = restarts
+        self.rho = rho
+        self.name = name
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records."""
+        del norm
+        return {
+            "loss": self.loss,
+            "iterations": self.iterations,
+            "restarts": self.restarts,
+            "rho": self.rho,
+        }
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """One pass more than iterations a restart; two of the natural images, one at the end."""
+        del n_classes, norm
+        once = Queries(self.iterations + 1, self.iterations + 1)
+        return Queries(3, 0) + once.times(self.restarts)
+
+    def longer(self, norm: Norm = "linf") -> Collateral:
+        """The attack with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return Collateral(**settings, name=self.name)
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Run all restarts, or until no bystander is right."""
+        natural = target(target.natural).argmax(dim=1) != target.labels
+        try:
+            company = _company(target)
+        except Unavailable as missing:
+            return Outcome(target.natural, natural, notes=(f"{NOT_AVAILABLE}{missing}",))
+        exact = adapt_accepts(company, "differentiable")
+        worst = _Worst(target.natural)
+        self._ask(target, company, worst, exact=None)(target.natural)
+        before = worst.wrong
+        draws = torch.Generator().manual_seed(seed)
+        for _ in range(self.restarts):
+            if worst.wrong == len(company.labels):
+                break
+            apgd(
+                self._ask(target, company, worst, exact=exact),
+                target.natural,
+                random_start(target.natural, threat, draws),
+                threat,
+                iterations=self.iterations,
+                rho=self.rho,
+                joint=True,
+                stop=lambda: worst.wrong == len(company.labels),
+            )
+        fooled = target(worst.images).argmax(dim=1) != target.labels
+        count = len(company.labels)
+        through = "exact gradient" if exact else "gradient through the final forward alone"
+        note = (
+            f"bystanders right: {count - worst.wrong} of {count}, {count - before} without the "
+            f"attack ({through})"
+        )
+        return Outcome(worst.images, fooled, notes=(note,))
+
+    def _ask(self, target: Querier, company: Among, worst: _Worst, *, exact: bool | None) -> Any:
+        """The bystanders' mean loss, for every member; without a gradient where `exact` is None."""
+
+        def objective(images: Tensor) -> Evaluation:
+            with torch.set_grad_enabled(exact is not None):
+                leaf = images.detach().requires_grad_(exact is not None)
+                logits = company.answer_others(leaf, exact=bool(exact)).float()
+                finite = logits.isfinite().all(dim=1)
+                losses = loss_named(self.loss)(logits, company.labels)
+                mean = torch.where(finite, losses, 0.0).mean()
+            target.count(Queries(1, 0))
+            wrong = ~finite | (logits.argmax(dim=1) != company.labels)
+            worst.offer(images, int(wrong.sum()), float(mean))
+            gradient = torch.zeros_like(images)
+            if exact is not None:
+                if mean.requires_grad:
+                    (gradient,) = torch.autograd.grad(mean, leaf, materialize_grads=True)
+                gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+                target.zero_gradients += int((gradient.flatten(1) == 0).all(dim=1).sum())
+                target.count(Queries(0, 1))
+            return Evaluation(mean.detach().expand(len(images)), gradient)
+
+        return objective
+
+
+class _Worst:
+    """The members' images that left the fewest bystanders right."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.wrong = -1
+        self._loss = -torch.inf
+
+    def offer(self, images: Tensor, wrong: int, loss: float) -> None:
+        if (wrong, loss) > (self.wrong, self._loss):
+            self.images, self.wrong, self._loss = images.detach().clone(), wrong, loss
+
+
+def _company(target: Querier) -> Among:
+    """The members' company.
+
+    Raises:
+        Unavailable: There is none, or it does not matter.
+    """
+    defense = target.defense
+    if not isinstance(defense, Among) or not len(defense.labels):
+        raise Unavailable("the whole batch is the attacker's: there are no bystanders to attack")
+    if not defense.batch_dependent:
+        raise Unavailable("the defense declares that no member's answer depends on the others")
+    return defense

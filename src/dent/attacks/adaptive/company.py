@@ -1,0 +1,115 @@
+"""A batch of which only some members are the attacker's, as the attacker sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from dent.attacks.adaptive.capabilities import adapt_accepts
+from dent.errors import InputError
+
+if TYPE_CHECKING:
+    from dent.attacks.protocol import DynamicDefense
+
+
+@final
+class Among:
+    """A defense as those members see it that stand in one batch with fixed, natural others.
+
+    What is asked about the members is asked of the whole batch, everyone in their place; what is
+    answered about the others is kept from attacks on the members. So any attack on this attacks
+    the members through the very batch that is served, and cannot touch the others. An attack on
+    the others through the members asks `answer_others`.
+
+    Attributes:
+        inner: The defense of the whole batch.
+        labels: Of the others, int64 (M,).
+    """
+
+    def __init__(
+        self, defense: DynamicDefense, batch: Tensor, labels: Tensor, controlled: Tensor
+    ) -> None:
+        """Divide a batch.
+
+        Args:
+            defense: Answers whole batches.
+            batch: Natural images (N, C, H, W).
+            labels: int64 (N,).
+            controlled: bool (N,), the attacker's members, at least one.
+
+        Raises:
+            InputError: The mask does not fit, or nobody is the attacker's.
+        """
+        if controlled.dtype != torch.bool or controlled.shape != batch.shape[:1]:
+            raise InputError(
+                f"controlled must be bool ({len(batch)},), got {controlled.dtype} "
+                f"{tuple(controlled.shape)}"
+            )
+        if not bool(controlled.any()):
+            raise InputError("the attacker must control at least one member of the batch")
+        self.inner = defense
+        self.labels = labels[~controlled]
+        self._batch = batch.detach().clone()
+        self._controlled = controlled.clone()
+        self._members = controlled.nonzero().flatten()
+
+    @property
+    def batch_dependent(self) -> bool:
+        """As the defense declares."""
+        return bool(self.inner.batch_dependent)
+
+    def over(self, defense: DynamicDefense) -> Among:
+        """Return another defense, seen by the same members of the same batch."""
+        other = object.__new__(Among)
+        other.__dict__ = {**self.__dict__, "inner": defense}
+        return other
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The whole batch (N, C, H, W) with `x` in the members' places, with gradient to `x`.
+
+        Raises:
+            InputError: There are not as many rows as members.
+        """
+        if len(x) != len(self._members):
+            raise InputError(
+                f"{len(self._members)} members stand in a batch of {len(self._batch)}, but the "
+                f"attack asks about {len(x)}: it must keep its batch together"
+            )
+        return self._batch.to(x).index_copy(0, self._members, x)
+
+    def adapt(self, x: Tensor, **how: Any) -> Any:
+        """Adapt to the whole batch."""
+        adapt: Any = self.inner.adapt
+        return adapt(self.whole(x), **how)
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        """Logits (len(x), classes) of the members alone."""
+        return self.inner.predict(self.whole(x), adaptation)[self._controlled]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (len(x), classes) of the members, the whole batch adapted afresh."""
+        asked: Any = self.inner
+        if not callable(asked):
+            return self.predict(x, self.adapt(x))
+        logits: Tensor = asked(self.whole(x))[self._controlled]
+        return logits
+
+    def answer_others(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """Logits (M, classes) of the others in the batch that holds `x`.
+
+        Args:
+            x: The members' images.
+            exact: With the gradient to `x` through all steps, where the defense offers it;
+                otherwise through the final forward only.
+        """
+        batch = self.whole(x)
+        if exact:
+            how: dict[str, Any] = {"differentiable": True}
+            if adapt_accepts(self.inner, "checkpointed"):
+                how["checkpointed"] = True
+            adaptation = self.adapt(x, **how)
+        else:
+            adaptation = self.inner.adapt(batch.detach())
+        return self.inner.predict(batch, adaptation)[~self._controlled]

@@ -1,0 +1,193 @@
+"""Attacks on model space (Chen et al., ICLR 2022): the models that a defense may adapt to.
+
+A defense that adapts to a batch picks a model by it, which an attack on the batch must outguess.
+Instead of looking through the choice, attack the models chosen so far, adapt to what came of it,
+and take the new model in. With a₀ adapted to the natural batch, and rounds t = 1, 2, ...:
+
+    xₜ ∈ argmax over the threat model of  loss over f(·, a₀), ..., f(·, aₜ₋₁)
+    aₜ = adapt(xₜ),  served: f(xₜ, aₜ)
+
+    fpa         the last model alone: a fixed point would be an equilibrium ("fixed point attack")
+    gmsa-avg    the mean loss over all models so far ("greedy model space attack")
+    gmsa-min    the loss of the model that resists most, sample by sample
+
+Of all rounds the worst that was served is kept: per batch where the defense is batch-dependent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from dent.attacks.adaptive.apgd import Objective, apgd, random_start
+from dent.attacks.adaptive.best import Best
+from dent.attacks.adaptive.capabilities import Unavailable
+from dent.attacks.adaptive.gradients import Rung
+from dent.attacks.adaptive.losses import LossName, loss_named, margin, runner_up
+from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
+from dent.attacks.adaptive.settings import check_counts, check_flags, check_rho
+from dent.attacks.adaptive.through import NOT_AVAILABLE
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.protocol import DynamicDefense
+from dent.attacks.querier import NoGradientError, Queries
+from dent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dent.attacks.querier import Querier, View
+    from dent.threat import Norm, ThreatModel
+
+Ensemble = Literal["fpa", "gmsa-avg", "gmsa-min"]
+ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
+
+
+@final
+class ModelSpace(Attack):
+    """FPA, GMSA-AVG or GMSA-MIN, with APGD against the models so far.
+
+    A plain module adapts to nothing: every round is then one more restart of APGD against it.
+
+    With `unrolled`, the ensemble has one more model in every round: the defense itself, adapting
+    to the batch as it is being changed, through the exact gradient.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble = "gmsa-min",
+        loss: LossName = "margin",
+        rounds: int = 10,
+        iterations: int = 20,
+        restarts: int = 1,
+        targets: int = 0,
+        rho: float = 0.75,
+        unrolled: bool = False,
+        name: str | None = None,
+    ) -> None:
+        """Set up the attack.
+
+        Args:
+            ensemble: How the models so far are attacked together.
+            loss: What is ascended.
+            rounds: Models after the natural batch's; the authors take 3 against dent.
+            iterations: Of APGD, in every round.
+            restarts: How often it begins again from the natural batch's model.
+            targets: The likeliest wrong classes on the natural images, aimed at by one more restart
+                each.
+            rho: APGD's share of successful steps, in (0, 1).
+            unrolled: Take in the defense itself, by the exact gradient.
+            name: What results are kept under; by default the ensemble's, with `-unrolled`.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        if ensemble not in ENSEMBLES:
+            raise ConfigError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {ensemble!r}")
+        check_counts(1, rounds=rounds, iterations=iterations, restarts=restarts)
+        check_counts(0, targets=targets)
+        check_rho(rho)
+        check_flags(unrolled=unrolled)
+        loss_named(loss)
+        self.ensemble = ensemble
+        self.loss = loss
+        self.rounds = rounds
+        self.iterations = iterations
+        self.restarts = restarts
+        self.targets = targets
+        self.rho = rho
+        self.unrolled = unrolled
+        self.name = name or ensemble + ("-unrolled" if unrolled else "")
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records."""
+        del norm
+        return {
+            "ensemble": self.ensemble,
+            "loss": self.loss,
+            "rounds": self.rounds,
+            "iterations": self.iterations,
+            "restarts": self.restarts,
+            "targets": self.targets,
+            "rho": self.rho,
+            "unrolled": self.unrolled,
+        }
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """The passes at most; those of one model alone, without adaptation, count as whole ones."""
+        del norm
+        runs = self.restarts + min(self.targets, n_classes - 1)
+        total = Queries(2, 0)
+        for done in range(self.rounds):
+            models = (1 if self.ensemble == "fpa" else done + 1) + int(self.unrolled)
+            looked = models if self.ensemble == "gmsa-min" and models > 1 else 0
+            once = Queries(models + looked, models).times(self.iterations + 1)
+            total = total + (once + Queries(1, 0)).times(runs)
+        return total
+
+    def longer(self, norm: Norm = "linf") -> ModelSpace:
+        """The attack with twice the iterations in every round."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return ModelSpace(**settings, name=self.name)
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Run all restarts and targets, or until all members are fooled."""
+        best = Best(target)
+        try:
+            exact = Rung("unrolled").view(target.defense) if self.unrolled else None
+            return self._runs(target, threat, best, exact, seed)
+        except (Unavailable, NoGradientError) as missing:
+            return best.outcome(notes=(f"{NOT_AVAILABLE}{self.name}: {missing}",))
+
+    def _runs(
+        self, target: Querier, threat: ThreatModel, best: Best, exact: View | None, seed: int
+    ) -> Outcome:
+        draws = torch.Generator().manual_seed(seed)
+        natural, first = _serve(target, best, target.natural)
+        after: dict[str, Tensor] = {}
+        ranks: list[int | None] = [None] * self.restarts
+        ranks += range(1, min(self.targets, natural.shape[1] - 1) + 1)
+        for rank in ranks:
+            targets = runner_up(natural, target.labels, rank) if rank else None
+            aim = Aim(loss_named(self.loss), targets)
+            models = [first]
+            for done in range(self.rounds):
+                if best.complete():
+                    return best.outcome(after)
+                found = apgd(
+                    self._objective(target, models, exact, aim),
+                    target.natural,
+                    random_start(target.natural, threat, draws),
+                    threat,
+                    iterations=self.iterations,
+                    rho=self.rho,
+                )
+                models.append(_serve(target, best, found.images)[1])
+                after[f"{self.loss}-target-{rank}" if rank else f"round-{done + 1}"] = best.fooled
+        return best.outcome(after)
+
+    def _objective(
+        self, target: Querier, models: Sequence[View], exact: View | None, aim: Aim
+    ) -> Objective:
+        chosen = list(models[-1:] if self.ensemble == "fpa" else models)
+        if exact is not None:
+            chosen.append(exact)
+        combine = least_of if self.ensemble == "gmsa-min" else mean_of
+        return combine(target, chosen, aim)
+
+
+def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:
+    """Submit a batch: its logits, and the model that the defense adapted to it."""
+    defense = target.defense
+    if not isinstance(defense, DynamicDefense):
+        return best.offer_served(images), defense
+    adaptation = defense.adapt(images)
+    model: Callable[[Tensor], Tensor] = partial(_predict, defense, adaptation)
+    logits = target(images, view=model)
+    best.offer(images, logits.argmax(dim=1) != target.labels, margin(logits, target.labels))
+    return logits, model
+
+
+def _predict(defense: DynamicDefense, adaptation: Any, x: Tensor) -> Tensor:
+    return defense.predict(x, adaptation)

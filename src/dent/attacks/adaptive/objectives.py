@@ -1,0 +1,118 @@
+"""Losses of a defense's answers, with their gradient in the batch, for APGD to ascend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dent.attacks.adaptive.apgd import Evaluation, Objective
+from dent.attacks.adaptive.losses import Loss, margin
+from dent.attacks.querier import NoGradientError
+
+if TYPE_CHECKING:
+    from dent.attacks.adaptive.best import Best
+    from dent.attacks.querier import Querier, View
+
+
+class Aim(NamedTuple):
+    """What is ascended: a loss, and for a targeted one each member's target, int64 (N,)."""
+
+    loss: Loss
+    targets: Tensor | None = None
+
+
+def ask(
+    target: Querier, view: View | None, images: Tensor, aim: Aim, weights: Tensor | None = None
+) -> tuple[Tensor, Evaluation]:
+    """One pass: logits (N, classes), detached, and the aim's loss with its gradient.
+
+    Args:
+        target: the door to the defense, which counts the pass.
+        view: what is asked.
+        images: (N, C, H, W).
+        aim: what is ascended.
+        weights: (N,), of the members' losses in the gradient; all 1 by default.
+
+    Raises:
+        NoGradientError: the answer does not depend differentiably on the batch.
+    """
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        logits = target(leaf, view=view)
+        loss = aim.loss(logits, target.labels, aim.targets)
+        total = (loss if weights is None else loss * weights).sum()
+    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    if gradient is None:
+        name = type(target.defense).__name__
+        raise NoGradientError(f"{name} returned logits that its input has no part in")
+    return logits.detach(), Evaluation(loss.detach(), gradient)
+
+
+def through(
+    target: Querier, view: View | None, aim: Aim, best: Best | None, submissions: int = 1
+) -> Objective:
+    """The mean over several submissions of an aim (EOT: Athalye et al., ICML 2018).
+
+    Args:
+        target: the door to the defense.
+        view: what is asked.
+        aim: what is ascended.
+        best: told of every batch, where what the view answers is what is served.
+        submissions: passes a batch; more than 1 where answers are random.
+    """
+
+    def objective(images: Tensor) -> Evaluation:
+        losses, gradients, wrong, margins = [], [], [], []
+        for _ in range(submissions):
+            logits, found = ask(target, view, images, aim)
+            losses.append(found.loss)
+            gradients.append(found.gradient)
+            wrong.append((logits.argmax(dim=1) != target.labels).double())
+            margins.append(margin(logits, target.labels))
+        if best is not None:
+            best.offer(images, _mean(wrong), _mean(margins))
+        return Evaluation(_mean(losses), _mean(gradients))
+
+    return objective
+
+
+def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
+    """The mean of an aim over several models, one at a time in memory."""
+
+    def objective(images: Tensor) -> Evaluation:
+        found = [ask(target, view, images, aim)[1] for view in views]
+        return Evaluation(
+            _mean([each.loss for each in found]), _mean([each.gradient for each in found])
+        )
+
+    return objective
+
+
+def least_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
+    """The least of an aim over several models, member by member: the model that resists most.
+
+    All models are asked for their loss, then those that are some member's least for its gradient.
+    """
+
+    def objective(images: Tensor) -> Evaluation:
+        if len(views) == 1:
+            return ask(target, views[0], images, aim)[1]
+        losses = torch.stack(
+            [aim.loss(target(images, view=view), target.labels, aim.targets) for view in views]
+        )
+        least = losses.argmin(dim=0)
+        gradient = torch.zeros_like(images)
+        for index, view in enumerate(views):
+            chosen = least == index
+            if bool(chosen.any()):
+                gradient += ask(target, view, images, aim, chosen.to(images.dtype))[1].gradient
+        return Evaluation(losses.amin(dim=0), gradient)
+
+    return objective
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)

@@ -1,0 +1,153 @@
+"""RayS (Chen & Gu, KDD 2020): an attack by decisions alone, on a whole batch.
+
+For every member it seeks, among the corners of a cube, the direction d in which the answer turns
+wrong soonest:
+
+    r(d) = the least r with argmax f(x + r·d) ≠ y,    d ∈ {−1, 1}ⁿ
+
+A first try is all ones. Then blocks of d flip their sign: halves, quarters, eighths, and so on. One
+query at the best r so far says whether a flip can be any better; if so, bisection finds its r. It
+sees classes, no logits and no gradients, so nothing that hides these stops it.
+
+Libraries' decision-based attacks do not fit a batch that answers as one: foolbox's HopSkipJump and
+Boundary assume that who was wrong once stays wrong there, whatever the others do (they assert it,
+and loop until it holds), and ART's take the batch apart. Here every query is the whole batch, and
+each member is at its own step of its own search.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from dent.attacks.adaptive.best import Best
+from dent.attacks.adaptive.settings import check_counts
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.querier import Queries
+
+if TYPE_CHECKING:
+    from dent.attacks.querier import Querier
+    from dent.threat import Norm, ThreatModel
+
+_TOLERANCE = 1e-3  # of the radius that the threat model leaves a corner
+
+
+@final
+class RayS(Attack):
+    """RayS with a number of queries.
+
+    Queries leave the threat model while they search, as every search for the least perturbation
+    does; what is found beyond it counts for nothing. In l2 and l1 the corners are those of the
+    cube inside the ball, which is a small part of it there: the attack is made for l-inf.
+    """
+
+    def __init__(self, iterations: int = 1000, name: str = "rays") -> None:
+        """Set up RayS.
+
+        Args:
+            iterations: Queries of the whole batch; the authors take up to 10,000.
+            name: What results are kept under.
+
+        Raises:
+            ConfigError: There is no query.
+        """
+        check_counts(1, iterations=iterations)
+        self.iterations = iterations
+        self.name = name
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records."""
+        del norm
+        return {"iterations": self.iterations}
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """The search, the natural images before, and what was found, twice, after."""
+        del n_classes, norm
+        return Queries(self.iterations + 3, 0)
+
+    def longer(self, norm: Norm = "linf") -> None:
+        """None: it follows no gradient."""
+        del norm
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Search, or until every member falls inside the threat model."""
+        del seed  # nothing is random
+        best = Best(target)
+        best.offer_served(target.natural)
+        search = _Search(target.natural, threat, best.fooled)
+        for _ in range(self.iterations):
+            if search.complete():
+                break
+            search.tell(target(search.ask()).argmax(dim=1) != target.labels)
+        best.offer_served(threat.project(search.found(), target.natural))
+        return best.outcome()
+
+
+class _Search:
+    """Where each member's search is: probing a flip at the best radius, or bisecting its own."""
+
+    def __init__(self, natural: Tensor, threat: ThreatModel, fallen: Tensor) -> None:
+        size, pixels = len(natural), natural[0].numel()
+        low, high = threat.bounds
+        root = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
+        self._natural = natural
+        self._bounds = threat.bounds
+        self._inside = threat.eps / root
+        self._span = high - low
+        self._fallen = fallen
+        self._direction = natural.new_ones(size, pixels)
+        self._tried = self._direction.clone()
+        self._radius = natural.new_full((size,), torch.inf)
+        self._bisecting = torch.zeros_like(fallen)
+        self._below = natural.new_zeros(size)
+        self._above = natural.new_full((size,), self._span)
+        self._stage = torch.zeros(size, dtype=torch.int64, device=natural.device)
+        self._block = torch.full_like(self._stage, -1)  # the first try flips nothing
+
+    def complete(self) -> bool:
+        """Whether everyone falls inside, or nobody has a block left to flip."""
+        through = 2**self._stage > 2 * self._direction.shape[1]
+        return bool((self._fallen | through | (self._radius <= self._inside)).all())
+
+    def ask(self) -> Tensor:
+        """The batch to ask about next."""
+        middle = (self._below + self._above) / 2
+        probe = self._radius.clamp(max=self._span)
+        return self._at(torch.where(self._bisecting, middle, probe), self._tried)
+
+    def tell(self, wrong: Tensor) -> None:
+        """Take in who was wrong there."""
+        begins = ~self._bisecting & wrong
+        above = torch.where(begins, self._radius.clamp(max=self._span), self._above)
+        below = torch.where(begins, 0.0, self._below)
+        middle = (self._below + self._above) / 2
+        self._above = torch.where(self._bisecting & wrong, middle, above)
+        self._below = torch.where(self._bisecting & ~wrong, middle, below)
+        narrow = self._above - self._below <= _TOLERANCE * self._inside
+        ends = self._bisecting & narrow
+        self._radius = torch.where(ends, self._above, self._radius)
+        self._direction = torch.where(ends.unsqueeze(1), self._tried, self._direction)
+        self._bisecting = (self._bisecting & ~narrow) | begins
+        self._flip_next(~self._bisecting)
+
+    def found(self) -> Tensor:
+        """Each member in its best direction, as far as the threat model goes at most."""
+        return self._at(self._radius.clamp(max=self._inside), self._direction)
+
+    def _flip_next(self, moving: Tensor) -> None:
+        block = self._block + moving
+        done = block >= 2**self._stage
+        self._stage = self._stage + (moving & done)
+        self._block = torch.where(done, 0, block)
+        pixels = torch.arange(self._direction.shape[1], device=block.device)
+        length = (len(pixels) / 2.0**self._stage).ceil().long().clamp(min=1)
+        start = (self._block * length).unsqueeze(1)
+        inside = (pixels >= start) & (pixels < start + length.unsqueeze(1))
+        flipped = torch.where(inside, -self._direction, self._direction)
+        self._tried = torch.where(moving.unsqueeze(1), flipped, self._tried)
+
+    def _at(self, radius: Tensor, direction: Tensor) -> Tensor:
+        moved = self._natural.flatten(1) + radius.unsqueeze(1) * direction
+        return moved.clamp(*self._bounds).reshape(self._natural.shape)

@@ -1,0 +1,75 @@
+"""Asking a defense several times, where it does not answer the same twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from dent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dent.attacks.protocol import DynamicDefense
+
+
+@final
+class Majority:
+    """The majority over several submissions of a batch, each adapted and drawn for afresh.
+
+    Logits are votes, with up to half a vote more by mean probability, so that ties are decided by
+    how sure the answers were. A submission that gives a member no prediction is no vote; without
+    any vote there is no prediction. The gradient is that of the mean logits.
+
+    Natural accuracy must be stated under the same number of submissions: evaluate this in the
+    place of the defense, not only the attack.
+
+    Attributes:
+        inner: The defense.
+        submissions: How often it is asked.
+    """
+
+    def __init__(self, defense: DynamicDefense, submissions: int) -> None:
+        """Ask a defense several times.
+
+        Args:
+            defense: Any.
+            submissions: At least 2.
+
+        Raises:
+            ConfigError: One submission has no majority.
+        """
+        if submissions < 2:
+            raise ConfigError(f"a majority needs at least 2 submissions, got {submissions}")
+        self.inner = defense
+        self.submissions = submissions
+
+    @property
+    def batch_dependent(self) -> bool:
+        """As the defense declares."""
+        return bool(self.inner.batch_dependent)
+
+    def over(self, defense: DynamicDefense) -> Majority:
+        """Return the majority over as many submissions to another defense."""
+        return Majority(defense, self.submissions)
+
+    def adapt(self, x: Tensor, **how: Any) -> tuple[Any, ...]:
+        """Adapt once for every submission."""
+        adapt: Any = self.inner.adapt
+        return tuple(adapt(x, **how) for _ in range(self.submissions))
+
+    def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
+        """Votes (N, classes); see the class."""
+        answers = torch.stack([self.inner.predict(x, each) for each in adaptation])
+        voted = answers.isfinite().all(dim=2, keepdim=True)
+        answers = torch.where(voted, answers, 0.0)
+        votes = torch.zeros_like(answers).scatter(2, answers.argmax(dim=2, keepdim=True), 1.0)
+        count = voted.sum(dim=0).clamp(min=1)
+        sure = torch.where(voted, answers.softmax(dim=2), 0.0).sum(dim=0) / count
+        mean = torch.where(voted, answers, 0.0).sum(dim=0) / count
+        logits = (torch.where(voted, votes, 0.0).sum(dim=0) + sure / 2).detach()
+        return torch.where(voted.any(dim=0), logits + mean - mean.detach(), torch.nan)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Votes (N, classes)."""
+        return self.predict(x, self.adapt(x))

@@ -1,0 +1,58 @@
+"""What gradient attacks of every kind are made of: starts in the ball, and steps of length one."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dent.threat import Norm, ThreatModel
+
+
+def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
+    """Return the step of length one in `norm` that ascends the most.
+
+    Args:
+        gradient: (N, ...), one row an image.
+        norm: linf moves by the gradient's sign, l2 along its direction, l1 by the sign over the
+            `share` of largest coordinates, equally (Tramer & Boneh, 2019).
+        share: of an image's values that one step in l1 moves, in (0, 1].
+    """
+    if norm == "linf":
+        return gradient.sign()
+    rows = gradient.flatten(1)
+    if norm == "l2":
+        length = rows.norm(dim=1, keepdim=True)
+        rows = torch.where(length > 0, rows / length, 0.0)
+    else:
+        count = max(1, math.ceil(share * rows.shape[1]))
+        largest = rows.abs().topk(count, dim=1).indices
+        rows = torch.zeros_like(rows).scatter(1, largest, rows.gather(1, largest).sign() / count)
+    return rows.reshape(gradient.shape)
+
+
+def uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator | None = None) -> Tensor:
+    """Return a perturbation of x's shape, uniform in the ball; drawn on the CPU.
+
+    Args:
+        x: images (N, ...); decide shape, dtype and device.
+        threat: norm and radius; its bounds are not looked at.
+        draws: a CPU generator; torch's global one by default.
+    """
+    shape = x.flatten(1).shape
+    if threat.norm == "linf":
+        delta = 2 * torch.rand(shape, generator=draws) - 1
+    else:
+        radius = torch.rand(shape[0], 1, generator=draws) ** (1 / shape[1])
+        if threat.norm == "l2":
+            delta = torch.randn(shape, generator=draws)
+            delta = radius * delta / delta.norm(dim=1, keepdim=True)
+        else:
+            # Laplace draws scaled to the sphere are uniform on it.
+            delta = torch.empty(shape).exponential_(generator=draws)
+            delta = radius * delta / delta.sum(dim=1, keepdim=True)
+            delta = delta * (2.0 * torch.randint(2, shape, generator=draws) - 1.0)
+    return (threat.eps * delta).reshape(x.shape).to(x)

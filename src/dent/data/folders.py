@@ -1,0 +1,114 @@
+"""ImageNet and folders of anyone's own: which folder a name means, and how it is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dent.data.image_folder import ImageFolderDataset, class_folders, open_image_folder
+from dent.data.preprocessing import Preprocessing
+from dent.data.progress import Report
+from dent.errors import DataError
+
+IMAGENET: Final = "imagenet"
+IMAGEFOLDER: Final = "imagefolder"
+_CLASSES_FILE: Final = Path(__file__).parent / "bundled" / "imagenet-classes.txt"
+_SUBFOLDERS: Final = {"test": ("val", "validation", "test"), "train": ("train",)}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A dataset in torchvision's ImageFolder layout.
+
+    Attributes:
+        kind: `"imagenet"`, whose 1000 class folders are known, or `"imagefolder"`, with any.
+        preprocessing: How images are brought to size.
+    """
+
+    kind: str
+    preprocessing: Preprocessing
+
+    @property
+    def name(self) -> str:
+        """The one name of this dataset: `imagenet`, `imagenet-288`, `imagefolder-r64-c64`."""
+        plain = str(self.preprocessing)
+        short = {"r256-c224": "", "c288": "-288"}.get(plain, f"-{plain}")
+        return f"{self.kind}{short}"
+
+    def open(self, root: Path, split: str, cache: Path, report: Report) -> ImageFolderDataset:
+        """Open a split.
+
+        Args:
+            root: The folder itself, or for ImageNet one that has it as its subfolder `imagenet`.
+            split: `"test"` (subfolder val, validation or test, the first there is; `root` itself if
+                it has the classes) or `"train"` (subfolder train).
+            cache: Folder in which digests are remembered.
+            report: Told how far the digests are.
+
+        Raises:
+            DataError: It is not there, lacks a class, or cannot be read.
+        """
+        folder = self._split(root, split)
+        wnids, names = _imagenet() if self.kind == IMAGENET else (None, None)
+        if self.kind == IMAGEFOLDER and split == "test" and folder != root:
+            _same_classes(folder, root / "train")
+        return open_image_folder(
+            folder,
+            name=self.name,
+            split=split,
+            preprocessing=self.preprocessing,
+            cache=cache,
+            report=report,
+            expected=wnids,
+            classes=names,
+        )
+
+    def _split(self, root: Path, split: str) -> Path:
+        bases = (root, root / IMAGENET) if self.kind == IMAGENET else (root,)
+        for base in bases:
+            for subfolder in _SUBFOLDERS[split]:
+                if class_folders(base / subfolder):
+                    return base / subfolder
+        splits = {each for names in _SUBFOLDERS.values() for each in names}
+        for base in bases:
+            there = set(class_folders(base))
+            if split == "test" and there and not there & {*splits, IMAGENET}:
+                return base
+        wanted = " or ".join(_SUBFOLDERS[split])
+        licence = " ImageNet is not free to pass on: get it from its authors." if (
+            self.kind == IMAGENET) else ""  # fmt: skip
+        raise DataError(
+            f"{self.name}: there is no {split} split in {' or '.join(map(str, bases))}: expected a "
+            f"subfolder {wanted} with one folder a class (val/CLASS/IMAGE.jpg). What to do: name "
+            f"the folder with `root=` (--data FOLDER).{licence}"
+        )
+
+
+def parse(name: str) -> Folder | None:
+    """Read `imagenet`, `imagenet-288`, `imagefolder-r64-c64`; None for a name of another kind.
+
+    Raises:
+        UnknownNameError: The part after the dash is no preprocessing.
+    """
+    kind, dash, written = name.partition("-")
+    if kind not in (IMAGENET, IMAGEFOLDER):
+        return None
+    return Folder(kind, Preprocessing.parse(written if dash else "224"))
+
+
+def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The class folders (WordNet ids) of ImageNet-1k, in the order of the labels, and names."""
+    lines = [line.split(" ", 1) for line in _CLASSES_FILE.read_text().splitlines()]
+    return tuple(wnid for wnid, _ in lines), tuple(name for _, name in lines)
+
+
+def _same_classes(test: Path, train: Path) -> None:
+    """Labels are numbered by the class folders, so a class missing in one split shifts them."""
+    in_test, in_train = set(class_folders(test)), set(class_folders(train))
+    if in_train and in_test != in_train:
+        missing = ", ".join(sorted(in_train - in_test)[:5]) or "none"
+        other = ", ".join(sorted(in_test - in_train)[:5]) or "none"
+        raise DataError(
+            f"{test} and {train} have different class folders, so their labels would not mean the "
+            f"same. Missing in the first: {missing}; missing in the second: {other}. What to do: "
+            "make them the same"
+        )

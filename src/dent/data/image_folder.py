@@ -1,0 +1,225 @@
+"""A folder of images, one subfolder a class, read batch by batch and never as a whole."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dent.data.dataset import ImageDataset, positions
+from dent.data.file_digests import file_digests
+from dent.data.preprocessing import Preprocessing
+from dent.data.progress import Report
+from dent.errors import DataError
+
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What counts as an image, as in torchvision's ImageFolder."""
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageFolderDataset(ImageDataset):
+    """Images on disk, opened when a batch asks for them.
+
+    The bytes of every image are compared with the digest that the dataset's own is made of, so a
+    file that changed is an error and never another picture under the same digest. The digest says
+    which files these are, how they are labelled and brought to size; decoders of JPEG may differ
+    from one version to another in the last bit of a pixel.
+
+    Attributes:
+        name: The registry's name.
+        split: `"test"` or `"train"`.
+        classes: Class names, by label.
+        digest: See `open_image_folder`.
+        sample_ids: `range(N)`.
+        folder: Where the files lie.
+        files: Paths below it, in the order of the samples.
+        labels: int64 (N,).
+        digests: SHA-256 of each file, uint8 (N, 32).
+        preprocessing: How an image is brought to size.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    digest: str
+    sample_ids: Sequence[int]
+    folder: Path
+    files: Sequence[str]
+    labels: NDArray[np.int64]
+    digests: NDArray[np.uint8]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} images {self.preprocessing}"
+        return f"<{self.name} {self.split}: {what}, sha256 {self.digest[:12]}>"
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Give the samples at some positions; see `ImageDataset.batch`.
+
+        Raises:
+            InputError: A position is out of range, or is not an integer.
+            DataError: A file is gone, has changed, or is no intact image.
+        """
+        at = positions(indices, len(self), self.name)
+        side = self.preprocessing.side
+        pixels = np.empty((len(at), side, side, 3), dtype=np.uint8)
+        for row, index in enumerate(at):
+            pixels[row] = self._read(int(index))
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        scaled = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        return scaled, torch.from_numpy(self.labels[at])
+
+    def labels_of(self, indices: Sequence[int]) -> list[int]:
+        """Give the labels alone, without opening an image; see `ImageDataset.labels_of`."""
+        labels: list[int] = self.labels[positions(indices, len(self), self.name)].tolist()
+        return labels
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        path = self.folder / self.files[index]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(_changed(path, f"cannot be read ({error.strerror})")) from error
+        if hashlib.sha256(content).digest() != self.digests[index].tobytes():
+            raise DataError(_changed(path, "is not what it was when the dataset was opened"))
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return self.preprocessing(image)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise DataError(
+                f"{path} is no intact image: {error}. What to do: lay it anew or delete it; the "
+                "dataset's digest then is another, so begin a new run"
+            ) from error
+
+
+def open_image_folder(
+    folder: Path,
+    *,
+    name: str,
+    split: str,
+    preprocessing: Preprocessing,
+    cache: Path,
+    report: Report,
+    expected: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageFolderDataset:
+    """Open a folder with one subfolder a class, listed as torchvision's ImageFolder does.
+
+    Classes and, within them, files are sorted by name. Hidden files and folders are passed over,
+    as are files that are no images by their suffix. The dataset's digest is SHA-256 over one line
+    of JSON with the preprocessing and the class folders, and for each sample its path below the
+    folder, its label and the SHA-256 of its bytes.
+
+    Args:
+        folder: The folder.
+        name: The dataset's name.
+        split: The split's name.
+        preprocessing: How an image is brought to size.
+        cache: Folder in which the files' digests are remembered.
+        report: Told how far the digests are.
+        expected: The class folders that must be there, no more and no fewer; any by default.
+        classes: Names for them; by default the folders'.
+
+    Raises:
+        DataError: There are no classes, one is missing or has no images, or a file cannot be read.
+    """
+    found = _class_folders(folder)
+    if expected is not None:
+        _compare(folder, found, expected)
+    files: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for label, class_name in enumerate(found):
+        images = list(_images(folder, class_name))
+        files += images
+        labels += [label] * len(images)
+        if not images:
+            empty.append(class_name)
+    if empty:
+        raise DataError(
+            f"{folder}: {len(empty)} of {len(found)} classes have no images: {_some(empty)}. "
+            f"What to do: fill or delete these folders (images end in {', '.join(SUFFIXES)})"
+        )
+    digests = file_digests(folder, files, cache, report)
+    total = hashlib.sha256(json.dumps([str(preprocessing), list(found)]).encode() + b"\n")
+    for path, label, digest in zip(files, labels, digests, strict=True):
+        total.update(json.dumps([path, label, digest.tobytes().hex()]).encode() + b"\n")
+    return ImageFolderDataset(
+        name=name,
+        split=split,
+        classes=tuple(classes or found),
+        digest=total.hexdigest(),
+        sample_ids=range(len(files)),
+        folder=folder,
+        files=files,
+        labels=np.array(labels, dtype=np.int64),
+        digests=digests,
+        preprocessing=preprocessing,
+    )
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Name the subfolders that are not hidden, sorted; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _class_folders(folder: Path) -> list[str]:
+    found = class_folders(folder)
+    if len(found) < 2:
+        raise DataError(
+            f"{folder} has {len(found)} class folders, expected at least 2: one folder a class, "
+            "with the images of that class in it (CLASS/IMAGE.jpg)"
+        )
+    return found
+
+
+def _compare(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+    missing = sorted(set(expected) - set(found))
+    other = sorted(set(found) - set(expected))
+    if missing or other:
+        said = [f"{len(missing)} are missing: {_some(missing)}"] if missing else []
+        said += [f"{len(other)} are unknown: {_some(other)}"] if other else []
+        raise DataError(
+            f"{folder} must have the {len(expected)} class folders that its labels are numbered "
+            f"by; {'; '.join(said)}. What to do: lay them there and take the others out, or "
+            "evaluate the folder by its own classes with --dataset imagefolder"
+        )
+
+
+def _images(folder: Path, class_name: str) -> Iterator[str]:
+    for base, _, names in sorted(os.walk(folder / class_name, followlinks=True)):
+        below = Path(base).relative_to(folder)
+        if any(part.startswith(".") for part in below.parts):
+            continue
+        for each in sorted(names):
+            if each.lower().endswith(SUFFIXES) and not each.startswith("."):
+                yield (below / each).as_posix()
+
+
+def _changed(path: Path, what: str) -> str:
+    return f"{path} {what}. What to do: put it back as it was, or begin a new run"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = 5
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,0 +1,92 @@
+"""Weights that are not on this machine: where they belong, and one attempt to download them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dent.errors import WeightsError
+
+ROOT_VARIABLE: Final = "DENT_MODELS"
+_SECONDS: Final = 20.0
+_CHUNK: Final = 1 << 20
+
+
+def models_root() -> Path:
+    """The folder that weights of other zoos are kept in.
+
+    The environment variable DENT_MODELS, else `~/.cache/torch-dent/models`.
+    """
+    return Path(os.environ.get(ROOT_VARIABLE) or "~/.cache/torch-dent/models").expanduser()
+
+
+@dataclass(frozen=True)
+class Download:
+    """A weights file that can be downloaded.
+
+    Attributes:
+        model: The model's full name, for messages.
+        file: Where it belongs on this machine.
+        url: Where it comes from.
+        digest: SHA-256 (hex) or its first digits; `None` where none is published.
+        fetch: Writes what `url` gives to a path.
+    """
+
+    model: str
+    file: Path
+    url: str
+    digest: str | None
+    fetch: Callable[[str, Path], None]
+
+    def obtain(self) -> Path:
+        """Makes sure that the file is here, and gives its path. What it holds is not checked.
+
+        The download gets the file's name only once it is complete.
+
+        Raises:
+            WeightsError: If it is not here and cannot be downloaded; the message says which file
+                to lay where.
+        """
+        if self.file.is_file():
+            return self.file
+        part = self.file.with_name(f".{self.file.name}.{secrets.token_hex(4)}.part")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.fetch(self.url, part)
+            os.replace(part, self.file)
+        except Exception as error:  # other packages' downloaders raise whatever they like
+            raise WeightsError(self._advice(error)) from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        return self.file
+
+    def _advice(self, error: Exception) -> str:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        digest = f"SHA-256 {self.digest}..." if self.digest else "none is published"
+        if self.digest is not None and len(self.digest) == 64:
+            digest = f"SHA-256 {self.digest}"
+        return (
+            f"the weights of {self.model!r} are not here and could not be downloaded "
+            f"({type(error).__name__}: {reason}).\n"
+            f"  file:   {self.file}\n"
+            f"  from:   {self.url}\n"
+            f"  digest: {digest}\n"
+            "What to do: download that file with a browser or another machine and lay it there, or "
+            "name it with weights=FILE (--weights FILE)"
+        )
+
+
+def fetch_url(url: str, path: Path) -> None:
+    """Downloads over HTTP(S), giving up when nothing comes for 20 seconds."""
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"expected an http(s) address, got {url}")
+    with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("xb") as file:  # noqa: S310 - the scheme is checked
+        while chunk := answer.read(_CHUNK):
+            file.write(chunk)

@@ -1,0 +1,166 @@
+"""Models that the package itself carries: a safetensors file and a model card for each.
+
+`NAME.safetensors` and `NAME.card.json` in `dent/models/shipped` make a model called `NAME`; nothing
+else has to be told about it. `dent train` writes such cards (see docs/models.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from dent.errors import WeightsError
+from dent.models.info import Accuracy, ModelInfo
+from dent.models.residual import resnet
+from dent.models.weights import fit_weights, read_weights
+
+FOLDER: Final = Path(__file__).parent / "shipped"
+"""Where the package's own pairs lie."""
+
+_CARD: Final = ".card.json"
+_HALF: Final = 1e-3  # how far half precision rounds values around 0.2 to 0.6, and more
+_CARD_DIGITS: Final = 1e-5  # how far a card may round them
+
+
+class _Part(BaseModel):
+    """Cards may say more than is needed here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class CardWeights(_Part):
+    """The weights file of a card.
+
+    Attributes:
+        file: Its name, in the card's folder.
+        sha256: SHA-256 (hex) of its bytes.
+        bytes: Its size.
+        dtype: Of the values as stored, such as `float16`.
+    """
+
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(gt=0)
+    dtype: str
+
+
+class CardAccuracy(_Part):
+    """One measured accuracy of a card; see `Accuracy`."""
+
+    correct: int
+    total: int
+    provenance: str
+    threat: str | None = None
+    attack: str | None = None
+
+
+class Card(_Part):
+    """What a model card must say for the model to be loaded and listed."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str
+    architecture: str
+    dataset: str
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    threat: str | None
+    weights: CardWeights
+    accuracies: tuple[CardAccuracy, ...]
+
+
+class ShippedModels:
+    """The source of the models in a folder of weights and cards.
+
+    Args:
+        folder: Where the pairs lie; the package's own by default.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+
+    def cards(self) -> tuple[Card, ...]:
+        """Every card, by name.
+
+        Raises:
+            WeightsError: If a card cannot be read, or names another model than its file does.
+        """
+        return tuple(_read(path) for path in sorted(self._folder.glob(f"*{_CARD}")))
+
+    def entries(self) -> tuple[ModelInfo, ...]:
+        """What the cards say; see `Source.entries`."""
+        return tuple(self._entry(card) for card in self.cards())
+
+    def load(self, name: str) -> nn.Module:
+        """Builds a model in float32; see `Source.load`.
+
+        Raises:
+            WeightsError: If the weights are missing, are not those that the card names, or
+                contradict it.
+        """
+        card = next(card for card in self.cards() if card.name == name)
+        file = self._folder / card.weights.file
+        if not file.is_file():
+            raise WeightsError(
+                f"{file}, the weights of {name!r}, is missing: the card is there without them. "
+                "Reinstall torch-dent, or lay the file there"
+            )
+        model = resnet(card.architecture, card.num_classes, mean=card.mean, std=card.std)
+        exact = {"mean": model.normalize.mean.clone(), "std": model.normalize.std.clone()}
+        fit_weights(model, read_weights(file, card.weights.sha256), origin=str(file))
+        _keep_exact(model.normalize, exact, file)
+        return model
+
+    def _entry(self, card: Card) -> ModelInfo:
+        file = self._folder / card.weights.file
+        return ModelInfo(
+            name=card.name,
+            architecture=card.architecture,
+            dataset=card.dataset,
+            num_classes=card.num_classes,
+            threat=card.threat,
+            source="shipped with torch-dent",
+            digest=card.weights.sha256,
+            size=card.weights.bytes,
+            accuracies=tuple(Accuracy(**one.model_dump()) for one in card.accuracies),
+            present=file.is_file(),
+            file=str(file),
+        )
+
+
+def _keep_exact(normalize: nn.Module, exact: dict[str, Tensor], file: Path) -> None:
+    """Half precision rounds the normalization, too; the card has it in more digits."""
+    for what, value in exact.items():
+        stored = normalize.get_buffer(what)
+        if torch.allclose(stored, value, rtol=0, atol=_CARD_DIGITS):
+            continue
+        if not torch.allclose(stored, value, rtol=0, atol=_HALF):
+            raise WeightsError(
+                f"{file} was trained with the {what} {_values(stored)}, and its card says "
+                f"{_values(value)}: one of them is of another model"
+            )
+        stored.copy_(value)
+
+
+def _values(channels: Tensor) -> Sequence[float]:
+    return [round(float(value), 4) for value in channels.flatten()]
+
+
+def _read(path: Path) -> Card:
+    try:
+        card = Card.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise WeightsError(
+            f"the model card {path} cannot be used: {error}\nMend it as docs/models.md says, or "
+            "reinstall torch-dent"
+        ) from error
+    if path.name != f"{card.name}{_CARD}":
+        raise WeightsError(
+            f"the model card {path} is of a model named {card.name!r}: call it {card.name}{_CARD}"
+        )
+    return card

@@ -1,0 +1,143 @@
+"""timm's pretrained image classifiers: `timm/resnet50.a1_in1k`. Needs the extra `zoo`.
+
+Weights are looked for in `models_root()/timm`, then where the Hugging Face client keeps them, and
+are downloaded to the former. timm is handed the tensors, read by this package, so that it applies
+its own handling of each model's names and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from dent.errors import UnknownNameError, WeightsError
+from dent.models.extras import require
+from dent.models.fetching import Download, fetch_url, models_root
+from dent.models.info import ModelInfo
+from dent.models.normalize import Normalize
+from dent.models.suggest import did_you_mean
+from dent.models.weights import check_finite, read_weights
+
+_PURPOSE: Final = "a timm model"
+_HUB: Final = "https://huggingface.co"
+_FILE: Final = "model.safetensors"
+_CLASSES: Final = 1000  # ImageNet's
+
+
+class Timm:
+    """The catalogue of timm's classifiers, each after the normalization it was trained with."""
+
+    prefix: Final = "timm"
+
+    def names(self) -> tuple[str, ...]:
+        """See `Catalogue.names`: every model of timm with published weights."""
+        listed = require("timm", _PURPOSE).list_models(pretrained=True)
+        return tuple(f"{self.prefix}/{name}" for name in listed)
+
+    def candidates(self, short: str) -> tuple[str, ...]:
+        """None: `resnet50` could as well be torchvision's."""
+        return ()
+
+    def info(self, name: str) -> ModelInfo:
+        """See `Catalogue.info`; timm's code states neither sizes nor accuracies."""
+        settings = self._settings(name)
+        file = _present(name, settings)
+        classes: int = settings.num_classes
+        return ModelInfo(
+            name=name,
+            architecture=name.removeprefix(f"{self.prefix}/").partition(".")[0],
+            dataset=_dataset(settings),
+            num_classes=classes,
+            threat=None,
+            source=f"timm, {settings.hf_hub_id or settings.url}",
+            digest=None,
+            size=None if file is None else file.stat().st_size,
+            accuracies=(),
+            present=file is not None,
+            file=str(file or _laid(name, settings)),
+            url=_url(settings),
+        )
+
+    def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
+        """See `Catalogue.load`; the normalization is that of the published weights."""
+        settings = self._settings(name)
+        file = weights or _present(name, settings) or _download(name, settings).obtain()
+        classes = settings.num_classes if num_classes is None else num_classes
+        state = read_weights(file)
+        try:
+            # The same number of classes in both places, or timm would leave the last layer random.
+            model: nn.Module = require("timm", _PURPOSE).create_model(
+                name.removeprefix(f"{self.prefix}/"),
+                pretrained=True,
+                pretrained_cfg_overlay={
+                    "state_dict": state,
+                    "num_classes": classes,
+                    "custom_load": False,
+                },
+                num_classes=classes,
+            )
+        except Exception as error:
+            reason = str(error).replace("\n\t", " ")
+            raise WeightsError(
+                f"{file} does not hold the weights of {name!r} with {classes} classes: "
+                f"{type(error).__name__}: {reason}\nName the model, and the number of classes, "
+                "that it was saved from"
+            ) from error
+        check_finite(model, str(file))
+        return nn.Sequential(Normalize(settings.mean, settings.std), model)
+
+    def _settings(self, name: str) -> Any:
+        timm = require("timm", _PURPOSE)
+        short = name.removeprefix(f"{self.prefix}/")
+        known = self.names()
+        if not timm.is_model(short) or ("." in short and name not in known):
+            raise UnknownNameError(
+                f"timm {timm.__version__} has no model {name!r}.{did_you_mean(name, known)} "
+                "`dent models --source timm` lists them"
+            )
+        settings = timm.get_pretrained_cfg(short)
+        if settings is None or not (settings.hf_hub_id or settings.url):
+            tagged = [each for each in known if each.startswith(f"{name}.")]
+            raise UnknownNameError(
+                f"timm has no published weights for {name!r}. With weights there are: "
+                f"{', '.join(tagged) or 'none of this architecture'}"
+            )
+        return settings
+
+
+def _dataset(settings: Any) -> str:
+    if settings.num_classes != _CLASSES:
+        return f"{settings.num_classes} classes"
+    size = settings.input_size[-1]
+    resize = round(size / settings.crop_pct)
+    bicubic = "-bicubic" if settings.interpolation == "bicubic" else ""
+    name = f"imagenet-r{resize}-c{size}{bicubic}"
+    return "imagenet" if name == "imagenet-r256-c224" else name
+
+
+def _laid(name: str, settings: Any) -> Path:
+    published = (settings.hf_hub_filename or _FILE) if settings.hf_hub_id else settings.url
+    return models_root() / f"{name}{Path(published).suffix}"
+
+
+def _present(name: str, settings: Any) -> Path | None:
+    if (laid := _laid(name, settings)).is_file():
+        return laid
+    if settings.hf_hub_id:
+        hub = require("huggingface_hub", _PURPOSE)
+        found = hub.try_to_load_from_cache(settings.hf_hub_id, settings.hf_hub_filename or _FILE)
+        return Path(found) if isinstance(found, str) else None
+    return None
+
+
+def _url(settings: Any) -> str:
+    if not settings.hf_hub_id:
+        return str(settings.url)
+    return f"{_HUB}/{settings.hf_hub_id}/resolve/main/{settings.hf_hub_filename or _FILE}"
+
+
+def _download(name: str, settings: Any) -> Download:
+    # Not with the hub's own client, which repeats a hopeless request for half a minute.
+    return Download(name, _laid(name, settings), _url(settings), None, fetch_url)

@@ -1,0 +1,21 @@
+"""Train classifiers to stand on: nominal, adversarial and TRADES, exactly resumable."""
+
+from dent.training.card import Measured, write_card
+from dent.training.engine import accelerator
+from dent.training.loop import CatastrophicOverfittingWarning, TrainingProgress
+from dent.training.recipe import Recipe
+from dent.training.recipes import RECIPES, named
+from dent.training.train import TrainingResult, train
+
+__all__ = [
+    "RECIPES",
+    "CatastrophicOverfittingWarning",
+    "Measured",
+    "Recipe",
+    "TrainingProgress",
+    "TrainingResult",
+    "accelerator",
+    "named",
+    "train",
+    "write_card",
+]

@@ -1,0 +1,154 @@
+"""The model card: how weights came to be, and what they were measured to hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dent import models
+from dent.attacks import make
+from dent.errors import ConfigError
+from dent.evaluation import Settings, Subject, evaluate
+from dent.evaluation.disk import write_atomically
+from dent.threat import ThreatModel
+from dent.training.card_page import page
+from dent.training.train import RUN, TrainingResult
+from dent.training.watch import measure
+
+if TYPE_CHECKING:
+    import torch
+
+    from dent.data import ImageDataset
+    from dent.evaluation.progress import Report
+
+CARD: Final = "card.json"
+PAGE: Final = "card.md"
+SCHEMA: Final = 1
+NOMINAL_THREAT: Final = ThreatModel("linf", "1.5/255")
+"""What nominal models are measured under (paper section 4.4): 8/255 leaves nothing of them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How much a card measures.
+
+    Attributes:
+        pgd: images under PGD-20; 0 measures none.
+        autoattack: images under AutoAttack (standard); 0 measures none.
+        batch_size: images attacked at once; changes speed alone, as the model is static.
+    """
+
+    pgd: int = 1000
+    autoattack: int = 256
+    batch_size: int = 128
+
+
+def write_card(
+    result: TrainingResult,
+    test: ImageDataset,
+    device: torch.device,
+    measured: Measured = Measured(),
+    progress: Report | None = None,
+) -> Path:
+    """Measure the best weights of a training and write the card beside them.
+
+    Natural accuracy is measured on all of `test` but the watched images, by which the weights were
+    chosen; robust accuracy on the first images. What was measured is kept in folders beside the
+    weights, so that a card that was interrupted goes on.
+
+    Returns:
+        The card's path; a page for people lies beside it.
+
+    Raises:
+        ConfigError: more images are asked for than there are apart from the watched ones.
+        RecordError: the folder cannot be written to.
+    """
+    spec = result.spec
+    free = len(test) - spec.watched
+    if not max(measured.pgd, measured.autoattack, 1) <= free:
+        raise ConfigError(
+            f"{test.name} has {free} images apart from the {spec.watched} watched ones, too few to "
+            f"measure {measured.pgd} under PGD and {measured.autoattack} under AutoAttack: ask "
+            "for fewer (--pgd, --autoattack), or watch fewer (--watched)."
+        )
+    model = models.build(spec.model, spec.train.classes, weights=result.best).to(device).eval()
+    natural = measure(model, test, range(free), None, None, device=device, seed=0)
+    threat = spec.read_recipe().threat or NOMINAL_THREAT
+    accuracies = [_accuracy(natural.natural, natural.total, test)]
+    for name, count, settings in (
+        ("pgd", measured.pgd, {"iterations": 20}),
+        ("standard", measured.autoattack, {"protocol": "published"}),
+    ):
+        if not count:
+            continue
+        subject = Subject(model, test, {}, (make(name, **settings),), threat, spec.model)
+        chosen = Settings(n=count, batch_size=min(measured.batch_size, count), transfer=False)
+        folder = result.folder / f"measured-{name}-{count}"
+        found = evaluate(subject, chosen, out=folder, progress=progress)
+        served = found.defenses["static"].worst.served
+        attack = "PGD-20" if name == "pgd" else "AutoAttack (standard)"
+        accuracies.append(_accuracy(served.correct, served.total, test, threat.label, attack))
+    card = _card(result, accuracies)
+    path = result.folder / CARD
+    write_atomically(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(result.folder / PAGE, page(card).encode())
+    return path
+
+
+def _accuracy(
+    correct: int,
+    total: int,
+    test: ImageDataset,
+    threat: str | None = None,
+    attack: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "correct": correct,
+        "total": total,
+        "threat": threat,
+        "attack": attack,
+        "provenance": f"measured by dent train on the first {total} of {test.name} {test.split}",
+    }
+
+
+def _card(result: TrainingResult, accuracies: list[dict[str, Any]]) -> dict[str, Any]:
+    spec, recipe = result.spec, result.spec.read_recipe()
+    content = result.best.read_bytes()
+    sittings = json.loads((result.folder / RUN).read_text())["sittings"]
+    model = models.build(spec.model, spec.train.classes)
+    first = next((m for m in model.modules() if isinstance(m, models.Normalize)), None)
+    return {
+        "schema": SCHEMA,
+        "name": f"{spec.model}-{recipe.name}",
+        "architecture": spec.model,
+        "dataset": spec.train.name,
+        "num_classes": spec.train.classes,
+        "mean": None if first is None else [round(v, 6) for v in first.mean.flatten().tolist()],
+        "std": None if first is None else [round(v, 6) for v in first.std.flatten().tolist()],
+        "threat": None if recipe.threat is None else recipe.threat.label,
+        "recipe": spec.recipe,
+        "seed": spec.seed,
+        "images": spec.used,
+        "data": {"digest": spec.train.digest, "images": spec.train.images},
+        "initial": {"digest": spec.initial, "file": spec.started_from},
+        "best_epoch": result.best_epoch,
+        "stopped": result.stopped,
+        "watched": {"images": spec.watched, "of": spec.watch.name, "digest": spec.watch.digest},
+        "metrics": result.metrics,
+        "seconds": round(result.seconds),
+        "precision": spec.precision,
+        "processes": spec.processes,
+        "versions": sittings[-1]["versions"],
+        "device": sittings[-1]["device"],
+        "identity": spec.identity,
+        "weights": {
+            "file": result.best.name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "dtype": "float32",
+        },
+        "accuracies": accuracies,
+    }

@@ -1,0 +1,44 @@
+"""The model card as a page for people."""
+
+from typing import Any
+
+
+def page(card: dict[str, Any]) -> str:
+    """Return a card as Markdown."""
+    how = "nominally" if card["threat"] is None else f"for {card['threat']}"
+    what = (
+        f"{card['architecture']} for {card['dataset']} ({card['num_classes']} classes, images in "
+        f"[0, 1]), trained {how}."
+    )
+    rows = [
+        f"| {_share(found)} | {found['attack'] or 'none'} | {found['threat'] or 'natural'} | "
+        f"{found['provenance']} |"
+        for found in card["accuracies"]
+    ]
+    facts = [f"- {name}: {value}" for name, value in _facts(card).items()]
+    header = ["| accuracy | attack | threat model | how |", "| ---: | --- | --- | --- |"]
+    return "\n".join([f"# {card['name']}", "", what, "", *header, *rows, "", *facts, ""])
+
+
+def _share(found: dict[str, Any]) -> str:
+    return f"{100 * found['correct'] / found['total']:.1f}% ({found['correct']}/{found['total']})"
+
+
+def _facts(card: dict[str, Any]) -> dict[str, str]:
+    recipe = card["recipe"]
+    fields = [f"{k} {v}" for k, v in recipe.items() if v is not None and k != "name"]
+    watched, weights = card["watched"], card["weights"]
+    start = card["initial"]["file"] or f"drawn from seed {card['seed']}"
+    facts = {
+        f"Recipe `{recipe['name']}`": ", ".join(fields),
+        "Trained on": f"{card['images']} images of {card['dataset']} train "
+        f"(digest of the set {card['data']['digest']})",
+        "Started from": f"{start} (digest {card['initial']['digest']})",
+        "Kept": f"epoch {card['best_epoch']} of {len(card['metrics'])}, the best on "
+        f"{watched['images']} watched images of {watched['of']}, which no accuracy above includes",
+        "Made": f"seed {card['seed']}, {card['seconds']} s on {card['device']}, precision "
+        f"{card['precision']}, "
+        + ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
+        "Weights": f"{weights['file']}, {weights['bytes']} bytes, SHA-256 {weights['sha256']}",
+    }
+    return facts | ({"Stopped early": card["stopped"]} if card["stopped"] else {})

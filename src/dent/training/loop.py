@@ -1,0 +1,286 @@
+"""Train a classifier, so that a kill at any moment costs minutes and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from dent.attacks import PGD
+from dent.errors import ConfigError, DentError
+from dent.evaluation.disk import write_all, writing
+from dent.evaluation.plan import seed_of
+from dent.training.augment import augment
+from dent.training.engine import share
+from dent.training.losses import training_loss
+from dent.training.state import TrainingState, averaged, write_weights
+from dent.training.watch import Watched, collapsed, measure
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from dent.data import ImageDataset
+    from dent.threat import ThreatModel
+    from dent.training.recipe import Recipe
+    from dent.training.spec import TrainingSpec
+
+METRICS: Final = "metrics.jsonl"
+LAST: Final = "last.safetensors"
+BEST: Final = "best.safetensors"
+CHECKPOINT_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands; handed to the caller after every step and every epoch.
+
+    Attributes:
+        step: steps taken, those of earlier sittings included.
+        steps: steps in all.
+        epoch: the current one, from 1.
+        epochs: in all.
+        loss: mean in the epoch so far.
+        accuracy: on the images trained on, in the epoch so far, as a share.
+        watched: the latest measurement; None before the first epoch ends.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    watched: Watched | None
+
+
+Report = Callable[[TrainingProgress], None]
+
+
+class CatastrophicOverfittingWarning(UserWarning):
+    """Accuracy under PGD collapsed: training was stopped, and the best weights were kept."""
+
+
+class Training:
+    """A training in its folder, at some step.
+
+    Args:
+        spec: what is trained.
+        model: with its initial weights, on the CPU or a GPU.
+        train: images to train on.
+        watch: images the guard looks at, by `spec.watched` its last ones.
+        accelerator: from `engine.accelerator`.
+        folder: exists, and is this process's own.
+    """
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        model: nn.Module,
+        train: ImageDataset,
+        watch: ImageDataset,
+        accelerator: Accelerator,
+        folder: Path,
+    ) -> None:
+        self.spec, self.recipe, self.folder = spec, spec.read_recipe(), folder
+        self._train, self._watch, self._accelerator = train, watch, accelerator
+        if self.recipe.batch_size % spec.processes:
+            raise ConfigError(
+                f"batch_size={self.recipe.batch_size} cannot be shared equally by "
+                f"{spec.processes} processes: choose a multiple."
+            )
+        self.steps_per_epoch = max(spec.used // self.recipe.batch_size, 1)
+        bare = model.to(accelerator.device).to(memory_format=torch.channels_last).train()
+        optimizer = _sgd(bare, self.recipe)
+        self.state = TrainingState(bare, optimizer, averaged(bare, self.recipe.ema))
+        self._resumed = self.state.restore(folder, spec.identity)
+        self._wrapped, self._optimizer = accelerator.prepare(bare, optimizer)
+        self._began = time.monotonic()
+        self._watched: Watched | None = None
+        self._means = (0.0, 0.0)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def run(self, report: Report | None = None) -> TrainingState:
+        """Train to the end, or to a collapse.
+
+        Raises:
+            DentError: the loss turned non-finite.
+            RecordError: the folder cannot be written to.
+        """
+        self._trim_metrics()
+        saved = time.monotonic()
+        order = self._order(self.state.step // self.steps_per_epoch)
+        while self.state.step < self.steps and not self.state.stopped:
+            epoch, within = divmod(self.state.step, self.steps_per_epoch)
+            if not within:
+                order = self._order(epoch)
+            self._step(order, within)
+            if within + 1 == self.steps_per_epoch:
+                self._end_epoch(epoch + 1)
+            if within + 1 == self.steps_per_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            if report:
+                report(self._progress())
+        if self._accelerator.is_main_process:
+            write_weights(self.folder / LAST, self.state.measured)
+        return self.state
+
+    def _order(self, epoch: int) -> Tensor:
+        draws = torch.Generator().manual_seed(seed_of(self.spec.seed, "order", epoch))
+        return torch.randperm(self.spec.used, generator=draws)
+
+    def _step(self, order: Tensor, within: int) -> None:
+        state, recipe = self.state, self.recipe
+        size = min(recipe.batch_size, len(order))
+        mine = order[within * size : (within + 1) * size]
+        mine = mine[self._accelerator.process_index :: self.spec.processes]
+        # Every draw of a step derives from its number, so a resumed step draws the same.
+        torch.manual_seed(
+            seed_of(self.spec.seed, "step", state.step, self._accelerator.process_index)
+        )
+        images, labels = self._train.batch(mine.tolist())
+        x = augment(images.to(self._accelerator.device), pad=recipe.pad, flip=recipe.flip)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = labels.to(self._accelerator.device)
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(state.step, self.steps_per_epoch)
+        with self._accelerator.autocast():
+            loss, correct = training_loss(self._wrapped, x, y, recipe, state.model)
+        self._optimizer.zero_grad()
+        self._accelerator.backward(loss)
+        self._optimizer.step()
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DentError(
+                f"the loss turned {value} at step {state.step} of {self.steps}: lower the learning "
+                f"rate (now at most {recipe.lr:g}), or train in float32 (--precision no)."
+            )
+        state.loss += value
+        state.correct += int(correct)
+        state.step += 1
+        self._means = (state.loss / (within + 1), state.correct / ((within + 1) * len(mine)))
+
+    def _end_epoch(self, epoch: int) -> None:
+        state, threat, total = self.state, self.recipe.threat, self.spec.watched
+        watched = self._measure(threat)
+        self._watched = watched
+        robust = watched.robust
+        fell = threat is not None and collapsed(robust, state.best, total)
+        if robust > state.best:
+            state.best, state.best_epoch = robust, epoch
+            if self._accelerator.is_main_process:
+                write_weights(self.folder / BEST, state.measured)
+        if fell:
+            state.stopped = (
+                f"catastrophic overfitting: accuracy under PGD-{self.spec.watch_steps} fell from "
+                f"{state.best} to {robust} of {total} watched images in epoch {epoch}"
+            )
+        self._log(epoch, watched, catastrophic=fell)
+        state.loss, state.correct = 0.0, 0
+
+    def _measure(self, threat: ThreatModel | None) -> Watched:
+        """Count on the watched images, in the main process for all: statistics are each its own."""
+        found = [
+            measure(
+                self.state.measured,
+                self._watch,
+                range(len(self._watch) - self.spec.watched, len(self._watch)),
+                threat,
+                PGD(iterations=self.spec.watch_steps) if threat else None,
+                device=self._accelerator.device,
+                seed=seed_of(self.spec.seed, "watch"),
+            )
+            if self._accelerator.is_main_process
+            else None
+        ]
+        (watched,) = share(found)
+        if watched is None:
+            raise DentError("the main process has sent no measurement: did it fail?")
+        return watched
+
+    def _log(self, epoch: int, watched: Watched, *, catastrophic: bool) -> None:
+        state = self.state
+        sums = torch.tensor([state.loss, state.correct], dtype=torch.float64)
+        loss, correct = self._accelerator.reduce(sums.to(self._accelerator.device)).tolist()
+        seen = self.steps_per_epoch * min(self.recipe.batch_size, self.spec.used)
+        now = time.monotonic()
+        state.seconds, self._began = state.seconds + now - self._began, now
+        line = {
+            "epoch": epoch,
+            "step": state.step,
+            "lr": self.recipe.learning_rate(state.step - 1, self.steps_per_epoch),
+            "loss": loss / self.steps_per_epoch / self.spec.processes,
+            "trained_correct": int(correct),
+            "trained_total": seen,
+            "watched_total": watched.total,
+            "watched_natural": watched.natural,
+            "watched_robust": watched.robust if self.recipe.threat else None,
+            "catastrophic_overfitting": catastrophic,
+            "timing": {"seconds": round(state.seconds, 3)},
+        }
+        state.metrics += 1
+        if self._accelerator.is_main_process:
+            _append(self.folder / METRICS, line)
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._began = self.state.seconds + now - self._began, now
+        if self._accelerator.is_main_process:
+            self.state.save(self.folder, self.spec.identity)
+        self._accelerator.wait_for_everyone()
+
+    def _trim_metrics(self) -> None:
+        """Drop lines of an epoch that ended after the last checkpoint: it is trained again."""
+        path = self.folder / METRICS
+        if not self._accelerator.is_main_process or not path.exists():
+            return
+        lines = path.read_bytes().splitlines(keepends=True)[: self.state.metrics]
+        with writing(path), path.open("r+b") as file:
+            file.truncate(sum(map(len, lines)))
+
+    def _progress(self) -> TrainingProgress:
+        state = self.state
+        return TrainingProgress(
+            step=state.step,
+            steps=self.steps,
+            epoch=min(state.step // self.steps_per_epoch + 1, self.recipe.epochs),
+            epochs=self.recipe.epochs,
+            loss=self._means[0],
+            accuracy=self._means[1],
+            watched=self._watched,
+        )
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a training's metrics, one an epoch."""
+    text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with writing(path), path.open("ab", buffering=0) as file:
+        write_all(file.fileno(), (json.dumps(line, allow_nan=False) + "\n").encode())

@@ -1,0 +1,158 @@
+"""What a training does: frozen, validated, and the same again out of JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from dent.errors import ConfigError
+from dent.threat import ThreatModel
+
+Method = Literal["nominal", "adversarial", "trades", "n-fgsm"]
+Schedule = Literal["cosine", "one-cycle"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training, but for the model, the data and the seed.
+
+    Attributes:
+        name: the recipe's name, for records.
+        method: "nominal"; "adversarial" (Madry et al. 2018: cross-entropy on PGD examples);
+            "trades" (Zhang et al. 2019: natural cross-entropy plus `beta` times the KL divergence
+            between natural and perturbed predictions); "n-fgsm" (de Jorge et al. 2022: one step
+            from a noisy start, without projection).
+        epochs: passes over the training set, at least 1.
+        batch_size: images a step, over all processes.
+        lr: the largest learning rate of SGD.
+        momentum: of SGD, in [0, 1).
+        nesterov: Nesterov's momentum.
+        weight_decay: of SGD, on all parameters.
+        schedule: "cosine", half a period, constant within an epoch (as pycls has it), or
+            "one-cycle": linear from 0 to `lr` over `warmup`, then linear to 0, by step.
+        warmup: the share of "one-cycle" that rises, in (0, 1).
+        norm: "linf" or "l2"; None exactly where the method is nominal.
+        eps: radius as written, "8/255".
+        steps: PGD steps of the inner attack; 1 for "n-fgsm", 0 for nominal.
+        step_size: length of an inner step as written, "2/255".
+        noise: "n-fgsm" alone: the start's noise, uniform in the ball of this many eps.
+        beta: "trades" alone: the weight of the divergence.
+        ema: decay by step of an exponential average of the weights, which is then what is
+            measured and kept; 0 keeps the weights themselves.
+        pad: random crops after padding by this many black pixels; 0 for none.
+        flip: random horizontal flips.
+    """
+
+    name: str
+    method: Method
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Schedule = "cosine"
+    warmup: float = 0.2
+    norm: Literal["linf", "l2"] | None = None
+    eps: str | None = None
+    steps: int = 0
+    step_size: str | None = None
+    noise: float | None = None
+    beta: float | None = None
+    ema: float = 0.0
+    pad: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field alone, then together.
+
+        Raises:
+            ConfigError: a value is out of range, or two contradict each other.
+        """
+        _one_of("method", self.method, get_args(Method))
+        _one_of("schedule", self.schedule, get_args(Schedule))
+        for name, low in (("epochs", 1), ("batch_size", 1), ("steps", 0), ("pad", 0)):
+            _whole(name, getattr(self, name), low)
+        _number("lr", self.lr, 0, math.inf, open_low=True)
+        _number("weight_decay", self.weight_decay, 0, math.inf)
+        for name in ("momentum", "ema"):
+            _number(name, getattr(self, name), 0, 1)
+        _number("warmup", self.warmup, 0, 1, open_low=True)
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov needs momentum above 0: set nesterov=False, or momentum.")
+        self._check_threat()
+
+    def _check_threat(self) -> None:
+        given = [name for name in ("norm", "eps", "step_size") if getattr(self, name) is not None]
+        if self.method == "nominal":
+            given += [name for name in ("steps", "noise", "beta") if getattr(self, name)]
+            if given:
+                raise ConfigError(
+                    f"method='nominal' attacks nothing, so it has no {', '.join(given)}: leave "
+                    "them out, or choose another method."
+                )
+            return
+        if len(given) < 3 or self.norm not in ("linf", "l2"):
+            raise ConfigError(
+                f"method={self.method!r} needs norm ('linf' or 'l2'), eps and step_size, got "
+                f"norm={self.norm!r}, eps={self.eps!r}, step_size={self.step_size!r}."
+            )
+        if not (self.step_length > 0 and self.threat and self.threat.eps > 0):
+            raise ConfigError(
+                f"eps and step_size must be above 0, got {self.eps}, {self.step_size}."
+            )
+        if self.steps < 1 or (self.method == "n-fgsm" and self.steps != 1):
+            wanted = "exactly 1 step" if self.method == "n-fgsm" else "at least 1 step"
+            raise ConfigError(f"method={self.method!r} takes {wanted}, got steps={self.steps}.")
+        for name, method in (("noise", "n-fgsm"), ("beta", "trades")):
+            value = getattr(self, name)
+            if (value is not None) != (self.method == method):
+                raise ConfigError(f"{name} belongs to method={method!r}, which needs it.")
+            if value is not None:
+                _number(name, value, 0, math.inf)
+
+    @property
+    def threat(self) -> ThreatModel | None:
+        """The threat model trained against; None for nominal training."""
+        if self.norm is None or self.eps is None:
+            return None
+        return ThreatModel(self.norm, self.eps)
+
+    @property
+    def step_length(self) -> float:
+        """`step_size` as a number; 0 for nominal training."""
+        if self.norm is None or self.step_size is None:
+            return 0.0
+        return ThreatModel(self.norm, self.step_size).eps
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step, counted from 0 over the whole training."""
+        if self.schedule == "cosine":
+            epoch = step // steps_per_epoch
+            return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        total = self.epochs * steps_per_epoch
+        rise = max(self.warmup * total, 1.0)
+        at = step + 0.5  # the middle of a step: neither end is a step of nothing
+        return self.lr * min(at / rise, (total - at) / max(total - rise, 1.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types; `Recipe(**fields)` reads them back."""
+        return asdict(self)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def _whole(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name} must be a whole number, at least {low}, got {value!r}.")
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (low < value < high or (value == low and not open_low)):  # type: ignore[operator]
+        bracket = "(" if open_low else "["
+        raise ConfigError(f"{name} must be a number in {bracket}{low:g}, {high:g}), got {value!r}.")

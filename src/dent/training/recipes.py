@@ -1,0 +1,79 @@
+"""The paper's trainings and fast ones, by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from dent.errors import ConfigError, UnknownNameError
+from dent.models.suggest import did_you_mean
+from dent.training.recipe import Recipe
+
+
+def _fast(name: str, **fields: Any) -> Recipe:
+    common: dict[str, Any] = {"lr": 0.2, "schedule": "one-cycle", "ema": 0.998}
+    return Recipe(name, **(common | fields))
+
+
+_LINF: Final[dict[str, Any]] = {"norm": "linf", "eps": "8/255", "step_size": "2/255", "steps": 10}
+_L2: Final[dict[str, Any]] = {"norm": "l2", "eps": "0.5", "step_size": "0.1", "steps": 10}
+
+RECIPES: Final[dict[str, Recipe]] = {
+    recipe.name: recipe
+    for recipe in (
+        # The paper's (sections 4.3, 4.4): pycls' CIFAR reference, which has Nesterov's momentum.
+        Recipe("nominal", "nominal", epochs=200),
+        Recipe("adversarial-linf", "adversarial", epochs=200, **_LINF),
+        Recipe("adversarial-l2", "adversarial", epochs=200, **_L2),
+        # beta 6 is Zhang et al.'s own; the paper names none.
+        Recipe("trades-linf", "trades", epochs=200, beta=6.0, **_LINF),
+        Recipe("trades-l2", "trades", epochs=200, beta=6.0, **_L2),
+        # For CPUs and short slots on a GPU: noise of two eps and a step of one (de Jorge et al.).
+        _fast("fast-nominal", method="nominal", epochs=10, pad=2),
+        _fast(
+            "fast-linf", method="n-fgsm", epochs=14, noise=2.0, norm="linf", eps="8/255",
+            step_size="8/255", steps=1, pad=2,
+        ),
+        _fast(
+            "fast-l2", method="n-fgsm", epochs=14, noise=1.0, norm="l2", eps="0.5",
+            step_size="0.5", steps=1, pad=2,
+        ),
+    )
+}  # fmt: skip
+"""Every recipe that `dent train --recipe` knows, by name."""
+
+_FAMILIES: Final = ("adversarial", "trades", "fast")
+
+
+def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
+    """Return a recipe by name, with some of its fields changed.
+
+    Args:
+        name: one of `RECIPES`, or a family ("adversarial", "trades", "fast") together with `norm`
+            ("linf" where none is given; "fast" alone is nominal).
+        norm: "linf" or "l2", for a family.
+        **changes: fields of `Recipe`; None leaves the recipe's own.
+
+    Raises:
+        UnknownNameError: there is no such recipe; the message suggests one.
+        ConfigError: a changed field is out of range, or does not go with the method.
+    """
+    full = name
+    if name in _FAMILIES:
+        full = f"{name}-{norm or ('nominal' if name == 'fast' else 'linf')}"
+    if full not in RECIPES:
+        known = (*RECIPES, *_FAMILIES)
+        raise UnknownNameError(
+            f"no recipe named {full!r}.{did_you_mean(full, known)} There are: {', '.join(known)}."
+        )
+    recipe = RECIPES[full]
+    if norm is not None and recipe.norm != norm:
+        raise ConfigError(
+            f"recipe {full!r} trains {_against(recipe)}, not against {norm}: name a family "
+            f"({', '.join(_FAMILIES)}) with the norm, or leave the norm out."
+        )
+    return replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _against(recipe: Recipe) -> str:
+    return "without an attack" if recipe.norm is None else f"against {recipe.norm}"

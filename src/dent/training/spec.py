@@ -1,0 +1,104 @@
+"""The identity of a training: what must be equal for a folder's training to go on."""
+
+from typing import Any, Final, Self
+
+from pydantic import ConfigDict, ValidationError
+
+from dent.errors import ConfigError
+from dent.evaluation.canonical import Record, digest
+from dent.training.recipe import Recipe
+
+SCHEMA: Final = 1
+
+
+class DataIdentity(Record):
+    """A dataset as it was trained on.
+
+    Attributes:
+        name: its `dent.data` name.
+        digest: SHA-256 of its content.
+        images: how many.
+        classes: how many.
+    """
+
+    name: str
+    digest: str
+    images: int
+    classes: int
+
+
+class TrainingSpec(Record):
+    """Everything that decides the weights, but for the machine's arithmetic.
+
+    Attributes:
+        schema_version: of this record.
+        model: the architecture's name, as `dent.models.resnet` or a factory takes it.
+        initial: digest of the weights that training starts from.
+        started_from: the file these came from; None where they were drawn from the seed.
+        recipe: the recipe's fields.
+        train: what is trained on.
+        used: how many of its images, its first ones.
+        watch: what the guard and the choice of the best weights look at; disjoint from what the
+            model card's accuracies are measured on.
+        watched: how many images of it, its last ones.
+        watch_steps: PGD steps of the guard.
+        seed: what every draw derives from.
+        precision: "no" (float32), "bf16" or "fp16".
+        processes: how many shared each batch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: int = SCHEMA
+    model: str
+    initial: str
+    started_from: str | None
+    recipe: dict[str, Any]
+    train: DataIdentity
+    used: int
+    watch: DataIdentity
+    watched: int
+    watch_steps: int
+    seed: int
+    precision: str
+    processes: int
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the whole spec."""
+        return digest(self.to_json())
+
+    def differences(self, other: Self) -> tuple[str, ...]:
+        """One sentence for every field in which a folder's training differs from this one."""
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        return tuple(
+            f"{key}: the folder has {theirs.get(key)!r}, asked for is {mine.get(key)!r}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        )
+
+    def read_recipe(self) -> Recipe:
+        """Return the recipe as an object."""
+        return Recipe(**self.recipe)
+
+    @classmethod
+    def read(cls, values: object, where: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: it is none, or a newer version's.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{where} holds no training spec of this version: {error}") from error
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

@@ -1,0 +1,146 @@
+"""What changes while a model trains, and its checkpoint: one file, replaced as a whole."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel
+
+from dent.evaluation.disk import write_atomically
+from dent.evaluation.errors import RecordError
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """Weights, momentum, average and counters.
+
+    All randomness derives from the seed and `step`, so this is all that an exact resume needs.
+
+    Attributes:
+        model: the bare module, in training mode.
+        optimizer: its SGD.
+        average: the exponential average of its weights, or None.
+        step: steps taken.
+        metrics: lines written to the metrics file.
+        best: PGD accuracy (correct answers) of the best weights so far; -1 before any.
+        best_epoch: the epoch after which they were kept; 0 before any.
+        loss: sum of the losses in the epoch so far.
+        correct: correct answers in the epoch so far.
+        seconds: spent in earlier epochs and sittings.
+        stopped: why training ended before its last epoch; "" where it did not.
+    """
+
+    model: nn.Module
+    optimizer: SGD
+    average: AveragedModel | None
+    step: int = 0
+    metrics: int = 0
+    best: int = -1
+    best_epoch: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+    _counters: tuple[str, ...] = field(
+        default=("step", "metrics", "best", "best_epoch", "loss", "correct", "seconds", "stopped"),
+        repr=False,
+    )
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model whose accuracy counts: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def save(self, folder: Path, identity: str) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            RecordError: the disk is full or the folder cannot be written to; the last checkpoint
+                is as it was.
+        """
+        counters = {name: getattr(self, name) for name in self._counters}
+        metadata = {"identity": identity, "counters": json.dumps(counters)}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self._tensors()}
+        write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
+
+    def restore(self, folder: Path, identity: str) -> bool:
+        """Take up the folder's checkpoint, if there is one, and say whether.
+
+        Raises:
+            RecordError: it is damaged, or of another training.
+        """
+        path = folder / CHECKPOINT
+        if not path.exists():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            counters = json.loads(metadata.get("counters", ""))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise RecordError(
+                f"{path} is no intact checkpoint ({error}): delete it to train from the start, or "
+                "restore it from a copy"
+            ) from error
+        if metadata.get("identity") != identity or set(counters) != set(self._counters):
+            raise RecordError(f"{path} belongs to another training: choose another folder")
+        momentum = {
+            n.removeprefix("momentum."): t for n, t in tensors.items() if _is(n, "momentum")
+        }
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                buffer = momentum[name].to(parameter.device).clone()
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        with torch.no_grad():
+            for name, value in self._tensors():
+                if not _is(name, "momentum"):
+                    value.copy_(tensors[name])
+        for name, value in counters.items():
+            setattr(self, name, value)
+        return True
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        found = [(f"model.{name}", value) for name, value in self.model.state_dict().items()]
+        if self.average is not None:
+            found += [(f"average.{n}", value) for n, value in self.average.state_dict().items()]
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                found.append((f"momentum.{name}", buffer))
+        return found
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Return an exponential average of a model's weights and statistics; None for decay 0."""
+    if not decay:
+        return None
+
+    def multi_avg_fn(averages: Any, values: Any, taken: Any) -> None:
+        # Early on a slower decay would still remember the initial weights.
+        keep = min(decay, (1 + int(taken)) / (10 + int(taken)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:  # counters of batches
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=True).eval()
+
+
+def write_weights(path: Path, model: nn.Module, metadata: dict[str, Any] | None = None) -> bytes:
+    """Write a model's state dict as safetensors, as a whole, and return the bytes."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    content: bytes = safetensors.torch.save(state, metadata)
+    write_atomically(path, content)
+    return content
+
+
+def _is(name: str, part: str) -> bool:
+    return name.startswith(f"{part}.")

@@ -1,0 +1,216 @@
+"""Train in a folder: check everything first, go on where an earlier sitting stopped."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from dent import models
+from dent.errors import ConfigError
+from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.errors import RecordError, SpecMismatchError
+from dent.evaluation.lock import FolderLock
+from dent.evaluation.plan import seed_of
+from dent.evaluation.provenance import new_session
+from dent.training.loop import (
+    BEST,
+    LAST,
+    CatastrophicOverfittingWarning,
+    Report,
+    Training,
+    read_metrics,
+)
+from dent.training.spec import DataIdentity, TrainingSpec
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dent.data import ImageDataset
+    from dent.training.recipe import Recipe
+
+RUN: Final = "run.json"
+WATCHED: Final = 512
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training left in its folder.
+
+    Attributes:
+        spec: what was trained.
+        folder: where everything lies.
+        last: weights after the last step.
+        best: weights with the best PGD accuracy (natural accuracy without an attack) on the
+            watched images.
+        best_epoch: the epoch these are of.
+        metrics: one line an epoch.
+        stopped: why training ended early; "" where it did not.
+        seconds: over all sittings.
+    """
+
+    spec: TrainingSpec
+    folder: Path
+    last: Path
+    best: Path
+    best_epoch: int
+    metrics: list[dict[str, Any]]
+    stopped: str
+    seconds: float
+
+
+def train(
+    architecture: str,
+    recipe: Recipe,
+    data: ImageDataset,
+    watch: ImageDataset,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    n: int | None = None,
+    weights: Path | None = None,
+    watched: int = WATCHED,
+    watch_steps: int = 10,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> TrainingResult:
+    """Train a model, or go on with the training that lies in the folder.
+
+    On one kind of processor with one number of threads, a training that was killed and went on
+    ends with the weights of one that was not.
+
+    Args:
+        architecture: a family name such as "resnet-14-2", or `package.module:factory`.
+        recipe: what to do.
+        data: what to train on.
+        watch: what PGD accuracy is watched on; its last `watched` images.
+        folder: made where it is missing; holds nothing, or this very training.
+        accelerator: from `engine.accelerator`.
+        n: train on the first n images alone; on all by default.
+        weights: where to start from; drawn from the seed by default.
+        watched: images that are watched, at most all of `watch`.
+        watch_steps: PGD steps they are watched with.
+        seed: what every draw derives from.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: arguments contradict each other or the data.
+        SpecMismatchError: the folder holds another training.
+        LockedError: another process trains in it.
+        RecordError: it cannot be read or written.
+        WeightsError: the weights to start from cannot be read, or do not fit.
+    """
+    used = len(data) if n is None else n
+    if not 1 <= used <= len(data):
+        raise ConfigError(f"{data.name} has {len(data)} images to train on, asked for are {used}.")
+    if data.classes != watch.classes:
+        raise ConfigError(
+            f"{data.name} has the classes {', '.join(data.classes)}, but {watch.name}, which is "
+            f"watched, has {', '.join(watch.classes)}: they must be the same, in the same order."
+        )
+    torch.manual_seed(seed_of(seed, "initial weights"))
+    model = models.build(architecture, len(data.classes), weights=weights)
+    sample, _ = data.batch(range(min(2, len(data))))
+    models.check_model(model.eval(), len(data.classes), sample)
+    spec = TrainingSpec(
+        model=architecture,
+        initial=models.weights_digest(model),
+        started_from=None if weights is None else weights.name,
+        recipe=recipe.to_dict(),
+        train=_identity(data),
+        used=used,
+        watch=_identity(watch),
+        watched=min(watched, len(watch)),
+        watch_steps=watch_steps,
+        seed=seed,
+        precision=accelerator.mixed_precision,
+        processes=accelerator.num_processes,
+    )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        return _run(spec, model, data, watch, accelerator, folder, progress)
+    with FolderLock(folder):
+        _claim(spec, folder, accelerator.device)
+        accelerator.wait_for_everyone()
+        return _run(spec, model, data, watch, accelerator, folder, progress)
+
+
+def _run(
+    spec: TrainingSpec,
+    model: torch.nn.Module,
+    data: ImageDataset,
+    watch: ImageDataset,
+    accelerator: Accelerator,
+    folder: Path,
+    progress: Report | None,
+) -> TrainingResult:
+    state = Training(spec, model, data, watch, accelerator, folder).run(progress)
+    if state.stopped:
+        warnings.warn(
+            f"Training was stopped by {state.stopped}. The weights of epoch {state.best_epoch} "
+            f"are kept in {folder / BEST}. More noise (--noise), a smaller step (--step-size), or "
+            "an adversarial recipe with several steps avoids it.",
+            CatastrophicOverfittingWarning,
+            stacklevel=3,
+        )
+    return TrainingResult(
+        spec=spec,
+        folder=folder,
+        last=folder / LAST,
+        best=folder / BEST,
+        best_epoch=state.best_epoch,
+        metrics=read_metrics(folder),
+        stopped=state.stopped,
+        seconds=state.seconds,
+    )
+
+
+def read_spec(folder: Path) -> TrainingSpec:
+    """Return what a folder's training is of.
+
+    Raises:
+        RecordError: there is none, or it cannot be read.
+    """
+    path = folder / RUN
+    try:
+        values = json.loads(path.read_text())
+        return TrainingSpec.read(values["spec"], str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} holds no training that can be read: {error}") from error
+
+
+def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
+    """Make a folder this training's, or check that it is."""
+    path = folder / RUN
+    sittings = []
+    if path.exists():
+        theirs = read_spec(folder)
+        if differences := spec.differences(theirs):
+            raise SpecMismatchError(
+                f"{folder} holds another training:\n  " + "\n  ".join(differences) + "\nChoose "
+                "another folder (--out), or ask for the same training to go on with it.",
+                differences,
+            )
+        sittings = json.loads(path.read_text()).get("sittings", [])
+    elif any(entry.name != "lock" for entry in folder.iterdir()):
+        raise RecordError(f"{folder} holds other files: choose a folder that is new or empty.")
+    sittings.append(new_session(device).to_json())
+    content = {
+        "kind": "training",
+        "identity": spec.identity,
+        "spec": spec.to_json(),
+        "sittings": sittings,
+    }
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _identity(data: ImageDataset) -> DataIdentity:
+    return DataIdentity(
+        name=data.name, digest=data.digest, images=len(data), classes=len(data.classes)
+    )

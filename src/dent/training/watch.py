@@ -1,0 +1,88 @@
+"""Natural and PGD accuracy while training, and the guard against catastrophic overfitting."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+
+from dent.attacks import Attack
+from dent.data import ImageDataset
+from dent.threat import ThreatModel
+
+BATCH: Final = 256
+_FALL: Final = 0.5
+"""PGD accuracy under this share of its best so far is a collapse, not noise."""
+_FLOOR: Final = 0.02
+"""... where the best was at least this, so that chance level does not count."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Accuracy on the watched images, in counts.
+
+    Attributes:
+        total: images.
+        natural: of them classified correctly.
+        robust: of them classified correctly under the attack; equal to `natural` without one.
+    """
+
+    total: int
+    natural: int
+    robust: int
+
+
+def measure(
+    model: nn.Module,
+    data: ImageDataset,
+    indices: Sequence[int],
+    threat: ThreatModel | None,
+    attack: Attack | None,
+    *,
+    device: torch.device,
+    seed: int,
+) -> Watched:
+    """Count correct answers of a model in eval mode, natural and under an attack.
+
+    Args:
+        model: its training flags are set to eval, and put back.
+        data: where the images come from.
+        indices: positions in `data`.
+        threat: None measures natural accuracy alone.
+        attack: given exactly where `threat` is.
+        device: where the model is.
+        seed: of the attack's draws.
+    """
+    natural = robust = 0
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for batch in _batches(indices):
+            images, labels = data.batch(batch)
+            x, y = images.to(device), labels.to(device)
+            with torch.no_grad():
+                right = model(x).argmax(1) == y
+            natural += int(right.sum())
+            if threat is not None and attack is not None and right.any():
+                # Wrong images are robust to nothing: only the right ones are worth attacking.
+                found = attack(model, x[right], y[right], threat, seed=seed)
+                robust += int((~found.claimed).sum())
+    finally:
+        for module, training in modes:
+            module.training = training
+    return Watched(len(indices), natural, natural if threat is None else robust)
+
+
+def collapsed(robust: int, best: int, total: int) -> bool:
+    """Whether accuracy under PGD has fallen so far that single steps no longer teach.
+
+    Catastrophic overfitting (Wong et al. 2020): accuracy under the training's own single step goes
+    on rising while accuracy under PGD falls to almost 0 within an epoch.
+    """
+    return best >= _FLOOR * total and robust < _FALL * best
+
+
+def _batches(indices: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(indices), BATCH):
+        yield indices[start : start + BATCH]

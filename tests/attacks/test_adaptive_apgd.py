@@ -1,0 +1,189 @@
+"""The losses, by hand; and APGD against pyautoattack's own on a static model."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from torch import Tensor, nn
+
+from dent.attacks.adaptive.apgd import Evaluation, Objective, apgd, random_start
+from dent.attacks.adaptive.losses import LOSSES, dlr, loss_named, runner_up
+from dent.errors import ConfigError
+from dent.threat import NORMS, Norm, ThreatModel
+from tests.attacks.attack_toys import small_images
+
+LOGITS = torch.tensor([[3.0, 1.0, 0.5, -2.0], [0.0, 4.0, 1.0, 2.0]])
+LABELS = torch.tensor([0, 2])
+
+
+def curved(classes: int = 5, pixels: int = 108, seed: int = 0) -> nn.Sequential:
+    """A smooth classifier in float32, so that both implementations step alike."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, 16), nn.Tanh(), nn.Linear(16, classes)
+        )
+    return model.eval()
+
+
+def of_model(model: nn.Module, y: Tensor, name: str, targets: Tensor | None = None) -> Objective:
+    def objective(x: Tensor) -> Evaluation:
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            loss = loss_named(name)(model(leaf), y, targets)
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        return Evaluation(loss.detach(), gradient)
+
+    return objective
+
+
+def test_losses_by_hand() -> None:
+    def value(name: str, targets: Tensor | None = None) -> list[float]:
+        return [round(v, 5) for v in loss_named(name)(LOGITS, LABELS, targets).tolist()]
+
+    shares = LOGITS.softmax(1)
+    entropies = -(shares * shares.log()).sum(1)
+    third = torch.tensor([3, 0])
+    assert value("margin") == [-2.0, 3.0]
+    assert value("margin", third) == [-5.0, -1.0]
+    assert value("ce") == [round(float(v), 5) for v in -shares.log()[[0, 1], LABELS]]
+    assert value("ce", third) == [round(float(v), 5) for v in shares.log()[[0, 1], third]]
+    # z1 - z3: 3 - 0.5 and 4 - 1; targeted z1 - (z3 + z4) / 2: 3 + 0.75 and 4 - 0.5.
+    assert value("dlr") == [round(-2 / 2.5, 5), round(3 / 3, 5)]
+    assert value("dlr", third) == [round(-5 / 3.75, 5), round(-1 / 3.5, 5)]
+    expected = torch.stack([shares[0, 1], shares[1, 1]]).log() - entropies
+    assert value("confident") == [round(float(v), 5) for v in expected]
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_dlr_is_pyautoattacks(targeted: bool) -> None:
+    logits = torch.randn(50, 6)
+    labels = torch.randint(6, (50,))
+    targets = runner_up(logits, labels, 2)
+    kind: Any = APGDAttack_targeted if targeted else APGDAttack
+    theirs = kind(None, eps=0.1)
+    theirs.y_target = targets
+    expected = (theirs.dlr_loss_targeted if targeted else theirs.dlr_loss)(logits, labels)
+    found = dlr(logits, labels, targets if targeted else None)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_have_a_gradient_in_every_loss(name: str, targeted: bool, classes: int) -> None:
+    logits = torch.randn(6, classes, requires_grad=True)
+    labels = torch.randint(classes, (6,))
+    targets = runner_up(logits.detach(), labels, 1) if targeted else None
+    loss = loss_named(name)(logits, labels, targets)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    # DLR of three classes is flat where label and rival are first and third.
+    flat = (gradient.abs().sum(1) == 0).sum()
+    assert flat == 0 or (name == "dlr" and classes == 3)
+
+
+def test_a_loss_is_higher_where_the_answer_is_wrong() -> None:
+    labels = torch.tensor([0, 0])
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [1.0, 2.0, 0.0, -1.0]])
+    for name in LOSSES:
+        right, wrong = loss_named(name)(logits, labels).tolist()
+        assert wrong > right
+
+
+def test_unknown_losses_and_ranks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="must be one of ce, dlr, margin, confident"):
+        loss_named("hinge")
+    with pytest.raises(ConfigError, match="rank 4"):
+        runner_up(LOGITS, LABELS, 4)
+    assert runner_up(LOGITS, LABELS, 1).tolist() == [1, 1]
+    assert runner_up(LOGITS, LABELS, 3).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize(("norm", "name", "eps"), [("linf", "Linf", 0.02), ("l2", "L2", 0.3)])
+@pytest.mark.parametrize("iterations", [7, 60])
+def test_on_a_static_model_it_takes_pyautoattacks_steps(
+    loss: str, norm: Norm, name: str, eps: float, iterations: int
+) -> None:
+    # Away from the bounds, where the published projection in l2 is not the nearest point.
+    x = 0.3 + 0.4 * small_images(6)
+    model, threat = curved(), ThreatModel(norm, eps)
+    y = model(x).argmax(1)
+    start = random_start(x, threat, torch.Generator().manual_seed(1))
+    kind: Any = APGDAttack
+    theirs = kind(model, n_iter=iterations, norm=name, eps=eps, loss=loss, device="cpu")
+    theirs.init_hyperparam(x)
+    best, _, highest, _ = theirs.attack_single_run(x, y, x_init=start)
+    found = apgd(of_model(model, y, loss), x, start, threat, iterations=iterations)
+    torch.testing.assert_close(found.loss, highest, atol=1e-5, rtol=1e-4)
+    apart = 1e-5 if norm == "linf" else 5e-4  # rounding in the projections adds up
+    torch.testing.assert_close(found.images, best, atol=apart, rtol=0)
+    alone = of_model(model, y, loss)(start).loss
+    assert (found.loss > alone).all()
+
+
+def test_in_l1_it_finds_what_pyautoattack_finds() -> None:
+    # Another projection (exact, in float64), so not the same steps, but as high a loss.
+    x = 0.3 + 0.4 * small_images(8)
+    model, threat = curved(), ThreatModel("l1", 3.0)
+    y = model(x).argmax(1)
+    start = random_start(x, threat, torch.Generator().manual_seed(1))
+    kind: Any = APGDAttack
+    theirs = kind(model, n_iter=60, norm="L1", eps=3.0, loss="ce", device="cpu")
+    theirs.init_hyperparam(x)
+    torch.manual_seed(1)
+    _, _, highest, _ = theirs.attack_single_run(x, y)
+    found = apgd(of_model(model, y, "ce"), x, start, threat, iterations=60)
+    assert float(found.loss.mean()) > 0.95 * float(highest.mean())
+
+
+@given(st.sampled_from(NORMS), st.floats(0.001, 1.0), st.booleans(), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_every_batch_asked_about_is_inside(norm: Norm, eps: float, joint: bool, seed: int) -> None:
+    x = (1.4 * small_images(3, seed=seed) - 0.2).clamp(0, 1)
+    threat, model = ThreatModel(norm, eps), curved()
+    y = model(x).argmax(1)
+    objective, asked = of_model(model, y, "ce"), []
+
+    def watched(images: Tensor) -> Evaluation:
+        asked.append(images)
+        return objective(images)
+
+    start = random_start(x, threat, torch.Generator().manual_seed(seed))
+    found = apgd(watched, x, start, threat, iterations=8, joint=joint)
+    assert len(asked) == 9
+    assert not any(threat.check(images, x).any() for images in asked)
+    assert any(torch.equal(found.images, images) for images in asked) or not joint
+    losses = torch.stack([objective(images).loss for images in asked])
+    if joint:
+        torch.testing.assert_close(found.loss[0], losses.mean(1).max())
+    else:
+        torch.testing.assert_close(found.loss, losses.amax(0))
+
+
+def test_starts_are_on_the_surface_and_differ_by_seed() -> None:
+    x = torch.full((3, 1, 4, 4), 0.5)
+    for norm, eps in (("linf", 0.1), ("l2", 0.4), ("l1", 0.5)):
+        threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
+        one, other = (random_start(x, threat, torch.Generator().manual_seed(s)) for s in (0, 1))
+        torch.testing.assert_close(
+            threat.distance(one, x), torch.full((3,), eps, dtype=torch.float64), rtol=1e-4, atol=0
+        )
+        assert not torch.equal(one, other)
+
+
+def test_it_can_be_stopped() -> None:
+    x, model, threat = small_images(2), curved(), ThreatModel("linf", 0.1)
+    calls = []
+
+    def objective(images: Tensor) -> Evaluation:
+        calls.append(images)
+        return of_model(model, torch.tensor([0, 1]), "ce")(images)
+
+    apgd(objective, x, x, threat, iterations=50, stop=lambda: len(calls) == 3)
+    assert len(calls) == 3

@@ -1,0 +1,238 @@
+"""What plain AutoAttack and the adaptive attacks say of defenses whose truth is known.
+
+The models are linear, two-class problems inside more classes: the truth has a closed form.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent.attacks import make
+from dent.attacks.adaptive import AdaptiveAPGD, Among, Majority, ModelSpace, Rung, certificate
+from dent.reference import AntiAdversary, Hedge
+from dent.threat import ThreatModel
+from tests.attacks.known_defenses import (
+    AllOrNothing,
+    Chooser,
+    Identity,
+    Known,
+    LargeOnly,
+    Leaky,
+    Loud,
+    Masked,
+    Undecided,
+)
+
+PIXELS = 48
+LINF = ThreatModel("linf", "8/255")
+
+
+def classifier(scale: float = 1.0, seed: int = 0) -> nn.Sequential:
+    """A linear classifier of four classes that differ along random signs."""
+    layer = nn.Linear(PIXELS, 4)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.weight.copy_(scale * torch.randn(4, PIXELS, generator=draws).sign())
+        layer.bias.copy_(-layer.weight.sum(dim=1) / 2)
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+def images(count: int = 24) -> Tensor:
+    draws = torch.Generator().manual_seed(5)
+    return (torch.rand(count, 3, 4, 4, generator=draws) * 191 + 32).round() / 255
+
+
+def right(defense: Any, x: Tensor, y: Tensor) -> int:
+    with torch.no_grad():
+        return int((defense(x).argmax(1) == y).sum())
+
+
+def served(attack: Any, defense: Any, x: Tensor, y: Tensor, threat: ThreatModel = LINF) -> int:
+    """How many are right once the batch that an attack made is submitted afresh."""
+    return right(defense, attack(defense, x, y, threat, seed=0).adversarial, y)
+
+
+def truth(model: nn.Module, x: Tensor, y: Tensor, eps: float = 8 / 255) -> int:
+    """How many no perturbation can change: the closed form of a linear model in l-inf."""
+    weight, bias = (parameter.detach() for parameter in model.parameters())
+    logits = x.flatten(1) @ weight.T + bias
+    own = logits.gather(1, y[:, None])
+    steep = (weight[y][:, None] - weight[None]).abs().sum(2)
+    margin = own - logits - eps * steep
+    return int((margin.scatter(1, y[:, None], 1.0) > 0).all(1).sum())
+
+
+@pytest.fixture
+def weak() -> nn.Sequential:
+    return classifier()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return images()
+
+
+@pytest.fixture
+def y(weak: nn.Sequential, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        labels: Tensor = weak(x).argmax(1)
+    return labels
+
+
+PLAIN = {"iterations": 20}
+ADAPTIVE = {
+    "transfer": AdaptiveAPGD("transfer", losses=("margin",), iterations=20, targets=3),
+    "bpda": AdaptiveAPGD("bpda", losses=("margin",), iterations=20, targets=3),
+    "gmsa-min": ModelSpace("gmsa-min", rounds=3, iterations=10),
+}
+
+
+def test_the_problem_is_neither_won_nor_lost(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
+    known = truth(weak, x, y)
+    assert 4 < known < 20
+    assert served(make("apgd-t", **PLAIN), weak, x, y) == known
+
+
+@pytest.mark.parametrize("name", ["apgd-t", *ADAPTIVE])
+def test_the_identity_gains_exactly_nothing(
+    name: str, weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    attack = ADAPTIVE.get(name) or make(name, **PLAIN)
+    own, static = (attack(d, x, y, LINF, seed=3) for d in (Identity(weak), weak))
+    assert torch.equal(own.adversarial, static.adversarial)
+    assert torch.equal(own.claimed, static.claimed)
+
+
+def test_a_masked_gradient_fools_autoattack_and_not_the_ladder(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    masked, known = Masked(weak), truth(weak, x, y)
+    assert served(make("apgd-t", **PLAIN), masked, x, y) > known + 4
+    assert served(AdaptiveAPGD("stop-gradient", iterations=20), masked, x, y) > known + 4
+    for name in ("transfer", "bpda"):
+        assert served(ADAPTIVE[name], masked, x, y) <= known + 1
+    double = Masked(classifier().double()), x.double(), y
+    assert not certificate(*double, rung=Rung("stop-gradient")).passed
+
+
+def test_noise_in_the_gradient_is_averaged_away(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
+    loud, known = Loud(weak, 12.0), truth(weak, x, y)
+    found = [
+        served(
+            AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=10, submissions=n),
+            loud,
+            x,
+            y,
+        )
+        for n in (1, 64)
+    ]
+    assert found[0] > found[1] + 3  # one submission does not see the slope
+    assert found[1] < known + 5
+    assert served(ADAPTIVE["bpda"], loud, x, y) <= known + 5 < found[0] + 5
+
+
+def test_a_majority_is_stated_with_its_own_natural_accuracy(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    torch.manual_seed(3)
+    once = Undecided(weak)
+    alone = sum(right(once, x, y) for _ in range(10)) / 10
+    many = sum(right(Majority(once, 15), x, y) for _ in range(10)) / 10
+    assert alone == pytest.approx(16, abs=3)  # a third of 24 is wrong by chance
+    assert many > alone + 3
+    # What the attack finds under the majority is no lower than what the static model loses.
+    found = AdaptiveAPGD("transfer", losses=("margin",), iterations=20, targets=3)
+    kept = served(found, Majority(once, 15), x, y)
+    assert kept == pytest.approx(truth(weak, x, y), abs=4)
+
+
+def test_a_defense_of_large_batches_is_robust_in_these_alone(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    robust = Sure(y, x)
+    defense = LargeOnly(weak, robust, size=24)
+    assert right(defense, x, y) == right(defense, x[:4], y[:4]) + 20 == 24
+    assert served(ADAPTIVE["gmsa-min"], defense, x, y) == 24
+    # Whoever takes the batch apart attacks another defense.
+    assert served(ADAPTIVE["gmsa-min"], defense, x[:12], y[:12]) == truth(weak, x[:12], y[:12])
+
+
+class Sure(nn.Module):
+    """Knows its images by heart, wherever an attack may move them."""
+
+    def __init__(self, y: Tensor, x: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("x", x.flatten(1))
+        self.register_buffer("y", y)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.flatten(1), self.get_buffer("x")).argmin(1)
+        logits: Tensor = 5 * nn.functional.one_hot(self.get_buffer("y")[nearest], 4).to(x)
+        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_a_defense_that_needs_all_members_adversarial_fails_the_mixed_batch(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    defense = AllOrNothing(weak, Sure(y, x))
+    # On the whole batch a plain attack finds nothing: whatever it submits is off the grid.
+    assert served(make("apgd-ce", **PLAIN), defense, x, y) == 24
+    controlled = torch.arange(24) < 12
+    among = Among(defense, x, y, controlled)
+    found = ADAPTIVE["transfer"](among, x[:12], y[:12], LINF, seed=0)
+    whole = torch.cat([found.adversarial, x[12:]])
+    assert right(defense, whole, y) == truth(weak, x[:12], y[:12]) + 12
+    assert int((~found.claimed).sum()) == truth(weak, x[:12], y[:12])
+
+
+def test_a_chooser_is_outguessed_in_model_space(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
+    other = classifier(seed=1)
+    with torch.no_grad():
+        both = (other(x).argmax(1) == y).nonzero().flatten()
+    x, y = x[both], y[both]
+    defense, threat = Chooser(weak, other, y), ThreatModel("linf", "20/255")
+    kept = {
+        name: served(attack, defense, x, y, threat)
+        for name, attack in {
+            "plain": AdaptiveAPGD("stop-gradient", losses=("ce",), iterations=20),
+            "fpa": ModelSpace("fpa", rounds=4, iterations=20),
+            "gmsa-avg": ModelSpace("gmsa-avg", rounds=4, iterations=20),
+            "gmsa-min": ModelSpace("gmsa-min", rounds=4, iterations=20),
+        }.items()
+    }
+    assert kept["gmsa-min"] < kept["fpa"]
+    assert kept["gmsa-min"] < kept["plain"]
+    assert kept["gmsa-avg"] < kept["fpa"]
+
+
+def test_what_leaks_between_batches_is_not_answered_the_same_again(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    leaky = Leaky(weak)
+    first, _, third = leaky(x), leaky(1 - x), leaky(x)
+    assert (first - third).abs().max() > 0.5
+    # So a claim is worth what the batch before leaves of it: the last two submissions of an attack
+    # differ from the first ones of whoever scores it.
+    result = make("apgd-ce", **PLAIN)(leaky, x, y, LINF, seed=0)
+    leaky.before = None
+    again = leaky(result.adversarial).argmax(1) != y
+    assert not torch.equal(again, result.claimed)
+
+
+@pytest.mark.parametrize("kind", ["anti-adversary", "hedge"])
+def test_defenses_published_as_robust_are_their_static_model(
+    kind: str, weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
+    model = classifier(scale=2.0)
+    defense: Known | AntiAdversary | Hedge
+    defense = AntiAdversary(model) if kind == "anti-adversary" else Hedge(model, seed=0)
+    known = truth(model, x, y)
+    assert served(ADAPTIVE["transfer"], model, x, y) == known
+    transferred = served(ADAPTIVE["transfer"], defense, x, y)
+    assert transferred <= known + 1
+    if kind == "anti-adversary":
+        plain = AdaptiveAPGD("stop-gradient", losses=("ce",), iterations=20)
+        assert served(plain, defense, x, y) > transferred + 2

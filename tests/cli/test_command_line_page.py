@@ -1,0 +1,54 @@
+"""docs/reference/command-line.md names every command, and every key that `--json` prints."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+
+from dent.attacks import make_from
+from dent.cli.app import app
+from dent.data import FetchResult
+from dent.evaluation import Check, Count, DefenseResult, EvaluationResult, Verification
+from dent.models import ModelInfo
+from dent.report import Answer, DefenseStory, RunSummary, SampleStory
+from dent.report.listing import DefenseLine
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "command-line.md").read_text()
+PAGES = {
+    "evaluate": [EvaluationResult, DefenseResult, Count],
+    "list": [RunSummary, DefenseLine],
+    "show --sample": [SampleStory, DefenseStory, Answer],
+    "verify": [Verification, Check],
+    "data": [FetchResult],
+    "models": [ModelInfo],
+}
+
+
+def paragraph(command: str) -> set[str]:
+    """All that stands in code in what the page says of a command's JSON."""
+    _, _, text = PAGE.partition("## JSON")
+    (found,) = re.findall(rf"\*\*`{command}`.*?\*\*:(.*?)(?=\*\*`|\Z)", text, re.DOTALL)
+    return set(re.findall(r"`([a-z_]+)`", found))
+
+
+@pytest.mark.parametrize("command", PAGES)
+def test_every_key_is_documented(command: str) -> None:
+    for kind in PAGES[command]:
+        known = getattr(kind, "model_fields", None) or [field.name for field in fields(kind)]
+        assert set(known) <= paragraph(command), kind.__name__
+
+
+def test_every_command_is_documented_and_has_json() -> None:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        assert f"dent {name}" in PAGE, name
+        assert any("--json" in option.opts for option in command.params), name
+
+
+def test_every_attack_on_the_page_can_be_made() -> None:
+    written = re.findall(r"--attack (\S+)", PAGE)
+    assert len(written) == 6
+    assert [make_from(text).name for text in written] == written
+    assert make_from(written[2]).settings() == make_from(written[3]).settings()

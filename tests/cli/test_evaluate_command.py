@@ -1,0 +1,175 @@
+"""`dent evaluate` and what reads its records, within one process: every way of asking for a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dent.cli.app import main
+from dent.evaluation import load_run
+
+MINE = """
+import torch
+from torch import nn
+
+def small(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+
+def other(model):
+    return small(1)
+
+class Bare:
+    batch_dependent = False
+    def __init__(self, model): self.model = model
+    def adapt(self, x): return None
+    def predict(self, x, adaptation): return self.model(x)
+
+class InPlace(Bare):
+    batch_dependent = True
+    def adapt(self, x):
+        with torch.no_grad():
+            next(self.model.parameters()).mul_(1.01)
+"""
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def dent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    (tmp_path / "own_evaluated.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "220")
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr("sys.argv", ["dent", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+EVALUATE = ("evaluate", "--model", "own_evaluated:small", "--device", "cpu", "--iterations", "1")
+
+
+def test_whatever_can_be_asked_for_by_name_can_be_verified_by_a_stranger(dent: Run) -> None:
+    (Path.cwd() / "own.json").write_text('{"steps": 1}')
+    ran = dent(
+        *EVALUATE,
+        *("--n", "6", "--batch-size", "4", "--out", "run"),
+        *("--defense", "static", "--defense", "own_evaluated:other", "--defense", "own.json"),
+        *("--defense", "own_evaluated:Bare", "--attack", "pgd:iterations=2,step=0.5,restarts=2"),
+        *("--attack", "apgd-ce:protocol=published"),
+    )
+    assert ran.code == 0, ran.err
+    spec = load_run(Path("run")).run.spec
+    # What is asked for as static is the very model that comes along unasked.
+    assert spec.defenses[0].kind.startswith("torch.nn")
+    pgd, published = spec.attacks
+    assert pgd.config["iterations"] == 2
+    assert (published.protocol, published.config["batch_size"]) == ("published", 4)
+    verified = dent("verify", "run", "--json")
+    assert verified.code == 0, verified.out
+    assert json.loads(verified.out)["status"] == "verified"
+
+
+def test_every_flag_stands_where_the_headline_stands(dent: Run) -> None:
+    asked = (*EVALUATE, "--n", "6", "--batch-size", "4", "--defense", "own_evaluated:InPlace")
+    table = dent(*asked, "--out", "run").out
+    line = next(row for row in table.splitlines() if "own_evaluated:InPlace (" in row)
+    assert line.count("(a,b)") == 3  # the name, the worst case, the difference
+    assert "(a) own_evaluated:InPlace: The same batch and seed are answered differently" in table
+    assert "(b) the run: The last batch is smaller" in table
+    assert "upper bound" in table
+    assert dent("show", "run").out == table
+    listed = dent("list", ".").out
+    assert "carries state, uneven batches" in listed
+    result = json.loads(dent("list", ".", "--json").out)
+    assert result[0]["defenses"][1]["flags"] == ["carries state", "uneven batches"]
+
+
+def test_several_shares_are_a_sweep_with_accuracy_on_each_part(dent: Run) -> None:
+    asked = (*EVALUATE, "--n", "2", "--batch-size", "4", "--defense", "dent+", "--out", "mixed")
+    ran = dent(*asked, "--mix", "0.25,0.5")
+    assert ran.code == 0, ran.err
+    assert "for 22 units of 2 runs" in ran.err
+    assert " / " in ran.out  # attacked members / natural ones
+    assert "bystanders" in ran.out
+    for folder, company in (("mix=0.25", 6), ("mix=0.5", 2)):
+        found = load_run(Path("mixed") / folder).result.defenses["dent+"]
+        assert (found.natural.total, found.bystanders.total) == (2, company)
+        assert found.attack("apgd-ce").bystanders.total == company
+    again = dent(*asked, "--mix", "0.25,0.5", "--json")
+    assert "units" not in again.err  # nothing will run, so no cost is said
+    assert set(json.loads(again.out)) == {"0.25", "0.5"}
+    both = dent(*asked, "--mix", "0.25,0.5", "--sweep", "n=1,2")
+    assert (both.code, "both ask for several runs" in both.err) == (2, True)
+    assert dent(*asked, "--mix", "half").code == 2
+
+
+def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> None:
+    asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
+    first = dent(*asked)
+    assert first.err.index("At most about") < first.err.index("probe")
+    # A run cut short says what is there already.
+    journal = Path("run/journal.jsonl")
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
+    assert "for 8 units, 3 of which are recorded already" in dent(*asked).err
+    other = dent(*asked, "--seed", "1")
+    assert other.code == 2
+    assert "settings.seed" in other.err
+    assert "At most" not in other.err
+
+
+def test_a_damaged_record_is_a_finding_and_a_missing_run_a_refusal(dent: Run) -> None:
+    asked = (*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+")
+    dent(*asked, "--out", "run")
+    assert dent("verify", "run").code == 0
+    tensor = sorted(Path("run/adversarial").iterdir())[0]
+    content = bytearray(tensor.read_bytes())
+    content[-1] ^= 1
+    tensor.write_bytes(bytes(content))
+    assert dent("verify", "run").code == 1
+    journal = Path("run/journal.jsonl")
+    journal.write_text(journal.read_text().replace("[", "[ ", 1).replace("0", "1", 1))
+    found = dent("verify", "run", "--json")
+    assert found.code == 1
+    (check,) = json.loads(found.out)["checks"]
+    assert (check["name"], check["state"]) == ("records", "failed")
+    nothing = dent("verify", "nowhere")
+    assert (nothing.code, nothing.out) == (2, "")
+    dent(*asked, "--sweep", "n=1,2", "--out", "swept")
+    several = dent("verify", "swept")
+    assert several.code == 2
+    assert "It is a sweep; its runs are swept/n=1, swept/n=2" in several.err
+
+
+def test_a_report_says_what_it_wrote(dent: Run) -> None:
+    dent(*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+", "--out", "run")
+    told = json.loads(dent("report", "run", "-o", "pages/it.md", "--json").out)
+    assert told == {"written": "pages/it.md", "runs": ["run"]}
+    assert Path("pages/it.md").is_file()
+
+
+def test_a_configuration_may_not_take_the_name_of_another_defense(dent: Run) -> None:
+    (Path.cwd() / "dent+.json").write_text('{"steps": 1}')
+    refused = dent(*EVALUATE, "--defense", "dent+.json", "--out", "run")
+    assert refused.code == 2
+    assert "rename the file" in refused.err

@@ -1,0 +1,66 @@
+"""Resize, crop and squash, against torchvision's own transforms."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+from dent.data.preprocessing import Preprocessing
+from dent.errors import UnknownNameError
+
+from .images import picture
+
+sides = st.integers(1, 40)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 60), st.integers(1, 60), st.none() | sides, sides, st.booleans())
+def test_resize_and_crop_are_torchvisions(
+    width: int, height: int, resize: int | None, crop: int, bicubic: bool
+) -> None:
+    how = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+    steps = [Resize(resize, how)] if resize else []
+    image = picture(0, width, height)
+    expected = np.asarray(Compose([*steps, CenterCrop(crop)])(image))
+    ours = Preprocessing(resize, crop, bicubic=bicubic)(image)
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_squash_is_torchvisions() -> None:
+    image = picture(1, 31, 57)
+    np.testing.assert_array_equal(
+        Preprocessing.parse("s24")(image), np.asarray(Resize([24, 24])(image))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("224", Preprocessing(256, 224)),
+        ("288", Preprocessing(None, 288)),
+        ("r232-c224", Preprocessing(232, 224)),
+        ("r256-c224-bicubic", Preprocessing(256, 224, bicubic=True)),
+        ("c32", Preprocessing(None, 32)),
+        ("s224", Preprocessing(None, None, squash=224)),
+    ],
+)
+def test_how_it_is_written(text: str, means: Preprocessing) -> None:
+    read = Preprocessing.parse(text)
+    assert read == means
+    assert Preprocessing.parse(str(read)) == read
+
+
+@pytest.mark.parametrize("text", ["", "32", "r224", "r256-s224", "c0", "224-bicubic", "c224-cubic"])
+def test_what_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"no preprocessing '{text}': expected 224, 288"):
+        Preprocessing.parse(text)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_every_mode_becomes_red_green_blue(mode: str) -> None:
+    image = picture(2, mode=mode)
+    np.testing.assert_array_equal(
+        Preprocessing.parse("s16")(image), np.asarray(image.convert("RGB").resize((16, 16), 2))
+    )

@@ -1,0 +1,101 @@
+"""The static model stays what it was, whatever a defense does to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent.errors import InputError
+from dent.evaluation import Settings, estimate, evaluate, load_run
+from dent.evaluation.guard import put_back
+from dent.models.weights import weights_digest
+from tests.evaluation.subjects import Push, Wrapper, make_model, make_subject
+
+TWO = Settings(n=8, batch_size=4)
+
+
+class Writing(Wrapper):
+    """Adapts the model it was given, in place, as authors' code does."""
+
+    def __init__(self, model: nn.Module, write: Callable[[Tensor], object], after: int) -> None:
+        super().__init__(model)
+        self.write, self.after = write, after
+
+    def adapt(self, x: Tensor) -> Any:
+        del x
+        self.after -= 1
+        if self.after < 0:
+            with torch.no_grad():
+                self.write(next(self.model.parameters()))
+
+
+def counted(weight: Tensor) -> None:
+    weight.mul_(1.01)
+
+
+def uncounted(weight: Tensor) -> None:
+    weight.data.copy_(weight.data * 1.01)
+
+
+@pytest.mark.parametrize("write", [counted, uncounted])
+def test_a_defense_that_writes_into_the_static_model_is_refused(
+    write: Callable[[Tensor], object], tmp_path: Path
+) -> None:
+    model = make_model()
+    subject = make_subject({"tent": Writing(model, write, after=0)}, [Push()], model=model)
+    with pytest.raises(InputError, match=r"'tent' wrote into the static model.*deepcopy"):
+        evaluate(subject, TWO, out=tmp_path / "run")
+    # The static probe alone is on record: nothing that the write could have changed.
+    assert list(load_run(tmp_path / "run").records) == ["probe/0/static/None"]
+
+
+def test_a_write_in_the_middle_of_a_run_is_not_recorded(tmp_path: Path) -> None:
+    model = make_model()
+    # The probe asks seven times; the natural batch is the eighth.
+    subject = make_subject({"late": Writing(model, counted, after=7)}, [Push()], model=model)
+    with pytest.raises(InputError, match="'late' wrote into the static model"):
+        evaluate(subject, TWO, out=tmp_path / "run")
+    records = load_run(tmp_path / "run").records
+    assert "probe/0/late/None" in records
+    assert not [key for key in records if key.startswith("natural/0/late")]
+
+
+def test_an_estimate_refuses_it_too_before_anything_is_described_wrongly() -> None:
+    model = make_model()
+    subject = make_subject({"tent": Writing(model, counted, after=0)}, [Push()], model=model)
+    with pytest.raises(InputError, match="'tent' wrote into the static model"):
+        estimate(subject, TWO)
+
+
+def test_a_defense_with_a_model_of_its_own_may_write_and_restore() -> None:
+    model = make_model()
+    own = Writing(make_model(), counted, after=0)
+    before = weights_digest(own)
+    estimate(make_subject({"own": own}, [Push()], model=model), TWO)
+    assert weights_digest(own) == before  # so that a resumed run describes it alike
+    evaluate(make_subject({"own": own}, [Push()], model=model), TWO)
+    assert weights_digest(own) != before
+
+    def touch_and_put_back(weight: Tensor) -> None:
+        weight.mul_(2).div_(2)
+
+    same = Writing(model, touch_and_put_back, after=0)
+    evaluate(make_subject({"same": same}, [Push()], model=model), TWO)
+
+
+def test_what_questions_did_is_put_back_even_after_a_crash() -> None:
+    own = Writing(make_model(), counted, after=0)
+    before = weights_digest(own)
+
+    def crash() -> None:
+        with put_back(own):
+            own.adapt(torch.zeros(1))
+            assert weights_digest(own) != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash()
+    assert weights_digest(own) == before

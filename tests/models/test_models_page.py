@@ -1,0 +1,51 @@
+"""The page about models says what the cards say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dent import models
+from dent.models.robustbench_source import PAPER
+from dent.models.shipped_source import ShippedModels
+from dent.models.tabulate_shipped import BEGIN, END, rewrite, table
+from tests.models.conftest import lay_shipped
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+def test_the_page_is_in_step_with_the_cards() -> None:
+    """If not: `python -m dent.models.tabulate_shipped docs/models.md`."""
+    page = PAGE.read_text()
+    assert rewrite(page, ShippedModels()) == page
+
+
+def test_the_table_has_a_row_a_card(tmp_path: Path) -> None:
+    lay_shipped(tmp_path, "b-linf")
+    lay_shipped(tmp_path, "a", threat=None, accuracies=[])
+    rows = table(ShippedModels(tmp_path)).splitlines()
+    assert len(rows) == 4
+    assert rows[2].startswith("| `a` | cifar10 | nominal | 0.2 MB | not measured |")
+    assert rows[3].endswith("| 73.0% of 100 | PGD-20 at linf 8/255: 44.0% of 100 |")
+
+
+def test_only_what_is_between_the_marks_changes(tmp_path: Path) -> None:
+    lay_shipped(tmp_path, "b-linf")
+    page = f"before\n{BEGIN}\nold\nolder\n{END}\nafter\n"
+    new = rewrite(page, ShippedModels(tmp_path))
+    assert new.startswith(f"before\n{BEGIN}\n| name")
+    assert new.endswith(f"|\n{END}\nafter\n")
+    assert "old" not in new
+    with pytest.raises(ValueError, match="has no lines"):
+        rewrite("nothing", ShippedModels(tmp_path))
+
+
+def test_the_papers_models_are_as_the_registry_has_them() -> None:
+    rows = re.findall(
+        r"\| `(robustbench/\S+)` \| (.*) \| ([\d.]+)% \| ([\d.]+)% \|", PAGE.read_text()
+    )
+    assert {name for name, *_ in rows} == set(PAPER)
+    for name, architecture, *shown in rows:
+        known = models.info(name)
+        assert architecture.removesuffix(", 288 pixels") == known.architecture
+        assert shown == [f"{100 * each.value:.2f}" for each in known.accuracies]

@@ -1,0 +1,289 @@
+"""RobustBench's models: listed without it; loaded by its own code, from files laid by hand."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dent import models
+from dent.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
+from dent.models import robustbench_source
+from dent.models.robustbench_package import TABLE, import_robustbench
+from dent.models.tabulate_robustbench import tabulate
+from tests.models.conftest import prefixed, scrambled
+
+DING = "robustbench/cifar10/L2/Ding2020MMA"
+WONG = "robustbench/cifar10/Linf/Wong2020Fast"
+PAPER = (
+    "cifar10/Linf/Carmon2019Unlabeled",
+    "cifar10/Linf/Wong2020Fast",
+    "cifar10/Linf/Ding2020MMA",
+    "cifar10/L2/Ding2020MMA",
+    "cifar10/L2/Rice2020Overfitting",
+    "cifar10/L2/Rony2019Decoupling",
+    "cifar10/Linf/Wu2020Adversarial_extra",
+    "cifar10/Linf/Sehwag2020Hydra",
+    "cifar10/Linf/Wang2020Improving",
+    "cifar10/Linf/Hendrycks2019Using",
+    "imagenet/Linf/Wong2020Fast",
+)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+needs_robustbench = pytest.mark.skipif(
+    importlib.util.find_spec("robustbench") is None,
+    reason="robustbench is not installed: pip install 'torch-dent[zoo]'",
+)
+
+
+def architecture(name: str) -> nn.Module:
+    """What RobustBench itself builds for a model, with random weights."""
+    _, dataset, norm, short = name.split("/")
+    zoo = import_robustbench("robustbench.model_zoo.models").model_dicts
+    enums = import_robustbench("robustbench.model_zoo.enums")
+    entries = zoo[enums.BenchmarkDataset(dataset)][enums.ThreatModel(norm)]
+    model: nn.Module = entries[short]["model"]()
+    return scrambled(model)
+
+
+def lay(name: str, content: object) -> Path:
+    file = models.info(name).file
+    assert file is not None
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+def test_the_papers_models_are_listed_without_robustbench(
+    monkeypatch: pytest.MonkeyPatch, models_folder: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "robustbench", None)
+    listed = set(models.names())
+    for name in PAPER:
+        assert f"robustbench/{name}" in listed
+        assert not models.info(f"robustbench/{name}").present
+    assert listed < set(models.names()) | set(models.names("robustbench"))
+    carmon = models.info("Carmon2019Unlabeled")
+    assert (carmon.num_classes, carmon.threat, carmon.digest) == (10, "linf 8/255", None)
+    natural, robust = carmon.accuracies
+    assert (natural.correct, natural.total) == (8969, 10_000)
+    assert (robust.correct, robust.threat, robust.attack) == (5953, "linf 8/255", "AutoAttack")
+    assert carmon.file == str(models_folder / "robustbench/cifar10/Linf/Carmon2019Unlabeled.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "threat"),
+    [
+        ("robustbench/imagenet/Linf/Wong2020Fast", "imagenet-288", "linf 4/255"),
+        ("robustbench/imagenet/Linf/Salman2020Do_R18", "imagenet", "linf 4/255"),
+        ("robustbench/cifar100/Linf/Rice2020Overfitting", "cifar100", "linf 8/255"),
+        ("L2/Standard", "cifar10", None),
+    ],
+)
+def test_what_a_model_was_trained_for(name: str, dataset: str, threat: str | None) -> None:
+    known = models.info(name)
+    assert (known.dataset, known.threat) == (dataset, threat)
+
+
+def test_a_short_name_that_means_two_models_is_refused() -> None:
+    with pytest.raises(
+        UnknownNameError,
+        match="can mean 2 models: robustbench/cifar10/Linf/Ding2020MMA, "
+        "robustbench/cifar10/L2/Ding2020MMA",
+    ):
+        models.load("Ding2020MMA")
+    assert models.info("L2/Ding2020MMA").name == DING
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Carmon2019Unlabled", "Did you mean 'robustbench/cifar10/Linf/Carmon2019Unlabeled'?"),
+        ("robustbench/cifar10/Linf/Wong2020Fas", "Did you mean 'robustbench/cifar10/Linf/Wong20"),
+        ("robustbench/imagenet/Linf/Standard_R50", "torchvision/resnet50.IMAGENET1K_V1"),
+    ],
+)
+def test_a_slip_gets_a_suggestion(name: str, said: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        models.info(name)
+    assert said in str(caught.value)
+
+
+def test_another_number_of_classes_is_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(ConfigError, match=r"has 10 classes \(cifar10\), got num_classes=100"):
+        models.load(DING, num_classes=100)
+
+
+def test_without_robustbench_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("robustbench", "robustbench.utils"):
+        monkeypatch.setitem(sys.modules, name, None)  # what Python takes for "not to be imported"
+    with pytest.raises(MissingExtraError, match=r"pip install 'torch-dent\[zoo\]'"):
+        models.load(DING)
+
+
+@needs_robustbench
+def test_the_table_is_that_of_the_installed_version() -> None:
+    """`python -m dent.models.tabulate_robustbench` writes it anew."""
+    assert json.loads(TABLE.read_text()) == tabulate()
+
+
+@needs_robustbench
+def test_the_stand_ins_are_gone_after_the_import() -> None:
+    import_robustbench("robustbench.utils")
+    for name in ("autoattack", "autoattack.state", "pkg_resources"):
+        assert name not in sys.modules
+
+
+@needs_robustbench
+@pytest.mark.parametrize("wrapped", [lambda s: s, lambda s: {"state_dict": prefixed(s, "module.")}])
+def test_a_file_laid_by_hand_becomes_the_model(wrapped: Any, images: Tensor) -> None:
+    saved = architecture(DING)
+    lay(DING, wrapped(saved.state_dict()))
+    assert models.info(DING).present
+    loaded = models.load(DING)
+    x = images[:2]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), saved(x))
+    models.check_model(loaded, 10, images)
+
+
+@needs_robustbench
+def test_a_file_may_lie_elsewhere(tmp_path: Path) -> None:
+    saved = architecture(DING)
+    torch.save(saved.state_dict(), tmp_path / "mine.pth")
+    loaded = models.load(DING, weights=tmp_path / "mine.pth")
+    assert models.weights_digest(loaded) == models.weights_digest(saved)
+
+
+@needs_robustbench
+def test_what_robustbench_tolerates_is_only_what_is_no_weight(images: Tensor) -> None:
+    """Its own file of this model lacks the normalization; a file that lacks weights is refused."""
+    saved = architecture(WONG)
+    state = {k: v for k, v in saved.state_dict().items() if k not in ("mu", "sigma")}
+    assert len(state) == len(saved.state_dict()) - 2
+    lay(WONG, state)
+    with torch.no_grad():
+        assert torch.equal(models.load(WONG)(images[:2]), saved(images[:2]))
+    del state["conv1.weight"]
+    lay(WONG, state)
+    count = len(list(saved.parameters()))
+    with pytest.raises(WeightsError, match=rf"1 of {count} parameters did not come.*conv1\.weight"):
+        models.load(WONG)
+
+
+@needs_robustbench
+def test_another_models_file_is_refused() -> None:
+    path = lay(DING, models.resnet("resnet-8-1").state_dict())
+    with pytest.raises(WeightsError, match=rf"(?s){path}.*RobustBench's Ding2020MMA"):
+        models.load(DING)
+
+
+@needs_robustbench
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    state = architecture(DING).state_dict()
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    lay(DING, state)
+    with pytest.raises(WeightsError, match="NaN or infinite"):
+        models.load(DING)
+
+
+class Dangerous:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@needs_robustbench
+def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # torch's own way around
+    marker = tmp_path / "ran"
+    lay(DING, {"state_dict": architecture(DING).state_dict(), "note": Dangerous(marker)})
+    with pytest.raises(WeightsError, match="was refused, and nothing in it was run"):
+        models.load(DING)
+    assert not marker.exists()
+
+
+@needs_robustbench
+def test_a_page_instead_of_weights_is_recognized() -> None:
+    path = lay(DING, {})
+    path.write_bytes(b"\n<!DOCTYPE html><html>Google Drive - Virus scan warning</html>")
+    with pytest.raises(WeightsError, match="holds a web page instead of weights"):
+        models.load(DING)
+
+
+@needs_robustbench
+def test_a_download_that_fails_says_what_to_lay_where(
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(url: str, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(robustbench_source, "_fetch", half)
+    with pytest.raises(WeightsError) as caught:
+        models.load(DING)
+    said = str(caught.value)
+    assert f"file:   {models_folder}/robustbench/cifar10/L2/Ding2020MMA.pt\n" in said
+    assert "from:   https://drive.google.com/uc?id=13wgY0Q_eor52ltZ0PkfJx5BCZ8cLM52E\n" in said
+    assert "(ConnectionError: nobody there)" in said
+    assert "digest: none is published" in said
+    assert not [path for path in models_folder.rglob("*") if path.is_file()]
+
+
+@needs_robustbench
+def test_a_download_is_kept(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = architecture(DING)
+    asked = []
+
+    def fetch(url: str, path: Path) -> None:
+        asked.append(url)
+        torch.save(saved.state_dict(), path)
+
+    monkeypatch.setattr(robustbench_source, "_fetch", fetch)
+    for _ in range(2):
+        loaded = models.load(DING)
+        assert models.weights_digest(loaded) == models.weights_digest(saved)
+    assert len(asked) == 1
+    kept = [path.name for path in models_folder.rglob("*") if path.is_file()]
+    assert kept == ["Ding2020MMA.pt"]
+
+
+@needs_robustbench
+def test_an_ensemble_takes_no_single_file(tmp_path: Path) -> None:
+    name = "robustbench/cifar10/Linf/Chen2020Adversarial"
+    with pytest.raises(ConfigError, match=r"3 files.*Chen2020Adversarial\.pt_m2\.pt"):
+        models.load(name, weights=tmp_path / "one.pt")
+
+
+@needs_robustbench
+@pytest.mark.slow
+def test_wongs_imagenet_model_takes_pixels() -> None:
+    """Oracle: torchvision's ResNet-50 on images normalized by hand."""
+    saved = scrambled(torchvision.models.resnet50())
+    lay("robustbench/imagenet/Linf/Wong2020Fast", {"state_dict": prefixed(saved.state_dict(), "")})
+    loaded = models.load("robustbench/imagenet/Linf/Wong2020Fast", num_classes=1000)
+    x = torch.rand(1, 3, 288, 288)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), saved((x - mean) / std))
+
+
+@needs_robustbench
+@pytest.mark.slow
+def test_a_model_known_to_timm_alone(images: Tensor) -> None:
+    name = "robustbench/cifar10/Linf/Debenedetti2022Light_XCiT-S12"
+    timm = import_robustbench("timm")
+    import_robustbench("robustbench.model_zoo.models")
+    saved = scrambled(timm.create_model("debenedetti2022light_xcit_s12_cifar10_linf"))
+    lay(name, {"state_dict": saved.get_submodule("model").state_dict()})
+    with torch.no_grad():
+        torch.testing.assert_close(models.load(name)(images[:2]), saved(images[:2]))

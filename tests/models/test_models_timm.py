@@ -1,0 +1,109 @@
+"""timm's classifiers, from files laid by hand or by the Hugging Face client."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from dent import models
+from dent.errors import MissingExtraError, UnknownNameError, WeightsError
+from dent.models import timm_source
+from tests.models.conftest import scrambled
+
+NAME = "timm/mobilenetv3_small_050.lamb_in1k"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture
+def timm() -> Any:
+    return pytest.importorskip("timm", reason="pip install 'torch-dent[zoo]' brings timm")
+
+
+def build(timm: Any, **settings: Any) -> nn.Module:
+    return scrambled(timm.create_model("mobilenetv3_small_050", **settings))
+
+
+def check(loaded: nn.Module, saved: nn.Module) -> None:
+    x = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), saved((x - mean) / std))
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_a_file_laid_by_hand_becomes_the_model(timm: Any, models_folder: Path) -> None:
+    saved = build(timm)
+    known = models.info(NAME)
+    assert known.file == f"{models_folder}/{NAME}.safetensors"
+    assert (known.present, known.dataset) == (False, "imagenet-r256-c224-bicubic")
+    Path(known.file).parent.mkdir(parents=True)
+    safetensors.torch.save_file(saved.state_dict(), known.file)
+    assert models.info(NAME).present
+    check(models.load(NAME, num_classes=1000), saved)
+
+
+def test_what_the_hugging_face_client_has_is_found(
+    timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    saved = build(timm)
+    repo = tmp_path / "hub" / "models--timm--mobilenetv3_small_050.lamb_in1k"
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    safetensors.torch.save_file(
+        saved.state_dict(), repo / "snapshots" / "abc" / "model.safetensors"
+    )
+    assert models.info(NAME).present
+    check(models.load(NAME), saved)
+
+
+def test_weights_of_ones_own_may_have_other_classes(timm: Any, tmp_path: Path) -> None:
+    """timm alone would leave the last layer random and say nothing."""
+    saved = build(timm, num_classes=7)
+    torch.save({"state_dict": saved.state_dict()}, tmp_path / "tuned.pt")
+    check(models.load(NAME, weights=tmp_path / "tuned.pt", num_classes=7), saved)
+    with pytest.raises(WeightsError, match=r"does not hold the weights of .* with 1000 classes"):
+        models.load(NAME, weights=tmp_path / "tuned.pt")
+
+
+def test_a_download_that_fails_says_what_to_lay_where(
+    timm: Any, models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm_source, "fetch_url", offline)
+    with pytest.raises(WeightsError) as caught:
+        models.load(NAME)
+    assert f"file:   {models_folder}/{NAME}.safetensors\n" in str(caught.value)
+    assert f"{NAME}/resolve/main/model.safetensors\n" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm/mobilenetv3_small_050.lamb_in1", "Did you mean 'timm/mobilenetv3_small_050.lamb_in"),
+        ("timm/nothing", "has no model 'timm/nothing'"),
+        ("mobilenetv3_small_050", "Did you mean 'timm/mobilenetv3_small_050.lamb_in1k'?"),
+    ],
+)
+def test_unknown_names(timm: Any, name: str, said: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        models.load(name)
+    assert said in str(caught.value)
+
+
+def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for act in (models.load, models.info):
+        with pytest.raises(MissingExtraError, match=r"pip install 'torch-dent\[zoo\]'"):
+            act(NAME)
+    with pytest.raises(UnknownNameError, match="no model named 'resnet5'"):
+        models.load("resnet5")  # and the others go on

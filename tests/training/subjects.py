@@ -1,0 +1,26 @@
+"""A small training on real images: parts of the bundled sample."""
+
+from pathlib import Path
+from typing import Any
+
+from dent import data
+from dent.data import ImageDataset
+from dent.training import Recipe, TrainingResult, accelerator, named, train
+
+MODEL = "resnet-8-1"
+
+
+def halves() -> tuple[ImageDataset, ImageDataset]:
+    """192 images to train on, and 64 others."""
+    sample = data.load("cifar10-sample")
+    return sample.subset(range(192)), sample.subset(range(192, 256))
+
+
+def fast(norm: str | None = "linf", **changes: Any) -> Recipe:
+    return named("fast", norm, **{"epochs": 3, "batch_size": 32, "ema": 0.9} | changes)
+
+
+def run(folder: Path, recipe: Recipe | None = None, **settings: Any) -> TrainingResult:
+    images, watch = halves()
+    chosen = {"watched": 32, "watch_steps": 2} | settings
+    return train(MODEL, recipe or fast(), images, watch, folder, accelerator("cpu", "no"), **chosen)

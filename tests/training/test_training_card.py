@@ -1,0 +1,103 @@
+"""The model card: what it says is what the weights do."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dent import models
+from dent.errors import ConfigError
+from dent.training import Measured, TrainingResult, write_card
+from dent.training.ship import ship
+from tests.training.subjects import MODEL, fast, halves, run
+
+CPU = torch.device("cpu")
+SMALL = Measured(pgd=8, autoattack=0, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    return run(tmp_path_factory.mktemp("card") / "run", fast(epochs=2))
+
+
+@pytest.fixture(scope="module")
+def card(trained: TrainingResult) -> dict[str, object]:
+    return json.loads(write_card(trained, halves()[1], CPU, SMALL).read_text())  # type: ignore[no-any-return]
+
+
+def test_it_names_the_weights_it_describes(
+    trained: TrainingResult, card: dict[str, object]
+) -> None:
+    content = trained.best.read_bytes()
+    assert card["weights"] == {
+        "file": "best.safetensors",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "dtype": "float32",
+    }
+    assert card["threat"] == "linf 8/255"
+    assert card["architecture"] == MODEL
+    assert card["best_epoch"] == trained.best_epoch
+
+
+def test_natural_accuracy_is_of_the_images_that_were_not_watched(
+    trained: TrainingResult, card: dict[str, object]
+) -> None:
+    natural, robust = card["accuracies"]  # type: ignore[misc]
+    model = models.load(MODEL, weights=trained.best)
+    x, y = halves()[1].batch(range(64 - 32))
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).sum()
+    assert (natural["correct"], natural["total"]) == (int(right), 32)
+    assert (robust["total"], robust["threat"], robust["attack"]) == (8, "linf 8/255", "PGD-20")
+    assert robust["correct"] <= natural["correct"]
+
+
+def test_the_page_says_the_same(trained: TrainingResult, card: dict[str, object]) -> None:
+    page = (trained.folder / "card.md").read_text()
+    for found in card["accuracies"]:  # type: ignore[attr-defined]
+        assert f"({found['correct']}/{found['total']})" in page
+    assert card["weights"]["sha256"] in page  # type: ignore[index]
+    assert card["data"]["digest"] in page  # type: ignore[index]
+
+
+def test_more_images_than_there_are_unwatched_are_refused(trained: TrainingResult) -> None:
+    with pytest.raises(ConfigError, match="has 32 images apart from the 32 watched ones"):
+        write_card(trained, halves()[1], CPU, Measured(pgd=33, autoattack=0))
+
+
+def test_nominal_models_are_measured_at_a_small_radius(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", fast(None, epochs=1))
+    card = json.loads(write_card(result, halves()[1], CPU, SMALL).read_text())
+    assert card["threat"] is None
+    assert card["accuracies"][1]["threat"] == "linf 1.5/255"
+
+
+def test_shipping_copies_what_the_card_describes(
+    trained: TrainingResult, card: dict[str, object], tmp_path: Path
+) -> None:
+    path = ship(trained.folder, "tiny", tmp_path)
+    shipped = json.loads(path.read_text())
+    assert shipped["name"] == "tiny"
+    content = (tmp_path / shipped["weights"]["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == shipped["weights"]["sha256"]
+    assert shipped["accuracies"] == card["accuracies"]
+    assert "# tiny" in (tmp_path / "tiny.card.md").read_text()
+
+
+def test_weights_that_are_not_the_cards_are_not_shipped(
+    trained: TrainingResult, card: dict[str, object], tmp_path: Path
+) -> None:
+    assert card
+    original = trained.best.read_bytes()
+    trained.best.write_bytes(original[:-1] + b"\0")
+    try:
+        with pytest.raises(ConfigError, match=r"is not what .* describes"):
+            ship(trained.folder, "tiny", tmp_path / "out")
+    finally:
+        trained.best.write_bytes(original)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"has no card\.json"):
+        ship(tmp_path, "tiny", tmp_path / "out")

@@ -1,0 +1,128 @@
+"""A training that was killed ends with the very weights of one that was not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dent.errors import ConfigError, WeightsError
+from dent.evaluation.errors import LockedError, RecordError, SpecMismatchError
+from dent.evaluation.lock import FolderLock
+from dent.training import TrainingProgress, loop
+from tests.training.kill_harness import KILLS
+from tests.training.subjects import fast, run
+
+
+def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("timing")
+    return (
+        (folder / "last.safetensors").read_bytes(),
+        (folder / "best.safetensors").read_bytes(),
+        lines,
+    )
+
+
+def test_killed_trainings_end_with_the_same_weights(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.training.kill_harness", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["kills"] == KILLS
+    whole, killed = outcome(tmp_path / "whole"), outcome(tmp_path / "killed")
+    assert [line["epoch"] for line in whole[2]] == [1, 2, 3]
+    assert killed[2] == whole[2]
+    assert killed[:2] == whole[:2]
+    sittings = json.loads((tmp_path / "killed" / "run.json").read_text())["sittings"]
+    assert len(sittings) > KILLS
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(step: int) -> Any:
+    def report(state: TrainingProgress) -> None:
+        if state.step == step:
+            raise StopError
+
+    return report
+
+
+def test_an_interruption_within_an_epoch_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    recipe = fast(epochs=2)
+    run(tmp_path / "whole", recipe)
+    for step in (2, 6, 9):
+        with pytest.raises(StopError):
+            run(tmp_path / "parts", recipe, progress=stop_at(step))
+    run(tmp_path / "parts", recipe)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path: Path) -> None:
+    recipe = fast(None, epochs=1)
+    first = run(tmp_path / "run", recipe)
+    before = outcome(first.folder)
+    steps: list[int] = []
+    again = run(tmp_path / "run", recipe, progress=lambda state: steps.append(state.step))
+    assert steps == []
+    assert outcome(again.folder) == before
+
+
+def test_another_training_in_the_folder_is_refused_field_by_field(tmp_path: Path) -> None:
+    run(tmp_path / "run", fast(None, epochs=1))
+    before = outcome(tmp_path / "run")
+    with pytest.raises(SpecMismatchError, match=r"recipe\.lr: the folder has 0\.2") as caught:
+        run(tmp_path / "run", fast(None, epochs=1, lr=0.1), seed=1)
+    assert len(caught.value.differences) == 3  # the learning rate, the seed, and the weights of it
+    assert outcome(tmp_path / "run") == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RecordError, match="holds other files"):
+        run(tmp_path, fast(None, epochs=1))
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with FolderLock(tmp_path), pytest.raises(LockedError, match="another process"):
+        run(tmp_path, fast(None, epochs=1))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    recipe = fast(None, epochs=1)
+    run(tmp_path / "run", recipe)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(RecordError, match="no intact checkpoint"):
+        run(tmp_path / "run", recipe)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "a", fast(None, epochs=1))
+    run(tmp_path / "b", fast(None, epochs=1), seed=1)
+    (tmp_path / "b" / "checkpoint.safetensors").write_bytes(
+        (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
+    )
+    with pytest.raises(RecordError, match="belongs to another training"):
+        run(tmp_path / "b", fast(None, epochs=1), seed=1)
+
+
+def test_wrong_arguments_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="192 images to train on, asked for are 500"):
+        run(tmp_path / "run", n=500)
+    with pytest.raises(WeightsError, match="no weights file"):
+        run(tmp_path / "run", weights=tmp_path / "missing.safetensors")
+    assert not (tmp_path / "run").exists()
