@@ -20,9 +20,11 @@ OPTIONS: dict[str, list[Any]] = {
         None,
         {"sigma": 0.7, "learn": False},
         {"sigma": 0.7, "learn": True},
+        {"sigma": 0.7, "learn": True, "covariance": "diagonal"},
+        {"sigma": 0.7, "learn": True, "covariance": "full"},
     ],
     "steps": [0, 2],
-    "optimizer": ["adam", "sgd"],
+    "optimizer": ["adam", "adamod", "sgd"],
 }
 COMBINATIONS = [
     dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())
@@ -37,6 +39,8 @@ def model() -> torch.nn.Module:
 @pytest.mark.parametrize("values", COMBINATIONS, ids=lambda v: "-".join(map(str, v.values())))
 def test_declared_is_measured(values: dict[str, Any], model: torch.nn.Module) -> None:
     learned = values["smoothing"] is not None and values["smoothing"]["learn"]
+    if values["optimizer"] == "adamod":
+        values = {**values, "beta3": 0.6}
     if learned and values["optimizer"] == "sgd":  # whose steps are as small as the gradient
         values = {**values, "smoothing": {**values["smoothing"], "lr": 5.0}}
     if values["steps"] and not values["adapt_affine"] and not learned:
