@@ -201,7 +201,8 @@ def test_odd_runs_have_reports(subject: Subject, tmp_path: Path) -> None:
         write_report([tmp_path / "odd", tmp_path / "bare"], tmp_path / f"odd{suffix}")
     found = commands(load_run(tmp_path / "odd"))
     assert "--no-static" in found.again
-    assert "the setting tensors='drop'" in found.caveats
+    assert "--mix 0.5 --tensors drop" in found.again
+    assert "the setting transfer=True" in found.caveats
 
 
 def test_an_unfinished_run_says_so_everywhere(partial_run: Path, tmp_path: Path) -> None:
