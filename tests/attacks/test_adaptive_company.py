@@ -331,6 +331,36 @@ def test_the_longer_attack_is_the_same_but_for_its_iterations(name: str) -> None
     assert longer.settings() == attack.settings() | {"iterations": 6}
 
 
+class Adapting(Company):
+    """Counts how often it adapts."""
+
+    adapted = 0
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Tensor:
+        self.adapted += 1
+        return super().adapt(x, differentiable=differentiable, last=last)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("name", sorted(ADAPTIVE.keys() - {"collateral", "gmsa-min"}))
+def test_the_passes_for_which_nothing_adapts_are_known(name: str, unrolled: bool) -> None:
+    settings = dict(SMALL[name])
+    if name in ("fpa", "gmsa-avg"):
+        settings["unrolled"] = unrolled
+    elif name.startswith("adaptive"):
+        settings["warm"] = unrolled
+    x, defense = small_images(5), Adapting(linear())
+    y = Company(linear())(x).argmax(1)
+    attack = make(name, **settings)
+    threat = ThreatModel("linf", 1e-6)  # nobody falls
+    result = attack(defense, x, y, threat, seed=0)
+    planned, cheap = attack.queries(4), attack.unadapted(4)
+    assert (result.queries, result.backwards) == planned
+    assert defense.adapted == planned.forwards - cheap.forwards
+    least = make("gmsa-min", **SMALL["gmsa-min"])
+    assert least.queries(4).forwards - least.unadapted(4).forwards == 4
+
+
 @pytest.mark.parametrize("values", [{"iterations": 0}, {"restarts": 0}, {"rho": 1.0}])
 def test_collateral_without_meaning_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):

@@ -68,6 +68,19 @@ def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
     assert extra > 20
 
 
+def test_what_asks_without_adapting_costs_what_the_static_model_does() -> None:
+    attack = make("gmsa-avg", iterations=4, rounds=3)
+    subject = make_subject({"it": Counting(make_model())}, [attack], eps="1e-5")
+    found = estimate(subject, Settings(n=8, batch_size=8)).defenses["it"]
+    # Five evaluations a round of one, two and three models; a forward and a backward are three.
+    assert found.static_passes == 5 * (1 + 2 + 3) * 3
+    bare = estimate(make_subject({"it": Counting(make_model())}, [], eps="1e-5"), Settings(n=8))
+    # In the attack the natural batch, one a round and what was found; then its result, what the
+    # same attack found on the static model, and the assembled batch.
+    assert found.answers - bare.defenses["it"].answers == (1 + 3 + 1) + 3
+    assert found.gradients == bare.defenses["it"].gradients
+
+
 def test_the_size_of_the_folder_is_what_was_estimated(tmp_path: Path) -> None:
     subject = make_subject()
     evaluate(subject, SMALL, out=tmp_path / "run")

@@ -102,6 +102,14 @@ class Attack(ABC):
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The passes one batch costs at most: fewer where all its members fall early."""
 
+    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """Of `queries`, those for which nothing adapts: each costs what a static pass does.
+
+        They ask the static base, or a model that the defense adapted before.
+        """
+        del n_classes, norm
+        return Queries(0, 0)
+
     def sized(self, batch_size: int) -> Attack:
         """The same attack, told the size of an evaluation's batches; itself where that is nothing.
 

@@ -20,6 +20,7 @@ from dent.evaluation.subject import Subject, describe
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
+_BACKWARD = 2  # forwards, in what a backward costs
 
 
 class DefenseCost(Record):
@@ -35,6 +36,8 @@ class DefenseCost(Record):
     """Batches submitted without a gradient, at most."""
     gradients: int
     """Gradients taken, at most."""
+    static_passes: int
+    """Passes for which nothing adapts, at most, as static forwards: with a gradient it is three."""
     seconds: float
 
 
@@ -80,7 +83,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         with put_back(defense):
             answer, gradient = _time(defense, x, y)
             guard.check(name)
-        answers, gradients = _passes(subject, spec, plan, planned[name])
+        answers, gradients, static_passes = _passes(subject, spec, plan, planned[name])
         with_gradient = answer if gradient is None else gradient
         costs[name] = DefenseCost(
             answer_seconds=answer * scale,
@@ -88,7 +91,8 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
             relative=answer / static,
             answers=answers,
             gradients=gradients,
-            seconds=scale * (answers * answer + gradients * with_gradient),
+            static_passes=static_passes,
+            seconds=scale * (answers * answer + gradients * with_gradient + static_passes * static),
         )
     kept = sum(
         plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
@@ -147,9 +151,12 @@ def _time(defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
 
 def _passes(
     subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Unit]
-) -> tuple[int, int]:
-    """Answers without and with a gradient: of an attack, each gradient needs one of its answers."""
-    answers, gradients = 0, 0
+) -> tuple[int, int, int]:
+    """Answers without and with a gradient, and static forwards for what asks without adapting.
+
+    Of an attack, each gradient needs one of its answers.
+    """
+    answers, gradients, static = 0, 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
         if unit.kind == "probe":
@@ -160,7 +167,10 @@ def _passes(
         answers += len(plan.batches) if unit.batch is None else 1
         if unit.kind == "attack":
             size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
-            passes = subject.attack(unit.attack or "").passes(classes, norm, size)
-            answers += max(passes.forwards - passes.backwards, 0)
-            gradients += passes.backwards
-    return answers, gradients
+            attack = subject.attack(unit.attack or "")
+            passes, cheap = attack.passes(classes, norm, size), attack.unadapted(classes, norm)
+            backwards = passes.backwards - cheap.backwards
+            answers += max(passes.forwards - cheap.forwards - backwards, 0)
+            gradients += backwards
+            static += cheap.forwards + _BACKWARD * cheap.backwards
+    return answers, gradients, static

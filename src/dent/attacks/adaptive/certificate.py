@@ -24,7 +24,7 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.gradients import Rung
 from dent.attacks.adaptive.losses import LossName, loss_named
 from dent.attacks.base import isolated_random_state
-from dent.attacks.protocol import DynamicDefense
+from dent.attacks.protocol import answer
 from dent.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def certificate(
 
     def value(images: Tensor) -> float:
         with isolated_random_state(seed, x.device), torch.no_grad():
-            return float(summed(_serve(subject, images).to(dtype), y).sum())
+            return float(summed(answer(subject, images).to(dtype), y).sum())
 
     gradient = _gradient(rung, subject, x, y, loss, seed)
     lines = _directions(gradient, directions, seed)
@@ -170,13 +170,6 @@ def _relative_error(slopes: list[float], differences: list[float]) -> float:
     return max(*along, across)
 
 
-def _serve(defense: Defense, x: Tensor) -> Tensor:
-    if isinstance(defense, DynamicDefense):
-        return defense.predict(x, defense.adapt(x))
-    logits: Tensor = defense(x)
-    return logits
-
-
 def _in_double(defense: Defense, x: Tensor) -> tuple[Defense, torch.dtype]:
     """A copy in float64, or the defense itself in float32 where that cannot be had."""
     if not isinstance(defense, nn.Module):
@@ -184,7 +177,7 @@ def _in_double(defense: Defense, x: Tensor) -> tuple[Defense, torch.dtype]:
     try:
         double = copy.deepcopy(defense).double()
         with isolated_random_state(0, x.device), torch.no_grad():
-            logits = _serve(double, x.double())
+            logits = answer(double, x.double())
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
         return defense, torch.float32
     return (double, torch.float64) if logits.dtype == torch.float64 else (defense, torch.float32)

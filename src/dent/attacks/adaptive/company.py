@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.capabilities import adapt_accepts
+from dent.attacks.protocol import answer
 from dent.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,11 +91,7 @@ class Among:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (len(x), classes) of the members, the whole batch adapted afresh."""
-        asked: Any = self.inner
-        if not callable(asked):
-            return self.predict(x, self.adapt(x))
-        logits: Tensor = asked(self.whole(x))[self._controlled]
-        return logits
+        return answer(self.inner, self.whole(x))[self._controlled]
 
     def answer_others(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Logits (M, classes) of the others in the batch that holds `x`.

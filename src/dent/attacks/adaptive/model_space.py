@@ -115,16 +115,36 @@ class ModelSpace(Attack):
         }
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes at most; those of one model alone, without adaptation, count as whole ones."""
+        """Two, and in every round each model's passes in every iteration, and one that is served.
+
+        The least of several models is looked for before its gradient is taken.
+        """
         del norm
-        runs = self.restarts + min(self.targets, n_classes - 1)
-        total = Queries(2, 0)
-        for done in range(self.rounds):
-            models = (1 if self.ensemble == "fpa" else done + 1) + int(self.unrolled)
-            looked = models if self.ensemble == "gmsa-min" and models > 1 else 0
-            once = Queries(models + looked, models).times(self.iterations + 1)
-            total = total + (once + Queries(1, 0)).times(runs)
+        runs = self._runs_of(n_classes)
+        total = Queries(2, 0) + Queries(1, 0).times(self.rounds * runs)
+        for count in self._models:
+            looked = count if self.ensemble == "gmsa-min" and count > 1 else 0
+            total = total + Queries(count + looked, count).times((self.iterations + 1) * runs)
         return total
+
+    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """All that asks a model adapted before."""
+        adapted = Queries(2 + self.rounds * self._runs_of(n_classes), 0)
+        if self.unrolled:
+            looked = 1 if self.ensemble == "gmsa-min" else 0
+            once = Queries(1 + looked, 1).times(self.rounds * (self.iterations + 1))
+            adapted = adapted + once.times(self._runs_of(n_classes))
+        total = self.queries(n_classes, norm)
+        return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
+
+    @property
+    def _models(self) -> list[int]:
+        """How many models each round attacks."""
+        own = [1 if self.ensemble == "fpa" else done + 1 for done in range(self.rounds)]
+        return [count + int(self.unrolled) for count in own]
+
+    def _runs_of(self, n_classes: int) -> int:
+        return self.restarts + min(self.targets, n_classes - 1)
 
     def longer(self, norm: Norm = "linf") -> ModelSpace:
         """The attack with twice the iterations in every round."""

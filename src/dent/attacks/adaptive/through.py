@@ -127,12 +127,22 @@ class AdaptiveAPGD(Attack):
         """
         del norm
         runs = len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
-        ascent = Queries(self.iterations + 1, self.iterations + 1)
-        once = ascent.times(self.submissions)
+        once = self._ascent.times(self.submissions)
         if self.rung.stands_in:
             once = once + Queries(1, 0)
         total = Queries(2, 0) + once.times(runs)
-        return total + ascent + Queries(1, 0) if self.warm else total
+        return total + self._ascent + Queries(1, 0) if self.warm else total
+
+    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """The ascents of the static base."""
+        del norm
+        runs = len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
+        static = runs * self.submissions if self.rung.name == "transfer" else 0
+        return self._ascent.times(static + int(self.warm))
+
+    @property
+    def _ascent(self) -> Queries:
+        return Queries(self.iterations + 1, self.iterations + 1)
 
     def longer(self, norm: Norm = "linf") -> AdaptiveAPGD:
         """The attack with twice the iterations."""
