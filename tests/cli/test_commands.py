@@ -126,7 +126,8 @@ def test_refusals_are_one_message(folder: Path, arguments: tuple[str, ...], says
     assert not refused.stdout
 
 
-def test_models_and_data_as_json(folder: Path) -> None:
+def test_models_and_data_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENT_MODELS", str(folder / "models"))
     listed = {
         entry["name"]: entry for entry in json.loads(dent("models", "--json", cwd=folder).stdout)
     }

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from dent.cli.app import main
+from dent.cli.console import OUT
 from dent.evaluation import load_run
 
 MINE = """
@@ -52,7 +53,7 @@ def dent(
 ) -> Run:
     (tmp_path / "own_evaluated.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "220")
+    monkeypatch.setattr(OUT, "width", 220)  # COLUMNS counts where a console is made alone
 
     def run(*arguments: str) -> Ran:
         monkeypatch.setattr("sys.argv", ["dent", *arguments])

@@ -28,7 +28,8 @@ def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if value.is_floating_point() and value.numel() > 1 and "normalize" not in name:
+            fixed = name in ("mu", "sigma") or "normalize" in name
+            if value.is_floating_point() and value.numel() > 1 and not fixed:
                 spread = torch.rand(value.shape, generator=generator)
                 value.copy_(spread + 0.5 if "var" in name else (spread - 0.5) / 4)
     return model.eval()

@@ -1,6 +1,7 @@
 """torchvision's classifiers, from a file laid where torchvision downloads to."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ def test_it_is_torchvisions_own_model_on_pixels(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = scrambled(torchvision.models.get_model(name, **settings)).state_dict()
-    if name == "densenet121":  # the published files have names of an older version
-        state = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v
-                 for k, v in state.items()}  # fmt: skip
+    if name == "densenet121":  # the published files are of an older version of PyTorch
+        state = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
+            for key, value in state.items()
+            if not key.endswith("num_batches_tracked")
+        }
         assert any("denselayer1.norm.1." in key for key in state)
     lay(name, state, monkeypatch)
     loaded = models.load(f"torchvision/{name}", num_classes=1000)
@@ -173,8 +177,12 @@ def test_unknown_names(name: str, said: str) -> None:
 def test_every_listed_model_is_known_and_built() -> None:
     """On the meta device, which allocates nothing: the settings fit each of them."""
     for name in models.names("torchvision"):
-        published = torchvision.models.get_model_weights(name.partition("/")[2]).DEFAULT
-        with torch.device("meta"):
-            settings = torchvision_source._settings(name.partition("/")[2], published, {})
-            torchvision.models.get_model(name.partition("/")[2], weights=None, **settings)
         assert models.info(name).name == name
+        short = name.partition("/")[2]
+        published = torchvision.models.get_model_weights(short).DEFAULT
+        settings = torchvision_source._settings(short, published, {})
+        if short.startswith("regnet"):  # cannot be built there, and needs no settings
+            assert settings == {}
+            continue
+        with torch.device("meta"):
+            torchvision.models.get_model(short, weights=None, **settings)

@@ -144,6 +144,8 @@ def train_command(
     handle = training.accelerator(device, precision)
     images = resolve.dataset(dataset, root, "train")
     watch = resolve.dataset(dataset, root)
+    measured = training.Measured(pgd=pgd, autoattack=autoattack)
+    training.check_measured(measured, watch, watched)
     try:
         with _bar(chosen) as report:
             result = training.train(
@@ -166,7 +168,7 @@ def train_command(
                 result,
                 watch,
                 handle.device,
-                training.Measured(pgd=pgd, autoattack=autoattack),
+                measured,
                 progress=measuring,
             )
     except KeyboardInterrupt:

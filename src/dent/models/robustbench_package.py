@@ -33,8 +33,8 @@ def import_robustbench(module: str) -> Any:
         MissingExtraError: If RobustBench is not installed, or cannot be imported.
     """
     with _LOCK:
-        if module in sys.modules:
-            return sys.modules[module]
+        if (present := sys.modules.get(module)) is not None:
+            return present
         with _stand_ins():
             return require(module, PURPOSE)
 

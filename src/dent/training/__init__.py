@@ -1,6 +1,6 @@
 """Train classifiers to stand on: nominal, adversarial and TRADES, exactly resumable."""
 
-from dent.training.card import Measured, write_card
+from dent.training.card import Measured, check_measured, write_card
 from dent.training.engine import accelerator
 from dent.training.loop import CatastrophicOverfittingWarning, TrainingProgress
 from dent.training.recipe import Recipe
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingResult",
     "accelerator",
+    "check_measured",
     "named",
     "train",
     "write_card",

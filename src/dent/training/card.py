@@ -46,6 +46,23 @@ class Measured:
     batch_size: int = 128
 
 
+def check_measured(measured: Measured, test: ImageDataset, watched: int) -> int:
+    """Return how many images of `test` are not watched, and so free to be measured on.
+
+    Raises:
+        ConfigError: more are asked for than these.
+    """
+    watched = min(watched, len(test))
+    free = len(test) - watched
+    if not max(measured.pgd, measured.autoattack, 1) <= free:
+        raise ConfigError(
+            f"{test.name} has {free} images apart from the {watched} watched ones, too few to "
+            f"measure {measured.pgd} under PGD and {measured.autoattack} under AutoAttack: ask "
+            "for fewer (--pgd, --autoattack), or watch fewer (--watched)."
+        )
+    return free
+
+
 def write_card(
     result: TrainingResult,
     test: ImageDataset,
@@ -67,13 +84,7 @@ def write_card(
         RecordError: the folder cannot be written to.
     """
     spec = result.spec
-    free = len(test) - spec.watched
-    if not max(measured.pgd, measured.autoattack, 1) <= free:
-        raise ConfigError(
-            f"{test.name} has {free} images apart from the {spec.watched} watched ones, too few to "
-            f"measure {measured.pgd} under PGD and {measured.autoattack} under AutoAttack: ask "
-            "for fewer (--pgd, --autoattack), or watch fewer (--watched)."
-        )
+    free = check_measured(measured, test, spec.watched)
     model = models.build(spec.model, spec.train.classes, weights=result.best).to(device).eval()
     natural = measure(model, test, range(free), None, None, device=device, seed=0)
     threat = spec.read_recipe().threat or NOMINAL_THREAT

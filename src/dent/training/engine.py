@@ -38,6 +38,8 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
         raise ConfigError(f"device {device!r} cannot be used here: leave it out, or name cpu.")
     if precision == "auto":
         precision = "bf16" if fast_bf16(cpu=cpu) else "no"
+    if precision == "fp16" and cpu:
+        raise ConfigError("precision 'fp16' cannot be used here: it needs a GPU. Take auto or no.")
     # Statistics are each process's own: broadcasting them between two forwards of one step
     # (TRADES) would overwrite what the first one's gradient needs.
     kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)

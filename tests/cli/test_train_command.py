@@ -1,0 +1,100 @@
+"""`dent train`, end to end, on a folder of real images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torchvision.utils import save_image
+
+from dent import data, models
+from dent.cli.app import main
+
+TRAIN = (
+    *("train", "--recipe", "fast", "--norm", "linf", "--model", "resnet-8-1", "--epochs", "1"),
+    *("--batch-size", "16", "--dataset", "imagefolder-c32", "--data", "images", "--device", "cpu"),
+    *("--watched", "10", "--pgd", "6", "--autoattack", "0", "--out", "out"),
+)
+
+
+def dent(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dent", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "DENT_DATA": str(cwd / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five of each class to train on, and two to test with."""
+    root = tmp_path_factory.mktemp("train")
+    sample = data.load("cifar10-sample")
+    images, labels = sample.batch(range(70))
+    for at, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        split = "train" if at < 50 else "val"
+        place = root / "images" / split / sample.classes[label]
+        place.mkdir(parents=True, exist_ok=True)
+        save_image(image, place / f"{at}.png")
+    return root
+
+
+def test_it_trains_measures_and_can_be_evaluated(folder: Path) -> None:
+    ran = dent(*TRAIN, "--json", cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert [line["epoch"] for line in result["metrics"]] == [1]
+    natural, robust = result["card"]["accuracies"]
+    assert (natural["total"], robust["total"], robust["attack"]) == (10, 6, "PGD-20")
+    assert result["card"]["dataset"].startswith("imagefolder")
+    model = models.load("resnet-8-1", weights=folder / result["best"])
+    assert not model.training
+    before = (folder / "out" / "last.safetensors").read_bytes()
+
+    again = dent(*TRAIN, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert "Model card: out/card.json" in again.stdout
+    assert "PGD-20 at linf 8/255:" in again.stdout
+    assert (folder / "out" / "last.safetensors").read_bytes() == before
+
+    evaluated = dent(
+        *("evaluate", "--model", "resnet-8-1", "--weights", result["best"], "--n", "4"),
+        *("--batch-size", "4", "--defense", "dent+", "--iterations", "1", "--out", "run"),
+        cwd=folder,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--recipe", "adversrial"), "Did you mean 'adversarial'?"),
+        (("--model", "resnet-9-1"), "the depth must be 6n+2"),
+        (("--eps", "0"), "must be above 0"),
+        (("--watched", "20", "--pgd", "1", "--out", "o2"), "20 watched ones, too few"),
+        (("--dataset", "cifar10-sample"), "has no 'train' split"),
+        (("--precision", "fp16", "--out", "o3"), "precision 'fp16' cannot be used here"),
+        (("--weights", "missing.safetensors"), "no weights file"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    folder: Path,
+    changes: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DENT_DATA", str(folder / "cache"))
+    monkeypatch.setattr("sys.argv", ["dent", *TRAIN, *changes])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "o2").exists()
+    assert not (folder / "o3").exists()
