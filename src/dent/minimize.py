@@ -50,8 +50,8 @@ def minimize(
         x: (N, ...), finite; N may be 0, to which nothing adapts.
         differentiable: keep the graph of the steps, for the exact gradient of the result in x.
         last: keep it of these last steps only, and take what the steps before found for constant.
-        checkpointed: keep every root-of-`steps`-th state in its place, and descend again from
-            there when the gradient is asked for.
+        checkpointed: keep about the root of `steps` states in the graph's place, and descend again
+            from each when the gradient is asked for.
     """
     start = _start(trained, config, x)
     optimizers = _optimizers(config, start)
