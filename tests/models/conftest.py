@@ -24,14 +24,24 @@ def models_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every weight and statistic another value than the initial one; in eval mode."""
+    """Give every weight and statistic another value than the initial one; in eval mode.
+
+    The values keep the signal alive through the deepest net: logits that no longer depended on the
+    image would agree with every oracle.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             fixed = name in ("mu", "sigma") or "normalize" in name
-            if value.is_floating_point() and value.numel() > 1 and not fixed:
-                spread = torch.rand(value.shape, generator=generator)
-                value.copy_(spread + 0.5 if "var" in name else (spread - 0.5) / 4)
+            if not value.is_floating_point() or value.numel() < 2 or fixed:
+                continue
+            spread = torch.rand(value.shape, generator=generator)
+            if value.ndim > 1:
+                value.copy_((spread - 0.5) * (24 / value[0].numel()) ** 0.5)  # He et al., 2015
+            elif name.endswith(("weight", "var")):
+                value.copy_(spread + 0.5)
+            else:
+                value.copy_((spread - 0.5) / 4)
     return model.eval()
 
 
