@@ -9,10 +9,9 @@ A first try is all ones. Then blocks of d flip their sign: halves, quarters, eig
 query at the best r so far says whether a flip can be any better; if so, bisection finds its r. It
 sees classes, no logits and no gradients, so nothing that hides these stops it.
 
-Libraries' decision-based attacks do not fit a batch that answers as one: foolbox's HopSkipJump and
-Boundary assume that who was wrong once stays wrong there, whatever the others do (they assert it,
-and loop until it holds), and ART's take the batch apart. Here every query is the whole batch, and
-each member is at its own step of its own search.
+foolbox's HopSkipJump does not fit a batch that answers as one: it assumes that who was wrong once
+stays wrong there, whatever the others do (it asserts it, and loops until it holds). Here every
+query is the whole batch, and each member is at its own step of its own search.
 """
 
 from __future__ import annotations
