@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dent.evaluation.result import EvaluationResult
 from dent.evaluation.spec import STATIC, EvaluationSpec
+from dent.evaluation.suite import looks_through
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def _known_to_break(spec: EvaluationSpec) -> list[str]:
     """The attacks known to break dynamic defenses that were not run, by what attacks record."""
     configs = [attack.config for attack in spec.attacks]
     missing = []
-    if not any(config.get("rung") == "unrolled" or config.get("unrolled") for config in configs):
+    if not looks_through(spec):
         missing.append("exact-gradient attack (unrolled through all adaptation steps)")
     if not any("ensemble" in config for config in configs):
         missing.append("attack on model space (GMSA)")
