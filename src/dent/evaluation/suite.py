@@ -6,12 +6,14 @@ attack there are, but for the one that is marked.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from dent.attacks import Attack, make
 from dent.errors import UnknownNameError
 from dent.evaluation.spec import AttackSpec, EvaluationSpec
-from dent.evaluation.subject import attack_spec, threat_of
+from dent.evaluation.subject import attack_spec
+from dent.threat import Norm, ThreatModel
 
 SuiteName = Literal["dynamic"]
 Budget = Literal["small", "standard", "full"]
@@ -147,14 +149,12 @@ def ran_as(spec: EvaluationSpec, budget: Budget) -> dict[str, str] | None:
     Returns:
         By member, the name of the attack; None where a member is not covered.
     """
-    threat = threat_of(spec.threat)
     found: dict[str, str] = {}
-    for member in members("dynamic", budget):
-        asked = attack_spec(member.make(budget), threat)
+    for asked in _asked(budget, spec.threat.norm):
         name = next((each.name for each in spec.attacks if _covers(each, asked)), None)
         if name is None:
             return None
-        found[member.name] = name
+        found[asked.name] = name
     return found
 
 
@@ -168,9 +168,9 @@ def budget_of(spec: EvaluationSpec) -> Budget | None:
 
 def exactly(spec: EvaluationSpec) -> Budget | None:
     """The budget whose attacks are those of an evaluation, no more and no less; or None."""
+    ours = [_described(each) for each in spec.attacks]
     for budget in BUDGETS:
-        asked = [attack_spec(each, threat_of(spec.threat)) for each in suite("dynamic", budget)]
-        if [_described(each) for each in asked] == [_described(each) for each in spec.attacks]:
+        if [_described(each) for each in _asked(budget, spec.threat.norm)] == ours:
             return budget
     return None
 
@@ -179,6 +179,13 @@ def looks_through(spec: EvaluationSpec) -> bool:
     """Whether an attack of an evaluation follows the exact gradient."""
     configs: list[Mapping[str, Any]] = [attack.config for attack in spec.attacks]
     return any(each.get("rung") == "unrolled" or each.get("unrolled") for each in configs)
+
+
+@cache
+def _asked(budget: Budget, norm: Norm) -> tuple[AttackSpec, ...]:
+    """The suite as it would be recorded; eps makes no difference to that."""
+    threat = ThreatModel(norm, 1.0)
+    return tuple(attack_spec(each, threat) for each in suite("dynamic", budget))
 
 
 def _described(attack: AttackSpec) -> tuple[str, str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from dent.evaluation.result import EvaluationResult
 from dent.evaluation.spec import STATIC, EvaluationSpec
-from dent.evaluation.suite import looks_through
+from dent.evaluation.suite import budget_of, looks_through
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
@@ -54,6 +54,8 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
             "gradient of a defense's final forward, or its replies, and such attacks are known to "
             "break defenses of this kind."
         )
+    if spec.attacks and spec.has_static and budget_of(spec) is None:
+        yield "There is no verdict: only the whole dynamic suite (--suite dynamic) gives one."
     if not spec.has_static:
         yield "No static reference was attacked: whether a defense adds anything is not known."
     elif not spec.settings.transfer:
