@@ -174,3 +174,22 @@ def test_a_configuration_may_not_take_the_name_of_another_defense(dent: Run) -> 
     refused = dent(*EVALUATE, "--defense", "dent+.json", "--out", "run")
     assert refused.code == 2
     assert "rename the file" in refused.err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--attack", "pgd"),
+        ("--iterations", "3"),
+        ("--protocol", "published"),
+        ("--no-static",),
+    ],
+)
+def test_the_suite_takes_no_attacks_of_its_own(dent: Run, more: tuple[str, ...]) -> None:
+    suite = ("evaluate", "--model", "own_evaluated:small", "--suite", "dynamic")
+    ran = dent(*suite, *more, "--out", "run")
+    assert ran.code == 2
+    assert f"leave out {' '.join(more[:2]) if 'published' in more else more[0]}," in ran.err
+    assert not Path("run").exists()
+    alone = dent("evaluate", "--model", "own_evaluated:small", "--budget", "full")
+    assert (alone.code, "add --suite dynamic" in alone.err) == (2, True)

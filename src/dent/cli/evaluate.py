@@ -8,6 +8,7 @@ import typer
 from dent.cli import resolve, running, showing
 from dent.cli.console import print_json
 from dent.evaluation import Settings
+from dent.evaluation import suite as attacks_of
 from dent.evaluation.sweep import folder_name
 from dent.threat import ThreatModel
 
@@ -77,6 +78,20 @@ def evaluate_command(
     iterations: Annotated[
         int | None,
         typer.Option(min=1, help="Of each attack; its own by default.", rich_help_panel=_THREAT),
+    ] = None,
+    suite: Annotated[
+        Literal["dynamic"] | None,
+        typer.Option(
+            help="All attacks known to break dynamic defenses, and a verdict, instead of --attack.",
+            rich_help_panel=_THREAT,
+        ),
+    ] = None,
+    budget: Annotated[
+        Literal["small", "standard", "full"] | None,
+        typer.Option(
+            help="How long the attacks of the suite try; small by default.",
+            rich_help_panel=_THREAT,
+        ),
     ] = None,
     protocol: Annotated[
         Literal["frozen", "published"],
@@ -156,7 +171,13 @@ def evaluate_command(
     """
     swept = resolve.swept(over, mix)
     threat = ThreatModel(norm, eps)
-    chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
+    if suite is not None or budget is not None:
+        resolve.check_suite(
+            suite, attack=attack, iterations=iterations, protocol=protocol, static=static
+        )
+        chosen = list(attacks_of(suite or "dynamic", budget or "small"))
+    else:
+        chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
     where = resolve.device(device)
     images = resolve.dataset(dataset, root)
     wrapped = resolve.model(model, weights, images, where)

@@ -60,6 +60,36 @@ def attacks(
     return [make_from(text, iterations=iterations, protocol=protocol) for text in texts]
 
 
+def check_suite(
+    suite: str | None,
+    *,
+    attack: Sequence[str] | None,
+    iterations: int | None,
+    protocol: str,
+    static: bool,
+) -> None:
+    """Refuse what does not go with `--suite`, or a budget without it.
+
+    Raises:
+        ConfigError: saying what to leave out.
+    """
+    if suite is None:
+        raise ConfigError("--budget is that of a suite: add --suite dynamic, or leave it out.")
+    given = {
+        "--attack": bool(attack),
+        "--iterations": iterations is not None,
+        "--protocol published": protocol != "frozen",
+        "--no-static": not static,
+    }
+    useless = [option for option, is_given in given.items() if is_given]
+    if useless:
+        raise ConfigError(
+            f"--suite {suite} is all of its attacks, with the iterations of its --budget, over "
+            "frozen batches, on the static model too: leave out "
+            f"{', '.join(useless)}, or leave out --suite."
+        )
+
+
 def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defense]:
     """Return defenses of one model by what the user typed, which is also what they are called.
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from dent.cli.console import OUT, print_table
 from dent.evaluation import Count, DefenseResult, Difference, EvaluationResult
+from dent.report import wording
 from dent.report.flags import Flag, Flags, letters
 from dent.report.limits import limits
 
@@ -31,13 +32,20 @@ def show(result: EvaluationResult, out: Path) -> None:
     mixed = any(found.bystanders.total for found in result.defenses.values())
     submitted = _submitted(result)
     columns = ["defense", "natural", *(["bystanders"] if mixed else []), *submitted]
-    columns += ["worst case", "against static", "cost"]
+    judged = any(found.verdict for found in result.defenses.values())
+    columns += ["worst case", "against static", *(["verdict"] if judged else []), "cost"]
     attacked = f"{result.samples} of {spec.dataset.name}, {result.batches} batches"
     print_table(
         escape(f"{spec.model.name} on {attacked}, {spec.threat.norm} eps {spec.threat.eps}"),
         [escape(column) for column in columns],
-        [_row(name, result, flags, submitted.values(), mixed=mixed) for name in result.defenses],
+        [
+            _row(name, result, flags, submitted.values(), mixed=mixed, judged=judged)
+            for name in result.defenses
+        ],
     )
+    for name, found in result.defenses.items():
+        for sentence in wording.verdict(found.verdict):
+            OUT.print(f"{name}: {sentence}", markup=False, soft_wrap=True)
     if result.status == "partial":
         OUT.print(f"[bold]Partial:[/] {result.units_done} of {result.units_planned} units.")
     for flag in flags.all:
@@ -57,7 +65,13 @@ def _submitted(result: EvaluationResult) -> dict[str, _Kind]:
 
 
 def _row(
-    name: str, result: EvaluationResult, flags: Flags, submitted: Iterable[_Kind], *, mixed: bool
+    name: str,
+    result: EvaluationResult,
+    flags: Flags,
+    submitted: Iterable[_Kind],
+    *,
+    mixed: bool,
+    judged: bool,
 ) -> list[str]:
     found = result.defenses[name]
     marks = _marks(flags.marks(result, name))
@@ -73,6 +87,7 @@ def _row(
         *(by_kind.get(kind, "") for kind in submitted),
         with_interval(found.worst.served) + marks,
         gain(found.difference) + (both if found.difference else ""),
+        *([found.verdict.ruling if found.verdict else ""] if judged else []),
         "" if cost is None else f"{cost:.1f}x",
     ]
 

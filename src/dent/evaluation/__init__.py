@@ -30,6 +30,7 @@ from dent.evaluation.result import (
 from dent.evaluation.run import evaluate
 from dent.evaluation.spec import EvaluationSpec, Settings
 from dent.evaluation.subject import Subject, describe
+from dent.evaluation.suite import suite
 from dent.evaluation.sweep import read_sweep, sweep
 from dent.evaluation.verify import Check, Verification, verify
 
@@ -60,6 +61,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "read_sweep",
+    "suite",
     "sweep",
     "verify",
 ]

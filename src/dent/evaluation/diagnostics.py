@@ -19,6 +19,7 @@ from dent.evaluation.records import Company, ProbeRecord, Session
 from dent.evaluation.result import AttackSummary, Dependence, Diagnostic
 from dent.evaluation.spec import STATIC
 
+CERTIFICATE: Final = "gradient certificate"
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
 _ASK: Final = "Ask for it with diagnostics='full'."
@@ -30,9 +31,14 @@ def of_defense(
     dependence: Dependence,
     attacks: Sequence[AttackSummary],
     non_finite: int,
+    *,
     has_static: bool,
+    looks_through: bool,
 ) -> tuple[Diagnostic, ...]:
-    """All diagnostics of one defense, raised or not, always the same ones in the same order."""
+    """All diagnostics of one defense, raised or not, in an order that is always the same.
+
+    The certificate is among them where an attack of the run follows the exact gradient.
+    """
     asked = list(_of_probe(probe, dependence)) if probe else list(_not_probed())
     return (
         *asked,
@@ -42,6 +48,7 @@ def of_defense(
         _huge_eps(probe),
         _mismatch(attacks),
         _non_finite(attacks, non_finite),
+        *([_certificate(probe)] if looks_through else []),
     )
 
 
@@ -251,6 +258,23 @@ def _non_finite(attacks: Sequence[AttackSummary], natural: int) -> Diagnostic:
         0,
         "Some answers were not finite; they count as wrong.",
         "All answers were finite.",
+    )
+
+
+def _certificate(probe: ProbeRecord | None) -> Diagnostic:
+    """An infinite error counts as the whole of the difference."""
+    found = None if probe is None else probe.gradient_check
+    if found is None:
+        return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
+    if found.missing is not None or found.threshold is None:
+        return _not_run(CERTIFICATE, f"There is no exact gradient to check: {found.missing}.")
+    return _judge(
+        CERTIFICATE,
+        1.0 if found.relative_error is None else found.relative_error,
+        found.threshold,
+        "Finite differences of what is served contradict the gradient through the adaptation: "
+        "attacks that follow it are not white-box.",
+        "Finite differences of what is served confirm the gradient through the adaptation.",
     )
 
 

@@ -6,13 +6,15 @@ from typing import Final
 from torch import Tensor
 
 from dent.attacks import Defense, Queries
+from dent.evaluation import certification
 from dent.evaluation.follow_ups import huge_eps, more_iterations, passes
 from dent.evaluation.plan import Plan, Unit, seed_of
 from dent.evaluation.probe import Probe, few_of
-from dent.evaluation.records import FollowUp, ProbeRecord, UnitTiming
+from dent.evaluation.records import FollowUp, GradientCheck, ProbeRecord, UnitTiming
 from dent.evaluation.serving import clock, reset
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
+from dent.evaluation.suite import looks_through
 
 _CHEAP: Final = Queries(5, 1)
 """The probe's own questions: two whole batches, and six halves, one of them with a gradient."""
@@ -20,12 +22,15 @@ _CHEAP: Final = Queries(5, 1)
 
 def probe_passes(subject: Subject, spec: EvaluationSpec, plan: Plan) -> Queries:
     """What a probe asks at most, in passes of the first batch."""
-    if spec.settings.diagnostics == "cheap":
-        return _CHEAP
     size = plan.batches[0].size
     few = few_of(size)
+    asked = _CHEAP
+    if looks_through(spec):
+        asked = asked + certification.passes(few, size)
+    if spec.settings.diagnostics == "cheap":
+        return asked
     more = passes(subject.attacks, len(spec.dataset.classes), subject.threat.norm, few)
-    return _CHEAP + Queries(*(math.ceil(each * few / size) for each in more))
+    return asked + Queries(*(math.ceil(each * few / size) for each in more))
 
 
 def probe_record(
@@ -45,7 +50,7 @@ def probe_record(
         subject: For the attacks and the threat model.
         spec: For the settings.
         batch: Images and labels of the first batch.
-        follow_ups: Leave out the extra attacks where False.
+        follow_ups: Leave out the extra attacks, and the certificate, where False.
     """
     x, y = batch
     start = clock(x.device)
@@ -57,10 +62,13 @@ def probe_record(
     repeated, again = probe.repeated(), probe.again()
     huge: FollowUp | None = None
     more: tuple[FollowUp, ...] | None = None
+    check: GradientCheck | None = None
+    few = x[: probe.members], y[: probe.members]
+    if follow_ups and looks_through(spec):
+        check = certification.certify(defense, *few, seed)
     if follow_ups and spec.settings.diagnostics == "full" and useless is None:
         more = ()  # there is no gradient to follow
     elif follow_ups and spec.settings.diagnostics == "full":
-        few = x[: probe.members], y[: probe.members]
         huge, more = _follow_ups(defense, few, subject, seed)
     reset(defense)
     return ProbeRecord(
@@ -77,6 +85,7 @@ def probe_record(
         zero_gradients=useless,
         huge_eps=huge,
         more_iterations=more,
+        gradient_check=check,
         timing=UnitTiming(total=clock(x.device) - start, attack=0.0, serve=0.0, static=None),
     )
 

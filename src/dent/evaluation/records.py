@@ -112,6 +112,22 @@ class FollowUp(Record):
     """Still right under the attack as it was configured, on the same members; null if huge eps."""
 
 
+class GradientCheck(Record):
+    """What finite differences of what is served say of the exact gradient."""
+
+    members: _Count
+    """Of the first batch."""
+    relative_error: Annotated[float, Field(ge=0)] | None = None
+    """Null where there is no such gradient, and where it is infinite: what is served does not
+    change along the gradient, or not by a finite amount."""
+    threshold: float | None = None
+    """What it must stay below; null where there is no such gradient."""
+    dtype: str | None = None
+    """In which it was computed."""
+    missing: str | None = None
+    """What the defense does not offer; null where there is a gradient."""
+
+
 class ProbeRecord(Record):
     """What a few questions about the first batch say of a defense; see `diagnostics`."""
 
@@ -140,6 +156,8 @@ class ProbeRecord(Record):
     """Those of them with none, or one that is not finite; null if the defense has no gradient."""
     huge_eps: FollowUp | None = None
     more_iterations: tuple[FollowUp, ...] | None = None
+    gradient_check: GradientCheck | None = None
+    """Null where no attack of the run follows the exact gradient."""
     timing: UnitTiming
 
     @property

@@ -118,6 +118,34 @@ class Diagnostic(Record):
         return self.state == "raised"
 
 
+class Gate(Record):
+    """Something that stands between a defense's numbers and a verdict."""
+
+    name: str
+    """The diagnostic's, or what else it is."""
+    open: bool
+    """Whether it still stands: a claim may not pass."""
+    follow_ups: tuple[str, ...]
+    """The attacks that were run because of it."""
+    sentence: str
+
+
+class Verdict(Record):
+    """What the dynamic suite says of a defense; see docs/evaluation/suite.md."""
+
+    ruling: Literal["robust gain", "no gain", "harmful", "inconclusive"]
+    suite: Literal["dynamic"] = "dynamic"
+    budget: Literal["small", "standard", "full"]
+    """The largest under which the run had the whole suite."""
+    gates: tuple[Gate, ...]
+    """Of the defense: all that were raised, answered or not."""
+    static_gates: tuple[Gate, ...]
+    """Of the static model: they stand between its numbers and the word harmful."""
+    natural: Difference
+    """Of the natural accuracies, paired by sample as the worst cases are."""
+    sentence: str
+
+
 class DefenseResult(Record):
     """All about one defense."""
 
@@ -138,6 +166,8 @@ class DefenseResult(Record):
     timing: dict[str, float]
     """`seconds` and `static_seconds`: medians over natural batches, measured side by side;
     `relative`: the median of their ratio; `batches`; and `total_seconds` of all units."""
+    verdict: Verdict | None = None
+    """Null for the static reference, and wherever the dynamic suite was not run as a whole."""
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from dent.evaluation import diagnostics
+from dent.evaluation.conclusion import bootstrap_seed, with_verdicts
 from dent.evaluation.plan import Plan
 from dent.evaluation.records import JournalRecord, Session, UnitRecord
 from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
 from dent.evaluation.scoring import Scores, score
 from dent.evaluation.serving import merge_traces
 from dent.evaluation.spec import STATIC, DefenseSpec, EvaluationSpec
+from dent.evaluation.suite import looks_through
 from dent.evaluation.verdict import dependence_of, difference_to, worst_of
 
 
@@ -30,15 +32,17 @@ def summarize(
         sessions: The processes that worked on it.
     """
     scores = score(spec, plan, records)
+    complete = len(records) == planned
+    defenses = {each.name: _defense(each, scores, spec) for each in spec.defenses}
     return EvaluationResult(
-        status="complete" if len(records) == planned else "partial",
+        status="complete" if complete else "partial",
         identity=spec.identity,
         spec=spec,
         samples=plan.attacked,
         batches=len(plan.batches),
         units_done=len(records),
         units_planned=planned,
-        defenses={d.name: _defense(d, scores, spec) for d in spec.defenses},
+        defenses=with_verdicts(defenses, scores, spec, complete=complete),
         diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
         timing=_total_timing(sessions),
@@ -55,8 +59,7 @@ def _defense(
     attacks = tuple(_attack(name, scores) for name in scores.submissions if name != "natural")
     difference = None
     if defense.name != STATIC and STATIC in all_scores:
-        seed = int(spec.identity[:12], 16)
-        difference = difference_to(all_scores[STATIC], scores, dependence, seed)
+        difference = difference_to(all_scores[STATIC], scores, dependence, bootstrap_seed(spec))
     return DefenseResult(
         natural=_count([piece.attacked for piece in natural]),
         bystanders=_count([piece.company for piece in natural]),
@@ -67,7 +70,13 @@ def _defense(
         trace=merge_traces([record.trace for record in scores.records["natural"]]),
         non_finite=missing,
         diagnostics=diagnostics.of_defense(
-            defense.name, scores.probe, dependence, attacks, missing, spec.has_static
+            defense.name,
+            scores.probe,
+            dependence,
+            attacks,
+            missing,
+            has_static=spec.has_static,
+            looks_through=looks_through(spec),
         ),
         timing=_timing(scores),
     )

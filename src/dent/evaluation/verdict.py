@@ -1,6 +1,6 @@
 """The worst case, and what a defense adds to the static model: with intervals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from dent.evaluation.intervals import cluster_bootstrap, tango
@@ -50,26 +50,52 @@ def difference_to(
     static_samples = samples or "assembled" in defended.submissions
     ours, _ = worst_case(defended, batches, by_sample=samples)
     theirs, _ = worst_case(static, batches, by_sample=static_samples)
-    pairs = {at: list(zip(ours[at], theirs[at], strict=True)) for at in batches}
-    gained = {at: sum(a and not b for a, b in pairs[at]) for at in batches}
-    lost = {at: sum(b and not a for a, b in pairs[at]) for at in batches}
-    total = sum(len(pair) for pair in pairs.values())
+    return _paired(ours, theirs, samples, static_samples, seed)
+
+
+def natural_difference(
+    static: Scores, defended: Scores, dependence: Dependence, seed: int
+) -> Difference:
+    """Pair the natural accuracies, with an interval made as that of the worst cases is."""
+    ours, theirs = (scores.submissions["natural"] for scores in (defended, static))
+    batches = sorted(set(ours) & set(theirs))
+    return _paired(
+        {at: ours[at].attacked for at in batches},
+        {at: theirs[at].attacked for at in batches},
+        by_sample(dependence),
+        True,
+        seed,
+    )
+
+
+def _paired(
+    ours: Mapping[int, Rights],
+    theirs: Mapping[int, Rights],
+    samples: bool,
+    static_samples: bool,
+    seed: int,
+) -> Difference:
+    """The difference of two sets of answers to the same batches, by batch index."""
+    pairs = {at: list(zip(ours[at], theirs[at], strict=True)) for at in ours}
+    gained = {at: sum(a and not b for a, b in pairs[at]) for at in pairs}
+    lost = {at: sum(b and not a for a, b in pairs[at]) for at in pairs}
+    total = sum(map(len, pairs.values()))
     only_defended, only_static = sum(gained.values()), sum(lost.values())
     interval, method = None, "tango"
     assumes = "that samples are independent"
     if total:
         interval = tango(only_defended, only_static, total)
     if interval is not None and not samples:
-        if len(batches) >= MIN_CLUSTERS:
+        if len(pairs) >= MIN_CLUSTERS:
             drawn = cluster_bootstrap(
-                [gained[at] - lost[at] for at in batches], [len(pairs[at]) for at in batches], seed
+                [gained[at] - lost[at] for at in pairs], [len(pairs[at]) for at in pairs], seed
             )
             interval = (min(interval[0], drawn[0]), max(interval[1], drawn[1]))
             method = "wider of tango and a bootstrap over batches"
             assumes = "that batches are independent; members of one may not be"
         else:
             assumes += (
-                f", though members of one batch share an adaptation: {len(batches)} batches are "
+                f", though members of one batch share an adaptation: {len(pairs)} batches are "
                 f"too few to draw anew ({MIN_CLUSTERS} needed)"
             )
     return Difference(

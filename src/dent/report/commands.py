@@ -9,6 +9,7 @@ from dent import attacks, data, models, reference
 from dent.errors import DentError
 from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.subject import threat_of
+from dent.evaluation.suite import exactly
 from dent.report.loading import LoadedRun
 
 _ENVIRONMENT: Final = "pyautoattack"
@@ -95,6 +96,9 @@ def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
 def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     if not spec.attacks:
         return [], ["that there is no attack"]
+    budget = exactly(spec)
+    if budget is not None:
+        return ["--suite", "dynamic", "--budget", budget], []
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):

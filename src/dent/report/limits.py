@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dent.evaluation.result import EvaluationResult
 from dent.evaluation.spec import STATIC, EvaluationSpec
+from dent.evaluation.suite import budget_of, looks_through
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
@@ -53,6 +54,8 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
             "gradient of a defense's final forward, or its replies, and such attacks are known to "
             "break defenses of this kind."
         )
+    if spec.attacks and spec.has_static and budget_of(spec) is None:
+        yield "There is no verdict: only the whole dynamic suite (--suite dynamic) gives one."
     if not spec.has_static:
         yield "No static reference was attacked: whether a defense adds anything is not known."
     elif not spec.settings.transfer:
@@ -67,7 +70,7 @@ def _known_to_break(spec: EvaluationSpec) -> list[str]:
     """The attacks known to break dynamic defenses that were not run, by what attacks record."""
     configs = [attack.config for attack in spec.attacks]
     missing = []
-    if not any(config.get("rung") == "unrolled" or config.get("unrolled") for config in configs):
+    if not looks_through(spec):
         missing.append("exact-gradient attack (unrolled through all adaptation steps)")
     if not any("ensemble" in config for config in configs):
         missing.append("attack on model space (GMSA)")

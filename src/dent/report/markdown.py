@@ -96,7 +96,9 @@ def _title(result: EvaluationResult) -> str:
 
 
 def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
-    yield from _header("defense", "natural", "worst case", "per", "against static, points", "cost")
+    judged = any(found.verdict for found in result.defenses.values())
+    columns = ["defense", "natural", "worst case", "per", "against static, points"]
+    yield from _header(*columns, *(["verdict"] if judged else []), "cost")
     for name, found in result.defenses.items():
         marks = _marks(flags.marks(result, name))
         both = _marks(flags.marks_of_difference(result, name))
@@ -107,6 +109,7 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
             f"{wording.count(found.worst.served)}{marks} ({wording.of(found.worst.served)})",
             found.worst.unit,
             f"{wording.difference(found.difference)}{both}" if found.difference else "",
+            *([f"**{found.verdict.ruling}**" if found.verdict else ""] if judged else []),
             "" if cost is None else f"{cost:.1f}×{marks}",
         )
     yield ""
@@ -118,6 +121,8 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
                 f"{_marks(flags.marks_of_difference(result, name))}; interval: "
                 f"{found.difference.method}, assumes {found.difference.assumes})."
             )
+        for sentence in wording.verdict(found.verdict):
+            yield f"- **{escape(name)}**: {escape(sentence)}"
         for each in flags.of(result, name):
             scope = "the whole run, " if each.of_run else ""
             yield (

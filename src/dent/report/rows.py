@@ -32,6 +32,7 @@ COLUMNS: Final = (
     "claimed_but_served",
     "served_wrong_unclaimed",
     "flags",
+    "verdict",
 )
 """`value` is a share of 1 with its 95% interval `low` to `high`; for `difference` a difference of
 shares; for `cost` the median of a prediction's time over that of a static forward. What does not
@@ -98,6 +99,7 @@ def _of_defense(run: NamedRun, name: str, found: DefenseResult, flags: Flags) ->
             "only_defended": difference.only_defended,
             "only_static": difference.only_static,
             "flags": both,
+            "verdict": found.verdict.ruling if found.verdict else None,
         }
     if "relative" in found.timing:
         yield about | {"measure": "cost", "value": found.timing["relative"]}

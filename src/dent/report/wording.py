@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
 
-from dent.evaluation.result import AttackSummary, Count, Difference, EvaluationResult
+from dent.evaluation.result import AttackSummary, Count, Difference, EvaluationResult, Verdict
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import threat_of
 
@@ -68,6 +68,25 @@ READINGS: Final[dict[Reading, str]] = {
     "level": "not told apart from the static model by these samples",
     "unknown": "not compared with a static model",
 }
+
+
+def verdict(found: Verdict | None) -> tuple[str, ...]:
+    """A verdict in sentences: it, the natural accuracies, and each gate; none where there is none.
+
+    The static model's gates are among them where they are open.
+    """
+    if found is None:
+        return ()
+    shown = [(gate, "") for gate in found.gates]
+    shown += [(gate, " of the static model") for gate in found.static_gates if gate.open]
+    return (
+        found.sentence,
+        f"Natural accuracy against static: {difference(found.natural) or NOT_SCORED} points.",
+        *(
+            f"Gate {gate.name}{whose}, {'open' if gate.open else 'answered'}: {gate.sentence}"
+            for gate, whose in shown
+        ),
+    )
 
 
 def submitted(kind: str, attack: str | None) -> str:

@@ -1,0 +1,119 @@
+"""The dynamic suite as data: its budgets, its page, and how a run is known to have been one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dent.attacks import make
+from dent.errors import UnknownNameError
+from dent.evaluation import Settings, Subject, describe, evaluate, suite
+from dent.evaluation.suite import (
+    BUDGETS,
+    DYNAMIC,
+    Budget,
+    Member,
+    budget_of,
+    exactly,
+    looks_through,
+    members,
+    ran_as,
+)
+from dent.threat import ThreatModel
+from tests.evaluation.subjects import SIDE, make_dataset, make_subject
+
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation" / "suite.md"
+
+
+def row(member: Member) -> str:
+    """A member's row in the table of the page."""
+
+    def listed(settings: dict[str, Any]) -> str:
+        return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+    fixed = listed({key: str(value).lower() for key, value in member.fixed.items()})
+    begins = BUDGETS.index(member.begins)
+    made = f" = {member.attack}" if member.attack != member.name else ""
+    cells = [
+        listed({key: values[at] for key, values in member.counts.items()}) if at >= begins else ""
+        for at in range(len(BUDGETS))
+    ]
+    name = f"`{member.name}`{made}" + (f" ({fixed})" if fixed else "")
+    return f"| {' | '.join([name, *cells])} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def test_the_table_of_the_page_is_the_data() -> None:
+    _, _, after = PAGE.read_text().partition("| attack | small | standard | full |\n")
+    written = after.partition("\n\n")[0].splitlines()[1:]
+    rows = [row(member) for member in DYNAMIC]
+    assert written == rows, "\n".join(rows)
+
+
+def test_a_larger_budget_is_at_least_the_smaller_one_in_everything() -> None:
+    for member in DYNAMIC:
+        for values in member.counts.values():
+            assert list(values) == sorted(values), member.name
+    kinds = [{member.name for member in members("dynamic", budget)} for budget in BUDGETS]
+    assert kinds[0] == kinds[1]
+    assert kinds[2] - kinds[1] == {"gmsa-min-unrolled"}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -> None:
+    subject = make_subject(attacks=suite("dynamic", budget))
+    subject = replace(subject, threat=ThreatModel(norm, "8/255"))
+    spec = describe(subject, Settings(n=8, batch_size=8))
+    assert budget_of(spec) == exactly(spec) == budget
+    assert looks_through(spec)
+    assert list(ran_as(spec, budget) or ()) == [attack.name for attack in subject.attacks]
+
+
+def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
+    whole = suite("dynamic", "small")
+
+    def found(attacks: Any) -> tuple[Budget | None, Budget | None]:
+        spec = describe(make_subject(attacks=attacks), Settings(n=8, batch_size=8))
+        return budget_of(spec), exactly(spec)
+
+    for at, attack in enumerate(whole):
+        less = [*whole[:at], *whole[at + 1 :]]
+        assert found(less) == (None, None), attack.name
+    others = [attack for attack in whole if attack.name != "rays"]
+    short, long = make("rays", iterations=99), make("rays", iterations=101)
+    assert found([*others, short]) == (None, None)
+    assert found([*others, long]) == ("small", None)
+    # AutoAttack as one set stands for its parts, batches frozen; as published it regroups them.
+    parts = ("apgd-ce", "apgd-t", "fab-t", "square")
+    others = [attack for attack in whole if attack.name not in parts]
+    assert found([*others, make("standard")]) == ("small", None)
+    assert found([*others, make("standard", protocol="published")]) == (None, None)
+    assert found([make("standard")]) == (None, None)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="dynamic"):
+        suite("static")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="small, standard, full"):
+        suite("dynamic", "tiny")  # type: ignore[arg-type]
+
+
+def test_two_classes_are_enough() -> None:
+    draws = torch.Generator().manual_seed(0)
+    layer = nn.Linear(3 * SIDE * SIDE, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws))
+        layer.bias.copy_(-layer.weight.sum(dim=1) / 2)
+    model = nn.Sequential(nn.Flatten(), layer).eval()
+    data = make_dataset(6)
+    with torch.no_grad():
+        labels = model(data.batch(range(6))[0]).argmax(dim=1).numpy()
+    few = replace(data, classes=("a", "b"), labels=labels)
+    subject = Subject(model, few, {}, suite("dynamic", "small"), ThreatModel("linf", "8/255"))
+    result = evaluate(subject, Settings(batch_size=6))
+    assert result.status == "complete"
+    assert result.defenses["static"].natural.share == 1
+    assert all(found.batches for found in result.defenses["static"].attacks)
