@@ -31,17 +31,20 @@ def show(result: EvaluationResult, out: Path) -> None:
     flags = Flags([_Only("", result)])
     mixed = any(found.bystanders.total for found in result.defenses.values())
     submitted = _submitted(result)
-    columns = ["defense", "natural", *(["bystanders"] if mixed else []), *submitted]
+    titles = ["defense", "natural", *(["bystanders"] if mixed else []), *submitted]
     judged = any(found.verdict for found in result.defenses.values())
-    columns += ["worst case", "against static", *(["verdict"] if judged else []), "cost"]
+    titles += ["worst case", "against static", *(["verdict"] if judged else []), "cost"]
     attacked = f"{result.samples} of {spec.dataset.name}, {result.batches} batches"
+    by_defense = [
+        _column(name, result, flags, submitted.values(), mixed=mixed, judged=judged)
+        for name in result.defenses
+    ]
+    # A column for each defense: they are few, and what is submitted to them may be much.
+    header, *rows = zip(map(escape, titles), *by_defense, strict=True)
     print_table(
         escape(f"{spec.model.name} on {attacked}, {spec.threat.norm} eps {spec.threat.eps}"),
-        [escape(column) for column in columns],
-        [
-            _row(name, result, flags, submitted.values(), mixed=mixed, judged=judged)
-            for name in result.defenses
-        ],
+        header,
+        rows,
     )
     for name, found in result.defenses.items():
         for sentence in wording.verdict(found.verdict):
@@ -56,7 +59,7 @@ def show(result: EvaluationResult, out: Path) -> None:
 
 
 def _submitted(result: EvaluationResult) -> dict[str, _Kind]:
-    """What was submitted to any defense, by the title of its column."""
+    """What was submitted to any defense, by the title of its row."""
     kinds = {(s.kind, s.attack): None for d in result.defenses.values() for s in d.attacks}
     titles = {"attack": "{}", "transfer": "{} replayed", "assembled": "assembled"}
     order = list(titles)
@@ -64,7 +67,7 @@ def _submitted(result: EvaluationResult) -> dict[str, _Kind]:
     return {titles[kind].format(attack): (kind, attack) for kind, attack in ordered}
 
 
-def _row(
+def _column(
     name: str,
     result: EvaluationResult,
     flags: Flags,
