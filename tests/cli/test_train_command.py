@@ -1,9 +1,6 @@
 """`dent train`, end to end, on a folder of real images."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,23 +8,13 @@ from torchvision.utils import save_image
 
 from dent import data, models
 from dent.cli.app import main
+from tests.cli.process import dent
 
 TRAIN = (
     *("train", "--recipe", "fast", "--norm", "linf", "--model", "resnet-8-1", "--epochs", "1"),
     *("--batch-size", "16", "--dataset", "imagefolder-c32", "--data", "images", "--device", "cpu"),
     *("--watched", "10", "--pgd", "6", "--autoattack", "0", "--out", "out"),
 )
-
-
-def dent(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dent", *arguments],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", "DENT_DATA": str(cwd / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

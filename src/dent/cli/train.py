@@ -13,6 +13,7 @@ from dent import training
 from dent.cli import resolve, running
 from dent.cli.console import ERR, OUT, print_json
 from dent.training import Recipe, TrainingProgress, TrainingResult
+from dent.training.card_page import share
 
 _WHAT = "What is trained"
 _HOW = "The recipe"
@@ -204,9 +205,8 @@ def _show(result: TrainingResult, card: Path) -> None:
     if result.stopped:
         OUT.print(f"(!) Stopped by {result.stopped}", markup=False, soft_wrap=True)
     for found in json.loads(card.read_text())["accuracies"]:
-        share = f"{100 * found['correct'] / found['total']:.1f}%"
         attack = f"{found['attack']} at {found['threat']}" if found["attack"] else "natural"
-        OUT.print(f"  {attack}: {share} of {found['total']} images")
+        OUT.print(f"  {attack}: {share(found)}")
     OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
     OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
 

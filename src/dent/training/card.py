@@ -20,6 +20,7 @@ from dent.training.watch import measure
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from dent.data import ImageDataset
     from dent.evaluation.progress import Report
@@ -102,7 +103,7 @@ def write_card(
         served = found.defenses["static"].worst.served
         attack = "PGD-20" if name == "pgd" else "AutoAttack (standard)"
         accuracies.append(_accuracy(served.correct, served.total, test, threat.label, attack))
-    card = _card(result, accuracies)
+    card = _card(result, model, accuracies)
     path = result.folder / CARD
     write_atomically(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     write_atomically(result.folder / PAGE, page(card).encode())
@@ -125,11 +126,12 @@ def _accuracy(
     }
 
 
-def _card(result: TrainingResult, accuracies: list[dict[str, Any]]) -> dict[str, Any]:
+def _card(
+    result: TrainingResult, model: nn.Module, accuracies: list[dict[str, Any]]
+) -> dict[str, Any]:
     spec, recipe = result.spec, result.spec.read_recipe()
     content = result.best.read_bytes()
     sittings = json.loads((result.folder / RUN).read_text())["sittings"]
-    model = models.build(spec.model, spec.train.classes)
     first = next((m for m in model.modules() if isinstance(m, models.Normalize)), None)
     return {
         "schema": SCHEMA,

@@ -11,7 +11,7 @@ def page(card: dict[str, Any]) -> str:
         f"[0, 1]), trained {how}."
     )
     rows = [
-        f"| {_share(found)} | {found['attack'] or 'none'} | {found['threat'] or 'natural'} | "
+        f"| {share(found)} | {found['attack'] or 'none'} | {found['threat'] or 'natural'} | "
         f"{found['provenance']} |"
         for found in card["accuracies"]
     ]
@@ -20,7 +20,8 @@ def page(card: dict[str, Any]) -> str:
     return "\n".join([f"# {card['name']}", "", what, "", *header, *rows, "", *facts, ""])
 
 
-def _share(found: dict[str, Any]) -> str:
+def share(found: dict[str, Any]) -> str:
+    """Return one of a card's accuracies: `71.0% (6739/9488)`."""
     return f"{100 * found['correct'] / found['total']:.1f}% ({found['correct']}/{found['total']})"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dent.attacks.steps import ascent, uniform_in_ball
 from dent.threat import ThreatModel
+from dent.training.modes import evaluating
 from dent.training.recipe import Recipe
 
 _TRADES_START = 1e-3  # standard deviation of the start's noise in Zhang et al.'s published code
@@ -94,9 +95,7 @@ def _trades(
 
     As in their published code, the inner attack sees the model in eval mode.
     """
-    modes = [(module, module.training) for module in attacked.modules()]
-    attacked.eval()
-    try:
+    with evaluating(attacked):
         with torch.no_grad():
             natural = attacked(x).float().softmax(1)
         start = threat.project(x + _TRADES_START * torch.randn_like(x), x)
@@ -107,9 +106,6 @@ def _trades(
             threat,
             lambda z: F.kl_div(attacked(z).float().log_softmax(1), natural, reduction="sum"),
         )
-    finally:
-        for module, training in modes:
-            module.training = training
     logits, moved = model(x).float(), model(perturbed).float()
     divergence = F.kl_div(moved.log_softmax(1), logits.softmax(1), reduction="batchmean")
     loss = F.cross_entropy(logits, y) + (recipe.beta or 0.0) * divergence

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from dent.attacks.values import check_counts
 from dent.errors import ConfigError
 from dent.threat import ThreatModel
 
@@ -72,8 +73,8 @@ class Recipe:
         """
         _one_of("method", self.method, get_args(Method))
         _one_of("schedule", self.schedule, get_args(Schedule))
-        for name, low in (("epochs", 1), ("batch_size", 1), ("steps", 0), ("pad", 0)):
-            _whole(name, getattr(self, name), low)
+        check_counts(1, epochs=self.epochs, batch_size=self.batch_size)
+        check_counts(0, steps=self.steps, pad=self.pad)
         _number("lr", self.lr, 0, math.inf, open_low=True)
         _number("weight_decay", self.weight_decay, 0, math.inf)
         for name in ("momentum", "ema"):
@@ -144,11 +145,6 @@ class Recipe:
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def _whole(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name} must be a whole number, at least {low}, got {value!r}.")
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, ValidationError
 
 from dent.errors import ConfigError
 from dent.evaluation.canonical import Record, digest
+from dent.evaluation.spec import differences
 from dent.training.recipe import Recipe
 
 SCHEMA: Final = 1
@@ -70,12 +71,7 @@ class TrainingSpec(Record):
 
     def differences(self, other: Self) -> tuple[str, ...]:
         """One sentence for every field in which a folder's training differs from this one."""
-        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        return tuple(
-            f"{key}: the folder has {theirs.get(key)!r}, asked for is {mine.get(key)!r}"
-            for key in sorted(mine.keys() | theirs.keys())
-            if mine.get(key) != theirs.get(key)
-        )
+        return differences(other.to_json(), self.to_json())
 
     def read_recipe(self) -> Recipe:
         """Return the recipe as an object."""
@@ -92,13 +88,3 @@ class TrainingSpec(Record):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(f"{where} holds no training spec of this version: {error}") from error
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat

@@ -10,6 +10,7 @@ from torch import nn
 from dent.attacks import Attack
 from dent.data import ImageDataset
 from dent.threat import ThreatModel
+from dent.training.modes import evaluating
 
 BATCH: Final = 256
 _FALL: Final = 0.5
@@ -55,9 +56,7 @@ def measure(
         seed: of the attack's draws.
     """
     natural = robust = 0
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in _batches(indices):
             images, labels = data.batch(batch)
             x, y = images.to(device), labels.to(device)
@@ -68,9 +67,6 @@ def measure(
                 # Wrong images are robust to nothing: only the right ones are worth attacking.
                 found = attack(model, x[right], y[right], threat, seed=seed)
                 robust += int((~found.claimed).sum())
-    finally:
-        for module, training in modes:
-            module.training = training
     return Watched(len(indices), natural, natural if threat is None else robust)
 
 

@@ -29,11 +29,12 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.gradients import Rung
 from dent.attacks.adaptive.losses import LossName, loss_named, margin, runner_up
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
-from dent.attacks.adaptive.settings import check_counts, check_flags, check_rho
+from dent.attacks.adaptive.settings import check_flags, check_rho
 from dent.attacks.adaptive.through import NOT_AVAILABLE
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
+from dent.attacks.values import check_counts
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.best import Best
-from dent.attacks.adaptive.settings import check_counts
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import Queries
+from dent.attacks.values import check_counts
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier

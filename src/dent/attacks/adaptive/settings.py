@@ -8,17 +8,6 @@ from dent.attacks.adaptive.losses import LOSSES, LossName, loss_named
 from dent.errors import ConfigError
 
 
-def check_counts(least: int, **values: object) -> None:
-    """Check whole numbers.
-
-    Raises:
-        ConfigError: One is none, or less than `least`.
-    """
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{key} must be a whole number from {least}, got {value!r}")
-
-
 def check_rho(rho: object) -> None:
     """Check APGD's share of successful steps.
 

@@ -14,9 +14,10 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.gradients import Rung, RungName
 from dent.attacks.adaptive.losses import LossName, loss_named, runner_up
 from dent.attacks.adaptive.objectives import Aim, through
-from dent.attacks.adaptive.settings import check_counts, check_flags, check_rho, read_losses
+from dent.attacks.adaptive.settings import check_flags, check_rho, read_losses
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import NoGradientError, Queries
+from dent.attacks.values import check_counts
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
