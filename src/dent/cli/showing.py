@@ -47,7 +47,7 @@ def show(result: EvaluationResult, out: Path) -> None:
         rows,
     )
     for name, found in result.defenses.items():
-        for sentence in wording.verdict(found.verdict):
+        for sentence in wording.findings(found):
             OUT.print(f"{name}: {sentence}", markup=False, soft_wrap=True)
     if result.status == "partial":
         OUT.print(f"[bold]Partial:[/] {result.units_done} of {result.units_planned} units.")

@@ -9,8 +9,8 @@ the static model's numbers: what casts doubt on those stands in its way.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
-from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation.diagnostics import CERTIFICATE
+from dent.evaluation.ladder import was_missing
 from dent.evaluation.result import DefenseResult, Diagnostic, Difference, Gate, Verdict
 from dent.evaluation.scoring import Scores
 from dent.evaluation.spec import STATIC, EvaluationSpec
@@ -193,8 +193,6 @@ def _ran(found: DefenseResult, members: Mapping[str, str]) -> set[str]:
     own = {
         summary.attack
         for summary in found.attacks
-        if summary.kind == "attack"
-        and summary.batches
-        and not any(note.startswith(NOT_AVAILABLE) for note in summary.notes)
+        if summary.kind == "attack" and summary.batches and not was_missing(summary)
     }
     return {member for member, attack in members.items() if attack in own}

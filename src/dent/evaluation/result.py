@@ -118,6 +118,26 @@ class Diagnostic(Record):
         return self.state == "raised"
 
 
+class LadderRung(Record):
+    """What the best attack on one rung of the gradient ladder left of a defense."""
+
+    rung: str
+    attack: str
+    """Its name; of several on the rung, the one that left least."""
+    served: Count
+    """As in `AttackSummary`."""
+
+
+class Ladder(Record):
+    """The rungs of the gradient ladder that attacked a defense, and which went furthest."""
+
+    rungs: tuple[LadderRung, ...]
+    """At least two, cheap ones first."""
+    won: str
+    """The rung that left least; of equals the cheapest."""
+    sentence: str
+
+
 class Gate(Record):
     """Something that stands between a defense's numbers and a verdict."""
 
@@ -166,6 +186,9 @@ class DefenseResult(Record):
     timing: dict[str, float]
     """`seconds` and `static_seconds`: medians over natural batches, measured side by side;
     `relative`: the median of their ratio; `batches`; and `total_seconds` of all units."""
+    ladder: Ladder | None = None
+    """Null for the static reference, and where fewer than two rungs of the gradient ladder attacked
+    the same batches."""
     verdict: Verdict | None = None
     """Null for the static reference, and wherever the dynamic suite was not run as a whole."""
 

@@ -5,6 +5,7 @@ from statistics import median
 
 from dent.evaluation import diagnostics
 from dent.evaluation.conclusion import bootstrap_seed, with_verdicts
+from dent.evaluation.ladder import ladder_of
 from dent.evaluation.plan import Plan
 from dent.evaluation.records import JournalRecord, Session, UnitRecord
 from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
@@ -79,6 +80,7 @@ def _defense(
             looks_through=looks_through(spec),
         ),
         timing=_timing(scores),
+        ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
     )
 
 

@@ -113,7 +113,7 @@ def _environment() -> Environment:
         "points_interval": wording.points_interval,
         "reading": wording.reading,
         "submission": wording.submission,
-        "verdict": wording.verdict,
+        "findings": wording.findings,
         "decided": wording.decided,
         "seconds": wording.seconds,
         "nats": wording.nats,

@@ -121,7 +121,7 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
                 f"{_marks(flags.marks_of_difference(result, name))}; interval: "
                 f"{found.difference.method}, assumes {found.difference.assumes})."
             )
-        for sentence in wording.verdict(found.verdict):
+        for sentence in wording.findings(found):
             yield f"- **{escape(name)}**: {escape(sentence)}"
         for each in flags.of(result, name):
             scope = "the whole run, " if each.of_run else ""

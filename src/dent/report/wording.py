@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
 
-from dent.evaluation.result import AttackSummary, Count, Difference, EvaluationResult, Verdict
+from dent.evaluation.result import (
+    AttackSummary,
+    Count,
+    DefenseResult,
+    Difference,
+    EvaluationResult,
+    Verdict,
+)
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import threat_of
 
@@ -68,6 +75,12 @@ READINGS: Final[dict[Reading, str]] = {
     "level": "not told apart from the static model by these samples",
     "unknown": "not compared with a static model",
 }
+
+
+def findings(found: DefenseResult) -> tuple[str, ...]:
+    """The verdict on a defense, and which rung of the gradient ladder won, in sentences."""
+    ladder = () if found.ladder is None else (found.ladder.sentence,)
+    return verdict(found.verdict) + ladder
 
 
 def verdict(found: Verdict | None) -> tuple[str, ...]:

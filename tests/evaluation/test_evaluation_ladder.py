@@ -1,0 +1,98 @@
+"""Which rung of the gradient ladder won, from what each attack left."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from dent.attacks.adaptive import NOT_AVAILABLE, RUNGS
+from dent.evaluation.ladder import ladder_of
+from dent.evaluation.records import Trace
+from dent.evaluation.result import AttackSummary, Count
+
+
+def left(
+    attack: str, correct: int, kind: Any = "attack", total: int = 20, note: str = ""
+) -> AttackSummary:
+    nothing = Count.of(0, 0)
+    return AttackSummary(
+        kind=kind,
+        attack=attack,
+        served=Count.of(correct, total),
+        bystanders=nothing,
+        claimed=None,
+        claimed_but_served=0,
+        served_wrong_unclaimed=0,
+        after={},
+        black_box=False,
+        queries=1,
+        backwards=1,
+        non_finite=0,
+        non_finite_in_attack=0,
+        trace=Trace(rows=0, entropy=None, sigma=None, status={}),
+        notes=(note,) if note else (),
+        batches=1,
+        timing={},
+    )
+
+
+def spec(**rungs: str | None) -> Any:
+    """A spec of attacks by name, with the rung that each has in its settings."""
+    configs = {name: {} if rung is None else {"rung": rung} for name, rung in rungs.items()}
+    return SimpleNamespace(
+        attacks=[SimpleNamespace(name=name, config=config) for name, config in configs.items()]
+    )
+
+
+LADDER = spec(square=None, stop="stop-gradient", eot="stop-gradient", exact="unrolled")
+
+
+def test_the_rung_that_leaves_least_wins_by_its_best_attack() -> None:
+    found = ladder_of(
+        LADDER, [left("square", 1), left("stop", 12), left("eot", 9), left("exact", 8)]
+    )
+    assert found is not None
+    assert [(each.rung, each.attack, each.served.correct) for each in found.rungs] == [
+        ("stop-gradient", "eot", 9),
+        ("unrolled", "exact", 8),
+    ]
+    assert found.won == "unrolled"
+    assert found.sentence == (
+        "Of the gradient ladder, unrolled went furthest: 40.0% of 20 left; stop-gradient 45.0%."
+    )
+
+
+def test_of_equals_the_cheapest_wins_and_the_sentence_says_that_they_are_equal() -> None:
+    found = ladder_of(LADDER, [left("exact", 8), left("stop", 8)])
+    assert found is not None
+    assert found.won == "stop-gradient"
+    assert "stop-gradient went as far as every other" in found.sentence
+
+
+def test_what_was_replayed_is_the_rung_of_transfer_and_nothing_else_is() -> None:
+    replayed = left("square", 5, kind="transfer")
+    assembled = left("stop", 1, kind="assembled")
+    found = ladder_of(LADDER, [left("exact", 8), replayed, assembled])
+    assert found is not None
+    assert [(each.rung, each.attack) for each in found.rungs] == [
+        ("transfer", "square"),
+        ("unrolled", "exact"),
+    ]
+    assert found.won == "transfer"
+
+
+def test_what_did_not_attack_does_not_stand_on_the_ladder() -> None:
+    missing = left("exact", 20, note=f"{NOT_AVAILABLE}unrolled: no differentiable adapt")
+    assert ladder_of(LADDER, [left("stop", 12), missing]) is None
+    assert ladder_of(LADDER, [left("stop", 12), left("exact", 0, total=0)]) is None
+
+
+def test_rungs_that_saw_different_batches_are_not_compared() -> None:
+    assert ladder_of(LADDER, [left("stop", 12), left("exact", 3, total=10)]) is None
+
+
+def test_all_rungs_are_in_their_order() -> None:
+    names = {rung.replace("-", "_"): rung for rung in RUNGS}
+    attacks = [left(name, 10 - at) for at, name in enumerate(reversed(names))]
+    found = ladder_of(spec(**names), attacks)
+    assert found is not None
+    assert tuple(each.rung for each in found.rungs) == RUNGS
+    assert found.won == RUNGS[0]
