@@ -332,12 +332,14 @@ def test_the_longer_attack_is_the_same_but_for_its_iterations(name: str) -> None
 
 
 class Adapting(Company):
-    """Counts how often it adapts."""
+    """Counts how often it adapts, and how often with the whole exact gradient."""
 
     adapted = 0
+    looked_through = 0
 
     def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Tensor:
         self.adapted += 1
+        self.looked_through += differentiable and last is None
         return super().adapt(x, differentiable=differentiable, last=last)
 
 
@@ -357,6 +359,7 @@ def test_the_passes_for_which_nothing_adapts_are_known(name: str, unrolled: bool
     planned, cheap = attack.queries(4), attack.unadapted(4)
     assert (result.queries, result.backwards) == planned
     assert defense.adapted == planned.forwards - cheap.forwards
+    assert defense.looked_through == attack.through_adaptation(4)
     least = make("gmsa-min", **SMALL["gmsa-min"])
     assert least.queries(4).forwards - least.unadapted(4).forwards == 4
 

@@ -1,11 +1,13 @@
 """The estimate counts what a run then does, and a sweep is its runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
+from dent import DENT, Dent
 from dent.attacks import PGD, make
 from dent.errors import ConfigError
 from dent.evaluation import (
@@ -79,6 +81,24 @@ def test_what_asks_without_adapting_costs_what_the_static_model_does() -> None:
     # same attack found on the static model, and the assembled batch.
     assert found.answers - bare.defenses["it"].answers == (1 + 3 + 1) + 3
     assert found.gradients == bare.defenses["it"].gradients
+
+
+def test_an_exact_gradient_is_timed_apart_where_the_defense_offers_it() -> None:
+    attack = make("adaptive-unrolled", iterations=4, losses="margin")
+    settings = Settings(n=8, batch_size=8)
+    config = replace(DENT, steps=6)
+    model = make_model()
+    defenses = {"dent": Dent(model, config), "it": Wrapper(model)}
+    found = estimate(make_subject(defenses, [attack], model=model), settings).defenses
+    assert found["dent"].unrolled == found["static"].unrolled == 5
+    assert found["dent"].unrolled_seconds is not None
+    assert found["dent"].gradient_seconds is not None
+    assert (found["it"].unrolled, found["it"].unrolled_seconds) == (0, None)
+    cheap = make("adaptive-stop-gradient", iterations=4, losses="margin")
+    other = estimate(make_subject({}, [cheap]), settings).defenses["static"]
+    assert (other.unrolled, other.unrolled_seconds) == (0, None)
+    certificate = 1  # which the exact gradient brings along
+    assert other.gradients == found["static"].gradients - certificate + 5
 
 
 def test_the_size_of_the_folder_is_what_was_estimated(tmp_path: Path) -> None:

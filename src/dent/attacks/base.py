@@ -110,6 +110,11 @@ class Attack(ABC):
         del n_classes, norm
         return Queries(0, 0)
 
+    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+        """Of the backwards of `queries`, those through all of the adaptation: the dearest."""
+        del n_classes, norm
+        return 0
+
     def sized(self, batch_size: int) -> Attack:
         """The same attack, told the size of an evaluation's batches; itself where that is nothing.
 

@@ -1,6 +1,8 @@
 """What a run will cost, measured on a few images before it starts."""
 
 from collections import defaultdict
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,9 @@ from torch import Tensor
 
 from dent.attacks import Defense
 from dent.attacks import answer as ask
+from dent.attacks.adaptive import Rung, Unavailable
 from dent.attacks.base import isolated_random_state
+from dent.attacks.querier import View
 from dent.errors import InputError
 from dent.evaluation.canonical import Record
 from dent.evaluation.guard import Guard, put_back
@@ -32,10 +36,15 @@ class DefenseCost(Record):
     """One answer and its gradient to the input; null where there is none."""
     relative: float
     """Of an answer, to one static forward of the same batch."""
+    unrolled_seconds: float | None
+    """One answer and its exact gradient, through all of the adaptation; null where no attack takes
+    it, or the defense does not offer it."""
     answers: int
     """Batches submitted without a gradient, at most."""
     gradients: int
-    """Gradients taken, at most."""
+    """Gradients through the final forward taken, at most."""
+    unrolled: int
+    """Exact gradients taken, at most."""
     static_passes: int
     """Passes for which nothing adapts, at most, as static forwards: with a gradient it is three."""
     seconds: float
@@ -80,19 +89,28 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     guard = Guard(subject.model, spec.model.weights)
     costs = {}
     for name, defense in subject.lineup(settings).items():
+        passes = _passes(subject, spec, plan, planned[name])
         with put_back(defense):
-            answer, gradient = _time(defense, x, y)
+            answer, gradient = _time(partial(ask, defense), defense, x, y)
+            exact = _exact(defense, x, y) if passes.unrolled else None
             guard.check(name)
-        answers, gradients, static_passes = _passes(subject, spec, plan, planned[name])
         with_gradient = answer if gradient is None else gradient
         costs[name] = DefenseCost(
             answer_seconds=answer * scale,
             gradient_seconds=None if gradient is None else gradient * scale,
             relative=answer / static,
-            answers=answers,
-            gradients=gradients,
-            static_passes=static_passes,
-            seconds=scale * (answers * answer + gradients * with_gradient + static_passes * static),
+            unrolled_seconds=None if exact is None else exact * scale,
+            answers=passes.answers,
+            gradients=passes.gradients,
+            unrolled=0 if exact is None else passes.unrolled,
+            static_passes=passes.static,
+            seconds=scale
+            * (
+                passes.answers * answer
+                + passes.gradients * with_gradient
+                + passes.unrolled * (exact or 0.0)
+                + passes.static * static
+            ),
         )
     kept = sum(
         plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
@@ -126,14 +144,22 @@ def _sample(subject: Subject, plan: Plan, size: int) -> tuple[Tensor, Tensor, fl
         count = min(2 * count, size, len(positions))
 
 
-def _time(defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+def _exact(defense: Defense, x: Tensor, y: Tensor) -> float | None:
+    """Seconds of an answer with its exact gradient; None where the defense does not offer it."""
+    try:
+        return _time(Rung("unrolled").view(defense), defense, x, y)[1]
+    except Unavailable:
+        return None
+
+
+def _time(view: View, defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
     """Seconds of an answer, and of an answer with its gradient; the first call warms up."""
     with isolated_random_state(0, x.device):
         reset(defense)
         leaf = x.clone().requires_grad_()
         start = clock(x.device)
         with torch.enable_grad():
-            logits: object = ask(defense, leaf)
+            logits: object = view(leaf)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 raise InputError(f"{type(defense).__name__} must return logits (N, classes)")
             gradient = None
@@ -143,20 +169,24 @@ def _time(defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
                 gradient = clock(x.device) - start
         with torch.no_grad():
             start = clock(x.device)
-            ask(defense, x)
+            view(x)
             answer = max(clock(x.device) - start, 1e-9)
         reset(defense)
     return answer, gradient
 
 
-def _passes(
-    subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Unit]
-) -> tuple[int, int, int]:
-    """Answers without and with a gradient, and static forwards for what asks without adapting.
+class _Passes(NamedTuple):
+    """What is asked of a defense; each gradient needs an answer, which is counted with it."""
 
-    Of an attack, each gradient needs one of its answers.
-    """
-    answers, gradients, static = 0, 0, 0
+    answers: int
+    gradients: int
+    unrolled: int
+    static: int
+    """Static forwards, for what asks without adapting."""
+
+
+def _passes(subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Unit]) -> _Passes:
+    answers, gradients, unrolled, static = 0, 0, 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
         if unit.kind == "probe":
@@ -171,6 +201,8 @@ def _passes(
             passes, cheap = attack.passes(classes, norm, size), attack.unadapted(classes, norm)
             backwards = passes.backwards - cheap.backwards
             answers += max(passes.forwards - cheap.forwards - backwards, 0)
-            gradients += backwards
+            exact = attack.through_adaptation(classes, norm)
+            gradients += backwards - exact
+            unrolled += exact
             static += cheap.forwards + _BACKWARD * cheap.backwards
-    return answers, gradients, static
+    return _Passes(answers, gradients, unrolled, static)

@@ -138,6 +138,12 @@ class ModelSpace(Attack):
         total = self.queries(n_classes, norm)
         return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
 
+    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+        """One in every iteration, where the defense itself is taken in."""
+        del norm
+        ascents = self.rounds * self._runs_of(n_classes)
+        return ascents * (self.iterations + 1) if self.unrolled else 0
+
     @property
     def _models(self) -> list[int]:
         """How many models each round attacks."""

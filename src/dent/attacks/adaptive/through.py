@@ -127,7 +127,7 @@ class AdaptiveAPGD(Attack):
         own.
         """
         del norm
-        runs = len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
+        runs = self._runs_of(n_classes)
         once = self._ascent.times(self.submissions)
         if self.rung.stands_in:
             once = once + Queries(1, 0)
@@ -137,9 +137,19 @@ class AdaptiveAPGD(Attack):
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The ascents of the static base."""
         del norm
-        runs = len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
-        static = runs * self.submissions if self.rung.name == "transfer" else 0
+        transferred = self.rung.name == "transfer"
+        static = self._runs_of(n_classes) * self.submissions if transferred else 0
         return self._ascent.times(static + int(self.warm))
+
+    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+        """All gradients of the ascents, on the rung of that name."""
+        del norm
+        exact = self.rung.name == "unrolled"
+        runs = self._runs_of(n_classes) * self.submissions
+        return self._ascent.times(runs).backwards if exact else 0
+
+    def _runs_of(self, n_classes: int) -> int:
+        return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
 
     @property
     def _ascent(self) -> Queries:
