@@ -37,6 +37,7 @@ def row(member: Member) -> str:
     fixed = listed({key: str(value).lower() for key, value in member.fixed.items()})
     begins = BUDGETS.index(member.begins)
     made = f" = {member.attack}" if member.attack != member.name else ""
+    made += ", on mixed batches" if member.mixed else ""
     cells = [
         listed({key: values[at] for key, values in member.counts.items()}) if at >= begins else ""
         for at in range(len(BUDGETS))
@@ -92,6 +93,18 @@ def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
     assert found([*others, make("standard")]) == ("small", None)
     assert found([*others, make("standard", protocol="published")]) == (None, None)
     assert found([make("standard")]) == (None, None)
+
+
+def test_natural_members_of_mixed_batches_are_attacked_too() -> None:
+    mixed = suite("dynamic", "small", mixed=True)
+    alone = suite("dynamic", "small")
+    assert {each.name for each in mixed} - {each.name for each in alone} == {"collateral"}
+    half = Settings(n=8, batch_size=8, mix=0.5)
+    spec = describe(make_subject(attacks=mixed), half)
+    assert budget_of(spec) == exactly(spec) == "small"
+    assert budget_of(describe(make_subject(attacks=alone), half)) is None
+    whole = describe(make_subject(attacks=mixed), Settings(n=8, batch_size=8))
+    assert (budget_of(whole), exactly(whole)) == ("small", None)  # more than the suite
 
 
 def test_unknown_names_are_refused() -> None:

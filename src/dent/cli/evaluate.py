@@ -175,7 +175,8 @@ def evaluate_command(
         resolve.check_suite(
             suite, attack=attack, iterations=iterations, protocol=protocol, static=static
         )
-        chosen = list(attacks_of(suite or "dynamic", budget or "small"))
+        mixed = mix is not None or (swept is not None and swept[0] == "mix")
+        chosen = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
     else:
         chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
     where = resolve.device(device)

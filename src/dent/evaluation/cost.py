@@ -44,7 +44,7 @@ class DefenseCost(Record):
     gradients: int
     """Gradients through the final forward taken, at most."""
     unrolled: int
-    """Exact gradients taken, at most."""
+    """Exact gradients taken, at most; where the defense does not offer them, fewer or cheaper."""
     static_passes: int
     """Passes for which nothing adapts, at most, as static forwards: with a gradient it is three."""
     seconds: float
@@ -102,13 +102,13 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
             unrolled_seconds=None if exact is None else exact * scale,
             answers=passes.answers,
             gradients=passes.gradients,
-            unrolled=0 if exact is None else passes.unrolled,
+            unrolled=passes.unrolled,
             static_passes=passes.static,
             seconds=scale
             * (
                 passes.answers * answer
                 + passes.gradients * with_gradient
-                + passes.unrolled * (exact or 0.0)
+                + passes.unrolled * (with_gradient if exact is None else exact)
                 + passes.static * static
             ),
         )

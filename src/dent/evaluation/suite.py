@@ -35,6 +35,7 @@ class Member:
         fixed: Settings of every budget.
         counts: Settings by budget: one value for each of `BUDGETS`.
         begins: The smallest budget that has it.
+        mixed: It attacks the natural members of mixed batches, and is left out of others.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Member:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     begins: Budget = "small"
+    mixed: bool = False
 
     def settings(self, budget: Budget) -> dict[str, Any]:
         """Its settings under a budget."""
@@ -101,6 +103,7 @@ DYNAMIC: Final = (
         {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
         begins="full",
     ),
+    Member("collateral", "collateral", {}, _APGD, mixed=True),
     # By queries alone.
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
@@ -109,8 +112,15 @@ DYNAMIC: Final = (
 defense by the engine."""
 
 
-def members(name: SuiteName = "dynamic", budget: Budget = "small") -> tuple[Member, ...]:
+def members(
+    name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
+) -> tuple[Member, ...]:
     """The members of a suite under a budget.
+
+    Args:
+        name: `dynamic`.
+        budget: `small`, `standard` or `full`.
+        mixed: Batches have natural members, too (`Settings.mix`).
 
     Raises:
         UnknownNameError: There is no such suite or budget.
@@ -120,15 +130,20 @@ def members(name: SuiteName = "dynamic", budget: Budget = "small") -> tuple[Memb
     if budget not in BUDGETS:
         raise UnknownNameError(f"no budget is called {budget!r}; there are {', '.join(BUDGETS)}")
     at = BUDGETS.index(budget)
-    return tuple(each for each in DYNAMIC if BUDGETS.index(each.begins) <= at)
+    return tuple(
+        each for each in DYNAMIC if BUDGETS.index(each.begins) <= at and (mixed or not each.mixed)
+    )
 
 
-def suite(name: SuiteName = "dynamic", budget: Budget = "small") -> tuple[Attack, ...]:
+def suite(
+    name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
+) -> tuple[Attack, ...]:
     """The attacks of a suite, to hand to a `Subject`.
 
     Args:
         name: `dynamic`.
         budget: `small`, `standard` or `full`.
+        mixed: Batches have natural members, too (`Settings.mix`): attack those as well.
 
     Raises:
         UnknownNameError: There is no such suite or budget.
@@ -137,7 +152,7 @@ def suite(name: SuiteName = "dynamic", budget: Budget = "small") -> tuple[Attack
         >>> subject = Subject(model, dataset, {"dent": Dent(model)}, suite("dynamic"), threat)
         >>> evaluate(subject).defenses["dent"].verdict
     """
-    return tuple(each.make(budget) for each in members(name, budget))
+    return tuple(each.make(budget) for each in members(name, budget, mixed=mixed))
 
 
 def ran_as(spec: EvaluationSpec, budget: Budget) -> dict[str, str] | None:
@@ -150,7 +165,7 @@ def ran_as(spec: EvaluationSpec, budget: Budget) -> dict[str, str] | None:
         By member, the name of the attack; None where a member is not covered.
     """
     found: dict[str, str] = {}
-    for asked in _asked(budget, spec.threat.norm):
+    for asked in _asked(budget, spec.threat.norm, _mixed(spec)):
         name = next((each.name for each in spec.attacks if _covers(each, asked)), None)
         if name is None:
             return None
@@ -170,7 +185,8 @@ def exactly(spec: EvaluationSpec) -> Budget | None:
     """The budget whose attacks are those of an evaluation, no more and no less; or None."""
     ours = [_described(each) for each in spec.attacks]
     for budget in BUDGETS:
-        if [_described(each) for each in _asked(budget, spec.threat.norm)] == ours:
+        asked = _asked(budget, spec.threat.norm, _mixed(spec))
+        if [_described(each) for each in asked] == ours:
             return budget
     return None
 
@@ -181,11 +197,15 @@ def looks_through(spec: EvaluationSpec) -> bool:
     return any(each.get("rung") == "unrolled" or each.get("unrolled") for each in configs)
 
 
+def _mixed(spec: EvaluationSpec) -> bool:
+    return spec.settings.mix is not None
+
+
 @cache
-def _asked(budget: Budget, norm: Norm) -> tuple[AttackSpec, ...]:
+def _asked(budget: Budget, norm: Norm, mixed: bool) -> tuple[AttackSpec, ...]:
     """The suite as it would be recorded; eps makes no difference to that."""
     threat = ThreatModel(norm, 1.0)
-    return tuple(attack_spec(each, threat) for each in suite("dynamic", budget))
+    return tuple(attack_spec(each, threat) for each in suite("dynamic", budget, mixed=mixed))
 
 
 def _described(attack: AttackSpec) -> tuple[str, str, dict[str, Any]]:

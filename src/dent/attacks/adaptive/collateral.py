@@ -86,6 +86,10 @@ class Collateral(Attack):
         once = Queries(self.iterations + 1, self.iterations + 1)
         return Queries(3, 0) + once.times(self.restarts)
 
+    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+        """All of them, where the defense offers it."""
+        return self.queries(n_classes, norm).backwards
+
     def longer(self, norm: Norm = "linf") -> Collateral:
         """The attack with twice the iterations."""
         settings = self.settings(norm) | {"iterations": 2 * self.iterations}

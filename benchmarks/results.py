@@ -1,0 +1,138 @@
+"""The honest table: what attacks of three kinds leave of each defense on the shipped models.
+
+    python benchmarks/results.py run     every evaluation, cheap ones first; hours on 2 cores
+    python benchmarks/results.py page    docs/evaluation/results.md, from the results that are there
+
+An evaluation is an ordinary `dent evaluate`, whose command the page shows; interrupted, `run` goes
+on where it stopped. Small results are kept in docs/evaluation/results/, whole runs in runs/results/.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dent.evaluation import EvaluationResult
+from dent.report import wording
+
+ROOT: Final = Path(__file__).parent.parent
+KEPT: Final = ROOT / "docs/evaluation/results"
+PAGE: Final = ROOT / "docs/evaluation/results.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+SAMPLES: Final = 256
+BATCH_SIZE: Final = 32
+"""Eight batches, the least from which an interval over batches can be drawn."""
+MODEL: Final = "resnet-14-2-linf"
+CUT: Final = "standard:iterations=20,targets=1,square_iterations=50"
+"""AutoAttack as 2 cores bear it: of 100 iterations 20, of 9 targets 1, of 5000 queries 50."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to attack every defense."""
+
+    key: str
+    title: str
+    options: tuple[str, ...]
+
+
+COLUMNS: Final = (
+    Column("published", "AutoAttack, published", ("--attack", CUT, "--protocol", "published")),
+    Column("frozen", "AutoAttack, frozen", ("--attack", CUT, "--protocol", "frozen")),
+    Column("dynamic", "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
+)
+DEFENSES: Final = {
+    "dent+": "dent+",
+    "dent": "dent",
+    "dent-smoothing": "benchmarks/configurations/dent-smoothing.json",
+}
+"""By name, what `--defense` takes; the cheapest first."""
+
+
+def command(defense: str, column: Column) -> list[str]:
+    """The arguments of `dent` for one cell of the table."""
+    return [
+        *("evaluate", "--model", MODEL, "--dataset", "cifar10"),
+        *("--n", str(SAMPLES), "--batch-size", str(BATCH_SIZE), "--eps", "8/255"),
+        *("--defense", DEFENSES[defense], *column.options),
+        *("--out", f"runs/results/{defense}-{column.key}"),
+    ]
+
+
+def run(defenses: Sequence[str], columns: Sequence[Column]) -> None:
+    """Evaluate what is not evaluated yet, and keep the results."""
+    for column in columns:
+        for defense in defenses:
+            arguments = command(defense, column)
+            print("dent", shlex.join(arguments), flush=True)
+            subprocess.run([sys.executable, "-m", "dent", *arguments], cwd=ROOT, check=True)
+            KEPT.mkdir(exist_ok=True)
+            result = ROOT / arguments[-1] / "result.json"
+            kept(defense, column).write_bytes(result.read_bytes())
+
+
+def kept(defense: str, column: Column) -> Path:
+    """Where the result of a cell is kept."""
+    return KEPT / f"{defense}-{column.key}.json"
+
+
+def table() -> Iterator[str]:
+    """The table in Markdown, from the results that are kept, and the commands that make it."""
+    found = {
+        (defense, column): EvaluationResult.model_validate(json.loads(path.read_text()))
+        for defense in DEFENSES
+        for column in COLUMNS
+        if (path := kept(defense, column)).exists()
+    }
+    yield "| defense | attacked by | natural | robust | static, same attacks | difference | verdict |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
+    for (defense, column), result in found.items():
+        (name,) = (name for name in result.defenses if name != "static")
+        mine, static = result.defenses[name], result.defenses["static"]
+        verdict = mine.verdict.ruling if mine.verdict else ""
+        yield (
+            f"| {defense} | {column.title} | {wording.percent(mine.natural.share)} | "
+            f"{wording.count(mine.worst.served)} | {wording.percent(static.worst.served.share)} | "
+            f"{wording.difference(mine.difference)} | {verdict} |"
+        )
+    yield ""
+    for (defense, column), result in found.items():
+        (name,) = (name for name in result.defenses if name != "static")
+        for sentence in wording.findings(result.defenses[name]):
+            yield f"- **{defense}**, {column.title}: {sentence}"
+    yield ""
+    yield "```"
+    yield from (f"dent {shlex.join(command(defense, column))}" for defense, column in found)
+    yield "```"
+
+
+def page() -> None:
+    """Write the table between its marks in the page."""
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    lines = "\n".join(table())
+    PAGE.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")
+
+
+def main() -> None:
+    """Do as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("--defense", action="append", choices=DEFENSES)
+    parser.add_argument("--by", action="append", choices=[column.key for column in COLUMNS])
+    options = parser.parse_args()
+    if options.what == "run":
+        columns = [each for each in COLUMNS if not options.by or each.key in options.by]
+        run(options.defense or list(DEFENSES), columns)
+    page()
+
+
+if __name__ == "__main__":
+    main()
