@@ -9,7 +9,6 @@ the static model's numbers: what casts doubt on those stands in its way.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
-from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation.diagnostics import CERTIFICATE
 from dent.evaluation.result import DefenseResult, Diagnostic, Difference, Gate, Verdict
 from dent.evaluation.scoring import Scores
@@ -190,11 +189,5 @@ def _few_batches(found: DefenseResult, batches: int) -> tuple[Gate, ...]:
 
 def _ran(found: DefenseResult, members: Mapping[str, str]) -> set[str]:
     """The members of the suite that attacked a defense, in all batches that are recorded."""
-    own = {
-        summary.attack
-        for summary in found.attacks
-        if summary.kind == "attack"
-        and summary.batches
-        and not any(note.startswith(NOT_AVAILABLE) for note in summary.notes)
-    }
+    own = {summary.attack for summary in found.attacks if summary.ran}
     return {member for member, attack in members.items() if attack in own}
