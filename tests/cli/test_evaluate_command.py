@@ -26,7 +26,7 @@ def other(model):
     return small(1)
 
 def fitted():
-    """Knows the bundled images by heart."""
+    # Knows the bundled images by heart.
     data = load("cifar10-sample")
     x, y = data.batch(range(len(data)))
     rows = x.flatten(1) - 0.5
@@ -219,7 +219,7 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     ran = dent(*asked)
     assert ran.code == 0, ran.err
     loaded = load_run(Path("run"))
-    static, found = (loaded.result.defenses[name] for name in ("static", "own.json"))
+    static, found = (loaded.result.defenses[name] for name in ("static", "own"))
     assert static.natural.correct == 2
     assert static.worst.served.correct < 2
     assert found.verdict is not None
@@ -227,7 +227,7 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     sentence = found.verdict.sentence
     assert "under the dynamic suite (small)" in sentence
     assert sentence in " ".join(ran.out.split())
-    told = json.loads(dent("show", "run", "--json").out)["defenses"]["own.json"]["verdict"]
+    told = json.loads(dent("show", "run", "--json").out)["defenses"]["own"]["verdict"]
     assert (told["ruling"], told["budget"], told["sentence"]) == ("no gain", "small", sentence)
     assert dent("report", "run", "-o", "run.html").code == 0
     assert sentence in Path("run.html").read_text()
@@ -235,7 +235,7 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     assert verified.code == 0, verified.out
     checks = {check["name"]: check for check in json.loads(verified.out)["checks"]}
     assert checks["probes"]["looked_at"] == 2
-    tensor = loaded.records["attack/0/own.json/gmsa-min"].tensor
+    tensor = loaded.records["attack/0/own/gmsa-min"].tensor
     assert tensor is not None
     file = Path("run") / tensor.file
     content = bytearray(file.read_bytes())

@@ -147,12 +147,7 @@ def test_a_mask_gains_by_its_own_gradient_and_nothing_under_the_suite() -> None:
     _, found, verdict, gates = judged(Masked)
     assert verdict.ruling == "no gain"
     assert abs(found.worst.served.correct - int(STANDING.sum())) <= 1  # it moves pixels by 1/2046
-    assert gates == {
-        "zero gradient": False,
-        "black-box beats white-box": False,
-        "transfer beats white-box": False,
-        CERTIFICATE: True,  # a gradient of zero certifies nothing
-    }
+    assert gates == {"zero gradient": False, CERTIFICATE: True}  # zero certifies nothing
     followed = {gate.name: gate.follow_ups for gate in verdict.gates}
     assert followed["zero gradient"] == ("adaptive-bpda", "square", "rays")
     certificate = next(item for item in found.diagnostics if item.name == CERTIFICATE)
@@ -174,8 +169,9 @@ def test_noise_in_the_gradient_gains_under_autoattack_and_nothing_under_the_suit
 def test_answers_by_chance_are_harmful_whatever_autoattack_claims_of_them() -> None:
     plain = alone(Undecided).attack(AUTOATTACK.name)
     assert plain.claimed is not None
-    assert plain.claimed.correct == 0  # each was wrong once, in many answers
-    assert plain.served.correct >= STANDING.sum()  # and is not when asked again
+    assert plain.claimed.correct < STANDING.sum() / 2  # most were wrong once, in many answers
+    assert plain.served.correct >= STANDING.sum()  # and are not when asked again
+    assert any("randomized" in note for note in plain.notes)  # which it warns of
     result, found, verdict, gates = judged(Undecided)
     with isolated_random_state(serve_seed(0, 0), X.device):
         lucky = torch.rand(COUNT) >= 1 / 3
@@ -263,7 +259,7 @@ def test_what_leaks_between_batches_is_no_gain_and_its_gate_cannot_be_shut() -> 
     ("kind", "fooled"),
     [
         (AntiAdversary, True),
-        (lambda model: Hedge(model, steps=4, seed=0), False),
+        (lambda model: Hedge(model, steps=2, seed=0), False),
     ],
     ids=["anti-adversary", "hedge"],
 )
