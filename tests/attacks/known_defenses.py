@@ -10,6 +10,9 @@
 | `AllOrNothing` | robust where every member was perturbed; else the static model |
 | `Chooser` | two models, of which it serves the one that a batch fools less |
 | `Leaky` | answers by the batch before: nothing it answers can be submitted again |
+| `Better` | another model, which is robust: a true gain |
+
+`Nearest` is that robust model, and `withstands` the truth of a linear one.
 
 Beside these, the anti-adversary and hedge defenses of `dent.reference` were published as robust,
 and are their static model under transfer.
@@ -145,6 +148,17 @@ class Chooser(Known):
         return self.models[adaptation](x)  # type: ignore[no-any-return]
 
 
+class Better(Known):
+    """Serves another model than it was made from."""
+
+    def __init__(self, model: nn.Module, robust: nn.Module) -> None:
+        super().__init__(model)
+        self.robust = robust
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        return self.robust(x)  # type: ignore[no-any-return]
+
+
 class Leaky(Known):
     """Moves its logits by the mean prediction of the batch it saw before: a bug."""
 
@@ -164,3 +178,38 @@ class Leaky(Known):
     def predict(self, x: Tensor, adaptation: Tensor | None) -> Tensor:
         logits: Tensor = self.model(x)
         return logits if adaptation is None else logits - self.pull * adaptation
+
+
+class Nearest(nn.Module):
+    """Knows its images by heart, so that none of some distance to the others can be fooled.
+
+    The logits are, by class, less the squared distance to the nearest image: with a gradient.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, classes: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("x", x.flatten(1))
+        self.register_buffer("own", nn.functional.one_hot(y, classes).bool())
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        known, own = self.get_buffer("x"), self.get_buffer("own")
+        apart = (x.flatten(1)[:, None] - known).square().sum(2)
+        return -apart[:, :, None].masked_fill(~own, torch.inf).amin(1)
+
+
+def withstands(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Whom no perturbation can change: the closed form of a linear model in l-inf, bool (N,).
+
+    Args:
+        model: Of one linear layer.
+        x: Images at least eps away from the bounds.
+        y: Labels.
+        eps: The radius.
+    """
+    weight, bias = (parameter.detach() for parameter in model.parameters())
+    logits = x.flatten(1) @ weight.T + bias
+    own = logits.gather(1, y[:, None])
+    steep = (weight[y][:, None] - weight[None]).abs().sum(2)
+    margin = own - logits - eps * steep
+    return (margin.scatter(1, y[:, None], 1.0) > 0).all(1)

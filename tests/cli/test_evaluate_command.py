@@ -13,6 +13,7 @@ from dent.evaluation import load_run
 
 MINE = """
 import torch
+from dent.data import load
 from torch import nn
 
 def small(seed=0):
@@ -23,6 +24,18 @@ def small(seed=0):
 
 def other(model):
     return small(1)
+
+def fitted():
+    # Knows the bundled images by heart.
+    data = load("cifar10-sample")
+    x, y = data.batch(range(len(data)))
+    rows = x.flatten(1) - 0.5
+    wanted = 10 * nn.functional.one_hot(y, 10).float() - 1
+    kernel = rows @ rows.T + 10 * torch.eye(len(rows))
+    layer = nn.Linear(3072, 10)
+    weight = torch.linalg.solve(kernel, wanted).T @ rows
+    layer.load_state_dict({"weight": weight, "bias": -weight.sum(1) / 2})
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), layer).eval()
 
 class Bare:
     batch_dependent = False
@@ -194,3 +207,42 @@ def test_the_suite_takes_no_attacks_of_its_own(dent: Run, more: tuple[str, ...])
     assert not Path("run").exists()
     alone = dent("evaluate", "--model", "own_evaluated:small", "--budget", "full")
     assert (alone.code, "add --suite dynamic" in alone.err) == (2, True)
+
+
+def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: Run) -> None:
+    (Path.cwd() / "own.json").write_text('{"steps": 1}')
+    asked = (
+        *("evaluate", "--model", "own_evaluated:fitted", "--device", "cpu", "--out", "run"),
+        *("--suite", "dynamic", "--budget", "small", "--defense", "own.json"),
+        *("--n", "2", "--batch-size", "2"),
+    )
+    ran = dent(*asked)
+    assert ran.code == 0, ran.err
+    loaded = load_run(Path("run"))
+    static, found = (loaded.result.defenses[name] for name in ("static", "own"))
+    assert static.natural.correct == 2
+    assert static.worst.served.correct < 2
+    assert found.verdict is not None
+    assert found.verdict.ruling == "no gain"
+    sentence = found.verdict.sentence
+    assert "under the dynamic suite (small)" in sentence
+    assert sentence in " ".join(ran.out.split())
+    told = json.loads(dent("show", "run", "--json").out)["defenses"]["own"]["verdict"]
+    assert (told["ruling"], told["budget"], told["sentence"]) == ("no gain", "small", sentence)
+    assert dent("report", "run", "-o", "run.html").code == 0
+    assert sentence in Path("run.html").read_text()
+    verified = dent("verify", "run", "--json")
+    assert verified.code == 0, verified.out
+    checks = {check["name"]: check for check in json.loads(verified.out)["checks"]}
+    assert checks["probes"]["looked_at"] == 2
+    tensor = loaded.records["attack/0/own/gmsa-min"].tensor
+    assert tensor is not None
+    file = Path("run") / tensor.file
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    tampered = dent("verify", "run", "--json")
+    assert tampered.code == 1
+    checks = {check["name"]: check for check in json.loads(tampered.out)["checks"]}
+    assert checks["tensors"]["state"] == "failed"
+    assert "SHA-256" in " ".join(checks["tensors"]["problems"])

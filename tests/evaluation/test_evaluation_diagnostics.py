@@ -1,13 +1,17 @@
 """Diagnostics against defenses whose truth is known."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
 from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries, make
+from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import DefenseResult, Settings, evaluate
-from dent.evaluation.diagnostics import of_run
+from dent.evaluation.diagnostics import of_defense, of_run
+from dent.evaluation.result import AttackSummary, Count, Dependence, Diagnostic
 from dent.evaluation.serving import serve
 from tests.evaluation.subjects import (
     SMALL,
@@ -100,6 +104,47 @@ def test_a_masked_gradient_is_seen_in_three_ways() -> None:
     assert masked.difference is not None
     assert masked.difference.value is not None
     assert masked.difference.value <= 0
+
+
+def test_an_attack_that_was_not_available_is_neither_a_black_box_nor_a_white_one() -> None:
+    exact = make("adaptive-unrolled", iterations=2)  # which a wrapper does not offer
+    found = look(Wrapper, [exact, Push()])
+    assert found.attack(exact.name).notes[0].startswith(NOT_AVAILABLE)
+    assert state(found, "black-box beats white-box") == "not-run"
+    assert state(look(Wrapper, [exact]), "transfer beats white-box") == "not-run"
+
+
+def summary(correct: int, total: int, **values: Any) -> AttackSummary:
+    served = Count.of(correct, total)
+    plain = {"claimed_but_served": 0, "served_wrong_unclaimed": 0, "black_box": False}
+    return AttackSummary.model_construct(
+        **{"kind": "attack", "attack": "it", "served": served, "claimed": served, "after": {}}
+        | {"batches": 1, "notes": (), "non_finite": 0, "non_finite_in_attack": 0}
+        | plain
+        | values
+    )
+
+
+def read(name: str, *attacks: AttackSummary) -> Diagnostic:
+    """One diagnostic of a defense that these attacks met."""
+    independent = Dependence(declared=False, measured=None)
+    found = of_defense("it", None, independent, attacks, 0, has_static=True, looks_through=False)
+    return next(each for each in found if each.name == name)
+
+
+@pytest.mark.parametrize("missed", ["claimed_but_served", "served_wrong_unclaimed"])
+def test_claims_too_many_and_too_few_are_both_mismatches(missed: str) -> None:
+    states = [
+        read("served differs from claimed", summary(4, 8, **{missed: count})).state
+        for count in (0, 1)
+    ]
+    assert states == ["passed", "raised"]
+
+
+def test_attacks_on_different_batches_of_an_unfinished_run_are_not_compared() -> None:
+    name, white = "black-box beats white-box", summary(4, 8)
+    assert read(name, white, summary(2, 8, black_box=True)).state == "raised"
+    assert read(name, white, summary(2, 4, black_box=True)).state == "not-run"
 
 
 class Cut(Wrapper):

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
 from torch import nn
 
-from dent.attacks import make
+from dent.attacks import Attack, Outcome, Querier, Queries, make
 from dent.errors import UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
 from dent.evaluation.suite import (
@@ -22,7 +22,7 @@ from dent.evaluation.suite import (
     members,
     ran_as,
 )
-from dent.threat import ThreatModel
+from dent.threat import Norm, ThreatModel
 from tests.evaluation.subjects import SIDE, make_dataset, make_subject
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation" / "suite.md"
@@ -73,6 +73,27 @@ def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -
     assert list(ran_as(spec, budget) or ()) == [attack.name for attack in subject.attacks]
 
 
+ALL_LOSSES = "ce+margin+dlr"
+
+
+@final
+class Impostor(Attack):
+    """Calls itself RayS, and does nothing."""
+
+    name = "rays"
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        del threat, seed
+        return Outcome(target.natural, torch.zeros_like(target.labels, dtype=torch.bool))
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        return make("rays", iterations=100).settings(norm)
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        del n_classes, norm
+        return Queries(0, 0)
+
+
 def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
     whole = suite("dynamic", "small")
 
@@ -87,6 +108,12 @@ def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
     short, long = make("rays", iterations=99), make("rays", iterations=101)
     assert found([*others, short]) == (None, None)
     assert found([*others, long]) == ("small", None)
+    # What another attack says of itself counts for nothing.
+    assert found([*others, Impostor()]) == (None, None)
+    others = [attack for attack in whole if attack.name != "adaptive-bpda"]
+    less, more = (make("adaptive-bpda", iterations=20, losses=each) for each in ("ce", ALL_LOSSES))
+    assert found([*others, less]) == (None, None)
+    assert found([*others, more]) == ("small", None)
     # AutoAttack as one set stands for its parts, batches frozen; as published it regroups them.
     parts = ("apgd-ce", "apgd-t", "fab-t", "square")
     others = [attack for attack in whole if attack.name not in parts]

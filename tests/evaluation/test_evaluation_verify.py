@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dent import Dent, DentConfig
+from dent.attacks import make
 from dent.evaluation import Settings, Subject, evaluate, verify
 from dent.evaluation.canonical import canonical, digest
 from dent.evaluation.journal import JOURNAL
@@ -175,6 +176,20 @@ def test_tampering_is_found(folder: Path, name: str) -> None:
     found = verify(folder, make_subject())
     assert found.status == "failed"
     assert any(re.search(message, problem) for problem in found.problems), found.problems
+
+
+def test_the_gradient_certificate_is_made_anew(tmp_path: Path) -> None:
+    subject = make_subject(attacks=[make("adaptive-unrolled", iterations=1)])
+    evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path / "run")
+    assert verify(tmp_path / "run", subject).status == "verified"
+
+    def forge(record: dict[str, Any]) -> None:
+        assert record["gradient_check"]["relative_error"] < 1e-4
+        record["gradient_check"].update(relative_error=0.25)
+
+    relabel(tmp_path / "run", forge, 1)
+    found = verify(tmp_path / "run", subject)
+    assert "probes: probe/0/dent/None has another gradient certificate now" in found.problems
 
 
 def changed(what: str) -> Subject:

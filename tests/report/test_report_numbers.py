@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import EvaluationResult
 from dent.evaluation.intervals import wilson
 from dent.report import write_report
@@ -194,6 +195,41 @@ def test_what_was_not_run_is_said_and_what_was_is_not(
     said = " ".join(limits(result.model_copy(update={"spec": spec})))
     assert says in said
     assert not silent or silent not in said
+
+
+def test_an_attack_that_was_not_available_was_not_run(result: EvaluationResult) -> None:
+    unrolled = result.spec.attacks[0].model_copy(update={"config": {"rung": "unrolled"}})
+    spec = result.spec.model_copy(update={"attacks": (unrolled, *result.spec.attacks[1:])})
+    note = f"{NOT_AVAILABLE}unrolled: Noisy.adapt has no differentiable"
+
+    def said(spared: tuple[str, ...]) -> list[str]:
+        defenses = {
+            name: found.model_copy(
+                update={
+                    "attacks": tuple(
+                        each.model_copy(update={"notes": (note,)})
+                        if name in spared and each.attack == unrolled.name
+                        else each
+                        for each in found.attacks
+                    )
+                }
+            )
+            for name, found in result.defenses.items()
+        }
+        changed = result.model_copy(update={"spec": spec, "defenses": defenses})
+        return [each for each in limits(changed) if "has been run" in each]
+
+    assert len(result.defenses) == 4  # static and three others
+    (none,) = said(())
+    assert none.startswith("No attack on model space (GMSA) has been run: ")
+    some = said(("noisy", "dent"))
+    exact = "No exact-gradient attack (unrolled through all adaptation steps)"
+    assert [each.partition(":")[0] for each in some] == [
+        f"{exact} has been run on dent, noisy",
+        "No attack on model space (GMSA) has been run",
+    ]
+    (every,) = said(tuple(result.defenses))
+    assert every.startswith(f"{exact} and no attack on model space (GMSA) has been run: ")
 
 
 def test_markdown_tables_are_square(run_path: Path, eps_sweep: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from dent.cli import resolve
 from dent.config import DentConfig
 from dent.defense import Dent
 from dent.errors import ConfigError, UnknownNameError
-from dent.evaluation import RecordedRun, Settings, Subject
-from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec
+from dent.evaluation import RecordedRun, Settings, Subject, suite
+from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
 from dent.evaluation.subject import attack_spec, threat_of
+from dent.evaluation.suite import exactly
 from dent.threat import ThreatModel
 
 
@@ -39,7 +40,7 @@ def subject(
         model=model,
         dataset=images,
         defenses=dict(_defense(each, model) for each in spec.defenses if each.name != STATIC),
-        attacks=tuple(_attack(each, threat, spec.settings) for each in spec.attacks),
+        attacks=_attacks(spec, threat),
         threat=threat,
         model_name=spec.model.name,
     )
@@ -56,6 +57,13 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
         raise ConfigError(
             f"the defense {spec.name!r} ({spec.kind}) cannot be made again from its record: {error}"
         ) from error
+
+
+def _attacks(spec: EvaluationSpec, threat: ThreatModel) -> tuple[Attack, ...]:
+    budget = exactly(spec)
+    if budget is not None:
+        return suite("dynamic", budget, mixed=spec.settings.mix is not None)
+    return tuple(_attack(each, threat, spec.settings) for each in spec.attacks)
 
 
 def _attack(spec: AttackSpec, threat: ThreatModel, settings: Settings) -> Attack:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from dent.evaluation.diagnostics import CERTIFICATE
-from dent.evaluation.ladder import was_missing
 from dent.evaluation.result import DefenseResult, Diagnostic, Difference, Gate, Verdict
 from dent.evaluation.scoring import Scores
 from dent.evaluation.spec import STATIC, EvaluationSpec
@@ -190,9 +189,5 @@ def _few_batches(found: DefenseResult, batches: int) -> tuple[Gate, ...]:
 
 def _ran(found: DefenseResult, members: Mapping[str, str]) -> set[str]:
     """The members of the suite that attacked a defense, in all batches that are recorded."""
-    own = {
-        summary.attack
-        for summary in found.attacks
-        if summary.kind == "attack" and summary.batches and not was_missing(summary)
-    }
+    own = {summary.attack for summary in found.attacks if summary.ran}
     return {member for member, attack in members.items() if attack in own}

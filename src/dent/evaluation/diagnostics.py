@@ -144,7 +144,7 @@ def _gradient(probe: ProbeRecord) -> Diagnostic:
 
 def _black_box(attacks: Sequence[AttackSummary]) -> Diagnostic:
     name = "black-box beats white-box"
-    own = [found for found in attacks if found.kind == "attack" and found.batches]
+    own = [found for found in attacks if found.ran]
     white = [found.served for found in own if not found.black_box]
     black = [found.served for found in own if found.black_box]
     within = [gain for found in own for gain in _square_gains(found)]
@@ -172,11 +172,7 @@ def _square_gains(found: AttackSummary) -> Iterator[int]:
 
 def _transfer(name: str, attacks: Sequence[AttackSummary], has_static: bool) -> Diagnostic:
     title = "transfer beats white-box"
-    white = [
-        found.served
-        for found in attacks
-        if found.kind == "attack" and not found.black_box and found.batches
-    ]
+    white = [found.served for found in attacks if found.ran and not found.black_box]
     moved_over = [found.served for found in attacks if found.kind == "transfer" and found.batches]
     if name == STATIC or not (white and moved_over):
         why = (

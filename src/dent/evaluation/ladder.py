@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dent.attacks.adaptive import NOT_AVAILABLE, RUNGS
+from dent.attacks.adaptive import RUNGS
 from dent.evaluation.result import AttackSummary, Count, Ladder, LadderRung
 from dent.evaluation.spec import EvaluationSpec
 
@@ -25,11 +25,7 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
     on = {each.name: each.config.get("rung") for each in spec.attacks}
     rungs = []
     for rung in RUNGS:
-        tried = [
-            found
-            for found in attacks
-            if found.served.total and not was_missing(found) and _rung(found, on) == rung
-        ]
+        tried = [found for found in attacks if found.served.total and _rung(found, on) == rung]
         if tried:
             best = min(tried, key=lambda found: found.served.correct)
             rungs.append(LadderRung(rung=rung, attack=best.attack or "", served=best.served))
@@ -43,12 +39,7 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
 def _rung(found: AttackSummary, on: Mapping[str, Any]) -> object:
     if found.kind == "transfer":
         return "transfer"
-    return on.get(found.attack or "") if found.kind == "attack" else None
-
-
-def was_missing(found: AttackSummary) -> bool:
-    """Whether an attack needed what the defense does not offer, and so attacked nothing."""
-    return any(note.startswith(NOT_AVAILABLE) for note in found.notes)
+    return on.get(found.attack or "") if found.ran else None
 
 
 def _sentence(rungs: Sequence[LadderRung], won: LadderRung) -> str:

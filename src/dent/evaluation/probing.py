@@ -50,7 +50,7 @@ def probe_record(
         subject: For the attacks and the threat model.
         spec: For the settings.
         batch: Images and labels of the first batch.
-        follow_ups: Leave out the extra attacks, and the certificate, where False.
+        follow_ups: Leave out the extra attacks of the full diagnostics where False.
     """
     x, y = batch
     start = clock(x.device)
@@ -64,7 +64,7 @@ def probe_record(
     more: tuple[FollowUp, ...] | None = None
     check: GradientCheck | None = None
     few = x[: probe.members], y[: probe.members]
-    if follow_ups and looks_through(spec):
+    if looks_through(spec):
         check = certification.certify(defense, *few, seed)
     if follow_ups and spec.settings.diagnostics == "full" and useless is None:
         more = ()  # there is no gradient to follow

@@ -11,7 +11,7 @@ from dent.evaluation.errors import RecordError
 from dent.evaluation.execute import Batches, Run, assembled, members_of, submit, unit_seed
 from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Unit, seed_of
-from dent.evaluation.probe_readings import depends, randomized, stateful
+from dent.evaluation.probe_readings import certified, depends, randomized, stateful
 from dent.evaluation.probing import probe_record
 from dent.evaluation.provenance import new_session
 from dent.evaluation.reading import RecordedRun
@@ -161,10 +161,14 @@ class Resubmission:
         again = probe_record(
             defense, unit, self._run.subject, self._run.spec, batch, follow_ups=False
         )
-        same = all(read(again) == read(record) for read in (depends, randomized, stateful)) and all(
-            getattr(again, name) == getattr(record, name) for name in _COUNTED
-        )
-        return Finding("probes", None if same else f"{unit.key} is answered differently now")
+        read = (depends, randomized, stateful)
+        if any(each(again) != each(record) for each in read) or any(
+            getattr(again, name) != getattr(record, name) for name in _COUNTED
+        ):
+            return Finding("probes", f"{unit.key} is answered differently now")
+        if certified(again) != certified(record):
+            return Finding("probes", f"{unit.key} has another gradient certificate now")
+        return Finding("probes")
 
 
 def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
+from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation.canonical import Record
 from dent.evaluation.intervals import LEVEL, wilson
 from dent.evaluation.records import Session, Trace
@@ -63,6 +64,15 @@ class AttackSummary(Record):
     notes: tuple[str, ...]
     batches: _Count
     timing: dict[str, float]
+
+    @property
+    def ran(self) -> bool:
+        """Whether an attack on the defense itself is recorded that had all that it takes."""
+        return (
+            self.kind == "attack"
+            and self.batches > 0
+            and not any(note.startswith(NOT_AVAILABLE) for note in self.notes)
+        )
 
 
 class WorstCase(Record):

@@ -193,8 +193,17 @@ def exactly(spec: EvaluationSpec) -> Budget | None:
 
 def looks_through(spec: EvaluationSpec) -> bool:
     """Whether an attack of an evaluation follows the exact gradient."""
-    configs: list[Mapping[str, Any]] = [attack.config for attack in spec.attacks]
-    return any(each.get("rung") == "unrolled" or each.get("unrolled") for each in configs)
+    return any(map(is_exact, spec.attacks))
+
+
+def is_exact(attack: AttackSpec) -> bool:
+    """Whether an attack follows the exact gradient, through all steps of the adaptation."""
+    return attack.config.get("rung") == "unrolled" or bool(attack.config.get("unrolled"))
+
+
+def is_model_space(attack: AttackSpec) -> bool:
+    """Whether an attack is on the models that a defense may adapt to."""
+    return "ensemble" in attack.config
 
 
 def _mixed(spec: EvaluationSpec) -> bool:

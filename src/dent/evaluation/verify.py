@@ -61,9 +61,11 @@ def verify(
     Always: checksums, digests, identity, the plan against the journal, and that `result.json`
     follows from the records. With the subject also: that model, dataset, defenses and attacks are
     those of the record; that the plan follows from the dataset; that every adversarial image lies
-    in the threat model, in float64; and that every batch, submitted again, is served as recorded.
+    in the threat model, in float64; that every batch, submitted again, is served as recorded; and
+    that the probes, the gradient certificate among them, find again what they found.
 
-    What cannot be redone without attacking again is what the attacks claimed, and what they cost.
+    What cannot be redone without attacking again is what the attacks claimed, what they cost, and
+    the extra attacks of the full diagnostics.
 
     Args:
         path: The run folder.

@@ -1,10 +1,16 @@
 """What the numbers of a run do not show, said on every page that shows them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from dent.evaluation.result import EvaluationResult
-from dent.evaluation.spec import STATIC, EvaluationSpec
-from dent.evaluation.suite import budget_of, looks_through
+from dent.evaluation.spec import STATIC, AttackSpec
+from dent.evaluation.suite import budget_of, is_exact, is_model_space
+
+_KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
+    "exact-gradient attack (unrolled through all adaptation steps)": is_exact,
+    "attack on model space (GMSA)": is_model_space,
+}
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
@@ -47,10 +53,10 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
 
 def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
     spec = result.spec
-    missing = _known_to_break(spec)
-    if spec.attacks and missing:
+    for spared, kinds in _spared(result).items() if spec.attacks else ():
+        where = f" on {', '.join(spared)}" if spared != _dynamic(result) else ""
         yield (
-            f"No {' and no '.join(missing)} has been run: other attacks follow at most the "
+            f"No {' and no '.join(kinds)} has been run{where}: other attacks follow at most the "
             "gradient of a defense's final forward, or its replies, and such attacks are known to "
             "break defenses of this kind."
         )
@@ -66,12 +72,23 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
         yield "Some diagnostics were not run; they are listed, and count neither way."
 
 
-def _known_to_break(spec: EvaluationSpec) -> list[str]:
-    """The attacks known to break dynamic defenses that were not run, by what attacks record."""
-    configs = [attack.config for attack in spec.attacks]
-    missing = []
-    if not looks_through(spec):
-        missing.append("exact-gradient attack (unrolled through all adaptation steps)")
-    if not any("ensemble" in config for config in configs):
-        missing.append("attack on model space (GMSA)")
-    return missing
+def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:
+    """The attacks known to break dynamic defenses that were not run, by the defenses spared.
+
+    An attack that a defense does not offer what it takes was not run on it.
+    """
+    spared: dict[tuple[str, ...], list[str]] = {}
+    for kind, belongs in _KNOWN_TO_BREAK.items():
+        names = {attack.name for attack in result.spec.attacks if belongs(attack)}
+        without = tuple(
+            name
+            for name in _dynamic(result)
+            if not any(each.ran and each.attack in names for each in result.defenses[name].attacks)
+        )
+        if without:
+            spared.setdefault(without, []).append(kind)
+    return spared
+
+
+def _dynamic(result: EvaluationResult) -> tuple[str, ...]:
+    return tuple(name for name in result.defenses if name != STATIC)
