@@ -1,6 +1,7 @@
 """`dent evaluate` and what reads its records, within one process: every way of asking for a run."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def test_whatever_can_be_asked_for_by_name_can_be_verified_by_a_stranger(dent: R
     pgd, published = spec.attacks
     assert pgd.config["iterations"] == 2
     assert (published.protocol, published.config["batch_size"]) == ("published", 4)
-    verified = dent("verify", "run", "--json")
+    verified = dent("verify", "run", "--allow-code", "--json")
     assert verified.code == 0, verified.out
     assert json.loads(verified.out)["status"] == "verified"
 
@@ -153,18 +154,41 @@ def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> No
     assert "At most" not in other.err
 
 
+def test_code_that_a_record_names_runs_only_where_it_is_trusted(dent: Run) -> None:
+    dent(
+        *EVALUATE,
+        "--n",
+        "2",
+        "--batch-size",
+        "2",
+        "--defense",
+        "own_evaluated:Bare",
+        "--out",
+        "run",
+    )
+    Path("own_evaluated.py").unlink()  # what is looked for would be missed
+    sys.modules.pop("own_evaluated")
+    refused = dent("verify", "run")
+    assert (refused.code, refused.out) == (2, "")
+    assert "own_evaluated:small, own_evaluated:Bare. If you trust it: --allow-code" in refused.err
+    assert dent("verify", "run", "--records-only").code == 3
+    trusted = dent("verify", "run", "--allow-code")
+    assert trusted.code == 2
+    assert "no module named 'own_evaluated'" in trusted.err
+
+
 def test_a_damaged_record_is_a_finding_and_a_missing_run_a_refusal(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+")
     dent(*asked, "--out", "run")
-    assert dent("verify", "run").code == 0
+    assert dent("verify", "run", "--allow-code").code == 0
     tensor = sorted(Path("run/adversarial").iterdir())[0]
     content = bytearray(tensor.read_bytes())
     content[-1] ^= 1
     tensor.write_bytes(bytes(content))
-    assert dent("verify", "run").code == 1
+    assert dent("verify", "run", "--allow-code").code == 1
     journal = Path("run/journal.jsonl")
     journal.write_text(journal.read_text().replace("[", "[ ", 1).replace("0", "1", 1))
-    found = dent("verify", "run", "--json")
+    found = dent("verify", "run", "--allow-code", "--json")
     assert found.code == 1
     (check,) = json.loads(found.out)["checks"]
     assert (check["name"], check["state"]) == ("records", "failed")
@@ -231,7 +255,7 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     assert (told["ruling"], told["budget"], told["sentence"]) == ("no gain", "small", sentence)
     assert dent("report", "run", "-o", "run.html").code == 0
     assert sentence in Path("run.html").read_text()
-    verified = dent("verify", "run", "--json")
+    verified = dent("verify", "run", "--allow-code", "--json")
     assert verified.code == 0, verified.out
     checks = {check["name"]: check for check in json.loads(verified.out)["checks"]}
     assert checks["probes"]["looked_at"] == 2
@@ -241,7 +265,7 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
-    tampered = dent("verify", "run", "--json")
+    tampered = dent("verify", "run", "--allow-code", "--json")
     assert tampered.code == 1
     checks = {check["name"]: check for check in json.loads(tampered.out)["checks"]}
     assert checks["tensors"]["state"] == "failed"

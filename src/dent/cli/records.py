@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from dent import report
 from dent.cli import restore, showing
 from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, verify
 from dent.report import RunSummary, SampleStory
 from dent.report.loading import is_run
@@ -131,6 +132,9 @@ def verify_command(
     records_only: Annotated[
         bool, typer.Option(help="Check records and digests; load and submit nothing.")
     ] = False,
+    allow_code: Annotated[
+        bool, typer.Option(help="Import and call the module:factory names that the run records.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Check a run as a stranger would: digests, bounds, and every batch submitted again.
@@ -140,6 +144,12 @@ def verify_command(
     loaded = _readable(run)
     subject = None
     if loaded is not None and not records_only:
+        named = restore.named_code(loaded.run.spec)
+        if named and not allow_code:
+            raise ConfigError(
+                f"{run} names code of its own, which to submit its batches again is to run: "
+                f"{', '.join(named)}. If you trust it: --allow-code. Without it: --records-only."
+            )
         subject = restore.subject(loaded, weights, root, device)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:

@@ -18,6 +18,12 @@ from dent.evaluation.suite import exactly
 from dent.threat import ThreatModel
 
 
+def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
+    """The `module:factory` names in a record, which to restore is to import and call."""
+    names = (spec.model.name, *(each.name for each in spec.defenses))
+    return tuple(name for name in names if ":" in name)
+
+
 def subject(
     recorded: RecordedRun, weights: Path | None, root: Path | None, device: str | None
 ) -> Subject:
