@@ -24,6 +24,7 @@ from dent.errors import (
     WeightsError,
 )
 from dent.objectives import entropy
+from dent.performance import Performance
 from dent.threat import ThreatModel
 
 try:
@@ -43,6 +44,7 @@ __all__ = [
     "DentError",
     "InputError",
     "MissingExtraError",
+    "Performance",
     "SmoothingConfig",
     "Status",
     "ThreatModel",

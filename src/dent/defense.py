@@ -14,9 +14,11 @@ from dent.config import DENT, DentConfig
 from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.isolation import isolated
 from dent.minimize import minimize
+from dent.performance import Performance
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
 _STATIC = DentConfig(steps=0)
+_FASTEST = Performance()
 
 
 class Dent(nn.Module):
@@ -30,23 +32,31 @@ class Dent(nn.Module):
         model: takes a batch (N, ...) and returns logits (N, classes). Stays as it is, and stays
             the caller's: changing its weights afterwards changes the defense.
         config: the defense; `DENT`, `DENT_PLUS`, `DENT_NOMINAL` are the paper's.
+        performance: how to compute it; by default in whatever way is faster at the same answers.
 
     Raises:
         UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
-        ConfigError: `config` is no `DentConfig`.
+        ConfigError: `config` is no `DentConfig`, or `performance` no `Performance`.
 
     Example:
         >>> defended = Dent(model, DENT_PLUS)
         >>> logits = defended(images)
     """
 
-    def __init__(self, model: nn.Module, config: DentConfig = DENT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DentConfig = DENT,
+        performance: Performance = _FASTEST,
+    ) -> None:
         super().__init__()
         if not isinstance(config, DentConfig):
             raise ConfigError(
                 f"Dent expected a DentConfig, got {config!r}: pass DENT, DENT_PLUS, DENT_NOMINAL, "
                 "DentConfig(...), or DentConfig.from_dict(...) of a mapping."
             )
+        if not isinstance(performance, Performance):
+            raise ConfigError(f"Dent expected a Performance(...), got {performance!r}.")
         check_supported(model, config)
         if any(isinstance(module, Dent) for module in model.modules()):
             raise UnsupportedModelError(
@@ -55,6 +65,7 @@ class Dent(nn.Module):
             )
         self.model = model
         self.config = config
+        self.performance = performance
 
     @property
     def batch_dependent(self) -> bool:
@@ -72,7 +83,7 @@ class Dent(nn.Module):
         Raises:
             ConfigError: `steps` is out of range.
         """
-        return Dent(self.model, replace(self.config, steps=steps))
+        return Dent(self.model, replace(self.config, steps=steps), self.performance)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
@@ -88,7 +99,7 @@ class Dent(nn.Module):
         """
         if id(self) in _DISABLED.get():
             _check_batch(x)
-            return AdaptedModel(self.model, _STATIC)(x, {})
+            return self._adapted(_STATIC)(x, {})
         return self.predict(x, self.adapt(x))
 
     def adapt(
@@ -129,7 +140,7 @@ class Dent(nn.Module):
             if not differentiable:
                 seen = seen.clone() if seen.is_inference() else seen.detach()
             found = minimize(
-                AdaptedModel(self.model, self.config),
+                self._adapted(self.config),
                 norm_parameters(self.model),
                 self.config,
                 seen,
@@ -155,16 +166,19 @@ class Dent(nn.Module):
         self._check_adaptation(adaptation, len(x))
         kept = _finite_rows(x)
         if kept is None:
-            model = AdaptedModel(self.model, self.config)
+            model = self._adapted(self.config)
             return _predictions(model(x, adaptation.parameters, adaptation.smoothing))
         if not kept.any():  # run for the number of classes alone; batch statistics need two rows
-            logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
+            logits = self._adapted(_STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
         rows = adaptation.take(kept)
-        model = AdaptedModel(self.model, self.config)
+        model = self._adapted(self.config)
         logits = _predictions(model(x[kept], rows.parameters, rows.smoothing))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
+
+    def _adapted(self, config: DentConfig) -> AdaptedModel:
+        return AdaptedModel(self.model, config, self.performance)
 
     def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
         # What fits another defense would here be left out in part, and pass for an answer.

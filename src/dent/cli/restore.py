@@ -14,6 +14,7 @@ from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation import RecordedRun, Settings, Subject
 from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.subject import attack_spec, threat_of
+from dent.performance import Performance
 from dent.threat import ThreatModel
 
 
@@ -49,7 +50,9 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     settings: Any = spec.config.get("settings")
     own = ":" in spec.name  # a factory, whatever it made
     if not own and spec.kind == f"{Dent.__module__}.{Dent.__qualname__}":
-        return spec.name, Dent(model, DentConfig.from_dict(settings))
+        precision: Any = spec.config.get("precision", "model")
+        performance = Performance(precision=precision)
+        return spec.name, Dent(model, DentConfig.from_dict(settings), performance)
     try:
         return spec.name, reference.make(spec.name, model)
     except UnknownNameError as error:
