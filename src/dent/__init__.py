@@ -14,6 +14,7 @@ from dent.adaptation import Adaptation, Status
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defense import Dent
 from dent.errors import (
+    CompileWarning,
     ConfigError,
     DataError,
     DentError,
@@ -37,6 +38,7 @@ __all__ = [
     "DENT_NOMINAL",
     "DENT_PLUS",
     "Adaptation",
+    "CompileWarning",
     "ConfigError",
     "DataError",
     "Dent",

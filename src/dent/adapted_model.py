@@ -7,8 +7,9 @@ not meet. The one thing a forward could still write to, in place, is a parameter
 """
 
 import copy
+import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -39,6 +40,9 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+
+_RECOMPILE_LIMIT = 64
+"""How many models, configurations and shapes a process compiles; each is looked up in turn."""
 
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models whose forward has failed on channels-last images but not on others."""
@@ -181,7 +185,7 @@ class AdaptedModel:
     Args:
         model: any supported module; never written to.
         config: decides granularity, statistics and the smoothing's kind.
-        performance: decides memory format and precision.
+        performance: decides memory format, precision and whether to compile.
     """
 
     def __init__(
@@ -253,6 +257,8 @@ class AdaptedModel:
             seen = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
             seen = _own(seen, channels_last=channels_last)
             with self._autocast(x):
+                if self._performance.compile:
+                    return _compiled()(self._module, seen)
                 return self._module(seen)
         except torch.OutOfMemoryError:
             raise
@@ -304,3 +310,15 @@ def _own(x: Tensor, *, channels_last: bool) -> Tensor:
         x = x.view_as(x)
         x.register_hook(Tensor.contiguous)
     return x.clone(memory_format=torch.channels_last)
+
+
+def _call(module: nn.Module, x: Tensor) -> Any:
+    return module(x)
+
+
+@functools.cache
+def _compiled() -> Callable[[nn.Module, Tensor], Any]:
+    """Return `_call` compiled: the module is an argument, so that private copies share the code."""
+    return torch.compile(  # type: ignore[call-overload,no-any-return] # its overloads lack the limit
+        _call, fullgraph=True, dynamic=False, recompile_limit=_RECOMPILE_LIMIT
+    )

@@ -1,9 +1,11 @@
 """Dent: a trained classifier that adapts to every batch before it predicts."""
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from dent.adaptation import Adaptation
 from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
 from dent.config import DENT, DentConfig
-from dent.errors import ConfigError, InputError, UnsupportedModelError
+from dent.errors import CompileWarning, ConfigError, InputError, UnsupportedModelError
 from dent.isolation import isolated
 from dent.minimize import minimize
 from dent.performance import Performance
@@ -19,6 +21,8 @@ from dent.performance import Performance
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
+
+Found = TypeVar("Found")
 
 
 class Dent(nn.Module):
@@ -66,6 +70,7 @@ class Dent(nn.Module):
         self.model = model
         self.config = config
         self.performance = performance
+        self._compiles = performance.compile
 
     @property
     def batch_dependent(self) -> bool:
@@ -139,15 +144,19 @@ class Dent(nn.Module):
             seen = x if kept is None else x[kept]
             if not differentiable:
                 seen = seen.clone() if seen.is_inference() else seen.detach()
-            found = minimize(
-                self._adapted(self.config),
-                norm_parameters(self.model),
-                self.config,
-                seen,
-                differentiable=differentiable,
-                last=last,
-                checkpointed=checkpointed,
-            )
+
+            def run(model: AdaptedModel) -> Adaptation:
+                return minimize(
+                    model,
+                    norm_parameters(self.model),
+                    self.config,
+                    seen,
+                    differentiable=differentiable,
+                    last=last,
+                    checkpointed=checkpointed,
+                )
+
+            found = run(self._adapted(self.config)) if differentiable else self._fastest(run)
             return found if kept is None else found.spread(kept)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
@@ -166,19 +175,47 @@ class Dent(nn.Module):
         self._check_adaptation(adaptation, len(x))
         kept = _finite_rows(x)
         if kept is None:
-            model = self._adapted(self.config)
-            return _predictions(model(x, adaptation.parameters, adaptation.smoothing))
+            return _predictions(self._logits(x, adaptation))
         if not kept.any():  # run for the number of classes alone; batch statistics need two rows
             logits = self._adapted(_STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
-        rows = adaptation.take(kept)
-        model = self._adapted(self.config)
-        logits = _predictions(model(x[kept], rows.parameters, rows.smoothing))
+        logits = _predictions(self._logits(x[kept], adaptation.take(kept)))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
 
     def _adapted(self, config: DentConfig) -> AdaptedModel:
-        return AdaptedModel(self.model, config, self.performance)
+        return AdaptedModel(self.model, config, replace(self.performance, compile=False))
+
+    def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        def run(model: AdaptedModel) -> Tensor:
+            return model(x, adaptation.parameters, adaptation.smoothing)
+
+        given = [x, adaptation.smoothing, *adaptation.parameters.values()]
+        needs_gradient = any(value is not None and value.requires_grad for value in given)
+        if needs_gradient and torch.is_grad_enabled():
+            return run(self._adapted(self.config))
+        return self._fastest(run)
+
+    def _fastest(self, run: Callable[[AdaptedModel], Found]) -> Found:
+        """Return what `run` makes of the compiled model, or where that fails, of the model."""
+        if not self._compiles:
+            return run(self._adapted(self.config))
+        try:
+            return run(AdaptedModel(self.model, self.config, self.performance))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            found = run(self._adapted(self.config))  # raises what is wrong with model or batch
+            self._compiles = False
+            reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
+            warnings.warn(
+                f"{type(self.model).__name__} could not be compiled, so its defense computes "
+                f"without; the answers are the same. Set Performance(compile=False), or mend: "
+                f"{reason}",
+                CompileWarning,
+                stacklevel=4,
+            )
+            return found
 
     def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
         # What fits another defense would here be left out in part, and pass for an answer.
