@@ -14,6 +14,7 @@ from dent.adaptation import Adaptation, Status
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defense import Dent
 from dent.errors import (
+    CompileWarning,
     ConfigError,
     DataError,
     DentError,
@@ -24,6 +25,7 @@ from dent.errors import (
     WeightsError,
 )
 from dent.objectives import entropy
+from dent.performance import Performance
 from dent.threat import ThreatModel
 
 try:
@@ -36,6 +38,7 @@ __all__ = [
     "DENT_NOMINAL",
     "DENT_PLUS",
     "Adaptation",
+    "CompileWarning",
     "ConfigError",
     "DataError",
     "Dent",
@@ -43,6 +46,7 @@ __all__ = [
     "DentError",
     "InputError",
     "MissingExtraError",
+    "Performance",
     "SmoothingConfig",
     "Status",
     "ThreatModel",

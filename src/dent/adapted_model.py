@@ -7,8 +7,12 @@ not meet. The one thing a forward could still write to, in place, is a parameter
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from dent.config import Covariance, DentConfig
 from dent.errors import InputError, UnsupportedModelError
 from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
+from dent.performance import Performance
 from dent.smoothing import smooth
 
 _REFUSED = {
@@ -35,6 +40,12 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+
+_RECOMPILE_LIMIT = 64
+"""How many models, configurations and shapes a process compiles; each is looked up in turn."""
+
+_REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
+"""Models whose forward has failed on channels-last images but not on others."""
 
 
 def eager(model: nn.Module) -> nn.Module:
@@ -125,6 +136,17 @@ def _private_copy(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: the model holds something that cannot be copied.
     """
+    try:
+        return copy.deepcopy(model, _not_copied(model)).eval()
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
+            "on a private copy (weights shared); make copy.deepcopy(model) work."
+        ) from error
+
+
+def _not_copied(model: nn.Module) -> dict[int, Any]:
+    """Map the identity of what a private copy does not deep-copy to what it has in its place."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         # In a replica of torch.nn.DataParallel, parameters are plain tensors listed aside.
@@ -135,19 +157,16 @@ def _private_copy(model: nn.Module) -> nn.Module:
                     own = weight.clone() if weight.is_inference() else weight.detach()
                     memo.setdefault(id(weight), own)
         for kind in _HOOKS:
-            memo.update((id(hook), hook) for hook in getattr(module, kind).values())
+            hooks = getattr(module, kind)
+            if not hooks:  # a dozen a module: to deepcopy them would take most of the time
+                memo[id(hooks)] = OrderedDict()
+            memo.update((id(hook), hook) for hook in hooks.values())
     for module in model.modules():
         for tensor in _tensors(vars(module), set()):
             if tensor.grad_fn is not None or tensor.is_inference():
                 # What a forward has kept of an earlier batch, say: deepcopy refuses its graph.
                 memo.setdefault(id(tensor), tensor.detach().clone())
-    try:
-        return copy.deepcopy(model, memo).eval()
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise UnsupportedModelError(
-            f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
-            "on a private copy (weights shared); make copy.deepcopy(model) work."
-        ) from error
+    return memo
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
@@ -166,21 +185,31 @@ class AdaptedModel:
     Args:
         model: any supported module; never written to.
         config: decides granularity, statistics and the smoothing's kind.
+        performance: decides memory format, precision and whether to compile.
     """
 
-    def __init__(self, model: nn.Module, config: DentConfig) -> None:
-        model = eager(model)
+    def __init__(
+        self, model: nn.Module, config: DentConfig, performance: Performance | None = None
+    ) -> None:
+        self._model = model = eager(model)
         self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
         self._sample_wise = config.granularity == "sample"
-        self._module = _private_copy(model)
-        names = {key: name for key, (name, _) in _named_affine(model).items()}
+        self._test_statistics = config.statistics == "test"
+        self._performance = performance or Performance(memory_format="preserve")
+        self._convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        self._copy()
+
+    def _copy(self) -> None:
+        """Start from a private copy as good as new."""
+        self._module = _private_copy(self._model)
+        names = {key: name for key, (name, _) in _named_affine(self._model).items()}
         copies = dict(norm_layers(self._module))
         self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
-        for layer_name, layer in norm_layers(model):
+        for layer_name, layer in norm_layers(self._model):
             for attribute, tensor in affine_attributes(layer):
                 binding = (copies[layer_name], attribute, names[id(tensor)], tensor.dtype)
                 self._bindings.append(binding)
-            if config.statistics == "test":
+            if self._test_statistics:
                 use_test_statistics(copies[layer_name])
 
     def __call__(
@@ -198,27 +227,57 @@ class AdaptedModel:
             InputError: the model cannot take x.
             UnsupportedModelError: the model returns something other than logits (N, C).
         """
-        self._bind(parameters)
+        channels_last = self._prefers_channels_last(x)
         try:
-            seen = (
-                x.clone()
-                if smoothing is None or not self._kind
-                else smooth(x, smoothing, self._kind)
-            )
-            logits = self._module(seen)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            if isinstance(error, InputError | UnsupportedModelError):
+            logits = self._run(x, parameters, smoothing, channels_last=channels_last)
+        except InputError:
+            if not channels_last or self._performance.memory_format != "auto":
                 raise
-            raise InputError(self._refusal(x, error)) from error
+            self._copy()
+            logits = self._run(x, parameters, smoothing, channels_last=False)
+            _REFUSED_CHANNELS_LAST.add(self._model)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UnsupportedModelError(
                 f"Dent expected {type(self._module).__name__} to return logits of shape "
                 f"({len(x)}, classes), got {came}. Wrap the model so that forward returns them."
             )
-        return logits
+        return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    def _run(
+        self,
+        x: Tensor,
+        parameters: Mapping[str, Tensor],
+        smoothing: Tensor | None,
+        *,
+        channels_last: bool,
+    ) -> Any:
+        self._bind(parameters)
+        try:
+            seen = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
+            seen = _own(seen, channels_last=channels_last)
+            with self._autocast(x):
+                if self._performance.compile:
+                    return _compiled()(self._module, seen)
+                return self._module(seen)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            if isinstance(error, InputError | UnsupportedModelError):
+                raise
+            raise InputError(self._refusal(x, error)) from error
+
+    def _prefers_channels_last(self, x: Tensor) -> bool:
+        wanted = self._performance.memory_format
+        if wanted == "auto":
+            refused = self._model in _REFUSED_CHANNELS_LAST
+            return x.dim() == 4 and x.device.type == "cpu" and self._convolves and not refused
+        return x.dim() == 4 and wanted == "channels-last"
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        if self._performance.precision == "model":
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16)
 
     def _bind(self, parameters: Mapping[str, Tensor]) -> None:
         for layer, attribute, name, dtype in self._bindings:
@@ -240,3 +299,26 @@ class AdaptedModel:
             f"{type(self._module).__name__}{model} could not take a batch of shape "
             f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}"
         )
+
+
+def _own(x: Tensor, *, channels_last: bool) -> Tensor:
+    """Return a copy of `x` that a model may work in place on, in a memory format."""
+    if not channels_last:
+        return x.clone()
+    if x.requires_grad:
+        # The gradient as it would come otherwise: attacks call its .view().
+        x = x.view_as(x)
+        x.register_hook(Tensor.contiguous)
+    return x.clone(memory_format=torch.channels_last)
+
+
+def _call(module: nn.Module, x: Tensor) -> Any:
+    return module(x)
+
+
+@functools.cache
+def _compiled() -> Callable[[nn.Module, Tensor], Any]:
+    """Return `_call` compiled: the module is an argument, so that private copies share the code."""
+    return torch.compile(  # type: ignore[call-overload,no-any-return] # its overloads lack the limit
+        _call, fullgraph=True, dynamic=False, recompile_limit=_RECOMPILE_LIMIT
+    )

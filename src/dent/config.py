@@ -63,12 +63,14 @@ class _JSONConfig:
         return cls.from_dict(values)
 
 
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
-def _flag(name: str, value: object) -> None:
+def check_flag(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, got {value!r}.")
 
@@ -114,8 +116,8 @@ class SmoothingConfig(_JSONConfig):
         """Check every field."""
         object.__setattr__(self, "sigma", _real("smoothing.sigma", self.sigma, 0.0))
         object.__setattr__(self, "lr", _real("smoothing.lr", self.lr, 0.0))
-        _flag("smoothing.learn", self.learn)
-        _choice("smoothing.covariance", self.covariance, get_args(Covariance))
+        check_flag("smoothing.learn", self.learn)
+        check_choice("smoothing.covariance", self.covariance, get_args(Covariance))
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,12 @@ class DentConfig(_JSONConfig):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ConfigError(f"steps must be a whole number, at least 0, got {steps!r}.")
         object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
-        _choice("optimizer", self.optimizer, get_args(Optimizer))
-        _choice("objective", self.objective, get_args(Objective))
-        _choice("granularity", self.granularity, get_args(Granularity))
-        _choice("statistics", self.statistics, get_args(Statistics))
-        _choice("reduction", self.reduction, get_args(Reduction))
-        _flag("adapt_affine", self.adapt_affine)
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_choice("objective", self.objective, get_args(Objective))
+        check_choice("granularity", self.granularity, get_args(Granularity))
+        check_choice("statistics", self.statistics, get_args(Statistics))
+        check_choice("reduction", self.reduction, get_args(Reduction))
+        check_flag("adapt_affine", self.adapt_affine)
         self._check_betas()
         self._check_smoothing()
         if self.steps and not self.learns:

@@ -1,9 +1,11 @@
 """Dent: a trained classifier that adapts to every batch before it predicts."""
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,16 @@ from torch import Tensor, nn
 from dent.adaptation import Adaptation
 from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
 from dent.config import DENT, DentConfig
-from dent.errors import ConfigError, InputError, UnsupportedModelError
+from dent.errors import CompileWarning, ConfigError, InputError, UnsupportedModelError
 from dent.isolation import isolated
 from dent.minimize import minimize
+from dent.performance import Performance
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
 _STATIC = DentConfig(steps=0)
+_FASTEST = Performance()
+
+Found = TypeVar("Found")
 
 
 class Dent(nn.Module):
@@ -30,23 +36,31 @@ class Dent(nn.Module):
         model: takes a batch (N, ...) and returns logits (N, classes). Stays as it is, and stays
             the caller's: changing its weights afterwards changes the defense.
         config: the defense; `DENT`, `DENT_PLUS`, `DENT_NOMINAL` are the paper's.
+        performance: how to compute it; by default in whatever way is faster at the same answers.
 
     Raises:
         UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
-        ConfigError: `config` is no `DentConfig`.
+        ConfigError: `config` is no `DentConfig`, or `performance` no `Performance`.
 
     Example:
         >>> defended = Dent(model, DENT_PLUS)
         >>> logits = defended(images)
     """
 
-    def __init__(self, model: nn.Module, config: DentConfig = DENT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DentConfig = DENT,
+        performance: Performance = _FASTEST,
+    ) -> None:
         super().__init__()
         if not isinstance(config, DentConfig):
             raise ConfigError(
                 f"Dent expected a DentConfig, got {config!r}: pass DENT, DENT_PLUS, DENT_NOMINAL, "
                 "DentConfig(...), or DentConfig.from_dict(...) of a mapping."
             )
+        if not isinstance(performance, Performance):
+            raise ConfigError(f"Dent expected a Performance(...), got {performance!r}.")
         check_supported(model, config)
         if any(isinstance(module, Dent) for module in model.modules()):
             raise UnsupportedModelError(
@@ -55,6 +69,8 @@ class Dent(nn.Module):
             )
         self.model = model
         self.config = config
+        self.performance = performance
+        self._compiles = performance.compile
 
     @property
     def batch_dependent(self) -> bool:
@@ -72,7 +88,7 @@ class Dent(nn.Module):
         Raises:
             ConfigError: `steps` is out of range.
         """
-        return Dent(self.model, replace(self.config, steps=steps))
+        return Dent(self.model, replace(self.config, steps=steps), self.performance)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
@@ -88,7 +104,7 @@ class Dent(nn.Module):
         """
         if id(self) in _DISABLED.get():
             _check_batch(x)
-            return AdaptedModel(self.model, _STATIC)(x, {})
+            return self._adapted(_STATIC)(x, {})
         return self.predict(x, self.adapt(x))
 
     def adapt(
@@ -128,15 +144,19 @@ class Dent(nn.Module):
             seen = x if kept is None else x[kept]
             if not differentiable:
                 seen = seen.clone() if seen.is_inference() else seen.detach()
-            found = minimize(
-                AdaptedModel(self.model, self.config),
-                norm_parameters(self.model),
-                self.config,
-                seen,
-                differentiable=differentiable,
-                last=last,
-                checkpointed=checkpointed,
-            )
+
+            def run(model: AdaptedModel) -> Adaptation:
+                return minimize(
+                    model,
+                    norm_parameters(self.model),
+                    self.config,
+                    seen,
+                    differentiable=differentiable,
+                    last=last,
+                    checkpointed=checkpointed,
+                )
+
+            found = run(self._adapted(self.config)) if differentiable else self._fastest(run)
             return found if kept is None else found.spread(kept)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
@@ -155,16 +175,47 @@ class Dent(nn.Module):
         self._check_adaptation(adaptation, len(x))
         kept = _finite_rows(x)
         if kept is None:
-            model = AdaptedModel(self.model, self.config)
-            return _predictions(model(x, adaptation.parameters, adaptation.smoothing))
+            return _predictions(self._logits(x, adaptation))
         if not kept.any():  # run for the number of classes alone; batch statistics need two rows
-            logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
+            logits = self._adapted(_STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
-        rows = adaptation.take(kept)
-        model = AdaptedModel(self.model, self.config)
-        logits = _predictions(model(x[kept], rows.parameters, rows.smoothing))
+        logits = _predictions(self._logits(x[kept], adaptation.take(kept)))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
+
+    def _adapted(self, config: DentConfig) -> AdaptedModel:
+        return AdaptedModel(self.model, config, replace(self.performance, compile=False))
+
+    def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        def run(model: AdaptedModel) -> Tensor:
+            return model(x, adaptation.parameters, adaptation.smoothing)
+
+        given = [x, adaptation.smoothing, *adaptation.parameters.values()]
+        needs_gradient = any(value is not None and value.requires_grad for value in given)
+        if needs_gradient and torch.is_grad_enabled():
+            return run(self._adapted(self.config))
+        return self._fastest(run)
+
+    def _fastest(self, run: Callable[[AdaptedModel], Found]) -> Found:
+        """Return what `run` makes of the compiled model, or where that fails, of the model."""
+        if not self._compiles:
+            return run(self._adapted(self.config))
+        try:
+            return run(AdaptedModel(self.model, self.config, self.performance))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            found = run(self._adapted(self.config))  # raises what is wrong with model or batch
+            self._compiles = False
+            reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
+            warnings.warn(
+                f"{type(self.model).__name__} could not be compiled, so its defense computes "
+                f"without; the answers are the same. Set Performance(compile=False), or mend: "
+                f"{reason}",
+                CompileWarning,
+                stacklevel=4,
+            )
+            return found
 
     def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
         # What fits another defense would here be left out in part, and pass for an answer.

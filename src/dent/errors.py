@@ -35,3 +35,7 @@ class UnknownNameError(DentError, ValueError):
 
 class MissingExtraError(DentError, ImportError):
     """An optional dependency is missing: the message says which `pip install` brings it."""
+
+
+class CompileWarning(UserWarning):
+    """A model could not be compiled, so that its defense computes without: same answers, slower."""

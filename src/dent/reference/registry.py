@@ -103,10 +103,9 @@ def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
         "randomized": bool(getattr(defense, "randomized", False)),
     }
     if isinstance(defense, Dent):
-        return described | {
-            "name": _name(defense.config),
-            "settings": defense.config.to_dict(),
-        }
+        described |= {"name": _name(defense.config), "settings": defense.config.to_dict()}
+        precision = defense.performance.precision
+        return described if precision == "model" else described | {"precision": precision}
     own = getattr(defense, "describe", None)
     if not callable(own):
         return described

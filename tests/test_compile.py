@@ -1,0 +1,189 @@
+"""A compiled defense gives the answers of one that is not, or says that it could not be compiled.
+
+Most tests stop before the C++ compiler (`aot_eager`): the graphs are the same, a tenth as slow.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import CompileWarning, Dent, DentConfig, InputError, Performance, adapted_model
+from tests.configurations import BATCH, SAMPLE, Around
+from tests.test_behaviour import CONFIGS as DEFENSES
+from tests.test_behaviour import MODELS, _images
+from tests.test_performance import PLAIN, assert_same_answers
+
+COMPILED = Performance(compile=True)
+CASES = [
+    pytest.param(
+        model,
+        config,
+        id=f"{model}-{config}",
+        marks=() if (model, config) == ("tiny-cnn", "dent-plus") else pytest.mark.slow,
+    )
+    for model in MODELS
+    for config in DEFENSES
+    if config != "statistics-only"
+]
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_and_no_code_of_other_tests() -> Iterator[None]:
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        yield
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Compile without C++; the list grows with every graph that is compiled."""
+    made: list[None] = []
+    backend = torch._dynamo.lookup_backend("aot_eager")
+
+    def counting(graph: object, inputs: object) -> object:
+        made.append(None)
+        return backend(graph, inputs)
+
+    compiled = torch.compile(adapted_model._call, fullgraph=True, dynamic=False, backend=counting)
+    monkeypatch.setattr(adapted_model, "_compiled", lambda: compiled)
+    return made
+
+
+@pytest.mark.parametrize(("model_name", "config_name"), CASES)
+def test_it_gives_the_same_answers(model_name: str, config_name: str, graphs: list[None]) -> None:
+    model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
+    defense, x = Dent(model, config, COMPILED), _images(torch.float64)
+    assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
+    assert bool(graphs) == (config.steps > 0)
+    with torch.no_grad():
+        expected = Dent(model, config, PLAIN)(x)
+        torch.testing.assert_close(defense(x), expected, rtol=1e-6, atol=1e-7)
+    assert len(graphs) == (2 if config.steps else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config_name", ["dent", "dent-plus", "dent-nominal"])
+@pytest.mark.parametrize("model_name", MODELS)
+def test_it_gives_the_same_answers_by_cpp(model_name: str, config_name: str) -> None:
+    model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
+    defense = Dent(model, config, COMPILED)
+    x = _images(torch.float64)
+    assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_the_code_serves_every_batch_and_later_weights(
+    graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense, plain = Dent(tiny_cnn, BATCH, COMPILED), Dent(tiny_cnn, BATCH)
+    with torch.no_grad():
+        torch.testing.assert_close(defense(x), plain(x))
+        compiled = len(graphs)
+        for name in ("0.weight", "1.weight", "1.running_var"):
+            tiny_cnn.state_dict()[name].mul_(1.5)
+            torch.testing.assert_close(defense(x.flip(0)), plain(x.flip(0)))
+    assert len(graphs) == compiled == 2
+
+
+class _Gain(Around):
+    """Has an attribute that counts, and that the user changes."""
+
+    gain = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
+def test_a_changed_attribute_changes_the_code(
+    graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model = _Gain(tiny_cnn)
+    for gain in (2.0, 3.0, 2.0):
+        model.gain = gain
+        found = Dent(model, SAMPLE, COMPILED).adapt(x).entropy
+        torch.testing.assert_close(found, Dent(model, SAMPLE).adapt(x).entropy)
+    assert len(graphs) == 2
+
+
+@pytest.mark.slow
+def test_hooks_fire_at_every_forward(
+    graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    fired: list[int] = []
+    tiny_cnn[1].register_forward_hook(lambda *_: fired.append(len(fired)))
+    Dent(tiny_cnn, BATCH, COMPILED)(x)
+    assert len(fired) == BATCH.steps + 1
+    assert graphs
+
+
+def test_the_exact_gradient_is_not_compiled(
+    graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    x.requires_grad_()
+    gradients = []
+    for performance in (COMPILED, Performance()):
+        defense = Dent(tiny_cnn, BATCH, performance)
+        logits = defense.predict(x, defense.adapt(x, differentiable=True))
+        gradients += torch.autograd.grad(logits.square().sum(), x)
+    assert torch.equal(*gradients)
+    assert not graphs
+
+
+class _Breaking(Around):
+    """Asks a tensor for its value, which cannot be compiled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if float(logits.detach().sum()) < 1e9 else logits / 2
+
+
+@pytest.mark.parametrize("config", [BATCH, SAMPLE])
+def test_a_model_that_cannot_be_compiled_computes_without(
+    config: DentConfig, graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model = _Breaking(tiny_cnn)
+    defense = Dent(model, config, COMPILED)
+    with pytest.warns(CompileWarning, match=r"_Breaking could not be compiled.*same"):
+        assert torch.equal(defense(x), Dent(model, config)(x))
+    assert torch.equal(defense(x), Dent(model, config)(x))  # and warns no second time
+    assert not graphs
+
+
+def test_without_a_compiler_it_computes_without(
+    monkeypatch: pytest.MonkeyPatch, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    def none(*_: object) -> object:
+        raise RuntimeError("no C++ compiler was found")
+
+    compiled = torch.compile(adapted_model._call, fullgraph=True, backend=none)
+    monkeypatch.setattr(adapted_model, "_compiled", lambda: compiled)
+    defense = Dent(tiny_cnn, BATCH, COMPILED)
+    with pytest.warns(CompileWarning, match="no C\\+\\+ compiler was found"):
+        assert torch.equal(defense(x), Dent(tiny_cnn, BATCH)(x))
+
+
+def test_what_is_wrong_with_a_batch_is_said_as_ever(
+    graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense = Dent(tiny_cnn, BATCH, COMPILED)
+    with pytest.raises(InputError, match=r"could not take a batch of shape \(2, 5, 8, 8\)"):
+        defense(torch.rand(2, 5, 8, 8))
+    torch.testing.assert_close(defense(x), Dent(tiny_cnn, BATCH)(x))
+    assert graphs
+
+
+@pytest.mark.slow
+def test_it_combines_with_bfloat16(graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor) -> None:
+    defense = Dent(tiny_cnn, SAMPLE, replace(COMPILED, precision="bfloat16"))
+    torch.testing.assert_close(defense(x), Dent(tiny_cnn, SAMPLE)(x), rtol=0.1, atol=0.1)
+    assert graphs

@@ -1,0 +1,192 @@
+"""Settings that change speed change no answer."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dent import ConfigError, Dent, DentConfig, InputError, Performance
+from dent.cli.restore import _defense
+from dent.evaluation.spec import DefenseSpec
+from dent.reference.registry import describe
+from tests.configurations import BATCH, CONFIGS, SAMPLE, Around
+from tests.test_behaviour import CONFIGS as DEFENSES
+from tests.test_behaviour import MODELS, _images
+
+PLAIN = Performance(memory_format="preserve")
+SLOW_MODELS = ("resnet18-nominal", "torchvision-resnet18")
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def assert_same_answers(defense: Dent, plain: Dent, x: Tensor, **tolerance: float) -> None:
+    x = x.clone().requires_grad_()
+    found, expected = defense.adapt(x), plain.adapt(x)
+    assert found.parameters.keys() == expected.parameters.keys()
+    for name, value in expected.parameters.items():
+        torch.testing.assert_close(found.parameters[name], value, **tolerance)
+    torch.testing.assert_close(found.entropy, expected.entropy, **tolerance)
+    logits, known = defense.predict(x, found), plain.predict(x, expected)
+    torch.testing.assert_close(logits, known, **tolerance)
+    labels = torch.arange(len(x)) % logits.shape[1]
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), x)
+    (right,) = torch.autograd.grad(F.cross_entropy(known, labels), x)
+    torch.testing.assert_close(gradient, right, **tolerance)
+    assert gradient.stride() == right.stride()
+
+
+@pytest.mark.parametrize("config_name", [name for name in DEFENSES if name != "statistics-only"])
+@pytest.mark.parametrize(
+    "model_name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ()) for name in MODELS],
+)
+def test_any_memory_format_gives_the_same_answers(model_name: str, config_name: str) -> None:
+    """In float64: in float32 a unit at a kink may fall to the other side."""
+    model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
+    for memory_format in ("auto", "channels-last"):
+        defense = Dent(model, config, Performance(memory_format=memory_format))  # type: ignore[arg-type]
+        plain = Dent(model, config, PLAIN)
+        assert_same_answers(defense, plain, _images(torch.float64), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("config", [BATCH, SAMPLE])
+def test_the_exact_gradient_is_the_same(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model, x = tiny_cnn.double(), x.double().requires_grad_()
+    gradients = []
+    for performance in (Performance(), PLAIN):
+        defense = Dent(model, config, performance)
+        logits = defense.predict(x, defense.adapt(x, differentiable=True))
+        gradients += torch.autograd.grad(logits.square().sum(), x)
+    torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-9)
+    assert gradients[0].stride() == gradients[1].stride()
+
+
+class _Seeing(Around):
+    """Notes in which memory format each batch came."""
+
+    seen: list[bool]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return super().forward(x)
+
+
+def _seeing(model: nn.Module) -> tuple[_Seeing, list[bool]]:
+    wrapped = _Seeing(model)
+    type(wrapped).seen = seen = []  # the class's, since a private copy owns its attributes
+    return wrapped, seen
+
+
+@pytest.mark.parametrize(
+    ("performance", "expected"),
+    [
+        (Performance(), True),
+        (Performance(memory_format="channels-last"), True),
+        (PLAIN, False),
+    ],
+)
+def test_the_memory_format_is_what_was_asked_for(
+    performance: Performance, expected: bool, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model, seen = _seeing(tiny_cnn)
+    Dent(model, BATCH, performance)(x)
+    assert seen == [expected] * (BATCH.steps + 1)
+
+
+def test_without_convolutions_a_batch_stays_as_it_comes(x: Tensor) -> None:
+    model, seen = _seeing(nn.Sequential(nn.Flatten(), nn.LayerNorm(768), nn.Linear(768, 10)))
+    Dent(model, BATCH)(x)
+    assert not any(seen)
+
+
+class _Viewing(Around):
+    """Needs its activations in the usual order, and counts the forwards that got that far."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+        self.head = nn.Linear(784, 10)
+        self.register_buffer("begun", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.get_buffer("begun").add_(1)
+        logits: Tensor = self.head(self.model(x).view(len(x), -1))
+        return logits + self.get_buffer("begun")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_model_that_refuses_channels_last_gets_what_it_takes(
+    config: DentConfig, x: Tensor
+) -> None:
+    model = _Viewing().eval()
+    defense, plain = Dent(model, config), Dent(model, config, PLAIN)
+    for _ in range(2):
+        assert torch.equal(defense(x), plain(x))
+    with pytest.raises(InputError, match="view size is not compatible"):
+        Dent(model, config, Performance(memory_format="channels-last"))(x)
+
+
+def test_what_is_wrong_with_a_batch_is_said_as_ever(tiny_cnn: nn.Sequential) -> None:
+    with pytest.raises(InputError, match=r"could not take a batch of shape \(2, 5, 8, 8\)"):
+        Dent(tiny_cnn, BATCH)(torch.rand(2, 5, 8, 8))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_bfloat16_computes_nearly_the_same_and_hands_back_float32(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    x.requires_grad_()
+    plain = Dent(tiny_cnn, config)
+    defense = Dent(tiny_cnn, config, Performance(precision="bfloat16"))
+    logits = defense(x)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, plain(x))
+    torch.testing.assert_close(logits, plain(x), rtol=0.1, atol=0.1)
+    adaptation = defense.adapt(x)
+    assert all(value.dtype == torch.float32 for value in adaptation.parameters.values())
+    (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+    assert gradient.dtype == torch.float32
+
+
+def test_records_name_a_precision_that_changes_numbers_and_nothing_else(
+    tiny_cnn: nn.Sequential,
+) -> None:
+    assert describe(Dent(tiny_cnn, BATCH, PLAIN)) == describe(Dent(tiny_cnn, BATCH))
+    defense = Dent(tiny_cnn, BATCH, Performance(precision="bfloat16"))
+    described = describe(defense)
+    assert described == describe(Dent(tiny_cnn, BATCH)) | {"precision": "bfloat16"}
+    kind = f"{Dent.__module__}.{Dent.__qualname__}"
+    spec = DefenseSpec(name="mine", kind=kind, config=described, weights=None, batch_dependent=True)
+    _, restored = _defense(spec, tiny_cnn)
+    assert isinstance(restored, Dent)
+    assert restored.performance.precision == "bfloat16"
+    assert restored.config == BATCH
+
+
+def test_another_number_of_steps_keeps_the_settings(tiny_cnn: nn.Sequential) -> None:
+    assert Dent(tiny_cnn, BATCH, PLAIN).with_steps(7).performance == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"memory_format": "nhwc"}, "memory_format must be one of 'auto', 'channels-last'"),
+        ({"precision": "float16"}, "precision must be one of 'model', 'bfloat16'"),
+    ],
+)
+def test_other_values_are_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        Performance(**values)
+
+
+def test_what_is_no_performance_is_refused(tiny_cnn: nn.Sequential) -> None:
+    fast: Any = "fast"
+    with pytest.raises(ConfigError, match="Dent expected a Performance"):
+        Dent(tiny_cnn, BATCH, fast)
