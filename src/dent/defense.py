@@ -156,7 +156,7 @@ class Dent(nn.Module):
                     checkpointed=checkpointed,
                 )
 
-            found = run(self._adapted(self.config)) if differentiable else self._fastest(run)
+            found = run(self._adapted()) if differentiable else self._fastest(run)
             return found if kept is None else found.spread(kept)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
@@ -177,14 +177,14 @@ class Dent(nn.Module):
         if kept is None:
             return _predictions(self._logits(x, adaptation))
         if not kept.any():  # run for the number of classes alone; batch statistics need two rows
-            logits = self._adapted(_STATIC)(x.new_zeros(2, *x.shape[1:]), {})
+            logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
         logits = _predictions(self._logits(x[kept], adaptation.take(kept)))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
 
-    def _adapted(self, config: DentConfig) -> AdaptedModel:
-        return AdaptedModel(self.model, config, replace(self.performance, compile=False))
+    def _adapted(self) -> AdaptedModel:
+        return AdaptedModel(self.model, self.config, replace(self.performance, compile=False))
 
     def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         def run(model: AdaptedModel) -> Tensor:
@@ -193,19 +193,19 @@ class Dent(nn.Module):
         given = [x, adaptation.smoothing, *adaptation.parameters.values()]
         needs_gradient = any(value is not None and value.requires_grad for value in given)
         if needs_gradient and torch.is_grad_enabled():
-            return run(self._adapted(self.config))
+            return run(self._adapted())
         return self._fastest(run)
 
     def _fastest(self, run: Callable[[AdaptedModel], Found]) -> Found:
         """Return what `run` makes of the compiled model, or where that fails, of the model."""
         if not self._compiles:
-            return run(self._adapted(self.config))
+            return run(self._adapted())
         try:
             return run(AdaptedModel(self.model, self.config, self.performance))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            found = run(self._adapted(self.config))  # raises what is wrong with model or batch
+            found = run(self._adapted())  # raises what is wrong with model or batch
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
             warnings.warn(
