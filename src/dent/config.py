@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, Self, get_args
 
 from dent.errors import ConfigError
+from dent.suggest import did_you_mean
 
 Optimizer = Literal["adam", "adamod", "sgd"]
 Objective = Literal["entropy", "information-maximization"]
@@ -43,8 +43,7 @@ class _JSONConfig:
         known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         for key in values:
             if key not in known:
-                close = get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+                hint = did_you_mean(str(key), known) or f" Known: {', '.join(known)}."
                 raise ConfigError(f"{cls.__name__} has no field {key!r}.{hint}")
         try:
             return cls(**values)

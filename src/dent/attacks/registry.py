@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dent.attacks.autoattack import AutoAttack
 from dent.attacks.parts import PARTS, SETS
 from dent.attacks.pgd import PGD
 from dent.errors import ConfigError, UnknownNameError
+from dent.suggest import closest
 
 if TYPE_CHECKING:
     from dent.attacks.base import Attack
@@ -117,5 +117,5 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _suggest(name: str, options: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name.lower(), options, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    near = closest(name, options)
+    return f", did you mean {near!r}?" if near else ""

@@ -1,6 +1,5 @@
 """Datasets by name: where `load` and `fetch` find the one that does the work."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from dent.data.progress import Report, progress_bar, silent
 from dent.data.sample import SAMPLE, SAMPLE_FILE, load_sample
 from dent.data.spec import ArraySpec
 from dent.errors import DataError, UnknownNameError
+from dent.suggest import closest
 
 ROOT_VARIABLE: Final = "DENT_DATA"
 _SPECS: Final[dict[str, ArraySpec]] = {CIFAR10.name: CIFAR10, CIFAR100.name: CIFAR100}
@@ -186,6 +186,6 @@ def _check_name(what: str, name: str, known: Sequence[str]) -> None:
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    near = closest(str(name), known)
+    hint = f"; did you mean {near!r}?" if near else ""
     return f"there is no {what} {name!r}, only {', '.join(known)}{hint}"

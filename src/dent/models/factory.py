@@ -1,123 +1,27 @@
 """Models of the user's own: `package.module:factory`, imported and called."""
 
-from __future__ import annotations
-
-import contextlib
-import importlib
-import re
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
 from torch import nn
 
-from dent.errors import UnknownNameError, UnsupportedModelError
-from dent.models.suggest import did_you_mean
-
-_SPEC = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<factory>[^\W\d]\w*(\.[^\W\d]\w*)*)")
+from dent.errors import UnsupportedModelError
+from dent.factories import call_factory, type_name
 
 
 def build(spec: str) -> nn.Module:
-    """Imports a factory and calls it without arguments.
-
-    Modules are looked for in the current folder first, as Python itself would, then among what is
-    installed. This runs the code that was named, so name only code you trust.
+    """Imports a factory and calls it without arguments; see `call_factory`.
 
     Args:
         spec: `package.module:factory`; the factory may be an attribute (`module:Zoo.small`).
-
-    Returns:
-        What the factory returned.
 
     Raises:
         UnknownNameError: If `spec` has another form, or there is no such module or factory.
         UnsupportedModelError: If importing the module or calling the factory raises, or it returns
             something other than an `nn.Module`.
     """
-    match = _SPEC.fullmatch(spec)
-    if match is None or match["module"].endswith(".py"):
-        raise UnknownNameError(
-            f"expected package.module:factory, with dots between the parts, got {spec!r}"
-            + _module_of_a_file(spec)
-        )
-    with _current_folder_first():
-        module = _import(match["module"], spec)
-        factory = _find(module, match["factory"], spec)
-        try:
-            model = factory()
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"{spec} raised {_brief(error)}. It is called without arguments: give every "
-                "argument a default"
-            ) from error
+    model = call_factory(
+        spec,
+        kind="makes a new model",
+        called="without arguments: give every argument a default",
+    )
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(
-            f"{spec} must return a torch.nn.Module, got {_named_type(model)}"
-        )
+        raise UnsupportedModelError(f"{spec} must return a torch.nn.Module, got {type_name(model)}")
     return model
-
-
-@contextlib.contextmanager
-def _current_folder_first() -> Iterator[None]:
-    # A console script starts with its own folder on the path, not with the user's.
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()  # the module may have been written a moment ago
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _import(name: str, spec: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise UnknownNameError(
-                f"{spec}: no module named {error.name!r} in {Path.cwd()} or installed; run this "
-                "where the module lies, or install its package"
-            ) from None
-        raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
-    except Exception as error:
-        raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
-
-
-def _find(module: ModuleType, path: str, spec: str) -> Callable[[], Any]:
-    found: Any = module
-    for part in path.split("."):
-        if not hasattr(found, part):
-            public = [name for name, value in vars(found).items()
-                      if callable(value) and not name.startswith("_")]  # fmt: skip
-            raise UnknownNameError(
-                f"{spec}: {module.__name__} ({getattr(module, '__file__', None)}) has no "
-                f"{path!r}.{did_you_mean(part, public)}"
-            )
-        found = getattr(found, part)
-    if isinstance(found, nn.Module) or not callable(found):
-        raise UnsupportedModelError(
-            f"{spec} must be a function or class that makes a new model, got "
-            f"{_named_type(found)}: write `def make(): return ...` and name that"
-        )
-    factory: Callable[[], Any] = found
-    return factory
-
-
-def _module_of_a_file(spec: str) -> str:
-    path, _, name = spec.rpartition(":")
-    if not path.endswith(".py"):
-        return ""
-    module = path.removesuffix(".py").replace("\\", "/").removeprefix("./").replace("/", ".")
-    return f"; for that file write {module}:{name}"
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _named_type(value: object) -> str:
-    kind = type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -23,8 +23,8 @@ from dent.models.extras import require
 from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.robustbench_package import PURPOSE, TABLE, import_robustbench
-from dent.models.suggest import did_you_mean
 from dent.models.weights import fit_weights, read_checkpoint, read_weights
+from dent.suggest import did_you_mean
 
 _CLASSES: Final = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 _EPS: Final = {

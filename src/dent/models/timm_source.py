@@ -17,8 +17,8 @@ from dent.models.extras import require
 from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import ModelInfo
 from dent.models.normalize import Normalize
-from dent.models.suggest import did_you_mean
 from dent.models.weights import check_finite, read_weights
+from dent.suggest import did_you_mean
 
 _PURPOSE: Final = "a timm model"
 _HUB: Final = "https://huggingface.co"

@@ -18,8 +18,8 @@ from dent.errors import UnknownNameError
 from dent.models.fetching import Download, fetch_url
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.normalize import Normalize
-from dent.models.suggest import did_you_mean
 from dent.models.weights import fit_weights, read_weights
+from dent.suggest import did_you_mean
 
 _CLASSES: Final = 1000
 _IMAGES: Final = 50_000

@@ -12,10 +12,10 @@ from dent.models.autoattack_resnet18 import AutoAttackExample
 from dent.models.residual import EXAMPLES, is_member, parse, resnet
 from dent.models.robustbench_source import RobustBench
 from dent.models.shipped_source import ShippedModels
-from dent.models.suggest import closest, did_you_mean
 from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
 from dent.models.weights import fit_weights, read_weights
+from dent.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from torch import nn
@@ -11,12 +10,13 @@ from torch import nn
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defense import Dent
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from dent.factories import call_factory
 from dent.reference.anti_adversary import AntiAdversary
 from dent.reference.base import STATIC, ReferenceDefense
 from dent.reference.configuration import load_config
-from dent.reference.factory import build
 from dent.reference.hedge import Hedge
 from dent.reference.tent_online import TentOnline
+from dent.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import DynamicDefense
@@ -72,12 +72,17 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
         return Dent(model, load_config(spec))
     if ":" in spec:
         # A copy: code that adapts in place must not touch the model that others are made from.
-        return _own(spec, build(spec, copy.deepcopy(model)))
-    close = get_close_matches(spec.lower(), names(), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+        made = call_factory(
+            spec,
+            copy.deepcopy(model),
+            kind="takes the model",
+            called="with the model as its one argument",
+        )
+        return _own(spec, made)
     raise UnknownNameError(
-        f"There is no defense {spec!r}.{hint} Expected one of {', '.join(names())}; the path of a "
-        "JSON file (ending in .json); or package.module:factory."
+        f"There is no defense {spec!r}.{did_you_mean(spec, names())} Expected one of "
+        f"{', '.join(names())}; the path of a JSON file (ending in .json); or "
+        "package.module:factory."
     )
 
 

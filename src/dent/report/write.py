@@ -1,7 +1,6 @@
 """Write a report in the format that its name asks for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from dent.report.formats import to_csv, to_json
 from dent.report.html import to_html
 from dent.report.loading import NamedRun, load_runs
 from dent.report.markdown import to_markdown
+from dent.suggest import closest
 
 FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
     ".html": to_html,
@@ -60,6 +60,6 @@ def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = No
 
 
 def _unknown(out: Path) -> str:
-    near = get_close_matches(out.suffix.lower(), FORMATS, n=1)
-    hint = f"; did you mean {out.with_suffix(near[0]).name!r}?" if near else ""
+    near = closest(out.suffix, FORMATS)
+    hint = f"; did you mean {out.with_suffix(near).name!r}?" if near else ""
     return f"a report's file name must end in {', '.join(FORMATS)}, got {out.name!r}{hint}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dent.errors import ConfigError, UnknownNameError
-from dent.models.suggest import did_you_mean
+from dent.suggest import did_you_mean
 from dent.training.recipe import Recipe
 
 
