@@ -1,6 +1,6 @@
 """Defenses as the spec files write them: a preset, and what differs from it.
 
-`dent steps=10 statistics=test`, `dent-nominal smoothing.learn=false`, `dent-nominal smoothing=none`.
+`dent steps=10 statistics=test`, `dent-nominal smoothing.learn=false`, `dent smoothing=none`.
 """
 
 import json
@@ -42,7 +42,7 @@ def parse_defense(text: str) -> DentConfig:
 
 
 def defense_name(config: DentConfig) -> str:
-    """A name for a configuration that no other has, fit for a file: the nearest preset, and changes.
+    """A name that no other configuration has, fit for a file: the nearest preset, and changes.
 
     A preset has its own name: `dent+`. Others: `dent_steps-10_statistics-test`.
     """

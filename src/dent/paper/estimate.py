@@ -102,9 +102,7 @@ def _is_here(chosen: Chosen) -> bool:
 
 def _time(chosen: Chosen, device: torch.device) -> float:
     classes, pixels = _CLASSES.get(chosen.dataset, 10), _PIXELS.get(chosen.dataset, 32)
-    model = models.load(
-        chosen.name, weights=chosen.weights, num_classes=classes, device=device
-    )
+    model = models.load(chosen.name, weights=chosen.weights, num_classes=classes, device=device)
     x = torch.full((_TIMED, 3, pixels, pixels), 0.5, device=device)
     seconds = []
     with torch.no_grad():

@@ -64,12 +64,10 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> Measured | None:
         return _accuracy(rights, batches, found, recorded)
     natural = scores.records["natural"]
     if what == "relative-time":
-        static = run.defense_name == STATIC
-        numbers = [
-            1.0 if static else record.timing.serve / record.timing.static
-            for record in natural
-            if static or record.timing.static
-        ]
+        pairs = [(record.timing.serve, record.timing.static) for record in natural]
+        numbers = [own / static for own, static in pairs if static]
+        if run.defense_name == STATIC:  # its own yardstick: it was not timed twice
+            numbers = [1.0 for _ in natural]
     else:
         at = 0 if what == "sigma-before" else -1
         traces = [record.trace.sigma_by_step for record in natural]

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+import torchvision
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import get_model
 
 from dent.config import DentConfig
 from dent.defense import Dent
@@ -87,18 +87,21 @@ def read_profile(path: Path) -> ProfileRecord | None:
 
 
 def count_flops(defense: Dent, x: Tensor) -> int:
-    """Floating-point operations of one answer, forwards and backwards, in matrix products and
-    convolutions: what torch.utils.flop_counter counts."""
+    """Floating-point operations of one answer, forwards and backwards.
+
+    Those in matrix products and convolutions, which torch.utils.flop_counter counts.
+    """
     with FlopCounterMode(display=False) as counter:
         defense(x)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _subjects(plan: Plan, profile: Profile) -> tuple[dict[str, Dent], Tensor]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = get_model(profile.model, weights=None, num_classes=profile.classes)
+        zoo: Any = torchvision.models
+        model = zoo.get_model(profile.model, weights=None, num_classes=profile.classes)
         x = torch.rand(profile.batch_size, 3, profile.size, profile.size).to(device)
     model.to(device).eval()
     made = {

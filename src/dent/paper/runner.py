@@ -10,7 +10,7 @@ from dent import data, models
 from dent.attacks import make_from
 from dent.config import DentConfig
 from dent.data import ImageDataset
-from dent.data.fetching import Report as Fetched
+from dent.data.progress import Report as Fetched
 from dent.defense import Dent
 from dent.errors import DataError, MissingExtraError, WeightsError
 from dent.evaluation import Progress, Subject, evaluate
