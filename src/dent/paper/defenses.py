@@ -11,6 +11,7 @@ from dent.errors import ConfigError
 from dent.reference import CONFIGS
 
 _NEAREST: Final = ("static", "dent", "dent+", "dent-nominal")
+_GONE: Final = "none"
 
 
 def parse_defense(text: str) -> DentConfig:
@@ -51,7 +52,8 @@ def defense_name(config: DentConfig) -> str:
             return name
     flat = _flat(config)
     changes = {name: _changes(_flat(CONFIGS[name]), flat) for name in _NEAREST}
-    nearest = min(_NEAREST, key=lambda name: len(changes[name]))
+    # Nobody thinks of dent as what has its smoothing taken away: that counts for more.
+    nearest = min(_NEAREST, key=lambda name: (_GONE in changes[name].values(), len(changes[name])))
     return "_".join([nearest, *(f"{key}-{value}" for key, value in changes[nearest].items())])
 
 
@@ -66,7 +68,7 @@ def _flat(config: DentConfig) -> dict[str, str]:
 
 
 def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
-    gone = {key.partition(".")[0]: "none" for key in before.keys() - after.keys() if "." in key}
+    gone = {key.partition(".")[0]: _GONE for key in before.keys() - after.keys() if "." in key}
     return gone | {
         key: value for key, value in after.items() if before.get(key) != value and key not in gone
     }

@@ -69,9 +69,7 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> Measured | None:
         if run.defense_name == STATIC:  # its own yardstick: it was not timed twice
             numbers = [1.0 for _ in natural]
     else:
-        at = 0 if what == "sigma-before" else -1
-        traces = [record.trace.sigma_by_step for record in natural]
-        numbers = [trace[at][0] for trace in traces if trace]
+        numbers = _sigmas(planned, natural)
     return of_numbers(numbers, _flags(found, recorded), recorded.result.status == "partial")
 
 
@@ -99,6 +97,15 @@ def of_numbers(numbers: Sequence[float], flags: tuple[str, ...], partial: bool) 
     return Measured(
         median(numbers), of_median(numbers), {}, {}, False, tuple(numbers), flags, partial
     )
+
+
+def _sigmas(planned: PlannedCell, natural: Sequence[UnitRecord]) -> list[float]:
+    """Batch by batch, where sigma begins, which the configuration says, or where it ends."""
+    smoothing = planned.cell.defense.smoothing
+    ends = [record.trace.sigma[0] for record in natural if record.trace.sigma]
+    if planned.cell.measure == "sigma-before" and smoothing is not None:
+        return [smoothing.sigma for _ in ends]
+    return ends
 
 
 def _ratio(round_: Mapping[str, float], column: str) -> float:
