@@ -10,7 +10,7 @@ from dent.config import DentConfig
 from dent.errors import ConfigError
 from dent.reference import CONFIGS
 
-_NEAREST: Final = ("static", "dent", "dent+", "dent-nominal")
+_NEAREST: Final = ("dent", "dent+", "dent-nominal")
 _GONE: Final = "none"
 
 
