@@ -41,7 +41,8 @@ def printed(source: str) -> str:
 
 
 def figures(text: str) -> list[str]:
-    return re.findall(r"(?<![\w.])\d+\.\d+×?(?![\w./])", text)
+    """All that is printed as a figure; not the radius that a row is named by."""
+    return re.findall(r"(?<![\w.])(?<!= )\d+\.\d+×?(?![\w.])", text)
 
 
 @EVERY

@@ -26,7 +26,7 @@ from dent.paper import (
     table_names,
     write_page,
 )
-from dent.paper.estimate import PlanCost, plan_cost, timer, undone
+from dent.paper.estimate import PlanCost, plan_cost, profile_forwards, timer, undone
 from dent.paper.page import figure, interval, told
 from dent.paper.planning import RUNS, WEIGHTS
 from dent.paper.runner import Loader
@@ -155,6 +155,12 @@ def _estimate(plans: Sequence[Plan], folder: Path, timed: Timer, *, as_json: boo
     ]
     columns = ("table", "runs to do", "million forwards", "at most")
     print_table("What it takes", columns, rows)
+    for plan in plans:
+        if plan.profile is not None:
+            OUT.print(
+                f"{plan.table.id} is no evaluation: {profile_forwards(plan):.0f} forwards of "
+                f"{plan.profile.model} at {plan.profile.size} pixels, not counted above."
+            )
     missing = dict.fromkeys(name for cost in costs.values() for name in cost.missing)
     if missing:
         OUT.print(f"Not here, so not timed: {', '.join(missing)}.", markup=False, soft_wrap=True)

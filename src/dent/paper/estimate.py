@@ -76,6 +76,15 @@ def forwards_of(run: PlannedRun) -> float:
     return total
 
 
+def profile_forwards(plan: Plan) -> float:
+    """Forwards of one image of the profiled model that a table of computation amounts to."""
+    if plan.profile is None:
+        return 0.0
+    steps = [DentConfig.from_dict(values).steps for values in plan.profiled.values()]
+    once = sum(1 + _STEP * count for count in steps)
+    return plan.profile.batch_size * (plan.profile.rounds + 1) * once
+
+
 def timer(device: torch.device) -> Callable[[Chosen], float | None]:
     """Time each model once, if it is here: the fastest of three forwards, per image."""
     known: dict[Chosen, float | None] = {}

@@ -133,8 +133,9 @@ def figure(value: float, unit: Unit) -> str:
 
 
 def signed(value: float, unit: Unit) -> str:
-    """A difference, its sign shown: `+15.2`."""
-    return format(value, f"+{_PLACES.get(unit, '.4g')}").replace("-", wording.MINUS)
+    """A difference, its sign shown: `+15.2`; none where it is 0 as it is written."""
+    text = format(value, f"+{_PLACES.get(unit, '.4g')}")
+    return (text if float(text) else text[1:]).replace("-", wording.MINUS)
 
 
 def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:

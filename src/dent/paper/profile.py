@@ -21,6 +21,7 @@ from dent.paper.planning import Plan
 from dent.paper.spec import Profile
 
 PROFILE: Final = "profile.json"
+_CPU: Final = torch.device("cpu")
 
 
 class ProfileRecord(Record):
@@ -40,12 +41,13 @@ class ProfileRecord(Record):
     """Of the process that began it."""
 
 
-def run_profile(plan: Plan, path: Path) -> ProfileRecord:
+def run_profile(plan: Plan, path: Path, device: torch.device = _CPU) -> ProfileRecord:
     """Measure what is not measured yet: all columns take turns within a round.
 
     Args:
         plan: A table with a profile.
         path: The folder; the same call goes on where it stopped.
+        device: Where to run.
 
     Raises:
         ConfigError: The table has no profile, or the folder holds another.
@@ -59,7 +61,7 @@ def run_profile(plan: Plan, path: Path) -> ProfileRecord:
         raise ConfigError(f"{path} holds another profile: choose another folder")
     if record is not None and len(record.seconds) >= profile.rounds:
         return record
-    defenses, x = _subjects(plan, profile)
+    defenses, x = _subjects(plan, profile, device)
     if record is None:
         record = ProfileRecord(
             profile=profile.model_dump(),
@@ -96,8 +98,7 @@ def count_flops(defense: Dent, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _subjects(plan: Plan, profile: Profile) -> tuple[dict[str, Dent], Tensor]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _subjects(plan: Plan, profile: Profile, device: torch.device) -> tuple[dict[str, Dent], Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         zoo: Any = torchvision.models

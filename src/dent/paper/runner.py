@@ -35,7 +35,7 @@ class Loader:
         data_root: Path | None = None,
         fetched: bool | Fetched = False,
     ) -> None:
-        self._device = device
+        self.device = device
         self._root = data_root
         self._fetched = fetched
         self._datasets: dict[str, ImageDataset] = {}
@@ -62,10 +62,10 @@ class Loader:
             images = self.dataset(chosen.dataset)
             classes = len(images.classes)
             model = models.load(
-                chosen.name, weights=chosen.weights, num_classes=classes, device=self._device
+                chosen.name, weights=chosen.weights, num_classes=classes, device=self.device
             )
             sample, _ = images.batch(range(min(2, len(images))))
-            models.check_model(model, classes, sample.to(self._device))
+            models.check_model(model, classes, sample.to(self.device))
             self._model = chosen, model
         return self._model[1]
 
@@ -133,7 +133,7 @@ def run_plans(
     for done, plan in enumerate(profiles, start=len(runs)):
         if watch is not None:
             watch(done, total, plan.profile_folder, None)
-        run_profile(plan, out / RUNS / plan.profile_folder)
+        run_profile(plan, out / RUNS / plan.profile_folder, loader.device)
     return missing
 
 
