@@ -12,6 +12,7 @@ from dent.cli.app import app
 from dent.data import FetchResult
 from dent.evaluation import Check, Count, DefenseResult, EvaluationResult, Verification
 from dent.models import ModelInfo
+from dent.paper import CellResult, Judgement, SuiteResult, TableResult
 from dent.report import Answer, DefenseStory, RunSummary, SampleStory
 from dent.report.listing import DefenseLine
 
@@ -23,6 +24,7 @@ PAGES = {
     "verify": [Verification, Check],
     "data": [FetchResult],
     "models": [ModelInfo],
+    "paper": [TableResult, CellResult, Judgement, SuiteResult],
 }
 
 

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 LEVEL: Final = 0.95
 _DRAWS: Final = 4000
@@ -69,6 +69,25 @@ def _tango_score(b: int, c: int, n: int, difference: float) -> float:
     if variance <= 0:
         return 0.0 if above == 0 else float(np.copysign(np.inf, above))
     return float(above / variance**0.5)
+
+
+def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Interval of a median by order statistics, whatever the values' distribution.
+
+    Args:
+        values: Independent ones.
+        level: Confidence level, which the interval has at least.
+
+    Returns:
+        Two of the values; None where even the smallest and the largest are too few (below 6 at
+        95%).
+    """
+    count, ordered = len(values), sorted(values)
+    # Of so many values, as many as this lie below the median with less than half of what is left.
+    below = int(binom.ppf(0.5 - level / 2, count, 0.5)) if count else 0
+    if binom.cdf(below, count, 0.5) > 0.5 - level / 2:
+        below -= 1
+    return None if below < 0 else (ordered[below], ordered[count - 1 - below])
 
 
 def cluster_bootstrap(

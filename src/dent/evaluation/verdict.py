@@ -50,7 +50,7 @@ def difference_to(
     static_samples = samples or "assembled" in defended.submissions
     ours, _ = worst_case(defended, batches, by_sample=samples)
     theirs, _ = worst_case(static, batches, by_sample=static_samples)
-    return _paired(ours, theirs, samples, static_samples, seed)
+    return paired(ours, theirs, samples, static_samples, seed)
 
 
 def natural_difference(
@@ -59,7 +59,7 @@ def natural_difference(
     """Pair the natural accuracies, with an interval made as that of the worst cases is."""
     ours, theirs = (scores.submissions["natural"] for scores in (defended, static))
     batches = sorted(set(ours) & set(theirs))
-    return _paired(
+    return paired(
         {at: ours[at].attacked for at in batches},
         {at: theirs[at].attacked for at in batches},
         by_sample(dependence),
@@ -68,14 +68,23 @@ def natural_difference(
     )
 
 
-def _paired(
+def paired(
     ours: Mapping[int, Rights],
     theirs: Mapping[int, Rights],
     samples: bool,
     static_samples: bool,
     seed: int,
 ) -> Difference:
-    """The difference of two sets of answers to the same batches, by batch index."""
+    """The difference of two sets of answers to the same batches.
+
+    Args:
+        ours: By batch index, who was right.
+        theirs: The same of the same members, which is taken off.
+        samples: Whether members of one batch are independent; otherwise the interval allows for
+            what they share, from `MIN_CLUSTERS` batches on.
+        static_samples: Whether `theirs` was taken by sample.
+        seed: Of the draws of batches.
+    """
     pairs = {at: list(zip(ours[at], theirs[at], strict=True)) for at in ours}
     gained = {at: sum(a and not b for a, b in pairs[at]) for at in pairs}
     lost = {at: sum(b and not a for a, b in pairs[at]) for at in pairs}

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dent.evaluation.result import DefenseResult, Diagnostic
 from dent.evaluation.spec import STATIC
@@ -66,7 +66,7 @@ def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
     """The page on one run or several; see `write_report`."""
     flags = Flags(runs)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             parts=[_part(index, run, flags, data_root) for index, run in enumerate(runs, start=1)],
@@ -96,15 +96,16 @@ def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> Ru
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("dent.report"),
+def environment(*packages: str) -> Environment:
+    """Templates of other packages, then the report's, with its filters; everything is escaped."""
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(each) for each in (*packages, "dent.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": wording.percent,
         "interval": wording.interval,
         "batches": wording.batches,
@@ -123,7 +124,7 @@ def _environment() -> Environment:
         "tojson_plain": json.dumps,
         "tojson_indented": partial(json.dumps, indent=1),
     }
-    environment.globals |= {
+    made.globals |= {
         "READINGS": wording.READINGS,
         "colour_of": colour_of,
         "traces": traces,
@@ -132,7 +133,7 @@ def _environment() -> Environment:
         "diagnostic": _diagnostic,
         "reasons": _reasons,
     }
-    return environment
+    return made
 
 
 def _span(runs: Sequence[NamedRun]) -> float:

@@ -1,0 +1,87 @@
+"""Defenses as the spec files write them: a preset, and what differs from it.
+
+`dent steps=10 statistics=test`, `dent-nominal smoothing.learn=false`, `dent smoothing=none`.
+"""
+
+import json
+from typing import Any, Final
+
+from dent.config import DentConfig
+from dent.errors import ConfigError
+from dent.reference import CONFIGS
+
+_NEAREST: Final = ("dent", "dent+", "dent-nominal")
+_GONE: Final = "none"
+
+
+def parse_defense(text: str) -> DentConfig:
+    """Read a defense: the name of a preset (`dent.reference.CONFIGS`), then `field=value` words.
+
+    Values are JSON or plain words; `none` is null; `smoothing.learn` is a field of the smoothing.
+
+    Raises:
+        ConfigError: The preset or a field is unknown, a word has another form, or the
+            configuration means nothing.
+    """
+    name, *words = text.split()
+    if name not in CONFIGS:
+        raise ConfigError(f"defense {text!r}: no preset {name!r}, only {', '.join(CONFIGS)}")
+    fields = CONFIGS[name].to_dict()
+    for word in words:
+        key, equals, written = word.partition("=")
+        outer, dot, inner = key.partition(".")
+        if not (equals and written):
+            raise ConfigError(f"defense {text!r}: expected FIELD=VALUE, got {word!r}")
+        if dot and not isinstance(fields.get(outer), dict):
+            raise ConfigError(f"defense {text!r}: {name} has no {outer}, so no {key}")
+        place = fields[outer] if dot else fields
+        place[inner if dot else key] = _value(written)
+    try:
+        return DentConfig.from_dict(fields)
+    except ConfigError as error:
+        raise ConfigError(f"defense {text!r}: {error}") from error
+
+
+def defense_name(config: DentConfig) -> str:
+    """A name that no other configuration has, fit for a file: the nearest preset, and changes.
+
+    A preset has its own name: `dent+`. Others: `dent_steps-10_statistics-test`.
+    """
+    for name, known in CONFIGS.items():
+        if known == config:
+            return name
+    flat = _flat(config)
+    changes = {name: _changes(_flat(CONFIGS[name]), flat) for name in _NEAREST}
+    # Nobody thinks of dent as what has its smoothing taken away: that counts for more.
+    nearest = min(_NEAREST, key=lambda name: (_GONE in changes[name].values(), len(changes[name])))
+    return "_".join([nearest, *(f"{key}-{value}" for key, value in changes[nearest].items())])
+
+
+def _flat(config: DentConfig) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.to_dict().items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": _text(item) for inner, item in value.items()}
+        else:
+            flat[key] = _text(value)
+    return flat
+
+
+def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
+    gone = {key.partition(".")[0]: _GONE for key in before.keys() - after.keys() if "." in key}
+    return gone | {
+        key: value for key, value in after.items() if before.get(key) != value and key not in gone
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value).replace(" ", "")
+
+
+def _value(written: str) -> Any:
+    if written == "none":
+        return None
+    try:
+        return json.loads(written)
+    except ValueError:
+        return written

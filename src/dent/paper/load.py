@@ -1,0 +1,91 @@
+"""Load the spec files that come with the package."""
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from dent.errors import ConfigError, UnknownNameError
+from dent.models.suggest import did_you_mean
+from dent.paper.scales import Role, Scale
+from dent.paper.spec import Strict, Table
+
+_HERE: Final = files("dent.paper")
+_ORDER: Final = (
+    *(f"table{number}" for number in range(1, 15)),
+    "figure4",
+    "section43",
+    "section44",
+    "readme",
+)
+_Kind = TypeVar("_Kind", bound=Strict)
+
+
+def table_names() -> tuple[str, ...]:
+    """Every table and figure, in the paper's order."""
+    return _ORDER
+
+
+def scale_names() -> tuple[str, ...]:
+    """Every scale."""
+    return tuple(_read("scales.toml"))
+
+
+@cache
+def load_table(name: str) -> Table:
+    """A table or figure by name.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+        ConfigError: Its spec file has an unknown key, or contradicts itself.
+    """
+    if name not in _ORDER:
+        raise UnknownNameError(
+            f"no table {name!r}.{did_you_mean(name, _ORDER)} There are {', '.join(_ORDER)}"
+        )
+    return read_spec(Table, f"tables/{name}.toml", {"id": name, **_read(f"tables/{name}.toml")})
+
+
+@cache
+def load_scale(name: str) -> Scale:
+    """A scale by name.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+        ConfigError: scales.toml has an unknown key.
+    """
+    known = _read("scales.toml")
+    if name not in known:
+        raise UnknownNameError(f"no scale {name!r}; there are {', '.join(known)}")
+    return read_spec(Scale, "scales.toml", {"id": name, **known[name]})
+
+
+@cache
+def load_roles() -> dict[str, Role]:
+    """The paper's models by the names that tables use.
+
+    Raises:
+        ConfigError: models.toml has an unknown key.
+    """
+    known = _read("models.toml")
+    return {name: read_spec(Role, f"models.toml, {name}", known[name]) for name in known}
+
+
+def read_spec(kind: type[_Kind], where: str, values: dict[str, Any]) -> _Kind:
+    """Validate what a file holds.
+
+    Raises:
+        ConfigError: A key is unknown, a value out of range, or two contradict each other.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        at = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"{where}: {at + ': ' if at else ''}{problem['msg']}") from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(_HERE.joinpath(name).read_text(encoding="utf-8"))

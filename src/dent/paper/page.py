@@ -1,0 +1,265 @@
+"""The page: every table, published beside measured, with the verdict on every claim."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Final, get_args
+from urllib.parse import quote
+
+from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.folder import RUN
+from dent.paper.load import load_roles
+from dent.paper.planning import Plan
+from dent.paper.profile import PROFILE
+from dent.paper.results import CellResult, Judgement, Ruling, SuiteResult, TableResult, Unit
+from dent.paper.runner import REPORT
+from dent.paper.spec import Chart as ChartSpec
+from dent.report import wording
+from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
+from dent.report.flags import Flag
+from dent.report.html import environment
+
+RULINGS: Final[tuple[Ruling, ...]] = get_args(Ruling)
+_PLACES: Final[Mapping[Unit, str]] = {"%": ".1f", "×": ".1f", "s": ".3g", "pixels": ".3f"}
+
+
+@dataclass(frozen=True)
+class Links:
+    """Where the runs of a page lie, seen from the page.
+
+    Attributes:
+        out: The output folder.
+        page: The page's own folder.
+    """
+
+    out: Path
+    page: Path
+
+    def of(self, run: str | None) -> str | None:
+        """The address of a run's report, or of its record; None where nothing lies there."""
+        if run is None:
+            return None
+        for name in (REPORT, RUN, PROFILE):
+            path = self.out / run / name
+            if path.is_file():
+                return quote(os.path.relpath(path.resolve(), self.page.resolve()))
+        return None
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """What a page shows of one table.
+
+    Attributes:
+        plan: The table at its scale.
+        result: What it came to.
+        charts: Its charts, where anything was measured or published.
+        cells: By `row/column`.
+        models: What stands for what, in words.
+        commands: By command, the cells that are read off its run.
+    """
+
+    plan: Plan
+    result: TableResult
+    charts: tuple[Chart, ...]
+    cells: Mapping[str, CellResult]
+    models: tuple[str, ...]
+    commands: Mapping[str, tuple[str, ...]]
+
+    @property
+    def rulings(self) -> Mapping[Ruling, int]:
+        """How many claims came out how; the same records count once a claim."""
+        own = Counter(each.ruling for each in self.result.judgements if each.as_in is None)
+        return {ruling: own[ruling] for ruling in RULINGS}
+
+    def label(self, key: str) -> str:
+        """A cell, as a reader finds it."""
+        row, _, column = key.partition("/")
+        rows = {each.id: each for each in self.plan.table.rows}
+        columns = {each.id: each.label for each in self.plan.table.columns}
+        named = rows[row]
+        where = f"{named.group}, {named.label}" if named.group else named.label
+        return f"{where}: {columns[column]}"
+
+
+def write_page(
+    plans: Sequence[Plan], results: Sequence[TableResult], out: Path, page: Path
+) -> Path:
+    """Write the page about tables, from their results alone.
+
+    Args:
+        plans: The tables.
+        results: What each came to (`summarize`).
+        out: The folder that `run_plans` was given, whose runs the page links to.
+        page: The file to write.
+
+    Returns:
+        `page`.
+
+    Raises:
+        RecordError: It cannot be written.
+    """
+    text = to_page(plans, results, Links(Path(out), Path(page).parent))
+    with writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, text.encode())
+    return page
+
+
+def to_page(plans: Sequence[Plan], results: Sequence[TableResult], links: Links) -> str:
+    """The page as HTML; see `write_page`."""
+    flags = _flags(results)
+    made = environment("dent.paper")
+    made.filters |= {"figure": figure, "range": interval, "signed": signed}
+    parts = [_part(plan, result, flags) for plan, result in zip(plans, results, strict=True)]
+    return made.get_template("paper.html.j2").render(
+        parts=parts,
+        scale=plans[0].scale,
+        links=links,
+        flags=flags,
+        rulings=RULINGS,
+        marks_of=lambda names: [flags[name] for name in names],
+        total={ruling: sum(part.rulings[ruling] for part in parts) for ruling in RULINGS},
+    )
+
+
+def figure(value: float, unit: Unit) -> str:
+    """`62.1`, `25.3×`, `0.213 s`: percent without its sign, as the paper's tables have it."""
+    text = format(value, _PLACES.get(unit, ".4g"))
+    return text + {"×": "×", "s": " s"}.get(unit, "")
+
+
+def signed(value: float, unit: Unit) -> str:
+    """A difference, its sign shown: `+15.2`; none where it is 0 as it is written."""
+    text = format(value, f"+{_PLACES.get(unit, '.4g')}")
+    return (text if float(text) else text[1:]).replace("-", wording.MINUS)
+
+
+def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
+    """`[53.1, 70.2]`; empty where there is none."""
+    if bounds is None:
+        return ""
+    low, high = (format(each, _PLACES.get(unit, ".4g")) for each in bounds)
+    return f"[{low}, {high}]".replace("-", wording.MINUS)
+
+
+def _part(plan: Plan, result: TableResult, flags: Mapping[str, Flag]) -> TablePart:
+    cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
+    charts = (_chart(plan, spec, cells, flags) for spec in plan.table.charts)
+    return TablePart(
+        plan=plan,
+        result=result,
+        charts=tuple(each for each in charts if each is not None),
+        cells=cells,
+        models=tuple(_models(plan)),
+        commands=_commands(result.cells, result.suite),
+    )
+
+
+def _models(plan: Plan) -> Iterable[str]:
+    roles = load_roles()
+    known = dict.fromkeys(
+        (planned.model, planned.cell.model) for planned in plan.cells.values() if planned.model
+    )
+    for chosen, role in known:
+        stands = f" stands for {roles[role].paper}" if chosen.stands_for else ""
+        yield f"{chosen.name} on {chosen.dataset}{stands}"
+
+
+def _commands(
+    cells: Sequence[CellResult], suite: Sequence[SuiteResult]
+) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.command is not None:
+            found.setdefault(cell.command, []).append(f"{cell.row}/{cell.column}")
+    for each in suite:
+        found.setdefault(each.command, []).append(f"suite, {each.cell}")
+    return {command: tuple(names) for command, names in found.items()}
+
+
+def _flags(results: Sequence[TableResult]) -> dict[str, Flag]:
+    """Every raised diagnostic, a letter each, in the order in which a reader meets them."""
+    raised: dict[str, dict[str, None]] = {}
+    for result in results:
+        met = [(each.flags, each.defense) for each in result.cells]
+        met += [(each.flags, each.defense) for each in result.suite]
+        for names, defense in met:
+            for name in names:
+                raised.setdefault(name, {})[defense] = None
+    return {
+        name: Flag(
+            letter=ascii_lowercase[at % len(ascii_lowercase)],
+            name=name,
+            sentence="See docs/evaluation/protocol.md, section 5.",
+            raised_by=tuple(raised[name]),
+        )
+        for at, name in enumerate(raised)
+    }
+
+
+def _chart(
+    plan: Plan, spec: ChartSpec, cells: Mapping[str, CellResult], flags: Mapping[str, Flag]
+) -> Chart | None:
+    table, down = plan.table, spec.along == "columns"
+    names = {row.id: row.label for row in table.rows}
+    names |= {column.id: column.label for column in table.columns}
+    groups = {row.id: row.group for row in table.rows}
+    lines, places = (spec.rows, spec.columns) if down else (spec.columns, spec.rows)
+    x = spec.x or tuple(float(at) for at in range(len(places)))
+    texts = [f"{at:g}" if spec.x else names[place] for at, place in zip(x, places, strict=True)]
+    curves: list[Curve] = []
+    for at, line in enumerate(lines):
+        keys = [f"{line}/{place}" if down else f"{place}/{line}" for place in places]
+        own = [cells[key] for key in keys]
+        name = ", ".join(filter(None, (groups.get(line), names[line])))
+        marks = [flags[flag] for flag in dict.fromkeys(f for cell in own for f in cell.flags)]
+        measured = _values(x, texts, [(cell.value, cell.interval) for cell in own], own[0].unit)
+        printed = [(table.cells[key].value, None) for key in keys]
+        published = _values(x, texts, printed, own[0].unit)
+        if measured:
+            curves.append(Curve(f"{name}, measured", marks, at % COLOURS, False, measured))
+        if published:
+            curves.append(Curve(f"{name}, paper", (), at % COLOURS, True, published))
+    if not curves:
+        return None
+    share = cells[f"{spec.rows[0]}/{spec.columns[0]}"].unit == "%"
+    return chart(
+        spec.title,
+        curves,
+        x_label=spec.x_label,
+        y_label="accuracy" if share else "static forwards",
+        x_ticks=thin(list(zip(x, texts, strict=True)), most=12),
+        share=share,
+    )
+
+
+def _values(
+    x: Sequence[float],
+    texts: Sequence[str],
+    found: Sequence[tuple[float | None, tuple[float, float] | None]],
+    unit: Unit,
+) -> list[Value]:
+    by = 100.0 if unit == "%" else 1.0
+    return [
+        Value(
+            at,
+            value / by,
+            None if bounds is None else (bounds[0] / by, bounds[1] / by),
+            f"{text}: {figure(value, unit)} {interval(bounds, unit)}".strip(),
+        )
+        for at, text, (value, bounds) in zip(x, texts, found, strict=True)
+        if value is not None
+    ]
+
+
+def told(judgement: Judgement) -> str:
+    """A judgement in one line, for a terminal."""
+    measured = "not measured"
+    if judgement.measured is not None:
+        said = figure if len(judgement.cells) == 1 else signed
+        measured = said(judgement.measured, judgement.unit)
+    return f"{measured} {interval(judgement.interval, judgement.unit)}".strip()

@@ -1,0 +1,249 @@
+"""From a table and a scale to the evaluations that make it."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from dent.config import DentConfig
+from dent.errors import ConfigError
+from dent.evaluation import Settings
+from dent.evaluation.canonical import digest
+from dent.paper.defenses import defense_name
+from dent.paper.load import load_roles
+from dent.paper.scales import Chosen, Role, Scale, choose
+from dent.paper.spec import Cell, Profile, Table
+from dent.reference import CONFIGS
+from dent.threat import Norm, ThreatModel
+
+STATIC: Final = "static"
+WEIGHTS: Final = Path("runs/train")
+"""Where `dent train` leaves what the paper trained."""
+RUNS: Final = "runs"
+CONFIGURATIONS: Final = "defenses"
+"""Folders below the output's."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One evaluation: the static model, and one defense of it or none.
+
+    Attributes:
+        model: What is evaluated.
+        defense: The defense; None for the static model alone.
+        norm: Of the threat model.
+        eps: Its radius as written.
+        attacks: As `dent.attacks.make_from` takes them; none where `suite` is given.
+        suite: Budget of the dynamic suite, in the place of attacks.
+        samples: The first so many of the dataset.
+        batch_size: Members of a batch.
+        mix: Share of each batch that is attacked.
+    """
+
+    model: Chosen
+    defense: DentConfig | None
+    norm: Norm
+    eps: str
+    attacks: tuple[str, ...]
+    suite: Literal["small", "standard", "full"] | None
+    samples: int
+    batch_size: int
+    mix: float | None
+
+    @property
+    def defense_name(self) -> str:
+        """What the defense is called in the records."""
+        return STATIC if self.defense is None else defense_name(self.defense)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model."""
+        return ThreatModel(self.norm, self.eps)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the evaluation."""
+        return Settings(n=self.samples, batch_size=self.batch_size, mix=self.mix)
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder: readable, and another for every other evaluation."""
+        chosen = {"name": self.model.name, "dataset": self.model.dataset}
+        if self.model.weights is not None:
+            chosen["weights"] = str(self.model.weights)
+        values = {**asdict(self), "model": chosen}
+        values["defense"] = None if self.defense is None else self.defense.to_dict()
+        what = "suite" if self.suite else "paper"
+        words = (self.model.name.rpartition("/")[2], self.norm, self.eps, self.defense_name, what)
+        readable = "-".join(words).replace("/", "_").replace("+", "plus")
+        return f"{readable}-{digest(values)[:10]}"
+
+    def configuration(self, out: Path) -> Path | None:
+        """The JSON file of the defense; None for one that `dent evaluate` knows by name."""
+        if self.defense is None or self.defense_name in CONFIGS:
+            return None
+        return out / CONFIGURATIONS / f"{self.defense_name}.json"
+
+    def command(self, out: Path) -> str:
+        """What does, and resumes, the same evaluation."""
+        words = ["dent", "evaluate", "--model", self.model.name]
+        if self.model.weights is not None:
+            words += ["--weights", str(self.model.weights)]
+        words += ["--dataset", self.model.dataset, "--n", str(self.samples)]
+        words += ["--batch-size", str(self.batch_size)]
+        words += ["--defense", str(self.configuration(out) or self.defense_name)]
+        words += ["--norm", self.norm, "--eps", self.eps]
+        for attack in self.attacks:
+            words += ["--attack", attack]
+        if self.suite is not None:
+            words += ["--suite", "dynamic", "--budget", self.suite]
+        if self.mix is not None:
+            words += ["--mix", str(self.mix)]
+        return shlex.join([*words, "--out", str(out / RUNS / self.folder)])
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell at a scale.
+
+    Attributes:
+        cell: The cell.
+        model: What stands for its model; None in a profile.
+        run: The evaluation that it is read off; None where it is not measured.
+        attacks: Of the run's attacks, those that count for this cell.
+        why: Why it is not measured; empty where it is.
+    """
+
+    cell: Cell
+    model: Chosen | None
+    run: PlannedRun | None
+    attacks: tuple[str, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table at a scale.
+
+    Attributes:
+        table: The table.
+        scale: The scale.
+        cells: By `row/column`.
+        suites: By defended cell, the run of the dynamic suite beside it.
+        profile: What is profiled at this scale, where the table is one of computation.
+    """
+
+    table: Table
+    scale: Scale
+    cells: Mapping[str, PlannedCell]
+    suites: Mapping[str, PlannedRun]
+    profile: Profile | None
+
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """All evaluations, each once: the table's own first, then those of the suite."""
+        own = [cell.run for cell in self.cells.values() if cell.run is not None]
+        return tuple(dict.fromkeys([*own, *self.suites.values()]))
+
+    @property
+    def profile_folder(self) -> str:
+        """The name of the folder of its profile."""
+        values: Any = None if self.profile is None else self.profile.model_dump()
+        return f"profile-{digest([values, self.profiled])[:10]}"
+
+    @property
+    def profiled(self) -> dict[str, dict[str, Any]]:
+        """By column, the configurations that are profiled."""
+        return {
+            key.partition("/")[2]: cell.cell.defense.to_dict()
+            for key, cell in self.cells.items()
+            if not cell.why
+        }
+
+
+def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> Plan:
+    """Lay out a table at a scale; nothing is loaded.
+
+    Args:
+        table: The table.
+        scale: The scale.
+        weights: Folder of weights that `dent train` made.
+
+    Raises:
+        UnknownNameError: A model has no stand-in at this scale.
+        ConfigError: A cell names an attack that the scale does not have.
+    """
+    roles = load_roles()
+    changes = scale.of(table.id)
+    cells = {}
+    for key, cell in table.cells.items():
+        why = ""
+        if key.partition("/")[2] in changes.leave_out:
+            why = f"left out at scale {scale.id}"
+        cells[key] = _cell(table, scale, cell, roles, weights, why)
+    suites = {}
+    chosen = table.suite.cells if changes.suite is None else changes.suite
+    for key in chosen:
+        if key not in table.suite.cells:
+            raise ConfigError(f"{table.id}: scale {scale.id} runs the suite for no cell {key}")
+        cell, planned = table.cells[key], cells[key]
+        if planned.model is not None:
+            suites[key] = _suite(scale, cell, planned.model)
+    profile = None if table.profile is None else changes.profile.of(table.profile)
+    return Plan(table, scale, cells, suites, profile)
+
+
+def _cell(
+    table: Table, scale: Scale, cell: Cell, roles: Mapping[str, Role], weights: Path, why: str
+) -> PlannedCell:
+    if table.profile is not None:
+        return PlannedCell(cell, None, None, (), why)
+    model = choose(scale, cell.model, roles, weights)
+    if cell.attack not in scale.attacks:
+        raise ConfigError(f"{table.id}: scale {scale.id} has no attack {cell.attack!r}")
+    parts = scale.attacks[cell.attack]
+    for part in (cell.through, cell.only):
+        if part is not None and part not in parts:
+            why = why or f"{cell.attack} has no {part} at scale {scale.id}"
+    if why:
+        return PlannedCell(cell, model, None, (), why)
+    changes = scale.of(table.id)
+    run = PlannedRun(
+        model=model,
+        defense=None if _is_static(cell.defense) else cell.defense,
+        norm=cell.norm,
+        eps=cell.eps,
+        attacks=tuple(parts.values()),
+        suite=None,
+        samples=changes.samples or scale.samples,
+        batch_size=cell.batch_size or changes.batch_size or scale.batch_size,
+        mix=cell.mix,
+    )
+    return PlannedCell(cell, model, run, _counted(cell, parts))
+
+
+def _suite(scale: Scale, cell: Cell, model: Chosen) -> PlannedRun:
+    return PlannedRun(
+        model=model,
+        defense=cell.defense,
+        norm=cell.norm,
+        eps=cell.eps,
+        attacks=(),
+        suite=scale.suite.budget,
+        samples=scale.suite.samples,
+        batch_size=scale.suite.batch_size,
+        mix=None,
+    )
+
+
+def _counted(cell: Cell, parts: Mapping[str, str]) -> tuple[str, ...]:
+    """The attacks up to `through`, or `only` one, or all."""
+    if cell.only is not None:
+        return (parts[cell.only],)
+    names = list(parts)
+    last = len(names) if cell.through is None else names.index(cell.through) + 1
+    return tuple(parts[name] for name in names[:last])
+
+
+def _is_static(config: DentConfig) -> bool:
+    return config == CONFIGS[STATIC]

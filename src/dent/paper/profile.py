@@ -1,0 +1,118 @@
+"""Time and operations of an adaptation by steps (Table 14): a record of its own, no accuracy."""
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dent.config import DentConfig
+from dent.defense import Dent
+from dent.errors import ConfigError
+from dent.evaluation.canonical import Record
+from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.folder import dump, read_record
+from dent.evaluation.provenance import new_session
+from dent.evaluation.records import Session
+from dent.evaluation.serving import clock
+from dent.paper.planning import Plan
+from dent.paper.spec import Profile
+
+PROFILE: Final = "profile.json"
+_CPU: Final = torch.device("cpu")
+
+
+class ProfileRecord(Record):
+    """`profile.json`: what was measured, round by round."""
+
+    schema_version: Literal[1] = 1
+    profile: dict[str, Any]
+    """`Profile`, at its scale."""
+    configurations: dict[str, dict[str, Any]]
+    """By column, the defense."""
+    flops: dict[str, int]
+    """By column, floating-point operations of one answer to the batch, counted by
+    torch.utils.flop_counter: a multiply-add is two."""
+    seconds: tuple[dict[str, float], ...]
+    """One a round, by column: seconds of one answer to the batch."""
+    session: Session
+    """Of the process that began it."""
+
+
+def run_profile(plan: Plan, path: Path, device: torch.device = _CPU) -> ProfileRecord:
+    """Measure what is not measured yet: all columns take turns within a round.
+
+    Args:
+        plan: A table with a profile.
+        path: The folder; the same call goes on where it stopped.
+        device: Where to run.
+
+    Raises:
+        ConfigError: The table has no profile, or the folder holds another.
+        RecordError: The folder cannot be read or written to.
+    """
+    profile = plan.profile
+    if profile is None:
+        raise ConfigError(f"{plan.table.id} is no table of computation")
+    record = read_profile(path)
+    if record is not None and record.configurations != plan.profiled:
+        raise ConfigError(f"{path} holds another profile: choose another folder")
+    if record is not None and len(record.seconds) >= profile.rounds:
+        return record
+    defenses, x = _subjects(plan, profile, device)
+    if record is None:
+        record = ProfileRecord(
+            profile=profile.model_dump(),
+            configurations=plan.profiled,
+            flops={column: count_flops(defense, x) for column, defense in defenses.items()},
+            seconds=(),
+            session=new_session(x.device),
+        )
+    while len(record.seconds) < profile.rounds:
+        round_ = {column: _seconds(defense, x) for column, defense in defenses.items()}
+        record = record.model_copy(update={"seconds": (*record.seconds, round_)})
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / PROFILE, dump(record))
+    return record
+
+
+def read_profile(path: Path) -> ProfileRecord | None:
+    """What a folder holds; None where nothing was measured yet.
+
+    Raises:
+        RecordError: It is damaged.
+    """
+    return read_record(path / PROFILE, ProfileRecord) if (path / PROFILE).exists() else None
+
+
+def count_flops(defense: Dent, x: Tensor) -> int:
+    """Floating-point operations of one answer, forwards and backwards.
+
+    Those in matrix products and convolutions, which torch.utils.flop_counter counts.
+    """
+    with FlopCounterMode(display=False) as counter:
+        defense(x)
+    return int(counter.get_total_flops())
+
+
+def _subjects(plan: Plan, profile: Profile, device: torch.device) -> tuple[dict[str, Dent], Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        zoo: Any = torchvision.models
+        model = zoo.get_model(profile.model, weights=None, num_classes=profile.classes)
+        x = torch.rand(profile.batch_size, 3, profile.size, profile.size).to(device)
+    model.to(device).eval()
+    made = {
+        column: Dent(model, DentConfig.from_dict(values))
+        for column, values in plan.profiled.items()
+    }
+    return made, x
+
+
+def _seconds(defense: Dent, x: Tensor) -> float:
+    start = clock(x.device)
+    defense(x)
+    return clock(x.device) - start

@@ -1,0 +1,151 @@
+"""Run what tables need, each evaluation once, into run folders that resume."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dent import data, models
+from dent.attacks import make_from
+from dent.config import DentConfig
+from dent.data import ImageDataset
+from dent.data.progress import Report as Fetched
+from dent.defense import Dent
+from dent.errors import DataError, MissingExtraError, WeightsError
+from dent.evaluation import Progress, Subject, evaluate
+from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.suite import suite
+from dent.paper.planning import RUNS, Plan, PlannedRun
+from dent.paper.profile import run_profile
+from dent.paper.scales import Chosen
+from dent.report import write_report
+
+REPORT = "report.html"
+Watch = Callable[[int, int, str, Progress | None], None]
+"""Called with (runs done, runs in all, name of the run, how far it is)."""
+
+
+class Loader:
+    """Loads models and datasets, and keeps the last model."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        data_root: Path | None = None,
+        fetched: bool | Fetched = False,
+    ) -> None:
+        self.device = device
+        self._root = data_root
+        self._fetched = fetched
+        self._datasets: dict[str, ImageDataset] = {}
+        self._model: tuple[Chosen, nn.Module] | None = None
+
+    def dataset(self, name: str) -> ImageDataset:
+        """The test split of a dataset."""
+        if name not in self._datasets:
+            self._datasets[name] = data.load(name, root=self._root, progress=self._fetched)
+        return self._datasets[name]
+
+    def model(self, chosen: Chosen) -> nn.Module:
+        """A model in eval mode, checked on two images.
+
+        Raises:
+            WeightsError: Its weights are not here; the message says which command makes them.
+        """
+        if self._model is None or self._model[0] != chosen:
+            if chosen.weights is not None and not chosen.weights.is_file():
+                raise WeightsError(
+                    f"{chosen.name} has no weights at {chosen.weights}: make them by\n"
+                    f"  {chosen.made_by}\nor name another folder of weights (--weights)"
+                )
+            images = self.dataset(chosen.dataset)
+            classes = len(images.classes)
+            model = models.load(
+                chosen.name, weights=chosen.weights, num_classes=classes, device=self.device
+            )
+            sample, _ = images.batch(range(min(2, len(images))))
+            models.check_model(model, classes, sample.to(self.device))
+            self._model = chosen, model
+        return self._model[1]
+
+    def subject(self, run: PlannedRun) -> Subject:
+        """What a run evaluates, as `dent evaluate` would make it."""
+        model = self.model(run.model)
+        attacks = suite("dynamic", run.suite) if run.suite else map(make_from, run.attacks)
+        defenses = {} if run.defense is None else {run.defense_name: Dent(model, run.defense)}
+        return Subject(
+            model=model,
+            dataset=self.dataset(run.model.dataset),
+            defenses=defenses,
+            attacks=tuple(attacks),
+            threat=run.threat,
+            model_name=run.model.name,
+        )
+
+
+def run_plans(
+    plans: Sequence[Plan],
+    out: Path,
+    loader: Loader | None = None,
+    *,
+    watch: Watch | None = None,
+) -> dict[str, str]:
+    """Run all that tables need; what is done already is not done again.
+
+    Runs that several tables need are done once. One whose model or images cannot be had is left
+    out, so that the others are not lost.
+
+    Args:
+        plans: The tables.
+        out: Run folders lie in `out/runs`, configurations in `out/defenses`. The same call goes
+            on where it stopped.
+        loader: By default one for the CPU.
+        watch: Called before, within and after every run.
+
+    Returns:
+        By run folder, why it was left out.
+
+    Raises:
+        RecordError and others of `evaluate`.
+    """
+    loader = loader or Loader(torch.device("cpu"))
+    runs = tuple(dict.fromkeys(run for plan in plans for run in plan.runs()))
+    profiles = [plan for plan in plans if plan.profile is not None]
+    total, missing = len(runs) + len(profiles), dict[str, str]()
+    # One model after the other, each loaded once; within one, in the order of the tables.
+    grouped = sorted(runs, key=lambda run: [each.model for each in runs].index(run.model))
+    for done, run in enumerate(grouped):
+        report = None
+        if watch is not None:
+            watch(done, total, run.folder, None)
+            report = _within(watch, done, total, run.folder)
+        try:
+            subject = loader.subject(run)
+        except (WeightsError, DataError, MissingExtraError) as error:
+            missing[run.folder] = str(error)
+            continue
+        write_configuration(run, out)
+        path = out / RUNS / run.folder
+        evaluate(subject, run.settings, out=path, progress=report)
+        if not (path / REPORT).exists():
+            write_report([path], path / REPORT)
+    for done, plan in enumerate(profiles, start=len(runs)):
+        if watch is not None:
+            watch(done, total, plan.profile_folder, None)
+        run_profile(plan, out / RUNS / plan.profile_folder, loader.device)
+    return missing
+
+
+def write_configuration(run: PlannedRun, out: Path) -> None:
+    """Write the defense's JSON file, which the run's command names."""
+    path = run.configuration(out)
+    if path is None or not isinstance(run.defense, DentConfig):
+        return
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (run.defense.to_json() + "\n").encode())
+
+
+def _within(watch: Watch, done: int, total: int, name: str) -> Callable[[Progress], None]:
+    return lambda state: watch(done, total, name, state)

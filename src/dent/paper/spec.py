@@ -1,0 +1,307 @@
+"""A table of the paper as data: what is printed, what each figure is of, and what is claimed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dent.config import DentConfig
+from dent.paper.defenses import parse_defense
+from dent.threat import Norm, ThreatModel
+
+Measure = Literal[
+    "robust",
+    "natural",
+    "transfer",
+    "relative-time",
+    "sigma-before",
+    "sigma-after",
+    "seconds",
+    "gflops",
+    "relative-flops",
+]
+SHARES: Final = ("robust", "natural", "transfer")
+"""Measures that are accuracies, published in percent."""
+Kind = Literal["higher", "about", "not-lower", "at-most", "factor"]
+
+
+class Strict(BaseModel):
+    """Frozen, and no key that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fields(Strict):
+    """What a figure is of. Each of a table's defaults, a column and a row gives a part."""
+
+    model: str | None = None
+    """A name of models.toml."""
+    threat: str | None = None
+    """Norm and radius: `linf 8/255`."""
+    defense: str | None = None
+    """See `parse_defense`."""
+    attack: str | None = None
+    """Which of a scale's `attacks`; `autoattack` where none is named."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Where the table itself says; else the scale's."""
+    mix: float | None = Field(default=None, gt=0, le=1)
+    """Share of each batch that is attacked."""
+    measure: Measure | None = None
+    """`robust` where none is named."""
+    through: str | None = None
+    """Of the attack's parts, those up to this one."""
+    only: str | None = None
+    """Of the attack's parts, this one alone."""
+
+
+class Column(Fields):
+    """A column of the table."""
+
+    id: str
+    label: str
+    """As printed."""
+
+
+class Row(Fields):
+    """A row of the table."""
+
+    id: str
+    label: str
+    """As printed."""
+    group: str = ""
+    """The heading it stands under."""
+    note: str = ""
+    published: tuple[str, ...]
+    """One text a column, exactly as printed; empty where the paper prints none."""
+    each: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """A field with one value a column."""
+
+
+class Claim(Strict):
+    """What the paper says of its table, so that it can be judged.
+
+    `higher`: the first of a pair lies above the second, and by half the published difference or
+    more. `about`: the two differ by `within` points at most. `not-lower`: the first lies below the
+    second by `within` points at most. `at-most`: a cell is `bound` percent or less. `factor`: a
+    cell lies within a `factor` of what is published.
+    """
+
+    id: str
+    says: str
+    kind: Kind
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    across: Literal["rows", "columns"] = "rows"
+    """`rows`: one pair a row, of the two columns. `columns`: one a column, of the two rows."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs of cells, as `row/column`."""
+    cells: tuple[str, ...] = ()
+    within: float | None = Field(default=None, ge=0)
+    bound: float | None = Field(default=None, ge=0)
+    factor: float | None = Field(default=None, gt=1)
+    difference: float | None = Field(default=None, ge=0)
+    """Published, where it is not that of two published figures."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needed = {"about": "within", "not-lower": "within", "at-most": "bound", "factor": "factor"}
+        wanted = needed.get(self.kind)
+        for name in ("within", "bound", "factor"):
+            if (getattr(self, name) is not None) != (name == wanted):
+                raise ValueError(f"claim {self.id}: {name} does not go with {self.kind}")
+        single = self.kind in ("at-most", "factor")
+        if single != bool(self.cells) or single == bool(self.compared()):
+            raise ValueError(f"claim {self.id}: {self.kind} needs {'cells' if single else 'pairs'}")
+        return self
+
+    def compared(self) -> tuple[tuple[str, str], ...]:
+        """All pairs of cells, the first of each the one that is said to be higher."""
+        if self.pairs or not (self.rows and self.columns):
+            return self.pairs
+        if self.across == "rows":
+            first, second = self.columns
+            return tuple((f"{row}/{first}", f"{row}/{second}") for row in self.rows)
+        first, second = self.rows
+        return tuple((f"{first}/{column}", f"{second}/{column}") for column in self.columns)
+
+
+class Chart(Strict):
+    """A line chart of some of the cells."""
+
+    title: str
+    x_label: str
+    along: Literal["rows", "columns"]
+    """Whether one curve runs over columns (and each row is one) or over rows."""
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    x: tuple[float, ...] | None = None
+    """Where the values lie; evenly where they are not given."""
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        places = len(self.columns if self.along == "columns" else self.rows)
+        if self.x is not None and len(self.x) != places:
+            raise ValueError(f"chart {self.title}: {len(self.x)} x for {places} values")
+        return self
+
+
+class Suite(Strict):
+    """The defended cells beside which the dynamic suite is run."""
+
+    cells: tuple[str, ...]
+
+
+class Profile(Strict):
+    """What is profiled in a table of computation (Table 14)."""
+
+    model: str
+    """An architecture of torchvision, with drawn weights."""
+    classes: int = Field(ge=1)
+    size: int = Field(ge=1)
+    """Height and width in pixels."""
+    batch_size: int = Field(ge=1)
+    rounds: int = Field(ge=1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table, and all that it is of, at no particular scale.
+
+    Attributes:
+        key: `row/column`.
+        published: As printed.
+        model: A name of models.toml; empty in a profile.
+        norm: Of the threat model.
+        eps: Its radius as written.
+        defense: The configuration.
+        attack: Which of a scale's attacks.
+        measure: What is measured.
+        batch_size: The table's own, if it has one.
+        mix: Share of each batch that is attacked.
+        through: See `Fields`.
+        only: See `Fields`.
+    """
+
+    key: str
+    published: str
+    model: str
+    norm: Norm
+    eps: str
+    defense: DentConfig
+    attack: str
+    measure: Measure
+    batch_size: int | None
+    mix: float | None
+    through: str | None
+    only: str | None
+
+    @property
+    def value(self) -> float | None:
+        """The published figure as a number; None where there is none."""
+        text = self.published.rstrip("×")
+        return None if text in ("", "-") else float(text)
+
+
+class Table(Strict):
+    """One table or figure of the paper."""
+
+    id: str
+    title: str
+    source: str
+    """Where it stands: `Table 4`."""
+    section: str
+    notes: tuple[str, ...] = ()
+    """What the paper leaves open, and how it was read."""
+    defaults: Fields = Fields()
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    suite: Suite = Suite(cells=())
+    profile: Profile | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what in (self.columns, self.rows, self.claims):
+            ids = [item.id for item in what]
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"{self.id}: an id stands twice among {', '.join(ids)}")
+        for row in self.rows:
+            for name, values in {"published": row.published, **row.each}.items():
+                if len(values) != len(self.columns):
+                    raise ValueError(
+                        f"{self.id}: row {row.id} has {len(values)} {name} for "
+                        f"{len(self.columns)} columns"
+                    )
+        known = set(self.cells)
+        for key in self._named():
+            if key not in known:
+                raise ValueError(f"{self.id}: there is no cell {key}")
+        return self
+
+    @cached_property
+    def cells(self) -> Mapping[str, Cell]:
+        """All cells by `row/column`, row by row.
+
+        Raises:
+            ValueError: A field is missing, or a row and a column contradict each other.
+            ConfigError: A threat model or a defense is none.
+        """
+        return {
+            f"{row.id}/{column.id}": self._cell(row, column, at)
+            for row in self.rows
+            for at, column in enumerate(self.columns)
+        }
+
+    def _named(self) -> Iterator[str]:
+        """Every cell that claims, charts and the suite name."""
+        yield from self.suite.cells
+        for claim in self.claims:
+            yield from claim.cells
+            for pair in claim.compared():
+                yield from pair
+        for chart in self.charts:
+            for row in chart.rows:
+                for column in chart.columns:
+                    yield f"{row}/{column}"
+
+    def _cell(self, row: Row, column: Column, at: int) -> Cell:
+        fields = self._merged(row, column, at)
+        key = f"{row.id}/{column.id}"
+        needed = ("defense",) if self.profile else ("model", "threat", "defense")
+        for name in needed:
+            if name not in fields:
+                raise ValueError(f"{self.id}: cell {key} has no {name}")
+        norm, _, eps = fields.get("threat", "linf 0").partition(" ")
+        return Cell(
+            key=key,
+            published=row.published[at],
+            model=fields.get("model", ""),
+            norm=ThreatModel(norm, eps).norm,
+            eps=eps,
+            defense=parse_defense(fields["defense"]),
+            attack=fields.get("attack", "autoattack"),
+            measure=fields.get("measure", "robust"),
+            batch_size=fields.get("batch_size"),
+            mix=fields.get("mix"),
+            through=fields.get("through"),
+            only=fields.get("only"),
+        )
+
+    def _merged(self, row: Row, column: Column, at: int) -> dict[str, Any]:
+        own = {**_given(row), **{name: values[at] for name, values in row.each.items()}}
+        both = _given(column)
+        for name in own.keys() & both.keys():
+            if own[name] != both[name]:
+                raise ValueError(
+                    f"{self.id}: row {row.id} has {name} {own[name]!r}, column {column.id} "
+                    f"{both[name]!r}"
+                )
+        return {**_given(self.defaults), **both, **own}
+
+
+def _given(part: Fields) -> dict[str, Any]:
+    values = {name: getattr(part, name) for name in Fields.model_fields}
+    return {name: value for name, value in values.items() if value is not None}

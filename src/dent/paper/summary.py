@@ -1,0 +1,195 @@
+"""From the records in a folder to what a table came to; nothing is run."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dent.evaluation.folder import RUN
+from dent.evaluation.reading import RecordedRun, load_run
+from dent.evaluation.result import Count
+from dent.evaluation.spec import STATIC
+from dent.paper.claims import judge
+from dent.paper.defenses import defense_name
+from dent.paper.measure import Measured, measure, of_profile
+from dent.paper.planning import RUNS, Plan, PlannedCell, PlannedRun
+from dent.paper.profile import read_profile
+from dent.paper.results import CellResult, Judgement, SuiteResult, TableResult, Unit
+from dent.paper.spec import Measure
+
+_UNITS: Final[dict[Measure, Unit]] = {
+    "robust": "%",
+    "natural": "%",
+    "transfer": "%",
+    "relative-time": "×",
+    "relative-flops": "×",
+    "seconds": "s",
+    "gflops": "GFLOPs",
+    "sigma-before": "pixels",
+    "sigma-after": "pixels",
+}
+
+
+@dataclass
+class _Folder:
+    """The run folders below an output folder, each read once."""
+
+    out: Path
+
+    def __post_init__(self) -> None:
+        self._read: dict[str, RecordedRun | None] = {}
+
+    def run(self, planned: PlannedRun) -> RecordedRun | None:
+        """The records of a run; None where it was not begun."""
+        if planned.folder not in self._read:
+            path = self.out / RUNS / planned.folder
+            self._read[planned.folder] = load_run(path) if (path / RUN).is_file() else None
+        return self._read[planned.folder]
+
+
+def summarize(plan: Plan, out: Path) -> TableResult:
+    """What a table came to, as far as it was run.
+
+    Args:
+        plan: The table at its scale.
+        out: The folder that `run_plans` was given.
+
+    Raises:
+        RecordError: Records are damaged.
+        SchemaVersionError: They were written by a newer torch-dent.
+    """
+    folder = _Folder(Path(out))
+    found = _measured(plan, folder)
+    cells = tuple(_cells(plan, Path(out), found))
+    suite = tuple(_suites(plan, folder))
+    states = {cell.state for cell in cells} - {"not at this scale"}
+    status = "partial"
+    if states == {"measured"} and all(each.ruling is not None for each in suite):
+        status = "complete"
+    elif states == {"not run"}:
+        status = "not run"
+    table, scale = plan.table, plan.scale
+    words = ["dent", "paper", table.id, "--scale", scale.id, "--out", str(out)]
+    return TableResult.model_validate(
+        {
+            "id": table.id,
+            "title": table.title,
+            "source": table.source,
+            "section": table.section,
+            "scale": scale.id,
+            "notes": table.notes,
+            "cells": cells,
+            "judgements": tuple(_judgements(plan, found)),
+            "suite": suite,
+            "status": status,
+            "command": shlex.join(words),
+        }
+    )
+
+
+def _measured(plan: Plan, folder: _Folder) -> dict[str, Measured]:
+    found: dict[str, Measured] = {}
+    record = read_profile(folder.out / RUNS / plan.profile_folder) if plan.profile else None
+    for key, planned in plan.cells.items():
+        one = None
+        if plan.profile is not None and record is not None and not planned.why:
+            one = of_profile(planned, record, plan.profile.rounds)
+        elif planned.run is not None:
+            recorded = folder.run(planned.run)
+            one = None if recorded is None else measure(planned, recorded)
+        if one is not None:
+            found[key] = one
+    return found
+
+
+def _cells(plan: Plan, out: Path, found: Mapping[str, Measured]) -> Iterator[CellResult]:
+    met: dict[object, str] = {}
+    for key, planned in plan.cells.items():
+        cell, one = planned.cell, found.get(key)
+        row, _, column = key.partition("/")
+        state = "not run" if not planned.why else "not at this scale"
+        if one is not None:
+            state = "partial" if one.partial else "measured"
+        run = None if planned.run is None else f"{RUNS}/{planned.run.folder}"
+        command = None if planned.run is None else planned.run.command(out)
+        model = planned.model.name if planned.model is not None else ""
+        if plan.profile is not None and not planned.why:
+            run, model = f"{RUNS}/{plan.profile_folder}", plan.profile.model
+        yield CellResult.model_validate(
+            {
+                "row": row,
+                "column": column,
+                "published": cell.published,
+                "unit": _UNITS[cell.measure],
+                "value": None if one is None else one.value,
+                "interval": None if one is None else one.interval,
+                "count": None if one is None or not one.right else _count(one),
+                "state": state,
+                "why": planned.why,
+                "model": model,
+                "stands_for": planned.model.stands_for if planned.model is not None else "",
+                "defense": defense_name(cell.defense),
+                "attacks": planned.attacks,
+                "flags": () if one is None else one.flags,
+                "run": run,
+                "command": command,
+                "as_in": _earlier(met, planned, key),
+            }
+        )
+
+
+def _evidence(planned: PlannedCell) -> object:
+    """What two cells share exactly where they are the same piece of evidence."""
+    return planned.run, planned.attacks, planned.cell.measure
+
+
+def _earlier(met: dict[object, str], planned: PlannedCell, key: str) -> str | None:
+    if planned.run is None:
+        return None
+    first = met.setdefault(_evidence(planned), key)
+    return None if first == key else first
+
+
+def _count(one: Measured) -> Count:
+    return Count.of(sum(one.right.values()), len(one.right))
+
+
+def _judgements(plan: Plan, found: Mapping[str, Measured]) -> Iterator[Judgement]:
+    for claim in plan.table.claims:
+        met: dict[object, str] = {}
+        judged: list[tuple[str, ...]] = [*claim.compared(), *((cell,) for cell in claim.cells)]
+        for cells in judged:
+            unit = _UNITS[plan.table.cells[cells[0]].measure]
+            one = judge(plan.table, claim, cells, found, unit)
+            runs = tuple(_evidence(plan.cells[cell]) for cell in cells)
+            name = " and ".join(cells)
+            first = met.setdefault(runs, name) if plan.profile is None else name
+            yield one.model_copy(update={"as_in": None if first == name else first})
+
+
+def _suites(plan: Plan, folder: _Folder) -> Iterator[SuiteResult]:
+    met: dict[PlannedRun, str] = {}
+    for key, run in plan.suites.items():
+        recorded = folder.run(run)
+        first = met.setdefault(run, key)
+        own = None if recorded is None else recorded.result.defenses.get(run.defense_name)
+        static = None if recorded is None else recorded.result.defenses.get(STATIC)
+        verdict = None if own is None else own.verdict
+        yield SuiteResult(
+            cell=key,
+            model=run.model.name,
+            defense=run.defense_name,
+            threat=run.threat.label,
+            budget=run.suite or "",
+            samples=run.samples,
+            static=None if static is None else static.worst.served,
+            worst=None if own is None else own.worst.served,
+            difference=None if own is None else own.difference,
+            ruling=None if verdict is None else verdict.ruling,
+            sentence="Not run." if verdict is None else verdict.sentence,
+            flags=() if own is None else tuple(flag.name for flag in own.raised),
+            run=f"{RUNS}/{run.folder}",
+            command=run.command(folder.out),
+            as_in=None if first == key else first,
+        )

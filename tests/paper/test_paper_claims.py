@@ -1,0 +1,189 @@
+"""Rulings by intervals: what may be told, what may not, and that nothing is told by eye."""
+
+import random
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dent.evaluation.intervals import of_median, tango
+from dent.paper.claims import compare, judge
+from dent.paper.load import read_spec
+from dent.paper.measure import Measured, of_numbers
+from dent.paper.results import Judgement
+from dent.paper.spec import Claim, Table
+from tests.paper.conftest import TABLE
+
+CELLS = ("small/dent", "small/static")
+
+
+def accuracy(right: list[bool], *, per_batch: int = 4, shared: bool = False) -> Measured:
+    where = {at: at // per_batch for at in range(len(right))}
+    share = 100 * sum(right) / len(right)
+    return Measured(
+        share, (share - 1, share + 1), dict(enumerate(right)), where, shared, (), (), False
+    )
+
+
+def some(count: int, total: int = 100) -> list[bool]:
+    return [at < count for at in range(total)]
+
+
+def ruled(first: Measured, second: Measured, kind: str = "higher", **fields: float) -> Judgement:
+    table = read_spec(Table, "tiny", TABLE)
+    claim = Claim.model_validate(
+        {"id": "c", "says": "It is so.", "kind": kind, "pairs": [CELLS], **fields}
+    )
+    return judge(table, claim, CELLS, {CELLS[0]: first, CELLS[1]: second}, "%")
+
+
+@pytest.mark.parametrize(
+    ("dent", "static", "kind", "fields", "ruling"),
+    [
+        # Published: 40.0 against 10.0, so roughly 30 points, at least 15.
+        (60, 30, "higher", {}, "reproduced"),
+        (40, 30, "higher", {}, "reproduced"),  # 10 points, up to 17: half is not ruled out
+        (34, 30, "higher", {}, "not reproduced"),  # surely less than half
+        (30, 30, "higher", {}, "not reproduced"),
+        (30, 60, "higher", {}, "not reproduced"),
+        (32, 30, "higher", {"difference": 4.0}, "cannot be told"),
+        (30, 32, "higher", {"difference": 0.0}, "cannot be told"),
+        (30, 40, "higher", {"difference": 0.0}, "not reproduced"),
+        (31, 30, "about", {"within": 10.0}, "reproduced"),
+        (31, 30, "about", {"within": 2.0}, "cannot be told"),
+        (60, 30, "about", {"within": 2.0}, "not reproduced"),
+        (30, 60, "about", {"within": 2.0}, "not reproduced"),
+        (60, 30, "not-lower", {"within": 2.0}, "reproduced"),
+        (29, 30, "not-lower", {"within": 2.0}, "cannot be told"),
+        (20, 30, "not-lower", {"within": 2.0}, "not reproduced"),
+    ],
+)
+def test_a_pair_is_ruled_by_its_interval(
+    dent: int, static: int, kind: str, fields: dict[str, float], ruling: str
+) -> None:
+    found = ruled(accuracy(some(dent)), accuracy(some(static)), kind, **fields)
+    gained, lost = max(dent - static, 0), max(static - dent, 0)
+    low, high = tango(gained, lost, 100)
+    assert found.interval == pytest.approx((100 * low, 100 * high))
+    assert found.measured == pytest.approx(dent - static)
+    assert found.ruling == ruling, found
+
+
+def test_nothing_is_told_from_batches_too_few_to_draw_anew() -> None:
+    first, second = some(90), some(10)
+    for per_batch, ruling in ((10, "reproduced"), (20, "cannot be told")):
+        dependent = accuracy(first, per_batch=per_batch, shared=True)
+        found = ruled(dependent, accuracy(second, per_batch=1))
+        assert found.ruling == ruling
+        assert found.measured == 80
+    assert "too few" in found.sentence
+    assert ruled(accuracy(first, per_batch=100), accuracy(second)).ruling == "reproduced"
+
+
+def test_luck_that_a_batch_shares_widens_the_interval() -> None:
+    draws = random.Random(0)  # noqa: S311 - no secret
+    whole = [draws.random() < 0.5 for _ in range(20)]
+    first = [luck for luck in whole for _ in range(10)]
+    second = [at % 2 == 0 for at in range(200)]
+    apart = compare(accuracy(first, per_batch=10), accuracy(second, per_batch=10))
+    shared = compare(accuracy(first, per_batch=10, shared=True), accuracy(second, per_batch=10))
+    assert apart.interval is not None
+    assert shared.interval is not None
+    assert shared.interval[0] < apart.interval[0]
+    assert shared.interval[1] > apart.interval[1]
+    assert "bootstrap over batches" in shared.method
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_the_other_way_round_is_the_opposite(
+    pairs: list[tuple[bool, bool]], per_batch: int, shared: bool
+) -> None:
+    one, other = (
+        accuracy([pair[at] for pair in pairs], per_batch=per_batch, shared=shared) for at in (0, 1)
+    )
+    there, back = compare(one, other), compare(other, one)
+    assert there.value == pytest.approx(-back.value)
+    assert there.interval is not None
+    assert back.interval is not None
+    assert there.interval == pytest.approx((-back.interval[1], -back.interval[0]), abs=1e-6)
+    assert there.interval[0] - 1e-9 <= there.value <= there.interval[1] + 1e-9
+    assert there.few == back.few
+
+
+def test_pairs_are_by_sample_on_what_both_have() -> None:
+    first = accuracy([True] * 8 + [False] * 8)
+    second = accuracy([False] * 8)
+    assert compare(first, second).value == 100
+    nothing = Measured(0.0, None, {99: True}, {99: 0}, False, (), (), False)
+    assert compare(first, nothing).interval is None
+
+
+def test_what_is_not_measured_is_not_judged() -> None:
+    table = read_spec(Table, "tiny", TABLE)
+    claim = table.claims[0]
+    found = judge(table, claim, CELLS, {CELLS[0]: accuracy(some(50))}, "%")
+    assert (found.ruling, found.measured, found.interval) == ("not measured", None, None)
+    assert found.published == 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "interval", "ruling"),
+    [
+        ("at-most", {"bound": 10.0}, (2.0, 9.0), "reproduced"),
+        ("at-most", {"bound": 10.0}, (2.0, 11.0), "cannot be told"),
+        ("at-most", {"bound": 10.0}, (10.5, 40.0), "not reproduced"),
+        # Published: 10.0.
+        ("factor", {"factor": 2.0}, (5.0, 20.0), "reproduced"),
+        ("factor", {"factor": 2.0}, (4.0, 20.0), "cannot be told"),
+        ("factor", {"factor": 2.0}, (21.0, 30.0), "not reproduced"),
+        ("factor", {"factor": 2.0}, (1.0, 4.0), "not reproduced"),
+        ("factor", {"factor": 2.0}, None, "cannot be told"),
+    ],
+)
+def test_a_single_cell_is_ruled_by_its_interval(
+    kind: str, fields: dict[str, float], interval: tuple[float, float] | None, ruling: str
+) -> None:
+    claim = Claim.model_validate(
+        {"id": "c", "says": "So.", "kind": kind, "cells": ["small/static"], **fields}
+    )
+    cell = Measured(10.0, interval, {}, {}, False, (10.0,), (), False)
+    table = read_spec(Table, "tiny", TABLE)
+    found = judge(table, claim, ("small/static",), {"small/static": cell}, "×")
+    assert (found.ruling, found.published) == (ruling, 10.0)
+
+
+def test_numbers_are_paired_batch_by_batch() -> None:
+    before = of_numbers([0.5] * 6, (), False)
+    after = of_numbers([0.4, 0.3, 0.45, 0.2, 0.35, 0.49], (), False)
+    few = of_numbers([0.1] * 5, (), False)
+    assert before is not None
+    assert after is not None
+    assert few is not None
+    found = ruled(before, after, difference=0.0)
+    assert found.interval == pytest.approx((0.01, 0.3))
+    assert found.ruling == "reproduced"
+    assert ruled(few, after, difference=0.0).ruling == "cannot be told"
+    assert of_numbers([], (), False) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 8, 9, 12, 30, 101])
+def test_the_medians_interval_has_its_level_and_no_more_than_it_needs(count: int) -> None:
+    def outside(below: int) -> float:
+        """Chance that the median lies below the interval that leaves `below` values out."""
+        return sum(comb(count, at) for at in range(below + 1)) / 2**count
+
+    values = list(range(count))
+    values.reverse()
+    found = of_median([float(value) for value in values])
+    if count < 6:
+        assert found is None
+        return
+    assert found is not None
+    below = int(found[0])
+    assert found == (below, count - 1 - below)
+    assert 2 * outside(below) <= 0.05 < 2 * outside(below + 1)

@@ -1,0 +1,231 @@
+"""The page as a reader has it, and the command that makes it."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from dent.cli.app import main
+from dent.cli.console import OUT as CONSOLE
+from dent.evaluation.folder import RESULT
+from dent.paper import Plan, load_scale, load_table, plan_table, summarize, table_names, write_page
+from dent.paper.page import Links, to_page
+from dent.paper.planning import RUNS
+from dent.paper.runner import REPORT
+from tests.paper.conftest import NO_SUITE, OUT, TABLE, MakePlan
+from tests.report.browser import Question, ask, needs_chromium
+
+FACTS = """
+const all = (css) => [...doc.querySelectorAll(css)];
+const said = (node) => node.textContent.replace(/\\s+/g, " ").trim();
+return {
+  title: doc.title, headings: all("h2").map(said), charts: all(".plot[role=img]").map((chart) => ({
+    alt: chart.getAttribute("aria-label"), markers: chart.querySelectorAll(".marker").length,
+    drawn: [...chart.querySelectorAll(".segment")].every((line) => line.getBBox().width > 0)})),
+  cells: all("table.grid-table td").map((cell) => ({
+    paper: said(cell.querySelector(".paper")), measured: cell.querySelector(".n")?.textContent,
+    link: cell.querySelector("a")?.getAttribute("href"), command: cell.querySelector("a")?.title,
+    again: cell.querySelector(".again") !== null, label: cell.dataset.label,
+    marks: cell.querySelector(".marks")?.textContent ?? ""})),
+  rulings: all("table.claims .ruling").map(said),
+  suite: all("table.suite tbody tr").map(said),
+  commands: all(".commands pre").map(said),
+  flags: all("dl.flags dt").map(said),
+  scopes: all("th").every((cell) => cell.scope !== ""),
+  dangling: all("a[href^='#']").filter((a) => !doc.getElementById(a.hash.slice(1))).length,
+  doubled: all("[id]").length - new Set(all("[id]").map((node) => node.id)).size,
+  sideways: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
+  reached: win.performance.getEntriesByType("resource").map((entry) => entry.name),
+};
+"""
+EVIL = "<script>top.pwned=1</script><img src=x onerror='top.pwned=1'>\"'`|$x$ {{7*7}}"
+SCRIPTS = """return { ran: window.pwned ?? null, text: doc.body.textContent, title: doc.title,
+  nodes: doc.querySelectorAll("script, img").length };"""
+
+
+@pytest.fixture
+def page(finished: Plan) -> str:
+    path = write_page([finished], [summarize(finished, OUT)], OUT, Path("pages/of all.html"))
+    return path.read_text()
+
+
+def evil(make_plan: MakePlan) -> str:
+    rows = [
+        row | {"label": EVIL, "group": EVIL, "note": EVIL, "published": ["90.0", "10.0", "", "-"]}
+        for row in TABLE["rows"]
+    ]
+    columns = [column | {"label": EVIL} for column in TABLE["columns"]]
+    claims = [claim | {"says": EVIL} for claim in TABLE["claims"]]
+    changes = {"rows": rows, "columns": columns, "claims": claims, "title": EVIL, "notes": [EVIL]}
+    plan = make_plan({"says": EVIL}, source=EVIL, **changes)
+    text = to_page([plan], [summarize(plan, OUT)], Links(OUT, Path()))
+    assert "Content-Security-Policy" in text
+    return re.sub(r"<meta http-equiv[^>]*>", "", text)
+
+
+@needs_chromium
+def test_the_page_shows_paper_and_measurement_side_by_side(
+    finished: Plan, page: str, make_plan: MakePlan
+) -> None:
+    answers = ask(
+        {
+            "page": Question(page, FACTS),
+            "phone": Question(page, FACTS, width=360),
+            "evil": Question(evil(make_plan), SCRIPTS),
+        }
+    )
+    facts, result = answers["page"], summarize(finished, OUT)
+    assert len(facts["cells"]) == len(result.cells) == 8
+    for shown, cell in zip(facts["cells"], result.cells, strict=True):
+        assert shown["paper"] == (cell.published or "no figure")
+        assert shown["measured"] == f"{cell.value:.1f}"
+        report = Path("pages") / unquote(shown["link"])
+        assert report.resolve() == (OUT / (cell.run or "") / REPORT).resolve()
+        assert report.is_file()
+        assert shown["command"] == cell.command
+        assert shown["command"] in facts["commands"]
+        assert shown["again"] == (cell.as_in is not None)
+        assert len(shown["marks"]) == len(cell.flags)
+    assert facts["rulings"] == [each.ruling for each in result.judgements]
+    assert [flag.split(" ", 1)[1] for flag in facts["flags"]] == list(
+        dict.fromkeys(flag for cell in result.cells for flag in cell.flags)
+    )
+    (chart,) = facts["charts"]
+    assert chart["drawn"]
+    assert chart["markers"] == 4  # measured and published, static and dent
+    assert "measured from" in chart["alt"]
+    assert "paper from 10.0% to 40.0%" in chart["alt"]
+    for width in ("page", "phone"):
+        found = answers[width]
+        assert (found["dangling"], found["doubled"], found["sideways"]) == (0, 0, 0)
+        assert found["scopes"]
+        assert not found["reached"]
+    assert (answers["evil"]["ran"], answers["evil"]["nodes"]) == (None, 0)
+    assert answers["evil"]["text"].count(EVIL) >= len(TABLE["columns"])
+    assert "49" not in answers["evil"]["title"]
+
+
+@needs_chromium
+def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
+    scale = load_scale("cpu")
+    plans = [plan_table(load_table(name), scale) for name in table_names()]
+    results = [summarize(plan, Path("nowhere")) for plan in plans]
+    facts = ask({"page": Question(to_page(plans, results, Links(OUT, Path())), FACTS)})["page"]
+    assert len(facts["headings"]) == len(plans) + 1  # and the overview
+    assert len(facts["cells"]) == sum(len(plan.cells) for plan in plans)
+    assert {cell.get("measured") for cell in facts["cells"]} == {None}
+    assert set(facts["rulings"]) == {"not measured"}
+    drawn = {table: len(load_table(table).charts) for table in table_names()}
+    for table in ("table7", "table9", "table10", "table13", "table14", "figure4"):
+        assert drawn[table] > 0
+    # What has no published figures has no chart before it ran.
+    assert len(facts["charts"]) == sum(drawn.values()) - drawn["figure4"]
+    assert all(chart["drawn"] for chart in facts["charts"])
+    assert (facts["dangling"], facts["doubled"], facts["sideways"]) == (0, 0, 0)
+
+
+class Ran:
+    """What a command printed."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code or 0, out, err
+
+
+@pytest.fixture
+def dent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.setattr(CONSOLE, "width", 220)
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr("sys.argv", ["dent", "paper", *arguments])
+        with pytest.raises(SystemExit) as done:
+            main()
+        captured = capsys.readouterr()
+        return Ran(done.value.code, captured.out, captured.err)
+
+    return run
+
+
+def small(monkeypatch: pytest.MonkeyPatch, finished: Plan) -> None:
+    """Let every table be the small one."""
+    monkeypatch.setattr("dent.cli.paper.plan_table", lambda *_: finished)
+    monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
+
+
+def test_the_command_lists_what_there_is(dent: Any) -> None:
+    listed = dent()
+    assert listed.code == 0
+    for name in table_names():
+        assert re.search(rf"^{name} +{re.escape(load_table(name).source)}: ", listed.out, re.M)
+    plain = json.loads(dent("--json").out)
+    assert [table["id"] for table in plain] == list(table_names())
+    assert plain[0]["cells"] == len(load_table("table1").cells)
+
+
+def test_the_command_shows_and_writes_what_was_measured(
+    dent: Any, finished: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, finished)
+    ran = dent("table1", "--out", str(OUT), "--report", "here.html")
+    assert ran.code == 0, ran.err
+    result = summarize(finished, OUT)
+    for cell in result.cells:
+        line = next(row for row in ran.out.splitlines() if f" {cell.row}/{cell.column} " in row)
+        assert f"{cell.value:.1f} [" in line
+        assert cell.published in line
+    assert "Page: here.html" in ran.out
+    assert "A small table" in Path("here.html").read_text()
+    plain = json.loads(dent("table1", "--out", str(OUT), "--json").out)
+    assert plain == [result.model_dump(mode="json")]
+    assert (OUT / "paper.html").is_file()
+
+
+def test_the_estimate_runs_nothing_and_leaves_out_what_is_done(
+    dent: Any, make_plan: MakePlan, finished: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, finished)
+    run = finished.cells["small/dent"].run
+    assert run is not None
+    (OUT / RUNS / run.folder / RESULT).unlink()
+    (one, together) = json.loads(dent("table1", "--estimate", "--json", "--out", str(OUT)).out)
+    assert (one["runs"], together["runs"]) == (1, 1)
+    assert one["seconds"] is None
+    assert one["missing"] == ["paper_model:make"]
+    assert "not timed" in dent("table1", "--estimate", "--out", "elsewhere").out
+    assert not Path("elsewhere").exists()
+    more = make_plan({"samples": 16}, **NO_SUITE)
+    small(monkeypatch, more)
+    (two, _) = json.loads(dent("table1", "--estimate", "--json", "--out", "elsewhere").out)
+    assert (two["runs"], two["forwards"] > 2 * one["forwards"]) == (2, True)
+
+
+def test_what_cannot_be_run_is_said_and_the_rest_is_done(
+    dent: Any, finished: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = {}
+    for key, cell in finished.cells.items():
+        assert cell.run is not None
+        model = replace(cell.run.model, weights=Path("none.pt"))
+        cells[key] = replace(cell, run=replace(cell.run, model=model))
+    small(monkeypatch, replace(finished, cells=cells))
+    ran = dent("table1", "--out", "elsewhere")
+    assert ran.code == 3
+    assert "left out: " in ran.err
+    assert "none.pt" in ran.err
+    assert "not run" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("table99",), "There are table1"),
+        (("table1", "--scale", "huge"), "there are full, gpu, cpu"),
+        (("table1", "--all"), "--all is every table"),
+    ],
+)
+def test_a_wrong_name_is_refused(dent: Any, arguments: tuple[str, ...], why: str) -> None:
+    ran = dent(*arguments)
+    assert (ran.code, why in ran.err) == (2, True)

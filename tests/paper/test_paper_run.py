@@ -1,0 +1,331 @@
+"""One runner for all tables: what it runs, what is read off the records, and that it resumes."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import resnet18
+
+from dent import Dent, DentConfig, models
+from dent.cli.app import main
+from dent.data import ArrayDataset, ImageDataset
+from dent.evaluation import load_run, verify
+from dent.evaluation.folder import RUN
+from dent.evaluation.reading import RecordedRun
+from dent.paper import Plan, run_plans, summarize
+from dent.paper.estimate import profile_forwards
+from dent.paper.measure import measure
+from dent.paper.planning import RUNS, PlannedRun
+from dent.paper.profile import count_flops, read_profile, run_profile
+from dent.paper.runner import Loader
+from dent.paper.scales import Chosen
+from tests.paper.conftest import COLUMNS, NO_SUITE, OUT, TABLE, MakePlan
+
+
+def recorded(plan: Plan, key: str) -> RecordedRun:
+    run = plan.cells[key].run
+    assert run is not None
+    return load_run(OUT / RUNS / run.folder)
+
+
+class Relabelled(Loader):
+    """The images with the labels that the model, which is drawn, gives most of them."""
+
+    def dataset(self, name: str) -> ImageDataset:
+        images = super().dataset(name)
+        x, _ = images.batch(range(8))
+        labels = tiny(x).argmax(dim=1)
+        labels[:2] = (labels[:2] + 1) % 10
+        pixels = x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        return ArrayDataset("relabelled", "test", images.classes, pixels, labels.numpy())
+
+
+def tiny(x: Tensor) -> Tensor:
+    answers: Tensor = models.load("paper_model:make")(x)
+    return answers.detach()
+
+
+def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
+    plan = make_plan(**NO_SUITE)
+    assert len(plan.runs()) == 2  # static, and dent; the second row's are the same
+    assert run_plans([plan], OUT, Relabelled(torch.device("cpu"))) == {}
+    result = summarize(plan, OUT)
+    assert result.status == "complete"
+    cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
+
+    static = recorded(plan, "small/static").result.defenses["static"]
+    dent = recorded(plan, "small/dent")
+    name = "dent-nominal_steps-2"
+    found = dent.result.defenses[name]
+    assert cells["small/natural"].count == static.natural
+    worst = [0, 0]
+    for kind, at in (("attack", 0), ("transfer", 1)):
+        units = [unit for unit in dent.units() if unit.defense == name]
+        for batch in dent.plan.batches:
+            hits = [
+                sum(a == b for a, b in zip(unit.served, batch.labels, strict=True))
+                for unit in units
+                if unit.batch == batch.index and unit.kind in (kind, "natural")
+            ]
+            assert len(hits) == 3
+            worst[at] += min(hits)
+    assert len({*worst, static.natural.correct}) == 3  # each tells something of its own
+    for column, correct in zip(("dent", "denied"), worst, strict=True):
+        cell = cells[f"small/{column}"]
+        assert cell.count is not None
+        assert (cell.count.correct, cell.count.total) == (correct, 8)
+        assert cell.value == pytest.approx(100 * correct / 8)
+        assert set(cell.flags) >= {flag.name for flag in found.raised}
+    assert cells["again/dent"].as_in == "small/dent"
+    assert cells["again/dent"].stands_for == "again"
+    assert cells["small/dent"].as_in is None
+    one, other, breaks = result.judgements
+    assert (one.published, other.as_in) == (30.0, "small/dent and small/static")
+    assert breaks.measured == cells["small/static"].value
+
+
+def test_the_same_call_goes_on_where_it_stopped(make_plan: MakePlan, loader: Loader) -> None:
+    plan = make_plan(**NO_SUITE)
+    seen: list[str] = []
+
+    def stop(done: int, total: int, name: str, state: Any) -> None:
+        assert total == 2
+        seen.append(name)
+        if done == 1 and state is not None and state.done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plans([plan], OUT, loader, watch=stop)
+    cut = summarize(plan, OUT)
+    assert cut.status == "partial"
+    assert {"measured", "partial"} >= {cell.state for cell in cut.cells if cell.column != "denied"}
+    run_plans([plan], OUT, loader)
+    assert summarize(plan, OUT).status == "complete"
+    before = {path: path.read_bytes() for path in OUT.rglob("*.json")}
+    run_plans([plan], OUT, loader)
+    assert {path: path.read_bytes() for path in OUT.rglob("*.json")} == before
+    sessions = recorded(plan, "small/dent").run.sessions
+    assert [session.outcome for session in sessions] == ["interrupted", "complete"]
+
+
+def test_a_cells_command_is_the_run_that_it_is_read_off(
+    finished: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in OUT.rglob("run.json")}
+    assert len(before) == 2
+    for command in {cell.command for cell in summarize(finished, OUT).cells}:
+        assert command is not None
+        monkeypatch.setattr("sys.argv", shlex.split(command))
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code
+    assert {path: path.read_bytes() for path in OUT.rglob("run.json")} == before
+    for path in before:
+        assert (path.parent / "report.html").is_file()
+
+
+def test_a_run_can_be_verified(finished: Plan, loader: Loader) -> None:
+    for run in finished.runs():
+        assert verify(OUT / RUNS / run.folder, loader.subject(run)).status == "verified"
+
+
+def test_the_dynamic_suite_stands_beside_the_defended_column(make_plan: MakePlan) -> None:
+    plan = make_plan()
+    (run,) = plan.suites.values()
+    assert (run.suite, run.samples, run.batch_size) == ("small", 2, 2)
+    assert shlex.split(run.command(OUT))[-8:-2] == [
+        *("--eps", "1/255", "--suite", "dynamic", "--budget", "small")
+    ]
+    (beside,) = summarize(plan, OUT).suite
+    assert (beside.ruling, beside.worst) == (None, None)
+
+
+@pytest.mark.slow
+def test_what_the_dynamic_suite_leaves_is_the_engines_verdict(
+    make_plan: MakePlan, loader: Loader
+) -> None:
+    plan = make_plan()
+    (run,) = plan.suites.values()
+    only = replace(plan, cells={})
+    run_plans([only], OUT, loader)
+    (beside,) = summarize(plan, OUT).suite
+    found = load_run(OUT / RUNS / run.folder).result.defenses["dent-nominal_steps-2"]
+    assert found.verdict is not None
+    assert (beside.ruling, beside.worst) == (found.verdict.ruling, found.worst.served)
+    assert beside.difference == found.difference
+
+
+def test_what_autoattack_ran_as_it_ships_is_counted_as_it_counts(
+    make_plan: MakePlan, loader: Loader
+) -> None:
+    attacks = {"autoattack": {"ce": "apgd-ce:iterations=2,protocol=published"}}
+    plan = make_plan({"attacks": attacks}, **NO_SUITE)
+    run_plans([plan], OUT, loader)
+    records = recorded(plan, "small/dent")
+    (unit,) = [
+        unit for unit in records.units() if unit.kind == "attack" and unit.defense != "static"
+    ]
+    assert unit.claimed is not None
+    found = measure(plan.cells["small/dent"], records)
+    assert found is not None
+    assert len(found.right) == 8
+    ids = [at for batch in records.plan.batches for at in batch.ids]
+    natural = measure(replace_measure(plan, "natural"), records)
+    assert natural is not None
+    assert found.right == {
+        at: natural.right[at] and not fell for at, fell in zip(ids, unit.claimed, strict=True)
+    }
+
+
+def replace_measure(plan: Plan, what: Any) -> Any:
+    planned = plan.cells["small/dent"]
+    return replace(planned, cell=replace(planned.cell, measure=what))
+
+
+def test_parts_of_an_attack_are_cumulative_or_alone(make_plan: MakePlan, loader: Loader) -> None:
+    columns = [
+        {"id": "first", "label": "first", "through": "apgd-ce"},
+        {"id": "both", "label": "both", "through": "square"},
+        {"id": "square", "label": "square", "only": "square"},
+        {"id": "fab", "label": "fab", "only": "fab"},
+    ]
+    row = TABLE["rows"][0] | {"defense": "static", "published": ["", "", "", ""]}
+    changes = {"columns": columns, "rows": [row], "claims": [], "charts": [], **NO_SUITE}
+    plan = make_plan(**changes)
+    assert len(plan.runs()) == 1
+    run_plans([plan], OUT, loader)
+    first, both, square = (
+        measure(plan.cells[f"small/{column}"], recorded(plan, f"small/{column}"))
+        for column in ("first", "both", "square")
+    )
+    assert first is not None
+    assert both is not None
+    assert square is not None
+    assert both.right == {at: first.right[at] and square.right[at] for at in first.right}
+    left_out = summarize(plan, OUT).cells[3]
+    assert (left_out.state, left_out.value) == ("not at this scale", None)
+    assert "autoattack has no fab" in left_out.why
+
+
+def test_sigma_and_cost_are_read_batch_by_batch(make_plan: MakePlan, loader: Loader) -> None:
+    measures = ("sigma-before", "sigma-after", "relative-time", "relative-time")
+    columns = [
+        {"id": f"c{at}", "label": what, "measure": what, "defense": COLUMNS[2]["defense"]}
+        for at, what in enumerate(measures)
+    ]
+    columns[3]["defense"] = "static"
+    row = TABLE["rows"][0] | {"published": ["", "", "7.2×", "1.0×"]}
+    claim = {
+        "id": "cost",
+        "says": "It costs.",
+        "kind": "factor",
+        "factor": 1e6,
+        "cells": ["small/c2"],
+    }
+    changes = {"columns": columns, "rows": [row], "claims": [claim], "charts": [], **NO_SUITE}
+    plan = make_plan({"samples": 6, "batch_size": 1}, **changes)
+    run_plans([plan], OUT, loader)
+    result = summarize(plan, OUT)
+    before, after, cost, static = result.cells
+    assert before.value == pytest.approx(0.5)
+    assert after.value is not None
+    assert after.value != before.value
+    natural = [unit for unit in recorded(plan, "small/c0").units() if unit.kind == "natural"]
+    sigmas = sorted(
+        unit.trace.sigma[0]
+        for unit in natural
+        if unit.defense != "static" and unit.trace.sigma is not None
+    )
+    assert len(sigmas) == 6
+    assert after.interval == (sigmas[0], sigmas[-1])  # order statistics of six
+    assert (static.value, static.unit) == (1.0, "×")
+    assert cost.value is not None
+    assert cost.value > 1
+    (judged,) = result.judgements
+    assert (judged.published, judged.ruling) == (7.2, "reproduced")
+
+
+def test_weights_that_are_not_here_stop_only_their_own_runs(
+    make_plan: MakePlan, loader: Loader
+) -> None:
+    plan = make_plan(**NO_SUITE)
+    absent = Chosen("resnet-26-4", Path("none.safetensors"), "cifar10-sample", "", "dent train ...")
+    cells = {
+        key: replace(cell, run=replace(cell.run, model=absent))
+        if key == "small/dent" and cell.run
+        else cell
+        for key, cell in plan.cells.items()
+    }
+    missing = run_plans([replace(plan, cells=cells)], OUT, loader)
+    ((folder, why),) = missing.items()
+    assert folder.startswith("resnet-26-4-linf-1_255-dent-nominal_steps-2")
+    assert "make them by\n  dent train ..." in why
+    assert len(list(OUT.rglob(RUN))) == 2
+
+
+def test_a_profile_counts_and_times_and_resumes(make_plan: MakePlan) -> None:
+    columns = [
+        {"id": str(steps), "label": str(steps), "defense": text}
+        for steps, text in ((0, "static"), (1, "dent steps=1"), (2, "dent steps=2"))
+    ]
+    rows = [
+        {"id": what, "label": what, "measure": what, "published": ["", "", ""]}
+        for what in ("seconds", "relative-time", "gflops", "relative-flops")
+    ]
+    profile = {"model": "resnet18", "classes": 10, "size": 32, "batch_size": 2, "rounds": 2}
+    changes = {"columns": columns, "rows": rows, "claims": [], "charts": [], **NO_SUITE}
+    plan = make_plan({"tables": {"tiny": {"leave_out": ["1"]}}}, profile=profile, **changes)
+    assert plan.runs() == ()
+    run_plans([plan], OUT)
+    path = OUT / RUNS / plan.profile_folder
+    record = read_profile(path)
+    assert record is not None
+    assert len(record.seconds) == 2
+    assert set(record.flops) == set(record.seconds[0]) == {"0", "2"}
+    cells = {f"{cell.row}/{cell.column}": cell for cell in summarize(plan, OUT).cells}
+    ratios = sorted(round_["2"] / round_["0"] for round_ in record.seconds)
+    assert cells["relative-time/2"].value == pytest.approx(sum(ratios) / 2)
+    assert cells["relative-time/2"].interval is None  # two rounds are too few
+    assert cells["gflops/0"].value == record.flops["0"] / 1e9
+    assert cells["relative-flops/2"].value == record.flops["2"] / record.flops["0"]
+    assert cells["relative-flops/1"].state == "not at this scale"
+    assert run_profile(plan, path) == record
+    # Two images, a round to count and two to time: 1 forward without steps, 6 with two.
+    assert profile_forwards(plan) == 2 * 3 * (1 + 6)
+    longer = make_plan(
+        {"tables": {"tiny": {"leave_out": ["1"]}}}, profile=profile | {"rounds": 3}, **changes
+    )
+    assert run_profile(longer, path).seconds[:2] == record.seconds
+
+
+def test_operations_grow_by_the_same_with_every_step() -> None:
+    model = resnet18(weights=None, num_classes=10).eval()
+    x = torch.rand(2, 3, 32, 32)
+    none, one, two, three = (
+        count_flops(Dent(model, DentConfig(steps=steps)), x) for steps in range(4)
+    )
+    assert two - one == one - none == three - two > none
+    # A step is a forward, and a backward to the normalization parameters alone: weights have none.
+    assert 1.5 * none < one - none <= 2 * none
+
+
+def test_a_planned_run_is_written_as_its_command(make_plan: MakePlan) -> None:
+    plan = make_plan()
+    run = plan.cells["small/static"].run
+    assert isinstance(run, PlannedRun)
+    words = shlex.split(replace(run, mix=0.25).command(OUT))
+    assert words[:2] == ["dent", "evaluate"]
+    asked = dict(zip(words[2::2], words[3::2], strict=True))
+    assert asked["--defense"] == "static"
+    assert asked["--mix"] == "0.25"
+    assert asked["--out"] == str(OUT / RUNS / replace(run, mix=0.25).folder)
+    configured = plan.cells["small/dent"].run
+    assert configured is not None
+    path = configured.configuration(OUT)
+    assert path == OUT / "defenses" / "dent-nominal_steps-2.json"
+    assert json.dumps(str(path)).strip('"') in configured.command(OUT)

@@ -1,0 +1,327 @@
+"""The spec files against the paper's printed text, the zoo, and the library they configure."""
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dent import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig, models
+from dent.attacks import make_from
+from dent.errors import ConfigError, UnknownNameError
+from dent.evaluation.spec import Settings
+from dent.models.residual import is_member
+from dent.paper import load_scale, load_table, plan_table, scale_names, table_names
+from dent.paper.defenses import defense_name, parse_defense
+from dent.paper.estimate import forwards_of, plan_cost
+from dent.paper.load import load_roles, read_spec
+from dent.paper.scales import Role, Scale, choose
+from dent.paper.spec import Table
+from dent.threat import ThreatModel
+from dent.training.recipes import RECIPES
+
+PRINTED = (Path(__file__).parent / "printed.txt").read_text()
+PAPER = Path(__file__).parents[3] / "shared" / "paper" / "dent.txt"
+EVERY = pytest.mark.parametrize("name", table_names())
+AT_EVERY_SCALE = pytest.mark.parametrize("scale", scale_names())
+
+
+def printed(source: str) -> str:
+    """What is printed under a heading, up to the next."""
+    heads = [*re.finditer(r"^ ?(Table \d+|Section 4\.3|README of \S+)\b\.?.*$", PRINTED, re.M)]
+    at = next(
+        i for i, head in enumerate(heads) if f"{source} ".startswith(f"{head[1].rstrip('.')} ")
+    )
+    end = heads[at + 1].start() if at + 1 < len(heads) else len(PRINTED)
+    return PRINTED[heads[at].start() : end].replace(" | ", " ").replace(" |", "")
+
+
+def figures(text: str) -> list[str]:
+    """All that is printed as a figure; not the radius that a row is named by."""
+    return re.findall(r"(?<![\w.])(?<!= )\d+\.\d+×?(?![\w.])", text)
+
+
+@EVERY
+def test_every_published_figure_is_printed_in_its_row(name: str) -> None:
+    table = load_table(name)
+    for row in table.rows:
+        values = " ".join(filter(None, row.published))
+        if values:
+            assert re.search(rf"(^|\s){re.escape(values)}(√|\s|$)", printed(table.source)), row.id
+
+
+@pytest.mark.parametrize("name", [*(f"table{at}" for at in range(1, 15)), "readme"])
+def test_no_printed_figure_is_skipped(name: str) -> None:
+    table = load_table(name)
+    lines = printed(table.source).splitlines()
+    rows = [figures(line) for line in lines if len(figures(line)) > 2]
+    ours = [figures(" ".join(row.published)) for row in table.rows if any(row.published)]
+    assert ours == rows
+
+
+@pytest.mark.parametrize("name", ["figure4", "section44"])
+def test_what_the_paper_prints_no_figures_of_has_none(name: str) -> None:
+    assert not any(figure for row in load_table(name).rows for figure in row.published)
+
+
+def test_the_imagenet_experiment_has_the_printed_differences() -> None:
+    claims = {claim.id: claim.difference for claim in load_table("section43").claims}
+    found = re.search(r"(\d+)\+ and (\d+)\+ points", printed("Section 4.3"))
+    assert found is not None
+    assert (claims["adversarial"], claims["natural"]) == tuple(map(float, found.groups()))
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not beside this checkout")
+def test_the_excerpt_is_the_papers() -> None:
+    paper = PAPER.read_text().splitlines()
+    ours, _, _ = PRINTED.partition("\n\nREADME")
+    for line in ours.splitlines():
+        assert line in paper or line == "Section 4.3."
+
+
+@EVERY
+def test_every_table_names_only_cells_that_it_has(name: str) -> None:
+    table = load_table(name)
+    assert len(table.cells) == len(table.rows) * len(table.columns)
+    for claim in table.claims:
+        for pair in claim.compared():
+            assert table.cells[pair[0]].key != table.cells[pair[1]].key
+    for chart in table.charts:
+        assert {f"{row}/{column}" for row in chart.rows for column in chart.columns} <= {
+            *table.cells
+        }
+
+
+@EVERY
+@AT_EVERY_SCALE
+def test_every_cell_can_be_run(name: str, scale: str) -> None:
+    plan = plan_table(load_table(name), load_scale(scale))
+    for run in plan.runs():
+        assert isinstance(run.settings, Settings)
+        assert run.threat == ThreatModel(run.norm, run.eps)
+        assert bool(run.attacks) != bool(run.suite)
+        assert [make_from(text).name for text in run.attacks] == list(run.attacks)
+        assert forwards_of(run) > run.samples
+    for key, cell in plan.cells.items():
+        assert bool(cell.why) == (cell.run is None) or plan.profile is not None, key
+        assert cell.run is None or set(cell.attacks) <= set(cell.run.attacks)
+
+
+def test_every_model_is_in_the_zoo_or_can_be_trained() -> None:
+    for name, role in load_roles().items():
+        if role.train is None:
+            assert role.zoo in models.names(), name
+            continue
+        assert role.train.recipe in RECIPES
+        assert is_member(role.train.model)
+        command = role.command(Path("runs/train")) or ""
+        weights = role.weights(Path("runs/train"))
+        assert weights is not None
+        assert f"--recipe {role.train.recipe} --model {role.train.model}" in command
+        assert command.endswith(f"--dataset {role.dataset} --out {weights.parent}")
+    folders = [role.weights(Path()) for role in load_roles().values() if role.train]
+    assert len(set(folders)) == len(folders)
+
+
+def test_zoo_models_run_on_their_own_dataset_at_full_scale() -> None:
+    for role in load_roles().values():
+        if role.zoo is not None:
+            assert models.info(role.zoo).dataset == role.dataset
+
+
+def test_models_of_the_small_scale_come_with_the_package() -> None:
+    scale, roles = load_scale("cpu"), load_roles()
+    for name in roles:
+        chosen = choose(scale, name, roles, Path())
+        assert models.info(chosen.name).present
+        assert chosen.dataset == "cifar10-sample"
+        assert chosen.stands_for == roles[name].paper
+
+
+def test_the_full_scale_is_the_papers_setting() -> None:
+    scale = load_scale("full")
+    assert (scale.samples, scale.batch_size) == (10_000, 128)
+    assert not scale.stand_ins
+    (text,) = scale.attacks["autoattack"].values()
+    asked = make_from(text).settings()
+    assert asked["protocol"] == "published"
+    assert asked["parts"] == make_from("standard").settings()["parts"]
+    (text,) = scale.attacks["pgd"].values()
+    pgd = make_from(text).settings()
+    assert (pgd["iterations"], pgd["step"], pgd["restarts"]) == (30, 0.1, 5)
+    for name, text in scale.attacks["apgd-ce-by-iterations"].items():
+        assert make_from(text).settings()["parts"][0]["iterations"] == int(name)
+    assert not any(change.leave_out for change in scale.tables.values())
+    for name in table_names():
+        plan = plan_table(load_table(name), scale)
+        assert not [key for key, cell in plan.cells.items() if cell.why], name
+        assert set(plan.suites) == set(plan.table.suite.cells)
+        assert plan.profile == plan.table.profile
+
+
+def test_the_papers_defenses_are_the_presets() -> None:
+    def defense(table: str, key: str) -> DentConfig:
+        return load_table(table).cells[key].defense
+
+    assert defense("table1", "carmon-linf/dent") == DENT
+    assert defense("table1", "rice-l2/dent+") == DENT_PLUS
+    assert defense("readme", "wu/dent") == DENT_PLUS
+    assert defense("table4", "dynamic-10/linf") == DENT_NOMINAL
+    assert [defense("table7", f"wong/{at}").steps for at in "abcd"] == [0, 20, 30, 40]
+    assert [defense("table7", f"ding+/{at}").steps for at in "abcd"] == [0, 1, 3, 6]
+    assert [defense("table13", f"madry-l2/{at}").steps for at in (0, 5, 10, 20, 30)] == [
+        *(0, 5, 10, 20, 30)
+    ]
+    assert [defense("table14", f"relative/{at}").steps for at in (0, 1, 5, 10, 20, 30, 40, 50)] == [
+        *(0, 1, 5, 10, 20, 30, 40, 50)
+    ]
+    four = [
+        load_table("table8").cells[f"{row.id}/nominal-linf"] for row in load_table("table8").rows
+    ]
+    assert [(cell.defense.statistics, cell.defense.steps > 0) for cell in four] == [
+        ("train", False),
+        ("test", False),
+        ("train", True),
+        ("test", True),
+    ]
+
+
+def test_tables_agree_where_they_print_the_same() -> None:
+    """Equal cells of different tables, in the paper's own words the same experiment."""
+
+    def cell(table: str, key: str) -> tuple[Any, ...]:
+        found = load_table(table).cells[key]
+        return found.model, found.norm, found.eps, found.defense, found.published
+
+    assert cell("table3", "madry-26-4/dent") == cell("table8", "both/adversarial-linf")
+    assert cell("table3", "madry-26-4/dent") == cell("table13", "madry-linf/10")
+    assert cell("table5", "dent-dent/adversarial-l2") == cell("table13", "madry-l2/10")
+    assert cell("table4", "dynamic-10/linf") == cell("table13", "nominal-linf/10")
+    assert cell("table4", "dynamic-10/l2") == cell("table13", "nominal-l2/10")
+    assert cell("table12", "madry/entropy") == cell("table11", "madry-dent/autoattack")
+    assert cell("table12", "nominal/entropy") == cell("table11", "nominal-dent/autoattack")
+    assert cell("table1", "ding-linf/dent") == cell("table7", "ding/c")
+    assert cell("table1", "ding-linf/dent+") == cell("table7", "ding+/d")
+
+
+def test_the_small_scale_is_small() -> None:
+    """In static forwards of one image, of which 2 cores do 500 a second (the models' cards)."""
+    scale = load_scale("cpu")
+    plans = [plan_table(load_table(name), scale) for name in table_names()]
+    together = plan_cost({run for plan in plans for run in plan.runs()})
+    assert together.forwards <= 3 * 3600 * 500
+    assert max(plan_cost(plan.runs()).forwards for plan in plans) <= 3000 * 500
+
+
+def test_runs_are_shared_and_their_folders_are_their_own() -> None:
+    scale = load_scale("cpu")
+    plans = [plan_table(load_table(name), scale) for name in table_names()]
+    runs = {run for plan in plans for run in plan.runs()}
+    assert len({run.folder for run in runs}) == len(runs) < sum(len(p.runs()) for p in plans)
+    assert all(re.fullmatch(r"[\w.,=-]+", run.folder) for run in runs)
+
+
+def test_configurations_have_names_of_their_own() -> None:
+    known = {cell.defense for name in table_names() for cell in load_table(name).cells.values()}
+    names = {defense_name(config) for config in known}
+    assert len(names) == len(known)
+    assert defense_name(DENT_PLUS) == "dent+"
+    assert defense_name(parse_defense("dent steps=10 statistics=test")) == (
+        "dent_steps-10_statistics-test"
+    )
+
+
+@given(
+    st.builds(
+        DentConfig,
+        steps=st.integers(0, 50),
+        lr=st.sampled_from([1e-3, 6e-3]),
+        objective=st.sampled_from(["entropy", "information-maximization"]),
+        granularity=st.sampled_from(["batch", "sample"]),
+        statistics=st.sampled_from(["train", "test"]),
+        smoothing=st.none() | st.builds(SmoothingConfig, sigma=st.sampled_from([0.5, 1.0])),
+    ),
+    st.integers(0, 50),
+)
+def test_other_configurations_have_other_names(config: DentConfig, steps: int) -> None:
+    other = DentConfig.from_dict({**config.to_dict(), "steps": steps})
+    assert (defense_name(config) == defense_name(other)) == (config == other)
+    assert "/" not in defense_name(config)
+
+
+def test_a_defense_is_written_as_what_differs_from_a_preset() -> None:
+    assert parse_defense("dent-nominal smoothing=none steps=1") == DentConfig(
+        steps=1, statistics="test"
+    )
+    found = parse_defense("dent-nominal smoothing.learn=false").smoothing
+    assert found == SmoothingConfig(sigma=0.5, learn=False)
+    for text, why in {
+        "tent steps=1": "no preset 'tent'",
+        "dent steps": "expected FIELD=VALUE",
+        "dent stps=1": "Did you mean 'steps'",
+        "dent smoothing.learn=false": "has no smoothing",
+        "dent steps=-1": "at least 0",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(why)):
+            parse_defense(text)
+
+
+def spec(name: str) -> dict[str, Any]:
+    text = files("dent.paper").joinpath(f"tables/{name}.toml").read_text(encoding="utf-8")
+    return {"id": name, **tomllib.loads(text)}
+
+
+def put(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    *outer, last = path.split(".")
+    place: Any = values
+    for key in outer:
+        place = place[int(key) if key.isdigit() else key]
+    place[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("colums", [], "colums"),
+        ("rows.0.treat", "linf 8/255", "rows.0.treat"),
+        ("rows.0.published", ["1.0"], "1 published for 4 columns"),
+        ("rows.1.id", "carmon-linf", "stands twice"),
+        ("rows.0.defense", "dent+", "row carmon-linf has defense"),
+        ("rows.0.threat", "linf eight", "eight"),
+        ("columns.2.measure", "robustness", "columns.2.measure"),
+        ("claims.0.rows", ["karmon"], "no cell karmon/dent"),
+        ("claims.0.kind", "about", "within does not go with about"),
+        ("claims.0.cells", ["carmon-linf/dent"], "higher needs pairs"),
+        ("suite.cells", ["carmon-linf/dnt"], "no cell carmon-linf/dnt"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(path: str, value: object, why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        read_spec(Table, "table1", put(spec("table1"), path, value))
+
+
+def test_unknown_names_are_refused_with_what_there_is() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'table4'"):
+        load_table("tabel4")
+    with pytest.raises(UnknownNameError, match="full, gpu, cpu"):
+        load_scale("tiny")
+    with pytest.raises(UnknownNameError, match=r"models\.toml has no 'karmon'"):
+        choose(load_scale("cpu"), "karmon", load_roles(), Path())
+    with pytest.raises(ConfigError, match="extra"):
+        read_spec(Scale, "scales.toml", {**load_scale("cpu").model_dump(), "extra": 1})
+    with pytest.raises(ConfigError, match="give zoo or train"):
+        read_spec(Role, "models.toml", {"paper": "x", "dataset": "cifar10"})
+
+
+def test_a_scale_without_an_attack_or_a_stand_in_is_refused() -> None:
+    table, scale = load_table("table1"), load_scale("cpu")
+    with pytest.raises(ConfigError, match="has no attack 'autoattack'"):
+        plan_table(table, scale.model_copy(update={"attacks": {}}))
+    nobody = scale.model_copy(update={"stand_ins": {"carmon-linf": ("nobody",)}})
+    with pytest.raises(UnknownNameError, match="none of nobody"):
+        plan_table(table, nobody)
