@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from dent.errors import ConfigError, UnknownNameError
-from dent.models.suggest import did_you_mean
 from dent.paper.scales import Role, Scale
 from dent.paper.spec import Strict, Table
+from dent.suggest import did_you_mean
 
 _HERE: Final = files("dent.paper")
 _ORDER: Final = (
