@@ -308,8 +308,13 @@ def _own(x: Tensor, *, channels_last: bool) -> Tensor:
     if x.requires_grad:
         # The gradient as it would come otherwise: attacks call its .view().
         x = x.view_as(x)
-        x.register_hook(Tensor.contiguous)
+        x.register_hook(_contiguous)
     return x.clone(memory_format=torch.channels_last)
+
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    # None where nothing that was asked for depends on x: PyTorch calls the hook all the same.
+    return None if gradient is None else gradient.contiguous()
 
 
 def _call(module: nn.Module, x: Tensor) -> Any:
