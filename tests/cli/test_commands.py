@@ -122,6 +122,8 @@ def test_models_and_data_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         entry["name"]: entry for entry in json.loads(dent("models", "--json", cwd=folder).stdout)
     }
     assert listed["resnet18-nominal"]["present"] is True
+    told = dent("models", cwd=folder).stdout
+    assert "resnet-14-2-l2\n    cifar10, l2 0.5, here (2.7 MB), natural " in told
     carmon = listed["robustbench/cifar10/Linf/Carmon2019Unlabeled"]
     assert carmon["present"] is False
     assert carmon["file"].endswith("robustbench/cifar10/Linf/Carmon2019Unlabeled.pt")

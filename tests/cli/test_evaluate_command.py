@@ -116,7 +116,8 @@ def test_every_flag_stands_where_the_headline_stands(dent: Run) -> None:
     assert "upper bound" in table
     assert dent("show", "run").out == table
     listed = dent("list", ".").out
-    assert "carries state, uneven batches" in listed
+    assert "flags: carries state, uneven batches" in listed
+    assert "run  complete 14/14, own_evaluated:small, 6 of cifar10-sample, linf 8/255" in listed
     result = json.loads(dent("list", ".", "--json").out)
     assert result[0]["defenses"][1]["flags"] == ["carries state", "uneven batches"]
 

@@ -127,7 +127,11 @@ def test_lists_every_run_and_what_is_wrong_with_one(
     shutil.copytree(partial_run, tmp_path / "a")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "run.json").write_text("no json")
-    partial, whole, broken = list_runs(tmp_path)
+    training = tmp_path / "d"
+    shutil.copytree(run_path, training / "measured-pgd-16")
+    (training / "run.json").write_text('{"kind": "training"}')
+    partial, whole, broken, measured = list_runs(tmp_path)
+    assert measured.path == str(training / "measured-pgd-16")
     assert (partial.status, partial.units_done) == ("interrupted", 9)
     assert whole.error is None
     assert (whole.model, whole.threat, whole.samples) == ("tiny-cnn", "linf 2/255", 16)

@@ -4,9 +4,11 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
+from rich.padding import Padding
 
 from dent import models
-from dent.cli.console import OUT, print_json, print_table
+from dent.cli.console import OUT, print_json
 from dent.errors import MissingExtraError
 from dent.models import Accuracy, ModelInfo
 
@@ -35,8 +37,9 @@ def models_command(
     if as_json:
         print_json([asdict(entry) for entry in entries])
         return
-    columns = ("model", "dataset", "trained for", "size", "here", "accuracy")
-    print_table("Models", columns, [_row(entry) for entry in entries])
+    for entry in entries:
+        OUT.print(f"[bold]{escape(entry.name)}[/]", soft_wrap=True)
+        OUT.print(Padding(escape(_about(entry)), (0, 0, 0, 4)))
     _print_sources(entries)
     for error in missing:
         OUT.print(f"Not searched: {error}", markup=False, soft_wrap=True)
@@ -63,15 +66,15 @@ def _chosen(word: str | None, source: str | None) -> tuple[list[str], list[Missi
     return [name for name in dict.fromkeys(found) if word.lower() in name.lower()], missing
 
 
-def _row(entry: ModelInfo) -> tuple[str, ...]:
-    return (
-        entry.name,
+def _about(entry: ModelInfo) -> str:
+    size = "" if entry.size is None else f" ({entry.size / 1e6:.1f} MB)"
+    facts = [
         entry.dataset,
         entry.threat or "nominal",
-        "" if entry.size is None else f"{entry.size / 1e6:.1f} MB",
-        "yes" if entry.present else "no",
-        "; ".join(_describe(accuracy) for accuracy in entry.accuracies) or "not stated",
-    )
+        f"here{size}" if entry.present else f"not here{size}",
+        *(_describe(accuracy, entry.threat) for accuracy in entry.accuracies),
+    ]
+    return ", ".join(facts) + ("" if entry.accuracies else ", accuracy not stated")
 
 
 def _print_sources(entries: list[ModelInfo]) -> None:
@@ -89,6 +92,8 @@ def _print_sources(entries: list[ModelInfo]) -> None:
             OUT.print(f"{what} {text} ({shown})", markup=False, soft_wrap=True)
 
 
-def _describe(accuracy: Accuracy) -> str:
-    what = "natural" if accuracy.threat is None else f"{accuracy.attack} at {accuracy.threat}"
+def _describe(accuracy: Accuracy, trained_for: str | None) -> str:
+    what = "natural" if accuracy.threat is None else str(accuracy.attack)
+    if accuracy.threat not in (None, trained_for):
+        what += f" at {accuracy.threat}"
     return f"{what} {100 * accuracy.value:.1f}% of {accuracy.total}"

@@ -31,33 +31,30 @@ def list_command(
     if as_json:
         print_json([run.model_dump(mode="json") for run in runs])
         return
-    columns = (
-        *("run", "status", "model", "threat", "defense", "natural", "worst case"),
-        *("against static", "flags"),
-    )
-    print_table("Runs", columns, [row for run in runs for row in _lines(run)])
     for run in runs:
+        _list(run)
         if run.error:
             ERR.print(f"{run.path}: {run.error}", markup=False, soft_wrap=True)
 
 
-def _lines(run: RunSummary) -> list[tuple[str, ...]]:
-    if run.error or not run.defenses:
-        return [(escape(run.path), run.status or "unreadable", *[""] * 7)]
-    return [
-        (
-            escape(run.path) if not index else "",
-            f"{run.status} {run.units_done}/{run.units_planned}" if not index else "",
-            escape(run.model or "") if not index else "",
-            run.threat or "" if not index else "",
-            escape(line.name),
-            showing.percent(line.natural),
-            showing.with_interval(line.worst),
-            showing.gain(line.difference),
-            ", ".join(line.flags),
+def _list(run: RunSummary) -> None:
+    """Print a run's line, and one for each of its defenses."""
+    about = "unreadable"
+    if not run.error:
+        about = (
+            f"{run.status} {run.units_done}/{run.units_planned}, {run.model}, "
+            f"{run.samples} of {run.dataset}, {run.threat}"
         )
-        for index, line in enumerate(run.defenses)
-    ]
+    OUT.print(f"[bold]{escape(run.path)}[/]  {escape(about)}", soft_wrap=True)
+    for line in run.defenses:
+        gained = f", against static {showing.gain(line.difference)}" if line.difference else ""
+        OUT.print(
+            f"    {escape(line.name)}: natural {showing.percent(line.natural) or 'not scored'}, "
+            f"worst case {showing.with_interval(line.worst) or 'not scored'}{gained}",
+            soft_wrap=True,
+        )
+        if line.flags:
+            OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
 
 
 def show_command(

@@ -1,5 +1,6 @@
 """One line for every run below a folder, for `dent list`."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,8 @@ def list_runs(root: Path) -> list[RunSummary]:
     """Summarize every run at or below a folder, in the order of their paths.
 
     A run that cannot be read is listed with what is wrong with it. Nothing inside a run folder is
-    taken for another run, and links to folders are not followed.
+    taken for another run, and links to folders are not followed. Of a training, what its model card
+    measured is listed.
 
     Raises:
         RecordError: There is no such folder.
@@ -66,9 +68,18 @@ def list_runs(root: Path) -> list[RunSummary]:
 def _run_folders(root: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(root):
         inside.sort()
-        if RUN in files:
+        if RUN in files and not _is_training(Path(folder)):
             inside.clear()
             yield Path(folder)
+
+
+def _is_training(folder: Path) -> bool:
+    """Whether `dent train` wrote here: no run, though what its card measured lies in runs below."""
+    try:
+        content = json.loads((folder / RUN).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == "training"
 
 
 def _summarize(path: Path) -> RunSummary:
