@@ -1,7 +1,7 @@
 """The value that adaptation returns: what belongs to whom, and how samples come and go."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -108,6 +108,49 @@ def test_spreading_undoes_taking_and_marks_the_others(kept: list[bool], sample_w
     again = spread.take(mask)
     for name, value in values(again).items():
         assert torch.equal(value, values(found)[name])
+
+
+@pytest.mark.parametrize("sample_wise", [False, True])
+@pytest.mark.parametrize("covariance", ["spherical", "diagonal", "full"])
+def test_sigma_by_step_is_that_of_so_many_steps(sample_wise: bool, covariance: Covariance) -> None:
+    config = DentConfig(
+        steps=3,
+        lr=0.05,
+        granularity="sample" if sample_wise else "batch",
+        smoothing=SmoothingConfig(sigma=0.6, covariance=covariance),
+    )
+    model, x = make_toy(KIND), make_batch(KIND, 4)
+    found = Dent(model, config).adapt(x)
+    assert found.sigma_by_step is not None
+    assert not found.sigma_by_step.requires_grad
+    for steps in range(4):
+        after = Dent(model, replace(config, steps=steps)).adapt(x).sigma
+        assert after is not None
+        torch.testing.assert_close(found.sigma_by_step[steps], after)
+    assert not torch.equal(found.sigma_by_step[0], found.sigma_by_step[3])
+    exact = Dent(model, config).adapt(x, differentiable=True, checkpointed=True)
+    assert exact.sigma_by_step is not None
+    torch.testing.assert_close(exact.sigma_by_step, found.sigma_by_step)
+    fixed = replace(config, smoothing=SmoothingConfig(sigma=0.6, learn=False))
+    by_step = Dent(model, fixed).adapt(x).sigma_by_step
+    assert by_step is not None
+    torch.testing.assert_close(by_step, torch.full_like(by_step, 0.6))
+    assert len(by_step) == 4
+
+
+def test_sigma_by_step_of_samples_comes_and_goes_with_them() -> None:
+    x = make_batch(KIND, 4)
+    x[1] = math.nan
+    config = DentConfig(
+        steps=2, lr=0.05, granularity="sample", reduction="sum", smoothing=SmoothingConfig(0.6)
+    )
+    found = Dent(make_toy(KIND), config).adapt(x).sigma_by_step
+    assert found is not None
+    assert found.shape == (3, 4)
+    assert found.isnan().any(0).tolist() == [False, True, False, False]
+    nobody = Dent(make_toy(KIND), config).adapt(torch.full_like(x, math.nan)).sigma_by_step
+    assert nobody is not None
+    assert nobody.shape == (3, 4)
 
 
 def test_it_is_frozen() -> None:

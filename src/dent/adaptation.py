@@ -38,6 +38,8 @@ class Adaptation:
         entropy: (steps, N) in nats, before each step.
         status: (N,) int64, values of `Status`.
         sample_wise: whether `parameters` and `smoothing` have a sample dimension.
+        smoothing_by_step: `smoothing` before each step and at last, (steps + 1, K) or
+            (steps + 1, N, K), without a graph; None without.
 
     Everything that belongs to a sample whose input is non-finite is NaN, but its status.
     """
@@ -48,6 +50,7 @@ class Adaptation:
     entropy: Tensor
     status: Tensor
     sample_wise: bool
+    smoothing_by_step: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -63,6 +66,13 @@ class Adaptation:
         if self.smoothing is None or self.covariance_kind is None:
             return None
         return smoothing.sigma(self.smoothing, self.covariance_kind)
+
+    @property
+    def sigma_by_step(self) -> Tensor | None:
+        """`sigma` before each step and at last, with a leading dimension steps + 1."""
+        if self.smoothing_by_step is None or self.covariance_kind is None:
+            return None
+        return smoothing.sigma(self.smoothing_by_step, self.covariance_kind)
 
     @property
     def covariance(self) -> Tensor | None:
@@ -95,8 +105,12 @@ class Adaptation:
         changed = replace(self, entropy=entropy, status=status)
         if not self.sample_wise:
             return changed
+        by_step = self.smoothing_by_step
         return replace(
             changed,
             parameters={name: change(value) for name, value in self.parameters.items()},
             smoothing=None if self.smoothing is None else change(self.smoothing),
+            smoothing_by_step=(
+                None if by_step is None else change(by_step.transpose(0, 1)).transpose(0, 1)
+            ),
         )

@@ -57,7 +57,7 @@ def minimize(
     optimizers = _optimizers(config, start)
     values = dict(start)
     states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
-    health = _Health(config, x)
+    health = _Health(config, x, start.get(SMOOTHING))
     if differentiable and x.requires_grad:
         x = x.view_as(x)
         x.register_hook(health.gate_gradient)
@@ -94,6 +94,7 @@ def minimize(
         entropy=torch.stack(health.entropies) if health.entropies else _no_entropy(config, x),
         status=health.status(),
         sample_wise=config.granularity == "sample",
+        smoothing_by_step=torch.stack(health.smoothings) if health.smoothings else None,
     )
 
 
@@ -207,17 +208,19 @@ def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
 
 
 class _Health:
-    """Which samples' steps stayed finite; without waiting for the device in between.
+    """Which samples' steps stayed finite, and the course they took; without waiting for the device.
 
     Nothing in it is written to in place, so that a shallow copy is one of this moment.
     """
 
-    def __init__(self, config: DentConfig, x: Tensor) -> None:
+    def __init__(self, config: DentConfig, x: Tensor, smoothing: Tensor | None) -> None:
         self._sample_wise = config.granularity == "sample"
         self._shared = not self._sample_wise or config.objective == "information-maximization"
         self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self._blamed = ~self._alive
         self.entropies: tuple[Tensor, ...] = ()
+        steps = config.steps if not len(x) else 0  # to nobody, none of them is taken
+        self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
 
     def gate(self, updated: Values, start: Values, entropies: Tensor) -> Values:
         """Return `updated`, and `start` for every sample that has ever turned non-finite."""
@@ -231,7 +234,11 @@ class _Health:
         alive = self._alive & ~no_entropy & ~no_update
         self._alive = alive if self._sample_wise else alive & alive.all()
         keep = self._alive.unsqueeze(-1) if self._sample_wise else self._alive.all()
-        return {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
+        gated = {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
+        if self.smoothings:
+            after = gated.get(SMOOTHING, self.smoothings[-1])
+            self.smoothings = (*self.smoothings, after.detach())
+        return gated
 
     def gate_gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient in x, 0 for samples that are served what does not depend on x.
