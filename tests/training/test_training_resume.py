@@ -70,6 +70,17 @@ def test_an_interruption_within_an_epoch_changes_nothing(
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
+def test_a_line_of_an_epoch_that_is_trained_again_is_dropped(tmp_path: Path) -> None:
+    recipe = fast(None, epochs=2)
+    run(tmp_path / "whole", recipe)
+    with pytest.raises(StopError):
+        run(tmp_path / "parts", recipe, progress=stop_at(7))
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "killed": "before the checkpoint"}\n')
+    run(tmp_path / "parts", recipe)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
 def test_a_finished_training_is_left_as_it_is(tmp_path: Path) -> None:
     recipe = fast(None, epochs=1)
     first = run(tmp_path / "run", recipe)
