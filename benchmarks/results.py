@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dent.evaluation import EvaluationResult
+from dent.evaluation import EvaluationResult, load_run
 from dent.report import wording
 
 ROOT: Final = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def command(defense: str, column: Column) -> list[str]:
 
 
 def run(defenses: Sequence[str], columns: Sequence[Column]) -> None:
-    """Evaluate what is not evaluated yet, and keep the results."""
+    """Evaluate what is not evaluated yet."""
     for column in columns:
         for defense in defenses:
             arguments = command(defense, column)
@@ -74,9 +74,17 @@ def run(defenses: Sequence[str], columns: Sequence[Column]) -> None:
             subprocess.run(  # noqa: S603 - our own command
                 [sys.executable, "-m", "dent", *arguments], cwd=ROOT, check=True
             )
-            KEPT.mkdir(exist_ok=True)
-            result = ROOT / arguments[-1] / "result.json"
-            kept(defense, column).write_bytes(result.read_bytes())
+
+
+def keep() -> None:
+    """Copy the results of all runs that are here, finished or not, to where they are kept."""
+    KEPT.mkdir(exist_ok=True)
+    for defense in DEFENSES:
+        for column in COLUMNS:
+            folder = ROOT / command(defense, column)[-1]
+            if (folder / "run.json").exists():
+                plain = load_run(folder).result.model_dump(mode="json")
+                kept(defense, column).write_text(json.dumps(plain, indent=1) + "\n")
 
 
 def kept(defense: str, column: Column) -> Path:
@@ -99,7 +107,8 @@ def table() -> Iterator[str]:
         mine, static = result.defenses[name], result.defenses["static"]
         verdict = mine.verdict.ruling if mine.verdict else ""
         yield (
-            f"| {defense} | {column.title} | {wording.percent(mine.natural.share)} | "
+            f"| {defense} | {column.title}{_unfinished(result, name)} | "
+            f"{wording.percent(mine.natural.share)} | "
             f"{wording.count(mine.worst.served)} | {wording.percent(static.worst.served.share)} | "
             f"{wording.difference(mine.difference)} | {verdict} |"
         )
@@ -112,6 +121,11 @@ def table() -> Iterator[str]:
     yield "```"
     yield from (f"dent {shlex.join(command(defense, column))}" for defense, column in found)
     yield "```"
+
+
+def _unfinished(result: EvaluationResult, name: str) -> str:
+    served = result.defenses[name].worst.served
+    return "" if result.status == "complete" else f" (unfinished: {served.total} of {SAMPLES})"
 
 
 def page() -> None:
@@ -133,6 +147,7 @@ def main() -> None:
     if options.what == "run":
         columns = [each for each in COLUMNS if not options.by or each.key in options.by]
         run(options.defense or list(DEFENSES), columns)
+    keep()
     page()
 
 
