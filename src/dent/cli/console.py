@@ -14,6 +14,9 @@ ERR = Console(stderr=True, highlight=False)
 """For progress, warnings and errors."""
 
 
+_LONGEST_NAME = 40
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document, on standard output, with nothing around it."""
     print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201 - rich would wrap long lines
@@ -22,8 +25,13 @@ def print_json(value: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column names the row and whose others are figures."""
     table = Table(title=title, title_justify="left", title_style="bold")
+    names = [columns[0], *(row[0] for row in rows)]
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+        # A name that would push figures off the screen is broken itself.
+        whole = not index and max(map(len, names)) <= _LONGEST_NAME
+        table.add_column(
+            column, justify="right" if index else "left", no_wrap=whole, overflow="fold"
+        )
     for row in rows:
         table.add_row(*row)
     OUT.print(table)
