@@ -103,7 +103,7 @@ def table() -> Iterator[str]:
     yield "| defense | attacked by | natural | robust | static | difference | verdict |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (defense, column), result in found.items():
-        (name,) = (name for name in result.defenses if name != "static")
+        name = _defended(result)
         mine, static = result.defenses[name], result.defenses["static"]
         verdict = mine.verdict.ruling if mine.verdict else ""
         yield (
@@ -114,13 +114,18 @@ def table() -> Iterator[str]:
         )
     yield ""
     for (defense, column), result in found.items():
-        (name,) = (name for name in result.defenses if name != "static")
+        name = _defended(result)
         for sentence in wording.findings(result.defenses[name]):
             yield f"- **{defense}**, {column.title}: {sentence}"
     yield ""
     yield "```"
     yield from (f"dent {shlex.join(command(defense, column))}" for defense, column in found)
     yield "```"
+
+
+def _defended(result: EvaluationResult) -> str:
+    (name,) = (name for name in result.defenses if name != "static")
+    return name
 
 
 def _unfinished(result: EvaluationResult, name: str) -> str:

@@ -48,7 +48,7 @@ def of_defense(
         _huge_eps(probe),
         _mismatch(attacks),
         _non_finite(attacks, non_finite),
-        *([_certificate(probe)] if looks_through else []),
+        *([certificate_of(probe)] if looks_through else []),
     )
 
 
@@ -257,8 +257,8 @@ def _non_finite(attacks: Sequence[AttackSummary], natural: int) -> Diagnostic:
     )
 
 
-def _certificate(probe: ProbeRecord | None) -> Diagnostic:
-    """An infinite error counts as the whole of the difference."""
+def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
+    """What finite differences say of the exact gradient; an infinite error contradicts it."""
     found = None if probe is None else probe.gradient_check
     if found is None:
         return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")

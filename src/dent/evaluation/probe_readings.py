@@ -24,17 +24,6 @@ def randomized(probe: ProbeRecord) -> bool:
     return moved(probe.repeated) and not stateful(probe)
 
 
-def certified(probe: ProbeRecord) -> bool | None:
-    """Whether finite differences confirmed the exact gradient; None where there was none to check.
-
-    An infinite error, which is recorded as none, confirms nothing.
-    """
-    found = probe.gradient_check
-    if found is None or found.missing is not None or found.threshold is None:
-        return None
-    return found.relative_error is not None and found.relative_error <= found.threshold
-
-
 def company(probe: ProbeRecord) -> tuple[Company, ...]:
     """The questions in which only the rest of the batch differed."""
     asked = (probe.alone, probe.strangers, probe.permuted)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dent.evaluation.diagnostics import certificate_of
 from dent.evaluation.errors import RecordError
 from dent.evaluation.execute import Batches, Run, assembled, members_of, submit, unit_seed
 from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Unit, seed_of
-from dent.evaluation.probe_readings import certified, depends, randomized, stateful
+from dent.evaluation.probe_readings import depends, randomized, stateful
 from dent.evaluation.probing import probe_record
 from dent.evaluation.provenance import new_session
 from dent.evaluation.reading import RecordedRun
@@ -166,7 +167,7 @@ class Resubmission:
             getattr(again, name) != getattr(record, name) for name in _COUNTED
         ):
             return Finding("probes", f"{unit.key} is answered differently now")
-        if certified(again) != certified(record):
+        if certificate_of(again).state != certificate_of(record).state:
             return Finding("probes", f"{unit.key} has another gradient certificate now")
         return Finding("probes")
 

@@ -114,7 +114,8 @@ def run_plans(
     profiles = [plan for plan in plans if plan.profile is not None]
     total, missing = len(runs) + len(profiles), dict[str, str]()
     # One model after the other, each loaded once; within one, in the order of the tables.
-    grouped = sorted(runs, key=lambda run: [each.model for each in runs].index(run.model))
+    order = list(dict.fromkeys(run.model for run in runs))
+    grouped = sorted(runs, key=lambda run: order.index(run.model))
     for done, run in enumerate(grouped):
         report = None
         if watch is not None:
