@@ -67,6 +67,36 @@ def test_square_leaves_a_member_where_it_fell_while_others_go_on() -> None:
             assert torch.equal(later[member], kept.asked[query][member])
 
 
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square", "standard", "plus"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_asking_about_the_standing_alone_finds_the_same(name: str, norm: Norm) -> None:
+    model, x = linear(), small_images(8)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    y[2] = (y[2] + 1) % 4
+    threat = ThreatModel(norm, {"linf": 0.08, "l2": 0.4}[norm])
+    whole, alone = Kept(model), Kept(model)
+    expected = make(name, **SMALL[name])(whole, x, y, threat, seed=0)
+    found = make(name, **SMALL[name], ask="standing")(alone, x, y, threat, seed=0)
+    assert torch.equal(found.claimed, expected.claimed)
+    torch.testing.assert_close(found.adversarial, expected.adversarial, rtol=0, atol=1e-5)
+    assert (found.queries, found.backwards) == (expected.queries, expected.backwards)
+    assert all(len(asked) == 8 for asked in whole.asked)
+    assert len(alone.asked[0]) == 8  # who stands is looked up once
+    assert all(len(asked) <= 7 for asked in alone.asked[1:])
+
+
+def test_a_batch_dependent_defense_is_asked_about_its_whole_batch_all_the_same() -> None:
+    model, x = linear(), small_images(8)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    y[2] = (y[2] + 1) % 4
+    kept = Kept(model)
+    kept.batch_dependent = True
+    make("apgd-ce", iterations=3, ask="standing")(kept, x, y, ThreatModel("linf", 0.08), seed=0)
+    assert {len(asked) for asked in kept.asked} == {8}
+
+
 class Guarded(Toy):
     """Member 0 is answered wrongly in bright light, unless member 1 is brighter still."""
 

@@ -51,6 +51,6 @@ def test_every_command_is_documented_and_has_json() -> None:
 
 def test_every_attack_on_the_page_can_be_made() -> None:
     written = re.findall(r"--attack (\S+)", PAGE)
-    assert len(written) == 6
+    assert len(written) == 7
     assert [make_from(text).name for text in written] == written
     assert make_from(written[2]).settings() == make_from(written[3]).settings()

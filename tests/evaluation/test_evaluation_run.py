@@ -235,6 +235,12 @@ def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
         evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
 
 
+def test_members_that_an_attacker_does_not_control_cannot_be_left_out() -> None:
+    subject = make_subject({}, [make("apgd-ce", iterations=2, ask="standing")])
+    with pytest.raises(ConfigError, match="mix needs ask='whole'"):
+        evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
+
+
 def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> None:
     subject = make_subject({}, [make("apgd-ce", iterations=2, protocol="published")])
     result = evaluate(subject, SMALL)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel
 
 Protocol = Literal["frozen", "published"]
+Ask = Literal["whole", "standing"]
 
 
 @final
@@ -69,6 +70,7 @@ class AutoAttack(Attack):
         square_iterations: int | None = None,
         protocol: Protocol = "frozen",
         batch_size: int | None = None,
+        ask: Ask = "whole",
     ) -> None:
         """Choose an attack; whatever is None is as AutoAttack ships it for the norm.
 
@@ -83,6 +85,9 @@ class AutoAttack(Attack):
             protocol: `frozen` or `published`.
             batch_size: For `published`, the size that survivors are regrouped into; by default
                 all images given, and in an evaluation the size of its batches.
+            ask: For `frozen`: `standing` asks a batch-independent defense about those alone who
+                still stand, which is faster and the same but for rounding. A batch-dependent
+                one is always asked about its whole batch.
 
         Raises:
             ConfigError: If a value is out of range or has no effect on this attack.
@@ -94,6 +99,10 @@ class AutoAttack(Attack):
                 f"batch_size is for protocol='published', from 1, got {batch_size} for "
                 f"{protocol!r}: the frozen protocol takes each batch as it is given"
             )
+        if ask not in get_args(Ask) or (protocol == "published" and ask != "whole"):
+            raise ConfigError(
+                f"ask must be 'whole' or, frozen alone, 'standing', got {ask!r} for {protocol!r}"
+            )
         if protocol == "published" and name == "fab-t" and restarts not in (None, 1):
             raise ConfigError(
                 f"restarts of fab-t is 1 in AutoAttack as published, got {restarts}; use frozen"
@@ -102,6 +111,7 @@ class AutoAttack(Attack):
         self._name: PartName | SetName = name
         self.protocol: Protocol = protocol
         self.batch_size = batch_size
+        self.ask: Ask = ask
         self._overrides = Overrides(iterations, restarts, targets, rho, square_iterations)
         self._overrides.check(name)
 
@@ -122,7 +132,11 @@ class AutoAttack(Attack):
             return None
         changed = asdict(self._overrides) | {"iterations": 2 * max(followed)}
         longer = AutoAttack(
-            self._name, **changed, protocol=self.protocol, batch_size=self.batch_size
+            self._name,
+            **changed,
+            protocol=self.protocol,
+            batch_size=self.batch_size,
+            ask=self.ask,
         )
         longer.name = self.name
         return longer
@@ -140,6 +154,7 @@ class AutoAttack(Attack):
             "batch_size": self.batch_size,
             "parts": [part.settings() for part in self.parts(norm)],
             "pyautoattack": version("pyautoattack"),
+            **({"ask": self.ask} if self.ask != "whole" else {}),
         }
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -162,7 +177,7 @@ class AutoAttack(Attack):
             check_part(part, threat, target.natural.shape)
         if self.protocol == "published":
             return run_published(self._name, parts, target, threat, seed, self.batch_size)
-        batch = FrozenBatch(target)
+        batch = FrozenBatch(target, whole=self.ask == "whole" or target.batch_dependent)
         fooled_after: dict[str, Tensor] = {}
         for part in parts:
             batch.attack(runs_of(part, batch, threat, seed))

@@ -8,7 +8,8 @@ Which member a row belongs to is never guessed. APGD drops nobody within a run, 
 the run are known. Square and FAB do drop members within a run, and carry the labels along with
 the rows; they are given the members' numbers as labels, and translate where the code looks one
 up. Their random draws and their arithmetic are untouched: on a batch-independent defense they do
-what AutoAttack does, up to rounding.
+what AutoAttack does, up to rounding. There the other members' answers are thrown away, and can be
+left unasked.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class FrozenBatch:
             adversarial one it fell to.
         standing: bool (N,), the members that still stand.
         members: int64 (M,), whose rows the next call brings, in order.
+        whole: Whether the other members are submitted along.
     """
 
-    def __init__(self, target: Querier) -> None:
+    def __init__(self, target: Querier, *, whole: bool = True) -> None:
         self.target = target
+        self.whole = whole
         self.current = target.natural.clone()
         self.standing = self._right()
         self.members = torch.arange(len(self.current), device=self.current.device)
@@ -63,7 +66,7 @@ class FrozenBatch:
         return self.ask(rows, self.members)
 
     def ask(self, rows: Tensor, members: Tensor) -> Tensor:
-        """Logits (M, classes) of rows in the place of these members, by one whole-batch query.
+        """Logits (M, classes) of rows in the place of these members, by one query.
 
         The gradient flows to the rows asked about.
         """
@@ -71,8 +74,10 @@ class FrozenBatch:
             raise AttackError(f"{len(rows)} rows asked about, of {len(members)} members")
         if not len(members):  # Square asks about nobody where all margins are exactly zero
             return rows.new_zeros(0, self.target.classes or 0)
-        whole = self.current.index_copy(0, members, rows.to(self.current.dtype))
-        return self.target(whole, asked=members)[members]
+        rows = rows.to(self.current.dtype)
+        if not self.whole:
+            return self.target(rows, members=members)
+        return self.target(self.current.index_copy(0, members, rows), asked=members)[members]
 
     def attack(self, runs: Iterator[Run]) -> None:
         """Send run after run at whoever stands then, until nobody does."""

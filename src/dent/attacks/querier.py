@@ -126,17 +126,24 @@ class Querier:
         self._progress = progress
 
     def __call__(
-        self, images: Tensor, asked: Tensor | None = None, view: View | None = None
+        self,
+        images: Tensor,
+        asked: Tensor | None = None,
+        view: View | None = None,
+        members: Tensor | None = None,
     ) -> Tensor:
-        """Submit the whole batch; finite logits (N, classes), with a graph to `images` if asked.
+        """Submit a batch; finite logits (N, classes), with a graph to `images` if asked.
 
         Args:
             images: (N, C, H, W); row i must belong to member i.
-            asked: The members, int64 (M,), whose gradients will be used; all by default.
+            asked: The rows, int64 (M,), whose gradients will be used; all by default.
             view: Ask this in the place of the defense: what it answers is not remembered.
+            members: Whose rows these are, int64 (N,), where not the whole batch is submitted:
+                for a batch-independent defense alone.
         """
         logits, finite = self.submit(images, asked, view)
-        wrong = torch.zeros_like(logits).scatter(1, self.labels.unsqueeze(1), -1.0)
+        labels = self.labels if members is None else self.labels[members]
+        wrong = torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), -1.0)
         logits = torch.where(finite.unsqueeze(1), logits, wrong)
         if self.batch_dependent and view is None:
             self._remember(images.detach(), logits.detach())

@@ -91,6 +91,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         raise ConfigError(
             "mix needs protocol='frozen': AutoAttack as published takes the batches apart"
         )
+    if settings.mix not in (None, 1) and any(a.config.get("ask") == "standing" for a in attacks):
+        raise ConfigError("mix needs ask='whole': its natural members stay in their batch")
     dataset = subject.dataset
     return EvaluationSpec(
         model=ModelSpec(
