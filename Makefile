@@ -46,11 +46,12 @@ format: $(VENV)/.dev  ## Format and mend what can be mended by machine.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/.user  ## Measure the defense's cost in static forwards, and the evaluation's own.
+bench: $(VENV)/.dev  ## Measure the defense's cost in static forwards, and the evaluation's own.
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/engine.py
 
-bench-short: $(VENV)/.user  ## Print a few of these ratios; says nothing about time.
+bench-short: $(VENV)/.dev  ## Print a few of these ratios; says nothing about time.
 	$(BIN)/python benchmarks/cost.py --short --out runs/bench-short.json
 
 browser:  ## Install the browser that tests the report page (Debian, as root); without it they skip.

@@ -13,11 +13,13 @@ ALONE = DentConfig(steps=3, lr=0.1, optimizer="sgd", granularity="sample", reduc
 TEST = replace(DENT_NOMINAL, steps=3)
 STATIC = DentConfig(steps=0)
 STATISTICS_ONLY = DentConfig(steps=0, statistics="test")
+LAST = replace(BATCH, last_layers=1)
 CONFIGS = [
     pytest.param(BATCH, id="batch"),
     pytest.param(SAMPLE, id="sample"),
     pytest.param(ALONE, id="alone"),
     pytest.param(TEST, id="test-statistics"),
+    pytest.param(LAST, id="last-layer"),
 ]
 
 

@@ -76,11 +76,12 @@ def objective(logits: Tensor, config: DentConfig) -> Tensor:
 
 def _trainable_copy(model: nn.Module, config: DentConfig) -> nn.Module:
     module = copy.deepcopy(model).eval().requires_grad_(False)
-    for layer in module.modules():
-        if isinstance(layer, NORMS):
+    norms = [layer for layer in module.modules() if isinstance(layer, NORMS)]
+    for depth, layer in enumerate(reversed(norms), 1):
+        if config.last_layers is None or depth <= config.last_layers:
             layer.requires_grad_(config.adapt_affine)
-            if isinstance(layer, _NormBase) and config.statistics == "test":
-                layer.train()  # normalizes by the batch; what it stores meanwhile is unread
+        if isinstance(layer, _NormBase) and config.statistics == "test":
+            layer.train()  # normalizes by the batch; what it stores meanwhile is unread
     return module
 
 

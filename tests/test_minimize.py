@@ -28,13 +28,15 @@ def settings_for(draw: st.DrawFn, kind: str) -> dict[str, Any]:
             covariance=draw(st.sampled_from(["spherical", "diagonal", "full"])),
         )
     learned = smoothing is not None and smoothing.learn
+    affine = not learned or draw(st.booleans())
     return {
         "steps": draw(st.integers(1, 3)),
         "lr": draw(st.sampled_from([1e-3, 0.05])),
         "optimizer": optimizer,
         "beta3": 0.6 if optimizer == "adamod" else None,
-        "adapt_affine": not learned or draw(st.booleans()),
+        "adapt_affine": affine,
         "smoothing": smoothing,
+        "last_layers": draw(st.sampled_from([None, 1, 2])) if affine else None,
     }
 
 
@@ -46,6 +48,7 @@ def assert_same(defense: Dent, x: Tensor, expected: slow_dent.Outcome, tolerance
         torch.testing.assert_close(mine.detach(), other.detach(), atol=limit, rtol=limit)
 
     close(defense.predict(x, found), expected.logits)
+    close(defense(x), expected.logits)
     close(found.entropy, expected.entropy)
     assert set(found.parameters) == set(expected.parameters)
     for name, parameter in found.parameters.items():

@@ -22,6 +22,7 @@ from dent.config import Covariance, DentConfig
 from dent.errors import InputError, UnsupportedModelError
 from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
 from dent.performance import Performance
+from dent.prefix import Prefix
 from dent.smoothing import smooth
 
 _REFUSED = {
@@ -54,9 +55,18 @@ def eager(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def norm_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return scale and shift of every normalization layer by dotted name, shared ones once."""
-    return dict(_named_affine(eager(model)).values())
+def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[str, Tensor]:
+    """Return scale and shift of the (last) normalization layers by dotted name, shared ones once.
+
+    Args:
+        model: any module.
+        last_layers: how many of the layers that have any, from the last registered; None: all.
+    """
+    model = eager(model)
+    named = _named_affine(model)
+    having = [list(affine_attributes(layer)) for _, layer in norm_layers(model)]
+    chosen = [found for found in having if found][-(last_layers or 0) :]
+    return dict(named[id(tensor)] for found in chosen for _, tensor in found)
 
 
 def _named_affine(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
@@ -119,6 +129,12 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
             f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
             f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
             "layers, or adapt the input alone (adapt_affine=False with smoothing)."
+        )
+    having = sum(1 for layer in layers.values() if any(True for _ in affine_attributes(layer)))
+    if config.last_layers is not None and config.last_layers > having:
+        raise UnsupportedModelError(
+            f"last_layers={config.last_layers}, but {type(model).__name__} has {having} "
+            "normalization layers with a scale or shift: set at most so many, or None for all."
         )
     statistics_only = config.statistics == "test" and not config.steps and not config.smoothing
     if statistics_only and not any(
@@ -186,16 +202,23 @@ class AdaptedModel:
         model: any supported module; never written to.
         config: decides granularity, statistics and the smoothing's kind.
         performance: decides memory format, precision and whether to compile.
+        prefix: where `config` adapts the last layers only, what comes before them; eager only.
     """
 
     def __init__(
-        self, model: nn.Module, config: DentConfig, performance: Performance | None = None
+        self,
+        model: nn.Module,
+        config: DentConfig,
+        performance: Performance | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         self._model = model = eager(model)
         self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
         self._sample_wise = config.granularity == "sample"
         self._test_statistics = config.statistics == "test"
         self._performance = performance or Performance(memory_format="preserve")
+        self._last_layers = config.last_layers
+        self._prefix = prefix
         self._convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self._copy()
 
@@ -211,6 +234,10 @@ class AdaptedModel:
                 self._bindings.append(binding)
             if self._test_statistics:
                 use_test_statistics(copies[layer_name])
+        if self._prefix is not None and self._last_layers is not None:
+            adapted = norm_parameters(self._model, self._last_layers)
+            bound = {layer for layer, _, name, _ in self._bindings if name in adapted}
+            self._prefix.attach(self._module, bound)
 
     def __call__(
         self, x: Tensor, parameters: Mapping[str, Tensor], smoothing: Tensor | None = None

@@ -140,6 +140,9 @@ class DentConfig(_JSONConfig):
         statistics: normalize by the model's running statistics ("train", the paper's ×) or by the
             current batch's, at every forward ("test", the paper's √).
         adapt_affine: update scale γ and shift β.
+        last_layers: of the last so many normalization layers only, in the order in which the model
+            registers them; everything before them is then computed once, not at every step. None:
+            of all, as published.
         reduction: "mean" over the batch, as published, or "sum", which makes sample-wise entropy
             minimization independent of the batch.
         smoothing: Gaussian smoothing of the input, or None.
@@ -156,6 +159,14 @@ class DentConfig(_JSONConfig):
     adapt_affine: bool = True
     reduction: Reduction = "mean"
     smoothing: SmoothingConfig | None = None
+    last_layers: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types; `last_layers` only where it is set."""
+        values = super().to_dict()
+        if self.last_layers is None:  # so that records from before it was there still compare
+            del values["last_layers"]
+        return values
 
     def __post_init__(self) -> None:
         """Check every field alone, then together."""
@@ -171,6 +182,7 @@ class DentConfig(_JSONConfig):
         check_flag("adapt_affine", self.adapt_affine)
         self._check_betas()
         self._check_smoothing()
+        self._check_last_layers()
         if self.steps and not self.learns:
             raise ConfigError(
                 f"steps={self.steps} has nothing to update: adapt_affine is False and no smoothing "
@@ -199,6 +211,18 @@ class DentConfig(_JSONConfig):
         elif self.smoothing is not None and not isinstance(self.smoothing, SmoothingConfig):
             raise ConfigError(
                 f"smoothing must be a SmoothingConfig or None, got {self.smoothing!r}."
+            )
+
+    def _check_last_layers(self) -> None:
+        last: object = self.last_layers
+        if last is None:
+            return
+        if isinstance(last, bool) or not isinstance(last, int) or last < 1:
+            raise ConfigError(f"last_layers must be a whole number, at least 1, got {last!r}.")
+        if not self.adapt_affine:
+            raise ConfigError(
+                f"last_layers={last} says which scales and shifts are adapted, and adapt_affine is "
+                "False. Remove last_layers or set adapt_affine=True."
             )
 
     @property

@@ -1,7 +1,7 @@
 """Dent: a trained classifier that adapts to every batch before it predicts."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -17,8 +17,12 @@ from dent.errors import CompileWarning, ConfigError, InputError, UnsupportedMode
 from dent.isolation import isolated
 from dent.minimize import minimize
 from dent.performance import Performance
+from dent.prefix import Prefix
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
+_PREFIXES: ContextVar[Mapping[int, Prefix]] = ContextVar("dent_prefixes", default={})  # noqa: B039
+"""By defense, what the final forward of this very call shares with its steps."""
+
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
 
@@ -105,7 +109,12 @@ class Dent(nn.Module):
         if id(self) in _DISABLED.get():
             _check_batch(x)
             return AdaptedModel(self.model, _STATIC)(x, {})  # to the last bit
-        return self.predict(x, self.adapt(x))
+        outer = _PREFIXES.get()
+        token = _PREFIXES.set({**outer, id(self): Prefix()})
+        try:
+            return self.predict(x, self.adapt(x))
+        finally:
+            _PREFIXES.reset(token)
 
     def adapt(
         self,
@@ -148,7 +157,7 @@ class Dent(nn.Module):
             def run(model: AdaptedModel) -> Adaptation:
                 return minimize(
                     model,
-                    norm_parameters(self.model),
+                    norm_parameters(self.model, self.config.last_layers),
                     self.config,
                     seen,
                     differentiable=differentiable,
@@ -184,7 +193,9 @@ class Dent(nn.Module):
         return nothing.index_put((kept,), logits)
 
     def _adapted(self) -> AdaptedModel:
-        return AdaptedModel(self.model, self.config, replace(self.performance, compile=False))
+        prefix = _PREFIXES.get().get(id(self)) or Prefix()
+        eagerly = replace(self.performance, compile=False)
+        return AdaptedModel(self.model, self.config, eagerly, prefix)
 
     def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         def run(model: AdaptedModel) -> Tensor:
@@ -226,7 +237,7 @@ class Dent(nn.Module):
             )
         config, sample_wise = self.config, self.config.granularity == "sample"
         kind = config.smoothing.covariance if config.smoothing else None
-        known = norm_parameters(self.model) if config.adapt_affine else {}
+        known = norm_parameters(self.model, config.last_layers) if config.adapt_affine else {}
         named = adaptation.parameters.keys()  # none at all is the unadapted model
         shares = (adaptation.sample_wise, adaptation.covariance_kind) == (sample_wise, kind)
         if not shares or (named and named != known.keys()):

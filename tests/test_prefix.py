@@ -1,0 +1,178 @@
+"""What comes before the adapted layers is computed once, and nobody can tell."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dent import Dent, DentConfig
+from dent.prefix import Prefix
+from tests import slow_dent
+
+CONFIG = DentConfig(steps=4, lr=0.05, last_layers=1)
+
+
+class Counted(nn.Conv2d):
+    """Counts over all copies how often it is computed."""
+
+    calls: ClassVar[list[int]] = []
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        type(self).calls.append(len(input))
+        return super().forward(input)
+
+
+class Shift(nn.Module):
+    """Adds to what it is given."""
+
+    in_place = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(0.1) if self.in_place else x + 0.1
+
+
+class Noise(nn.Module):
+    """Answers differently at every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.rand_like(x)
+
+
+class Functional(nn.Module):
+    """Has operations between its modules, as ResNets have."""
+
+    def __init__(self, *first: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*first)
+        self.norm1 = nn.BatchNorm2d(3)
+        self.conv2 = Counted(3, 4, 1)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(x, self.first(x))
+
+    def rest(self, x: Tensor, found: Tensor) -> Tensor:
+        x = F.relu(self.norm1(found) + x)
+        return self.head(F.gelu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+class Between(Functional):
+    """Works in place on what one of its modules answered."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.first(x).mul_(0.7).add_(0.1)
+        return self.rest(found, found)
+
+
+def make(*first: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    model = Functional(*(first or (Counted(3, 3, 3, padding=1),)))
+    return model.to(dtype).eval()
+
+
+def images(count: int = 3) -> Tensor:
+    draws = torch.Generator().manual_seed(2)
+    return torch.rand(count, 3, 5, 5, generator=draws, dtype=torch.float64)
+
+
+def calls(run: Callable[[], object]) -> int:
+    Counted.calls.clear()
+    run()
+    return len(Counted.calls)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_steps_and_final_forward_share_one_prefix(
+    granularity: str, mode: Callable[[], torch.no_grad]
+) -> None:
+    config = DentConfig(steps=4, lr=0.05, last_layers=1, granularity=granularity)  # type: ignore[arg-type]
+    model, x = make(), images()
+    expected = slow_dent.adapt_and_predict(model, config, x).logits
+    defense = Dent(model, config)
+    with mode():
+        assert calls(lambda: defense(x)) == 2  # two convolutions, once each
+        torch.testing.assert_close(defense(x), expected, atol=1e-10, rtol=1e-10)
+        assert calls(lambda: defense.predict(x, defense.adapt(x))) == 4
+    everywhere = Dent(model, DentConfig(steps=4, lr=0.05))
+    assert calls(lambda: everywhere(x)) == 10
+
+
+def test_a_gradient_to_the_input_computes_the_final_forward_whole() -> None:
+    model, x = make(), images().requires_grad_()
+    defense = Dent(model, CONFIG)
+    assert calls(lambda: defense(x)) == 4
+    (gradient,) = torch.autograd.grad(defense(x).square().sum(), x)
+    adapted = defense.adapt(x)
+    (expected,) = torch.autograd.grad(defense.predict(x, adapted).square().sum(), x)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        (nn.Conv2d(3, 3, 1), Shift()),
+        (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(inplace=True)),
+        (Shift(), nn.Conv2d(3, 3, 1)),
+    ],
+)
+def test_operations_in_place_change_no_answer(
+    first: tuple[nn.Module, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = nn.Sequential(
+        *first, nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3)
+    )
+    torch.manual_seed(0)
+    model = flat.double().eval()
+    model(images())
+    monkeypatch.setattr(Shift, "in_place", False)  # the slow loop gives its input to every step
+    expected = slow_dent.adapt_and_predict(model, CONFIG, images()).logits
+    monkeypatch.undo()
+    with torch.no_grad():
+        torch.testing.assert_close(Dent(model, CONFIG)(images()), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_forward_that_works_in_place_on_an_answer_changes_none() -> None:
+    torch.manual_seed(0)
+    model = Between(nn.Conv2d(3, 3, 1)).double().eval()
+    expected = slow_dent.adapt_and_predict(model, CONFIG, images()).logits
+    with torch.no_grad():
+        torch.testing.assert_close(Dent(model, CONFIG)(images()), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_what_draws_random_numbers_is_computed_every_time() -> None:
+    model = make(Noise(), Counted(3, 3, 3, padding=1))
+    assert calls(lambda: Dent(model, CONFIG)(images())) == 10
+
+
+def test_another_batch_is_another_answer() -> None:
+    model, defense = make(), Dent(make(), CONFIG)
+    prefix, inner = Prefix(), make()
+    prefix.attach(inner, {inner.norm2})
+    for seed in (0, 1, 0):
+        x = torch.rand(2, 3, 5, 5, dtype=torch.float64, generator=torch.manual_seed(seed))
+        with torch.no_grad():
+            torch.testing.assert_close(inner(x), model(x))
+            found = defense(x)
+        torch.testing.assert_close(found, slow_dent.adapt_and_predict(model, CONFIG, x).logits)
+
+
+def test_copies_are_gone_without_the_garbage_collector() -> None:
+    inner, prefix = make(), Prefix()
+    prefix.attach(inner, {inner.norm2})
+    with torch.no_grad():
+        inner(images())
+    seen = weakref.ref(inner.conv2)
+    gc.disable()
+    try:
+        del inner, prefix
+        assert seen() is None
+    finally:
+        gc.enable()
