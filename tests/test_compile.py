@@ -5,6 +5,7 @@ Most tests stop before the C++ compiler (`aot_eager`): the graphs are the same, 
 
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,14 @@ CASES = [
     for config in DEFENSES
     if config != "statistics-only"
 ]
+NOT_BY_PYTORCH = {("rms-norm", "dent-plus"), ("rms-norm", "alone")}
+"""What dynamo cannot trace: F.rms_norm, overridden for one scale per sample."""
+
+
+def expecting(model_name: str, config_name: str) -> AbstractContextManager[object]:
+    """A warning where it cannot be compiled, and none where it can."""
+    refused = (model_name, config_name) in NOT_BY_PYTORCH
+    return pytest.warns(CompileWarning, match="could not be compiled") if refused else nullcontext()
 
 
 @pytest.fixture
@@ -63,12 +72,18 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 def test_it_gives_the_same_answers(model_name: str, config_name: str, graphs: list[None]) -> None:
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
     defense, x = Dent(model, config, COMPILED), _images(torch.float64)
-    assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
+    with expecting(model_name, config_name):
+        assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
+    if (model_name, config_name) in NOT_BY_PYTORCH:
+        assert not graphs
+        return
     assert bool(graphs) == (config.steps > 0)
     with torch.no_grad():
         expected = Dent(model, config, PLAIN)(x)
         torch.testing.assert_close(defense(x), expected, rtol=1e-6, atol=1e-7)
-    assert len(graphs) == (2 if config.steps else 1)
+    # Compiled, GroupNorm's gradient takes no channels-last batch, which is found by trying.
+    tried = int(model_name == "group-norm")
+    assert len(graphs) == (2 if config.steps else 1) + tried
 
 
 @pytest.mark.slow
@@ -78,7 +93,8 @@ def test_it_gives_the_same_answers_by_cpp(model_name: str, config_name: str) -> 
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
     defense = Dent(model, config, COMPILED)
     x = _images(torch.float64)
-    assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
+    with expecting(model_name, config_name):
+        assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
