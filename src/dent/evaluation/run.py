@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dent.evaluation.books import Books, Entry
-from dent.evaluation.execute import Batches, Run, execute
+from dent.evaluation.execute import Batches, execute, prepare
 from dent.evaluation.folder import RESULT, Memory, RunFolder, Store
-from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Plan, Unit, groups, make_plan, units
 from dent.evaluation.progress import Report, Tracker
 from dent.evaluation.provenance import new_session
@@ -17,7 +16,6 @@ from dent.evaluation.result import EvaluationResult
 from dent.evaluation.serving import device_of
 from dent.evaluation.shard import Shard
 from dent.evaluation.spec import EvaluationSpec, Settings
-from dent.evaluation.stream import Stream
 from dent.evaluation.subject import Subject, describe
 from dent.evaluation.summary import summarize
 
@@ -165,14 +163,6 @@ def here(work: Work) -> None:
             work.count(unit, worker)
         work.close(group)
     work.tell()
-
-
-def prepare(subject: Subject, spec: EvaluationSpec, plan: Plan, store: Store) -> Run:
-    """Make ready to run units of a plan in this process."""
-    lineup = subject.lineup(spec.settings)
-    stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
-    guard = Guard(subject.model, spec.model.weights)
-    return Run(subject, spec, plan, lineup, stream, store, guard)
 
 
 def _within(work: Work, unit: Unit) -> Callable[[int, int], None] | None:
