@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dent import distributed
 from dent.cli.console import ERR
+from dent.distributed import Cluster
 from dent.evaluation import (
     CostEstimate,
     EvaluationResult,
@@ -21,21 +24,52 @@ from dent.evaluation import (
     sweep,
 )
 from dent.evaluation import Progress as State
+from dent.evaluation.progress import Report
+from dent.evaluation.shard import Shard
 from dent.evaluation.sweep import Over, Value, folder_name, variants
 
 
-def run(subject: Subject, settings: Settings, out: Path) -> EvaluationResult:
+@dataclass(frozen=True)
+class How:
+    """Where a run is computed, and which part of it; what it computes does not depend on that.
+
+    Attributes:
+        cluster: The Ray cluster; None computes in this process.
+        shard: The part; None is all.
+    """
+
+    cluster: Cluster | None = None
+    shard: Shard | None = None
+
+    def evaluate(
+        self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
+    ) -> EvaluationResult:
+        """Evaluate, as `dent.evaluation.evaluate` does."""
+        if self.cluster is None or out is None:
+            return evaluate(subject, settings, out=out, progress=progress, shard=self.shard)
+        return distributed.evaluate(
+            subject,
+            settings,
+            cluster=self.cluster,
+            out=out,
+            progress=progress,
+            shard=self.shard,
+            notice=lambda text: ERR.print(text, markup=False, soft_wrap=True),
+        )
+
+
+def run(subject: Subject, settings: Settings, out: Path, how: How) -> EvaluationResult:
     """Evaluate with a progress bar; say how to go on if interrupted."""
     try:
         with progress() as report:
-            return evaluate(subject, settings, out=out, progress=report)
+            return how.evaluate(subject, settings, out=out, progress=report)
     except KeyboardInterrupt:
         _stopped(out)
         raise
 
 
 def run_sweep(
-    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
+    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path, how: How
 ) -> dict[str, EvaluationResult]:
     """Evaluate once for each value, each with a progress bar; resumable as a whole."""
     name = over.replace("_", "-")
@@ -48,6 +82,7 @@ def run_sweep(
                 values=values,
                 out=out,
                 progress=lambda value, state: report(state, f"{name}={value}"),
+                evaluate=how.evaluate,
             )
     except KeyboardInterrupt:
         _stopped(out)

@@ -179,7 +179,7 @@ class _Driver:
                 f"{self._pool.lacking()}. The same command goes on once there is room"
             )
         if waited > _QUIET and not self._said:
-            self._notice(f"Waiting for workers: {self._pool.lacking()}.")
+            self._notice(f"Waiting for workers to start: {self._pool.lacking()}.")
             self._said = True
 
     def _take(self, event: Event) -> None:
