@@ -1,11 +1,8 @@
 """`--ray [ADDRESS]`: an option whose value may be left out, which Typer itself does not have."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from typer.core import TyperCommand
-
-if TYPE_CHECKING:
-    from typer import Context
 
 _OPTION: Final = "--ray"
 
@@ -13,7 +10,7 @@ _OPTION: Final = "--ray"
 class AddressMayBeLeftOut(TyperCommand):
     """A command with `--ray`, which counts as `--ray ""` where no value follows."""
 
-    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments."""
         whole = []
         for at, argument in enumerate(args):

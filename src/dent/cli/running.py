@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -58,7 +59,11 @@ class How:
         )
 
 
-def run(subject: Subject, settings: Settings, out: Path, how: How) -> EvaluationResult:
+HERE: Final = How()
+"""All of it, in this process."""
+
+
+def run(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> EvaluationResult:
     """Evaluate with a progress bar; say how to go on if interrupted."""
     try:
         with progress() as report:
