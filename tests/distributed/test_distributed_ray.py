@@ -9,6 +9,7 @@ import pytest
 
 from dent import Dent, DentConfig
 from dent.attacks import make
+from dent.cli.app import main
 from dent.distributed import Cluster, evaluate
 from dent.evaluation import Progress, Settings, Subject, load_run
 from dent.evaluation import evaluate as evaluate_here
@@ -143,3 +144,42 @@ def test_what_an_attack_raises_arrives_as_it_was_and_is_not_tried_again(
     run = load_run(tmp_path / "run")
     assert run.run.status == "failed"
     assert "attack/0/static/push" in run.records  # what came before is kept
+
+
+def test_the_command_line_works_on_a_cluster(
+    nodes: Nodes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "own_distributed.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        *("dent", "evaluate", "--model", "own_distributed:small", "--iterations", "1", "--n", "8"),
+        *("--batch-size", "4", "--defense", "dent+", "--defense", "own_distributed:Bare"),
+    ]
+    monkeypatch.setattr("sys.argv", [*asked, "--out", "many", "--workers", "2", "--ray"])
+    main()
+    many = capsys.readouterr()
+    monkeypatch.setattr("sys.argv", [*asked, "--out", "one", "--device", "cpu"])
+    main()
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert "done  about 0:00:00 left" in many.err
+    assert "worst case" in many.out
+
+
+OWN = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+
+class Bare:
+    batch_dependent = False
+    def __init__(self, model): self.model = model
+    def adapt(self, x): return None
+    def predict(self, x, adaptation): return self.model(x)
+"""

@@ -1,5 +1,6 @@
 """`dent evaluate`: attack defenses of a model, and score what they serve."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +8,7 @@ import typer
 
 from dent.cli import resolve, running, showing
 from dent.cli.console import print_json
+from dent.distributed import remote
 from dent.evaluation import Settings
 from dent.evaluation import suite as attacks_of
 from dent.evaluation.shard import Shard
@@ -193,8 +195,12 @@ def evaluate_command(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Run folder; the same command resumes it.", rich_help_panel=_RUN)
-    ] = Path("runs/evaluate"),
+        str,
+        typer.Option(
+            help="Run folder, or URL of one (s3://...); the same command resumes it.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "runs/evaluate",
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_RUN),
@@ -244,15 +250,17 @@ def evaluate_command(
         diagnostics=diagnostics,
         tensors=tensors,
     )
-    if swept is not None:
-        name, values = swept
-        running.announce_sweep(subject, settings, name, values, out)
-        results = running.run_sweep(subject, settings, name, values, out, how)
-        folders = {value: out / folder_name(name, value) for value in results}
-    else:
-        running.announce(subject, settings, out)
-        results = {"": running.run(subject, settings, out, how)}
-        folders = {"": out}
+    with remote.written(out) as place:
+        how = replace(how, place=place)
+        if swept is not None:
+            name, values = swept
+            running.announce_sweep(subject, settings, name, values, place.folder)
+            results = running.run_sweep(subject, settings, name, values, place.folder, how)
+            folders = {value: f"{out}/{folder_name(name, value)}" for value in results}
+        else:
+            running.announce(subject, settings, place.folder)
+            results = {"": running.run(subject, settings, place.folder, how)}
+            folders = {"": out}
     if as_json:
         plain = {value: result.model_dump(mode="json") for value, result in results.items()}
         print_json(plain if swept is not None else plain[""])

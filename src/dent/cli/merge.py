@@ -1,12 +1,12 @@
 """`dent merge`: one run of several that hold parts of it."""
 
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from dent.cli.console import ERR, OUT, print_json
-from dent.distributed import merge
+from dent.distributed import merge, remote
 
 GAPS = 3
 """Exit status when the merged run is not complete."""
@@ -14,9 +14,10 @@ GAPS = 3
 
 def merge_command(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders of one evaluation.", metavar="RUN...")
+        list[str],
+        typer.Argument(help="Run folders of one evaluation, or their URLs.", metavar="RUN..."),
     ],
-    out: Annotated[Path, typer.Option(help="Run folder to write; a new or empty one.")],
+    out: Annotated[str, typer.Option(help="Run folder to write, or its URL; a new or empty one.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Make one run of several that hold parts of it: shards, or runs of the same on two machines.
@@ -24,7 +25,11 @@ def merge_command(
     Exit status 0: the run is complete. 2: refused, and nothing was written; the message says where
     the runs contradict each other. 3: written, but some units are in none of them.
     """
-    found = merge(runs, out)
+    with ExitStack() as stack:
+        place = stack.enter_context(remote.written(out, new=True))
+        folders = [stack.enter_context(remote.fetched(run)) for run in runs]
+        found = merge(folders, place.folder)
+    found = found.model_copy(update={"path": out, "runs": tuple(runs)})
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from dent import distributed
 from dent.cli.console import ERR
 from dent.distributed import Cluster
+from dent.distributed.remote import Place
 from dent.evaluation import (
     CostEstimate,
     EvaluationResult,
@@ -37,15 +38,23 @@ class How:
     Attributes:
         cluster: The Ray cluster; None computes in this process.
         shard: The part; None is all.
+        place: Where its records go.
     """
 
     cluster: Cluster | None = None
     shard: Shard | None = None
+    place: Place | None = None
+
+    def name_of(self, out: Path) -> str:
+        """What the user calls the folder of a run."""
+        return str(out) if self.place is None else self.place.name_of(out)
 
     def evaluate(
         self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
     ) -> EvaluationResult:
         """Evaluate, as `dent.evaluation.evaluate` does."""
+        if self.place is not None:
+            progress = self.place.watch(progress)
         if self.cluster is None or out is None:
             return evaluate(subject, settings, out=out, progress=progress, shard=self.shard)
         return distributed.evaluate(
@@ -69,7 +78,7 @@ def run(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> Eva
         with progress() as report:
             return how.evaluate(subject, settings, out=out, progress=report)
     except KeyboardInterrupt:
-        _stopped(out)
+        _stopped(how.name_of(out))
         raise
 
 
@@ -90,7 +99,7 @@ def run_sweep(
                 evaluate=how.evaluate,
             )
     except KeyboardInterrupt:
-        _stopped(out)
+        _stopped(how.name_of(out))
         raise
 
 
@@ -187,7 +196,7 @@ class _Report:
             ERR.print(f"[{state.done}/{state.total}] {doing}  {left}", markup=False, soft_wrap=True)
 
 
-def _stopped(out: Path) -> None:
+def _stopped(out: str) -> None:
     ERR.print(
         f"\nStopped. What is done lies in {out}; the same command goes on from there.",
         soft_wrap=True,
