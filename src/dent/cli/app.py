@@ -5,10 +5,12 @@ import sys
 import typer
 
 from dent import DentError, __version__
+from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.console import ERR, OUT
 from dent.cli.data import data_command
 from dent.cli.demo import demo_command
 from dent.cli.evaluate import evaluate_command
+from dent.cli.merge import merge_command
 from dent.cli.models import models_command
 from dent.cli.paper import paper_command
 from dent.cli.records import list_command, report_command, show_command, verify_command
@@ -29,7 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo_command)
-app.command("evaluate")(evaluate_command)
+app.command("evaluate", cls=AddressMayBeLeftOut)(evaluate_command)
+app.command("merge")(merge_command)
 app.command("train")(train_command)
 app.command("paper")(paper_command)
 app.command("list")(list_command)

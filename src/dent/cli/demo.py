@@ -51,7 +51,7 @@ def demo_command(
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
-    showing.show(result, out)
+    showing.show(result, str(out))
     figure(result, out / "figure.png")
     page = write_report([out], out / "report.html")
     OUT.print(f"Page: {page}    Figure: {out / 'figure.png'}", markup=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """`dent evaluate`: attack defenses of a model, and score what they serve."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,14 +8,17 @@ import typer
 
 from dent.cli import resolve, running, showing
 from dent.cli.console import print_json
+from dent.distributed import remote
 from dent.evaluation import Settings
 from dent.evaluation import suite as attacks_of
+from dent.evaluation.shard import Shard
 from dent.evaluation.sweep import folder_name
 from dent.threat import ThreatModel
 
 _INPUT = "What is evaluated"
 _THREAT = "The attack"
 _RUN = "The run"
+_MANY = "On many processes and machines"
 
 
 def evaluate_command(
@@ -154,9 +158,49 @@ def evaluate_command(
             rich_help_panel=_INPUT,
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Work on a Ray cluster: HOST:PORT, or without one RAY_ADDRESS, or else all cores "
+            "of this machine.",
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many processes work at once; as many as there is room for by default.",
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores, and threads, of each; 1.", rich_help_panel=_MANY),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="GPUs of each, 0.5 for two to share one; 0.", rich_help_panel=_MANY
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/K",
+            help="Do the I-th of K parts alone, for `dent merge`.",
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
     out: Annotated[
-        Path, typer.Option(help="Run folder; the same command resumes it.", rich_help_panel=_RUN)
-    ] = Path("runs/evaluate"),
+        str,
+        typer.Option(
+            help="Run folder, or URL of one (s3://...); the same command resumes it.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "runs/evaluate",
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_RUN),
@@ -179,7 +223,12 @@ def evaluate_command(
         chosen = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
     else:
         chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
-    where = resolve.device(device)
+    how = running.How(
+        resolve.cluster(ray, workers, cpus_per_worker, gpus_per_worker, device),
+        None if shard is None else Shard.parse(shard),
+    )
+    # On a cluster the workers compute, on devices of their own.
+    where = resolve.device(device if how.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
     wrapped = resolve.model(model, weights, images, where)
     subject = resolve.subject(
@@ -201,15 +250,17 @@ def evaluate_command(
         diagnostics=diagnostics,
         tensors=tensors,
     )
-    if swept is not None:
-        name, values = swept
-        running.announce_sweep(subject, settings, name, values, out)
-        results = running.run_sweep(subject, settings, name, values, out)
-        folders = {value: out / folder_name(name, value) for value in results}
-    else:
-        running.announce(subject, settings, out)
-        results = {"": running.run(subject, settings, out)}
-        folders = {"": out}
+    with remote.written(out) as place:
+        how = replace(how, place=place)
+        if swept is not None:
+            name, values = swept
+            running.announce_sweep(subject, settings, name, values, place.folder)
+            results = running.run_sweep(subject, settings, name, values, place.folder, how)
+            folders = {value: f"{out}/{folder_name(name, value)}" for value in results}
+        else:
+            running.announce(subject, settings, place.folder)
+            results = {"": running.run(subject, settings, place.folder, how)}
+            folders = {"": out}
     if as_json:
         plain = {value: result.model_dump(mode="json") for value, result in results.items()}
         print_json(plain if swept is not None else plain[""])

@@ -1,5 +1,6 @@
 """`dent list | show | report | verify`: everything that starts from records."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -10,24 +11,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from dent import report
 from dent.cli import restore, showing
 from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.distributed import remote
 from dent.errors import ConfigError
-from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, verify
+from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, Verification, verify
 from dent.report import RunSummary, SampleStory
 from dent.report.loading import is_run
 
 FAILED = 1
 """Exit status when a check found something wrong."""
 
-_Run = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
+_Run = Annotated[str, typer.Argument(help="Run folder, or its URL.", metavar="RUN")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def list_command(
-    root: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs"),
+    root: Annotated[str, typer.Argument(help="Folder that holds runs, or its URL.")] = "runs",
     as_json: _Json = False,
 ) -> None:
     """List the runs below a folder, one line for every defense."""
-    runs = report.list_runs(root)
+    with remote.fetched(root, tensors=False) as folder:
+        runs = report.list_runs(folder)
+        if remote.is_url(root):
+            paths = (f"{root.rstrip('/')}/{Path(run.path).relative_to(folder)}" for run in runs)
+            runs = [
+                run.model_copy(update={"path": path.removesuffix("/.")})
+                for run, path in zip(runs, paths, strict=True)
+            ]
     if as_json:
         print_json([run.model_dump(mode="json") for run in runs])
         return
@@ -65,7 +74,8 @@ def show_command(
     as_json: _Json = False,
 ) -> None:
     """Show a run's result, or the story of one sample."""
-    loaded = report.load_run(run)
+    with remote.fetched(run, tensors=False) as folder:
+        loaded = report.load_run(folder)
     if sample is None:
         if as_json:
             print_json(loaded.result.model_dump(mode="json"))
@@ -102,7 +112,9 @@ def _tell(story: SampleStory) -> None:
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or sweeps.", metavar="RUN...")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Run folders or sweeps, or their URLs.", metavar="RUN...")
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Its suffix decides: .html, .md, .csv or .json.")
     ] = Path("report.html"),
@@ -112,9 +124,11 @@ def report_command(
     ] = False,
 ) -> None:
     """Write one page, table or file about one run, or several side by side."""
-    written = report.write_report(runs, out, data_root=root)
+    with ExitStack() as stack:
+        folders = [stack.enter_context(remote.fetched(run)) for run in runs]
+        written = report.write_report(folders, out, data_root=root)
     if as_json:
-        print_json({"written": str(written), "runs": [str(run) for run in runs]})
+        print_json({"written": str(written), "runs": runs})
         return
     OUT.print(f"Written to {written}", markup=False, soft_wrap=True)
 
@@ -138,32 +152,44 @@ def verify_command(
 
     Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
     """
-    loaded = _readable(run)
+    with remote.fetched(run) as folder:
+        found = _verify(folder, weights, root, device, records_only, allow_code)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        rows = [(check.name, check.state, str(check.looked_at)) for check in found.checks]
+        print_table(f"{escape(run)}: {found.status}", ("check", "state", "looked at"), rows)
+        for check in found.checks:
+            for problem in check.problems:
+                OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
+    if found.status != "verified":
+        raise typer.Exit(FAILED if found.status == "failed" else 3)
+
+
+def _verify(
+    folder: Path,
+    weights: Path | None,
+    root: Path | None,
+    device: str | None,
+    records_only: bool,
+    allow_code: bool,
+) -> Verification:
+    loaded = _readable(folder)
     subject = None
     if loaded is not None and not records_only:
         named = restore.named_code(loaded.run.spec)
         if named and not allow_code:
             raise ConfigError(
-                f"{run} names code of its own, which to submit its batches again is to run: "
+                f"{folder} names code of its own, which to submit its batches again is to run: "
                 f"{', '.join(named)}. If you trust it: --allow-code. Without it: --records-only."
             )
         subject = restore.subject(loaded, weights, root, device)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("submitting again", total=None)
-        found = verify(
-            run, subject, progress=lambda done, of: bar.update(task, completed=done, total=of)
+        return verify(
+            folder, subject, progress=lambda done, of: bar.update(task, completed=done, total=of)
         )
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        rows = [(check.name, check.state, str(check.looked_at)) for check in found.checks]
-        print_table(f"{escape(str(run))}: {found.status}", ("check", "state", "looked at"), rows)
-        for check in found.checks:
-            for problem in check.problems:
-                OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
-    if found.status != "verified":
-        raise typer.Exit(FAILED if found.status == "failed" else 3)
 
 
 def _readable(run: Path) -> RecordedRun | None:

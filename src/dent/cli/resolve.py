@@ -10,6 +10,7 @@ from dent import data, models, reference
 from dent.attacks import Attack, Defense, make_from
 from dent.cli.console import ERR
 from dent.data import ImageDataset
+from dent.distributed import Cluster
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Subject
 from dent.evaluation.spec import STATIC
@@ -31,6 +32,45 @@ def device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
     return chosen
+
+
+def cluster(
+    address: str | None,
+    workers: int | None,
+    cpus: int | None,
+    gpus: float | None,
+    device: str | None,
+) -> Cluster | None:
+    """Return the cluster to work on, if there is to be one.
+
+    Args:
+        address: What `--ray` was given: None if it was not, empty if it was given nothing.
+        workers: How many.
+        cpus: Of each.
+        gpus: Of each.
+        device: What `--device` was given.
+
+    Raises:
+        ConfigError: Something that was asked for takes `--ray`, or another device.
+    """
+    given = {"--workers": workers, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
+    if address is None:
+        useless = [option for option, value in given.items() if value is not None]
+        if useless:
+            raise ConfigError(f"{', '.join(useless)}: add --ray, or leave it out.")
+        return None
+    found = Cluster(
+        address=address or None,
+        workers=workers,
+        cpus_per_worker=cpus or 1,
+        gpus_per_worker=gpus or 0.0,
+    )
+    if device not in (None, found.device):
+        raise ConfigError(
+            f"--device {device} does not go with --ray: workers compute on the GPUs that "
+            "--gpus-per-worker gives them, and on the CPU without."
+        )
+    return found
 
 
 def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "test") -> ImageDataset:

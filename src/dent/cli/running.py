@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dent import distributed
 from dent.cli.console import ERR
+from dent.distributed import Cluster
+from dent.distributed.remote import Place
 from dent.evaluation import (
     CostEstimate,
     EvaluationResult,
@@ -21,21 +26,64 @@ from dent.evaluation import (
     sweep,
 )
 from dent.evaluation import Progress as State
+from dent.evaluation.progress import Report
+from dent.evaluation.shard import Shard
 from dent.evaluation.sweep import Over, Value, folder_name, variants
 
 
-def run(subject: Subject, settings: Settings, out: Path) -> EvaluationResult:
+@dataclass(frozen=True)
+class How:
+    """Where a run is computed, and which part of it; what it computes does not depend on that.
+
+    Attributes:
+        cluster: The Ray cluster; None computes in this process.
+        shard: The part; None is all.
+        place: Where its records go.
+    """
+
+    cluster: Cluster | None = None
+    shard: Shard | None = None
+    place: Place | None = None
+
+    def name_of(self, out: Path) -> str:
+        """What the user calls the folder of a run."""
+        return str(out) if self.place is None else self.place.name_of(out)
+
+    def evaluate(
+        self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
+    ) -> EvaluationResult:
+        """Evaluate, as `dent.evaluation.evaluate` does."""
+        if self.place is not None:
+            progress = self.place.watch(progress)
+        if self.cluster is None or out is None:
+            return evaluate(subject, settings, out=out, progress=progress, shard=self.shard)
+        return distributed.evaluate(
+            subject,
+            settings,
+            cluster=self.cluster,
+            out=out,
+            progress=progress,
+            shard=self.shard,
+            notice=lambda text: ERR.print(text, markup=False, soft_wrap=True),
+        )
+
+
+HERE: Final = How()
+"""All of it, in this process."""
+
+
+def run(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> EvaluationResult:
     """Evaluate with a progress bar; say how to go on if interrupted."""
     try:
         with progress() as report:
-            return evaluate(subject, settings, out=out, progress=report)
+            return how.evaluate(subject, settings, out=out, progress=report)
     except KeyboardInterrupt:
-        _stopped(out)
+        _stopped(how.name_of(out))
         raise
 
 
 def run_sweep(
-    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
+    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path, how: How
 ) -> dict[str, EvaluationResult]:
     """Evaluate once for each value, each with a progress bar; resumable as a whole."""
     name = over.replace("_", "-")
@@ -48,9 +96,10 @@ def run_sweep(
                 values=values,
                 out=out,
                 progress=lambda value, state: report(state, f"{name}={value}"),
+                evaluate=how.evaluate,
             )
     except KeyboardInterrupt:
-        _stopped(out)
+        _stopped(how.name_of(out))
         raise
 
 
@@ -147,7 +196,7 @@ class _Report:
             ERR.print(f"[{state.done}/{state.total}] {doing}  {left}", markup=False, soft_wrap=True)
 
 
-def _stopped(out: Path) -> None:
+def _stopped(out: str) -> None:
     ERR.print(
         f"\nStopped. What is done lies in {out}; the same command goes on from there.",
         soft_wrap=True,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from rich.markup import escape
@@ -25,7 +24,7 @@ class _Only:
     result: EvaluationResult
 
 
-def show(result: EvaluationResult, out: Path) -> None:
+def show(result: EvaluationResult, out: str) -> None:
     """Print the table of a result, every raised flag, what it does not show, and where it lies."""
     spec = result.spec
     flags = Flags([_Only("", result)])
@@ -55,7 +54,7 @@ def show(result: EvaluationResult, out: Path) -> None:
         by = ", ".join(flag.raised_by)
         OUT.print(f"({flag.letter}) {by}: {flag.sentence}", markup=False, soft_wrap=True)
     _explain(result, mixed=mixed)
-    OUT.print(f"Records: {out}    Result: {out / 'result.json'}", markup=False, soft_wrap=True)
+    OUT.print(f"Records: {out}    Result: {out}/result.json", markup=False, soft_wrap=True)
 
 
 def _submitted(result: EvaluationResult) -> dict[str, _Kind]:

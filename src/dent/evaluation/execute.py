@@ -58,6 +58,20 @@ class Run:
         return self.subject.threat
 
 
+def prepare(subject: Subject, spec: EvaluationSpec, plan: Plan, store: Store) -> Run:
+    """Make ready to run units of a plan in this process.
+
+    Args:
+        subject: What is evaluated, `sized` to the settings.
+        spec: Its description.
+        plan: Its batches.
+        store: Where records are kept.
+    """
+    lineup = subject.lineup(spec.settings)
+    stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
+    return Run(subject, spec, plan, lineup, stream, store, Guard(subject.model, spec.model.weights))
+
+
 class Batches:
     """Loads batches onto the model's device, and keeps the last one."""
 

@@ -149,11 +149,10 @@ class RunFolder:
         self._run = self._run.model_copy(update=changes)
         write_atomically(self.path / RUN, dump(self._run))
 
-    def session(self, session: Session) -> None:
-        """Write the session of this process: the last one, or a new one."""
-        known = self._run.sessions
-        same = bool(known) and known[-1].started == session.started
-        self.update(sessions=(*(known[:-1] if same else known), session))
+    def session(self, *sessions: Session) -> None:
+        """Write sessions of this process: in the place of those that began when they did."""
+        known = {session.started: session for session in (*self._run.sessions, *sessions)}
+        self.update(sessions=tuple(known.values()))
 
     def write(self, name: str, record: Record) -> None:
         """Write a file derived from the records."""
@@ -189,18 +188,26 @@ class RunFolder:
         return run
 
     def _save(self, record: UnitRecord, adversarial: Tensor) -> TensorRef:
-        names = [defense.name for defense in self.spec.defenses]
-        attacks = [attack.name for attack in self.spec.attacks]
-        batch = "all" if record.batch is None else f"{record.batch:06d}"
-        at = f"{names.index(record.defense):02d}-{attacks.index(record.attack or ''):02d}"
-        content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
-        file = f"{TENSORS}/{batch}-{at}.safetensors"
-        write_atomically(self.path / file, content)
-        return TensorRef(
-            file=file,
-            sha256=hashlib.sha256(content).hexdigest(),
-            shape=tuple(adversarial.shape),
-        )
+        ref, content = packed(self.spec, record, adversarial)
+        write_atomically(self.path / ref.file, content)
+        return ref
+
+
+def packed(
+    spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
+) -> tuple[TensorRef, bytes]:
+    """What a record says of the tensor of its unit, and the bytes of that file."""
+    names = [defense.name for defense in spec.defenses]
+    attacks = [attack.name for attack in spec.attacks]
+    batch = "all" if record.batch is None else f"{record.batch:06d}"
+    at = f"{names.index(record.defense):02d}-{attacks.index(record.attack or ''):02d}"
+    content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
+    ref = TensorRef(
+        file=f"{TENSORS}/{batch}-{at}.safetensors",
+        sha256=hashlib.sha256(content).hexdigest(),
+        shape=tuple(adversarial.shape),
+    )
+    return ref, content
 
 
 def read_run(path: Path) -> RunRecord:

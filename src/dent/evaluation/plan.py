@@ -146,6 +146,31 @@ def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
             yield from _attacks(spec, defense.name, published, None)
 
 
+def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Unit, ...]]:
+    """Give the units of a run in groups that need nothing of each other, in their order.
+
+    A group is a probe, all other units of a batch, or, of the published protocol, an attack with
+    the transfers of what it found. Each can run in another process, on another machine.
+    """
+    batch: list[Unit] = []
+    whole: dict[tuple[str, str | None], list[Unit]] = {}
+    for unit in units(spec, plan):
+        if unit.kind == "probe":
+            yield (unit,)
+            continue
+        if batch and unit.batch != batch[-1].batch:
+            yield tuple(batch)
+            batch = []
+        if unit.batch is not None:
+            batch.append(unit)
+        else:
+            source = STATIC if unit.kind == "transfer" else unit.defense
+            whole.setdefault((source, unit.attack), []).append(unit)
+    if batch:
+        yield tuple(batch)
+    yield from map(tuple, whole.values())
+
+
 def candidates(spec: EvaluationSpec, defense: str) -> tuple[tuple[Kind, str], ...]:
     """The (kind, attack) of all that is found batch by batch against a defense."""
     found = _attacks(spec, defense, [a.name for a in spec.attacks if a.protocol == "frozen"], 0)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dent.evaluation.plan import Plan, Unit, units
+from dent.evaluation.plan import Plan, Unit
 from dent.evaluation.probing import probe_passes
 from dent.evaluation.records import JournalRecord, UnitRecord
 from dent.evaluation.scoring import Piece, label, right, worst_of_batch
@@ -18,8 +18,8 @@ class Progress:
 
     Attributes:
         done: Units recorded, those of earlier sessions included.
-        total: Units of the run.
-        unit: The one that runs; None at the end.
+        total: Units of the run, or of its shard.
+        unit: The one that runs, or one of those that run at once; None at the end.
         within: How far it is, from 0 to 1, where its attack says so.
         share: How much of the whole work is done, from 0 to 1, by its expected cost.
         elapsed: Seconds of this session.
@@ -61,11 +61,20 @@ def passes_of(subject: Subject, spec: EvaluationSpec, unit: Unit, plan: Plan) ->
 
 
 class Tracker:
-    """Counts units, and learns from those done how long the others will take."""
+    """Counts units, and learns from those done how long the others will take.
 
-    def __init__(self, subject: Subject, spec: EvaluationSpec, plan: Plan) -> None:
+    Args:
+        subject: What is evaluated.
+        spec: Its description.
+        plan: Its batches.
+        units: Those to do, done already or not.
+    """
+
+    def __init__(
+        self, subject: Subject, spec: EvaluationSpec, plan: Plan, units: Sequence[Unit]
+    ) -> None:
         self._spec, self._plan = spec, plan
-        self._units = tuple(units(spec, plan))
+        self._units = tuple(units)
         self._cost: dict[tuple[str, str, str | None], float] = {}
         self._left: dict[tuple[str, str, str | None], int] = defaultdict(int)
         for unit in self._units:
@@ -94,24 +103,32 @@ class Tracker:
         if isinstance(record, UnitRecord) and unit.batch is not None:
             self._score(unit, unit.batch, record)
 
-    def state(self, unit: Unit | None, elapsed: float, within: float = 0.0) -> Progress:
-        """Where the run stands while `unit` runs."""
+    def state(self, running: Sequence[tuple[Unit, float]], elapsed: float) -> Progress:
+        """Where the run stands.
+
+        Args:
+            running: The units that run at once, each with how far it is, from 0 to 1; the first of
+                them is the one that is shown.
+            elapsed: Seconds of this session.
+        """
         left = self._seconds_left()
-        if left is not None and unit is not None:
-            left -= min(within, 1.0) * (self._seconds(_group(unit)) or 0.0)
         done_cost = sum(self._cost[g] * len(times) for g, times in self._times.items())
         left_cost = sum(self._cost[g] * count for g, count in self._left.items())
-        if unit is not None:
-            part = min(within, 1.0) * self._cost[_group(unit)]
-            done_cost, left_cost = done_cost + part, left_cost - part
+        for unit, within in running:
+            part = min(within, 1.0)
+            if left is not None:
+                left -= part * (self._seconds(_group(unit)) or 0.0)
+            done_cost += part * self._cost[_group(unit)]
+            left_cost -= part * self._cost[_group(unit)]
+        shown, within = running[0] if running else (None, 0.0)
         return Progress(
             done=self.done,
             total=self.total,
-            unit=unit,
+            unit=shown,
             within=within,
             share=done_cost / max(done_cost + left_cost, 1e-9),
             elapsed=elapsed,
-            remaining=None if left is None else max(left, 0.0),
+            remaining=None if left is None else max(left / max(len(running), 1), 0.0),
             natural={name: (a, b) for name, (a, b) in self._natural.items()},
             robust={name: (a, b) for name, (a, b) in self._robust.items()},
         )

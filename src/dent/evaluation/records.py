@@ -202,8 +202,9 @@ class RunRecord(Record):
     """`run.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    status: Literal["running", "interrupted", "failed", "complete"]
-    """`running` is also left behind by a process that was killed."""
+    status: Literal["running", "interrupted", "failed", "partial", "complete"]
+    """`running` is also left behind by a process that was killed; `partial` by one that did its
+    shard of the run."""
     identity: Sha256
     """SHA-256 of the canonical text of `spec`."""
     spec: EvaluationSpec

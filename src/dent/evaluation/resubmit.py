@@ -9,8 +9,7 @@ from torch import Tensor
 
 from dent.evaluation.diagnostics import certificate_of
 from dent.evaluation.errors import RecordError
-from dent.evaluation.execute import Batches, Run, assembled, members_of, submit, unit_seed
-from dent.evaluation.guard import Guard
+from dent.evaluation.execute import Batches, assembled, members_of, prepare, submit, unit_seed
 from dent.evaluation.plan import Unit, seed_of
 from dent.evaluation.probe_readings import depends, randomized, stateful
 from dent.evaluation.probing import probe_record
@@ -19,7 +18,6 @@ from dent.evaluation.reading import RecordedRun
 from dent.evaluation.records import JournalRecord, ProbeRecord, Trace, UnitRecord
 from dent.evaluation.serving import Served, device_of, merge_traces
 from dent.evaluation.spec import STATIC, EvaluationSpec
-from dent.evaluation.stream import Stream
 from dent.evaluation.subject import Subject, threat_of
 
 TOLERATED = 0.01
@@ -75,11 +73,8 @@ class Resubmission:
     def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
         spec, plan = recorded.run.spec, recorded.plan
         subject = subject.sized(spec.settings)
-        lineup = subject.lineup(spec.settings)
-        stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
         self._recorded = recorded
-        guard = Guard(subject.model, spec.model.weights)
-        self._run = Run(subject, spec, plan, lineup, stream, _ReadOnly(recorded), guard)
+        self._run = prepare(subject, spec, plan, _ReadOnly(recorded))
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)

@@ -1,22 +1,21 @@
 """Evaluate: the plan, unit by unit, into records, and from them the result."""
 
-import time
-from collections.abc import Iterator
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-from dent.evaluation.errors import RecordError
-from dent.evaluation.execute import Batches, Run, Within, execute
+from dent.evaluation.books import Books, Entry
+from dent.evaluation.execute import Batches, execute, prepare
 from dent.evaluation.folder import RESULT, Memory, RunFolder, Store
-from dent.evaluation.guard import Guard
-from dent.evaluation.plan import Plan, Unit, make_plan, units
+from dent.evaluation.plan import Plan, Unit, groups, make_plan, units
 from dent.evaluation.progress import Report, Tracker
-from dent.evaluation.provenance import new_session, now
-from dent.evaluation.records import ProbeRecord, Session, UnitRecord
+from dent.evaluation.provenance import new_session
+from dent.evaluation.records import UnitRecord
 from dent.evaluation.result import EvaluationResult
 from dent.evaluation.serving import device_of
+from dent.evaluation.shard import Shard
 from dent.evaluation.spec import EvaluationSpec, Settings
-from dent.evaluation.stream import Stream
 from dent.evaluation.subject import Subject, describe
 from dent.evaluation.summary import summarize
 
@@ -27,6 +26,7 @@ def evaluate(
     *,
     out: Path | None = None,
     progress: Report | None = None,
+    shard: Shard | None = None,
 ) -> EvaluationResult:
     """Attack every defense on the same samples with the same budget, and score what it serves.
 
@@ -38,6 +38,8 @@ def evaluate(
             result.
         progress: Called before, within and after every unit. What it raises ends the run, which
             can then be resumed.
+        shard: Do this part of the run alone; the result is `partial` until all parts lie in one
+            folder (`dent.distributed.merge`).
 
     Returns:
         The result, also written to `out/result.json`.
@@ -54,133 +56,116 @@ def evaluate(
         >>> result = evaluate(subject, Settings(n=256), out=Path("runs/first"))
         >>> result.defenses["dent"].worst.served.share
     """
+    return conduct(subject, settings, here, out=out, progress=progress, shard=shard)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do of a run, and where it goes: all that whoever does it needs.
+
+    Attributes:
+        subject: The objects.
+        spec: Their description.
+        plan: The batches.
+        groups: Units that need nothing of other groups, those of the shard alone.
+        store: Where records are kept; those that are there are not made again.
+        books: Who works on it.
+        tracker: How far it is.
+        progress: Whom to tell.
+    """
+
+    subject: Subject
+    spec: EvaluationSpec
+    plan: Plan
+    groups: tuple[tuple[Unit, ...], ...]
+    store: Store
+    books: Books
+    tracker: Tracker
+    progress: Report | None
+
+    def left(self, group: Sequence[Unit]) -> tuple[Unit, ...]:
+        """The units of a group that are not recorded."""
+        return tuple(unit for unit in group if unit.key not in self.store.done)
+
+    def count(self, unit: Unit, worker: Entry) -> None:
+        """Take note of a unit that was recorded."""
+        worker.count(self.store.done[unit.key])
+        self.tracker.count(unit, self.store.done[unit.key])
+
+    def close(self, group: Sequence[Unit]) -> None:
+        """Let go of the tensors of a group all of whose units are recorded."""
+        for unit in group:
+            record = self.store.done[unit.key]
+            if isinstance(record, UnitRecord) and unit.kind == "attack":
+                self.store.forget(record)
+
+    def tell(self, *running: tuple[Unit, float]) -> None:
+        """Say how far the run is, to whom it may concern."""
+        if self.progress is not None:
+            self.progress(self.tracker.state(running, self.books.elapsed))
+
+
+Do = Callable[[Work], None]
+"""Makes all records that are missing, in whatever processes."""
+
+
+def conduct(
+    subject: Subject,
+    settings: Settings | None,
+    do: Do,
+    *,
+    out: Path | None,
+    progress: Report | None,
+    shard: Shard | None,
+) -> EvaluationResult:
+    """Evaluate as `evaluate` does, the work being done by `do`."""
     settings = settings or Settings()
     subject = subject.sized(settings)
     spec = describe(subject, settings)
     plan = make_plan(settings, subject.dataset)
-    session = new_session(device_of(subject.model))
+    chosen = tuple(groups(spec, plan))
+    if shard is not None:
+        chosen = shard.of_all(chosen)
+
+    def work(store: Store, books: Books) -> Work:
+        todo = [unit for group in chosen for unit in group]
+        tracker = Tracker(subject, spec, plan, todo)
+        for unit in todo:
+            if unit.key in store.done:
+                tracker.count(unit, store.done[unit.key])
+        return Work(subject, spec, plan, chosen, store, books, tracker, progress)
+
     if out is None:
-        store = Memory()
-        with _Session(session, None) as tracked:
-            _work(subject, spec, plan, store, tracked, progress)
+        memory = Memory()
+        with Books(None) as books:
+            do(work(memory, books))
         count = sum(1 for _ in units(spec, plan))
-        return summarize(spec, plan, store.done, count, (tracked.session,))
+        return summarize(spec, plan, memory.done, count, books.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
-        count = folder.run.units
-        if len(folder.done) < count:
-            folder.update(status="running", sessions=(*folder.run.sessions, session))
-            with _Session(session, folder) as tracked:
-                _work(subject, spec, plan, folder, tracked, progress)
-        result = summarize(spec, plan, folder.done, count, folder.run.sessions)
+        if any(unit.key not in folder.done for group in chosen for unit in group):
+            with Books(folder) as books:
+                do(work(folder, books))
+        run = folder.run
+        result = summarize(spec, plan, folder.done, run.units, run.sessions)
         folder.write(RESULT, result)
     return result
 
 
-class _Session:
-    """Keeps the books of this process, and writes them when it ends, however it ends."""
-
-    def __init__(self, session: Session, folder: RunFolder | None) -> None:
-        self.session = session
-        self._folder = folder
-        self._started = time.perf_counter()
-        self._timing = dict.fromkeys(("total", "attack", "serve", "probe"), 0.0)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since it began."""
-        return time.perf_counter() - self._started
-
-    def count(self, record: UnitRecord | ProbeRecord) -> None:
-        """Take note of a unit that this process recorded."""
-        if isinstance(record, ProbeRecord):
-            self._timing["probe"] += record.timing.total
-        self._timing["attack"] += record.timing.attack
-        self._timing["serve"] += record.timing.serve + (record.timing.static or 0.0)
-        self._timing["total"] = self.elapsed
-        self.session = self.session.model_copy(
-            update={"units": self.session.units + 1, "timing": dict(self._timing)}
-        )
-
-    def __enter__(self) -> "_Session":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        status = "complete"
-        if kind is not None:
-            status = "failed" if issubclass(kind, Exception) else "interrupted"
-        self.session = self.session.model_copy(
-            update={
-                "ended": now(),
-                "outcome": status,
-                "message": None if kind in (None, KeyboardInterrupt) else f"{error}",
-            }
-        )
-        if self._folder is not None:
-            # Where the disk is full, what ends the run matters more than its books.
-            with suppress(RecordError) if kind is not None else nullcontext():
-                self._folder.session(self.session)
-                self._folder.update(status=status)
-
-
-def _work(
-    subject: Subject,
-    spec: EvaluationSpec,
-    plan: Plan,
-    store: Store,
-    session: _Session,
-    progress: Report | None,
-) -> None:
-    lineup = subject.lineup(spec.settings)
-    stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
-    guard = Guard(subject.model, spec.model.weights)
-    run = Run(subject, spec, plan, lineup, stream, store, guard)
-    tracker = Tracker(subject, spec, plan)
+def here(work: Work) -> None:
+    """Do the work in this process, group by group."""
+    run = prepare(work.subject, work.spec, work.plan, work.store)
     batches = Batches(run)
-    for group in _groups(spec, plan):
-        _work_on(run, group, tracker, batches, session, progress)
-    if progress is not None:
-        progress(tracker.state(None, session.elapsed))
+    worker = work.books.open(new_session(device_of(work.subject.model)))
+    for group in work.groups:
+        for unit in work.left(group):
+            work.tell((unit, 0.0))
+            execute(run, unit, batches, _within(work, unit))
+            work.count(unit, worker)
+        work.close(group)
+    work.tell()
 
 
-def _work_on(
-    run: Run,
-    group: list[Unit],
-    tracker: Tracker,
-    batches: Batches,
-    session: _Session,
-    progress: Report | None,
-) -> None:
-    """Do what is not done yet of one batch's units, and then let go of its tensors."""
-    for unit in group:
-        if unit.key not in run.store.done:
-            if progress is not None:
-                progress(tracker.state(unit, session.elapsed))
-            execute(run, unit, batches, _within(unit, tracker, session, progress))
-            session.count(run.store.done[unit.key])
-        tracker.count(unit, run.store.done[unit.key])
-    for unit in group:
-        record = run.store.done[unit.key]
-        if isinstance(record, UnitRecord) and unit.kind == "attack":
-            run.store.forget(record)
-
-
-def _within(
-    unit: Unit, tracker: Tracker, session: _Session, progress: Report | None
-) -> Within | None:
-    if progress is None:
+def _within(work: Work, unit: Unit) -> Callable[[int, int], None] | None:
+    if work.progress is None:
         return None
-    return lambda done, planned: progress(
-        tracker.state(unit, session.elapsed, done / planned if planned else 0.0)
-    )
-
-
-def _groups(spec: EvaluationSpec, plan: Plan) -> Iterator[list[Unit]]:
-    """The units batch by batch, in their order."""
-    group: list[Unit] = []
-    for unit in units(spec, plan):
-        if group and (unit.batch != group[-1].batch or group[-1].kind == "probe"):
-            yield group
-            group = []
-        group.append(unit)
-    if group:
-        yield group
+    return lambda done, planned: work.tell((unit, done / planned if planned else 0.0))

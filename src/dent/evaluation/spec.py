@@ -128,34 +128,39 @@ class EvaluationSpec(Record):
         return any(defense.name == STATIC for defense in self.defenses)
 
 
-def differences(recorded: Any, asked: Any, at: str = "") -> tuple[str, ...]:
+def differences(
+    recorded: Any, asked: Any, at: str = "", names: tuple[str, str] = ("the folder has", "this run")
+) -> tuple[str, ...]:
     """Say, field by field, in what two JSON values differ.
 
     Args:
         recorded: What a run folder holds.
         asked: What was asked for.
         at: Dotted name of the values, for the sentences.
+        names: What to say before either value.
     """
     if recorded == asked:
         return ()
     if isinstance(recorded, dict) and isinstance(asked, dict):
         keys = [*recorded, *(key for key in asked if key not in recorded)]
-        return _among(keys, recorded, asked, at)
+        return _among(keys, recorded, asked, at, names)
     if isinstance(recorded, list) and isinstance(asked, list) and not _named(recorded, asked):
         if len(recorded) == len(asked):
-            return _among(range(len(recorded)), recorded, asked, at)
+            return _among(range(len(recorded)), recorded, asked, at, names)
     elif isinstance(recorded, list) and isinstance(asked, list):
         before = {item["name"]: item for item in recorded}
         after = {item["name"]: item for item in asked}
-        found = differences(before, after, at)
+        found = differences(before, after, at, names)
         return found or (f"{at}: the order was {', '.join(before)}, and is now {', '.join(after)}",)
-    return (f"{at}: the folder has {_short(recorded)}, this run {_short(asked)}",)
+    return (f"{at}: {names[0]} {_short(recorded)}, {names[1]} {_short(asked)}",)
 
 
 _ABSENT: Final = "nothing"
 
 
-def _among(keys: Any, recorded: Any, asked: Any, at: str) -> tuple[str, ...]:
+def _among(
+    keys: Any, recorded: Any, asked: Any, at: str, names: tuple[str, str]
+) -> tuple[str, ...]:
     found: list[str] = []
     for key in keys:
         where = f"{at}.{key}" if at else str(key)
@@ -163,7 +168,7 @@ def _among(keys: Any, recorded: Any, asked: Any, at: str) -> tuple[str, ...]:
             values[key] if isinstance(key, int) else values.get(key, _ABSENT)
             for values in (recorded, asked)
         )
-        found += differences(before, after, where)
+        found += differences(before, after, where, names)
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from dent.errors import ConfigError
 from dent.evaluation.canonical import Record
@@ -21,6 +21,16 @@ from dent.threat import ThreatModel
 SWEEP: Final = "sweep.json"
 Over = Literal["batch_size", "order", "mix", "seed", "n", "eps"]
 Value = int | float | str | None
+
+
+class Evaluate(Protocol):
+    """Whatever evaluates as `dent.evaluation.evaluate` does."""
+
+    def __call__(
+        self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
+    ) -> EvaluationResult:
+        """Evaluate."""
+        ...
 
 
 class SweepRecord(Record):
@@ -40,6 +50,7 @@ def sweep(
     values: Sequence[Value],
     out: Path | None = None,
     progress: Callable[[str, Progress], None] | None = None,
+    evaluate: Evaluate = evaluate,
 ) -> dict[str, EvaluationResult]:
     """Evaluate once for every value of one setting.
 
@@ -51,6 +62,7 @@ def sweep(
         out: A folder that holds one run folder per value, each resumed on its own; more values
             may be added later.
         progress: Called with the value, as text, and the progress of its run.
+        evaluate: What does each run.
 
     Returns:
         The results by value, as text.

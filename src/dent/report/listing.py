@@ -33,7 +33,7 @@ class RunSummary(Record):
     path: str
     error: str | None = None
     """Why it cannot be read."""
-    status: Literal["running", "interrupted", "failed", "complete"] | None = None
+    status: Literal["running", "interrupted", "failed", "partial", "complete"] | None = None
     """`running` is also left behind by a process that was killed."""
     started: str | None = None
     """UTC, ISO 8601; null where no session began."""

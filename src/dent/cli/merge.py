@@ -1,0 +1,53 @@
+"""`dent merge`: one run of several that hold parts of it."""
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from dent.cli.console import ERR, OUT, print_json
+from dent.distributed import merge, remote
+
+GAPS = 3
+"""Exit status when the merged run is not complete."""
+
+
+def merge_command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders of one evaluation, or their URLs.", metavar="RUN..."),
+    ],
+    out: Annotated[str, typer.Option(help="Run folder to write, or its URL; a new or empty one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Make one run of several that hold parts of it: shards, or runs of the same on two machines.
+
+    Exit status 0: the run is complete. 2: refused, and nothing was written; the message says where
+    the runs contradict each other. 3: written, but some units are in none of them.
+    """
+    with ExitStack() as stack:
+        place = stack.enter_context(remote.written(out, new=True))
+        folders = [stack.enter_context(remote.fetched(run)) for run in runs]
+        found = merge(folders, place.folder)
+    found = found.model_copy(update={"path": out, "runs": tuple(runs)})
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        OUT.print(
+            f"{out}: {found.units_done} of {found.units_planned} units from {len(runs)} "
+            f"run{'s' if len(runs) > 1 else ''}, {found.duplicates} of them recorded more than "
+            "once, alike",
+            markup=False,
+            soft_wrap=True,
+        )
+    if found.missing:
+        batches = ", ".join(map(str, found.missing_batches))
+        ERR.print(
+            f"{len(found.missing)} units are in none of the runs"
+            + (f", of batches {batches}" if batches else "")
+            + f", the first being {found.missing[0]}. The same `dent evaluate` with --out {out} "
+            "runs them.",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(GAPS)

@@ -1,0 +1,15 @@
+"""Evaluate on many processes and machines, to the records that one process would make.
+
+    from dent.distributed import Cluster, evaluate
+
+    result = evaluate(subject, Settings(n=256), cluster=Cluster(workers=4), out=Path("runs/first"))
+
+Needs `pip install 'torch-dent[ray]'`; `merge` does not. See docs/evaluation/distributed.md.
+"""
+
+from dent.distributed.cluster import Cluster
+from dent.distributed.errors import WorkerError
+from dent.distributed.evaluate import evaluate
+from dent.distributed.merge import ConflictError, Merged, merge
+
+__all__ = ["Cluster", "ConflictError", "Merged", "WorkerError", "evaluate", "merge"]

@@ -1,0 +1,70 @@
+"""Which cluster, and what of it: settings that change speed, and none that change meaning."""
+
+from dataclasses import dataclass
+
+from dent.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster, and the workers to start on it.
+
+    Attributes:
+        address: `HOST:PORT` of a cluster that this machine belongs to, or `auto`. By default the
+            one that RAY_ADDRESS names, as under `ray job submit`; else one of this machine's cores,
+            which ends with the run.
+        workers: How many processes work at once. By default as many as the cluster has room for
+            when the run begins. There are never more than there is work for.
+        cpus_per_worker: Cores, and threads, of each. Sums are grouped by thread, so results are
+            bit-equal to those of a process with as many.
+        gpus_per_worker: GPUs of each; workers compute on the CPU where it is 0. A part of 1
+            lets workers share one.
+        attempts: How many workers may die over the same work before the run gives up.
+        patience: Seconds to wait while there is no worker at all.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    attempts: int = 3
+    patience: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus_per_worker", "attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.gpus_per_worker < 0 or self.patience < 0:
+            raise ConfigError(
+                "gpus_per_worker and patience must not be negative, got "
+                f"{self.gpus_per_worker:g} and {self.patience:g}"
+            )
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise ConfigError(
+                "gpus_per_worker must be a part of 1, or whole, as Ray has it; got "
+                f"{self.gpus_per_worker:g}"
+            )
+        if self.address is not None and self.address.startswith("ray://"):
+            raise ConfigError(
+                f"{self.address} is Ray's client, through which results cannot stream: start the "
+                "run on a machine of the cluster with its HOST:PORT, or by `ray job submit`"
+            )
+
+    @property
+    def device(self) -> str:
+        """The kind of device that workers compute on."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one worker takes, by Ray's names."""
+        asked = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus_per_worker}
+        return {name: count for name, count in asked.items() if count}
+
+    def room(self, has: dict[str, float]) -> int:
+        """How many workers a cluster with these resources has room for."""
+        return min(int(has.get(name, 0.0) // count) for name, count in self.resources.items())

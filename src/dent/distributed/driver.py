@@ -1,0 +1,266 @@
+"""Give groups of units to workers, record what they find, and give what a dead one left to another.
+
+The driver alone writes, so nothing is recorded twice. It knows workers as a `Pool`, never Ray.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from dent.distributed.errors import WorkerError
+from dent.distributed.tasks import Found, Task
+from dent.errors import InputError
+from dent.evaluation.plan import Unit
+from dent.evaluation.probe_readings import stateful
+from dent.evaluation.records import JournalRecord, ProbeRecord, Session
+from dent.evaluation.run import Work
+
+if TYPE_CHECKING:
+    from dent.evaluation.books import Entry
+
+_POLL: Final = 0.5
+_QUIET: Final = 15.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker can be given work."""
+
+    worker: int
+    session: Session
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A worker ran a unit."""
+
+    worker: int
+    found: Found
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker ran all units of its task."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker died, or cannot be reached; nothing more comes of it."""
+
+    worker: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a worker was asked raised an error, as it would have in any process."""
+
+    worker: int
+    error: Exception
+
+
+Event = Ready | Recorded | Finished | Lost | Failed
+
+
+class Pool(Protocol):
+    """Workers, by number."""
+
+    @property
+    def size(self) -> int:
+        """How many to have at once."""
+        ...
+
+    def hire(self) -> int:
+        """Begin to start a worker: it will be ready, fail, or be lost."""
+        ...
+
+    def give(self, worker: int, task: Task) -> None:
+        """Have a worker that is ready, and has nothing to do, run a task."""
+        ...
+
+    def wait(self, seconds: float) -> list[Event]:
+        """Return what has happened, as soon as something has."""
+        ...
+
+    def within(self) -> Mapping[int, tuple[Unit, float]]:
+        """By worker, the unit that it runs and how far it is, as last heard."""
+        ...
+
+    def lacking(self) -> str:
+        """Say what one worker takes, and what there is."""
+        ...
+
+
+def drive(
+    work: Work,
+    pool: Pool,
+    *,
+    attempts: int,
+    patience: float,
+    notice: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Do the work with a pool of workers.
+
+    Args:
+        work: What is to be done.
+        pool: The workers.
+        attempts: How many may die over one group, or in a row before they are ready.
+        patience: Seconds to wait while there is no worker at all.
+        notice: Told of workers that died, and of waiting.
+
+    Raises:
+        WorkerError: Workers keep dying over the same work, or none can be started.
+        InputError: A defense remembers what it was asked, and cannot be put back.
+        Exception: What an attack or defense raised; that is not tried again.
+    """
+    _Driver(work, pool, attempts, patience, notice).run()
+
+
+class _Driver:
+    def __init__(
+        self,
+        work: Work,
+        pool: Pool,
+        attempts: int,
+        patience: float,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._work, self._pool = work, pool
+        self._attempts, self._patience, self._notice = attempts, patience, notice
+        self._todo: deque[tuple[Unit, ...]] = deque()
+        self._coming: set[int] = set()
+        self._entries: dict[int, Entry] = {}
+        self._busy: dict[int, tuple[Unit, ...]] = {}
+        self._deaths: dict[tuple[Unit, ...], list[str]] = {}
+        self._stillborn: list[str] = []
+        self._alone_since = time.monotonic()
+        self._said = False
+
+    def run(self) -> None:
+        for record in self._work.store.done.values():
+            self._refuse_memory(record)
+        for group in self._work.groups:
+            if self._work.left(group):
+                self._todo.append(group)
+            else:
+                self._work.close(group)
+        while self._todo or self._busy:
+            self._staff()
+            for event in self._pool.wait(_POLL):
+                self._take(event)
+            self._tell()
+        self._work.tell()
+
+    def _staff(self) -> None:
+        """Give work to who has none, and look for more hands where there is more work."""
+        for worker in self._entries:
+            if self._todo and worker not in self._busy:
+                group = self._todo.popleft()
+                self._busy[worker] = group
+                self._pool.give(worker, Task.of(group, self._work.store))
+        hands = len(self._entries) + len(self._coming)
+        wanted = min(self._pool.size, len(self._todo) + len(self._busy))
+        for _ in range(wanted - hands):
+            self._coming.add(self._pool.hire())
+        self._wait_for_hands()
+
+    def _wait_for_hands(self) -> None:
+        if self._entries:
+            self._alone_since, self._said = time.monotonic(), False
+            return
+        waited = time.monotonic() - self._alone_since
+        if waited > self._patience:
+            raise WorkerError(
+                f"no worker could be started within {self._patience:.0f} seconds: "
+                f"{self._pool.lacking()}. The same command goes on once there is room"
+            )
+        if waited > _QUIET and not self._said:
+            self._notice(f"Waiting for workers to start: {self._pool.lacking()}.")
+            self._said = True
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Ready(worker, session):
+                self._coming.discard(worker)
+                self._stillborn.clear()
+                self._entries[worker] = self._work.books.open(session)
+            case Recorded(worker, found):
+                self._record(worker, found)
+            case Finished(worker):
+                self._work.close(self._busy.pop(worker))
+            case Lost(worker, cause):
+                self._lose(worker, cause)
+            case Failed(_, error):
+                raise error
+
+    def _record(self, worker: int, found: Found) -> None:
+        unit = next(unit for unit in self._busy[worker] if unit.key == found.record.key)
+        self._work.store.put(found.record, found.tensor)
+        self._work.count(unit, self._entries[worker])
+        self._refuse_memory(found.record)
+
+    def _lose(self, worker: int, cause: str) -> None:
+        if worker in self._coming:
+            self._coming.remove(worker)
+            self._stillborn.append(cause)
+            if len(self._stillborn) >= self._attempts:
+                raise WorkerError(
+                    f"{len(self._stillborn)} workers in a row died before they were ready: {cause}"
+                )
+            return
+        self._entries.pop(worker).end("failed", cause)
+        group = self._busy.pop(worker, None)
+        if group is None:
+            return
+        deaths = self._deaths.setdefault(group, [])
+        deaths.append(cause)
+        name = _named(group)
+        if len(deaths) >= self._attempts:
+            raise WorkerError(
+                f"{len(deaths)} workers died over {name}, so it is not tried again: {cause}. All "
+                "else that was recorded is safe, and the same command goes on from there; if it "
+                "was for want of memory, give each worker more of a machine or take smaller batches"
+            )
+        if self._work.left(group):
+            self._todo.appendleft(group)
+        else:
+            self._work.close(group)
+        self._notice(f"A worker was lost over {name}, which another will do: {cause}")
+
+    def _tell(self) -> None:
+        heard = self._pool.within()
+        running = []
+        for worker, group in reversed(self._busy.items()):
+            left = self._work.left(group)
+            if not left:
+                continue
+            unit, share = heard.get(worker, (left[0], 0.0))
+            running.append((left[0], share if unit == left[0] else 0.0))
+        if running:
+            self._work.tell(*running)
+
+    def _refuse_memory(self, record: JournalRecord) -> None:
+        """Refuse a defense whose answers would depend on which worker gives them."""
+        if not isinstance(record, ProbeRecord) or not stateful(record):
+            return
+        defense = self._work.subject.lineup(self._work.spec.settings)[record.defense]
+        if callable(getattr(defense, "reset", None)):
+            return
+        raise InputError(
+            f"the defense {record.defense!r} answers by what it was asked before, and has no "
+            "reset(), so its answers would depend on which worker gives them. Give it reset() (and "
+            "snapshot() and restore(state), if it is to remember), or evaluate it in one process"
+        )
+
+
+def _named(group: tuple[Unit, ...]) -> str:
+    first = group[0]
+    if first.kind == "probe":
+        return f"the probe of {first.defense}"
+    if first.batch is None:
+        return f"{first.attack} on {first.defense} over all batches"
+    return f"batch {first.batch}"

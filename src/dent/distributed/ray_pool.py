@@ -1,0 +1,206 @@
+"""Workers as actors of a Ray cluster."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+from dent.distributed.cluster import Cluster
+from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded
+from dent.distributed.errors import WorkerError
+from dent.distributed.tasks import Task, Worker, pack
+from dent.errors import MissingExtraError
+from dent.evaluation.plan import Plan, Unit
+from dent.evaluation.spec import EvaluationSpec
+from dent.evaluation.subject import Subject
+
+
+def import_ray() -> ModuleType:
+    """Return the module `ray`.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    # Ray sends statistics of its use to its makers unless told not to; who wants it may say so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError(
+            "distributed evaluation needs ray: pip install 'torch-dent[ray]'"
+        ) from error
+    return ray
+
+
+class RayPool:
+    """Joins or starts a cluster, and has workers there until closed.
+
+    Args:
+        cluster: Which, and how many workers of which size.
+        subject: What is evaluated; sent to the cluster once.
+        spec: Its description.
+        plan: Its batches.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        WorkerError: There is no such cluster, or it cannot be joined.
+        InputError: The subject does not pickle.
+    """
+
+    def __init__(
+        self, cluster: Cluster, subject: Subject, spec: EvaluationSpec, plan: Plan
+    ) -> None:
+        self._ray: Any = import_ray()
+        self._cluster = cluster
+        content = pack(subject, spec, plan, self._ray.cloudpickle)
+        self._started = not self._ray.is_initialized()
+        if self._started:
+            self._join()
+        self._content = self._ray.put(content)
+        self._class = self._ray.remote(Worker)
+        self._numbers = count()
+        self._actors: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}
+        self._streams: dict[Any, int] = {}
+        self._asked: dict[Any, int] = {}
+        self._heard: dict[int, tuple[Unit, float]] = {}
+
+    @property
+    def size(self) -> int:
+        """How many workers to have at once."""
+        if self._cluster.workers is not None:
+            return self._cluster.workers
+        return max(1, self._cluster.room(self._ray.cluster_resources()))
+
+    def hire(self) -> int:
+        """Begin to start a worker."""
+        number = next(self._numbers)
+        actor = self._class.options(
+            num_cpus=self._cluster.cpus_per_worker,
+            num_gpus=self._cluster.gpus_per_worker or None,
+            max_concurrency=2,  # so that it can be asked how far it is
+        ).remote()
+        self._actors[number] = actor
+        ref = actor.prepare.remote(
+            self._content, self._cluster.device, self._cluster.cpus_per_worker, str(Path.cwd())
+        )
+        self._starting[ref] = number
+        return number
+
+    def give(self, worker: int, task: Task) -> None:
+        """Have a worker run a task."""
+        stream = self._actors[worker].work.options(num_returns="streaming").remote(task)
+        self._streams[stream] = worker
+
+    def wait(self, seconds: float) -> list[Event]:
+        """Return what has happened, as soon as something has."""
+        waiting = [*self._starting, *self._streams]
+        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+        return [self._event(each) for each in ready]
+
+    def within(self) -> Mapping[int, tuple[Unit, float]]:
+        """By worker, the unit that it runs and how far it is, as last heard."""
+        if self._asked:
+            answered, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+            for ref in answered:
+                worker = self._asked.pop(ref)
+                self._heard.pop(worker, None)
+                try:
+                    heard = self._ray.get(ref)
+                except self._ray.exceptions.RayError:
+                    continue  # a dead worker is noticed elsewhere
+                if heard is not None:
+                    self._heard[worker] = heard
+        waiting = set(self._asked.values())
+        for worker in self._streams.values():
+            if worker not in waiting:
+                self._asked[self._actors[worker].within.remote()] = worker
+        return self._heard
+
+    def lacking(self) -> str:
+        """Say what one worker takes, and what there is."""
+        asked = self._cluster.resources
+        has = self._ray.cluster_resources()
+        free = self._ray.available_resources()
+        takes = " and ".join(f"{number:g} {name}" for name, number in asked.items())
+        there = " and ".join(
+            f"{free.get(name, 0.0):g} of {has.get(name, 0.0):g} {name}" for name in asked
+        )
+        return f"each takes {takes}, and the cluster has {there} free"
+
+    def close(self) -> None:
+        """Let go of the workers, and end the cluster if it was started here."""
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._actors.clear()
+        if self._started:
+            self._ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _join(self) -> None:
+        options: dict[str, Any] = {"address": self._cluster.address}
+        if self._cluster.address is None and "RAY_ADDRESS" not in os.environ:
+            options["include_dashboard"] = False
+            if self._cluster.workers is not None:
+                # Who asks for more workers than there are cores gets them.
+                asked = self._cluster.workers * self._cluster.cpus_per_worker
+                options["num_cpus"] = max(os.cpu_count() or 1, asked)
+        try:
+            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            where = self._cluster.address or os.environ.get("RAY_ADDRESS", "on this machine")
+            raise WorkerError(
+                f"the Ray cluster {where} cannot be reached from {socket.gethostname()}: {error}"
+            ) from error
+
+    def _event(self, ready: Any) -> Event:
+        errors = self._ray.exceptions
+        worker = self._starting.get(ready)
+        if worker is None:
+            worker = self._streams[ready]
+        try:
+            if ready in self._starting:
+                session = self._ray.get(ready)
+                del self._starting[ready]
+                return Ready(worker, session)
+            return Recorded(worker, self._ray.get(next(ready)))
+        except StopIteration:
+            del self._streams[ready]
+            self._heard.pop(worker, None)
+            return Finished(worker)
+        except errors.RayTaskError as error:
+            self._drop(worker)
+            return Failed(worker, _raised(error))
+        except errors.RayError as error:
+            self._drop(worker)
+            return Lost(worker, _cause(error))
+
+    def _drop(self, worker: int) -> None:
+        """Forget a worker, and see to it that nothing more comes of it."""
+        self._ray.kill(self._actors.pop(worker))
+        for known in (self._starting, self._streams, self._asked):
+            for ref in [ref for ref, number in known.items() if number == worker]:
+                del known[ref]
+        self._heard.pop(worker, None)
+
+
+def _raised(error: Any) -> Exception:
+    """What was raised in a worker, as it was."""
+    cause: Exception = error.cause if isinstance(error.cause, Exception) else error
+    cause.add_note(f"In a worker of the cluster:\n{error}")
+    return cause
+
+
+def _cause(error: Exception) -> str:
+    """Ray's reason in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:500]

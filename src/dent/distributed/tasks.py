@@ -1,0 +1,187 @@
+"""What a worker does: rebuild what is evaluated once, then run units, one group at a time.
+
+Nothing here knows Ray, so that a test can do it in one process.
+"""
+
+import io
+import pickle
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dent.errors import ConfigError, InputError
+from dent.evaluation.execute import Batches, Run, execute, prepare
+from dent.evaluation.folder import Memory, Store, packed
+from dent.evaluation.plan import Plan, Unit
+from dent.evaluation.provenance import new_session
+from dent.evaluation.records import JournalRecord, Session, UnitRecord
+from dent.evaluation.serving import device_of
+from dent.evaluation.spec import EvaluationSpec, differences
+from dent.evaluation.subject import Subject, describe
+
+
+@dataclass(frozen=True)
+class Task:
+    """The units of one group that are not recorded yet, in their order.
+
+    Attributes:
+        units: What to run.
+        held: What is recorded of the group, with the tensors that may be asked for.
+    """
+
+    units: tuple[Unit, ...]
+    held: tuple[tuple[JournalRecord, Tensor | None], ...] = ()
+
+    @classmethod
+    def of(cls, group: tuple[Unit, ...], store: Store) -> "Task":
+        """Return what is left of a group that is begun, or is not."""
+        left = tuple(unit for unit in group if unit.key not in store.done)
+        replayed = any(unit.kind in {"transfer", "assembled"} for unit in left)
+        held: list[tuple[JournalRecord, Tensor | None]] = []
+        for unit in group:
+            record = store.done.get(unit.key)
+            if record is None:
+                continue
+            tensor = None
+            if replayed and unit.kind == "attack" and isinstance(record, UnitRecord):
+                tensor = store.adversarial(record)
+            held.append((record, tensor))
+        return cls(left, tuple(held))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record, and the tensor that belongs to it."""
+
+    record: JournalRecord
+    tensor: Tensor | None
+
+
+class Kept(Memory):
+    """Records of one group; each knows its tensor by the name and digest that it gets on disk."""
+
+    def __init__(self, spec: EvaluationSpec) -> None:
+        super().__init__()
+        self._spec = spec
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit."""
+        if adversarial is not None and isinstance(record, UnitRecord):
+            ref, _ = packed(self._spec, record, adversarial)
+            record = record.model_copy(update={"tensor": ref})
+        super().put(record, adversarial)
+
+    def found(self, unit: Unit) -> Found:
+        """Return what was recorded of a unit that ran."""
+        return Found(self.done[unit.key], self._tensors.get(unit.key))
+
+
+class Worker:
+    """A process that runs groups of units for another, which records them."""
+
+    _run: Run
+    _threads: int
+
+    def __init__(self) -> None:
+        self._at: tuple[Unit, float] | None = None
+
+    def prepare(self, content: bytes, device: str, threads: int, folder: str) -> Session:
+        """Rebuild what is evaluated.
+
+        Args:
+            content: From `pack`.
+            device: Where to compute.
+            threads: With how many.
+            folder: The driver's, in which Python also looks for modules.
+
+        Returns:
+            Who this worker is.
+
+        Raises:
+            ConfigError: A module is missing here.
+            InputError: What was rebuilt is not what was packed.
+        """
+        if Path(folder).is_dir() and folder not in sys.path:
+            sys.path.insert(0, folder)
+        self._threads = threads
+        torch.set_num_threads(threads)
+        subject, spec, plan = unpack(content, device)
+        other = differences(spec.to_json(), describe(subject, spec.settings).to_json())
+        if other:
+            raise InputError(
+                f"what is evaluated changed on its way to a worker on {socket.gethostname()}: "
+                f"{'; '.join(other[:4])}. Whatever a defense or model is made of must pickle"
+            )
+        self._run = prepare(subject, spec, plan, Kept(spec))
+        return new_session(device_of(subject.model))
+
+    def work(self, task: Task) -> Iterator[Found]:
+        """Run units and give each record as soon as it is there."""
+        torch.set_num_threads(self._threads)  # of this thread: another may have prepared
+        store = Kept(self._run.spec)
+        for record, tensor in task.held:
+            store.put(record, tensor)
+        run = replace(self._run, store=store)
+        batches = Batches(run)
+        for unit in task.units:
+            self._at = (unit, 0.0)
+            execute(run, unit, batches, partial(self._note, unit))
+            self._at = None
+            yield store.found(unit)
+
+    def within(self) -> tuple[Unit, float] | None:
+        """Which unit runs, and how far it is, from 0 to 1."""
+        return self._at
+
+    def _note(self, unit: Unit, done: int, planned: int) -> None:
+        self._at = (unit, done / planned if planned else 0.0)
+
+
+def pack(subject: Subject, spec: EvaluationSpec, plan: Plan, pickler: Any) -> bytes:
+    """Make bytes of what is evaluated, with the tensors apart, so that they can go to any device.
+
+    Args:
+        subject: What is evaluated.
+        spec: Its description.
+        plan: Its batches.
+        pickler: A module like `pickle`.
+
+    Raises:
+        InputError: Something of it cannot be pickled.
+    """
+    content = io.BytesIO()
+    try:
+        torch.save((subject, spec, plan), content, pickle_module=pickler)
+    except Exception as error:
+        raise InputError(
+            "what is evaluated cannot be sent to workers, as something of it does not pickle "
+            f"({type(error).__name__}: {error}). Models, datasets, defenses and attacks must hold "
+            "no open files, locks or handles; or evaluate in one process"
+        ) from error
+    return content.getvalue()
+
+
+def unpack(content: bytes, device: str) -> tuple[Subject, EvaluationSpec, Plan]:
+    """Return what was packed, its tensors on a device.
+
+    Raises:
+        ConfigError: A module is missing here.
+    """
+    try:
+        subject, spec, plan = torch.load(
+            io.BytesIO(content), map_location=device, pickle_module=pickle, weights_only=False
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a worker on {socket.gethostname()} has no module {error.name!r}, which something "
+            "that is evaluated comes from: install it there, keep it in a folder that all "
+            "machines share, or start the run by `ray job submit --working-dir .`"
+        ) from error
+    return subject, spec, plan

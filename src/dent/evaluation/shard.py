@@ -1,0 +1,49 @@
+"""A part of a run that can be done by hand elsewhere, and merged with the others afterwards."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dent.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `of`-th group of a run's units, beginning with the `number`-th.
+
+    Attributes:
+        number: From 1 to `of`.
+        of: In how many parts the run is done.
+
+    Raises:
+        ConfigError: `number` is not from 1 to `of`.
+    """
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise ConfigError(
+                f"there is no shard {self.number}/{self.of}: expected I/K with I from 1 to K, as "
+                "3/8 for the third of eight"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read `3/8`.
+
+        Raises:
+            ConfigError: It is no shard.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if found is None:
+            raise ConfigError(f"expected a shard as I/K, 3/8 for the third of eight, got {text!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def of_all(self, items: Iterable[_T]) -> tuple[_T, ...]:
+        """Return those of all items that are in this shard."""
+        return tuple(item for at, item in enumerate(items) if at % self.of == self.number - 1)

@@ -1,0 +1,78 @@
+"""`dent evaluate --ray | --shard`: what is refused before anything starts."""
+
+import sys
+
+import pytest
+import typer
+
+from dent.cli import resolve
+from dent.cli.address import AddressMayBeLeftOut
+from dent.cli.app import main
+from dent.distributed import Cluster
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "2"], "--workers: add --ray"),
+        (["--gpus-per-worker", "1", "--cpus-per-worker", "2"], "--cpus-per-worker, --gpus"),
+        (["--ray", "--device", "cuda"], "--device cuda does not go with --ray"),
+        (["--ray", "--gpus-per-worker", "1", "--device", "cpu"], "--device cpu does not go"),
+        (["--ray", "ray://host:10001"], "Ray's client"),
+        (["--shard", "4/3"], "there is no shard 4/3"),
+        (["--shard", "3"], "expected a shard as I/K"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dent", "evaluate", *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_ray_the_message_says_what_to_install(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    asked = ["--model", "resnet-14-2-nominal", "--n", "2", "--defense", "static", "--ray"]
+    monkeypatch.setattr("sys.argv", ["dent", "evaluate", *asked, "--out", f"{tmp_path}/run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "pip install 'torch-dent[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        ([], None),
+        (["--ray"], ""),
+        (["--ray", "--workers", "3"], ""),
+        (["--ray", "head:6379"], "head:6379"),
+        (["--workers", "3", "--ray", "auto"], "auto"),
+        (["--ray=auto"], "auto"),
+    ],
+)
+def test_the_address_may_be_left_out(arguments: list[str], address: str | None) -> None:
+    app = typer.Typer()
+    seen: list[str | None] = []
+
+    @app.command(cls=AddressMayBeLeftOut)
+    def _command(ray: str | None = None, workers: int = 1) -> None:
+        del workers
+        seen.append(ray)
+
+    app(arguments, standalone_mode=False)
+    assert seen == [address]
+
+
+def test_what_was_typed_becomes_a_cluster() -> None:
+    assert resolve.cluster(None, None, None, None, "cuda") is None
+    assert resolve.cluster("", 2, None, 0.5, "cuda") == Cluster(workers=2, gpus_per_worker=0.5)
+    assert resolve.cluster("a:1", None, 4, None, None) == Cluster("a:1", cpus_per_worker=4)

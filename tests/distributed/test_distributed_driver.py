@@ -1,0 +1,239 @@
+"""Workers that die, fail and are resumed, in one process: the records are those of one loop."""
+
+import pickle
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dent import Dent, DentConfig
+from dent.attacks import make
+from dent.distributed import Cluster, WorkerError
+from dent.distributed.driver import drive
+from dent.distributed.tasks import Task, Worker, pack, unpack
+from dent.errors import ConfigError, InputError
+from dent.evaluation import Progress, Settings, Subject, describe, evaluate, load_run
+from dent.evaluation.plan import make_plan
+from dent.evaluation.progress import Report
+from dent.evaluation.run import Work, conduct
+from tests.distributed.fake_pool import FakePool, evaluate_by_fakes
+from tests.distributed.toys import Refusing, contents
+from tests.evaluation.subjects import (
+    SMALL,
+    Leaky,
+    Push,
+    Remembering,
+    Wrapper,
+    make_model,
+    make_subject,
+)
+
+
+def everything() -> tuple[Subject, Settings]:
+    """A subject in which every kind of unit occurs, and a defense that remembers."""
+    model = make_model()
+    defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
+    published = make("apgd-ce", iterations=2, protocol="published")
+    return make_subject(defenses, [Push(0.5, "nudge"), Push(), published], model=model), SMALL
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("single") / "run"
+    evaluate(*everything(), out=folder)
+    return contents(folder)
+
+
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 4), deadly=st.floats(0, 0.25))
+def test_whoever_dies_whenever_the_records_are_those_of_one_process(
+    tmp_path_factory: pytest.TempPathFactory,
+    single: dict[str, object],
+    seed: int,
+    size: int,
+    deadly: float,
+) -> None:
+    folder = tmp_path_factory.mktemp("many") / "run"
+    draw = random.Random(seed)  # noqa: S311
+    lost: list[str] = []
+    evaluate_by_fakes(
+        *everything(),
+        folder,
+        size=size,
+        seed=seed,
+        dies=lambda _: draw.random() < deadly,
+        attempts=10**6,
+        notice=lost.append,
+    )
+    assert contents(folder) == single
+    run = load_run(folder).run
+    assert sum(session.units for session in run.sessions) == run.units
+    ends = [session.outcome for session in run.sessions]
+    assert ends.count("failed") >= len(lost)
+    assert set(ends) <= {"complete", "failed"}
+
+
+def test_one_process_and_many_go_on_from_each_other(
+    tmp_path: Path, single: dict[str, object]
+) -> None:
+    def stop_at(count: int) -> Report:
+        def stop(state: Progress) -> None:
+            if state.done >= count:
+                raise KeyboardInterrupt
+
+        return stop
+
+    subject, chosen = everything()
+    for count, many in ((8, False), (16, True), (23, False), (31, True)):
+        run = partial(evaluate_by_fakes if many else evaluate, subject, chosen, out=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            run(progress=stop_at(count))
+        assert load_run(tmp_path).run.status == "interrupted"
+    pools: list[FakePool] = []
+    evaluate_by_fakes(subject, chosen, tmp_path, pools=pools)
+    assert contents(tmp_path) == single
+    # Of a batch that was begun, only what is missing runs.
+    assert any(task.held for task in pools[0].tasks)
+    assert not any({u.key for u in t.units} & {r.key for r, _ in t.held} for t in pools[0].tasks)
+
+
+def test_a_batch_that_kills_every_worker_is_given_up_with_its_name(tmp_path: Path) -> None:
+    subject, notices = make_subject(), list[str]()
+
+    def dies(task: Task | None) -> bool:
+        return task is not None and (task.units[0].kind, task.units[0].batch) == ("natural", 1)
+
+    with pytest.raises(WorkerError, match=r"3 workers died over batch 1, .*: out of memory"):
+        evaluate_by_fakes(
+            subject, SMALL, tmp_path / "run", size=1, dies=dies, notice=notices.append
+        )
+    assert notices == ["A worker was lost over batch 1, which another will do: out of memory"] * 2
+    run = load_run(tmp_path / "run")
+    assert run.run.status == "failed"
+    assert {record.batch for record in run.records.values()} == {0}
+    evaluate_by_fakes(subject, SMALL, tmp_path / "run")
+    evaluate(subject, SMALL, out=tmp_path / "single")
+    assert contents(tmp_path / "run") == contents(tmp_path / "single")
+
+
+def test_workers_that_die_before_they_are_ready_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="3 workers in a row died before they were ready: out of"):
+        evaluate_by_fakes(make_subject(), SMALL, tmp_path, dies=lambda _: True)
+
+
+def test_no_worker_at_all_ends_the_run_with_what_is_lacking(tmp_path: Path) -> None:
+    class Empty(FakePool):
+        def wait(self, seconds: float) -> list[object]:  # type: ignore[override]
+            del seconds
+            return []
+
+    def do(work: Work) -> None:
+        drive(work, Empty(work, 1, lambda _: False), attempts=3, patience=0.01)
+
+    with pytest.raises(WorkerError, match=r"no worker .* 1 CPU, and the cluster has 0 of 0 CPU"):
+        conduct(make_subject(), SMALL, do, out=tmp_path, progress=None, shard=None)
+
+
+def test_an_attack_that_raises_is_not_tried_again(tmp_path: Path) -> None:
+    subject = make_subject(attacks=[Push(), Refusing(tmp_path / "asked")])
+    with pytest.raises(ArithmeticError, match="cannot count"):
+        evaluate_by_fakes(subject, SMALL, tmp_path / "run", size=1)
+    assert (tmp_path / "asked").read_text() == "x"
+    assert load_run(tmp_path / "run").run.status == "failed"
+
+
+def test_a_defense_whose_memory_cannot_be_put_back_is_refused(tmp_path: Path) -> None:
+    model = make_model()
+    subject = make_subject({"leaky": Leaky(model)}, model=model)
+    with pytest.raises(InputError, match=r"'leaky' answers by what it was asked before.*reset\(\)"):
+        evaluate_by_fakes(subject, SMALL, tmp_path)
+    with pytest.raises(InputError, match="'leaky'"):  # and again, from the probe on record
+        evaluate_by_fakes(subject, SMALL, tmp_path)
+    evaluate(subject, SMALL, out=tmp_path)  # one process goes on, and flags it
+
+
+def test_progress_counts_what_is_recorded_and_says_what_runs(tmp_path: Path) -> None:
+    states: list[Progress] = []
+    evaluate_by_fakes(make_subject(), SMALL, tmp_path, size=3, progress=states.append)
+    counts = [state.done for state in states]
+    assert counts == sorted(counts)
+    assert (states[-1].done, states[-1].unit, states[-1].share) == (29, None, 1.0)
+    assert all(0 <= state.share <= 1 for state in states)
+    assert {state.unit.kind for state in states if state.unit} >= {"natural", "attack"}
+    robust = load_run(tmp_path).result.defenses["dent"].worst
+    assert states[-1].natural["dent"][1] == robust.served.total
+
+
+class Locked(Wrapper):
+    """Holds what cannot be pickled."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model)
+        self.draw = (number for number in range(3))
+
+
+def test_what_does_not_pickle_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    model = make_model()
+    with pytest.raises(InputError, match=r"does not pickle .*generator"):
+        evaluate_by_fakes(make_subject({"locked": Locked(model)}, model=model), SMALL, tmp_path)
+
+
+class Changing(Wrapper):
+    """Comes out of a pickle as something else."""
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self.batch_dependent = True
+
+
+def test_what_changes_on_its_way_is_refused() -> None:
+    model = make_model()
+    subject = make_subject({"changing": Changing(model)}, model=model)
+    spec, plan = describe(subject, SMALL), make_plan(SMALL, subject.dataset)
+    with pytest.raises(InputError, match=r"changed on its way .*changing\.batch_dependent"):
+        Worker().prepare(pack(subject, spec, plan, pickle), "cpu", 1, "/no")
+
+
+def test_defenses_still_share_the_model_on_another_device() -> None:
+    subject = make_subject()
+    spec, plan = describe(subject, SMALL), make_plan(SMALL, subject.dataset)
+    there, again, _ = unpack(pack(subject, spec, plan, pickle), "meta")
+    assert again == spec
+    assert {tensor.device.type for tensor in there.model.state_dict().values()} == {"meta"}
+    dent = there.defenses["dent"]
+    assert isinstance(dent, Dent)
+    assert next(dent.parameters()) is next(there.model.parameters())
+
+
+def test_dropped_tensors_are_dropped_here_too(tmp_path: Path) -> None:
+    chosen = Settings(**{**SMALL.to_json(), "tensors": "drop"})
+    evaluate_by_fakes(make_subject(), chosen, tmp_path / "run")
+    evaluate(make_subject(), chosen, out=tmp_path / "single")
+    assert contents(tmp_path / "run") == contents(tmp_path / "single")
+    assert not contents(tmp_path / "run")["tensors"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker must be at least 1"),
+        ({"gpus_per_worker": -1}, "must not be negative"),
+        ({"gpus_per_worker": 1.5}, "a part of 1, or whole"),
+        ({"address": "ray://host:10001"}, "Ray's client"),
+    ],
+)
+def test_a_cluster_that_means_nothing_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Cluster(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_cluster_has_room_for_as_many_workers_as_its_scarcest_resource() -> None:
+    assert Cluster(cpus_per_worker=2).room({"CPU": 7.0}) == 3
+    assert Cluster(gpus_per_worker=0.5).room({"CPU": 7.0, "GPU": 2.0}) == 4
+    assert Cluster(gpus_per_worker=1).room({"CPU": 7.0}) == 0
+    assert (Cluster().device, Cluster(gpus_per_worker=0.5).device) == ("cpu", "cuda")

@@ -1,0 +1,185 @@
+"""A real Ray cluster of several nodes on this machine, some of which do not live to see the end."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dent import Dent, DentConfig
+from dent.attacks import make
+from dent.cli.app import main
+from dent.distributed import Cluster, evaluate
+from dent.evaluation import Progress, Settings, Subject, load_run
+from dent.evaluation import evaluate as evaluate_here
+from tests.distributed.toys import Refusing, SlowPush, contents, kill
+from tests.evaluation.subjects import Push, Remembering, make_model, make_subject
+
+ray = pytest.importorskip("ray")
+TWO = Cluster(workers=2)
+MEMORY = 100 * 2**20
+
+
+class Nodes:
+    """A head without cores, and nodes with one core each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster as Local  # noqa: PLC0415 - an extra
+
+        small = {"object_store_memory": MEMORY, "include_dashboard": False}
+        self._local = Local(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+        ray.init(address=self._local.address, log_to_driver=False)
+
+    def add(self) -> object:
+        return self._local.add_node(num_cpus=1, object_store_memory=MEMORY)
+
+    def remove(self, node: object) -> None:
+        """Kill all of a node's processes."""
+        self._local.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        ray.shutdown()
+        self._local.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_worker_niceness", "0")  # else whatever else runs here goes first
+    found = Nodes()
+    found.add()
+    found.add()
+    yield found
+    found.close()
+    patch.undo()
+
+
+def killable(folder: Path) -> tuple[Subject, Settings]:
+    """Twelve batches, each with some tenths of a second in which to be killed."""
+    folder.mkdir()
+    return make_subject(attacks=[SlowPush(folder), Push()], size=48), Settings(batch_size=4)
+
+
+def random_workers(folder: Path, count: int, dead: Sequence[int] = ()) -> list[int]:
+    """Ids of processes that ran an attack, this one's left out."""
+    ran = {int(file.name) for file in folder.iterdir()} - {os.getpid(), *dead}
+    return random.sample(sorted(ran), count)
+
+
+def test_two_workers_record_bit_for_bit_what_one_process_does(nodes: Nodes, tmp_path: Path) -> None:
+    model = make_model()
+    defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
+    published = make("apgd-ce", iterations=2, protocol="published")
+    subject = make_subject(defenses, [Push(0.5, "nudge"), Push(), published], model=model)
+    settings = Settings(n=20, batch_size=8)
+    evaluate_here(subject, settings, out=tmp_path / "one")
+
+    def stop(state: Progress) -> None:
+        if state.done == 6:  # in the middle of a batch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_here(subject, settings, out=tmp_path / "many", progress=stop)
+    states: list[Progress] = []
+    evaluate(subject, settings, out=tmp_path / "many", cluster=TWO, progress=states.append)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    one, *many = load_run(tmp_path / "many").run.sessions
+    assert (one.outcome, one.units) == ("interrupted", 6)
+    assert [(each.outcome, each.threads) for each in many] == [("complete", 1)] * 2
+    assert (states[-1].done, states[-1].unit) == (states[-1].total, None)
+
+
+def test_a_killed_worker_and_a_killed_node_lose_nothing_and_repeat_nothing(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    subject, settings = killable(tmp_path / "pids")
+    node = nodes.add()
+    at: list[int] = []
+
+    def strike(state: Progress) -> None:
+        if state.done >= 20 and not at:
+            kill(*random_workers(tmp_path / "pids", 1))
+            at.append(state.done)
+        elif state.done >= 50 and len(at) == 1:
+            nodes.remove(node)
+            at.append(state.done)
+
+    three, notices = Cluster(workers=3), list[str]()
+    out = tmp_path / "many"
+    evaluate(subject, settings, out=out, cluster=three, progress=strike, notice=notices.append)
+    assert len(at) == 2
+    evaluate_here(subject, settings, out=tmp_path / "one")
+    assert contents(out) == contents(tmp_path / "one")
+    ends = [session.outcome for session in load_run(out).run.sessions]
+    assert ends.count("failed") == 2
+    assert sum("A worker was lost over batch" in notice for notice in notices) == 2
+
+
+@pytest.mark.slow
+def test_workers_killed_again_and_again_lose_nothing(nodes: Nodes, tmp_path: Path) -> None:
+    subject, settings = killable(tmp_path / "pids")
+    killed: list[int] = []
+
+    def strike(state: Progress) -> None:
+        if state.done >= 15 * (len(killed) + 1):
+            killed.extend(random_workers(tmp_path / "pids", 1, killed))
+            kill(killed[-1])
+
+    often = Cluster(workers=2, attempts=10)
+    evaluate(subject, settings, out=tmp_path / "many", cluster=often, progress=strike)
+    assert len(killed) >= 4
+    evaluate_here(subject, settings, out=tmp_path / "one")
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_what_an_attack_raises_arrives_as_it_was_and_is_not_tried_again(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    subject = make_subject(attacks=[Push(), Refusing(tmp_path / "asked")])
+    with pytest.raises(ArithmeticError, match="cannot count"):
+        evaluate(subject, Settings(n=4), out=tmp_path / "run", cluster=TWO)
+    assert (tmp_path / "asked").read_text() == "x"
+    run = load_run(tmp_path / "run")
+    assert run.run.status == "failed"
+    assert "attack/0/static/push" in run.records  # what came before is kept
+
+
+def test_the_command_line_works_on_a_cluster(
+    nodes: Nodes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "own_distributed.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        *("dent", "evaluate", "--model", "own_distributed:small", "--iterations", "1", "--n", "8"),
+        *("--batch-size", "4", "--defense", "dent+", "--defense", "own_distributed:Bare"),
+    ]
+    monkeypatch.setattr("sys.argv", [*asked, "--out", "many", "--workers", "2", "--ray"])
+    main()
+    many = capsys.readouterr()
+    monkeypatch.setattr("sys.argv", [*asked, "--out", "one", "--device", "cpu"])
+    main()
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert "done  about 0:00:00 left" in many.err
+    assert "worst case" in many.out
+
+
+OWN = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+
+class Bare:
+    batch_dependent = False
+    def __init__(self, model): self.model = model
+    def adapt(self, x): return None
+    def predict(self, x, adaptation): return self.model(x)
+"""

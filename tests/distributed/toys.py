@@ -1,0 +1,82 @@
+"""Things to evaluate that can be killed within, and how to compare the runs they leave."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, final
+
+from dent.attacks import Attack, Outcome, Querier, Queries
+from dent.evaluation import load_run
+from dent.evaluation.canonical import without_timing
+from dent.evaluation.journal import JOURNAL
+from dent.threat import Norm, ThreatModel
+from tests.evaluation.subjects import Push
+
+
+class _Toy(Attack):
+    """A push, and whatever comes before it."""
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        del norm
+        return {}
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        return Push().queries(n_classes, norm)
+
+
+@final
+class SlowPush(_Toy):
+    """Takes its time, and leaves the id of its process in a folder."""
+
+    name = "slow"
+
+    def __init__(self, folder: Path, seconds: float = 0.1) -> None:
+        self.folder, self.seconds = folder, seconds
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(self.seconds)
+        return Push().run(target, threat, seed)
+
+
+@final
+class Refusing(_Toy):
+    """Raises an error of its own, and counts in a file how often it was asked."""
+
+    name = "refusing"
+
+    def __init__(self, asked: Path) -> None:
+        self.asked = asked
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        del target, threat, seed
+        with self.asked.open("a") as file:
+            file.write("x")
+        raise ArithmeticError("this attack cannot count")
+
+
+def kill(pid: int) -> None:
+    """End a process as nothing can catch."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All of a finished run but clocks, sessions, and the order in which its lines were written."""
+    run = load_run(folder)
+    lines = (folder / JOURNAL).read_text().splitlines()
+    records = [without_timing(json.loads(line)["record"]) for line in lines]
+    keys = [record.key for record in run.records.values()]
+    assert len(keys) == len(set(keys)) == run.run.units, "nothing lost, nothing twice"
+    result = without_timing(json.loads((folder / "result.json").read_text()))
+    assert result["status"] == run.run.status == "complete"
+    del result["sessions"]
+    assert not list(folder.rglob(".tmp-*"))
+    return {
+        "records": dict(zip(keys, records, strict=True)),
+        "tensors": {file.name: file.read_bytes() for file in (folder / "adversarial").iterdir()},
+        "plan": (folder / "plan.json").read_bytes(),
+        "identity": run.run.identity,
+        "result": result,
+    }
