@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from dent.evaluation.serving import reset, serve, statuses
 from dent.objectives import entropy
 from dent.reference import describe
 from dent.serving.cost import StepCost
-from dent.serving.requests import Shape
+
+if TYPE_CHECKING:
+    from dent.serving.requests import Shape
 
 Clock = Callable[[], float]
 
@@ -170,8 +172,9 @@ class Engine:
         if not self.adapts(count):
             status = [NO_STEP] * count
         before = getattr(adaptation, "entropy", None)
-        recorded = isinstance(before, Tensor) and before.ndim == 2 and before.shape[1] == count
-        first = before[0] if recorded and len(before) else torch.full((count,), math.nan)
+        first = torch.full((count,), math.nan)
+        if isinstance(before, Tensor) and before.ndim == 2 and before.shape[1] == count:
+            first = before[0] if len(before) else first
         return Answer(
             logits=logits,
             statuses=tuple(

@@ -37,18 +37,26 @@ class Metrics:
 
     def _define_requests(self, registry: CollectorRegistry) -> None:
         self._responses = Total(
-            "dent_responses", "Responses, by route and status.", ["route", "status"], registry=registry
+            "dent_responses",
+            "Responses, by route and status.",
+            ["route", "status"],
+            registry=registry,
         )
         self._refused = Total(
-            "dent_refused", "Requests to predict that were refused, by reason.", ["reason"],
+            "dent_refused",
+            "Requests to predict that were refused, by reason.",
+            ["reason"],
             registry=registry,
         )
         self._request_seconds = Histogram(
-            "dent_request_seconds", "From a request's arrival to its answer, answered ones alone.",
-            buckets=_SECONDS, registry=registry,
+            "dent_request_seconds",
+            "From a request's arrival to its answer, answered ones alone.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._degraded = Total(
-            "dent_degraded", "Requests answered with fewer steps than configured.",
+            "dent_degraded",
+            "Requests answered with fewer steps than configured.",
             registry=registry,
         )
         self._late = Total(
@@ -63,8 +71,10 @@ class Metrics:
 
     def _define_batches(self, registry: CollectorRegistry) -> None:
         self._queue_seconds = Histogram(
-            "dent_queue_seconds", "From a request's arrival to its batch's start.",
-            buckets=_SECONDS, registry=registry,
+            "dent_queue_seconds",
+            "From a request's arrival to its batch's start.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._batch_seconds = Histogram(
             "dent_batch_seconds", "Computing one batch.", buckets=_SECONDS, registry=registry
@@ -73,42 +83,56 @@ class Metrics:
             "dent_batch_images", "Images in a batch.", buckets=_SIZES, registry=registry
         )
         self._batch_requests = Histogram(
-            "dent_batch_requests", "Requests in a batch; 1 unless the defense is batch-independent.",
-            buckets=_SIZES, registry=registry,
+            "dent_batch_requests",
+            "Requests in a batch; 1 unless the defense is batch-independent.",
+            buckets=_SIZES,
+            registry=registry,
         )
         self._steps = Total("dent_steps", "Gradient steps taken, by batch.", registry=registry)
 
     def _define_inputs(self, registry: CollectorRegistry) -> None:
         self._images = Total(
-            "dent_images", "Images answered, by how their adaptation ended.", ["status"],
+            "dent_images",
+            "Images answered, by how their adaptation ended.",
+            ["status"],
             registry=registry,
         )
         self._non_finite = Total(
-            "dent_non_finite_inputs", "Requests refused because an image holds NaN or infinity.",
+            "dent_non_finite_inputs",
+            "Requests refused because an image holds NaN or infinity.",
             registry=registry,
         )
         self._entropy_before = Histogram(
-            "dent_entropy_before_nats", "Entropy of a prediction before the first step.",
-            buckets=_NATS, registry=registry,
+            "dent_entropy_before_nats",
+            "Entropy of a prediction before the first step.",
+            buckets=_NATS,
+            registry=registry,
         )
         self._entropy_after = Histogram(
-            "dent_entropy_after_nats", "Entropy of a prediction as served.",
-            buckets=_NATS, registry=registry,
+            "dent_entropy_after_nats",
+            "Entropy of a prediction as served.",
+            buckets=_NATS,
+            registry=registry,
         )
         self._sigma = Histogram(
-            "dent_sigma_pixels", "Smoothing's sigma after adaptation, by image or by batch.",
-            buckets=_PIXELS, registry=registry,
+            "dent_sigma_pixels",
+            "Smoothing's sigma after adaptation, by image or by batch.",
+            buckets=_PIXELS,
+            registry=registry,
         )
         Gauge(
-            "dent_confidence", f"Mean confidence of the last {WINDOW} inputs, before any step.",
+            "dent_confidence",
+            f"Mean confidence of the last {WINDOW} inputs, before any step.",
             registry=registry,
         ).set_function(lambda: _mean(self._window))
         Gauge(
-            "dent_confidence_reference", "Mean confidence of the reference inputs.",
+            "dent_confidence_reference",
+            "Mean confidence of the reference inputs.",
             registry=registry,
         ).set_function(lambda: _mean(self._reference) if self._settled else math.nan)
         Gauge(
-            "dent_confidence_drift", "dent_confidence minus dent_confidence_reference.",
+            "dent_confidence_drift",
+            "dent_confidence minus dent_confidence_reference.",
             registry=registry,
         ).set_function(self.drift)
 
@@ -164,5 +188,3 @@ class Metrics:
 
 def _mean(values: Sequence[float] | deque[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-

@@ -37,6 +37,8 @@ _MODES = ("RGB", "L", "P", "1")
 _Row = Annotated[list[float], FailFast()]
 _Channel = Annotated[list[_Row], FailFast()]
 _Image = Annotated[list[_Channel], FailFast()]
+_Images = Annotated[list[_Image], FailFast()]
+_Files = Annotated[list[str], FailFast()]
 
 
 class PredictRequest(BaseModel):
@@ -49,11 +51,9 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    images: Annotated[list[_Image], FailFast(), Field(min_length=1)] | None = Field(
-        None, description="Pixels (N, C, H, W) in [0, 1]."
-    )
-    encoded: Annotated[list[str], FailFast(), Field(min_length=1)] | None = Field(
-        None, description="Base64 of one PNG or JPEG file for each image."
+    images: _Images = Field(default_factory=list, description="Pixels (N, C, H, W) in [0, 1].")
+    encoded: _Files = Field(
+        default_factory=list, description="Base64 of one PNG or JPEG file for each image."
     )
 
 
@@ -90,15 +90,14 @@ def _from_json(body: bytes, shape: Shape, max_images: int) -> Tensor:
         request = PredictRequest.model_validate_json(body)
     except ValidationError as error:
         raise _explained(error) from None
-    if (request.images is None) == (request.encoded is None):
-        raise invalid("the JSON body must have one of the fields images and encoded.")
-    if request.encoded is not None:
-        _check_count(len(request.encoded), max_images)
+    if bool(request.images) == bool(request.encoded):
+        raise invalid("the JSON body must have one of the fields images and encoded, not empty.")
+    _check_count(len(request.images or request.encoded), max_images)
+    if request.encoded:
         return _scaled(
             [_from_base64(text, shape, index) for index, text in enumerate(request.encoded)]
         )
-    given = request.images or []
-    _check_count(len(given), max_images)
+    given = request.images
     for index, image in enumerate(given):
         _check_rectangle(image, shape, index)
     try:
@@ -135,9 +134,7 @@ def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
     return _from_picture(content, kind, shape, index)
 
 
-def _from_picture(
-    content: bytes, kind: str, shape: Shape, index: int | None
-) -> NDArray[np.uint8]:
+def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) -> NDArray[np.uint8]:
     """Decode one file to uint8 (C, H, W), if its header says that it is of the right size."""
     which = "the body" if index is None else f"image {index}"
     channels, height, width = shape
