@@ -32,7 +32,7 @@ def make_model() -> nn.Sequential:
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model
 
 
@@ -121,6 +121,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def __deepcopy__(self, memo: object) -> "Clock":
+        return self  # defenses copy the model that holds it
 
 
 class Slow(nn.Module):

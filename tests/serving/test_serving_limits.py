@@ -174,7 +174,7 @@ def test_a_deadline_never_costs_others_their_steps() -> None:
             first = asyncio.create_task(client.ask(make_images(1)))
             await started(engine)
             patient = asyncio.create_task(client.ask(make_images(2)))
-            hurried = asyncio.create_task(client.ask(make_images(2), deadline=20))
+            hurried = asyncio.create_task(client.ask(make_images(2), deadline=30))
             other = asyncio.create_task(client.ask(make_images(2)))
             while client.server.batcher.images_waiting < 6:
                 await asyncio.sleep(0.001)

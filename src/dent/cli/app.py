@@ -12,6 +12,7 @@ from dent.cli.evaluate import evaluate_command
 from dent.cli.models import models_command
 from dent.cli.paper import paper_command
 from dent.cli.records import list_command, report_command, show_command, verify_command
+from dent.cli.serve import serve_command
 from dent.cli.train import train_command
 
 REFUSED = 2
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("demo")(demo_command)
 app.command("evaluate")(evaluate_command)
 app.command("train")(train_command)
+app.command("serve")(serve_command)
 app.command("paper")(paper_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
