@@ -9,6 +9,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from dent.serving.app import create_app
 from dent.serving.loading import load_server
@@ -58,7 +59,7 @@ def application(args: ServerOptions) -> serve.Application:
         max_queued_requests=limits.max_requests + _SPARE,
         graceful_shutdown_timeout_s=2 * limits.timeout,
         graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=10,
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
     )(serve.ingress()(_Replica))
     return deployment.bind(args.model_dump(mode="json"))
