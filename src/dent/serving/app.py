@@ -184,6 +184,7 @@ def create_app(server: Server, scrape: Scrape | None = None) -> FastAPI:
         summary="A dynamic defense over HTTP: every batch adapts the model before it predicts.",
         docs_url=None,  # these pages would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         exception_handlers=_handlers(server),
     )
