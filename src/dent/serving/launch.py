@@ -15,14 +15,24 @@ from typing import Final
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
-from dent.errors import ConfigError
+from dent.errors import ConfigError, DentError
 from dent.serving.deployment import APPLICATION, application
 from dent.serving.options import ServerOptions
 
 _OBJECT_STORE: Final = 100 * 2**20
+_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray gives a proxy 5 s to start, and kills it after three times as many: too few on a busy
+    # machine, where every one of its processes first imports for a while.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+"""What Ray is told unless the user has told it otherwise."""
+
 _FLUSH = 1.0
 """Seconds for Ray's proxy to hand the last responses on to their clients."""
 
@@ -52,16 +62,14 @@ def run(options: ServerOptions, host: str, port: int, announce: Callable[[], Non
         host: where to listen.
         port: at which port, free.
         announce: called once requests are answered.
+
+    Raises:
+        DentError: Ray Serve did not start.
     """
     local = not os.environ.get("RAY_ADDRESS")
     _start_ray(options, local=local)
     try:
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
-        handle = serve.run(application(options), name=APPLICATION)
+        handle = _deploy(options, host, port, local=local)
         with _stop_signals() as stopped:
             announce()
             stopped.wait()
@@ -73,8 +81,27 @@ def run(options: ServerOptions, host: str, port: int, announce: Callable[[], Non
         ray.shutdown()
 
 
+def _deploy(
+    options: ServerOptions, host: str, port: int, *, local: bool
+) -> serve.handle.DeploymentHandle:
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
+            http_options=HTTPOptions(host=host, port=port),
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+        return serve.run(application(options), name=APPLICATION)
+    except (RayError, RuntimeError, TimeoutError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise DentError(
+            f"Ray Serve did not start ({type(error).__name__}: {first}). Its logs lie in "
+            "/tmp/ray/session_latest/logs; on a busy machine try again."
+        ) from error
+
+
 def _start_ray(options: ServerOptions, *, local: bool) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if not local:
         ray.init(logging_level=logging.WARNING)
         return
