@@ -26,12 +26,14 @@ class Served:
         predictions: Per member, the class; None where the logits are not finite.
         trace: How its adaptation went, over the attacked members.
         seconds: Wall time of the answer.
+        adaptation: What the defense's `adapt` returned; None of a plain module.
     """
 
     logits: Tensor
     predictions: tuple[int | None, ...]
     trace: Trace
     seconds: float
+    adaptation: Any = None
 
 
 def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None) -> Served:
@@ -66,6 +68,7 @@ def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None
         ),
         trace=_trace(adaptation, logits, len(x) if attacked is None else attacked),
         seconds=seconds,
+        adaptation=adaptation,
     )
 
 
@@ -77,6 +80,15 @@ def reset(defense: Defense) -> None:
     forget = getattr(defense, "reset", None)
     if callable(forget):
         forget()
+
+
+def statuses(adaptation: Any) -> list[str]:
+    """Per member how its adaptation ended, as in records; empty where it does not say."""
+    status = getattr(adaptation, "status", None)
+    if not isinstance(status, Tensor) or status.ndim != 1:
+        return []
+    names = {int(member): member.name.lower().replace("_", "-") for member in Status}
+    return [names.get(int(code), str(code)) for code in status.tolist()]
 
 
 def clock(device: torch.device) -> float:
@@ -153,7 +165,7 @@ def _trace(adaptation: Any, logits: Tensor, attacked: int) -> Trace:
         entropy=None if means is None else tuple(means),
         sigma=_sigma(adaptation, finite, attacked),
         sigma_by_step=_sigma_by_step(adaptation, finite, attacked),
-        status=_statuses(adaptation, attacked),
+        status=dict(sorted(Counter(statuses(adaptation)[:attacked]).items())),
     )
 
 
@@ -186,12 +198,3 @@ def _mean_sigma(
         sigma = sigma.mean(dim=1)
     sigma = sigma.reshape(len(sigma), -1)
     return tuple(map(tuple, sigma.tolist())) if bool(sigma.isfinite().all()) else None
-
-
-def _statuses(adaptation: Any, attacked: int) -> dict[str, int]:
-    status = getattr(adaptation, "status", None)
-    if not isinstance(status, Tensor) or status.ndim != 1:
-        return {}
-    names = {int(member): member.name.lower().replace("_", "-") for member in Status}
-    counted = Counter(names.get(int(code), str(code)) for code in status[:attacked].tolist())
-    return dict(sorted(counted.items()))

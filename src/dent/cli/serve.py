@@ -1,0 +1,167 @@
+"""`dent serve`: a defense behind an HTTP API, on Ray Serve."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from dent.cli.console import ERR, print_json
+from dent.errors import ConfigError, MissingExtraError
+from dent.serving.limits import Limits
+from dent.serving.options import ServerOptions
+
+_SERVED = "What is served"
+_LIMITS = "Limits"
+_WHERE = "Where"
+_DEFAULT = Limits()
+
+
+def serve_command(
+    model: Annotated[
+        str, typer.Option(help="As of dent evaluate.", rich_help_panel=_SERVED)
+    ] = "resnet-14-2-linf",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file.", rich_help_panel=_SERVED)
+    ] = None,
+    defense: Annotated[
+        str,
+        typer.Option(
+            help="static, dent, dent+, another of docs/defenses.md, a JSON configuration, or "
+            "module:factory.",
+            rich_help_panel=_SERVED,
+        ),
+    ] = "dent+",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model was trained for: names of classes, shape of images, and the "
+            "confidence that inputs are compared with. cifar10-sample unless --shape.",
+            rich_help_panel=_SERVED,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--data", help="Folder of datasets.", rich_help_panel=_SERVED)
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Instead of a dataset, as 3x224x224.", rich_help_panel=_SERVED),
+    ] = None,
+    max_batch_size: Annotated[
+        int, typer.Option(help="Images of a batch, and of a request.", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.max_batch_size,
+    max_body_bytes: Annotated[
+        int, typer.Option(help="Bytes of a request's body.", rich_help_panel=_LIMITS)
+    ] = _DEFAULT.max_body_bytes,
+    max_requests: Annotated[
+        int,
+        typer.Option(help="Requests inside a replica; more get 503.", rich_help_panel=_LIMITS),
+    ] = _DEFAULT.max_requests,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to arrive, and to wait for a batch to start.", rich_help_panel=_LIMITS
+        ),
+    ] = _DEFAULT.timeout,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds in which to answer, with fewer steps if need be, whoever names no "
+            "deadline. By default all steps are taken.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = _DEFAULT.deadline,
+    max_wait: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to wait for company, where requests may share a batch.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = _DEFAULT.max_wait,
+    host: Annotated[
+        str, typer.Option(help="There is no authentication.", rich_help_panel=_WHERE)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_WHERE)
+    ] = 8000,
+    replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=_WHERE)] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Of each replica; all cores by default.", rich_help_panel=_WHERE),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.", rich_help_panel=_WHERE),
+    ] = None,
+    num_gpus: Annotated[
+        float, typer.Option(help="GPUs that Ray sets aside by replica.", rich_help_panel=_WHERE)
+    ] = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON document once ready.", rich_help_panel=_WHERE),
+    ] = False,
+) -> None:
+    """Serve a defense over HTTP until SIGTERM or Ctrl-C, then answer what was taken in and stop.
+
+    POST images to /v1/predict; /openapi.json describes the API. Requests share an adaptation only
+    where the defense is batch-independent: else every request is a batch of its own.
+    """
+    options = _options(
+        model=model,
+        weights=_absolute(weights),
+        defense=str(Path(defense).resolve()) if defense.lower().endswith(".json") else defense,
+        dataset=dataset or (None if shape else "cifar10-sample"),
+        data_root=_absolute(root),
+        shape=shape and shape.split("x"),
+        device=device,
+        replicas=replicas,
+        threads=threads,
+        num_gpus=num_gpus,
+        limits={
+            "max_batch_size": max_batch_size,
+            "max_body_bytes": max_body_bytes,
+            "max_requests": max_requests,
+            "timeout": timeout,
+            "deadline": deadline,
+            "max_wait": max_wait,
+        },
+    )
+    try:
+        launch = importlib.import_module("dent.serving.launch")
+        loading = importlib.import_module("dent.serving.loading")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"serving needs Ray Serve, which cannot be imported here ({error}): "
+            "pip install 'torch-dent[ray]'"
+        ) from error
+    port = launch.free_port(host, port)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    ERR.print(f"Loading {model} with {defense}, and starting Ray ...", markup=False)
+    loading.check(options)
+
+    def announce() -> None:
+        if as_json:
+            print_json({"url": url, **options.model_dump(mode="json")})
+        ERR.print(
+            f"{defense} of {model} at {url}/v1/predict, described by {url}/openapi.json. "
+            "Ctrl-C stops.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    launch.run(options, host, port, announce)
+    ERR.print("Everything that was taken in is answered; stopped.")
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.expanduser().resolve())
+
+
+def _options(**values: object) -> ServerOptions:
+    try:
+        return ServerOptions.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "--" + str(first["loc"][-1]).replace("_", "-") if first["loc"] else "options"
+        raise ConfigError(f"{where}: {first['msg']}, got {first['input']!r}.") from None

@@ -1,0 +1,1 @@
+"""Serve a defense over HTTP, on Ray Serve. Needs the extra `ray`."""

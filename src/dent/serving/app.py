@@ -1,0 +1,327 @@
+"""The HTTP API, for any ASGI server."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dent import __version__
+from dent.serving.batching import Batcher, Job
+from dent.serving.engine import Clock, Engine
+from dent.serving.errors import RefusedError, malformed, too_large, unsupported
+from dent.serving.gate import Gate
+from dent.serving.limits import Limits
+from dent.serving.metrics import Metrics
+from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode
+from dent.serving.responses import Failure, FailureResponse, PredictResponse, respond
+
+_LOG = logging.getLogger(__name__)
+
+PREDICT: Final = "/v1/predict"
+_UNREAD = (408, 413, 503)
+_ROUTES = (PREDICT, "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.json")
+
+STATUSES: Final[dict[int, str]] = {
+    400: "The body is not what its content type says.",
+    408: "The body did not arrive in time.",
+    413: "Too many bytes, or too many images.",
+    415: "A content type or encoding that is not read here.",
+    422: "Well-formed, but nothing the model takes: wrong shape, NaN, infinity, outside [0, 1].",
+    500: "The defense failed; the log says why.",
+    503: "Full, or shutting down; Retry-After says when to come back.",
+    504: "Not even one step fitted into the deadline, or the batch did not start in time.",
+}
+"""What else than 200 a request to predict can get."""
+
+
+class Server:
+    """Everything behind the API of one replica.
+
+    Args:
+        engine: answers the batches.
+        limits: what is taken on at most.
+        classes: names by label; empty if unknown.
+        model: what the model is called.
+        metrics: its own if None.
+        clock: seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        *,
+        classes: Sequence[str] = (),
+        model: str = "",
+        metrics: Metrics | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.engine, self.limits, self.clock = engine, limits, clock
+        self.classes, self.model = tuple(classes), model
+        self.metrics = metrics or Metrics()
+        self.batcher = Batcher(engine, limits, self.metrics, clock)
+        self.gate = Gate(limits.max_requests, self._retry_after)
+        self.metrics.requests_inside.set_function(lambda: self.gate.inside)
+        self.metrics.images_waiting.set_function(lambda: self.batcher.images_waiting)
+        self.ready = False
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self.batcher.start()
+        self.ready = True
+
+    async def drain(self) -> None:
+        """Refuse what is new, and wait until all that was taken in is answered."""
+        self.ready = False
+        await self.gate.drain()
+
+    async def stop(self) -> None:
+        """Drain, and stop for good."""
+        await self.drain()
+        await self.batcher.stop()
+
+    def about(self) -> dict[str, Any]:
+        """What is served, and its limits, as plain JSON types."""
+        return {
+            "version": __version__,
+            "model": self.model,
+            "defense": self.engine.description,
+            "shares_batches": self.engine.shares,
+            "shape": list(self.engine.shape),
+            "classes": list(self.classes),
+            "limits": self.limits.model_dump(mode="json"),
+        }
+
+    async def predict(
+        self, request: Request, deadline: float | None, *, logits: bool
+    ) -> PredictResponse:
+        """Answer one request.
+
+        Raises:
+            RefusedError: with a status of `STATUSES`.
+        """
+        arrived = self.clock()
+        body = await self._body(request)
+        kind = request.headers.get("content-type", "")
+        images = await asyncio.to_thread(
+            decode, kind, body, self.engine.shape, self.limits.max_batch_size
+        )
+        seconds = deadline if deadline is not None else self.limits.deadline
+        due = None if seconds is None else arrived + seconds
+        expires = arrived + self.limits.timeout
+        job = Job(images, arrived, due, expires if due is None else min(due, expires))
+        answer = await self.batcher.submit(job)
+        taken = self.clock() - arrived
+        response = respond(
+            answer,
+            classes=self.classes,
+            configured=None if answer.steps is None else self.engine.steps,
+            late=seconds is not None and taken > seconds,
+            seconds=taken,
+            logits=logits,
+        )
+        self.metrics.answered(taken, degraded=response.degraded, late=response.late)
+        return response
+
+    async def _body(self, request: Request) -> bytes:
+        most = self.limits.max_body_bytes
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise unsupported("Content-Encoding is not read here: send the body as it is.")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > most:
+            raise too_large(f"the body has {declared[:20]} bytes; this server takes {most}.")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > most:
+                        raise too_large(f"the body has more than the {most} bytes taken here.")
+                    body += chunk
+        except TimeoutError:
+            raise RefusedError(
+                408, "slow-body", f"the body took more than {self.limits.timeout:g} s to arrive."
+            ) from None
+        except ClientDisconnect:
+            raise malformed("the connection ended before the body did.") from None
+        return bytes(body)
+
+    def _retry_after(self) -> int:
+        return max(1, min(math.ceil(self.batcher.backlog()), 600))
+
+
+_Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
+Scrape = Callable[[], Awaitable[bytes]]
+
+
+def create_app(server: Server, scrape: Scrape | None = None) -> FastAPI:
+    """Return the ASGI application of a server.
+
+    Args:
+        server: is started and stopped with the application.
+        scrape: gives what /metrics shows; the server's own registry by default.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        server.start()
+        yield
+        await server.stop()
+
+    app = FastAPI(
+        title="torch-dent",
+        version=__version__,
+        summary="A dynamic defense over HTTP: every batch adapts the model before it predicts.",
+        docs_url=None,  # these pages would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers=_handlers(server),
+    )
+    app.add_middleware(_Watched, server=server)
+    _add_predict(app, server)
+    _add_probes(app, server, scrape or _own(server))
+    return app
+
+
+def _add_predict(app: FastAPI, server: Server) -> None:
+    files = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in CONTENT_TYPES}
+    schema = {"schema": PredictRequest.model_json_schema()}
+    failures: dict[int | str, dict[str, Any]] = {
+        status: {"model": FailureResponse, "description": text} for status, text in STATUSES.items()
+    }
+
+    @app.post(
+        PREDICT,
+        responses=failures,
+        response_model=PredictResponse,
+        openapi_extra={"requestBody": {"required": True, "content": files | {JSON: schema}}},
+    )
+    async def predict(
+        request: Request,
+        deadline: Annotated[
+            float | None,
+            Query(
+                gt=0,
+                le=3600,
+                allow_inf_nan=False,
+                description="Seconds in which to answer, with fewer steps if need be.",
+            ),
+        ] = None,
+        logits: Annotated[bool, Query(description="Whether to return logits.")] = False,
+    ) -> Response:
+        """Adapt to the images of one request, and predict them."""
+        found = await server.predict(request, deadline, logits=logits)
+        return Response(found.model_dump_json(), media_type=JSON)
+
+
+def _add_probes(app: FastAPI, server: Server, scrape: Scrape) -> None:
+    @app.get("/v1/model")
+    async def model() -> dict[str, Any]:
+        """What is served, and its limits."""
+        return server.about()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", responses={503: {"model": FailureResponse}})
+    async def readyz() -> dict[str, str]:
+        """Whether requests are taken in."""
+        if not server.ready:
+            raise RefusedError(503, "draining", "no requests are taken in.", retry_after=5)
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Metrics in the text format of Prometheus."""
+        return Response(await scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _own(server: Server) -> Scrape:
+    async def scrape() -> bytes:
+        return generate_latest(server.metrics.registry)
+
+    return scrape
+
+
+class _Watched:
+    """Holds a request's place until the last byte of its response is handed on, and counts it."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = scope["path"] if scope["path"] in _ROUTES else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._server.metrics.responded(route, message["status"])
+            await send(message)
+
+        if (scope["method"], route) != ("POST", PREDICT):
+            await self._app(scope, receive, counted)
+            return
+        try:
+            with self._server.gate.enter():
+                await self._app(scope, receive, counted)
+        except RefusedError as error:  # the gate's: those from within are answered there
+            self._server.metrics.refused(error.code)
+            await _failure(error)(scope, receive, counted)
+
+
+def _failure(error: RefusedError) -> Response:
+    failure = Failure(code=error.code, message=error.message, image=error.image)
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status in _UNREAD:
+        headers["Connection"] = "close"  # the rest of the body is not wanted
+    body = FailureResponse(error=failure).model_dump_json()
+    return Response(body, error.status, headers, JSON)
+
+
+def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
+    """How every kind of failure becomes a response in the one form that is documented."""
+
+    def refuse(request: Request, error: RefusedError) -> Response:
+        if request.url.path == PREDICT:
+            server.metrics.refused(error.code)
+        return _failure(error)
+
+    async def refused(request: Request, error: RefusedError) -> Response:
+        return refuse(request, error)
+
+    async def bad_query(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return refuse(request, RefusedError(422, "invalid", f"{where}: {first['msg']}."))
+
+    async def no_such_route(request: Request, error: HTTPException) -> Response:
+        code = {404: "no-such-path", 405: "wrong-method"}.get(error.status_code, "refused")
+        response = refuse(request, RefusedError(error.status_code, code, f"{error.detail}."))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def bug(request: Request, error: Exception) -> Response:
+        _LOG.error("A request failed", exc_info=error)
+        return refuse(request, RefusedError(500, "failed", "the server failed; its log says why."))
+
+    return {
+        RefusedError: refused,
+        RequestValidationError: bad_query,
+        HTTPException: no_such_route,
+        Exception: bug,
+    }

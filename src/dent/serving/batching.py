@@ -1,0 +1,203 @@
+"""Collects requests into batches, without letting one client change another's answer.
+
+Where the defense is batch-dependent, a request is its own batch. Where it is not, requests that
+arrive together share one; but whoever needs fewer steps, to meet a deadline, is answered alone.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dent.serving.engine import Answer, Clock, Engine
+from dent.serving.errors import RefusedError
+from dent.serving.limits import Limits
+from dent.serving.metrics import Metrics
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Job:
+    """A request's images, and when they must be answered.
+
+    Attributes:
+        images: (N, C, H, W), float32 in [0, 1].
+        arrived: when, by the batcher's clock.
+        deadline: by when it should be answered, with fewer steps if need be; None wants all steps.
+        expires: when it stops waiting for its batch to start.
+    """
+
+    images: Tensor
+    arrived: float
+    deadline: float | None
+    expires: float
+    answer: "asyncio.Future[Answer]" = field(init=False)
+    started: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        """Promise an answer."""
+        self.answer = asyncio.get_running_loop().create_future()
+
+
+class Batcher:
+    """Runs the jobs of one engine in its own thread, in order of arrival.
+
+    Args:
+        engine: answers the batches.
+        limits: `max_batch_size` and `max_wait` are the batcher's.
+        metrics: are told of every batch.
+        clock: seconds, the same as for the times of jobs.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, metrics: Metrics, clock: Clock) -> None:
+        self._engine, self._limits, self._metrics, self._clock = engine, limits, metrics, clock
+        self._waiting: deque[Job] = deque()
+        self._arrival = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dent-engine")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def stop(self) -> None:
+        """Stop answering; whoever still waits is never answered, so drain first."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def images_waiting(self) -> int:
+        """Images of the jobs whose batch has not started."""
+        return sum(len(job.images) for job in self._waiting)
+
+    def backlog(self) -> float:
+        """Seconds that the waiting jobs will probably take, each for itself."""
+        steps = self._engine.steps
+        return sum(self._engine.cost.seconds(len(job.images), steps) for job in self._waiting)
+
+    async def submit(self, job: Job) -> Answer:
+        """Wait for a job's answer.
+
+        Raises:
+            RefusedError: 504, its batch did not start in time, or not even one step would fit.
+        """
+        self._waiting.append(job)
+        self._arrival.set()
+        try:
+            await asyncio.wait({job.answer}, timeout=max(job.expires - self._clock(), 0))
+            if not job.started and not job.answer.done():
+                raise _late("the batch did not start in time")
+            return await job.answer
+        finally:
+            job.answer.cancel()  # so that nobody computes what nobody waits for
+            if not job.started and job in self._waiting:
+                self._waiting.remove(job)
+
+    async def _serve(self) -> None:
+        while True:
+            try:
+                jobs, steps = await self._next()
+                await self._run(jobs, steps)
+            except Exception:  # whatever it is, the next request must find someone to answer it
+                _LOG.exception("A batch could not be formed")
+
+    async def _next(self) -> tuple[list[Job], int]:
+        """The next jobs to be answered as one batch, and with how many steps."""
+        while True:
+            self._arrival.clear()
+            if not self._waiting:
+                await self._arrival.wait()
+                continue
+            await self._company()
+            if not self._waiting:
+                continue
+            head = self._waiting.popleft()
+            head.started = True
+            steps = self._steps(head)
+            if steps is None:
+                _refuse(head, _late("not even one step fits into the deadline"))
+            elif steps < self._engine.steps:
+                return [head], steps
+            else:
+                return [head, *self._companions(head)], steps
+
+    async def _company(self) -> None:
+        """Give others the time to come that the first job may be kept waiting."""
+        if not self._engine.shares:
+            return
+        until = self._waiting[0].arrived + self._limits.max_wait
+        while self._waiting and self.images_waiting < self._limits.max_batch_size:
+            left = until - self._clock()
+            if left <= 0:
+                return
+            self._arrival.clear()
+            try:
+                await asyncio.wait_for(self._arrival.wait(), left)
+            except TimeoutError:
+                return
+
+    def _steps(self, job: Job) -> int | None:
+        engine = self._engine
+        if job.deadline is None:
+            return engine.steps
+        left = job.deadline - self._clock()
+        if left <= 0:
+            return None
+        return engine.cost.steps_within(len(job.images), engine.steps, left)
+
+    def _companions(self, head: Job) -> list[Job]:
+        """Jobs that can share the head's batch without anyone getting fewer steps."""
+        if not self._engine.shares:
+            return []
+        taken, images = [head], len(head.images)
+        while self._waiting:
+            job = self._waiting[0]
+            images += len(job.images)
+            if images > self._limits.max_batch_size or not self._in_time([*taken, job], images):
+                break
+            job.started = True
+            taken.append(self._waiting.popleft())
+        return taken[1:]
+
+    def _in_time(self, jobs: Sequence[Job], images: int) -> bool:
+        done = self._clock() + self._engine.cost.seconds(images, self._engine.steps)
+        return all(job.deadline is None or done <= job.deadline for job in jobs)
+
+    async def _run(self, jobs: list[Job], steps: int) -> None:
+        images = torch.cat([job.images for job in jobs]) if len(jobs) > 1 else jobs[0].images
+        loop = asyncio.get_running_loop()
+        self._metrics.batch_starts([self._clock() - job.arrived for job in jobs])
+        try:
+            answer = await loop.run_in_executor(self._thread, self._engine.run, images, steps)
+        except Exception as error:
+            if len(jobs) > 1:  # one of them may be the reason: the others must not pay for it
+                for job in jobs:
+                    await self._run([job], steps)
+                return
+            _LOG.exception("A batch of %d images failed", len(images))
+            failed = RefusedError(500, "failed", f"the defense failed: {type(error).__name__}.")
+            _refuse(jobs[0], failed)
+            return
+        self._metrics.batch_ends(answer, len(jobs))
+        first = 0
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_result(answer[first : first + len(job.images)])
+            first += len(job.images)
+
+
+def _refuse(job: Job, error: RefusedError) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(error)
+
+
+def _late(what: str) -> RefusedError:
+    return RefusedError(504, "deadline", f"{what}: allow more time, or send fewer images.")

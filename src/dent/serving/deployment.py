@@ -1,0 +1,91 @@
+"""The server as an application of Ray Serve. Importing this module needs the extra `ray`."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from fastapi import FastAPI
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from dent.serving.app import create_app
+from dent.serving.loading import load_server
+from dent.serving.options import ServerOptions
+
+APPLICATION: Final = "dent"
+DEPLOYMENT: Final = "DentServer"
+_SPARE = 64
+"""Requests a replica takes from Ray beyond its queue, to refuse them itself and to be probed."""
+
+
+class _Replica:
+    """One copy of the model behind the API."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        chosen = ServerOptions.model_validate(options)
+        self._server = load_server(chosen)
+        self._single = chosen.replicas == 1
+        self._name = serve.get_replica_context().replica_id.unique_id
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._server, self._scrape_all)
+
+    async def drain(self) -> None:
+        """Refuse what is new; return when all that was taken in is answered."""
+        await self._server.drain()
+
+    async def scrape(self) -> tuple[str, str]:
+        """This replica's name and metrics."""
+        return self._name, generate_latest(self._server.metrics.registry).decode()
+
+    async def _scrape_all(self) -> bytes:
+        if self._single:
+            return generate_latest(self._server.metrics.registry)
+        handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+        found = await asyncio.to_thread(lambda: handle.broadcast("scrape").results())
+        return merge(found)
+
+
+def application(args: ServerOptions) -> serve.Application:
+    """The application of Ray Serve: `serve run dent.serving.deployment:application model=...`."""
+    limits = args.limits
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=args.replicas,
+        max_ongoing_requests=limits.max_requests + _SPARE,
+        max_queued_requests=limits.max_requests + _SPARE,
+        graceful_shutdown_timeout_s=2 * limits.timeout,
+        graceful_shutdown_wait_loop_s=0.5,
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+    )(serve.ingress()(_Replica))
+    return deployment.bind(args.model_dump(mode="json"))
+
+
+def merge(scraped: Sequence[tuple[str, str]]) -> bytes:
+    """Put the metrics of several replicas together, each sample labelled with its replica."""
+    families: dict[str, Metric] = {}
+    for replica, text in scraped:
+        for family in text_string_to_metric_families(text):
+            whole = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            whole.samples += [
+                Sample(each.name, {**each.labels, "replica": replica}, each.value)
+                for each in family.samples
+            ]
+    return generate_latest(_Merged(families))
+
+
+class _Merged:
+    """What `generate_latest` takes for a registry."""
+
+    def __init__(self, families: dict[str, Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family once."""
+        yield from self._families.values()

@@ -1,0 +1,214 @@
+"""One defense that answers one batch at a time, exactly as the evaluation submits it."""
+
+import math
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dent.attacks import DynamicDefense
+from dent.attacks.adaptive.capabilities import SupportsSteps
+from dent.defense import Dent
+from dent.errors import ConfigError
+from dent.evaluation.probe import Probe
+from dent.evaluation.probe_readings import moved
+from dent.evaluation.serving import reset, serve, statuses
+from dent.objectives import entropy
+from dent.reference import describe
+from dent.serving.cost import StepCost
+
+if TYPE_CHECKING:
+    from dent.serving.requests import Shape
+
+Clock = Callable[[], float]
+
+NO_STEP = "no-step"
+"""Status of an image that no gradient step has moved the model for."""
+
+NO_PREDICTION = "no-prediction"
+"""Status of an image whose logits are not finite."""
+
+_PROBED = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a defense answered to a batch of N images.
+
+    Attributes:
+        logits: (N, classes), float32 on the CPU.
+        statuses: N, by `dent.Status`, or `no-step`, `no-prediction`, `answered`.
+        entropy_before: N, in nats, before the first step; None where the defense does not say.
+        entropy_after: N, in nats, of the answer; None where that is no prediction.
+        sigma: in pixels, one for each image or one for all; empty without smoothing.
+        steps: gradient steps taken; None where the defense has none to count.
+        seconds: from the batch's start to its end.
+    """
+
+    logits: Tensor
+    statuses: tuple[str, ...]
+    entropy_before: tuple[float | None, ...]
+    entropy_after: tuple[float | None, ...]
+    sigma: tuple[float, ...]
+    steps: int | None
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, part: slice) -> "Answer":
+        """The answer to some of the images."""
+        return Answer(
+            logits=self.logits[part],
+            statuses=self.statuses[part],
+            entropy_before=self.entropy_before[part],
+            entropy_after=self.entropy_after[part],
+            sigma=self.sigma[part] if len(self.sigma) == len(self) else self.sigma,
+            steps=self.steps,
+            seconds=self.seconds,
+        )
+
+    def confidences(self) -> list[float]:
+        """How sure the model was of each image before any step, from 0 to 1.
+
+        1 - H / ln(classes) for H the entropy before the first step, or of the answer where the
+        defense does not record it. Images without either are left out.
+        """
+        known = zip(self.entropy_before, self.entropy_after, strict=True)
+        found = [after if before is None else before for before, after in known]
+        return [1 - each / math.log(self.logits.shape[1]) for each in found if each is not None]
+
+
+class Engine:
+    """Runs batches on one defense; for one thread at a time.
+
+    Whether requests may share a batch is measured here, not only taken on the defense's word: it
+    must declare itself batch-independent, not stateful and not randomized, and a few images must
+    get the same logits alone, in other company, and twice.
+
+    Args:
+        defense: whom to ask. One that is stateful is reset before every batch.
+        images: images (N, C, H, W) of the kind that will be served, at least 2: to probe with.
+        device: where the model lies.
+        clock: seconds; for tests.
+        seeds: draws the seed of each batch, for defenses that draw numbers; for tests.
+
+    Raises:
+        ConfigError: the defense keeps state between batches and offers no `reset()`, so that one
+            client's requests would change another's answers.
+    """
+
+    def __init__(
+        self,
+        defense: DynamicDefense,
+        images: Tensor,
+        *,
+        device: torch.device | str = "cpu",
+        clock: Clock = time.perf_counter,
+        seeds: Callable[[], int] = lambda: secrets.randbits(63),
+    ) -> None:
+        self.description: dict[str, Any] = describe(defense)
+        if self.description["stateful"] and not callable(getattr(defense, "reset", None)):
+            raise ConfigError(
+                f"{self.description['name']} keeps state between batches and has no reset(), so "
+                "one client's requests would change another's answers: give it a reset() that "
+                "returns it to its trained state, or serve another defense."
+            )
+        self.shape: Shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.cost = StepCost()
+        self._defense = defense
+        self._device = torch.device(device)
+        self._clock, self._seeds = clock, seeds
+        self._fewer: dict[int, DynamicDefense] = {}
+        self.shares = self._measure(images[:_PROBED].to(self._device))
+
+    @property
+    def steps(self) -> int:
+        """Steps of a full answer; 0 where the defense has none that could be fewer."""
+        return self._defense.steps if isinstance(self._defense, SupportsSteps) else 0
+
+    def adapts(self, images: int) -> bool:
+        """Whether steps can move the model for a batch of that size.
+
+        Information maximization is constant for one image, so that dent+ is the static model then.
+        """
+        if not isinstance(self._defense, Dent):
+            return True
+        config = self._defense.config
+        alone = images == 1 and config.objective == "information-maximization"
+        return config.steps > 0 and not alone
+
+    def run(self, images: Tensor, steps: int | None = None) -> Answer:
+        """Answer a batch.
+
+        Args:
+            images: (N, C, H, W), float32 in [0, 1].
+            steps: fewer than the defense has; all by default.
+        """
+        start = self._clock()
+        defense = self._with(self.steps if steps is None else steps)
+        reset(defense)
+        served = serve(defense, images.to(self._device), seed=self._seeds())
+        answer = self._read(served.logits.cpu(), served.adaptation, defense)
+        seconds = self._clock() - start
+        self.cost.observe(len(images), answer.steps or 0, seconds)
+        return Answer(**(vars(answer) | {"seconds": seconds}))
+
+    def _with(self, steps: int) -> DynamicDefense:
+        if steps == self.steps or not isinstance(self._defense, SupportsSteps):
+            return self._defense
+        if steps not in self._fewer:
+            self._fewer[steps] = self._defense.with_steps(steps)
+        return self._fewer[steps]
+
+    def _read(self, logits: Tensor, adaptation: Any, defense: DynamicDefense) -> Answer:
+        count = len(logits)
+        finite = logits.amax(1).isfinite()
+        status = statuses(adaptation) or ["answered"] * count
+        if not self.adapts(count):
+            status = [NO_STEP] * count
+        before = getattr(adaptation, "entropy", None)
+        first = torch.full((count,), math.nan)
+        if isinstance(before, Tensor) and before.ndim == 2 and before.shape[1] == count:
+            first = before[0] if len(before) else first
+        return Answer(
+            logits=logits,
+            statuses=tuple(
+                each if ok else NO_PREDICTION
+                for each, ok in zip(status, finite.tolist(), strict=True)
+            ),
+            entropy_before=_known(first),
+            entropy_after=_known(entropy(logits)),
+            sigma=_sigma(adaptation),
+            steps=defense.steps if isinstance(defense, SupportsSteps) else None,
+            seconds=0.0,
+        )
+
+    def _measure(self, images: Tensor) -> bool:
+        told = self.description
+        if told["batch_dependent"] or told["stateful"] or told["randomized"]:
+            return False
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        probe = Probe(self._defense, images, labels, (0.0, 1.0), seed=0)
+        asked = (probe.alone(), probe.strangers(), probe.permuted(), probe.repeated())
+        return not any(found is not None and moved(found) for found in (*asked, probe.again()))
+
+
+def _known(values: Tensor) -> tuple[float | None, ...]:
+    return tuple(each if math.isfinite(each) else None for each in values.tolist())
+
+
+def _sigma(adaptation: Any) -> tuple[float, ...]:
+    sigma = getattr(adaptation, "sigma", None)
+    if not isinstance(sigma, Tensor):
+        return ()
+    rows = sigma.detach().double()
+    if getattr(adaptation, "sample_wise", False):
+        rows = rows.reshape(len(rows), -1).mean(1)
+    else:
+        rows = rows.mean().reshape(1)
+    return tuple(rows.tolist())

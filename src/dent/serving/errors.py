@@ -1,0 +1,56 @@
+"""Why a request is not answered, as a status code and a code that programs can read."""
+
+from dent.errors import DentError
+
+
+class RefusedError(DentError):
+    """A request that is refused, or cannot be answered in time.
+
+    Args:
+        status: HTTP status.
+        code: one short name of the reason, also the label of the metric.
+        message: what was expected, what came, and what to do.
+        image: position of the offending image in the request, where it is one.
+        retry_after: seconds after which to try again, where that may help.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        image: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.image = image
+        self.retry_after = retry_after
+
+
+def malformed(message: str, image: int | None = None) -> RefusedError:
+    """The body is not what its content type says (400)."""
+    return RefusedError(400, "malformed", message, image=image)
+
+
+def too_large(message: str) -> RefusedError:
+    """Too many bytes or images (413)."""
+    return RefusedError(413, "too-large", message)
+
+
+def unsupported(message: str) -> RefusedError:
+    """A content type or encoding that is not read here (415)."""
+    return RefusedError(415, "unsupported-type", message)
+
+
+def invalid(message: str, image: int | None = None) -> RefusedError:
+    """Well-formed, but nothing the model takes (422)."""
+    return RefusedError(422, "invalid", message, image=image)
+
+
+def non_finite(message: str, image: int) -> RefusedError:
+    """An image holds NaN or infinity (422)."""
+    return RefusedError(422, "non-finite", message, image=image)

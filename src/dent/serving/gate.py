@@ -1,0 +1,61 @@
+"""Lets requests in while there is room, and none once the server drains."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dent.serving.errors import RefusedError
+
+
+class Gate:
+    """Counts the requests taken in and not yet answered.
+
+    Args:
+        most: how many at once.
+        retry_after: seconds after which the queue will probably have room.
+    """
+
+    def __init__(self, most: int, retry_after: Callable[[], int] = lambda: 1) -> None:
+        self._most = most
+        self._retry_after = retry_after
+        self._inside = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    @property
+    def inside(self) -> int:
+        """Requests taken in and not yet answered."""
+        return self._inside
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Hold a place for one request.
+
+        Raises:
+            RefusedError: 503, the server drains or is full.
+        """
+        if self.draining:
+            raise RefusedError(
+                503, "draining", "the server is shutting down: ask another one.", retry_after=5
+            )
+        if self._inside >= self._most:
+            raise RefusedError(
+                503,
+                "queue-full",
+                f"{self._inside} requests are waiting, which is all that this server takes in.",
+                retry_after=self._retry_after(),
+            )
+        self._inside += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and wait until everyone inside is answered."""
+        self.draining = True
+        await self._idle.wait()

@@ -1,0 +1,65 @@
+"""Makes a server's model, defense and engine from its options, and warms them up."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from dent import data, models, reference
+from dent.models.check import check_model
+from dent.serving.app import Server
+from dent.serving.engine import Engine
+from dent.serving.metrics import Metrics
+from dent.serving.options import ServerOptions
+
+_REFERENCE = 128
+
+
+def check(options: ServerOptions) -> None:
+    """Load model, defense and dataset on the CPU and let go of them, to complain before Ray starts.
+
+    Raises:
+        DentError: as `load_server`.
+    """
+    _engine(options, torch.device("cpu"))
+
+
+def load_server(options: ServerOptions) -> Server:
+    """Load everything, and answer one batch and one image, so that the first client need not wait.
+
+    Raises:
+        DentError: model, defense or dataset cannot be had, or do not fit together.
+    """
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Ray allows a replica as many threads as it has CPUs set aside, and that is not what is meant.
+    torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.replicas))
+    engine, images, classes = _engine(options, torch.device(name))
+    engine.run(images[:1])
+    # How sure the model is before the first step does not depend on how many there are.
+    steps = min(engine.steps, 1)
+    confidences: list[float] = []
+    for part in images.split(options.limits.max_batch_size):
+        confidences += engine.run(part, steps).confidences()
+    metrics = Metrics(confidences if options.dataset is not None else ())
+    return Server(engine, options.limits, classes=classes, model=options.model, metrics=metrics)
+
+
+def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tensor, tuple[str, ...]]:
+    images, classes = _images(options)
+    model = models.load(
+        options.model, weights=options.weights, num_classes=len(classes) or None, device=device
+    )
+    if classes:
+        check_model(model, len(classes), images[:2].to(device))
+    defense = reference.make(options.defense, model)
+    return Engine(defense, images, device=device), images, classes
+
+
+def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
+    """Images of the kind that will be served, and the names of classes, empty if unknown."""
+    if options.dataset is not None:
+        known = data.load(options.dataset, root=options.data_root)
+        images, _ = known.batch(range(min(_REFERENCE, len(known))))
+        return images, known.classes
+    shape = options.shape or (3, 32, 32)
+    return torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)), ()

@@ -1,0 +1,50 @@
+"""What a server is told: everything a replica needs to make itself, as plain data."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dent.serving.limits import Limits
+
+_Positive = Annotated[int, Field(ge=1, le=2**16)]
+
+
+class ServerOptions(BaseModel):
+    """The options of `dent serve`, and the arguments of the application on a Ray cluster.
+
+    Attributes:
+        model: as `--model`; see `dent.models.load`.
+        weights: a weights file, or None.
+        defense: one name of docs/defenses.md, a JSON file, or module:factory.
+        dataset: what the model was trained for: gives names of classes, the shape of images, and
+            the confidence that later inputs are compared with. Not with `shape`.
+        data_root: folder of datasets, or None.
+        shape: channels, height and width, where there is no dataset.
+        device: cpu, cuda, cuda:1; by default the GPU if there is one.
+        replicas: how many copies of the model answer.
+        threads: of PyTorch in each replica; by default the machine's cores divided among them.
+        num_cpus: what Ray sets aside for a replica; less than one lets replicas share a core.
+        num_gpus: the same of GPUs.
+        limits: what each replica takes on at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "resnet-14-2-linf"
+    weights: str | None = None
+    defense: str = "dent+"
+    dataset: str | None = None
+    data_root: str | None = None
+    shape: tuple[_Positive, _Positive, _Positive] | None = None
+    device: str | None = None
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1
+    num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _one_source_of_the_shape(self) -> Self:
+        if (self.dataset is None) == (self.shape is None):
+            raise ValueError("name either a dataset or a shape of images")
+        return self

@@ -1,0 +1,229 @@
+"""From the bytes of a request to a batch of images, or to a refusal that says what is wrong.
+
+Nothing here trusts its input: sizes are checked before anything of that size is made, `.npy` files
+are read without pickle, and of a picture only the header is read before its size is known to fit.
+"""
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.types import FailFast
+from torch import Tensor
+
+from dent.serving.errors import RefusedError, invalid, malformed, non_finite, too_large, unsupported
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+JSON: Final = "application/json"
+NPY: Final = "application/x-npy"
+PICTURES: Final = {"image/png": "PNG", "image/jpeg": "JPEG"}
+CONTENT_TYPES: Final = (JSON, NPY, *PICTURES)
+
+_NPY_HEADER = 4096
+_NPY_TYPES = ("uint8", "float16", "float32", "float64")
+_MODES = ("RGB", "L", "P", "1")
+
+# The first error is enough: a million wrong pixels must not make a million complaints.
+_Row = Annotated[list[float], FailFast()]
+_Channel = Annotated[list[_Row], FailFast()]
+_Image = Annotated[list[_Channel], FailFast()]
+_Images = Annotated[list[_Image], FailFast()]
+_Files = Annotated[list[str], FailFast()]
+
+
+class PredictRequest(BaseModel):
+    """The body of a JSON request: one of both fields.
+
+    Attributes:
+        images: pixels (N, C, H, W) in [0, 1].
+        encoded: base64 of one PNG or JPEG file for each image.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: _Images = Field(default_factory=list, description="Pixels (N, C, H, W) in [0, 1].")
+    encoded: _Files = Field(
+        default_factory=list, description="Base64 of one PNG or JPEG file for each image."
+    )
+
+
+def decode(content_type: str, body: bytes, shape: Shape, max_images: int) -> Tensor:
+    """Return the images of a request.
+
+    Args:
+        content_type: one of `CONTENT_TYPES`; parameters such as a charset are left aside.
+        body: all of it, already known to be no longer than is allowed.
+        shape: what the model takes.
+        max_images: how many at most.
+
+    Returns:
+        Images (N, C, H, W), float32 in [0, 1], N at least 1.
+
+    Raises:
+        RefusedError: 400 malformed, 413 too many, 415 another type, 422 not of that shape, not
+            finite, or outside [0, 1].
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == JSON:
+        return _from_json(body, shape, max_images)
+    if kind == NPY:
+        return _checked(_from_npy(body, shape, max_images), shape, max_images)
+    if kind in PICTURES:
+        return _scaled([_from_picture(body, PICTURES[kind], shape, None)])
+    raise unsupported(
+        f"Content-Type must be one of {', '.join(CONTENT_TYPES)}, got {_shown(content_type)}."
+    )
+
+
+def _from_json(body: bytes, shape: Shape, max_images: int) -> Tensor:
+    try:
+        request = PredictRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _explained(error) from None
+    if bool(request.images) == bool(request.encoded):
+        raise invalid("the JSON body must have one of the fields images and encoded, not empty.")
+    _check_count(len(request.images or request.encoded), max_images)
+    if request.encoded:
+        return _scaled(
+            [_from_base64(text, shape, index) for index, text in enumerate(request.encoded)]
+        )
+    given = request.images
+    for index, image in enumerate(given):
+        _check_rectangle(image, shape, index)
+    try:
+        return _checked(np.array(given, dtype=np.float64), shape, max_images)
+    except OverflowError:  # a whole number beyond any float
+        raise invalid("a pixel is beyond any float; expected values in [0, 1].") from None
+
+
+def _explained(error: ValidationError) -> RefusedError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    if first["type"] == "json_invalid":
+        return malformed(f"the body is no JSON: {first['msg']}.")
+    index = next((part for part in first["loc"] if isinstance(part, int)), None)
+    return invalid(f"the JSON body is not as documented: {message}.", index)
+
+
+def _check_rectangle(image: Sequence[Sequence[Sequence[float]]], shape: Shape, index: int) -> None:
+    channels, height, width = shape
+    fits = len(image) == channels and all(
+        len(channel) == height and all(len(row) == width for row in channel) for channel in image
+    )
+    if not fits:
+        raise invalid(f"image {index} is not of shape {_by(shape)}, which the model takes.", index)
+
+
+def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise malformed(f"image {index} is no base64: {error}.", index) from None
+    kind = "PNG" if content.startswith(b"\x89PNG") else "JPEG"
+    return _from_picture(content, kind, shape, index)
+
+
+def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) -> NDArray[np.uint8]:
+    """Decode one file to uint8 (C, H, W), if its header says that it is of the right size."""
+    which = "the body" if index is None else f"image {index}"
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise unsupported(f"the model takes {channels} channels: send {NPY} or {JSON}.")
+    try:
+        with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+            if image.size != (width, height):
+                raise invalid(
+                    f"{which} is {image.size[0]}x{image.size[1]} pixels, the model takes "
+                    f"{width}x{height} (width x height): resize it as the model was evaluated.",
+                    index,
+                )
+            transparent = "transparency" in image.info
+            if image.mode not in _MODES or transparent or getattr(image, "n_frames", 1) > 1:
+                what = "with transparency" if transparent else f"of mode {image.mode}"
+                raise invalid(
+                    f"{which} must be one 8-bit RGB or grayscale frame, got one {what}.", index
+                )
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except RefusedError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+        raise malformed(f"{which} is no intact {kind}: {_shown(str(error))}.", index) from None
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
+    """Read a `.npy` file: (N, C, H, W) or (C, H, W), bytes or floats; never a pickle."""
+    stream = io.BytesIO(body)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        version = np.lib.format.read_magic(stream)
+        dims, fortran, dtype = read_header[version](stream, max_header_size=_NPY_HEADER)
+    except Exception:  # the header is Python source, and is read by Python's own parser
+        raise malformed("the body is no .npy file of version 1.0 or 2.0.") from None
+    if dtype.newbyteorder("=").name not in _NPY_TYPES:
+        raise invalid(f"expected an array of {', '.join(_NPY_TYPES)}, got {_shown(str(dtype))}.")
+    if fortran:
+        raise invalid("expected an array in C order: save numpy.ascontiguousarray(images).")
+    dims = (1, *dims) if len(dims) == 3 else dims
+    if len(dims) != 4 or dims[1:] != shape or dims[0] < 1:
+        raise invalid(f"expected an array (N, {_by(shape, ', ')}), got {_shown(str(dims))}.")
+    _check_count(dims[0], max_images)
+    content = body[stream.tell() :]
+    expected = dims[0] * int(np.prod(shape)) * dtype.itemsize
+    if len(content) != expected:
+        raise malformed(f"the .npy file holds {len(content)} bytes of pixels, not {expected}.")
+    return np.frombuffer(content, dtype).reshape(dims)
+
+
+def _checked(pixels: NDArray[Any], shape: Shape, max_images: int) -> Tensor:
+    """Return pixels as float32 (N, C, H, W), bytes scaled; every value finite and in [0, 1]."""
+    _check_count(len(pixels), max_images)
+    if pixels.dtype == np.uint8:
+        return _scaled(pixels)
+    rows = pixels.reshape(len(pixels), -1)
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise non_finite(f"image {index} holds NaN or infinity.", index)
+    inside = ((rows >= 0) & (rows <= 1)).all(axis=1)
+    if not inside.all():
+        index = int(np.argmin(inside))
+        raise invalid(
+            f"image {index} has pixels from {rows[index].min():g} to {rows[index].max():g}, "
+            "expected [0, 1]: divide bytes by 255.",
+            index,
+        )
+    return torch.from_numpy(pixels.astype(np.float32).reshape(len(pixels), *shape))
+
+
+def _scaled(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
+    # As datasets do it (dent.data), so that the same picture is the same batch, bit for bit.
+    return torch.from_numpy(np.array(pixels, dtype=np.uint8)).to(torch.float32).div_(255)
+
+
+def _check_count(count: int, max_images: int) -> None:
+    if count > max_images:
+        raise too_large(f"{count} images in one request; this server takes {max_images}.")
+
+
+def _by(shape: Shape, between: str = " x ") -> str:
+    return between.join(map(str, shape))
+
+
+def _shown(text: str) -> str:
+    """What came, safe to repeat: short, and printable."""
+    return json.dumps(text[:80])

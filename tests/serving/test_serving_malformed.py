@@ -1,0 +1,46 @@
+"""No request, however malformed, is answered with a 500 or brings the server down."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from malformed import malformed
+from servers import make_images, serving
+
+from dent.serving.limits import Limits
+
+LIMITS = Limits(max_batch_size=4, max_body_bytes=60_000)
+EXPECTED = {200, 400, 404, 405, 413, 415, 422, 504}
+"""504 is for the deadlines of nearly nothing among them; 200 for what mutation left whole."""
+
+
+async def submit(seeds: range) -> Counter[int]:
+    found: Counter[int] = Counter()
+    async with serving(limits=LIMITS) as client:
+        for seed in seeds:
+            method, path, headers, body = malformed(seed)
+            response = await client.http.request(method, path, headers=headers, content=body)
+            assert response.status_code in EXPECTED, (seed, response.status_code, response.text)
+            if response.status_code != 200:
+                error = response.json()["error"]
+                assert error["code"], seed
+                assert error["message"], seed
+            found[response.status_code] += 1
+        assert client.server.gate.inside == 0
+        assert len((await client.ask(make_images(2)))["predictions"]) == 2
+    return found
+
+
+def check(seeds: range) -> None:
+    found = asyncio.run(submit(seeds))
+    assert {400, 404, 405, 413, 415, 422} <= {*found}
+    assert found[200] + found[504] < 0.1 * len(seeds)  # they are malformed
+
+
+def test_five_hundred_malformed_requests_are_refused() -> None:
+    check(range(500))
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_requests_are_refused() -> None:
+    check(range(10_000))

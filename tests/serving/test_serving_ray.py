@@ -1,0 +1,143 @@
+"""`dent serve` as its own process, on Ray Serve: the API over a socket, and SIGTERM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from servers import TOGETHER, logits_of, make_images, make_model, npy
+
+from dent import Dent
+
+pytestmark = pytest.mark.slow
+REPLICAS = 2
+LIMIT = 6
+
+
+class Process:
+    """A server that runs, and how to ask it."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process, self.url = process, url
+
+    def post(self, body: bytes, kind: str = "application/x-npy") -> httpx.Response:
+        return httpx.post(
+            f"{self.url}/v1/predict?logits=true",
+            content=body,
+            headers={"content-type": kind},
+            timeout=120,
+        )
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    here = Path(__file__).parent
+    errors = tmp_path_factory.mktemp("serve") / "stderr"
+    command = [
+        *(sys.executable, "-m", "dent", "serve", "--json", "--port", "0", "--shape", "3x8x8"),
+        *("--model", "toys:model", "--defense", "toys:defense", "--device", "cpu"),
+        *("--max-requests", str(LIMIT), "--replicas", str(REPLICAS), "--max-body-bytes", "100000"),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    paths = [str(here), environment.get("PYTHONPATH", "")]
+    with (
+        errors.open("w") as log,
+        subprocess.Popen(
+            command,
+            cwd=here,
+            env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            line = process.stdout.readline()
+            assert line, errors.read_text()
+            text += line if text or line.startswith("{") else ""
+        yield Process(process, json.loads(text)["url"])
+        if process.poll() is None:
+            process.terminate()
+        process.wait(timeout=120)
+
+
+def test_a_process_serves_what_the_library_answers(server: Process) -> None:
+    images = make_images(4)
+    answer = server.post(npy(images))
+    assert answer.status_code == 200, answer.text
+    expected = Dent(make_model(), TOGETHER)(images)
+    torch.testing.assert_close(logits_of(answer.json()), expected.detach())
+
+
+def test_refusals_keep_their_status_through_the_proxy(server: Process) -> None:
+    assert server.post(b"no").status_code == 400
+    assert server.post(b"0" * 100_001).status_code == 413
+    assert server.post(b"no", "text/plain").status_code == 415
+    refused = server.post(npy(make_images(1) * 2))
+    assert refused.status_code == 422
+    assert refused.json()["error"]["image"] == 0
+    assert server.get("/nowhere").status_code == 404
+    assert server.get("/healthz").status_code == server.get("/readyz").status_code == 200
+    assert "/v1/predict" in server.get("/openapi.json").json()["paths"]
+
+
+def test_metrics_are_those_of_all_replicas(server: Process) -> None:
+    text = server.get("/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("dent_batch_images_count")]
+    assert len(lines) == REPLICAS
+    assert all('replica="' in line for line in lines)
+    assert text.count("# TYPE dent_batch_images histogram") == 1
+
+
+def test_too_much_is_refused_with_when_to_return(server: Process) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        answers = [*pool.map(server.post, [npy(make_images(2))] * 40)]
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= LIMIT
+    assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
+
+
+def test_sigterm_loses_nothing(server: Process) -> None:
+    """The last test of this module: it stops the server."""
+    with ThreadPoolExecutor(8) as pool:
+        inside = [pool.submit(server.post, npy(make_images(2))) for _ in range(8)]
+        while (
+            sum(
+                float(line.rsplit(" ", 1)[1])
+                for line in server.get("/metrics").text.splitlines()
+                if line.startswith("dent_requests_inside{")
+            )
+            < 8
+        ):
+            time.sleep(0.01)
+        os.kill(server.process.pid, signal.SIGTERM)
+        seen = []
+        while not all(each.done() for each in inside):
+            try:
+                response = httpx.get(server.url + "/readyz", timeout=5)
+            except httpx.TransportError:
+                break
+            seen.append(response.status_code)
+            if response.status_code == 503:
+                refused = server.post(npy(make_images(1)))
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            time.sleep(0.05)
+        answers = [each.result() for each in inside]
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert 503 in seen
+    assert server.process.wait(timeout=120) == 0
