@@ -19,7 +19,7 @@ _LONGEST_NAME = 40
 
 def print_json(value: Any) -> None:
     """Print one JSON document, on standard output, with nothing around it."""
-    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201 - rich would wrap long lines
+    print(json.dumps(value, indent=2, allow_nan=False), flush=True)  # noqa: T201 - rich would wrap long lines
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
