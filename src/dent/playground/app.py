@@ -44,7 +44,7 @@ def application(host: str, port: int) -> FastAPI:
     """
     app = FastAPI(openapi_url=None)
     app.add_middleware(_Policy)
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         build().queue(max_size=16),
         path="/",
@@ -60,3 +60,4 @@ def application(host: str, port: int) -> FastAPI:
         theme=gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=_MONO),
         head=f"<style>{render.style()}</style>",
     )
+    return app

@@ -28,7 +28,9 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
             colour=COLOURS[name],
             dashed=False,
             values=[
-                Value(float(look.query), look.margin, None, f"query {look.query}: {look.margin:.2f}")
+                Value(
+                    float(look.query), look.margin, None, f"query {look.query}: {look.margin:.2f}"
+                )
                 for look in seen
                 if math.isfinite(look.margin)
             ],
@@ -96,6 +98,4 @@ def _chart(title: str, curves: Sequence[Curve], *, x_label: str, y_label: str) -
     if not drawn:
         return None
     last = max(int(curve.values[-1].x) for curve in drawn)
-    return chart(
-        title, drawn, x_label=x_label, y_label=y_label, x_ticks=whole_ticks(max(last, 1))
-    )
+    return chart(title, drawn, x_label=x_label, y_label=y_label, x_ticks=whole_ticks(max(last, 1)))

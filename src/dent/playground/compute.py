@@ -131,7 +131,9 @@ class _Play:
             return self.picked.label
         answer = self._serve("static", self.natural[:1]).predictions[0]
         if answer is None:
-            raise InputError(f"{self.setup.model} has no answer to {self.picked.name}: take another")
+            raise InputError(
+                f"{self.setup.model} has no answer to {self.picked.name}: take another"
+            )
         return answer
 
     def _attack(self, name: CourseName) -> list[Tensor]:

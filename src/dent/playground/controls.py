@@ -71,9 +71,7 @@ def controls() -> Controls:
         iterations = gr.Slider(
             1, MOST_ITERATIONS, _USUAL.iterations, step=1, label="Iterations of the attack"
         )
-        steps = gr.Slider(
-            1, MOST_STEPS, _USUAL.config.steps, step=1, label="Steps of the defense"
-        )
+        steps = gr.Slider(1, MOST_STEPS, _USUAL.config.steps, step=1, label="Steps of the defense")
         batch_size = gr.Slider(
             1,
             MOST_MEMBERS,

@@ -13,6 +13,7 @@ from dent.playground.words import ATTACKS
 MOST: Final = 200
 """Runs that a page remembers."""
 
+
 @dataclass(frozen=True)
 class Entry:
     """One run, or as much of it as there was before it was stopped.
@@ -49,7 +50,7 @@ def of_outcome(outcome: Outcome) -> Entry:
 
 def of_stopped(setup: Setup, picked: Picked, looks: Mapping[CourseName, Sequence[Look]]) -> Entry:
     """What a run had seen when it was stopped."""
-    broken: dict[Who, tuple[str, ...]] = {who: () for who in WHO}
+    broken: dict[Who, tuple[str, ...]] = dict.fromkeys(WHO, ())
     for course, seen in looks.items():
         if not all(look.right for look in seen):
             who = asked_by(course)

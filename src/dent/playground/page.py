@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import gradio as gr
 from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from dent.data import ImageDataset
 from dent.errors import DentError
@@ -36,6 +35,12 @@ images, drawn by the seed. What you see is what the few attacks run here leave, 
 that knows of the adaptation may break what another does not, and one image is no benchmark.</p>
 </div>"""
 
+_QUICK: Final[dict[str, Any]] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+
 Updates = dict[Any, Any]
 
 
@@ -48,9 +53,10 @@ class Shown:
     run: gr.Button
     stop: gr.Button
     status: gr.HTML
-    results: gr.HTML
+    verdict: gr.HTML
     query: gr.Slider
     watched: gr.HTML
+    results: gr.HTML
     seen: gr.State
     entries: gr.State
 
@@ -82,8 +88,9 @@ def build() -> gr.Blocks:
     dataset = compute.images()
     places = gallery(dataset, _PER_CLASS)
     first = bundled(dataset, places[0])
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.HTML(_HEAD)
+    page = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with page:
+        gr.HTML(_HEAD, apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
                 offered = gr.Gallery(
@@ -108,53 +115,65 @@ def build() -> gr.Blocks:
                     height=150,
                     elem_id="upload",
                 )
-                chosen = gr.HTML(elem_id="chosen")
+                chosen = _html("chosen")
                 chosen_controls = controls()
-                with gr.Row():
-                    run = gr.Button("Attack", variant="primary", elem_id="run")
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False)
             with gr.Column(scale=9, min_width=300):
-                shown = Shown(
-                    picked=gr.State(first),
-                    chosen=chosen,
-                    run=run,
-                    stop=stop,
-                    status=gr.HTML(elem_id="status"),
-                    results=gr.HTML(elem_id="results", visible=False),
-                    query=gr.Slider(
-                        0, 1, 0, step=1, label="Query", visible=False, elem_id="query",
-                        info="Go back over the attacks: what they tried, and what was answered.",
-                    ),
-                    watched=gr.HTML(render.empty(), elem_id="watched"),
-                    seen=gr.State(None, time_to_live=_FORGET),
-                    entries=gr.State((), time_to_live=_FORGET),
-                )
+                shown = _shown(first, chosen)
         _wire_choices(page, shown, chosen_controls)
         _wire_images(shown, chosen_controls, offered, upload, places)
         _wire_runs(page, shown, chosen_controls)
     return page
 
 
+def _shown(first: Picked, chosen: gr.HTML) -> Shown:
+    with gr.Row():
+        run = gr.Button("Attack", variant="primary", scale=3, elem_id="run")
+        stop = gr.Button("Stop", variant="stop", min_width=80, interactive=False, elem_id="stop")
+    return Shown(
+        picked=gr.State(first),
+        chosen=chosen,
+        run=run,
+        stop=stop,
+        status=_html("status"),
+        verdict=_html("verdict"),
+        query=gr.Slider(
+            0,
+            1,
+            0,
+            step=1,
+            label="Query",
+            info="Go back over the attacks: what they tried, and what was answered.",
+            visible=False,
+            elem_id="query",
+        ),
+        watched=_html("watched", render.empty()),
+        results=_html("results"),
+        seen=gr.State(None, time_to_live=_FORGET),
+        entries=gr.State((), time_to_live=_FORGET),
+    )
+
+
+def _html(name: str, value: str = "") -> gr.HTML:
+    return gr.HTML(value, elem_id=name, apply_default_css=False)
+
+
 def _wire_choices(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    chosen.model.input(for_model, chosen.model, [chosen.norm, chosen.eps], **quick)
-    chosen.norm.input(for_norm, chosen.norm, chosen.eps, **quick)
-    chosen.defense.input(for_defense, chosen.defense, chosen.steps, **quick)
+    chosen.model.input(for_model, chosen.model, [chosen.norm, chosen.eps], **_QUICK)
+    chosen.norm.input(for_norm, chosen.norm, chosen.eps, **_QUICK)
+    chosen.defense.input(for_defense, chosen.defense, chosen.steps, **_QUICK)
     gr.on(
         [page.load, shown.picked.change, *(each.change for each in chosen.components)],
         _describe,
         [shown.picked, *chosen.components],
         shown.chosen,
         trigger_mode="always_last",
-        **quick,
+        **_QUICK,
     )
 
 
 def _wire_images(
     shown: Shown, chosen: Controls, offered: gr.Gallery, upload: gr.Image, places: list[int]
 ) -> None:
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
     def pick(event: gr.SelectData) -> tuple[Picked, None]:
         return bundled(compute.images(), places[event.index]), None
 
@@ -165,9 +184,9 @@ def _wire_images(
     def clear() -> tuple[Picked, Any]:
         return bundled(compute.images(), places[0]), gr.Gallery(selected_index=0)
 
-    offered.select(pick, None, [shown.picked, upload], **quick)
-    upload.upload(drop, upload, [shown.picked, offered], **quick)
-    upload.clear(clear, None, [shown.picked, offered], **quick)
+    offered.select(pick, None, [shown.picked, upload], **_QUICK)
+    upload.upload(drop, upload, [shown.picked, offered], **_QUICK)
+    upload.clear(clear, None, [shown.picked, offered], **_QUICK)
 
 
 def _wire_runs(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
@@ -180,16 +199,14 @@ def _wire_runs(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
     shown.run.click(
         start,
         [shown.picked, shown.entries, *chosen.components],
-        [shown.run, shown.stop, shown.status, shown.results, shown.query, shown.watched]
-        + [shown.seen, shown.entries],
+        [each for each in vars(shown).values() if each not in (shown.picked, shown.chosen)],
         concurrency_id="machine",
         concurrency_limit=1,
         show_progress="hidden",
         api_visibility="private",
     )
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    shown.stop.click(stops.stop, None, None, **quick)
-    shown.query.input(_at, [shown.seen, shown.query], shown.watched, **quick)
+    shown.stop.click(stops.stop, None, None, **_QUICK)
+    shown.query.input(_at, [shown.seen, shown.query], shown.watched, **_QUICK)
     page.unload(stops.stop)
 
 
@@ -234,7 +251,8 @@ def _run(
     else:
         yield _idle(shown, seen) | {
             shown.status: "",
-            shown.results: gr.HTML(render.results(outcome, entries), visible=True),
+            shown.verdict: render.ruling(outcome, entries),
+            shown.results: render.results(outcome),
             shown.entries: ledger.remember(entries, ledger.of_outcome(outcome)),
         }
 
@@ -244,7 +262,8 @@ def _busy(shown: Shown, setup: Setup) -> Updates:
         shown.run: gr.Button(interactive=False),
         shown.stop: gr.Button(interactive=True),
         shown.status: render.progress(None, setup),
-        shown.results: gr.HTML(visible=False),
+        shown.verdict: "",
+        shown.results: "",
         shown.query: gr.Slider(visible=False),
         shown.watched: "",
         shown.seen: None,
@@ -287,5 +306,5 @@ def _one_sentence() -> Iterator[None]:
 
 
 def _thumbnail(dataset: ImageDataset, position: int) -> Image.Image:
-    image: Image.Image = to_pil_image(bundled(dataset, position).pixels)
-    return image.resize((_ENLARGED, _ENLARGED), Image.Resampling.NEAREST)
+    pixels = bundled(dataset, position).pixels.mul(255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy()).resize((_ENLARGED, _ENLARGED), Image.Resampling.NEAREST)

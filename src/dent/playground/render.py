@@ -142,39 +142,49 @@ def watched(looks: Looks, setup: Setup, classes: Sequence[str], query: int | Non
         classes: Their names.
         query: Which; an attack that took fewer is shown at its last. None for the latest.
     """
-    cards = [
-        _card(name, seen, setup, classes, query) for name, seen in looks.items() if len(seen)
-    ]
+    cards = [_card(name, seen, setup, classes, query) for name, seen in looks.items() if len(seen)]
     return _render(
         "watched.html.j2",
         cards=cards,
         chart=charts.margin_chart(looks, setup.defense),
         looks=looks,
-        names={name: f"{words.target(name, setup.defense)}, {words.course(name)}" for name in looks},
+        names={
+            name: f"{words.target(name, setup.defense)}, {words.course(name)}" for name in looks
+        },
         classes=classes,
     )
 
 
-def results(outcome: Outcome, before: Sequence[Entry]) -> str:
-    """All that came of a run.
+def ruling(outcome: Outcome, before: Sequence[Entry]) -> str:
+    """What a run says.
 
     Args:
         outcome: It.
         before: What was run before on the same page.
     """
     return _render(
-        "results.html.j2",
+        "verdict.html.j2",
         outcome=outcome,
         setup=outcome.setup,
         label=outcome.classes[outcome.label],
         verdict=verdict(outcome, before),
+        notes=tuple(notes(outcome.setup)),
+    )
+
+
+def results(outcome: Outcome) -> str:
+    """What is served, and how the defense adapted."""
+    return _render(
+        "results.html.j2",
+        outcome=outcome,
+        setup=outcome.setup,
+        label=outcome.classes[outcome.label],
         rows=[_row(each, outcome) for each in outcome.submissions],
         charts=[
             drawn
             for drawn in (charts.entropy_chart(outcome), charts.sigma_chart(outcome))
             if drawn is not None
         ],
-        notes=tuple(notes(outcome.setup)),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Final, Literal, get_args
 
 from dent import models
 from dent.attacks import Attack, make
-from dent.attacks.values import is_count
+from dent.attacks.values import check_counts, is_count
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, check_choice
 from dent.errors import ConfigError
 from dent.threat import ThreatModel
@@ -28,6 +28,7 @@ RUNGS: Final[tuple[Rung, ...]] = get_args(Rung)
 MOST_STEPS: Final = 30
 MOST_ITERATIONS: Final = 40
 MOST_MEMBERS: Final = 32
+LARGEST_SEED: Final = 2**31 - 1
 LARGEST_EPS: Final[Mapping[str, float]] = {"linf": 16 / 255, "l2": 2.0}
 ENOUGH_FOR_STATISTICS: Final = 32
 """Below, batch statistics are noise (paper Table 9)."""
@@ -82,8 +83,9 @@ class Setup:
             _check_count("steps", self.steps, MOST_STEPS)
         _check_count("iterations", self.iterations, MOST_ITERATIONS)
         _check_count("batch size", self.batch_size, MOST_MEMBERS)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ConfigError(f"seed must be a whole number from 0, got {self.seed!r}")
+        check_counts(0, seed=self.seed)
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"seed must be at most {LARGEST_SEED}, got {self.seed}")
 
     @property
     def config(self) -> DentConfig:

@@ -7,7 +7,7 @@ from dent.playground.outcome import CourseName, Submission, asked_by
 
 _COURSES: Final[Mapping[CourseName, str]] = {
     "static": "attacked",
-    "transfer": "transfer from static",
+    "transfer": "transfer",
     "stop-gradient": "stop-gradient",
     "unrolled": "unrolled",
 }
