@@ -35,11 +35,7 @@ images, drawn by the seed. What you see is what the few attacks run here leave, 
 that knows of the adaptation may break what another does not, and one image is no benchmark.</p>
 </div>"""
 
-_QUICK: Final[dict[str, Any]] = {
-    "queue": False,
-    "show_progress": "hidden",
-    "api_visibility": "private",
-}
+_QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
 
 Updates = dict[Any, Any]
 
@@ -106,13 +102,10 @@ def build() -> gr.Blocks:
                     interactive=False,
                     elem_id="gallery",
                 )
-                upload = gr.Image(
+                upload = gr.File(
                     label="or drop one in",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    buttons=[],
-                    height=150,
+                    file_types=[".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"],
+                    height=120,
                     elem_id="upload",
                 )
                 chosen = _html("chosen")
@@ -158,21 +151,21 @@ def _html(name: str, value: str = "") -> gr.HTML:
 
 
 def _wire_choices(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
-    chosen.model.input(for_model, chosen.model, [chosen.norm, chosen.eps], **_QUICK)
-    chosen.norm.input(for_norm, chosen.norm, chosen.eps, **_QUICK)
-    chosen.defense.input(for_defense, chosen.defense, chosen.steps, **_QUICK)
+    chosen.model.input(for_model, chosen.model, [chosen.norm, chosen.eps], **_QUIET)
+    chosen.norm.input(for_norm, chosen.norm, chosen.eps, **_QUIET)
+    chosen.defense.input(for_defense, chosen.defense, chosen.steps, **_QUIET)
     gr.on(
         [page.load, shown.picked.change, *(each.change for each in chosen.components)],
         _describe,
         [shown.picked, *chosen.components],
         shown.chosen,
         trigger_mode="always_last",
-        **_QUICK,
+        **_QUIET,
     )
 
 
 def _wire_images(
-    shown: Shown, chosen: Controls, offered: gr.Gallery, upload: gr.Image, places: list[int]
+    shown: Shown, chosen: Controls, offered: gr.Gallery, upload: gr.File, places: list[int]
 ) -> None:
     def pick(event: gr.SelectData) -> tuple[Picked, None]:
         return bundled(compute.images(), places[event.index]), None
@@ -184,9 +177,9 @@ def _wire_images(
     def clear() -> tuple[Picked, Any]:
         return bundled(compute.images(), places[0]), gr.Gallery(selected_index=0)
 
-    offered.select(pick, None, [shown.picked, upload], **_QUICK)
-    upload.upload(drop, upload, [shown.picked, offered], **_QUICK)
-    upload.clear(clear, None, [shown.picked, offered], **_QUICK)
+    offered.select(pick, None, [shown.picked, upload], **_QUIET)
+    upload.upload(drop, upload, [shown.picked, offered], **_QUIET)
+    upload.clear(clear, None, [shown.picked, offered], **_QUIET)
 
 
 def _wire_runs(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
@@ -202,11 +195,10 @@ def _wire_runs(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
         [each for each in vars(shown).values() if each not in (shown.picked, shown.chosen)],
         concurrency_id="machine",
         concurrency_limit=1,
-        show_progress="hidden",
-        api_visibility="private",
+        **_QUIET,
     )
-    shown.stop.click(stops.stop, None, None, **_QUICK)
-    shown.query.input(_at, [shown.seen, shown.query], shown.watched, **_QUICK)
+    shown.stop.click(stops.stop, None, None, **_QUIET)
+    shown.query.input(_at, [shown.seen, shown.query], shown.watched, **_QUIET)
     page.unload(stops.stop)
 
 
