@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,29 @@ def test_ticks_are_few_and_reach_the_end(top: float, last: int) -> None:
     assert whole[-1] == (last, str(last))
     assert len(whole) <= 8
     assert len({text for _, text in whole}) == len(whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.floats(-1e4, -1e-3), top=st.floats(-1e4, 1e4))
+def test_ticks_reach_below_0_where_values_do(low: float, top: float) -> None:
+    ticks = nice_ticks(top, low)
+    assert 3 <= len(ticks) <= 7
+    assert 0 in ticks
+    slack = 1e-6 * (max(top, 0.0) - low)
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= max(top, 0.0) - slack
+
+
+def test_a_chart_goes_below_0_and_marks_it() -> None:
+    values = [Value(0.0, 6.0, None, "6"), Value(1.0, -2.0, None, "-2")]
+    curve = Curve("c", (), 1, False, values)
+    ends = [(0.0, "0"), (1.0, "1")]
+    drawn = chart("t", [curve], x_label="x", y_label="y", x_ticks=ends)
+    assert [tick.text for tick in drawn.y_ticks] == ["-2", "0", "2", "4", "6"]
+    assert [marker.y for marker in drawn.lines[0].markers] == [0, 200]
+    assert drawn.zero == 150
+    above = replace(curve, values=values[:1])
+    assert chart("t", [above], x_label="x", y_label="y", x_ticks=ends).zero is None
 
 
 def test_a_chart_lies_inside_its_frame_and_keeps_order() -> None:

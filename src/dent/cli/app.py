@@ -13,6 +13,7 @@ from dent.cli.evaluate import evaluate_command
 from dent.cli.merge import merge_command
 from dent.cli.models import models_command
 from dent.cli.paper import paper_command
+from dent.cli.playground import playground_command
 from dent.cli.records import list_command, report_command, show_command, verify_command
 from dent.cli.serve import serve_command
 from dent.cli.train import train_command
@@ -37,6 +38,7 @@ app.command("merge")(merge_command)
 app.command("train")(train_command)
 app.command("serve")(serve_command)
 app.command("paper")(paper_command)
+app.command("playground")(playground_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("report")(report_command)

@@ -107,6 +107,7 @@ class Chart:
         x_ticks: In percent of the width.
         y_ticks: In pixels.
         lines: The curves.
+        zero: Where 0 is, in pixels, if the axis goes below it.
         height: In pixels.
     """
 
@@ -117,6 +118,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Drawn, ...]
+    zero: float | None = None
     height: float = HEIGHT
 
 
@@ -130,7 +132,7 @@ def chart(
     y_top: float | None = None,
     share: bool = False,
 ) -> Chart:
-    """Lay out a line chart whose vertical axis begins at 0.
+    """Lay out a line chart whose vertical axis begins at 0, or lower where a value is.
 
     Args:
         title: Above it.
@@ -142,7 +144,8 @@ def chart(
         share: Whether y is a share, written in percent, up to 1.
     """
     tops = [value.interval[1] if value.interval else value.y for c in curves for value in c.values]
-    steps = (0.0, 0.25, 0.5, 0.75, 1.0) if share else nice_ticks(y_top or max(tops))
+    lowest = min(value.y for curve in curves for value in curve.values)
+    steps = (0.0, 0.25, 0.5, 0.75, 1.0) if share else nice_ticks(y_top or max(tops), lowest)
     low, high = min(x for x, _ in x_ticks), max(x for x, _ in x_ticks)
 
     dodge = 6.0 if any(value.interval for curve in curves for value in curve.values) else 0.0
@@ -151,7 +154,7 @@ def chart(
         return 50.0 if high == low else round(100 * (x - low) / (high - low), 3)
 
     def down(y: float) -> float:
-        return round(HEIGHT * (1 - min(y / steps[-1], 1.0)), 2)
+        return round(HEIGHT * (1 - min((y - steps[0]) / (steps[-1] - steps[0]), 1.0)), 2)
 
     return Chart(
         title=title,
@@ -178,18 +181,25 @@ def chart(
             )
             for index, curve in enumerate(curves)
         ),
+        zero=down(0.0) if steps[0] < 0 else None,
     )
 
 
-def nice_ticks(top: float) -> tuple[float, ...]:
-    """Round values from 0 to at least `top`, three to six of them, evenly spaced."""
-    if not top > 0:
+def nice_ticks(top: float, lowest: float = 0.0) -> tuple[float, ...]:
+    """Round values, evenly spaced and 0 among them, that reach from `lowest` to `top`.
+
+    Args:
+        top: The largest value.
+        lowest: The smallest; the ticks begin at 0 where it is above.
+    """
+    top, below = max(top, 0.0), max(-lowest, 0.0)
+    if not top + below > 0:
         return (0.0, 0.5, 1.0)
-    raw = top / 4
+    raw = (top + below) / 4
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999999)
-    count = math.ceil(top / step - 1e-9)
-    return tuple(float(f"{step * index:.12g}") for index in range(count + 1))
+    first, last = math.ceil(below / step - 1e-9), math.ceil(top / step - 1e-9)
+    return tuple(float(f"{step * index:.12g}") for index in range(-first, last + 1))
 
 
 def whole_ticks(last: int) -> list[tuple[float, str]]:

@@ -1,0 +1,32 @@
+"""`dent playground`: a page to try it."""
+
+from typing import Annotated
+
+import typer
+
+from dent.cli.console import OUT, print_json
+from dent.playground import serve
+
+
+def playground_command(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; the default is for this machine alone.")
+    ] = "127.0.0.1",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the page's address as JSON.")
+    ] = False,
+) -> None:
+    """Try it in a browser: attack an image, and watch what static and dent make of it.
+
+    Pick a bundled image or drop one in, choose model, defense, attack and eps. Everything runs on
+    this machine, on the models that the package carries. Ctrl-C ends it.
+    """
+
+    def ready(address: str) -> None:
+        if as_json:
+            print_json({"url": address})
+        else:
+            OUT.print(f"Open {address} in a browser. Ctrl-C ends it.", soft_wrap=True)
+
+    serve(host, port, ready)

@@ -1,0 +1,207 @@
+"""Attack an image in its batch, with and without the defense, and see what is served.
+
+    outcome = play(Setup(ThreatModel("linf", "8/255")), bundled(dataset, 0))
+
+No browser is needed for it. What the attacks do is what `dent.attacks` does: they are only watched.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from dent import data, models
+from dent.attacks import Defense, DynamicDefense
+from dent.attacks.adaptive import Among
+from dent.data import ImageDataset
+from dent.defense import Dent
+from dent.errors import InputError
+from dent.evaluation.serving import Served, serve
+from dent.playground.images import Picked, company
+from dent.playground.outcome import (
+    WHO,
+    Answer,
+    Cost,
+    Course,
+    CourseName,
+    Outcome,
+    Submission,
+    Who,
+    asked_by,
+)
+from dent.playground.setup import DATASET, Setup
+from dent.playground.watch import Look, Watch, WatchedDefense, WatchedModel
+
+_TIMED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A look while it happens.
+
+    Attributes:
+        course: Of which attack.
+        look: It.
+        planned: Queries of this attack, at most.
+        share: Of all attacks, the share that is done, in [0, 1].
+    """
+
+    course: CourseName
+    look: Look
+    planned: int
+    share: float
+
+
+See = Callable[[Sight], None]
+
+
+@lru_cache(maxsize=1)
+def images() -> ImageDataset:
+    """The bundled images."""
+    return data.load(DATASET)
+
+
+@lru_cache(maxsize=2)
+def model(name: str) -> nn.Module:
+    """A model that the page offers; nothing here writes to it.
+
+    Raises:
+        WeightsError: Its weights are damaged.
+        MissingExtraError: It needs a package that is not here.
+    """
+    return models.load(name, num_classes=len(images().classes))
+
+
+def play(setup: Setup, picked: Picked, see: See = lambda sight: None) -> Outcome:
+    """Run everything that was asked for.
+
+    The same arguments give the same outcome, but for the times, on one machine.
+
+    Args:
+        setup: What to run.
+        picked: The image.
+        see: Told of every query while the attacks run; what it raises ends the run.
+
+    Raises:
+        InputError: The static model has no answer to an image without a label.
+    """
+    return _Play(setup, picked, see).run()
+
+
+class _Play:
+    def __init__(self, setup: Setup, picked: Picked, see: See) -> None:
+        self.setup = setup
+        self.picked = picked
+        self.see = see
+        self.static = model(setup.model)
+        self.defense = Dent(self.static, setup.config)
+        self.company = tuple(company(images(), picked, setup.batch_size, setup.seed))
+        others, labels = images().batch(self.company)
+        self.natural = torch.cat([picked.pixels.unsqueeze(0), others])
+        self.label = self._label()
+        self.labels = torch.cat([torch.tensor([self.label]), labels])
+        self.courses: list[Course] = []
+        self.submissions: list[Submission] = []
+
+    def run(self) -> Outcome:
+        self._submit(None, self.natural)
+        batches = self._attack("static")
+        for rung in self.setup.rungs:
+            if rung == "transfer":
+                self._transfer(batches)
+            else:
+                self._attack(rung)
+        return Outcome(
+            setup=self.setup,
+            picked=self.picked,
+            label=self.label,
+            classes=images().classes,
+            company=self.company,
+            courses=tuple(self.courses),
+            submissions=tuple(self.submissions),
+            cost=self._cost(),
+        )
+
+    def _label(self) -> int:
+        if self.picked.label is not None:
+            return self.picked.label
+        answer = self._serve("static", self.natural[:1]).predictions[0]
+        if answer is None:
+            raise InputError(
+                f"{self.setup.model} has no answer to {self.picked.name}: take another"
+            )
+        return answer
+
+    def _attack(self, name: CourseName) -> list[Tensor]:
+        """Run an attack and submit what it found; return the batches that it asked about."""
+        setup, size = self.setup, self._attacked
+        attack = setup.of_static() if name == "static" else setup.of_defense(name)
+        planned = attack.queries(len(images().classes), setup.threat.norm).forwards
+        watch = self._watch(name, planned)
+        target: Defense = WatchedModel(self.static, watch)
+        if name != "static":
+            target = WatchedDefense(self._as_attacked(), watch)
+        x, y = self.natural[:size], self.labels[:size]
+        start = time.perf_counter()
+        found = attack(target, x, y, setup.threat, seed=setup.seed)
+        self._close(name, watch, time.perf_counter() - start)
+        self._submit(name, torch.cat([found.adversarial, self.natural[size:]]))
+        self._submit_find(name, watch)
+        return watch.batches
+
+    def _transfer(self, batches: list[Tensor]) -> None:
+        """Submit to the defense all that the attack on the static model tried."""
+        watch = self._watch("transfer", len(batches))
+        start = time.perf_counter()
+        for batch in batches:
+            watch.saw(batch, self._serve("defense", batch).logits)
+        self._close("transfer", watch, time.perf_counter() - start)
+        self._submit_find("transfer", watch)
+
+    @property
+    def _attacked(self) -> int:
+        return len(self.natural) if self.setup.target == "batch" else 1
+
+    def _as_attacked(self) -> DynamicDefense:
+        if self.setup.target == "batch":
+            return self.defense
+        controlled = torch.arange(len(self.natural)) < self._attacked
+        return Among(self.defense, self.natural, self.labels, controlled)
+
+    def _watch(self, name: CourseName, planned: int) -> Watch:
+        courses = 1 + len(self.setup.rungs)
+
+        def notice(look: Look) -> None:
+            share = (len(self.courses) + min((look.query + 1) / planned, 1.0)) / courses
+            self.see(Sight(name, look, planned, share))
+
+        return Watch(self.label, self.natural, self.setup.threat, notice)
+
+    def _close(self, name: CourseName, watch: Watch, seconds: float) -> None:
+        self.courses.append(Course(name, tuple(watch.looks), seconds))
+
+    def _submit(self, found_by: CourseName | None, batch: Tensor, query: int | None = None) -> None:
+        static, defense = (Answer(self._serve(who, batch), self.labels) for who in WHO)
+        self.submissions.append(Submission(found_by, query, batch, static, defense))
+
+    def _submit_find(self, name: CourseName, watch: Watch) -> None:
+        """Submit what fooled the target on the way, unless what is submitted already does."""
+        who = asked_by(name)
+        ends = (None, "static" if name == "transfer" else name)
+        fooled = any(not s.answer(who).right for s in self.submissions if s.found_by in ends)
+        if watch.find is not None and not fooled:
+            look, batch = watch.find
+            self._submit(name, batch, look.query)
+
+    def _serve(self, who: Who, batch: Tensor) -> Served:
+        target: Defense = self.static if who == "static" else self.defense
+        return serve(target, batch, seed=self.setup.seed, attacked=1)
+
+    def _cost(self) -> Cost:
+        static = median(self._serve("static", self.natural).seconds for _ in range(_TIMED))
+        answer = self._serve("defense", self.natural).seconds
+        return Cost(answer, static, self.setup.config.steps)

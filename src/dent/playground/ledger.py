@@ -1,0 +1,101 @@
+"""What was run on this page before, so that no run is told what an earlier one contradicts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dent.playground.images import Picked
+from dent.playground.outcome import WHO, CourseName, Outcome, Who, asked_by
+from dent.playground.setup import Setup
+from dent.playground.watch import Look
+from dent.playground.words import ATTACKS
+
+MOST: Final = 200
+"""Runs that a page remembers."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run, or as much of it as there was before it was stopped.
+
+    Attributes:
+        image: Key of the image.
+        name: The image, in words.
+        setup: What was run.
+        broken: By whose answers the image is wrong, and under what, in words.
+        least: How many members of the batch were left right, at least; empty of a stopped run.
+        finished: Whether it was not stopped.
+    """
+
+    image: str
+    name: str
+    setup: Setup
+    broken: Mapping[Who, tuple[str, ...]]
+    least: Mapping[Who, int]
+    finished: bool = True
+
+
+def of_outcome(outcome: Outcome) -> Entry:
+    """What a finished run found."""
+    return Entry(
+        image=outcome.picked.key,
+        name=outcome.picked.name,
+        setup=outcome.setup,
+        broken={
+            who: _unique(ATTACKS[found.found_by] for found in outcome.breaks(who)) for who in WHO
+        },
+        least={who: outcome.least_right(who) for who in WHO},
+    )
+
+
+def of_stopped(setup: Setup, picked: Picked, looks: Mapping[CourseName, Sequence[Look]]) -> Entry:
+    """What a run had seen when it was stopped."""
+    broken: dict[Who, tuple[str, ...]] = dict.fromkeys(WHO, ())
+    for course, seen in looks.items():
+        if not all(look.right for look in seen):
+            who = asked_by(course)
+            broken[who] = _unique((*broken[who], ATTACKS[course]))
+    return Entry(picked.key, picked.name, setup, broken, least={}, finished=False)
+
+
+def remember(entries: Sequence[Entry], entry: Entry) -> tuple[Entry, ...]:
+    """Return the entries with one more, the oldest forgotten where there are too many."""
+    return (*entries, entry)[-MOST:]
+
+
+def earlier_breaks(entries: Sequence[Entry], now: Entry, who: Who) -> tuple[Entry, ...]:
+    """Entries that broke the same image within the threat model of this one.
+
+    In any company and with any seed: who attacks may choose both.
+    """
+    return tuple(
+        entry for entry in entries if _comparable(entry, now, who) and entry.broken.get(who)
+    )
+
+
+def least_right(entries: Sequence[Entry], now: Entry, who: Who) -> int:
+    """The fewest right of the same batch, in this run and in those before within its threat."""
+
+    def batch(entry: Entry) -> tuple[int, int]:
+        return entry.setup.batch_size, entry.setup.seed
+
+    same = [
+        entry.least[who]
+        for entry in entries
+        if entry.finished and batch(entry) == batch(now) and _comparable(entry, now, who)
+    ]
+    return min([now.least[who], *same])
+
+
+def _comparable(entry: Entry, now: Entry, who: Who) -> bool:
+    """Whether what an entry says of the image's static model or defense is true of this one's."""
+    one, other = entry.setup, now.setup
+    return (
+        (entry.image, one.model, one.threat.norm) == (now.image, other.model, other.threat.norm)
+        and one.threat.eps <= other.threat.eps
+        and (who == "static" or one.config == other.config)
+    )
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,302 @@
+"""The page: what it shows, and what happens when something is chosen or pressed."""
+
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+import gradio as gr
+from PIL import Image
+
+from dent.data import ImageDataset
+from dent.errors import DentError
+from dent.playground import compute, ledger, render
+from dent.playground.compute import Sight, play
+from dent.playground.controls import Controls, controls, for_defense, for_model, for_norm, read
+from dent.playground.images import SIDE, Picked, bundled, dropped, gallery
+from dent.playground.ledger import Entry
+from dent.playground.outcome import CourseName, Outcome
+from dent.playground.setup import Setup
+from dent.playground.streaming import Stopped, Stream
+from dent.playground.watch import Look
+
+TITLE: Final = "torch-dent playground"
+_PER_CLASS: Final = 4
+_ENLARGED: Final = 2 * SIDE
+_FORGET: Final = 3600  # seconds that what a visitor saw is kept
+
+_HEAD: Final = """<div class="play"><h1>Attack an image, with and without dent</h1>
+<p>dent adapts to the batch it is given, so an image stands in one here: the others are bundled
+images, drawn by the seed. What you see is what the few attacks run here leave, an upper bound: one
+that knows of the adaptation may break what another does not, and one image is no benchmark.</p>
+</div>"""
+
+_QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
+
+Updates = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows, and what it remembers of a visitor."""
+
+    picked: gr.State
+    chosen: gr.HTML
+    run: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    verdict: gr.HTML
+    query: gr.Slider
+    watched: gr.HTML
+    results: gr.HTML
+    seen: gr.State
+    entries: gr.State
+
+
+class Stops:
+    """Lets a visitor stop what runs for them, from another request than the one that runs it."""
+
+    def __init__(self) -> None:
+        self._events: dict[str | None, threading.Event] = {}
+
+    @contextmanager
+    def running(self, session: str | None) -> Iterator[threading.Event]:
+        """Give the event that `stop` sets for a session, while something runs."""
+        event = self._events[session] = threading.Event()
+        try:
+            yield event
+        finally:
+            self._events.pop(session, None)
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop what runs for the session that asks, if anything does."""
+        event = self._events.get(request.session_hash)
+        if event is not None:
+            event.set()
+
+
+def build() -> gr.Blocks:
+    """Make the page."""
+    dataset = compute.images()
+    places = gallery(dataset, _PER_CLASS)
+    first = bundled(dataset, places[0])
+    page = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with page:
+        gr.HTML(_HEAD, apply_default_css=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=300):
+                offered = gr.Gallery(
+                    [_thumbnail(dataset, place) for place in places],
+                    label="Pick an image",
+                    columns=8,
+                    object_fit="contain",
+                    allow_preview=False,
+                    selected_index=0,
+                    format="png",
+                    buttons=[],
+                    height="auto",
+                    interactive=False,
+                    elem_id="gallery",
+                )
+                upload = gr.File(
+                    label="or drop one in",
+                    file_types=[".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"],
+                    height=120,
+                    elem_id="upload",
+                )
+                chosen = _html("chosen")
+                chosen_controls = controls()
+            with gr.Column(scale=9, min_width=300):
+                shown = _shown(first, chosen)
+        _wire_choices(page, shown, chosen_controls)
+        _wire_images(shown, chosen_controls, offered, upload, places)
+        _wire_runs(page, shown, chosen_controls)
+    return page
+
+
+def _shown(first: Picked, chosen: gr.HTML) -> Shown:
+    with gr.Row():
+        run = gr.Button("Attack", variant="primary", scale=3, elem_id="run")
+        stop = gr.Button("Stop", variant="stop", min_width=80, interactive=False, elem_id="stop")
+    return Shown(
+        picked=gr.State(first),
+        chosen=chosen,
+        run=run,
+        stop=stop,
+        status=_html("status"),
+        verdict=_html("verdict"),
+        query=gr.Slider(
+            0,
+            1,
+            0,
+            step=1,
+            label="Query",
+            info="Go back over the attacks: what they tried, and what was answered.",
+            visible=False,
+            elem_id="query",
+        ),
+        watched=_html("watched", render.empty()),
+        results=_html("results"),
+        seen=gr.State(None, time_to_live=_FORGET),
+        entries=gr.State((), time_to_live=_FORGET),
+    )
+
+
+def _html(name: str, value: str = "") -> gr.HTML:
+    return gr.HTML(value, elem_id=name, apply_default_css=False)
+
+
+def _wire_choices(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
+    chosen.model.input(for_model, chosen.model, [chosen.norm, chosen.eps], **_QUIET)
+    chosen.norm.input(for_norm, chosen.norm, chosen.eps, **_QUIET)
+    chosen.defense.input(for_defense, chosen.defense, chosen.steps, **_QUIET)
+    gr.on(
+        [page.load, shown.picked.change, *(each.change for each in chosen.components)],
+        _describe,
+        [shown.picked, *chosen.components],
+        shown.chosen,
+        trigger_mode="always_last",
+        **_QUIET,
+    )
+
+
+def _wire_images(
+    shown: Shown, chosen: Controls, offered: gr.Gallery, upload: gr.File, places: list[int]
+) -> None:
+    def pick(event: gr.SelectData) -> tuple[Picked, None]:
+        return bundled(compute.images(), places[event.index]), None
+
+    def drop(path: str) -> tuple[Picked, Any]:
+        with _one_sentence():
+            return dropped(Path(path)), gr.Gallery(selected_index=None)
+
+    def clear() -> tuple[Picked, Any]:
+        return bundled(compute.images(), places[0]), gr.Gallery(selected_index=0)
+
+    offered.select(pick, None, [shown.picked, upload], **_QUIET)
+    upload.upload(drop, upload, [shown.picked, offered], **_QUIET)
+    upload.clear(clear, None, [shown.picked, offered], **_QUIET)
+
+
+def _wire_runs(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
+    stops = Stops()
+
+    def start(request: gr.Request, picked: Picked, entries: tuple[Entry, ...], *values: Any) -> Any:
+        with stops.running(request.session_hash) as stop:
+            yield from _run(shown, stop, picked, entries, values)
+
+    shown.run.click(
+        start,
+        [shown.picked, shown.entries, *chosen.components],
+        [each for each in vars(shown).values() if each not in (shown.picked, shown.chosen)],
+        concurrency_id="machine",
+        concurrency_limit=1,
+        **_QUIET,
+    )
+    shown.stop.click(stops.stop, None, None, **_QUIET)
+    shown.query.input(_at, [shown.seen, shown.query], shown.watched, **_QUIET)
+    page.unload(stops.stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a run showed, to go back over it."""
+
+    setup: Setup
+    looks: dict[CourseName, list[Look]]
+
+
+def _run(
+    shown: Shown,
+    stop: threading.Event,
+    picked: Picked,
+    entries: tuple[Entry, ...],
+    values: tuple[Any, ...],
+) -> Generator[Updates]:
+    """Run what was chosen, and show it while it runs; the last update is the outcome."""
+    with _one_sentence():
+        setup = read(*values)
+    seen = Seen(setup, {})
+    yield _busy(shown, setup)
+    stream: Stream[Sight, Outcome] = Stream(partial(play, setup, picked), stop)
+    try:
+        with closing(iter(stream)) as batches:
+            for sights in batches:
+                for sight in sights:
+                    seen.looks.setdefault(sight.course, []).append(sight.look)
+                yield {
+                    shown.status: render.progress(sights[-1], setup),
+                    shown.watched: _watched(seen),
+                }
+        outcome = stream.result()
+    except Stopped:
+        known = ledger.remember(entries, ledger.of_stopped(setup, picked, seen.looks))
+        yield _idle(shown, seen) | {shown.status: render.stopped(setup), shown.entries: known}
+    except Exception as error:
+        yield _idle(shown, seen) | {shown.status: ""}
+        with _one_sentence():
+            raise error
+    else:
+        yield _idle(shown, seen) | {
+            shown.status: "",
+            shown.verdict: render.ruling(outcome, entries),
+            shown.results: render.results(outcome),
+            shown.entries: ledger.remember(entries, ledger.of_outcome(outcome)),
+        }
+
+
+def _busy(shown: Shown, setup: Setup) -> Updates:
+    return {
+        shown.run: gr.Button(interactive=False),
+        shown.stop: gr.Button(interactive=True),
+        shown.status: render.progress(None, setup),
+        shown.verdict: "",
+        shown.results: "",
+        shown.query: gr.Slider(visible=False),
+        shown.watched: "",
+        shown.seen: None,
+    }
+
+
+def _idle(shown: Shown, seen: Seen) -> Updates:
+    last = max((len(looks) for looks in seen.looks.values()), default=0) - 1
+    return {
+        shown.run: gr.Button(interactive=True),
+        shown.stop: gr.Button(interactive=False),
+        shown.query: gr.Slider(maximum=max(last, 1), value=max(last, 1), visible=last > 0),
+        shown.seen: seen,
+    }
+
+
+def _at(seen: Seen | None, query: float) -> str:
+    return "" if seen is None else _watched(seen, int(query))
+
+
+def _watched(seen: Seen, query: int | None = None) -> str:
+    return render.watched(seen.looks, seen.setup, compute.images().classes, query)
+
+
+def _describe(picked: Picked, *values: Any) -> str:
+    try:
+        setup = read(*values)
+    except DentError:  # said when it is run
+        setup = None
+    return render.chosen(picked, compute.images().classes, setup)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Show what was refused on the page, in the sentence that it was refused with."""
+    try:
+        yield
+    except DentError as error:
+        raise gr.Error(escape(str(error)), print_exception=False) from error
+
+
+def _thumbnail(dataset: ImageDataset, position: int) -> Image.Image:
+    pixels = bundled(dataset, position).pixels.mul(255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy()).resize((_ENLARGED, _ENLARGED), Image.Resampling.NEAREST)

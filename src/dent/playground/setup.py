@@ -1,0 +1,130 @@
+"""What a visitor chose, checked: all that decides what the page computes, beside the image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
+
+from dent import models
+from dent.attacks import Attack, make
+from dent.attacks.values import check_counts, is_count
+from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, check_choice
+from dent.errors import ConfigError
+from dent.threat import ThreatModel
+
+AttackName = Literal["pgd", "apgd-ce"]
+Rung = Literal["transfer", "stop-gradient", "unrolled"]
+Target = Literal["batch", "image"]
+
+DATASET: Final = "cifar10-sample"
+"""Where the images to pick, and the company of every image, come from."""
+DEFENSES: Final[Mapping[str, DentConfig]] = {
+    "dent+": DENT_PLUS,
+    "dent": DENT,
+    "dent-nominal": DENT_NOMINAL,
+}
+"""What can be chosen, the quickest first."""
+RUNGS: Final[tuple[Rung, ...]] = get_args(Rung)
+"""What an attack knows of the defense, from nothing to everything."""
+MOST_STEPS: Final = 30
+MOST_ITERATIONS: Final = 40
+MOST_MEMBERS: Final = 32
+LARGEST_SEED: Final = 2**31 - 1
+LARGEST_EPS: Final[Mapping[str, float]] = {"linf": 16 / 255, "l2": 2.0}
+ENOUGH_FOR_STATISTICS: Final = 32
+"""Below, batch statistics are noise (paper Table 9)."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is computed, apart from the image.
+
+    Attributes:
+        threat: Norm, one of `LARGEST_EPS`, and radius, up to that; pixels in [0, 1].
+        model: A name of `offered_models`.
+        defense: A name of `DEFENSES`.
+        steps: Of the defense, up to `MOST_STEPS`; None for the preset's.
+        attack: What attacks the static model, and the defense by `stop-gradient`.
+        rungs: What is run against the defense. What breaks the static model is always submitted
+            to it; `transfer` submits everything on the way there as well.
+        iterations: Of the attack, up to `MOST_ITERATIONS`; `unrolled` takes half as many.
+        batch_size: Members of the batch, the image among them, up to `MOST_MEMBERS`.
+        target: Whether the whole `batch` is attacked or the `image` alone.
+        seed: Draws the company, and everything random in the attacks.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    threat: ThreatModel
+    model: str = "resnet-14-2-linf"
+    defense: str = "dent+"
+    steps: int | None = None
+    attack: AttackName = "pgd"
+    rungs: tuple[Rung, ...] = RUNGS
+    iterations: int = 8
+    batch_size: int = 16
+    target: Target = "batch"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        norm, largest = self.threat.norm, LARGEST_EPS.get(self.threat.norm, 0.0)
+        check_choice("norm", norm, tuple(LARGEST_EPS))
+        if self.threat.eps > largest:
+            limit = ThreatModel(norm, largest)
+            raise ConfigError(f"eps must be at most {limit.label} here, got {self.threat.label}")
+        check_choice("model", self.model, offered_models())
+        check_choice("defense", self.defense, tuple(DEFENSES))
+        check_choice("attack", self.attack, get_args(AttackName))
+        check_choice("target", self.target, get_args(Target))
+        for rung in self.rungs:
+            check_choice("rung", rung, RUNGS)
+        if self.steps is not None:
+            _check_count("steps", self.steps, MOST_STEPS)
+        _check_count("iterations", self.iterations, MOST_ITERATIONS)
+        _check_count("batch size", self.batch_size, MOST_MEMBERS)
+        check_counts(0, seed=self.seed)
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"seed must be at most {LARGEST_SEED}, got {self.seed}")
+
+    @property
+    def config(self) -> DentConfig:
+        """The defense's configuration."""
+        preset = DEFENSES[self.defense]
+        return preset if self.steps is None else replace(preset, steps=self.steps)
+
+    def of_static(self) -> Attack:
+        """The attack on the static model."""
+        return make(self.attack, iterations=self.iterations)
+
+    def of_defense(self, rung: Rung) -> Attack:
+        """The attack through the defense, by its last forward or by the exact gradient."""
+        if rung == "unrolled":
+            return make("adaptive-unrolled", losses="ce", iterations=self.unrolled_iterations)
+        return make(self.attack, iterations=self.iterations)
+
+    @property
+    def unrolled_iterations(self) -> int:
+        """Half of `iterations`, at least one: an exact gradient costs several plain ones."""
+        return max(1, self.iterations // 2)
+
+
+def offered_models() -> tuple[str, ...]:
+    """The CIFAR-10 models whose weights are on this machine, the smallest first."""
+    present = [
+        entry
+        for entry in map(models.info, models.names())
+        if entry.present and entry.dataset == "cifar10"
+    ]
+    return tuple(entry.name for entry in sorted(present, key=lambda entry: entry.size or 0))
+
+
+def usual_threat(model: str) -> ThreatModel:
+    """What a model was trained against; for one that was not, the paper's radius for such."""
+    norm, _, eps = (models.info(model).threat or "linf 1.5/255").partition(" ")
+    return ThreatModel.from_dict({"norm": norm, "eps": eps})
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    if not is_count(value) or (isinstance(value, int) and value > most):
+        raise ConfigError(f"{name} must be a whole number from 1 to {most}, got {value!r}")

@@ -1,0 +1,113 @@
+"""What a run says, in sentences, and never more than the worst of all that was run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dent.playground.ledger import Entry, earlier_breaks, least_right, of_outcome
+from dent.playground.outcome import Outcome, Who
+from dent.playground.setup import ENOUGH_FOR_STATISTICS, Setup
+from dent.playground.words import ATTACKS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a run.
+
+    Attributes:
+        headline: Who holds and who falls, in the worst of what was run on the page.
+        sentences: Why, and how far it reaches.
+        static_falls: Whether the static model does.
+        defense_falls: Whether the defense does.
+    """
+
+    headline: str
+    sentences: tuple[str, ...]
+    static_falls: bool
+    defense_falls: bool
+
+
+def verdict(outcome: Outcome, before: Sequence[Entry] = ()) -> Verdict:
+    """Rule on a run.
+
+    Args:
+        outcome: It.
+        before: What was run before on the same page. What broke the image then, within the same
+            threat model, counts.
+    """
+    now = of_outcome(outcome)
+    name = outcome.setup.defense
+    earlier = {who: earlier_breaks(before, now, who) for who in now.broken}
+    static = bool(now.broken["static"] or earlier["static"])
+    defense = bool(now.broken["defense"] or earlier["defense"])
+    headline = {
+        (False, False): f"Both hold: static and {name}",
+        (False, True): f"{name} falls where static holds",
+        (True, False): f"{name} holds where static falls",
+        (True, True): f"Both fall: static and {name}",
+    }[static, defense]
+    sentences = (
+        _of_image("Static", now, earlier["static"], "static"),
+        _of_image(name, now, earlier["defense"], "defense"),
+        *_of_batch(outcome, before, now),
+        _reach(outcome.setup, defense_falls=defense),
+    )
+    return Verdict(headline, sentences, static, defense)
+
+
+def notes(setup: Setup) -> Iterator[str]:
+    """What a visitor should know of a setup before running it."""
+    if setup.batch_size == 1 and setup.config.objective == "information-maximization":
+        yield (
+            f"In a batch of 1, {setup.defense} is the static model: information maximization has "
+            "nothing to minimize there."
+        )
+    if setup.config.statistics == "test" and setup.batch_size < ENOUGH_FOR_STATISTICS:
+        yield (
+            f"{setup.defense} normalizes by the batch's own statistics, which are noise in a batch "
+            f"of {setup.batch_size}: take {ENOUGH_FOR_STATISTICS}."
+        )
+
+
+def _of_image(name: str, now: Entry, earlier: Sequence[Entry], who: Who) -> str:
+    broken = now.broken[who]
+    if ATTACKS[None] in broken:
+        return f"{name} is wrong without any attack."
+    if broken:
+        return f"{name} is wrong under {' and '.join(broken)}."
+    if earlier:
+        setup = earlier[0].setup
+        return (
+            f"{name} held in this run, but an earlier one on this page broke it on this image "
+            f"({' and '.join(earlier[0].broken[who])}, {setup.threat.label}, batch of "
+            f"{setup.batch_size}, seed {setup.seed}), which counts."
+        )
+    return f"{name} is right in everything that was submitted."
+
+
+def _of_batch(outcome: Outcome, before: Sequence[Entry], now: Entry) -> Iterator[str]:
+    size = len(outcome.natural.batch)
+    if size == 1:
+        return
+    natural, name = outcome.natural, outcome.setup.defense
+    attacked = "all attacked" if outcome.setup.target == "batch" else "only the image attacked"
+    yield (
+        f"Of the batch of {size}, {attacked}, the worst submission leaves static "
+        f"{least_right(before, now, 'static')} right and {name} "
+        f"{least_right(before, now, 'defense')}; without an attack "
+        f"{natural.static.batch_right} and {natural.defense.batch_right}."
+    )
+
+
+def _reach(setup: Setup, *, defense_falls: bool) -> str:
+    if defense_falls:
+        return "One image is no benchmark: dent evaluate --suite dynamic is."
+    missing = [rung for rung in ("stop-gradient", "unrolled") if rung not in setup.rungs]
+    if missing:
+        return (
+            f"Not run on {setup.defense}: {' and '.join(missing)}. Such attacks break defenses of "
+            "this kind, so that it holds says little."
+        )
+    return (
+        "That is what these few iterations left, an upper bound: a longer attack, or one on model "
+        "space, may still break it."
+    )

@@ -1,0 +1,42 @@
+"""How attacks and submissions are called on the page."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from dent.playground.outcome import CourseName, Submission, asked_by
+
+_COURSES: Final[Mapping[CourseName, str]] = {
+    "static": "attacked",
+    "transfer": "transfer",
+    "stop-gradient": "stop-gradient",
+    "unrolled": "unrolled",
+}
+
+ATTACKS: Final[Mapping[CourseName | None, str]] = {
+    None: "no attack",
+    "static": "the attack on static",
+    "transfer": "the attack on static",
+    "stop-gradient": "stop-gradient",
+    "unrolled": "unrolled",
+}
+"""What an attack is called in a sentence."""
+
+
+def target(course: CourseName, defense: str) -> str:
+    """Whom an attack asks, by name."""
+    return "static" if asked_by(course) == "static" else defense
+
+
+def course(name: CourseName) -> str:
+    """An attack beside the name of its target."""
+    return _COURSES[name]
+
+
+def submission(found: Submission) -> str:
+    """What was submitted."""
+    if found.found_by is None:
+        return "natural"
+    by = {"static": "against static", "transfer": "against static"}.get(
+        found.found_by, found.found_by
+    )
+    return by if found.query is None else f"{by}, query {found.query}"

@@ -1,0 +1,82 @@
+"""Dropped images: fitted and said so, or refused in one sentence."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from dent import InputError
+from dent.playground import bundled, dropped, images
+from dent.playground.images import MOST_BYTES, gallery
+
+
+def saved(path: Path, width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(path)
+    return image
+
+
+def test_an_image_of_the_models_size_stays_as_it_is(tmp_path: Path) -> None:
+    image = saved(tmp_path / "a.png", 32, 32)
+    picked = dropped(tmp_path / "a.png")
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert torch.equal(picked.pixels, expected)
+    assert (picked.label, picked.note, picked.position) == (None, "", None)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 60), (45, 200), (20, 20)])
+def test_another_size_is_resized_and_cut_and_said_so(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    image = saved(tmp_path / "a.webp", width, height)
+    image = Image.open(tmp_path / "a.webp")
+    picked = dropped(tmp_path / "a.webp")
+    torchvision = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.PILToTensor()])
+    assert torch.equal(picked.pixels, torchvision(image) / 255)
+    assert f"{width} × {height} pixels" in picked.note
+    assert ("cut" in picked.note) == (width != height)
+
+
+def test_a_photograph_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 32), "black")
+    image.paste("white", (0, 0, 32, 32))
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned clockwise, so that the left is up
+    image.save(tmp_path / "a.jpg", exif=exif)
+    picked = dropped(tmp_path / "a.jpg")
+    assert "32 × 64" in picked.note
+    assert float(picked.pixels[:, :14].min()) > 0.9
+    assert float(picked.pixels[:, 18:].max()) < 0.1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
+    saved(tmp_path / "a.png", 32, 32, mode)
+    assert dropped(tmp_path / "a.png").pixels.shape == (3, 32, 32)
+
+
+def test_what_is_no_image_or_too_large_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    whole = BytesIO()
+    saved(tmp_path / "a.png", 64, 64).save(whole, "png")
+    (tmp_path / "torn.png").write_bytes(whole.getvalue()[:3000])
+    (tmp_path / "page.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    for name in ("text.png", "torn.png", "page.svg"):
+        with pytest.raises(InputError, match=rf"^{name} could not be read as an image"):
+            dropped(tmp_path / name)
+    (tmp_path / "big.png").write_bytes(bytes(MOST_BYTES + 1))
+    with pytest.raises(InputError, match=r"10\.0 MB; the page takes up to 10 MB"):
+        dropped(tmp_path / "big.png")
+    Image.new("1", (8000, 6000)).save(tmp_path / "wide.png")
+    with pytest.raises(InputError, match="8000 × 6000 pixels; the page takes up to 40 million"):
+        dropped(tmp_path / "wide.png")
+
+
+def test_the_gallery_has_images_of_every_class() -> None:
+    labels = [bundled(images(), place).label for place in gallery(images(), 4)]
+    assert labels == [label for label in range(10) for _ in range(4)]

@@ -1,0 +1,173 @@
+"""No run is told what another attack of the page contradicts."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dent import ThreatModel
+from dent.playground import Outcome, Setup, bundled, images, play, render
+from dent.playground.ledger import Entry, of_outcome, of_stopped, remember
+from dent.playground.streaming import Stopped, Stream
+from dent.playground.verdict import verdict
+
+SETUP = Setup(
+    ThreatModel("linf", "2/255"),
+    steps=2,
+    iterations=1,
+    batch_size=2,
+    rungs=("stop-gradient", "unrolled"),
+)
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def held() -> Outcome:
+    """A run in which both hold."""
+    outcome = play(SETUP, bundled(images(), 7))
+    assert not list(outcome.breaks("defense"))
+    return outcome
+
+
+def broken(outcome: Outcome, who: Any = "defense", **changed: Any) -> Entry:
+    """An earlier run of the same that broke the image."""
+    entry = of_outcome(outcome)
+    names = dict(entry.broken) | {who: ("unrolled",)}
+    return replace(entry, broken=names, setup=replace(entry.setup, **changed))
+
+
+def test_the_headline_is_the_worst_of_what_was_submitted(held: Outcome) -> None:
+    assert verdict(held).headline == "Both hold: static and dent+"
+    assert "upper bound" in verdict(held).sentences[-1]
+    attacked = play(replace(SETUP, threat=ThreatModel("linf", "16/255"), iterations=8), held.picked)
+    falls = {who: bool(list(attacked.breaks(who))) for who in ("static", "defense")}
+    assert falls["static"]
+    said = verdict(attacked)
+    assert (said.static_falls, said.defense_falls) == (True, falls["defense"])
+    assert said.sentences[0].startswith("Static is wrong under the attack on static")
+    for who, name in (("static", "static"), ("defense", "dent+")):
+        least = min(each.answer(who).batch_right for each in attacked.submissions)
+        assert f"{name} {least}" in said.sentences[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({}, True),
+        ({"threat": ThreatModel("linf", "1/255")}, True),
+        ({"batch_size": 8, "seed": 5, "iterations": 40}, True),
+        ({"threat": ThreatModel("linf", "3/255")}, False),
+        ({"threat": ThreatModel("l2", "0.001")}, False),
+        ({"model": "resnet-14-2-l2"}, False),
+        ({"steps": 3}, False),
+        ({"defense": "dent"}, False),
+    ],
+)
+def test_what_broke_the_image_before_counts_within_the_threat_model(
+    held: Outcome, changed: dict[str, Any], counts: bool
+) -> None:
+    said = verdict(held, (broken(held, **changed),))
+    assert said.defense_falls == counts
+    assert said.headline.startswith("dent+ falls where" if counts else "Both hold")
+    assert ("an earlier one on this page broke it" in said.sentences[1]) == counts
+
+
+def test_the_static_model_is_held_to_the_same(held: Outcome) -> None:
+    assert verdict(held, (broken(held, "static", defense="dent"),)).static_falls
+    other = replace(broken(held, "static"), image="another")
+    assert not verdict(held, (other,)).static_falls
+
+
+def test_a_run_that_was_stopped_counts_as_far_as_it_came(held: Outcome) -> None:
+    looks = next(course.looks for course in held.courses if course.name == "stop-gradient")
+    wrong = replace(looks[-1], label=(held.label + 1) % 10)
+    still = of_stopped(held.setup, held.picked, {"stop-gradient": looks})
+    broke = of_stopped(held.setup, held.picked, {"stop-gradient": [*looks, wrong]})
+    assert verdict(held, (still,)).headline == "Both hold: static and dent+"
+    assert verdict(held, (still, broke)).defense_falls
+    assert not verdict(held, (still, broke)).static_falls
+
+
+def test_the_batch_keeps_the_least_of_the_same_batch(held: Outcome) -> None:
+    entry = of_outcome(held)
+    less = replace(entry, least={"static": 0, "defense": 0})
+    assert "leaves static 0 right and dent+ 0;" in verdict(held, (less,)).sentences[2]
+    other = replace(less, setup=replace(less.setup, seed=9))
+    assert "static 0 right" not in verdict(held, (other,)).sentences[2]
+
+
+def test_an_attack_that_was_not_run_is_named(held: Outcome) -> None:
+    some = replace(held, setup=replace(held.setup, rungs=("transfer",)))
+    assert verdict(some).sentences[-1].startswith("Not run on dent+: stop-gradient and unrolled.")
+
+
+def test_only_so_many_runs_are_remembered(held: Outcome) -> None:
+    entries: tuple[Entry, ...] = ()
+    for seed in range(203):
+        entry = replace(of_outcome(held), setup=replace(SETUP, seed=seed))
+        entries = remember(entries, entry)
+    assert [entries[0].setup.seed, entries[-1].setup.seed, len(entries)] == [3, 202, 200]
+
+
+def test_names_are_escaped(held: Outcome) -> None:
+    evil = replace(held, picked=replace(held.picked, name=EVIL, note=EVIL))
+    for shown in (
+        render.ruling(evil, ()),
+        render.chosen(evil.picked, (EVIL,) * 10, SETUP),
+        render.results(replace(evil, classes=(EVIL,) * 10)),
+        render.watched({c.name: c.looks for c in held.courses}, SETUP, (EVIL,) * 10),
+    ):
+        assert "<img src=x" not in shown
+        assert "&lt;img src=x" in shown
+
+
+def test_a_stream_tells_everything_in_order_and_its_result() -> None:
+    def work(report: Callable[[int], None]) -> str:
+        for index in range(50):
+            report(index)
+        return "done"
+
+    stream: Stream[int, str] = Stream(work, threading.Event())
+    batches = list(stream)
+    assert all(batches)
+    assert [each for batch in batches for each in batch] == list(range(50))
+    assert stream.result() == "done"
+
+
+def test_a_stream_hands_on_what_the_work_raises() -> None:
+    def work(report: Callable[[int], None]) -> str:
+        report(1)
+        raise ValueError("broken")
+
+    stream: Stream[int, str] = Stream(work, threading.Event())
+    assert list(stream) == [[1]]
+    with pytest.raises(ValueError, match="broken"):
+        stream.result()
+
+
+@pytest.mark.parametrize("how", ["asked", "closed"])
+def test_a_stream_can_be_stopped(how: str) -> None:
+    stop = threading.Event()
+    ended = threading.Event()
+
+    def work(report: Callable[[int], None]) -> str:
+        try:
+            while True:
+                report(0)
+                stop.wait(0.001)
+        finally:
+            ended.set()
+
+    stream: Stream[int, str] = Stream(work, stop)
+    reports = iter(stream)
+    next(reports)
+    if how == "asked":
+        stop.set()
+        list(reports)
+    else:
+        reports.close()
+    assert ended.is_set()
+    with pytest.raises(Stopped):
+        stream.result()
