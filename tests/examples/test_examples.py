@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -98,7 +99,9 @@ def test_foolbox_attacks_the_defense_inside_the_threat_model(
         "dent+, attacked itself": right(defended, on_defense, labels),
         "dent+, replayed from static": right(defended, on_static, labels),
     }
-    assert counts["static, attacked itself"] < right(model, images, labels)
+    with torch.no_grad():
+        attacked, natural = (F.cross_entropy(model(x), labels) for x in (on_static, images))
+    assert attacked > natural + 0.1
     assert f"{counts['dent+, attacked itself']} of 5 right" in capsys.readouterr().out
 
 
