@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := src tests benchmarks
+SOURCES := src tests benchmarks examples tools
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types format bench bench-short browser clean
+.PHONY: help demo test test-slow lint types format docs docs-serve audit bench bench-short browser clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,15 @@ format: $(VENV)/.dev  ## Format and mend what can be mended by machine.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+docs: $(VENV)/.dev  ## Build the documentation into site/; a broken link or anchor fails.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.dev  ## Show the documentation while it is written.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+audit: $(VENV)/.dev  ## Ask for known vulnerabilities of what is installed.
+	$(BIN)/python tools/audit.py
+
 bench: $(VENV)/.dev  ## Measure the defense's cost in static forwards, and the evaluation's own.
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/attack.py
@@ -60,4 +69,4 @@ browser:  ## Install the browser that tests the report page (Debian, as root); w
 		echo "no chromium: the tests of the report page will skip" >&2
 
 clean:  ## Remove the virtual environment and caches.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

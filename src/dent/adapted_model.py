@@ -92,6 +92,8 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
     model = eager(model)
     _check_initialized(model)
     layers = dict(norm_layers(model))
+    if config.steps:
+        _check_differentiable(model)
     _check_layers(model, layers, config)
     for name, layer in layers.items():
         if (
@@ -112,6 +114,19 @@ def _check_initialized(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"Layer {name!r} ({type(module).__name__}) is not initialized yet: run one batch "
                 "through the model before wrapping it."
+            )
+
+
+def _check_differentiable(model: nn.Module) -> None:
+    # Not found out by a batch: a quantized layer hands back a gradient of 0, with a warning.
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(
+            ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(module).__name__}) is quantized, and PyTorch has no "
+                "gradient through it: wrap the model before it is quantized. For speed there is "
+                "Performance(precision='bfloat16')."
             )
 
 

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from dent.adaptation import Adaptation
 from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
 from dent.config import DENT, DentConfig
-from dent.errors import CompileWarning, ConfigError, InputError, UnsupportedModelError
+from dent.errors import (
+    CompileWarning,
+    ConfigError,
+    ExportError,
+    InputError,
+    UnsupportedModelError,
+)
 from dent.isolation import isolated
 from dent.minimize import minimize
 from dent.performance import Performance
@@ -25,6 +31,13 @@ _PREFIXES: ContextVar[Mapping[int, Prefix]] = ContextVar("dent_prefixes", defaul
 
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
+
+_NO_GRAPH = (
+    "A Dent cannot be scripted, traced or exported (TorchScript, torch.export, ONNX): every batch "
+    "takes gradient steps of its own, and a recorded graph would hold those of one batch, or none. "
+    "Deploy the Python object, compiled by Performance(compile=True), or export what unwrap() "
+    "returns: that is the static model, without the defense."
+)
 
 Found = TypeVar("Found")
 
@@ -75,6 +88,9 @@ class Dent(nn.Module):
         self.config = config
         self.performance = performance
         self._compiles = performance.compile
+        # Decides nothing here, but libraries that attack warn of training mode, or "restore" it in
+        # the model that is wrapped.
+        self.training = model.training
 
     @property
     def batch_dependent(self) -> bool:
@@ -142,7 +158,10 @@ class Dent(nn.Module):
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
             ConfigError: `last` is negative, or there is nothing to differentiate.
+            ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
         """
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise ExportError(_NO_GRAPH)
         _check_batch(x)
         if last is not None and last < 0:
             raise ConfigError(f"last must be a number of steps, at least 0, got {last!r}.")
@@ -269,6 +288,14 @@ class Dent(nn.Module):
     def extra_repr(self) -> str:
         """Show the configuration."""
         return repr(self.config)
+
+    def __prepare_scriptable__(self) -> "Dent":
+        """Refuse torch.jit.script, which asks every module for this first.
+
+        Raises:
+            ExportError: always.
+        """
+        raise ExportError(_NO_GRAPH)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -21,6 +21,10 @@ class InputError(DentError, ValueError):
     """A batch has a wrong type, shape, dtype or range: change the input."""
 
 
+class ExportError(DentError, RuntimeError):
+    """A defense cannot be recorded as a static graph: deploy it as the Python object it is."""
+
+
 class DataError(DentError):
     """A dataset cannot be found, fetched or trusted: the message says where it was looked for."""
 

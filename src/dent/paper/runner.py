@@ -107,7 +107,7 @@ def run_plans(
         By run folder, why it was left out.
 
     Raises:
-        RecordError and others of `evaluate`.
+        RecordError: and others that `evaluate` raises.
     """
     loader = loader or Loader(torch.device("cpu"))
     runs = tuple(dict.fromkeys(run for plan in plans for run in plan.runs()))

@@ -1,0 +1,60 @@
+"""foolbox attacks a `Dent` through the forward that everybody calls.
+
+    pip install foolbox
+    python examples/foolbox_attack.py
+
+What to know before the number is quoted:
+
+- foolbox differentiates `defended(images)`: through the last forward alone, the adapted parameters
+  held constant. That gradient misleads, so replay what breaks the static model, as below, and use
+  `dent evaluate --suite dynamic` for attacks that look through the adaptation.
+- The batch you pass is the batch that adapts. Attacks of fixed eps (FGSM, PGD) submit it whole and
+  are safe; attacks that search sample by sample (DeepFool, boundary attacks) may report a success
+  that was seen in other company. So submit the result once more, whole, and count that.
+- `PyTorchModel` moves the model to a GPU if it sees one. Leave its `preprocessing` out where the
+  normalization is part of the model, as in all of `dent.models`.
+"""
+
+import foolbox
+import torch
+from torch import Tensor, nn
+
+from dent import DENT_PLUS, Dent
+from dent.data import load
+from dent.models import load as load_model
+
+EPS = 8 / 255
+
+
+def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return what PGD of 5 steps makes of one batch, inside the eps-ball and [0, 1]."""
+    target = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    pgd = foolbox.attacks.LinfPGD(steps=5, rel_stepsize=0.25)
+    adversarial: Tensor = pgd(target, images, labels, epsilons=EPS)[1]
+    return adversarial
+
+
+def main(n: int = 32) -> dict[str, int]:
+    """Attack the static model and dent+, and count what each then serves."""
+    torch.manual_seed(0)
+    images, labels = load("cifar10-sample").batch(range(n))
+    model = load_model("resnet-14-2-linf")
+    defended = Dent(model, DENT_PLUS)
+
+    def served(net: nn.Module, batch: Tensor) -> int:
+        with torch.no_grad():
+            return int((net(batch).argmax(1) == labels).sum())
+
+    on_static = attack(model, images, labels)
+    counts = {
+        "static, attacked itself": served(model, on_static),
+        "dent+, attacked itself": served(defended, attack(defended, images, labels)),
+        "dent+, replayed from static": served(defended, on_static),
+    }
+    for name, right in counts.items():
+        print(f"{name:30}{right} of {len(labels)} right")
+    return counts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A timm model under dent: what is adapted in a BatchNorm net and in a vision transformer.
+
+    pip install 'torch-dent[zoo]'
+    python examples/timm_model.py
+
+The weights here are random (`pretrained=False`, nothing is downloaded), so this shows how a model
+is wrapped and what moves, and says nothing of accuracy. With published weights use
+`dent.models.load("timm/resnet50.a1_in1k")`, which brings the normalization of those weights.
+
+- timm's models expect normalized images. Put the normalization *inside* what dent wraps: its
+  smoothing blurs pixels in [0, 1], and so do eps and every attack count.
+- LayerNorm keeps no running statistics: `statistics="test"` changes nothing in a transformer.
+  `DENT_NOMINAL` still adapts its scales and shifts and its smoothing.
+- Models that put another dimension than the batch first are refused; timm's do not.
+"""
+
+import timm
+import torch
+from torch import nn
+
+from dent import DENT_PLUS, Dent
+from dent.data import load
+from dent.models import Normalize
+
+MODELS = {  # small ones, for images of 32 x 32
+    "resnet10t": {},
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8},
+}
+
+
+def wrap(name: str) -> Dent:
+    """Return dent+ of a timm architecture with random weights and 10 classes."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=10, **MODELS[name])
+    settings = timm.data.resolve_model_data_config(model)
+    return Dent(nn.Sequential(Normalize(settings["mean"], settings["std"]), model), DENT_PLUS)
+
+
+def main() -> dict[str, Dent]:
+    """Adapt to 8 images and print how many parameters moved, and by how much."""
+    images, _ = load("cifar10-sample").batch(range(8))
+    defenses = {name: wrap(name) for name in MODELS}
+    for name, defended in defenses.items():
+        adaptation = defended.adapt(images)
+        trained = dict(defended.model.named_parameters())
+        moved = max((v - trained[k]).abs().max().item() for k, v in adaptation.parameters.items())
+        print(f"{name}: {len(adaptation.parameters)} scales and shifts, moved by up to {moved:.3f}")
+        first, last = adaptation.entropy.mean(1)[[0, -1]].tolist()
+        print(f"  mean entropy before the first step {first:.4f}, before the last {last:.4f} nats")
+    return defenses
+
+
+if __name__ == "__main__":
+    main()

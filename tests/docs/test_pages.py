@@ -1,0 +1,108 @@
+"""The Python of README and tutorials runs, and says what the text says of it; local links exist."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from dent import DENT_PLUS, Dent, DentConfig, Status
+from tests.conftest import make_tiny_cnn
+
+ROOT = Path(__file__).parents[2]
+TUTORIALS = ROOT / "docs" / "tutorials"
+ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """A module for a page's blocks, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    return module
+
+
+def run(path: Path, page: ModuleType) -> dict[str, Any]:
+    """Run a page's Python blocks in order; gives the names that they leave."""
+    text = path.read_text()
+    blocks = [*re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        lines = "\n" * text[: block.start(1)].count("\n")  # so that errors name the page's line
+        exec(compile(lines + block[1], str(path), "exec"), vars(page))  # noqa: S102
+    return vars(page)
+
+
+def test_readme(page: ModuleType) -> None:
+    model, images = make_tiny_cnn().eval(), torch.rand(4, 3, 16, 16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    vars(page).update(model=model, images=images)
+    names = run(ROOT / "README.md", page)
+    assert torch.equal(names["logits"], Dent(model, DENT_PLUS)(images))
+    assert names["adaptation"].entropy.shape == (6, 4)
+    assert names["adaptation"].status.tolist() == [Status.ADAPTED] * 4
+    assert all(value.requires_grad is False for value in names["adaptation"].parameters.values())
+    assert torch.equal(names["static"], model(images))
+    assert names["model"] is model
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_defend_a_model(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(TUTORIALS / "defend.md", page)
+    printed = capsys.readouterr().out
+    entropy = names["adaptation"].entropy.mean(1)
+    assert entropy.shape == (6,)
+    assert entropy[-1] < entropy[0]
+    assert torch.equal(names["same"], names["logits"])
+    assert not torch.equal(names["static"], names["logits"])
+    assert int(names["right"]) > 8
+    assert f"{int(names['right'])} of 16 right" in printed
+    assert "True False" in printed
+    torch.testing.assert_close(names["in_company"], names["by_itself"], rtol=1e-3, atol=1e-3)
+    dependent = names["defended"]
+    alone = dependent(names["images"][:1])
+    assert not torch.allclose(names["logits"][:1], alone, rtol=1e-3, atol=1e-3)
+    assert torch.equal(names["again"](names["images"]), names["logits"])
+    assert Path("weights.safetensors").is_file()
+
+
+def test_evaluate_honestly(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(TUTORIALS / "evaluate.md", page)
+    printed = capsys.readouterr().out
+    defense = names["defense"]
+    assert (names["result"].samples, defense.worst.unit, defense.verdict) == (8, "batch", None)
+    low, high = defense.difference.interval
+    assert low < 0 < high
+    assert "batch dependent" in {diagnostic.name for diagnostic in defense.raised}
+    assert "batch dependent - " in printed
+    assert {"attack", "transfer"} <= {attack.kind for attack in defense.attacks}
+    assert names["checked"].status == "verified"
+    assert "<html" in Path("report.html").read_text()
+
+
+def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(TUTORIALS / "bring-your-own.md", page)
+    printed = capsys.readouterr().out
+    assert "no normalization layer" in printed
+    assert isinstance(names["defended"].config, DentConfig)
+    mirror, dent = (names["result"].defenses[name] for name in ("mirror", "dent"))
+    assert (mirror.worst.unit, dent.worst.unit) == ("sample", "batch")
+    raised = {diagnostic.name for diagnostic in mirror.raised}
+    assert not raised & {"undeclared dependence", "randomized", "zero gradient"}
+    images = torch.rand(3, 3, 32, 32)
+    defense = names["Mirror"](names["model"])
+    torch.testing.assert_close(defense(images), defense(images.flip(-1)))
+
+
+@pytest.mark.parametrize("name", ROOT_PAGES)
+def test_what_a_page_links_to_exists(name: str) -> None:
+    """Of the pages in docs/, `make docs` checks it, anchors included."""
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / name).read_text())
+    local = [target for target in targets if "://" not in target]
+    assert local or name in ("CHANGELOG.md", "CONTRIBUTING.md")
+    for target in local:
+        assert (ROOT / target).exists(), f"{name} links to {target}"

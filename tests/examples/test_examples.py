@@ -1,0 +1,133 @@
+"""The files of examples/ do what they print, against the library."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dent import DENT_PLUS, Dent, ThreatModel
+from dent.data import load
+from dent.models import load as load_model
+from tests.conftest import make_tiny_cnn
+from tests.examples.conftest import FOLDER
+
+Example = Callable[[str], dict[str, Any]]
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
+PAGE = (FOLDER.parent / "docs" / "integrations.md").read_text()
+
+
+def right(net: nn.Module, images: Tensor, labels: Tensor) -> int:
+    with torch.no_grad():
+        return int((net(images).argmax(1) == labels).sum())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_says_what_it_is_and_the_page_names_it(name: str) -> None:
+    source = (FOLDER / f"{name}.py").read_text()
+    told = ast.get_docstring(ast.parse(source)) or ""
+    assert f"python examples/{name}.py" in told
+    assert f"examples/{name}.py" in PAGE
+    assert len(source.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if "timm" in name else pytest.mark.slow) for name in EXAMPLES],
+)
+def test_an_example_runs_as_a_program(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py")],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("\n") >= 2
+
+
+def test_the_plain_loop_counts_what_the_library_answers_batch_by_batch(
+    example: Example, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = example("plain_test_loop")["main"](n=12, batch_size=8)
+    images, labels = load("cifar10-sample").batch(range(12))
+    model = load_model("resnet-14-2-linf")
+    defended = Dent(model, DENT_PLUS)
+    batches = [slice(0, 8), slice(8, 12)]
+    assert counts == {
+        "static": (right(model, images, labels), 12),
+        "dent+": (sum(right(defended, images[part], labels[part]) for part in batches), 12),
+    }
+    assert f"dent+   {counts['dent+'][0]} of 12 natural images" in capsys.readouterr().out
+
+
+def test_the_plain_loop_counts_no_prediction_as_wrong(example: Example) -> None:
+    defended = Dent(make_tiny_cnn(), DENT_PLUS)
+    images = torch.rand(4, 3, 8, 8)
+    images[1] = torch.nan
+    labels = defended(images).argmax(1)  # of a row of NaN, some class all the same
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    assert example("plain_test_loop")["accuracy"](defended, loader) == (3, 4)
+
+
+def test_foolbox_attacks_the_defense_inside_the_threat_model(
+    example: Example, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = example("foolbox_attack")
+    counts = names["main"](n=5)
+    torch.manual_seed(0)
+    images, labels = load("cifar10-sample").batch(range(5))
+    model = load_model("resnet-14-2-linf")
+    defended = Dent(model, DENT_PLUS)
+    on_static = names["attack"](model, images, labels)
+    on_defense = names["attack"](defended, images, labels)
+    threat = ThreatModel("linf", "8/255")
+    for adversarial in (on_static, on_defense):
+        assert not threat.check(adversarial, images).any()
+    assert not torch.equal(on_static, on_defense)
+    assert counts == {
+        "static, attacked itself": right(model, on_static, labels),
+        "dent+, attacked itself": right(defended, on_defense, labels),
+        "dent+, replayed from static": right(defended, on_static, labels),
+    }
+    with torch.no_grad():
+        attacked, natural = (F.cross_entropy(model(x), labels) for x in (on_static, images))
+    assert attacked > natural + 0.1
+    assert f"{counts['dent+, attacked itself']} of 5 right" in capsys.readouterr().out
+
+
+def test_torchattacks_leaves_the_model_in_its_mode() -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    model = make_tiny_cnn().eval()
+    defended = Dent(model, DENT_PLUS)
+    images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
+    adversarial = torchattacks.PGD(defended, eps=8 / 255, alpha=2 / 255, steps=2)(images, labels)
+    assert not ThreatModel("linf", "8/255").check(adversarial, images).any()
+    assert not torch.equal(adversarial, images)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_timm_model_adapts_its_norm_layers(
+    example: Example, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm")
+    defenses = example("timm_model")["main"]()
+    printed = capsys.readouterr().out
+    images, _ = load("cifar10-sample").batch(range(8))
+    for name, kind in {"resnet10t": nn.BatchNorm2d, "vit_tiny_patch16_224": nn.LayerNorm}.items():
+        model = defenses[name].unwrap()
+        adaptation = defenses[name].adapt(images)
+        layers = [module for module in model.modules() if isinstance(module, kind)]
+        assert len(adaptation.parameters) == 2 * len(layers) > 0
+        assert f"{name}: {2 * len(layers)} scales and shifts" in printed
+        assert adaptation.entropy[-1].mean() < adaptation.entropy[0].mean()
+        assert not torch.equal(defenses[name](images), model.eval()(images))

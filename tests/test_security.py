@@ -1,0 +1,89 @@
+"""What SECURITY.md says of loading, as far as one place can hold it."""
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from dent import WeightsError
+from dent.evaluation.records import TensorRef
+from dent.models import load
+
+SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+UNPICKLING = {"pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "yaml.load"}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield f"{path.name}:{node.lineno}", ast.unparse(node.func), node
+
+
+def keyword(call: ast.Call, name: str) -> str | None:
+    return next((ast.unparse(each.value) for each in call.keywords if each.arg == name), None)
+
+
+def test_nothing_is_loaded_that_could_run_code() -> None:
+    seen = set()
+    for where, function, call in calls():
+        assert function not in UNPICKLING | {"eval", "exec"}, where
+        if function == "torch.load":
+            assert keyword(call, "weights_only") == "True", where
+        if function in ("np.load", "numpy.load"):
+            assert keyword(call, "allow_pickle") == "False", where
+        if function.endswith("Environment"):
+            assert keyword(call, "autoescape") == "True", where
+        if function.endswith(("extract", "extractall")) and "tar" in function:
+            pytest.fail(f"{where} unpacks an archive: read its members instead")
+        seen.add(function)
+    assert {"torch.load", "np.load", "Environment"} <= seen  # the names are still those looked for
+
+
+def test_templates_switch_no_escaping_off() -> None:
+    templates = sorted((Path(__file__).parents[1] / "src").rglob("*.j2"))
+    assert len(templates) > 3
+    for path in templates:
+        assert "autoescape" not in path.read_text(), path
+        assert "<script" not in path.read_text(), path
+
+
+class Trap:
+    """Would touch a file where it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.bin", "weights.safetensors"])
+def test_weights_run_nothing(name: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": Trap(tmp_path / "sprung")}, tmp_path / name)
+    with pytest.raises(WeightsError):
+        load("resnet-8-1", weights=tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../other.safetensors",
+        "/etc/passwd",
+        "adversarial/../../other.safetensors",
+        "adversarial/sub/other.safetensors",
+        "adversarial\\other.safetensors",
+        "adversarial/a.safetensors\n",
+        "adversarial/a.pt",
+        "adversarial/.safetensors",
+    ],
+)
+def test_a_record_names_files_of_its_own_folder_alone(path: str) -> None:
+    fields = {"file": path, "sha256": "0" * 64, "shape": [1, 3, 8, 8]}
+    with pytest.raises(ValidationError, match="file"):
+        TypeAdapter(TensorRef).validate_python(fields)

@@ -1,0 +1,84 @@
+"""What MkDocs alone does not do: pages from files outside docs/, their links, and a check.
+
+README, CHANGELOG, CONTRIBUTING, SECURITY and the examples stand in the root of the repository, and
+become pages without a copy. Links are written as they work in the repository; here each is turned
+to the page that its file became, or, where the site has no page of the file, to plain text.
+"""
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+#: Files of the repository, by the page that each becomes.
+PAGES = {
+    "index.md": "README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+} | {f"examples/{path.stem}.md": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
+_BECOMES = {file: page for page, file in PAGES.items()}
+_LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_LOADED = re.compile(  # what a browser loads by itself; an <a> is followed by its reader alone
+    r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\s>]+"
+    r"|<link[^>]*rel=[\"']?(?:stylesheet|preconnect|preload|icon)[^>]*href=[\"']?(?:https?:)?//[^\s>]+"
+    r"|(?:url\([\"']?|@import [\"'])(?:https?:)?//[^\s)]+"
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages whose files stand outside docs/."""
+    for page, source in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        if source.endswith(".py"):
+            text = f"# {Path(source).name}\n\n```python\n{text}```\n"
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Turn every link to a file of the repository to the page that the file became."""
+    here = page.file.src_uri
+    source = PAGES.get(here, f"docs/{here}")
+    kept: list[str] = []
+
+    def put_aside(fence: re.Match[str]) -> str:
+        kept.append(fence[0])
+        return f"\0{len(kept) - 1}\0"
+
+    text = _FENCE.sub(put_aside, markdown)
+    text = _LINK.sub(lambda link: _turned(link, source, here), text)
+    return re.sub(r"\0(\d+)\0", lambda index: kept[int(index[1])], text)
+
+
+def _turned(link: re.Match[str], source: str, here: str) -> str:
+    target, _, anchor = link["target"].partition("#")
+    if not target or "://" in target or target.startswith("mailto:"):
+        return link[0]
+    file = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    if not (ROOT / file).exists():
+        raise PluginError(f"{source} links to {link['target']}, and there is no {file}")
+    if file in _BECOMES:
+        page = _BECOMES[file]
+    elif file.startswith("docs/"):
+        page = file.removeprefix("docs/")
+    else:  # the site has no page of it
+        return link["text"]
+    turned = posixpath.relpath(page, posixpath.dirname(here) or ".")
+    return f"{link['mark']}[{link['text']}]({turned}{'#' if anchor else ''}{anchor})"
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that would load anything from another host."""
+    for folder, _, names in os.walk(config.site_dir):
+        for path in (Path(folder) / name for name in names if name.endswith((".html", ".css"))):
+            if found := _LOADED.search(path.read_text(encoding="utf-8")):
+                raise PluginError(f"{path} would load from another host: {found[0]}")
