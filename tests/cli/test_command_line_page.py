@@ -10,6 +10,7 @@ import typer
 from dent.attacks import make_from
 from dent.cli.app import app
 from dent.data import FetchResult
+from dent.distributed import Merged
 from dent.evaluation import Check, Count, DefenseResult, EvaluationResult, Verification
 from dent.models import ModelInfo
 from dent.paper import CellResult, Judgement, SuiteResult, TableResult
@@ -21,6 +22,7 @@ PAGES = {
     "evaluate": [EvaluationResult, DefenseResult, Count],
     "list": [RunSummary, DefenseLine],
     "show --sample": [SampleStory, DefenseStory, Answer],
+    "merge": [Merged],
     "verify": [Verification, Check],
     "data": [FetchResult],
     "models": [ModelInfo],

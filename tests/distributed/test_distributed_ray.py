@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,10 +32,10 @@ class Nodes:
         self._local = Local(initialize_head=True, head_node_args={"num_cpus": 0, **small})
         ray.init(address=self._local.address, log_to_driver=False)
 
-    def add(self) -> object:
+    def add(self) -> Any:
         return self._local.add_node(num_cpus=1, object_store_memory=MEMORY)
 
-    def remove(self, node: object) -> None:
+    def remove(self, node: Any) -> None:
         """Kill all of a node's processes."""
         self._local.remove_node(node, allow_graceful=False)
 
@@ -62,10 +63,10 @@ def killable(folder: Path) -> tuple[Subject, Settings]:
     return make_subject(attacks=[SlowPush(folder), Push()], size=48), Settings(batch_size=4)
 
 
-def random_workers(folder: Path, count: int, dead: Sequence[int] = ()) -> list[int]:
-    """Ids of processes that ran an attack, this one's left out."""
-    ran = {int(file.name) for file in folder.iterdir()} - {os.getpid(), *dead}
-    return random.sample(sorted(ran), count)
+def workers(folder: Path, dead: Sequence[int] = ()) -> dict[int, str]:
+    """The processes that ran an attack, this one left out, and their nodes."""
+    ran = {int(file.name): file.read_text() for file in folder.iterdir()}
+    return {pid: node for pid, node in ran.items() if pid not in {os.getpid(), *dead}}
 
 
 def test_two_workers_record_bit_for_bit_what_one_process_does(nodes: Nodes, tmp_path: Path) -> None:
@@ -99,10 +100,12 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing_and_repeat_nothing(
     at: list[int] = []
 
     def strike(state: Progress) -> None:
-        if state.done >= 20 and not at:
-            kill(*random_workers(tmp_path / "pids", 1))
+        ran = workers(tmp_path / "pids")
+        elsewhere = [pid for pid, name in ran.items() if name != node.node_id]
+        if not at and state.done >= 20 and elsewhere:
+            kill(elsewhere[0])
             at.append(state.done)
-        elif state.done >= 50 and len(at) == 1:
+        elif len(at) == 1 and state.done >= 50 and node.node_id in ran.values():
             nodes.remove(node)
             at.append(state.done)
 
@@ -124,7 +127,7 @@ def test_workers_killed_again_and_again_lose_nothing(nodes: Nodes, tmp_path: Pat
 
     def strike(state: Progress) -> None:
         if state.done >= 15 * (len(killed) + 1):
-            killed.extend(random_workers(tmp_path / "pids", 1, killed))
+            killed.append(random.choice(sorted(workers(tmp_path / "pids", killed))))  # noqa: S311
             kill(killed[-1])
 
     often = Cluster(workers=2, attempts=10)
@@ -139,7 +142,7 @@ def test_what_an_attack_raises_arrives_as_it_was_and_is_not_tried_again(
 ) -> None:
     subject = make_subject(attacks=[Push(), Refusing(tmp_path / "asked")])
     with pytest.raises(ArithmeticError, match="cannot count"):
-        evaluate(subject, Settings(n=4), out=tmp_path / "run", cluster=TWO)
+        evaluate(subject, Settings(n=4), out=tmp_path / "run", cluster=Cluster(workers=1))
     assert (tmp_path / "asked").read_text() == "x"
     run = load_run(tmp_path / "run")
     assert run.run.status == "failed"
@@ -158,14 +161,20 @@ def test_the_command_line_works_on_a_cluster(
         *("dent", "evaluate", "--model", "own_distributed:small", "--iterations", "1", "--n", "8"),
         *("--batch-size", "4", "--defense", "dent+", "--defense", "own_distributed:Bare"),
     ]
-    monkeypatch.setattr("sys.argv", [*asked, "--out", "many", "--workers", "2", "--ray"])
-    main()
-    many = capsys.readouterr()
-    monkeypatch.setattr("sys.argv", [*asked, "--out", "one", "--device", "cpu"])
-    main()
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", [*asked, *more])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        assert not end.value.code, said.err
+        return said.out + said.err
+
+    many = run("--out", "many", "--workers", "1", "--ray")
+    run("--out", "one", "--device", "cpu")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
-    assert "done  about 0:00:00 left" in many.err
-    assert "worst case" in many.out
+    assert "done  about 0:00:00 left" in many
+    assert "worst case" in many
 
 
 OWN = """

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, final
@@ -28,7 +29,7 @@ class _Toy(Attack):
 
 @final
 class SlowPush(_Toy):
-    """Takes its time, and leaves the id of its process in a folder."""
+    """Takes its time, and leaves a file for its process in a folder, which names its Ray node."""
 
     name = "slow"
 
@@ -36,7 +37,10 @@ class SlowPush(_Toy):
         self.folder, self.seconds = folder, seconds
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        (self.folder / str(os.getpid())).touch()
+        ray = sys.modules.get("ray")
+        inside = ray is not None and ray.is_initialized()
+        node = ray.get_runtime_context().get_node_id() if inside else "none"
+        (self.folder / str(os.getpid())).write_text(node)
         time.sleep(self.seconds)
         return Push().run(target, threat, seed)
 
