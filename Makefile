@@ -7,7 +7,7 @@ SOURCES := src tests benchmarks examples tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types format docs docs-serve audit bench bench-short browser clean
+.PHONY: help demo test test-slow lint types format docs docs-serve audit bench bench-short bench-serve browser clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ bench: $(VENV)/.dev  ## Measure the defense's cost in static forwards, and the e
 
 bench-short: $(VENV)/.dev  ## Print a few of these ratios; says nothing about time.
 	$(BIN)/python benchmarks/cost.py --short --out runs/bench-short.json
+
+bench-serve: $(VENV)/.dev  ## Measure dent serve under load, on this machine alone.
+	$(BIN)/python benchmarks/serve.py
 
 browser:  ## Install the browser that tests the report page (Debian, as root); without it they skip.
 	@command -v chromium >/dev/null || \

@@ -16,6 +16,8 @@ from dent.models import ModelInfo
 from dent.paper import CellResult, Judgement, SuiteResult, TableResult
 from dent.report import Answer, DefenseStory, RunSummary, SampleStory
 from dent.report.listing import DefenseLine
+from dent.serving.limits import Limits
+from dent.serving.options import ServerOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "command-line.md").read_text()
 PAGES = {
@@ -26,6 +28,7 @@ PAGES = {
     "verify": [Verification, Check],
     "data": [FetchResult],
     "models": [ModelInfo],
+    "serve": [ServerOptions, Limits],
     "paper": [TableResult, CellResult, Judgement, SuiteResult],
 }
 

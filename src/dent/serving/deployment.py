@@ -28,7 +28,7 @@ class _Replica:
         chosen = ServerOptions.model_validate(options)
         self._server = load_server(chosen)
         self._single = chosen.replicas == 1
-        self._name = serve.get_replica_context().replica_id.unique_id
+        self._context = serve.get_replica_context()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._server, self._scrape_all)
@@ -39,12 +39,14 @@ class _Replica:
 
     async def scrape(self) -> tuple[str, str]:
         """This replica's name and metrics."""
-        return self._name, generate_latest(self._server.metrics.registry).decode()
+        return self._context.replica_id.unique_id, generate_latest(
+            self._server.metrics.registry
+        ).decode()
 
     async def _scrape_all(self) -> bytes:
         if self._single:
             return generate_latest(self._server.metrics.registry)
-        handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+        handle = serve.get_deployment_handle(DEPLOYMENT, self._context.app_name)
         found = await asyncio.to_thread(lambda: handle.broadcast("scrape").results())
         return merge(found)
 

@@ -4,6 +4,7 @@ Importing this module needs the extra `ray`.
 """
 
 import contextlib
+import http.client
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from dent.errors import ConfigError, DentError
@@ -33,6 +35,9 @@ _ENVIRONMENT: Final = {
 }
 """What Ray is told unless the user has told it otherwise."""
 
+_REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - not bound
+_START: Final = 300.0
+
 _FLUSH = 1.0
 """Seconds for Ray's proxy to hand the last responses on to their clients."""
 
@@ -44,7 +49,8 @@ def free_port(host: str, port: int) -> int:
         ConfigError: the address cannot be listened at.
     """
     try:
-        with socket.create_server((host, port)) as listener:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as listener:
             found: int = listener.getsockname()[1]
             return found
     except OSError as error:
@@ -83,20 +89,45 @@ def run(options: ServerOptions, host: str, port: int, announce: Callable[[], Non
 
 def _deploy(
     options: ServerOptions, host: str, port: int, *, local: bool
-) -> serve.handle.DeploymentHandle:
+) -> DeploymentHandle[object]:
     try:
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
-        return serve.run(application(options), name=APPLICATION)
+        with contextlib.suppress(TimeoutError):  # a proxy that is late is waited for below
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
+                http_options=HTTPOptions(host=host, port=port),
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+        handle = serve.run(application(options), name=APPLICATION)
+        if local:
+            _await_http(_REACHED.get(host, host), port)
     except (RayError, RuntimeError, TimeoutError) as error:
         first = str(error).strip().partition("\n")[0]
         raise DentError(
-            f"Ray Serve did not start ({type(error).__name__}: {first}). Its logs lie in "
-            "/tmp/ray/session_latest/logs; on a busy machine try again."
+            f"Ray Serve did not start ({type(error).__name__}: {first}). Its logs lie where Ray "
+            "keeps them, by default below /tmp/ray; on a busy machine try again."
         ) from error
+    return handle
+
+
+def _await_http(host: str, port: int) -> None:
+    """Return once the server answers over HTTP.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    until = time.monotonic() + _START
+    while time.monotonic() < until:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.2)
+    raise TimeoutError(f"nothing answers at {host}:{port} after {_START:g} s.")
 
 
 def _start_ray(options: ServerOptions, *, local: bool) -> None:

@@ -1,0 +1,90 @@
+"""`dent serve` before anything is served: what it refuses, and how."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dent import data
+from dent.cli.app import app
+from dent.errors import ConfigError, DentError, MissingExtraError, UnknownNameError
+from dent.serving import launch, loading
+from dent.serving.app import STATUSES
+from dent.serving.deployment import application, merge
+from dent.serving.metrics import Metrics
+from dent.serving.options import ServerOptions
+
+STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        (["--max-requests", "0"], ConfigError, "--max-requests.*greater than or equal to 1"),
+        (["--timeout", "nan"], ConfigError, "--timeout"),
+        (["--shape", "3x32"], ConfigError, "--shape|--2"),
+        (["--shape", "3x32x32", "--dataset", "cifar10-sample"], ConfigError, "either a dataset or"),
+        (["--defense", "dnet"], UnknownNameError, "dnet"),
+        (["--model", "nothing"], UnknownNameError, "nothing"),
+        (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_ray_starts(
+    arguments: list[str], error: type[DentError], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("it was started"))
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
+    assert isinstance(result.exception, error), result.exception
+    assert result.exception.args[0]
+    with pytest.raises(error, match=match):
+        raise result.exception
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "dent.serving.launch")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = CliRunner().invoke(app, ["serve"])
+    assert isinstance(result.exception, MissingExtraError)
+    assert "pip install 'torch-dent[ray]'" in str(result.exception)
+
+
+def test_a_loaded_server_knows_the_dataset_and_what_batches_cost() -> None:
+    server = loading.load_server(ServerOptions(**STATIC, dataset="cifar10-sample", threads=1))
+    assert server.classes[6] == "frog"
+    assert server.about()["shape"] == [3, 32, 32]
+    assert server.engine.shares
+    assert server.engine.cost.seconds(1, 0) > 0
+    assert server.metrics.drift() != server.metrics.drift()
+    images, _ = data.load("cifar10-sample").batch(range(128))
+    server.metrics.batch_ends(server.engine.run(images), 1)
+    assert server.metrics.drift() == pytest.approx(0, abs=1e-6)  # the very reference
+
+
+def test_the_application_of_ray_takes_its_limits() -> None:
+    options = ServerOptions(**STATIC, shape=(3, 32, 32), replicas=3)
+    deployment = application(options)._bound_deployment
+    assert deployment.num_replicas == 3
+    assert deployment.max_ongoing_requests > options.limits.max_requests
+    assert deployment._deployment_config.graceful_shutdown_timeout_s >= options.limits.timeout
+
+
+def test_metrics_of_replicas_are_told_apart() -> None:
+    text = '# HELP a_total Of a.\n# TYPE a_total counter\na_total{kind="x"} %d\n'
+    merged = merge([("one", text % 1), ("two", text % 2)]).decode()
+    assert merged.splitlines() == [
+        "# HELP a_total Of a.",
+        "# TYPE a_total counter",
+        'a_total{kind="x",replica="one"} 1.0',
+        'a_total{kind="x",replica="two"} 2.0',
+    ]
+
+
+def test_the_page_names_every_metric_status_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    for family in Metrics().registry.collect():
+        assert family.name in page
+    for status in STATUSES:
+        assert f"| {status} |" in page
+    for option in ("max-batch-size", "max-body-bytes", "max-requests", "timeout", "deadline"):
+        assert f"--{option}" in page
