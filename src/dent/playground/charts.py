@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dent.playground import words
-from dent.playground.outcome import CourseName, Outcome
+from dent.playground.outcome import CourseName, Outcome, Submission
 from dent.playground.watch import Look
 from dent.report.charts import Chart, Curve, Value, chart, whole_ticks
 
-COLOURS: Final[Mapping[CourseName | None, int]] = {
-    None: 4,
+COLOURS: Final[Mapping[CourseName, int]] = {
     "static": 0,
     "transfer": 1,
     "stop-gradient": 2,
     "unrolled": 3,
 }
-"""Which of the report's colours an attack has; the natural image's for None."""
+"""Which of the report's colours the answers to an attack have."""
+_NATURAL: Final = 4
 
 
 def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Chart | None:
@@ -48,7 +48,7 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
 def entropy_chart(outcome: Outcome) -> Chart | None:
     """Entropy of the image's prediction by step of the adaptation, of every submission."""
     curves = [
-        _by_step(words.submission(each), COLOURS[each.found_by], each.found_by is None, steps)
+        _by_step(each, steps)
         for each in outcome.submissions
         if (steps := each.defense.served.trace.entropy) is not None and len(steps) > 1
     ]
@@ -63,12 +63,7 @@ def entropy_chart(outcome: Outcome) -> Chart | None:
 def sigma_chart(outcome: Outcome) -> Chart | None:
     """Sigma of the smoothing by step, of every submission; None where it is not learned."""
     curves = [
-        _by_step(
-            words.submission(each),
-            COLOURS[each.found_by],
-            each.found_by is None,
-            [step[0] for step in steps],
-        )
+        _by_step(each, [step[0] for step in steps])
         for each in outcome.submissions
         if (steps := each.defense.served.trace.sigma_by_step) is not None and len(steps) > 1
     ]
@@ -80,12 +75,14 @@ def sigma_chart(outcome: Outcome) -> Chart | None:
     )
 
 
-def _by_step(name: str, colour: int, dashed: bool, values: Sequence[float]) -> Curve:
+def _by_step(found: Submission, values: Sequence[float]) -> Curve:
+    # What was found against static is transfer to the defense, whose steps these are.
+    by = "transfer" if found.found_by == "static" else found.found_by
     return Curve(
-        name=name,
+        name=words.submission(found),
         flags=(),
-        colour=colour,
-        dashed=dashed,
+        colour=_NATURAL if by is None else COLOURS[by],
+        dashed=by is None,
         values=[
             Value(float(step), value, None, f"{value:.3f} after {step} steps")
             for step, value in enumerate(values)
