@@ -112,32 +112,34 @@ def test_too_much_is_refused_with_when_to_return(server: Process) -> None:
     assert all("retry-after" in a.headers for a in answers if a.status_code == 503)
 
 
+def inside(server: Process) -> float:
+    """Requests that the replicas have taken in and not answered."""
+    lines = server.get("/metrics").text.splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("dent_requests_inside{")
+    )
+
+
 def test_sigterm_loses_nothing(server: Process) -> None:
     """The last test of this module: it stops the server."""
     with ThreadPoolExecutor(8) as pool:
-        inside = [pool.submit(server.post, npy(make_images(2))) for _ in range(8)]
-        while (
-            sum(
-                float(line.rsplit(" ", 1)[1])
-                for line in server.get("/metrics").text.splitlines()
-                if line.startswith("dent_requests_inside{")
-            )
-            < 8
-        ):
+        asked = [pool.submit(server.post, npy(make_images(2))) for _ in range(8)]
+        while not (taken_in := inside(server)):
             time.sleep(0.01)
         os.kill(server.process.pid, signal.SIGTERM)
         seen = []
-        while not all(each.done() for each in inside):
-            try:
-                response = httpx.get(server.url + "/readyz", timeout=5)
-            except httpx.TransportError:
-                break
+        while not all(each.done() for each in asked):
+            response = server.get("/readyz")
             seen.append(response.status_code)
             if response.status_code == 503:
                 refused = server.post(npy(make_images(1)))
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             time.sleep(0.05)
-        answers = [each.result() for each in inside]
-    assert [answer.status_code for answer in answers] == [200] * 8
+        answers = [each.result() for each in asked]  # none was cut off
+    answered = [answer for answer in answers if answer.status_code == 200]
+    assert len(answered) >= taken_in
+    for answer in answers:
+        if answer.status_code != 200:  # it came after the signal
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
     assert 503 in seen
     assert server.process.wait(timeout=120) == 0
