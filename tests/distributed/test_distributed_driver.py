@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dent import Dent, DentConfig
@@ -48,7 +48,11 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return contents(folder)
 
 
-@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=4,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 4), deadly=st.floats(0, 0.25))
 def test_whoever_dies_whenever_the_records_are_those_of_one_process(
     tmp_path_factory: pytest.TempPathFactory,
