@@ -99,11 +99,12 @@ def server(options: argparse.Namespace, images: Tensor) -> Iterator[Target]:
     try:
         assert process.stdout is not None
         text = ""
-        while not text.endswith("}\n"):
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("the server did not start")
-            text += line if text or line.startswith("{") else ""
+        for line in process.stdout:
+            text += line
+            if line == "}\n":
+                break
+        else:
+            raise SystemExit("the server did not start")
         yield Target(process, json.loads(text)["url"], images)
     finally:
         if process.poll() is None:

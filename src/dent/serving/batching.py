@@ -97,7 +97,7 @@ class Batcher:
                 raise _late("the batch did not start in time")
             return await job.answer
         finally:
-            job.answer.cancel()  # so that nobody computes what nobody waits for
+            job.answer.cancel()  # a failure that nobody waits for is nothing to complain of
             if not job.started and job in self._waiting:
                 self._waiting.remove(job)
 
