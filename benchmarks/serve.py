@@ -99,11 +99,12 @@ def server(options: argparse.Namespace, images: Tensor) -> Iterator[Target]:
     try:
         assert process.stdout is not None
         text = ""
-        while not text.endswith("}\n"):
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("the server did not start")
-            text += line if text or line.startswith("{") else ""
+        for line in process.stdout:
+            text += line
+            if line == "}\n":
+                break
+        else:
+            raise SystemExit("the server did not start")
         yield Target(process, json.loads(text)["url"], images)
     finally:
         if process.poll() is None:
@@ -277,17 +278,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     images, _ = data.load("cifar10-sample").batch(range(options.images))
     defense = reference.make(options.defense, models.load(options.model))
+    settings = {key: str(value) for key, value in vars(options).items()}
+    figures: dict[str, Any] = {}
+
+    def keep(name: str, found: Any) -> None:
+        figures[name] = found
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"settings": settings, "figures": figures}, indent=2))
+
     with server(options, images) as target:
         print(f"{options.defense} of {options.model}, {options.images} images a request:")
-        figures = {"saturation": saturate(target, defense, images, options)}
+        keep("saturation", saturate(target, defense, images, options))
         rate = 2 * figures["saturation"]["requests_per_second"]
         print(f"  overload at {rate:.2f} requests a second ...", flush=True)
-        figures["overload"] = overload(target, rate, 60 * min(options.minutes, 60))
-        figures["drain"] = drain(target, options.clients)
+        keep("overload", overload(target, rate, 60 * min(options.minutes, 60)))
+        keep("drain", drain(target, options.clients))
     show(figures)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) for key, value in vars(options).items()}
-    options.out.write_text(json.dumps({"settings": settings, "figures": figures}, indent=2))
 
 
 def show(figures: dict[str, Any]) -> None:

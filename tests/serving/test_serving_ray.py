@@ -63,16 +63,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
             start_new_session=True,
         ) as process,
     ):
-        assert process.stdout is not None
-        text = ""
-        while not text.endswith("}\n"):
-            line = process.stdout.readline()
-            assert line, errors.read_text()
-            text += line if text or line.startswith("{") else ""
-        yield Process(process, json.loads(text)["url"])
-        if process.poll() is None:
+        try:
+            yield Process(process, json.loads(printed(process))["url"])
+        except ValueError:
+            pytest.fail(errors.read_text())
+        finally:
             process.terminate()
-        process.wait(timeout=120)
+            process.wait(timeout=120)
+
+
+def printed(process: subprocess.Popen[str]) -> str:
+    """The first JSON document that a process prints; as much as there is if it ends before."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "}\n":
+            break
+    return text
 
 
 def test_a_process_serves_what_the_library_answers(server: Process) -> None:

@@ -97,7 +97,7 @@ class Batcher:
                 raise _late("the batch did not start in time")
             return await job.answer
         finally:
-            job.answer.cancel()  # so that nobody computes what nobody waits for
+            job.answer.cancel()  # a failure that nobody waits for is nothing to complain of
             if not job.started and job in self._waiting:
                 self._waiting.remove(job)
 
@@ -107,7 +107,7 @@ class Batcher:
                 jobs, steps = await self._next()
                 await self._run(jobs, steps)
             except Exception:  # whatever it is, the next request must find someone to answer it
-                _LOG.exception("A batch could not be formed")
+                _LOG.exception("A batch could not be formed or counted")
 
     async def _next(self) -> tuple[list[Job], int]:
         """The next jobs to be answered as one batch, and with how many steps."""
@@ -172,26 +172,29 @@ class Batcher:
         return all(job.deadline is None or done <= job.deadline for job in jobs)
 
     async def _run(self, jobs: list[Job], steps: int) -> None:
-        images = torch.cat([job.images for job in jobs]) if len(jobs) > 1 else jobs[0].images
-        loop = asyncio.get_running_loop()
         self._metrics.batch_starts([self._clock() - job.arrived for job in jobs])
+        loop = asyncio.get_running_loop()
         try:
-            answer = await loop.run_in_executor(self._thread, self._engine.run, images, steps)
+            answer = await loop.run_in_executor(self._thread, self._compute, jobs, steps)
         except Exception as error:
             if len(jobs) > 1:  # one of them may be the reason: the others must not pay for it
                 for job in jobs:
                     await self._run([job], steps)
                 return
-            _LOG.exception("A batch of %d images failed", len(images))
+            _LOG.exception("A batch of %d images failed", len(jobs[0].images))
             failed = RefusedError(500, "failed", f"the defense failed: {type(error).__name__}.")
             _refuse(jobs[0], failed)
             return
-        self._metrics.batch_ends(answer, len(jobs))
         first = 0
         for job in jobs:
             if not job.answer.done():
                 job.answer.set_result(answer[first : first + len(job.images)])
             first += len(job.images)
+        self._metrics.batch_ends(answer, len(jobs))
+
+    def _compute(self, jobs: list[Job], steps: int) -> Answer:
+        images = torch.cat([job.images for job in jobs]) if len(jobs) > 1 else jobs[0].images
+        return self._engine.run(images, steps)
 
 
 def _refuse(job: Job, error: RefusedError) -> None:
