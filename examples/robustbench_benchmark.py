@@ -2,15 +2,15 @@
 
     python examples/robustbench_benchmark.py
 
-With RobustBench from its repository and CIFAR-10 in ./data it is one call:
+With CIFAR-10 in ./data and the package `autoattack` from its repository it is one call:
 
-    from robustbench.eval import benchmark
+    from robustbench import benchmark
     benchmark(Dent(model, DENT_PLUS), n_examples=128, dataset="cifar10", threat_model="Linf",
               eps=8 / 255, batch_size=128)
 
-The wheel of version 1.1.1 has that function commented out, and its budget cannot be changed. So
-here is what it does, with a budget for a laptop: natural accuracy, standard AutoAttack, and the
-accuracy on what came of it. A test runs RobustBench's own code beside it.
+Its budget cannot be changed, and that package is on no index. So here is what it does, by
+`pyautoattack` and with a budget for a laptop: natural accuracy, standard AutoAttack, and the
+accuracy on what came of it. A test runs RobustBench's own function beside it.
 
 - RobustBench's leaderboards accept no defense with an optimization loop in its forward pass. A
   `Dent` is one: use `benchmark()` to compare, never to submit.

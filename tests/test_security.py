@@ -15,6 +15,8 @@ from dent.models import load
 
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 UNPICKLING = {"pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "yaml.load"}
+WITHIN_A_CLUSTER = "tasks.py:"
+"""Where workers take what the driver pickled for them; nothing else may unpickle."""
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
@@ -32,7 +34,7 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
     seen = set()
     for where, function, call in calls():
         assert function not in UNPICKLING | {"eval", "exec"}, where
-        if function == "torch.load":
+        if function == "torch.load" and not where.startswith(WITHIN_A_CLUSTER):
             assert keyword(call, "weights_only") == "True", where
         if function in ("np.load", "numpy.load"):
             assert keyword(call, "allow_pickle") == "False", where
