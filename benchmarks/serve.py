@@ -48,10 +48,17 @@ _WATCHED: Final = {"replica": "ServeReplica", "proxy": "ProxyActor"}
 
 @dataclass(frozen=True)
 class Reply:
-    """How one request went; status 0 where there was no response at all."""
+    """How one request went.
+
+    Attributes:
+        status: of the response; 0 where there was none.
+        seconds: as the client saw it.
+        inside: as the server saw it, from the request's arrival at the replica; of answers alone.
+    """
 
     status: int
     seconds: float
+    inside: float = 0.0
 
 
 class Target:
@@ -76,8 +83,10 @@ class Target:
             headers = {"content-type": "application/x-npy"}
             connection.request("POST", "/v1/predict", self._body, headers)
             response = connection.getresponse()
-            response.read()
-            return Reply(response.status, time.perf_counter() - start)
+            body = response.read()
+            taken = time.perf_counter() - start
+            answered = response.status == http.HTTPStatus.OK
+            return Reply(response.status, taken, json.loads(body)["seconds"] if answered else 0.0)
         except (OSError, http.client.HTTPException):
             self._local.connection = None
             return Reply(0, time.perf_counter() - start)
@@ -214,6 +223,7 @@ def summary(replies: Sequence[Reply]) -> dict[str, Any]:
     return {
         "statuses": dict(sorted(counted.items())),
         "answered": quantiles([reply.seconds for reply in replies if reply.status == 200]),
+        "answered_inside": quantiles([reply.inside for reply in replies if reply.status == 200]),
         "refused": quantiles([reply.seconds for reply in replies if reply.status == 503]),
     }
 
@@ -304,6 +314,7 @@ def show(figures: dict[str, Any]) -> None:
         taken = saturation[name]
         print(f"{name:26} {taken['statuses']}, {_shown(taken['answered'])}")
     print(f"{'twice the load':26} {over['statuses']}, answered {_shown(over['answered'])}")
+    print(f"{'':26} of which in the replica {_shown(over['answered_inside'])}")
     print(f"{'':26} refused {_shown(over['refused'])}")
     print(f"{'memory growth (MB)':26} {over['memory_growth_mb']}")
     print(f"{'drain':26} {figures['drain']['statuses']}, exit {figures['drain']['exit_status']}")

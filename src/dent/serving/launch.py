@@ -28,8 +28,11 @@ from dent.serving.options import ServerOptions
 _OBJECT_STORE: Final = 100 * 2**20
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray runs its workers at nice 15, as background work, which a server is not: beside other
+    # processes a replica would compute at a fifth of its speed, and take minutes to start.
+    "RAY_worker_niceness": "0",
     # Ray gives a proxy 5 s to start, and kills it after three times as many: too few on a busy
-    # machine, where every one of its processes first imports for a while.
+    # machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
