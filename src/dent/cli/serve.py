@@ -1,14 +1,15 @@
 """`dent serve`: a defense behind an HTTP API, on Ray Serve."""
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from dent import listening
 from dent.cli.console import ERR, print_json
-from dent.errors import ConfigError, MissingExtraError
+from dent.errors import ConfigError
+from dent.extras import require
 from dent.serving.limits import Limits
 from dent.serving.options import ServerOptions
 
@@ -127,16 +128,14 @@ def serve_command(
             "max_wait": max_wait,
         },
     )
-    try:
-        launch = importlib.import_module("dent.serving.launch")
-        loading = importlib.import_module("dent.serving.loading")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"serving needs Ray Serve, which cannot be imported here ({error}): "
-            "pip install 'torch-dent[ray]'"
-        ) from error
-    port = launch.free_port(host, port)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    launch, loading = (
+        require(f"dent.serving.{module}", "serving", extra="ray", package="Ray Serve")
+        for module in ("launch", "loading")
+    )
+    # Ray listens by itself: it is told a port that is free.
+    with listening.listen(host, port) as listener:
+        port = listener.getsockname()[1]
+    url = listening.url(host, port)
     ERR.print(f"Loading {model} with {defense}, and starting Ray ...", markup=False)
     loading.check(options)
 

@@ -6,20 +6,19 @@ import socket
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 from dent.distributed.cluster import Cluster
 from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded
 from dent.distributed.errors import WorkerError
 from dent.distributed.tasks import Task, Worker, pack
-from dent.errors import MissingExtraError
 from dent.evaluation.plan import Plan, Unit
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
+from dent.extras import require
 
 
-def import_ray() -> ModuleType:
+def import_ray() -> Any:
     """Return the module `ray`.
 
     Raises:
@@ -27,13 +26,7 @@ def import_ray() -> ModuleType:
     """
     # Ray sends statistics of its use to its makers unless told not to; who wants it may say so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError(
-            "distributed evaluation needs ray: pip install 'torch-dent[ray]'"
-        ) from error
-    return ray
+    return require("ray", "distributed evaluation", extra="ray")
 
 
 class RayPool:
@@ -54,7 +47,7 @@ class RayPool:
     def __init__(
         self, cluster: Cluster, subject: Subject, spec: EvaluationSpec, plan: Plan
     ) -> None:
-        self._ray: Any = import_ray()
+        self._ray = import_ray()
         self._cluster = cluster
         content = pack(subject, spec, plan, self._ray.cloudpickle)
         self._started = not self._ray.is_initialized()

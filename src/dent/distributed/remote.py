@@ -20,6 +20,7 @@ from dent.evaluation.errors import RecordError
 from dent.evaluation.journal import JOURNAL
 from dent.evaluation.lock import LOCK
 from dent.evaluation.progress import Progress, Report
+from dent.extras import require
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.:-]+)://")
 _LOCAL: Final = ("file", "local")
@@ -267,13 +268,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{url} needs fsspec: pip install 'torch-dent[ray]', and the package for that kind of "
-            "store, as s3fs or gcsfs"
-        ) from error
+    fsspec = require("fsspec", url, extra="ray")
     try:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:

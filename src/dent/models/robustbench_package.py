@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from dent.models.extras import require
+from dent.extras import require
 
 #: What is known of RobustBench's models without it; `tabulate_robustbench` writes this file.
 TABLE: Final = Path(__file__).parent / "tables" / "robustbench.json"
@@ -36,7 +36,7 @@ def import_robustbench(module: str) -> Any:
         if (present := sys.modules.get(module)) is not None:
             return present
         with _stand_ins():
-            return require(module, PURPOSE)
+            return require(module, PURPOSE, extra="zoo")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import ConfigError, DentError, UnknownNameError, WeightsError
-from dent.models.extras import require
+from dent.extras import require
 from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.robustbench_package import PURPOSE, TABLE, import_robustbench
@@ -139,7 +139,7 @@ def _load_with_robustbench(utils: Any, entry: dict[str, Any], files: list[Path])
 def _load_registered_with_timm(entry: dict[str, Any], file: Path) -> nn.Module:
     """Three architectures are known to RobustBench by timm's registry alone."""
     words = (entry["name"].lower().replace("-", "_"), entry["dataset"], entry["threat"].lower())
-    timm = require("timm", PURPOSE)
+    timm = require("timm", PURPOSE, extra="zoo")
     model: nn.Module = timm.create_model("_".join(words), num_classes=_CLASSES[entry["dataset"]])
     inner = getattr(model, "model", model)  # for CIFAR, the normalization comes first
     fit_weights(inner, read_weights(file), origin=str(file))
@@ -218,7 +218,7 @@ def _fetch(url: str, path: Path) -> None:
         fetch_url(url, path)
         return
     # Google Drive answers large files with a page of its own, which gdown knows how to pass.
-    require("gdown", PURPOSE).download(url, str(path), quiet=True)
+    require("gdown", PURPOSE, extra="zoo").download(url, str(path), quiet=True)
     if not path.is_file():
         raise OSError("Google Drive gave no file")
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from torch import nn
 
 from dent.errors import UnknownNameError, WeightsError
-from dent.models.extras import require
+from dent.extras import require
 from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import ModelInfo
 from dent.models.normalize import Normalize
@@ -33,7 +33,7 @@ class Timm:
 
     def names(self) -> tuple[str, ...]:
         """See `Catalogue.names`: every model of timm with published weights."""
-        listed = require("timm", _PURPOSE).list_models(pretrained=True)
+        listed = require("timm", _PURPOSE, extra="zoo").list_models(pretrained=True)
         return tuple(f"{self.prefix}/{name}" for name in listed)
 
     def candidates(self, short: str) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Timm:
         state = read_weights(file)
         try:
             # The same number of classes in both places, or timm would leave the last layer random.
-            model: nn.Module = require("timm", _PURPOSE).create_model(
+            model: nn.Module = require("timm", _PURPOSE, extra="zoo").create_model(
                 name.removeprefix(f"{self.prefix}/"),
                 pretrained=True,
                 pretrained_cfg_overlay={
@@ -89,7 +89,7 @@ class Timm:
         return nn.Sequential(Normalize(settings.mean, settings.std), model)
 
     def _settings(self, name: str) -> Any:
-        timm = require("timm", _PURPOSE)
+        timm = require("timm", _PURPOSE, extra="zoo")
         short = name.removeprefix(f"{self.prefix}/")
         known = self.names()
         if not timm.is_model(short) or ("." in short and name not in known):
@@ -126,7 +126,7 @@ def _present(name: str, settings: Any) -> Path | None:
     if (laid := _laid(name, settings)).is_file():
         return laid
     if settings.hf_hub_id:
-        hub = require("huggingface_hub", _PURPOSE)
+        hub = require("huggingface_hub", _PURPOSE, extra="zoo")
         found = hub.try_to_load_from_cache(settings.hf_hub_id, settings.hf_hub_filename or _FILE)
         return Path(found) if isinstance(found, str) else None
     return None

@@ -8,7 +8,6 @@ import http.client
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +20,15 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from dent.errors import ConfigError, DentError
+from dent.errors import DentError
 from dent.serving.deployment import APPLICATION, application
 from dent.serving.options import ServerOptions
 
 _OBJECT_STORE: Final = 100 * 2**20
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray runs its workers at nice 15, as background work, which a server is not: beside other
-    # processes a replica would compute at a fifth of its speed, and take minutes to start.
+    # Ray runs its workers at nice 15, as background work, which a server is not: beside busy
+    # processes a replica would take minutes to start.
     "RAY_worker_niceness": "0",
     # Ray gives a proxy 5 s to start, and kills it after three times as many: too few on a busy
     # machine.
@@ -43,21 +42,6 @@ _START: Final = 300.0
 
 _FLUSH = 1.0
 """Seconds for Ray's proxy to hand the last responses on to their clients."""
-
-
-def free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0.
-
-    Raises:
-        ConfigError: the address cannot be listened at.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family) as listener:
-            found: int = listener.getsockname()[1]
-            return found
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}:{port}: {error}. Choose another.") from error
 
 
 def run(options: ServerOptions, host: str, port: int, announce: Callable[[], None]) -> None:

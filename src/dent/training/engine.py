@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from dent.errors import ConfigError, MissingExtraError
+from dent.errors import ConfigError
+from dent.extras import require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,12 +28,7 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
         MissingExtraError: accelerate is not installed.
         ConfigError: the device or precision cannot be used here.
     """
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError(
-            "training needs accelerate: pip install 'torch-dent[train]'"
-        ) from error
+    accelerate = require("accelerate", "training", extra="train")
     cpu = device == "cpu" or not torch.cuda.is_available()
     if device not in (None, "cpu") and not (str(device).startswith("cuda") and not cpu):
         raise ConfigError(f"device {device!r} cannot be used here: leave it out, or name cpu.")
@@ -42,11 +38,14 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
         raise ConfigError("precision 'fp16' cannot be used here: it needs a GPU. Take auto or no.")
     # Statistics are each process's own: broadcasting them between two forwards of one step
     # (TRADES) would overwrite what the first one's gradient needs.
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
+    kwargs = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
-        return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[kwargs])
+        found: Accelerator = accelerate.Accelerator(
+            mixed_precision=precision, cpu=cpu, kwargs_handlers=[kwargs]
+        )
     except ValueError as error:
         raise ConfigError(f"precision {precision!r} cannot be used here: {error}") from error
+    return found
 
 
 def share(values: list[T]) -> list[T]:

@@ -1,0 +1,35 @@
+"""Packages that only some uses need, imported when those are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+from dent.errors import MissingExtraError
+
+
+def require(module: str, purpose: str, *, extra: str, package: str | None = None) -> Any:
+    """Import a module that an extra brings, or that needs one.
+
+    Args:
+        module: Its name.
+        purpose: What needs it, for the message.
+        extra: Which extra brings it.
+        package: What to call what is missing; by default the module's package.
+
+    Raises:
+        MissingExtraError: It is not installed, or cannot be imported.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Other packages' deprecations are nothing that a user of this one can mend.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(module)
+    except ImportError as error:
+        missing = package or module.partition(".")[0]
+        raise MissingExtraError(
+            f"{purpose} needs {missing}, which cannot be imported here ({error}): "
+            f"pip install 'torch-dent[{extra}]'"
+        ) from error
