@@ -13,33 +13,31 @@ all steps take, in time and in memory?
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from rounds import quartiles
 from torch import Tensor, nn
 
-from dent import DENT, DENT_PLUS, Dent, DentConfig, Performance, ThreatModel, data, models
-from dent.attacks import make
+from dent import DENT, DENT_PLUS, Dent, Performance, ThreatModel, data, models
+from dent.attacks import Attack, make
 
 THREAT = ThreatModel("linf", "8/255")
 PLAIN = Performance(memory_format="preserve")
-ALONE = replace(DENT_PLUS, objective="entropy", reduction="sum")
-CONFIGS = {"dent+": DENT_PLUS, "dent+ by entropy alone": ALONE, "dent, 10 steps": DENT}
+CONFIGS = {
+    "dent+": DENT_PLUS,
+    "dent+ by entropy alone": replace(DENT_PLUS, objective="entropy", reduction="sum"),
+    "dent, 10 steps": replace(DENT, steps=10),  # as in the paper's Table 14
+}
 
 
-def config_of(name: str) -> DentConfig:
-    """Return the configuration of a row; dent with the steps of the paper's Table 14."""
-    return replace(DENT, steps=10) if name == "dent, 10 steps" else CONFIGS[name]
-
-
-def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def interleaved(runs: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each, one per round, after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
@@ -53,8 +51,7 @@ def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
 
 def ratios(of: list[float], to: list[float]) -> list[float]:
     """Return quartiles of the ratio, round by round."""
-    each = [a / b for a, b in zip(of, to, strict=True)]
-    return statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
+    return quartiles([a / b for a, b in zip(of, to, strict=True)])
 
 
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> list[object]:
@@ -63,19 +60,19 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespa
     whole, standing = make("standard", **budget), make("standard", **budget, ask="standing")
     rows: list[object] = []
     pairs: dict[str, tuple[nn.Module, nn.Module]] = {"static": (model, model)}
-    for name in CONFIGS:
-        config = config_of(name)
+    for name, config in CONFIGS.items():
         pairs[name] = Dent(model, config, PLAIN), Dent(model, config)
     for name, (plain, fast) in pairs.items():
         fell: dict[str, int] = {}
 
-        def slow_path(defense: nn.Module = plain, fell: dict[str, int] = fell) -> None:
-            fell["plain"] = int(whole(defense, x, y, THREAT, seed=0).claimed.sum())
+        def attack(path: str, defense: nn.Module, by: Attack, fell: dict[str, int] = fell) -> None:
+            fell[path] = int(by(defense, x, y, THREAT, seed=0).claimed.sum())
 
-        def fast_path(defense: nn.Module = fast, fell: dict[str, int] = fell) -> None:
-            fell["fast"] = int(standing(defense, x, y, THREAT, seed=0).claimed.sum())
-
-        times = interleaved({"plain": slow_path, "fast": fast_path}, options.rounds)
+        runs = {
+            "plain": partial(attack, "plain", plain, whole),
+            "fast": partial(attack, "fast", fast, standing),
+        }
+        times = interleaved(runs, options.rounds)
         low, median, high = ratios(times["plain"], times["fast"])
         rows.append({"what": name, "faster": median, "quartiles": [low, high], "fell": fell})
         print(
@@ -98,7 +95,7 @@ def exact(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -
     """The exact gradient's cost in queries by the stop-gradient."""
     rows: list[object] = []
     for name in ("dent+", "dent, 10 steps"):
-        defense = Dent(model, config_of(name))
+        defense = Dent(model, CONFIGS[name])
         times = interleaved(
             {
                 "stop": partial(query, defense, x, y, exact=False),
@@ -131,7 +128,7 @@ def print_peak(model: nn.Module, x: Tensor, y: Tensor, what: str) -> None:
     """Query once and print by how many MB the peak of this process rose."""
     kind, _, name = what.partition(":")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    query(Dent(model, config_of(name)), x, y, exact=kind == "exact")
+    query(Dent(model, CONFIGS[name]), x, y, exact=kind == "exact")
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 

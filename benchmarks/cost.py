@@ -11,7 +11,6 @@ A cell is written when it is done, and the same command again goes on with those
 import argparse
 import html
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from baseline import PlainDent
+from rounds import quartiles
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,9 +93,7 @@ def cell(model_name: str, batch_size: int, options: argparse.Namespace) -> dict[
     figures = {}
     for name, values in ratios.items():
         steps, run = runs[name]
-        low, median, high = (
-            statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        )
+        low, median, high = quartiles(values)
         compiled = getattr(run, "performance", PLAIN).compile  # whose operations nobody sees
         figures[name] = {
             "median": median,

@@ -9,7 +9,7 @@ not meet. The one thing a forward could still write to, in place, is a parameter
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -20,7 +20,13 @@ from torch.nn.parameter import is_lazy
 
 from dent.config import Covariance, DentConfig
 from dent.errors import InputError, UnsupportedModelError
-from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
+from dent.norm import (
+    Affine,
+    affine_attributes,
+    affine_layers,
+    norm_layers,
+    use_test_statistics,
+)
 from dent.performance import Performance
 from dent.prefix import Prefix
 from dent.smoothing import smooth
@@ -62,20 +68,22 @@ def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[st
         model: any module.
         last_layers: how many of the layers that have any, from the last registered; None: all.
     """
-    model = eager(model)
-    named = _named_affine(model)
-    having = [list(affine_attributes(layer)) for _, layer in norm_layers(model)]
-    chosen = [found for found in having if found][-(last_layers or 0) :]
-    return dict(named[id(tensor)] for found in chosen for _, tensor in found)
+    layers = affine_layers(eager(model))
+    names = _names(layers)
+    return {
+        names[id(tensor)]: tensor
+        for _, having in layers[-(last_layers or 0) :]
+        for _, tensor in having
+    }
 
 
-def _named_affine(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
-    """Map the identity of every scale and shift to its first dotted name and itself."""
-    named: dict[int, tuple[str, Tensor]] = {}
-    for layer_name, layer in norm_layers(model):
-        for attribute, tensor in affine_attributes(layer):
-            named.setdefault(id(tensor), (f"{layer_name}.{attribute}".lstrip("."), tensor))
-    return named
+def _names(layers: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> dict[int, str]:
+    """Map the identity of every scale and shift to its first dotted name."""
+    names: dict[int, str] = {}
+    for layer_name, having in layers:
+        for attribute, tensor in having:
+            names.setdefault(id(tensor), f"{layer_name}.{attribute}".lstrip("."))
+    return names
 
 
 def check_supported(model: nn.Module, config: DentConfig) -> None:
@@ -132,7 +140,8 @@ def _check_differentiable(model: nn.Module) -> None:
 
 def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentConfig) -> None:
     needs_affine = config.adapt_affine and config.steps > 0
-    if needs_affine and not _named_affine(model):
+    having = len(affine_layers(model))
+    if needs_affine and not having:
         found = sorted({type(layer).__name__ for layer in layers.values()})
         seen = sorted({type(module).__name__ for module in model.modules()})
         what = (
@@ -145,7 +154,6 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
             f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
             "layers, or adapt the input alone (adapt_affine=False with smoothing)."
         )
-    having = sum(1 for layer in layers.values() if any(True for _ in affine_attributes(layer)))
     if config.last_layers is not None and config.last_layers > having:
         raise UnsupportedModelError(
             f"last_layers={config.last_layers}, but {type(model).__name__} has {having} "
@@ -240,7 +248,7 @@ class AdaptedModel:
     def _copy(self) -> None:
         """Start from a private copy as good as new."""
         self._module = _private_copy(self._model)
-        names = {key: name for key, (name, _) in _named_affine(self._model).items()}
+        names = _names(affine_layers(self._model))
         copies = dict(norm_layers(self._module))
         self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
         for layer_name, layer in norm_layers(self._model):

@@ -125,7 +125,7 @@ class Dent(nn.Module):
         if id(self) in _DISABLED.get():
             _check_batch(x)
             return AdaptedModel(self.model, _STATIC)(x, {})  # to the last bit
-        if self.config.last_layers is None:
+        if self.config.last_layers is None:  # nothing to share, and nothing torch.compile stops at
             return self.predict(x, self.adapt(x))
         outer = _PREFIXES.get()
         token = _PREFIXES.set({**outer, id(self): Prefix()})

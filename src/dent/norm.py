@@ -52,6 +52,12 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield attribute, value
 
 
+def affine_layers(model: nn.Module) -> list[tuple[str, list[tuple[str, Tensor]]]]:
+    """Return the dotted names of the layers that have a scale or shift, each with what it has."""
+    found = [(name, [*affine_attributes(layer)]) for name, layer in norm_layers(model)]
+    return [(name, having) for name, having in found if having]
+
+
 def use_test_statistics(layer: nn.Module) -> None:
     """Make a layer normalize by the statistics of what it is given, at every forward."""
     if isinstance(layer, _BatchNorm | _InstanceNorm):

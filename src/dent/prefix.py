@@ -64,16 +64,15 @@ class Prefix:
             if not alone or args[0].requires_grad:
                 return forward(reference(), *args, **named)
             x: Tensor = args[0]
-            kept = self._kept.pop(name, None)
-            if kept is None or not (kept.intact() and kept.answers(x)):
-                kept = None if x.is_inference() else _Kept(x, x._version, x, x._version)
-                before = torch.get_rng_state()
-                found = forward(reference(), x)
-                if kept is None or not _constant(found, before):
-                    return found
-                kept = kept._replace(answer=found, answer_version=found._version)
-            self._kept[name] = kept
-            return kept.answer
+            kept = self._kept.get(name)
+            if kept is not None and kept.intact() and kept.answers(x):
+                return kept.answer
+            given_version = None if x.is_inference() else x._version  # before it is written to
+            random_state = torch.get_rng_state()
+            found = forward(reference(), x)
+            if given_version is not None and _constant(found, random_state):
+                self._kept[name] = _Kept(x, given_version, found, found._version)
+            return found
 
         return answer
 

@@ -119,27 +119,21 @@ class AutoAttack(Attack):
         """Published, survivors are regrouped into batches of this size if none was chosen."""
         if self.protocol == "frozen" or self.batch_size is not None:
             return self
-        chosen = AutoAttack(
-            self._name, **asdict(self._overrides), protocol=self.protocol, batch_size=batch_size
-        )
-        chosen.name = self.name
-        return chosen
+        return self._with(batch_size=batch_size)
 
     def longer(self, norm: Norm = "linf") -> AutoAttack | None:
         """The gradient attacks with twice the iterations, Square as it is; None of Square alone."""
         followed = [part.iterations for part in self.parts(norm) if part.gradient]
         if not followed:
             return None
-        changed = asdict(self._overrides) | {"iterations": 2 * max(followed)}
-        longer = AutoAttack(
-            self._name,
-            **changed,
-            protocol=self.protocol,
-            batch_size=self.batch_size,
-            ask=self.ask,
-        )
-        longer.name = self.name
-        return longer
+        return self._with(iterations=2 * max(followed))
+
+    def _with(self, **changes: Any) -> AutoAttack:
+        """The same attack under the same name, some arguments changed."""
+        same = {"protocol": self.protocol, "batch_size": self.batch_size, "ask": self.ask}
+        changed = AutoAttack(self._name, **(asdict(self._overrides) | same | changes))
+        changed.name = self.name
+        return changed
 
     def parts(self, norm: Norm) -> tuple[Part, ...]:
         """The attacks that run, in order, with their budgets."""

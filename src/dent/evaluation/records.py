@@ -198,13 +198,16 @@ class Session(Record):
     """Seconds in all, in attacks, in the defenses' answers and in probes."""
 
 
+RunStatus = Literal["running", "interrupted", "failed", "partial", "complete"]
+"""`running` is also left behind by a process that was killed; `partial` by one that did its shard
+of the run."""
+
+
 class RunRecord(Record):
     """`run.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    status: Literal["running", "interrupted", "failed", "partial", "complete"]
-    """`running` is also left behind by a process that was killed; `partial` by one that did its
-    shard of the run."""
+    status: RunStatus
     identity: Sha256
     """SHA-256 of the canonical text of `spec`."""
     spec: EvaluationSpec

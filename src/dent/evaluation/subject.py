@@ -87,12 +87,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         if names.count(name) > 1:
             raise ConfigError(f"two attacks are called {name!r}: give one of them another name")
     attacks = tuple(attack_spec(attack, subject.threat) for attack in subject.attacks)
-    if settings.mix not in (None, 1) and any(a.protocol == "published" for a in attacks):
-        raise ConfigError(
-            "mix needs protocol='frozen': AutoAttack as published takes the batches apart"
-        )
-    if settings.mix not in (None, 1) and any(a.config.get("ask") == "standing" for a in attacks):
-        raise ConfigError("mix needs ask='whole': its natural members stay in their batch")
+    if settings.mix not in (None, 1):
+        _check_mixed(attacks)
     dataset = subject.dataset
     return EvaluationSpec(
         model=ModelSpec(
@@ -116,6 +112,15 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         ),
         settings=settings,
     )
+
+
+def _check_mixed(attacks: Sequence[AttackSpec]) -> None:
+    if any(attack.protocol == "published" for attack in attacks):
+        raise ConfigError(
+            "mix needs protocol='frozen': AutoAttack as published takes the batches apart"
+        )
+    if any(attack.config.get("ask") == "standing" for attack in attacks):
+        raise ConfigError("mix needs ask='whole': its natural members stay in their batch")
 
 
 def threat_of(spec: ThreatSpec) -> ThreatModel:

@@ -1,9 +1,10 @@
 """The charts of a run: margin by query of each attack, entropy and sigma by step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from dent.evaluation.records import Trace
 from dent.playground import words
 from dent.playground.outcome import CourseName, Outcome, Submission
 from dent.playground.watch import Look
@@ -47,32 +48,26 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
 
 def entropy_chart(outcome: Outcome) -> Chart | None:
     """Entropy of the image's prediction by step of the adaptation, of every submission."""
-    curves = [
-        _by_step(each, steps)
-        for each in outcome.submissions
-        if (steps := each.defense.served.trace.entropy) is not None and len(steps) > 1
-    ]
-    return _chart(
-        f"{outcome.setup.defense}: entropy by step",
-        curves,
-        x_label="steps taken",
-        y_label="entropy of the image's prediction in nats",
-    )
+    label = "entropy of the image's prediction in nats"
+    return _step_chart(outcome, "entropy", label, lambda trace: trace.entropy)
 
 
 def sigma_chart(outcome: Outcome) -> Chart | None:
     """Sigma of the smoothing by step, of every submission; None where it is not learned."""
-    curves = [
-        _by_step(each, [step[0] for step in steps])
-        for each in outcome.submissions
-        if (steps := each.defense.served.trace.sigma_by_step) is not None and len(steps) > 1
-    ]
-    return _chart(
-        f"{outcome.setup.defense}: sigma by step",
-        curves,
-        x_label="steps taken",
-        y_label="sigma of the smoothing in pixels",
-    )
+
+    def sigma(trace: Trace) -> list[float]:
+        return [step[0] for step in trace.sigma_by_step or ()]
+
+    return _step_chart(outcome, "sigma", "sigma of the smoothing in pixels", sigma)
+
+
+def _step_chart(
+    outcome: Outcome, what: str, label: str, by_step: Callable[[Trace], Sequence[float] | None]
+) -> Chart | None:
+    found = [(each, by_step(each.defense.served.trace) or ()) for each in outcome.submissions]
+    curves = [_by_step(each, values) for each, values in found if len(values) > 1]
+    title = f"{outcome.setup.defense}: {what} by step"
+    return _chart(title, curves, x_label="steps taken", y_label=label)
 
 
 def _by_step(found: Submission, values: Sequence[float]) -> Curve:

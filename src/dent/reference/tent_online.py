@@ -126,10 +126,8 @@ class TentOnline(ReferenceDefense):
         return self.classifier.predict(x, adaptation)
 
     def _steps(self, x: Tensor, *, differentiable: bool) -> Adaptation:
-        model, trained = (
-            AdaptedModel(self.unwrap(), self.config),
-            norm_parameters(self.unwrap(), self.config.last_layers),
-        )
+        model = AdaptedModel(self.unwrap(), self.config)
+        trained = norm_parameters(self.unwrap(), self.config.last_layers)
         optimizer = make_optimizer(self.config, self.config.lr)
         start = self._current(trained)
         used, (value, memory) = start.parameters, start

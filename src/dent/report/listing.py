@@ -9,6 +9,7 @@ from typing import Literal
 from dent.evaluation.canonical import Record
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import RUN
+from dent.evaluation.records import RunStatus
 from dent.evaluation.result import Count, Difference
 from dent.evaluation.subject import threat_of
 from dent.report.loading import LoadedRun, load_run
@@ -33,8 +34,7 @@ class RunSummary(Record):
     path: str
     error: str | None = None
     """Why it cannot be read."""
-    status: Literal["running", "interrupted", "failed", "partial", "complete"] | None = None
-    """`running` is also left behind by a process that was killed."""
+    status: RunStatus | None = None
     started: str | None = None
     """UTC, ISO 8601; null where no session began."""
     model: str | None = None
