@@ -40,6 +40,7 @@ def configs(draw: st.DrawFn) -> DentConfig:
         adapt_affine=adapt_affine,
         reduction=draw(st.sampled_from(["mean", "sum"])),
         smoothing=smoothing,
+        last_layers=draw(st.none() | st.integers(1, 10**6)) if adapt_affine else None,
     )
 
 
@@ -185,6 +186,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"adapt_affine": False, "smoothing": {"sigma": 1, "learn": False}},
         r"steps=30 has nothing to update: adapt_affine is False and no smoothing is learned",
     ),
+    ({"last_layers": 0}, r"last_layers must be a whole number, at least 1, got 0"),
+    ({"last_layers": 1.0}, r"last_layers must be a whole number, at least 1, got 1\.0"),
+    ({"last_layers": True}, r"last_layers must be a whole number, at least 1, got True"),
+    (
+        {"steps": 0, "adapt_affine": False, "last_layers": 2},
+        r"last_layers=2 says .* adapt_affine is False\. Remove last_layers",
+    ),
     ({"step": 3}, r"DentConfig has no field 'step'\. Did you mean 'steps'\?"),
     ({"temperature": 3}, r"DentConfig has no field 'temperature'\. Known: steps, lr, "),
 ]
@@ -208,6 +216,11 @@ def test_what_is_not_json_is_refused(text: str) -> None:
 def test_json_of_another_kind_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a mapping"):
         DentConfig.from_json(text)
+
+
+def test_what_adapts_all_layers_is_written_as_before_there_was_a_choice() -> None:
+    assert "last_layers" not in DentConfig().to_dict()
+    assert DentConfig(last_layers=3).to_dict()["last_layers"] == 3
 
 
 def test_learns() -> None:

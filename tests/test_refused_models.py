@@ -60,6 +60,11 @@ def _parametrized() -> nn.Module:
             "not initialized yet",
         ),
         (lambda: len, BATCH, "torch.nn.Module"),
+        (
+            lambda: _head(nn.Sequential(nn.BatchNorm2d(8), nn.LayerNorm(14, bias=False))),
+            DentConfig(last_layers=3),
+            r"last_layers=3, but Sequential has 2 normalization layers with a scale or shift",
+        ),
     ],
     ids=[
         "no-norm",
@@ -70,6 +75,7 @@ def _parametrized() -> nn.Module:
         "parametrized",
         "lazy",
         "function",
+        "fewer-layers",
     ],
 )
 def test_it_refuses_models_it_cannot_adapt(

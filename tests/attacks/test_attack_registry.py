@@ -37,6 +37,16 @@ def test_none_leaves_the_default() -> None:
     assert make("pgd", iterations=None).settings() == make("pgd").settings()
 
 
+def test_whom_to_ask_is_recorded_where_it_is_not_everyone_and_kept_in_a_longer_attack() -> None:
+    assert "ask" not in make("standard").settings()
+    standing = make_from("apgd-ce:iterations=5,ask=standing")
+    longer = standing.longer()
+    assert longer is not None
+    assert standing.settings()["ask"] == longer.settings()["ask"] == "standing"
+    assert longer.settings()["parts"][0]["iterations"] == 10
+    assert longer.name == standing.name
+
+
 def test_single_attacks_take_iterations_sets_tell_squares_apart() -> None:
     assert make("square", iterations=7).settings()["parts"][0]["iterations"] == 7
     parts = make("standard", iterations=7, square_iterations=9).settings()["parts"]
@@ -59,6 +69,8 @@ def test_single_attacks_take_iterations_sets_tell_squares_apart() -> None:
         ("standard", {"batch_size": 8}),
         ("standard", {"batch_size": 0, "protocol": "published"}),
         ("fab-t", {"restarts": 2, "protocol": "published"}),
+        ("square", {"ask": "nobody"}),
+        ("standard", {"ask": "standing", "protocol": "published"}),
     ],
 )
 def test_settings_without_meaning_are_refused(name: str, wrong: dict[str, object]) -> None:
