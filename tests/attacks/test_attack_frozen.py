@@ -86,6 +86,29 @@ def test_asking_about_the_standing_alone_finds_the_same(name: str, norm: Norm) -
     assert all(len(asked) <= 7 for asked in alone.asked[1:])
 
 
+class Blinded(Toy):
+    """Has no answer to bright images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.flatten(1).mean(dim=1) > 0.55
+        return torch.where(bright.unsqueeze(1), torch.nan, super().forward(x))
+
+
+@pytest.mark.parametrize("ask", ["whole", "standing"])
+def test_who_gets_no_answer_has_fallen_whatever_the_labels_of_the_others(ask: str) -> None:
+    x = torch.full((4, 3, 6, 6), 0.5)
+    model = linear()
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    y = torch.tensor([1, 2, 0, 0])  # the first two are wrong by themselves, so not asked about
+    found = make("square", iterations=30, ask=ask)(
+        Blinded(model), x, y, ThreatModel("linf", 0.2), seed=0
+    )
+    assert found.claimed.all()
+    assert found.non_finite > 0
+
+
 def test_a_batch_dependent_defense_is_asked_about_its_whole_batch_all_the_same() -> None:
     model, x = linear(), small_images(8)
     with torch.no_grad():

@@ -23,7 +23,8 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
     [
         (["--max-requests", "0"], ConfigError, "--max-requests.*greater than or equal to 1"),
         (["--timeout", "nan"], ConfigError, "--timeout"),
-        (["--shape", "3x32"], ConfigError, "--shape|--2"),
+        (["--shape", "3xx"], ConfigError, "^--shape: .*valid integer"),
+        (["--shape", "3x32"], ConfigError, "^--shape: "),
         (["--shape", "3x32x32", "--dataset", "cifar10-sample"], ConfigError, "either a dataset or"),
         (["--defense", "dnet"], UnknownNameError, "dnet"),
         (["--model", "nothing"], UnknownNameError, "nothing"),

@@ -5,9 +5,11 @@ from collections import Counter
 
 import pytest
 from malformed import malformed
-from servers import make_images, serving
+from servers import SHAPE, make_images, serving
 
+from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
+from dent.serving.requests import decode
 
 LIMITS = Limits(max_batch_size=4, max_body_bytes=60_000)
 EXPECTED = {200, 400, 404, 405, 413, 415, 422, 504}
@@ -44,3 +46,9 @@ def test_five_hundred_malformed_requests_are_refused() -> None:
 @pytest.mark.slow
 def test_ten_thousand_malformed_requests_are_refused() -> None:
     check(range(10_000))
+
+
+def test_what_is_no_picture_is_said_without_the_name_of_a_python_object() -> None:
+    with pytest.raises(RefusedError) as caught:
+        decode("image/png", b"{}", SHAPE, 4)
+    assert (caught.value.status, caught.value.message) == (400, "the body is no PNG.")

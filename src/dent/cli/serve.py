@@ -162,5 +162,7 @@ def _options(**values: object) -> ServerOptions:
         return ServerOptions.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = "--" + str(first["loc"][-1]).replace("_", "-") if first["loc"] else "options"
+        # By option: limits are options of their own, a shape is one whatever part is at fault.
+        names = [str(part) for part in first["loc"] if part != "limits"]
+        where = f"--{names[0].replace('_', '-')}" if names else "options"
         raise ConfigError(f"{where}: {first['msg']}, got {first['input']!r}.") from None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.types import FailFast
 from torch import Tensor
@@ -157,6 +157,8 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except RefusedError:
         raise
+    except UnidentifiedImageError:  # its message is the name of a Python object
+        raise malformed(f"{which} is no {kind}.", index) from None
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         raise malformed(f"{which} is no intact {kind}: {_shown(str(error))}.", index) from None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
