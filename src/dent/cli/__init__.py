@@ -1,4 +1,4 @@
-"""The command line: `dent demo | evaluate | data | models`."""
+"""The command line, `dent`: a module for each command, and what they share."""
 
 from dent.cli.app import main
 
