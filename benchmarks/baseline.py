@@ -4,11 +4,20 @@ The yardsticks that the package's own implementation is measured against.
 """
 
 from copy import deepcopy
+from typing import Final
 
 import pytorch_optimizer
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+NORMS: Final = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
 
 
 class PlainDent(nn.Module):
@@ -18,12 +27,12 @@ class PlainDent(nn.Module):
         super().__init__()
         self.model = deepcopy(model).eval().requires_grad_(requires_grad=False)
         self.steps = steps
-        self.parameters_to_adapt = []
+        self.parameters_to_adapt: list[nn.Parameter] = []
         for layer in self.model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
+            if isinstance(layer, NORMS):
                 layer.requires_grad_(requires_grad=True)
-                self.parameters_to_adapt += [layer.weight, layer.bias]
-                if test_statistics:
+                self.parameters_to_adapt += layer.parameters()
+                if test_statistics and isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.track_running_stats = False
                     layer.running_mean = layer.running_var = None
         self.trained = [p.detach().clone() for p in self.parameters_to_adapt]
@@ -47,16 +56,15 @@ class PlainDent(nn.Module):
 class SampleBatchNorm(nn.Module):
     """Batch normalization by running statistics, then one scale and shift for every sample."""
 
-    def __init__(self, layer: nn.BatchNorm2d) -> None:
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
         self.layer = layer
         self.weight, self.bias = nn.Parameter(layer.weight), nn.Parameter(layer.bias)
 
     def start(self, samples: int) -> list[nn.Parameter]:
         """Begin anew from the trained scale and shift, once for every sample."""
-        shape = (samples, -1, 1, 1)
         self.weight, self.bias = (
-            nn.Parameter(trained.detach().reshape(1, -1, 1, 1).expand(shape).clone())
+            nn.Parameter(trained.detach().expand(samples, -1).clone())
             for trained in (self.layer.weight, self.layer.bias)
         )
         return [self.weight, self.bias]
@@ -65,7 +73,8 @@ class SampleBatchNorm(nn.Module):
         """Normalize, scale and shift."""
         statistics = (self.layer.running_mean, self.layer.running_var)
         normal = F.batch_norm(x, *statistics, eps=self.layer.eps)
-        return normal * self.weight + self.bias
+        shape = (*self.weight.shape, *[1] * (x.dim() - 2))
+        return normal * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
 class PlainDentPlus(nn.Module):
@@ -78,7 +87,7 @@ class PlainDentPlus(nn.Module):
         self.layers: list[SampleBatchNorm] = []
         for parent in [*self.model.modules()]:
             for name, child in [*parent.named_children()]:
-                if isinstance(child, nn.BatchNorm2d):
+                if isinstance(child, nn.modules.batchnorm._BatchNorm):
                     self.layers.append(SampleBatchNorm(child))
                     setattr(parent, name, self.layers[-1])
 

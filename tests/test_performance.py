@@ -1,6 +1,6 @@
 """Settings that change speed change no answer."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -84,20 +84,53 @@ def _seeing(model: nn.Module) -> tuple[_Seeing, list[bool]]:
     return wrapped, seen
 
 
+def _convolutional(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1),
+        nn.BatchNorm2d(width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 10),
+    ).eval()
+
+
 @pytest.mark.parametrize(
-    ("performance", "expected"),
+    ("performance", "width", "pixels", "expected"),
     [
-        (Performance(), True),
-        (Performance(memory_format="channels-last"), True),
-        (PLAIN, False),
+        pytest.param(Performance(), 16, 16, True, id="auto"),
+        pytest.param(Performance(), 15, 16, False, id="auto, too narrow"),
+        pytest.param(Performance(), 2000, 4, True, id="auto, wide but not for the batch"),
+        pytest.param(Performance(), 12000, 4, False, id="auto, more weights than pixels pay for"),
+        pytest.param(Performance(memory_format="channels-last"), 8, 16, True, id="channels-last"),
+        pytest.param(PLAIN, 64, 16, False, id="preserve"),
     ],
 )
 def test_the_memory_format_is_what_was_asked_for(
-    performance: Performance, expected: bool, tiny_cnn: nn.Sequential, x: Tensor
+    performance: Performance, width: int, pixels: int, expected: bool, x: Tensor
 ) -> None:
-    model, seen = _seeing(tiny_cnn)
-    Dent(model, BATCH, performance)(x)
+    model, seen = _seeing(_convolutional(width))
+    Dent(model, BATCH, performance)(x[..., :pixels, :pixels])
     assert seen == [expected] * (BATCH.steps + 1)
+
+
+class _SeeingWeights(nn.Conv2d):
+    """Notes the strides of the weights of each forward."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.weight.is_contiguous(memory_format=torch.channels_last))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("groups", "reordered"), [(1, True), (2, False)])
+def test_weights_lie_as_the_images_do_and_the_models_own_stay(groups: int, reordered: bool) -> None:
+    model = nn.Sequential(_convolutional(16)[:2], _SeeingWeights(16, 16, 3, groups=groups))
+    model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    _SeeingWeights.seen.clear()
+    Dent(model, BATCH)(torch.rand(4, 3, 16, 16))
+    assert _SeeingWeights.seen == [reordered] * (BATCH.steps + 1)
+    assert model[0][1].weight.is_contiguous()
 
 
 def test_without_convolutions_a_batch_stays_as_it_comes(x: Tensor) -> None:

@@ -6,11 +6,11 @@ buffers, attributes, training flags and `requires_grad` whatever its forward doe
 not meet. The one thing a forward could still write to, in place, is a parameter.
 """
 
-import copy
 import functools
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from statistics import median
 from typing import Any
 from weakref import WeakSet
 
@@ -29,6 +29,7 @@ from dent.norm import (
 )
 from dent.performance import Performance
 from dent.prefix import Prefix
+from dent.private_copy import private_copy
 from dent.smoothing import smooth
 
 _REFUSED = {
@@ -37,19 +38,14 @@ _REFUSED = {
     torch.jit.ScriptModule: "wrap the model it was scripted from: its layers cannot be replaced",
 }
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
 _RECOMPILE_LIMIT = 64
 """How many models, configurations and shapes a process compiles; each is looked up in turn."""
+
+_NARROW = 16
+"""Convolutions of fewer channels, by the median of a model, are no faster channels-last."""
+_WEIGHTS_A_PIXEL = 3000
+"""Weights of convolutions for each pixel of a batch, above which their reordering costs more than
+channels-last saves. Both are measured (docs/how-it-works.md, "What it costs")."""
 
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models whose forward has failed on channels-last images but not on others."""
@@ -113,7 +109,7 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
                 f"Layer {name!r} ({type(layer).__name__}) keeps no running statistics, so there "
                 "are no train statistics to normalize by. Configure statistics='test'."
             )
-    _private_copy(model)
+    private_copy(model)
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -169,55 +165,6 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
         )
 
 
-def _private_copy(model: nn.Module) -> nn.Module:
-    """Copy a model's structure and tensors; share weights (detached) and hooks.
-
-    Raises:
-        UnsupportedModelError: the model holds something that cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model, _not_copied(model)).eval()
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise UnsupportedModelError(
-            f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
-            "on a private copy (weights shared); make copy.deepcopy(model) work."
-        ) from error
-
-
-def _not_copied(model: nn.Module) -> dict[int, Any]:
-    """Map the identity of what a private copy does not deep-copy to what it has in its place."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        # In a replica of torch.nn.DataParallel, parameters are plain tensors listed aside.
-        for weights in (module._parameters, vars(module).get("_former_parameters", {})):
-            for weight in weights.values():
-                if weight is not None:
-                    # Inference tensors cannot be saved for backward; all others are shared.
-                    own = weight.clone() if weight.is_inference() else weight.detach()
-                    memo.setdefault(id(weight), own)
-        for kind in _HOOKS:
-            hooks = getattr(module, kind)
-            if not hooks:  # a dozen a module: to deepcopy them would take most of the time
-                memo[id(hooks)] = OrderedDict()
-            memo.update((id(hook), hook) for hook in hooks.values())
-    for module in model.modules():
-        for tensor in _tensors(vars(module), set()):
-            if tensor.grad_fn is not None or tensor.is_inference():
-                # What a forward has kept of an earlier batch, say: deepcopy refuses its graph.
-                memo.setdefault(id(tensor), tensor.detach().clone())
-    return memo
-
-
-def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """Yield the tensors in containers within containers; modules among them are not entered."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-        seen.add(id(value))
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each, seen)
-
-
 class AdaptedModel:
     """A model to be run with given norm parameters, statistics and smoothing.
 
@@ -242,12 +189,13 @@ class AdaptedModel:
         self._performance = performance or Performance(memory_format="preserve")
         self._last_layers = config.last_layers
         self._prefix = prefix
-        self._convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        self._pixels_for_channels_last = _pixels_for_channels_last(model)
         self._copy()
 
     def _copy(self) -> None:
         """Start from a private copy as good as new."""
-        self._module = _private_copy(self._model)
+        self._module = private_copy(self._model)
+        self._weights_channels_last = False
         names = _names(affine_layers(self._model))
         copies = dict(norm_layers(self._module))
         self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
@@ -306,6 +254,9 @@ class AdaptedModel:
         try:
             seen = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
             seen = _own(seen, channels_last=channels_last)
+            if channels_last and not self._weights_channels_last:
+                _reorder_weights(self._module)
+                self._weights_channels_last = True
             with self._autocast(x):
                 if self._performance.compile:
                     return _compiled()(self._module, seen)
@@ -319,10 +270,11 @@ class AdaptedModel:
 
     def _prefers_channels_last(self, x: Tensor) -> bool:
         wanted = self._performance.memory_format
-        if wanted == "auto":
-            refused = self._model in _REFUSED_CHANNELS_LAST
-            return x.dim() == 4 and x.device.type == "cpu" and self._convolves and not refused
-        return x.dim() == 4 and wanted == "channels-last"
+        if x.dim() != 4 or wanted != "auto":
+            return x.dim() == 4 and wanted == "channels-last"
+        pixels = x.numel() // x.shape[1]
+        suits = x.device.type == "cpu" and pixels >= self._pixels_for_channels_last
+        return suits and self._model not in _REFUSED_CHANNELS_LAST
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         if self._performance.precision == "model":
@@ -349,6 +301,22 @@ class AdaptedModel:
             f"{type(self._module).__name__}{model} could not take a batch of shape "
             f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}"
         )
+
+
+def _pixels_for_channels_last(model: nn.Module) -> float:
+    """From how many pixels in a batch on channels-last is the faster order on a CPU."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions or median(each.out_channels for each in convolutions) < _NARROW:
+        return math.inf
+    return sum(each.weight.numel() for each in convolutions) / _WEIGHTS_A_PIXEL
+
+
+def _reorder_weights(module: nn.Module) -> None:
+    """Lay a private copy's convolutions out as their input is, once, which each forward would."""
+    for layer in module.modules():
+        weight = layer._parameters.get("weight")
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and weight is not None:
+            layer._parameters["weight"] = weight.contiguous(memory_format=torch.channels_last)  # type: ignore[assignment]
 
 
 def _own(x: Tensor, *, channels_last: bool) -> Tensor:

@@ -218,6 +218,7 @@ class _Health:
         self._shared = not self._sample_wise or config.objective == "information-maximization"
         self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self._blamed = ~self._alive
+        self._well = x.device.type == "cpu"
         self.entropies: tuple[Tensor, ...] = ()
         steps = config.steps if not len(x) else 0  # to nobody, none of them is taken
         self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
@@ -225,6 +226,9 @@ class _Health:
     def gate(self, updated: Values, start: Values, entropies: Tensor) -> Values:
         """Return `updated`, and `start` for every sample that has ever turned non-finite."""
         self.entropies = (*self.entropies, entropies)
+        if self._all_well(updated, entropies):
+            self._follow(updated)
+            return updated
         no_entropy = ~entropies.isfinite()
         no_update = torch.zeros_like(no_entropy)
         for value in updated.values():
@@ -235,10 +239,22 @@ class _Health:
         self._alive = alive if self._sample_wise else alive & alive.all()
         keep = self._alive.unsqueeze(-1) if self._sample_wise else self._alive.all()
         gated = {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
-        if self.smoothings:
-            after = gated.get(SMOOTHING, self.smoothings[-1])
-            self.smoothings = (*self.smoothings, after.detach())
+        self._well = False
+        self._follow(gated)
         return gated
+
+    def _all_well(self, updated: Values, entropies: Tensor) -> bool:
+        """Whether there is nothing to gate, where asking does not wait for a device."""
+        return (
+            self._well
+            and bool(entropies.isfinite().all())
+            and all(bool(value.isfinite().all()) for value in updated.values())
+        )
+
+    def _follow(self, values: Values) -> None:
+        if self.smoothings:
+            after = values.get(SMOOTHING, self.smoothings[-1])
+            self.smoothings = (*self.smoothings, after.detach())
 
     def gate_gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient in x, 0 for samples that are served what does not depend on x.

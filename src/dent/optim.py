@@ -43,6 +43,8 @@ def _root(square: Tensor) -> Tensor:
     A unit that no input reaches has gradient 0 and second moment 0; without this the derivative
     through the step would be 0 times infinity.
     """
+    if not torch.is_grad_enabled():
+        return square.sqrt()
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
@@ -80,7 +82,8 @@ class Adam:
         step, first, second = _moments(gradient, state, self.betas)
         bias1, bias2 = 1 - self.betas[0] ** step, 1 - self.betas[1] ** step
         scale = _root(second) / math.sqrt(bias2) + EPSILON
-        return parameter - (self.lr / bias1) * first / scale, State(step, (first, second))
+        moved = parameter.addcdiv(first, scale, value=-self.lr / bias1)
+        return moved, State(step, (first, second))
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,16 @@ class AdaMod:
         step, first, second = _moments(gradient, state, self.betas)
         bias1, bias2 = 1 - self.betas[0] ** step, 1 - self.betas[1] ** step
         rate = (self.lr * math.sqrt(bias2) / bias1) / (_root(second) + EPSILON)
-        average = self.beta3 * state.averages[2] + (1 - self.beta3) * rate
-        moved = parameter - torch.minimum(rate, average) * first
+        average = state.averages[2].lerp(rate, 1 - self.beta3)
+        moved = parameter.addcmul(torch.minimum(rate, average), first, value=-1)
         return moved, State(step, (first, second, average))
 
 
 def _moments(
     gradient: Tensor, state: State, betas: tuple[float, float]
 ) -> tuple[int, Tensor, Tensor]:
-    first = betas[0] * state.averages[0] + (1 - betas[0]) * gradient
-    second = betas[1] * state.averages[1] + (1 - betas[1]) * gradient * gradient
+    first = state.averages[0].lerp(gradient, 1 - betas[0])
+    second = (betas[1] * state.averages[1]).addcmul(gradient, gradient, value=1 - betas[1])
     return state.step + 1, first, second
 
 

@@ -18,8 +18,9 @@ class Performance:
     Attributes:
         memory_format: in which order a batch of images (N, C, H, W) lies in memory.
             "channels-last" suits the convolutions of CPUs. "preserve" takes it as it comes. "auto"
-            is channels-last where the batch is on a CPU and the model has a `Conv2d`, unless its
-            forward has failed on it (by `.view`, say), and "preserve" elsewhere. A forward that
+            is channels-last where the batch is on a CPU and the model's convolutions are wide
+            enough for the batch to gain from it, unless its forward has failed on it (by `.view`,
+            say), and "preserve" elsewhere. A forward that
             reads strides, or hands memory to code that assumes an order, needs "preserve".
         compile: compile the model's forward and backward by `torch.compile`, once for every model,
             configuration, shape of a batch and grad mode, some ten seconds each; a model that
