@@ -91,13 +91,17 @@ class PlainDentPlus(nn.Module):
                     self.layers.append(SampleBatchNorm(child))
                     setattr(parent, name, self.layers[-1])
 
+    def start(self, samples: int) -> list[nn.Parameter]:
+        """Begin anew from the trained scales and shifts."""
+        return [each for layer in self.layers for each in layer.start(samples)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Adapt every sample from the trained parameters, and predict."""
-        parameters = [each for layer in self.layers for each in layer.start(len(x))]
+        parameters = self.start(len(x))
         optimizer = pytorch_optimizer.AdaMod(parameters, lr=6e-3, betas=(0.99, 0.999, 0.6))
         with torch.enable_grad():
             for _ in range(self.steps):
-                p = self.model(x).softmax(1)
+                p = self.model(x.detach()).softmax(1)
                 mean = p.mean(0)
                 loss = (mean * (mean + 1e-5).log()).sum() - (p * (p + 1e-5).log()).sum(1).mean()
                 optimizer.zero_grad()

@@ -1,171 +1,205 @@
-"""What a defense costs, in static forwards of the same model and batch: `make bench`.
+"""What a defense costs, in static forwards of the same model and batch.
 
-Within a cell (a model and a batch size) all contestants take turns in every round, so that a
-machine whose speed drifts drifts for all of them. The figures are medians over rounds of each
-contestant's ratio to the static forward of the same round (eager, as the model comes), with their
-quartiles. Absolute times are not reported.
+Within a cell (a model and a batch size) all contestants take turns in every round. The figures are
+medians over rounds of each contestant's ratio to the static forward of the same round (eager, in
+the memory format the model comes in), with their quartiles. Absolute times are not reported.
+
+The last part puts our default beside the plain listing on every model of the behaviour suite.
 
 A cell is written when it is done, and the same command again goes on with those that are not.
 """
 
 import argparse
-import html
 import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from baseline import PlainDent
-from rounds import quartiles
+from baseline import PlainDent, PlainDentPlus
+from contestants import LISTING, SETTINGS, Contestant, contestants
+from memory import peak_of, rise
+from rounds import interleaved, quartiles, ratios
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dent import DENT, DENT_NOMINAL, DENT_PLUS, Dent, Performance, models
+from dent import DENT, DENT_PLUS, Dent, models
 
-TABLE_14 = {0: 1.0, 1: 3.4, 5: 12.8, 10: 25.3, 20: 49.1, 30: 75.9, 40: 99.9, 50: 125.3}
+ROOT: Final = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.test_behaviour import BATCH_NORM, MODELS  # noqa: E402 - from the checkout, no package
+
+TABLE_14: Final = {0: 1.0, 1: 3.4, 5: 12.8, 10: 25.3, 20: 49.1, 30: 75.9, 40: 99.9, 50: 125.3}
 """Relative cost by steps: the paper's ResNet-50 on ImageNet, 288 x 288, batches of 16."""
-
-PLAIN = Performance(memory_format="preserve")
-SETTINGS = {
-    "plain": PLAIN,
-    "default": Performance(),
-    "compiled": Performance(compile=True),
-    "bfloat16": Performance(precision="bfloat16"),
-    "compiled bfloat16": Performance(compile=True, precision="bfloat16"),
-}
-Run = Callable[[Tensor], Tensor]
+STEPS: Final = (1, 5, 10, 20, 30, 40, 50)
 
 
-def contestants(
-    model: nn.Module, steps: list[int], settings: list[str]
-) -> dict[str, tuple[int, Run]]:
-    """Name what is measured, with its steps; "static" is what the others are divided by."""
-    runs: dict[str, tuple[int, Run]] = {"static": (0, model)}
-    for name in settings:
-        performance = SETTINGS[name]
-        for count in steps:
-            defense = Dent(model, replace(DENT, steps=count), performance)
-            runs[f"dent, {count} steps, {name}"] = count, defense
-        runs[f"dent+, 6 steps, {name}"] = 6, Dent(model, DENT_PLUS, performance)
-        runs[f"dent-nominal, 10 steps, {name}"] = 10, Dent(model, DENT_NOMINAL, performance)
-    for test_statistics in (False, True):
-        what = "test statistics" if test_statistics else "train statistics"
-        listing = PlainDent(model, 10, test_statistics=test_statistics)
-        runs[f"the paper's listing, 10 steps, {what}"] = 10, listing
-    return runs
+@dataclass(frozen=True)
+class Cell:
+    """A model at a batch size.
+
+    Attributes:
+        model: A name of `dent models`, or of an architecture, with random weights.
+        batch_size: Images.
+        steps: Of dent.
+        settings: Names of `SETTINGS`.
+        memory: Whether the peak of memory is measured, too.
+    """
+
+    model: str
+    batch_size: int
+    steps: tuple[int, ...] = (10,)
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    memory: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is called in the record."""
+        return f"{self.model}, batch {self.batch_size}"
+
+    def load(self) -> tuple[nn.Module, Tensor]:
+        """The model and a batch."""
+        known = self.model in models.names()
+        model = (models.load(self.model) if known else models.resnet(self.model)).eval()
+        generator = torch.Generator().manual_seed(0)
+        return model, torch.rand(self.batch_size, 3, 32, 32, generator=generator)
 
 
-def measure(runs: dict[str, tuple[int, Run]], x: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Return each contestant's ratio to the static forward, one per round, after a warm-up."""
-    ratios: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
-        seconds = {}
-        for name, (_, run) in runs.items():
-            with torch.no_grad():
-                start = time.perf_counter()
-                run(x)
-                seconds[name] = time.perf_counter() - start
-        print(f"  round {round_} of {rounds}{'' if round_ else ' (warm-up, compiles)'}", flush=True)
-        if round_:
-            for name, value in seconds.items():
-                ratios[name].append(value / seconds["static"])
-    return ratios
+CELLS: Final = (
+    Cell("resnet-14-2-linf", 128, memory=True),
+    Cell("resnet-14-2-linf", 16, STEPS, ("preserve", "default", "compiled", "compiled bfloat16")),
+    Cell("resnet-14-2-linf", 1, settings=("preserve", "default", "compiled")),
+    Cell("resnet-26-4", 16),
+    Cell("resnet18-nominal", 16),
+)
+SHORT: Final = (Cell("resnet-14-2-linf", 8, (1, 10), ("preserve", "default")),)
 
 
-def operations(run: Run, x: Tensor) -> int:
+def measure(cell: Cell, rounds: int) -> dict[str, Any]:
+    """Measure one cell: by contestant, what its turns came to."""
+    model, x = cell.load()
+    runs = contestants(model, cell.steps, cell.settings)
+    with torch.no_grad():
+        times = interleaved({name: partial(each.run, x) for name, each in runs.items()}, rounds)
+    (static, *_) = times.values()
+    once = operations(model, x[:2])
+    figures = {}
+    for name, each in runs.items():
+        low, median, high = ratios(times[name], static)
+        compiled = "compiled" in each.setting  # whose operations nobody sees
+        figures[name] = {
+            "what": each.what,
+            "setting": each.setting,
+            "median": median,
+            "lower_quartile": low,
+            "upper_quartile": high,
+            "floor": 2 * each.steps + 1,
+            "faster": _faster(each, times),
+            "operations": None if compiled else operations(each.run, x[:2]) / once,
+            "memory": _memory(cell, name) if cell.memory else None,
+            "paper": TABLE_14.get(each.steps) if each.what.startswith("dent,") else None,
+        }
+    return figures
+
+
+def _faster(one: Contestant, times: Mapping[str, Sequence[float]]) -> float | None:
+    """How many times faster than the plain listing of the same defense, in the same rounds."""
+    listing = times.get(f"{one.what}, {LISTING}")
+    return None if listing is None else ratios(listing, times[one.name])[1]
+
+
+def operations(run: Any, x: Tensor) -> int:
     """Return how many floating-point operations a call takes, by PyTorch's own counter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run(x)
     return int(counter.get_total_flops())
 
 
-def cell(model_name: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one model at one batch size."""
-    loaded = model_name in models.names()
-    model = (models.load(model_name) if loaded else models.resnet(model_name)).eval()
+def _memory(cell: Cell, name: str) -> float | None:
+    return peak_of(__file__, "--peak", cell.model, str(cell.batch_size), name)
+
+
+def print_peak(model: str, batch_size: str, name: str) -> None:
+    """Print by how many MB one answer of a contestant lifts the peak of this process."""
+    cell = Cell(model, int(batch_size))
+    loaded, x = cell.load()
+    with torch.no_grad():
+        run = contestants(loaded, cell.steps, cell.settings)[name].run
+        print(rise(partial(run, x)))
+
+
+def everywhere(batch_size: int, rounds: int) -> dict[str, Any]:
+    """By model of the behaviour suite, how many times faster than the listing our default is."""
+    found: dict[str, Any] = {}
     x = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    runs = contestants(model, options.steps, options.settings)
-    ratios = measure(runs, x, options.rounds)
-    once = operations(model, x[:2])
-    figures = {}
-    for name, values in ratios.items():
-        steps, run = runs[name]
-        low, median, high = quartiles(values)
-        compiled = getattr(run, "performance", PLAIN).compile  # whose operations nobody sees
-        figures[name] = {
-            "median": median,
-            "lower_quartile": low,
-            "upper_quartile": high,
-            "floor": 2 * steps + 1,
-            "operations": None if compiled else operations(run, x[:2]) / once,
-            "paper": TABLE_14.get(steps) if name.startswith(("dent,", "the paper")) else None,
+    for name, build in MODELS.items():
+        torch.manual_seed(0)
+        model = build().eval()
+        ours = {"dent": Dent(model, DENT)}
+        listing: dict[str, nn.Module] = {
+            "dent": PlainDent(model, DENT.steps, test_statistics=False)
         }
-    return figures
+        if name in BATCH_NORM:
+            ours["dent+"] = Dent(model, DENT_PLUS)
+            listing["dent+"] = PlainDentPlus(model, DENT_PLUS.steps)
+        for what, defense in ours.items():
+            runs = {"ours": partial(defense, x), "listing": partial(listing[what], x)}
+            with torch.no_grad():
+                times = interleaved(runs, rounds)
+            low, median, high = ratios(times["listing"], times["ours"])
+            found[f"{name}, {what}"] = {
+                "faster": median,
+                "quartiles": [low, high],
+                "milliseconds": quartiles(times["ours"])[1] * 1000,
+            }
+    return found
 
 
-def page(record: dict[str, Any]) -> str:
-    """Return the figures as one HTML page that needs nothing else."""
-    columns = ("median", "lower_quartile", "upper_quartile", "floor", "operations", "paper")
-    heads = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in columns)
-    tables = []
-    for title, figures in record["cells"].items():
-        rows = []
-        for name, values in figures.items():
-            shown = ["" if values[key] is None else f"{values[key]:.1f}" for key in columns]
-            cells = "".join(f"<td>{text}</td>" for text in shown)
-            rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
-        tables.append(
-            f"<h2>{html.escape(title)}</h2><table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
-        )
-    return (
-        "<!doctype html><meta charset=utf-8><title>What a defense costs</title><style>"
-        "body{font:16px system-ui;margin:2em}td{text-align:right;padding:0 1em}"
-        "th{text-align:left;font-weight:normal}</style><h1>What a defense costs</h1>"
-        "<p>In static forwards of the same model and batch: eager, float32, the layout the model "
-        "comes in. Floor: 2 &times; steps + 1 such forwards. Operations: relative to one forward, "
-        "counted for what is not compiled. Paper: Table 14, a ResNet-50 on ImageNet.</p>"
-        f"<p>{html.escape(json.dumps(record['settings']))}</p>{''.join(tables)}\n"
-    )
+def show(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a cell."""
+    print(f"\n{title}\n{'':48}{'median':>8}{'quartiles':>16}{'floor':>7}{'faster':>8}{'MB':>8}")
+    for name, each in figures.items():
+        spread = f"{each['lower_quartile']:.1f} to {each['upper_quartile']:.1f}"
+        faster = "" if each["faster"] is None else f"{each['faster']:.2f}"
+        memory = "" if each["memory"] is None else f"{each['memory']:.0f}"
+        print(f"{name:48}{each['median']:8.1f}{spread:>16}{each['floor']:7}{faster:>8}{memory:>8}")
 
 
 def main() -> None:
-    """Measure, print a table, and write the figures as JSON and as a page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["resnet-14-2-linf"])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 128])
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 5, 10, 20, 30, 40, 50])
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS)[:3], choices=SETTINGS)
+    """Measure, print tables, and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--short", action="store_true", help="one small cell, nothing compiled")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/cost.json"))
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.short:
-        options.batch_sizes, options.steps, options.rounds = [8], [1, 10], 3
-        options.settings = ["plain", "default"]
-    settings = {key: getattr(options, key) for key in ("steps", "settings", "rounds")}
-    settings |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    record: dict[str, Any] = {"settings": settings, "cells": {}}
-    if options.out.exists():
-        known = json.loads(options.out.read_text())
-        if known["settings"] == settings:
-            record = known
+    if options.peak is not None:
+        print_peak(*options.peak)
+        return
+    rounds = 3 if options.short else options.rounds
+    record: dict[str, Any] = {"rounds": rounds, "cells": {}, "everywhere": {}}
+    if options.out.exists() and not options.short:
+        record = json.loads(options.out.read_text())
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    cells = [(name, size) for name in options.models for size in options.batch_sizes]
-    for index, (name, size) in enumerate(cells, 1):
-        title = f"{name}, batch {size}"
-        print(f"{index} of {len(cells)}: {title}", flush=True)
-        if title not in record["cells"]:
-            record["cells"][title] = cell(name, size, options)
-            options.out.write_text(json.dumps(record, indent=2))
-        print(f"{'':46}{'median':>8}{'quartiles':>16}{'floor':>7}")
-        for what, values in record["cells"][title].items():
-            low, high = values["lower_quartile"], values["upper_quartile"]
-            print(f"{what:46}{values['median']:8.1f}{low:8.1f} to {high:.1f}{values['floor']:7}")
-    options.out.with_suffix(".html").write_text(page(record))
-    print(f"written to {options.out} and {options.out.with_suffix('.html')}")
+    for cell in SHORT if options.short else CELLS:
+        if cell.title not in record["cells"]:
+            record["cells"][cell.title] = measure(cell, rounds)
+            options.out.write_text(json.dumps(record, indent=1))
+        show(cell.title, record["cells"][cell.title])
+    if not options.short:
+        for batch_size in (3, 64):
+            if f"batch {batch_size}" not in record["everywhere"]:
+                record["everywhere"][f"batch {batch_size}"] = everywhere(batch_size, rounds)
+                options.out.write_text(json.dumps(record, indent=1))
+    for title, models_ in record["everywhere"].items():
+        print(f"\nour default beside the listing, {title}: times faster")
+        for name, each in models_.items():
+            print(f"{name:40}{each['faster']:8.2f}{each['milliseconds']:10.1f} ms")
+    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

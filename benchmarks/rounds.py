@@ -1,7 +1,27 @@
-"""What benchmarks make of rounds in which all contestants take turns."""
+"""Rounds in which all take turns, so that a machine whose speed drifts drifts for all of them."""
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+Run = Callable[[], object]
+
+
+def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each, one a round, after one that warms up and compiles."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
+    """Return the quartiles of the ratio, round by round."""
+    return quartiles([a / b for a, b in zip(of, to, strict=True)])
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

@@ -177,7 +177,7 @@ def test_a_defense_adapts_predicts_and_forgets(
 
 
 @pytest.mark.parametrize(
-    ("model_name", "config_name"), [c for c in CASES if "nominal-" not in c.id]
+    ("model_name", "config_name"), [c for c in CASES if "nominal-" not in str(c.id)]
 )
 def test_training_mode_changes_nothing(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]

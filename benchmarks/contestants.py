@@ -1,0 +1,78 @@
+"""What is timed: our defenses in every setting, and plain ones written from the paper's listing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from baseline import PlainDent, PlainDentPlus
+from torch import Tensor, nn
+
+from dent import DENT, DENT_NOMINAL, DENT_PLUS, Dent, Performance
+
+SETTINGS: Final = {
+    "preserve": Performance(memory_format="preserve"),
+    "default": Performance(),
+    "compiled": Performance(compile=True),
+    "bfloat16": Performance(precision="bfloat16"),
+    "compiled bfloat16": Performance(compile=True, precision="bfloat16"),
+}
+LISTING: Final = "the listing, eager"
+_PLUS_STEPS: Final = 6
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One that takes its turn.
+
+    Attributes:
+        what: The defense: `dent, 10 steps`.
+        setting: A name of `SETTINGS`, or `LISTING`.
+        steps: Its steps.
+        run: Answers a batch.
+    """
+
+    what: str
+    setting: str
+    steps: int
+    run: Callable[[Tensor], Tensor]
+
+    @property
+    def name(self) -> str:
+        """Another for every contestant."""
+        return f"{self.what}, {self.setting}"
+
+
+def contestants(
+    model: nn.Module, steps: Sequence[int], settings: Sequence[str]
+) -> Mapping[str, Contestant]:
+    """Return all of them by name, the static model first.
+
+    Args:
+        model: In eval mode.
+        steps: Of batch-wise dent; 10 of them also with test statistics.
+        settings: Names of `SETTINGS`.
+    """
+    plus, few = f"dent+, {_PLUS_STEPS} steps", [count for count in steps if count == 10]
+    found = [Contestant("static", "eager", 0, model)]
+    for count in steps:
+        for setting in settings:
+            defense = Dent(model, replace(DENT, steps=count), SETTINGS[setting])
+            found.append(Contestant(f"dent, {count} steps", setting, count, defense))
+    for setting in settings:
+        performance = SETTINGS[setting]
+        defense = Dent(model, DENT_PLUS, performance)
+        found.append(Contestant(plus, setting, _PLUS_STEPS, defense))
+        nominal = replace(DENT_NOMINAL, smoothing=None)
+        for count in few:
+            defense = Dent(model, nominal, performance)
+            what = f"dent, {count} steps, test statistics"
+            found.append(Contestant(what, setting, count, defense))
+            smoothed = Dent(model, DENT_NOMINAL, performance)
+            found.append(Contestant(f"dent-nominal, {count} steps", setting, count, smoothed))
+    for count in few:
+        plain = PlainDent(model, count, test_statistics=False)
+        found.append(Contestant(f"dent, {count} steps", LISTING, count, plain))
+        plain = PlainDent(model, count, test_statistics=True)
+        found.append(Contestant(f"dent, {count} steps, test statistics", LISTING, count, plain))
+    found.append(Contestant(plus, LISTING, _PLUS_STEPS, PlainDentPlus(model, _PLUS_STEPS)))
+    return {each.name: each for each in found}
