@@ -55,10 +55,8 @@ docs-serve: $(VENV)/.dev  ## Show the documentation while it is written.
 audit: $(VENV)/.dev  ## Ask for known vulnerabilities of what is installed.
 	$(BIN)/python tools/audit.py
 
-bench: $(VENV)/.dev  ## Measure the defense's cost in static forwards, and the evaluation's own.
-	$(BIN)/python benchmarks/cost.py
-	$(BIN)/python benchmarks/attack.py
-	$(BIN)/python benchmarks/engine.py
+bench: $(VENV)/.dev  ## Measure what defenses, attacks and the evaluation cost: one JSON, one page.
+	$(BIN)/python benchmarks/bench.py
 
 bench-short: $(VENV)/.dev  ## Print a few of these ratios; says nothing about time.
 	$(BIN)/python benchmarks/cost.py --short --out runs/bench-short.json

@@ -20,6 +20,7 @@ from dent.paper import (
     load_scale,
     load_table,
     plan_table,
+    publish,
     run_plans,
     scale_names,
     summarize,
@@ -64,6 +65,16 @@ def paper_command(
         Path | None,
         typer.Option(help="Output folder; the same command resumes it. Default: runs/paper/SCALE."),
     ] = None,
+    run: Annotated[
+        bool, typer.Option(help="Run what is missing, or make the page of what is there.")
+    ] = True,
+    publish_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--publish",
+            help="Folder for a copy of the records, without images, and their page: SCALE.html.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Run tables of the paper, and judge its claims by what comes out; without a table, list them.
@@ -87,19 +98,21 @@ def paper_command(
     if estimate:
         _estimate(plans, folder, timer(where), as_json=as_json)
         return
-    if not as_json:
+    if run and not as_json:
         _announce(plans, folder, timer(where))
-    missing = _run(plans, folder, Loader(where, root, fetched=True))
+    missing = _run(plans, folder, Loader(where, root, fetched=True)) if run else {}
     results = [summarize(plan, folder) for plan in plans]
     page = write_page(plans, results, folder, report or folder / "paper.html")
+    if publish_to is not None:
+        page = publish(plans, folder, publish_to)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:
         for plan, result in zip(plans, results, strict=True):
             _show(plan, result)
         OUT.print(f"Page: {page}", markup=False, soft_wrap=True)
-    for run, why in missing.items():
-        ERR.print(f"left out: {run}: {why}", style="red", markup=False, soft_wrap=True)
+    for name, why in missing.items():
+        ERR.print(f"left out: {name}: {why}", style="red", markup=False, soft_wrap=True)
     if missing:
         raise typer.Exit(MISSING)
 

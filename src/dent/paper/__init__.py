@@ -12,6 +12,7 @@ See docs/paper.md.
 from dent.paper.load import load_scale, load_table, scale_names, table_names
 from dent.paper.page import write_page
 from dent.paper.planning import Plan, PlannedRun, plan_table
+from dent.paper.publish import publish
 from dent.paper.results import CellResult, Judgement, SuiteResult, TableResult
 from dent.paper.runner import run_plans
 from dent.paper.scales import Scale
@@ -30,6 +31,7 @@ __all__ = [
     "load_scale",
     "load_table",
     "plan_table",
+    "publish",
     "run_plans",
     "scale_names",
     "summarize",

@@ -48,21 +48,22 @@ class _Folder:
         return self._read[planned.folder]
 
 
-def summarize(plan: Plan, out: Path) -> TableResult:
+def summarize(plan: Plan, out: Path, said: Path | None = None) -> TableResult:
     """What a table came to, as far as it was run.
 
     Args:
         plan: The table at its scale.
         out: The folder that `run_plans` was given.
+        said: The folder that commands name, where records lie elsewhere by now.
 
     Raises:
         RecordError: Records are damaged.
         SchemaVersionError: They were written by a newer torch-dent.
     """
-    folder = _Folder(Path(out))
+    folder, said = _Folder(Path(out)), Path(said or out)
     found = _measured(plan, folder)
-    cells = tuple(_cells(plan, Path(out), found))
-    suite = tuple(_suites(plan, folder))
+    cells = tuple(_cells(plan, said, found))
+    suite = tuple(_suites(plan, folder, said))
     states = {cell.state for cell in cells} - {"not at this scale"}
     status = "partial"
     if states == {"measured"} and all(each.ruling is not None for each in suite):
@@ -70,7 +71,7 @@ def summarize(plan: Plan, out: Path) -> TableResult:
     elif states == {"not run"}:
         status = "not run"
     table, scale = plan.table, plan.scale
-    words = ["dent", "paper", table.id, "--scale", scale.id, "--out", str(out)]
+    words = ["dent", "paper", table.id, "--scale", scale.id, "--out", str(said)]
     return TableResult.model_validate(
         {
             "id": table.id,
@@ -168,7 +169,7 @@ def _judgements(plan: Plan, found: Mapping[str, Measured]) -> Iterator[Judgement
             yield one.model_copy(update={"as_in": None if first == name else first})
 
 
-def _suites(plan: Plan, folder: _Folder) -> Iterator[SuiteResult]:
+def _suites(plan: Plan, folder: _Folder, said: Path) -> Iterator[SuiteResult]:
     met: dict[PlannedRun, str] = {}
     for key, run in plan.suites.items():
         recorded = folder.run(run)
@@ -190,6 +191,6 @@ def _suites(plan: Plan, folder: _Folder) -> Iterator[SuiteResult]:
             sentence="Not run." if verdict is None else verdict.sentence,
             flags=() if own is None else tuple(flag.name for flag in own.raised),
             run=f"{RUNS}/{run.folder}",
-            command=run.command(folder.out),
+            command=run.command(said),
             as_in=None if first == key else first,
         )

@@ -1,0 +1,76 @@
+"""Records that are committed, and the page that follows from them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dent.cli.app import main
+from dent.evaluation.folder import RESULT
+from dent.paper import Plan, load_scale, load_table, plan_table, publish, summarize, table_names
+from dent.paper.page import Links, to_page
+from dent.paper.planning import RUNS
+from tests.paper.conftest import OUT
+
+DOCS = Path(__file__).parents[2] / "docs/paper"
+
+
+def test_the_copy_gives_the_same_results_and_holds_no_images(
+    finished: Plan, tmp_path: Path
+) -> None:
+    page = publish([finished], OUT, tmp_path)
+    kept = tmp_path / finished.scale.id
+    assert page == tmp_path / f"{finished.scale.id}.html"
+    assert summarize(finished, kept, said=OUT) == summarize(finished, OUT)
+    names = {path.name for path in kept.rglob("*") if path.is_file()}
+    assert names == {"run.json", "plan.json", "journal.jsonl"}
+    text = page.read_text()
+    assert f'href="{finished.scale.id}/{RUNS}/' in text
+    assert "tmp" not in text
+
+
+def test_publishing_again_replaces_what_was_there(finished: Plan, tmp_path: Path) -> None:
+    page = publish([finished], OUT, tmp_path)
+    first, stale = page.read_text(), tmp_path / finished.scale.id / RUNS / "stale"
+    stale.mkdir()
+    assert publish([finished], OUT, tmp_path).read_text() == first
+    assert not stale.exists()
+
+
+def test_a_page_is_made_again_from_the_copy_alone(finished: Plan, tmp_path: Path) -> None:
+    page = publish([finished], OUT, tmp_path)
+    kept = tmp_path / finished.scale.id
+    runs = sorted(path.name for path in (kept / RUNS).iterdir())
+    assert publish([finished], kept, tmp_path) == page
+    assert sorted(path.name for path in (kept / RUNS).iterdir()) == runs
+
+
+def test_without_running_the_command_makes_a_page_of_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    words = ["dent", "paper", "section43", "--no-run", "--json", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", [*words, "--publish", str(tmp_path / "kept")])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["status"] == "not run"
+    assert (tmp_path / "kept/cpu.html").is_file()
+    assert not list(out.rglob(RESULT))
+
+
+def test_the_published_page_is_what_the_published_records_say() -> None:
+    """`dent paper --all --no-run --publish docs/paper` makes it of `runs/paper/cpu`."""
+    scale = load_scale("cpu")
+    plans = [plan_table(load_table(name), scale) for name in table_names()]
+    out = Path("runs/paper/cpu")
+    results = [summarize(plan, DOCS / "cpu", said=out) for plan in plans]
+    assert all(result.status == "complete" for result in results)
+    page = (DOCS / "cpu.html").read_text()
+    for result in results:
+        assert f'id="{result.id}"' in page
+        for each in result.judgements:
+            assert each.ruling != "not measured"
+            assert each.ruling in page
+    assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
