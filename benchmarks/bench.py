@@ -27,7 +27,7 @@ from dent.report.html import environment
 
 HERE: Final = Path(__file__).parent
 PUBLISHED: Final = HERE.parent / "docs/bench"
-PARTS: Final = ("cost", "attack", "less", "engine")
+PARTS: Final = ("cost", "where", "attack", "less", "engine")
 
 
 def measure(folder: Path) -> dict[str, Any]:
