@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--targets", type=int, default=1)
     parser.add_argument("--queries", type=int, default=20, help="of Square")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/attack.json"))
     options = parser.parse_args()

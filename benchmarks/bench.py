@@ -48,7 +48,6 @@ def machine() -> dict[str, str]:
     cpu = torch.backends.cpu.get_cpu_capability()
     return {
         "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
         "instructions": cpu,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -18,6 +18,8 @@ SETTINGS: Final = {
 }
 LISTING: Final = "the listing, eager"
 _PLUS_STEPS: Final = 6
+_MAIN: Final = ("default", "compiled")
+"""Settings in which the lesser defenses are timed, too."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def contestants(
         defense = Dent(model, DENT_PLUS, performance)
         found.append(Contestant(plus, setting, _PLUS_STEPS, defense))
         nominal = replace(DENT_NOMINAL, smoothing=None)
-        for count in few:
+        for count in few if setting in _MAIN else ():
             defense = Dent(model, nominal, performance)
             what = f"dent, {count} steps, test statistics"
             found.append(Contestant(what, setting, count, defense))

@@ -45,7 +45,7 @@ _NARROW = 16
 """Convolutions of fewer channels, by the median of a model, are no faster channels-last."""
 _WEIGHTS_A_PIXEL = 3000
 """Weights of convolutions for each pixel of a batch, above which their reordering costs more than
-channels-last saves. Both are measured (docs/how-it-works.md, "What it costs")."""
+channels-last saves. Both are measured (docs/speed.md)."""
 
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models whose forward has failed on channels-last images but not on others."""
