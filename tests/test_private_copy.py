@@ -87,9 +87,24 @@ def test_what_is_shared_within_a_model_is_shared_within_its_copy() -> None:
     assert not model.kept["tensors"][0].any()
 
 
+def test_an_empty_container_under_two_names_stays_one() -> None:
+    model = nn.Linear(2, 2)
+    model.first = model.second = []  # type: ignore[assignment]
+    found = private_copy(model)
+    assert found.first is found.second
+    assert found.first is not model.first
+
+
+class _Hook:
+    """A hook with a state, which a copy must go on writing to."""
+
+    def __call__(self, *_: object) -> None:
+        pass
+
+
 def test_hooks_are_shared_but_not_their_registers() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    model[0].register_forward_hook(hook := lambda *_: None)
+    model[0].register_forward_hook(hook := _Hook())
     found = private_copy(model)
     assert [*found[0]._forward_hooks.values()] == [hook]
     found[0]._forward_hooks.clear()
