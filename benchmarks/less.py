@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, ThreatModel, data, models
 from dent.attacks import make
+from dent.objectives import entropy
 
 THREAT: Final = ThreatModel("linf", "8/255")
 TOLERANCES: Final = (0.02, 0.05, 0.1, 0.2)
@@ -55,8 +56,7 @@ def courses(defense: Dent, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         shorter = defense.with_steps(steps)
         found = shorter.adapt(x)
         logits = shorter.predict(x, found)
-        log_p = logits.log_softmax(1)
-        known["entropy"].append(-(log_p.exp() * log_p).sum(1))
+        known["entropy"].append(entropy(logits))
         known["right"].append(logits.argmax(1) == y)
         moved = torch.zeros(len(x))
         if before is not None:

@@ -25,7 +25,6 @@ _HOOKS: Final = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-_REGISTERS: Final = frozenset({"_parameters", "_buffers", "_modules"})
 _NO_TENSORS: Final = frozenset({"_parameters", "_modules", *_HOOKS})
 _ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, torch.device})
 _CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
@@ -74,11 +73,6 @@ def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> None:
             own[name] = value
         elif kind in _CONTAINERS and not value:
             own[name] = memo.setdefault(id(value), kind())
-        elif name in _REGISTERS or name in _HOOKS:
-            own[name] = kind(
-                (key, memo[id(each)] if id(each) in memo else copy.deepcopy(each, memo))
-                for key, each in value.items()
-            )
         else:
             own[name] = copy.deepcopy(value, memo)
 

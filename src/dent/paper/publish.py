@@ -17,7 +17,7 @@ _RECORDS = (RUN, PLAN, JOURNAL, PROFILE)
 
 
 def publish(plans: Sequence[Plan], out: Path, folder: Path) -> Path:
-    """Copy the records of tables, a few kilobytes a run, and write their page beside them.
+    """Copy the records of tables, some tens of kilobytes a run, and write their page beside them.
 
     What lies there of an earlier time is replaced. The page can be made again from the copies
     alone, and names the commands that would fill `out`.
