@@ -14,7 +14,7 @@ from dent.cli.app import main
 from dent.distributed import Cluster, evaluate
 from dent.evaluation import Progress, Settings, Subject, load_run
 from dent.evaluation import evaluate as evaluate_here
-from tests.distributed.toys import Refusing, SlowPush, contents, kill
+from tests.distributed.toys import Meeting, Refusing, SlowPush, contents, kill
 from tests.evaluation.subjects import Push, Remembering, make_model, make_subject
 
 ray = pytest.importorskip("ray")
@@ -73,7 +73,9 @@ def test_two_workers_record_bit_for_bit_what_one_process_does(nodes: Nodes, tmp_
     model = make_model()
     defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
     published = make("apgd-ce", iterations=2, protocol="published")
-    subject = make_subject(defenses, [Push(0.5, "nudge"), Push(), published], model=model)
+    (tmp_path / "met").mkdir()
+    attacks = [Push(0.5, "nudge"), Meeting(tmp_path / "met", 2), published]
+    subject = make_subject(defenses, attacks, model=model)
     settings = Settings(n=20, batch_size=8)
     evaluate_here(subject, settings, out=tmp_path / "one")
 

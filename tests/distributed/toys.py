@@ -46,6 +46,25 @@ class SlowPush(_Toy):
 
 
 @final
+class Meeting(_Toy):
+    """Waits, in any process but the one that made it, until so many run it."""
+
+    name = "meeting"
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size, self.home = folder, size, os.getpid()
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        if os.getpid() != self.home:
+            (self.folder / str(os.getpid())).touch()
+            until = time.monotonic() + 120
+            while len(list(self.folder.iterdir())) < self.size:
+                assert time.monotonic() < until, "the others did not come"
+                time.sleep(0.01)
+        return Push().run(target, threat, seed)
+
+
+@final
 class Refusing(_Toy):
     """Raises an error of its own, and counts in a file how often it was asked."""
 
