@@ -29,14 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dent import DENT, DENT_PLUS, Dent, models
 
 ROOT: Final = Path(__file__).parent.parent
-THREADS: Final = torch.get_num_threads()
 sys.path.insert(0, str(ROOT))
 
-from tests.test_behaviour import BATCH_NORM, MODELS  # noqa: E402 - from the checkout, no package
+from tests.small_models import BATCH_NORM, MODELS  # noqa: E402 - from the checkout, no package
 
 TABLE_14: Final = {0: 1.0, 1: 3.4, 5: 12.8, 10: 25.3, 20: 49.1, 30: 75.9, 40: 99.9, 50: 125.3}
 """Relative cost by steps: the paper's ResNet-50 on ImageNet, 288 x 288, batches of 16."""
-torch.set_num_threads(THREADS)  # the tests set one for themselves
 
 STEPS: Final = (1, 5, 10, 20, 30, 40, 50)
 
@@ -187,7 +185,8 @@ def main() -> None:
         print_peak(*options.peak)
         return
     rounds = 3 if options.short else options.rounds
-    record: dict[str, Any] = {"rounds": rounds, "threads": THREADS, "cells": {}, "everywhere": {}}
+    threads = torch.get_num_threads()
+    record: dict[str, Any] = {"rounds": rounds, "threads": threads, "cells": {}, "everywhere": {}}
     if options.out.exists() and not options.short:
         record = json.loads(options.out.read_text())
     options.out.parent.mkdir(parents=True, exist_ok=True)

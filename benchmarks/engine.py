@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rounds import quartiles
 from torch import Tensor, nn
 
 from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
@@ -99,7 +99,7 @@ def overhead(options: argparse.Namespace) -> dict[str, float]:
         seconds = {turn.__name__: turn(subject, settings) for turn in turns}
         if round_:  # the first one warms up
             shares.append(seconds["whole"] / seconds["bare"] - 1)
-    low, middle, high = statistics.quantiles(shares, n=4) if len(shares) > 1 else shares * 3
+    low, middle, high = quartiles(shares)
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 

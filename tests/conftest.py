@@ -8,26 +8,13 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.small_models import make_tiny_cnn
+
 torch.set_num_threads(1)
 
 # The same examples at every run, and no judgment by the clock.
 settings.register_profile("dent", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("dent")
-
-
-def make_tiny_cnn() -> nn.Sequential:
-    """Return the network of tests/golden/README.md, with random weights."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 10),
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -4,90 +4,16 @@ import itertools
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision.models import VisionTransformer, resnet18
-from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torch import nn
 
-from dent import models
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defense import Dent
-from tests.conftest import make_tiny_cnn
+from tests.small_models import BATCH_NORM, MODELS, make_images
 
-
-def _images(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(7), dtype=dtype)
-
-
-def _convolutional(norm: Callable[[], nn.Module]) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1),
-        norm(),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, 10),
-    )
-
-
-def _linear(norm: Callable[[], nn.Module]) -> nn.Module:
-    return nn.Sequential(
-        nn.AvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(192, 16),
-        norm(),
-        nn.ReLU(),
-        nn.Linear(16, 10),
-    )
-
-
-def _vision_transformer() -> nn.Module:
-    model = VisionTransformer(
-        image_size=32,
-        patch_size=8,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        mlp_dim=32,
-        dropout=0.5,
-        num_classes=10,
-    )
-    # Zero at first, which would let no gradient reach the layers.
-    nn.init.normal_(model.get_parameter("heads.head.weight"))
-    return model
-
-
-def _convnext() -> nn.Module:
-    blocks = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)]
-    return ConvNeXt(blocks, stochastic_depth_prob=0.5, layer_scale=1.0, num_classes=10)
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "tiny-cnn": make_tiny_cnn,
-    "resnet18-nominal": lambda: models.load("resnet18-nominal"),
-    "torchvision-resnet18": lambda: resnet18(num_classes=10),
-    "vision-transformer": _vision_transformer,
-    "convnext": _convnext,
-    "group-norm": partial(_convolutional, lambda: nn.GroupNorm(2, 8)),
-    "instance-norm": partial(_convolutional, lambda: nn.InstanceNorm2d(8, affine=True)),
-    "sync-batch-norm": partial(_convolutional, lambda: nn.SyncBatchNorm(8)),
-    "layer-norm": partial(_linear, lambda: nn.LayerNorm(16)),
-    "rms-norm": partial(_linear, lambda: nn.RMSNorm(16)),
-    "batch-norm-1d": partial(_linear, lambda: nn.BatchNorm1d(16)),
-}
-BATCH_NORM = (
-    "tiny-cnn",
-    "resnet18-nominal",
-    "torchvision-resnet18",
-    "sync-batch-norm",
-    "batch-norm-1d",
-)
 CONFIGS = {
     "dent": replace(DENT, steps=2),
     "dent-plus": replace(DENT_PLUS, steps=2),
@@ -140,7 +66,7 @@ def _flags(model: nn.Module) -> list[Any]:
 def test_a_defense_adapts_predicts_and_forgets(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]
 ) -> None:
-    model, config, x = built(model_name), CONFIGS[config_name], _images()
+    model, config, x = built(model_name), CONFIGS[config_name], make_images()
     frozen, other = itertools.islice(model.parameters(), 2)
     frozen.requires_grad_(False)
     other.grad = torch.ones_like(other)
@@ -182,7 +108,7 @@ def test_a_defense_adapts_predicts_and_forgets(
 def test_training_mode_changes_nothing(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]
 ) -> None:
-    model, x = nn.Sequential(nn.Dropout(0.5), built(model_name), nn.Dropout(0.5)), _images()
+    model, x = nn.Sequential(nn.Dropout(0.5), built(model_name), nn.Dropout(0.5)), make_images()
     defense = Dent(model, CONFIGS[config_name])
     expected = defense.eval()(x)
     random_state = torch.get_rng_state()
@@ -207,6 +133,6 @@ def test_small_steps_lower_the_objective(
         "reduction": "sum",
     }
     defense = Dent(built(model_name).double(), DentConfig.from_dict(values))
-    entropy = defense.adapt(_images(torch.float64)).entropy
+    entropy = defense.adapt(make_images(torch.float64)).entropy
     objective = entropy.sum(1, keepdim=True) if granularity == "batch" else entropy
     assert (objective.diff(dim=0) < 0).all()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dent import CompileWarning, Dent, DentConfig, InputError, Performance, adapted_model
 from tests.configurations import BATCH, SAMPLE, Around
+from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES
-from tests.test_behaviour import MODELS, _images
 from tests.test_performance import PLAIN, assert_same_answers
 
 COMPILED = Performance(compile=True)
@@ -71,7 +71,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 @pytest.mark.parametrize(("model_name", "config_name"), CASES)
 def test_it_gives_the_same_answers(model_name: str, config_name: str, graphs: list[None]) -> None:
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
-    defense, x = Dent(model, config, COMPILED), _images(torch.float64)
+    defense, x = Dent(model, config, COMPILED), make_images(torch.float64)
     with expecting(model_name, config_name):
         assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
     if (model_name, config_name) in NOT_BY_PYTORCH:
@@ -90,7 +90,7 @@ def test_it_gives_the_same_answers(model_name: str, config_name: str, graphs: li
 def test_it_gives_the_same_answers_by_cpp(model_name: str, config_name: str) -> None:
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
     defense = Dent(model, config, COMPILED)
-    x = _images(torch.float64)
+    x = make_images(torch.float64)
     with expecting(model_name, config_name):
         assert_same_answers(defense, Dent(model, config, PLAIN), x, rtol=1e-6, atol=1e-7)
 

@@ -30,7 +30,7 @@ from dent import (
     adapted_model,
 )
 from tests.configurations import BATCH, SAMPLE
-from tests.conftest import make_tiny_cnn
+from tests.small_models import make_tiny_cnn
 
 PAGE = (Path(__file__).parents[1] / "docs" / "integrations.md").read_text()
 BOTH = pytest.mark.parametrize("config", [BATCH, SAMPLE], ids=["batch", "sample"])

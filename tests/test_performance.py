@@ -12,8 +12,8 @@ from dent.cli.restore import _defense
 from dent.evaluation.spec import DefenseSpec
 from dent.reference.registry import describe
 from tests.configurations import BATCH, CONFIGS, SAMPLE, Around
+from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES
-from tests.test_behaviour import MODELS, _images
 
 PLAIN = Performance(memory_format="preserve")
 SLOW_MODELS = ("resnet18-nominal", "torchvision-resnet18")
@@ -51,7 +51,7 @@ def test_any_memory_format_gives_the_same_answers(model_name: str, config_name: 
     for memory_format in ("auto", "channels-last"):
         defense = Dent(model, config, Performance(memory_format=memory_format))  # type: ignore[arg-type]
         plain = Dent(model, config, PLAIN)
-        assert_same_answers(defense, plain, _images(torch.float64), rtol=1e-6, atol=1e-7)
+        assert_same_answers(defense, plain, make_images(torch.float64), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE])

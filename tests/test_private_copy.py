@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dent.errors import UnsupportedModelError
 from dent.private_copy import private_copy
-from tests.test_behaviour import MODELS
+from tests.small_models import MODELS
 
 
 class _Odd(nn.Module):

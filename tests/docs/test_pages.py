@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dent import DENT_PLUS, Dent, DentConfig, Status
-from tests.conftest import make_tiny_cnn
+from tests.small_models import make_tiny_cnn
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"

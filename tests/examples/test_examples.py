@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from dent import DENT_PLUS, Dent, ThreatModel
 from dent.data import load
 from dent.models import load as load_model
-from tests.conftest import make_tiny_cnn
 from tests.examples.conftest import FOLDER
+from tests.small_models import make_tiny_cnn
 
 Example = Callable[[str], dict[str, Any]]
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))

@@ -15,7 +15,7 @@ from dent.attacks import make
 from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate
 from dent.evaluation.sweep import sweep
-from tests.conftest import make_tiny_cnn
+from tests.small_models import make_tiny_cnn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

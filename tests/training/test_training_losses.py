@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dent.threat import ThreatModel
 from dent.training import named
 from dent.training.losses import _projected_steps, batch_statistics, training_loss
-from tests.conftest import make_tiny_cnn
+from tests.small_models import make_tiny_cnn
 
 
 @pytest.fixture
