@@ -1,0 +1,65 @@
+"""The honest table as a picture: what each kind of attack leaves of a defense's gain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+_GAIN, _NOTHING, _LOSS = "#00795a", "#57606a", "#c04a00"
+_STYLE: Any = {
+    "svg.hashsalt": "dent",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
+_ROW: Final = 0.27
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the table.
+
+    Attributes:
+        defense: Its name, under which its rows stand together.
+        attacked: By what.
+        value: Difference to the static worst case, in points.
+        interval: Of the difference, 95%, in points.
+    """
+
+    defense: str
+    attacked: str
+    value: float
+    interval: tuple[float, float]
+
+    @property
+    def colour(self) -> str:
+        """By the side of 0 on which the whole interval lies."""
+        low, high = self.interval
+        return _GAIN if low > 0 else _LOSS if high < 0 else _NOTHING
+
+
+def draw(rows: Sequence[Row], out: Path) -> None:
+    """Draw differences with their intervals, a line each, into an SVG file."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 0.9 + _ROW * len(rows)))
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        axes.axvline(0, color=_NOTHING, linewidth=1)
+        for y, row in enumerate(rows):
+            axes.plot(row.interval, (y, y), color=row.colour, linewidth=3, alpha=0.45)
+            axes.plot([row.value], [y], marker="o", color=row.colour)
+        labels = [f"{row.defense}  by  {row.attacked}" for row in rows]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("robust accuracy less the static model's, in points, with 95% intervals")
+        figure.tight_layout()
+        figure.savefig(out, format="svg", metadata={"Date": None})
