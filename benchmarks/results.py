@@ -44,8 +44,11 @@ SUITE_CUT: Final = (
     "adaptive-fewer-steps:losses=margin,iterations=10",
     "adaptive-unrolled:losses=margin,iterations=5,warm=true",
 )
-"""What the small suite has beside AutoAttack's four, one loss for two, at half the iterations and
-a quarter of the unrolled ones; BPDA, truncated gradients, EOT and RayS left out."""
+"""Of the small suite: transfer and model space attacks whole, zero update with half the iterations,
+stop-gradient, fewer steps and unrolled by the margin alone, with half of them or a quarter."""
+
+
+Results = dict[tuple[str, "Column"], EvaluationResult]
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def kept(defense: str, column: Column) -> Path:
     return KEPT / f"{defense}-{column.key}.json"
 
 
-def results() -> dict[tuple[str, Column], EvaluationResult]:
+def results() -> Results:
     """All that is kept, by defense and column."""
     return {
         (defense, column): EvaluationResult.model_validate(json.loads(path.read_text()))
@@ -126,22 +129,21 @@ def results() -> dict[tuple[str, Column], EvaluationResult]:
     }
 
 
-def chart() -> None:
+def chart(found: Results) -> None:
     """Draw what is kept and scored beside the page."""
     rows = []
-    for (defense, column), result in results().items():
+    for (defense, column), result in found.items():
         name = _defended(result)
-        found = result.defenses[name].difference
-        if found is not None and found.value is not None and found.interval is not None:
-            low, high = found.interval
+        gain = result.defenses[name].difference
+        if gain is not None and gain.value is not None and gain.interval is not None:
+            low, high = gain.interval
             attacked = f"{column.title}{_unfinished(result, name)}"
-            rows.append(Row(defense, attacked, 100 * found.value, (100 * low, 100 * high)))
+            rows.append(Row(defense, attacked, 100 * gain.value, (100 * low, 100 * high)))
     draw(rows, PICTURE)
 
 
-def table() -> Iterator[str]:
+def table(found: Results) -> Iterator[str]:
     """The table in Markdown, from the results that are kept, and the commands that make it."""
-    found = results()
     yield "| defense | attacked by | natural | robust | static | difference | verdict |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (defense, column), result in found.items():
@@ -175,12 +177,12 @@ def _unfinished(result: EvaluationResult, name: str) -> str:
     return "" if result.status == "complete" else f" (unfinished: {served.total} of {SAMPLES})"
 
 
-def page() -> None:
+def page(found: Results) -> None:
     """Write the table between its marks in the page."""
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    lines = "\n".join(table())
+    lines = "\n".join(table(found))
     PAGE.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")
 
 
@@ -197,8 +199,9 @@ def main() -> None:
         ]
         run(options.defense or list(DEFENSES), columns)
     keep()
-    chart()
-    page()
+    found = results()
+    chart(found)
+    page(found)
 
 
 if __name__ == "__main__":
