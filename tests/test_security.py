@@ -1,7 +1,8 @@
-"""What SECURITY.md says of loading, as far as one place can hold it."""
+"""What SECURITY.md says of loading, as far as one place can hold it; and that its tests exist."""
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,39 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
             pytest.fail(f"{where} unpacks an archive: read its members instead")
         seen.add(function)
     assert {"torch.load", "np.load", "Environment"} <= seen  # the names are still those looked for
+
+
+ROOT = Path(__file__).parents[1]
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def promises() -> Iterator[str]:
+    """Rows of those tables of SECURITY.md whose last column is `test`."""
+    inside = False
+    for line in (ROOT / "SECURITY.md").read_text().splitlines():
+        if not line.startswith("|"):
+            inside = False
+        elif line.replace(" ", "").endswith("|test|"):
+            inside = True
+        elif inside and not set(line) <= set("|- :"):
+            yield line
+
+
+def test_every_promise_names_tests_and_they_exist() -> None:
+    functions: dict[str, set[str]] = {}
+    rows = list(promises())
+    assert rows
+    for row in rows:
+        assert NAMED.search(row.rpartition(" | ")[2]), f"names no test: {row}"
+    for path, name in NAMED.findall((ROOT / "SECURITY.md").read_text()):
+        if path not in functions:
+            tree = ast.parse((ROOT / path).read_text())
+            functions[path] = {
+                node.name
+                for node in ast.walk(tree)
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+        assert name in functions[path], f"{path} has no {name}"
 
 
 def test_templates_switch_no_escaping_off() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
@@ -142,6 +142,46 @@ def test_a_broken_image_is_named(folder: Path) -> None:
     broken = opened(folder)
     with pytest.raises(DataError, match=r"boat/0\.png is no intact image: .*lay it anew or delete"):
         broken.batch(range(9))
+
+
+def test_a_file_of_another_kind_is_not_read_whatever_it_is_called(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
+    picture(7).save(folder / "boat" / "0.eps")
+    (folder / "boat" / "0.eps").replace(folder / "boat" / "0.png")
+    with pytest.raises(DataError, match=r"boat/0\.png is no intact image \(JPEG, PNG") as refused:
+        opened(folder).batch([3])
+    assert "object at" not in str(refused.value)
+
+
+def test_an_image_of_another_suffix_is_read_all_the_same(folder: Path) -> None:
+    """ImageNet has a PNG that is called .JPEG."""
+    before, _ = opened(folder).batch([3])
+    (folder / "boat" / "0.png").rename(folder / "boat" / "0.jpeg")
+    after, _ = opened(folder).batch([3])
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("size", [(1, 600_000), (600_000, 1)])
+def test_an_image_of_extreme_proportions_is_named(folder: Path, size: tuple[int, int]) -> None:
+    Image.new("L", size).save(folder / "boat" / "0.png")
+    with pytest.raises(DataError, match=r"boat/0\.png is not taken: .*600000"):
+        opened(folder, "imagefolder").batch([3])
+
+
+def test_an_image_with_too_many_pixels_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"boat/0\.png is no intact image: .*decompression bomb"):
+        opened(folder).batch([3])
+
+
+def test_what_is_no_regular_file_is_named_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "boat" / "z.png")
+    with pytest.raises(DataError, match=r"boat/z\.png is no regular file"):
+        opened(folder)
 
 
 def test_a_file_that_went_away_is_named(folder: Path) -> None:

@@ -1,13 +1,17 @@
 """Resize, crop and squash, against torchvision's own transforms."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from dent.data.preprocessing import Preprocessing
-from dent.errors import UnknownNameError
+from dent.errors import InputError, UnknownNameError
 
 from .images import picture
 
@@ -50,6 +54,39 @@ def test_how_it_is_written(text: str, means: Preprocessing) -> None:
     read = Preprocessing.parse(text)
     assert read == means
     assert Preprocessing.parse(str(read)) == read
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["r8-c4", "c40", "s9", "r8-c20", "s9-bicubic"]),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
+def test_no_step_makes_more_pixels_than_are_allowed(text: str, width: int, height: int) -> None:
+    """Every picture that Pillow makes on the way is looked at: none is larger than was said."""
+    made: list[int] = [width * height]
+    real_resize, real_new = Image.Image.resize, Image.new
+
+    def resize(self: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        made.append(size[0] * self.height)  # rows first
+        made.append(size[0] * size[1])
+        return real_resize(self, size, *rest)
+
+    def new(mode: str, size: tuple[int, int], *rest: Any) -> Image.Image:
+        made.append(size[0] * size[1])
+        return real_new(mode, size, *rest)
+
+    image = picture(3, width, height)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", resize)
+        patch.setattr(Image, "new", new)
+        Preprocessing.parse(text)(image)
+        largest = max(made)
+        replace(Preprocessing.parse(text), most_pixels=largest)(image)
+        made.clear()
+        with pytest.raises(InputError, match=f"{width} × {height} pixels.* of {largest} pixels"):
+            replace(Preprocessing.parse(text), most_pixels=largest - 1)(image)
+        assert made == []  # refused before anything was made
 
 
 @pytest.mark.parametrize("text", ["", "32", "r224", "r256-s224", "c0", "224-bicubic", "c224-cubic"])

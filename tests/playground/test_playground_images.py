@@ -1,12 +1,13 @@
 """Dropped images: fitted and said so, or refused in one sentence."""
 
+import struct
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.transforms import v2
 
 from dent import InputError
@@ -73,8 +74,41 @@ def test_what_is_no_image_or_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"10\.0 MB; the page takes up to 10 MB"):
         dropped(tmp_path / "big.png")
     Image.new("1", (8000, 6000)).save(tmp_path / "wide.png")
-    with pytest.raises(InputError, match="8000 × 6000 pixels; the page takes up to 40 million"):
+    with pytest.raises(InputError, match=r"wide\.png.*8000 × 6000 pixels; the page takes up to 40"):
         dropped(tmp_path / "wide.png")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1_300_000), (1_300_000, 1)])
+def test_an_image_of_extreme_proportions_is_refused_before_it_is_resized(
+    tmp_path: Path, width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (width, height)).save(tmp_path / "line.png")
+    assert (tmp_path / "line.png").stat().st_size < 10_000
+    monkeypatch.setattr(Image.Image, "resize", lambda *_: pytest.fail("it was resized"))
+    with pytest.raises(InputError, match=rf"line\.png is not taken: .*{width} × {height} pixels"):
+        dropped(tmp_path / "line.png")
+
+
+def test_a_file_of_another_kind_is_not_read_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png could not be read as an image"):
+        dropped(tmp_path / "a.png")
+
+
+def test_a_decoder_that_fails_in_its_own_way_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise struct.error("unpack requires a buffer")
+
+    saved(tmp_path / "a.png", 40, 40)
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(InputError, match=r"a\.png could not be read as an image"):
+        dropped(tmp_path / "a.png")
 
 
 def test_the_gallery_has_images_of_every_class() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 import time
 import warnings
 from collections.abc import Sequence
@@ -37,14 +38,17 @@ def file_digests(
         uint8 (len(files), 32).
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: A file cannot be read, or is no regular file.
     """
     began = time.time_ns()
     try:
         stats = [(folder / name).stat() for name in files]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-    sizes = [stat.st_size for stat in stats]
+    for name, found in zip(files, stats, strict=True):
+        if not stat.S_ISREG(found.st_mode):  # a FIFO would never end, nor would /dev/zero
+            raise DataError(f"{folder / name} is no regular file: take it out of the folder")
+    sizes = [found.st_size for found in stats]
     listing = [
         str(folder.resolve()),
         [[name, s.st_size, s.st_mtime_ns] for name, s in zip(files, stats, strict=True)],
@@ -54,7 +58,7 @@ def file_digests(
     if remembered.is_file() and remembered.stat().st_size == SIZE * len(files):
         return np.fromfile(remembered, dtype=np.uint8).reshape(-1, SIZE)
     digests = _take(folder, files, sum(sizes), report)
-    if all(stat.st_mtime_ns < began - _SETTLED_NS for stat in stats):
+    if all(found.st_mtime_ns < began - _SETTLED_NS for found in stats):
         try:
             store.write(remembered, digests.tobytes())
         except DataError as error:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dent.data.dataset import ImageDataset, positions
 from dent.data.file_digests import file_digests
-from dent.data.preprocessing import Preprocessing
+from dent.data.preprocessing import FORMATS, Preprocessing
 from dent.data.progress import Report
-from dent.errors import DataError
+from dent.errors import DataError, InputError
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image, as in torchvision's ImageFolder."""
@@ -96,13 +96,14 @@ class ImageFolderDataset(ImageDataset):
         if hashlib.sha256(content).digest() != self.digests[index].tobytes():
             raise DataError(_changed(path, "is not what it was when the dataset was opened"))
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 return self.preprocessing(image)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"{path} is no intact image: {error}. What to do: lay it anew or delete it; the "
-                "dataset's digest then is another, so begin a new run"
-            ) from error
+        except InputError as error:
+            raise DataError(_unfit(path, f"is not taken: {error}")) from error
+        except UnidentifiedImageError as error:  # its message is the name of a Python object
+            raise DataError(_unfit(path, f"is no intact image ({', '.join(FORMATS)})")) from error
+        except Exception as error:  # Pillow's decoders raise whatever a file makes them raise
+            raise DataError(_unfit(path, f"is no intact image: {error}")) from error
 
 
 def open_image_folder(
@@ -217,6 +218,13 @@ def _images(folder: Path, class_name: str) -> Iterator[str]:
 
 def _changed(path: Path, what: str) -> str:
     return f"{path} {what}. What to do: put it back as it was, or begin a new run"
+
+
+def _unfit(path: Path, what: str) -> str:
+    return (
+        f"{path} {what}. What to do: lay it anew or delete it; the dataset's digest then is "
+        "another, so begin a new run"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,20 +1,26 @@
 """How images of any size are brought to one size for evaluation, exactly as torchvision does it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dent.errors import UnknownNameError
+from dent.errors import InputError, UnknownNameError
 
 _WRITTEN: Final = re.compile(
     r"(?:r(?P<resize>[1-9]\d{0,3})-)?(?:s(?P<squash>[1-9]\d{0,3})|c(?P<crop>[1-9]\d{0,3}))"
     r"(?P<bicubic>-bicubic)?"
 )
 _SHORT: Final = {"224": "r256-c224", "288": "c288"}
+
+FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""What the suffixes of image files stand for. Pillow reads more, some by other programs (PostScript
+by Ghostscript), whatever a file is called."""
+MOST_PIXELS: Final = 178_956_970
+"""Of an image, and of all that is made of it on the way; Pillow opens no file with more."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,14 @@ class Preprocessing:
             smaller; None where `squash` is given.
         squash: Side of the square that the whole image becomes, whatever its proportions.
         bicubic: Bicubic instead of bilinear interpolation.
+        most_pixels: Of an image, and of all that is made of it on the way.
     """
 
     resize: int | None = 256
     crop: int | None = 224
     squash: int | None = None
     bicubic: bool = False
+    most_pixels: int = field(default=MOST_PIXELS, repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -52,8 +60,10 @@ class Preprocessing:
                 "as r256-c224, a crop alone as c288, a squash to a square as s224, each with "
                 "-bicubic if that is meant"
             )
-        numbers = {k: int(match[k]) if match[k] else None for k in ("resize", "crop", "squash")}
-        return cls(**numbers, bicubic=bool(match["bicubic"]))
+        resize, squash, crop = (
+            int(match[each]) if match[each] else None for each in ("resize", "squash", "crop")
+        )
+        return cls(resize, crop, squash, bicubic=bool(match["bicubic"]))
 
     def __str__(self) -> str:
         sides = {"r": self.resize, "s": self.squash, "c": self.crop}
@@ -73,7 +83,12 @@ class Preprocessing:
 
         Returns:
             uint8 (side, side, 3), red first.
+
+        Raises:
+            InputError: Its proportions, or its area, are such that a step would make more than
+                `most_pixels`; nothing of that size is made.
         """
+        self._check_size(image.size)
         image = image.convert("RGB")
         how = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
         if self.squash:
@@ -83,6 +98,23 @@ class Preprocessing:
         if self.crop:
             image = _center(image, self.crop)
         return np.asarray(image, dtype=np.uint8)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        width, height = size
+        made = [size]
+        if self.squash:
+            size = self.squash, self.squash
+        elif self.resize:
+            size = _proportional(size, self.resize)
+        made += [(size[0], height), size]  # Pillow resizes the rows first, then the columns
+        if self.crop:
+            made.append((max(size[0], self.crop), max(size[1], self.crop)))
+        largest = max(wide * high for wide, high in made)
+        if largest > self.most_pixels:
+            raise InputError(
+                f"the image has {width} × {height} pixels, and to bring it to size takes a picture "
+                f"of {largest} pixels, expected at most {self.most_pixels}: cut it or scale it down"
+            )
 
 
 def _proportional(size: tuple[int, int], shorter: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ SIDE: Final = 32
 MOST_BYTES: Final = 10_000_000
 MOST_PIXELS: Final = 40_000_000
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-_FITTED: Final = Preprocessing(resize=SIDE, crop=SIDE)
+_FITTED: Final = Preprocessing(resize=SIDE, crop=SIDE, most_pixels=MOST_PIXELS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def dropped(path: Path) -> Picked:
         path: PNG, JPEG, WebP, BMP or GIF (its first frame), up to `MOST_BYTES` and `MOST_PIXELS`.
 
     Raises:
-        InputError: It is too large, or no such image.
+        InputError: It is too large, of extreme proportions, or no such image.
     """
     size = path.stat().st_size
     if size > MOST_BYTES:
@@ -80,14 +80,14 @@ def dropped(path: Path) -> Picked:
         width, height = opened.size
         if width * height > MOST_PIXELS:
             raise InputError(
-                f"{path.name} has {width} × {height} pixels; the page takes up to "
+                f"it has {width} × {height} pixels; the page takes up to "
                 f"{MOST_PIXELS / 1e6:.0f} million"
             )
         upright = ImageOps.exif_transpose(opened)
         fitted = _FITTED(upright)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError as error:
+        raise InputError(f"{path.name} is not taken: {error}") from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         raise InputError(
             f"{path.name} could not be read as an image: drop a PNG, JPEG, WebP, BMP or GIF"
         ) from error
