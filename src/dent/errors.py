@@ -43,3 +43,11 @@ class MissingExtraError(DentError, ImportError):
 
 class CompileWarning(UserWarning):
     """A model could not be compiled, so that its defense computes without: same answers, slower."""
+
+
+class WeightsWarning(UserWarning):
+    """A weights file holds more than what was taken: the message says what, and how to take it."""
+
+
+class DataWarning(UserWarning):
+    """Part of a folder of images was passed over: the message says what and why."""

@@ -19,12 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dent.errors import WeightsError
+from dent.models.convert import command, globals_in, is_harmful
+from dent.models.file_kinds import is_safetensors, recognized
+from dent.models.state_dicts import state_dict_in
+from dent.models.weight_names import aligned
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".bin")
-#: Keys under which training scripts keep the state dict beside the epoch, the optimizer, ...
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-#: What torch's own wrappers put before every name: DataParallel and DDP; torch.compile.
-_PREFIXES = ("module.", "_orig_mod.")
+_TORCH_SUFFIXES = (".pt", ".pth", ".th", ".pyth", ".ckpt", ".tar", ".bin")
+#: What the name of a weights file may end in.
+SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
 _SHOWN = 4
 
 
@@ -33,7 +35,8 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
 
     Args:
         path: A `.safetensors` file, or what `torch.save` wrote of a state dict (`.pt`, `.pth`,
-            `.ckpt`, `.tar`, `.bin`), bare or under a key such as `state_dict` or `model`.
+            `.th`, `.pyth`, `.ckpt`, `.tar`, `.bin`), bare or under a key such as `state_dict` or
+            `model`. Where a file holds several, `FILE#KEY` says which: `w.pth#state_dict_ema`.
         digest: SHA-256 (hex) that the file must have, or its first digits; checked before
             anything is decoded.
 
@@ -42,16 +45,29 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
 
     Raises:
         WeightsError: If the file is missing, has another digest, is damaged, holds Python objects
-            that only unpickling could rebuild, or holds no state dict.
+            that only unpickling could rebuild, holds no state dict, or holds several between which
+            nothing decides.
+
+    Warns:
+        WeightsWarning: If the file holds averaged weights (EMA) beside those that were taken.
     """
-    return _state_dict_in(read_checkpoint(path, digest), path)
+    file, part = _parted(path)
+    return state_dict_in(read_checkpoint(file, digest), file, part)
+
+
+def _parted(path: Path) -> tuple[Path, str | None]:
+    """The file, and which of its state dicts is meant."""
+    file, mark, part = str(path).rpartition("#")
+    if not mark or not part or path.exists():
+        return path, None
+    return Path(file), part
 
 
 def read_checkpoint(path: Path, digest: str | None = None) -> object:
     """Reads all that a file holds, on the CPU, running none of its content.
 
     Args:
-        path: As in `read_weights`.
+        path: As in `read_weights`, without a key.
         digest: As in `read_weights`.
 
     Returns:
@@ -62,7 +78,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
         WeightsError: As in `read_weights`, but for the state dict.
     """
     suffix = path.suffix.lower()
-    if suffix != ".safetensors" and suffix not in _TORCH_SUFFIXES:
+    if suffix not in SUFFIXES:
         raise WeightsError(
             f"{path}: expected a weights file ending in .safetensors or one of "
             f"{', '.join(_TORCH_SUFFIXES)}, got {path.suffix or 'no suffix'!r}"
@@ -75,18 +91,19 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read the weights file {path}: {error.strerror}") from error
-    if data[:512].lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        raise WeightsError(
-            f"{path} holds a web page instead of weights: the download was answered by one (a "
-            "login, a limit, a warning). Delete it, and download the file with a browser"
-        )
+    if what := recognized(data):
+        raise WeightsError(f"{path} {what}")
     found = hashlib.sha256(data).hexdigest()
     if digest and not found.startswith(digest):
         raise WeightsError(
             f"{path} is not the registered file: expected SHA-256 {digest}, got {found} "
             f"({len(data)} bytes). It is damaged or another version; nothing of it was loaded"
         )
-    return _from_safetensors(data, path) if suffix == ".safetensors" else _from_torch(data, path)
+    if suffix == ".safetensors":
+        return _from_safetensors(data, path)
+    if is_safetensors(data):
+        raise WeightsError(f"{path} is a safetensors file: name it {path.stem}.safetensors")
+    return _from_torch(data, path)
 
 
 def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
@@ -99,21 +116,22 @@ def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         ) from error
     if not state:
         raise WeightsError(f"{path} holds no tensors")
-    return state
+    # safetensors writes a shared tensor once, and notes its other names beside the tensors.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    shared = {
+        other: state[name]
+        for other, name in header.get("__metadata__", {}).items()
+        if name in state and other not in state
+    }
+    return {**state, **shared}
 
 
 def _from_torch(data: bytes, path: Path) -> object:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises weights_only=False, which runs whatever the file holds.
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"Python objects ({named[1]})" if named else "more than tensors, or is no such file"
-        raise WeightsError(
-            f"{path} was refused, and nothing in it was run: it holds {what}, and rebuilding those "
-            "could run any code. If you trust where it comes from, convert it once:\n"
-            f"  {_conversion(path)}"
-        ) from error
+        # torch's own message advises to unpickle, which runs whatever the file holds.
+        raise WeightsError(_refusal(path, data, error)) from error
     except Exception as error:  # damaged bytes surface as almost any exception
         raise WeightsError(
             f"{path} is not an intact file of torch.save "
@@ -122,40 +140,34 @@ def _from_torch(data: bytes, path: Path) -> object:
         ) from error
 
 
-def _conversion(path: Path) -> str:
-    # torch.save rather than safetensors, which refuses models with shared weights.
-    target = path.with_name(f"{path.stem}-weights.pt")
-    return (
-        f"python -c \"import torch; c = torch.load({str(path)!r}, map_location='cpu', "
-        f"weights_only=False); c = next((c[k] for k in {_WRAPPERS} if k in c), c) "
-        "if isinstance(c, dict) else c; "
-        f'torch.save(c if isinstance(c, dict) else c.state_dict(), {str(target)!r})"'
-    )
-
-
-def _state_dict_in(loaded: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping):
-        inner = next((loaded[k] for k in _WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
-        if inner is None:
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{path}: expected a state dict, got a {type(loaded).__name__}")
-    other = [f"{key} ({type(value).__name__})" for key, value in loaded.items()
-             if not isinstance(value, Tensor)]  # fmt: skip
-    if other or not loaded:
-        raise WeightsError(
-            f"{path}: expected a state dict (names to tensors), bare or under one of "
-            f"{', '.join(_WRAPPERS)}; got {_some(other) or 'an empty one'}"
+def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> str:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    names = globals_in(data) or ([named[1]] if named else [])
+    if not names:
+        return (
+            f"{path} is no file of torch.save, or a damaged one, and nothing in it was run: "
+            "expected a state dict saved with torch.save(model.state_dict(), ...); copy or "
+            "download it again"
         )
-    return {str(key): value for key, value in loaded.items()}
+    refused = (
+        f"{path} was refused, and nothing in it was run: it holds Python objects "
+        f"({_some(names)}), and rebuilding those could run any code."
+    )
+    if harmful := [name for name in names if is_harmful(name)]:
+        return f"{refused} No weights file needs {_some(harmful)}: delete it"
+    return (
+        f"{refused} If you trust where it comes from, convert it once, which rebuilds these and "
+        f"no others:\n  {command(path, names)}"
+    )
 
 
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copies a state dict into a model and makes sure that all of it arrived.
 
-    Prefixes of DataParallel and torch.compile are stripped where no name fits with them. Values
-    are cast to the model's dtypes. After an error the model may hold part of the weights: drop it.
+    Words that wrappers put before or into every name (`module.`, `model.`, `_orig_mod.`) are taken
+    away where all of the model is then found. Values are cast to the model's dtypes. Of tensors
+    that the model shares, one name is enough. After an error the model may hold part of the
+    weights: drop it.
 
     Args:
         model: The model to fill.
@@ -163,10 +175,16 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
         origin: Where they come from, for the message.
 
     Raises:
-        WeightsError: If names or shapes differ, or a weight is not a number.
+        WeightsError: If names or shapes differ, a weight is not a number, the file has different
+            values for a tensor that the model shares, or several copies of the model.
+
+    Warns:
+        WeightsWarning: If the file holds averaged weights, or others, that were not taken.
     """
     expected = model.state_dict()
-    state = _without_prefixes(state, expected)
+    state = aligned(state, expected.keys(), origin)
+    shared = _shared(model)
+    _check_shared(shared, state, origin)
     reshaped = {
         name: f"{name}: {_kind(tensor)} in the file, {_kind(expected[name])} in the model"
         for name, tensor in state.items()
@@ -178,7 +196,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
         outcome = model.load_state_dict(rest, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{origin} does not fit {type(model).__name__}: {error}") from error
-    missing = [name for name in outcome.missing_keys if name not in reshaped]
+    missing = [
+        name
+        for name in outcome.missing_keys
+        if name not in reshaped and not any(other in rest for other in shared.get(name, ()))
+    ]
     problems = [
         f"{len(names)} of the {total} {what}: {_some(names)}"
         for names, total, what in (
@@ -201,15 +223,27 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
     check_finite(model, origin)
 
 
-def _without_prefixes(
-    state: Mapping[str, Tensor], expected: Mapping[str, object]
-) -> Mapping[str, Tensor]:
-    while state.keys().isdisjoint(expected):
-        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
-        if prefix is None:
-            break
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+def _shared(model: nn.Module) -> dict[str, list[str]]:
+    """All names of every tensor that a model has under several, by each of them."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(tensor), []).append(name)
+    return {name: group for group in names.values() if len(group) > 1 for name in group}
+
+
+def _check_shared(
+    shared: Mapping[str, Sequence[str]], state: Mapping[str, Tensor], origin: str
+) -> None:
+    for name, group in shared.items():
+        there = [each for each in group if each in state]
+        if name in there and not torch.equal(state[name], state[there[0]]):
+            raise WeightsError(
+                f"{origin} has different values for {there[0]} and {name}, which are one tensor in "
+                "the model: build the model without sharing them"
+            )
 
 
 def _fits(tensor: Tensor, expected: object) -> bool:

@@ -14,7 +14,7 @@ from dent.models.robustbench_source import RobustBench
 from dent.models.shipped_source import ShippedModels
 from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
-from dent.models.weights import fit_weights, read_weights
+from dent.models.weights import SUFFIXES, fit_weights, read_weights
 from dent.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ SOURCES: tuple[Source, ...] = (ShippedModels(), AutoAttackExample())
 CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm())
 
 _SHOWN = 3
-_FILES = (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin")
 
 
 def names(catalogue: str | None = None) -> tuple[str, ...]:
@@ -171,7 +170,7 @@ def _catalogued(name: str) -> tuple[Catalogue, str]:
 
 
 def _unknown(name: str) -> str:
-    if name.endswith(_FILES):
+    if name.endswith(SUFFIXES):
         hint = " A weights file goes into weights=, beside the name of its architecture."
     else:
         near = _near(name)

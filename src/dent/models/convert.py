@@ -1,0 +1,138 @@
+"""Turns a file that holds Python objects into weights alone, once, on its owner's word.
+
+`torch.load` refuses objects because rebuilding them runs code. Here the owner lists, by name, what
+may be rebuilt; nothing else is.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import importlib
+import io
+import os
+import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from dent.errors import WeightsError
+from dent.models.state_dicts import state_dict_in
+
+#: Modules whose functions reach files, processes or the interpreter: no weights file needs them.
+_HARMFUL: Final = (
+    "os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "importlib", "pty",
+    "ctypes", "pickle", "code", "codeop", "webbrowser", "urllib", "http", "multiprocessing",
+)  # fmt: skip
+_HARMFUL_BUILTINS: Final = (
+    "eval",
+    "exec",
+    "compile",
+    "open",
+    "getattr",
+    "__import__",
+    "breakpoint",
+)
+
+
+def globals_in(data: bytes) -> list[str]:
+    """The names, beyond tensors and plain containers, that a file of torch.save asks for.
+
+    Args:
+        data: The file's content. Nothing of it is run.
+
+    Returns:
+        Full names such as `argparse.Namespace`; empty where they cannot be listed.
+    """
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+    except Exception:  # files older than torch 1.6, or damaged: any exception
+        return []
+
+
+def is_harmful(name: str) -> bool:
+    """Whether a name is one that only malicious files ask for."""
+    module, _, last = name.rpartition(".")
+    if module in ("builtins", "__builtin__"):
+        return last in _HARMFUL_BUILTINS
+    return module.partition(".")[0] in _HARMFUL
+
+
+def command(path: Path, names: Sequence[str]) -> str:
+    """The shell command that converts a file, with all that it allows in plain sight."""
+    call = f"convert({str(path)!r}, allow={list(names)!r})"
+    return f'python -c "from dent.models.convert import convert; {call}"'
+
+
+def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
+    """Rebuild the listed kinds of objects in a file, and write its weights into a new one.
+
+    Rebuilding an object runs its code: list only names that you trust.
+
+    Args:
+        path: A file of `torch.save`: a checkpoint with Python objects beside the weights, or a
+            whole model.
+        allow: Full names of the classes and functions that may be used, such as
+            `argparse.Namespace`.
+
+    Returns:
+        The new file, `NAME-weights.pt` beside the old one: a bare state dict.
+
+    Raises:
+        WeightsError: A name cannot be imported, or is one that only malicious files ask for; the
+            file asks for more names; or it holds no weights.
+    """
+    path = Path(path)
+    allowed: list[Any] = [_imported(name) for name in allow]
+    if any(name.startswith("numpy") for name in allow):
+        allowed += [np.dtype, *{type(np.dtype(code)) for code in np.typecodes["All"]}]
+    try:
+        with safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # old names of NumPy's modules
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        missing = sorted({*globals_in(path.read_bytes())} - {*allow})
+        more = f" It also asks for {', '.join(missing)}: add those you trust." if missing else ""
+        first = str(error).split(". ")[0].splitlines()[0] if str(error) else ""
+        raise WeightsError(
+            f"{path} could not be rebuilt with {', '.join(allow)} alone "
+            f"({type(error).__name__}: {first}).{more}"
+        ) from error
+    target = path.with_name(f"{path.stem}-weights.pt")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        torch.save(state_dict_in(_without_modules(loaded), path, None), part)
+        os.replace(part, target)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return target
+
+
+def _without_modules(loaded: object) -> object:
+    """Modules become their state dicts."""
+    if isinstance(loaded, nn.Module):
+        return dict(loaded.state_dict())
+    if isinstance(loaded, Mapping):
+        return {key: _without_modules(value) for key, value in loaded.items()}
+    return loaded
+
+
+def _imported(name: str) -> object:
+    if is_harmful(name):
+        raise WeightsError(f"{name} is never allowed: no weights file needs it; delete the file")
+    module, _, last = name.rpartition(".")
+    try:
+        found: object = getattr(importlib.import_module(module) if module else builtins, last)
+    except (ImportError, AttributeError) as error:
+        raise WeightsError(
+            f"{name} cannot be imported here ({error}): run this where the file was made, or name "
+            "it in full, as the refusal did"
+        ) from error
+    return found

@@ -1,0 +1,130 @@
+"""Finds the state dict in what a training script saved, and says which one it took of several."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from dent.errors import WeightsError, WeightsWarning
+
+#: Keys under which training scripts keep the weights, most telling first.
+WRAPPERS: Final = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "params",
+    "weights",
+    "backbone",
+)
+#: Keys and names that mark a second copy of the weights: averages over the steps of the training.
+_AVERAGES: Final = ("ema", "average", "averaged", "avg", "swa", "shadow", "polyak")
+#: Keys of what is no model: optimizers keep tensors, too.
+_OTHERS: Final = ("optim", "sched", "scaler", "rng", "callback", "loop", "criterion", "loss", "amp")
+_DEPTH: Final = 4
+_SHOWN: Final = 4
+
+
+def is_average(name: str) -> bool:
+    """Whether a key, or the first part of a name, says that the weights are an average."""
+    return any(word in _AVERAGES for word in name.lower().replace(".", "_").split("_"))
+
+
+def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Tensor]:
+    """The one state dict that a file holds.
+
+    Args:
+        loaded: All that the file holds.
+        path: The file, for messages.
+        part: Which of several: keys joined by dots (`state_dict_ema`), or the first part of the
+            names within a state dict (`ema_model`). Without it, plain weights are taken before
+            averaged ones, with a warning.
+
+    Raises:
+        WeightsError: There is none, no such part, or several between which nothing decides.
+
+    Warns:
+        WeightsWarning: The file holds averaged weights beside those that were taken.
+    """
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path}: expected a state dict, got a {type(loaded).__name__}")
+    found = dict(_state_dicts(loaded))
+    if part is not None:
+        return _part(found, path, part)
+    if "" in found:
+        return found[""]
+    plain = [key for key in found if not is_average(key)]
+    chosen = _one(plain) or _one(list(found))
+    if chosen is None and found:
+        raise WeightsError(
+            f"{path} holds {len(found)} state dicts: {', '.join(found)}. Say which one, as in "
+            f"{path}#{next(iter(found))}"
+        )
+    if chosen is None:
+        raise WeightsError(
+            f"{path}: expected a state dict (names to tensors), bare or under one of "
+            f"{', '.join(WRAPPERS)}; got {_others(loaded) or 'an empty one'}"
+        )
+    if others := [key for key in found if key != chosen]:
+        warnings.warn(
+            f"{path} holds {len(found)} sets of weights: took {chosen!r}, not "
+            f"{' or '.join(map(repr, others))}. To take the other, name it: {path}#{others[0]}",
+            WeightsWarning,
+            stacklevel=3,
+        )
+    return found[chosen]
+
+
+def _part(found: Mapping[str, dict[str, Tensor]], path: Path, part: str) -> dict[str, Tensor]:
+    if part in found:
+        return found[part]
+    start = f"{part}."
+    for state in found.values():
+        inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+        if inside:
+            return inside
+    raise WeightsError(
+        f"{path} holds no state dict {part!r}, and no names that begin with {start!r}; it holds "
+        f"{', '.join(key or 'one bare state dict' for key in found) or 'no state dict at all'}"
+    )
+
+
+def _one(keys: list[str]) -> str | None:
+    """The only key, or the only one that training scripts use for the model, best first."""
+    if len(keys) == 1:
+        return keys[0]
+    for wrapper in WRAPPERS:
+        named = [key for key in keys if key.rpartition(".")[2] == wrapper]
+        if len(named) == 1:
+            return named[0]
+    return None
+
+
+def _state_dicts(
+    loaded: Mapping[object, object], path: str = "", depth: int = _DEPTH
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping of names to tensors alone, by the keys that lead to it, outermost first."""
+    if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
+        if all(isinstance(key, str) for key in loaded):
+            yield path, {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        return
+    if depth == 0:
+        return
+    for key, value in loaded.items():
+        if isinstance(value, Mapping) and isinstance(key, str):
+            if any(word in key.lower() for word in _OTHERS):
+                continue
+            yield from _state_dicts(value, f"{path}.{key}" if path else key, depth - 1)
+
+
+def _others(loaded: Mapping[object, object]) -> str:
+    others = [f"{key} ({type(value).__name__})" for key, value in loaded.items()
+              if not isinstance(value, Tensor)]  # fmt: skip
+    more = len(others) - _SHOWN
+    return ", ".join(others[:_SHOWN]) + (f", and {more} more" if more > 0 else "")

@@ -1,0 +1,137 @@
+"""Brings the names in a weights file to those of a model, where a framework wrapped the model.
+
+Wrappers put words before every name (`module.`, `model.`, `backbone.`) or between its parts
+(`features.module.0.weight`). A prefix is taken away only where every entry of the model is found
+behind it, so nothing is guessed from its name.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Final
+
+from dent.errors import WeightsError, WeightsWarning
+from dent.models.state_dicts import is_average
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: What torch's own wrappers put between the parts of a name: DataParallel and DDP; torch.compile;
+#: FSDP; activation checkpointing.
+_WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+#: Counters that wrappers keep beside the weights: torch's AveragedModel, and other packages'.
+_COUNTERS: Final = ("n_averaged", "initted", "step", "num_updates", "decay")
+#: First parts of names that belong to the training, not to the model.
+_TRAINING: Final = ("criterion", "loss", "metric", "accuracy")
+_BATCHES: Final = "num_batches_tracked"
+_SHOWN: Final = 4
+
+
+def aligned(
+    state: Mapping[str, Tensor], expected: Collection[str], origin: str
+) -> dict[str, Tensor]:
+    """Rename a state dict's entries to a model's names, as far as wrappers explain the difference.
+
+    Args:
+        state: Tensors by name, from a file.
+        expected: The model's names.
+        origin: Where they come from, for messages.
+
+    Returns:
+        What belongs to the model, by its names; the names as they were where no prefix has all.
+
+    Raises:
+        WeightsError: Several prefixes have all, and nothing decides between them.
+
+    Warns:
+        WeightsWarning: The file holds averaged weights, or others, that were not taken.
+    """
+    names = _unwrapped(_without_counters(state, expected), expected)
+    required = {name for name in expected if not name.endswith(_BATCHES)}
+    if not required or names.keys() >= required:
+        return names
+    prefixes = _prefixes(names, required)
+    chosen = _choose(prefixes, origin)
+    if chosen is None:
+        return _without_common(names, expected)
+    inside = {k.removeprefix(chosen): v for k, v in names.items() if k.startswith(chosen)}
+    others = [prefix for prefix in prefixes if prefix != chosen]
+    rest = [name for name in names if not name.startswith((chosen, *others))]
+    if unknown := [name for name in rest if not _of_training(name)]:
+        raise WeightsError(
+            f"{origin}: the entries below {chosen!r} fit, but the file holds "
+            f"{len(unknown)} more: {_some(unknown)}. If these change the answers (a normalization, "
+            "a layer in front), build the model with them; to leave them out, name the part to "
+            f"take: {origin}#{chosen.removesuffix('.')}"
+        )
+    _tell(chosen, others, rest, origin)
+    return inside
+
+
+def _without_counters(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name in expected or name not in _COUNTERS or tensor.numel() != 1
+    }
+
+
+def _without_common(names: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """Without a first part that all names have, so that what is missing is said by its name."""
+    parts = {name.partition(".")[0] for name in names}
+    if len(parts) != 1 or not names.keys().isdisjoint(expected):
+        return names
+    bare = {name.partition(".")[2]: tensor for name, tensor in names.items()}
+    return names if bare.keys().isdisjoint(expected) else bare
+
+
+def _unwrapped(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """Without the words that torch's wrappers put anywhere, unless the model has them itself."""
+    own = {part for name in expected for part in name.split(".")}
+    words = {word for word in _WRAPPERS if word not in own}
+    bare = {name: ".".join(p for p in name.split(".") if p not in words) for name in state}
+    if len(set(bare.values())) < len(bare) or not all(bare.values()):
+        return dict(state)
+    return {bare[name]: tensor for name, tensor in state.items()}
+
+
+def _prefixes(names: Mapping[str, Tensor], required: set[str]) -> list[str]:
+    """Every prefix behind which all the required names are found, in the file's order."""
+    anchor = max(required, key=len)
+    candidates = [name.removesuffix(anchor) for name in names if name.endswith(f".{anchor}")]
+    return [each for each in candidates if all(f"{each}{name}" in names for name in required)]
+
+
+def _choose(prefixes: list[str], origin: str) -> str | None:
+    plain = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
+    if len(plain) > 1:
+        some = ", ".join(repr(prefix) for prefix in plain)
+        raise WeightsError(
+            f"{origin} holds the model {len(plain)} times, below {some}. Say which one, as in "
+            f"{origin}#{plain[0].removesuffix('.')}"
+        )
+    return plain[0] if plain else None
+
+
+def _of_training(name: str) -> bool:
+    return any(word in name.partition(".")[0].lower() for word in _TRAINING)
+
+
+def _tell(chosen: str, others: list[str], rest: list[str], origin: str) -> None:
+    said = []
+    if others:
+        said.append(
+            f"the names below {chosen!r} were taken, not those below "
+            f"{' or '.join(map(repr, others))}. To take the other, name it: "
+            f"{origin}#{others[0].removesuffix('.')}"
+        )
+    if rest:
+        said.append(f"{len(rest)} entries of the training were left out: {_some(rest)}")
+    if said:
+        warnings.warn(f"{origin}: {'; '.join(said)}", WeightsWarning, stacklevel=4)
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
