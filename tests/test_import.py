@@ -1,23 +1,48 @@
-"""`import dent` is as light as importing torch."""
+"""`import dent` is lighter than importing torch, and its names load what they need."""
 
 import json
 import subprocess
 import sys
 
+import pytest
+
+import dent
+
 SCRIPT = """
 import json, sys
-import torch
-before = set(sys.modules)
 import dent
-print(json.dumps(sorted(set(sys.modules) - before)))
+first = set(sys.modules)
+import torch
+torch_alone = set(sys.modules)
+for name in dent.__all__:
+    getattr(dent, name)
+print(json.dumps([sorted(first), sorted(set(sys.modules) - torch_alone)]))
 """
 
 
-def test_import_loads_torch_and_the_standard_library_alone() -> None:
+def test_import_loads_the_standard_library_and_a_name_torch_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=300
     )
-    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
-    assert "dent" in loaded
-    strange = loaded - set(sys.stdlib_module_names) - {"dent", "torch"}
+    imported, used = ({name.split(".")[0] for name in names} for names in json.loads(done.stdout))
+    assert "dent" in imported & used
+    assert not imported & {"torch", "numpy"}
+    strange = used - set(sys.stdlib_module_names) - {"dent", "torch"}
     assert not strange
+
+
+def test_every_public_name_is_there_and_listed() -> None:
+    assert set(dent.__all__) <= set(dir(dent))
+    for name in dent.__all__:
+        assert getattr(dent, name) is not None
+    from dent import Dent, DentConfig, config, threat  # noqa: PLC0415
+
+    assert Dent.__module__ == "dent.defense"
+    assert DentConfig is config.DentConfig
+    assert threat.ThreatModel is dent.ThreatModel
+    assert set(dent._WHERE) == set(dent.__all__) - {"__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'dent' has no attribute 'Dnet'"):
+        dent.Dnet  # type: ignore[attr-defined]  # noqa: B018

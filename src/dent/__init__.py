@@ -5,29 +5,33 @@
     defended = Dent(model, DENT_PLUS)
     logits = defended(images)
 
-Importing this package loads torch and the standard library alone.
+Importing this package loads the standard library alone. The first use of a name loads its module,
+and torch with it.
 """
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from dent.adaptation import Adaptation, Status
-from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
-from dent.defense import Dent
-from dent.errors import (
-    CompileWarning,
-    ConfigError,
-    DataError,
-    DentError,
-    ExportError,
-    InputError,
-    MissingExtraError,
-    UnknownNameError,
-    UnsupportedModelError,
-    WeightsError,
-)
-from dent.objectives import entropy
-from dent.performance import Performance
-from dent.threat import ThreatModel
+if TYPE_CHECKING:
+    from dent.adaptation import Adaptation, Status
+    from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
+    from dent.defense import Dent
+    from dent.errors import (
+        CompileWarning,
+        ConfigError,
+        DataError,
+        DentError,
+        ExportError,
+        InputError,
+        MissingExtraError,
+        UnknownNameError,
+        UnsupportedModelError,
+        WeightsError,
+    )
+    from dent.objectives import entropy
+    from dent.performance import Performance
+    from dent.threat import ThreatModel
 
 try:
     __version__ = version("torch-dent")
@@ -58,3 +62,44 @@ __all__ = [
     "__version__",
     "entropy",
 ]
+
+_MODULES = {
+    "adaptation": ("Adaptation", "Status"),
+    "config": ("DENT", "DENT_NOMINAL", "DENT_PLUS", "DentConfig", "SmoothingConfig"),
+    "defense": ("Dent",),
+    "errors": (
+        "CompileWarning",
+        "ConfigError",
+        "DataError",
+        "DentError",
+        "ExportError",
+        "InputError",
+        "MissingExtraError",
+        "UnknownNameError",
+        "UnsupportedModelError",
+        "WeightsError",
+    ),
+    "objectives": ("entropy",),
+    "performance": ("Performance",),
+    "threat": ("ThreatModel",),
+}
+"""Which module each public name is loaded from."""
+
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+
+    def __getattr__(name: str) -> object:
+        """Load a public name, or a module of this package, when it is first asked for."""
+        if name in _WHERE:
+            value: object = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -151,7 +151,7 @@ def dent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def small(monkeypatch: pytest.MonkeyPatch, finished: Plan) -> None:
     """Let every table be the small one."""
-    monkeypatch.setattr("dent.cli.paper.plan_table", lambda *_: finished)
+    monkeypatch.setattr("dent.paper.plan_table", lambda *_: finished)
     monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
 
 

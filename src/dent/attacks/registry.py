@@ -13,6 +13,7 @@ from dent.attacks.autoattack import AutoAttack
 from dent.attacks.parts import PARTS, SETS
 from dent.attacks.pgd import PGD
 from dent.errors import ConfigError, UnknownNameError
+from dent.names import unknown_attack
 from dent.suggest import closest
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def settings_of(name: str) -> tuple[str, ...]:
         UnknownNameError: If there is no such attack; the message suggests one.
     """
     if name not in _FACTORIES:
-        raise UnknownNameError(
-            f"no attack is called {name!r}{_suggest(name, names())}; there are {', '.join(names())}"
-        )
+        raise UnknownNameError(unknown_attack(name, names()))
     return tuple(key for key in inspect.signature(_FACTORIES[name]).parameters if key != "name")
 
 

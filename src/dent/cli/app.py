@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from dent import DentError, __version__
+from dent import __version__
 from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.console import ERR, OUT
 from dent.cli.data import data_command
@@ -17,6 +17,7 @@ from dent.cli.playground import playground_command
 from dent.cli.records import list_command, report_command, show_command, verify_command
 from dent.cli.serve import serve_command
 from dent.cli.train import train_command
+from dent.errors import DentError
 
 REFUSED = 2
 """Exit status when what was asked cannot be done as asked."""

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dent import data
+from dent import names
+from dent.cli import completing
 from dent.cli.console import ERR, OUT, print_json
 
 
@@ -15,7 +16,8 @@ def data_command(
         str,
         typer.Argument(
             help="cifar10, cifar10-sample, cifar100, imagenet, imagefolder, "
-            "cifar10-c/CORRUPTION/SEVERITY, ..."
+            "cifar10-c/CORRUPTION/SEVERITY, ...",
+            autocompletion=completing.datasets,
         ),
     ],
     root: Annotated[
@@ -41,6 +43,9 @@ def data_command(
     known SHA-256 digests, and CIFAR-100 by the MD5 sums that torchvision carries. ImageNet, image
     folders and corrupted CIFAR are not fetched: their folder is checked and its digest taken.
     """
+    names.check(dataset=name)
+    from dent import data
+
     with data.progress_bar(ERR) as report:
         result = data.fetch(name, root=root, source=source, progress=report)
     if as_json:

@@ -5,11 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dent.cli import resolve, running, showing
 from dent.cli.console import ERR, OUT, print_json
-from dent.evaluation import Settings
-from dent.report import figure, write_report
-from dent.threat import ThreatModel
 
 MODEL: Final = "resnet-14-2-linf"
 DATASET: Final = "cifar10-sample"
@@ -31,6 +27,11 @@ def demo_command(
     linf eps 8/255: by AutoAttack's APGD with cross-entropy, as the paper did, and by a model space
     attack, which knows of the adaptation. What breaks the static model is replayed on the defenses.
     """
+    from dent.cli import resolve, running, showing
+    from dent.evaluation import Settings
+    from dent.report import figure, write_report
+    from dent.threat import ThreatModel
+
     ERR.print(
         f"{MODEL}, {SAMPLES} bundled CIFAR-10 test images as one batch, {' and '.join(ATTACKS)} "
         f"at linf eps {EPS}, against static, {' and '.join(DEFENSES)}. About 4 minutes.",

@@ -6,14 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from dent.cli import resolve, running, showing
+from dent import names
+from dent.cli import completing
 from dent.cli.console import print_json
-from dent.distributed import remote
-from dent.evaluation import Settings
-from dent.evaluation import suite as attacks_of
-from dent.evaluation.shard import Shard
-from dent.evaluation.sweep import folder_name
-from dent.threat import ThreatModel
 
 _INPUT = "What is evaluated"
 _THREAT = "The attack"
@@ -27,6 +22,7 @@ def evaluate_command(
         typer.Option(
             help="A name of `dent models`, torchvision/NAME, timm/NAME, resnet-DEPTH-WIDTH with "
             "--weights, or module:factory.",
+            autocompletion=completing.models,
             rich_help_panel=_INPUT,
         ),
     ] = "resnet18-nominal",
@@ -41,6 +37,7 @@ def evaluate_command(
         typer.Option(
             help="cifar10, cifar10-sample, cifar100, imagenet or imagenet-288, imagefolder or "
             "imagefolder-288 (with --data FOLDER), cifar10-c/CORRUPTION/SEVERITY, ...",
+            autocompletion=completing.datasets,
             rich_help_panel=_INPUT,
         ),
     ] = "cifar10-sample",
@@ -53,6 +50,7 @@ def evaluate_command(
         typer.Option(
             help="Repeatable. static, dent, dent+, dent-nominal, another of docs/defenses.md, a "
             "JSON configuration, or module:factory. By default dent and dent+.",
+            autocompletion=completing.defenses,
             rich_help_panel=_INPUT,
         ),
     ] = None,
@@ -76,6 +74,7 @@ def evaluate_command(
             help="Repeatable. apgd-ce, apgd-t, fab-t, square, standard (AutoAttack), plus, pgd, "
             "pgd-imagenet, ...; with settings as pgd:iterations=30,step=0.1,restarts=5. "
             "By default apgd-ce.",
+            autocompletion=completing.attacks,
             rich_help_panel=_THREAT,
         ),
     ] = None,
@@ -213,6 +212,15 @@ def evaluate_command(
 
     Exit status 0: done. 2: refused, or failed with one message. 130: interrupted.
     """
+    names.check(model=model, dataset=dataset, defenses=defense or (), attacks=attack or ())
+    from dent.cli import resolve, running, showing
+    from dent.distributed import remote
+    from dent.evaluation import Settings
+    from dent.evaluation import suite as attacks_of
+    from dent.evaluation.shard import Shard
+    from dent.evaluation.sweep import folder_name
+    from dent.threat import ThreatModel
+
     swept = resolve.swept(over, mix)
     threat = ThreatModel(norm, eps)
     if suite is not None or budget is not None:

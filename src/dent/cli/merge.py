@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from dent.cli.console import ERR, OUT, print_json
-from dent.distributed import merge, remote
 
 GAPS = 3
 """Exit status when the merged run is not complete."""
@@ -25,6 +24,8 @@ def merge_command(
     Exit status 0: the run is complete. 2: refused, and nothing was written; the message says where
     the runs contradict each other. 3: written, but some units are in none of them.
     """
+    from dent.distributed import merge, remote
+
     with ExitStack() as stack:
         place = stack.enter_context(remote.written(out, new=True))
         folders = [stack.enter_context(remote.fetched(run)) for run in runs]

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from dent.cli.console import OUT, print_json
-from dent.playground import serve
 
 
 def playground_command(
@@ -22,6 +21,7 @@ def playground_command(
     Pick a bundled image or drop one in, choose model, defense, attack and eps. Everything runs on
     this machine, on the models that the package carries. Ctrl-C ends it.
     """
+    from dent.playground import serve
 
     def ready(address: str) -> None:
         if as_json:

@@ -6,16 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from dent import report
-from dent.cli import restore, showing
 from dent.cli.console import ERR, OUT, print_json, print_table
-from dent.distributed import remote
-from dent.errors import ConfigError
-from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, Verification, verify
-from dent.report import RunSummary, SampleStory
-from dent.report.loading import is_run
 
 FAILED = 1
 """Exit status when a check found something wrong."""
@@ -29,6 +21,10 @@ def list_command(
     as_json: _Json = False,
 ) -> None:
     """List the runs below a folder, one line for every defense."""
+    from dent import report
+    from dent.cli import telling
+    from dent.distributed import remote
+
     with remote.fetched(root, tensors=False) as folder:
         runs = report.list_runs(folder)
         if remote.is_url(root):
@@ -41,29 +37,9 @@ def list_command(
         print_json([run.model_dump(mode="json") for run in runs])
         return
     for run in runs:
-        _list(run)
+        telling.line(run)
         if run.error:
             ERR.print(f"{run.path}: {run.error}", markup=False, soft_wrap=True)
-
-
-def _list(run: RunSummary) -> None:
-    """Print a run's line, and one for each of its defenses."""
-    about = "unreadable"
-    if not run.error:
-        about = (
-            f"{run.status} {run.units_done}/{run.units_planned}, {run.model}, "
-            f"{run.samples} of {run.dataset}, {run.threat}"
-        )
-    OUT.print(f"[bold]{escape(run.path)}[/]  {escape(about)}", soft_wrap=True)
-    for line in run.defenses:
-        gained = f", against static {showing.gain(line.difference)}" if line.difference else ""
-        OUT.print(
-            f"    {escape(line.name)}: natural {showing.percent(line.natural) or 'not scored'}, "
-            f"worst case {showing.with_interval(line.worst) or 'not scored'}{gained}",
-            soft_wrap=True,
-        )
-        if line.flags:
-            OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
 
 
 def show_command(
@@ -74,6 +50,10 @@ def show_command(
     as_json: _Json = False,
 ) -> None:
     """Show a run's result, or the story of one sample."""
+    from dent import report
+    from dent.cli import showing, telling
+    from dent.distributed import remote
+
     with remote.fetched(run, tensors=False) as folder:
         loaded = report.load_run(folder)
     if sample is None:
@@ -86,29 +66,7 @@ def show_command(
     if as_json:
         print_json(story.model_dump(mode="json"))
         return
-    _tell(story)
-
-
-def _tell(story: SampleStory) -> None:
-    rows = [
-        (
-            escape(each.defense),
-            " ".join(filter(None, (answer.kind, answer.attack))),
-            str(answer.batch),
-            "yes" if answer.attacked else "no",
-            escape(answer.predicted_name or "none"),
-            "right" if answer.correct else "wrong",
-            "" if answer.claimed is None else ("fell" if answer.claimed else "stands"),
-        )
-        for each in story.defenses
-        for answer in each.answers
-    ]
-    title = f"Sample {story.sample}, a {story.label_name}"
-    columns = ("defense", "submitted", "batch", "perturbed", "served", "is", "attack's claim")
-    print_table(title, columns, rows)
-    for each in story.defenses:
-        if each.flags:
-            OUT.print(f"(!) {each.defense}: {', '.join(each.flags)}", markup=False)
+    telling.story(story)
 
 
 def report_command(
@@ -124,6 +82,9 @@ def report_command(
     ] = False,
 ) -> None:
     """Write one page, table or file about one run, or several side by side."""
+    from dent import report
+    from dent.distributed import remote
+
     with ExitStack() as stack:
         folders = [stack.enter_context(remote.fetched(run)) for run in runs]
         written = report.write_report(folders, out, data_root=root)
@@ -152,8 +113,11 @@ def verify_command(
 
     Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
     """
+    from dent.cli import checking
+    from dent.distributed import remote
+
     with remote.fetched(run) as folder:
-        found = _verify(folder, weights, root, device, records_only, allow_code)
+        found = checking.verify(folder, weights, root, device, records_only, allow_code)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
@@ -164,45 +128,3 @@ def verify_command(
                 OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
     if found.status != "verified":
         raise typer.Exit(FAILED if found.status == "failed" else 3)
-
-
-def _verify(
-    folder: Path,
-    weights: Path | None,
-    root: Path | None,
-    device: str | None,
-    records_only: bool,
-    allow_code: bool,
-) -> Verification:
-    loaded = _readable(folder)
-    subject = None
-    if loaded is not None and not records_only:
-        named = restore.named_code(loaded.run.spec)
-        if named and not allow_code:
-            raise ConfigError(
-                f"{folder} names code of its own, which to submit its batches again is to run: "
-                f"{', '.join(named)}. If you trust it: --allow-code. Without it: --records-only."
-            )
-        subject = restore.subject(loaded, weights, root, device)
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
-        task = bar.add_task("submitting again", total=None)
-        return verify(
-            folder, subject, progress=lambda done, of: bar.update(task, completed=done, total=of)
-        )
-
-
-def _readable(run: Path) -> RecordedRun | None:
-    """The run; None where its records are damaged, which is a finding and no refusal.
-
-    Raises:
-        RecordError: There is no run there at all.
-    """
-    try:
-        return report.load_run(run)
-    except SchemaVersionError:
-        raise
-    except RecordError:
-        if not is_run(run):
-            raise
-        return None

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from dent import listening
+from dent import listening, names
+from dent.cli import completing
 from dent.cli.console import ERR, print_json
 from dent.errors import ConfigError
 from dent.extras import require
@@ -21,7 +22,12 @@ _DEFAULT = Limits()
 
 def serve_command(
     model: Annotated[
-        str, typer.Option(help="As of dent evaluate.", rich_help_panel=_SERVED)
+        str,
+        typer.Option(
+            help="As of dent evaluate.",
+            autocompletion=completing.models,
+            rich_help_panel=_SERVED,
+        ),
     ] = "resnet-14-2-linf",
     weights: Annotated[
         Path | None, typer.Option(help="Weights file.", rich_help_panel=_SERVED)
@@ -31,6 +37,7 @@ def serve_command(
         typer.Option(
             help="static, dent, dent+, another of docs/defenses.md, a JSON configuration, or "
             "module:factory.",
+            autocompletion=completing.defenses,
             rich_help_panel=_SERVED,
         ),
     ] = "dent+",
@@ -39,6 +46,7 @@ def serve_command(
         typer.Option(
             help="What the model was trained for: names of classes, shape of images, and the "
             "confidence that inputs are compared with. cifar10-sample unless --shape.",
+            autocompletion=completing.datasets,
             rich_help_panel=_SERVED,
         ),
     ] = None,
@@ -108,6 +116,7 @@ def serve_command(
     POST images to /v1/predict; /openapi.json describes the API. Requests share an adaptation only
     where the defense is batch-independent: else every request is a batch of its own.
     """
+    names.check(model=model, dataset=dataset, defenses=(defense,))
     options = _options(
         model=model,
         weights=_absolute(weights),

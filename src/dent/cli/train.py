@@ -1,19 +1,13 @@
 """`dent train`: make a classifier to defend."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dent import training
-from dent.cli import resolve, running
-from dent.cli.console import ERR, OUT, print_json
-from dent.training import Recipe, TrainingProgress, TrainingResult
-from dent.training.card_page import share
+from dent import names
+from dent.cli import completing
+from dent.cli.console import ERR, print_json
 
 _WHAT = "What is trained"
 _HOW = "The recipe"
@@ -26,15 +20,25 @@ def train_command(
         typer.Option(
             help="nominal, adversarial, trades (the paper's), or fast for CPUs; with --norm. Or a "
             "full name such as fast-linf.",
+            autocompletion=completing.recipes,
             rich_help_panel=_WHAT,
         ),
     ],
     model: Annotated[
         str,
-        typer.Option(help="resnet-DEPTH-WIDTH or module:factory.", rich_help_panel=_WHAT),
+        typer.Option(
+            help="resnet-DEPTH-WIDTH or module:factory.",
+            autocompletion=completing.families,
+            rich_help_panel=_WHAT,
+        ),
     ] = "resnet-26-4",
     dataset: Annotated[
-        str, typer.Option(help="Its train split is trained on.", rich_help_panel=_WHAT)
+        str,
+        typer.Option(
+            help="Its train split is trained on.",
+            autocompletion=completing.datasets,
+            rich_help_panel=_WHAT,
+        ),
     ] = "cifar10",
     n: Annotated[
         int | None,
@@ -127,6 +131,11 @@ def train_command(
     Interrupt or kill it, and the same command goes on from the last minute, to the same weights.
     At the end the weights are measured and a model card is written beside them.
     """
+    names.check(dataset=dataset)
+    names.check_recipe(recipe, norm)
+    from dent import training
+    from dent.cli import resolve, running, trained
+
     chosen = training.named(
         recipe,
         norm,
@@ -148,7 +157,7 @@ def train_command(
     measured = training.Measured(pgd=pgd, autoattack=autoattack)
     training.check_measured(measured, watch, watched)
     try:
-        with _bar(chosen) as report:
+        with trained.bar(chosen) as report:
             result = training.train(
                 model,
                 chosen,
@@ -176,85 +185,6 @@ def train_command(
         ERR.print(f"\nStopped. The same command goes on with what lies in {folder}.")
         raise
     if as_json:
-        print_json(_plain(result, card))
+        print_json(trained.plain(result, card))
     else:
-        _show(result, card)
-
-
-def _plain(result: TrainingResult, card: Path) -> dict[str, object]:
-    return {
-        "card": json.loads(card.read_text()),
-        "folder": str(result.folder),
-        "identity": result.spec.identity,
-        "last": str(result.last),
-        "best": str(result.best),
-        "best_epoch": result.best_epoch,
-        "stopped": result.stopped,
-        "seconds": result.seconds,
-        "metrics": result.metrics,
-        "spec": json.loads(result.spec.model_dump_json()),
-    }
-
-
-def _show(result: TrainingResult, card: Path) -> None:
-    final = result.metrics[-1]
-    OUT.print(
-        f"Epoch {final['epoch']}: {_accuracy(final)}. Best weights: epoch {result.best_epoch}.",
-        markup=False,
-    )
-    if result.stopped:
-        OUT.print(f"(!) Stopped by {result.stopped}", markup=False, soft_wrap=True)
-    for found in json.loads(card.read_text())["accuracies"]:
-        attack = f"{found['attack']} at {found['threat']}" if found["attack"] else "natural"
-        OUT.print(f"  {attack}: {share(found)}")
-    OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
-    OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
-
-
-def _accuracy(line: dict[str, object]) -> str:
-    total = int(str(line["watched_total"]))
-    text = f"natural {100 * int(str(line['watched_natural'])) / total:.1f}%"
-    if line["watched_robust"] is not None:
-        text += f", under PGD {100 * int(str(line['watched_robust'])) / total:.1f}%"
-    return f"{text} of {total} watched images"
-
-
-@contextmanager
-def _bar(recipe: Recipe) -> Iterator["_Report"]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.fields[found]}"),
-    )
-    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as bar:
-        yield _Report(bar, recipe)
-
-
-class _Report:
-    """Draws the state of a training; where nobody watches, prints a line an epoch instead."""
-
-    def __init__(self, bar: Progress, recipe: Recipe) -> None:
-        self._bar, self._recipe = bar, recipe
-        self._task = bar.add_task("starting", total=None, found="")
-        self._watched: object = None
-
-    def __call__(self, state: TrainingProgress) -> None:
-        found = f"loss {state.loss:.3f}"
-        if state.watched is not None:
-            share = 100 / state.watched.total
-            found += f", natural {share * state.watched.natural:.1f}%"
-            if self._recipe.threat:
-                found += f", PGD {share * state.watched.robust:.1f}%"
-        self._bar.update(
-            self._task,
-            description=f"epoch {state.epoch}/{state.epochs}",
-            completed=state.step,
-            total=state.steps,
-            found=found,
-        )
-        if not ERR.is_terminal and state.watched is not self._watched:
-            self._watched = state.watched
-            ERR.print(f"[{state.step}/{state.steps}] {found}", markup=False, soft_wrap=True)
+        trained.show(result, card)

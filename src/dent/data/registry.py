@@ -18,7 +18,7 @@ from dent.data.progress import Report, progress_bar, silent
 from dent.data.sample import SAMPLE, SAMPLE_FILE, load_sample
 from dent.data.spec import ArraySpec
 from dent.errors import DataError, UnknownNameError
-from dent.suggest import closest
+from dent.names import unknown
 
 ROOT_VARIABLE: Final = "DENT_DATA"
 _SPECS: Final[dict[str, ArraySpec]] = {CIFAR10.name: CIFAR10, CIFAR100.name: CIFAR100}
@@ -152,7 +152,7 @@ def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
         return corruptions.parse(name, _CORRUPTED[base])
     folder = None if slash else folders.parse(name)
     if folder is None:
-        raise UnknownNameError(_unknown("dataset", name, names()))
+        raise UnknownNameError(unknown("dataset", name, names()))
     return folder
 
 
@@ -182,10 +182,4 @@ def _open(
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
-        raise UnknownNameError(_unknown(what, name, known))
-
-
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = closest(str(name), known)
-    hint = f"; did you mean {near!r}?" if near else ""
-    return f"there is no {what} {name!r}, only {', '.join(known)}{hint}"
+        raise UnknownNameError(unknown(what, name, known))

@@ -24,7 +24,7 @@ from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.robustbench_package import PURPOSE, TABLE, import_robustbench
 from dent.models.weights import fit_weights, read_checkpoint, read_weights
-from dent.suggest import did_you_mean
+from dent.names import unlisted
 
 _CLASSES: Final = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 _EPS: Final = {
@@ -226,13 +226,7 @@ def _fetch(url: str, path: Path) -> None:
 def _entry(name: str) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = _table()["models"]
     if name not in models:
-        hint = did_you_mean(name, models)
-        if name.endswith("/Standard_R50"):
-            hint = " That is torchvision's ResNet-50: torchvision/resnet50.IMAGENET1K_V1."
-        raise UnknownNameError(
-            f"RobustBench {_table()['version']} has no model {name!r}.{hint} Its names are "
-            "robustbench/DATASET/NORM/NAME; `dent models --source robustbench` lists them"
-        )
+        raise UnknownNameError(unlisted(f"RobustBench {_table()['version']}", name, models))
     return models[name]
 
 

@@ -18,7 +18,7 @@ from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import ModelInfo
 from dent.models.normalize import Normalize
 from dent.models.weights import check_finite, read_weights
-from dent.suggest import did_you_mean
+from dent.names import unlisted
 
 _PURPOSE: Final = "a timm model"
 _HUB: Final = "https://huggingface.co"
@@ -93,10 +93,7 @@ class Timm:
         short = name.removeprefix(f"{self.prefix}/")
         known = self.names()
         if not timm.is_model(short) or ("." in short and name not in known):
-            raise UnknownNameError(
-                f"timm {timm.__version__} has no model {name!r}.{did_you_mean(name, known)} "
-                "`dent models --source timm` lists them"
-            )
+            raise UnknownNameError(unlisted(f"timm {timm.__version__}", name, known))
         settings = timm.get_pretrained_cfg(short)
         if settings is None or not (settings.hf_hub_id or settings.url):
             tagged = [each for each in known if each.startswith(f"{name}.")]

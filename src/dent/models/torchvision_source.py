@@ -8,6 +8,7 @@ against the digits of their SHA-256 that torchvision writes into the file's name
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from dent.models.fetching import Download, fetch_url
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.normalize import Normalize
 from dent.models.weights import fit_weights, read_weights
+from dent.names import unlisted
 from dent.suggest import did_you_mean
 
 _CLASSES: Final = 1000
@@ -97,10 +99,8 @@ class Torchvision:
         listed = models.list_models(module=models)
         if architecture not in listed:
             known = [f"{self.prefix}/{each}" for each in listed]
-            raise UnknownNameError(
-                f"torchvision has no classifier {name!r}.{did_you_mean(name, known)} "
-                "`dent models --source torchvision` lists them"
-            )
+            release = version("torchvision").partition("+")[0]
+            raise UnknownNameError(unlisted(f"torchvision {release}", name, known))
         published = models.get_model_weights(architecture)
         if which and which not in published.__members__:
             words = ", ".join(published.__members__)

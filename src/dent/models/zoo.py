@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from dent.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
 from dent.models import factory, robustbench_source
 from dent.models.autoattack_resnet18 import AutoAttackExample
-from dent.models.residual import EXAMPLES, is_member, parse, resnet
+from dent.models.residual import is_member, parse, resnet
 from dent.models.robustbench_source import RobustBench
 from dent.models.shipped_source import ShippedModels
 from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
-from dent.models.weights import SUFFIXES, fit_weights, read_weights
-from dent.suggest import closest, did_you_mean
+from dent.models.weights import fit_weights, read_weights
+from dent.names import add_ends, unknown_model
+from dent.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +29,6 @@ SOURCES: tuple[Source, ...] = (ShippedModels(), AutoAttackExample())
 
 #: Zoos of others, whose models are named `{prefix}/...` and have to be fetched.
 CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm())
-
-_SHOWN = 3
 
 
 def names(catalogue: str | None = None) -> tuple[str, ...]:
@@ -170,29 +169,11 @@ def _catalogued(name: str) -> tuple[Catalogue, str]:
 
 
 def _unknown(name: str) -> str:
-    if name.endswith(SUFFIXES):
-        hint = " A weights file goes into weights=, beside the name of its architecture."
-    else:
-        near = _near(name)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return (
-        f"no model named {name!r}.{hint} There are: {', '.join(_here())}; more under "
-        f"{', '.join(f'{each.prefix}/' for each in CATALOGUES)} (`dent models` lists them); with "
-        "weights of your own resnet-{depth}-{width} such as resnet-26-4, or package.module:factory"
-    )
-
-
-def _near(name: str) -> list[str]:
-    """Full names that an unknown one may stand for."""
-    ends: dict[str, list[str]] = {each: [each] for each in (*_here(), *EXAMPLES)}
+    ends: dict[str, list[str]] = {}
     for catalogue in CATALOGUES:
         with contextlib.suppress(MissingExtraError):
-            for full in catalogue.names():
-                # Without timm's tag: each of its architectures has many.
-                end = full.rpartition("/")[2]
-                ends.setdefault(end.partition(".")[0], []).append(full)
-    found = closest(name, ends) or closest(name.partition(".")[0], ends)
-    return ends[found][:_SHOWN] if found else []
+            add_ends(ends, catalogue.names())
+    return unknown_model(name, tuple(_here()), ends, [each.prefix for each in CATALOGUES])
 
 
 def _place(model: nn.Module, device: str | torch.device) -> nn.Module:

@@ -7,25 +7,18 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from dent.errors import ConfigError, UnknownNameError
+from dent.errors import ConfigError
+from dent.names import TABLES, check_scale, check_table
 from dent.paper.scales import Role, Scale
 from dent.paper.spec import Strict, Table
-from dent.suggest import did_you_mean
 
 _HERE: Final = files("dent.paper")
-_ORDER: Final = (
-    *(f"table{number}" for number in range(1, 15)),
-    "figure4",
-    "section43",
-    "section44",
-    "readme",
-)
 _Kind = TypeVar("_Kind", bound=Strict)
 
 
 def table_names() -> tuple[str, ...]:
     """Every table and figure, in the paper's order."""
-    return _ORDER
+    return TABLES
 
 
 def scale_names() -> tuple[str, ...]:
@@ -41,10 +34,7 @@ def load_table(name: str) -> Table:
         UnknownNameError: There is none of that name.
         ConfigError: Its spec file has an unknown key, or contradicts itself.
     """
-    if name not in _ORDER:
-        raise UnknownNameError(
-            f"no table {name!r}.{did_you_mean(name, _ORDER)} There are {', '.join(_ORDER)}"
-        )
+    check_table(name)
     return read_spec(Table, f"tables/{name}.toml", {"id": name, **_read(f"tables/{name}.toml")})
 
 
@@ -56,10 +46,8 @@ def load_scale(name: str) -> Scale:
         UnknownNameError: There is none of that name.
         ConfigError: scales.toml has an unknown key.
     """
-    known = _read("scales.toml")
-    if name not in known:
-        raise UnknownNameError(f"no scale {name!r}; there are {', '.join(known)}")
-    return read_spec(Scale, "scales.toml", {"id": name, **known[name]})
+    check_scale(name)
+    return read_spec(Scale, "scales.toml", {"id": name, **_read("scales.toml")[name]})
 
 
 @cache

@@ -11,12 +11,12 @@ from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConf
 from dent.defense import Dent
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from dent.factories import call_factory
+from dent.names import unknown_defense
 from dent.reference.anti_adversary import AntiAdversary
 from dent.reference.base import STATIC, ReferenceDefense
 from dent.reference.configuration import load_config
 from dent.reference.hedge import Hedge
 from dent.reference.tent_online import TentOnline
-from dent.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import DynamicDefense
@@ -79,11 +79,7 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
             called="with the model as its one argument",
         )
         return _own(spec, made)
-    raise UnknownNameError(
-        f"There is no defense {spec!r}.{did_you_mean(spec, names())} Expected one of "
-        f"{', '.join(names())}; the path of a JSON file (ending in .json); or "
-        "package.module:factory."
-    )
+    raise UnknownNameError(unknown_defense(spec, names()))
 
 
 def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:

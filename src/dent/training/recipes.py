@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from dent.errors import ConfigError, UnknownNameError
-from dent.suggest import did_you_mean
+from dent.errors import ConfigError
+from dent.names import RECIPE_FAMILIES, check_recipe, full_recipe
 from dent.training.recipe import Recipe
 
 
@@ -42,8 +42,6 @@ RECIPES: Final[dict[str, Recipe]] = {
 }  # fmt: skip
 """Every recipe that `dent train --recipe` knows, by name."""
 
-_FAMILIES: Final = ("adversarial", "trades", "fast")
-
 
 def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields changed.
@@ -58,19 +56,13 @@ def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
         UnknownNameError: there is no such recipe; the message suggests one.
         ConfigError: a changed field is out of range, or does not go with the method.
     """
-    full = name
-    if name in _FAMILIES:
-        full = f"{name}-{norm or ('nominal' if name == 'fast' else 'linf')}"
-    if full not in RECIPES:
-        known = (*RECIPES, *_FAMILIES)
-        raise UnknownNameError(
-            f"no recipe named {full!r}.{did_you_mean(full, known)} There are: {', '.join(known)}."
-        )
+    check_recipe(name, norm)
+    full = full_recipe(name, norm)
     recipe = RECIPES[full]
     if norm is not None and recipe.norm != norm:
         raise ConfigError(
             f"recipe {full!r} trains {_against(recipe)}, not against {norm}: name a family "
-            f"({', '.join(_FAMILIES)}) with the norm, or leave the norm out."
+            f"({', '.join(RECIPE_FAMILIES)}) with the norm, or leave the norm out."
         )
     return replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 

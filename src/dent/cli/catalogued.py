@@ -1,0 +1,56 @@
+"""What the registry of models knows, in a terminal."""
+
+from dent import models
+from dent.cli.console import OUT
+from dent.errors import MissingExtraError
+from dent.models import Accuracy, ModelInfo
+
+_CATALOGUES = ("robustbench", "torchvision", "timm")
+
+
+def chosen(word: str | None, source: str | None) -> tuple[list[str], list[MissingExtraError]]:
+    """Names to list, and what could not be searched."""
+    if word is None or source is not None:
+        names = models.names(source)
+        return [name for name in names if (word or "").lower() in name.lower()], []
+    found, missing = list(models.names()), []
+    for catalogue in _CATALOGUES:
+        try:
+            found += models.names(catalogue)
+        except MissingExtraError as error:
+            missing.append(error)
+    return [name for name in dict.fromkeys(found) if word.lower() in name.lower()], missing
+
+
+def about(entry: ModelInfo) -> str:
+    """What is known of a model, in a line."""
+    size = "" if entry.size is None else f" ({entry.size / 1e6:.1f} MB)"
+    facts = [
+        entry.dataset,
+        entry.threat or "nominal",
+        f"here{size}" if entry.present else f"not here{size}",
+        *(_describe(accuracy, entry.threat) for accuracy in entry.accuracies),
+    ]
+    return ", ".join(facts) + ("" if entry.accuracies else ", accuracy not stated")
+
+
+def print_sources(entries: list[ModelInfo]) -> None:
+    """Where weights and accuracies come from, once for all models that say the same."""
+    weights: dict[str, list[str]] = {}
+    measured: dict[str, list[str]] = {}
+    for entry in entries:
+        weights.setdefault(entry.source, []).append(entry.name)
+        for accuracy in entry.accuracies:
+            measured.setdefault(accuracy.provenance, []).append(entry.name)
+    for what, by_source in (("Weights from", weights), ("Accuracy:", measured)):
+        for text, named in by_source.items():
+            which = list(dict.fromkeys(named))
+            shown = which[0] if len(which) == 1 else f"{len(which)} models, first {which[0]}"
+            OUT.print(f"{what} {text} ({shown})", markup=False, soft_wrap=True)
+
+
+def _describe(accuracy: Accuracy, trained_for: str | None) -> str:
+    what = "natural" if accuracy.threat is None else str(accuracy.attack)
+    if accuracy.threat not in (None, trained_for):
+        what += f" at {accuracy.threat}"
+    return f"{what} {100 * accuracy.value:.1f}% of {accuracy.total}"

@@ -1,0 +1,168 @@
+"""Tables of the paper in a terminal: which there are, what they take, and what came out."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from rich.markup import escape
+
+from dent.cli import running
+from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.evaluation import Progress
+from dent.evaluation.folder import RESULT
+from dent.paper import (
+    Plan,
+    PlannedRun,
+    TableResult,
+    load_table,
+    run_plans,
+    scale_names,
+    table_names,
+)
+from dent.paper.estimate import PlanCost, plan_cost, profile_forwards, undone
+from dent.paper.page import figure, interval, told
+from dent.paper.planning import RUNS
+from dent.paper.runner import Loader
+from dent.paper.scales import Chosen
+
+Timer = Callable[[Chosen], float | None]
+"""Seconds of a forward of one image of a model, or None where that cannot be told."""
+
+
+def listed(*, as_json: bool) -> None:
+    """Print which tables there are."""
+    tables = [load_table(name) for name in table_names()]
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": table.id,
+                    "title": table.title,
+                    "source": table.source,
+                    "section": table.section,
+                    "cells": len(table.cells),
+                    "claims": len(table.claims),
+                }
+                for table in tables
+            ]
+        )
+        return
+    for table in tables:
+        OUT.print(f"{table.id:10} {table.source}: {table.title}", markup=False, soft_wrap=True)
+    OUT.print(f"Scales: {', '.join(scale_names())}. Run one: dent paper table4 --scale cpu")
+
+
+def _is_done(folder: Path, run: PlannedRun) -> bool:
+    return (folder / RUNS / run.folder / RESULT).is_file()
+
+
+def estimated(plans: Sequence[Plan], folder: Path, timed: Timer, *, as_json: bool) -> None:
+    """Print what tables take, one by one and together."""
+    costs: dict[str, PlanCost] = {}
+    for plan in plans:
+        costs[plan.table.id] = _cost([plan], folder, timed)
+    costs["together"] = _cost(plans, folder, timed)
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": name,
+                    "runs": cost.runs,
+                    "forwards": cost.forwards,
+                    "seconds": cost.seconds,
+                    "missing": cost.missing,
+                }
+                for name, cost in costs.items()
+            ]
+        )
+        return
+    rows = [
+        (name, str(cost.runs), f"{cost.forwards / 1e6:.1f}", _time(cost))
+        for name, cost in costs.items()
+    ]
+    columns = ("table", "runs to do", "million forwards", "at most")
+    print_table("What it takes", columns, rows)
+    for plan in plans:
+        if plan.profile is not None:
+            OUT.print(
+                f"{plan.table.id} is no evaluation: {profile_forwards(plan):.0f} forwards of "
+                f"{plan.profile.model} at {plan.profile.size} pixels, not counted above."
+            )
+    missing = dict.fromkeys(name for cost in costs.values() for name in cost.missing)
+    if missing:
+        OUT.print(f"Not here, so not timed: {', '.join(missing)}.", markup=False, soft_wrap=True)
+    OUT.print(
+        "A forward is one image through the static model. Tables share runs: together they take "
+        "less than one by one.",
+        soft_wrap=True,
+    )
+
+
+def _cost(plans: Sequence[Plan], folder: Path, timed: Timer) -> PlanCost:
+    left = undone(plans, lambda run: _is_done(folder, run))
+    return plan_cost(left, timed)
+
+
+def _time(cost: PlanCost) -> str:
+    if cost.seconds is None:
+        return "not timed"
+    return str(timedelta(seconds=round(cost.seconds)))
+
+
+def announce(plans: Sequence[Plan], folder: Path, timed: Timer) -> None:
+    """Say what is left to run, and what it takes."""
+    cost = _cost(plans, folder, timed)
+    if cost.runs:
+        ERR.print(
+            f"{cost.runs} runs, {cost.forwards / 1e6:.1f} million forwards of an image, at most "
+            f"{_time(cost)}; into {folder}.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def run(plans: Sequence[Plan], folder: Path, loader: Loader) -> dict[str, str]:
+    """Run what is missing with a progress bar; return what could not be run, and why."""
+    try:
+        with running.progress() as bar:
+
+            def watch(done: int, total: int, name: str, state: Progress | None) -> None:
+                if state is not None:
+                    bar(state, f"[{done + 1} of {total}] {name}")
+
+            return run_plans(plans, folder, loader, watch=watch)
+    except KeyboardInterrupt:
+        ERR.print(
+            f"\nStopped. What is done lies in {folder}; the same command goes on from there.",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise
+
+
+def show(plan: Plan, result: TableResult) -> None:
+    """Published and measured side by side, then the rulings."""
+    cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
+    rows = []
+    for row in plan.table.rows:
+        for column in plan.table.columns:
+            cell = cells[f"{row.id}/{column.id}"]
+            measured: str = cell.state
+            if cell.value is not None:
+                bounds = interval(cell.interval, cell.unit)
+                measured = f"{figure(cell.value, cell.unit)} {bounds}".strip()
+            name = f"{row.id}/{column.id}"
+            flags = "same run as " + cell.as_in if cell.as_in else ", ".join(cell.flags)
+            rows.append((name, cell.published, escape(measured), flags))
+    title = f"{result.source}: {result.title}"
+    print_table(escape(title), ("cell", "paper", "measured [95%]", "flags"), rows)
+    judged = [
+        (escape(" > ".join(each.cells)), each.ruling, escape(told(each)))
+        for each in result.judgements
+        if each.as_in is None
+    ]
+    if judged:
+        print_table("Claims", ("cells", "ruling", "measured"), judged)
+    for each in result.suite:
+        if each.as_in is None:
+            OUT.print(f"Dynamic suite, {each.cell}: {each.sentence}", markup=False, soft_wrap=True)

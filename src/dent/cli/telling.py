@@ -1,0 +1,50 @@
+"""Runs and samples of records in a terminal: a line for a defense, a table for a sample."""
+
+from rich.markup import escape
+
+from dent.cli import showing
+from dent.cli.console import OUT, print_table
+from dent.report import RunSummary, SampleStory
+
+
+def line(run: RunSummary) -> None:
+    """Print a run's line, and one for each of its defenses."""
+    about = "unreadable"
+    if not run.error:
+        about = (
+            f"{run.status} {run.units_done}/{run.units_planned}, {run.model}, "
+            f"{run.samples} of {run.dataset}, {run.threat}"
+        )
+    OUT.print(f"[bold]{escape(run.path)}[/]  {escape(about)}", soft_wrap=True)
+    for line in run.defenses:
+        gained = f", against static {showing.gain(line.difference)}" if line.difference else ""
+        OUT.print(
+            f"    {escape(line.name)}: natural {showing.percent(line.natural) or 'not scored'}, "
+            f"worst case {showing.with_interval(line.worst) or 'not scored'}{gained}",
+            soft_wrap=True,
+        )
+        if line.flags:
+            OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
+
+
+def story(told: SampleStory) -> None:
+    """Print what every attack did to one sample."""
+    rows = [
+        (
+            escape(each.defense),
+            " ".join(filter(None, (answer.kind, answer.attack))),
+            str(answer.batch),
+            "yes" if answer.attacked else "no",
+            escape(answer.predicted_name or "none"),
+            "right" if answer.correct else "wrong",
+            "" if answer.claimed is None else ("fell" if answer.claimed else "stands"),
+        )
+        for each in told.defenses
+        for answer in each.answers
+    ]
+    title = f"Sample {told.sample}, a {told.label_name}"
+    columns = ("defense", "submitted", "batch", "perturbed", "served", "is", "attack's claim")
+    print_table(title, columns, rows)
+    for each in told.defenses:
+        if each.flags:
+            OUT.print(f"(!) {each.defense}: {', '.join(each.flags)}", markup=False)

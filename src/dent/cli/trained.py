@@ -1,0 +1,94 @@
+"""A training in a terminal: progress while it runs, and what it came to."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dent.cli.console import ERR, OUT
+from dent.training import Recipe, TrainingProgress, TrainingResult
+from dent.training.card_page import share
+
+
+def plain(result: TrainingResult, card: Path) -> dict[str, object]:
+    """Return what a training came to, as plain JSON types."""
+    return {
+        "card": json.loads(card.read_text()),
+        "folder": str(result.folder),
+        "identity": result.spec.identity,
+        "last": str(result.last),
+        "best": str(result.best),
+        "best_epoch": result.best_epoch,
+        "stopped": result.stopped,
+        "seconds": result.seconds,
+        "metrics": result.metrics,
+        "spec": json.loads(result.spec.model_dump_json()),
+    }
+
+
+def show(result: TrainingResult, card: Path) -> None:
+    """Print what a training came to."""
+    final = result.metrics[-1]
+    OUT.print(
+        f"Epoch {final['epoch']}: {_accuracy(final)}. Best weights: epoch {result.best_epoch}.",
+        markup=False,
+    )
+    if result.stopped:
+        OUT.print(f"(!) Stopped by {result.stopped}", markup=False, soft_wrap=True)
+    for found in json.loads(card.read_text())["accuracies"]:
+        attack = f"{found['attack']} at {found['threat']}" if found["attack"] else "natural"
+        OUT.print(f"  {attack}: {share(found)}")
+    OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
+    OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
+
+
+def _accuracy(line: dict[str, object]) -> str:
+    total = int(str(line["watched_total"]))
+    text = f"natural {100 * int(str(line['watched_natural'])) / total:.1f}%"
+    if line["watched_robust"] is not None:
+        text += f", under PGD {100 * int(str(line['watched_robust'])) / total:.1f}%"
+    return f"{text} of {total} watched images"
+
+
+@contextmanager
+def bar(recipe: Recipe) -> Iterator["_Report"]:
+    """Show how far a training is: a bar, or lines where nobody watches."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.fields[found]}"),
+    )
+    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as drawn:
+        yield _Report(drawn, recipe)
+
+
+class _Report:
+    """Draws the state of a training; where nobody watches, prints a line an epoch instead."""
+
+    def __init__(self, bar: Progress, recipe: Recipe) -> None:
+        self._bar, self._recipe = bar, recipe
+        self._task = bar.add_task("starting", total=None, found="")
+        self._watched: object = None
+
+    def __call__(self, state: TrainingProgress) -> None:
+        found = f"loss {state.loss:.3f}"
+        if state.watched is not None:
+            share = 100 / state.watched.total
+            found += f", natural {share * state.watched.natural:.1f}%"
+            if self._recipe.threat:
+                found += f", PGD {share * state.watched.robust:.1f}%"
+        self._bar.update(
+            self._task,
+            description=f"epoch {state.epoch}/{state.epochs}",
+            completed=state.step,
+            total=state.steps,
+            found=found,
+        )
+        if not ERR.is_terminal and state.watched is not self._watched:
+            self._watched = state.watched
+            ERR.print(f"[{state.step}/{state.steps}] {found}", markup=False, soft_wrap=True)

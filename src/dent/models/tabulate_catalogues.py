@@ -1,0 +1,47 @@
+"""Writes `tables/torchvision.json` and `tables/timm.json` anew: the names that are installed.
+
+    python -m dent.models.tabulate_catalogues
+
+The tables are why a misspelled model is refused, and a begun one completed, without loading torch.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from dent.models.timm_source import Timm
+from dent.models.torchvision_source import Torchvision
+
+FOLDER: Final = Path(__file__).parent / "tables"
+
+
+def tabulate_torchvision() -> dict[str, Any]:
+    """Every model of the installed torchvision, with no tag."""
+    # Its patch releases bring no models.
+    release = version("torchvision").rpartition(".")[0]
+    models = {name: [""] for name in _short(Torchvision().names())}
+    return {"version": release, "models": models}
+
+
+def tabulate_timm() -> dict[str, Any]:
+    """Every model of the installed timm, with the tags of its published weights, if any."""
+    import timm  # noqa: PLC0415 - an extra
+
+    models: dict[str, list[str]] = {name: [] for name in timm.list_models()}
+    for name in _short(Timm().names()):
+        model, _, tag = name.partition(".")
+        models[model].append(tag)
+    return {"version": version("timm"), "models": models}
+
+
+def _short(names: tuple[str, ...]) -> list[str]:
+    return [name.partition("/")[2] for name in names]
+
+
+if __name__ == "__main__":
+    for table in (tabulate_torchvision, tabulate_timm):
+        name = table.__name__.removeprefix("tabulate_")
+        (FOLDER / f"{name}.json").write_text(json.dumps(table(), separators=(",", ":")) + "\n")

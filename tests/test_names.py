@@ -1,0 +1,109 @@
+"""The names that are answered without torch are those that the registries have."""
+
+from importlib.metadata import version
+
+import pytest
+
+from dent import attacks, data, models, names, reference, training
+from dent.errors import UnknownNameError
+from dent.models import tabulate_catalogues
+from dent.models.residual import EXAMPLES
+from dent.models.robustbench_source import PAPER
+from dent.models.weights import SUFFIXES
+from dent.paper import scale_names
+
+
+def test_the_lists_are_those_of_the_registries() -> None:
+    assert attacks.names() == names.ATTACKS
+    assert reference.names() == names.DEFENSES
+    assert data.names() == names.DATASETS
+    assert (*names.models(), *PAPER) == models.names()
+    assert tuple(training.RECIPES) == names.RECIPES
+    assert scale_names() == names.SCALES
+    assert EXAMPLES == names.FAMILY
+    assert SUFFIXES == names.WEIGHTS_FILES
+    assert models.names("robustbench") == names.catalogue("robustbench")
+
+
+def test_the_table_of_torchvision_is_what_is_installed() -> None:
+    listed = names.catalogue("torchvision")
+    assert set(models.names("torchvision")) == set(listed)
+    release = tabulate_catalogues.tabulate_torchvision()["version"]
+    assert version("torchvision").startswith(f"{release}.")
+
+
+def test_the_table_of_timm_is_what_is_installed() -> None:
+    pytest.importorskip("timm")
+    made = tabulate_catalogues.tabulate_timm()
+    known = names._table("timm")
+    if made["version"] != known["version"]:
+        pytest.skip(f"made from timm {known['version']}, and {made['version']} is installed")
+    assert made == known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *names.models(),
+        *PAPER,
+        "Carmon2019Unlabeled",
+        "cifar10/Linf/Carmon2019Unlabeled",
+        "torchvision/resnet50",
+        "torchvision/resnet50.IMAGENET1K_V1",
+        "timm/resnet50.a1_in1k",
+        "timm/resnet50",
+        "resnet-26-4",
+        "mine:model",
+    ],
+)
+def test_no_known_model_is_refused(name: str) -> None:
+    names.check_model(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnte18-nominal",
+        "resnet50",
+        "Carmon2019",
+        "weights.pt",
+        "",
+        "torchvision/resnet5O",
+        "torchvision/fasterrcnn_resnet50_fpn",
+        "timm/resnet5O",
+        "robustbench/cifar10/Linf/Carmon",
+        "robustbench/imagenet/Linf/Standard_R50",
+        "robustbench",
+    ],
+)
+def test_an_unknown_model_gets_the_answer_of_the_registry(name: str) -> None:
+    with pytest.raises(UnknownNameError) as early:
+        names.check_model(name)
+    with pytest.raises(UnknownNameError) as registry:
+        models.load(name)
+    # The registry knows the patch release of torchvision, the table the release.
+    exact = f"torchvision {version('torchvision').partition('+')[0]}"
+    release = f"torchvision {names._table('torchvision')['version']}"
+    assert str(early.value) == str(registry.value).replace(exact, release)
+
+
+def test_what_a_newer_release_may_have_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "version", lambda _: "99.0.0")
+    names.check_model("timm/brand_new")
+    names.check_model("torchvision/brand_new")
+    with pytest.raises(UnknownNameError):
+        names.check_model("robustbench/cifar10/Linf/BrandNew")
+
+
+@pytest.mark.parametrize("name", ["imagenet-r232-c224", "imagefolder-c32", "cifar10-c/fog/3"])
+def test_what_follows_the_name_of_a_dataset_is_left_to_the_registry(name: str) -> None:
+    names.check_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10-samples", "imagenett", "fog/3", ""])
+def test_an_unknown_dataset_gets_the_answer_of_the_registry(name: str) -> None:
+    with pytest.raises(UnknownNameError) as early:
+        names.check_dataset(name)
+    with pytest.raises(UnknownNameError) as registry:
+        data.load(name)
+    assert str(early.value) == str(registry.value)
