@@ -1,6 +1,7 @@
 """Runs by URL: what lies there can be read at any moment, and is gone on with from anywhere."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +98,11 @@ def test_dropped_tensors_are_dropped_there_too(store: dict[str, object]) -> None
     assert names == {"run.json", "plan.json", "journal.jsonl", "result.json"}
 
 
-def test_two_who_write_to_one_url_are_told(store: dict[str, object]) -> None:
+def test_two_who_write_to_one_url_are_told_and_lose_nothing(
+    store: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def report(state: Progress) -> None:
         if state.done == 8 and (journal := store.get("/bucket/deep/run/journal.jsonl")) is not None:
             fsspec.filesystem("memory").pipe_file(
@@ -106,6 +111,7 @@ def test_two_who_write_to_one_url_are_told(store: dict[str, object]) -> None:
 
     with (
         pytest.raises(RecordError, match="is being written to by another process"),
+        pytest.warns(UserWarning, match=rf"All that was recorded lies in {tmp_path}"),
         written(URL, every=0) as place,
     ):
         evaluate(make_subject(), SMALL, out=place.folder, progress=place.watch(report))

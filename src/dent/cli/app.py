@@ -1,6 +1,8 @@
 """The command line's entry point: which commands there are, and how they fail."""
 
+import signal
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -18,12 +20,13 @@ from dent.cli.records import list_command, report_command, show_command, verify_
 from dent.cli.serve import serve_command
 from dent.cli.train import train_command
 from dent.errors import DentError
+from dent.signals import Received, as_interrupts
 
 REFUSED = 2
 """Exit status when what was asked cannot be done as asked."""
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as shells have it; after another signal, 128 and its number."""
 
 app = typer.Typer(
     name="dent",
@@ -56,12 +59,25 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run a command; a refusal is one message on standard error and exit status 2."""
-    try:
-        app()
-    except DentError as error:
-        ERR.print(f"dent: {error}", style="red", soft_wrap=True, markup=False)
-        sys.exit(REFUSED)
-    except KeyboardInterrupt:
-        ERR.print("dent: interrupted", style="red")
-        sys.exit(INTERRUPTED)
+    """Run a command; a refusal is one message on standard error and exit status 2.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, with exit status 143 and 129 instead of 130.
+    """
+    with as_interrupts() as received:
+        try:
+            app()
+        except DentError as error:
+            received.ignore()
+            ERR.print(f"dent: {error}", style="red", soft_wrap=True, markup=False)
+            sys.exit(REFUSED)
+        except SystemExit as end:
+            received.ignore()
+            if end.code == INTERRUPTED:  # as typer has it
+                _say_interrupted(received)
+            raise
+
+
+def _say_interrupted(received: Received) -> NoReturn:
+    name = "" if received.number is None else f" by {signal.Signals(received.number).name}"
+    ERR.print(f"dent: interrupted{name}", style="red")
+    sys.exit(INTERRUPTED if received.number is None else 128 + received.number)

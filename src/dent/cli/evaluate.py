@@ -210,7 +210,8 @@ def evaluate_command(
     The static model is attacked along with the same budget, and what breaks it is replayed on every
     defense. Records are written as the run goes: interrupt it, and the same command goes on.
 
-    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted.
+    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by
+    Ctrl-C. 143: by SIGTERM, which ends it the same way.
     """
     names.check(model=model, dataset=dataset, defenses=defense or (), attacks=attack or ())
     from dent.cli import resolve, running, showing

@@ -22,7 +22,8 @@ def merge_command(
     """Make one run of several that hold parts of it: shards, or runs of the same on two machines.
 
     Exit status 0: the run is complete. 2: refused, and nothing was written; the message says where
-    the runs contradict each other. 3: written, but some units are in none of them.
+    the runs contradict each other. 3: written, but some units are in none of them. 130, 143:
+    interrupted by Ctrl-C or SIGTERM, and nothing was written.
     """
     from dent.distributed import merge, remote
 

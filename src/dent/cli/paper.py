@@ -66,7 +66,8 @@ def paper_command(
     and the same command goes on.
 
     Exit status 0: done. 2: refused, or failed with one message. 3: something could not be run for
-    want of weights or data; the rest was. 130: interrupted.
+    want of weights or data; the rest was. 130: interrupted by Ctrl-C. 143: by SIGTERM,
+    which ends it the same way.
     """
     if every and tables:
         raise ConfigError(f"--all is every table: leave out {', '.join(tables)}, or --all")

@@ -130,6 +130,9 @@ def train_command(
 
     Interrupt or kill it, and the same command goes on from the last minute, to the same weights.
     At the end the weights are measured and a model card is written beside them.
+
+    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143: by
+    SIGTERM, which ends it the same way.
     """
     names.check(dataset=dataset)
     names.check_recipe(recipe, norm)

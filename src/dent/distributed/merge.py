@@ -4,7 +4,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from glob import escape
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from dent.errors import ConfigError
 from dent.evaluation.canonical import Record, without_timing
-from dent.evaluation.disk import sync_folder, writing
+from dent.evaluation.disk import TEMPORARY, sync_folder, writing
 from dent.evaluation.errors import RecordError, SpecMismatchError
 from dent.evaluation.folder import RESULT, RunFolder
+from dent.evaluation.lock import LOCK, FolderLock
 from dent.evaluation.plan import Unit, groups
 from dent.evaluation.reading import RecordedRun, load_run
 from dent.evaluation.records import JournalRecord, Session, UnitRecord
@@ -22,6 +24,8 @@ from dent.evaluation.spec import differences
 from dent.evaluation.summary import summarize
 
 _SHOWN: Final = 10
+_DRAWN: Final = 8
+"""Characters that `mkdtemp` draws."""
 
 
 class Merged(Record):
@@ -60,31 +64,35 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
 
     What it holds is what one process would have recorded, in its order. Units that none of them
     recorded are told; the same evaluation on `out` runs them. The folder is there with all its
-    files or not at all. Those it is made from are only read.
+    files or not at all; what a killed merge into `out` left beside it is removed. Those it is made
+    from are only read.
 
     Args:
         paths: Run folders, as shards or copies leave them.
         out: A folder that does not exist or is empty.
 
     Raises:
-        ConfigError: There are none, or one is named twice.
+        ConfigError: There are none, one is named twice, or `out` lies in one of them.
         SpecMismatchError: They are not of the same evaluation.
         ConflictError: Two recorded different things (clocks aside) of the same unit.
         RecordError: One cannot be read, is damaged, or lacks a tensor; or `out` holds something.
     """
     runs = _load(paths)
     _refuse_what_is_there(out)
+    _refuse_within(runs, out)
     first = runs[0]
     records, duplicates = _union(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(out)
     with writing(out):
-        scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{out.name}-", dir=out.parent))
     try:
-        _write(scratch, runs, records)
-        with writing(out):
-            scratch.chmod(0o777 & ~_umask())  # mkdtemp's folders are their maker's alone
-            os.replace(scratch, out)
-            sync_folder(out.parent)
+        with closing(RunFolder(scratch, first.run.spec, first.plan)) as folder:
+            _write(folder, runs, records)
+            with writing(out):  # locked until it has its name, so that nobody takes it for stale
+                scratch.chmod(0o777 & ~_umask())  # mkdtemp's folders are their maker's alone
+                os.replace(scratch, out)
+                sync_folder(out.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     left = [unit for unit in _units(first) if unit.key not in records]
@@ -136,6 +144,23 @@ def _refuse_what_is_there(out: Path) -> None:
         raise RecordError(f"{out} is there already: choose a new or empty folder to merge into")
 
 
+def _refuse_within(runs: Sequence[RecordedRun], out: Path) -> None:
+    for run in runs:
+        if out.resolve().is_relative_to(run.path.resolve()):
+            raise ConfigError(
+                f"{out} lies in the run {run.path}, which is only read: choose a folder elsewhere"
+            )
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what merges into `out` left that were killed; one that goes on holds its lock."""
+    for left in out.parent.glob(f"{TEMPORARY}{escape(out.name)}-{'?' * _DRAWN}"):
+        if left.is_symlink() or not (left / LOCK).is_file():
+            continue  # whatever it is, no run
+        with suppress(RecordError), FolderLock(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _union(
     runs: Sequence[RecordedRun],
 ) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
@@ -165,24 +190,22 @@ def _union(
 
 
 def _write(
-    scratch: Path,
+    folder: RunFolder,
     runs: Sequence[RecordedRun],
     records: Mapping[str, tuple[RecordedRun, JournalRecord]],
 ) -> None:
-    first = runs[0]
-    spec, plan = first.run.spec, first.plan
-    with closing(RunFolder(scratch, spec, plan)) as folder:
-        for group in groups(spec, plan):
-            whole = all(unit.key in records for unit in group)
-            for unit in group:
-                if unit.key in records:
-                    run, record = records[unit.key]
-                    folder.put(record, _tensor(run, record, whole=whole))
-        status = "complete" if len(folder.done) == folder.run.units else "partial"
-        folder.update(status=status, sessions=tuple(_sessions(runs)))
-        run_record = folder.run
-        result = summarize(spec, plan, folder.done, run_record.units, run_record.sessions)
-        folder.write(RESULT, result)
+    spec, plan = runs[0].run.spec, runs[0].plan
+    for group in groups(spec, plan):
+        whole = all(unit.key in records for unit in group)
+        for unit in group:
+            if unit.key in records:
+                run, record = records[unit.key]
+                folder.put(record, _tensor(run, record, whole=whole))
+    status = "complete" if len(folder.done) == folder.run.units else "partial"
+    folder.update(status=status, sessions=tuple(_sessions(runs)))
+    run_record = folder.run
+    result = summarize(spec, plan, folder.done, run_record.units, run_record.sessions)
+    folder.write(RESULT, result)
 
 
 def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor | None:

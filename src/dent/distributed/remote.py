@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -201,24 +202,27 @@ def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator
         yield Place(_path(where), where)
         return
     scratch = Path(tempfile.mkdtemp(prefix="dent-"))
-    keep = False
+    sent = True
     try:
         mirror = _Mirror(scratch / _last_part(where), where.rstrip("/"), every)
         if mirror.fetch() and new:
             raise RecordError(f"{where} is there already: choose another place")
+        sent = False
         try:
             yield mirror
         except BaseException:
-            with suppress(RecordError):  # what ended the run matters more
-                mirror.push()
+            sent = _sent_at_last(mirror)  # what ended the run matters more than what becomes of it
             raise
         try:
             mirror.push()
+            sent = True
         except RecordError as error:
-            keep = True
-            raise RecordError(f"{error}. All that was recorded lies in {mirror.folder}") from error
+            raise RecordError(f"{error}. {_lies_in(mirror)}") from error
+        except BaseException:
+            sent = _sent_at_last(mirror)
+            raise
     finally:
-        if not keep:
+        if sent:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -243,6 +247,19 @@ def fetched(where: str, *, tensors: bool = True) -> Iterator[Path]:
         if not _Remote(where).fetch(folder, tensors=tensors):
             raise RecordError(f"there is nothing at {where}")
         yield folder
+
+
+def _sent_at_last(mirror: _Mirror) -> bool:
+    try:
+        mirror.push()
+    except RecordError as error:
+        warnings.warn(f"{error}. {_lies_in(mirror)}", stacklevel=2)
+        return False
+    return True
+
+
+def _lies_in(mirror: _Mirror) -> str:
+    return f"All that was recorded lies in {mirror.folder}"
 
 
 def _remote(where: str) -> bool:

@@ -20,6 +20,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from dent import signals
 from dent.errors import DentError
 from dent.serving.deployment import APPLICATION, application
 from dent.serving.options import ServerOptions
@@ -120,16 +121,17 @@ def _await_http(host: str, port: int) -> None:
 def _start_ray(options: ServerOptions, *, local: bool) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not local:
-        ray.init(logging_level=logging.WARNING)
-        return
-    ray.init(
-        address="local",
-        num_cpus=int(options.replicas * options.num_cpus) + 1,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE,
-        logging_level=logging.WARNING,
-    )
+    with signals.kept():
+        if not local:
+            ray.init(logging_level=logging.WARNING)
+            return
+        ray.init(
+            address="local",
+            num_cpus=int(options.replicas * options.num_cpus) + 1,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            logging_level=logging.WARNING,
+        )
 
 
 @contextlib.contextmanager

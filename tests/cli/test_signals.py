@@ -1,0 +1,307 @@
+"""SIGTERM and SIGHUP end a command as Ctrl-C does: records are kept, nothing is left over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dent import signals, training
+from dent.cli import app, running, train
+from dent.distributed import merge as merging
+from dent.distributed import remote
+from dent.evaluation import Settings, evaluate, load_run
+from dent.evaluation.folder import RunFolder
+from dent.evaluation.journal import JOURNAL
+from dent.evaluation.lock import FolderLock
+from dent.evaluation.shard import Shard
+from dent.signals import Terminated, as_interrupts, kept
+from tests.evaluation.subjects import SMALL, make_subject
+
+URL = "memory://signals/run"
+KINDS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+EVALUATE = (
+    *("evaluate", "--model", "own_signalled:small", "--device", "cpu", "--iterations", "1"),
+    *("--n", "6", "--batch-size", "2", "--defense", "static"),
+)
+MODEL = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 10)).eval()
+"""
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go, which must be empty at the end; the work's folder beside it."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "own_signalled.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path / "work")
+    return folder
+
+
+@pytest.fixture
+def store() -> Iterator[dict[str, Any]]:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.store.clear()
+    yield memory.store
+    memory.store.clear()
+
+
+@pytest.fixture
+def dent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run a command in this process: its exit status, and what it says."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["dent", *arguments])
+        before = [signal.getsignal(number) for number, _ in KINDS]
+        code: Any = 0
+        try:
+            app.main()
+        except SystemExit as end:
+            code = end.code
+        assert [signal.getsignal(number) for number, _ in KINDS] == before
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def signalled_at(number: int, unit: int) -> Callable[..., None]:
+    """A report that sends this process a signal once as many units are done."""
+
+    def report(self: Any, state: Any, where: str = "") -> None:
+        if state.done == unit:
+            os.kill(os.getpid(), number)
+
+    return report
+
+
+@pytest.mark.parametrize(("number", "status"), KINDS)
+def test_records_at_a_url_are_sent_before_a_signal_ends_an_evaluation(
+    number: int,
+    status: int,
+    dent: Callable[..., tuple[int, str]],
+    scratch: Path,
+    store: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running._Report, "__call__", signalled_at(number, 3))
+    code, said = dent(*EVALUATE, "--out", URL)
+    assert code == status, said
+    assert f"Stopped. What is done lies in {URL}" in said
+    assert "dent: interrupted" in said
+    assert (number != signal.SIGINT) == (signal.Signals(number).name in said)
+    assert store["/signals/run/journal.jsonl"].getvalue().count(b"\n") == 3
+    run = json.loads(store["/signals/run/run.json"].getvalue())
+    assert (run["status"], run["sessions"][-1]["outcome"]) == ("interrupted", "interrupted")
+    assert list(scratch.iterdir()) == []
+
+    monkeypatch.undo()
+    monkeypatch.chdir(scratch.parent / "work")
+    code, said = dent(*EVALUATE, "--out", URL)
+    assert code == 0, said
+    assert json.loads(store["/signals/run/run.json"].getvalue())["status"] == "complete"
+
+
+def test_what_cannot_be_sent_on_a_signal_stays_here_and_is_named(
+    dent: Callable[..., tuple[int, str]],
+    scratch: Path,
+    store: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no credentials")
+
+    monkeypatch.setattr(running._Report, "__call__", signalled_at(signal.SIGTERM, 3))
+    monkeypatch.setattr(type(remote._open(URL)[0]), "pipe_file", refuse)
+    with pytest.warns(UserWarning, match=r"no credentials.*All that was recorded lies in") as told:
+        assert dent(*EVALUATE, "--out", URL)[0] == 143
+    (kept_here,) = scratch.glob("dent-*/run")
+    assert str(kept_here) in str(told[0].message)
+    assert (kept_here / JOURNAL).read_bytes().count(b"\n") == 3
+
+
+def test_a_signal_while_the_last_records_are_sent_loses_none(
+    scratch: Path, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, calls = remote._Remote.put, [0]
+
+    def signalled(self: Any, name: str, content: bytes) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        put(self, name, content)
+
+    monkeypatch.setattr(remote._Remote, "put", signalled)
+    with as_interrupts(), pytest.raises(Terminated), remote.written(URL) as place:
+        evaluate(make_subject(), SMALL, out=place.folder)
+    with remote.fetched(URL) as there:
+        assert load_run(there).run.status == "complete"
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_signal_ends_a_table_of_the_paper_with_its_records_kept(
+    dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running._Report, "__call__", signalled_at(signal.SIGTERM, 1))
+    code, said = dent("paper", "table6", "--scale", "cpu", "--device", "cpu", "--out", "paper")
+    assert code == 143, said
+    assert "Stopped. What is done lies in paper" in said
+    (run,) = Path("paper/runs").glob("*/run.json")
+    assert json.loads(run.read_text())["status"] == "interrupted"
+
+
+def test_a_signal_ends_training_with_how_to_go_on(
+    dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = scratch.parent / "images"
+
+    def signalled(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "train", signalled)
+    monkeypatch.setattr(train.resolve, "dataset", lambda *_: images)
+    monkeypatch.setattr(training, "check_measured", lambda *_: None)
+    code, said = dent(
+        "train", "--recipe", "nominal", "--model", "resnet-8-1", "--device", "cpu", "--out", "here"
+    )
+    assert code == 143, said
+    assert "Stopped. The same command goes on with what lies in here." in said
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    settings = Settings(n=8, batch_size=4)
+    for number in (1, 2):
+        evaluate(make_subject(), settings, out=tmp_path / f"{number}", shard=Shard(number, 2))
+    return [str(tmp_path / "1"), str(tmp_path / "2")]
+
+
+def test_a_signal_ends_a_merge_and_leaves_nothing(
+    dent: Callable[..., tuple[int, str]],
+    shards: list[str],
+    scratch: Path,
+    store: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put = RunFolder.put
+
+    def signalled(self: RunFolder, *args: Any) -> None:
+        put(self, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "put", signalled)
+    for out in (str(scratch / "all"), URL):
+        code, said = dent("merge", *shards, "--out", out)
+        assert code == 143, said
+    assert list(scratch.iterdir()) == []
+    assert store == {}
+
+
+def test_what_a_killed_merge_left_is_removed_by_the_next(shards: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out" / "all"
+    folders = [Path(each) for each in shards]
+    child = os.fork()
+    if not child:
+        RunFolder.update = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
+        merging(folders, out)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    (left,) = out.parent.iterdir()
+    assert left.name.startswith(".tmp-all-")
+    other = out.parent / ".tmp-all-else"
+    other.mkdir()
+    running_now = out.parent / ".tmp-all-12345678"
+    running_now.mkdir()
+    with FolderLock(running_now):
+        merging(folders, out)
+    assert {path.name for path in out.parent.iterdir()} == {"all", other.name, running_now.name}
+    assert load_run(out).run.status == "complete"
+
+
+def test_a_merge_never_writes_into_what_it_reads(
+    dent: Callable[..., tuple[int, str]], shards: list[str], tmp_path: Path
+) -> None:
+    code, said = dent("merge", *shards, "--out", f"{shards[0]}/inside")
+    assert (code, "is only read: choose a folder elsewhere" in said) == (2, True)
+    assert not Path(shards[0], "inside").exists()
+
+
+def test_what_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with as_interrupts() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_elsewhere_than_in_the_main_thread_nothing_is_changed() -> None:
+    seen = []
+
+    def work() -> None:
+        with as_interrupts(), kept():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_what_a_library_sets_on_sigterm_does_not_last() -> None:
+    with as_interrupts() as received:
+        with kept():
+            signal.signal(signal.SIGTERM, lambda *_: None)  # as ray.init does
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+    assert received.number == signal.SIGTERM
+
+
+def test_a_signal_that_comes_twice_interrupts_once_until_much_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    with as_interrupts() as received:
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        assert received.number == signal.SIGTERM
+        clock[0] += 31
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        received.ignore()
+        clock[0] += 1000
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_says_so_and_can_be_gone_on_with(scratch: Path) -> None:
+    command = [sys.executable, "-m", "dent", *EVALUATE, "--n", "256", "--out", "run"]
+    said = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            said += line
+            if line.startswith("[2/"):
+                process.terminate()
+    assert process.returncode == 143, said
+    assert "Stopped. What is done lies in run; the same command goes on from there." in said
+    assert load_run(Path("run")).run.status == "interrupted"
