@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import pickle
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
+from torch import nn
 
-from dent.errors import ConfigError, InputError
+from dent.attacks import make
+from dent.errors import BudgetWarning, ConfigError, InputError
 from dent.threat import NORMS, Norm, ThreatModel
 
 norms = st.sampled_from(NORMS)
@@ -64,7 +67,7 @@ def test_every_float_that_is_k_over_255_reads_back_equal(k: int, norm: Norm) -> 
 @pytest.mark.parametrize(
     ("norm", "eps", "match"),
     [
-        ("Linf", 0.1, "norm must be one of linf, l2, l1"),
+        ("lp", 0.1, "norm must be one of linf, l2, l1"),
         ("linf", -0.1, "negative"),
         ("linf", "-1/255", "negative"),
         ("linf", math.nan, "eps must be"),
@@ -268,3 +271,62 @@ def test_project_lands_inside_and_leaves_the_inside_alone(
     torch.testing.assert_close(threat.project(exact, natural), exact, atol=1e-12, rtol=0)
     inside = natural + 0.5 * (exact - natural)
     torch.testing.assert_close(threat.project(inside, natural), inside, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("written", "norm"),
+    [("Linf", "linf"), ("LINF", "linf"), ("inf", "linf"), ("l∞", "linf"), ("L2", "l2"), ("2", "l2"),
+     ("L1", "l1"), (" l1 ", "l1")],
+)  # fmt: skip
+def test_norms_are_read_as_others_write_them(written: str, norm: str) -> None:
+    assert ThreatModel(written, "1/255") == ThreatModel(norm, "1/255")
+    assert ThreatModel(written, "1/255").to_dict()["norm"] == norm
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "shape", "bounds", "meant"),
+    [
+        ("l2", "128", (3, 32, 32), (0, 1), "'128/255'"),
+        ("l2", 55.43, (3, 32, 32), (0, 1), "255"),
+        ("l2", 28.1, (1, 28, 28), (0, 1), "255"),
+        ("l1", "6120", (3, 32, 32), (0, 1), "'6120/255'"),
+        ("l2", "150", (3, 32, 32), (-1, 1), "'150/255'"),
+    ],
+)
+def test_a_radius_beyond_any_image_is_refused_in_every_norm(
+    norm: str, eps: Any, shape: tuple[int, ...], bounds: tuple[float, float], meant: str
+) -> None:
+    threat = ThreatModel(norm, eps, bounds)
+    with pytest.raises(
+        ConfigError, match=f"larger than any image could use.*did you mean.*{meant}"
+    ):
+        threat.check_reach(shape)
+    x = torch.zeros(2, *shape)
+    with pytest.raises(ConfigError, match="larger than any image could use"):
+        make("pgd")(
+            nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), x, torch.arange(2), threat, seed=0
+        )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 224, 224)])
+def test_the_largest_radius_is_the_distance_from_black_to_white(
+    norm: str, shape: tuple[int, ...]
+) -> None:
+    black, white = torch.zeros(1, *shape), torch.ones(1, *shape)
+    farthest = float(ThreatModel(norm, 0.1).distance(black, white))
+    ThreatModel(norm, farthest).check_reach(shape)
+    if norm != "linf":  # refused as it is made
+        with pytest.raises(ConfigError):
+            ThreatModel(norm, farthest * 1.001).check_reach(shape)
+
+
+def test_a_radius_that_is_hardly_meant_is_warned_of_where_asked_for() -> None:
+    threat = ThreatModel("l2", "128")
+    with pytest.warns(BudgetWarning, match=r"33% of the largest.*did you mean '128/255'"):
+        threat.check_reach((3, 224, 224), warn=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threat.check_reach((3, 224, 224))
+        for norm, eps in (("linf", 0.3), ("l2", "5"), ("l2", "0.5"), ("l1", "12")):
+            ThreatModel(norm, eps).check_reach((3, 32, 32), warn=True)

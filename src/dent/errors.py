@@ -51,3 +51,7 @@ class WeightsWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """Part of a folder of images was passed over: the message says what and why."""
+
+
+class BudgetWarning(UserWarning):
+    """A radius is so large that it seems to be meant in other units than those of the pixels."""

@@ -43,6 +43,15 @@ ATTACKS: Final = (
 )
 """What `dent.attacks.make` knows."""
 
+ATTACK_ALIASES: Final[Mapping[str, str]] = {
+    "autoattack": "standard",
+    "auto-attack": "standard",
+    "aa": "standard",
+    "autoattack+": "plus",
+    "aa+": "plus",
+}
+"""How else attacks are written, in upper or lower case: AutoAttack's own name, and short for it."""
+
 DEFENSES: Final = (
     "static",
     "dent",
@@ -170,8 +179,13 @@ def check_attack(text: str) -> None:
         UnknownNameError: There is none of that name.
     """
     name = "".join(text.split()).partition(":")[0]
-    if name not in ATTACKS:
+    if full_attack(name) not in ATTACKS:
         raise UnknownNameError(unknown_attack(name, ATTACKS))
+
+
+def full_attack(name: str) -> str:
+    """The attack that another way to write it stands for (`aa`); another name as it is."""
+    return ATTACK_ALIASES.get(name.lower(), name)
 
 
 def check_defense(spec: str) -> None:

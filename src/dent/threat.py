@@ -7,7 +7,8 @@ can be checked again by a stranger with the same answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -15,12 +16,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dent.errors import ConfigError, InputError
+from dent.errors import BudgetWarning, ConfigError, InputError
 
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 _ULP = 2.0**-23  # spacing of float32 just above 1
+#: How else the norms are written: by RobustBench and AutoAttack, and in papers.
+_ALIASES: dict[str, Norm] = {
+    "inf": "linf", "l-inf": "linf", "l_inf": "linf", "l∞": "linf", "ℓ∞": "linf",
+    "2": "l2", "l_2": "l2", "ℓ2": "l2", "1": "l1", "l_1": "l1", "ℓ1": "l1",
+}  # fmt: skip
+_WIDE = {"linf": 0.5, "l2": 0.2, "l1": 0.2}  # shares of the diameter
 _HUGE = 1e6  # pixel ranges; beyond any l1 ball that an image could fill
 
 
@@ -44,14 +51,14 @@ class ThreatModel:
 
     def __init__(
         self,
-        norm: Norm,
+        norm: Norm | str,
         eps: str | float | Fraction,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         """Read a threat model.
 
         Args:
-            norm: `"linf"`, `"l2"` or `"l1"`.
+            norm: `"linf"`, `"l2"` or `"l1"`, in upper or lower case; also `"inf"`, `"l∞"`.
             eps: `"8/255"`, `"1.5/255"` and `"0.5"` are read exactly and printed as written. A
                 number is printed in the shorter of its own digits and `k/255`, where it equals
                 such a fraction: `8 / 255` as `8/255`, `0.5` as `0.5`.
@@ -61,8 +68,7 @@ class ThreatModel:
             ConfigError: If the norm is unknown, `eps` is negative, not a number, or larger than
                 any image could use (for linf: than the pixels' range), or the bounds are empty.
         """
-        if norm not in NORMS:
-            raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        norm = as_norm(norm)
         low, high = _bounds(bounds)
         radius, written = _read_eps(eps)
         _check_size(norm, radius, written, high - low)
@@ -104,6 +110,42 @@ class ThreatModel:
             )
         bounds = values.get("bounds", (0.0, 1.0))
         return cls(values["norm"], values["eps"], tuple(bounds))
+
+    def check_reach(self, shape: Sequence[int], *, warn: bool = False) -> None:
+        """Make sure that `eps` is a budget for images of some shape, in the units of a pixel.
+
+        Args:
+            shape: Of one image, (C, H, W).
+            warn: Whether to warn of a radius that is possible, but hardly meant.
+
+        Raises:
+            ConfigError: If `eps` exceeds the distance between any two images of that shape.
+
+        Warns:
+            BudgetWarning: If asked for, and it is a large share of that distance: a half in linf,
+                a fifth in l2 and l1.
+        """
+        values = math.prod(shape)
+        low, high = self.bounds
+        spread = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}[self.norm]
+        farthest = (high - low) * spread
+        where = (
+            f"images of shape {'x'.join(map(str, shape))} in [{low:g}, {high:g}] are at most "
+            f"{farthest:.4g} apart in {self.norm}"
+        )
+        meant = "" if "/" in self.written else f"; did you mean '{self.written}/255'?"
+        if self.eps > farthest * (1 + _ULP):
+            raise ConfigError(
+                f"eps {self.written} in {self.norm} is larger than any image could use: {where}, "
+                f"and pixels are not in 0..255 here{meant}"
+            )
+        if warn and self.eps > farthest * _WIDE[self.norm]:
+            warnings.warn(
+                f"eps {self.written} in {self.norm} is {self.eps / farthest:.0%} of the largest "
+                f"distance that there is: {where}{meant}",
+                BudgetWarning,
+                stacklevel=2,
+            )
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Distance of every row of `x_adv` from the same row of `x` in this norm.
@@ -202,6 +244,20 @@ class ThreatModel:
             size = _shrink_l1(size, room, self.eps)
         moved = (centre + delta.sign() * size).clamp(low, high)
         return moved.reshape(x_adv.shape).to(x_adv.dtype)
+
+
+def as_norm(name: object) -> Norm:
+    """Read a norm, however it is written: `L2`, `Linf`, `inf`, `l∞`.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    written = name.strip().lower() if isinstance(name, str) else ""
+    found = _ALIASES.get(written, written)
+    for norm in NORMS:
+        if found == norm:
+            return norm
+    raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:

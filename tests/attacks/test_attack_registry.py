@@ -4,6 +4,7 @@ import pytest
 
 from dent.attacks import AutoAttack, make, make_from, names
 from dent.attacks.adaptive import ADAPTIVE
+from dent.attacks.registry import settings_of
 from dent.errors import ConfigError, UnknownNameError
 from tests.attacks.attack_toys import SETS, SINGLES
 
@@ -18,11 +19,30 @@ def test_names_are_sorted_and_all_can_be_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("apgd", "apgd-"), ("APGD-CE", "'apgd-ce'"), ("autoattack", "there are")]
+    ("name", "hint"), [("apgd", "apgd-"), ("APGD-CE", "'apgd-ce'"), ("zzzz", "there are")]
 )
 def test_unknown_names_are_answered_with_a_suggestion(name: str, hint: str) -> None:
     with pytest.raises(UnknownNameError, match=hint):
         make(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("autoattack", "standard"),
+        ("AutoAttack", "standard"),
+        ("auto-attack", "standard"),
+        ("aa", "standard"),
+        ("AA+", "plus"),
+    ],
+)
+def test_autoattack_goes_by_its_own_name(written: str, name: str) -> None:
+    """One attack under one name, so that records of both agree."""
+    for attack in (make(written), make_from(written)):
+        assert attack.name == name
+        assert attack.settings() == make(name).settings()
+    assert make_from(f" {written} : iterations=3").name == f"{name}:iterations=3"
+    assert settings_of(written) == settings_of(name)
 
 
 def test_unknown_settings_are_answered_with_a_suggestion() -> None:

@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 import dent.data
 from dent.data import file_digests, image_folder
 from dent.data.image_folder import ImageFolderDataset
-from dent.errors import DataError, InputError, UnknownNameError
+from dent.errors import DataError, DataWarning, InputError, UnknownNameError
 
 from .images import CLASSES, lay_images, picture
 
@@ -300,3 +300,103 @@ def test_pixels_are_not_the_datasets_own(folder: Path) -> None:
     assert int(label) == 0
     assert float(again.max()) > 0
     assert np.all(ours.labels[:3] == 0)
+
+
+def ramp(bits: int = 16) -> np.ndarray[Any, Any]:
+    """From black to white in all 8-bit values, in values of some bits."""
+    eight = np.tile(np.arange(0, 256, 4), (40, 1))
+    return np.asarray(eight * (2**bits - 1) // 255)
+
+
+def as_eight_bits(folder: Path) -> torch.Tensor:
+    picture = folder / "boat" / "0.png"
+    Image.fromarray(ramp(8).astype(np.uint8)).save(picture)
+    return opened(folder).batch([3])[0]
+
+
+def deep(path: Path) -> None:
+    """16 bits a pixel, as far as the suffix has them."""
+    values = ramp().astype(np.uint16)
+    if path.suffix == ".pgm":
+        path.write_bytes(b"P5 64 40 65535\n" + values.astype(">u2").tobytes())
+    elif path.name.endswith("white.tif"):  # WhiteIsZero
+        Image.fromarray(65535 - values).save(path, tiffinfo={262: 0})
+    else:
+        Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize("name", ["0.png", "0.pgm", "0.tif", "0.white.tif"])
+def test_sixteen_bits_are_the_same_picture_as_eight(folder: Path, name: str) -> None:
+    expected = as_eight_bits(folder)
+    (folder / "boat" / "0.png").unlink()
+    deep(folder / "boat" / name)
+    assert torch.equal(opened(folder).batch([3])[0], expected)
+
+
+def test_twelve_bits_of_a_pgm_are_the_same_picture(folder: Path) -> None:
+    expected = as_eight_bits(folder)
+    (folder / "boat" / "0.png").unlink()
+    content = b"P5 64 40 4095\n" + ramp(12).astype(">u2").tobytes()
+    (folder / "boat" / "0.pgm").write_bytes(content)
+    assert float((opened(folder).batch([3])[0] - expected).abs().max()) <= 1.001 / 255
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.int16])
+def test_numbers_without_a_white_are_refused(folder: Path, kind: type) -> None:
+    (folder / "boat" / "0.png").unlink()
+    if kind is np.int16:
+        image = Image.fromarray(ramp(15).astype(np.int32))
+        image.save(folder / "boat" / "0.tif", tiffinfo={339: 2})
+    else:
+        Image.fromarray(ramp().astype(kind)).save(folder / "boat" / "0.tif")
+    with pytest.raises(DataError, match=r"boat/0\.tif is not taken: .*which of them is white"):
+        opened(folder).batch([3])
+
+
+def test_sixteen_bits_in_colour_keep_their_range(folder: Path) -> None:
+    """Pillow reads the upper byte of each: black stays black, white white."""
+    content = b"P6 64 40 65535\n" + ramp().astype(">u2").repeat(3, axis=1).tobytes()
+    expected = as_eight_bits(folder)
+    (folder / "boat" / "0.png").unlink()
+    (folder / "boat" / "0.ppm").write_bytes(content)
+    assert torch.equal(opened(folder).batch([3])[0], expected)
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../boat", "../../images", "/"])
+def test_a_link_into_the_dataset_or_above_it_is_not_followed(folder: Path, target: str) -> None:
+    before = opened(folder)
+    (folder / "cat" / "deep").mkdir()
+    for where in (folder / "cat", folder / "cat" / "deep"):
+        to = where / target if target != "/" else Path("/")
+        (where / "link").symlink_to(os.path.relpath(to, where) if target != "/" else to)
+    if target == "../boat":
+        (folder / "cat" / "deep" / "link").unlink()
+    with pytest.warns(DataWarning, match=r"not followed.*cat/(deep/)?link"):
+        after = opened(folder)
+    assert after.digest == before.digest
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed_once(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    picture(50).save(elsewhere / "x.png")
+    (elsewhere / "back").symlink_to(folder / "cat")
+    (elsewhere / "self").symlink_to(".")
+    (folder / "cat" / "more").symlink_to(elsewhere)
+    with pytest.warns(DataWarning, match="2 links"):
+        assert len(opened(folder)) == 10
+
+
+def test_class_folders_may_be_links(folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for each in CLASSES:
+        (linked / each).symlink_to(folder / each)
+    assert opened(linked).digest == opened(folder).digest
+
+
+@pytest.mark.parametrize("target", ["cat", ".", ".."])
+def test_a_class_that_is_a_link_to_another_is_refused(folder: Path, target: str) -> None:
+    (folder / "all").symlink_to(target)
+    with pytest.raises(DataError, match=r"images/all is a link to .*two labels: delete the link"):
+        opened(folder)

@@ -199,6 +199,7 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
 
     Raises:
         InputError: Saying what was expected and what came.
+        ConfigError: The radius is larger than any image could use.
     """
     if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32 or not x.numel():
         raise InputError(f"x must be float32 images (N, C, H, W), not empty, got {_describe(x)}")
@@ -213,6 +214,7 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
             f"x must lie in the threat model's bounds [{low:g}, {high:g}], got values from "
             f"{smallest:g} to {largest:g}"
         )
+    threat.check_reach(x.shape[1:])
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
 

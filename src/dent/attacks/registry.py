@@ -13,7 +13,7 @@ from dent.attacks.autoattack import AutoAttack
 from dent.attacks.parts import PARTS, SETS
 from dent.attacks.pgd import PGD
 from dent.errors import ConfigError, UnknownNameError
-from dent.names import unknown_attack
+from dent.names import full_attack, unknown_attack
 from dent.suggest import closest
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ def make(name: str, **settings: Any) -> Attack:
     """Make an attack by its name.
 
     Args:
-        name: One of `names()`.
+        name: One of `names()`, or another way to write it: `autoattack`, `aa`.
         **settings: Hyper-parameters of that attack's class; None leaves the default.
 
     Raises:
         UnknownNameError: If there is no such attack; the message suggests one.
         ConfigError: If the attack has no such setting, or a value is out of range.
     """
+    name = full_attack(name)
     known = settings_of(name)
     for key in settings:
         if key not in known:
@@ -61,6 +62,7 @@ def settings_of(name: str) -> tuple[str, ...]:
     Raises:
         UnknownNameError: If there is no such attack; the message suggests one.
     """
+    name = full_attack(name)
     if name not in _FACTORIES:
         raise UnknownNameError(unknown_attack(name, names()))
     return tuple(key for key in inspect.signature(_FACTORIES[name]).parameters if key != "name")
@@ -71,7 +73,8 @@ def make_from(
 ) -> Attack:
     """Make an attack as the command line names it: `pgd`, or `pgd:iterations=30,restarts=5`.
 
-    It is called by what was written, so that one attack may run with several settings.
+    It is called by what was written, so that one attack may run with several settings; under its
+    own name where another was written (`aa` is `standard`).
 
     Args:
         text: A name, and after a colon settings that are JSON values or plain words.
@@ -82,7 +85,8 @@ def make_from(
         UnknownNameError: If there is no such attack.
         ConfigError: If the text has another form, or the attack no such setting.
     """
-    name, settings = _parse(text)
+    written, settings = _parse(text)
+    name = full_attack(written)
     known = settings_of(name)
     if "iterations" not in settings:
         settings["iterations"] = iterations
@@ -93,7 +97,7 @@ def make_from(
             f"protocol={protocol!r} is AutoAttack's own; {name} has none: leave it out"
         )
     attack = make(name, **{key: value for key, value in settings.items() if value is not None})
-    attack.name = "".join(text.split())
+    attack.name = name + "".join(text.split()).removeprefix(written)
     return attack
 
 

@@ -63,7 +63,8 @@ def evaluate_command(
         ),
     ] = True,
     norm: Annotated[
-        Literal["linf", "l2", "l1"], typer.Option(help="Norm.", rich_help_panel=_THREAT)
+        Literal["linf", "l2", "l1"],
+        typer.Option(help="Norm.", rich_help_panel=_THREAT, case_sensitive=False),
     ] = "linf",
     eps: Annotated[
         str, typer.Option(help="Radius, as 8/255 or 0.5.", rich_help_panel=_THREAT)

@@ -49,7 +49,8 @@ def train_command(
         typer.Option(help="Weights to start from; drawn by default.", rich_help_panel=_WHAT),
     ] = None,
     norm: Annotated[
-        Literal["linf", "l2"] | None, typer.Option(help="Norm.", rich_help_panel=_HOW)
+        Literal["linf", "l2"] | None,
+        typer.Option(help="Norm.", rich_help_panel=_HOW, case_sensitive=False),
     ] = None,
     eps: Annotated[
         str | None, typer.Option(help="Radius, as 8/255 or 0.5.", rich_help_panel=_HOW)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from dent.data.dataset import ImageDataset, positions
 from dent.data.file_digests import file_digests
 from dent.data.preprocessing import FORMATS, Preprocessing
 from dent.data.progress import Report
-from dent.errors import DataError, InputError
+from dent.errors import DataError, DataWarning, InputError
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image, as in torchvision's ImageFolder."""
@@ -120,7 +121,8 @@ def open_image_folder(
     """Open a folder with one subfolder a class, listed as torchvision's ImageFolder does.
 
     Classes and, within them, files are sorted by name. Hidden files and folders are passed over,
-    as are files that are no images by their suffix. The dataset's digest is SHA-256 over one line
+    as are files that are no images by their suffix and links to folders that are in the dataset
+    already or lie above it. The dataset's digest is SHA-256 over one line
     of JSON with the preprocessing and the class folders, and for each sample its path below the
     folder, its label and the SHA-256 of its bytes.
 
@@ -135,16 +137,22 @@ def open_image_folder(
         classes: Names for them; by default the folders'.
 
     Raises:
-        DataError: There are no classes, one is missing or has no images, or a file cannot be read.
+        DataError: There are no classes, one is missing, has no images or is a link to another, or
+            a file cannot be read.
+
+    Warns:
+        DataWarning: Links to folders were not followed.
     """
     found = _class_folders(folder)
     if expected is not None:
         _compare(folder, found, expected)
+    _check_links(folder, found)
     files: list[str] = []
     labels: list[int] = []
-    empty = []
+    empty: list[str] = []
+    passed: list[str] = []
     for label, class_name in enumerate(found):
-        images = list(_images(folder, class_name))
+        images = list(_images(folder, class_name, passed))
         files += images
         labels += [label] * len(images)
         if not images:
@@ -153,6 +161,13 @@ def open_image_folder(
         raise DataError(
             f"{folder}: {len(empty)} of {len(found)} classes have no images: {_some(empty)}. "
             f"What to do: fill or delete these folders (images end in {', '.join(SUFFIXES)})"
+        )
+    if passed:
+        warnings.warn(
+            f"{folder}: {len(passed)} links to folders were not followed, as they lead to what is "
+            f"in the dataset already, or to a folder above: {_some(passed)}",
+            DataWarning,
+            stacklevel=2,
         )
     digests = file_digests(folder, files, cache, report)
     total = hashlib.sha256(json.dumps([str(preprocessing), list(found)]).encode() + b"\n")
@@ -193,6 +208,22 @@ def _class_folders(folder: Path) -> list[str]:
     return found
 
 
+def _check_links(folder: Path, found: Sequence[str]) -> None:
+    """A class folder that is a link to another class, or to a folder above, labels images twice."""
+    places: dict[Path, str] = {}
+    for name in sorted(found, key=lambda each: (folder / each).is_symlink()):
+        place = Path(os.path.realpath(folder / name))
+        root = Path(os.path.realpath(folder))
+        other = next((n for p, n in places.items() if place == p or p in place.parents), None)
+        if place == root or place in root.parents or other is not None:
+            where = f"the class {other}" if other else "a folder above"
+            raise DataError(
+                f"{folder / name} is a link to {where} ({place}), so that its images would have "
+                "two labels: delete the link"
+            )
+        places[place] = name
+
+
 def _compare(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     missing = sorted(set(expected) - set(found))
     other = sorted(set(found) - set(expected))
@@ -206,14 +237,41 @@ def _compare(folder: Path, found: Sequence[str], expected: Sequence[str]) -> Non
         )
 
 
-def _images(folder: Path, class_name: str) -> Iterator[str]:
-    for base, _, names in sorted(os.walk(folder / class_name, followlinks=True)):
-        below = Path(base).relative_to(folder)
+def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
+    """Paths of a class's images below `folder`; links that are not followed go to `passed`."""
+    for base, names in sorted(
+        _walk(folder, folder / class_name, passed), key=lambda found: str(found[0])
+    ):
+        below = base.relative_to(folder)
         if any(part.startswith(".") for part in below.parts):
             continue
         for each in sorted(names):
             if each.lower().endswith(SUFFIXES) and not each.startswith("."):
                 yield (below / each).as_posix()
+
+
+def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and the files in them, each once: a link into what is walked anyway is not followed.
+
+    Followed are links to folders elsewhere, as people lay them to save space.
+    """
+    above = [Path(os.path.realpath(folder))]
+    above += above[0].parents
+    seen: set[Path] = set()
+    for base, folders, names in os.walk(top, followlinks=True):
+        seen.add(Path(os.path.realpath(base)))
+        yield Path(base), names
+        for each in list(folders):
+            link = Path(base) / each
+            if not link.is_symlink():
+                continue
+            target = Path(os.path.realpath(link))
+            again = target in seen or any(target in place.parents for place in seen)
+            if again or target in above or above[0] in target.parents:
+                folders.remove(each)
+                passed.append(link.relative_to(folder).as_posix())
+            else:
+                seen.add(target)
 
 
 def _changed(path: Path, what: str) -> str:

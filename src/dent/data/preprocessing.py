@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dent.data.deep_pictures import in_eight_bits
 from dent.errors import InputError, UnknownNameError
 
 _WRITTEN: Final = re.compile(
@@ -85,11 +86,12 @@ class Preprocessing:
             uint8 (side, side, 3), red first.
 
         Raises:
-            InputError: Its proportions, or its area, are such that a step would make more than
-                `most_pixels`; nothing of that size is made.
+            InputError: Nothing says which of its pixels are white; or its proportions, or its
+                area, are such that a step would make more than `most_pixels`; nothing of that size
+                is made.
         """
         self._check_size(image.size)
-        image = image.convert("RGB")
+        image = in_eight_bits(image).convert("RGB")
         how = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
         if self.squash:
             image = image.resize((self.squash, self.squash), how)

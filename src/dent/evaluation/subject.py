@@ -76,7 +76,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     """Describe an evaluation, digests included.
 
     Raises:
-        ConfigError: Names are missing, used twice, or a combination means nothing.
+        ConfigError: Names are missing, used twice, a combination means nothing, or the radius is
+            larger than any image could use.
         InputError: A defense is none.
         WeightsError: A state dict holds something other than tensors.
     """
@@ -90,6 +91,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     if settings.mix not in (None, 1):
         _check_mixed(attacks)
     dataset = subject.dataset
+    if len(dataset):
+        subject.threat.check_reach(dataset.batch([0])[0].shape[1:], warn=True)
     return EvaluationSpec(
         model=ModelSpec(
             name=subject.model_name or type(subject.model).__name__,

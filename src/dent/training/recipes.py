@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from dent.errors import ConfigError
 from dent.names import RECIPE_FAMILIES, check_recipe, full_recipe
+from dent.threat import as_norm
 from dent.training.recipe import Recipe
 
 
@@ -56,6 +57,7 @@ def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
         UnknownNameError: there is no such recipe; the message suggests one.
         ConfigError: a changed field is out of range, or does not go with the method.
     """
+    norm = None if norm is None else as_norm(norm)
     check_recipe(name, norm)
     full = full_recipe(name, norm)
     recipe = RECIPES[full]

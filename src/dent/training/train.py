@@ -116,6 +116,8 @@ def train(
     model = models.build(architecture, len(data.classes), weights=weights)
     sample, _ = data.batch(range(min(2, len(data))))
     models.check_model(model.eval(), len(data.classes), sample)
+    if recipe.threat is not None:
+        recipe.threat.check_reach(sample.shape[1:], warn=True)
     spec = TrainingSpec(
         model=architecture,
         initial=models.weights_digest(model),
