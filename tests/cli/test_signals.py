@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dent import signals, training
-from dent.cli import app, running, train
+from dent.cli import app, resolve, running
 from dent.distributed import merge as merging
 from dent.distributed import remote
 from dent.evaluation import Settings, evaluate, load_run
@@ -175,7 +175,7 @@ def test_a_signal_ends_training_with_how_to_go_on(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(training, "train", signalled)
-    monkeypatch.setattr(train.resolve, "dataset", lambda *_: images)
+    monkeypatch.setattr(resolve, "dataset", lambda *_: images)
     monkeypatch.setattr(training, "check_measured", lambda *_: None)
     code, said = dent(
         "train", "--recipe", "nominal", "--model", "resnet-8-1", "--device", "cpu", "--out", "here"
