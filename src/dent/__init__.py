@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dent.objectives import entropy
+    from dent.on_tensors import evaluate
+    from dent.outputs import Logits
     from dent.performance import Performance
     from dent.threat import ThreatModel
 
@@ -51,6 +53,7 @@ __all__ = [
     "DentError",
     "ExportError",
     "InputError",
+    "Logits",
     "MissingExtraError",
     "Performance",
     "SmoothingConfig",
@@ -61,6 +64,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "entropy",
+    "evaluate",
 ]
 
 _MODULES = {
@@ -80,6 +84,8 @@ _MODULES = {
         "WeightsError",
     ),
     "objectives": ("entropy",),
+    "on_tensors": ("evaluate",),
+    "outputs": ("Logits",),
     "performance": ("Performance",),
     "threat": ("ThreatModel",),
 }

@@ -27,6 +27,8 @@ from dent.norm import (
     norm_layers,
     use_test_statistics,
 )
+from dent.outputs import advice as wrapping
+from dent.outputs import described
 from dent.performance import Performance
 from dent.prefix import Prefix
 from dent.private_copy import private_copy
@@ -235,10 +237,10 @@ class AdaptedModel:
             logits = self._run(x, parameters, smoothing, channels_last=False)
             _REFUSED_CHANNELS_LAST.add(self._model)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            how = wrapping(logits) or " Wrap the model so that forward returns them."
             raise UnsupportedModelError(
                 f"Dent expected {type(self._module).__name__} to return logits of shape "
-                f"({len(x)}, classes), got {came}. Wrap the model so that forward returns them."
+                f"({len(x)}, classes), got {described(logits)}.{how}"
             )
         return logits if self._performance.precision == "model" else logits.to(x.dtype)
 

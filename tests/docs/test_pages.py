@@ -6,9 +6,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from dent import models
 from dent import DENT_PLUS, Dent, DentConfig, Status
 from tests.small_models import make_tiny_cnn
 
@@ -40,8 +42,13 @@ def run(path: Path, page: ModuleType) -> dict[str, Any]:
 def test_readme(page: ModuleType) -> None:
     model, images = make_tiny_cnn().eval(), torch.rand(4, 3, 16, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    vars(page).update(model=model, images=images)
+    labels = model(images).argmax(1)
+    vars(page).update(model=model, images=images, labels=labels)
     names = run(ROOT / "README.md", page)
+    served = names["result"].defenses["dent+"].worst.served
+    assert served.total == 4
+    assert names["adversarial"].shape == images.shape
+    assert float((names["adversarial"] - images).abs().max()) <= 8 / 255 + 1e-6
     assert torch.equal(names["logits"], Dent(model, DENT_PLUS)(images))
     assert names["adaptation"].entropy.shape == (6, 4)
     assert names["adaptation"].status.tolist() == [Status.ADAPTED] * 4
@@ -49,6 +56,27 @@ def test_readme(page: ModuleType) -> None:
     assert torch.equal(names["static"], model(images))
     assert names["model"] is model
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "serving.md"])
+def test_the_first_request_to_the_server_is_defended(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The batch that the page sends is adapted to; a single image of it would not be."""
+    monkeypatch.chdir(tmp_path)
+    page = path.read_text()
+    command = re.search(r'^python -c "(.*)"$', page, re.MULTILINE)
+    assert command is not None
+    exec(command[1], {})  # noqa: S102
+    first = re.search(r"--data-binary @(\S+)", page)
+    assert first is not None
+    batch = torch.from_numpy(np.load(first[1]))
+    defended = Dent(models.load("resnet-14-2-linf"), DENT_PLUS)
+    for images, moves in ((batch, True), (batch[:1], False)):
+        adapted = defended(images)
+        with defended.disabled():
+            static = defended(images)
+        assert (float((adapted - static).abs().max()) > 0.1) is moves
 
 
 def test_defend_a_model(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

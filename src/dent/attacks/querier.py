@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dent.attacks.protocol import Defense, answer, is_batch_dependent
 from dent.errors import InputError
+from dent.outputs import advice, described
 
 if TYPE_CHECKING:
     from dent.threat import ThreatModel
@@ -206,8 +207,10 @@ class Querier:
     def _check_logits(self, logits: object, rows: int) -> None:
         name = type(self.defense).__name__
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(f"{name} must return logits ({rows}, classes), got {came}")
+            raise InputError(
+                f"{name} must return logits ({rows}, classes), got {described(logits)}."
+                f"{advice(logits)}"
+            )
         classes = logits.shape[1]
         if self.classes is None:
             largest = int(self.labels.max())

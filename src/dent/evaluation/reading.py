@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dent.evaluation.errors import RecordError
@@ -74,6 +75,35 @@ class RecordedRun:
             RecordError: The unit has no tensor of its own, or it was not kept or was changed.
         """
         return load_tensor(self.path, record)
+
+    def images(self, defense: str, attack: str) -> Tensor:
+        """The adversarial images that an attack made of all samples.
+
+        Args:
+            defense: The name, in this run, of the defense that was attacked.
+            attack: The attack's.
+
+        Returns:
+            float32 (samples attacked, C, H, W), in the order of the samples' ids: where a whole
+            dataset is attacked, row i belongs to image i.
+
+        Raises:
+            RecordError: There is no such attack in the run, it is not finished, or the images were
+                not kept or were changed.
+        """
+        made = [unit for unit in self.units() if unit.kind == "attack"]
+        found = {u.batch: u for u in made if (u.defense, u.attack) == (defense, attack)}
+        wanted = [None] if None in found else [batch.index for batch in self.plan.batches]
+        missing = sum(batch not in found for batch in wanted)
+        if missing:
+            there = sorted({f"{unit.attack} on {unit.defense}" for unit in made})
+            raise RecordError(
+                f"{self.path} has no images of {attack} on {defense} for {missing} of "
+                f"{len(wanted)} batches; there is {', '.join(there) or 'no attack yet'}"
+            )
+        ids = [each for batch in self.plan.batches for each in batch.ids[: batch.attacked]]
+        rows = torch.cat([self.adversarial(found[batch]) for batch in wanted])
+        return rows[torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))]
 
     def sample(self, sample_id: int) -> tuple[SampleAnswer, ...]:
         """All that one sample was answered, by its id in the full split.

@@ -15,6 +15,7 @@ from dent.attacks.base import isolated_random_state
 from dent.errors import InputError
 from dent.evaluation.records import Trace
 from dent.objectives import entropy
+from dent.outputs import advice, described
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,9 @@ def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[f
 
 def _check(defense: Defense, logits: object, rows: int) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"{type(defense).__name__} must return logits ({rows}, classes) for {rows} images, "
-            f"got {came}"
+            f"got {described(logits)}.{advice(logits)}"
         )
     if logits.shape[1] < 2:
         raise InputError(f"{type(defense).__name__} returned logits of a single class")

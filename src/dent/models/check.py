@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import DentError, InputError, UnsupportedModelError
+from dent.outputs import advice, described
 
 _SHAPE = (2, 3, 32, 32)
 _CHANNELS = (1, 3)
@@ -108,8 +109,8 @@ def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         )
     if not isinstance(logits, Tensor):
         raise UnsupportedModelError(
-            f"{_name(model)} returned a {type(logits).__name__} {took}, expected one tensor of "
-            "logits: wrap it in a module whose forward returns only those"
+            f"{_name(model)} returned a {described(logits)} {took}, expected one tensor of "
+            "logits." + (advice(logits) or " Wrap it in a module whose forward returns only those.")
         )
     shape = tuple(logits.shape)
     if logits.ndim != 2 or shape[0] != len(images):

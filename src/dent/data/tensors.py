@@ -1,0 +1,99 @@
+"""A user's own tensors as a dataset."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dent.data.dataset import ImageDataset, label_bytes, positions
+from dent.errors import InputError
+
+
+@final
+class TensorDataset(ImageDataset):
+    """Images and labels that lie in memory as tensors.
+
+    `digest` is SHA-256 over the images' float32 bytes, row by row, followed by the labels as
+    little-endian int64.
+
+    Args:
+        images: Float (N, C, H, W) in [0, 1], on any device; kept as float32 on the CPU.
+        labels: Integers (N,), each in `range(classes)`.
+        classes: How many classes there are.
+        name: What it is called in records.
+
+    Raises:
+        InputError: Shapes, types or values are others; the message says what came.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, classes: int, *, name: str = "tensors"
+    ) -> None:
+        images = as_images(images)
+        _check_labels(labels, len(images), classes)
+        self.name, self.split = name, "test"
+        self.classes = tuple(map(str, range(classes)))
+        self._images = images.clone()
+        self._labels = labels.detach().to("cpu", torch.int64).clone()
+        content = hashlib.sha256(self._images.numpy().astype("<f4", copy=False).tobytes())
+        content.update(label_bytes(self._labels.numpy()))
+        self.digest = content.hexdigest()
+        self.sample_ids = range(len(images))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self._images.shape[1:]))
+        return f"<{self.name}: {len(self)} images {size}, sha256 {self.digest[:12]}>"
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Give the samples at some positions; see `ImageDataset.batch`."""
+        at = torch.from_numpy(positions(indices, len(self), self.name))
+        return self._images[at], self._labels[at]
+
+    def labels_of(self, indices: Sequence[int]) -> list[int]:
+        """Give the labels alone; see `ImageDataset.labels_of`."""
+        at = torch.from_numpy(positions(indices, len(self), self.name))
+        labels: list[int] = self._labels[at].tolist()
+        return labels
+
+
+def as_images(images: object) -> Tensor:
+    """Check images, and give them as float32 on the CPU.
+
+    Args:
+        images: Float (N, C, H, W) in [0, 1], N at least 1, on any device.
+
+    Raises:
+        InputError: They are something else; the message says what came.
+    """
+    expected = "images must be a float tensor (N, C, H, W) in [0, 1], N at least 1"
+    if not isinstance(images, Tensor):
+        raise InputError(f"{expected}, got {type(images).__name__}")
+    if images.ndim != 4 or not images.numel() or not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        hint = "" if images.is_floating_point() else "; for bytes: images.float() / 255"
+        raise InputError(f"{expected}, got {kind} {tuple(images.shape)}{hint}")
+    low, high = (float(edge) for edge in images.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise InputError(
+            f"{expected}, got values from {low:g} to {high:g}: divide bytes by 255, and leave the "
+            "normalization to the model"
+        )
+    return images.detach().to("cpu", torch.float32).contiguous()
+
+
+def _check_labels(labels: object, rows: int, classes: int) -> None:
+    expected = f"labels must be a tensor of {rows} integers from 0 to {classes - 1}"
+    if not isinstance(labels, Tensor):
+        raise InputError(f"{expected}, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"{expected}, got {str(labels.dtype).removeprefix('torch.')}")
+    if labels.shape != (rows,):
+        raise InputError(f"{expected}, one for each image, got shape {tuple(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < classes:
+        raise InputError(f"{expected}, got values from {low} to {high}")

@@ -1,0 +1,121 @@
+"""Evaluate a defense on tensors in one call, as AutoAttack's `run_standard_evaluation` is used."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from dent import evaluation, models, reference
+from dent.attacks import Attack, Defense, make_from
+from dent.data.tensors import TensorDataset, as_images
+from dent.errors import ConfigError
+from dent.evaluation import EvaluationResult, Settings, Subject
+from dent.evaluation.progress import Report
+from dent.evaluation.serving import device_of
+from dent.evaluation.spec import STATIC
+from dent.evaluation.suite import Budget, SuiteName
+from dent.threat import ThreatModel
+
+_NAME: Final = "defense"
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    defense: str | Defense | Sequence[str] | Mapping[str, Defense] = "dent+",
+    norm: str = "linf",
+    eps: str | float | Fraction = "8/255",
+    attack: str | Attack | Sequence[str | Attack] | None = None,
+    suite: SuiteName | None = None,
+    budget: Budget = "small",
+    batch_size: int = 128,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Report | None = None,
+) -> EvaluationResult:
+    """Attack a model with and without a defense, and rule on what the defense adds.
+
+    The static model is attacked with the same budget, and what breaks it is submitted to the
+    defense as well. Without `attack`, the whole dynamic suite runs, and the result has a verdict.
+
+    Args:
+        model: The static classifier, in eval mode, on the device to compute on: images in [0, 1]
+            to logits.
+        images: Float (N, C, H, W) in [0, 1].
+        labels: Integers (N,).
+        defense: A name such as `"dent+"`, or several; a defense, such as `Dent(model)`, which the
+            result calls `"defense"`; or defenses by name.
+        norm: `"linf"`, `"l2"` or `"l1"`, however it is written.
+        eps: The radius, as `"8/255"` or `0.5`.
+        attack: A name such as `"apgd-ce"` or `"autoattack"`, with settings if wanted
+            (`"pgd:iterations=100"`); an attack; or several. In the place of a suite.
+        suite: `"dynamic"`, as is run without `attack`.
+        budget: Of the suite: `"small"`, `"standard"` or `"full"`.
+        batch_size: Images that are submitted together. Predictions of some defenses depend on it.
+        seed: What every draw derives from.
+        out: A folder for records and adversarial images; the same call goes on with it where it
+            stopped.
+        progress: Called before, within and after every unit of the work.
+
+    Returns:
+        The result: `result.defenses["dent+"]` has `natural`, `worst`, `difference` and `verdict`.
+
+    Raises:
+        InputError: Images or labels are no such tensors, or a defense is none.
+        ConfigError: An argument is out of range, or contradicts another.
+        UnknownNameError: There is no defense, attack or suite of that name.
+        UnsupportedModelError: The model does not answer with logits, or cannot be defended.
+        RecordError: `out` holds something else.
+
+    Example:
+        >>> result = dent.evaluate(model, images, labels, defense="dent+", eps="8/255")
+        >>> result.defenses["dent+"].verdict.ruling
+    """
+    if attack is not None and suite is not None:
+        raise ConfigError(
+            f"suite={suite!r} is all of its attacks: leave out attack={attack!r}, or the suite"
+        )
+    threat = ThreatModel(norm, eps)
+    chosen = evaluation.suite(suite or "dynamic", budget) if attack is None else _attacks(attack)
+    images = as_images(images)
+    dataset = TensorDataset(images, labels, _classes(model, images[:2].to(device_of(model))))
+    subject = Subject(model, dataset, _defenses(defense, model), chosen, threat)
+    settings = Settings(batch_size=batch_size, seed=seed)
+    return evaluation.evaluate(
+        subject, settings, out=None if out is None else Path(out), progress=progress
+    )
+
+
+def _classes(model: nn.Module, images: Tensor) -> int:
+    """How many logits a model gives; refused where it is no classifier."""
+    try:
+        with torch.no_grad():
+            logits = model(images.clone())
+    except Exception:  # check_model runs it again, and says what it raised
+        logits = None
+    classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0
+    models.check_model(model, classes, images)
+    return classes
+
+
+def _attacks(attack: str | Attack | Sequence[str | Attack]) -> tuple[Attack, ...]:
+    several = [attack] if isinstance(attack, str | Attack) else attack
+    return tuple(make_from(each) if isinstance(each, str) else each for each in several)
+
+
+def _defenses(
+    defense: str | Defense | Sequence[str] | Mapping[str, Defense], model: nn.Module
+) -> dict[str, Defense]:
+    if isinstance(defense, Mapping):
+        return dict(defense)
+    names = [defense] if isinstance(defense, str) else defense
+    if not isinstance(names, Sequence) or isinstance(names, nn.Module):
+        return {_NAME: names}
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a defense is named twice: {', '.join(names)}")
+    return {name: model if name == STATIC else reference.make(name, model) for name in names}

@@ -1,0 +1,185 @@
+"""One call on tensors: the engine's own result, from a model, images and labels."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dent
+from dent import DENT_PLUS, Dent, ThreatModel
+from dent.attacks import make, make_from
+from dent.data.tensors import TensorDataset
+from dent.errors import ConfigError, InputError, UnknownNameError, UnsupportedModelError
+from dent.evaluation import RecordError, Settings, Subject, load_run, suite
+from dent.evaluation import evaluate as engine
+
+CHEAP = "pgd:iterations=2"
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+
+
+def data(n: int = 6) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(1)
+    images = torch.rand(n, 3, 8, 8, generator=draws)
+    return images, net()(images).argmax(1)
+
+
+def test_it_is_the_engine_on_these_tensors(tmp_path: Path) -> None:
+    images, labels = data()
+    model = net()
+    result = dent.evaluate(
+        model, images, labels, eps="16/255", attack=CHEAP, batch_size=4, out=tmp_path / "run"
+    )
+    subject = Subject(
+        model,
+        TensorDataset(images, labels, 3),
+        {"dent+": Dent(model, DENT_PLUS)},
+        [make_from(CHEAP)],
+        ThreatModel("linf", "16/255"),
+    )
+    same = engine(subject, Settings(batch_size=4))
+    assert result.identity == same.identity
+    for name in ("static", "dent+"):
+        assert result.defenses[name].worst == same.defenses[name].worst
+        assert result.defenses[name].natural == same.defenses[name].natural
+    assert result.defenses["static"].natural.correct == 6
+    found = load_run(tmp_path / "run").images("dent+", CHEAP)
+    assert found.shape == images.shape
+    assert float((found - images).abs().max()) <= 16 / 255 + 1e-6
+    assert float((found - images).abs().max()) > 0
+
+
+def test_images_come_back_in_the_order_they_went_in(tmp_path: Path) -> None:
+    images, labels = data(7)
+    model = net()
+    subject = Subject(model, TensorDataset(images, labels, 3), {}, [make("pgd", iterations=1)],
+                      ThreatModel("linf", "1/255"))  # fmt: skip
+    engine(subject, Settings(batch_size=3, order="shuffled"), out=tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert list(run.plan.batches[0].ids) != [0, 1, 2]
+    moved = (run.images("static", "pgd") - images).flatten(1).abs().amax(1)
+    assert float(moved.max()) < 1.01 / 255
+    with pytest.raises(RecordError, match=r"no images of fab on static for 3 of 3 .*pgd on static"):
+        run.images("static", "fab")
+
+
+def test_without_an_attack_it_is_the_whole_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Subject] = []
+
+    def stop(subject: Subject, *_: Any, **__: Any) -> None:
+        seen.append(subject)
+
+    monkeypatch.setattr("dent.evaluation.evaluate", stop)
+    dent.evaluate(net(), *data())
+    dent.evaluate(net(), *data(), suite="dynamic", budget="full", norm="L2", eps=0.5)
+    assert [a.name for a in seen[0].attacks] == [a.name for a in suite("dynamic", "small")]
+    assert [a.settings() for a in seen[1].attacks] == [
+        a.settings() for a in suite("dynamic", "full")
+    ]
+    assert str(seen[0].threat) == "linf 8/255"
+    assert str(seen[1].threat) == "l2 0.5"
+
+
+@pytest.mark.slow
+def test_the_suite_ends_in_a_verdict() -> None:
+    images, labels = data(4)
+    result = dent.evaluate(net(), images, labels, eps="4/255")
+    verdict = result.defenses["dent+"].verdict
+    assert verdict is not None
+    assert verdict.ruling in ("robust gain", "no gain", "harmful", "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("defense", "names"),
+    [
+        ("static", ["static"]),
+        (["static", "statistics-only"], ["static", "statistics-only"]),
+        (Dent(net(), DENT_PLUS).with_steps(1), ["static", "defense"]),
+        ({"mine": Dent(net(), DENT_PLUS).with_steps(1)}, ["static", "mine"]),
+    ],
+)
+def test_defenses_by_name_and_as_they_are(defense: Any, names: list[str]) -> None:
+    result = dent.evaluate(net(), *data(), defense=defense, attack=CHEAP)
+    assert list(result.defenses) == names
+
+
+def test_attacks_by_name_and_as_they_are() -> None:
+    attacks = [make("pgd", iterations=1), "pgd:iterations=2"]
+    result = dent.evaluate(net(), *data(), defense="static", attack=attacks)
+    assert [one.name for one in result.spec.attacks] == ["pgd", "pgd:iterations=2"]
+
+
+def test_labels_may_be_of_any_integers_and_images_of_any_floats() -> None:
+    images, labels = data()
+    first = dent.evaluate(net(), images, labels, defense="static", attack=CHEAP)
+    again = dent.evaluate(net(), images.double(), labels.int(), defense="static", attack=CHEAP)
+    assert again.identity == first.identity
+    assert again.defenses["static"].worst == first.defenses["static"].worst
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"images": data()[0] * 255}, InputError, r"in \[0, 1\].*divide bytes by 255"),
+        ({"images": (data()[0] * 255).byte()}, InputError, r"images\.float\(\) / 255"),
+        ({"images": data()[0][0]}, InputError, r"\(N, C, H, W\)"),
+        ({"images": data()[0].numpy()}, InputError, "got ndarray"),
+        ({"images": data()[0][:0], "labels": data()[1][:0]}, InputError, "at least 1"),
+        ({"labels": data()[1][:3]}, InputError, r"6 integers.*got shape \(3,\)"),
+        ({"labels": data()[1].float()}, InputError, "got float32"),
+        ({"labels": data()[1] + 3}, InputError, "from 0 to 2, got values from 5"),
+        ({"labels": [0] * 6}, InputError, "got list"),
+        ({"model": net().train()}, UnsupportedModelError, "training mode"),
+        ({"attack": "pgdd"}, UnknownNameError, "pgd"),
+        ({"defense": "dent++"}, UnknownNameError, "dent"),
+        ({"defense": ["dent", "dent"]}, ConfigError, "named twice"),
+        ({"norm": "l7"}, ConfigError, "norm must be"),
+        ({"eps": 8}, ConfigError, "8/255"),
+        ({"norm": "l2", "eps": 128}, ConfigError, "128/255"),
+        ({"suite": "dynamic", "attack": "pgd"}, ConfigError, "leave out"),
+        ({"suite": "other", "attack": None}, UnknownNameError, "no suite"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_is_refused_before_anything_runs(
+    change: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    images, labels = data()
+    arguments = {"model": net(), "images": images, "labels": labels, "attack": CHEAP, **change}
+    with pytest.raises(error, match=said):
+        dent.evaluate(**arguments)
+
+
+def test_a_model_that_returns_a_dict_is_told_of_the_adapter() -> None:
+    class Dictionary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.net(x)}
+
+    model = Dictionary().eval()
+    with pytest.raises(UnsupportedModelError, match=r"dent\.Logits\(model\)"):
+        dent.evaluate(model, *data(), attack=CHEAP)
+    dent.evaluate(dent.Logits(model), *data(), defense="static", attack=CHEAP)
+
+
+def test_the_callers_tensors_stay_their_own() -> None:
+    images, labels = data()
+    dataset = TensorDataset(images, labels, 3)
+    images.zero_()
+    labels.fill_(2)
+    again, their = dataset.batch([0, 1])
+    assert float(again.max()) > 0
+    again.zero_()
+    assert torch.equal(dataset.batch([0, 1])[0], data()[0][:2])
+    assert torch.equal(their, data()[1][:2])
+    assert dataset.labels_of([5, 0]) == data()[1][[5, 0]].tolist()

@@ -1,0 +1,115 @@
+"""Models that return dicts, tuples and objects: the message offers the adapter, and it works."""
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import DENT_PLUS, Dent, Logits, ThreatModel, models
+from dent.attacks import make
+from dent.errors import DentError, UnsupportedModelError
+from tests.small_models import make_tiny_cnn
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+Aux = namedtuple("Aux", ["logits", "aux"])
+
+
+class Wrapped(nn.Module):
+    """The tiny net, its logits wrapped in what others return."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.net, self.wrap = make_tiny_cnn(), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.net(x))
+
+
+def images() -> Tensor:
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+CERTAIN: dict[str, Any] = {
+    "an object with .logits": Output,
+    "a dict with logits": lambda y: {"logits": y, "features": y[:, :2]},
+    "an ordered dict": lambda y: OrderedDict(loss=y.sum(), logits=y),
+    "a dict with one tensor of two dimensions": lambda y: {"pred": y, "maps": y[:, :, None]},
+    "a tuple with one": lambda y: (y, y[:, :, None]),
+    "a tuple of one": lambda y: (y,),
+    "a list": lambda y: [None, y],
+    "a named tuple": lambda y: Aux(y, y * 0),
+}
+NAMED: dict[str, tuple[Any, str | int]] = {
+    "a dict with two": (lambda y: {"a": y * 0, "b": y}, "b"),
+    "a tuple with two": (lambda y: (y * 0, y), 1),
+    "from the end": (lambda y: (y * 0, y), -1),
+    "an attribute": (lambda y: Aux(y * 0, y), "aux"),
+}
+
+
+def offered(raised: pytest.ExceptionInfo[Any]) -> str:
+    return str(raised.value).rpartition("dent.")[2].rstrip(".")
+
+
+@pytest.mark.parametrize("wrap", CERTAIN.values(), ids=CERTAIN)
+def test_logits_are_found_where_there_is_no_doubt(wrap: Any) -> None:
+    x, model = images(), Wrapped(wrap).eval()
+    with pytest.raises(DentError, match=r"dent\.Logits\(model\)") as raised:
+        Dent(model, DENT_PLUS)(x)
+    adapted = eval(offered(raised), {"Logits": Logits, "model": model})  # noqa: S307
+    assert torch.equal(adapted(x), model.net(x))
+    assert torch.equal(Dent(adapted, DENT_PLUS)(x), Dent(model.net, DENT_PLUS)(x))
+
+
+@pytest.mark.parametrize(("wrap", "part"), NAMED.values(), ids=NAMED)
+def test_nothing_is_guessed_between_two(wrap: Any, part: str | int) -> None:
+    x, model = images(), Wrapped(wrap).eval()
+    assert torch.equal(Logits(model, part)(x), model.net(x))
+    if not (isinstance(part, str) and part == "aux"):
+        with pytest.raises(UnsupportedModelError, match="no single tensor of logits"):
+            Logits(model)(x)
+        with pytest.raises(
+            DentError, match=r"say which part has the logits: dent\.Logits\(model, "
+        ):
+            Dent(model, DENT_PLUS)(x)
+
+
+@pytest.mark.parametrize("part", ["nothing", 7, -7])
+@pytest.mark.parametrize("wrap", [lambda y: {"b": y}, lambda y: (y, y), Output])
+def test_a_part_that_is_not_there_is_said(wrap: Any, part: str | int) -> None:
+    with pytest.raises(UnsupportedModelError, match="no such part in the output of Wrapped"):
+        Logits(Wrapped(wrap).eval(), part)(images())
+
+
+def test_a_model_that_returns_logits_stays_what_it_is() -> None:
+    model = make_tiny_cnn()
+    assert torch.equal(Logits(model)(images()), model(images()))
+    assert not Logits(model.eval()).training
+    assert Logits(make_tiny_cnn().train()).training
+
+
+@pytest.mark.parametrize("where", ["check", "attack"])
+def test_every_message_about_outputs_offers_the_adapter(where: str) -> None:
+    model, x = Wrapped(lambda y: {"logits": y}).eval(), images()
+    labels, threat = torch.zeros(4, dtype=torch.int64), ThreatModel("linf", 0.1)
+    ask = {
+        "check": lambda: models.check_model(model, 10, x),
+        "attack": lambda: make("pgd")(model, x, labels, threat, seed=0),
+    }
+    with pytest.raises(DentError, match=r"dict with 'logits' \(\d, \d+\).*dent\.Logits\(model\)"):
+        ask[where]()
+
+
+def test_what_holds_no_tensor_gets_no_offer() -> None:
+    with pytest.raises(DentError, match="got NoneType") as raised:
+        Dent(Wrapped(lambda _: None).eval(), DENT_PLUS)(images())
+    assert "Logits(" not in str(raised.value)
