@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dent import models
-from dent import DENT_PLUS, Dent, DentConfig, Status
+from dent import DENT_PLUS, Dent, DentConfig, Status, models
 from tests.small_models import make_tiny_cnn
 
 ROOT = Path(__file__).parents[2]
