@@ -162,7 +162,7 @@ class Dent(nn.Module):
             ConfigError: `last` is negative, or there is nothing to differentiate.
             ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
         """
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        if _is_recorded():
             raise ExportError(_NO_GRAPH)
         _check_batch(x)
         if last is not None and last < 0:
@@ -298,6 +298,16 @@ class Dent(nn.Module):
             ExportError: always.
         """
         raise ExportError(_NO_GRAPH)
+
+
+def _is_recorded() -> bool:
+    """Whether a static graph is being recorded: torch.jit.trace, torch.export, ONNX."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return True
+    if hasattr(torch.compiler, "is_exporting"):
+        return bool(torch.compiler.is_exporting())
+    # torch 2.6: it compiles, and not for torch.compile.
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _listed(names: Iterable[str]) -> str:

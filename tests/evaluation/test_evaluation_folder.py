@@ -1,5 +1,6 @@
 """The run folder: what is resumed, what is refused, and that refusing destroys nothing."""
 
+import ast
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dent
 from dent.evaluation import (
     EvaluationResult,
     LockedError,
@@ -25,7 +27,7 @@ from dent.evaluation import (
 )
 from dent.evaluation.canonical import without_timing
 from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import FolderLock
+from dent.evaluation.lock import HOLDER, FolderLock
 from dent.threat import ThreatModel
 from tests.evaluation.subjects import SMALL, Push, make_dataset, make_model, make_subject
 
@@ -235,7 +237,8 @@ def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None
     reader, writer = os.pipe()
     holder = os.fork()
     if holder == 0:
-        FolderLock(folder)
+        held = FolderLock(folder)
+        assert held
         os.write(writer, b"!")
         signal.pause()
     try:
@@ -253,6 +256,28 @@ def test_the_lock_is_free_after_a_refusal(folder: Path) -> None:
     with pytest.raises(SpecMismatchError):
         evaluate(make_subject(), Settings(n=3), out=folder)
     FolderLock(folder).close()
+
+
+def test_a_released_folder_does_not_say_who_held_it(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
+        with pytest.raises(LockedError, match=rf"\(pid {os.getpid()} on host "):
+            FolderLock(tmp_path)
+        assert (tmp_path / HOLDER).is_file()
+    assert not (tmp_path / HOLDER).exists()
+    (tmp_path / HOLDER).write_text("not json")  # what a killed holder may leave
+    FolderLock(tmp_path).close()
+
+
+def test_no_module_needs_what_windows_lacks() -> None:
+    """No import of a POSIX module where Windows would run it."""
+    absent = {"fcntl", "grp", "posix", "pwd", "pty", "resource", "syslog", "termios", "tty"}
+    for path in Path(dent.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not absent & {name.name for name in node.names}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module not in absent, path
 
 
 def test_a_lock_that_cannot_be_written_is_not_held(

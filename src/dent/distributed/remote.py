@@ -19,7 +19,7 @@ from dent.errors import ConfigError, MissingExtraError
 from dent.evaluation.disk import TEMPORARY
 from dent.evaluation.errors import RecordError
 from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import LOCK
+from dent.evaluation.lock import HOLDER, LOCK
 from dent.evaluation.progress import Progress, Report
 from dent.extras import require
 
@@ -115,7 +115,8 @@ class _Mirror(Place):
         """Size and time of all files that belong to a run."""
         found = {}
         for path in self.folder.rglob("*"):
-            if path.is_file() and path.name != LOCK and not path.name.startswith(TEMPORARY):
+            ours = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
+            if path.is_file() and not ours:
                 state = path.stat()
                 found[path.relative_to(self.folder).as_posix()] = (state.st_size, state.st_mtime_ns)
         return found

@@ -10,6 +10,8 @@ from typing import Final
 from dent.evaluation.errors import RecordError
 
 TEMPORARY: Final = ".tmp-"
+BINARY: Final[int] = getattr(os, "O_BINARY", 0)
+"""For `os.open`: Windows would write another line end than was asked for."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -21,7 +23,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     with writing(path):
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o644)
             try:
                 write_all(handle, content)
                 os.fsync(handle)
@@ -43,7 +45,9 @@ def write_all(handle: int, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable; Windows does so itself, and opens no folder."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

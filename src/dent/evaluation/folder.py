@@ -16,7 +16,7 @@ from dent.evaluation.canonical import Record, digest
 from dent.evaluation.disk import TEMPORARY, read, sync_folder, write_atomically, writing
 from dent.evaluation.errors import RecordError, SchemaVersionError, SpecMismatchError
 from dent.evaluation.journal import JOURNAL, JournalWriter, read_journal, repair
-from dent.evaluation.lock import FolderLock
+from dent.evaluation.lock import HOLDER, LOCK, FolderLock
 from dent.evaluation.plan import Plan, units
 from dent.evaluation.records import (
     TENSORS,
@@ -328,7 +328,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
         raise RecordError(f"{path} is a file: a run is a folder, choose another name")
     if not path.is_dir() or (path / RUN).exists():
         return
-    ours = {PLAN, JOURNAL, "lock"}
+    ours = {PLAN, JOURNAL, LOCK, HOLDER}
     strange = sorted(
         item.name
         for item in path.iterdir()

@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.disk import read, write_all, writing
+from dent.evaluation.disk import BINARY, read, write_all, writing
 from dent.evaluation.errors import RecordError
 from dent.evaluation.records import JournalRecord, Line
 
@@ -29,7 +29,7 @@ class JournalWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         with writing(path):
-            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
 
     def append(self, record: JournalRecord) -> None:
         """Append a line; on return it is on the disk.
@@ -77,7 +77,7 @@ def repair(path: Path) -> int:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         with writing(path):
-            handle = os.open(path, os.O_WRONLY)
+            handle = os.open(path, os.O_WRONLY | BINARY)
             try:
                 os.ftruncate(handle, whole)
                 os.fsync(handle)

@@ -1,16 +1,20 @@
 """One process at a time writes to a run folder."""
 
-import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-from dent.evaluation.disk import write_all, writing
+from filelock import FileLock, Timeout
+
+from dent.evaluation.disk import BINARY, write_all, writing
 from dent.evaluation.errors import LockedError
 
 LOCK: Final = "lock"
+HOLDER: Final = "lock.holder"
+"""Says who holds it, for the message to others: on Windows nobody else can read a locked file."""
 
 
 class FolderLock:
@@ -22,33 +26,39 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / LOCK
-        with writing(path):
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._holder = folder / HOLDER
+        self._lock = FileLock(folder / LOCK, thread_local=False)
+        with writing(folder / LOCK):
+            self._take(folder)
             try:
-                self._take(folder)
+                self._say_who()
             except BaseException:  # else this process would hold what it was refused
                 self.close()
                 raise
 
     def _take(self, folder: Path) -> None:
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _describe(os.read(self._handle, 4096))
+            self._lock.acquire(blocking=False)
+        except Timeout:
             raise LockedError(
-                f"{folder} is being written to by another process ({holder}): wait until it is "
-                "done, stop it, or choose another folder"
+                f"{folder} is being written to by another process ({_describe(self._holder)}): "
+                "wait until it is done, stop it, or choose another folder"
             ) from None
-        os.ftruncate(self._handle, 0)
+
+    def _say_who(self) -> None:
         content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        write_all(self._handle, content.encode())
+        handle = os.open(self._holder, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o644)
+        try:
+            write_all(handle, content.encode())
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
-        """Release the folder. The file stays: who removed it could remove another's lock."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        """Release the folder. The locked file stays: who removed it could remove another's lock."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                self._holder.unlink()
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -57,9 +67,9 @@ class FolderLock:
         self.close()
 
 
-def _describe(content: bytes) -> str:
+def _describe(file: Path) -> str:
     try:
-        holder = json.loads(content)
+        holder = json.loads(file.read_bytes())
         return f"pid {int(holder['pid'])} on host {holder['host']}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "which has not said who it is"

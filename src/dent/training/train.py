@@ -14,7 +14,7 @@ from dent import models
 from dent.errors import ConfigError
 from dent.evaluation.disk import write_atomically, writing
 from dent.evaluation.errors import RecordError, SpecMismatchError
-from dent.evaluation.lock import FolderLock
+from dent.evaluation.lock import HOLDER, LOCK, FolderLock
 from dent.evaluation.plan import seed_of
 from dent.evaluation.provenance import new_session
 from dent.training.loop import (
@@ -200,7 +200,7 @@ def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
                 differences,
             )
         sittings = json.loads(path.read_text()).get("sittings", [])
-    elif any(entry.name != "lock" for entry in folder.iterdir()):
+    elif any(entry.name not in (LOCK, HOLDER) for entry in folder.iterdir()):
         raise RecordError(f"{folder} holds other files: choose a folder that is new or empty.")
     sittings.append(new_session(device).to_json())
     content = {
