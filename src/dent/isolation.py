@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dent.devices import own_generator, random_state, set_random_state
+
 
 @contextmanager
 def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
@@ -27,16 +29,14 @@ def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
 def _same_random_state(x: Tensor) -> Iterator[None]:
     # Restored only if something drew, since the generators belong to all threads.
     before = torch.get_rng_state()
-    before_cuda = torch.cuda.get_rng_state(x.device) if x.is_cuda else None
+    before_own = random_state(x.device) if own_generator(x.device) else None
     try:
         yield
     finally:
         if not torch.equal(before, torch.get_rng_state()):
             torch.set_rng_state(before)
-        if before_cuda is not None and not torch.equal(
-            before_cuda, torch.cuda.get_rng_state(x.device)
-        ):
-            torch.cuda.set_rng_state(before_cuda, x.device)
+        if before_own is not None and not torch.equal(before_own, random_state(x.device)):
+            set_random_state(before_own, x.device)
 
 
 class _MathAttention:

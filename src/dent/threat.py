@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from dent.devices import wide
 from dent.errors import BudgetWarning, ConfigError, InputError
 
 Norm = Literal["linf", "l2", "l1"]
@@ -155,7 +156,8 @@ class ThreatModel:
             x: Natural images, of the same shape.
 
         Returns:
-            float64 (N,). A row with a value that is not a number is infinitely far.
+            float64 (N,), on the CPU where the device has no float64. A row with a value that is
+            not a number is infinitely far.
 
         Raises:
             InputError: If the shapes differ or there is no batch dimension.
@@ -194,9 +196,10 @@ class ThreatModel:
             x: Natural images, of the same shape.
 
         Returns:
-            float64 (N,): 0 where a row is inside (norm and bounds, up to `tolerance`), else the
-            larger of its excess over `eps` and of a pixel's excess over the bounds; infinite
-            where a value is not a number. `check(...).any()` asks whether any row is outside.
+            float64 (N,), as `distance`: 0 where a row is inside (norm and bounds, up to
+            `tolerance`), else the larger of its excess over `eps` and of a pixel's excess over the
+            bounds; infinite where a value is not a number. `check(...).any()` asks whether any row
+            is outside.
 
         Raises:
             InputError: If the shapes differ.
@@ -243,7 +246,7 @@ class ThreatModel:
         else:
             size = _shrink_l1(size, room, self.eps)
         moved = (centre + delta.sign() * size).clamp(low, high)
-        return moved.reshape(x_adv.shape).to(x_adv.dtype)
+        return moved.reshape(x_adv.shape).to(x_adv.dtype).to(x_adv.device)
 
 
 def as_norm(name: object) -> Norm:
@@ -305,7 +308,7 @@ def _rows(images: Tensor, like: Tensor) -> Tensor:
             "expected two batches of images of one shape (N, ...), "
             f"got {tuple(images.shape)} and {tuple(like.shape)}"
         )
-    return images.detach().to(torch.float64).flatten(1)
+    return wide(images.detach()).flatten(1)
 
 
 def _read_eps(eps: str | float | Fraction) -> tuple[float, str]:

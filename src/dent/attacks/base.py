@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks.querier import Progress, Querier, Queries
+from dent.devices import own_generator, random_state, seed_generator, set_random_state
 from dent.errors import DentError, InputError
 
 if TYPE_CHECKING:
@@ -225,17 +226,22 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
 
     pyautoattack draws from the global generators and offers no other way.
     """
-    cuda = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        reseed(seed, device)
-        yield
+    own = own_generator(device)
+    state = random_state(device) if own else None
+    with torch.random.fork_rng(devices=[]):
+        try:
+            reseed(seed, device)
+            yield
+        finally:
+            if state is not None:
+                set_random_state(state, device)
 
 
 def reseed(seed: int, device: torch.device) -> None:
     """Seed the CPU's generator and that of `device`, and no other device's."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
+    if own_generator(device):
+        seed_generator(seed, device)
 
 
 def _unperturbed(target: Querier) -> Outcome:
@@ -252,7 +258,7 @@ def _inside(
         raise AttackError(f"{name} returned {tuple(adversarial.shape)} for {tuple(x.shape)}")
     adversarial = adversarial.detach().to(x.dtype)
     excess = threat.check(adversarial, x)
-    outside = excess > 0
+    outside = (excess > 0).to(x.device)
     if not bool(outside.any()):
         return adversarial, ()
     if float(excess.max()) > _ROUNDING * threat.eps:

@@ -200,7 +200,7 @@ def _run_fab(
         x, members, use_rand_start=random_start, is_targeted=rank is not None
     )
     # FAB minimizes the distance and knows no radius: what lies beyond it found nothing.
-    near = threat.distance(images, x) <= threat.eps
+    near = (threat.distance(images, x) <= threat.eps).to(x.device)
     return _checked(batch, members, torch.where(_column(near, images), images, x))
 
 

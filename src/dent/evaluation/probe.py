@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dent.attacks import Defense, answer
 from dent.attacks.base import isolated_random_state
+from dent.devices import wide
 from dent.evaluation.plan import seed_of
 from dent.evaluation.records import Company
 from dent.evaluation.serving import Served, reset, serve
@@ -70,7 +71,7 @@ class Probe:
 
     def probabilities(self) -> int:
         """How many rows of the whole batch are probabilities rather than logits."""
-        rows = self._whole.logits.double()
+        rows = wide(self._whole.logits)
         inside = ((rows >= 0) & (rows <= 1)).all(dim=1)
         return int((inside & ((rows.sum(dim=1) - 1).abs() < 1e-4)).sum())
 
@@ -121,5 +122,5 @@ def few_of(size: int) -> int:
 
 def _centred(logits: Tensor) -> Tensor:
     """Logits less their mean over classes, which says nothing about the prediction."""
-    logits = logits.double()
+    logits = wide(logits)
     return logits - logits.mean(dim=1, keepdim=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dent.adaptation import Status
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.base import isolated_random_state
+from dent.devices import synchronize, wide
 from dent.errors import InputError
 from dent.evaluation.records import Trace
 from dent.objectives import entropy
@@ -94,8 +95,7 @@ def statuses(adaptation: Any) -> list[str]:
 
 def clock(device: torch.device) -> float:
     """Seconds, after all work queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 
@@ -159,7 +159,7 @@ def _trace(adaptation: Any, logits: Tensor, attacked: int) -> Trace:
         last = torch.cat([steps[:, :attacked].detach().to(last), last])
     finite = last.isfinite().all(dim=0)
     rows = int(finite.sum())
-    means = last[:, finite].double().mean(dim=1).tolist() if rows else None
+    means = wide(last[:, finite]).mean(dim=1).tolist() if rows else None
     return Trace(
         rows=rows,
         entropy=None if means is None else tuple(means),
@@ -190,7 +190,7 @@ def _mean_sigma(
     adaptation: Any, sigma: Tensor, finite: Tensor, attacked: int
 ) -> tuple[tuple[float, ...], ...] | None:
     """Mean over members of (steps, [N,] [axes]); None where a value is not finite."""
-    sigma = sigma.detach().double()
+    sigma = wide(sigma.detach())
     if getattr(adaptation, "sample_wise", False):
         sigma = sigma[:, :attacked][:, finite.to(sigma.device)]
         if not sigma.shape[1]:

@@ -84,7 +84,8 @@ class Hedge(InputDefense):
             )
         generator = torch.Generator().manual_seed(self.seed)
         pattern = torch.empty(x.shape[1:], dtype=torch.float64)
-        return pattern.uniform_(-self.eps, self.eps, generator=generator).to(x).expand(x.shape)
+        pattern.uniform_(-self.eps, self.eps, generator=generator)
+        return pattern.to(x.dtype).to(x.device).expand(x.shape)
 
     def _loss(self, logits: Tensor, first: Tensor) -> Tensor:
         return logits.log_softmax(1).sum(1)

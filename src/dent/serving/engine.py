@@ -13,6 +13,7 @@ from torch import Tensor
 from dent.attacks import DynamicDefense
 from dent.attacks.adaptive.capabilities import SupportsSteps
 from dent.defense import Dent
+from dent.devices import wide
 from dent.errors import ConfigError
 from dent.evaluation.probe import Probe
 from dent.evaluation.probe_readings import moved
@@ -206,7 +207,7 @@ def _sigma(adaptation: Any) -> tuple[float, ...]:
     sigma = getattr(adaptation, "sigma", None)
     if not isinstance(sigma, Tensor):
         return ()
-    rows = sigma.detach().double()
+    rows = wide(sigma.detach())
     if getattr(adaptation, "sample_wise", False):
         rows = rows.reshape(len(rows), -1).mean(1)
     else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks import PGD
+from dent.devices import widest
 from dent.errors import ConfigError, DentError
 from dent.evaluation.disk import write_all, writing
 from dent.evaluation.plan import seed_of
@@ -215,7 +216,9 @@ class Training:
     def _log(self, epoch: int, watched: Watched, *, catastrophic: bool) -> None:
         state = self.state
         sums = torch.tensor([state.loss, state.correct], dtype=torch.float64)
-        loss, correct = self._accelerator.reduce(sums.to(self._accelerator.device)).tolist()
+        where = self._accelerator.device
+        sums = sums.to(widest(where)).to(where)
+        loss, correct = self._accelerator.reduce(sums).tolist()
         seen = self.steps_per_epoch * min(self.recipe.batch_size, self.spec.used)
         now = time.monotonic()
         state.seconds, self._began = state.seconds + now - self._began, now

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dent.attacks.adaptive.losses import margin
 from dent.attacks.base import Outcome
+from dent.devices import widest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,9 +31,9 @@ class Best:
 
     def __init__(self, target: Querier) -> None:
         self._target = target
-        self._loss = torch.full(
-            target.labels.shape, -torch.inf, dtype=torch.float64, device=target.labels.device
-        )
+        where = target.labels.device
+        shape = target.labels.shape
+        self._loss = torch.full(shape, -torch.inf, dtype=widest(where), device=where)
         self.images = target.natural.clone()
         self.wrong = torch.zeros_like(self._loss)
 

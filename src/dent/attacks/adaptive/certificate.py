@@ -154,7 +154,9 @@ def _directions(gradient: Tensor, count: int, seed: int) -> list[Tensor]:
     draws = torch.Generator().manual_seed(seed)
     lines = [gradient, gradient.sign()]
     lines += [
-        torch.randn(gradient.shape, generator=draws, dtype=torch.float64).to(gradient)
+        torch.randn(gradient.shape, generator=draws, dtype=torch.float64)
+        .to(gradient.dtype)
+        .to(gradient.device)
         for _ in range(count)
     ]
     return [line / line.norm().clamp(min=torch.finfo(line.dtype).tiny) for line in lines]

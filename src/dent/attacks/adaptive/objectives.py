@@ -11,6 +11,7 @@ from torch import Tensor
 from dent.attacks.adaptive.apgd import Evaluation, Objective
 from dent.attacks.adaptive.losses import Loss, margin
 from dent.attacks.querier import NoGradientError
+from dent.devices import widest
 
 if TYPE_CHECKING:
     from dent.attacks.adaptive.best import Best
@@ -70,7 +71,7 @@ def through(
             logits, found = ask(target, view, images, aim)
             losses.append(found.loss)
             gradients.append(found.gradient)
-            wrong.append((logits.argmax(dim=1) != target.labels).double())
+            wrong.append((logits.argmax(dim=1) != target.labels).to(widest(logits.device)))
             margins.append(margin(logits, target.labels))
         if best is not None:
             best.offer(images, _mean(wrong), _mean(margins))

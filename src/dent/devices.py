@@ -1,0 +1,72 @@
+"""What differs between devices: float64, which some have not, and generators of their own."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; Apple's GPUs and some of Intel's do not."""
+    if device.type in ("cpu", "cuda", "meta"):
+        return True
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).sum()
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """A tensor in float64: where it lies, or on the CPU where its device has no float64."""
+    return (x if has_float64(x.device) else x.cpu()).double()
+
+
+def own_generator(device: torch.device) -> bool:
+    """Whether random numbers on a device come from a generator that is not the CPU's."""
+    return device.type not in ("cpu", "meta")
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of a device's generator."""
+    state: Tensor = _module(device).get_rng_state(*_index(device))
+    return state
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Put a device's generator into a state."""
+    _module(device).set_rng_state(state, *_index(device))
+
+
+def seed_generator(seed: int, device: torch.device) -> None:
+    """Seed a device's generator."""
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        with torch.get_device_module(device.type).device(device):
+            _module(device).manual_seed(seed)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on a device is done."""
+    if device.type not in ("cpu", "meta"):
+        _module(device).synchronize(*_index(device))
+
+
+def _module(device: torch.device) -> Any:
+    return torch.get_device_module(device.type)
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one
