@@ -54,7 +54,7 @@ def images(seed: int) -> Tensor:
 
 def test_the_tensor_refuses_what_such_a_device_refuses() -> None:
     x = images(0).as_subclass(Apple)
-    for refused in (lambda: x.double(), lambda: x.to(torch.float64)):
+    for refused in (x.double, lambda: x.to(torch.float64)):
         with pytest.raises(TypeError, match="float64"):
             refused()
     with pytest.raises(RuntimeError, match="same device"):

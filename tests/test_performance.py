@@ -110,7 +110,8 @@ def test_the_memory_format_is_what_was_asked_for(
 ) -> None:
     model, seen = _seeing(_convolutional(width))
     Dent(model, BATCH, performance)(x[..., :pixels, :pixels])
-    assert seen == [expected] * (BATCH.steps + 1)
+    asked = [True, False] if expected else []  # once, whether it answers both alike
+    assert seen == asked + [expected] * (BATCH.steps + 1)
 
 
 class _SeeingWeights(nn.Conv2d):
@@ -129,7 +130,7 @@ def test_weights_lie_as_the_images_do_and_the_models_own_stay(groups: int, reord
     model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     _SeeingWeights.seen.clear()
     Dent(model, BATCH)(torch.rand(4, 3, 16, 16))
-    assert _SeeingWeights.seen == [reordered] * (BATCH.steps + 1)
+    assert _SeeingWeights.seen == [reordered, False] + [reordered] * (BATCH.steps + 1)
     assert model[0][1].weight.is_contiguous()
 
 
@@ -164,6 +165,46 @@ def test_a_model_that_refuses_channels_last_gets_what_it_takes(
         assert torch.equal(defense(x), plain(x))
     with pytest.raises(InputError, match="view size is not compatible"):
         Dent(model, config, Performance(memory_format="channels-last"))(x)
+
+
+class _Striding(Around):
+    """Reads its input as it lies in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x[0].numel()
+        return self.model(x) + x.as_strided((len(x), 10), (pixels, 1))
+
+
+class _Drawing(Around):
+    """Draws noise for its input, which `randn_like` lays as the input lies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x + 0.1 * torch.randn_like(x))
+        return logits
+
+
+@pytest.mark.parametrize("kind", [_Striding, _Drawing])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_model_that_answers_otherwise_channels_last_is_asked_as_it_would_be(
+    kind: type[Around], config: DentConfig, x: Tensor
+) -> None:
+    model = kind(_convolutional(16)).eval()
+    answers = []
+    for performance in (Performance(), PLAIN):
+        torch.manual_seed(1)
+        answers.append(Dent(model, config, performance)(x))
+    assert torch.equal(*answers)
+    with pytest.raises(ConfigError, match="answers otherwise where images lie channels-last"):
+        Dent(model, config, Performance(memory_format="channels-last"))(x)
+
+
+def test_the_question_draws_nothing_that_others_would_miss(x: Tensor) -> None:
+    states = []
+    for performance in (Performance(), PLAIN):
+        torch.manual_seed(1)
+        Dent(_Drawing(_convolutional(16)).eval(), BATCH, performance)(x)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 def test_what_is_wrong_with_a_batch_is_said_as_ever(tiny_cnn: nn.Sequential) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dent.config import Covariance, DentConfig
-from dent.errors import InputError, UnsupportedModelError
+from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.norm import (
     Affine,
     affine_attributes,
@@ -50,7 +50,9 @@ _WEIGHTS_A_PIXEL = 3000
 channels-last saves. Both are measured (docs/speed.md)."""
 
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
-"""Models whose forward has failed on channels-last images but not on others."""
+"""Models whose forward on channels-last images has failed or answered otherwise than on others."""
+_CHECKED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
+"""Models that have answered alike."""
 
 
 def eager(model: nn.Module) -> nn.Module:
@@ -227,7 +229,7 @@ class AdaptedModel:
             InputError: the model cannot take x.
             UnsupportedModelError: the model returns something other than logits (N, C).
         """
-        channels_last = self._prefers_channels_last(x)
+        channels_last = self._prefers_channels_last(x) and self._answers_alike(x)
         try:
             logits = self._run(x, parameters, smoothing, channels_last=channels_last)
         except InputError:
@@ -278,6 +280,28 @@ class AdaptedModel:
         suits = x.device.type == "cpu" and pixels >= self._pixels_for_channels_last
         return suits and self._model not in _REFUSED_CHANNELS_LAST
 
+    def _answers_alike(self, x: Tensor) -> bool:
+        """Whether channels-last changes nothing but rounding; asked once of a model.
+
+        Raises:
+            ConfigError: it does, and was asked for.
+        """
+        if self._model in _CHECKED_CHANNELS_LAST:
+            return True
+        with self._autocast(x):
+            alike = _alike(self._model, x.detach())
+        if alike:
+            _CHECKED_CHANNELS_LAST.add(self._model)
+        elif alike is not None:
+            if self._performance.memory_format != "auto":
+                raise ConfigError(
+                    f"{type(self._model).__name__} answers otherwise where images lie "
+                    "channels-last in memory: it reads strides, or draws random numbers in the "
+                    'order of memory. Use memory_format="preserve".'
+                )
+            _REFUSED_CHANNELS_LAST.add(self._model)
+        return alike is not False
+
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         if self._performance.precision == "model":
             return nullcontext()
@@ -319,6 +343,29 @@ def _reorder_weights(module: nn.Module) -> None:
         weight = layer._parameters.get("weight")
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and weight is not None:
             layer._parameters["weight"] = weight.contiguous(memory_format=torch.channels_last)  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def _alike(model: nn.Module, x: Tensor) -> bool | None:
+    """Whether a model answers a batch alike in both orders, up to rounding; None where it fails."""
+    answers = []
+    for channels_last in (True, False):
+        module = private_copy(model)
+        if channels_last:
+            _reorder_weights(module)
+        # The same random numbers for both; whoever called puts the state back.
+        seed = torch.get_rng_state()
+        try:
+            answers.append(module(_own(x, channels_last=channels_last)))
+        except (RuntimeError, ValueError, AssertionError, IndexError):
+            return None  # said where the model is asked for its answer
+        finally:
+            torch.set_rng_state(seed)
+    if not all(isinstance(answer, Tensor) for answer in answers):
+        return None
+    ordered, plain = answers
+    rounding = math.sqrt(torch.finfo(plain.dtype).eps) * float(plain.abs().nan_to_num().max())
+    return torch.allclose(ordered, plain, rtol=0.0, atol=rounding, equal_nan=True)
 
 
 def _own(x: Tensor, *, channels_last: bool) -> Tensor:

@@ -19,9 +19,10 @@ class Performance:
         memory_format: in which order a batch of images (N, C, H, W) lies in memory.
             "channels-last" suits the convolutions of CPUs. "preserve" takes it as it comes. "auto"
             is channels-last where the batch is on a CPU and the model's convolutions are wide
-            enough for the batch to gain from it, unless its forward has failed on it (by `.view`,
-            say), and "preserve" elsewhere. A forward that
-            reads strides, or hands memory to code that assumes an order, needs "preserve".
+            enough for the batch to gain from it, and "preserve" elsewhere. A model is asked once
+            whether it answers channels-last alike, up to rounding. Where it fails (by `.view`, say)
+            or does not (it reads strides, or draws random numbers in the order of memory), "auto"
+            preserves and "channels-last" is refused.
         compile: compile the model's forward and backward by `torch.compile`, once for every model,
             configuration, shape of a batch and grad mode, some ten seconds each; a model that
             changes its attributes is compiled anew. Where that fails, for want of a C++ compiler or
