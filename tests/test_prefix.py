@@ -87,6 +87,13 @@ def calls(run: Callable[[], object]) -> int:
     return len(Counted.calls)
 
 
+def tried(model: nn.Module, config: DentConfig) -> Dent:
+    """Return a defense whose first batch, by which its copy is compared with it, is behind it."""
+    defense = Dent(model, config)
+    defense(images())
+    return defense
+
+
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_steps_and_final_forward_share_one_prefix(
@@ -95,18 +102,18 @@ def test_steps_and_final_forward_share_one_prefix(
     config = DentConfig(steps=4, lr=0.05, last_layers=1, granularity=granularity)  # type: ignore[arg-type]
     model, x = make(), images()
     expected = slow_dent.adapt_and_predict(model, config, x).logits
-    defense = Dent(model, config)
+    defense = tried(model, config)
     with mode():
         assert calls(lambda: defense(x)) == 2  # two convolutions, once each
         torch.testing.assert_close(defense(x), expected, atol=1e-10, rtol=1e-10)
         assert calls(lambda: defense.predict(x, defense.adapt(x))) == 4
-    everywhere = Dent(model, DentConfig(steps=4, lr=0.05))
+    everywhere = tried(model, DentConfig(steps=4, lr=0.05))
     assert calls(lambda: everywhere(x)) == 10
 
 
 def test_a_gradient_to_the_input_computes_the_final_forward_whole() -> None:
     model, x = make(), images().requires_grad_()
-    defense = Dent(model, CONFIG)
+    defense = tried(model, CONFIG)
     assert calls(lambda: defense(x)) == 4
     (gradient,) = torch.autograd.grad(defense(x).square().sum(), x)
     adapted = defense.adapt(x)
@@ -149,7 +156,21 @@ def test_a_forward_that_works_in_place_on_an_answer_changes_none() -> None:
 
 def test_what_draws_random_numbers_is_computed_every_time() -> None:
     model = make(Noise(), Counted(3, 3, 3, padding=1))
-    assert calls(lambda: Dent(model, CONFIG)(images())) == 10
+    defense = tried(model, CONFIG)
+    assert calls(lambda: defense(images())) == 10
+
+
+def test_what_draws_from_a_generator_of_its_own_is_computed_every_time() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.source = torch.Generator().manual_seed(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(x.shape, generator=self.source, dtype=x.dtype)
+
+    defense = tried(make(Draws(), Counted(3, 3, 3, padding=1)), CONFIG)
+    assert calls(lambda: defense(images())) == 10
 
 
 def test_another_batch_is_another_answer() -> None:

@@ -8,6 +8,7 @@ not meet. The one thing a forward could still write to, in place, is a parameter
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from statistics import median
@@ -57,8 +58,12 @@ _CHECKED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 
 def eager(model: nn.Module) -> nn.Module:
     """Return the module that torch.compile wrapped, or the module itself."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    # By its class, which is loaded where there is one. A wrapper of another class may answer
+    # `_orig_mod` with what it wraps, and do more than that.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    while compiler is not None and isinstance(model, compiler.OptimizedModule):
+        model = model._modules["_orig_mod"]
+    return model
 
 
 def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[str, Tensor]:
@@ -161,7 +166,7 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
         )
     statistics_only = config.statistics == "test" and not config.steps and not config.smoothing
     if statistics_only and not any(
-        getattr(layer, "running_mean", None) is not None for layer in layers.values()
+        layer._buffers.get("running_mean") is not None for layer in layers.values()
     ):
         raise UnsupportedModelError(
             f"steps=0 with test statistics replaces running statistics, and no layer of "
@@ -177,6 +182,7 @@ class AdaptedModel:
         config: decides granularity, statistics and the smoothing's kind.
         performance: decides memory format, precision and whether to compile.
         prefix: where `config` adapts the last layers only, what comes before them; eager only.
+        shares_generators: draw from the random generators that the model keeps, which then advance.
     """
 
     def __init__(
@@ -185,8 +191,12 @@ class AdaptedModel:
         config: DentConfig,
         performance: Performance | None = None,
         prefix: Prefix | None = None,
+        *,
+        shares_generators: bool = False,
     ) -> None:
         self._model = model = eager(model)
+        self._shares_generators = shares_generators
+        self._learns = config.steps > 0
         self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
         self._sample_wise = config.granularity == "sample"
         self._test_statistics = config.statistics == "test"
@@ -198,7 +208,7 @@ class AdaptedModel:
 
     def _copy(self) -> None:
         """Start from a private copy as good as new."""
-        self._module = private_copy(self._model)
+        self._module = private_copy(self._model, shares_generators=self._shares_generators)
         self._weights_channels_last = False
         names = _names(affine_layers(self._model))
         copies = dict(norm_layers(self._module))
@@ -243,6 +253,12 @@ class AdaptedModel:
             raise UnsupportedModelError(
                 f"Dent expected {type(self._module).__name__} to return logits of shape "
                 f"({len(x)}, classes), got {described(logits)}.{how}"
+            )
+        if self._learns and logits.shape[1] < 2:
+            raise UnsupportedModelError(
+                f"{type(self._module).__name__} returns a single logit, and the entropy of one "
+                "class is always 0: no step would move anything. For two classes, wrap it in a "
+                "model that returns two logits: torch.cat([torch.zeros_like(z), z], 1)."
             )
         return logits if self._performance.precision == "model" else logits.to(x.dtype)
 

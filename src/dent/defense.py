@@ -1,5 +1,6 @@
 """Dent: a trained classifier that adapts to every batch before it predicts."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from dent.isolation import isolated
 from dent.minimize import minimize
 from dent.performance import Performance
 from dent.prefix import Prefix
+from dent.trial import Trial
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
 _PREFIXES: ContextVar[Mapping[int, Prefix]] = ContextVar("dent_prefixes", default={})  # noqa: B039
@@ -88,6 +90,7 @@ class Dent(nn.Module):
         self.config = config
         self.performance = performance
         self._compiles = performance.compile
+        self._trial = Trial()
         # Decides nothing here, but libraries that attack warn of training mode, or "restore" it in
         # the model that is wrapped.
         self.training = model.training
@@ -108,7 +111,10 @@ class Dent(nn.Module):
         Raises:
             ConfigError: `steps` is out of range.
         """
-        return Dent(self.model, replace(self.config, steps=steps), self.performance)
+        other = copy.copy(self)  # what was found out of the model holds for it, too
+        other.config = replace(self.config, steps=steps)
+        check_supported(self.model, other.config)
+        return other
 
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
@@ -124,7 +130,10 @@ class Dent(nn.Module):
         """
         if id(self) in _DISABLED.get():
             _check_batch(x)
-            return AdaptedModel(self.model, _STATIC)(x, {})  # to the last bit
+            finite = _finite_rows(x)
+            self._trial.run(self.model, _STATIC, x if finite is None else x[finite])
+            own = AdaptedModel(self.model, _STATIC, shares_generators=True)
+            return own(x, {})  # to the last bit
         if self.config.last_layers is None:  # nothing to share, and nothing torch.compile stops at
             return self.predict(x, self.adapt(x))
         outer = _PREFIXES.get()
@@ -172,6 +181,8 @@ class Dent(nn.Module):
         with isolated(x, differentiable=differentiable):
             kept = _finite_rows(x)
             seen = x if kept is None else x[kept]
+            self._trial.run(self.model, self.config, seen)
+            self._trial.adapts(self.config, seen)
             if not differentiable:
                 seen = seen.clone() if seen.is_inference() else seen.detach()
 
@@ -204,6 +215,7 @@ class Dent(nn.Module):
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
         kept = _finite_rows(x)
+        self._trial.run(self.model, self.config, x if kept is None else x[kept])
         if kept is None:
             return _predictions(self._logits(x, adaptation))
         if not kept.any():  # run for the number of classes alone; batch statistics need two rows
@@ -213,10 +225,10 @@ class Dent(nn.Module):
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
 
-    def _adapted(self) -> AdaptedModel:
+    def _adapted(self, *, predicts: bool = False) -> AdaptedModel:
         prefix = _PREFIXES.get().get(id(self)) or Prefix()
         eagerly = replace(self.performance, compile=False)
-        return AdaptedModel(self.model, self.config, eagerly, prefix)
+        return AdaptedModel(self.model, self.config, eagerly, prefix, shares_generators=predicts)
 
     def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         def run(model: AdaptedModel) -> Tensor:
@@ -225,19 +237,26 @@ class Dent(nn.Module):
         given = [x, adaptation.smoothing, *adaptation.parameters.values()]
         needs_gradient = any(value is not None and value.requires_grad for value in given)
         if needs_gradient and torch.is_grad_enabled():
-            return run(self._adapted())
-        return self._fastest(run)
+            return run(self._adapted(predicts=True))
+        return self._fastest(run, predicts=True)
 
-    def _fastest(self, run: Callable[[AdaptedModel], Found]) -> Found:
-        """Return what `run` makes of the compiled model, or where that fails, of the model."""
+    def _fastest(self, run: Callable[[AdaptedModel], Found], *, predicts: bool = False) -> Found:
+        """Return what `run` makes of the compiled model, or where that fails, of the model.
+
+        The random numbers that a model draws from generators of its own advance by what is
+        predicted, as they do in the model, and not by what is adapted.
+        """
         if not self._compiles:
-            return run(self._adapted())
+            return run(self._adapted(predicts=predicts))
         try:
-            return run(AdaptedModel(self.model, self.config, self.performance))
+            return run(
+                AdaptedModel(self.model, self.config, self.performance, shares_generators=predicts)
+            )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            found = run(self._adapted())  # raises what is wrong with model or batch
+            # Raises what is wrong with model or batch.
+            found = run(self._adapted(predicts=predicts))
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
             warnings.warn(

@@ -41,17 +41,41 @@ class MissingExtraError(DentError, ImportError):
     """An optional dependency is missing: the message says which `pip install` brings it."""
 
 
-class CompileWarning(UserWarning):
+class DentWarning(UserWarning):
+    """Base of every warning that torch-dent gives on its own account."""
+
+
+class CompileWarning(DentWarning):
     """A model could not be compiled, so that its defense computes without: same answers, slower."""
 
 
-class WeightsWarning(UserWarning):
+class WeightsWarning(DentWarning):
     """A weights file holds more than what was taken: the message says what, and how to take it."""
 
 
-class DataWarning(UserWarning):
+class DataWarning(DentWarning):
     """Part of a folder of images was passed over: the message says what and why."""
 
 
-class BudgetWarning(UserWarning):
+class BudgetWarning(DentWarning):
     """A radius is so large that it seems to be meant in other units than those of the pixels."""
+
+
+class NotLogitsWarning(DentWarning):
+    """A model seems to return probabilities where logits are expected."""
+
+
+class NoAdaptationWarning(DentWarning):
+    """The first step of a defense moves nothing, so that it is the static model."""
+
+
+class UnadaptedLayersWarning(DentWarning):
+    """A model has normalization layers of a kind that is not known, so they are not adapted."""
+
+
+class PixelRangeWarning(DentWarning):
+    """Images have values that only pixels from 0 to 255 have."""
+
+
+class StatefulModelWarning(DentWarning):
+    """A model keeps something from call to call, which a defense does not carry on."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dent.random_state import kept_generators
+
 
 class _Kept(NamedTuple):
     """An answer, with the versions by which a write in place to it or to its input shows."""
@@ -52,7 +54,7 @@ class Prefix:
             adapted: its adapted layers.
         """
         for name, module in _before(model, adapted):
-            if "forward" not in vars(module):
+            if "forward" not in vars(module) and not kept_generators(module):
                 vars(module)["forward"] = self._remembering(name, module)
 
     def _remembering(self, name: str, module: nn.Module) -> Any:

@@ -1,6 +1,8 @@
-"""A private copy of a model: its weights shared as constants, its hooks shared, all else its own.
+"""A private copy of a model: its weights shared as constants, all else its own.
 
 What copy.deepcopy would make, in a fraction of its time: a defense copies its model at every call.
+Beyond it, functions and hooks that hold parts of the model hold those of the copy; all other hooks
+are shared.
 """
 
 import copy
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import UnsupportedModelError
+from dent.random_state import copied, kept_generators
+from dent.rebinding import FOLLOWED, Rebinding
 
 _HOOKS: Final = (
     "_forward_hooks",
@@ -26,29 +30,50 @@ _HOOKS: Final = (
     "_load_state_dict_post_hooks",
 )
 _NO_TENSORS: Final = frozenset({"_parameters", "_modules", *_HOOKS})
+_NO_CALLABLES: Final = frozenset({"_parameters", "_modules", "_buffers"})
+_COMPILED: Final = "_compiled_call_impl"
+"""What `module.compile()` leaves: it runs the original. PyTorch leaves it out of copies, too."""
 _ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, torch.device})
 _CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
 _COPYING: Final = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 """Methods by which a class says how it is copied."""
+_MAY_LEAD_BACK: Final = (*FOLLOWED, list, tuple, dict)
 
 
-def private_copy(model: nn.Module) -> nn.Module:
+def private_copy(model: nn.Module, *, shares_generators: bool = False) -> nn.Module:
     """Copy a model's structure and tensors in eval mode; share weights (detached) and hooks.
+
+    Args:
+        model: any module.
+        shares_generators: draw from the random generators that the model keeps as attributes, so
+            that they advance as by a call of the model; else from copies, which start where they
+            are now.
 
     Raises:
         UnsupportedModelError: the model holds something that cannot be copied.
     """
     try:
         memo = _not_copied(model)
-        for module in reversed(list(model.modules())):  # children before their parents
-            if id(module) not in memo and _copies_plainly(type(module)):  # type: ignore[arg-type]
-                _copy_plainly(module, memo)
-        return copy.deepcopy(model, memo).eval()
+        for generator in kept_generators(model):
+            memo[id(generator)] = generator if shares_generators else copied(generator)
+        modules = list(model.modules())
+        callables: list[tuple[dict[str, Any], str]] = []
+        for module in reversed(modules):  # children before their parents
+            if id(module) not in memo and _is_plain(module):
+                callables += _copy_plainly(module, memo)
+        new: nn.Module = copy.deepcopy(model, memo)
+        _rebind(modules, callables, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
         raise UnsupportedModelError(
             f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
             "on a private copy (weights shared); make copy.deepcopy(model) work."
         ) from error
+    new.eval()  # whose result a train() of the model's own may have forgotten to return
+    return new
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return _copies_plainly(type(module))  # type: ignore[arg-type] # classes are hashable
 
 
 @functools.cache
@@ -62,19 +87,45 @@ def _copies_plainly(kind: type[nn.Module]) -> bool:
     return not any("__slots__" in vars(each) for each in kind.__mro__)
 
 
-def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Copy attribute by attribute into `memo`, as copy.deepcopy would."""
+def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Copy attribute by attribute into `memo`, as copy.deepcopy would.
+
+    Returns:
+        Where the copy has callables that may lead to the original: attributes, and their names.
+    """
     new = object.__new__(type(module))
     memo[id(module)] = new
     own = vars(new)
+    callables = []
     for name, value in vars(module).items():
         kind = type(value)
         if kind in _ATOMS or (kind is tuple and all(type(each) in _ATOMS for each in value)):
             own[name] = value
         elif kind in _CONTAINERS and not value:
             own[name] = memo.setdefault(id(value), kind())
-        else:
+        elif name in _HOOKS:
+            own[name] = copy.copy(value)
+            callables.append((own, name))
+        elif name != _COMPILED:
             own[name] = copy.deepcopy(value, memo)
+            if name not in _NO_CALLABLES and isinstance(value, _MAY_LEAD_BACK):
+                callables.append((own, name))
+    return callables
+
+
+def _rebind(
+    modules: list[nn.Module], callables: list[tuple[dict[str, Any], str]], memo: dict[int, Any]
+) -> None:
+    """Let functions and hooks of the copies hold the copies' parts."""
+    for module in modules:
+        if not _is_plain(module):
+            own = vars(memo[id(module)])
+            names = [name for name, value in own.items() if isinstance(value, _MAY_LEAD_BACK)]
+            callables += [(own, name) for name in names if name not in _NO_CALLABLES]
+    if callables:
+        rebinding = Rebinding(memo)
+        for own, name in callables:
+            own[name] = rebinding.refill(own[name])
 
 
 def _not_copied(model: nn.Module) -> dict[int, Any]:
@@ -88,16 +139,17 @@ def _not_copied(model: nn.Module) -> dict[int, Any]:
                     # Inference tensors cannot be saved for backward; all others are shared.
                     own = weight.clone() if weight.is_inference() else weight.detach()
                     memo.setdefault(id(weight), own)
-        for kind in _HOOKS:
-            memo.update((id(hook), hook) for hook in getattr(module, kind).values())
-    for tensor in _kept_tensors(model):
+        if not _is_plain(module):  # its hooks are shared, whatever copies it
+            for kind in _HOOKS:
+                memo.update((id(hook), hook) for hook in getattr(module, kind).values())
+    for tensor in kept_tensors(model):
         if tensor.grad_fn is not None or tensor.is_inference():
             # What a forward has kept of an earlier batch, say: deepcopy refuses its graph.
             memo.setdefault(id(tensor), tensor.detach().clone())
     return memo
 
 
-def _kept_tensors(model: nn.Module) -> Iterator[Tensor]:
+def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Yield all tensors that are no parameters."""
     for module in model.modules():
         for name, value in vars(module).items():

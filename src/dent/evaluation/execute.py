@@ -24,6 +24,7 @@ from dent.evaluation.serving import Served, clock, device_of, merge_traces, serv
 from dent.evaluation.spec import STATIC, EvaluationSpec
 from dent.evaluation.stream import Stream, serve_seed
 from dent.evaluation.subject import Subject
+from dent.random_state import seeded_generators
 from dent.threat import ThreatModel
 
 Within = Callable[[int, int], None]
@@ -185,7 +186,8 @@ def _submission(
     if unit.kind == "assembled":
         found, sources = assembled(run, unit, members[0])
         return found, {"sources": sources}, 0.0
-    result = _attack(run, unit, members, batches, seed, within)
+    with seeded_generators(run.lineup[unit.defense], seed):
+        result = _attack(run, unit, members, batches, seed, within)
     return result.adversarial, _of_attack(result), result.seconds
 
 

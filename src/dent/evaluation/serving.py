@@ -17,6 +17,7 @@ from dent.errors import InputError
 from dent.evaluation.records import Trace
 from dent.objectives import entropy
 from dent.outputs import advice, described
+from dent.random_state import seeded_generators
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None
     Args:
         defense: Dynamic or static.
         x: Images (N, C, H, W).
-        seed: Of torch's generators while the defense answers; they are restored after.
+        seed: Of torch's generators, and of those that the defense's modules keep, while it answers;
+            they are restored after.
         attacked: How many members, from the first, the trace is over; all if None.
 
     Raises:
         InputError: The answer is not one row of at least two logits per member.
     """
-    with isolated_random_state(seed, x.device), torch.no_grad():
+    random = isolated_random_state(seed, x.device), seeded_generators(defense, seed)
+    with random[0], random[1], torch.no_grad():
         start = clock(x.device)
         adaptation = None
         if isinstance(defense, DynamicDefense):

@@ -9,6 +9,7 @@ from dent.evaluation.ladder import ladder_of
 from dent.evaluation.plan import Plan
 from dent.evaluation.records import JournalRecord, Session, UnitRecord
 from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
+from dent.evaluation.sanity import suspicions
 from dent.evaluation.scoring import Scores, score
 from dent.evaluation.serving import merge_traces
 from dent.evaluation.spec import STATIC, DefenseSpec, EvaluationSpec
@@ -61,8 +62,9 @@ def _defense(
     difference = None
     if defense.name != STATIC and STATIC in all_scores:
         difference = difference_to(all_scores[STATIC], scores, dependence, bootstrap_seed(spec))
+    unattacked = _count([piece.attacked for piece in natural])
     return DefenseResult(
-        natural=_count([piece.attacked for piece in natural]),
+        natural=unattacked,
         bystanders=_count([piece.company for piece in natural]),
         attacks=attacks,
         worst=worst_of(scores, dependence),
@@ -78,7 +80,8 @@ def _defense(
             missing,
             has_static=spec.has_static,
             looks_through=looks_through(spec),
-        ),
+        )
+        + suspicions(unattacked, len(spec.dataset.classes), scores),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
     )

@@ -1,7 +1,8 @@
 """Static models for dent to defend: the paper's residual nets, a registry, and the user's own."""
 
+from dent.errors import NotLogitsWarning
 from dent.models.architecture import build
-from dent.models.check import NotLogitsWarning, check_model
+from dent.models.check import check_model
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
 from dent.models.residual import ResNet, resnet

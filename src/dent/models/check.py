@@ -7,15 +7,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from dent.errors import DentError, InputError, UnsupportedModelError
+from dent.errors import DentError, InputError, NotLogitsWarning, UnsupportedModelError
 from dent.outputs import advice, described
+from dent.trial import seem_probabilities
 
 _SHAPE = (2, 3, 32, 32)
 _CHANNELS = (1, 3)
-
-
-class NotLogitsWarning(UserWarning):
-    """A model seems to return probabilities where logits are expected."""
 
 
 def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None) -> None:
@@ -49,10 +46,7 @@ def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None
     images = _images_for(model) if images is None else _checked(images)[:2]
     logits = _run(model, images, num_classes)
     _run(model, images[:1], num_classes)
-    probabilities = bool((logits >= 0).all()) and torch.allclose(
-        logits.float().sum(1), torch.ones(len(logits), device=logits.device), atol=1e-2
-    )
-    if probabilities:
+    if seem_probabilities(logits):
         warnings.warn(
             f"{_name(model)} returns rows that are not negative and sum to 1: probabilities, not "
             "logits. Take the softmax out of the model, or attacks and adaptation will mislead",

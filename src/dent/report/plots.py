@@ -60,7 +60,6 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
         y_label="accuracy",
         x_ticks=thin(ticks),
         share=True,
-        numeric=not even,
     )
 
 

@@ -1,0 +1,630 @@
+"""A defense is the model's own, or says why it cannot be: what the first batch finds out."""
+
+import copy
+import functools
+import random
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dent.config import DENT_PLUS, DentConfig
+from dent.defense import Dent
+from dent.errors import (
+    DentWarning,
+    NoAdaptationWarning,
+    NotLogitsWarning,
+    PixelRangeWarning,
+    StatefulModelWarning,
+    UnsupportedModelError,
+)
+from dent.random_state import copied, get_state, kept_generators, seeded_generators, set_state
+from tests.configurations import Around
+
+STEPS = DentConfig(steps=2, lr=1e-2)
+SAMPLE_WISE = DentConfig(steps=2, lr=1e-2, granularity="sample")
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    """No warning of ours comes unasked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DentWarning)
+        yield
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def _net(classes: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    ).eval()
+
+
+class _Body(nn.Module):
+    """A plain net with something around it, to be made in many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+class _Features(_Body):
+    """Reads what a hook has laid on it, as feature extractors do."""
+
+    def __init__(self, hook: Callable[["_Features"], Callable[..., None]]) -> None:
+        super().__init__()
+        self.seen: Any = None
+        self.body[5].register_forward_hook(hook(self))
+
+    def keep(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self.seen = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        return self.body[6:](self.seen)  # type: ignore[no-any-return]
+
+
+def _closure(model: _Features) -> Callable[..., None]:
+    def hook(module: nn.Module, args: object, output: Tensor) -> None:
+        model.seen = output
+
+    return hook
+
+
+def _with_forward(wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> nn.Module:
+    model = _net()
+    model.forward = wrap(model.forward)  # type: ignore[method-assign,assignment]
+    return model
+
+
+def _decorated(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def timed(*args: Any, **named: Any) -> Tensor:
+        return forward(*args, **named)
+
+    return timed
+
+
+def _in_defaults(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(x: Tensor, through: Callable[..., Tensor] = forward) -> Tensor:
+        return through(x)
+
+    return run
+
+
+def _lambda() -> nn.Module:
+    model = _Body()
+    model.forward = lambda x: model.body(x) * 1  # type: ignore[method-assign]
+    return model
+
+
+def _lambdas_in_a_list() -> nn.Module:
+    class Listed(_Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = {"all": [lambda x: self.body(x) * 1]}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts["all"][0](x)  # type: ignore[no-any-return]
+
+    return Listed()
+
+
+def _child_knows_its_parent_weakly() -> nn.Module:
+    class Child(nn.Module):
+        def __init__(self, parent: nn.Module) -> None:
+            super().__init__()
+            self.parent = weakref.ref(parent)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parent().body(x)  # type: ignore[union-attr,no-any-return,operator]
+
+    class Parent(_Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.child = Child(self)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.child(x)  # type: ignore[no-any-return]
+
+    return Parent()
+
+
+def _compiled_in_place() -> nn.Module:
+    model = _net()
+    model.compile(backend="eager")
+    return model
+
+
+def _train_that_returns_nothing() -> nn.Module:
+    class Forgets(_Body):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+
+    return Forgets()
+
+
+FOLLOWED: dict[str, Callable[[], nn.Module]] = {
+    "hook-method": lambda: _Features(lambda model: model.keep),
+    "hook-closure": lambda: _Features(_closure),
+    "hook-partial": lambda: _Features(lambda model: functools.partial(_Features.keep, model)),
+    "forward-autocast": lambda: _with_forward(torch.autocast("cpu", torch.bfloat16)),  # type: ignore[arg-type]
+    "forward-decorated": lambda: _with_forward(_decorated),
+    "forward-twice-decorated": lambda: _with_forward(lambda f: _decorated(_decorated(f))),
+    "forward-in-defaults": lambda: _with_forward(_in_defaults),
+    "forward-partial": lambda: _with_forward(lambda f: functools.partial(_decorated(f))),
+    "forward-lambda": _lambda,
+    "lambdas-in-a-list": _lambdas_in_a_list,
+    "weak-reference": _child_knows_its_parent_weakly,
+    "compiled-in-place": _compiled_in_place,
+    "train-returns-nothing": _train_that_returns_nothing,
+}
+
+
+@pytest.mark.parametrize("config", [STEPS, SAMPLE_WISE])
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_copy_of_a_model_follows_wherever_it_keeps_its_parts(
+    name: str, config: DentConfig, x: Tensor
+) -> None:
+    model, plain = FOLLOWED[name](), _net()
+    model.eval()
+    want = model(x).detach()
+    model(1 - x)
+    kept = getattr(model, "seen", None)
+    defense = Dent(model, config)
+    with defense.disabled():
+        assert torch.equal(defense(x), want)
+    adaptation = defense.adapt(x)
+    expected = Dent(plain, config).adapt(x)
+    assert len(adaptation.parameters) == 4
+    for (key, value), known in zip(
+        adaptation.parameters.items(), expected.parameters.values(), strict=True
+    ):
+        own = model.get_parameter(key)
+        assert ((value - own).abs() > 1e-3).any(), key
+        if "autocast" not in name:
+            torch.testing.assert_close(value, known)
+    assert getattr(model, "seen", None) is kept
+
+
+class _Delegates(nn.Module):
+    """Answers whatever it lacks by what it wraps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner((x - 0.5) / 0.25)  # type: ignore[no-any-return]
+
+
+def test_a_wrapper_is_not_taken_for_what_it_wraps(x: Tensor) -> None:
+    compiled: Any = torch.compile(_net(), backend="eager")
+    model = _Delegates(compiled).eval()
+    defense = Dent(model, STEPS)
+    with defense.disabled():
+        assert torch.equal(defense(x), _net()((x - 0.5) / 0.25))
+    model = _Delegates(_net()).eval()
+    model._orig_mod = model.inner  # a name of torch.compile's, on a module of one's own
+    with Dent(model, STEPS).disabled() as _, torch.no_grad():
+        assert torch.equal(Dent(model, STEPS)(x), Dent(_Delegates(_net()).eval(), STEPS)(x))
+
+
+_GLOBAL: list[nn.Module] = []
+
+
+class _RunsAGlobal(_Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return _GLOBAL[0](x)  # type: ignore[no-any-return]
+
+
+class _Outside:
+    """Holds a model, and what it found, where no copy can follow."""
+
+    found: Any = None
+
+    def keep(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self.found = output.detach() * (-1 if output.shape[0] == 0 else 1)
+
+
+class _ReadsAGlobal(_Body):
+    """Adds what it was shown in the batch before to its answer."""
+
+    last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.body(x)
+        before = _ReadsAGlobal.last
+        _ReadsAGlobal.last = found.detach()
+        return found if before is None else found + before.mean()
+
+
+def test_a_model_that_runs_layers_of_the_original_is_refused(x: Tensor) -> None:
+    model = _RunsAGlobal().eval()
+    _GLOBAL[:] = [model.body]
+    defense = Dent(model, STEPS)
+    with pytest.raises(UnsupportedModelError, match=r"calls layers of the model itself \(body.*"):
+        defense(x)
+    with (
+        pytest.raises(UnsupportedModelError, match="leads back to the original"),
+        defense.disabled(),
+    ):
+        defense(x)
+
+
+def test_a_copy_that_answers_otherwise_is_refused(x: Tensor) -> None:
+    class Halves(_Body):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Halves":
+            new = Halves()
+            new.load_state_dict({k: v / 2 for k, v in self.state_dict().items()})
+            return new
+
+    with pytest.raises(UnsupportedModelError, match=r"does not answer as the model does: .*differ"):
+        Dent(Halves().eval(), STEPS)(x)
+
+
+def test_a_copy_that_cannot_take_what_the_model_takes_is_refused(x: Tensor) -> None:
+    class Bare(_Body):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Bare":
+            new = Bare()
+            new.body[0] = nn.Conv2d(1, 8, 3)
+            return new
+
+    with pytest.raises(UnsupportedModelError, match="cannot take a batch that the model takes"):
+        Dent(Bare().eval(), STEPS)(x)
+
+
+class _Counts(_Body):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+def test_a_model_that_keeps_state_is_said_to_and_left_as_it_is(x: Tensor) -> None:
+    model = _Counts().eval()
+    with pytest.warns(StatefulModelWarning, match="answers the same batch differently"):
+        Dent(model, STEPS)(x)
+    assert model.calls == 0
+
+
+def test_a_model_that_never_repeats_itself_is_not_called_anothers(x: Tensor) -> None:
+    class Draws(_Body):
+        source = random.SystemRandom()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.source.random()
+
+    Dent(Draws().eval(), STEPS)(x)
+
+
+def test_the_first_batch_leaves_all_as_it_was(x: Tensor) -> None:
+    class Keeps(_Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("sum", torch.zeros(()))
+            self.kept: dict[str, Any] = {"of": [torch.zeros(()), {1}], "deep": ([],)}
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.sum += 1
+            self.kept["of"][0].add_(1)
+            self.kept["of"][1].add(len(x))
+            self.kept["deep"][0].append(x)
+            self.kept["new"] = self.more = x
+            return super().forward(x)
+
+    model = Keeps().train()
+    before = copy.deepcopy(vars(model))
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+    Dent(model, STEPS).adapt(x)
+    assert all(module.training for module in model.modules())
+    assert vars(model).keys() == before.keys()
+    assert model.sum == 0
+    assert model.kept == before["kept"]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()  # type: ignore[index] # noqa: NPY002
+
+
+def test_only_the_first_batch_is_tried(x: Tensor) -> None:
+    seen: list[int] = []
+    model = _net()
+    model[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    defense = Dent(model, STEPS)
+    defense(x)
+    first = len(seen)
+    defense(x)
+    assert first > len(seen) - first == STEPS.steps + 1
+    seen.clear()
+    defense.with_steps(1)(x)
+    assert len(seen) == 2
+
+
+def test_a_model_of_one_batch_size_is_tried_by_the_whole_batch() -> None:
+    class Twelve(_Body):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 12
+            return super().forward(x)
+
+    class TwelveHalves(Twelve):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "TwelveHalves":
+            new = TwelveHalves()
+            new.load_state_dict({k: v / 2 for k, v in self.state_dict().items()})
+            return new
+
+    x = torch.rand(12, 3, 16, 16)
+    assert Dent(Twelve().eval(), STEPS)(x).isfinite().all()
+    with pytest.raises(UnsupportedModelError, match="does not answer as the model does"):
+        Dent(TwelveHalves().eval(), STEPS)(x)
+
+
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "torch": (
+        lambda: torch.Generator().manual_seed(7),
+        lambda source: float(torch.rand((), generator=source)),
+    ),
+    "numpy": (lambda: np.random.default_rng(7), lambda source: float(source.random())),
+    "numpy-legacy": (
+        lambda: np.random.RandomState(7),
+        lambda source: float(source.rand()),
+    ),
+    "python": (lambda: random.Random(7), lambda source: float(source.random())),  # noqa: S311
+}
+
+
+class _Noisy(_Body):
+    """Shifts its logits by a random number, which shows in the answer as it is."""
+
+    def __init__(self, kind: str, within: Callable[[Any], Any] = lambda it: it) -> None:
+        super().__init__()
+        make, self.draw = GENERATORS[kind]
+        self.source = make()
+        self.held = within(self.source)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.draw(self.source)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_random_numbers_of_the_models_own_go_on_as_in_the_model(kind: str, x: Tensor) -> None:
+    model, twin = _Noisy(kind).eval(), _Noisy(kind).eval()
+    defense = Dent(model, STEPS)
+    with defense.disabled():
+        answers = [defense(x) for _ in range(3)]
+    for answer in answers:
+        torch.testing.assert_close(answer, twin(x))
+    # A defense draws once more for every prediction, and not for its steps.
+    base = Dent(_net(), STEPS)(x)
+    for _ in range(3):
+        torch.testing.assert_close(defense(x), base + twin.draw(twin.source))
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_steps_draw_anew_and_adapting_leaves_the_models_generator(kind: str, x: Tensor) -> None:
+    class Scaled(_Noisy):
+        drawn: list[float] = []  # noqa: RUF012
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.drawn.append(self.draw(self.source))
+            return _Body.forward(self, x)
+
+    model = Scaled(kind).eval()
+    defense = Dent(model, STEPS)
+    defense.adapt(x)
+    model.drawn.clear()
+    before = get_state(model.source)
+    defense.adapt(x)
+    assert len(set(model.drawn)) == STEPS.steps
+    assert str(get_state(model.source)) == str(before)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_generators_are_found_copied_and_seeded(kind: str) -> None:
+    class Holder:
+        def __init__(self, source: Any) -> None:
+            self.sources = {"one": [source]}
+
+    for within in (lambda it: it, lambda it: [(it,)], Holder):
+        model = _Noisy(kind, within)
+        del model.source
+        if within is not Holder:
+            assert kept_generators(nn.Sequential(model)) == [_only(model.held)]
+        (source,) = kept_generators(model)
+        twin = copied(source)
+        assert model.draw(twin) == model.draw(source)
+        state, expected = get_state(source), model.draw(copied(source))
+        with seeded_generators(model, 2**40 + 3):
+            first = model.draw(source)
+        with seeded_generators(model, 2**40 + 3):
+            assert model.draw(source) == first != expected
+        assert model.draw(source) == expected
+        set_state(source, state)
+        assert model.draw(source) == expected
+
+
+def _only(held: Any) -> Any:
+    while isinstance(held, list | tuple):
+        (held,) = held
+    return held
+
+
+class _Part(_Body):
+    """One of whose layers is behind something that cuts the graph."""
+
+    def __init__(self, cut: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body[2:](self.cut(self.body[:2], x))  # type: ignore[no-any-return]
+
+
+def _no_grad(part: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return part(x)  # type: ignore[no-any-return]
+
+
+def _reentrant(part: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(part, x, use_reentrant=True)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("config", [STEPS, SAMPLE_WISE, DENT_PLUS])
+@pytest.mark.parametrize("cut", [_no_grad, _reentrant, lambda part, x: part(x).detach()])
+def test_layers_that_no_gradient_reaches_are_named(
+    cut: Callable[[nn.Module, Tensor], Tensor], config: DentConfig, x: Tensor
+) -> None:
+    model = _Part(cut).eval()
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"reaches 2 of 4 .* of _Part \(body\.1\.weight, body\.1\.bias\).*use_reentrant=False",
+    ):
+        Dent(model, config)(x)
+    last = DentConfig(steps=2, lr=1e-2, last_layers=1)
+    assert set(Dent(model, last).adapt(x).parameters) == {"body.4.weight", "body.4.bias"}
+
+
+def test_a_backward_that_fails_is_the_models_with_advice(x: Tensor) -> None:
+    class Between(_Body):
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.body[:2](x)
+            return checkpoint(self.body[2:], inner, use_reentrant=True)  # type: ignore[no-any-return]
+
+    with pytest.raises(UnsupportedModelError, match=r"backward of Between fails.*checkpointing"):
+        Dent(Between().eval(), STEPS)(x)
+
+
+def test_layers_that_the_answer_does_not_hang_on_may_stay(x: Tensor) -> None:
+    class Auxiliary(_Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.beside = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.beside(self.body[0](x))
+            return super().forward(x)
+
+    parameters = Dent(Auxiliary().eval(), STEPS).adapt(x).parameters
+    moved = [name for name, value in parameters.items() if value.unique().numel() != 1]
+    assert {name.split(".")[0] for name in moved} == {"body"}
+
+
+def test_a_single_logit_is_refused_and_its_static_model_served(x: Tensor) -> None:
+    defense = Dent(_net(1), STEPS)
+    with pytest.raises(UnsupportedModelError, match="entropy of one class is always 0"):
+        defense(x)
+    with defense.disabled():
+        assert torch.equal(defense(x), _net(1)(x))
+
+
+@pytest.mark.parametrize(
+    ("head", "said"), [(nn.Softmax(1), "the softmax out"), (nn.Sigmoid(), "the sigmoid out")]
+)
+def test_outputs_that_are_no_logits_are_said(head: nn.Module, said: str, x: Tensor) -> None:
+    with pytest.warns(NotLogitsWarning, match=f"Take {said} of the model"):
+        Dent(nn.Sequential(_net(), head).eval(), STEPS)(x)
+    Dent(nn.Sequential(_net(), nn.LogSoftmax(1)).eval(), STEPS)(x)
+
+
+class _Times(Around):
+    factor = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) * self.factor  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e6])
+def test_an_objective_without_any_slope_is_said(factor: float, x: Tensor) -> None:
+    model = _Times(_net()).eval()
+    model.factor = factor
+    with pytest.warns(NoAdaptationWarning, match="moves nothing"):
+        adaptation = Dent(model, STEPS).adapt(x)
+    for name, value in adaptation.parameters.items():
+        assert torch.equal(value, model.get_parameter(name))
+
+
+def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -> None:
+    model = _net()
+    defense = Dent(model, DENT_PLUS)
+    with pytest.warns(NoAdaptationWarning, match="A batch of one sample is served by the static"):
+        answer = defense(x[:1])
+    torch.testing.assert_close(answer, model(x[:1]))
+    defense(x[:1])
+    defense(x)
+    Dent(model, STEPS)(x[:1])
+
+
+def _standardized(images: Tensor, mean: float, std: float) -> Tensor:
+    return (images - mean) / std
+
+
+_IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        _IMAGES * 255,
+        _IMAGES[:, :1] * 255,
+        _standardized(_IMAGES * 255, 0.45, 0.225),
+        -_IMAGES * 255,
+    ],
+    ids=["bytes", "gray", "bytes-normalized-as-if-not", "inverted"],
+)
+def test_pixels_in_bytes_are_said_once(given: Tensor) -> None:
+    channels = given.shape[1]
+    model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.Flatten())
+    defense = Dent(model.eval(), STEPS)
+    defense(_IMAGES[:, : given.shape[1]])
+    with pytest.warns(PixelRangeWarning, match=r"Divide by 255"):
+        defense(given)
+    defense(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        _IMAGES,
+        _IMAGES * 2 - 1,
+        _standardized(_IMAGES, 0.13, 0.19),
+        _IMAGES * 255 - 110,
+        _IMAGES[:, :2] * 255,
+        torch.rand(4, 30) * 255,
+        torch.zeros(2, 3, 8, 8),
+    ],
+    ids=["unit", "signed", "standardized", "caffe", "two-channels", "no-images", "black"],
+)
+def test_what_a_normalization_gives_is_not_bothered(given: Tensor) -> None:
+    features = given.shape[1]
+    body = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if given.dim() == 4 else []
+    torch.manual_seed(0)
+    Dent(nn.Sequential(*body, nn.Linear(features, 6), nn.LayerNorm(6)).eval(), STEPS)(given)
