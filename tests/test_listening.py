@@ -31,3 +31,28 @@ def test_addresses_of_either_kind(
     listening.listen(host, 80)
     assert asked == [((host, 80), family)]
     assert listening.url(host, 80) == url
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "header", "permitted"),
+    [
+        *(("127.0.0.1", (), each, True) for each in ("127.0.0.1:80", "localhost", "[::1]:8000")),
+        *(("127.0.0.1", (), each, False) for each in ("evil.example", "127.0.0.1.x", "[::2]")),
+        *(("127.0.0.1", (), each, False) for each in ("localhost@x", "a localhost", "x:localhost")),
+        ("127.0.0.9", (), "127.0.0.9:1", True),
+        ("::1", (), "localhost", True),
+        ("LocalHost", (), "evil.example", False),
+        ("127.0.0.1", ("Demo.example",), "demo.EXAMPLE:443", True),
+        ("127.0.0.1", ("demo.example",), "evil.example", False),
+        ("192.0.2.1", (), "evil.example", True),
+        ("myhost", (), "evil.example", True),
+    ],
+)
+def test_a_server_of_this_machine_alone_answers_to_no_other_name(
+    host: str, allowed: tuple[str, ...], header: str, permitted: bool
+) -> None:
+    hosts = listening.Hosts(host, allowed)
+    assert hosts.permits([header]) == permitted
+    if listening.is_loopback(host):
+        assert not hosts.permits([])
+        assert not hosts.permits([header, header])

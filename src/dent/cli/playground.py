@@ -12,6 +12,17 @@ def playground_command(
     host: Annotated[
         str, typer.Option(help="Address to listen at; the default is for this machine alone.")
     ] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host name that requests may give, beside 127.0.0.1 and localhost: a proxy's. "
+            "Repeatable.",
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds that one run may compute.")
+    ] = 300.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the page's address as JSON.")
     ] = False,
@@ -29,4 +40,4 @@ def playground_command(
         else:
             OUT.print(f"Open {address} in a browser. Ctrl-C ends it.", soft_wrap=True)
 
-    serve(host, port, ready)
+    serve(host, port, ready, allowed=allowed_host or (), seconds=time_limit)

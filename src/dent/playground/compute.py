@@ -5,14 +5,17 @@
 No browser is needed for it. What the attacks do is what `dent.attacks` does: they are only watched.
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dent import data, models
 from dent.attacks import Defense, DynamicDefense
@@ -76,7 +79,12 @@ def model(name: str) -> nn.Module:
     return models.load(name, num_classes=len(images().classes))
 
 
-def play(setup: Setup, picked: Picked, see: See = lambda sight: None) -> Outcome:
+def play(
+    setup: Setup,
+    picked: Picked,
+    see: See = lambda sight: None,
+    check: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Run everything that was asked for.
 
     The same arguments give the same outcome, but for the times, on one machine.
@@ -85,11 +93,28 @@ def play(setup: Setup, picked: Picked, see: See = lambda sight: None) -> Outcome
         setup: What to run.
         picked: The image.
         see: Told of every query while the attacks run; what it raises ends the run.
+        check: Called before every layer, so that what it raises ends the run within a step.
 
     Raises:
         InputError: The static model has no answer to an image without a label.
     """
-    return _Play(setup, picked, see).run()
+    with _checked(check):
+        return _Play(setup, picked, see).run()
+
+
+@contextmanager
+def _checked(check: Callable[[], None]) -> Iterator[None]:
+    thread = threading.get_ident()
+
+    def before_layer(module: nn.Module, inputs: object) -> None:
+        if threading.get_ident() == thread:
+            check()
+
+    handle = register_module_forward_pre_hook(before_layer)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Play:

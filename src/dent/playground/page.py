@@ -1,10 +1,8 @@
 """The page: what it shows, and what happens when something is chosen or pressed."""
 
-import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from dent.data import ImageDataset
-from dent.errors import DentError
+from dent.errors import DentError, InputError
 from dent.playground import compute, ledger, render
 from dent.playground.compute import Sight, play
 from dent.playground.controls import Controls, controls, for_defense, for_model, for_norm, read
@@ -22,12 +20,15 @@ from dent.playground.ledger import Entry
 from dent.playground.outcome import CourseName, Outcome
 from dent.playground.setup import Setup
 from dent.playground.streaming import Stopped, Stream
+from dent.playground.turns import MOST_WAITING, Asker, Turn, Turns
+from dent.playground.visitors import Visitors
 from dent.playground.watch import Look
 
 TITLE: Final = "torch-dent playground"
 _PER_CLASS: Final = 4
 _ENLARGED: Final = 2 * SIDE
 _FORGET: Final = 3600  # seconds that what a visitor saw is kept
+_LOOK_EVERY: Final = 0.5  # seconds, at who waits for a turn
 
 _HEAD: Final = """<div class="play"><h1>Attack an image, with and without dent</h1>
 <p>dent adapts to the batch it is given, so an image stands in one here: the others are bundled
@@ -57,30 +58,13 @@ class Shown:
     entries: gr.State
 
 
-class Stops:
-    """Lets a visitor stop what runs for them, from another request than the one that runs it."""
+def build(turns: Turns, visitors: Visitors) -> gr.Blocks:
+    """Make the page.
 
-    def __init__(self) -> None:
-        self._events: dict[str | None, threading.Event] = {}
-
-    @contextmanager
-    def running(self, session: str | None) -> Iterator[threading.Event]:
-        """Give the event that `stop` sets for a session, while something runs."""
-        event = self._events[session] = threading.Event()
-        try:
-            yield event
-        finally:
-            self._events.pop(session, None)
-
-    def stop(self, request: gr.Request) -> None:
-        """Stop what runs for the session that asks, if anything does."""
-        event = self._events.get(request.session_hash)
-        if event is not None:
-            event.set()
-
-
-def build() -> gr.Blocks:
-    """Make the page."""
+    Args:
+        turns: Of the runs.
+        visitors: Who may ask for them, and whose files are opened.
+    """
     dataset = compute.images()
     places = gallery(dataset, _PER_CLASS)
     first = bundled(dataset, places[0])
@@ -113,8 +97,8 @@ def build() -> gr.Blocks:
             with gr.Column(scale=9, min_width=300):
                 shown = _shown(first, chosen)
         _wire_choices(page, shown, chosen_controls)
-        _wire_images(shown, chosen_controls, offered, upload, places)
-        _wire_runs(page, shown, chosen_controls)
+        _wire_images(shown, visitors, offered, upload, places)
+        _wire_runs(page, shown, chosen_controls, turns, visitors)
     return page
 
 
@@ -165,13 +149,19 @@ def _wire_choices(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
 
 
 def _wire_images(
-    shown: Shown, chosen: Controls, offered: gr.Gallery, upload: gr.File, places: list[int]
+    shown: Shown, visitors: Visitors, offered: gr.Gallery, upload: gr.File, places: list[int]
 ) -> None:
     def pick(event: gr.SelectData) -> tuple[Picked, None]:
-        return bundled(compute.images(), places[event.index]), None
-
-    def drop(path: str) -> tuple[Picked, Any]:
         with _one_sentence():
+            if event.index not in range(len(places)):
+                raise InputError(f"there is no image {event.index} in the gallery")
+            return bundled(compute.images(), places[event.index]), None
+
+    def drop(request: gr.Request, path: str) -> tuple[Picked, Any]:
+        with _one_sentence():
+            visitor = visitors.of(request.session_hash)
+            if visitor is None or not visitors.may_read(visitor, Path(path)):
+                raise InputError("only a file that you have just uploaded is opened: drop it again")
             return dropped(Path(path)), gr.Gallery(selected_index=None)
 
     def clear() -> tuple[Picked, Any]:
@@ -182,24 +172,44 @@ def _wire_images(
     upload.clear(clear, None, [shown.picked, offered], **_QUIET)
 
 
-def _wire_runs(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
-    stops = Stops()
-
+def _wire_runs(
+    page: gr.Blocks, shown: Shown, chosen: Controls, turns: Turns, visitors: Visitors
+) -> None:
     def start(request: gr.Request, picked: Picked, entries: tuple[Entry, ...], *values: Any) -> Any:
-        with stops.running(request.session_hash) as stop:
-            yield from _run(shown, stop, picked, entries, values)
+        with _one_sentence():
+            setup = read(*values)
+            turn = turns.ask(_asker(visitors, request))
+        try:
+            while before := turns.wait(turn, _LOOK_EVERY):
+                if turn.is_set():
+                    break
+                yield _busy(shown) | {shown.status: render.waiting(before)}
+            yield from _run(shown, _Asked(setup, picked, turns, turn), entries)
+        finally:
+            turns.end(turn)
+
+    def stop(request: gr.Request) -> None:
+        if request.session_hash is not None:
+            turns.stop(request.session_hash)
 
     shown.run.click(
         start,
         [shown.picked, shown.entries, *chosen.components],
         [each for each in vars(shown).values() if each not in (shown.picked, shown.chosen)],
         concurrency_id="machine",
-        concurrency_limit=1,
+        concurrency_limit=MOST_WAITING,  # they wait for their turn by themselves
         **_QUIET,
     )
-    shown.stop.click(stops.stop, None, None, **_QUIET)
+    shown.stop.click(stop, None, None, **_QUIET)
     shown.query.input(_at, [shown.seen, shown.query], shown.watched, **_QUIET)
-    page.unload(stops.stop)
+    page.unload(stop)
+
+
+def _asker(visitors: Visitors, request: gr.Request) -> Asker:
+    visitor = visitors.of(request.session_hash)
+    if visitor is None or request.session_hash is None:
+        raise InputError("open the page first")
+    return Asker(request.session_hash, visitor.token, visitor.address)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,19 +220,41 @@ class Seen:
     looks: dict[CourseName, list[Look]]
 
 
-def _run(
-    shown: Shown,
-    stop: threading.Event,
-    picked: Picked,
-    entries: tuple[Entry, ...],
-    values: tuple[Any, ...],
-) -> Generator[Updates]:
+@dataclass(frozen=True)
+class _Asked:
+    """A run that its visitor waits for."""
+
+    setup: Setup
+    picked: Picked
+    turns: Turns
+    turn: Turn
+
+    def play(self, see: Callable[[Sight], None]) -> Outcome:
+        """Compute it, and let the next begin, whether or not anybody still waits for it."""
+        try:
+            self._check()
+            self.turn.begin()
+            return play(self.setup, self.picked, see, self._check)
+        finally:
+            self.turns.end(self.turn)
+
+    def _check(self) -> None:
+        if self.turn.is_set():
+            raise Stopped
+
+    @property
+    def stopped(self) -> str:
+        """That it was, and why."""
+        seconds = self.turns.seconds if self.turn.overdue else None
+        return render.stopped(self.setup, seconds)
+
+
+def _run(shown: Shown, asked: _Asked, entries: tuple[Entry, ...]) -> Generator[Updates]:
     """Run what was chosen, and show it while it runs; the last update is the outcome."""
-    with _one_sentence():
-        setup = read(*values)
+    setup, picked = asked.setup, asked.picked
     seen = Seen(setup, {})
-    yield _busy(shown, setup)
-    stream: Stream[Sight, Outcome] = Stream(partial(play, setup, picked), stop)
+    yield _busy(shown) | {shown.status: render.progress(None, setup)}
+    stream: Stream[Sight, Outcome] = Stream(asked.play, asked.turn)
     try:
         with closing(iter(stream)) as batches:
             for sights in batches:
@@ -235,7 +267,7 @@ def _run(
         outcome = stream.result()
     except Stopped:
         known = ledger.remember(entries, ledger.of_stopped(setup, picked, seen.looks))
-        yield _idle(shown, seen) | {shown.status: render.stopped(setup), shown.entries: known}
+        yield _idle(shown, seen) | {shown.status: asked.stopped, shown.entries: known}
     except Exception as error:
         yield _idle(shown, seen) | {shown.status: ""}
         with _one_sentence():
@@ -249,11 +281,10 @@ def _run(
         }
 
 
-def _busy(shown: Shown, setup: Setup) -> Updates:
+def _busy(shown: Shown) -> Updates:
     return {
         shown.run: gr.Button(interactive=False),
         shown.stop: gr.Button(interactive=True),
-        shown.status: render.progress(None, setup),
         shown.verdict: "",
         shown.results: "",
         shown.query: gr.Slider(visible=False),

@@ -128,9 +128,15 @@ def progress(sight: Sight | None, setup: Setup) -> str:
     return _render("progress.html.j2", what=what, share=0.0 if sight is None else sight.share)
 
 
-def stopped(setup: Setup) -> str:
-    """That a run was stopped."""
-    return _render("stopped.html.j2", setup=setup)
+def stopped(setup: Setup, seconds: float | None = None) -> str:
+    """That a run was stopped; after how many seconds, where that is all it may take."""
+    return _render("stopped.html.j2", setup=setup, seconds=seconds)
+
+
+def waiting(before: int) -> str:
+    """That other runs come first."""
+    runs = "one run" if before == 1 else f"{before} runs"
+    return _render("progress.html.j2", what=f"Waiting: {runs} before this one", share=0.0)
 
 
 def watched(looks: Looks, setup: Setup, classes: Sequence[str], query: int | None = None) -> str:

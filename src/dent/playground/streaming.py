@@ -1,10 +1,9 @@
 """Turn work that reports by calling back into a stream to iterate over, which can be stopped."""
 
-import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Seen = TypeVar("Seen")
 Done = TypeVar("Done")
@@ -12,6 +11,16 @@ Done = TypeVar("Done")
 
 class Stopped(Exception):  # noqa: N818 (asked for, no error)
     """The work was asked to stop, and did."""
+
+
+class Stop(Protocol):
+    """What `threading.Event` is, as far as a stream looks."""
+
+    def set(self) -> None:
+        """Ask to stop."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
 
 
 class Stream(Generic[Seen, Done]):
@@ -22,9 +31,7 @@ class Stream(Generic[Seen, Done]):
         stop: Set it to stop the work at its next report.
     """
 
-    def __init__(
-        self, work: Callable[[Callable[[Seen], None]], Done], stop: threading.Event
-    ) -> None:
+    def __init__(self, work: Callable[[Callable[[Seen], None]], Done], stop: Stop) -> None:
         self._work = work
         self._stop = stop
         self._reports: SimpleQueue[Seen | None] = SimpleQueue()

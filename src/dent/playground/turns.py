@@ -1,0 +1,160 @@
+"""Whose run it is: one at a time, few for each visitor, and none for who has left."""
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dent.errors import InputError
+
+MOST_WAITING: Final = 16
+"""Runs that wait or compute, of all visitors together."""
+MOST_OF_ADDRESS: Final = 4
+"""Of one network address."""
+MOST_SECONDS: Final = 300.0
+"""That a run may compute."""
+_PATIENCE: Final = 10.0
+"""Seconds in which who asks for a run must begin to listen for what comes of it."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for a run.
+
+    Attributes:
+        session: The page that is open.
+        visitor: The browser.
+        address: Where it is.
+    """
+
+    session: str
+    visitor: str
+    address: str
+
+
+class Turn:
+    """One run, from when it is asked for until its work has ended.
+
+    It is an event to the work, set once it must stop.
+    """
+
+    def __init__(self, turns: "Turns", asker: Asker, until: float) -> None:
+        self.asker = asker
+        self._turns = turns
+        self._stopped = threading.Event()
+        self._listened_by = until
+        self._ends = math.inf
+        self.begun = False
+
+    def begin(self) -> None:
+        """Begin to compute: the time counts from now on."""
+        self.begun, self._ends = True, self._turns.clock() + self._turns.seconds
+
+    def set(self) -> None:
+        """Stop it: its visitor asks for that, or has left."""
+        self._stopped.set()
+
+    def is_set(self) -> bool:
+        """Whether it must stop."""
+        return self._stopped.is_set() or self.overdue or self._unheard
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it has had all the time there is for one run."""
+        return self._turns.clock() >= self._ends
+
+    @property
+    def _unheard(self) -> bool:
+        late = self._turns.clock() >= self._listened_by
+        return late and not self._turns.listens(self.asker.session)
+
+
+class Turns:
+    """Keeps the order of runs.
+
+    Args:
+        seconds: That a run may compute.
+        clock: Seconds; for tests.
+    """
+
+    def __init__(
+        self, seconds: float = MOST_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds, self.clock = seconds, clock
+        self._queue: deque[Turn] = deque()
+        self._listening: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    def ask(self, asker: Asker) -> Turn:
+        """Stand in line for a run.
+
+        Raises:
+            InputError: The visitor has one already, or there are too many.
+        """
+        with self._changed:
+            self._drop_stopped()
+            waiting = [turn.asker for turn in self._queue]
+            if any(each.visitor == asker.visitor for each in waiting):
+                raise InputError("one run at a time: stop the other, or wait until it has ended")
+            if sum(each.address == asker.address for each in waiting) >= MOST_OF_ADDRESS:
+                raise InputError(
+                    f"{MOST_OF_ADDRESS} runs from this address wait already: try again later"
+                )
+            if len(waiting) >= MOST_WAITING:
+                raise InputError(f"{MOST_WAITING} runs wait already: try again later")
+            turn = Turn(self, asker, self.clock() + _PATIENCE)
+            self._queue.append(turn)
+            return turn
+
+    def wait(self, turn: Turn, seconds: float) -> int:
+        """Wait until it is a run's turn, at most for some seconds; how many are before it."""
+        with self._changed:
+            self._changed.wait_for(lambda: turn.is_set() or not self._before(turn), seconds)
+            return self._before(turn)
+
+    def end(self, turn: Turn) -> None:
+        """Let the next begin."""
+        with self._changed:
+            if turn in self._queue:
+                self._queue.remove(turn)
+            self._changed.notify_all()
+
+    def stop(self, session: str) -> None:
+        """Stop what runs or waits for a session."""
+        with self._changed:
+            for turn in self._queue:
+                if turn.asker.session == session:
+                    turn.set()
+            self._changed.notify_all()
+
+    def came(self, session: str) -> None:
+        """Somebody listens for what comes of a session's runs."""
+        with self._changed:
+            self._listening[session] += 1
+
+    def left(self, session: str) -> None:
+        """They do no more: what runs for them is stopped."""
+        with self._changed:
+            self._listening[session] -= 1
+            gone = self._listening[session] <= 0
+            if gone:
+                del self._listening[session]
+        if gone:
+            self.stop(session)
+
+    def listens(self, session: str) -> bool:
+        """Whether anybody listens for a session."""
+        return self._listening[session] > 0
+
+    def _before(self, turn: Turn) -> int:
+        self._drop_stopped(but=turn)
+        return self._queue.index(turn) if turn in self._queue else 0
+
+    def _drop_stopped(self, but: Turn | None = None) -> None:
+        """Forget those that never began; one that did ends its work, and says so, by itself."""
+        for each in [each for each in self._queue if each is not but]:
+            if not each.begun and each.is_set():
+                self._queue.remove(each)

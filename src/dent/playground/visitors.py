@@ -1,0 +1,117 @@
+"""Who visits the page, and which files are theirs."""
+
+import secrets
+import shutil
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+MOST: Final = 1024
+"""Visitors that are known at once; whoever was away the longest must open the page again."""
+MOST_OF_ADDRESS: Final = 64
+MOST_SESSIONS: Final = 32
+"""Of one visitor: every time that the page is loaded makes one."""
+MOST_FILES: Final = 64
+"""Files that are kept, of all visitors together, each of a visitor's the last they uploaded."""
+
+
+@dataclass(eq=False)
+class Visitor:
+    """A browser that has opened the page.
+
+    Attributes:
+        token: What it shows that it is the same.
+        address: Where it is.
+        sessions: The pages that it has open, or had.
+    """
+
+    token: str
+    address: str
+    sessions: dict[str, None] = field(default_factory=dict)
+
+
+class Visitors:
+    """Knows visitors by what they show, and keeps their files apart.
+
+    Args:
+        cache: Where the files lie.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._known: OrderedDict[str, Visitor] = OrderedDict()
+        self._sessions: dict[str, Visitor] = {}
+        self._files: OrderedDict[Visitor, Path] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def welcome(self, address: str) -> Visitor:
+        """Make a visitor."""
+        with self._lock:
+            same = [each for each in self._known.values() if each.address == address]
+            if len(same) >= MOST_OF_ADDRESS:
+                self._forget(same[0])
+            elif len(self._known) >= MOST:
+                self._forget(next(iter(self._known.values())))
+            visitor = Visitor(secrets.token_urlsafe(24), address)
+            self._known[visitor.token] = visitor
+            return visitor
+
+    def known(self, token: str | None) -> Visitor | None:
+        """The visitor who shows this."""
+        with self._lock:
+            visitor = None if token is None else self._known.get(token)
+            if visitor is not None:
+                self._known.move_to_end(visitor.token)
+            return visitor
+
+    def owns(self, visitor: Visitor, session: str) -> bool:
+        """Whether a session is a visitor's: the first who names it has it."""
+        with self._lock:
+            owner = self._sessions.setdefault(session, visitor)
+            if owner is not visitor:
+                return False
+            visitor.sessions[session] = None
+            if len(visitor.sessions) > MOST_SESSIONS:
+                oldest = next(iter(visitor.sessions))
+                del visitor.sessions[oldest], self._sessions[oldest]
+            return True
+
+    def of(self, session: str | None) -> Visitor | None:
+        """Whose a session is."""
+        with self._lock:
+            return None if session is None else self._sessions.get(session)
+
+    def uploaded(self, visitor: Visitor, path: Path) -> None:
+        """Remember a visitor's file in the place of the one before."""
+        with self._lock:
+            before = self._files.pop(visitor, None)
+            self._files[visitor] = path
+            if before is not None:
+                self._remove(before)
+            if len(self._files) > MOST_FILES:
+                _, oldest = self._files.popitem(last=False)
+                self._remove(oldest)
+
+    def may_read(self, visitor: Visitor, path: Path) -> bool:
+        """Whether a path is a visitor's own file, by exactly the name that they were told."""
+        with self._lock:
+            return self._files.get(visitor) == path
+
+    def is_upload(self, path: Path) -> bool:
+        """Whether a path is a file of any visitor."""
+        with self._lock:
+            return path in self._files.values()
+
+    def _forget(self, visitor: Visitor) -> None:
+        del self._known[visitor.token]
+        for session in visitor.sessions:
+            self._sessions.pop(session, None)
+        if (path := self._files.pop(visitor, None)) is not None:
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Delete a file, unless another visitor uploaded the same one."""
+        if path not in self._files.values() and path.parent.parent == self.cache:
+            shutil.rmtree(path.parent, ignore_errors=True)
