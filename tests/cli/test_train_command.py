@@ -36,8 +36,9 @@ def test_it_trains_measures_and_can_be_evaluated(folder: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
     assert [line["epoch"] for line in result["metrics"]] == [1]
-    natural, robust = result["card"]["accuracies"]
+    natural, same, robust = result["card"]["accuracies"]
     assert (natural["total"], robust["total"], robust["attack"]) == (10, 6, "PGD-20")
+    assert (same["total"], same["attack"]) == (6, None)
     assert result["card"]["dataset"].startswith("imagefolder")
     model = models.load("resnet-8-1", weights=folder / result["best"])
     assert not model.training

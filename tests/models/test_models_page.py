@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dent import models
+from dent.models.info import by_images
 from dent.models.robustbench_source import PAPER
 from dent.models.shipped_source import ShippedModels
 from dent.models.tabulate_shipped import BEGIN, END, rewrite, table
@@ -25,8 +26,36 @@ def test_the_table_has_a_row_a_card(tmp_path: Path) -> None:
     lay_shipped(tmp_path, "a", threat=None, accuracies=[])
     rows = table(ShippedModels(tmp_path)).splitlines()
     assert len(rows) == 4
-    assert rows[2].startswith("| `a` | cifar10 | nominal | 0.2 MB | not measured |")
-    assert rows[3].endswith("| 73.0% of 100 | PGD-20 at linf 8/255: 44.0% of 100 |")
+    assert rows[2].startswith("| `a` | cifar10 | nominal | 0.2 MB |  | not measured |")
+    assert rows[3].endswith("| 100 | 73.0% | PGD-20 at linf 8/255: 44.0% |")
+
+
+def test_numbers_of_different_images_never_stand_in_one_row(tmp_path: Path) -> None:
+    """AutoAttack above PGD, robust above natural: what a row of several sets of images showed."""
+    measured = [(80, 100, None), (9, 10, None), (7, 10, "PGD-20"), (4, 5, "square")]
+    lay_shipped(
+        tmp_path, "a",
+        accuracies=[
+            {"correct": correct, "total": total, "threat": attack and "linf 8/255",
+             "attack": attack, "provenance": "a test"}
+            for correct, total, attack in measured
+        ],
+    )  # fmt: skip
+    rows = [row.split(" | ")[-3:] for row in table(ShippedModels(tmp_path)).splitlines()[2:]]
+    assert rows == [
+        ["100", "80.0%", "not attacked |"],
+        ["10", "90.0%", "PGD-20 at linf 8/255: 70.0% |"],
+        ["5", "not measured", "square at linf 8/255: 80.0% |"],
+    ]
+
+
+def test_every_shipped_robust_accuracy_has_the_natural_one_of_the_same_images() -> None:
+    for entry in ShippedModels().entries():
+        for one in by_images(entry.accuracies):
+            assert one.natural is not None, (entry.name, one.total)
+            assert all(each.correct <= one.natural.correct for each in one.attacked)
+        attacks = [{a.attack for a in one.attacked} for one in by_images(entry.accuracies)]
+        assert all("PGD-20" in found for found in attacks if "AutoAttack (standard)" in found)
 
 
 def test_only_what_is_between_the_marks_changes(tmp_path: Path) -> None:

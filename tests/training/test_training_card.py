@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dent import models
+from dent.attacks import PGD
 from dent.errors import ConfigError
 from dent.training import Measured, TrainingResult, write_card
 from dent.training.ship import ship
@@ -45,14 +46,39 @@ def test_it_names_the_weights_it_describes(
 def test_natural_accuracy_is_of_the_images_that_were_not_watched(
     trained: TrainingResult, card: dict[str, object]
 ) -> None:
-    natural, robust = card["accuracies"]  # type: ignore[misc]
+    natural, same, robust = card["accuracies"]  # type: ignore[misc]
     model = models.load(MODEL, weights=trained.best)
     x, y = halves()[1].batch(range(64 - 32))
     with torch.no_grad():
         right = (model(x).argmax(1) == y).sum()
     assert (natural["correct"], natural["total"]) == (int(right), 32)
     assert (robust["total"], robust["threat"], robust["attack"]) == (8, "linf 8/255", "PGD-20")
-    assert robust["correct"] <= natural["correct"]
+    # On the same images: what is robust is right by itself.
+    assert (same["total"], same["threat"]) == (8, None)
+    assert same["correct"] == int((model(x[:8]).argmax(1) == y[:8]).sum())
+    assert robust["correct"] <= same["correct"]
+
+
+def test_autoattack_stands_beside_pgd_on_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(tmp_path / "run", fast(epochs=1))
+    cheap = {"pgd": lambda **_: PGD(iterations=1), "standard": lambda **_: quick("standard")}
+
+    def quick(name: str) -> PGD:
+        return PGD(iterations=2, name=name)
+
+    monkeypatch.setattr("dent.training.card.make", lambda name, **_: cheap[name]())
+    measured = Measured(pgd=12, autoattack=6, batch_size=4)
+    card = json.loads(write_card(result, halves()[1], CPU, measured).read_text())
+    shown = [(one["total"], one["attack"]) for one in card["accuracies"]]
+    assert shown == [
+        (32, None), (12, None), (12, "PGD-20"),
+        (6, None), (6, "PGD-20"), (6, "AutoAttack (standard)"),
+    ]  # fmt: skip
+    for total in (12, 6):
+        natural, *attacked = (o["correct"] for o in card["accuracies"] if o["total"] == total)
+        assert all(correct <= natural for correct in attacked)
 
 
 def test_the_page_says_the_same(trained: TrainingResult, card: dict[str, object]) -> None:
@@ -72,7 +98,7 @@ def test_nominal_models_are_measured_at_a_small_radius(tmp_path: Path) -> None:
     result = run(tmp_path / "run", fast(None, epochs=1))
     card = json.loads(write_card(result, halves()[1], CPU, SMALL).read_text())
     assert card["threat"] is None
-    assert card["accuracies"][1]["threat"] == "linf 1.5/255"
+    assert card["accuracies"][2]["threat"] == "linf 1.5/255"
 
 
 def test_shipping_copies_what_the_card_describes(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import nn
@@ -50,6 +51,34 @@ class Accuracy:
     def value(self) -> float:
         """The accuracy as a fraction in [0, 1]."""
         return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class OnImages:
+    """What was measured on the same images, and so can be compared.
+
+    Attributes:
+        total: How many images.
+        natural: None where it was not measured on these.
+        attacked: Robust accuracies.
+    """
+
+    total: int
+    natural: Accuracy | None
+    attacked: tuple[Accuracy, ...]
+
+
+def by_images(accuracies: Sequence[Accuracy]) -> tuple[OnImages, ...]:
+    """Accuracies by the images that they were measured on, in the order in which they come."""
+    totals = dict.fromkeys(each.total for each in accuracies)
+    return tuple(
+        OnImages(
+            total,
+            next((a for a in accuracies if a.total == total and a.threat is None), None),
+            tuple(a for a in accuracies if a.total == total and a.threat is not None),
+        )
+        for total in totals
+    )
 
 
 @dataclass(frozen=True)

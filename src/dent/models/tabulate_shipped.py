@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from dent.models.info import by_images
 from dent.models.shipped_source import ShippedModels
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def table(models: ShippedModels) -> str:
     if not entries:
         return "No model is shipped yet."
     rows = [
-        "| name | dataset | trained for | size | natural | robust |",
-        "| --- | --- | --- | ---: | --- | --- |",
+        "| name | dataset | trained for | size | images | natural | attacked, the same images |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
-    return "\n".join([*rows, *(_row(entry) for entry in entries)])
+    return "\n".join([*rows, *(row for entry in entries for row in _rows(entry))])
 
 
 def rewrite(page: str, models: ShippedModels) -> str:
@@ -43,25 +44,28 @@ def rewrite(page: str, models: ShippedModels) -> str:
     return f"{before}{BEGIN}\n{table(models)}\n{END}{after}"
 
 
-def _row(entry: ModelInfo) -> str:
-    natural = [_cell(each) for each in entry.accuracies if each.threat is None]
-    robust = [
-        f"{each.attack} at {each.threat}: {_cell(each)}" for each in entry.accuracies if each.threat
-    ]
+def _rows(entry: ModelInfo) -> list[str]:
+    """One row for each set of images, so that no two numbers of different ones stand together."""
     size = "" if entry.size is None else f"{entry.size / 1e6:.1f} MB"
-    cells = (
-        f"`{entry.name}`",
-        entry.dataset,
-        entry.threat or "nominal",
-        size,
-        "<br>".join(natural) or "not measured",
-        "<br>".join(robust) or "not measured",
-    )
+    first = [f"`{entry.name}`", entry.dataset, entry.threat or "nominal", size]
+    found = by_images(entry.accuracies)
+    if not found:
+        return [_line([*first, "", "not measured", "not measured"])]
+    rows = []
+    for at, one in enumerate(found):
+        attacked = [f"{a.attack} at {a.threat}: {_percent(a)}" for a in one.attacked]
+        natural = "not measured" if one.natural is None else _percent(one.natural)
+        cells = [str(one.total), natural, "<br>".join(attacked) or "not attacked"]
+        rows.append(_line([*(first if at == 0 else [""] * len(first)), *cells]))
+    return rows
+
+
+def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.value:.1f}% of {accuracy.total}"
+def _percent(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.value:.1f}%"
 
 
 if __name__ == "__main__":

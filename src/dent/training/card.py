@@ -30,6 +30,7 @@ PAGE: Final = "card.md"
 SCHEMA: Final = 1
 NOMINAL_THREAT: Final = ThreatModel("linf", "1.5/255")
 """What nominal models are measured under (paper section 4.4): 8/255 leaves nothing of them."""
+_SHOWN: Final = {"pgd": "PGD-20", "standard": "AutoAttack (standard)"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def write_card(
     """Measure the best weights of a training and write the card beside them.
 
     Natural accuracy is measured on all of `test` but the watched images, by which the weights were
-    chosen; robust accuracy on the first images. What was measured is kept in folders beside the
-    weights, so that a card that was interrupted goes on.
+    chosen; robust accuracy on the first images, with their natural accuracy, and PGD-20 on those
+    of AutoAttack as well, so that numbers of the same images can be compared. What was measured
+    is kept in folders beside the weights, so that a card that was interrupted goes on.
 
     Returns:
         The card's path; a page for people lies beside it.
@@ -90,19 +92,21 @@ def write_card(
     natural = measure(model, test, range(free), None, None, device=device, seed=0)
     threat = spec.read_recipe().threat or NOMINAL_THREAT
     accuracies = [_accuracy(natural.natural, natural.total, test)]
-    for name, count, settings in (
-        ("pgd", measured.pgd, {"iterations": 20}),
-        ("standard", measured.autoattack, {"protocol": "published"}),
-    ):
-        if not count:
-            continue
-        subject = Subject(model, test, {}, (make(name, **settings),), threat, spec.model)
+    for count in sorted({measured.pgd, measured.autoattack} - {0}, reverse=True):
+        attacks = [make("pgd", iterations=20)] if measured.pgd else []
+        if count == measured.autoattack:
+            attacks.append(make("standard", protocol="published"))
+        subject = Subject(model, test, {}, attacks, threat, spec.model)
         chosen = Settings(n=count, batch_size=min(measured.batch_size, count), transfer=False)
-        folder = result.folder / f"measured-{name}-{count}"
-        found = evaluate(subject, chosen, out=folder, progress=progress)
-        served = found.defenses["static"].worst.served
-        attack = "PGD-20" if name == "pgd" else "AutoAttack (standard)"
-        accuracies.append(_accuracy(served.correct, served.total, test, threat.label, attack))
+        folder = result.folder / f"measured-{count}"
+        found = evaluate(subject, chosen, out=folder, progress=progress).defenses["static"]
+        if count != natural.total:  # robust accuracy means little without that of the same images
+            accuracies.append(_accuracy(found.natural.correct, count, test))
+        for attack in attacks:
+            served = found.attack(attack.name).served
+            accuracies.append(
+                _accuracy(served.correct, count, test, threat.label, _SHOWN[attack.name])
+            )
     card = _card(result, model, accuracies)
     path = result.folder / CARD
     write_atomically(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())

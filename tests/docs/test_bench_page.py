@@ -1,0 +1,42 @@
+"""The page of the last published benchmark follows from its figures, in a reader's order."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "docs/bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("bench")
+
+
+@pytest.fixture
+def record() -> Any:
+    return json.loads((PUBLISHED / "bench.json").read_text())
+
+
+def test_the_page_is_what_the_figures_say(bench: ModuleType, record: Any) -> None:
+    assert bench.page(record) == (PUBLISHED / "index.html").read_text()
+
+
+def test_rows_stand_together_by_defense_and_rise_with_its_steps(
+    bench: ModuleType, record: Any
+) -> None:
+    for figures in record["cost"]["cells"].values():
+        rows = bench.in_order(figures)
+        assert sorted(map(str, rows)) == sorted(map(str, figures.values()))
+        assert rows[0]["what"] == "static"
+        kinds = [bench._named(row["what"]) for row in rows]
+        defenses = [name for name, _ in kinds]
+        assert defenses == sorted(defenses, key=defenses.index)  # each in one block
+        for name in set(defenses):
+            steps = [count for defense, count in kinds if defense == name]
+            assert steps == sorted(steps)
