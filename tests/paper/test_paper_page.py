@@ -23,7 +23,11 @@ FACTS = """
 const all = (css) => [...doc.querySelectorAll(css)];
 const said = (node) => node.textContent.replace(/\\s+/g, " ").trim();
 return {
-  title: doc.title, headings: all("h2").map(said), charts: all(".plot[role=img]").map((chart) => ({
+  title: doc.title, back: all("section.run").every((part) =>
+    part.querySelector(".back a[href='#contents']")?.getBoundingClientRect().height > 0),
+  up: win.getComputedStyle(doc.querySelector(".up")).position,
+  contents: all("#contents a").map((a) => a.hash.slice(1)),
+  headings: all("h2").map(said), charts: all(".plot[role=img]").map((chart) => ({
     alt: chart.getAttribute("aria-label"), markers: chart.querySelectorAll(".marker").length,
     drawn: [...chart.querySelectorAll(".segment")].every((line) => line.getBBox().width > 0)})),
   cells: all("table.grid-table td").map((cell) => ({
@@ -115,7 +119,10 @@ def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
     plans = [plan_table(load_table(name), scale) for name in table_names()]
     results = [summarize(plan, Path("nowhere")) for plan in plans]
     facts = ask({"page": Question(to_page(plans, results, Links(OUT, Path())), FACTS)})["page"]
-    assert len(facts["headings"]) == len(plans) + 1  # and the overview
+    assert len(facts["headings"]) == len(plans) + 2  # and contents and overview
+    assert facts["back"]
+    assert facts["up"] == "fixed"
+    assert {"overview", *table_names()} <= set(facts["contents"])
     assert len(facts["cells"]) == sum(len(plan.cells) for plan in plans)
     assert {cell.get("measured") for cell in facts["cells"]} == {None}
     assert set(facts["rulings"]) == {"not measured"}
@@ -126,6 +133,28 @@ def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
     assert len(facts["charts"]) == sum(drawn.values()) - drawn["figure4"]
     assert all(chart["drawn"] for chart in facts["charts"])
     assert (facts["dangling"], facts["doubled"], facts["sideways"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("section44", "pixels"), ("table4", "percentage points"), ("table14", None)]
+)
+def test_differences_are_in_the_unit_of_their_cells(name: str, unit: str | None) -> None:
+    plan = plan_table(load_table(name), load_scale("cpu"))
+    text = to_page([plan], [summarize(plan, Path("nowhere"))], Links(OUT, Path()))
+    said = re.findall(r"Differences are the first cell less the second, in ([^.<]*)\.", text)
+    assert said == ([unit] if unit else [])
+
+
+def test_what_the_paper_does_not_print_is_no_number() -> None:
+    for name in table_names():
+        table = load_table(name)
+        plan = plan_table(table, load_scale("cpu"))
+        printed = {key: cell.published for key, cell in table.cells.items()}
+        stated = {claim.id: claim.difference for claim in table.claims}
+        for each in summarize(plan, Path("nowhere")).judgements:
+            if stated[each.claim] is None and not all(printed[cell] for cell in each.cells):
+                assert each.published is None, (name, each.claim)
+            assert stated[each.claim] != 0
 
 
 class Ran:

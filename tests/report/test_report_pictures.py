@@ -5,6 +5,8 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -20,8 +22,8 @@ from dent.evaluation.records import Trace
 from dent.report import figure, load_run, pictures, wording
 from dent.report.charts import Curve, Value, chart, nice_ticks, whole_ticks
 from dent.report.flags import Flags
-from dent.report.gallery import gallery
-from dent.report.html import to_html
+from dent.report.gallery import Attempt, Picture, gallery
+from dent.report.html import environment, to_html
 from dent.report.loading import load_runs
 from dent.report.plots import sigma_chart
 from tests.report.conftest import letters_of
@@ -229,3 +231,40 @@ def test_a_page_of_several_runs_has_every_name_once(run_path: Path, sample_run: 
     page = to_html(load_runs([run_path, sample_run]))
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("right", "transferred", "said"),
+    [
+        (False, False, "answered wrongly as it is"),
+        (True, False, "nothing that the attack tried did better"),
+        (True, True, "the attack on the static model left this image"),
+    ],
+)
+def test_a_natural_image_that_was_submitted_is_explained(
+    right: bool, transferred: bool, said: str
+) -> None:
+    pictures = (Picture("", "", "adversarial"), Picture("", "", "no perturbation"))
+    attempt = Attempt("d", "pgd", pictures, "a", "a", right, right, None, transferred)
+    assert said in attempt.unperturbed
+    moved = replace(attempt, pictures=(Picture("", "", "perturbation ×8"),))
+    assert moved.unperturbed == ""
+
+
+@pytest.mark.parametrize("numeric", [True, False])
+def test_no_marker_of_a_numeric_axis_is_moved(numeric: bool) -> None:
+    """Drawn by the template: what is moved sideways is the intervals, or the whole curve."""
+    values = [Value(x, 0.5, (0.4, 0.6), "") for x in (0.0, 1.0, 4.0)]
+    curves = [Curve(name, (), at, False, values) for at, name in enumerate("ab")]
+    drawn = chart("t", curves, x_label="x", y_label="y", x_ticks=[(0.0, "0"), (4.0, "4")],
+                  share=True, numeric=numeric)  # fmt: skip
+    macros: Any = environment("dent.report").get_template("macros.html.j2").module
+    area = ElementTree.fromstring(f"<r>{macros.chart(drawn)}</r>")  # noqa: S314
+    groups = [g for g in area.iter("g") if "curve" in g.get("class", "")]
+    assert len(groups) == 2
+    assert all((g.get("transform") is None) is numeric for g in groups)
+    for group in groups:
+        assert [m.get("x") for m in group.findall("svg")] == ["0.0%", "25.0%", "100.0%"]
+        whiskers = [line for line in group.findall("line") if "whisker" in line.get("class", "")]
+        assert len(whiskers) == 3
+        assert all((line.get("transform") is not None) is numeric for line in whiskers)

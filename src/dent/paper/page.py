@@ -24,6 +24,14 @@ from dent.report.html import environment
 
 RULINGS: Final[tuple[Ruling, ...]] = get_args(Ruling)
 _PLACES: Final[Mapping[Unit, str]] = {"%": ".1f", "×": ".1f", "s": ".3g", "pixels": ".3f"}
+_IN_WORDS: Final[Mapping[Unit, str]] = {
+    "%": "percentage points",
+    "×": "static forwards",
+    "s": "seconds",
+    "pixels": "pixels",
+    "GFLOPs": "GFLOPs",
+}
+"""What a difference of two cells is counted in."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,12 @@ class TablePart:
         """How many claims came out how; the same records count once a claim."""
         own = Counter(each.ruling for each in self.result.judgements if each.as_in is None)
         return {ruling: own[ruling] for ruling in RULINGS}
+
+    @property
+    def units(self) -> str:
+        """What the differences of its claims are counted in."""
+        units = dict.fromkeys(each.unit for each in self.result.judgements if len(each.cells) > 1)
+        return " or ".join(_IN_WORDS[unit] for unit in units)
 
     def label(self, key: str) -> str:
         """A cell, as a reader finds it."""
@@ -226,14 +240,16 @@ def _chart(
             curves.append(Curve(f"{name}, paper", (), at % COLOURS, True, published))
     if not curves:
         return None
-    share = cells[f"{spec.rows[0]}/{spec.columns[0]}"].unit == "%"
+    unit = cells[f"{spec.rows[0]}/{spec.columns[0]}"].unit
+    share = unit == "%"
     return chart(
         spec.title,
         curves,
         x_label=spec.x_label,
-        y_label="accuracy" if share else "static forwards",
+        y_label="accuracy" if share else _IN_WORDS[unit],
         x_ticks=thin(list(zip(x, texts, strict=True)), most=12),
         share=share,
+        numeric=spec.x is not None,
     )
 
 

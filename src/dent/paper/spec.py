@@ -101,8 +101,8 @@ class Claim(Strict):
     within: float | None = Field(default=None, ge=0)
     bound: float | None = Field(default=None, ge=0)
     factor: float | None = Field(default=None, gt=1)
-    difference: float | None = Field(default=None, ge=0)
-    """Published, where it is not that of two published figures."""
+    difference: float | None = Field(default=None, gt=0)
+    """Published, where it is not that of two published figures; none where none is printed."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -81,12 +81,14 @@ class Drawn:
         curve: What is drawn.
         shape: Of its markers.
         dodge: Pixels to move it sideways, so that no interval hides another.
+        exact: Whether only its intervals are moved: its markers stand at their values.
         markers: Its values.
     """
 
     curve: Curve
     shape: str
     dodge: float
+    exact: bool
     markers: tuple[Marker, ...]
 
     @property
@@ -131,6 +133,7 @@ def chart(
     x_ticks: Sequence[tuple[float, str]],
     y_top: float | None = None,
     share: bool = False,
+    numeric: bool = False,
 ) -> Chart:
     """Lay out a line chart whose vertical axis begins at 0, or lower where a value is.
 
@@ -142,6 +145,8 @@ def chart(
         x_ticks: Values of x with their text; their range is the axis.
         y_top: Largest y; by default the largest value.
         share: Whether y is a share, written in percent, up to 1.
+        numeric: Whether x is a number to be read off the axis, so that no marker may be moved to
+            make room for another's interval; else x is one of several places side by side.
     """
     tops = [value.interval[1] if value.interval else value.y for c in curves for value in c.values]
     lowest = min(value.y for curve in curves for value in curve.values)
@@ -168,6 +173,7 @@ def chart(
                 curve=curve,
                 shape=SHAPES[curve.colour % len(SHAPES)],
                 dodge=dodge * (index - (len(curves) - 1) / 2),
+                exact=numeric,
                 markers=tuple(
                     Marker(
                         x=across(value.x),

@@ -22,6 +22,7 @@ from dent.report.story import class_name
 SAMPLES: Final = 6
 """Samples on a page for each run."""
 _EACH: Final = 2
+_UNPERTURBED: Final = "no perturbation"
 _OUTCOMES: Final = (
     "static holds, every defense falls",
     "static falls, every defense holds",
@@ -60,6 +61,7 @@ class Attempt:
         natural_right: Whether `natural` is the label.
         adversarial_right: Whether `adversarial` is the label.
         claimed: Whether the attack said that the sample fell; None where it was transferred.
+        transferred: Whether the attack was on the static model.
     """
 
     defense: str
@@ -70,6 +72,18 @@ class Attempt:
     natural_right: bool
     adversarial_right: bool
     claimed: bool | None
+    transferred: bool = False
+
+    @property
+    def unperturbed(self) -> str:
+        """Why the image that was submitted is the natural one; empty where it is not."""
+        if not any(picture.caption == _UNPERTURBED for picture in self.pictures):
+            return ""
+        if self.transferred:
+            return "No perturbation: the attack on the static model left this image as it was."
+        if not self.natural_right:
+            return "No perturbation: the image is answered wrongly as it is, which the attack kept."
+        return "No perturbation: nothing that the attack tried did better than the natural image."
 
     @property
     def mismatch(self) -> bool:
@@ -250,6 +264,7 @@ class _Drawing:
             natural_right=before is not None and before.correct,
             adversarial_right=after is not None and after.correct,
             claimed=None if after is None else after.claimed,
+            transferred=after is not None and after.record.kind == "transfer",
         )
 
     def _pictures(
@@ -262,7 +277,7 @@ class _Drawing:
         yield Picture(pictures.data_uri(adversarial), f"Adversarial image of {what}", "adversarial")
         if natural is not None and natural.shape == adversarial.shape:
             drawn, factor = pictures.enlarged(adversarial, natural)
-            caption = f"perturbation ×{factor:.0f}" if factor else "no perturbation"
+            caption = f"perturbation ×{factor:.0f}" if factor else _UNPERTURBED
             yield Picture(pictures.data_uri(drawn), f"Perturbation of {what}", caption)
         smoothing = self._configs[answer.record.defense]
         sigma = answer.record.trace.sigma

@@ -60,6 +60,7 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
         y_label="accuracy",
         x_ticks=thin(ticks),
         share=True,
+        numeric=not even,
     )
 
 
