@@ -7,6 +7,7 @@ can be checked again by a stranger with the same answer.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from dent.errors import BudgetWarning, ConfigError, InputError
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
+_LONGEST = 80  # characters of a radius
+_EPS = re.compile(rf"(?!.*e[+-]?\d{{4}})[0-9.eE+/_-]{{1,{_LONGEST}}}", re.IGNORECASE)
 _ULP = 2.0**-23  # spacing of float32 just above 1
 #: How else the norms are written: by RobustBench and AutoAttack, and in papers.
 _ALIASES: dict[str, Norm] = {
@@ -318,6 +321,8 @@ def _read_eps(eps: str | float | Fraction) -> tuple[float, str]:
         raise ConfigError(f"{hint} {eps!r}")
     if isinstance(eps, str):
         written = "".join(eps.split())
+        if not _EPS.fullmatch(written):  # also what would take minutes to read: 1e9999999
+            raise ConfigError(f"{hint} {eps[:_LONGEST]!r}")
         try:
             top, *bottom = (Fraction(part) for part in written.split("/"))
             value = top / bottom[0] if bottom else top

@@ -114,7 +114,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{text}: {key} is set twice")
         try:
             settings[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[key] = value
     return name, settings
 

@@ -7,6 +7,7 @@ are CIFAR-10's. The dataset's digest is that of the pixels and labels read.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ KNOWN: Final = (
     "zoom_blur",
 )
 """The corruptions of the original folders; others are taken as well, by their file's name."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,12 @@ def parse(name: str, base: ArraySpec) -> Corrupted:
     """
     _, *rest = name.split("/")
     severity = rest[1] if len(rest) > 1 else str(SEVERITIES)
-    if len(rest) not in (1, 2) or not rest[0] or severity not in "12345" or len(severity) != 1:
+    if (
+        len(rest) not in (1, 2)
+        or not _NAME.fullmatch(rest[0])
+        or severity not in "12345"
+        or len(severity) != 1
+    ):
         raise UnknownNameError(
             f"{name!r}: expected {base.name}-c/CORRUPTION/SEVERITY with a severity from 1 to 5, "
             f"such as {base.name}-c/fog/3. Corruptions: {', '.join(KNOWN)}"

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -12,12 +14,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dent.evaluation import consistency
 from dent.evaluation.canonical import Record, digest
-from dent.evaluation.disk import TEMPORARY, read, sync_folder, write_atomically, writing
+from dent.evaluation.disk import (
+    TEMPORARY,
+    is_there,
+    read,
+    refuse_linked_folder,
+    remove_temporaries,
+    sync_folder,
+    write_atomically,
+    writing,
+)
 from dent.evaluation.errors import RecordError, SchemaVersionError, SpecMismatchError
 from dent.evaluation.journal import JOURNAL, JournalWriter, read_journal, repair
 from dent.evaluation.lock import HOLDER, LOCK, FolderLock
-from dent.evaluation.plan import Plan, units
+from dent.evaluation.plain import parse, problem_of
+from dent.evaluation.plan import Plan, tensor_file, units
 from dent.evaluation.records import (
     TENSORS,
     JournalRecord,
@@ -31,6 +44,11 @@ from dent.evaluation.spec import SCHEMA_VERSION, EvaluationSpec, differences
 RUN: Final = "run.json"
 PLAN: Final = "plan.json"
 RESULT: Final = "result.json"
+LARGEST_JSON: Final = 64 * 2**20
+"""Bytes of the largest file that holds one record; the plan of a million samples has half."""
+_HEADER: Final = 64 * 2**10
+"""Bytes of a safetensors file beside its values, at most."""
+_BYTES: Final = 4  # of a float32
 _ENTRY: Final = "adversarial"
 _Kept = TypeVar("_Kept", bound=Record)
 
@@ -141,6 +159,7 @@ class RunFolder:
     def forget(self, record: UnitRecord) -> None:
         """Delete the tensor of a unit, where the settings say so."""
         if self.spec.settings.tensors == "drop" and record.tensor is not None:
+            refuse_linked_folder(self.path / TENSORS)
             with writing(self.path / record.tensor.file):
                 (self.path / record.tensor.file).unlink(missing_ok=True)
 
@@ -164,7 +183,7 @@ class RunFolder:
         self._lock.close()
 
     def _set_up(self, spec: EvaluationSpec, plan: Plan) -> RunRecord:
-        if (self.path / RUN).exists():
+        if is_there(self.path / RUN):
             run = read_run(self.path)
             _refuse_another(self.path, run, spec, plan)
         else:
@@ -182,8 +201,8 @@ class RunFolder:
             write_atomically(self.path / RUN, dump(run))
         with writing(self.path):
             (self.path / TENSORS).mkdir(exist_ok=True)
-            for left in (*self.path.glob(f"{TEMPORARY}*"), *self.path.glob(f"*/{TEMPORARY}*")):
-                left.unlink()
+            for folder in (self.path, self.path / TENSORS):
+                remove_temporaries(folder)
             sync_folder(self.path)
         return run
 
@@ -197,13 +216,9 @@ def packed(
     spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
 ) -> tuple[TensorRef, bytes]:
     """What a record says of the tensor of its unit, and the bytes of that file."""
-    names = [defense.name for defense in spec.defenses]
-    attacks = [attack.name for attack in spec.attacks]
-    batch = "all" if record.batch is None else f"{record.batch:06d}"
-    at = f"{names.index(record.defense):02d}-{attacks.index(record.attack or ''):02d}"
     content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
     ref = TensorRef(
-        file=f"{TENSORS}/{batch}-{at}.safetensors",
+        file=tensor_file(spec, record.defense, record.attack, record.batch),
         sha256=hashlib.sha256(content).hexdigest(),
         shape=tuple(adversarial.shape),
     )
@@ -214,10 +229,13 @@ def read_run(path: Path) -> RunRecord:
     """Read `run.json`.
 
     Raises:
-        RecordError: It is missing or damaged.
+        RecordError: It is missing or damaged, or its parts contradict each other.
         SchemaVersionError: It was written by a newer torch-dent.
     """
-    return read_record(path / RUN, RunRecord)
+    run = read_record(path / RUN, RunRecord)
+    _refuse_first(path / RUN, consistency.of_spec(run.spec))
+    _refuse_first(path / RUN, consistency.of_sessions(run.sessions))
+    return run
 
 
 def read_plan(path: Path, run: RunRecord) -> Plan:
@@ -232,6 +250,7 @@ def read_plan(path: Path, run: RunRecord) -> Plan:
             f"{path / PLAN} is not the plan that {RUN} was written with: restore it, or start over "
             "in another folder"
         )
+    _refuse_first(path / PLAN, consistency.of_plan(run.spec, plan))
     return plan
 
 
@@ -239,7 +258,8 @@ def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRec
     """Read the journal: every record once, by its unit's key, in the order they were written.
 
     Raises:
-        RecordError: A line is damaged, or is of a unit that is not planned or recorded twice.
+        RecordError: A line is damaged, contradicts itself or the plan, or is of a unit that is not
+            planned or recorded twice.
     """
     return _by_key(path, run, plan)
 
@@ -256,7 +276,8 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
     ref = record.tensor
     if ref is None:
         raise RecordError(f"{path}: {record.key} has no tensor of its own")
-    content = read(path / ref.file)
+    refuse_linked_folder(path / TENSORS)
+    content = read(path / ref.file, _HEADER + _BYTES * math.prod(ref.shape))
     found = hashlib.sha256(content).hexdigest()
     if found != ref.sha256:
         raise RecordError(
@@ -264,7 +285,7 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
         )
     try:
         tensor = load(content)[_ENTRY]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise RecordError(f"{path / ref.file} does not hold {_ENTRY!r}: {error}") from None
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
         raise RecordError(f"{path / ref.file} holds {tensor.dtype} {tuple(tensor.shape)}")
@@ -283,9 +304,9 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept:
         RecordError: It is missing or damaged.
         SchemaVersionError: It was written by a newer torch-dent.
     """
-    content = read(path)
+    content = read(path, LARGEST_JSON)
     try:
-        plain = json.loads(content)
+        plain = parse(content)
         version = plain["schema_version"]
     except (ValueError, KeyError, TypeError):
         raise RecordError(
@@ -300,33 +321,42 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(map(str, problem["loc"]))
-        raise RecordError(f"{path}: {at}: {problem['msg']}. Nothing was changed") from None
+        raise RecordError(f"{path}: {problem_of(error)}. Nothing was changed") from None
 
 
 def _by_key(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
-    planned = {unit.key: unit for unit in units(run.spec, plan)}
-    sizes = {batch.index: batch.size for batch in plan.batches}
+    planned = Counter(unit.key for unit in units(run.spec, plan))
+    key, times = planned.most_common(1)[0]
+    if times > 1:
+        raise RecordError(f"{path / RUN}: {key} is planned twice: names are ambiguous")
     done: dict[str, JournalRecord] = {}
     for record in read_journal(path / JOURNAL):
         where = f"{path / JOURNAL}: {record.key}"
         if record.key not in planned:
             raise RecordError(f"{where} is not in the plan of this run; nothing was changed")
         if record.key in done:
-            raise RecordError(f"{where} is recorded twice; nothing was changed")
-        if isinstance(record, UnitRecord):
-            size = sum(sizes.values()) if record.batch is None else sizes[record.batch]
-            if len(record.served) != size:
-                raise RecordError(f"{where}: {len(record.served)} predictions for {size} members")
+            raise RecordError(
+                f"{where} is recorded twice; nothing was changed. Two processes wrote here at "
+                "once, which takes that the lock was deleted: if both lines say the same but for "
+                "their times, delete one of them"
+            )
+        _refuse_first(where, consistency.of_record(run.spec, plan, record))
         done[record.key] = record
     return done
+
+
+def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise RecordError(f"{where}: {problem}; nothing was changed")
 
 
 def _refuse_what_is_no_run(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RecordError(f"{path} is a file: a run is a folder, choose another name")
-    if not path.is_dir() or (path / RUN).exists():
+    if not path.is_dir():
+        return
+    refuse_linked_folder(path / TENSORS)
+    if is_there(path / RUN):
         return
     ours = {PLAN, JOURNAL, LOCK, HOLDER}
     strange = sorted(

@@ -1,6 +1,5 @@
 """The journal: append-only, one unit a line, each synced to disk and carrying its own checksum."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,8 +9,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.disk import BINARY, read, write_all, writing
+from dent.evaluation.disk import open_regular, read, write_all, writing
 from dent.evaluation.errors import RecordError
+from dent.evaluation.plain import parse, problem_of
 from dent.evaluation.records import JournalRecord, Line
 
 JOURNAL: Final = "journal.jsonl"
@@ -29,7 +29,8 @@ class JournalWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         with writing(path):
-            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._handle = open_regular(path, flags, in_place=True)
 
     def append(self, record: JournalRecord) -> None:
         """Append a line; on return it is on the disk.
@@ -77,7 +78,7 @@ def repair(path: Path) -> int:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         with writing(path):
-            handle = os.open(path, os.O_WRONLY | BINARY)
+            handle = open_regular(path, os.O_WRONLY, in_place=True)
             try:
                 os.ftruncate(handle, whole)
                 os.fsync(handle)
@@ -93,22 +94,20 @@ def _whole_lines(content: bytes) -> list[bytes]:
 def _parse(path: Path, number: int, line: bytes) -> JournalRecord:
     where = f"{path}, line {number}"
     try:
-        plain = json.loads(line)
-        record = plain["record"]
+        plain = parse(line)
+        record, said = plain["record"], str(plain.get("sha256"))
         found = digest(record)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise RecordError(f"{where} is no record: {_ADVICE}") from None
-    if plain.get("sha256") != found:
+    if said != found:
         raise RecordError(
-            f"{where} does not match its checksum (it says {plain.get('sha256')}, its content has "
-            f"{found}): {_ADVICE}"
+            f"{where} does not match its checksum (it says {said[:64]}, its content has {found}): "
+            f"{_ADVICE}"
         )
     try:
         return Line.model_validate(plain).record
     except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(map(str, problem["loc"]))
-        raise RecordError(f"{where}: {at}: {problem['msg']}. {_ADVICE}") from None
+        raise RecordError(f"{where}: {problem_of(error)}. {_ADVICE}") from None
 
 
 _ADVICE: Final = (

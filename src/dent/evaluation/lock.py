@@ -9,12 +9,14 @@ from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
-from dent.evaluation.disk import BINARY, write_all, writing
-from dent.evaluation.errors import LockedError
+from dent.evaluation.disk import open_regular, read, refuse_special, write_all, writing
+from dent.evaluation.errors import LockedError, RecordError
+from dent.evaluation.plain import parse
 
 LOCK: Final = "lock"
 HOLDER: Final = "lock.holder"
 """Says who holds it, for the message to others: on Windows nobody else can read a locked file."""
+_LONGEST: Final = 4096
 
 
 class FolderLock:
@@ -29,6 +31,7 @@ class FolderLock:
         self._holder = folder / HOLDER
         self._lock = FileLock(folder / LOCK, thread_local=False)
         with writing(folder / LOCK):
+            refuse_special(folder / LOCK, in_place=True)  # filelock empties what it opens
             self._take(folder)
             try:
                 self._say_who()
@@ -47,8 +50,9 @@ class FolderLock:
 
     def _say_who(self) -> None:
         content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        handle = os.open(self._holder, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o644)
+        handle = open_regular(self._holder, os.O_WRONLY | os.O_CREAT, in_place=True)
         try:
+            os.ftruncate(handle, 0)
             write_all(handle, content.encode())
         finally:
             os.close(handle)
@@ -69,7 +73,7 @@ class FolderLock:
 
 def _describe(file: Path) -> str:
     try:
-        holder = json.loads(file.read_bytes())
+        holder = parse(read(file, _LONGEST))
         return f"pid {int(holder['pid'])} on host {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RecordError, ValueError, KeyError, TypeError):
         return "which has not said who it is"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dent.errors import ConfigError
 from dent.evaluation.canonical import Record
+from dent.evaluation.records import TENSORS
 from dent.evaluation.spec import STATIC, EvaluationSpec, Settings
 
 if TYPE_CHECKING:
@@ -175,6 +176,15 @@ def candidates(spec: EvaluationSpec, defense: str) -> tuple[tuple[Kind, str], ..
     """The (kind, attack) of all that is found batch by batch against a defense."""
     found = _attacks(spec, defense, [a.name for a in spec.attacks if a.protocol == "frozen"], 0)
     return tuple((unit.kind, unit.attack) for unit in found if unit.attack is not None)
+
+
+def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: int | None) -> str:
+    """The file in a run folder that holds what an attack found against a defense."""
+    defenses = [each.name for each in spec.defenses]
+    attacks = [each.name for each in spec.attacks]
+    part = "all" if batch is None else f"{batch:06d}"
+    at = f"{defenses.index(defense):02d}-{attacks.index(attack or ''):02d}"
+    return f"{TENSORS}/{part}-{at}.safetensors"
 
 
 def seed_of(seed: int, *parts: object) -> int:

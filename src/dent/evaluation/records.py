@@ -77,6 +77,15 @@ class UnitRecord(Record):
     """Gradients that the attack took."""
     non_finite: _Count = 0
     """Rows, over all of the attack's queries, that were no prediction."""
+    planned: _Count | None = None
+    """Batches that the attack submits while members stand, at most; null where nothing attacked,
+    and in older records."""
+    used: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Per attacked member, how far it was moved, as a share of eps; null where `planned` is, and
+    where eps is 0."""
+    loss: float | None = None
+    """Mean cross-entropy of the attacked members as served, in nats; null where none was finite,
+    and in older records."""
     notes: tuple[str, ...] = ()
     tensor: TensorRef | None = None
     """What was submitted; null where it is the natural batch or assembled, or was not kept."""

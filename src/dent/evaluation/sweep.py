@@ -4,11 +4,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
+
+from pydantic import Field
 
 from dent.errors import ConfigError
 from dent.evaluation.canonical import Record
-from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.disk import is_there, write_atomically, writing
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import dump, read_record
 from dent.evaluation.progress import Progress, Report
@@ -19,6 +21,7 @@ from dent.evaluation.subject import Subject
 from dent.threat import ThreatModel
 
 SWEEP: Final = "sweep.json"
+_FOLDER: Final = r"^[A-Za-z][A-Za-z-]*=[A-Za-z0-9._-]*$"  # as folder_name makes them
 Over = Literal["batch_size", "order", "mix", "seed", "n", "eps"]
 Value = int | float | str | None
 
@@ -38,7 +41,7 @@ class SweepRecord(Record):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     over: Over
-    runs: dict[str, str]
+    runs: dict[str, Annotated[str, Field(pattern=_FOLDER)]]
     """By value, the folder's name."""
 
 
@@ -116,11 +119,11 @@ def read_sweep(path: Path) -> Mapping[str, Path]:
         RecordError: There is no sweep there, or it is damaged.
     """
     record = read_record(path / SWEEP, SweepRecord)
-    return {value: path / Path(name).name for value, name in record.runs.items()}
+    return {value: path / name for value, name in record.runs.items()}
 
 
 def _register(path: Path, over: Over, runs: dict[str, str]) -> None:
-    if (path / SWEEP).exists():
+    if is_there(path / SWEEP):
         known = read_record(path / SWEEP, SweepRecord)
         if known.over != over:
             raise RecordError(

@@ -1,5 +1,6 @@
 """A few samples to look at: natural, adversarial, the perturbation, and what was answered."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ SAMPLES: Final = 6
 """Samples on a page for each run."""
 _EACH: Final = 2
 _UNPERTURBED: Final = "no perturbation"
+_LARGEST: Final = 2**29
+"""Values of the largest tensor that is read: 2 GiB."""
 _OUTCOMES: Final = (
     "static holds, every defense falls",
     "static falls, every defense holds",
@@ -304,6 +307,9 @@ class _Drawing:
             return None
         if self._loaded.run.spec.settings.tensors == "drop":
             self._miss("Adversarial images are missing: the run was made not to keep them.")
+            return None
+        if math.prod(record.tensor.shape) > _LARGEST:
+            self._miss(f"Adversarial images of {record.key} are too many to be read for a page.")
             return None
         try:
             tensor = self._loaded.adversarial(record)

@@ -1,14 +1,16 @@
 """One line for every run below a folder, for `dent list`."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from dent.errors import DentError
 from dent.evaluation.canonical import Record
+from dent.evaluation.disk import read, unreadable
 from dent.evaluation.errors import RecordError
-from dent.evaluation.folder import RUN
+from dent.evaluation.folder import LARGEST_JSON, RUN
+from dent.evaluation.plain import parse
 from dent.evaluation.records import RunStatus
 from dent.evaluation.result import Count, Difference
 from dent.evaluation.subject import threat_of
@@ -60,15 +62,24 @@ def list_runs(root: Path) -> list[RunSummary]:
         RecordError: There is no such folder.
     """
     root = Path(root)
-    if not root.is_dir():
+    try:
+        there = root.is_dir()
+    except OSError as error:
+        raise unreadable(root, error) from error
+    if not there:
         raise RecordError(f"{root} is no folder: name one that holds runs")
-    return [_summarize(path) for path in _run_folders(root)]
+    unread: list[OSError] = []
+    found = [_summarize(path) for path in _run_folders(root, unread)]
+    return found + [
+        RunSummary(path=str(error.filename), error=f"cannot be looked into: {error.strerror}")
+        for error in unread
+    ]
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
-    for folder, inside, files in os.walk(root):
+def _run_folders(root: Path, unread: list[OSError]) -> Iterator[Path]:
+    for folder, inside, files in os.walk(root, onerror=unread.append):
         inside.sort()
-        if RUN in files and not _is_training(Path(folder)):
+        if RUN in (*files, *inside) and not _is_training(Path(folder)):
             inside.clear()
             yield Path(folder)
 
@@ -76,18 +87,19 @@ def _run_folders(root: Path) -> Iterator[Path]:
 def _is_training(folder: Path) -> bool:
     """Whether `dent train` wrote here: no run, though what its card measured lies in runs below."""
     try:
-        content = json.loads((folder / RUN).read_bytes())
-    except (OSError, ValueError):
+        content = parse(read(folder / RUN, LARGEST_JSON))
+    except (RecordError, ValueError):
         return False
     return isinstance(content, dict) and content.get("kind") == "training"
 
 
 def _summarize(path: Path) -> RunSummary:
     try:
-        loaded = load_run(path)
-        return _of(loaded)
-    except RecordError as error:
+        return _of(load_run(path))
+    except DentError as error:
         return RunSummary(path=str(path), error=str(error))
+    except Exception as error:  # one run that nobody foresaw must not hide all the others
+        return RunSummary(path=str(path), error=f"unreadable: {type(error).__name__}: {error}")
 
 
 def _of(loaded: LoadedRun) -> RunSummary:

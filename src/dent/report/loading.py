@@ -1,11 +1,13 @@
 """From paths to runs that can be shown: single run folders, and folders of a sweep."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dent.errors import ConfigError
+from dent.evaluation.disk import is_there, unreadable
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import RUN
 from dent.evaluation.reading import RecordedRun as LoadedRun
@@ -35,13 +37,21 @@ class NamedRun:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run, sound or not."""
-    return (path / RUN).is_file()
+    """Whether a folder holds a run, sound or not.
+
+    Raises:
+        RecordError: The folder cannot be looked into.
+    """
+    return is_there(path / RUN)
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder holds several runs that differ in one setting."""
-    return (path / SWEEP).is_file()
+    """Whether a folder holds several runs that differ in one setting.
+
+    Raises:
+        RecordError: The folder cannot be looked into.
+    """
+    return is_there(path / SWEEP)
 
 
 def load_run(path: Path) -> LoadedRun:
@@ -57,11 +67,15 @@ def load_run(path: Path) -> LoadedRun:
         SchemaVersionError: It was written by a newer torch-dent.
     """
     path = Path(path)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if is_file:
         raise RecordError(
             f"{path} is a file, and a run is a folder: name the folder that holds {RUN}"
         )
-    if path.is_dir() and not is_run(path):
+    if is_folder and not is_run(path):
         raise RecordError(f"{path} is no run folder: it holds no {RUN}{_instead(path)}")
     return _load_run(path)
 
@@ -107,7 +121,7 @@ def _instead(path: Path) -> str:
     if is_sweep(path):
         runs = ", ".join(str(folder) for folder in read_sweep(path).values())
         return f". It is a sweep; its runs are {runs}"
-    inside = [child.name for child in sorted(path.iterdir()) if child.is_dir() and is_run(child)]
+    inside = [child.name for child in sorted(path.iterdir()) if os.path.lexists(child / RUN)]
     if not inside:
         return ""
     more = ", ..." if len(inside) > 4 else ""

@@ -12,7 +12,7 @@ from dent import models
 from dent.attacks import make
 from dent.errors import ConfigError
 from dent.evaluation import Settings, Subject, evaluate
-from dent.evaluation.disk import write_atomically
+from dent.evaluation.disk import read, write_atomically
 from dent.threat import ThreatModel
 from dent.training.card_page import page
 from dent.training.train import RUN, TrainingResult
@@ -134,8 +134,8 @@ def _card(
     result: TrainingResult, model: nn.Module, accuracies: list[dict[str, Any]]
 ) -> dict[str, Any]:
     spec, recipe = result.spec, result.spec.read_recipe()
-    content = result.best.read_bytes()
-    sittings = json.loads((result.folder / RUN).read_text())["sittings"]
+    content = read(result.best)
+    sittings = json.loads(read(result.folder / RUN))["sittings"]
     first = next((m for m in model.modules() if isinstance(m, models.Normalize)), None)
     return {
         "schema": SCHEMA,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from dent.attacks import PGD
 from dent.devices import widest
 from dent.errors import ConfigError, DentError
-from dent.evaluation.disk import write_all, writing
+from dent.evaluation.disk import is_there, open_regular, read, write_all, writing
 from dent.evaluation.plan import seed_of
 from dent.training.augment import augment
 from dent.training.engine import share
@@ -249,10 +250,10 @@ class Training:
     def _trim_metrics(self) -> None:
         """Drop lines of an epoch that ended after the last checkpoint: it is trained again."""
         path = self.folder / METRICS
-        if not self._accelerator.is_main_process or not path.exists():
+        if not self._accelerator.is_main_process or not is_there(path):
             return
-        lines = path.read_bytes().splitlines(keepends=True)[: self.state.metrics]
-        with writing(path), path.open("r+b") as file:
+        lines = read(path).splitlines(keepends=True)[: self.state.metrics]
+        with writing(path), os.fdopen(open_regular(path, os.O_RDWR, in_place=True), "r+b") as file:
             file.truncate(sum(map(len, lines)))
 
     def _progress(self) -> TrainingProgress:
@@ -270,7 +271,7 @@ class Training:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a training's metrics, one an epoch."""
-    text = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
+    text = read(folder / METRICS).decode() if is_there(folder / METRICS) else ""
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -285,5 +286,6 @@ def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with writing(path), path.open("ab", buffering=0) as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with writing(path), os.fdopen(open_regular(path, flags, in_place=True), "ab", 0) as file:
         write_all(file.fileno(), (json.dumps(line, allow_nan=False) + "\n").encode())

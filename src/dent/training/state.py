@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
 
-from dent.evaluation.disk import write_atomically
+from dent.evaluation.disk import is_there, refuse_special, write_atomically
 from dent.evaluation.errors import RecordError
 
 CHECKPOINT: Final = "checkpoint.safetensors"
@@ -78,9 +78,10 @@ class TrainingState:
             RecordError: it is damaged, or of another training.
         """
         path = folder / CHECKPOINT
-        if not path.exists():
+        if not is_there(path):
             return False
         try:
+            refuse_special(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

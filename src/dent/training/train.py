@@ -12,9 +12,16 @@ import torch
 
 from dent import models
 from dent.errors import ConfigError
-from dent.evaluation.disk import write_atomically, writing
+from dent.evaluation.disk import (
+    is_there,
+    read,
+    remove_temporaries,
+    write_atomically,
+    writing,
+)
 from dent.evaluation.errors import RecordError, SpecMismatchError
 from dent.evaluation.lock import HOLDER, LOCK, FolderLock
+from dent.evaluation.plain import parse
 from dent.evaluation.plan import seed_of
 from dent.evaluation.provenance import new_session
 from dent.training.loop import (
@@ -181,9 +188,9 @@ def read_spec(folder: Path) -> TrainingSpec:
     """
     path = folder / RUN
     try:
-        values = json.loads(path.read_text())
+        values = parse(read(path))
         return TrainingSpec.read(values["spec"], str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (RecordError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} holds no training that can be read: {error}") from error
 
 
@@ -191,7 +198,9 @@ def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
     """Make a folder this training's, or check that it is."""
     path = folder / RUN
     sittings = []
-    if path.exists():
+    with writing(folder):
+        remove_temporaries(folder)
+    if is_there(path):
         theirs = read_spec(folder)
         if differences := spec.differences(theirs):
             raise SpecMismatchError(
@@ -199,7 +208,7 @@ def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
                 "another folder (--out), or ask for the same training to go on with it.",
                 differences,
             )
-        sittings = json.loads(path.read_text()).get("sittings", [])
+        sittings = parse(read(path)).get("sittings", [])
     elif any(entry.name not in (LOCK, HOLDER) for entry in folder.iterdir()):
         raise RecordError(f"{folder} holds other files: choose a folder that is new or empty.")
     sittings.append(new_session(device).to_json())

@@ -1,0 +1,70 @@
+"""Read JSON of a stranger: no deeper than what is written here, every key once, finite numbers."""
+
+import json
+import math
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+DEEPEST: Final = 64
+"""Lists and objects within each other; what is written here has a dozen."""
+_SHOWN: Final = 120
+
+
+def parse(content: bytes) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        ValueError: It is none; is nested deeper than `DEEPEST`; has a key twice, so that two
+            readers could take it differently; or a number that is not finite.
+    """
+    try:
+        value = json.loads(
+            content, object_pairs_hook=_once, parse_constant=_not_finite, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEEPEST}") from None
+    if content.count(b"[") + content.count(b"{") > DEEPEST:  # else it cannot be
+        _refuse_depth(value)
+    return value
+
+
+def problem_of(error: ValidationError) -> str:
+    """The first thing that a record's validation found, on one line of a readable length."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{_short('.'.join(map(str, first['loc'])))}: {_short(first['msg'])}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _refuse_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    if any(isinstance(each, dict | list) for each in level):
+        raise ValueError(f"nested deeper than {DEEPEST}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{_short(text)} is beyond every float")
+    return value
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")

@@ -1,0 +1,197 @@
+"""What a run folder's maker lays into it decides nothing about what lies outside."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dent.evaluation import RecordError, evaluate, load_run, verify
+from dent.evaluation.disk import read, write_atomically
+from dent.evaluation.folder import PLAN, RUN
+from dent.evaluation.journal import JOURNAL
+from dent.evaluation.lock import LOCK
+from dent.evaluation.sweep import SWEEP, read_sweep
+from dent.report import list_runs, write_report
+from tests.evaluation.subjects import SMALL, make_subject
+
+MINE = b"years of work"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("disk") / "run"
+    evaluate(make_subject(), SMALL, out=path)
+    return path
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine"
+    path.write_bytes(MINE)
+    return path
+
+
+FILES = (RUN, PLAN, JOURNAL, LOCK, "result.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_of_a_run_is_written_through_a_link(name: str, folder: Path, mine: Path) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to(mine)
+    # Of result.json the name is replaced, which writes nothing through it.
+    if name == "result.json":
+        evaluate(make_subject(), SMALL, out=folder)
+        assert not (folder / name).is_symlink()
+    else:
+        with pytest.raises(RecordError, match=rf"{name}: it is a symbolic link"):
+            evaluate(make_subject(), SMALL, out=folder)
+    assert mine.read_bytes() == MINE
+
+
+@pytest.mark.parametrize("name", [LOCK, JOURNAL])
+def test_no_file_of_a_run_is_written_in_place_that_has_another_name(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    os.link(folder / name, tmp_path / "another")
+    before = (tmp_path / "another").read_bytes()
+    with pytest.raises(RecordError, match="another name"):
+        evaluate(make_subject(), SMALL, out=folder)
+    assert (tmp_path / "another").read_bytes() == before
+
+
+def test_a_linked_folder_of_tensors_is_refused(folder: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (folder / "adversarial").rename(home)
+    (home / ".tmp-keep").write_bytes(MINE)
+    (folder / "adversarial").symlink_to(home)
+    before = sorted(home.iterdir())
+    with pytest.raises(RecordError, match="adversarial must be a folder, not a link"):
+        evaluate(make_subject(), SMALL, out=folder)
+    assert sorted(home.iterdir()) == before
+    found = verify(folder, make_subject())
+    assert any("must be a folder, not a link" in problem for problem in found.problems)
+
+
+def test_temporary_names_cannot_be_foreseen(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    real = os.open
+
+    def watched(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            assert flags & os.O_EXCL
+            names.append(Path(path).name)
+        return real(path, flags, mode)
+
+    for old in (".tmp-page.html", ".tmp-plan.json"):
+        (tmp_path / old).symlink_to(mine)
+    monkeypatch.setattr(os, "open", watched)
+    for _ in range(2):
+        write_atomically(tmp_path / "page.html", b"a page")
+    monkeypatch.undo()
+    assert len(set(names)) == 2
+    assert mine.read_bytes() == MINE
+    assert (tmp_path / "page.html").read_bytes() == b"a page"
+
+
+def test_a_link_where_a_temporary_file_would_lie_is_not_followed(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dent.evaluation.disk.secrets.token_hex", lambda _: "known")
+    (tmp_path / ".tmp-page.html-known").symlink_to(mine)
+    with pytest.raises(RecordError, match="cannot write"):
+        write_atomically(tmp_path / "page.html", b"a page")
+    assert mine.read_bytes() == MINE
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
+    "fifo": (os.mkfifo, "it is no regular file"),
+    "folder": (Path.mkdir, "it is no regular file"),
+    "link": (lambda path: path.symlink_to("/dev/zero"), "it is a symbolic link"),
+    "sparse": (sparse, "bytes, and no more than"),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", [RUN, PLAN, JOURNAL])
+def test_what_is_no_file_is_refused_and_never_waited_for(
+    kind: str, name: str, folder: Path
+) -> None:
+    lay, says = SPECIAL[kind]
+    (folder / name).unlink()
+    lay(folder / name)
+    with pytest.raises(RecordError, match=says):
+        load_run(folder)
+    (listed,) = list_runs(folder.parent)
+    assert says in (listed.error or "")
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_tensor_that_is_no_file_is_found(kind: str, folder: Path, tmp_path: Path) -> None:
+    lay, says = SPECIAL[kind]
+    tensor = sorted((folder / "adversarial").iterdir())[0]
+    tensor.unlink()
+    lay(tensor)
+    found = verify(folder, make_subject())
+    assert any(says in problem for problem in found.problems), found.problems
+    write_report([folder], tmp_path / "page.html")
+
+
+def test_a_larger_tensor_than_its_record_says_is_not_read(folder: Path) -> None:
+    tensor = sorted((folder / "adversarial").iterdir())[0]
+    tensor.write_bytes(tensor.read_bytes() + bytes(2**17))
+    problems = verify(folder, make_subject()).problems
+    assert any("no more than" in problem for problem in problems), problems
+
+
+def test_a_sweep_names_folders_of_its_own_alone(tmp_path: Path) -> None:
+    for name in ("..", ".", "/etc", "a/b", "eps=../8", "eps=8\n"):
+        record = f'{{"schema_version": 1, "over": "eps", "runs": {{"8/255": "{name}"}}}}'
+        (tmp_path / SWEEP).write_text(record.replace("\n", "\\n"))
+        with pytest.raises(RecordError, match="String should match pattern"):
+            read_sweep(tmp_path)
+
+
+def test_a_name_that_no_system_takes_is_one_sentence(tmp_path: Path) -> None:
+    for name in ("n" * 5000, "nul\0"):
+        with pytest.raises(RecordError, match="cannot read"):
+            read(tmp_path / name)
+        with pytest.raises(RecordError, match="cannot read"):
+            write_report([tmp_path / name], tmp_path / "page.html")
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A folder with one in it that is another user's. Root becomes somebody else."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    (folder / "secret").mkdir(mode=0o000)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(os.getuid())
+    (folder / "secret").rmdir()
+    folder.rmdir()
+
+
+def test_a_folder_of_another_user_is_listed_with_what_is_wrong(closed: Path) -> None:
+    (listed,) = list_runs(closed)
+    assert "Permission denied" in (listed.error or "")
+    with pytest.raises(RecordError, match=r"secret.*: Permission denied"):
+        write_report([closed / "secret"], closed / "page.html")
+    with pytest.raises(RecordError, match=r"secret.*: Permission denied"):
+        list_runs(closed / "secret" / "inside")
