@@ -70,6 +70,12 @@ def main() -> None:
             received.ignore()
             ERR.print(f"dent: {error}", style="red", soft_wrap=True, markup=False)
             sys.exit(REFUSED)
+        except OSError as error:  # a full device behind standard output, an impossible name
+            received.ignore()
+            where = "" if error.filename is None else f"{error.filename}: "
+            what = f"dent: {where}{error.strerror or error}"
+            ERR.print(what, style="red", soft_wrap=True, markup=False)
+            sys.exit(REFUSED)
         except SystemExit as end:
             received.ignore()
             if end.code == INTERRUPTED:  # as typer has it

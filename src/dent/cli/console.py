@@ -1,16 +1,31 @@
 """How commands speak: results on standard output, progress and complaints on standard error."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
-OUT = Console(highlight=False)
+from dent.printable import one_line, printable
+
+
+class _Plain(Console):
+    """A console that takes orders from its own styles alone, never from the text that it prints."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does, and replace every control character in the text."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
+OUT = _Plain(highlight=False)
 """For results: what a pipe receives."""
 
-ERR = Console(stderr=True, highlight=False)
+ERR = _Plain(stderr=True, highlight=False)
 """For progress, warnings and errors."""
 
 
@@ -20,12 +35,14 @@ _LONGEST_NAME = 40
 def print_json(value: Any) -> None:
     """Print one JSON document, on standard output, with nothing around it."""
     # Flushed, for a server goes on; not by rich, which would wrap long lines.
-    print(json.dumps(value, indent=2, allow_nan=False), flush=True)  # noqa: T201
+    text = json.dumps(value, indent=2, allow_nan=False).replace("\x7f", r"\u007f")
+    print(text, flush=True)  # noqa: T201
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column names the row and whose others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    columns, rows = [*map(one_line, columns)], [[*map(one_line, row)] for row in rows]
+    table = Table(title=one_line(title), title_justify="left", title_style="bold")
     names = [columns[0], *(row[0] for row in rows)]
     for index, column in enumerate(columns):
         # A name that would push figures off the screen is broken itself.

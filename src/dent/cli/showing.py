@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from dent.cli.console import OUT, print_table
 from dent.evaluation import Count, DefenseResult, Difference, EvaluationResult
+from dent.printable import one_line
 from dent.report import wording
 from dent.report.flags import Flag, Flags, letters
 from dent.report.limits import limits
@@ -47,12 +48,12 @@ def show(result: EvaluationResult, out: str) -> None:
     )
     for name, found in result.defenses.items():
         for sentence in wording.findings(found):
-            OUT.print(f"{name}: {sentence}", markup=False, soft_wrap=True)
+            OUT.print(one_line(f"{name}: {sentence}"), markup=False, soft_wrap=True)
     if result.status == "partial":
         OUT.print(f"[bold]Partial:[/] {result.units_done} of {result.units_planned} units.")
     for flag in flags.all:
         by = ", ".join(flag.raised_by)
-        OUT.print(f"({flag.letter}) {by}: {flag.sentence}", markup=False, soft_wrap=True)
+        OUT.print(one_line(f"({flag.letter}) {by}: {flag.sentence}"), markup=False, soft_wrap=True)
     _explain(result, mixed=mixed)
     OUT.print(f"Records: {out}    Result: {out}/result.json", markup=False, soft_wrap=True)
 
@@ -110,14 +111,14 @@ def _explain(result: EvaluationResult, *, mixed: bool) -> None:
         + ("After the slash: natural members of the same batches. " if mixed else "")
         + "Worst case: over everything submitted, per "
         + ", per ".join(
-            f"{unit} ({', '.join(map(escape, names))})"
+            f"{unit} ({', '.join(escape(one_line(name)) for name in names)})"
             for unit, names in _units(result.defenses).items()
         )
         + ". Intervals: 95%. Cost: one prediction, in static forwards.",
         soft_wrap=True,
     )
     for sentence in limits(result):
-        OUT.print(f"- {sentence}", markup=False, soft_wrap=True)
+        OUT.print(f"- {one_line(sentence)}", markup=False, soft_wrap=True)
 
 
 def _units(defenses: Mapping[str, DefenseResult]) -> dict[str, list[str]]:

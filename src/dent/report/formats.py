@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+from dent.printable import printable
 from dent.report.commands import commands
 from dent.report.flags import Flags
 from dent.report.limits import limits
@@ -52,7 +53,8 @@ def to_json(runs: Sequence[NamedRun]) -> str:
             for series in find_series(runs)
         ],
     }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(document, indent=1, allow_nan=False).replace("\x7f", r"\u007f")
+    return f"{text}\n"
 
 
 def _run(run: NamedRun) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def _run(run: NamedRun) -> dict[str, Any]:
 
 
 def _plain(value: str | float | None) -> str | float | None:
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if value.startswith(_FORMULA) else text

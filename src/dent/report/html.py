@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dent.evaluation.result import DefenseResult, Diagnostic
 from dent.evaluation.spec import STATIC
 from dent.evaluation.subject import threat_of
+from dent.printable import printable
 from dent.report import wording
 from dent.report.charts import Chart, nice_ticks
 from dent.report.commands import Commands, commands
@@ -102,6 +103,7 @@ def environment(*packages: str) -> Environment:
         loader=ChoiceLoader([PackageLoader(each) for each in (*packages, "dent.report")]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -134,6 +136,11 @@ def environment(*packages: str) -> Environment:
         "reasons": _reasons,
     }
     return made
+
+
+def _printable(value: Any) -> Any:
+    """What a template prints, its control characters replaced; what is markup stays markup."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def _span(runs: Sequence[NamedRun]) -> float:

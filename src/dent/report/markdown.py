@@ -1,10 +1,12 @@
 """Markdown: the page's numbers, for a README, an issue or a paper's appendix."""
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from dent.evaluation.result import AttackSummary, DefenseResult, EvaluationResult
+from dent.printable import printable
 from dent.report import wording
 from dent.report.commands import commands
 from dent.report.flags import Flag, Flags
@@ -13,7 +15,7 @@ from dent.report.loading import NamedRun
 from dent.report.plots import traces
 from dent.report.series import Series, differing, find_series
 
-_SPECIAL: Final = re.compile(r"([\\`*_\[\]<>|~$&])")
+_SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def to_markdown(runs: Sequence[NamedRun]) -> str:
@@ -26,12 +28,14 @@ def to_markdown(runs: Sequence[NamedRun]) -> str:
 
 def escape(text: object) -> str:
     """A text that Markdown shows as it is, on one line, in a table cell or elsewhere."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    plain = printable(" ".join(str(text).split()))
+    # Not by a backslash, which not every Markdown takes for an escape there.
+    return html.escape(_SPECIAL.sub(r"\\\1", plain), quote=False)
 
 
 def code(text: object) -> str:
     """A text in a code span, whatever backticks and pipes it holds."""
-    plain = " ".join(str(text).split()).replace("|", r"\|")
+    plain = printable(" ".join(str(text).split())).replace("|", r"\|")
     longest = max((len(found) for found in re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if longest or not plain else ""

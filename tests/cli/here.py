@@ -1,0 +1,43 @@
+"""The command line within this process."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import NamedTuple
+from unittest import mock
+
+from dent.cli.app import main
+from dent.cli.console import ERR, OUT
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def dent(*arguments: str) -> Ran:
+    """Run `dent` as its own process would, up to its exit status; a traceback is raised."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with _said(arguments), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _said(arguments: tuple[str, ...]) -> Iterator[None]:
+    before = [(console, console._width) for console in (OUT, ERR)]
+    try:
+        for console, _ in before:
+            console.width = 220
+        with mock.patch("sys.argv", ["dent", *arguments]):
+            yield
+    finally:
+        for console, width in before:
+            console._width = width

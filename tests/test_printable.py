@@ -1,0 +1,122 @@
+"""Whatever stands in a name, what is printed of it is text."""
+
+import csv
+import html
+import io
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dent import Dent
+from dent.cli import showing
+from dent.cli.console import ERR, OUT, print_table
+from dent.evaluation import Settings, evaluate, load_run
+from dent.printable import one_line, printable
+from dent.report import write_report
+from dent.report.markdown import escape
+from tests.cli.here import dent
+from tests.evaluation.subjects import make_model, make_subject
+
+C0 = "".join(map(chr, [*range(0x20), 0x7F]))
+C1 = "".join(map(chr, range(0x80, 0xA0)))
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+EVIL = f"<b>dent\x1b[2J\x1b]0;owned\x07\x9b31m{BIDI}\x7f\x00\nverified</b>"
+
+
+def orders(text: str) -> set[str]:
+    """Characters of a text that a terminal takes for orders, by what Unicode says of them."""
+    found = {each for each in text if unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp")}
+    turning = {"AL", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "L", "R"}
+    found |= {
+        each
+        for each in text
+        if unicodedata.category(each) == "Cf" and unicodedata.bidirectional(each) in turning
+    }
+    return found - {"\n", "\t"}
+
+
+@given(st.text(st.characters(codec=None)))
+def test_no_order_is_left_and_nothing_else_is_touched(text: str) -> None:
+    plain = printable(text)
+    assert not orders(plain)
+    assert len(plain) == len(text)
+    assert all(a == b or a in orders(text) for a, b in zip(text, plain, strict=True))
+    assert printable(plain) == plain
+    assert not set(one_line(text)) & {"\n", "\t"}
+
+
+def test_every_control_is_known() -> None:
+    assert orders(C0 + C1 + BIDI) == set(C0 + C1 + BIDI) - {"\n", "\t"}
+    assert set(printable(C0 + C1 + BIDI)) == {"\ufffd", "\n", "\t"}
+    assert not orders(printable("\ud800\u2028\u2029"))
+
+
+def test_a_console_takes_orders_from_its_styles_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for console in (OUT, ERR):
+        console.print(EVIL, markup=False)
+        console.print(f"[bold]{EVIL}[/]")
+    print_table(EVIL, (EVIL, "n"), [(EVIL, EVIL)])
+    printed = capsys.readouterr()
+    assert "verified" in printed.out
+    assert "verified" in printed.err
+    assert not orders(printed.out + printed.err)
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with orders in every name that it has."""
+    path = tmp_path_factory.mktemp("evil") / "run"
+    model = make_model()
+    subject = make_subject({EVIL: Dent(model)}, model=model)
+    for attack in subject.attacks:
+        attack.name += EVIL
+    dataset = subject.dataset
+    object.__setattr__(dataset, "name", EVIL)
+    object.__setattr__(dataset, "classes", tuple(f"{EVIL}{each}" for each in dataset.classes))
+    evaluate(subject, Settings(n=4, batch_size=4), out=path)
+    return path
+
+
+def test_no_command_prints_an_order(evil: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(evil, tmp_path / "\x1b[2Jrun"))
+    for arguments in (
+        ("list", str(tmp_path)),
+        ("show", str(folder)),
+        ("show", str(folder), "--sample", "100"),
+        ("verify", str(folder), "--records-only"),
+        ("verify", str(folder), "--allow-code"),
+        ("show", str(folder / "\x9bnothing")),
+        ("report", str(folder), "-o", str(tmp_path / "page.\x1b")),
+        ("list", str(tmp_path), "--json"),
+    ):
+        ran = dent(*arguments)
+        assert ran.out + ran.err
+        assert not orders(ran.out + ran.err), arguments
+
+
+def test_no_name_begins_a_line_of_its_own(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    showing.show(load_run(evil).result, "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("verified" in line for line in lines)
+    assert not [line for line in lines if line.startswith("verified")]
+
+
+@pytest.mark.parametrize("suffix", ["html", "md", "csv", "json"])
+def test_no_report_holds_an_order(suffix: str, evil: Path, tmp_path: Path) -> None:
+    text = write_report([evil], tmp_path / f"page.{suffix}").read_text()
+    assert "verified" in text
+    assert not orders(text)
+    if suffix == "md":  # outside of code, in which no HTML is
+        assert not re.search("<(?!-)", re.sub("(`+).*?\\1", "", text))
+    if suffix == "csv":
+        assert len(list(csv.DictReader(io.StringIO(text)))) > 10
+
+
+def test_markdown_escapes_as_html_does() -> None:
+    assert escape('<img src=x onerror="1">') == '&lt;img src=x onerror="1"&gt;'
+    assert html.unescape(escape("a & b")) == "a & b"
