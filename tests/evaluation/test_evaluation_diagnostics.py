@@ -41,6 +41,10 @@ NAMES = (
     "huge eps does not break all",
     "served differs from claimed",
     "non-finite",
+    "attack moved nothing",
+    "attack gained nothing",
+    "fewer queries than planned",
+    "not as named",
 )
 
 

@@ -8,8 +8,34 @@ from dent import evaluation, report
 from dent.cli import restore
 from dent.cli.console import ERR
 from dent.errors import ConfigError
-from dent.evaluation import RecordedRun, RecordError, SchemaVersionError, Verification
+from dent.evaluation import Reattack, RecordedRun, RecordError, SchemaVersionError, Verification
 from dent.report.loading import is_run
+
+
+def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Reattack | None:
+    """Read which attacks to run again, if any.
+
+    Args:
+        count: How many, or `all`.
+        nonce: What draws them.
+        records_only: Whether the model is not to be loaded.
+
+    Raises:
+        ConfigError: They do not make sense together.
+    """
+    if count is None:
+        if nonce is not None:
+            raise ConfigError("--nonce draws attacks to run again: add --reattack K.")
+        return None
+    if records_only:
+        raise ConfigError("--reattack takes the model: leave out --records-only.")
+    if count == "all":
+        if nonce is not None:
+            raise ConfigError("--reattack all draws nothing: leave out --nonce.")
+        return Reattack()
+    if not count.isdecimal():
+        raise ConfigError(f"--reattack expected a number or all, got {count!r}.")
+    return Reattack(int(count), nonce or "")
 
 
 def verify(
@@ -19,6 +45,7 @@ def verify(
     device: str | None,
     records_only: bool,
     allow_code: bool,
+    reattack: Reattack | None,
 ) -> Verification:
     """Check a run, with a progress bar.
 
@@ -29,6 +56,7 @@ def verify(
         device: Where to compute.
         records_only: Check records and digests alone.
         allow_code: Import and call the `module:factory` names that the run records.
+        reattack: Which attacks to run again; none if None.
 
     Raises:
         ConfigError: It names code, which was not allowed.
@@ -48,7 +76,10 @@ def verify(
     with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("submitting again", total=None)
         return evaluation.verify(
-            folder, subject, progress=lambda done, of: bar.update(task, completed=done, total=of)
+            folder,
+            subject,
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+            reattack=reattack,
         )
 
 

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.printable import one_line
 
 FAILED = 1
 """Exit status when a check found something wrong."""
@@ -39,7 +40,7 @@ def list_command(
     for run in runs:
         telling.line(run)
         if run.error:
-            ERR.print(f"{run.path}: {run.error}", markup=False, soft_wrap=True)
+            ERR.print(f"{one_line(run.path)}: {one_line(run.error)}", markup=False, soft_wrap=True)
 
 
 def show_command(
@@ -107,24 +108,36 @@ def verify_command(
     allow_code: Annotated[
         bool, typer.Option(help="Import and call the module:factory names that the run records.")
     ] = False,
+    reattack: Annotated[
+        str | None,
+        typer.Option(help="Also run attacks again: how many, or all.", metavar="K|all"),
+    ] = None,
+    nonce: Annotated[
+        str | None,
+        typer.Option(help="Decides which K attacks; fixed after the run was handed over."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Check a run as a stranger would: digests, bounds, and every batch submitted again.
 
     Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
+    Without --reattack, verified is of the records alone: that the attacks find what they hold is
+    not checked.
     """
     from dent.cli import checking
     from dent.distributed import remote
 
+    again = checking.reattack(reattack, nonce, records_only=records_only)
     with remote.fetched(run) as folder:
-        found = checking.verify(folder, weights, root, device, records_only, allow_code)
+        found = checking.verify(folder, weights, root, device, records_only, allow_code, again)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
         rows = [(check.name, check.state, str(check.looked_at)) for check in found.checks]
-        print_table(f"{escape(run)}: {found.status}", ("check", "state", "looked at"), rows)
+        OUT.print(f"[bold]{escape(one_line(run))}: {found.says}[/]", soft_wrap=True)
+        print_table("What was checked", ("check", "state", "looked at"), rows)
         for check in found.checks:
             for problem in check.problems:
-                OUT.print(f"{check.name}: {problem}", markup=False, soft_wrap=True)
+                OUT.print(f"{check.name}: {one_line(problem)}", markup=False, soft_wrap=True)
     if found.status != "verified":
         raise typer.Exit(FAILED if found.status == "failed" else 3)

@@ -10,7 +10,7 @@ from dent.attacks import Attack, Defense
 from dent.cli import resolve
 from dent.config import DentConfig
 from dent.defense import Dent
-from dent.errors import ConfigError, UnknownNameError
+from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, Settings, Subject, suite
 from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
 from dent.evaluation.subject import attack_spec, threat_of
@@ -60,12 +60,13 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
         precision: Any = spec.config.get("precision", "model")
         performance = Performance(precision=precision)
         return spec.name, Dent(model, DentConfig.from_dict(settings), performance)
-    try:
+    # Of names in a record only those of our own, and with leave those of code: never a file's.
+    if spec.name in reference.names() or (own and not spec.name.lower().endswith(".json")):
         return spec.name, reference.make(spec.name, model)
-    except UnknownNameError as error:
-        raise ConfigError(
-            f"the defense {spec.name!r} ({spec.kind}) cannot be made again from its record: {error}"
-        ) from error
+    raise ConfigError(
+        f"the defense {spec.name!r} ({spec.kind}) cannot be made again from its record: expected "
+        f"one of {', '.join(reference.names())}, a configuration of Dent, or module:factory"
+    )
 
 
 def _attacks(spec: EvaluationSpec, threat: ThreatModel) -> tuple[Attack, ...]:

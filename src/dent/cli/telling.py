@@ -4,6 +4,7 @@ from rich.markup import escape
 
 from dent.cli import showing
 from dent.cli.console import OUT, print_table
+from dent.printable import one_line
 from dent.report import RunSummary, SampleStory
 
 
@@ -15,11 +16,12 @@ def line(run: RunSummary) -> None:
             f"{run.status} {run.units_done}/{run.units_planned}, {run.model}, "
             f"{run.samples} of {run.dataset}, {run.threat}"
         )
-    OUT.print(f"[bold]{escape(run.path)}[/]  {escape(about)}", soft_wrap=True)
+    OUT.print(f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True)
     for line in run.defenses:
         gained = f", against static {showing.gain(line.difference)}" if line.difference else ""
+        natural = showing.percent(line.natural) or "not scored"
         OUT.print(
-            f"    {escape(line.name)}: natural {showing.percent(line.natural) or 'not scored'}, "
+            f"    {escape(one_line(line.name))}: natural {natural}, "
             f"worst case {showing.with_interval(line.worst) or 'not scored'}{gained}",
             soft_wrap=True,
         )
@@ -47,4 +49,4 @@ def story(told: SampleStory) -> None:
     print_table(title, columns, rows)
     for each in told.defenses:
         if each.flags:
-            OUT.print(f"(!) {each.defense}: {', '.join(each.flags)}", markup=False)
+            OUT.print(f"(!) {one_line(each.defense)}: {', '.join(each.flags)}", markup=False)

@@ -18,6 +18,7 @@ from dent.evaluation.errors import (
 )
 from dent.evaluation.progress import Progress
 from dent.evaluation.reading import RecordedRun, SampleAnswer, load_run
+from dent.evaluation.reattack import Reattack, Reattacked
 from dent.evaluation.result import (
     AttackSummary,
     Count,
@@ -47,6 +48,8 @@ __all__ = [
     "EvaluationSpec",
     "LockedError",
     "Progress",
+    "Reattack",
+    "Reattacked",
     "RecordError",
     "RecordedRun",
     "SampleAnswer",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dent.attacks import AttackResult, Defense
 from dent.errors import DataError
+from dent.evaluation import tells
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import Store
 from dent.evaluation.guard import Guard
@@ -120,6 +121,10 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         static = _static_seconds(run, batches.load(members[0])[0])
     answers = submit(run, unit, found, batches)
     run.guard.check(unit.defense)
+    if unit.kind == "attack" and found is not None:
+        natural = torch.cat([batches.load(each)[0][: each.attacked] for each in members])
+        attack, classes = run.subject.attack(unit.attack or ""), answers[0].logits.shape[1]
+        extra |= tells.of_attack(attack, run.threat, found, natural, classes)
     record = UnitRecord(
         kind=unit.kind,
         defense=unit.defense,
@@ -128,6 +133,7 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         seed=seed,
         served=tuple(at for answer in answers for at in answer.predictions),
         trace=merge_traces([answer.trace for answer in answers]),
+        loss=tells.loss_of(answers, members),
         timing=UnitTiming(
             total=clock(device_of(run.subject.model)) - start,
             attack=attack_seconds,

@@ -19,6 +19,7 @@ from dent.evaluation.records import JournalRecord, ProbeRecord, Trace, UnitRecor
 from dent.evaluation.serving import Served, device_of, merge_traces
 from dent.evaluation.spec import STATIC, EvaluationSpec
 from dent.evaluation.subject import Subject, threat_of
+from dent.evaluation.tells import loss_of
 
 TOLERATED = 0.01
 """Share of members that may be answered differently on other hardware or software: near ties."""
@@ -96,8 +97,7 @@ class Resubmission:
             return
         if found is not None:
             yield Finding("tensors")
-            outside = self._outside(unit, found)
-            yield Finding("threat model", outside)
+            yield Finding("threat model", self._outside(unit, record, found))
             if unit.kind == "assembled":
                 yield Finding("tensors", self._sources(unit, record))
         yield Finding("served", self._served(unit, record, found))
@@ -119,9 +119,15 @@ class Resubmission:
             static = self._recorded.records.get(source.key)
             if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
+        first = members_of(self._run.plan, unit)[0]
+        image = tuple(self._batches.load(first)[0].shape[1:])
+        if record.tensor.shape[1:] != image:  # before it is read: it can be as large as a disk
+            raise RecordError(
+                f"{unit.key} has images {record.tensor.shape[1:]}, the dataset's are {image}"
+            )
         return self._recorded.adversarial(record)
 
-    def _outside(self, unit: Unit, found: Tensor) -> str | None:
+    def _outside(self, unit: Unit, record: UnitRecord, found: Tensor) -> str | None:
         natural = torch.cat(
             [
                 self._batches.load(batch)[0][: batch.attacked].cpu()
@@ -133,8 +139,18 @@ class Resubmission:
         excess = self._threat.check(found, natural)
         out = int((excess > 0).sum())
         if not out:
-            return None
+            return self._unlike_used(unit, record, found, natural)
         return f"{unit.key}: {out} images lie outside {self._threat}, by up to {excess.max():.3g}"
+
+    def _unlike_used(
+        self, unit: Unit, record: UnitRecord, found: Tensor, natural: Tensor
+    ) -> str | None:
+        if record.used is None or not self._threat.eps:
+            return None
+        used = (self._threat.distance(found, natural) / self._threat.eps).tolist()
+        if all(abs(now - then) <= _CLOSE for now, then in zip(used, record.used, strict=True)):
+            return None
+        return f"{unit.key}: the images use another share of eps than recorded"
 
     def _sources(self, unit: Unit, record: UnitRecord) -> str | None:
         _, sources = assembled(self._run, unit, members_of(self._run.plan, unit)[0])
@@ -149,6 +165,9 @@ class Resubmission:
             for member, (now, then) in enumerate(zip(served, record.served, strict=True))
             if now != then
         ]
+        loss = loss_of(answers, members_of(self._run.plan, unit))
+        if record.loss is not None and not _close(loss, record.loss):
+            return f"{unit.key}: the loss is not as recorded"
         return _trace_problem(unit, answers, record.trace)
 
     def _probe(self, unit: Unit, record: ProbeRecord) -> Finding:
@@ -188,9 +207,13 @@ def _trace_problem(unit: Unit, answers: list[Served], recorded: Trace) -> str | 
         if len(here) != len(there):
             return f"{unit.key}: {name} has another length than recorded"
         pairs = zip(here, there, strict=True)
-        if not all(math.isclose(a, b, rel_tol=_CLOSE, abs_tol=_CLOSE) for a, b in pairs):
+        if not all(_close(a, b) for a, b in pairs):
             return f"{unit.key}: {name} is not as recorded"
     return None
+
+
+def _close(one: float | None, other: float) -> bool:
+    return one is not None and math.isclose(one, other, rel_tol=_CLOSE, abs_tol=_CLOSE)
 
 
 def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:

@@ -8,6 +8,7 @@ from torch import nn
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
 from dent.data.dataset import ImageDataset
 from dent.errors import ConfigError, InputError
+from dent.evaluation.naming import contradiction
 from dent.evaluation.spec import (
     STATIC,
     AttackSpec,
@@ -143,13 +144,17 @@ def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
 
 def _defense(name: str, defense: Defense) -> DefenseSpec:
     described = describe_defense(defense)
-    return DefenseSpec(
+    spec = DefenseSpec(
         name=name,
         kind=_kind(defense),
         config={key: value for key, value in described.items() if key != "batch_dependent"},
         weights=weights_digest(defense) if isinstance(defense, nn.Module) else None,
         batch_dependent=is_batch_dependent(defense),
     )
+    other = contradiction(spec)
+    if other is not None:
+        raise ConfigError(other)
+    return spec
 
 
 def _check_name(what: str, name: object) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from dent.evaluation import diagnostics
+from dent.evaluation import diagnostics, tells
 from dent.evaluation.conclusion import bootstrap_seed, with_verdicts
 from dent.evaluation.ladder import ladder_of
 from dent.evaluation.plan import Plan
@@ -81,7 +81,8 @@ def _defense(
             has_static=spec.has_static,
             looks_through=looks_through(spec),
         )
-        + suspicions(unattacked, len(spec.dataset.classes), scores),
+        + suspicions(unattacked, len(spec.dataset.classes), scores)
+        + tells.of_defense(defense, scores.records),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
     )

@@ -1,22 +1,30 @@
 """Check a run folder as a stranger would: nothing in it is taken at its word that can be redone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from dent.errors import DentError
 from dent.evaluation.canonical import Record, without_wording
+from dent.evaluation.disk import is_there
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import RESULT, read_record
+from dent.evaluation.naming import contradiction
 from dent.evaluation.plan import Unit, make_plan, units
 from dent.evaluation.reading import RecordedRun, load_run
+from dent.evaluation.reattack import Attacker, Reattack, Reattacked
 from dent.evaluation.resubmit import Finding, Resubmission, unit_seed_of
 from dent.evaluation.result import EvaluationResult
 from dent.evaluation.spec import differences
 from dent.evaluation.subject import Subject, describe
 
 _SHOWN = 20
-_WITH_SUBJECT = ("subject", "plan", "tensors", "threat model", "served", "probes")
+_RESUBMITTED = ("tensors", "threat model", "served", "probes")
+_WITH_SUBJECT = ("subject", "plan", *_RESUBMITTED)
+_RERUN: Final[Mapping[str, Literal["some re-run", "all re-run"]]] = {
+    "some": "some re-run",
+    "all": "all re-run",
+}
 Watch = Callable[[int, int], None]
 """Called with (units checked, units recorded)."""
 
@@ -40,7 +48,22 @@ class Verification(Record):
     """`incomplete`: nothing is wrong, but something could not be checked."""
     identity: str | None
     """Of the run; null where not even that could be read."""
+    attacks: Literal["not re-run", "some re-run", "all re-run"] = "not re-run"
+    """Whether any attack was run again. Without, `verified` is of the records alone: what they
+    hold was submitted again, but that it is what the attack finds was not."""
+    reattacked: Reattacked | None = None
+    """What that found."""
     checks: tuple[Check, ...]
+
+    @property
+    def says(self) -> str:
+        """The status in words, with what it does not say."""
+        if self.status == "verified" and self.attacks == "not re-run":
+            return "records verified, attacks not re-run"
+        again = self.reattacked
+        if again is None:
+            return f"{self.status}, attacks {self.attacks}"
+        return f"{self.status}, {len(again.units)} of {again.of} attacks re-run"
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -54,7 +77,11 @@ class Verification(Record):
 
 
 def verify(
-    path: Path, subject: Subject | None = None, *, progress: Watch | None = None
+    path: Path,
+    subject: Subject | None = None,
+    *,
+    progress: Watch | None = None,
+    reattack: Reattack | None = None,
 ) -> Verification:
     """Check the records of a run, and redo what can be redone. Nothing in the folder is written.
 
@@ -64,13 +91,16 @@ def verify(
     in the threat model, in float64; that every batch, submitted again, is served as recorded; and
     that the probes, the gradient certificate among them, find again what they found.
 
-    What cannot be redone without attacking again is what the attacks claimed, what they cost, and
-    the extra attacks of the full diagnostics.
+    What cannot be redone without attacking again is what the attacks found and claimed, what they
+    cost, and the extra attacks of the full diagnostics. With `reattack`, attacks are run again from
+    their recorded seeds: where the run was made they must come out the same, bit for bit; elsewhere
+    who stands is compared by a paired test.
 
     Args:
         path: The run folder.
         subject: What was evaluated, as it would be evaluated again.
         progress: Called after every unit.
+        reattack: Which attacks to run again; none if None.
     """
     try:
         recorded = load_run(Path(path))
@@ -79,25 +109,76 @@ def verify(
     checks = [
         _check("records", len(recorded.records) + 2, []),
         _check("identity", 1, list(_identity(recorded))),
+        _check("names", len(recorded.run.spec.defenses), list(_names(recorded))),
         _check("seeds", len(recorded.records), list(_seeds(recorded))),
         _check("completeness", recorded.run.units, list(_completeness(recorded))),
         _result(recorded),
     ]
+    names = (*_WITH_SUBJECT, *(["attacks"] if reattack is not None else []))
     if subject is None:
-        return _stop(recorded, checks, 0, "the model and the dataset were not given")
+        return _stop(recorded, checks, names, "the model and the dataset were not given")
     others = _subject(recorded, subject)
     checks.append(_check("subject", 1, others))
     if others:
-        return _stop(recorded, checks, 1, "the subject is not that of the record")
+        return _stop(recorded, checks, names[1:], "the subject is not that of the record")
     moved = _plan(recorded, subject)
     checks.append(_check("plan", len(recorded.plan.batches), moved))
     if moved:
-        return _stop(recorded, checks, 2, "the plan does not follow from the dataset")
-    return _conclude(recorded, [*checks, *_resubmit(recorded, subject, progress)])
+        return _stop(recorded, checks, names[2:], "the plan does not follow from the dataset")
+    again = () if reattack is None else reattack.draw(recorded)
+    watch = _Counting(progress, len(recorded.records) + len(again))
+    checks += _resubmit(recorded, subject, watch)
+    if reattack is None:
+        return _conclude(recorded, checks)
+    found, check = _attack(recorded, subject, reattack, again, watch)
+    return _conclude(recorded, [*checks, check], found)
 
 
-def _stop(recorded: RecordedRun, checks: list[Check], at: int, why: str) -> Verification:
-    return _conclude(recorded, [*checks, *(_not_run(name, why) for name in _WITH_SUBJECT[at:])])
+class _Counting:
+    """Tells how many of all the units that are looked at are done."""
+
+    def __init__(self, progress: Watch | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def one(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _stop(
+    recorded: RecordedRun, checks: list[Check], names: Sequence[str], why: str
+) -> Verification:
+    return _conclude(recorded, [*checks, *(_not_run(name, why) for name in names)])
+
+
+def _names(recorded: RecordedRun) -> Iterator[str]:
+    for defense in recorded.run.spec.defenses:
+        problem = contradiction(defense)
+        if problem is not None:
+            yield problem
+
+
+def _attack(
+    recorded: RecordedRun,
+    subject: Subject,
+    reattack: Reattack,
+    again: Sequence[Unit],
+    watch: _Counting,
+) -> tuple[Reattacked, Check]:
+    attacker = Attacker(recorded, subject)
+    for unit in again:
+        attacker.check(unit)
+        watch.one()
+    found = attacker.conclude(reattack)
+    problems, weak = attacker.problems(found), attacker.weak(found)
+    if problems or not weak:
+        return found, _check("attacks", len(again), problems)
+    not_run = Check(
+        name="attacks", state="not-run", looked_at=len(again), problems=tuple(weak[:_SHOWN])
+    )
+    return found, not_run
 
 
 def _identity(recorded: RecordedRun) -> Iterator[str]:
@@ -121,7 +202,7 @@ def _completeness(recorded: RecordedRun) -> Iterator[str]:
 
 
 def _result(recorded: RecordedRun) -> Check:
-    if not (recorded.path / RESULT).exists():
+    if not is_there(recorded.path / RESULT):
         return _not_run("result", f"there is no {RESULT} yet")
     try:
         written = read_record(recorded.path / RESULT, EvaluationResult)
@@ -151,8 +232,8 @@ def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
     ]
 
 
-def _resubmit(recorded: RecordedRun, subject: Subject, progress: Watch | None) -> Iterator[Check]:
-    names = _WITH_SUBJECT[2:]
+def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iterator[Check]:
+    names = _RESUBMITTED
     problems: dict[str, list[str]] = {name: [] for name in names}
     looked = dict.fromkeys(names, 0)
     skipped: dict[str, str] = {}
@@ -160,11 +241,10 @@ def _resubmit(recorded: RecordedRun, subject: Subject, progress: Watch | None) -
     done: list[Unit] = [
         unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
     ]
-    for count, unit in enumerate(done, start=1):
+    for unit in done:
         for finding in again.check(unit):
             _note(finding, problems, looked, skipped)
-        if progress is not None:
-            progress(count, len(done))
+        watch.one()
     problems["served"] += again.too_many_changed()
     for name in names:
         if name in skipped and not problems[name]:
@@ -203,7 +283,9 @@ def _not_run(name: str, why: str) -> Check:
     return Check(name=name, state="not-run", looked_at=0, problems=(why,))
 
 
-def _conclude(recorded: RecordedRun | None, checks: list[Check]) -> Verification:
+def _conclude(
+    recorded: RecordedRun | None, checks: list[Check], found: Reattacked | None = None
+) -> Verification:
     states = {check.state for check in checks}
     status: Literal["verified", "failed", "incomplete"] = "verified"
     if "failed" in states:
@@ -213,5 +295,7 @@ def _conclude(recorded: RecordedRun | None, checks: list[Check]) -> Verification
     return Verification(
         status=status,
         identity=None if recorded is None else recorded.run.identity,
+        attacks="not re-run" if found is None else _RERUN[found.drawn],
+        reattacked=found,
         checks=tuple(checks),
     )

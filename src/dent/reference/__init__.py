@@ -13,12 +13,13 @@ from dent.reference.base import ReferenceDefense
 from dent.reference.configuration import load_config
 from dent.reference.hedge import Hedge
 from dent.reference.perturbation import Perturbation
-from dent.reference.registry import CONFIGS, describe, make, names
+from dent.reference.registry import CONFIGS, KINDS, describe, make, names
 from dent.reference.statistics_prior import StatisticsPrior
 from dent.reference.tent_online import TENT, TentOnline, TentState
 
 __all__ = [
     "CONFIGS",
+    "KINDS",
     "TENT",
     "AntiAdversary",
     "Hedge",

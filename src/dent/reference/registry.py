@@ -37,6 +37,13 @@ _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
     "hedge": Hedge,
 }
 
+KINDS: Final[Mapping[str, str]] = {
+    "tent-online": f"{TentOnline.__module__}.{TentOnline.__qualname__}",
+    "anti-adversary": f"{AntiAdversary.__module__}.{AntiAdversary.__qualname__}",
+    "hedge": f"{Hedge.__module__}.{Hedge.__qualname__}",
+}
+"""The class of each of the others, as records have it."""
+
 _PROTOCOL = ("adapt", "predict", "batch_dependent")
 
 

@@ -1,0 +1,88 @@
+"""`dent verify`: which attacks it runs again, and what a record may not make it do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dent import ConfigError, Dent, DentConfig
+from dent.cli import restore
+from dent.evaluation import RecordedRun, Settings, Subject, evaluate, load_run
+from dent.evaluation.spec import DefenseSpec
+from tests.cli.here import dent
+from tests.evaluation.subjects import make_model, make_subject
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "run"
+    evaluate(make_subject(), Settings(n=8, batch_size=8), out=path)
+    return path
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def subject(*_: object) -> Subject:
+        return make_subject()
+
+    monkeypatch.setattr(restore, "subject", subject)
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_status_says_what_was_attacked_again(finished: Path) -> None:
+    plain = dent("verify", str(finished))
+    assert plain.code == 0
+    assert "run: records verified, attacks not re-run" in plain.out
+    some = dent("verify", str(finished), "--reattack", "2", "--nonce", "17")
+    assert some.code == 0, some.out
+    assert "run: verified, 2 of 4 attacks re-run" in some.out
+    told = json.loads(dent("verify", str(finished), "--reattack", "all", "--json").out)
+    assert (told["status"], told["attacks"]) == ("verified", "all re-run")
+    assert told["reattacked"]["same"] == told["reattacked"]["of"] == 4
+    assert told["reattacked"]["nonce"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--reattack", "2"), "name one, or run all again"),
+        (("--nonce", "n"), "add --reattack K"),
+        (("--reattack", "all", "--nonce", "n"), "leave out --nonce"),
+        (("--reattack", "few", "--nonce", "n"), "a number or all, got 'few'"),
+        (("--reattack", "0", "--nonce", "n"), "at least 1"),
+        (("--reattack", "all", "--records-only"), "leave out --records-only"),
+    ],
+)
+def test_a_draw_that_means_nothing_is_refused(
+    options: tuple[str, ...], says: str, finished: Path
+) -> None:
+    refused = dent("verify", str(finished), *options)
+    assert (refused.code, refused.out) == (2, "")
+    assert says in refused.err
+
+
+def with_defense(recorded: RecordedRun, name: str, kind: str) -> DefenseSpec:
+    return recorded.run.spec.defenses[1].model_copy(update={"name": name, "kind": kind})
+
+
+@pytest.mark.parametrize("name", ["{}/mine.json", "code:{}/mine.json", "{}/mine.JSON"])
+def test_a_file_that_a_record_names_is_not_read(
+    name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.json").write_text('{"steps": 1}')
+    spec = with_defense(load_run(finished), name.format(tmp_path), "other.Defense")
+
+    def opened(self: Path, *_: object, **__: object) -> str:
+        pytest.fail(f"{self} was read")
+
+    monkeypatch.setattr(Path, "read_text", opened)
+    with pytest.raises(ConfigError, match="cannot be made again from its record"):
+        restore._defense(spec, make_model())
+
+
+def test_a_configuration_is_made_again_from_what_is_recorded(finished: Path) -> None:
+    spec = with_defense(load_run(finished), "mine", "dent.defense.Dent")
+    name, made = restore._defense(spec, make_model())
+    assert name == "mine"
+    assert isinstance(made, Dent)
+    assert made.config == DentConfig(steps=2, lr=0.01)

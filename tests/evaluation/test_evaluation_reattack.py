@@ -1,0 +1,252 @@
+"""Attacking again: what no check of records can find, and the signs that a reader sees at once."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dent import DENT, DENT_PLUS, ConfigError, Dent, DentConfig
+from dent.attacks import Outcome
+from dent.evaluation import Reattack, Settings, evaluate, load_run, verify
+from dent.evaluation.canonical import canonical, digest
+from dent.evaluation.folder import RUN
+from dent.evaluation.journal import JOURNAL
+from dent.evaluation.records import UnitRecord
+from dent.reference import Hedge
+from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
+
+WHOLE = Settings(n=24, batch_size=8)
+
+
+def lazy(self: Push, target: Any, threat: Any, seed: int) -> Outcome:
+    """An attack that was patched to do nothing, and to claim nothing."""
+    del self, threat, seed
+    return Outcome(target.natural, torch.zeros_like(target.labels, dtype=torch.bool))
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reattack") / "run"
+    evaluate(make_subject(), WHOLE, out=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which nothing fell, for nothing attacked."""
+    path = tmp_path_factory.mktemp("reattack") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Push, "run", lazy)
+        evaluate(make_subject(), WHOLE, out=path)
+    return path
+
+
+def test_what_is_verified_without_attacking_says_so(honest: Path) -> None:
+    found = verify(honest, make_subject())
+    assert (found.status, found.attacks, found.reattacked) == ("verified", "not re-run", None)
+    assert found.says == "records verified, attacks not re-run"
+
+
+def test_an_honest_run_comes_out_the_same_bit_for_bit(honest: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    before = {path: path.stat().st_mtime_ns for path in honest.rglob("*")}
+    found = verify(
+        honest, make_subject(), reattack=Reattack(), progress=lambda a, b: seen.append((a, b))
+    )
+    assert found.status == "verified", found.problems
+    assert found.reattacked is not None
+    # 2 attacks, 2 defenses, 3 batches.
+    assert (len(found.reattacked.units), found.reattacked.of, found.reattacked.same) == (12,) * 3
+    assert found.says == "verified, 12 of 12 attacks re-run"
+    assert seen[-1] == (len(seen), len(seen))
+    assert {path: path.stat().st_mtime_ns for path in honest.rglob("*")} == before
+
+
+def test_attacks_that_did_nothing_verify_until_they_are_run_again(forged: Path) -> None:
+    static = load_run(forged).result.defenses["static"]
+    assert static.attack("push").served == static.natural  # the lie
+    assert verify(forged, make_subject()).status == "verified"
+    for asked in (Reattack(), Reattack(1, "nonce")):
+        found = verify(forged, make_subject(), reattack=asked)
+        assert found.status == "failed"
+        assert re.search(
+            r"attacks: attack/\d/\w+/\w+: .*queries.* not the same when attacked again",
+            found.problems[0],
+        )
+
+
+def elsewhere(folder: Path, **changes: Any) -> None:
+    """Say that the run was made on another kind of device."""
+    run = json.loads((folder / RUN).read_text())
+    run["sessions"][0].update({"device": "cuda: another", **changes})
+    (folder / RUN).write_text(json.dumps(run))
+    (folder / "result.json").unlink()
+
+
+def test_elsewhere_a_paired_test_finds_what_is_of_substance(forged: Path, tmp_path: Path) -> None:
+    shutil.copytree(forged, tmp_path / "run")
+    elsewhere(tmp_path / "run")
+    found = verify(tmp_path / "run", make_subject(), reattack=Reattack())
+    assert found.status == "failed"
+    again = found.reattacked
+    assert again is not None
+    assert not again.same_place
+    worst = next(each for each in again.paired if each.defense == "static")
+    assert worst.only_stood > 10
+    assert worst.only_stands == 0
+    # McNemar's exact test, by hand: all of k pairs that differ lie on one side.
+    assert worst.p_value == pytest.approx(2 * 0.5**worst.only_stood)
+    assert any("stand as recorded" in problem for problem in found.problems)
+
+
+def test_elsewhere_a_single_flip_is_no_finding_and_few_members_are_too_few(
+    honest: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(honest, tmp_path / "run")
+    elsewhere(tmp_path / "run")
+    lines = (tmp_path / "run" / JOURNAL).read_text().splitlines()
+    for at, line in enumerate(lines):
+        record = json.loads(line)["record"]
+        if record["kind"] == "attack":
+            record["queries"] += 1
+            lines[at] = canonical({"record": record, "sha256": digest(record)})
+    (tmp_path / "run" / JOURNAL).write_text("\n".join(lines) + "\n")
+    found = verify(tmp_path / "run", make_subject(), reattack=Reattack())
+    assert found.status in ("verified", "incomplete"), found.problems
+    assert found.reattacked is not None
+    assert found.reattacked.same == 0
+    assert {each.p_value for each in found.reattacked.paired} == {1.0}
+    few = verify(tmp_path / "run", make_subject(), reattack=Reattack(1, "n"))
+    assert few.status == "incomplete"
+    check = next(check for check in few.checks if check.name == "attacks")
+    assert "too few to tell" in check.problems[0]
+
+
+def test_the_nonce_decides_which_and_all_are_drawn_by_some(honest: Path) -> None:
+    recorded = load_run(honest)
+    everything = {unit.key for unit in Reattack().draw(recorded)}
+    draws = [Reattack(3, str(nonce)).draw(recorded) for nonce in range(40)]
+    assert {len(draw) for draw in draws} == {3}
+    assert {unit.key for draw in draws for unit in draw} == everything
+    assert len(set(draws)) > 20
+    assert Reattack(3, "7").draw(recorded) == draws[7]
+    assert Reattack(99, "7").draw(recorded) == Reattack().draw(recorded)
+
+
+@pytest.mark.parametrize(
+    ("count", "nonce", "says"),
+    [(0, "n", "at least 1"), (3, "", "fixed after the run")],
+)
+def test_a_draw_without_a_nonce_is_refused(count: int, nonce: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Reattack(count, nonce)
+
+
+def test_without_the_subject_attacks_are_not_run_again(honest: Path) -> None:
+    found = verify(honest, reattack=Reattack())
+    assert (found.status, found.attacks) == ("incomplete", "not re-run")
+    assert {check.name: check.state for check in found.checks}["attacks"] == "not-run"
+
+
+def flags(folder: Path, defense: str) -> set[str]:
+    return {flag.name for flag in load_run(folder).result.defenses[defense].raised}
+
+
+TELLS = {"attack moved nothing", "attack gained nothing", "fewer queries than planned"}
+
+
+def test_an_attack_that_did_nothing_is_told_by_its_records(honest: Path, forged: Path) -> None:
+    assert not flags(honest, "static") & TELLS
+    assert flags(forged, "static") >= TELLS
+    sentence = next(
+        flag.sentence
+        for flag in load_run(forged).result.defenses["static"].raised
+        if flag.name == "attack moved nothing"
+    )
+    assert "moved by nudge, push:" in sentence
+
+
+def test_the_records_say_how_far_an_attack_went(honest: Path) -> None:
+    recorded = load_run(honest)
+    for record in recorded.units():
+        if record.kind == "attack":
+            assert record.planned == 2
+            assert record.used is not None
+            strength = 0.5 if record.attack == "nudge" else 1.0
+            assert max(record.used) == pytest.approx(strength, abs=1e-3)
+        else:
+            assert record.planned is record.used is None
+    natural = recorded.records["natural/0/static/None"]
+    assert isinstance(natural, UnitRecord)
+    x, y = make_subject().dataset.batch(range(8))
+    expected = torch.nn.functional.cross_entropy(make_model()(x), y)
+    assert natural.loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("field", ["used", "loss"])
+def test_forged_tells_are_found(field: str, honest: Path, tmp_path: Path) -> None:
+    shutil.copytree(honest, tmp_path / "run")
+    lines = (tmp_path / "run" / JOURNAL).read_text().splitlines()
+    record = json.loads(lines[3])["record"]
+    record[field] = [0.25] * 8 if field == "used" else record[field] + 0.1
+    lines[3] = canonical({"record": record, "sha256": digest(record)})
+    (tmp_path / "run" / JOURNAL).write_text("\n".join(lines) + "\n")
+    (tmp_path / "run" / "result.json").unlink()
+    problems = verify(tmp_path / "run", make_subject()).problems
+    says = "another share of eps" if field == "used" else "the loss is not as recorded"
+    assert any(says in problem for problem in problems), problems
+
+
+MODEL = make_model()
+MISNAMED = {
+    "dent as dent+": ({"dent+": Dent(MODEL, DENT)}, r"called 'dent\+' is dent:"),
+    "dent+ as dent": ({"dent": Dent(MODEL, DENT_PLUS)}, r"called 'dent' is dent\+"),
+    "static as dent": ({"dent": Dent(MODEL, DentConfig(steps=0))}, "called 'dent' is static"),
+    "another as dent": ({"dent": Wrapper(MODEL)}, "called 'dent' is tests.*Wrapper"),
+    "dent as static": ({"static": Dent(MODEL, DENT)}, "called 'static' is dent"),
+    "custom as static": (
+        {"static": Dent(MODEL, DentConfig(steps=2))},
+        "called 'static' is another configuration",
+    ),
+    "hedge as dent": ({"dent": Hedge(MODEL)}, "called 'dent' is hedge"),
+    "dent as hedge": ({"hedge": Dent(MODEL, DENT)}, "called 'hedge' is dent"),
+}
+
+
+@pytest.mark.parametrize("name", MISNAMED)
+def test_a_defense_under_the_name_of_another_is_refused(name: str) -> None:
+    defenses, says = MISNAMED[name]
+    with pytest.raises(ConfigError, match=says):
+        evaluate(make_subject(defenses, [], model=MODEL), Settings(n=2))
+
+
+def test_a_defense_renamed_afterwards_is_found(tmp_path: Path) -> None:
+    subject = make_subject({"mine": Dent(MODEL, DENT)}, [], model=MODEL)
+    evaluate(subject, replace_n(SMALL), out=tmp_path / "run")
+    for file in (RUN, JOURNAL):
+        text = (tmp_path / "run" / file).read_text()
+        (tmp_path / "run" / file).write_text(text.replace('"mine"', '"dent+"'))
+    lines = [
+        json.loads(line)["record"] for line in (tmp_path / "run" / JOURNAL).read_text().splitlines()
+    ]
+    forged = (canonical({"record": each, "sha256": digest(each)}) for each in lines)
+    (tmp_path / "run" / JOURNAL).write_text("\n".join(forged) + "\n")
+    found = verify(tmp_path / "run", replace(subject, defenses={"dent+": Dent(MODEL, DENT_PLUS)}))
+    assert any("names: the defense called 'dent+' is dent:" in each for each in found.problems)
+
+
+def replace_n(settings: Settings) -> Settings:
+    return Settings(**{**settings.to_json(), "n": 2})
+
+
+def test_other_settings_under_a_known_name_are_flagged() -> None:
+    flagged = evaluate(make_subject(), Settings(n=2)).defenses
+    assert "not as named" in {flag.name for flag in flagged["dent"].raised}
+    named = make_subject({"mine": Dent(MODEL, DentConfig(steps=2)), "dent": Dent(MODEL)})
+    for found in evaluate(named, Settings(n=2)).defenses.values():
+        assert "not as named" not in {flag.name for flag in found.raised}
