@@ -82,7 +82,7 @@ def _defense(
             looks_through=looks_through(spec),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)
-        + tells.of_defense(defense, scores.records),
+        + tells.of_defense(defense, scores.records, unattacked.correct, attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
     )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation.naming import is_as_named
 from dent.evaluation.records import UnitRecord
-from dent.evaluation.result import Diagnostic
+from dent.evaluation.result import AttackSummary, Diagnostic
 from dent.evaluation.spec import DefenseSpec
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ MOVED: Final = 0.01
 """Of eps: an attack whose furthest image lies nearer moved nothing."""
 GAINED: Final = 1e-3
 """In nats: an attack that raised the mean loss by less gained nothing."""
+MANY: Final = 8
+"""Members that must stand before an attack that broke none of them is a sign of anything."""
 SPARED: Final = 0.5
 """Of the queries planned: an attack that left out more, while members stood, gave up early."""
 _ROUNDED: Final = 6
@@ -69,7 +71,10 @@ def of_attack(
 
 
 def of_defense(
-    defense: DefenseSpec, records: Mapping[str, Sequence[UnitRecord]]
+    defense: DefenseSpec,
+    records: Mapping[str, Sequence[UnitRecord]],
+    natural: int,
+    attacked: Sequence[AttackSummary],
 ) -> tuple[Diagnostic, ...]:
     """The tells of one defense, raised or not, in an order that is always the same.
 
@@ -78,6 +83,8 @@ def of_defense(
     Args:
         defense: It.
         records: By what was submitted (`natural`, `attack/NAME`, ...), the units.
+        natural: Members answered correctly in their natural batches.
+        attacked: What was served under each attack.
     """
     if all(unit.loss is None for units in records.values() for unit in units):
         return ()
@@ -88,9 +95,14 @@ def of_defense(
         and units
         and not any(note.startswith(NOT_AVAILABLE) for unit in units for note in unit.notes)
     }
+    broke = {
+        each.attack: natural - each.served.correct
+        for each in attacked
+        if each.kind == "attack" and each.attack is not None
+    }
     return (
         _moved(attacks),
-        _gained(attacks, records.get("natural", ())),
+        _gained(attacks, records.get("natural", ()), broke),
         _asked(attacks),
         _named(defense),
     )
@@ -106,7 +118,11 @@ def _moved(attacks: _Attacks) -> Diagnostic:
         for attack, units in attacks.items()
         if all(unit.used is not None for unit in units)
     }
-    still = [attack for attack, shares in known.items() if shares and max(shares) < MOVED]
+    still = [
+        attack
+        for attack, shares in known.items()
+        if shares and max(shares) < MOVED and _many_stand(attacks[attack])
+    ]
     if not known:
         return _not_run(name)
     return Diagnostic(
@@ -118,29 +134,35 @@ def _moved(attacks: _Attacks) -> Diagnostic:
             f"No image was moved by {', '.join(still)}: either nobody fell to it and it gave the "
             "natural images back, or it did not attack. Have it run again: dent verify --reattack."
             if still
-            else "Every attack moved images, by more than a hundredth of eps."
+            else f"Every attack that left {MANY} members standing moved images."
         ),
     )
 
 
-def _gained(attacks: _Attacks, natural: Sequence[UnitRecord]) -> Diagnostic:
+def _gained(
+    attacks: _Attacks, natural: Sequence[UnitRecord], broke: Mapping[str, int]
+) -> Diagnostic:
     title = "attack gained nothing"
     gains = {attack: list(_gains(units, natural)) for attack, units in attacks.items()}
     known = {attack: found for attack, found in gains.items() if None not in found and found}
     if not known:
         return _not_run(title)
     most = {attack: max(each or 0.0 for each in found) for attack, found in known.items()}
-    none = [attack for attack, gain in most.items() if gain < GAINED]
+    none = [
+        attack
+        for attack, gain in most.items()
+        if gain < GAINED and not broke.get(attack) and _many_stand(attacks[attack])
+    ]
     return Diagnostic(
         name=title,
         state="raised" if none else "passed",
         value=float(len(none)),
         threshold=0,
         sentence=(
-            f"On no batch did {', '.join(none)} raise the loss: what it found is answered as the "
-            "natural images are."
+            f"On no batch did {', '.join(none)} raise the loss or break a member: what it found is "
+            "answered as the natural images are."
             if none
-            else "Every attack raised the loss of the images it was given."
+            else f"Every attack that left {MANY} members standing broke one or raised the loss."
         ),
     )
 
@@ -153,6 +175,11 @@ def _gains(units: Sequence[UnitRecord], natural: Sequence[UnitRecord]) -> Iterat
     for unit in units:
         clean = whole if unit.batch is None else before.get(unit.batch)
         yield None if clean is None or unit.loss is None else unit.loss - clean
+
+
+def _many_stand(units: Sequence[UnitRecord]) -> bool:
+    """Whether there was much left to do, by the attack's own word."""
+    return sum(not fell for unit in units for fell in unit.claimed or ()) >= MANY
 
 
 def _asked(attacks: _Attacks) -> Diagnostic:
