@@ -12,7 +12,7 @@ from dent.evaluation import RecordError, evaluate, load_run, verify
 from dent.evaluation.disk import read, write_atomically
 from dent.evaluation.folder import PLAN, RUN
 from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import LOCK
+from dent.evaluation.lock import HOLDER, LOCK
 from dent.evaluation.sweep import SWEEP, read_sweep
 from dent.report import list_runs, write_report
 from tests.evaluation.subjects import SMALL, make_subject
@@ -39,12 +39,12 @@ def mine(tmp_path: Path) -> Path:
     return path
 
 
-FILES = (RUN, PLAN, JOURNAL, LOCK, "result.json")
+FILES = (RUN, PLAN, JOURNAL, LOCK, HOLDER, "result.json")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_of_a_run_is_written_through_a_link(name: str, folder: Path, mine: Path) -> None:
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(mine)
     # Of result.json the name is replaced, which writes nothing through it.
     if name == "result.json":

@@ -50,12 +50,13 @@ class FolderLock:
 
     def _say_who(self) -> None:
         content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        handle = open_regular(self._holder, os.O_WRONLY | os.O_CREAT, in_place=True)
-        try:
-            os.ftruncate(handle, 0)
-            write_all(handle, content.encode())
-        finally:
-            os.close(handle)
+        with writing(self._holder):
+            handle = open_regular(self._holder, os.O_WRONLY | os.O_CREAT, in_place=True)
+            try:
+                os.ftruncate(handle, 0)
+                write_all(handle, content.encode())
+            finally:
+                os.close(handle)
 
     def close(self) -> None:
         """Release the folder. The locked file stays: who removed it could remove another's lock."""
