@@ -271,3 +271,25 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     checks = {check["name"]: check for check in json.loads(tampered.out)["checks"]}
     assert checks["tensors"]["state"] == "failed"
     assert "SHA-256" in " ".join(checks["tensors"]["problems"])
+
+
+def test_norms_and_autoattack_are_taken_as_others_write_them(dent: Run) -> None:
+    small = ("--n", "2", "--batch-size", "2", "--defense", "static")
+    ran = dent(
+        *EVALUATE, *small, "--norm", "L2", "--eps", "0.5",
+        *("--attack", "AA:square_iterations=1,targets=1", "--out", "run"),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    spec = load_run(Path("run")).run.spec
+    assert spec.threat.norm == "l2"
+    assert [attack.name for attack in spec.attacks] == ["standard:square_iterations=1,targets=1"]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", "128"), ("Linf", "8"), ("l1", "8000")])
+def test_a_radius_in_units_of_bytes_is_refused_before_anything_runs(
+    dent: Run, norm: str, eps: str
+) -> None:
+    ran = dent(*EVALUATE, "--n", "2", "--norm", norm, "--eps", eps, "--attack", "pgd")
+    assert ran.code == 2
+    assert f"did you mean '{eps}/255'?" in ran.err
+    assert not Path("runs").exists()

@@ -175,6 +175,20 @@ def test_objects_are_refused_with_a_command_that_names_all_it_allows(
     assert equal(model, dict(state))
 
 
+def test_converting_keeps_averages_beside_plain_weights(tmp_path: Path) -> None:
+    """timm's checkpoints hold both, and the arguments of the training as an object."""
+    state, average = dict(small().state_dict()), dict(small(1).state_dict())
+    content = {"state_dict": state, "state_dict_ema": average, "args": argparse.Namespace(lr=1)}
+    torch.save(content, tmp_path / "w.pt")
+    made = convert(tmp_path / "w.pt", allow=["argparse.Namespace"])
+    for part, expected in (("#state_dict_ema", average), ("#state_dict", state)):
+        model = small(9)
+        fit_weights(model, read_weights(Path(f"{made}{part}")), "here")
+        assert equal(model, expected)
+    with pytest.warns(WeightsWarning, match="took 'state_dict', not 'state_dict_ema'"):
+        read_weights(made)
+
+
 class Armed:
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from dent.errors import WeightsError
-from dent.models.state_dicts import state_dict_in
+from dent.models.state_dicts import state_dict_in, state_dicts_in
 
 #: Modules whose functions reach files, processes or the interpreter: no weights file needs them.
 _HARMFUL: Final = (
@@ -82,7 +82,8 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
             `argparse.Namespace`.
 
     Returns:
-        The new file, `NAME-weights.pt` beside the old one: a bare state dict.
+        The new file, `NAME-weights.pt` beside the old one: a bare state dict, or all that there
+        are by key, averages among them.
 
     Raises:
         WeightsError: A name cannot be imported, or is one that only malicious files ask for; the
@@ -107,12 +108,18 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
     target = path.with_name(f"{path.stem}-weights.pt")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        torch.save(state_dict_in(_without_modules(loaded), path, None), part)
+        torch.save(_weights(_without_modules(loaded), path), part)
         os.replace(part, target)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
     return target
+
+
+def _weights(loaded: object, path: Path) -> Mapping[str, object]:
+    """The state dict; all of them by key where there are several, for `FILE#KEY` to choose."""
+    found = state_dicts_in(loaded) if isinstance(loaded, Mapping) else {}
+    return found if len(found) > 1 else state_dict_in(loaded, path, None)
 
 
 def _without_modules(loaded: object) -> object:

@@ -54,7 +54,7 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
     """
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path}: expected a state dict, got a {type(loaded).__name__}")
-    found = dict(_state_dicts(loaded))
+    found = state_dicts_in(loaded)
     if part is not None:
         return _part(found, path, part)
     if "" in found:
@@ -79,6 +79,11 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
             stacklevel=3,
         )
     return found[chosen]
+
+
+def state_dicts_in(loaded: Mapping[object, object]) -> dict[str, dict[str, Tensor]]:
+    """All state dicts that a file holds, by the keys that lead to each; "" for a bare one."""
+    return dict(_state_dicts(loaded))
 
 
 def _part(found: Mapping[str, dict[str, Tensor]], path: Path, part: str) -> dict[str, Tensor]:
