@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent.config import DentConfig, SmoothingConfig
+from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defense import Dent
-from dent.errors import ConfigError, InputError, UnsupportedModelError
+from dent.errors import ConfigError, InputError, UnknownNameError, UnsupportedModelError
 from tests.configurations import ALONE, BATCH, CONFIGS, SAMPLE, TEST, Around
 
 
@@ -85,6 +85,36 @@ def test_unwrap_is_the_model_itself(tiny_cnn: nn.Sequential) -> None:
     assert Dent(tiny_cnn).unwrap() is tiny_cnn
 
 
+def test_without_a_configuration_it_is_dent_plus(tiny_cnn: nn.Sequential) -> None:
+    assert Dent(tiny_cnn).config is DENT_PLUS
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("dent", DENT),
+        ("dent+", DENT_PLUS),
+        (" Dent+ ", DENT_PLUS),
+        ("DENT_PLUS", DENT_PLUS),
+        ("dent-plus", DENT_PLUS),
+        ("DENT_NOMINAL", DENT_NOMINAL),
+    ],
+)
+def test_a_configuration_has_a_name(name: str, config: DentConfig, tiny_cnn: nn.Sequential) -> None:
+    assert Dent(tiny_cnn, name).config is config
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("dnet", "Did you mean 'dent'"), ("hedge", r"dent\.reference\.make"), ("", "Expected one of")],
+)
+def test_an_unknown_name_is_refused_with_advice(
+    name: str, said: str, tiny_cnn: nn.Sequential
+) -> None:
+    with pytest.raises(UnknownNameError, match=said):
+        Dent(tiny_cnn, name)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -128,7 +158,7 @@ def test_a_sample_wise_adaptation_predicts_its_own_batch_only(
     assert batch_wise.predict(x[:2], batch_wise.adapt(x)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("config", [{"steps": 3}, "dent", None])
+@pytest.mark.parametrize("config", [{"steps": 3}, b"dent", None])
 def test_a_configuration_of_another_type_is_refused(config: Any, tiny_cnn: nn.Sequential) -> None:
     with pytest.raises(ConfigError, match=r"expected a DentConfig, got .*from_dict"):
         Dent(tiny_cnn, config)

@@ -4,9 +4,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
-from dent.errors import ConfigError
+from dent.errors import ConfigError, UnknownNameError
 from dent.suggest import did_you_mean
 
 Optimizer = Literal["adam", "adamod", "sgd"]
@@ -263,3 +263,28 @@ DENT_PLUS = DentConfig(
 DENT_NOMINAL = DentConfig(steps=10, statistics="test", smoothing=SmoothingConfig(sigma=0.5))
 """dent for nominally trained models (paper Table 4, last row): batch-wise, test statistics,
 learned Gaussian smoothing, 10 steps."""
+
+PRESETS: Final[Mapping[str, DentConfig]] = {
+    "dent": DENT,
+    "dent+": DENT_PLUS,
+    "dent-nominal": DENT_NOMINAL,
+}
+"""The paper's configurations by name."""
+
+
+def preset(name: str) -> DentConfig:
+    """Return a configuration of the paper by its name, in upper or lower case.
+
+    `dent_plus` is `dent+`, and `DENT_NOMINAL` is `dent-nominal`.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    plain = name.strip().lower().replace("_", "-").replace("dent-plus", "dent+")
+    if plain not in PRESETS:
+        raise UnknownNameError(
+            f"There is no configuration {name!r} of Dent.{did_you_mean(plain, PRESETS)} Expected "
+            f"one of {', '.join(PRESETS)}, or a DentConfig. Other defenses are made by "
+            "dent.reference.make(name, model)."
+        )
+    return PRESETS[plain]

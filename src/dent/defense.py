@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dent.adaptation import Adaptation
 from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
-from dent.config import DENT, DentConfig
+from dent.config import DENT_PLUS, DentConfig, preset
 from dent.errors import (
     CompileWarning,
     ConfigError,
@@ -54,29 +54,33 @@ class Dent(nn.Module):
     Args:
         model: takes a batch (N, ...) and returns logits (N, classes). Stays as it is, and stays
             the caller's: changing its weights afterwards changes the defense.
-        config: the defense; `DENT`, `DENT_PLUS`, `DENT_NOMINAL` are the paper's.
+        config: the defense; the paper's are `DENT`, `DENT_PLUS`, `DENT_NOMINAL`, or by name
+            `"dent"`, `"dent+"`, `"dent-nominal"`. By default dent+: batch-wise dent of 30 steps
+            costs adversarially trained models accuracy (docs/configuration.md).
         performance: how to compute it; by default in whatever way is faster at the same answers.
 
     Raises:
         UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
+        UnknownNameError: `config` is the name of no configuration.
         ConfigError: `config` is no `DentConfig`, or `performance` no `Performance`.
 
     Example:
-        >>> defended = Dent(model, DENT_PLUS)
+        >>> defended = Dent(model)
         >>> logits = defended(images)
     """
 
     def __init__(
         self,
         model: nn.Module,
-        config: DentConfig = DENT,
+        config: DentConfig | str = DENT_PLUS,
         performance: Performance = _FASTEST,
     ) -> None:
         super().__init__()
+        config = preset(config) if isinstance(config, str) else config
         if not isinstance(config, DentConfig):
             raise ConfigError(
-                f"Dent expected a DentConfig, got {config!r}: pass DENT, DENT_PLUS, DENT_NOMINAL, "
-                "DentConfig(...), or DentConfig.from_dict(...) of a mapping."
+                f"Dent expected a DentConfig, got {config!r}: pass 'dent+', 'dent', "
+                "'dent-nominal', DentConfig(...), or DentConfig.from_dict(...) of a mapping."
             )
         if not isinstance(performance, Performance):
             raise ConfigError(f"Dent expected a Performance(...), got {performance!r}.")

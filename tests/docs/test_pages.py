@@ -116,7 +116,7 @@ def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "no normalization layer" in printed
     assert isinstance(names["defended"].config, DentConfig)
-    mirror, dent = (names["result"].defenses[name] for name in ("mirror", "dent"))
+    mirror, dent = (names["result"].defenses[name] for name in ("mirror", "dent+"))
     assert (mirror.worst.unit, dent.worst.unit) == ("sample", "batch")
     raised = {diagnostic.name for diagnostic in mirror.raised}
     assert not raised & {"undeclared dependence", "randomized", "zero gradient"}

@@ -49,7 +49,7 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Repeatable. static, dent, dent+, dent-nominal, another of docs/defenses.md, a "
-            "JSON configuration, or module:factory. By default dent and dent+.",
+            "JSON configuration, or module:factory. By default dent+.",
             autocompletion=completing.defenses,
             rich_help_panel=_INPUT,
         ),
@@ -245,7 +245,7 @@ def evaluate_command(
         model,
         images,
         wrapped,
-        resolve.defenses(defense or ["dent", "dent+"], wrapped),
+        resolve.defenses(defense or ["dent+"], wrapped),
         chosen,
         threat,
     )

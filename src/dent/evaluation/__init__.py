@@ -2,7 +2,7 @@
 
     from dent.evaluation import Settings, Subject, evaluate
 
-    subject = Subject(model, dataset, {"dent": Dent(model)}, [make("apgd-ce")], threat)
+    subject = Subject(model, dataset, {"dent+": Dent(model)}, [make("apgd-ce")], threat)
     result = evaluate(subject, Settings(n=256, batch_size=64), out=Path("runs/first"))
 
 The batch is the unit: its members never change, and what counts is what the defense serves when

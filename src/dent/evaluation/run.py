@@ -52,9 +52,9 @@ def evaluate(
         RecordError: `out` is damaged, holds something else, or cannot be written to.
 
     Example:
-        >>> subject = Subject(model, dataset, {"dent": Dent(model)}, [make("apgd-ce")], threat)
+        >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, [make("apgd-ce")], threat)
         >>> result = evaluate(subject, Settings(n=256), out=Path("runs/first"))
-        >>> result.defenses["dent"].worst.served.share
+        >>> result.defenses["dent+"].worst.served.share
     """
     return conduct(subject, settings, here, out=out, progress=progress, shard=shard)
 

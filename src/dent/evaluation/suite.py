@@ -149,7 +149,7 @@ def suite(
         UnknownNameError: There is no such suite or budget.
 
     Example:
-        >>> subject = Subject(model, dataset, {"dent": Dent(model)}, suite("dynamic"), threat)
+        >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, suite("dynamic"), threat)
         >>> evaluate(subject).defenses["dent"].verdict
     """
     return tuple(each.make(budget) for each in members(name, budget, mixed=mixed))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from torch import nn
 
-from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
+from dent.config import PRESETS, DentConfig, SmoothingConfig
 from dent.defense import Dent
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from dent.factories import call_factory
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 CONFIGS: Final[Mapping[str, DentConfig]] = {
     "static": STATIC,
-    "dent": DENT,
-    "dent+": DENT_PLUS,
-    "dent-nominal": DENT_NOMINAL,
+    **PRESETS,
     "statistics-only": DentConfig(steps=0, statistics="test"),
     "smoothing": DentConfig(steps=0, smoothing=SmoothingConfig(sigma=0.5, learn=False)),
 }
