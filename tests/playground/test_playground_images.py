@@ -11,8 +11,9 @@ from PIL import EpsImagePlugin, Image
 from torchvision.transforms import v2
 
 from dent import InputError
-from dent.playground import bundled, dropped, images
-from dent.playground.images import MOST_BYTES, gallery
+from dent.playground import Setup, bundled, dropped, images, play
+from dent.playground.images import FIRST, MOST_BYTES, gallery
+from dent.playground.setup import usual_threat
 
 
 def saved(path: Path, width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -109,6 +110,15 @@ def test_a_decoder_that_fails_in_its_own_way_is_a_refusal(
     monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(InputError, match=r"a\.png could not be read as an image"):
         dropped(tmp_path / "a.png")
+
+
+def test_the_page_begins_with_an_image_where_something_happens() -> None:
+    """As the page is opened: model, attack, eps and company are what the controls begin with."""
+    setup = Setup(usual_threat("resnet-14-2-linf"), rungs=())
+    assert FIRST in gallery(images(), 4)
+    outcome = play(setup, bundled(images(), FIRST))
+    assert outcome.natural.static.right
+    assert [each.found_by for each in outcome.breaks("static")] == ["static"]
 
 
 def test_the_gallery_has_images_of_every_class() -> None:

@@ -17,6 +17,9 @@ from dent.errors import InputError
 
 SIDE: Final = 32
 """Of the images that the offered models take."""
+FIRST: Final = 10
+"""The bundled image that the page begins with: rightly answered, and broken by the attack on the
+static model as the controls are set at first, so that there is something to see."""
 MOST_BYTES: Final = 10_000_000
 MOST_PIXELS: Final = 40_000_000
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")

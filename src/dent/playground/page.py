@@ -15,7 +15,7 @@ from dent.errors import DentError, InputError
 from dent.playground import compute, ledger, render
 from dent.playground.compute import Sight, play
 from dent.playground.controls import Controls, controls, for_defense, for_model, for_norm, read
-from dent.playground.images import SIDE, Picked, bundled, dropped, gallery
+from dent.playground.images import FIRST, SIDE, Picked, bundled, dropped, gallery
 from dent.playground.ledger import Entry
 from dent.playground.outcome import CourseName, Outcome
 from dent.playground.setup import Setup
@@ -67,7 +67,7 @@ def build(turns: Turns, visitors: Visitors) -> gr.Blocks:
     """
     dataset = compute.images()
     places = gallery(dataset, _PER_CLASS)
-    first = bundled(dataset, places[0])
+    first = bundled(dataset, FIRST)
     page = gr.Blocks(title=TITLE, analytics_enabled=False)
     with page:
         gr.HTML(_HEAD, apply_default_css=False)
@@ -79,7 +79,7 @@ def build(turns: Turns, visitors: Visitors) -> gr.Blocks:
                     columns=8,
                     object_fit="contain",
                     allow_preview=False,
-                    selected_index=0,
+                    selected_index=places.index(FIRST),
                     format="png",
                     buttons=[],
                     height="auto",
@@ -165,7 +165,7 @@ def _wire_images(
             return dropped(Path(path)), gr.Gallery(selected_index=None)
 
     def clear() -> tuple[Picked, Any]:
-        return bundled(compute.images(), places[0]), gr.Gallery(selected_index=0)
+        return bundled(compute.images(), FIRST), gr.Gallery(selected_index=places.index(FIRST))
 
     offered.select(pick, None, [shown.picked, upload], **_QUIET)
     upload.upload(drop, upload, [shown.picked, offered], **_QUIET)
