@@ -7,7 +7,7 @@ SOURCES := src tests benchmarks examples tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types format docs docs-serve audit bench bench-short bench-serve browser clean
+.PHONY: help demo test test-slow lint types format docs docs-serve audit dist bench bench-short bench-serve browser clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ docs-serve: $(VENV)/.dev  ## Show the documentation while it is written.
 
 audit: $(VENV)/.dev  ## Ask for known vulnerabilities of what is installed.
 	$(BIN)/python tools/audit.py
+
+dist: $(VENV)/.dev  ## Build sources and wheel into dist/; the wheel is the same whenever it is built.
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} \
+		$(BIN)/python -m build --no-isolation
 
 bench: $(VENV)/.dev  ## Measure what defenses, attacks and the evaluation cost: one JSON, one page.
 	$(BIN)/python benchmarks/bench.py

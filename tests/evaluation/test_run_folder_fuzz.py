@@ -1,0 +1,289 @@
+"""Whatever a stranger lays into a run folder: an exit status, a sentence, and nothing else.
+
+Every JSON value is replaced by evil ones, digests made anew so that what comes after them is
+reached; every file by what is no file. The suite takes a sample, `make test-slow` everything.
+"""
+
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dent import Dent, DentConfig, DentError, SmoothingConfig
+from dent.cli import restore
+from dent.evaluation import Settings, Subject, evaluate
+from dent.evaluation.canonical import digest
+from dent.evaluation.folder import PLAN, RESULT, RUN
+from dent.evaluation.journal import JOURNAL
+from dent.evaluation.lock import HOLDER, LOCK
+from tests.cli.here import dent
+from tests.evaluation.subjects import Push, make_model, make_subject
+from tests.test_printable import orders
+
+SECONDS = 10
+SETTINGS = Settings(n=4, batch_size=4)
+SAMPLED = 60
+RESUME = ("evaluate",)
+DEEP: Any = []
+for _ in range(500):
+    DEEP = [DEEP]
+EVIL: dict[str, Any] = {
+    "null": None,
+    "true": True,
+    "minus one": -1,
+    "zero": 0,
+    "huge": 10**30,
+    "near infinity": 1e308,
+    "nothing": "",
+    "orders": "\x1b[2J\x9b31m\u202ednuof\x07\x00\nverified",
+    "half a character": "\ud800",
+    "a path": "../../mine",
+    "code": "os:abort",
+    "long": "n" * 10**5,
+    "deep": DEEP,
+    "a list": [],
+    "an object": {},
+    "another object": {"name": "static", "__class__": "x"},
+}
+
+
+def subject() -> Subject:
+    model = make_model()
+    smoothing = SmoothingConfig(sigma=0.5)
+    defended = Dent(model, DentConfig(steps=1, statistics="test", smoothing=smoothing))
+    return make_subject({"mine": defended}, [Push()], model=model)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fuzz") / "run"
+    evaluate(subject(), SETTINGS, out=path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "subject", lambda *_: subject())
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raise where a command takes longer than it may; a wait in the system is broken off, too."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"still on after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_all(folder: Path) -> list[tuple[str, ...]]:
+    return [
+        ("list", str(folder.parent)),
+        ("show", str(folder)),
+        ("show", str(folder), "--sample", "100"),
+        ("show", str(folder), "--json"),
+        ("verify", str(folder), "--records-only"),
+        ("verify", str(folder), "--allow-code", "--reattack", "1", "--nonce", "n"),
+        *(("report", str(folder), "-o", str(folder.parent / f"p.{s}")) for s in ("html", "md")),
+        ("report", str(folder), "-o", str(folder.parent / "p.csv")),
+        RESUME,
+    ]
+
+
+def survive(folder: Path, mine: Path, commands: list[tuple[str, ...]]) -> None:
+    """Every command ends as documented, and touches nothing that is not its own."""
+    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    for arguments in commands:
+        with limited():
+            if arguments == RESUME:
+                resume(folder)
+                continue
+            ran = dent(*arguments)
+        assert ran.code in range(4), (arguments, ran)
+        assert not orders(ran.out + ran.err), (arguments, ran)
+        assert "Traceback" not in ran.out + ran.err
+    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+    for page in folder.parent.glob("p.*"):
+        assert not orders(page.read_text())
+
+
+def resume(folder: Path) -> None:
+    with suppress(DentError):
+        evaluate(subject(), SETTINGS, out=folder)
+
+
+class Place(NamedTuple):
+    """A value in a file of a run: the line of a journal, and the way down to it."""
+
+    file: str
+    line: int
+    way: tuple[str | int, ...]
+
+
+def places(folder: Path) -> list[Place]:
+    """All values of all files, the outermost included."""
+    found = []
+    for file in (RUN, PLAN, RESULT, JOURNAL):
+        text = (folder / file).read_text()
+        lines = text.splitlines() if file == JOURNAL else [text]
+        for line, content in enumerate(lines):
+            value = json.loads(content)
+            value = value["record"] if file == JOURNAL else value
+            found += [Place(file, line, way) for way in ways(value)]
+    return found
+
+
+def ways(value: Any, way: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield way
+    inside = value.items() if isinstance(value, dict) else ()
+    for key, each in inside or (enumerate(value[:2]) if isinstance(value, list) else ()):
+        yield from ways(each, (*way, key))
+
+
+def replaced(value: Any, way: tuple[str | int, ...], evil: Any) -> Any:
+    if not way:
+        return evil
+    value = copy.copy(value)
+    value[way[0]] = replaced(value[way[0]], way[1:], evil)
+    return value
+
+
+def lay(folder: Path, place: Place, evil: Any) -> None:
+    """Replace a value, and forge every digest that would show it."""
+    path = folder / place.file
+    if place.file == JOURNAL:
+        lines = path.read_text().splitlines()
+        record = replaced(json.loads(lines[place.line])["record"], place.way, evil)
+        lines[place.line] = json.dumps({"record": record, "sha256": of(record)})
+        path.write_text("\n".join(lines) + "\n")
+        return
+    value = replaced(json.loads(path.read_text()), place.way, evil)
+    if place.file == RUN and isinstance(value, dict) and place.way[:1] != ("identity",):
+        value["identity"] = of(value.get("spec"))
+    path.write_text(json.dumps(value))
+    if place.file == PLAN:
+        run = json.loads((folder / RUN).read_text())
+        (folder / RUN).write_text(json.dumps(run | {"plan": of(value)}))
+
+
+def of(value: Any) -> str:
+    try:
+        return digest(value)
+    except (ValueError, RecursionError):
+        return "0" * 64
+
+
+def attempt(finished: Path, root: Path, place: Place, name: str, chosen: int | None) -> None:
+    folder, mine = root / "run", root / "mine"
+    shutil.copytree(finished, folder)
+    mine.mkdir()
+    (mine / "mine").write_text("years of work")
+    lay(folder, place, EVIL[name])
+    commands = read_all(folder)
+    try:
+        survive(folder, mine, commands if chosen is None else [commands[chosen]])
+    except Exception as error:
+        error.add_note(f"{place}: {name}")
+        raise
+    finally:
+        shutil.rmtree(root)
+
+
+def cases(finished: Path) -> list[tuple[Place, str]]:
+    return [(place, name) for place in places(finished) for name in EVIL]
+
+
+def test_an_untouched_run_survives(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    survive(tmp_path / "run", tmp_path / "mine", read_all(tmp_path / "run"))
+    assert len(places(finished)) > 300
+
+
+def test_evil_values_end_in_a_status_and_a_sentence(finished: Path, tmp_path: Path) -> None:
+    everything = cases(finished)
+    drawn = random.Random(0).sample(everything, SAMPLED)  # noqa: S311 - the same every time
+    for index, (place, name) in enumerate(drawn):
+        attempt(finished, tmp_path / str(index), place, name, index % len(read_all(tmp_path)))
+
+
+@pytest.mark.slow
+def test_every_evil_value_ends_in_a_status_and_a_sentence(finished: Path, tmp_path: Path) -> None:
+    for index, (place, name) in enumerate(cases(finished)):
+        attempt(finished, tmp_path / str(index), place, name, None)
+
+
+def linked(path: Path, to: Path) -> None:
+    path.symlink_to(to)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+SPECIAL: dict[str, Callable[[Path, Path], object]] = {
+    "fifo": lambda path, mine: os.mkfifo(path),
+    "link": lambda path, mine: path.symlink_to(mine / "mine"),
+    "link to nothing": lambda path, mine: path.symlink_to(mine / "nothing"),
+    "link to a folder": lambda path, mine: path.symlink_to(mine),
+    "link to itself": lambda path, mine: path.symlink_to(path),
+    "endless": lambda path, mine: path.symlink_to("/dev/zero"),
+    "folder": lambda path, mine: path.mkdir(),
+    "sparse": lambda path, mine: sparse(path),
+    "empty": lambda path, mine: path.touch(),
+    "noise": lambda path, mine: path.write_bytes(bytes(range(256))),
+}
+NAMES = (RUN, PLAN, JOURNAL, RESULT, LOCK, HOLDER, "adversarial", "tensor")
+
+
+def special(finished: Path, root: Path, name: str, kind: str, chosen: slice) -> None:
+    folder, mine = root / "run", root / "mine"
+    shutil.copytree(finished, folder)
+    mine.mkdir()
+    for each in ("mine", ".tmp-keep"):
+        (mine / each).write_text("years of work")
+    tensor = sorted((folder / "adversarial").iterdir())[0]
+    path = tensor if name == "tensor" else folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    SPECIAL[kind](path, mine)
+    survive(folder, mine, read_all(folder)[chosen])
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_file_ends_in_a_status_and_a_sentence(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    count = len(read_all(tmp_path))
+    for index, kind in enumerate(SPECIAL):
+        at = (index + NAMES.index(name)) % count
+        special(finished, tmp_path / str(index), name, kind, slice(at, at + 1))
+        if name in (LOCK, HOLDER, "adversarial"):  # what is written to, and hardly read
+            special(finished, tmp_path / str(index), name, kind, slice(count - 1, count))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_is_no_file_ends_in_a_status_and_a_sentence(
+    name: str, kind: str, finished: Path, tmp_path: Path
+) -> None:
+    special(finished, tmp_path / "it", name, kind, slice(None))
