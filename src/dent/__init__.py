@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WeightsError,
     )
+    from dent.norm import register_norm
     from dent.objectives import entropy
     from dent.on_tensors import evaluate
     from dent.outputs import Logits
@@ -77,6 +78,7 @@ __all__ = [
     "__version__",
     "entropy",
     "evaluate",
+    "register_norm",
 ]
 
 _MODULES = {
@@ -101,6 +103,7 @@ _MODULES = {
         "UnsupportedModelError",
         "WeightsError",
     ),
+    "norm": ("register_norm",),
     "objectives": ("entropy",),
     "on_tensors": ("evaluate",),
     "outputs": ("Logits",),

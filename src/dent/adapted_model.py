@@ -21,11 +21,15 @@ from torch.nn.parameter import is_lazy
 
 from dent.config import Covariance, DentConfig
 from dent.errors import ConfigError, InputError, UnsupportedModelError
+from dent.lookalikes import unadapted
 from dent.norm import (
     Affine,
+    OutsideAffine,
     affine_attributes,
     affine_layers,
     norm_layers,
+    own_tensor,
+    registered_kind,
     use_test_statistics,
 )
 from dent.outputs import advice as wrapping
@@ -110,6 +114,16 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
     _check_layers(model, layers, config)
     for name, layer in layers.items():
         if (
+            config.statistics == "test"
+            and registered_kind(layer) is not None
+            and own_tensor(layer, "running_mean") is not None
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(layer).__name__}) has running statistics, and is of a "
+                "registered kind, of which dent knows no way to normalize by the batch's own. "
+                "Configure statistics='train', or make it a torch.nn.BatchNorm2d."
+            )
+        if (
             config.statistics == "train"
             and isinstance(layer, nn.modules.batchnorm._BatchNorm)
             and layer.running_mean is None
@@ -154,6 +168,8 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
             if found
             else f"it has no normalization layer; its modules are {', '.join(seen)}"
         )
+        unknown = unadapted(model)
+        what += f". {unknown}" if unknown else ""
         raise UnsupportedModelError(
             f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
             f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
@@ -213,7 +229,11 @@ class AdaptedModel:
         names = _names(affine_layers(self._model))
         copies = dict(norm_layers(self._module))
         self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
+        self._outside: dict[nn.Module, OutsideAffine] = {}
         for layer_name, layer in norm_layers(self._model):
+            kind = registered_kind(layer)
+            if kind is not None:
+                self._outside[copies[layer_name]] = OutsideAffine(copies[layer_name], kind)
             for attribute, tensor in affine_attributes(layer):
                 binding = (copies[layer_name], attribute, names[id(tensor)], tensor.dtype)
                 self._bindings.append(binding)
@@ -328,12 +348,15 @@ class AdaptedModel:
             if name not in parameters:
                 continue
             value: Any = parameters[name]
-            if self._sample_wise:
-                value = Affine(value)
-            elif value.dtype != dtype:
-                value = Affine(value.unsqueeze(0))
+            if self._sample_wise or value.dtype != dtype:
+                rows = value if self._sample_wise else value.unsqueeze(0)
+                value = Affine(rows)
+                if layer in self._outside:
+                    like = torch.empty(rows.shape[1:], dtype=dtype, device=rows.device)
+                    value = self._outside[layer].neutral(attribute, rows, like)
             # Not setattr: a module refuses a registered parameter that is not an nn.Parameter.
             layer._parameters.pop(attribute, None)
+            layer._buffers.pop(attribute, None)
             vars(layer)[attribute] = value
 
     def _refusal(self, x: Tensor, error: Exception) -> str:

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from dent.adaptation import Adaptation
-from dent.adapted_model import AdaptedModel, check_supported, norm_parameters
+from dent.adapted_model import AdaptedModel, check_supported, eager, norm_parameters
 from dent.config import DENT_PLUS, DentConfig, preset
 from dent.errors import (
     CompileWarning,
     ConfigError,
     ExportError,
     InputError,
+    UnadaptedLayersWarning,
     UnsupportedModelError,
 )
 from dent.isolation import isolated
+from dent.lookalikes import unadapted
 from dent.minimize import minimize
 from dent.performance import Performance
 from dent.prefix import Prefix
@@ -89,6 +91,11 @@ class Dent(nn.Module):
             raise UnsupportedModelError(
                 f"Dent cannot wrap a {type(model).__name__} that holds a Dent already: wrap what "
                 "its unwrap() returns."
+            )
+        missed = unadapted(eager(model)) if config.adapt_affine and config.steps else None
+        if missed:
+            warnings.warn(
+                f"Of {type(model).__name__}, {missed}", UnadaptedLayersWarning, stacklevel=2
             )
         self.model = model
         self.config = config

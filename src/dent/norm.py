@@ -8,7 +8,8 @@ subclass that ends in one of these functions works, whatever it does around the 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -16,40 +17,118 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from dent.errors import UnsupportedModelError
+from dent.errors import ConfigError, UnsupportedModelError
 
 NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """BatchNorm 1d/2d/3d and SyncBatchNorm (the paper's), and beyond it the kinds after them."""
+
+Channels = Literal["second", "last"]
+
+
+@dataclass(frozen=True)
+class NormKind:
+    """How a layer of a registered kind computes: normalized * scale + shift.
+
+    Attributes:
+        scale: its attribute, a parameter or buffer; None where it has none.
+        shift: the same.
+        channels: which axis of its output, (N, ...), they belong to.
+    """
+
+    scale: str | None
+    shift: str | None
+    channels: Channels
+
+
+_REGISTERED: Final[dict[type[nn.Module], NormKind]] = {}
+
+
+def register_norm(
+    kind: type[nn.Module],
+    *,
+    scale: str | None = "weight",
+    shift: str | None = "bias",
+    channels: Channels = "second",
+) -> None:
+    """Let every `Dent` of this process adapt a kind of normalization layer of one's own.
+
+    The layer computes normalized * scale + shift. A `Dent` tries that on its first batch, and
+    refuses a kind that computes something else.
+
+    Args:
+        kind: its class; subclasses are of the kind, too.
+        scale: the attribute that holds its scale, a parameter or buffer; None where it has none.
+        shift: the same of its shift.
+        channels: which axis of its output they belong to: `"second"`, as in BatchNorm, or
+            `"last"`, as in LayerNorm.
+
+    Raises:
+        ConfigError: `kind` is no class of modules, is known already, or has nothing to adapt.
+
+    Example:
+        >>> dent.register_norm(torchvision.ops.FrozenBatchNorm2d)
+        >>> dent.register_norm(LlamaRMSNorm, shift=None, channels="last")
+    """
+    given: object = kind
+    if not isinstance(given, type) or not issubclass(given, nn.Module):
+        raise ConfigError(f"register_norm expected a class of torch.nn.Module, got {given!r}.")
+    if issubclass(kind, NORM_TYPES):
+        raise ConfigError(f"{kind.__name__} is adapted without being registered.")
+    if channels not in ("second", "last"):
+        raise ConfigError(f"channels must be 'second' or 'last', got {channels!r}.")
+    if scale is None and shift is None:
+        raise ConfigError(f"{kind.__name__} without scale and shift has nothing to adapt.")
+    _REGISTERED[kind] = NormKind(scale, shift, channels)
+
+
+def registered_kind(layer: nn.Module) -> NormKind | None:
+    """Return how a layer of a registered kind computes; None of any other."""
+    found = (_REGISTERED.get(each) for each in type(layer).__mro__)
+    return next((kind for kind in found if kind is not None), None)
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every normalization layer once, with its dotted name ("" for the model itself)."""
     for name, module in model.named_modules():
-        if isinstance(module, NORM_TYPES):
+        if isinstance(module, NORM_TYPES) or registered_kind(module) is not None:
             yield name, module
 
 
+def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter, buffer or attribute of the layer itself, whatever its `__getattr__`."""
+    for held in (layer._parameters, layer._buffers, vars(layer)):
+        # Not .get(): a scripted module's registers have none.
+        if name in held and isinstance(value := held[name], Tensor):
+            return value
+    return None
+
+
 def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield "weight" and "bias" of a layer, where it has them.
+    """Yield the attributes that are the scale and shift of a layer, where it has them.
 
     Raises:
         UnsupportedModelError: the layer computes its parameters from others.
     """
-    for attribute in ("weight", "bias"):
-        value = getattr(layer, attribute, None)
-        if value is None:
+    kind = registered_kind(layer)
+    names = ("weight", "bias") if kind is None else (kind.scale, kind.shift)
+    for attribute in names:
+        if attribute is None:
             continue
         parametrized = isinstance(getattr(type(layer), attribute, None), property)
+        value = own_tensor(layer, attribute)
+        if value is None and not parametrized:
+            continue
         # The older torch.nn.utils.weight_norm leaves a plain tensor that a hook overwrites; in a
         # replica of torch.nn.DataParallel every parameter is a plain tensor.
-        overwritten = attribute in vars(layer) and not getattr(layer, "_is_replica", False)
+        overwritten = attribute in vars(layer) and not vars(layer).get("_is_replica", False)
         if parametrized or overwritten:
             raise UnsupportedModelError(
                 f"{type(layer).__name__}.{attribute} is computed by a parametrization, so it "
                 "cannot be adapted: remove it (torch.nn.utils.parametrize.remove_parametrizations, "
                 "torch.nn.utils.remove_weight_norm)."
             )
-        yield attribute, value
+        if value is not None:
+            yield attribute, value
 
 
 def affine_layers(model: nn.Module) -> list[tuple[str, list[tuple[str, Tensor]]]]:
@@ -63,6 +142,38 @@ def use_test_statistics(layer: nn.Module) -> None:
     if isinstance(layer, _BatchNorm | _InstanceNorm):
         layer.track_running_stats = False
         layer._buffers.update(running_mean=None, running_var=None)
+
+
+class OutsideAffine:
+    """Scale and shift of a layer of a registered kind, applied to what it gives without them.
+
+    So a layer that does its own arithmetic can have one set per sample.
+
+    Args:
+        layer: of a private copy; it is given a hook.
+        kind: how it computes.
+    """
+
+    def __init__(self, layer: nn.Module, kind: NormKind) -> None:
+        self._kind = kind
+        self._values: dict[str, Tensor] = {}
+        layer.register_forward_hook(self._apply)
+
+    def neutral(self, attribute: str, rows: Tensor, like: Tensor) -> Tensor:
+        """Take a scale or shift, (N or 1, *shape), and return what the layer has in its place."""
+        self._values[attribute] = rows
+        fill = torch.ones_like if attribute == self._kind.scale else torch.zeros_like
+        return fill(like)
+
+    def _apply(self, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        if not self._values:
+            return None
+        scale, shift = (
+            None if name is None or name not in self._values else Affine(self._values[name])
+            for name in (self._kind.scale, self._kind.shift)
+        )
+        last = self._kind.channels == "last"
+        return _scale_and_shift(output, scale, shift, channels_last=last)
 
 
 class Affine:

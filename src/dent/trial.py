@@ -28,6 +28,7 @@ from dent.errors import (
     UnsupportedModelError,
 )
 from dent.isolation import isolated
+from dent.norm import norm_layers, registered_kind
 from dent.objectives import loss
 from dent.private_copy import kept_tensors, private_copy
 from dent.random_state import same_random_numbers
@@ -356,6 +357,7 @@ def _check_steps(
     )
     trained = norm_parameters(eager(model), config.last_layers) if config.adapt_affine else {}
     given = {name: _leaf(value, x, config) for name, value in trained.items()}
+    restore()
     try:
         logits = adapted(x, given)
     except UnsupportedModelError:
@@ -363,6 +365,9 @@ def _check_steps(
     except ValueError:  # an InputError, of which the batch as a whole is told
         return False
     _warn_of_outputs(model, logits)
+    if config.statistics == "train":
+        restore()
+        _check_registered(model, x, logits.detach())
     objective = loss(logits, config.objective, config.reduction)
     if not given or not objective.requires_grad:  # of which the first step tells
         return True
@@ -387,6 +392,28 @@ def _check_steps(
     if not alone and not any(bool(gradient.any()) for gradient in reached):
         _warn_of_no_gradient(model, logits.detach())
     return True
+
+
+def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Check that layers of registered kinds compute what was said of them."""
+    kinds = {type(layer) for _, layer in norm_layers(model) if registered_kind(layer) is not None}
+    if not kinds:
+        return
+    with torch.no_grad():
+        want = AdaptedModel(model, _STATIC)(x, {})
+    bound = _REGISTERED_APART * float(want.nan_to_num(0, 0, 0).abs().max())
+    if not torch.allclose(logits, want, rtol=0, atol=bound, equal_nan=True):
+        listed = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UnsupportedModelError(
+            f"With the trained scales and shifts, {type(model).__name__} answers otherwise than "
+            f"without a defense, by {_apart(logits, want):.2g}: a registered kind ({listed}) does "
+            "not compute normalized * scale + shift along the axis that dent.register_norm was "
+            "told. Correct its channels, scale and shift, or adapt batch-wise."
+        )
+
+
+_STATIC: Final = DentConfig(steps=0)
+_REGISTERED_APART: Final = 0.02
 
 
 def _leaf(value: Tensor, x: Tensor, config: DentConfig) -> Tensor:

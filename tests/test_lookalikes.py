@@ -1,0 +1,209 @@
+"""Normalizations that are not adapted are said to be, and can be registered."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from dent import DentWarning, norm, register_norm
+from dent.config import DENT_PLUS, DentConfig, SmoothingConfig
+from dent.defense import Dent
+from dent.errors import ConfigError, UnadaptedLayersWarning, UnsupportedModelError
+from dent.models import Normalize
+
+STEPS = DentConfig(steps=2, lr=1e-2)
+CONFIGS = [STEPS, replace(STEPS, granularity="sample"), DENT_PLUS]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(norm, "_REGISTERED", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DentWarning)
+        yield
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def _net(first: nn.Module, last: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        first,
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 8),
+        last or nn.Identity(),
+        nn.Linear(8, 5),
+    ).eval()
+
+
+def _trained(layer: Any) -> Any:
+    """Give a layer a scale, shift and statistics that are not those of the start."""
+    draws = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, value in (*layer.named_parameters(), *layer.named_buffers()):
+            if value.is_floating_point():
+                own = torch.rand(value.shape, generator=draws)
+                value.copy_(own + 0.5 if name in {"weight", "running_var"} else own - 0.5)
+    return layer
+
+
+class _LayerNorm(nn.Module):
+    """As many write their own: by arithmetic."""
+
+    def __init__(self, features: int = 8) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(features))
+        self.beta = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered = x - x.mean(-1, keepdim=True)
+        deviation = (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return self.gamma * centered / deviation + self.beta
+
+
+class _OnePlus(nn.Module):
+    """Keeps its scale less 1, which is not what was registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((8,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * (1 + self.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda: FrozenBatchNorm2d(8), r"1 FrozenBatchNorm2d \(first '1'\)"),
+        (_LayerNorm, r"1 _LayerNorm \(first '1'\)"),
+    ],
+)
+def test_lookalikes_are_named(layer: Callable[[], nn.Module], said: str) -> None:
+    with pytest.warns(UnadaptedLayersWarning, match=rf"{said}.*dent\.register_norm"):
+        Dent(_net(layer(), nn.LayerNorm(8)), STEPS)
+    with pytest.raises(UnsupportedModelError, match=rf"{said}.*dent\.register_norm"):
+        Dent(_net(layer()), STEPS)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_a_scripted_normalization_is_named() -> None:
+    scripted: Any = torch.jit.script(nn.BatchNorm2d(8).eval())
+    with pytest.warns(UnadaptedLayersWarning, match="1 scripted BatchNorm2d"):
+        Dent(_net(scripted, nn.LayerNorm(8)), STEPS)
+
+
+@pytest.mark.parametrize("hold", [lambda it: [it], lambda it: {"a": (it,)}])
+def test_normalizations_that_pytorch_does_not_see_are_named(
+    hold: Callable[[nn.Module], object],
+) -> None:
+    model = _net(nn.BatchNorm2d(8))
+    model.aside = hold(nn.Sequential(nn.BatchNorm2d(3)))  # type: ignore[assignment]
+    with pytest.warns(UnadaptedLayersWarning, match=r"1 normalization layers \(first in 'aside'"):
+        Dent(model, STEPS)
+    model.aside = [model[1]]  # type: ignore[assignment] # and known by another name
+    Dent(model, STEPS)
+
+
+class _PreNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.norm(x))  # type: ignore[no-any-return]
+
+
+class _NormedLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x) @ nn.functional.normalize(self.weight)
+
+
+def test_what_merely_has_such_a_name_is_not_bothered() -> None:
+    model = _net(nn.BatchNorm2d(8), _PreNorm())
+    Dent(nn.Sequential(Normalize((0.5,) * 3, (0.2,) * 3), model).eval(), STEPS)
+    Dent(_net(nn.BatchNorm2d(8), _NormedLinear()), STEPS)
+    Dent(_net(nn.LocalResponseNorm(2), nn.LayerNorm(8)), STEPS)
+    Dent(_net(nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), nn.LayerNorm(8)), STEPS)
+    # Nothing is said of layers where none are to be adapted.
+    smooth = DentConfig(steps=1, adapt_affine=False, smoothing=SmoothingConfig(sigma=0.5))
+    Dent(_net(FrozenBatchNorm2d(8)), smooth)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_registered_batch_norm_adapts_as_pytorchs_own(config: DentConfig, x: Tensor) -> None:
+    register_norm(FrozenBatchNorm2d)
+    frozen, plain = _net(_trained(FrozenBatchNorm2d(8))), _net(_trained(nn.BatchNorm2d(8)))
+    for name, value in frozen[1].named_buffers():
+        plain[1].state_dict()[name].copy_(value)
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    defense, expected = Dent(frozen, config), Dent(plain, config)
+    found, known = defense.adapt(x), expected.adapt(x)
+    assert found.parameters.keys() == known.parameters.keys() == {"1.weight", "1.bias"}
+    for name, value in found.parameters.items():
+        torch.testing.assert_close(value, known.parameters[name], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(defense(x), expected(x), atol=1e-4, rtol=1e-4)
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_registered_layer_norm_adapts_as_pytorchs_own(
+    config: DentConfig, dtype: torch.dtype, x: Tensor
+) -> None:
+    register_norm(_LayerNorm, scale="gamma", shift="beta", channels="last")
+    own, plain = _LayerNorm(), nn.LayerNorm(8)
+    for ours, theirs in ((own.gamma, plain.weight), (own.beta, plain.bias)):
+        nn.init.uniform_(ours, 0.5, 1.5)
+        theirs.data.copy_(ours)
+    mine, known = (_net(nn.Identity(), layer).to(dtype) for layer in (own, plain))
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    answers = [Dent(model, config)(x.to(dtype)) for model in (mine, known)]
+    torch.testing.assert_close(*answers, atol=tolerance, rtol=tolerance)
+    assert set(Dent(mine, config).adapt(x.to(dtype)).parameters) == {"6.gamma", "6.beta"}
+
+
+def test_a_kind_that_computes_something_else_is_refused(x: Tensor) -> None:
+    register_norm(_OnePlus, shift=None, channels="last")
+    model = _net(nn.BatchNorm2d(8), _OnePlus())
+    with pytest.raises(UnsupportedModelError, match=r"answers otherwise.*_OnePlus.*register_norm"):
+        Dent(model, CONFIGS[1])(x)
+    found = Dent(model, STEPS).adapt(x)  # batch-wise, the layer does its own arithmetic
+    assert not torch.equal(found.parameters["6.weight"], model[6].weight)
+
+
+def test_test_statistics_of_a_registered_kind_are_refused() -> None:
+    register_norm(FrozenBatchNorm2d)
+    with pytest.raises(UnsupportedModelError, match="statistics='train'"):
+        Dent(_net(FrozenBatchNorm2d(8)), replace(STEPS, statistics="test"))
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "said"),
+    [
+        (nn.BatchNorm2d(3), {}, "expected a class"),
+        (int, {}, "expected a class"),
+        (nn.SyncBatchNorm, {}, "without being registered"),
+        (FrozenBatchNorm2d, {"channels": "first"}, "'second' or 'last'"),
+        (FrozenBatchNorm2d, {"scale": None, "shift": None}, "nothing to adapt"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(given: Any, named: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        register_norm(given, **named)
