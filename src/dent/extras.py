@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from typing import Any
 
@@ -28,8 +29,28 @@ def require(module: str, purpose: str, *, extra: str, package: str | None = None
             warnings.simplefilter("ignore", DeprecationWarning)
             return importlib.import_module(module)
     except ImportError as error:
-        missing = package or module.partition(".")[0]
-        raise MissingExtraError(
-            f"{purpose} needs {missing}, which cannot be imported here ({error}): "
-            f"pip install 'torch-dent[{extra}]'"
-        ) from error
+        raise MissingExtraError(_missing(module, purpose, extra, package, str(error))) from error
+
+
+def check(module: str, purpose: str, *, extra: str, package: str | None = None) -> None:
+    """Refuse to begin what needs a module that is not installed; nothing is imported.
+
+    Args:
+        module: Its name.
+        purpose: What needs it, for the message.
+        extra: Which extra brings it.
+        package: What to call what is missing; by default the module's package.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        reason = f"No module named {module!r}"
+        raise MissingExtraError(_missing(module, purpose, extra, package, reason))
+
+
+def _missing(module: str, purpose: str, extra: str, package: str | None, reason: str) -> str:
+    return (
+        f"{purpose} needs {package or module.partition('.')[0]}, which cannot be imported here "
+        f"({reason}): pip install 'torch-dent[{extra}]'"
+    )

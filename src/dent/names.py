@@ -273,7 +273,7 @@ def check_model(name: str) -> None:
     Raises:
         UnknownNameError: There is none of that name.
     """
-    if ":" in name or name in models() or _FAMILY_NAME.fullmatch(name):
+    if ":" in name or name in models() or is_family(name):
         return
     prefix = name.partition("/")[0]
     if prefix in CATALOGUES and "/" in name:
@@ -285,6 +285,11 @@ def check_model(name: str) -> None:
     for each in CATALOGUES:
         add_ends(ends, catalogue(each))
     raise UnknownNameError(unknown_model(name, models(), ends, CATALOGUES))
+
+
+def is_family(name: str) -> bool:
+    """Whether a name has the form of the family of nets that needs weights."""
+    return _FAMILY_NAME.fullmatch(name) is not None
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -442,3 +443,39 @@ def test_traces_of_batches_are_weighted_by_their_rows() -> None:
     assert merged.rows == 4
     assert merged.status == {"adapted": 3, "input-non-finite": 2, "reverted": 1}
     assert merge_traces([nothing]).entropy is None
+
+
+class _AtLeastTwo(nn.Module):
+    """A model that does not answer a batch of one, as batch statistics of one value cannot."""
+
+    batches: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = make_model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        if len(x) == 1:
+            raise ZeroDivisionError("a variance of one value")
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def test_the_smallest_batch_is_tried_before_the_start(tmp_path: Path) -> None:
+    subject = replace(make_subject({}), model=_AtLeastTwo().eval())
+    with pytest.raises(InputError, match=r"'static' does not answer a batch of 1 image, .*9 samp"):
+        evaluate(subject, Settings(n=9, batch_size=4), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert set(_AtLeastTwo.batches) == {1, 4}
+    _AtLeastTwo.batches.clear()
+    evaluate(subject, Settings(n=8, batch_size=4))
+    assert 1 not in _AtLeastTwo.batches
+
+
+def test_a_batch_of_one_under_test_statistics_is_refused_before_the_start() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)).eval()
+    config = DentConfig(steps=1, lr=1e-3, statistics="test")
+    subject = replace(make_subject(), model=model, defenses={"dent": Dent(model, config)})
+    with pytest.raises(InputError, match="'dent' does not answer a batch of 1 image"):
+        evaluate(subject, Settings(n=5, batch_size=4))

@@ -140,7 +140,7 @@ def test_lists_every_run_and_what_is_wrong_with_one(
     assert dent.worst == load_run(run_path).result.defenses["dent"].worst.served
     assert broken.error is not None
     assert "run.json is damaged" in broken.error
-    with pytest.raises(RecordError, match="is no folder"):
+    with pytest.raises(RecordError, match="there is no such folder"):
         list_runs(tmp_path / "nowhere")
 
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 import typer
 
 from dent import __version__
+from dent.blame import place
 from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.console import ERR, OUT
 from dent.cli.data import data_command
@@ -68,19 +69,30 @@ def main() -> None:
             app()
         except DentError as error:
             received.ignore()
-            ERR.print(f"dent: {error}", style="red", soft_wrap=True, markup=False)
-            sys.exit(REFUSED)
-        except OSError as error:  # a full device behind standard output, an impossible name
-            received.ignore()
-            where = "" if error.filename is None else f"{error.filename}: "
-            what = f"dent: {where}{error.strerror or error}"
-            ERR.print(what, style="red", soft_wrap=True, markup=False)
-            sys.exit(REFUSED)
+            _refuse(str(error), place(error, installed=False))
         except SystemExit as end:
             received.ignore()
             if end.code == INTERRUPTED:  # as typer has it
                 _say_interrupted(received)
             raise
+        except Exception as error:
+            received.ignore()
+            where = place(error)
+            if where is not None:
+                what = f"{type(error).__name__}: {error}".removesuffix(": ")
+                _refuse(f"code that is not torch-dent's raised {what}", where)
+            if not isinstance(error, OSError):
+                raise  # nobody's but ours
+            # A full device behind standard output, an impossible name.
+            name = "" if error.filename is None else f"{error.filename}: "
+            _refuse(f"{name}{error.strerror or error}", None)
+
+
+def _refuse(message: str, where: str | None) -> NoReturn:
+    if where is not None:
+        message += f"\n  raised at {where}"
+    ERR.print(f"dent: {message}", style="red", soft_wrap=True, markup=False)
+    sys.exit(REFUSED)
 
 
 def _say_interrupted(received: Received) -> NoReturn:

@@ -1,26 +1,34 @@
 """What the registry of models knows, in a terminal."""
 
-from dent import models
+from dent import models, names
 from dent.cli.console import OUT
 from dent.errors import MissingExtraError
 from dent.models import ModelInfo
 from dent.models.info import OnImages, by_images
-
-_CATALOGUES = ("robustbench", "torchvision", "timm")
+from dent.suggest import did_you_mean
 
 
 def chosen(word: str | None, source: str | None) -> tuple[list[str], list[MissingExtraError]]:
     """Names to list, and what could not be searched."""
     if word is None or source is not None:
-        names = models.names(source)
-        return [name for name in names if (word or "").lower() in name.lower()], []
+        listed = models.names(source)
+        return [name for name in listed if (word or "").lower() in name.lower()], []
     found, missing = list(models.names()), []
-    for catalogue in _CATALOGUES:
+    for catalogue in names.CATALOGUES:
         try:
             found += models.names(catalogue)
         except MissingExtraError as error:
             missing.append(error)
     return [name for name in dict.fromkeys(found) if word.lower() in name.lower()], missing
+
+
+def none(word: str | None, source: str | None) -> str:
+    """What to say where no model is listed."""
+    known = {name.rpartition("/")[2].partition(".")[0] for name in models.names()}
+    for each in names.CATALOGUES if source is None else [source]:
+        known |= {name.rpartition("/")[2].partition(".")[0] for name in names.catalogue(each)}
+    where = "" if source is None else f" of {source}"
+    return f"No model{where} has {word!r} in its name.{did_you_mean(word or '', sorted(known))}"
 
 
 def about(entry: ModelInfo) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
+from dent.cli import early
 from dent.cli.console import ERR, OUT, print_json
 
 MODEL: Final = "resnet-14-2-linf"
@@ -27,6 +28,7 @@ def demo_command(
     linf eps 8/255: by AutoAttack's APGD with cross-entropy, as the paper did, and by a model space
     attack, which knows of the adaptation. What breaks the static model is replayed on the defenses.
     """
+    early.folder(out)
     from dent.cli import resolve, running, showing
     from dent.evaluation import Settings
     from dent.report import figure, write_report

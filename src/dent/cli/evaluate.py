@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completing
+from dent.cli import completing, early
 from dent.cli.console import print_json
 
 _INPUT = "What is evaluated"
@@ -215,6 +215,10 @@ def evaluate_command(
     Ctrl-C. 143: by SIGTERM, which ends it the same way.
     """
     names.check(model=model, dataset=dataset, defenses=defense or (), attacks=attack or ())
+    early.model(model)
+    early.given(weights, defense or ())
+    early.cluster(ray)
+    early.folder(out)
     from dent.cli import resolve, running, showing
     from dent.distributed import remote
     from dent.evaluation import Settings
@@ -237,6 +241,17 @@ def evaluate_command(
         resolve.cluster(ray, workers, cpus_per_worker, gpus_per_worker, device),
         None if shard is None else Shard.parse(shard),
     )
+    settings = Settings(
+        n=n,
+        batch_size=batch_size,
+        order=order,
+        mix=None if swept and swept[0] == "mix" else resolve.share(mix),
+        seed=seed,
+        static=static,
+        transfer=static,
+        diagnostics=diagnostics,
+        tensors=tensors,
+    )
     # On a cluster the workers compute, on devices of their own.
     where = resolve.device(device if how.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
@@ -249,17 +264,7 @@ def evaluate_command(
         chosen,
         threat,
     )
-    settings = Settings(
-        n=n,
-        batch_size=batch_size,
-        order=order,
-        mix=None if swept and swept[0] == "mix" else resolve.share(mix),
-        seed=seed,
-        static=static,
-        transfer=static,
-        diagnostics=diagnostics,
-        tensors=tensors,
-    )
+    resolve.say_how_many(n, images)
     with remote.written(out) as place:
         how = replace(how, place=place)
         if swept is not None:

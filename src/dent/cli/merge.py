@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dent.cli import early
 from dent.cli.console import ERR, OUT, print_json
 
 GAPS = 3
@@ -25,6 +26,7 @@ def merge_command(
     the runs contradict each other. 3: written, but some units are in none of them. 130, 143:
     interrupted by Ctrl-C or SIGTERM, and nothing was written.
     """
+    early.folder(out)
     from dent.distributed import merge, remote
 
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from dent.cli import completing
-from dent.cli.console import OUT, print_json
+from dent.cli.console import ERR, OUT, print_json
 
 
 def models_command(
@@ -44,6 +44,8 @@ def models_command(
     for entry in entries:
         OUT.print(f"[bold]{escape(entry.name)}[/]", soft_wrap=True)
         OUT.print(Padding(escape(catalogued.about(entry)), (0, 0, 0, 4)))
+    if not entries:
+        ERR.print(catalogued.none(word, source), markup=False, soft_wrap=True)
     catalogued.print_sources(entries)
     for error in missing:
         OUT.print(f"Not searched: {error}", markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from dent import names
-from dent.cli import completing
+from dent.cli import completing, early
 from dent.cli.console import ERR, OUT, print_json
 from dent.errors import ConfigError
 
@@ -72,6 +72,7 @@ def paper_command(
     if every and tables:
         raise ConfigError(f"--all is every table: leave out {', '.join(tables)}, or --all")
     names.check_tables(tables or (), scale)
+    early.written(out, publish_to, files=(report,))
     from dent import paper
     from dent.cli import resolve
     from dent.cli import tables as shown

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dent.cli.console import OUT, print_json
+from dent.extras import check
 
 
 def playground_command(
@@ -32,6 +33,7 @@ def playground_command(
     Pick a bundled image or drop one in, choose model, defense, attack and eps. Everything runs on
     this machine, on the models that the package carries. Ctrl-C ends it.
     """
+    check("gradio", "the playground", extra="playground")
     from dent.playground import serve
 
     def ready(address: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from dent.cli import early
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.printable import one_line
 
@@ -37,6 +38,8 @@ def list_command(
     if as_json:
         print_json([run.model_dump(mode="json") for run in runs])
         return
+    if not runs:
+        ERR.print(f"No runs in {root} or below.", markup=False, soft_wrap=True)
     for run in runs:
         telling.line(run)
         if run.error:
@@ -83,6 +86,7 @@ def report_command(
     ] = False,
 ) -> None:
     """Write one page, table or file about one run, or several side by side."""
+    early.file(out)
     from dent import report
     from dent.distributed import remote
 

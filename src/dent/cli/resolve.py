@@ -208,6 +208,16 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
         raise ConfigError(f"{name}={listed}: {error}.") from error
 
 
+def say_how_many(n: int | None, images: ImageDataset) -> None:
+    """Say so where more samples were asked for than there are."""
+    if n is not None and n > len(images):
+        ERR.print(
+            f"--n {n} is more than there are: all {len(images)} images of {images.name} are taken.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 def share(mix: str | None) -> float | None:
     """Read one share of a batch.
 

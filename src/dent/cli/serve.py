@@ -7,10 +7,10 @@ import typer
 from pydantic import ValidationError
 
 from dent import listening, names
-from dent.cli import completing
+from dent.cli import completing, early
 from dent.cli.console import ERR, print_json
 from dent.errors import ConfigError
-from dent.extras import require
+from dent.extras import check, require
 from dent.serving.limits import Limits
 from dent.serving.options import ServerOptions
 
@@ -117,6 +117,10 @@ def serve_command(
     where the defense is batch-independent: else every request is a batch of its own.
     """
     names.check(model=model, dataset=dataset, defenses=(defense,))
+    early.model(model)
+    early.given(weights, (defense,))
+    check("ray", "serving", extra="ray", package="Ray Serve")
+    early.reachable()
     options = _options(
         model=model,
         weights=_absolute(weights),

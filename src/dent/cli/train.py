@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completing
+from dent.cli import completing, early
 from dent.cli.console import ERR, print_json
+from dent.extras import check
 
 _WHAT = "What is trained"
 _HOW = "The recipe"
@@ -137,6 +138,9 @@ def train_command(
     """
     names.check(dataset=dataset)
     names.check_recipe(recipe, norm)
+    early.given(weights)
+    early.folder(out or Path("runs/train"))
+    check("accelerate", "training", extra="train")
     from dent import training
     from dent.cli import resolve, running, trained
 

@@ -17,6 +17,7 @@ from dent.evaluation.plan import Plan, Unit
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
 from dent.extras import require
+from dent.reaching import unreachable
 
 
 def import_ray() -> Any:
@@ -141,6 +142,9 @@ class RayPool:
         self.close()
 
     def _join(self) -> None:
+        why = unreachable(self._cluster.address)
+        if why is not None:
+            raise WorkerError(why)
         options: dict[str, Any] = {"address": self._cluster.address}
         if self._cluster.address is None and "RAY_ADDRESS" not in os.environ:
             options["include_dashboard"] = False

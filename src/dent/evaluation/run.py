@@ -7,11 +7,12 @@ from pathlib import Path
 
 from dent.evaluation.books import Books, Entry
 from dent.evaluation.execute import Batches, execute, prepare
-from dent.evaluation.folder import RESULT, Memory, RunFolder, Store
+from dent.evaluation.folder import RESULT, RUN, Memory, RunFolder, Store
 from dent.evaluation.plan import Plan, Unit, groups, make_plan, units
 from dent.evaluation.progress import Report, Tracker
 from dent.evaluation.provenance import new_session
 from dent.evaluation.records import UnitRecord
+from dent.evaluation.rehearsal import rehearse
 from dent.evaluation.result import EvaluationResult
 from dent.evaluation.serving import device_of
 from dent.evaluation.shard import Shard
@@ -126,6 +127,9 @@ def conduct(
     chosen = tuple(groups(spec, plan))
     if shard is not None:
         chosen = shard.of_all(chosen)
+
+    if out is None or not (Path(out) / RUN).exists():  # else it was, before it began
+        rehearse(subject, settings, plan, (unit for group in chosen for unit in group))
 
     def work(store: Store, books: Books) -> Work:
         todo = [unit for group in chosen for unit in group]

@@ -67,7 +67,8 @@ def list_runs(root: Path) -> list[RunSummary]:
     except OSError as error:
         raise unreadable(root, error) from error
     if not there:
-        raise RecordError(f"{root} is no folder: name one that holds runs")
+        what = "is a file" if root.exists() else "there is no such folder"
+        raise RecordError(f"{root}: {what}. Name a folder that holds runs")
     unread: list[OSError] = []
     found = [_summarize(path) for path in _run_folders(root, unread)]
     return found + [

@@ -1,0 +1,121 @@
+"""What is checked before anything is loaded, fetched or measured."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from dent import names
+from dent.errors import ConfigError, WeightsError
+from dent.extras import check
+from dent.reaching import unreachable
+
+_ZOO: Final = {"timm": "a timm model", "robustbench": "a RobustBench model"}
+"""What an extra is needed for."""
+
+
+def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
+    """Refuse folders and files that could not be written to, of those that are named.
+
+    Raises:
+        ConfigError: As `folder` and `file`.
+    """
+    for each in filter(None, folders):
+        folder(each)
+    for each in filter(None, files):
+        file(each)
+
+
+def folder(out: str | Path) -> None:
+    """Refuse a folder that could not be written to; URLs are left to who opens them.
+
+    Raises:
+        ConfigError: It is a file, or lies where this user may not write.
+    """
+    if "://" in str(out):
+        return
+    path = Path(out).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{out} is a file, and a folder is to be written: choose another name")
+    _writable(path, out)
+
+
+def file(out: Path) -> None:
+    """Refuse a file that could not be written.
+
+    Raises:
+        ConfigError: It is a folder, or lies where this user may not write.
+    """
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder, and a file is to be written: add a file's name")
+    _writable(out.parent, out)
+
+
+def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:
+    """Refuse files that are not there.
+
+    Raises:
+        WeightsError: The weights.
+        ConfigError: A defense's JSON file.
+    """
+    # What stands after # is a key in the file.
+    if weights is not None:
+        path = weights.expanduser()
+        if not path.exists() and not Path(str(path).partition("#")[0]).exists():
+            raise WeightsError(f"{weights}: there is no such file")
+    for spec in defenses:
+        if spec.lower().endswith(".json") and not Path(spec).expanduser().is_file():
+            raise ConfigError(f"{spec}: there is no such file, which --defense names")
+
+
+def model(name: str) -> None:
+    """Refuse a model of a zoo whose package is not installed.
+
+    Raises:
+        MissingExtraError: Saying how to install it.
+    """
+    prefix = name.partition("/")[0]
+    if prefix not in names.CATALOGUES:
+        named = ":" in name or name in names.models() or names.is_family(name)
+        prefix = "" if named else "robustbench"  # by the end of its name
+    if prefix in _ZOO:
+        check(prefix, _ZOO[prefix], extra="zoo")
+
+
+def cluster(address: str | None) -> None:
+    """Refuse to begin what a cluster should do without Ray, or on one that is not there.
+
+    Args:
+        address: What `--ray` was given: None if it was not, empty if it was given nothing.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        ConfigError: Nothing answers at the address, or at that of RAY_ADDRESS.
+    """
+    if address is None:
+        return
+    check("ray", "distributed evaluation", extra="ray")
+    if not address.startswith("ray://"):  # refused for what it is
+        reachable(address)
+
+
+def reachable(address: str | None = None) -> None:
+    """Refuse a cluster that does not answer.
+
+    Args:
+        address: Its address; by default that of RAY_ADDRESS, if it is set.
+
+    Raises:
+        ConfigError: Nothing answers there.
+    """
+    why = unreachable(address or None)
+    if why is not None:
+        raise ConfigError(why)
+
+
+def _writable(path: Path, named: str | Path) -> None:
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{named} cannot be written: {there} is a file, and no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{named} cannot be written: you may not write to {there}")

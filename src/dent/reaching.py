@@ -1,0 +1,39 @@
+"""Whether a cluster answers, asked before its client, which would go on asking for minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from typing import Final
+
+_ADDRESS: Final = re.compile(
+    r"(?:ray://)?(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:/\[\]]+)):(?P<port>\d+)"
+)
+_SECONDS: Final = 3.0
+VARIABLE: Final = "RAY_ADDRESS"
+
+
+def unreachable(address: str | None = None) -> str | None:
+    """Why a Ray cluster cannot be reached, in a sentence; None where it may be.
+
+    Args:
+        address: `HOST:PORT`; by default what RAY_ADDRESS names. Words such as `auto`, which Ray
+            looks up itself, are not asked about.
+    """
+    named = address or os.environ.get(VARIABLE) or ""
+    match = _ADDRESS.fullmatch(named.strip())
+    if match is None:
+        return None
+    try:
+        where = (match["six"] or match["host"], int(match["port"]))
+        with socket.create_connection(where, timeout=_SECONDS):
+            return None
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        source = "" if address else f", which {VARIABLE} names,"
+        remedy = "name another" if address else f"unset {VARIABLE}, or name another"
+        return (
+            f"the Ray cluster {named}{source} cannot be reached from {socket.gethostname()}: "
+            f"{reason}. Start it, or {remedy}"
+        )

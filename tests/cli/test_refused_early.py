@@ -1,0 +1,222 @@
+"""What cannot be done is refused before anything is loaded, and whose fault it is is said."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from dent import blame, data
+from dent.cli.app import main
+from dent.reaching import unreachable
+
+MINE = """\
+import torch
+from torch import nn
+
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return {}["no backward"]
+
+
+class Net(nn.Module):
+    def __init__(self, fails):
+        super().__init__()
+        self.fails = fails
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, 4), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(4, 10),
+        )
+
+    def forward(self, x):
+        if self.fails == "forward" and len(x) > 2:
+            return self.model(x) / {}["no forward"]
+        return self.model(Wrong.apply(x) if self.fails == "backward" else x)
+
+
+def good():
+    return Net("")
+
+
+def forward():
+    return Net("forward")
+
+
+def backward():
+    return Net("backward")
+
+
+class Adapting:
+    batch_dependent = False
+
+    def __init__(self, model):
+        self.model = model
+
+    def adapt(self, x):
+        raise OSError("no adapt")
+
+    def predict(self, x, adaptation):
+        return self.model(x)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine_for_blame.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine_for_blame", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+def status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["dent", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def line(text: str) -> int:
+    return next(at for at, each in enumerate(MINE.splitlines(), 1) if text in each)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text", "function"),
+    [
+        (["--model", "mine_for_blame:forward"], "KeyError", '["no forward"]', "forward"),
+        (["--model", "mine_for_blame:backward"], "KeyError", '["no backward"]', "backward"),
+        (["--defense", "mine_for_blame:Adapting"], "OSError", "no adapt", "adapt"),
+    ],
+)
+def test_what_the_users_code_raises_is_said_to_be_theirs(
+    options: list[str],
+    error: str,
+    text: str,
+    function: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--n", "4", "--iterations", "1", "--device", "cpu", "--out", "run"]
+    options = options if "--model" in options else ["--model", "mine_for_blame:good", *options]
+    assert status(monkeypatch, "evaluate", *options, *arguments) == 2
+    said = capsys.readouterr().err
+    assert error in said
+    assert f"raised at mine_for_blame.py, line {line(text)}, in {function}" in said
+    assert "Traceback" not in said
+
+
+def test_what_is_ours_stays_a_bug_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dent.cli.resolve.swept", lambda *_: [].pop())
+    monkeypatch.setattr("sys.argv", ["dent", "evaluate"])
+    monkeypatch.setattr(blame, "_OWN", Path(__file__).parents[2])
+    with pytest.raises(IndexError):
+        main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "--out", "taken"], "taken is a file"),
+        (["evaluate", "--out", "taken/run"], "taken is a file, and no folder"),
+        (["demo", "--out", "taken"], "taken is a file"),
+        (["train", "--recipe", "fast", "--out", "taken"], "taken is a file"),
+        (["report", "run", "-o", "taken/report.html"], "taken is a file, and no folder"),
+        (["report", "run", "-o", "sub"], "sub is a folder"),
+        (["merge", "run", "--out", "taken"], "taken is a file"),
+        (["paper", "table4", "--publish", "taken"], "taken is a file"),
+        (["evaluate", "--weights", "no.pt"], "no.pt: there is no such file"),
+        (["evaluate", "--defense", "no.json"], "no.json: there is no such file"),
+        (["serve", "--weights", "no.pt"], "no.pt: there is no such file"),
+    ],
+)
+def test_files_and_folders_are_looked_at_first(
+    arguments: list[str],
+    said: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "taken").write_text("")
+    (folder / "sub").mkdir()
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("a dataset was loaded"))
+    assert status(monkeypatch, *arguments) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in folder.iterdir()) == ["mine_for_blame.py", "sub", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "extra"),
+    [
+        (["evaluate", "--ray"], "ray", "ray"),
+        (["serve"], "ray", "ray"),
+        (["evaluate", "--model", "timm/resnet50"], "timm", "zoo"),
+        (["evaluate", "--model", "Carmon2019Unlabeled"], "robustbench", "zoo"),
+        (["train", "--recipe", "fast"], "accelerate", "train"),
+        (["playground"], "gradio", "playground"),
+    ],
+)
+def test_extras_are_looked_for_first(
+    arguments: list[str],
+    package: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("a dataset was loaded"))
+    assert status(monkeypatch, *arguments) == 2
+    assert f"pip install 'torch-dent[{extra}]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "--ray"], ["serve"]])
+def test_a_cluster_that_is_gone_is_named_at_once(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        assert unreachable(address) is None
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert status(monkeypatch, *arguments) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the Ray cluster {address}, which RAY_ADDRESS names, cannot be reached" in said
+    assert "unset RAY_ADDRESS" in said
+    assert unreachable("auto") is None
+    assert unreachable(f"ray://{address}") is not None
+
+
+def test_nothing_found_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "EMPTY").mkdir()
+    for arguments, said in (
+        (["list", "EMPTY"], "No runs in EMPTY or below."),
+        (["models", "zzzz"], "No model has 'zzzz' in its name."),
+        (["models", "resnte18", "--source", "torchvision"], "Did you mean 'resnet18'?"),
+    ):
+        assert status(monkeypatch, *arguments) == 0
+        assert said in capsys.readouterr().err
+    for command in ("list", "show", "report", "verify", "merge"):
+        more = ["--out", "out"] if command == "merge" else []
+        assert status(monkeypatch, command, "nofolder", *more) == 2
+        assert "there is no such folder" in capsys.readouterr().err
+    assert not os.path.exists("out")
+
+
+def test_more_samples_than_there_are_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dent.cli.running.announce", end)
+    arguments = ("--model", "mine_for_blame:good", "--n", "100000", "--device", "cpu")
+    assert status(monkeypatch, "evaluate", *arguments) == 130
+    assert "all 256 images of cifar10-sample are taken" in capsys.readouterr().err
