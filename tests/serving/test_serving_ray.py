@@ -1,5 +1,6 @@
 """`dent serve` as its own process, on Ray Serve: the API over a socket, and SIGTERM."""
 
+import contextlib
 import json
 import os
 import signal
@@ -126,6 +127,58 @@ def inside(server: Process) -> float:
     return sum(
         float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("dent_requests_inside{")
     )
+
+
+def replicas_of(server: Process) -> list[int]:
+    """The replicas' processes, of this server and no other."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if b"ServeReplica:dent" not in (folder / "cmdline").read_bytes():
+                continue
+            pid = int(folder.name)
+            while pid > 1 and pid != server.process.pid:
+                pid = int(
+                    (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+            if pid == server.process.pid:
+                found.append(int(folder.name))
+    return found
+
+
+def test_while_no_replica_lives_everything_is_503_with_when_to_return(server: Process) -> None:
+    replicas = replicas_of(server)
+    assert len(replicas) == REPLICAS
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(server.post, npy(make_images(2))) for _ in range(4)]
+        for pid in replicas:
+            os.kill(pid, signal.SIGKILL)
+        answers = [each.result() for each in asked]
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        answers.append(server.post(npy(make_images(2))))
+        if answers[-1].status_code == 200:
+            break
+        time.sleep(0.2)
+    assert answers[-1].status_code == 200
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert refused
+    for answer in refused:
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] in ("replica-lost", "no-replica")
+        assert int(answer.headers["retry-after"]) >= 1
+    for _ in range(600):  # until the other one is there as well
+        if (
+            len(replicas_of(server)) == REPLICAS
+            and server.get("/metrics").text.count("dent_requests_inside{") == REPLICAS
+        ):
+            return
+        time.sleep(0.1)
+
+
+def test_the_token_of_ray_is_its_owners_alone(server: Process) -> None:
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    assert not token.exists() or token.stat().st_mode & 0o077 == 0
 
 
 def test_sigterm_loses_nothing(server: Process) -> None:

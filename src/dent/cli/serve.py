@@ -94,6 +94,15 @@ def serve_command(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_WHERE)
     ] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host name that requests may give, beside 127.0.0.1 and localhost: a proxy's. "
+            "Repeatable.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=_WHERE)] = 1,
     threads: Annotated[
         int | None,
@@ -162,7 +171,7 @@ def serve_command(
             soft_wrap=True,
         )
 
-    launch.run(options, host, port, announce)
+    launch.run(options, host, port, announce, allowed=allowed_host or ())
     ERR.print("Everything that was taken in is answered; stopped.")
 
 

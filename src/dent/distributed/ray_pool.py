@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from dent import signals
+from dent import ray_start
 from dent.distributed.cluster import Cluster
 from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded
 from dent.distributed.errors import WorkerError
@@ -153,7 +153,7 @@ class RayPool:
                 asked = self._cluster.workers * self._cluster.cpus_per_worker
                 options["num_cpus"] = max(os.cpu_count() or 1, asked)
         try:
-            with signals.kept():
+            with ray_start.starting():
                 self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             where = self._cluster.address or os.environ.get("RAY_ADDRESS", "on this machine")

@@ -13,13 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dent import __version__
+from dent.serving.arrivals import Arrivals, replayed
 from dent.serving.batching import Batcher, Job
 from dent.serving.engine import Clock, Engine
-from dent.serving.errors import RefusedError, malformed, too_large, unsupported
+from dent.serving.errors import RefusedError
 from dent.serving.gate import Gate
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
@@ -34,12 +34,12 @@ _ROUTES = (PREDICT, "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.js
 
 STATUSES: Final[dict[int, str]] = {
     400: "The body is not what its content type says.",
-    408: "The body did not arrive in time.",
+    408: "The body did not arrive in time, or too many were arriving.",
     413: "Too many bytes, or too many images.",
     415: "A content type or encoding that is not read here.",
     422: "Well-formed, but nothing the model takes: wrong shape, NaN, infinity, outside [0, 1].",
     500: "The defense failed; the log says why.",
-    503: "Full, or shutting down; Retry-After says when to come back.",
+    503: "Full, shutting down, or just started anew; Retry-After says when to come back.",
     504: "Not even one step fitted into the deadline, or the batch did not start in time.",
 }
 """What else than 200 a request to predict can get."""
@@ -71,6 +71,7 @@ class Server:
         self.classes, self.model = tuple(classes), model
         self.metrics = metrics or Metrics()
         self.batcher = Batcher(engine, limits, self.metrics, clock)
+        self.arrivals = Arrivals(limits)
         self.gate = Gate(limits.max_requests, self._retry_after)
         self.metrics.requests_inside.set_function(lambda: self.gate.inside)
         self.metrics.images_waiting.set_function(lambda: self.batcher.images_waiting)
@@ -112,7 +113,7 @@ class Server:
             RefusedError: with a status of `STATUSES`.
         """
         arrived = self.clock()
-        body = await self._body(request)
+        body = await request.body()
         kind = request.headers.get("content-type", "")
         images = await asyncio.to_thread(
             decode, kind, body, self.engine.shape, self.limits.max_batch_size
@@ -133,28 +134,6 @@ class Server:
         )
         self.metrics.answered(taken, degraded=response.degraded, late=response.late)
         return response
-
-    async def _body(self, request: Request) -> bytes:
-        most = self.limits.max_body_bytes
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise unsupported("Content-Encoding is not read here: send the body as it is.")
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > most:
-            raise too_large(f"the body has {declared[:20]} bytes; this server takes {most}.")
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.timeout):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > most:
-                        raise too_large(f"the body has more than the {most} bytes taken here.")
-                    body += chunk
-        except TimeoutError:
-            raise RefusedError(
-                408, "slow-body", f"the body took more than {self.limits.timeout:g} s to arrive."
-            ) from None
-        except ClientDisconnect:
-            raise malformed("the connection ended before the body did.") from None
-        return bytes(body)
 
     def _retry_after(self) -> int:
         return max(1, min(math.ceil(self.batcher.backlog()), 600))
@@ -257,7 +236,7 @@ def _own(server: Server) -> Scrape:
 
 
 class _Watched:
-    """Holds a request's place until the last byte of its response is handed on, and counts it."""
+    """Gives a request a place from the last byte of its body to that of its response; counts it."""
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app, self._server = app, server
@@ -267,24 +246,32 @@ class _Watched:
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in _ROUTES else "other"
+        head = scope["method"] == "HEAD"  # as GET, without the body
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._server.metrics.responded(route, message["status"])
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         if (scope["method"], route) != ("POST", PREDICT):
-            await self._app(scope, receive, counted)
+            asked = {**scope, "method": "GET"} if head else scope
+            await self._app(asked, receive, counted)
             return
+        gate = self._server.gate
         try:
-            with self._server.gate.enter():
-                await self._app(scope, receive, counted)
+            gate.check()
+            body = await self._server.arrivals.read(scope, receive)
+            with gate.enter():
+                await self._app(scope, replayed(body, receive), counted)
         except RefusedError as error:  # the gate's: those from within are answered there
             self._server.metrics.refused(error.code)
-            await _failure(error)(scope, receive, counted)
+            await failed(error)(scope, receive, counted)
 
 
-def _failure(error: RefusedError) -> Response:
+def failed(error: RefusedError) -> Response:
+    """The one form in which all failures are answered."""
     failure = Failure(code=error.code, message=error.message, image=error.image)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status in _UNREAD:
@@ -299,7 +286,7 @@ def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
     def refuse(request: Request, error: RefusedError) -> Response:
         if request.url.path == PREDICT:
             server.metrics.refused(error.code)
-        return _failure(error)
+        return failed(error)
 
     async def refused(request: Request, error: RefusedError) -> Response:
         return refuse(request, error)

@@ -20,6 +20,9 @@ DEPLOYMENT: Final = "DentServer"
 _SPARE = 64
 """Requests a replica takes from Ray beyond its queue, to refuse them itself and to be probed."""
 
+_HEALTH = 1.0
+"""Seconds between two looks at whether a replica lives; Ray's default is 10."""
+
 
 class _Replica:
     """One copy of the model behind the API."""
@@ -61,6 +64,7 @@ def application(args: ServerOptions) -> serve.Application:
         max_queued_requests=limits.max_requests + _SPARE,
         graceful_shutdown_timeout_s=2 * limits.timeout,
         graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=_HEALTH,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
     )(serve.ingress()(_Replica))

@@ -28,9 +28,8 @@ class Gate:
         """Requests taken in and not yet answered."""
         return self._inside
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Hold a place for one request.
+    def check(self) -> None:
+        """Find out whether there is room, without taking it.
 
         Raises:
             RefusedError: 503, the server drains or is full.
@@ -46,6 +45,15 @@ class Gate:
                 f"{self._inside} requests are waiting, which is all that this server takes in.",
                 retry_after=self._retry_after(),
             )
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Hold a place for one request.
+
+        Raises:
+            RefusedError: as `check`.
+        """
+        self.check()
         self._inside += 1
         self._idle.clear()
         try:

@@ -4,25 +4,28 @@ Importing this module needs the extra `ray`.
 """
 
 import contextlib
+import functools
 import http.client
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import ray
+import uvicorn
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from dent import signals
+from dent import listening, ray_start, timed_http
 from dent.errors import DentError
-from dent.serving.deployment import APPLICATION, application
+from dent.serving.deployment import APPLICATION, DEPLOYMENT, application
+from dent.serving.front import Front
 from dent.serving.options import ServerOptions
 
 _OBJECT_STORE: Final = 100 * 2**20
@@ -39,23 +42,34 @@ _ENVIRONMENT: Final = {
 """What Ray is told unless the user has told it otherwise."""
 
 _REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - not bound
+_INSIDE: Final = "127.0.0.1"
 _START: Final = 300.0
+_LOOK_EVERY: Final = 0.5
 
 _FLUSH = 1.0
 """Seconds for Ray's proxy to hand the last responses on to their clients."""
 
 
-def run(options: ServerOptions, host: str, port: int, announce: Callable[[], None]) -> None:
+def run(
+    options: ServerOptions,
+    host: str,
+    port: int,
+    announce: Callable[[], None],
+    *,
+    allowed: Sequence[str] = (),
+) -> None:
     """Serve until SIGTERM or SIGINT; then answer all that was taken in, and return.
 
-    A running Ray cluster is used where `RAY_ADDRESS` names one; otherwise one is started on this
-    machine and stopped at the end.
+    A running Ray cluster is used where `RAY_ADDRESS` names one, with its own HTTP proxies;
+    otherwise one is started on this machine, behind a door of this process's, and stopped at the
+    end.
 
     Args:
         options: what to serve.
         host: where to listen.
         port: at which port, free.
         announce: called once requests are answered.
+        allowed: names that requests may give as their host where `host` is this machine alone.
 
     Raises:
         DentError: Ray Serve did not start.
@@ -63,38 +77,97 @@ def run(options: ServerOptions, host: str, port: int, announce: Callable[[], Non
     local = not os.environ.get("RAY_ADDRESS")
     _start_ray(options, local=local)
     try:
-        handle = _deploy(options, host, port, local=local)
-        with _stop_signals() as stopped:
-            announce()
-            stopped.wait()
-            handle.broadcast("drain").results()
-            time.sleep(_FLUSH)
-        if not local:
+        if local:
+            with listening.listen(_INSIDE, 0) as listener:  # Ray is told a port that is free
+                inside = listener.getsockname()[1]
+            handle = _deploy(options, _INSIDE, inside, local=True)
+            with _front(options, host, port, listening.url(_INSIDE, inside), allowed):
+                _serve(handle, announce, functools.partial(_await_http, host, port))
+        else:
+            _serve(_deploy(options, host, port, local=False), announce)
             serve.delete(APPLICATION)
     finally:
         ray.shutdown()
 
 
-def _deploy(
-    options: ServerOptions, host: str, port: int, *, local: bool
-) -> DeploymentHandle[object]:
+def _serve(
+    handle: DeploymentHandle[object],
+    announce: Callable[[], None],
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait for a signal, and drain."""
+    with _explained():
+        ready()
+    with _stop_signals() as stopped:
+        announce()
+        stopped.wait()
+        handle.broadcast("drain").results()
+        time.sleep(_FLUSH)
+
+
+@contextlib.contextmanager
+def _front(
+    options: ServerOptions, host: str, port: int, behind: str, allowed: Sequence[str]
+) -> Iterator[None]:
+    """Open the door, until the block ends."""
+    front = Front(behind, options.limits, listening.Hosts(host, allowed))
+    with listening.listen(host, port) as listener:
+        config = uvicorn.Config(
+            front,
+            http=timed_http.timed(min(timed_http.HEADER_SECONDS, options.limits.timeout)),
+            lifespan="on",
+            log_level="warning",
+            ws="none",
+        )
+        server, ended = uvicorn.Server(config), threading.Event()
+        threads = [
+            threading.Thread(target=server.run, args=([listener],), daemon=True),
+            threading.Thread(target=_watch, args=(front, ended), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            server.should_exit = True
+            for thread in threads:
+                thread.join()
+
+
+def _watch(front: Front, ended: threading.Event) -> None:
+    """Tell the door whether any replica runs."""
+    while not ended.wait(_LOOK_EVERY):
+        with contextlib.suppress(Exception):  # Ray is busy, or ends: the next look will tell
+            states = serve.status().applications[APPLICATION].deployments[DEPLOYMENT].replica_states
+            running = sum(n for state, n in states.items() if str(state).endswith("RUNNING"))
+            if not ended.is_set():
+                front.tell(alive=running > 0)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
     try:
-        with contextlib.suppress(TimeoutError):  # a proxy that is late is waited for below
-            serve.start(
-                proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
-                http_options=HTTPOptions(host=host, port=port),
-                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-            )
-        handle = serve.run(application(options), name=APPLICATION)
-        if local:
-            _await_http(_REACHED.get(host, host), port)
+        yield
     except (RayError, RuntimeError, TimeoutError) as error:
         first = str(error).strip().partition("\n")[0]
         raise DentError(
             f"Ray Serve did not start ({type(error).__name__}: {first}). Its logs lie where Ray "
             "keeps them, by default below /tmp/ray; on a busy machine try again."
         ) from error
-    return handle
+
+
+def _deploy(
+    options: ServerOptions, host: str, port: int, *, local: bool
+) -> DeploymentHandle[object]:
+    with _explained():
+        with contextlib.suppress(TimeoutError):  # a proxy that is late is waited for below
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
+                http_options=HTTPOptions(host=host, port=port),
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+        return serve.run(application(options), name=APPLICATION)
 
 
 def _await_http(host: str, port: int) -> None:
@@ -103,6 +176,7 @@ def _await_http(host: str, port: int) -> None:
     Raises:
         TimeoutError: it does not.
     """
+    host = _REACHED.get(host, host)
     until = time.monotonic() + _START
     while time.monotonic() < until:
         connection = http.client.HTTPConnection(host, port, timeout=5)
@@ -121,7 +195,7 @@ def _await_http(host: str, port: int) -> None:
 def _start_ray(options: ServerOptions, *, local: bool) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with signals.kept():
+    with ray_start.starting():
         if not local:
             ray.init(logging_level=logging.WARNING)
             return

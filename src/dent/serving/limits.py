@@ -10,14 +10,15 @@ _Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 class Limits(BaseModel):
     """Limits on size, count, time and queue; each is an option of `dent serve`.
 
-    The memory that waiting requests hold is at most `max_requests` times `max_body_bytes`, and as
-    much again for their decoded images (for PNG and JPEG: `max_batch_size` float32 images each).
+    The memory that waiting requests hold is at most `max_requests` times `max_body_bytes`, as much
+    again for bodies on their way, and as much for decoded images (for PNG and JPEG:
+    `max_batch_size` float32 images each).
 
     Attributes:
         max_batch_size: images in one batch, and so in one request.
         max_body_bytes: bytes of one request's body.
-        max_requests: requests that one replica has taken in and not answered yet: being read,
-            waiting, or computed. The next one is refused with 503.
+        max_requests: requests whose bodies have arrived and that one replica has not answered yet.
+            The next one is refused with 503.
         timeout: seconds a request may take to arrive, and may wait from then on for its batch to
             start; afterwards it is refused (408, 504).
         deadline: seconds in which a request that names no deadline of its own should be answered,

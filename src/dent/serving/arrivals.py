@@ -1,0 +1,109 @@
+"""Reads the bodies of requests, before any of them holds a place."""
+
+import asyncio
+from typing import Final
+
+from starlette.types import Message, Receive, Scope
+
+from dent.serving.errors import RefusedError, malformed, too_large, unsupported
+from dent.serving.limits import Limits
+
+AT_ONCE: Final = 16
+"""Bodies that may be on their way, for each request that is taken in at most."""
+
+
+class Arrivals:
+    """Reads bodies, of limited size, in limited time, and so many at once.
+
+    Where too many are on their way, or too many bytes of them have come, the one that has been
+    coming for the longest is given up. So whoever sends half a body and waits is in nobody's way.
+
+    Args:
+        limits: `max_body_bytes` and `timeout` of each; `max_requests` times `max_body_bytes` of all
+            together, and `max_requests` times `AT_ONCE` in number.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._most = AT_ONCE * limits.max_requests
+        self._budget = limits.max_requests * limits.max_body_bytes
+        self._coming: dict[_Arrival, None] = {}
+
+    @property
+    def coming(self) -> int:
+        """How many bodies are on their way."""
+        return len(self._coming)
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """Read a request's body.
+
+        Raises:
+            RefusedError: 400, the connection ended; 408, it took too long, or was given up; 413, it
+                is too large; 415, it is encoded.
+        """
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if headers.get(b"content-encoding", "identity").lower() != "identity":
+            raise unsupported("Content-Encoding is not read here: send the body as it is.")
+        declared, most = headers.get(b"content-length", ""), self._limits.max_body_bytes
+        if declared.isdecimal() and int(declared[:20]) > most:
+            raise too_large(f"the body has {declared[:20]} bytes; this server takes {most}.")
+        try:
+            async with asyncio.timeout(self._limits.timeout) as deadline:
+                arrival = _Arrival(deadline)
+                self._coming[arrival] = None
+                self._make_room()
+                await self._take(arrival, receive)
+        except TimeoutError:
+            raise RefusedError(408, "slow-body", self._late(arrival)) from None
+        finally:
+            self._coming.pop(arrival, None)
+        return bytes(arrival.body)
+
+    async def _take(self, arrival: "_Arrival", receive: Receive) -> None:
+        most, more = self._limits.max_body_bytes, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise malformed("the connection ended before the body did.")
+            chunk = message.get("body", b"")
+            if len(arrival.body) + len(chunk) > most:
+                raise too_large(f"the body has more than the {most} bytes taken here.")
+            arrival.body += chunk
+            self._make_room()
+            more = message.get("more_body", False)
+
+    def _make_room(self) -> None:
+        while len(self._coming) > self._most or (
+            sum(len(each.body) for each in self._coming) > self._budget
+        ):
+            oldest = next(iter(self._coming))
+            del self._coming[oldest]
+            oldest.give_up()
+
+    def _late(self, arrival: "_Arrival") -> str:
+        if arrival.given_up:
+            return "too many bodies were on their way, and this one for the longest: send it anew."
+        return f"the body took more than {self._limits.timeout:g} s to arrive."
+
+
+class _Arrival:
+    """A body on its way."""
+
+    def __init__(self, deadline: asyncio.Timeout) -> None:
+        self._deadline = deadline
+        self.body = bytearray()
+        self.given_up = False
+
+    def give_up(self) -> None:
+        self.given_up = True
+        self._deadline.reschedule(asyncio.get_running_loop().time())
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A way to receive a body that was read already, and then whatever comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

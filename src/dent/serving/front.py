@@ -1,0 +1,157 @@
+"""The door of `dent serve`: what clients connect to, before Ray's own HTTP proxy.
+
+Ray's proxy waits for headers without end, gives half a body a place, and says 500 when a replica
+dies and nothing at all until the next one runs. Here headers and bodies have their time, only whole
+requests go on, and whatever goes wrong behind is answered in the one documented form.
+"""
+
+import asyncio
+from typing import Final
+
+import httpx
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from dent.listening import REFUSED_HOST, Hosts
+from dent.serving.app import PREDICT, failed
+from dent.serving.arrivals import Arrivals
+from dent.serving.errors import RefusedError
+from dent.serving.limits import Limits
+from dent.serving.requests import JSON
+
+_HOP_BY_HOP: Final = {
+    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+    *("transfer-encoding", "upgrade", "content-length", "expect"),
+}
+_ADDED: Final = {"date", "server"}
+_SMALL: Final = 65_536
+_RETRY: Final = 5
+_LOST: Final = "the replica that had the request died, and another is being started: ask again."
+_NONE: Final = "no replica runs at the moment; one is being started."
+
+
+class Front:
+    """Hands requests on to a server behind, whole, and answers for it where it cannot.
+
+    Args:
+        behind: The address of what is behind, without a slash at the end.
+        limits: Of bodies.
+        hosts: Which host a request may name.
+    """
+
+    def __init__(self, behind: str, limits: Limits, hosts: Hosts) -> None:
+        self._behind, self._hosts = behind, hosts
+        self._arrivals = Arrivals(limits)
+        self._others = Arrivals(limits.model_copy(update={"max_body_bytes": _SMALL}))
+        self._client: httpx.AsyncClient | None = None
+        self._down = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._registry = CollectorRegistry()
+        self._refused = Counter(
+            "dent_front_refused", "Requests refused before a replica.", ["reason"],
+            registry=self._registry,
+        )  # fmt: skip
+
+    def tell(self, *, alive: bool) -> None:
+        """Say, from any thread, whether any replica runs; while none does, nobody waits for one."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._down.clear if alive else self._down.set)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            try:
+                response = await self._answer(scope, receive)
+            except RefusedError as error:
+                self._refused.labels(error.code).inc()
+                response = failed(error)
+            await response(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
+        timeout = httpx.Timeout(None, connect=10)
+        async with httpx.AsyncClient(
+            base_url=self._behind, limits=limits, timeout=timeout, trust_env=False
+        ) as client:
+            self._client = client
+            while True:
+                message = await receive()
+                kind = message["type"]
+                await send({"type": f"{kind}.complete"})
+                if kind == "lifespan.shutdown":
+                    return
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        named = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+        if not self._hosts.permits(named):
+            raise RefusedError(421, "other-host", REFUSED_HOST)
+        if scope["path"].startswith("/-/"):  # Ray's own
+            raise RefusedError(404, "no-such-path", "Not Found.")
+        if self._down.is_set():
+            if scope["path"] == "/healthz":
+                return Response('{"status":"alive"}', media_type=JSON)
+            raise RefusedError(503, "no-replica", _NONE, retry_after=_RETRY)
+        body = await self._body(scope, receive)
+        found = await self._hand_on(scope, receive, body)
+        return self._passed(scope, found)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        if (scope["method"], scope["path"]) == ("POST", PREDICT):
+            return await self._arrivals.read(scope, receive)
+        return await self._others.read(scope, receive)
+
+    async def _hand_on(self, scope: Scope, receive: Receive, body: bytes) -> httpx.Response:
+        """Ask behind, as long as the client waits and somebody is there."""
+        assert self._client is not None  # noqa: S101 - the server starts with its lifespan
+        headers = [
+            (key, value)
+            for key, value in scope["headers"]
+            if key.decode("latin-1").lower() not in _HOP_BY_HOP
+        ]
+        path = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        request = self._client.build_request(
+            scope["method"], httpx.URL(self._behind).copy_with(raw_path=path),
+            headers=headers, content=body,
+        )  # fmt: skip
+        asked = asyncio.ensure_future(self._client.send(request))
+        ends = [asyncio.ensure_future(each) for each in (_left(receive), self._down.wait())]
+        try:
+            await asyncio.wait([asked, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                return asked.result()
+        except httpx.HTTPError:
+            pass
+        finally:
+            for each in (asked, *ends):
+                each.cancel()
+            await asyncio.gather(asked, *ends, return_exceptions=True)
+        raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
+
+    def _passed(self, scope: Scope, found: httpx.Response) -> Response:
+        """What came from behind; what Ray says by itself, in the form that is documented."""
+        kind = found.headers.get("content-type", "")
+        if found.status_code >= 500 and not kind.startswith(JSON):
+            if found.status_code == 503:
+                why = "more requests wait than the replicas take in."
+                raise RefusedError(503, "queue-full", why, retry_after=1)
+            raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
+        content = found.content
+        if scope["path"] == "/metrics" and found.status_code == 200 and scope["method"] == "GET":
+            content += generate_latest(self._registry)
+        response = Response(content, found.status_code)
+        if scope["method"] == "HEAD" and "content-length" in found.headers:
+            response.headers["content-length"] = found.headers["content-length"]
+        for key, value in found.headers.multi_items():
+            if key.lower() not in _HOP_BY_HOP | _ADDED | {"content-encoding"}:
+                response.headers.append(key, value)
+        return response
+
+
+async def _left(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
