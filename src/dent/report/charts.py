@@ -153,7 +153,9 @@ def chart(
     steps = (0.0, 0.25, 0.5, 0.75, 1.0) if share else nice_ticks(y_top or max(tops), lowest)
     low, high = min(x for x, _ in x_ticks), max(x for x, _ in x_ticks)
 
-    dodge = 6.0 if any(value.interval for curve in curves for value in curve.values) else 0.0
+    dodge = 0.0
+    if any(value.interval for curve in curves for value in curve.values):
+        dodge = 2.5 if numeric else 6.0  # intervals alone stay close to their markers
 
     def across(x: float) -> float:
         return 50.0 if high == low else round(100 * (x - low) / (high - low), 3)
