@@ -132,9 +132,9 @@ def test_what_is_ours_stays_a_bug_with_its_traceback(monkeypatch: pytest.MonkeyP
         (["report", "run", "-o", "sub"], "sub is a folder"),
         (["merge", "run", "--out", "taken"], "taken is a file"),
         (["paper", "table4", "--publish", "taken"], "taken is a file"),
-        (["evaluate", "--weights", "no.pt"], "no.pt: there is no such file"),
+        (["evaluate", "--weights", "no.pt"], "no weights file at no.pt"),
         (["evaluate", "--defense", "no.json"], "no.json: there is no such file"),
-        (["serve", "--weights", "no.pt"], "no.pt: there is no such file"),
+        (["serve", "--weights", "no.pt"], "no weights file at no.pt"),
     ],
 )
 def test_files_and_folders_are_looked_at_first(

@@ -13,6 +13,7 @@ from dent.errors import ConfigError
 from dent.evaluation import (
     RecordError,
     Settings,
+    cost,
     estimate,
     evaluate,
     load_run,
@@ -177,3 +178,17 @@ def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds a sweep over batch_size, not n"):
         sweep(subject, Settings(n=4), over="n", values=[4], out=tmp_path / "a")
     assert json.loads((tmp_path / "a" / "sweep.json").read_text()) == before
+
+
+def test_a_run_is_priced_by_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least by the faster of them, and the most by the slower, whichever came first."""
+    times = iter([(1.0, 2.0), (3.0, 5.0)])
+    monkeypatch.setattr(cost, "_time", lambda *_: next(times))
+    monkeypatch.setattr(cost, "_static", lambda *_: 1.0)
+    priced = estimate(make_subject({}), SMALL).defenses["static"]
+    passes = (priced.answers, priced.gradients)
+    scale = priced.seconds / (3 * passes[0] + 5 * passes[1] + priced.static_passes)
+    assert priced.least == pytest.approx(
+        scale * (1 * passes[0] + 2 * passes[1] + priced.static_passes)
+    )
+    assert priced.answer_seconds == pytest.approx(3 * scale)

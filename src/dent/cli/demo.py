@@ -36,7 +36,7 @@ def demo_command(
 
     ERR.print(
         f"{MODEL}, {SAMPLES} bundled CIFAR-10 test images as one batch, {' and '.join(ATTACKS)} "
-        f"at linf eps {EPS}, against static, {' and '.join(DEFENSES)}. About 4 minutes.",
+        f"at linf eps {EPS}, against static, {' and '.join(DEFENSES)}.",
         soft_wrap=True,
     )
     images = resolve.dataset(DATASET, None)
@@ -50,6 +50,7 @@ def demo_command(
         ThreatModel("linf", EPS),
     )
     settings = Settings(n=SAMPLES, batch_size=SAMPLES)
+    running.announce(subject, settings, out)
     result = running.run(subject, settings, out)
     if as_json:
         print_json(result.model_dump(mode="json"))

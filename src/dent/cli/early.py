@@ -62,7 +62,9 @@ def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:
     if weights is not None:
         path = weights.expanduser()
         if not path.exists() and not Path(str(path).partition("#")[0]).exists():
-            raise WeightsError(f"{weights}: there is no such file")
+            raise WeightsError(
+                f"no weights file at {weights} (looked from {Path.cwd()}): check the path"
+            )
     for spec in defenses:
         if spec.lower().endswith(".json") and not Path(spec).expanduser().is_file():
             raise ConfigError(f"{spec}: there is no such file, which --defense names")

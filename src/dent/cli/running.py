@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dent import distributed
 from dent.cli.console import ERR
+from dent.cli.durations import between, lasting
 from dent.distributed import Cluster
 from dent.distributed.remote import Place
 from dent.evaluation import (
@@ -144,9 +144,10 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
         for name, found in largest.defenses.items()
         if name != "static"
     )
-    seconds, size = sum(cost.seconds for cost in costs), sum(cost.tensor_bytes for cost in costs)
+    least, most = sum(cost.least for cost in costs), sum(cost.seconds for cost in costs)
+    size = sum(cost.tensor_bytes for cost in costs)
     ERR.print(
-        f"At most about {_duration(seconds)} and {size / 1e6:.0f} MB, for "
+        f"At most about {between(least, most)} and {size / 1e6:.0f} MB, for "
         f"{sum(cost.units for cost in costs)} units{runs}"
         + (f", {done} of which are recorded already" if done else "")
         + (f"; one answer in static forwards: {each}." if each else "."),
@@ -182,7 +183,7 @@ class _Report:
         doing = f"{where} done".strip()
         if unit is not None:
             doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
-        left = "" if state.remaining is None else f"about {_duration(state.remaining)} left"
+        left = "" if state.remaining is None else f"about {lasting(state.remaining)} left"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,
@@ -202,7 +203,3 @@ def _stopped(out: str) -> None:
         soft_wrap=True,
         markup=False,
     )
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -1,13 +1,13 @@
 """Tables of the paper in a terminal: which there are, what they take, and what came out."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from rich.markup import escape
 
 from dent.cli import running
 from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.cli.durations import lasting
 from dent.evaluation import Progress
 from dent.evaluation.folder import RESULT
 from dent.paper import (
@@ -106,7 +106,7 @@ def _cost(plans: Sequence[Plan], folder: Path, timed: Timer) -> PlanCost:
 def _time(cost: PlanCost) -> str:
     if cost.seconds is None:
         return "not timed"
-    return str(timedelta(seconds=round(cost.seconds)))
+    return lasting(cost.seconds)
 
 
 def announce(plans: Sequence[Plan], folder: Path, timed: Timer) -> None:

@@ -164,6 +164,8 @@ def train_command(
     watch = resolve.dataset(dataset, root)
     measured = training.Measured(pgd=pgd, autoattack=autoattack)
     training.check_measured(measured, watch, watched)
+    if handle.is_main_process:
+        trained.announce(model, chosen, min(n or len(images), len(images)), images.name, folder)
     try:
         with trained.bar(chosen) as report:
             result = training.train(

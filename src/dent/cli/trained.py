@@ -1,15 +1,30 @@
 """A training in a terminal: progress while it runs, and what it came to."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dent.cli.console import ERR, OUT
 from dent.training import Recipe, TrainingProgress, TrainingResult
 from dent.training.card_page import share
+
+_MINUTE: Final = 60.0
+"""Seconds between two lines in a file or pipe."""
+
+
+def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
+    """Say what begins, where no bar will show it."""
+    if not ERR.is_terminal:
+        ERR.print(
+            f"Training {model} by {recipe.name} on {images} images of {dataset}, into {folder}.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def plain(result: TrainingResult, card: Path) -> dict[str, object]:
@@ -68,12 +83,16 @@ def bar(recipe: Recipe) -> Iterator["_Report"]:
 
 
 class _Report:
-    """Draws the state of a training; where nobody watches, prints a line an epoch instead."""
+    """Draws the state of a training; where nobody watches, prints lines instead.
+
+    One at the start, one after each epoch, and one a minute in between.
+    """
 
     def __init__(self, bar: Progress, recipe: Recipe) -> None:
         self._bar, self._recipe = bar, recipe
         self._task = bar.add_task("starting", total=None, found="")
         self._watched: object = None
+        self._said: float | None = None
 
     def __call__(self, state: TrainingProgress) -> None:
         found = f"loss {state.loss:.3f}"
@@ -89,6 +108,11 @@ class _Report:
             total=state.steps,
             found=found,
         )
-        if not ERR.is_terminal and state.watched is not self._watched:
-            self._watched = state.watched
-            ERR.print(f"[{state.step}/{state.steps}] {found}", markup=False, soft_wrap=True)
+        if not ERR.is_terminal and (state.watched is not self._watched or self._silent()):
+            self._watched, self._said = state.watched, time.monotonic()
+            where = f"[{state.step}/{state.steps}] epoch {state.epoch}/{state.epochs}"
+            ERR.print(f"{where}, {found}", markup=False, soft_wrap=True)
+
+    def _silent(self) -> bool:
+        """Whether nothing was said yet, or not for a minute."""
+        return self._said is None or time.monotonic() - self._said >= _MINUTE

@@ -1,0 +1,30 @@
+"""How long something takes, as a person would say it."""
+
+from typing import Final
+
+_UNITS: Final = (("second", 1.0), ("minute", 60.0), ("hour", 3600.0), ("day", 86400.0))
+_SWITCH: Final = 1.5
+"""A unit is named from so many of it on: 80 seconds, 100 minutes."""
+
+
+def lasting(seconds: float) -> str:
+    """Return a time such as `40 seconds`, `2.5 hours`, `12 days`."""
+    return between(seconds, seconds)
+
+
+def between(low: float, high: float) -> str:
+    """Return a range such as `3 to 5 minutes`; one time where both round to the same."""
+    unit, length = _UNITS[0]
+    for each, seconds in _UNITS:
+        if high >= _SWITCH * seconds:
+            unit, length = each, seconds
+    first, last = _figure(low / length, unit), _figure(high / length, unit)
+    plural = "" if last == "1" else "s"
+    return f"{last} {unit}{plural}" if first == last else f"{first} to {last} {unit}{plural}"
+
+
+def _figure(value: float, unit: str) -> str:
+    """Two figures at most: nobody knows more beforehand."""
+    if unit == "second":
+        return f"{max(round(value), 1)}"
+    return f"{value:.2g}" if value < 10 else f"{round(value)}"

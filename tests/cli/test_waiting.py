@@ -1,0 +1,47 @@
+"""What is said to who waits: durations, and lines where no bar can be drawn."""
+
+import pytest
+
+from dent.cli import trained
+from dent.cli.console import ERR
+from dent.cli.durations import between, lasting
+from dent.training import RECIPES, TrainingProgress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.01, "1 second"),
+        (1.0, "1 second"),
+        (40.4, "40 seconds"),
+        (89.0, "89 seconds"),
+        (90.0, "1.5 minutes"),
+        (60.0 * 12, "12 minutes"),
+        (3600.0 * 2.5, "2.5 hours"),
+        (86400.0 + 16 * 3600 + 55 * 60 + 3, "1.7 days"),
+        (86400.0 * 12.3, "12 days"),
+    ],
+)
+def test_a_duration_has_one_unit_and_two_figures(seconds: float, said: str) -> None:
+    assert lasting(seconds) == said
+
+
+def test_a_range_is_in_the_unit_of_its_end() -> None:
+    assert between(170.0, 310.0) == "2.8 to 5.2 minutes"
+    assert between(40.0, 130.0) == "0.67 to 2.2 minutes"
+    assert between(718.0, 722.0) == "12 minutes"
+
+
+def test_a_training_prints_a_line_at_once_and_one_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not ERR.is_terminal
+    now = 1000.0
+    monkeypatch.setattr(trained.time, "monotonic", lambda: now)
+    with trained.bar(RECIPES["fast-nominal"]) as report:
+        for step in range(1, 131):  # a second each
+            report(TrainingProgress(step, 500, 1, 10, 2.0, 0.1, None))
+            now += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["[1/500]", "[61/500]", "[121/500]"]
+    assert lines[0] == "[1/500] epoch 1/10, loss 2.000"
