@@ -1,5 +1,6 @@
 """`dent serve` before anything is served: what it refuses, and how."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -89,3 +90,13 @@ def test_the_page_names_every_metric_status_and_option() -> None:
         assert f"| {status} |" in page
     for option in ("max-batch-size", "max-body-bytes", "max-requests", "timeout", "deadline"):
         assert f"--{option}" in page
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_every_signal_that_ends_a_command_drains_the_server(number: int) -> None:
+    before = signal.getsignal(number)
+    with launch._stop_signals() as stopped:
+        assert not stopped.is_set()
+        signal.raise_signal(number)
+        assert stopped.wait(20)
+    assert signal.getsignal(number) is before

@@ -58,7 +58,7 @@ def run(
     *,
     allowed: Sequence[str] = (),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then answer all that was taken in, and return.
+    """Serve until SIGTERM, SIGHUP or SIGINT; then answer all that was taken in, and return.
 
     A running Ray cluster is used where `RAY_ADDRESS` names one, with its own HTTP proxies;
     otherwise one is started on this machine, behind a door of this process's, and stopped at the
@@ -210,9 +210,11 @@ def _start_ray(options: ServerOptions, *, local: bool) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, in the place of what Ray does on them."""
+    """An event that SIGTERM, SIGHUP and SIGINT set, in the place of what Ray does on them."""
     stopped = threading.Event()
-    kinds = (signal.SIGTERM, signal.SIGINT)
+    kinds = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        kinds.append(signal.SIGHUP)
     before = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in kinds}
     try:
         yield stopped
