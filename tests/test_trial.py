@@ -246,27 +246,6 @@ class _RunsAGlobal(_Body):
         return _GLOBAL[0](x)  # type: ignore[no-any-return]
 
 
-class _Outside:
-    """Holds a model, and what it found, where no copy can follow."""
-
-    found: Any = None
-
-    def keep(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self.found = output.detach() * (-1 if output.shape[0] == 0 else 1)
-
-
-class _ReadsAGlobal(_Body):
-    """Adds what it was shown in the batch before to its answer."""
-
-    last: Any = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.body(x)
-        before = _ReadsAGlobal.last
-        _ReadsAGlobal.last = found.detach()
-        return found if before is None else found + before.mean()
-
-
 def test_a_model_that_runs_layers_of_the_original_is_refused(x: Tensor) -> None:
     model = _RunsAGlobal().eval()
     _GLOBAL[:] = [model.body]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
+from dent.errors import InputError
 from dent.evaluation import EvaluationResult, Settings, evaluate
 from dent.evaluation.result import Count
 from dent.evaluation.sanity import AT_CHANCE, NOTHING_MOVED, suspicions
@@ -100,6 +101,26 @@ def test_chance_is_told_from_knowledge(
         if total < 600:
             below = sum(comb(total, k) * p**k * (1 - p) ** (total - k) for k in range(correct))
             assert found[0].value == pytest.approx(1 - below, abs=1e-9)
+
+
+class _Forwards(Around):
+    """Does something before its defense, and has the rest answered by it."""
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(1 - x)  # type: ignore[no-any-return]
+
+
+def test_a_wrapper_around_a_defense_is_not_left_out() -> None:
+    model = make_model()
+    subject = make_subject({"wrapped": _Forwards(Dent(model, STEPS)).eval()}, model=model)
+    with pytest.raises(InputError, match="answers adapt and predict by another object"):
+        evaluate(subject, SMALL)
 
 
 class _Drawing(nn.Module):

@@ -1,5 +1,6 @@
 """What is evaluated, as objects; and its description, as the values that are recorded."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -168,8 +169,30 @@ def _check_defense(name: str, defense: Defense) -> None:
             f"the defense {name!r} must be a torch.nn.Module or have adapt, predict and "
             f"batch_dependent, got {type(defense).__name__}"
         )
-    if isinstance(defense, nn.Module) and not isinstance(defense, DynamicDefense):
+    if not isinstance(defense, nn.Module):
+        return
+    lent = [
+        part for part in ("adapt", "predict") if hasattr(defense, part) and not _has(defense, part)
+    ]
+    if lent:
+        raise InputError(
+            f"the defense {name!r} ({type(defense).__name__}) answers {' and '.join(lent)} by "
+            "another object, through __getattr__, so that its own forward would be left out: "
+            "define adapt and predict on it, or wrap the model inside of the defense"
+        )
+    if not isinstance(defense, DynamicDefense):
         is_batch_dependent(defense)  # refuses a plain module in training mode
+
+
+def _has(defense: nn.Module, part: str) -> bool:
+    """Whether a module has an attribute itself, rather than by its `__getattr__`."""
+    if part in defense._modules:
+        return True
+    try:
+        inspect.getattr_static(defense, part)
+    except AttributeError:
+        return False
+    return True
 
 
 def _kind(thing: object) -> str:
