@@ -1,10 +1,14 @@
 """No request, however malformed, is answered with a 500 or brings the server down."""
 
 import asyncio
+import base64
+import io
+import json
 from collections import Counter
 
 import pytest
 from malformed import malformed
+from PIL import EpsImagePlugin, Image
 from servers import SHAPE, make_images, serving
 
 from dent.serving.errors import RefusedError
@@ -52,3 +56,18 @@ def test_what_is_no_picture_is_said_without_the_name_of_a_python_object() -> Non
     with pytest.raises(RefusedError) as caught:
         decode("image/png", b"{}", SHAPE, 4)
     assert (caught.value.status, caught.value.message) == (400, "the body is no PNG.")
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/json"])
+def test_a_picture_of_another_kind_is_not_read_whatever_it_is_called(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "eps")
+    body = content.getvalue()
+    if kind == "application/json":
+        body = json.dumps({"encoded": [base64.b64encode(body).decode()]}).encode()
+    with pytest.raises(RefusedError, match=r"is no (PNG|JPEG)\.") as refused:
+        decode(kind, body, SHAPE, 4)
+    assert refused.value.status == 400
