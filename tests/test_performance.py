@@ -109,9 +109,11 @@ def test_the_memory_format_is_what_was_asked_for(
     performance: Performance, width: int, pixels: int, expected: bool, x: Tensor
 ) -> None:
     model, seen = _seeing(_convolutional(width))
-    Dent(model, BATCH, performance)(x[..., :pixels, :pixels])
-    asked = [True, False] if expected else []  # once, whether it answers both alike
-    assert seen == asked + [expected] * (BATCH.steps + 1)
+    defense = Dent(model, BATCH, performance)
+    defense(x[..., :pixels, :pixels])  # a model is asked some questions once
+    seen.clear()
+    defense(x[..., :pixels, :pixels])
+    assert seen == [expected] * (BATCH.steps + 1)
 
 
 class _SeeingWeights(nn.Conv2d):
@@ -128,9 +130,11 @@ class _SeeingWeights(nn.Conv2d):
 def test_weights_lie_as_the_images_do_and_the_models_own_stay(groups: int, reordered: bool) -> None:
     model = nn.Sequential(_convolutional(16)[:2], _SeeingWeights(16, 16, 3, groups=groups))
     model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    defense = Dent(model, BATCH)
+    defense(torch.rand(4, 3, 16, 16))  # a model is asked some questions once
     _SeeingWeights.seen.clear()
-    Dent(model, BATCH)(torch.rand(4, 3, 16, 16))
-    assert _SeeingWeights.seen == [reordered, False] + [reordered] * (BATCH.steps + 1)
+    defense(torch.rand(4, 3, 16, 16))
+    assert _SeeingWeights.seen == [reordered] * (BATCH.steps + 1)
     assert model[0][1].weight.is_contiguous()
 
 
@@ -264,3 +268,27 @@ def test_what_is_no_performance_is_refused(tiny_cnn: nn.Sequential) -> None:
     fast: Any = "fast"
     with pytest.raises(ConfigError, match="Dent expected a Performance"):
         Dent(tiny_cnn, BATCH, fast)
+
+
+def test_group_norm_gets_its_input_in_the_usual_order_where_torch_would_crash(
+    x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seeing(nn.GroupNorm):
+        seen: ClassVar[list[bool]] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(x.is_contiguous())
+            return super().forward(x)
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), Seeing(4, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    ).eval()
+    expected = Dent(model, BATCH, PLAIN)(x)
+    monkeypatch.setattr("dent.adapted_model._GROUP_NORM_CRASHES", True)
+    defense = Dent(model, BATCH, Performance(memory_format="channels-last"))
+    defense(x)  # a model is asked some questions once
+    Seeing.seen.clear()
+    answered = defense(x)
+    assert Seeing.seen == [True] * (BATCH.steps + 1)
+    torch.testing.assert_close(answered, expected)
+    assert not list(model[1]._forward_pre_hooks)

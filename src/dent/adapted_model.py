@@ -48,6 +48,10 @@ _REFUSED = {
 _RECOMPILE_LIMIT = 64
 """How many models, configurations and shapes a process compiles; each is looked up in turn."""
 
+_GROUP_NORM_CRASHES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+"""Before, the gradient of GroupNorm's scale and shift alone ends the process where its input lies
+channels-last."""
+
 _NARROW = 16
 """Convolutions of fewer channels, by the median of a model, are no faster channels-last."""
 _WEIGHTS_A_PIXEL = 3000
@@ -228,6 +232,10 @@ class AdaptedModel:
         self._weights_channels_last = False
         names = _names(affine_layers(self._model))
         copies = dict(norm_layers(self._module))
+        if _GROUP_NORM_CRASHES:
+            for layer in copies.values():
+                if isinstance(layer, nn.GroupNorm):
+                    layer.register_forward_pre_hook(_laid_plainly)
         self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
         self._outside: dict[nn.Module, OutsideAffine] = {}
         for layer_name, layer in norm_layers(self._model):
@@ -421,6 +429,11 @@ def _own(x: Tensor, *, channels_last: bool) -> Tensor:
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
     # None where nothing that was asked for depends on x: PyTorch calls the hook all the same.
     return None if gradient is None else gradient.contiguous()
+
+
+def _laid_plainly(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lay the input of a layer out in the usual order."""
+    return tuple(each.contiguous() for each in inputs)
 
 
 def _call(module: nn.Module, x: Tensor) -> Any:
