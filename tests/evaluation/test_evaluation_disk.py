@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dent.evaluation import RecordError, evaluate, load_run, verify
+from dent.evaluation import RecordedRun, RecordError, evaluate, load_run, verify
 from dent.evaluation.disk import read, write_atomically
 from dent.evaluation.folder import PLAN, RUN
 from dent.evaluation.journal import JOURNAL
 from dent.evaluation.lock import HOLDER, LOCK
 from dent.evaluation.sweep import SWEEP, read_sweep
-from dent.report import list_runs, write_report
+from dent.report import list_runs, listing, write_report
 from tests.evaluation.subjects import SMALL, make_subject
 
 MINE = b"years of work"
@@ -156,6 +156,21 @@ def test_a_larger_tensor_than_its_record_says_is_not_read(folder: Path) -> None:
     tensor.write_bytes(tensor.read_bytes() + bytes(2**17))
     problems = verify(folder, make_subject()).problems
     assert any("no more than" in problem for problem in problems), problems
+
+
+def test_a_run_that_fails_as_nobody_foresaw_does_not_hide_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, folder.parent / "another")
+
+    def failing(path: Path) -> RecordedRun:
+        if path.name == "run":
+            raise ArithmeticError("what is this?")
+        return load_run(path)
+
+    monkeypatch.setattr(listing, "load_run", failing)
+    errors = [run.error for run in list_runs(folder.parent)]
+    assert errors == [None, "unreadable: ArithmeticError: what is this?"]
 
 
 def test_a_sweep_names_folders_of_its_own_alone(tmp_path: Path) -> None:

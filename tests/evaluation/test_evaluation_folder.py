@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dent.evaluation import (
     Settings,
     SpecMismatchError,
     Subject,
+    books,
     evaluate,
     load_run,
 )
@@ -326,6 +328,28 @@ def test_an_interrupted_run_says_so_and_is_resumed(tmp_path: Path) -> None:
     assert run["sessions"][0]["units"] == 5
     result = evaluate(make_subject(), SMALL, out=tmp_path / "run")
     assert [session.outcome for session in result.sessions] == ["interrupted", "complete"]
+
+
+def test_sessions_that_begin_at_the_same_time_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books, "now", lambda: "2026-01-01T00:00:00.999999+00:00")
+    for stop in (5, 9, None):
+
+        def interrupt(state: object, stop: int | None = stop) -> None:
+            if getattr(state, "done", 0) == stop:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            evaluate(make_subject(), SMALL, out=tmp_path / "run", progress=interrupt)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [session["outcome"] for session in run["sessions"]] == [
+        "interrupted",
+        "interrupted",
+        "complete",
+    ]
+    assert [session["units"] for session in run["sessions"]] == [5, 4, 20]
+    assert run["sessions"][1]["started"] == "2026-01-01T00:00:01.000000+00:00"
 
 
 def test_no_variable_of_the_environment_is_recorded(

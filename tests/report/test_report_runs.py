@@ -136,7 +136,7 @@ def test_lists_every_run_and_what_is_wrong_with_one(
     assert whole.error is None
     assert (whole.model, whole.threat, whole.samples) == ("tiny-cnn", "linf 2/255", 16)
     dent = next(line for line in whole.defenses if line.name == "dent")
-    assert dent.flags == ("batch dependent",)
+    assert dent.flags == ("batch dependent", "not as named")
     assert dent.worst == load_run(run_path).result.defenses["dent"].worst.served
     assert broken.error is not None
     assert "run.json is damaged" in broken.error

@@ -1,12 +1,13 @@
 """The sessions of a run: which process worked on it, how long, and how that ended."""
 
 import time
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from typing import Literal, Self
 
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import RunFolder
-from dent.evaluation.provenance import now
+from dent.evaluation.provenance import later, now
 from dent.evaluation.records import ProbeRecord, Session, UnitRecord
 
 Outcome = Literal["complete", "interrupted", "failed"]
@@ -15,9 +16,12 @@ Outcome = Literal["complete", "interrupted", "failed"]
 class Entry:
     """One process that works on a run."""
 
-    def __init__(self, session: Session) -> None:
-        # Its key among the sessions of a run: those of one process begin one after the other.
-        self.session = session.model_copy(update={"started": now()})
+    def __init__(self, session: Session, taken: Collection[str] = ()) -> None:
+        # Its key among the sessions of a run, which a clock that was set back would give twice.
+        started = now()
+        while started in taken:
+            started = later(started)
+        self.session = session.model_copy(update={"started": started})
         self._began = time.perf_counter()
         self._timing = dict.fromkeys(("total", "attack", "serve", "probe"), 0.0)
 
@@ -63,11 +67,15 @@ class Books:
 
     def open(self, session: Session) -> Entry:
         """Begin a session."""
-        entry = Entry(session)
+        entry = Entry(session, {each.started for each in self._known()})
         self._entries.append(entry)
         if self._folder is not None:
             self._folder.session(entry.session)
         return entry
+
+    def _known(self) -> tuple[Session, ...]:
+        recorded = () if self._folder is None else self._folder.run.sessions
+        return (*recorded, *self.sessions)
 
     def __enter__(self) -> Self:
         if self._folder is not None:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -36,6 +36,12 @@ def new_session(device: torch.device) -> Session:
 def now() -> str:
     """The time, UTC, to the microsecond: no two sessions of a run begin at the same."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def later(moment: str) -> str:
+    """The next microsecond after one that `now` gave."""
+    after = datetime.fromisoformat(moment) + timedelta(microseconds=1)
+    return after.isoformat(timespec="microseconds")
 
 
 def _versions() -> dict[str, str]:
