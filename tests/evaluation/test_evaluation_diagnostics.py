@@ -291,3 +291,26 @@ def test_a_run_resumed_elsewhere_says_so() -> None:
     for sessions, up in (((here, here), False), ((here, there), True)):
         flags = {d.name: d.raised for d in of_run(uneven=False, sessions=sessions)}
         assert flags["mixed provenance"] is up
+
+
+class _NoPrediction(Wrapper):
+    """Answers some members, or all, with NaN: always the same ones."""
+
+    def __init__(self, model: nn.Module, threshold: float) -> None:
+        super().__init__(model)
+        self.threshold = threshold
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        logits = super().predict(x, adaptation)
+        return logits.masked_fill(
+            x.mean(dim=(1, 2, 3), keepdim=True).flatten(1) > self.threshold, torch.nan
+        )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_a_defense_that_answers_nan_is_not_taken_for_one_that_remembers(threshold: float) -> None:
+    subject = make_subject({"it": _NoPrediction(make_model(), threshold)}, [])
+    found = evaluate(subject, SMALL).defenses["it"]
+    raised = {flag.name for flag in found.diagnostics if flag.raised}
+    assert "non-finite" in raised
+    assert not raised & {"carries state", "randomized", "batch dependent"}

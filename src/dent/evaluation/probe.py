@@ -104,9 +104,12 @@ class Probe:
     ) -> Company:
         """What the answers to the members that both batches start with have in common."""
         count = members or min(len(one.predictions), len(other.predictions))
-        before, after = _centred(one.logits[:count]), _centred(other.logits[:count])
+        first, second = one.logits[:count], other.logits[:count]
         if turn:
-            after = after.flip(0)
+            second = second.flip(0)
+        # A member without a prediction both times is answered alike.
+        neither = ~(first.isfinite().all(dim=1) | second.isfinite().all(dim=1)).unsqueeze(1)
+        before, after = (_centred(each.masked_fill(neither, 0.0)) for each in (first, second))
         apart = (before - after).abs().amax() / before.abs().amax().clamp(min=_TINY)
         return Company(
             members=count,
