@@ -247,6 +247,6 @@ def replace_n(settings: Settings) -> Settings:
 def test_other_settings_under_a_known_name_are_flagged() -> None:
     flagged = evaluate(make_subject(), Settings(n=2)).defenses
     assert "not as named" in {flag.name for flag in flagged["dent"].raised}
-    named = make_subject({"mine": Dent(MODEL, DentConfig(steps=2)), "dent": Dent(MODEL)})
+    named = make_subject({"mine": Dent(MODEL, DentConfig(steps=2)), "dent": Dent(MODEL, DENT)})
     for found in evaluate(named, Settings(n=2)).defenses.values():
         assert "not as named" not in {flag.name for flag in found.raised}

@@ -103,7 +103,9 @@ def test_rows_carry_the_flags_of_their_defense(
     for row in rows:
         raised = [flag.name for flag in result.defenses[row["defense"]].raised]
         assert row["flags"] == "; ".join(raised)
-    assert {row["flags"] for row in rows if row["defense"] == "dent"} == {"batch dependent; not as named"}
+    assert {row["flags"] for row in rows if row["defense"] == "dent"} == {
+        "batch dependent; not as named"
+    }
     noisy = {row["flags"] for row in rows if row["defense"] == "noisy"}
     assert all("randomized; " in flags for flags in noisy)
 
