@@ -51,12 +51,16 @@ _CHANNELS: Final = (1, 3, 4)
 
 @dataclass
 class Trial:
-    """What of a defense has been tried; its replicas and those with other steps share it."""
+    """What of a defense has been tried; its copies and those with other steps share it."""
 
     copied: bool = False
     stepped: bool = False
     warned_of_pixels: bool = False
     warned_of_one: bool = False
+
+    def __deepcopy__(self, memo: object) -> "Trial":
+        del memo
+        return self
 
     def adapts(self, config: DentConfig, x: Tensor) -> None:
         """Warn, once, of a batch to which nothing can adapt."""

@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "plus": {"iterations": 3, "targets": 2, "square_iterations": 5},
     **{f"adaptive-{rung}": {"iterations": 3, "targets": 1} for rung in RUNGS},
     "zero-update": {"iterations": 3},
+    "surrogates": {"iterations": 3, "lessons": 1, "epochs": 1},
     "fpa": {"iterations": 3, "rounds": 2},
     "gmsa-avg": {"iterations": 3, "rounds": 2},
     "gmsa-min": {"iterations": 3, "rounds": 2},

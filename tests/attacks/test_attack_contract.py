@@ -297,8 +297,11 @@ def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> No
         progress=lambda done, total: seen.append((done, total)),
     )
     planned = make(name, **SMALL[name]).queries(5, norm)
-    if name != "gmsa-min":  # takes the gradient of no model that is nobody's least
+    # One takes the gradient of no model that is nobody's least; one finds fewer models than it may.
+    if name not in ("gmsa-min", "surrogates"):
         assert (result.queries, result.backwards) == planned
+    assert result.queries <= planned.forwards
+    assert result.backwards <= planned.backwards
     assert not result.claimed.any()
     # Nothing moves the logits: every gradient of every member was zero, and is counted.
     assert result.zero_gradients == 5 * result.backwards
@@ -342,7 +345,7 @@ def test_a_defense_without_gradient_is_told_so(name: str) -> None:
     y = answers(model, x)
     if name in ("square", "rays"):
         assert attack(name, Detached(model), x, y).backwards == 0
-    elif name in ("adaptive-transfer", "adaptive-bpda", "zero-update"):
+    elif name in ("adaptive-transfer", "adaptive-bpda", "zero-update", "surrogates"):
         assert attack(name, Detached(model), x, y).claimed.any()  # which is what they are for
     elif name in ADAPTIVE:
         (note,) = attack(name, Detached(model), x, y).notes

@@ -1,7 +1,8 @@
 """The verdict, case by case, and on defenses whose truth is known."""
 
+from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -9,10 +10,15 @@ from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
 from dent.evaluation.conclusion import (
     FEW_BATCHES,
-    FOLLOW_UPS,
+    HUGE_EPS,
+    RULES,
+    SYMPTOMS,
     UNFINISHED,
+    Evidence,
+    Ground,
     conclude,
     gates_of,
+    ground_of,
     with_verdicts,
 )
 from dent.evaluation.diagnostics import CERTIFICATE
@@ -28,7 +34,8 @@ from dent.evaluation.result import (
 )
 from dent.evaluation.scoring import Piece, Scores
 from dent.evaluation.spec import STATIC, EvaluationSpec
-from dent.evaluation.suite import members
+from dent.evaluation.suite import VERSION, members
+from dent.evaluation.symptoms import Symptoms
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -104,33 +111,99 @@ def diagnostic(name: str, state: Any) -> Diagnostic:
 
 
 ALL = [member.name for member in members("dynamic", "small")]
+GONE = Symptoms(samples=200, black_box=-3, transfer=0, blind=0, standing=90)
 
 
-@pytest.mark.parametrize("name", FOLLOW_UPS)
-def test_a_raised_diagnostic_is_shut_by_its_follow_ups_alone(name: str) -> None:
-    asked = FOLLOW_UPS[name]
-    assert set(asked) <= set(ALL)  # every budget has them
+def evidence(**changes: Any) -> Evidence:
+    """Of a defense that every attack of the suite met, and of which every symptom is gone."""
+    return replace(Evidence(ran=ALL, symptoms=GONE, drawn=True, stands_in=True), **changes)
+
+
+@pytest.mark.parametrize("name", SYMPTOMS)
+def test_a_raised_diagnostic_is_shut_once_its_symptom_is_gone_and_not_before(name: str) -> None:
     for state in ("passed", "not-run"):
-        assert gates_of([diagnostic(name, state)], ()) == ()
-    raised = [diagnostic(name, "raised")]
-    (found,) = gates_of(raised, ALL)
-    assert (found.open, found.follow_ups) == (not asked, asked)
-    for attack in asked:
-        (without,) = gates_of(raised, [each for each in ALL if each != attack])
-        assert without.open
-        assert attack in without.sentence
-        assert attack not in without.follow_ups
+        if name != HUGE_EPS:
+            assert gates_of([diagnostic(name, state)], evidence()) == ()
+    (found,) = gates_of([diagnostic(name, "raised")], evidence())
+    assert found.open == (name in FOR_GOOD)
 
 
-def test_a_certificate_that_failed_or_could_not_be_had_is_open() -> None:
-    assert gates_of([diagnostic(CERTIFICATE, "passed")], ALL) == ()
-    for state in ("raised", "not-run"):
-        (found,) = gates_of([diagnostic(CERTIFICATE, state)], ALL)
-        assert (found.name, found.open, found.sentence) == (CERTIFICATE, True, "It is so.")
+FOR_GOOD = {
+    "carries state",
+    "undeclared dependence",
+    "more iterations still help",
+    "huge eps does not break all",
+    "served differs with gradients",
+    "cannot be copied",
+}
+"""What no attack settles."""
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("randomized", {"drawn": False}),
+        ("randomized", {"ran": [each for each in ALL if each != "eot"]}),
+        ("served differs from claimed", {"drawn": False}),
+        ("not logits", {"symptoms": replace(GONE, blind=1)}),
+        ("not logits", {"symptoms": replace(GONE, transfer=3)}),
+        ("not logits", {"symptoms": replace(GONE, blind=None)}),
+        ("zero gradient", {"symptoms": replace(GONE, blind=1)}),
+        ("zero gradient", {"symptoms": replace(GONE, black_box=3)}),
+        ("no gradient where members stand", {"symptoms": replace(GONE, blind=1)}),
+        ("black-box beats white-box", {"symptoms": replace(GONE, black_box=3)}),
+        ("black-box beats white-box", {"symptoms": replace(GONE, black_box=None)}),
+        ("transfer beats white-box", {"symptoms": replace(GONE, transfer=3)}),
+        ("transfer beats white-box", {"symptoms": replace(GONE, transfer=None)}),
+        ("batch dependent", {"ran": [each for each in ALL if each != "gmsa-min"]}),
+    ],
+)
+def test_a_gate_whose_symptom_is_still_there_is_open_whatever_has_run(
+    name: str, left: dict[str, Any]
+) -> None:
+    (found,) = gates_of([diagnostic(name, "raised")], evidence(**left))
+    assert found.open
+    (shut,) = gates_of([diagnostic(name, "raised")], evidence())
+    assert found.sentence != shut.sentence
+
+
+def test_an_attack_of_another_kind_may_be_ahead_by_one_in_a_hundred_samples() -> None:
+    for ahead, is_open in ((2, False), (3, True)):
+        found = evidence(symptoms=replace(GONE, black_box=ahead))
+        (gate,) = gates_of([diagnostic("black-box beats white-box", "raised")], found)
+        assert gate.open == is_open
+
+
+def test_a_huge_eps_that_was_not_tried_is_a_gate() -> None:
+    (found,) = gates_of([diagnostic(HUGE_EPS, "not-run")], evidence())
+    assert found.open
+
+
+@pytest.mark.parametrize("huge", ["passed", "raised", "not-run"])
+@pytest.mark.parametrize("state", ["passed", "raised", "not-run"])
+def test_what_a_gain_stands_on(state: str, huge: str) -> None:
+    told = [diagnostic(CERTIFICATE, state), diagnostic(HUGE_EPS, huge)]
+    weaker = (
+        {"stands_in": False},
+        {"symptoms": replace(GONE, blind=1)},
+        {"symptoms": replace(GONE, black_box=3)},
+        {"symptoms": replace(GONE, transfer=None)},
+    )
+    if state == "passed":
+        assert all(ground_of(told, evidence(**each)) == EXACT for each in weaker)
+    else:
+        best = ground_of(told, evidence())
+        assert best == (SURROGATE if huge == "passed" else None)
+        assert not any(ground_of(told, evidence(**each)) for each in weaker)
+        (gate, *_) = (each for each in gates_of(told, evidence()) if each.name == CERTIFICATE)
+        assert gate.open == (best is None)
+
+
+EXACT, SURROGATE = get_args(Ground)
 
 
 def test_what_counts_as_wrong_is_no_doubt() -> None:
-    assert gates_of([diagnostic("non-finite", "raised")], ()) == ()
+    assert gates_of([diagnostic("non-finite", "raised")], evidence()) == ()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +226,11 @@ def found(
     )
     return DefenseResult.model_construct(
         attacks=tuple(attacks),
-        diagnostics=tuple(diagnostic(name, "raised") for name in raised),
+        diagnostics=(
+            *(diagnostic(name, "raised") for name in raised),
+            diagnostic(HUGE_EPS, "passed"),
+            diagnostic(CERTIFICATE, "passed"),
+        ),
         difference=difference(side),
         dependence=Dependence(declared=False, measured=False),
         verdict=None,
@@ -210,7 +287,7 @@ def test_a_run_that_is_not_finished_rules_on_nobody(spec: EvaluationSpec) -> Non
 @pytest.mark.parametrize(
     "lacking",
     [
-        {"notes": (f"{NOT_AVAILABLE}bpda: it has no unwrap()",)},
+        {"notes": (f"{NOT_AVAILABLE}gmsa: it does not adapt",)},
         {"batches": 0},
         {"kind": "transfer"},
     ],
@@ -219,11 +296,12 @@ def test_a_run_that_is_not_finished_rules_on_nobody(spec: EvaluationSpec) -> Non
 def test_a_follow_up_that_did_not_attack_shuts_no_gate(
     spec: EvaluationSpec, lacking: dict[str, Any]
 ) -> None:
-    assert ruled(spec, found(("zero gradient",))).ruling == "robust gain"
-    verdict = ruled(spec, found(("zero gradient",), adaptive_bpda=lacking))
+    assert ruled(spec, found(("batch dependent",))).ruling == "robust gain"
+    verdict = ruled(spec, found(("batch dependent",), gmsa_min=lacking))
     assert verdict.ruling == "inconclusive"
     (only,) = verdict.gates
-    assert (only.open, only.follow_ups) == (True, ("square", "rays"))
+    assert (only.name, only.open) == ("batch dependent", True)
+    assert "gmsa-min" in only.sentence
 
 
 def test_doubts_about_the_static_model_stand_in_the_way_of_harm_alone(
@@ -234,6 +312,23 @@ def test_doubts_about_the_static_model_stand_in_the_way_of_harm_alone(
     assert ruled(spec, found(side="below"), doubtful).ruling == "inconclusive"
     assert ruled(spec, found(side="above"), doubtful).ruling == "robust gain"
     assert ruled(spec, found(("carries state",), "below")).ruling == "harmful"
+
+
+@pytest.mark.parametrize("name", ["randomized", "served differs with gradients"])
+def test_doubts_that_a_defense_is_served_as_badly_as_counted_stand_in_the_way_of_harm(
+    spec: EvaluationSpec, name: str
+) -> None:
+    assert ruled(spec, found((name,), "below")).ruling == "inconclusive"
+    assert ruled(spec, found((name,), "level")).ruling == "no gain"
+
+
+def test_a_gain_says_what_it_stands_on_and_by_which_rules(spec: EvaluationSpec) -> None:
+    verdict = ruled(spec, found())
+    assert (verdict.ruling, verdict.ground) == ("robust gain", "exact gradient certified")
+    assert (verdict.rules, verdict.version) == (RULES, VERSION)
+    assert ruled(spec, found(side="level")).ground is None
+    nothing = conclude("small", difference("above"), difference("level"), (), (), ground=None)
+    assert nothing.ruling == "inconclusive"
 
 
 def test_natural_accuracy_lost_for_nothing_is_harm(spec: EvaluationSpec) -> None:

@@ -52,15 +52,17 @@ def test_a_defense_that_writes_into_the_static_model_is_refused(
     assert list(load_run(tmp_path / "run").records) == ["probe/0/static/None"]
 
 
-def test_a_write_in_the_middle_of_a_run_is_not_recorded(tmp_path: Path) -> None:
+def test_a_write_after_some_questions_changes_nothing_and_is_seen() -> None:
     model = make_model()
-    # The probe asks seven times; the natural batch is the eighth.
-    subject = make_subject({"late": Writing(model, counted, after=7)}, [Push()], model=model)
-    with pytest.raises(InputError, match="'late' wrote into the static model"):
-        evaluate(subject, TWO, out=tmp_path / "run")
-    records = load_run(tmp_path / "run").records
-    assert "probe/0/late/None" in records
-    assert not [key for key in records if key.startswith("natural/0/late")]
+    before = weights_digest(model)
+    late = Writing(model, lambda weight: weight.mul_(-1), after=7)
+    honest = evaluate(make_subject({"late": Wrapper(model)}, [Push()], model=model), TWO)
+    found = evaluate(make_subject({"late": late}, [Push()], model=model), TWO)
+    # Whatever counts is asked of copies that have not been asked seven times.
+    assert found.defenses["late"].worst == honest.defenses["late"].worst
+    assert {each.name for each in found.defenses["late"].raised} == {"carries state"}
+    assert not honest.defenses["late"].raised
+    assert weights_digest(model) == before
 
 
 def test_an_estimate_refuses_it_too_before_anything_is_described_wrongly() -> None:
@@ -77,7 +79,8 @@ def test_a_defense_with_a_model_of_its_own_may_write_and_restore() -> None:
     estimate(make_subject({"own": own}, [Push()], model=model), TWO)
     assert weights_digest(own) == before  # so that a resumed run describes it alike
     evaluate(make_subject({"own": own}, [Push()], model=model), TWO)
-    assert weights_digest(own) != before
+    assert weights_digest(own) == before  # it is copies that are asked
+    assert own.after == 0
 
     def touch_and_put_back(weight: Tensor) -> None:
         weight.mul_(2).div_(2)

@@ -152,12 +152,19 @@ def test_adaptations_leave_their_trace() -> None:
     assert result.attack("push").trace.entropy != result.trace.entropy
 
 
+class Shared(list[Tensor]):
+    """A list that copies of its owner share."""
+
+    def __deepcopy__(self, memo: object) -> "Shared":
+        return self
+
+
 class Recorder(Wrapper):
     """Keeps every batch that it is shown."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.seen: list[Tensor] = []
+        self.seen = Shared()
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         self.seen.append(x.detach().clone())

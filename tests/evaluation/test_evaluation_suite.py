@@ -14,13 +14,16 @@ from dent.evaluation import Settings, Subject, describe, evaluate, suite
 from dent.evaluation.suite import (
     BUDGETS,
     DYNAMIC,
+    VERSION,
     Budget,
     Member,
     budget_of,
+    coverage_of,
     exactly,
     looks_through,
     members,
     ran_as,
+    stand_of,
 )
 from dent.threat import Norm, ThreatModel
 from tests.evaluation.subjects import SIDE, make_dataset, make_subject
@@ -68,9 +71,33 @@ def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -
     subject = make_subject(attacks=suite("dynamic", budget))
     subject = replace(subject, threat=ThreatModel(norm, "8/255"))
     spec = describe(subject, Settings(n=8, batch_size=8))
-    assert budget_of(spec) == exactly(spec) == budget
+    assert (exactly(spec), budget_of(spec)) == (("dynamic", budget), budget)
     assert looks_through(spec)
     assert list(ran_as(spec, budget) or ()) == [attack.name for attack in subject.attacks]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_run_of_an_older_suite_is_known_as_one(budget: Budget) -> None:
+    older = suite("dynamic-1", budget)
+    spec = describe(make_subject(attacks=older), Settings(n=8, batch_size=8))
+    found = coverage_of(spec)
+    assert found is not None
+    assert (found.version, found.budget) == (1, budget)
+    assert exactly(spec) == ("dynamic-1", budget)
+    newest = describe(make_subject(attacks=suite("dynamic", budget)), Settings(n=8, batch_size=8))
+    assert coverage_of(newest) == replace(found, version=VERSION, ran_as=ran_as(newest, budget))
+
+
+def test_whose_gradients_an_attack_follows() -> None:
+    spec = describe(make_subject(attacks=suite("dynamic", "small")), Settings(n=8, batch_size=8))
+    others = {each.name: stand_of(each) for each in spec.attacks if stand_of(each) != "white-box"}
+    assert others == {
+        "adaptive-transfer": "transfer",
+        "zero-update": "transfer",
+        "surrogates": "transfer",
+        "adaptive-fewer-steps": "other",  # of another defense
+        "adaptive-unrolled-warm": "other",  # begins with what a transfer found
+    }
 
 
 ALL_LOSSES = "ce+margin+dlr"
@@ -97,9 +124,10 @@ class Impostor(Attack):
 def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
     whole = suite("dynamic", "small")
 
-    def found(attacks: Any) -> tuple[Budget | None, Budget | None]:
+    def found(attacks: Any) -> tuple[Budget | None, Any]:
         spec = describe(make_subject(attacks=attacks), Settings(n=8, batch_size=8))
-        return budget_of(spec), exactly(spec)
+        known = coverage_of(spec)
+        return known.budget if known and known.version == VERSION else None, exactly(spec)
 
     for at, attack in enumerate(whole):
         less = [*whole[:at], *whole[at + 1 :]]
@@ -128,7 +156,7 @@ def test_natural_members_of_mixed_batches_are_attacked_too() -> None:
     assert {each.name for each in mixed} - {each.name for each in alone} == {"collateral"}
     half = Settings(n=8, batch_size=8, mix=0.5)
     spec = describe(make_subject(attacks=mixed), half)
-    assert budget_of(spec) == exactly(spec) == "small"
+    assert (budget_of(spec), exactly(spec)) == ("small", ("dynamic", "small"))
     assert budget_of(describe(make_subject(attacks=alone), half)) is None
     whole = describe(make_subject(attacks=mixed), Settings(n=8, batch_size=8))
     assert (budget_of(whole), exactly(whole)) == ("small", None)  # more than the suite

@@ -18,8 +18,10 @@ from dent.data.dataset import ArrayDataset
 from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
 from dent.evaluation.conclusion import FEW_BATCHES
 from dent.evaluation.diagnostics import CERTIFICATE
+from dent.evaluation.plan import seed_of
 from dent.evaluation.result import Verdict
 from dent.evaluation.stream import serve_seed
+from dent.evaluation.submission import CHOOSING, DRAWS
 from dent.reference import AntiAdversary, Hedge
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import (
@@ -148,8 +150,6 @@ def test_a_mask_gains_by_its_own_gradient_and_nothing_under_the_suite() -> None:
     assert verdict.ruling == "no gain"
     assert abs(found.worst.served.correct - int(STANDING.sum())) <= 1  # it moves pixels by 1/2046
     assert gates == {"zero gradient": False, CERTIFICATE: True}  # zero certifies nothing
-    followed = {gate.name: gate.follow_ups for gate in verdict.gates}
-    assert followed["zero gradient"] == ("adaptive-bpda", "square", "rays")
     certificate = next(item for item in found.diagnostics if item.name == CERTIFICATE)
     assert (certificate.state, certificate.value) == ("raised", 1.0)
 
@@ -166,6 +166,12 @@ def test_noise_in_the_gradient_gains_under_autoattack_and_nothing_under_the_suit
     assert gates == {CERTIFICATE: True}
 
 
+def luck(seed: int) -> Tensor:
+    """Whom `Undecided` answers as its model does, under a seed."""
+    with isolated_random_state(seed, X.device):
+        return torch.rand(COUNT) >= 1 / 3
+
+
 def test_answers_by_chance_are_harmful_whatever_autoattack_claims_of_them() -> None:
     plain = alone(Undecided).attack(AUTOATTACK.name)
     assert plain.claimed is not None
@@ -173,16 +179,17 @@ def test_answers_by_chance_are_harmful_whatever_autoattack_claims_of_them() -> N
     assert plain.served.correct >= STANDING.sum()  # and are not when asked again
     assert any("randomized" in note for note in plain.notes)  # which it warns of
     result, found, verdict, gates = judged(Undecided)
-    with isolated_random_state(serve_seed(0, 0), X.device):
-        lucky = torch.rand(COUNT) >= 1 / 3
-    assert found.natural.correct == lucky.sum()
-    assert found.worst.served.correct == (lucky & STANDING).sum()
+    scoring = range(CHOOSING + 1, DRAWS + 1)
+    lucky = torch.stack([luck(seed_of(serve_seed(0, 0), "draw", draw)) for draw in scoring])
+    assert found.natural.correct == round(float(lucky.float().mean(0).sum()))
+    assert found.worst.served.correct <= STANDING.sum()
+    assert found.repeated is not None
+    assert found.repeated.natural == pytest.approx(float(lucky.float().mean()))
+    assert found.repeated.natural_always.correct == lucky.all(dim=0).sum()
     assert verdict.ruling == "harmful"
-    assert "natural accuracy is lower" in verdict.sentence
+    assert "natural accuracy" in verdict.sentence
     assert {"randomized", "served differs from claimed"} <= gates.keys()
     assert not any(gates.values())
-    followed = {gate.name: gate.follow_ups for gate in verdict.gates}
-    assert followed["randomized"] == ("eot",)
     assert states(result)["batch dependent"] == "not-run"
 
 
@@ -246,12 +253,12 @@ def test_what_leaks_between_batches_is_no_gain_and_its_gate_cannot_be_shut() -> 
 
     plain = alone(leaky)
     result, found, verdict, gates = judged(leaky)
-    assert plain.worst.served.correct > found.worst.served.correct + 2
+    # Nothing leaks into what has answered nothing.
+    assert plain.worst.served.correct == found.worst.served.correct
     assert verdict.ruling == "no gain"
     assert states(result)["carries state"] == "raised"
     assert gates["carries state"]
-    assert gates[CERTIFICATE]
-    assert not gates["served differs from claimed"]
+    assert states(result)[CERTIFICATE] == "passed"  # of a copy that has answered nothing
     assert states(result)["batch dependent"] == "not-run"  # its answers move by themselves
 
 
@@ -270,4 +277,8 @@ def test_defenses_published_as_robust_gain_nothing(kind: Any, fooled: bool) -> N
     _, found, verdict, gates = judged(kind, **how)
     assert found.worst.served.correct <= STANDING.sum()
     assert verdict.ruling == "no gain"
-    assert not any(is_open for name, is_open in gates.items() if name != CERTIFICATE)
+    # Transfers do better than its own gradient, and always will.
+    assert {name for name, is_open in gates.items() if is_open} <= {
+        CERTIFICATE,
+        "transfer beats white-box",
+    }

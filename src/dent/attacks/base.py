@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +61,8 @@ class AttackResult:
         seconds: Wall time.
         non_finite: Rows of logits, over all queries, that were no prediction; none of them
             counted as correct.
-        zero_gradients: Gradients of single members, over all that were taken, that were exactly
-            zero: a sign of a defense that hides them.
+        gradients: Per member, the gradients taken.
+        zero_by_member: Those of them that were exactly zero: a sign of a defense that hides them.
         notes: What a reader of the numbers should know.
     """
 
@@ -71,8 +73,14 @@ class AttackResult:
     backwards: int
     seconds: float
     non_finite: int
-    zero_gradients: int
+    gradients: tuple[int, ...]
+    zero_by_member: tuple[int, ...]
     notes: tuple[str, ...]
+
+    @property
+    def zero_gradients(self) -> int:
+        """Gradients of single members that were exactly zero, over all that were taken."""
+        return sum(self.zero_by_member)
 
 
 class Attack(ABC):
@@ -190,7 +198,8 @@ class Attack(ABC):
             backwards=target.done.backwards,
             seconds=time.perf_counter() - start,
             non_finite=target.non_finite,
-            zero_gradients=target.zero_gradients,
+            gradients=tuple(target.gradients.tolist()),
+            zero_by_member=tuple(target.zero_by_member.tolist()),
             notes=outcome.notes + notes,
         )
 
@@ -222,19 +231,38 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
 
 @contextmanager
 def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for a while, then put them back as they were.
+    """Seed the process's global generators for a while, then put them back as they were.
 
-    pyautoattack draws from the global generators and offers no other way.
+    torch's, since pyautoattack draws from them and offers no other way; NumPy's and Python's, since
+    a defense may.
     """
     own = own_generator(device)
     state = random_state(device) if own else None
+    numpy_state, python_state = _numpy_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         try:
             reseed(seed, device)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one is what is seeded)
+            random.seed(seed)
             yield
         finally:
             if state is not None:
                 set_random_state(state, device)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+def global_draws(device: torch.device) -> tuple[object, ...]:
+    """A value that changes whenever one of the process's global generators draws."""
+    states = [torch.get_rng_state()]
+    if own_generator(device):
+        states.append(random_state(device))
+    torch_states = tuple(state.cpu().numpy().tobytes() for state in states)
+    return (*torch_states, str(_numpy_state()["state"]["pos"]), random.getstate())
+
+
+def _numpy_state() -> dict[str, Any]:
+    return np.random.get_state(legacy=False)  # noqa: NPY002 (a defense may draw from the global one)
 
 
 def reseed(seed: int, device: torch.device) -> None:

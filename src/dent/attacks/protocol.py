@@ -50,6 +50,13 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     return logits
 
 
+def name_of(defense: object) -> str:
+    """Return the name of a defense's class, of whatever it is seen through."""
+    while hasattr(defense, "inner"):
+        defense = defense.inner
+    return type(defense).__name__
+
+
 def is_batch_dependent(defense: Defense) -> bool:
     """Whether `defense` declares that a prediction can depend on the rest of the batch.
 

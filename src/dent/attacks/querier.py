@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dent.attacks.protocol import Defense, answer, is_batch_dependent
+from dent.attacks.protocol import Defense, answer, is_batch_dependent, name_of
 from dent.errors import InputError
 from dent.outputs import advice, described
 
@@ -88,7 +88,8 @@ class Querier:
         classes: Number of classes, None before the first query.
         done: The passes so far.
         non_finite: Rows of logits so far that were not finite.
-        zero_gradients: Gradients of single rows so far that were exactly zero.
+        gradients: Gradients taken so far, by member, int64 (N,).
+        zero_by_member: Those of them that were exactly zero.
         worst: For a batch-dependent defense, the worst batch seen inside the threat model.
     """
 
@@ -119,7 +120,8 @@ class Querier:
         self.classes: int | None = None
         self.done = Queries(0, 0)
         self.non_finite = 0
-        self.zero_gradients = 0
+        self.gradients = torch.zeros_like(labels)
+        self.zero_by_member = torch.zeros_like(labels)
         self.worst: ServedBatch | None = None
         self._threat = threat
         self._plan = plan
@@ -142,7 +144,7 @@ class Querier:
             members: Whose rows these are, int64 (N,), where not the whole batch is submitted:
                 for a batch-independent defense alone.
         """
-        logits, finite = self.submit(images, asked, view)
+        logits, finite = self.submit(images, asked, view, members)
         labels = self.labels if members is None else self.labels[members]
         wrong = torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), -1.0)
         logits = torch.where(finite.unsqueeze(1), logits, wrong)
@@ -151,7 +153,11 @@ class Querier:
         return logits
 
     def submit(
-        self, images: Tensor, asked: Tensor | None = None, view: View | None = None
+        self,
+        images: Tensor,
+        asked: Tensor | None = None,
+        view: View | None = None,
+        members: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Submit any rows as one batch: float32 logits as they come, and which rows are finite.
 
@@ -165,12 +171,12 @@ class Querier:
         wants_gradient = torch.is_grad_enabled() and images.requires_grad
         if wants_gradient:
             images = images.view_as(images)
-            images.register_hook(partial(self._on_backward, asked))
+            images.register_hook(partial(self._on_backward, asked, members))
         logits = answer(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not logits.requires_grad:
             raise NoGradientError(
-                f"{type(self.defense).__name__} returned logits without a gradient to its "
+                f"{name_of(self.defense)} returned logits without a gradient to its "
                 "input; only an attack by queries alone, such as 'square', fits it"
             )
         logits = logits.float()
@@ -184,11 +190,32 @@ class Querier:
         if self._progress is not None:
             self._progress(self._planned, self._planned)
 
-    def _on_backward(self, asked: Tensor | None, gradient: Tensor) -> Tensor:
+    @property
+    def zero_gradients(self) -> int:
+        """Gradients of single members so far that were exactly zero."""
+        return int(self.zero_by_member.sum())
+
+    def took(self, gradient: Tensor, of: Tensor) -> None:
+        """Count a gradient that was taken.
+
+        Args:
+            gradient: (M, ...).
+            of: Whose rows these are, int64 (M,).
+        """
+        self.gradients.index_add_(0, of, torch.ones_like(of))
+        zero = gradient.flatten(1).count_nonzero(dim=1) == 0
+        self.zero_by_member.index_add_(0, of, zero.to(of))
+
+    def _on_backward(
+        self, asked: Tensor | None, members: Tensor | None, gradient: Tensor
+    ) -> Tensor:
         self.count(Queries(0, 1))
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         rows = gradient if asked is None else gradient[asked]
-        self.zero_gradients += int((rows.flatten(1).count_nonzero(dim=1) == 0).sum())
+        everybody = torch.arange(len(self.labels), device=self.labels.device)
+        of = next(each for each in (asked, members, everybody) if each is not None)
+        if len(of) == len(rows):
+            self.took(rows, of)
         return gradient
 
     def count(self, passes: Queries) -> None:
@@ -205,7 +232,7 @@ class Querier:
             self.worst = ServedBatch(images.clone(), fooled, loss)
 
     def _check_logits(self, logits: object, rows: int) -> None:
-        name = type(self.defense).__name__
+        name = name_of(self.defense)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
             raise InputError(
                 f"{name} must return logits ({rows}, classes), got {described(logits)}."

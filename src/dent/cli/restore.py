@@ -70,9 +70,10 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
 
 
 def _attacks(spec: EvaluationSpec, threat: ThreatModel) -> tuple[Attack, ...]:
-    budget = exactly(spec)
-    if budget is not None:
-        return suite("dynamic", budget, mixed=spec.settings.mix is not None)
+    found = exactly(spec)
+    if found is not None:
+        name, budget = found
+        return suite(name, budget, mixed=spec.settings.mix is not None)
     return tuple(_attack(each, threat, spec.settings) for each in spec.attacks)
 
 

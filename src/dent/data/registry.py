@@ -40,6 +40,12 @@ def names() -> tuple[str, ...]:
     return (*_SPECS, SAMPLE, *_FOLDERS, *_CORRUPTED)
 
 
+def classes_of(name: str) -> tuple[str, ...] | None:
+    """Return a dataset's class names without loading it; None where they are not known."""
+    known = _SPECS.get(name)
+    return None if known is None else known.classes
+
+
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Say which folder datasets are kept in.
 

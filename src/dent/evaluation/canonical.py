@@ -39,9 +39,14 @@ def without_wording(value: Any) -> Any:
     return _without(value, "sentence")
 
 
-def _without(value: Any, name: str) -> Any:
+def without_rulings(value: Any) -> Any:
+    """Return a JSON value less all that follows from the rules of a version alone."""
+    return _without(value, "verdict", "diagnostics", "rules")
+
+
+def _without(value: Any, *names: str) -> Any:
     if isinstance(value, dict):
-        return {key: _without(item, name) for key, item in value.items() if key != name}
+        return {key: _without(item, *names) for key, item in value.items() if key not in names}
     if isinstance(value, list):
-        return [_without(item, name) for item in value]
+        return [_without(item, *names) for item in value]
     return value

@@ -15,12 +15,14 @@ from dent.attacks.base import isolated_random_state
 from dent.attacks.querier import View
 from dent.errors import InputError
 from dent.evaluation.canonical import Record
+from dent.evaluation.fresh import Origin
 from dent.evaluation.guard import Guard, put_back
 from dent.evaluation.plan import Plan, Unit, make_plan, units
 from dent.evaluation.probing import probe_passes
 from dent.evaluation.serving import clock, device_of, reset
 from dent.evaluation.spec import EvaluationSpec, Settings
 from dent.evaluation.subject import Subject, describe
+from dent.evaluation.submission import answers as served
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
@@ -99,9 +101,12 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         with put_back(defense):
             timings = []
             for _ in range(2):
-                timed = _time(partial(ask, defense), defense, x, y)
-                exact = _exact(defense, x, y) if passes.unrolled else None
+                instance = Origin(defense, subject.model).new()
+                asked = instance.defense
+                timed = _time(partial(ask, asked), asked, x, y)
+                exact = _exact(asked, x, y) if passes.unrolled else None
                 timings.append(_Timing(*timed, exact, _static(subject.model, x)))
+                guard.check_copy(name, instance, thorough=True)
             guard.check(name)
         fast, slow = sorted(timings, key=passes.seconds)
         answer, gradient, exact, _ = slow
@@ -225,7 +230,7 @@ def _passes(subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Un
             answers += asked.forwards - asked.backwards
             gradients += asked.backwards
             continue
-        answers += len(plan.batches) if unit.batch is None else 1
+        answers += served(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
         if unit.kind == "attack":
             size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
             attack = subject.attack(unit.attack or "")

@@ -3,10 +3,11 @@
 What was not looked at says so: it never counts as passed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
+from dent.evaluation.gradient_check import ALIKE
 from dent.evaluation.probe_readings import (
     DISTANCE,
     company,
@@ -15,11 +16,23 @@ from dent.evaluation.probe_readings import (
     randomized,
     stateful,
 )
-from dent.evaluation.records import Company, ProbeRecord, Session
+from dent.evaluation.records import (
+    Company,
+    GradientCheck,
+    GradientPoint,
+    ProbeRecord,
+    Session,
+)
 from dent.evaluation.result import AttackSummary, Dependence, Diagnostic
 from dent.evaluation.spec import STATIC
+from dent.evaluation.submission import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
+from dent.evaluation.suite import Stand
+from dent.evaluation.symptoms import Symptoms
 
 CERTIFICATE: Final = "gradient certificate"
+COARSE: Final = 0.6
+"""The error over large steps up to which a gradient that stands in for another one is worth
+following; a wrong model's has about 1."""
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
 _ASK: Final = "Ask for it with diagnostics='full'."
@@ -34,19 +47,38 @@ def of_defense(
     *,
     has_static: bool,
     looks_through: bool,
+    stands: Mapping[str, Stand] | None = None,
+    symptoms: Symptoms | None = None,
+    apart: Mapping[str, float] | None = None,
 ) -> tuple[Diagnostic, ...]:
     """All diagnostics of one defense, raised or not, in an order that is always the same.
 
     The certificate is among them where an attack of the run follows the exact gradient.
+
+    Args:
+        name: Of the defense.
+        probe: What it was asked at first, if that is recorded.
+        dependence: Whether its answers depend on their batch.
+        attacks: What each left.
+        non_finite: Natural members without a prediction.
+        has_static: Whether there is a static reference.
+        looks_through: Whether an attack of the run follows the exact gradient.
+        stands: By attack, whose gradients it follows; those of the defense where it is not told.
+        symptoms: Of the records.
+        apart: By view, how far any answer lay from the one that was served.
     """
-    asked = list(_of_probe(probe, dependence)) if probe else list(_not_probed())
+    asked = list(_of_probe(probe, dependence, apart or {})) if probe else list(_not_probed())
+    own = [each for each in attacks if (stands or {}).get(each.attack or "") in (None, "white-box")]
     return (
         *asked,
-        _black_box(attacks),
-        _transfer(name, attacks, has_static),
+        _black_box(own),
+        _transfer(name, attacks, own, has_static),
         _more_iterations(probe),
         _huge_eps(probe),
         _mismatch(attacks),
+        _with_gradients(apart or {}),
+        _blind(symptoms),
+        _not_copied(probe),
         _non_finite(attacks, non_finite),
         *([certificate_of(probe)] if looks_through else []),
     )
@@ -76,7 +108,9 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
     )
 
 
-def _of_probe(probe: ProbeRecord, dependence: Dependence) -> Iterator[Diagnostic]:
+def _of_probe(
+    probe: ProbeRecord, dependence: Dependence, apart: Mapping[str, float]
+) -> Iterator[Diagnostic]:
     drawn = randomized(probe)
     yield _judge(
         "randomized",
@@ -86,9 +120,16 @@ def _of_probe(probe: ProbeRecord, dependence: Dependence) -> Iterator[Diagnostic
         "randomness, and a single submission is luck.",
         "The same batch is answered the same whatever the seed.",
     )
+    remembered = max(
+        (apart[name] for name in (EXPERIENCED, NATURAL_AFTER) if name in apart), default=0
+    )
     yield _judge(
         "carries state",
-        _distance(probe.again) if stateful(probe) else 0.0,
+        max(
+            _distance(probe.again) if stateful(probe) else 0.0,
+            probe.again_gradient or 0,
+            remembered,
+        ),
         DISTANCE,
         "The same batch and seed are answered differently after other queries: results depend on "
         "what was asked before.",
@@ -170,9 +211,11 @@ def _square_gains(found: AttackSummary) -> Iterator[int]:
             yield before.correct - after.correct
 
 
-def _transfer(name: str, attacks: Sequence[AttackSummary], has_static: bool) -> Diagnostic:
+def _transfer(
+    name: str, attacks: Sequence[AttackSummary], own: Sequence[AttackSummary], has_static: bool
+) -> Diagnostic:
     title = "transfer beats white-box"
-    white = [found.served for found in attacks if found.ran and not found.black_box]
+    white = [found.served for found in own if found.ran and not found.black_box]
     moved_over = [found.served for found in attacks if found.kind == "transfer" and found.batches]
     if name == STATIC or not (white and moved_over):
         why = (
@@ -212,10 +255,10 @@ def _more_iterations(probe: ProbeRecord | None) -> Diagnostic:
 
 def _huge_eps(probe: ProbeRecord | None) -> Diagnostic:
     name = "huge eps does not break all"
-    if probe is None or probe.more_iterations is None:
-        return _not_run(name, _ASK)
-    if probe.huge_eps is None:
+    if probe is not None and probe.zero_gradients is None:
         return _not_run(name, "The defense has no gradient to follow.")
+    if probe is None or probe.huge_eps is None:
+        return _not_run(name, _ASK)
     found = probe.huge_eps
     return _judge(
         name,
@@ -257,20 +300,97 @@ def _non_finite(attacks: Sequence[AttackSummary], natural: int) -> Diagnostic:
     )
 
 
+def _with_gradients(apart: Mapping[str, float]) -> Diagnostic:
+    return _judge(
+        "served differs with gradients",
+        apart.get(WITH_GRADIENTS, 0.0),
+        DISTANCE,
+        "The defense answers otherwise when it is asked with gradients, as attacks ask: they "
+        "attack something else than what is served.",
+        "No answer changed when it was asked with gradients, as attacks ask.",
+    )
+
+
+def _blind(symptoms: Symptoms | None) -> Diagnostic:
+    name = "no gradient where members stand"
+    if symptoms is None or symptoms.blind is None:
+        return _not_run(name, "No attack that followed a gradient said of whom it had one.")
+    return _judge(
+        name,
+        float(symptoms.blind),
+        0,
+        "Members stand for which no attack had a gradient to follow.",
+        "For every member that stands, an attack had a gradient to follow.",
+    )
+
+
+def _not_copied(probe: ProbeRecord | None) -> Diagnostic:
+    name = "cannot be copied"
+    if probe is None or probe.calls is None:
+        return _not_run(name, "The defense has not been copied.")
+    return _judge(
+        name,
+        float(probe.uncopied is not None),
+        0,
+        f"{probe.uncopied}. So all answers are of a defense that has answered before.",
+        "What counts was answered by copies that had answered nothing before.",
+    )
+
+
 def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
-    """What finite differences say of the exact gradient; an infinite error contradicts it."""
-    found = None if probe is None else probe.gradient_check
+    """What moving images says of the gradient that attacks follow, member by member."""
+    if probe is None:
+        return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
+    found = probe.gradient
+    if found is None:
+        return _older_certificate(probe.gradient_check)
+    if found.missing is not None or found.threshold is None:
+        return _not_run(CERTIFICATE, f"There is no gradient to check: {found.missing}.")
+    worst = max(_error(point) for point in found.points)
+    return _judge(
+        CERTIFICATE,
+        worst,
+        found.threshold,
+        "What is served does not move as the gradient says, for every member that was looked at: "
+        "attacks that follow it are not white-box.",
+        f"What is served moves as the {found.rung} gradient says, for every member looked at.",
+    )
+
+
+def _error(point: GradientPoint) -> float:
+    """The largest error of a member; 1 where the attack's gradient is not the one checked."""
+    if point.alike < ALIKE or point.same < ALIKE * point.of or None in point.errors:
+        return 1.0
+    return min(max(each for each in point.errors if each is not None), 1.0)
+
+
+def stands_in(probe: ProbeRecord | None) -> bool:
+    """Whether a gradient that is not exact still says where what is served moves.
+
+    Over steps of a quarter or half of eps, for all members but one in fifty.
+    """
+    found = None if probe is None else probe.gradient
+    if found is None or found.missing is not None or not found.points:
+        return False
+    return all(
+        _error(point) < (found.threshold or 0.0)
+        or (
+            point.coarse is not None
+            and sum(each is None or each > COARSE for each in point.coarse)
+            <= len(point.coarse) // 50
+        )
+        for point in found.points
+    )
+
+
+def _older_certificate(found: GradientCheck | None) -> Diagnostic:
     if found is None:
         return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
     if found.missing is not None or found.threshold is None:
         return _not_run(CERTIFICATE, f"There is no exact gradient to check: {found.missing}.")
-    return _judge(
+    return _not_run(
         CERTIFICATE,
-        1.0 if found.relative_error is None else found.relative_error,
-        found.threshold,
-        "Finite differences of what is served contradict the gradient through the adaptation: "
-        "attacks that follow it are not white-box.",
-        "Finite differences of what is served confirm the gradient through the adaptation.",
+        "An older version checked four members together, away from the attacks: run it again.",
     )
 
 

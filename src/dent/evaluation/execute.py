@@ -4,28 +4,34 @@ A unit depends on its batch, its defense and its seed alone, never on which unit
 this process. That is what lets a run be resumed, and batches be run elsewhere.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dent.attacks import AttackResult, Defense
+from dent.attacks import AttackResult
+from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.querier import NoGradientError
 from dent.errors import DataError
 from dent.evaluation import tells
 from dent.evaluation.errors import RecordError
 from dent.evaluation.folder import Store
+from dent.evaluation.fresh import fresh
 from dent.evaluation.guard import Guard
 from dent.evaluation.mixing import among
 from dent.evaluation.plan import Batch, Plan, Unit, candidates, seed_of
 from dent.evaluation.probing import probe_record
 from dent.evaluation.records import UnitRecord, UnitTiming
-from dent.evaluation.serving import Served, clock, device_of, merge_traces, serve
+from dent.evaluation.scoring import Piece, piece_of
+from dent.evaluation.serving import clock, device_of, merge_traces
 from dent.evaluation.spec import STATIC, EvaluationSpec
 from dent.evaluation.stream import Stream, serve_seed
 from dent.evaluation.subject import Subject
-from dent.random_state import seeded_generators
+from dent.evaluation.submission import DRAWS, Submission, Submitter
+from dent.evaluation.suite import looks_through
+from dent.evaluation.surrogates import at_hand
 from dent.threat import ThreatModel
 
 Within = Callable[[int, int], None]
@@ -40,19 +46,21 @@ class Run:
         subject: The objects.
         spec: Their description.
         plan: The batches.
-        lineup: The defenses by name, in the order of the spec.
-        stream: Puts them into the state in which a batch finds them.
+        stream: Gives each defense in the state in which a batch finds it.
         store: Where records are kept.
         guard: Notices a defense that writes into the static model.
+        surrogates: Other models to transfer from.
+        submitters: By defense, the batch submitted last, and what submits it.
     """
 
     subject: Subject
     spec: EvaluationSpec
     plan: Plan
-    lineup: Mapping[str, Defense]
     stream: Stream
     store: Store
     guard: Guard
+    surrogates: Mapping[str, nn.Module]
+    submitters: dict[str, tuple[int, Submitter]] = field(default_factory=dict)
 
     @property
     def threat(self) -> ThreatModel:
@@ -71,7 +79,9 @@ def prepare(subject: Subject, spec: EvaluationSpec, plan: Plan, store: Store) ->
     """
     lineup = subject.lineup(spec.settings)
     stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
-    return Run(subject, spec, plan, lineup, stream, store, Guard(subject.model, spec.model.weights))
+    guard = Guard(subject.model, spec.model.weights)
+    wanted = any(attack.config.get("lessons") is not None for attack in spec.attacks)
+    return Run(subject, spec, plan, stream, store, guard, at_hand(subject) if wanted else {})
 
 
 class Batches:
@@ -109,7 +119,8 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     start = clock(device_of(run.subject.model))
     if unit.kind == "probe":
         first = batches.load(run.plan.batches[0])
-        probed = probe_record(run.lineup[unit.defense], unit, run.subject, run.spec, first)
+        origin = run.stream.origin(unit.defense, 0)
+        probed = probe_record(origin, unit, run.subject, run.spec, first, guard=run.guard)
         run.guard.check(unit.defense, thorough=True)
         run.store.put(probed)
         return
@@ -123,7 +134,7 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     run.guard.check(unit.defense)
     if unit.kind == "attack" and found is not None:
         natural = torch.cat([batches.load(each)[0][: each.attacked] for each in members])
-        attack, classes = run.subject.attack(unit.attack or ""), answers[0].logits.shape[1]
+        attack, classes = run.subject.attack(unit.attack or ""), answers[0].served.logits.shape[1]
         extra |= tells.of_attack(attack, run.threat, found, natural, classes)
     record = UnitRecord(
         kind=unit.kind,
@@ -131,13 +142,14 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         attack=unit.attack,
         batch=unit.batch,
         seed=seed,
-        served=tuple(at for answer in answers for at in answer.predictions),
-        trace=merge_traces([answer.trace for answer in answers]),
-        loss=tells.loss_of(answers, members),
+        served=tuple(at for answer in answers for at in answer.served.predictions),
+        **views_of(answers),
+        trace=merge_traces([answer.served.trace for answer in answers]),
+        loss=tells.loss_of([answer.served for answer in answers], members),
         timing=UnitTiming(
             total=clock(device_of(run.subject.model)) - start,
             attack=attack_seconds,
-            serve=sum(answer.seconds for answer in answers),
+            serve=sum(answer.served.seconds for answer in answers),
             static=static,
         ),
         **extra,
@@ -145,8 +157,8 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     run.store.put(record, found if unit.kind == "attack" else None)
 
 
-def submit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Served]:
-    """Serve a unit's batches with the attacked members replaced by `found`, adapted afresh.
+def submit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Submission]:
+    """Submit a unit's batches with the attacked members replaced by `found`.
 
     Args:
         run: The run.
@@ -156,13 +168,51 @@ def submit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list
     """
     answers, begin = [], 0
     for batch in members_of(run.plan, unit):
-        x, _ = batches.load(batch)
+        natural, _ = batches.load(batch)
+        x = natural
         if found is not None:
             rows = found[begin : begin + batch.attacked].to(x)
             x = torch.cat([rows, x[batch.attacked :]])
             begin += batch.attacked
-        answers.append(_serve(run, unit, x, batch))
+        submitter = _submitter(run, unit.defense, batch, natural)
+        answers.append(submitter.submit(x, natural_after=unit.kind == "attack"))
     return answers
+
+
+def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
+    """The one for a defense and a batch; the last of each defense is kept."""
+    at, kept = run.submitters.get(defense, (None, None))
+    if kept is None or at != batch.index:
+        kept = Submitter(
+            name=defense,
+            origin=run.stream.origin(defense, batch.index),
+            natural=natural,
+            guard=run.guard,
+            seed=serve_seed(run.spec.settings.seed, batch.index),
+            attacked=batch.attacked,
+        )
+        run.submitters[defense] = (batch.index, kept)
+    return kept
+
+
+def views_of(answers: Sequence[Submission]) -> dict[str, Any]:
+    """What a record says of several batches' answers beyond those served: fields of UnitRecord."""
+    names = {name for answer in answers for name in answer.views}
+    views = {
+        name: tuple(
+            at for answer in answers for at in answer.views.get(name, answer.served.predictions)
+        )
+        for name in sorted(names)
+    }
+    apart: dict[str, float] = {}
+    for answer in answers:
+        for name, value in answer.apart.items():
+            apart[name] = max(value, apart.get(name, 0.0))
+    draws: tuple[tuple[int | None, ...], ...] = ()
+    if any(answer.draws for answer in answers):
+        each = [answer.draws or (answer.served.predictions,) * DRAWS for answer in answers]
+        draws = tuple(sum(rows, ()) for rows in zip(*each, strict=True))
+    return {"views": views, "apart": apart, "draws": draws}
 
 
 def members_of(plan: Plan, unit: Unit) -> tuple[Batch, ...]:
@@ -192,8 +242,7 @@ def _submission(
     if unit.kind == "assembled":
         found, sources = assembled(run, unit, members[0])
         return found, {"sources": sources}, 0.0
-    with seeded_generators(run.lineup[unit.defense], seed):
-        result = _attack(run, unit, members, batches, seed, within)
+    result = _attack(run, unit, members, batches, seed, within)
     return result.adversarial, _of_attack(result), result.seconds
 
 
@@ -205,16 +254,40 @@ def _attack(
     seed: int,
     within: Within | None,
 ) -> AttackResult:
-    defense = run.stream.enter(unit.defense, members[0].index)
+    origin = run.stream.origin(unit.defense, members[0].index)
+    defense = fresh(origin, seed, run.surrogates)
     attack = run.subject.attack(unit.attack or "")
     if len(members) == 1:
         x, y = batches.load(members[0])
         attacked = members[0].attacked
         target = among(defense, x, y, attacked)
-        return attack(target, x[:attacked], y[:attacked], run.threat, seed=seed, progress=within)
+        x, y = x[:attacked], y[:attacked]
+        try:
+            return attack(target, x, y, run.threat, seed=seed, progress=within)
+        except NoGradientError as missing:
+            if not looks_through(run.spec):  # of a suite, other attacks fit it
+                raise
+            return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
     loaded = [batches.load(batch) for batch in members]
     x, y = (torch.cat(parts) for parts in zip(*loaded, strict=True))
     return attack(defense, x, y, run.threat, seed=seed, progress=within)
+
+
+def _not_attacked(x: Tensor, note: str) -> AttackResult:
+    """The natural images, where an attack does not fit the defense."""
+    nobody = (0,) * len(x)
+    return AttackResult(
+        adversarial=x,
+        claimed=torch.zeros(len(x), dtype=torch.bool, device=x.device),
+        claimed_after={},
+        queries=0,
+        backwards=0,
+        seconds=0.0,
+        non_finite=0,
+        gradients=nobody,
+        zero_by_member=nobody,
+        notes=(note,),
+    )
 
 
 def _of_attack(result: AttackResult) -> dict[str, Any]:
@@ -224,6 +297,8 @@ def _of_attack(result: AttackResult) -> dict[str, Any]:
         "queries": result.queries,
         "backwards": result.backwards,
         "non_finite": result.non_finite,
+        "gradients": result.gradients,
+        "zero_gradients": result.zero_by_member,
         "notes": tuple(result.notes),
     }
 
@@ -234,19 +309,18 @@ def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ..
         _unit_record(run, Unit(kind, unit.defense, attack, unit.batch))
         for kind, attack in candidates(run.spec, unit.defense)
     ]
-    labels = batch.labels[: batch.attacked]
-    right = [
-        [at == label for at, label in zip(record.served, labels, strict=False)]
-        for record in records
-    ]
-    strongest = min(range(len(records)), key=lambda at: sum(right[at]))
-    sources = tuple(
-        next((at for at, rows in enumerate(right) if not rows[member]), strongest)
-        for member in range(batch.attacked)
-    )
+    pieces = [piece_of(batch, record) for record in records]
+    strongest = min(range(len(records)), key=lambda at: sum(pieces[at].chooses))
+    sources = tuple(_worst_for(member, pieces, strongest) for member in range(batch.attacked))
     tensors = {at: run.store.adversarial(_owner(run, records[at])) for at in set(sources)}
     rows = [tensors[at][member] for member, at in enumerate(sources)]
     return torch.stack(rows), sources
+
+
+def _worst_for(member: int, pieces: Sequence[Piece], strongest: int) -> int:
+    """The first submission under which a member was right least often, if any broke it."""
+    worst = min(range(len(pieces)), key=lambda at: pieces[at].chooses[member])
+    return worst if pieces[worst].chooses[member] < 1 else strongest
 
 
 def _owner(run: Run, record: UnitRecord) -> UnitRecord:
@@ -261,12 +335,6 @@ def _unit_record(run: Run, unit: Unit) -> UnitRecord:
     if not isinstance(record, UnitRecord):
         raise RecordError(f"{unit.key} is not recorded, though another unit was made from it")
     return record
-
-
-def _serve(run: Run, unit: Unit, x: Tensor, batch: Batch) -> Served:
-    defense = run.stream.enter(unit.defense, batch.index)
-    seed = serve_seed(run.spec.settings.seed, batch.index)
-    return serve(defense, x, seed=seed, attacked=batch.attacked)
 
 
 def _static_seconds(run: Run, x: Tensor) -> float:

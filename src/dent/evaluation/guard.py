@@ -11,6 +11,7 @@ from torch import nn
 from dent.attacks import Defense
 from dent.defense import Dent
 from dent.errors import InputError
+from dent.evaluation.fresh import Instance
 from dent.models.weights import weights_digest
 from dent.reference import ReferenceDefense
 
@@ -44,7 +45,19 @@ class Guard:
         if versions == self._versions and not thorough:
             return
         self._versions = versions
-        if weights_digest(self._model) != self._weights:
+        self._compare(suspect, self._model)
+
+    def check_copy(self, suspect: str, asked: Instance, *, thorough: bool = False) -> None:
+        """Look at the static model that a copy of a defense holds, as at the model itself.
+
+        Raises:
+            InputError: The weights are not what they were.
+        """
+        if asked.model is not None and (thorough or asked.wrote()):
+            self._compare(suspect, asked.model)
+
+    def _compare(self, suspect: str, model: nn.Module) -> None:
+        if weights_digest(model) != self._weights:
             raise InputError(
                 f"the defense {suspect!r} wrote into the static model it was made from: what is "
                 "attacked as the static reference would no longer be the trained model. Give the "

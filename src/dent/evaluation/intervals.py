@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm
+from scipy.stats import t as student
 
 LEVEL: Final = 0.95
 _DRAWS: Final = 4000
@@ -71,6 +72,20 @@ def _tango_score(b: int, c: int, n: int, difference: float) -> float:
     return float(above / variance**0.5)
 
 
+def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Student's interval of a mean.
+
+    Args:
+        values: Independent ones; a single one is told nothing of, and gives [-1, 1].
+        level: Confidence level.
+    """
+    if len(values) < 2:
+        return -1.0, 1.0
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = float(student.ppf(0.5 + level / 2, len(values) - 1)) * error
+    return max(mean - reach, -1.0), min(mean + reach, 1.0)
+
+
 def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """Interval of a median by order statistics, whatever the values' distribution.
 
@@ -91,7 +106,7 @@ def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
 
 
 def cluster_bootstrap(
-    differences: Sequence[int], sizes: Sequence[int], seed: int, level: float = LEVEL
+    differences: Sequence[float], sizes: Sequence[int], seed: int, level: float = LEVEL
 ) -> tuple[float, float]:
     """Percentile interval of a difference of proportions, drawing whole batches anew.
 

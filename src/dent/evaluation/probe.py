@@ -5,23 +5,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks import Defense, answer
+from dent.attacks.adaptive.losses import margin
 from dent.attacks.base import isolated_random_state
 from dent.devices import wide
+from dent.evaluation.fresh import Origin, footprint
+from dent.evaluation.gradient_check import exact_view
 from dent.evaluation.plan import seed_of
 from dent.evaluation.records import Company
-from dent.evaluation.serving import Served, reset, serve
+from dent.evaluation.serving import Served, apart, serve
 
 _FEW = 16
 _TINY = 1e-12
+_PAIR = 2
+"""Members asked about over and over: some defenses do not answer about one alone."""
+_FEW_CALLS = 12
+"""Questions after which a copy must not have changed, if nothing in it moves."""
+_MANY_CALLS = 600
+"""Questions to a copy in which something does move."""
 
 
 class Probe:
     """Asks a defense about one batch; what is asked is small beside any attack on it.
 
-    Two whole batches are submitted, and a few members six times, once with a gradient.
+    Two whole batches are submitted, and a few members some times, each to a copy that has answered
+    nothing; a single member is submitted many times to another copy, to see what becomes of it.
 
     Args:
-        defense: Whom to ask.
+        origin: Whom to ask.
         x: The first batch of the run, (N, C, H, W).
         y: Its labels.
         bounds: Smallest and largest value of a pixel, for the noise.
@@ -29,24 +39,64 @@ class Probe:
     """
 
     def __init__(
-        self, defense: Defense, x: Tensor, y: Tensor, bounds: tuple[float, float], seed: int
+        self, origin: Origin, x: Tensor, y: Tensor, bounds: tuple[float, float], seed: int
     ) -> None:
-        self._defense = defense
+        self._origin = origin
         self._x, self._y = x, y
         self._bounds = bounds
         self._seed = seed
         self.members = few_of(len(x))
-        reset(defense)
         self._whole = self._ask(x)
         self._few = self._ask(x[: self.members])
+        self.calls = 0
 
     def repeated(self) -> Company:
         """The same few members, drawn for anew."""
         return self._compare(self._few, self._ask(self._x[: self.members], seed=1))
 
-    def again(self) -> Company:
-        """The same few members and seed, once others have been asked about."""
-        return self._compare(self._few, self._ask(self._x[: self.members]))
+    def again(self) -> tuple[Company, float | None]:
+        """The same few members and seed, asked of a copy that has answered many questions.
+
+        Returns:
+            What the answers have in common, and how far the gradients lie apart, relative to their
+            length; None where there is none.
+        """
+        seed, few = seed_of(self._seed, 0), self._x[: self.members]
+        old = self._origin.new(seed)
+        marks: list[int] = []
+        while self.calls < (_FEW_CALLS if len(set(marks)) == 1 else _MANY_CALLS):
+            serve(old.defense, self._x[:_PAIR], seed=seed)
+            self.calls += 1
+            if self.calls in (_FEW_CALLS // 2, _FEW_CALLS):
+                marks.append(footprint(old.defense))
+        old.reseed(seed)
+        answered = serve(old.defense, few, seed=seed)
+        old.reseed(seed)
+        before, after = (self._gradient(each.defense) for each in (self._origin.new(seed), old))
+        distance: float | None = None
+        if before is not None and after is not None:
+            size = wide(before).norm().clamp(min=_TINY)
+            distance = float((wide(before) - wide(after)).norm() / size)
+        elif (before is None) != (after is None):
+            distance = 1.0
+        return self._compare(self._few, answered), distance
+
+    def _gradient(self, defense: Defense) -> Tensor | None:
+        """Of the few members' margins, NaN as 0; None where there is none."""
+        x, y = self._x[: self.members], self._y[: self.members]
+        with (
+            isolated_random_state(seed_of(self._seed, 0), x.device),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+        ):
+            leaf = x.detach().clone().requires_grad_()
+            logits = exact_view(defense)(leaf)
+            if not logits.requires_grad:
+                return None
+            found: Tensor | None = torch.autograd.grad(
+                margin(logits, y).sum(), leaf, allow_unused=True
+            )[0]
+        return None if found is None else found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     def alone(self) -> Company | None:
         """A few members, without the rest of their batch."""
@@ -81,10 +131,10 @@ class Probe:
         None where the answer is no differentiable function of the input at all.
         """
         x, y = self._x[: self.members], self._y[: self.members]
-        reset(self._defense)
+        defense = self._origin.new(seed_of(self._seed, 0)).defense
         with isolated_random_state(seed_of(self._seed, 0), x.device), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            logits = answer(self._defense, leaf)
+            logits = answer(defense, leaf)
             right = logits.detach().argmax(dim=1) == y
             if not logits.requires_grad:
                 return int(right.sum()), None
@@ -97,24 +147,21 @@ class Probe:
         return int(right.sum()), int((useless & right).sum())
 
     def _ask(self, x: Tensor, seed: int = 0) -> Served:
-        return serve(self._defense, x, seed=seed_of(self._seed, seed))
+        seed = seed_of(self._seed, seed)
+        return serve(self._origin.new(seed).defense, x, seed=seed)
 
     def _compare(
         self, one: Served, other: Served, members: int | None = None, *, turn: bool = False
     ) -> Company:
         """What the answers to the members that both batches start with have in common."""
         count = members or min(len(one.predictions), len(other.predictions))
-        first, second = one.logits[:count], other.logits[:count]
+        before, after = one.logits[:count], other.logits[:count]
         if turn:
-            second = second.flip(0)
-        # A member without a prediction both times is answered alike.
-        neither = ~(first.isfinite().all(dim=1) | second.isfinite().all(dim=1)).unsqueeze(1)
-        before, after = (_centred(each.masked_fill(neither, 0.0)) for each in (first, second))
-        apart = (before - after).abs().amax() / before.abs().amax().clamp(min=_TINY)
+            after = after.flip(0)
         return Company(
             members=count,
-            changed=int((before.argmax(dim=1) != after.argmax(dim=1)).sum()),
-            distance=float(apart) if bool(apart.isfinite()) else None,
+            changed=int((_classes(before) != _classes(after)).sum()),
+            distance=apart(before, after),
         )
 
 
@@ -123,7 +170,6 @@ def few_of(size: int) -> int:
     return max(1, min(size // 2, _FEW))
 
 
-def _centred(logits: Tensor) -> Tensor:
-    """Logits less their mean over classes, which says nothing about the prediction."""
-    logits = wide(logits)
-    return logits - logits.mean(dim=1, keepdim=True)
+def _classes(logits: Tensor) -> Tensor:
+    """Per row the class; -1 where it is no prediction."""
+    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)

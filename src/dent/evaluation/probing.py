@@ -5,72 +5,89 @@ from typing import Final
 
 from torch import Tensor
 
-from dent.attacks import Defense, Queries
-from dent.evaluation import certification
-from dent.evaluation.follow_ups import huge_eps, more_iterations, passes
+from dent.attacks import Queries
+from dent.evaluation import gradient_check
+from dent.evaluation.follow_ups import huge_eps, huge_passes, more_iterations, passes
+from dent.evaluation.fresh import Origin
+from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Plan, Unit, seed_of
 from dent.evaluation.probe import Probe, few_of
-from dent.evaluation.records import FollowUp, GradientCheck, ProbeRecord, UnitTiming
-from dent.evaluation.serving import clock, reset
+from dent.evaluation.records import FollowUp, GradientRecord, ProbeRecord, UnitTiming
+from dent.evaluation.serving import clock, serve
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
 from dent.evaluation.suite import looks_through
 
-_CHEAP: Final = Queries(5, 1)
-"""The probe's own questions: two whole batches, and six halves, one of them with a gradient."""
+_CHEAP: Final = Queries(8, 3)
+"""The probe's own questions: two whole batches, and some halves, three of them with a gradient."""
+_PAIRS: Final = 12
+"""Questions about two members."""
 
 
 def probe_passes(subject: Subject, spec: EvaluationSpec, plan: Plan) -> Queries:
-    """What a probe asks at most, in passes of the first batch."""
+    """What a probe asks at most, in passes of the first batch; more of a defense that remembers."""
     size = plan.batches[0].size
     few = few_of(size)
-    asked = _CHEAP
+    asked = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
     if looks_through(spec):
-        asked = asked + certification.passes(few, size)
+        asked = asked + gradient_check.passes(size) + huge_passes(spec)
     if spec.settings.diagnostics == "cheap":
         return asked
     more = passes(subject.attacks, len(spec.dataset.classes), subject.threat.norm, few)
-    return asked + Queries(*(math.ceil(each * few / size) for each in more))
+    return asked + Queries(*(math.ceil(each * few / size) for each in more)) + huge_passes(spec)
 
 
 def probe_record(
-    defense: Defense,
+    origin: Origin,
     unit: Unit,
     subject: Subject,
     spec: EvaluationSpec,
     batch: tuple[Tensor, Tensor],
     *,
+    guard: Guard,
     follow_ups: bool = True,
 ) -> ProbeRecord:
     """Probe a defense, as far as the settings say.
 
     Args:
-        defense: Whom to ask; forgets before and after, where it can.
+        origin: Whom to ask.
         unit: The unit that is recorded.
         subject: For the attacks and the threat model.
         spec: For the settings.
         batch: Images and labels of the first batch.
-        follow_ups: Leave out the extra attacks of the full diagnostics where False.
+        guard: Notices writes to the static model.
+        follow_ups: Leave out the extra attacks where False.
+
+    Raises:
+        InputError: The defense wrote into the static model.
     """
     x, y = batch
     start = clock(x.device)
     seed = seed_of(spec.settings.seed, "probe")
-    probe = Probe(defense, x, y, subject.threat.bounds, seed)
+    first = origin.new(seed)
+    serve(first.defense, x, seed=seed)
+    guard.check_copy(unit.defense, first, thorough=True)
+    probe = Probe(origin, x, y, subject.threat.bounds, seed)
     probabilities = probe.probabilities()
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     right, useless = probe.gradients()
-    repeated, again = probe.repeated(), probe.again()
+    repeated, (again, again_gradient) = probe.repeated(), probe.again()
     huge: FollowUp | None = None
     more: tuple[FollowUp, ...] | None = None
-    check: GradientCheck | None = None
+    full = spec.settings.diagnostics == "full"
     few = x[: probe.members], y[: probe.members]
+    checked: GradientRecord | None = None
     if looks_through(spec):
-        check = certification.certify(defense, *few, seed)
-    if follow_ups and spec.settings.diagnostics == "full" and useless is None:
-        more = ()  # there is no gradient to follow
-    elif follow_ups and spec.settings.diagnostics == "full":
-        huge, more = _follow_ups(defense, few, subject, seed)
-    reset(defense)
+        checked = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
+    if follow_ups and useless is not None and (full or looks_through(spec)):
+        huge = huge_eps(origin, x, y, subject.threat, seed)
+    if follow_ups and full:
+        asked = subject.attacks if useless is not None else ()  # else no gradient to follow
+        more = tuple(
+            found
+            for attack in asked
+            if (found := more_iterations(origin, attack, *few, subject.threat, seed)) is not None
+        )
     return ProbeRecord(
         defense=unit.defense,
         seed=seed,
@@ -85,17 +102,9 @@ def probe_record(
         zero_gradients=useless,
         huge_eps=huge,
         more_iterations=more,
-        gradient_check=check,
+        gradient=checked,
+        calls=probe.calls,
+        again_gradient=again_gradient,
+        uncopied=origin.missing,
         timing=UnitTiming(total=clock(x.device) - start, attack=0.0, serve=0.0, static=None),
     )
-
-
-def _follow_ups(
-    defense: Defense, few: tuple[Tensor, Tensor], subject: Subject, seed: int
-) -> tuple[FollowUp, tuple[FollowUp, ...]]:
-    x, y = few
-    longer = [
-        more_iterations(defense, attack, x, y, subject.threat, seed) for attack in subject.attacks
-    ]
-    huge = huge_eps(defense, x, y, subject.threat, seed)
-    return huge, tuple(found for found in longer if found is not None)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from dent.evaluation.plan import Plan, Unit
 from dent.evaluation.probing import probe_passes
 from dent.evaluation.records import JournalRecord, UnitRecord
-from dent.evaluation.scoring import Piece, label, right, worst_of_batch
+from dent.evaluation.scoring import Piece, Rights, label, piece_of, worst_of_batch
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
+from dent.evaluation.submission import answers
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def passes_of(subject: Subject, spec: EvaluationSpec, unit: Unit, plan: Plan) ->
     """
     if unit.kind == "probe":
         return float(sum(probe_passes(subject, spec, plan)))
-    served = len(plan.batches) if unit.batch is None else 1
+    served = answers(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
     if unit.kind != "attack":
         return float(served)
     attack = subject.attack(unit.attack or "")
@@ -154,7 +155,7 @@ class Tracker:
         return self._cost[group] * sum(map(sum, known.values())) / cost
 
     def _score(self, unit: Unit, batch: int, record: UnitRecord) -> None:
-        piece = right(self._plan.batches[batch], record.served)
+        piece = piece_of(self._plan.batches[batch], record)
         if unit.kind == "natural":
             _add(self._natural[unit.defense], piece.attacked)
         pieces = self._open.setdefault((unit.defense, batch), {})
@@ -177,6 +178,6 @@ def _group(unit: Unit) -> tuple[str, str, str | None]:
     return unit.kind, unit.defense, unit.attack
 
 
-def _add(count: list[int], rights: Sequence[bool]) -> None:
-    count[0] += sum(rights)
+def _add(count: list[int], rights: Rights) -> None:
+    count[0] += round(sum(rights))
     count[1] += len(rights)

@@ -64,6 +64,15 @@ class UnitRecord(Record):
     served: tuple[int | None, ...]
     """Predicted class of every member, company included, in the order of the plan; null where the
     defense gave no prediction (not finite), which counts as wrong."""
+    views: dict[str, tuple[int | None, ...]] = Field(default={})
+    """Other answers to the same batch and seed, where they differ: of a copy that was `experienced`
+    (it had answered the natural batch before), or asked `with gradients`. The worst counts."""
+    apart: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
+    """By view, the largest change of a logit relative to the largest logit, where that is more than
+    arithmetic. `natural after`: of the natural batch, once this one had been answered."""
+    draws: tuple[tuple[int | None, ...], ...] = ()
+    """Answers under other seeds, where something is drawn at random: the first half chooses the
+    worst submission, the second half scores it."""
     trace: Trace
     claimed: tuple[bool, ...] | None = None
     """Per attacked member, whether the attack says that it fell; null where nothing attacked."""
@@ -86,6 +95,11 @@ class UnitRecord(Record):
     loss: float | None = None
     """Mean cross-entropy of the attacked members as served, in nats; null where none was finite,
     and in older records."""
+    gradients: tuple[_Count, ...] | None = None
+    """Per attacked member, the gradients that the attack took; null where nothing attacked, and in
+    records of older versions."""
+    zero_gradients: tuple[_Count, ...] | None = None
+    """Those of them that were exactly zero."""
     notes: tuple[str, ...] = ()
     tensor: TensorRef | None = None
     """What was submitted; null where it is the natural batch or assembled, or was not kept."""
@@ -137,6 +151,39 @@ class GradientCheck(Record):
     """What the defense does not offer; null where there is a gradient."""
 
 
+class GradientPoint(Record):
+    """What moving images says of a gradient, at one batch; see `gradient_check`."""
+
+    members: _Count
+    """How many were moved."""
+    errors: tuple[Annotated[float, Field(ge=0)] | None, ...]
+    """By member moved, the relative error of the gradient; null where it is infinite: the answer
+    does not move, or not by a finite amount."""
+    alike: Annotated[float, Field(ge=-1.001, le=1.001)]
+    """The least cosine, over all members, of the attack's own gradient with the one checked."""
+    same: _Count
+    """Members put into the same class in the precision of the check as when served."""
+    of: _Count
+    coarse: tuple[Annotated[float, Field(ge=0)] | None, ...] | None = None
+    """By member moved, the error of the attack's gradient over steps of half or a quarter of eps,
+    whichever is less; null where the gradient was exact."""
+
+
+class GradientRecord(Record):
+    """Whether the gradient that attacks follow is that of what is served."""
+
+    rung: str
+    """`unrolled`, through all of the adaptation, or `plain`, as the defense answers."""
+    missing: str | None = None
+    """Why there is no gradient; null where there is one."""
+    dtype: str | None = None
+    """In which it was checked."""
+    threshold: float | None = None
+    """What every member's error must stay below."""
+    points: tuple[GradientPoint, ...] = ()
+    """The natural images, and what a short attack reached."""
+
+
 class ProbeRecord(Record):
     """What a few questions about the first batch say of a defense; see `diagnostics`."""
 
@@ -166,7 +213,16 @@ class ProbeRecord(Record):
     huge_eps: FollowUp | None = None
     more_iterations: tuple[FollowUp, ...] | None = None
     gradient_check: GradientCheck | None = None
-    """Null where no attack of the run follows the exact gradient."""
+    """Of older versions."""
+    gradient: GradientRecord | None = None
+    """Null where no attack of the run follows the exact gradient, and in older versions."""
+    calls: _Count | None = None
+    """What the copy behind `again` had answered before; null in older versions."""
+    again_gradient: float | None = None
+    """How far the gradient of that copy lies from that of a fresh one, relative to its length; null
+    where there is none, and in older versions."""
+    uncopied: str | None = None
+    """Why the defense could not be copied, so that it was experienced throughout."""
     timing: UnitTiming
 
     @property

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from dent.evaluation.diagnostics import certificate_of
 from dent.evaluation.errors import RecordError
-from dent.evaluation.execute import Batches, assembled, members_of, prepare, submit, unit_seed
+from dent.evaluation.execute import (
+    Batches,
+    assembled,
+    members_of,
+    prepare,
+    submit,
+    unit_seed,
+    views_of,
+)
 from dent.evaluation.plan import Unit, seed_of
 from dent.evaluation.probe_readings import depends, randomized, stateful
 from dent.evaluation.probing import probe_record
@@ -19,6 +27,7 @@ from dent.evaluation.records import JournalRecord, ProbeRecord, Trace, UnitRecor
 from dent.evaluation.serving import Served, device_of, merge_traces
 from dent.evaluation.spec import STATIC, EvaluationSpec
 from dent.evaluation.subject import Subject, threat_of
+from dent.evaluation.submission import Submission
 from dent.evaluation.tells import loss_of
 
 TOLERATED = 0.01
@@ -79,6 +88,11 @@ class Resubmission:
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)
+        # Older versions did not look at a batch in other ways than one.
+        self._complete = any(
+            isinstance(each, ProbeRecord) and each.calls is not None
+            for each in recorded.records.values()
+        )
         self._changed: list[str] = []
         self._members = 0
 
@@ -158,23 +172,38 @@ class Resubmission:
 
     def _served(self, unit: Unit, record: UnitRecord, found: Tensor | None) -> str | None:
         answers = submit(self._run, unit, found, self._batches)
-        served = tuple(at for answer in answers for at in answer.predictions)
+        served = tuple(at for answer in answers for at in answer.served.predictions)
         self._members += len(served)
         self._changed += [
             f"{unit.key}: member {member} is served {now}, recorded as {then}"
             for member, (now, then) in enumerate(zip(served, record.served, strict=True))
             if now != then
         ]
-        loss = loss_of(answers, members_of(self._run.plan, unit))
+        loss = loss_of([each.served for each in answers], members_of(self._run.plan, unit))
         if record.loss is not None and not _close(loss, record.loss):
             return f"{unit.key}: the loss is not as recorded"
-        return _trace_problem(unit, answers, record.trace)
+        problem = self._views_problem(unit, answers, record)
+        return problem or _trace_problem(unit, [each.served for each in answers], record.trace)
+
+    def _views_problem(
+        self, unit: Unit, answers: list[Submission], record: UnitRecord
+    ) -> str | None:
+        """Whether the other answers and draws are those recorded, on the machine of the record."""
+        if not (self._complete and self._same_place):
+            return None
+        now = views_of(answers)
+        for name in ("views", "draws"):
+            if now[name] != getattr(record, name):
+                return f"{unit.key}: {name} are not those recorded"
+        if now["apart"].keys() != record.apart.keys():
+            return f"{unit.key}: other answers lie apart than is recorded"
+        return None
 
     def _probe(self, unit: Unit, record: ProbeRecord) -> Finding:
-        defense = self._run.lineup[unit.defense]
-        batch = self._batches.load(self._run.plan.batches[0])
+        run, origin = self._run, self._run.stream.origin(unit.defense, 0)
+        batch = self._batches.load(run.plan.batches[0])
         again = probe_record(
-            defense, unit, self._run.subject, self._run.spec, batch, follow_ups=False
+            origin, unit, run.subject, run.spec, batch, guard=run.guard, follow_ups=False
         )
         read = (depends, randomized, stateful)
         if any(each(again) != each(record) for each in read) or any(

@@ -165,8 +165,14 @@ class Verdict(Record):
 
     ruling: Literal["robust gain", "no gain", "harmful", "inconclusive"]
     suite: Literal["dynamic"] = "dynamic"
+    version: int = 1
+    """Of the suite."""
+    rules: int = 1
+    """Version of the rules by which it was ruled; see docs/evaluation/suite.md."""
     budget: Literal["small", "standard", "full"]
     """The largest under which the run had the whole suite."""
+    ground: Literal["exact gradient certified", "surrogate gradient, unbeaten"] | None = None
+    """What a robust gain stands on; null without one."""
     gates: tuple[Gate, ...]
     """Of the defense: all that were raised, answered or not."""
     static_gates: tuple[Gate, ...]
@@ -174,6 +180,21 @@ class Verdict(Record):
     natural: Difference
     """Of the natural accuracies, paired by sample as the worst cases are."""
     sentence: str
+
+
+class Repeated(Record):
+    """A defense whose answers are drawn at random, over several submissions."""
+
+    draws: _Count
+    """That score each submission; as many others chose the worst one."""
+    natural: float
+    """Mean natural accuracy over them."""
+    robust: float
+    """Mean accuracy under the worst submissions."""
+    natural_always: Count
+    """Members right in every draw without an attack: what repeating alone takes."""
+    robust_always: Count
+    """Members right in every draw under the worst submissions."""
 
 
 class DefenseResult(Record):
@@ -201,6 +222,8 @@ class DefenseResult(Record):
     the same batches."""
     verdict: Verdict | None = None
     """Null for the static reference, and wherever the dynamic suite was not run as a whole."""
+    repeated: Repeated | None = None
+    """Null where nothing is drawn at random."""
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:
@@ -223,6 +246,8 @@ class EvaluationResult(Record):
     """`result.json`: what a run found."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    rules: int = 1
+    """Version of the rules by which diagnostics and verdicts were derived from the records."""
     status: Literal["complete", "partial"]
     """`partial`: units are missing; counts are over those that are there."""
     identity: Sha256

@@ -1,5 +1,6 @@
 """Evaluate: the plan, unit by unit, into records, and from them the result."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def conduct(
     if shard is not None:
         chosen = shard.of_all(chosen)
 
-    if out is None or not (Path(out) / RUN).exists():  # else it was, before it began
+    if out is None or not os.path.exists(Path(out) / RUN):  # else it was, before it began
         rehearse(subject, settings, plan, (unit for group in chosen for unit in group))
 
     def work(store: Store, books: Books) -> Work:

@@ -8,22 +8,41 @@ from dent.evaluation.plan import Batch, Plan, Unit, units
 from dent.evaluation.records import JournalRecord, ProbeRecord, UnitRecord
 from dent.evaluation.spec import EvaluationSpec
 
-Rights = tuple[bool, ...]
+Rights = tuple[float, ...]
+"""Per member, how often it was right: 0 or 1, or a share of several draws."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """What one unit served of one batch.
 
+    Of several answers that differ where they should not, the one that left fewest attacked members
+    right. Of answers that are drawn at random, the share of the draws that score.
+
     Attributes:
         attacked: Per attacked member, whether it was right.
         company: Per other member, whether it was right.
         missing: Attacked members without a prediction.
+        choosing: Per attacked member, the share of the draws that choose the worst submission;
+            None where nothing is drawn, and `attacked` chooses.
+        every: Per attacked member, whether it was right in every draw that scores; as `choosing`.
     """
 
     attacked: Rights
     company: Rights
     missing: int
+    choosing: Rights | None = None
+    every: Rights | None = None
+
+    @property
+    def chooses(self) -> Rights:
+        """What the worst submission is chosen by."""
+        return self.attacked if self.choosing is None else self.choosing
+
+    @property
+    def always(self) -> Rights:
+        """Whether a member was right in all that was drawn for it."""
+        return self.attacked if self.every is None else self.every
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,46 @@ def score(
 
 
 def right(batch: Batch, served: Sequence[int | None]) -> Piece:
-    """Score one batch: who was served its label."""
-    hits = [at == truth for at, truth in zip(served, batch.labels, strict=True)]
+    """Score one answer to a batch: who was served its label."""
+    hits = tuple(at == truth for at, truth in zip(served, batch.labels, strict=True))
     return Piece(
-        attacked=tuple(hits[: batch.attacked]),
-        company=tuple(hits[batch.attacked :]),
+        attacked=hits[: batch.attacked],
+        company=hits[batch.attacked :],
         missing=sum(at is None for at in served[: batch.attacked]),
     )
+
+
+def piece_of(batch: Batch, record: UnitRecord, begin: int = 0) -> Piece:
+    """Score all answers to a batch that are recorded.
+
+    Args:
+        batch: The batch.
+        record: Of a unit that submitted it.
+        begin: Where its members begin in the record.
+    """
+    rows = slice(begin, begin + batch.size)
+    if record.draws:
+        return _of_draws(batch, [draw[rows] for draw in record.draws])
+    answers = [right(batch, record.served[rows])]
+    answers += [right(batch, view[rows]) for view in record.views.values()]
+    return min(answers, key=lambda piece: sum(piece.attacked))
+
+
+def _of_draws(batch: Batch, draws: Sequence[Sequence[int | None]]) -> Piece:
+    drawn = [right(batch, draw) for draw in draws]
+    half = len(drawn) // 2
+    scoring = [piece.attacked for piece in drawn[half:]]
+    return Piece(
+        attacked=_mean(scoring),
+        company=_mean([piece.company for piece in drawn[half:]]),
+        missing=round(sum(piece.missing for piece in drawn[half:]) / (len(drawn) - half)),
+        choosing=_mean([piece.attacked for piece in drawn[:half]]),
+        every=tuple(all(member) for member in zip(*scoring, strict=True)),
+    )
+
+
+def _mean(rows: Sequence[Rights]) -> Rights:
+    return tuple(sum(member) / len(rows) for member in zip(*rows, strict=True))
 
 
 def worst_of_batch(pieces: Mapping[str, Piece], *, by_sample: bool) -> tuple[Rights, list[str]]:
@@ -77,19 +129,25 @@ def worst_of_batch(pieces: Mapping[str, Piece], *, by_sample: bool) -> tuple[Rig
         by_sample: Whether each member may be taken from another submission.
 
     Returns:
-        Per attacked member, whether it is still right; and which submissions decided: of each
-        member that fell the first that broke it, or the one whole batch with the fewest right (the
-        first of equals).
+        Per attacked member, whether it is still right, or how often; and which submissions decided:
+        of each member that fell the first that broke it (most often), or the one whole batch with
+        the fewest right (the first of equals).
     """
+    chosen = worst_submissions(pieces, by_sample=by_sample)
+    rights = tuple(pieces[name].attacked[at] for at, name in enumerate(chosen))
     if not by_sample:
-        worst = min(pieces, key=lambda name: sum(pieces[name].attacked))
-        return pieces[worst].attacked, [worst]
+        return rights, chosen[:1]
+    fell = [name for at, name in enumerate(chosen) if pieces[name].chooses[at] < 1]
+    return rights, fell
+
+
+def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[str]:
+    """Of each attacked member, the submission that counts; see `worst_of_batch`."""
     members = range(len(next(iter(pieces.values())).attacked))
-    first = [
-        next((name for name, piece in pieces.items() if not piece.attacked[at]), None)
-        for at in members
-    ]
-    return tuple(name is None for name in first), [name for name in first if name is not None]
+    if by_sample:
+        return [min(pieces, key=lambda name: pieces[name].chooses[at]) for at in members]
+    worst = min(pieces, key=lambda name: sum(pieces[name].chooses))
+    return [worst for _ in members]
 
 
 def worst_case(
@@ -128,6 +186,6 @@ def _of_defense(
         members = plan.batches if unit.batch is None else (plan.batches[unit.batch],)
         begin = 0
         for batch in members:
-            by_batch[batch.index] = right(batch, record.served[begin : begin + batch.size])
+            by_batch[batch.index] = piece_of(batch, record, begin)
             begin += batch.size
     return Scores(submissions, behind, probe, tuple(sorted(whole)))

@@ -4,20 +4,23 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from dent.adaptation import Status
 from dent.attacks import Defense, DynamicDefense
-from dent.attacks.base import isolated_random_state
+from dent.attacks.base import global_draws, isolated_random_state
 from dent.devices import synchronize, wide
 from dent.errors import InputError
+from dent.evaluation.fresh import own_generators, state_of
 from dent.evaluation.records import Trace
 from dent.objectives import entropy
 from dent.outputs import advice, described
 from dent.random_state import seeded_generators
+
+_TINY: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Served:
         predictions: Per member, the class; None where the logits are not finite.
         trace: How its adaptation went, over the attacked members.
         seconds: Wall time of the answer.
+        drew: Whether a global generator drew meanwhile.
         adaptation: What the defense's `adapt` returned; None of a plain module.
     """
 
@@ -36,24 +40,41 @@ class Served:
     predictions: tuple[int | None, ...]
     trace: Trace
     seconds: float
+    drew: bool = False
     adaptation: Any = None
 
 
-def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None) -> Served:
+def serve(
+    defense: Defense,
+    x: Tensor,
+    *,
+    seed: int,
+    attacked: int | None = None,
+    gradients: bool = False,
+) -> Served:
     """Submit a whole batch, adapted afresh.
 
     Args:
         defense: Dynamic or static.
         x: Images (N, C, H, W).
-        seed: Of torch's generators, and of those that the defense's modules keep, while it answers;
-            they are restored after.
+        seed: Of the global generators, and of those that the defense's modules keep, while it
+            answers; they are restored after.
         attacked: How many members, from the first, the trace is over; all if None.
+        gradients: Ask as an attack by gradients does, with a graph to the images.
 
     Raises:
         InputError: The answer is not one row of at least two logits per member.
     """
-    random = isolated_random_state(seed, x.device), seeded_generators(defense, seed)
-    with random[0], random[1], torch.no_grad():
+    own = tuple(own_generators(defense))
+    with (
+        isolated_random_state(seed, x.device),
+        seeded_generators(defense, seed),
+        torch.inference_mode(mode=False),
+        torch.set_grad_enabled(gradients),
+    ):
+        if gradients:
+            x = x.detach().clone().requires_grad_()
+        before = global_draws(x.device), tuple(map(state_of, own))
         start = clock(x.device)
         adaptation = None
         if isinstance(defense, DynamicDefense):
@@ -62,6 +83,7 @@ def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None
         else:
             logits = defense(x)
         seconds = clock(x.device) - start
+        drew = before != (global_draws(x.device), tuple(map(state_of, own)))
     _check(defense, logits, len(x))
     logits = logits.detach().float()
     finite = logits.isfinite().all(dim=1)
@@ -73,8 +95,32 @@ def serve(defense: Defense, x: Tensor, *, seed: int, attacked: int | None = None
         ),
         trace=_trace(adaptation, logits, len(x) if attacked is None else attacked),
         seconds=seconds,
+        drew=drew,
         adaptation=adaptation,
     )
+
+
+def apart(one: Tensor, other: Tensor) -> float | None:
+    """How far two answers (N, classes) lie apart: the largest change of a logit.
+
+    Both less their mean over classes, which says nothing about the prediction, and relative to the
+    largest logit of the first. Rows that are no prediction in either are alike.
+
+    Returns:
+        None where a row is a prediction in one of them alone.
+    """
+    finite = one.isfinite().all(dim=1)
+    if not finite.equal(other.isfinite().all(dim=1)):
+        return None
+    before, after = (_centred(logits[finite]) for logits in (one, other))
+    if not len(before):
+        return 0.0
+    return float((before - after).abs().amax() / before.abs().amax().clamp(min=_TINY))
+
+
+def _centred(logits: Tensor) -> Tensor:
+    logits = wide(logits)
+    return logits - logits.mean(dim=1, keepdim=True)
 
 
 def reset(defense: Defense) -> None:

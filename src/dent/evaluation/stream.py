@@ -1,26 +1,29 @@
-"""Defenses that remember: every unit finds them as the natural batches before its own left them."""
+"""The state in which a batch finds a defense."""
 
 from typing import TYPE_CHECKING, Any
 
-from dent.attacks import Defense
+from dent.evaluation.fresh import Origin
 from dent.evaluation.plan import Batch, seed_of
 from dent.evaluation.serving import device_of, reset, serve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dent.attacks import Defense
     from dent.evaluation.subject import Subject
+
+_KEEPS = ("reset", "snapshot", "restore")
 
 
 class Stream:
-    """Puts a defense into the state in which a batch finds it.
+    """Gives each batch every defense as the batch finds it.
 
-    A defense with `reset`, `snapshot` and `restore` (online tent) is shown the natural batches that
-    come before, in the order of the plan, once. What attacks and their queries did to it is undone.
-    One with `reset` alone forgets; one with neither is left as it is.
+    That is a copy from before the first question. A defense with `reset`, `snapshot` and `restore`
+    (online tent) is shown the natural batches that come before, in the order of the plan.
 
     So a unit never depends on which units ran before it in this process, and a resumed run goes
-    on as if nothing had happened.
+    on as if nothing had happened. The defense that was handed in is never asked anything, unless it
+    cannot be copied.
     """
 
     def __init__(
@@ -30,18 +33,18 @@ class Stream:
         batches: "Sequence[Batch]",
         seed: int,
     ) -> None:
-        self._subject, self._lineup, self._batches = subject, lineup, batches
+        self._subject, self._batches = subject, batches
         self._seed = seed
         self._device = device_of(subject.model)
-        self._states: dict[str, tuple[int, Any]] = {}
+        self._origins = {name: Origin(each, subject.model) for name, each in lineup.items()}
+        self._streams: dict[str, tuple[Any, int, Any]] = {}
 
-    def enter(self, name: str, index: int) -> Defense:
+    def origin(self, name: str, index: int) -> Origin:
         """Return the defense of that name as batch `index` finds it."""
-        defense: Any = self._lineup[name]
-        if not all(hasattr(defense, part) for part in ("reset", "snapshot", "restore")):
-            reset(defense)
-            return self._lineup[name]
-        at, state = self._states.get(name, (index + 1, None))
+        if not is_stream(self._origins[name].defense):
+            return self._origins[name]
+        made: Any = self._origins[name].new(seed_of(self._seed, "stream")).defense
+        defense, at, state = self._streams.get(name) or (made, index + 1, None)
         if at > index:
             at = 0
             reset(defense)
@@ -50,8 +53,13 @@ class Stream:
         for batch in self._batches[at:index]:
             x, _ = self._subject.dataset.batch(batch.positions)
             serve(defense, x.to(self._device), seed=serve_seed(self._seed, batch.index))
-        self._states[name] = (index, defense.snapshot())
-        return self._lineup[name]
+        self._streams[name] = (defense, index, defense.snapshot())
+        return Origin(defense, self._subject.model)
+
+
+def is_stream(defense: "Defense") -> bool:
+    """Whether a defense carries something from batch to batch on purpose, and can be put back."""
+    return all(hasattr(defense, part) for part in _KEEPS)
 
 
 def serve_seed(seed: int, batch: int) -> int:

@@ -15,13 +15,22 @@ from dent.evaluation.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.subject import attack_spec
 from dent.threat import Norm, ThreatModel
 
-SuiteName = Literal["dynamic"]
+SuiteName = Literal["dynamic", "dynamic-1"]
+"""`dynamic` is the newest version; an older one has its number."""
 Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
 """Each is at least the one before it, in everything."""
 
-_COUNTS: Final = ("iterations", "rounds", "restarts", "targets", "submissions")
+_COUNTS: Final = (
+    "iterations",
+    "rounds",
+    "restarts",
+    "targets",
+    "submissions",
+    "lessons",
+    "epochs",
+)
 _ENVIRONMENT: Final = ("pyautoattack", "batch_size")
 
 
@@ -68,6 +77,62 @@ _ROUNDS: Final = {
 _LOSSES: Final = {"losses": "ce+margin"}
 
 DYNAMIC: Final = (
+    # Looks at other models alone: passes without adaptation.
+    Member(
+        "adaptive-transfer",
+        "adaptive-transfer",
+        {"losses": "margin", "targeted": "margin"},
+        {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
+    ),
+    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    Member(
+        "surrogates",
+        "surrogates",
+        {},
+        {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
+    ),
+    # Adapts once a round.
+    Member("fpa", "fpa", {}, _ROUNDS),
+    Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
+    Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
+    # Adapts at every pass.
+    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    Member("adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED),
+    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
+    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    Member(
+        "eot",
+        "adaptive-stop-gradient",
+        {"losses": "margin", "unmask": True},
+        {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
+    ),
+    # Looks through the adaptation.
+    Member("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
+    Member(
+        "adaptive-unrolled-warm",
+        "adaptive-unrolled",
+        {"losses": "margin", "warm": True},
+        {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
+    ),
+    Member(
+        "gmsa-min-unrolled",
+        "gmsa-min",
+        {"unrolled": True},
+        {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
+        begins="full",
+    ),
+    Member("collateral", "collateral", {}, _APGD, mixed=True),
+    # By queries alone.
+    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+)
+"""In the order in which they run. What each finds against the static model is replayed on every
+defense by the engine."""
+
+_FIRST: Final = (
     # Looks at the static base alone: passes without adaptation.
     Member(
         "adaptive-transfer",
@@ -108,8 +173,19 @@ DYNAMIC: Final = (
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""In the order in which they run. What each finds against the static model is replayed on every
-defense by the engine."""
+"""The suite of version 1, by which older runs are known. It is not run any more."""
+
+VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: DYNAMIC}
+VERSION: Final = max(VERSIONS)
+"""Of `dynamic`."""
+
+
+_VERSION_OF: Final[Mapping[str, int]] = {"dynamic": VERSION, "dynamic-1": 1}
+
+
+def name_of(version: int) -> SuiteName:
+    """What a version of the suite is called."""
+    return "dynamic" if version == VERSION else "dynamic-1"
 
 
 def members(
@@ -118,7 +194,7 @@ def members(
     """The members of a suite under a budget.
 
     Args:
-        name: `dynamic`.
+        name: `dynamic`, or an older version of it.
         budget: `small`, `standard` or `full`.
         mixed: Batches have natural members, too (`Settings.mix`).
 
@@ -131,7 +207,9 @@ def members(
         raise UnknownNameError(f"no budget is called {budget!r}; there are {', '.join(BUDGETS)}")
     at = BUDGETS.index(budget)
     return tuple(
-        each for each in DYNAMIC if BUDGETS.index(each.begins) <= at and (mixed or not each.mixed)
+        each
+        for each in VERSIONS[_VERSION_OF[name]]
+        if BUDGETS.index(each.begins) <= at and (mixed or not each.mixed)
     )
 
 
@@ -141,7 +219,7 @@ def suite(
     """The attacks of a suite, to hand to a `Subject`.
 
     Args:
-        name: `dynamic`.
+        name: `dynamic`, or an older version of it, to check an older run with.
         budget: `small`, `standard` or `full`.
         mixed: Batches have natural members, too (`Settings.mix`): attack those as well.
 
@@ -155,7 +233,32 @@ def suite(
     return tuple(each.make(budget) for each in members(name, budget, mixed=mixed))
 
 
-def ran_as(spec: EvaluationSpec, budget: Budget) -> dict[str, str] | None:
+@dataclass(frozen=True)
+class Coverage:
+    """The suite as an evaluation runs it.
+
+    Attributes:
+        version: Of the suite.
+        budget: The largest that is covered whole.
+        ran_as: By member of the suite, the name of the attack.
+    """
+
+    version: int
+    budget: Budget
+    ran_as: Mapping[str, str]
+
+
+def coverage_of(spec: EvaluationSpec) -> Coverage | None:
+    """The newest suite, and its largest budget, that an evaluation runs whole; None without any."""
+    for version in sorted(VERSIONS, reverse=True):
+        for budget in reversed(BUDGETS):
+            found = ran_as(spec, budget, version)
+            if found is not None:
+                return Coverage(version, budget, found)
+    return None
+
+
+def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict[str, str] | None:
     """By which attacks of an evaluation the members of the suite are covered.
 
     An attack covers a member if it is of the same kind and tries at least as long; so who chose a
@@ -165,7 +268,7 @@ def ran_as(spec: EvaluationSpec, budget: Budget) -> dict[str, str] | None:
         By member, the name of the attack; None where a member is not covered.
     """
     found: dict[str, str] = {}
-    for asked in _asked(budget, spec.threat.norm, _mixed(spec)):
+    for asked in _asked(budget, spec.threat.norm, _mixed(spec), version):
         name = next((each.name for each in spec.attacks if _covers(each, asked)), None)
         if name is None:
             return None
@@ -174,20 +277,19 @@ def ran_as(spec: EvaluationSpec, budget: Budget) -> dict[str, str] | None:
 
 
 def budget_of(spec: EvaluationSpec) -> Budget | None:
-    """The largest budget under which an evaluation runs the whole suite; None where it does not."""
-    return next(
-        (budget for budget in reversed(BUDGETS) if ran_as(spec, budget) is not None),
-        None,
-    )
+    """The largest budget under which an evaluation runs a whole suite; None where it does not."""
+    found = coverage_of(spec)
+    return None if found is None else found.budget
 
 
-def exactly(spec: EvaluationSpec) -> Budget | None:
-    """The budget whose attacks are those of an evaluation, no more and no less; or None."""
+def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
+    """The suite and budget whose attacks are those of an evaluation, no more and no less."""
     ours = [_described(each) for each in spec.attacks]
-    for budget in BUDGETS:
-        asked = _asked(budget, spec.threat.norm, _mixed(spec))
-        if [_described(each) for each in asked] == ours:
-            return budget
+    for version in sorted(VERSIONS, reverse=True):
+        for budget in BUDGETS:
+            asked = _asked(budget, spec.threat.norm, _mixed(spec), version)
+            if [_described(each) for each in asked] == ours:
+                return name_of(version), budget
     return None
 
 
@@ -201,6 +303,19 @@ def is_exact(attack: AttackSpec) -> bool:
     return attack.config.get("rung") == "unrolled" or bool(attack.config.get("unrolled"))
 
 
+Stand = Literal["white-box", "transfer", "other"]
+"""What an attack with gradients can show of them: those of the defense, of other models, or neither
+for sure, since it begins with what another attack has found."""
+
+
+def stand_of(attack: AttackSpec) -> Stand:
+    """Whose gradients an attack follows, if it follows any."""
+    rung = attack.config.get("rung")
+    if rung == "transfer" or "lessons" in attack.config:
+        return "transfer"
+    return "other" if rung == "fewer-steps" or attack.config.get("warm") else "white-box"
+
+
 def is_model_space(attack: AttackSpec) -> bool:
     """Whether an attack is on the models that a defense may adapt to."""
     return "ensemble" in attack.config
@@ -211,10 +326,11 @@ def _mixed(spec: EvaluationSpec) -> bool:
 
 
 @cache
-def _asked(budget: Budget, norm: Norm, mixed: bool) -> tuple[AttackSpec, ...]:
+def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[AttackSpec, ...]:
     """The suite as it would be recorded; eps makes no difference to that."""
     threat = ThreatModel(norm, 1.0)
-    return tuple(attack_spec(each, threat) for each in suite("dynamic", budget, mixed=mixed))
+    attacks = suite(name_of(version), budget, mixed=mixed)
+    return tuple(attack_spec(each, threat) for each in attacks)
 
 
 def _described(attack: AttackSpec) -> tuple[str, str, dict[str, Any]]:

@@ -4,17 +4,24 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from dent.evaluation import diagnostics, tells
-from dent.evaluation.conclusion import bootstrap_seed, with_verdicts
+from dent.evaluation.conclusion import RULES, bootstrap_seed, with_verdicts
 from dent.evaluation.ladder import ladder_of
 from dent.evaluation.plan import Plan
 from dent.evaluation.records import JournalRecord, Session, UnitRecord
 from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
 from dent.evaluation.sanity import suspicions
-from dent.evaluation.scoring import Scores, score
+from dent.evaluation.scoring import Rights, Scores, score
 from dent.evaluation.serving import merge_traces
 from dent.evaluation.spec import STATIC, DefenseSpec, EvaluationSpec
-from dent.evaluation.suite import looks_through
-from dent.evaluation.verdict import dependence_of, difference_to, worst_of
+from dent.evaluation.suite import looks_through, stand_of
+from dent.evaluation.symptoms import symptoms_of
+from dent.evaluation.verdict import (
+    by_sample,
+    dependence_of,
+    difference_to,
+    repeated_of,
+    worst_of,
+)
 
 
 def summarize(
@@ -38,6 +45,7 @@ def summarize(
     defenses = {each.name: _defense(each, scores, spec) for each in spec.defenses}
     return EvaluationResult(
         status="complete" if complete else "partial",
+        rules=RULES,
         identity=spec.identity,
         spec=spec,
         samples=plan.attacked,
@@ -80,19 +88,33 @@ def _defense(
             missing,
             has_static=spec.has_static,
             looks_through=looks_through(spec),
+            stands={each.name: stand_of(each) for each in spec.attacks},
+            symptoms=symptoms_of(scores, spec, by_sample=by_sample(dependence)),
+            apart=_apart(scores),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)
         + tells.of_defense(defense, scores.records, unattacked.correct, attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
+        repeated=repeated_of(scores, dependence),
     )
+
+
+def _apart(scores: Scores) -> dict[str, float]:
+    """By view, how far any answer lay from the one that was served."""
+    found: dict[str, float] = {}
+    for records in scores.records.values():
+        for record in records:
+            for name, value in record.apart.items():
+                found[name] = max(value, found.get(name, 0.0))
+    return found
 
 
 def _attack(name: str, scores: Scores) -> AttackSummary:
     kind, _, attack = name.partition("/")
     records = scores.records[name]
     pieces = list(scores.submissions[name].values())
-    rights = [hit for piece in pieces for hit in piece.attacked]
+    rights = [hit > 0.5 for piece in pieces for hit in piece.attacked]
     fell = [claim for record in records for claim in record.claimed or ()]
     own = kind == "attack"
     return AttackSummary(
@@ -152,5 +174,5 @@ def _total_timing(sessions: Sequence[Session]) -> dict[str, float]:
     return timing
 
 
-def _count(rights: Sequence[Sequence[bool]]) -> Count:
-    return Count.of(sum(map(sum, rights)), sum(map(len, rights)))
+def _count(rights: Sequence[Rights]) -> Count:
+    return Count.of(round(sum(map(sum, rights))), sum(map(len, rights)))

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from dent.evaluation.intervals import cluster_bootstrap, tango
+from dent.evaluation.intervals import cluster_bootstrap, of_mean, tango
 from dent.evaluation.probe_readings import depends
-from dent.evaluation.result import Count, Dependence, Difference, WorstCase
-from dent.evaluation.scoring import Rights, Scores, worst_case
+from dent.evaluation.result import Count, Dependence, Difference, Repeated, WorstCase
+from dent.evaluation.scoring import Rights, Scores, worst_case, worst_submissions
 from dent.evaluation.spec import DefenseSpec
 
 MIN_CLUSTERS: Final = 8
@@ -33,6 +33,34 @@ def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
     rights, decided = worst_case(scores, scores.whole, by_sample=samples)
     return WorstCase(
         served=_count(rights.values()), unit="sample" if samples else "batch", by=decided
+    )
+
+
+def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
+    """What a defense that draws at random does over several submissions; None of any other."""
+    draws = max((len(r.draws) for rows in scores.records.values() for r in rows), default=0)
+    if not draws or not scores.whole:
+        return None
+    samples = by_sample(dependence)
+    mean, always, natural, natural_always = (
+        list[float](),
+        list[float](),
+        list[float](),
+        list[float](),
+    )
+    for index in scores.whole:
+        pieces = {name: by_batch[index] for name, by_batch in scores.submissions.items()}
+        chosen = worst_submissions(pieces, by_sample=samples)
+        mean += [pieces[name].attacked[at] for at, name in enumerate(chosen)]
+        always += [pieces[name].always[at] for at, name in enumerate(chosen)]
+        natural += pieces["natural"].attacked
+        natural_always += pieces["natural"].always
+    return Repeated(
+        draws=draws - draws // 2,
+        natural=sum(natural) / len(natural),
+        robust=sum(mean) / len(mean),
+        natural_always=Count.of(round(sum(natural_always)), len(natural_always)),
+        robust_always=Count.of(round(sum(always)), len(always)),
     )
 
 
@@ -86,21 +114,26 @@ def paired(
         seed: Of the draws of batches.
     """
     pairs = {at: list(zip(ours[at], theirs[at], strict=True)) for at in ours}
-    gained = {at: sum(a and not b for a, b in pairs[at]) for at in pairs}
-    lost = {at: sum(b and not a for a, b in pairs[at]) for at in pairs}
-    total = sum(map(len, pairs.values()))
-    only_defended, only_static = sum(gained.values()), sum(lost.values())
+    apart = {at: [float(a) - float(b) for a, b in pairs[at]] for at in pairs}
+    every = [each for rows in apart.values() for each in rows]
+    total = len(every)
+    only_defended, only_static = sum(d > 0.5 for d in every), sum(d < -0.5 for d in every)
+    drawn_at_random = any(each not in (-1, 0, 1) for each in every)
     interval, method = None, "tango"
     assumes = "that samples are independent"
     if total:
         interval = tango(only_defended, only_static, total)
+    if interval is not None and drawn_at_random:
+        means = of_mean(every)
+        interval = (min(interval[0], means[0]), max(interval[1], means[1]))
+        method = "wider of tango on the majority of draws and student on their means"
     if interval is not None and not samples:
         if len(pairs) >= MIN_CLUSTERS:
             drawn = cluster_bootstrap(
-                [gained[at] - lost[at] for at in pairs], [len(pairs[at]) for at in pairs], seed
+                [sum(apart[at]) for at in pairs], [len(apart[at]) for at in pairs], seed
             )
             interval = (min(interval[0], drawn[0]), max(interval[1], drawn[1]))
-            method = "wider of tango and a bootstrap over batches"
+            method = f"wider of {method} and a bootstrap over batches"
             assumes = "that batches are independent; members of one may not be"
         else:
             assumes += (
@@ -108,7 +141,7 @@ def paired(
                 f"too few to draw anew ({MIN_CLUSTERS} needed)"
             )
     return Difference(
-        value=(only_defended - only_static) / total if total else None,
+        value=sum(every) / total if total else None,
         interval=interval,
         method=method,
         assumes=assumes,
@@ -122,4 +155,4 @@ def paired(
 
 def _count(rights: Iterable[Rights]) -> Count:
     rows = list(rights)
-    return Count.of(sum(map(sum, rows)), sum(map(len, rows)))
+    return Count.of(round(sum(map(sum, rows))), sum(map(len, rows)))

@@ -159,7 +159,7 @@ def _accuracy(
     where: dict[int, int] = {}
     for batch in batches.batches:
         for member, hit in zip(batch.ids, rights.get(batch.index, ()), strict=False):
-            right[member], where[member] = hit, batch.index
+            right[member], where[member] = hit > 0.5, batch.index
     if not right:
         return None
     low, high = wilson(sum(right.values()), len(right))

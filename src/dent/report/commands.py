@@ -96,9 +96,10 @@ def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
 def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     if not spec.attacks:
         return [], ["that there is no attack"]
-    budget = exactly(spec)
-    if budget is not None:
-        return ["--suite", "dynamic", "--budget", budget], []
+    found = exactly(spec)
+    if found is not None:
+        name, budget = found
+        return ["--suite", name, "--budget", budget], []
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):

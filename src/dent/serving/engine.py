@@ -15,6 +15,7 @@ from dent.attacks.adaptive.capabilities import SupportsSteps
 from dent.defense import Dent
 from dent.devices import wide
 from dent.errors import ConfigError
+from dent.evaluation.fresh import Origin
 from dent.evaluation.probe import Probe
 from dent.evaluation.probe_readings import moved
 from dent.evaluation.serving import reset, serve, statuses
@@ -125,7 +126,10 @@ class Engine:
         self._device = torch.device(device)
         self._clock, self._seeds = clock, seeds
         self._fewer: dict[int, DynamicDefense] = {}
-        self.shares = self._measure(images[:_PROBED].to(self._device))
+        probed = images[:_PROBED].to(self._device)
+        serve(defense, probed, seed=0)  # what a defense tries on its first batch is no client's
+        reset(defense)
+        self.shares = self._measure(probed)
 
     @property
     def steps(self) -> int:
@@ -194,9 +198,10 @@ class Engine:
         if told["batch_dependent"] or told["stateful"] or told["randomized"]:
             return False
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        probe = Probe(self._defense, images, labels, (0.0, 1.0), seed=0)
+        probe = Probe(Origin(self._defense), images, labels, (0.0, 1.0), seed=0)
         asked = (probe.alone(), probe.strangers(), probe.permuted(), probe.repeated())
-        return not any(found is not None and moved(found) for found in (*asked, probe.again()))
+        again, _ = probe.again()
+        return not any(found is not None and moved(found) for found in (*asked, again))
 
 
 def _known(values: Tensor) -> tuple[float | None, ...]:

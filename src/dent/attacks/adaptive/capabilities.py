@@ -10,6 +10,7 @@ What is missing is said, in an `Unavailable`, and becomes a note in the record.
 | `adapt(..., checkpointed=True)` | the same in less memory, where many steps need it |
 | `adapt(..., last=k)` | the gradient through the last k steps ("truncated") |
 | `steps`, `with_steps(k)` | the same defense with fewer steps than are deployed |
+| `surrogates() -> Mapping[str, nn.Module]` | other models to transfer from |
 """
 
 from __future__ import annotations
@@ -82,6 +83,20 @@ class View(Protocol):
     def over(self, defense: DynamicDefense) -> DynamicDefense:
         """Return another defense, seen in the same way."""
         ...
+
+
+def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
+    """Return the other classifiers that whoever runs an attack has at hand, by name.
+
+    Each takes the same images and has the same classes. A defense, or what stands in its place,
+    offers them by `surrogates()`.
+    """
+    offered = getattr(defense, "surrogates", None)
+    if callable(offered):
+        return dict(offered())
+    if isinstance(defense, View):
+        return surrogates_of(defense.inner)
+    return {}
 
 
 def static_base(defense: Defense) -> nn.Module:

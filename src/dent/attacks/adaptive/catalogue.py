@@ -10,6 +10,7 @@ from dent.attacks.adaptive.collateral import Collateral
 from dent.attacks.adaptive.gradients import RUNGS
 from dent.attacks.adaptive.model_space import ENSEMBLES, ModelSpace
 from dent.attacks.adaptive.rays import RayS
+from dent.attacks.adaptive.surrogates import Surrogates
 from dent.attacks.adaptive.through import AdaptiveAPGD
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ ADAPTIVE: dict[str, Callable[..., Attack]] = {
     # gradient has nothing left to follow.
     "zero-update": partial(AdaptiveAPGD, "transfer", losses=("confident",), name="zero-update"),
     **{ensemble: partial(ModelSpace, ensemble) for ensemble in ENSEMBLES},
+    "surrogates": Surrogates,
     "collateral": Collateral,
     "rays": RayS,
 }

@@ -147,7 +147,7 @@ class Collateral(Attack):
                 if mean.requires_grad:
                     (gradient,) = torch.autograd.grad(mean, leaf, materialize_grads=True)
                 gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-                target.zero_gradients += int((gradient.flatten(1) == 0).all(dim=1).sum())
+                target.took(gradient, torch.arange(len(gradient), device=gradient.device))
                 target.count(Queries(0, 1))
             return Evaluation(mean.detach().expand(len(images)), gradient)
 

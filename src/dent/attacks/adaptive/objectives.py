@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dent.attacks.adaptive.apgd import Evaluation, Objective
 from dent.attacks.adaptive.losses import Loss, margin
+from dent.attacks.protocol import name_of
 from dent.attacks.querier import NoGradientError
 from dent.devices import widest
 
@@ -42,12 +43,13 @@ def ask(
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
-        logits = target(leaf, view=view)
+        asked = None if weights is None else weights.nonzero().flatten()
+        logits = target(leaf, asked=asked, view=view)
         loss = aim.loss(logits, target.labels, aim.targets)
         total = (loss if weights is None else loss * weights).sum()
     (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:
-        name = type(target.defense).__name__
+        name = name_of(target.defense)
         raise NoGradientError(f"{name} returned logits that its input has no part in")
     return logits.detach(), Evaluation(loss.detach(), gradient)
 

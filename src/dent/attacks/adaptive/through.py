@@ -15,6 +15,7 @@ from dent.attacks.adaptive.gradients import Rung, RungName
 from dent.attacks.adaptive.losses import LossName, loss_named, runner_up
 from dent.attacks.adaptive.objectives import Aim, through
 from dent.attacks.adaptive.settings import check_flags, check_rho, read_losses
+from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.querier import NoGradientError, Queries
 from dent.attacks.values import check_counts
@@ -60,6 +61,7 @@ class AdaptiveAPGD(Attack):
         submissions: int = 1,
         warm: bool = False,
         joint: bool = False,
+        unmask: bool = False,
         name: str | None = None,
     ) -> None:
         """Set up the attack.
@@ -78,6 +80,7 @@ class AdaptiveAPGD(Attack):
             warm: Begin each loss where an attack on the static base ended, by the margin, and serve
                 that too; the result is then no weaker than that transfer.
             joint: Let the batch's mean loss decide on step sizes, not each member's.
+            unmask: Look through outputs that saturate and through rounding (`unmasked`).
             name: What results are kept under; by default `adaptive-` and the rung.
 
         Raises:
@@ -86,7 +89,7 @@ class AdaptiveAPGD(Attack):
         check_counts(1, iterations=iterations, restarts=restarts, submissions=submissions)
         check_counts(0, targets=targets)
         check_rho(rho)
-        check_flags(warm=warm, joint=joint)
+        check_flags(warm=warm, joint=joint, unmask=unmask)
         named = read_losses(losses)
         if not named and not targets:
             raise ConfigError("an attack needs a loss or a target")
@@ -101,6 +104,7 @@ class AdaptiveAPGD(Attack):
         self.submissions = submissions
         self.warm = warm
         self.joint = joint
+        self.unmask = unmask
         self.name = name or f"adaptive-{rung}"
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
@@ -118,6 +122,7 @@ class AdaptiveAPGD(Attack):
             "submissions": self.submissions,
             "warm": self.warm,
             "joint": self.joint,
+            **({"unmask": True} if self.unmask else {}),
         }
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -166,6 +171,8 @@ class AdaptiveAPGD(Attack):
         natural = best.offer_served(target.natural)
         try:
             view = self.rung.view(target.defense)
+            if self.unmask:
+                view = Unmasked(view)
             return self._runs(target, threat, best, natural, view, seed)
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung.name}: {missing}",))

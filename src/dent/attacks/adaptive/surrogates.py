@@ -1,0 +1,192 @@
+"""Transfer from several models, and from one that is taught what the defense answers.
+
+Whatever a defense does to its gradient, images that fool other models fool many defenses
+(Papernot et al. 2017). The models are those that the defense's surroundings offer, its static base
+among them, each alone and all together; then a copy of the one that answers most like the defense
+is taught the defense's own answers around this batch, and attacked in its place.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dent.attacks.adaptive.apgd import apgd, random_start
+from dent.attacks.adaptive.best import Best
+from dent.attacks.adaptive.capabilities import Unavailable, static_base, surrogates_of
+from dent.attacks.adaptive.losses import loss_named
+from dent.attacks.adaptive.objectives import Aim, mean_of
+from dent.attacks.adaptive.through import NOT_AVAILABLE
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.querier import Queries
+from dent.attacks.steps import uniform_in_ball
+from dent.attacks.values import check_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dent.attacks.querier import Querier
+    from dent.threat import Norm, ThreatModel
+
+_MOST = 4
+"""Surrogates at most, so that the cost of a batch is known beforehand."""
+_RATE = 0.02
+_TAUGHT = 3
+"""What a step of learning costs, in forwards."""
+
+
+@final
+class Surrogates(Attack):
+    """APGD by the margin on other models; what comes of it is submitted to the defense."""
+
+    def __init__(
+        self,
+        iterations: int = 20,
+        lessons: int = 2,
+        epochs: int = 4,
+        name: str = "surrogates",
+    ) -> None:
+        """Set up the attack.
+
+        Args:
+            iterations: Of APGD on every model.
+            lessons: How often the copy is taught and attacked; each asks the defense about two
+                batches more.
+            epochs: Passes over all answers so far in each lesson.
+            name: What results are kept under.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        check_counts(1, iterations=iterations, epochs=epochs)
+        check_counts(0, lessons=lessons)
+        self.iterations = iterations
+        self.lessons = lessons
+        self.epochs = epochs
+        self.name = name
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records."""
+        del norm
+        return {"iterations": self.iterations, "lessons": self.lessons, "epochs": self.epochs}
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """The natural images, what each model gives, two batches a lesson, and the end."""
+        asked = Queries(2 + _MOST + 1 + 2 * self.lessons, 0)
+        return asked + self.unadapted(n_classes, norm)
+
+    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """All that asks the models, and teaches the copy."""
+        del n_classes, norm
+        # Each model alone, all in every step together, and the copy.
+        ascents = Queries(self.iterations + 1, self.iterations + 1).times(2 * _MOST + self.lessons)
+        # Every lesson adds two batches of answers to one.
+        taught = sum(self.epochs * (1 + 2 * lesson) for lesson in range(1, self.lessons + 1))
+        return ascents + Queries(_TAUGHT * taught + _MOST, 0)
+
+    def longer(self, norm: Norm = "linf") -> Surrogates:
+        """The attack with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return Surrogates(**settings, name=self.name)
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Attack every model alone, all together, and the copy after each lesson."""
+        best = Best(target)
+        natural = best.offer_served(target.natural)
+        models = _models(target)
+        if not models:
+            missing = f"{NOT_AVAILABLE}{self.name}: there is no other model to transfer from"
+            return best.outcome(notes=(missing,))
+        draws = torch.Generator().manual_seed(seed)
+        after: dict[str, Tensor] = {}
+        groups = {name: [model] for name, model in models.items()}
+        if len(models) > 1:
+            groups["all"] = list(models.values())
+        for name, group in groups.items():
+            if best.complete():
+                return best.outcome(after)
+            best.offer_served(self._attack(target, threat, group, draws))
+            after[name] = best.fooled
+        student = _Student(target, models, natural)
+        for lesson in range(1, self.lessons + 1):
+            if best.complete() or not student.parameters:
+                break
+            noise = uniform_in_ball(target.natural, threat, draws).sign() * threat.eps
+            around = threat.project(target.natural + noise, target.natural)
+            student.hear(around, best.offer_served(around))
+            student.learn(self.epochs)
+            found = self._attack(target, threat, [student.model], draws)
+            student.hear(found, best.offer_served(found))
+            after[f"lesson-{lesson}"] = best.fooled
+        return best.outcome(after)
+
+    def _attack(
+        self,
+        target: Querier,
+        threat: ThreatModel,
+        models: list[nn.Module],
+        draws: torch.Generator,
+    ) -> Tensor:
+        return apgd(
+            mean_of(target, models, Aim(loss_named("margin"))),
+            target.natural,
+            random_start(target.natural, threat, draws),
+            threat,
+            iterations=self.iterations,
+        ).images
+
+
+class _Student:
+    """A copy of the model that answers most like the defense, which learns to answer like it.
+
+    Attributes:
+        model: The copy, in eval mode.
+        parameters: What of it can learn.
+    """
+
+    def __init__(self, target: Querier, models: Mapping[str, nn.Module], natural: Tensor) -> None:
+        answered = natural.argmax(dim=1)
+        with torch.no_grad():
+            alike = {
+                name: int((target(target.natural, view=model).argmax(dim=1) == answered).sum())
+                for name, model in models.items()
+            }
+        self.model = copy.deepcopy(models[max(alike, key=lambda name: alike[name])]).eval()
+        self.model.requires_grad_(requires_grad=True)
+        self.parameters = list(self.model.parameters())
+        self._heard = [(target.natural, answered)]
+        self._target = target
+
+    def hear(self, images: Tensor, logits: Tensor) -> None:
+        """Take note of what the defense answered to a batch."""
+        self._heard.append((images.detach(), logits.argmax(dim=1)))
+
+    def learn(self, epochs: int) -> None:
+        """Go over all answers so far."""
+        parameters = self.parameters
+        optimizer = torch.optim.SGD(parameters, lr=_RATE, momentum=0.9)
+        for _ in range(epochs):
+            for images, answered in self._heard:
+                with torch.enable_grad():
+                    loss = F.cross_entropy(self.model(images).float(), answered)
+                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                self._target.count(Queries(_TAUGHT, 0))
+        optimizer.zero_grad()
+
+
+def _models(target: Querier) -> dict[str, nn.Module]:
+    """The models to transfer from: the static base, and what the surroundings offer."""
+    found: dict[str, nn.Module] = {}
+    with suppress(Unavailable):
+        found["base"] = static_base(target.defense)
+    found |= surrogates_of(target.defense)
+    return dict(list(found.items())[:_MOST])

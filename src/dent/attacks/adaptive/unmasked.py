@@ -1,0 +1,156 @@
+"""See a defense through what hides its gradient, without asking its author.
+
+Two things hide a gradient in honest code. An output that saturates, such as a softmax of large
+logits, has a slope of exactly zero in float32. Here the scores that it was computed from are read
+instead: the last ones of the same shape that put the same class first and still have a slope. And
+rounding has no slope at all. Here it passes the gradient straight through (Bengio et al. 2013).
+
+Both are found in the operations that PyTorch runs while the defense answers. What is compiled,
+scripted or computed outside of PyTorch is not seen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from dent.attacks.adaptive.losses import margin
+
+if TYPE_CHECKING:
+    from dent.attacks.querier import View
+
+_KEPT = 64
+"""Scores of the last so many operations are looked at; an adaptation before them has many more."""
+_ROUNDING = frozenset(
+    getattr(owner, name)
+    for owner in (torch, Tensor)
+    for name in ("round", "round_", "floor", "ceil", "trunc", "sign", "floor_", "ceil_", "sgn")
+    if hasattr(owner, name)
+)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """What was rounded, with the gradient of what it was rounded from."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, after: Tensor) -> Tensor:
+        """Return `after`, to the last bit."""
+        del ctx, before
+        return after.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Pass the gradient to `before`."""
+        del ctx
+        return gradients[0], None
+
+
+class _Watching(TorchFunctionMode):
+    """Keeps the last scores of a batch, and makes rounding pass the gradient.
+
+    Attributes:
+        scores: Two-dimensional results with a gradient, of one row a member, the last ones last.
+        rounded: Whether anything with a gradient was rounded.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.scores: deque[Tensor] = deque(maxlen=_KEPT)
+        self.rounded = False
+        self._rows = rows
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        del types
+        before = args[0] if args and isinstance(args[0], Tensor) else None
+        rounds = func in _ROUNDING and before is not None and before.requires_grad
+        if rounds and before is not None and str(func.__name__).endswith("_"):
+            before = before.clone()  # about to be overwritten
+        result = func(*args, **(kwargs or {}))
+        if rounds and before is not None and torch.is_grad_enabled():
+            self.rounded = True
+            result = _StraightThrough.apply(before, result.detach())
+        if (
+            isinstance(result, Tensor)
+            and result.dim() == 2
+            and len(result) == self._rows
+            and result.requires_grad
+            and result.is_floating_point()
+        ):
+            self.scores.append(result)
+        return result
+
+
+class Unmasked:
+    """A view that answers with scores that have a slope.
+
+    Args:
+        view: What is looked at.
+
+    Attributes:
+        helps: Whether it has found something to look through; known after the first answer with a
+            gradient.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._from_last: int | None = None
+        self.helps = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Scores (N, classes), with a graph to `x` where gradients are enabled.
+
+        Without one, what the view answers.
+        """
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self._view(x)
+        watching = _Watching(len(x))
+        with watching:
+            answered = self._view(x)
+        found = [each for each in watching.scores if each.shape == answered.shape]
+        if self._from_last is None:
+            self._from_last = _last_alive(answered, found, x)
+            self.helps = watching.rounded or self._from_last > 0
+        if not self._from_last or self._from_last > len(found):
+            return answered
+        return found[-self._from_last]
+
+
+def _last_alive(answered: Tensor, found: list[Tensor], x: Tensor) -> int:
+    """How far from the last the scores to be read are; 0 for the answer itself.
+
+    They put the class first that is answered, and of those the last with a slope for the most
+    members.
+    """
+    best, most = 0, _alive(answered, x)
+    first = answered.detach().nan_to_num().argmax(dim=1)
+    top = answered.detach().nan_to_num().amax(dim=1, keepdim=True)
+    sure = (answered.detach() == top).sum(dim=1) == 1
+    for back, scores in enumerate(reversed(found), start=1):
+        if most == len(x):
+            break
+        same = scores.detach().nan_to_num().argmax(dim=1) == first
+        if not bool(same[sure].all()):
+            continue
+        alive = _alive(scores, x)
+        if alive > most:
+            best, most = back, alive
+    return best
+
+
+def _alive(scores: Tensor, x: Tensor) -> int:
+    """Members whose margin has a slope, for more than one pair of classes where there are more."""
+    if not scores.requires_grad:
+        return 0
+    top = scores.detach().argmax(dim=1)
+    (gradient,) = torch.autograd.grad(
+        margin(scores.float(), top).sum(), x, retain_graph=True, allow_unused=True
+    )
+    if gradient is None:
+        return 0
+    rows = gradient.flatten(1)
+    return int((rows.isfinite().all(dim=1) & (rows != 0).any(dim=1)).sum())

@@ -1,0 +1,82 @@
+"""Positive controls: defenses with a true gain, for the verdict to prove itself on.
+
+    dent evaluate --suite dynamic --model resnet-14-2-nominal --dataset cifar10-sample
+        --defense dent.evaluation.controls:gain --norm linf --eps 8/255 --n 64 --batch-size 8
+
+Each pretends to defend a nominally trained CIFAR-10 net, which falls at once, and answers with the
+shipped net that was trained against l-inf attacks. What it gains is what that net keeps, and nobody
+calls it a defense: an evaluation that cannot see this gain cannot see any.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dent.config import DentConfig
+from dent.defense import Dent
+from dent.models.shipped_source import ShippedModels
+
+_HIDDEN = "resnet-14-2-linf"
+
+
+class HiddenNet(nn.Module):
+    """Answers like another net than the one it was made from.
+
+    Args:
+        base: The net that it claims to defend; images (N, 3, 32, 32) to 10 logits.
+        hidden: The net that answers, as a `Dent` without steps.
+
+    Attributes:
+        batch_dependent: Whether the hidden net normalizes by the batch's own statistics.
+    """
+
+    def __init__(self, base: nn.Module, hidden: Dent) -> None:
+        super().__init__()
+        self.base, self.hidden = base.eval(), hidden
+        self.eval()
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a prediction can depend on the rest of its batch."""
+        return self.hidden.batch_dependent
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Any:
+        """Adapt the hidden net; without steps there is nothing to learn."""
+        return self.hidden.adapt(x, differentiable=differentiable)
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        """Logits (N, 10) of the hidden net."""
+        return self.hidden.predict(x, adaptation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) of the hidden net."""
+        return self.predict(x, self.adapt(x))
+
+    def unwrap(self) -> nn.Module:
+        """Return the net that it claims to defend."""
+        return self.base
+
+
+def gain(model: nn.Module) -> HiddenNet:
+    """Make a defense with a true gain whose members do not touch each other.
+
+    Args:
+        model: A CIFAR-10 net that is less robust than the shipped one.
+    """
+    return HiddenNet(model, Dent(_hidden_net(model), DentConfig(steps=0)))
+
+
+def batch_gain(model: nn.Module) -> HiddenNet:
+    """Make a defense with a true gain whose answers depend on the batch: it gives the statistics.
+
+    Args:
+        model: A CIFAR-10 net that is less robust than the shipped one.
+    """
+    return HiddenNet(model, Dent(_hidden_net(model), DentConfig(steps=0, statistics="test")))
+
+
+def _hidden_net(model: nn.Module) -> nn.Module:
+    hidden = ShippedModels().load(_HIDDEN).eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        return hidden.to(tensor.device)
+    return hidden

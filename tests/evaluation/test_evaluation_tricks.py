@@ -1,0 +1,249 @@
+"""The verdict on defenses made to fool it, and on honest ones that are hard to certify.
+
+The static model, the hidden ones and all labels are linear or `Nearest`, so every truth is known.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent.attacks import Attack
+from dent.attacks.adaptive import AdaptiveAPGD
+from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
+from dent.evaluation.diagnostics import CERTIFICATE, certificate_of, stands_in
+from dent.evaluation.fresh import Origin
+from dent.evaluation.gradient_check import check_gradient
+from dent.evaluation.records import ProbeRecord
+from dent.evaluation.result import Verdict
+from dent.threat import ThreatModel
+from tests.attacks.known_defenses import Nearest, withstands
+from tests.evaluation import tricks
+from tests.evaluation.test_evaluation_suite_answers import COUNT, X, Y, dataset, linear
+from tests.evaluation.tricks import (
+    Forger,
+    Hidden,
+    OwnNoise,
+    Quantized,
+    Remembers,
+    Saturated,
+    Tires,
+    TwoFaced,
+)
+
+EPS = "16/255"
+NET = linear()
+"""Right about every image, and robust of none at this eps."""
+ROBUST = Nearest(X, Y)
+"""Right about every image, whatever is done to it."""
+STOP_GRADIENT = AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=20, unmask=True)
+MASKED = AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=20)
+
+
+def other(seed: int = 1) -> nn.Module:
+    """A net that has little in common with `NET`, as a static model to be compared with."""
+    layer = nn.Linear(48, 4)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(4, 48, generator=draws).sign())
+        layer.bias.copy_(-layer.weight.sum(dim=1) / 2)
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+def run(
+    defense: nn.Module,
+    *,
+    static: nn.Module | None = None,
+    eps: str = EPS,
+    attacks: Sequence[Attack] | None = None,
+    transfer: bool = True,
+) -> EvaluationResult:
+    model = static or other()
+    chosen = suite("dynamic", "small") if attacks is None else attacks
+    subject = Subject(model, dataset(), {"it": defense}, chosen, ThreatModel("linf", eps))
+    return evaluate(subject, Settings(batch_size=12, transfer=transfer))
+
+
+def judged(defense: nn.Module, **how: Any) -> tuple[DefenseResult, Verdict, dict[str, bool]]:
+    """The defense, its verdict, and by gate whether it is open."""
+    found = run(defense, **how).defenses["it"]
+    assert found.verdict is not None
+    return found, found.verdict, {gate.name: gate.open for gate in found.verdict.gates}
+
+
+def test_the_truths() -> None:
+    assert not withstands(linear(), X, Y, 16 / 255).any()
+    with torch.no_grad():
+        assert NET(X).argmax(1).equal(Y)
+        assert ROBUST(X).argmax(1).equal(Y)
+        assert (other()(X).argmax(1) == Y).sum() < COUNT / 2
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        tricks.softmax(300.0),
+        tricks.by_hand(1000.0),
+        tricks.sigmoid(300.0),
+        tricks.tangent(100.0),
+        tricks.rank,
+        tricks.vote,
+    ],
+    ids=["softmax", "by-hand", "sigmoid", "tanh", "rank", "vote"],
+)
+def test_what_saturates_is_attacked_through_the_scores_before_it(
+    shape: Callable[[Tensor], Tensor],
+) -> None:
+    # Not by transfer: nothing is told of the net, and the static one is another.
+    found = run(Saturated(NET, shape), attacks=[STOP_GRADIENT], transfer=False).defenses["it"]
+    assert found.attack("adaptive-stop-gradient").served.correct == 0
+    blind = run(Saturated(NET, shape), attacks=[MASKED], transfer=False).defenses["it"]
+    assert blind.worst.served.correct > COUNT / 2
+
+
+def test_a_saturated_output_of_a_weak_net_is_no_gain() -> None:
+    found, verdict, gates = judged(Saturated(NET, tricks.softmax(1000.0)))
+    assert found.worst.served.correct == 0
+    assert verdict.ruling == "no gain"
+    assert gates[CERTIFICATE]  # the gradient that it shows is none
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [{}, pytest.param({"reach": 0.2, "least": 10}, marks=pytest.mark.slow)],
+    ids=["at-once", "later"],
+)
+def test_what_remembers_its_questions_is_attacked_and_scored_as_if_it_had_met_none(
+    steps: dict[str, Any],
+) -> None:
+    found, verdict, gates = judged(Remembers(NET, **steps))
+    assert found.worst.served.correct == 0
+    assert verdict.ruling == "no gain"
+    # Its memory shows where it was asked about the natural batch before.
+    assert gates["carries state"]
+
+
+@pytest.mark.parametrize(
+    "honest",
+    [lambda x: len(x) <= 4, lambda x: x.dtype == torch.float64, lambda x: False],
+    ids=["small-batches", "float64", "nowhere"],
+)
+def test_another_nets_gradient_is_not_certified_wherever_it_is_shown_truly(
+    honest: Callable[[Tensor], bool],
+) -> None:
+    # On robust nets, so that nothing but the gradient stands in the way of a gain.
+    shown = Nearest(X.flip(2), (Y + 1) % 4)
+    forged = Forger(ROBUST, shown, honest)
+    record = check_gradient(Origin(forged), X[:8], Y[:8], ThreatModel("linf", EPS), seed=0)
+    probe = ProbeRecord.model_construct(gradient=record)
+    assert certificate_of(probe).state == "raised"
+    assert not stands_in(probe)
+    true = check_gradient(Origin(Hidden(NET, ROBUST)), X[:8], Y[:8], ThreatModel("linf", EPS), 0)
+    assert certificate_of(ProbeRecord.model_construct(gradient=true)).state == "passed"
+
+
+def test_one_dead_gradient_among_live_ones_is_seen() -> None:
+    class OneDead(tricks.Trick):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            alive = torch.arange(len(x)) != len(x) - 1
+            x = torch.where(alive[:, None, None, None], x, x.detach())
+            return super().predict(x, adaptation)
+
+    record = check_gradient(Origin(OneDead(NET)), X[:8], Y[:8], ThreatModel("linf", EPS), seed=0)
+    for point in record.points:
+        wrong = [error is None or error > 0.01 for error in point.errors]
+        assert sum(wrong) == 1
+    assert certificate_of(ProbeRecord.model_construct(gradient=record)).state == "raised"
+
+
+@pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_answers_with_gradients_and_without_must_be_the_same(reverse: bool) -> None:
+    found, verdict, gates = judged(TwoFaced(NET, ROBUST, reverse=reverse))
+    assert verdict.ruling == "no gain"  # the worse of both counts
+    assert found.worst.served.correct < COUNT / 4
+    assert gates["served differs with gradients"]
+
+
+@pytest.mark.parametrize("calls", [pytest.param(5, marks=pytest.mark.slow), 300])
+def test_what_changes_after_some_calls_is_seen_and_gains_nothing(calls: int) -> None:
+    found, verdict, gates = judged(Tires(NET, ROBUST, calls))
+    assert found.worst.served.correct == 0
+    assert verdict.ruling == "no gain"
+    assert gates["carries state"]
+    # A gain until then is real, but not one of the defense.
+    _, verdict, gates = judged(Tires(ROBUST, NET, calls))
+    assert verdict.ruling == "inconclusive"
+    assert gates["carries state"]
+
+
+GENERATORS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.Generator().manual_seed(0),
+    "numpy": lambda: np.random.default_rng(0),
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [GENERATORS["torch"], pytest.param(GENERATORS["numpy"], marks=pytest.mark.slow)],
+    ids=GENERATORS,
+)
+def test_noise_from_a_generator_of_ones_own_is_randomness_and_costs_nothing(
+    make: Callable[[], Any],
+) -> None:
+    static = NET  # at an eps at which some stand
+    loud = OwnNoise(NET, 0.3, make)
+    result = run(loud, static=static, eps="4/255")
+    found, base = result.defenses["it"], result.defenses["static"]
+    assert found.verdict is not None
+    assert {each.name: each.state for each in found.diagnostics}["randomized"] == "raised"
+    assert found.repeated is not None
+    assert (found.repeated.draws, base.repeated) == (5, None)
+    assert found.verdict.ruling != "harmful"
+    assert found.difference is not None
+    assert abs(found.difference.value or 0.0) < 0.1
+    # The worst of all draws is another number, and is not the one that counts.
+    assert found.repeated.robust_always.correct <= found.worst.served.correct
+    assert found.repeated.natural_always.correct <= found.natural.correct
+
+
+@pytest.mark.slow
+def test_who_answers_by_a_coin_of_his_own_is_harmful_all_the_same() -> None:
+    class Coin(OwnNoise):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            logits: Tensor = self.net(x)
+            turned = torch.rand(len(x), generator=self.generator) < self.scale
+            return torch.where(turned[:, None], -logits, logits)
+
+    result = run(Coin(NET, 0.5, GENERATORS["torch"]), static=NET, eps="2/255")
+    verdict = result.defenses["it"].verdict
+    assert verdict is not None
+    assert verdict.ruling == "harmful"
+
+
+def test_a_gain_needs_no_word_of_its_author() -> None:
+    found, verdict, gates = judged(Hidden(other(), ROBUST))
+    assert found.worst.served.correct == COUNT
+    assert (verdict.ruling, verdict.ground) == ("robust gain", "exact gradient certified")
+    assert not any(gates.values())
+
+
+def test_a_gain_behind_a_straight_through_gradient_is_seen() -> None:
+    found, verdict, gates = judged(Quantized(other(), ROBUST))
+    assert found.worst.served.correct == COUNT
+    assert (verdict.ruling, verdict.ground) == ("robust gain", "surrogate gradient, unbeaten")
+    assert gates == {CERTIFICATE: False}
+    weak, none, _ = judged(Quantized(other(), NET))
+    assert (weak.worst.served.correct, none.ruling) == (0, "no gain")
+
+
+def test_what_cannot_be_copied_is_no_gain() -> None:
+    class Locked(Hidden):
+        def __deepcopy__(self, memo: object) -> "Locked":
+            raise RuntimeError("there is one of me")
+
+    _, verdict, gates = judged(Locked(other(), ROBUST))
+    assert verdict.ruling == "inconclusive"
+    assert gates["cannot be copied"]
