@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dent.errors import UnsupportedModelError
 from dent.random_state import copied, kept_generators
 from dent.rebinding import FOLLOWED, Rebinding
+from dent.untraced import untraced
 
 _HOOKS: Final = (
     "_forward_hooks",
@@ -40,6 +41,7 @@ _COPYING: Final = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__"
 _MAY_LEAD_BACK: Final = (*FOLLOWED, list, tuple, dict)
 
 
+@untraced
 def private_copy(model: nn.Module, *, shares_generators: bool = False) -> nn.Module:
     """Copy a model's structure and tensors in eval mode; share weights (detached) and hooks.
 

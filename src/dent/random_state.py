@@ -14,10 +14,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from dent.untraced import untraced
+
 _DEPTH: Final = 3
 """How many containers deep a generator is looked for."""
 
 
+@untraced
 def kept_generators(model: nn.Module) -> list[Any]:
     """Return every generator that a module of the model holds, once.
 

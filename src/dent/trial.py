@@ -32,6 +32,7 @@ from dent.norm import norm_layers, registered_kind
 from dent.objectives import loss
 from dent.private_copy import kept_tensors, private_copy
 from dent.random_state import same_random_numbers
+from dent.untraced import untraced
 
 _ROWS: Final = 8
 """How many samples of the first batch are tried; all of them where the model takes no fewer."""
@@ -76,6 +77,7 @@ class Trial:
             stacklevel=5,
         )
 
+    @untraced
     def run(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
         """Try a defense on its first batch; returns at once where that was done.
 
