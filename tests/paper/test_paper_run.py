@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torchvision.models import resnet18
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torchvision.models import ResNet, resnet18
 
 from dent import Dent, DentConfig, models
 from dent.cli.app import main
@@ -295,12 +296,38 @@ def test_a_profile_counts_and_times_and_resumes(make_plan: MakePlan) -> None:
     assert cells["relative-flops/2"].value == record.flops["2"] / record.flops["0"]
     assert cells["relative-flops/1"].state == "not at this scale"
     assert run_profile(plan, path) == record
-    # Two images, a round to count and two to time: 1 forward without steps, 6 with two.
-    assert profile_forwards(plan) == 2 * 3 * (1 + 6)
+    # Two images, a round with the trial, one to count and two to time: 1 forward without steps, 6
+    # with two.
+    assert profile_forwards(plan) == 2 * 4 * (1 + 6)
     longer = make_plan(
         {"tables": {"tiny": {"leave_out": ["1"]}}}, profile=profile | {"rounds": 3}, **changes
     )
     assert run_profile(longer, path).seconds[:2] == record.seconds
+
+
+def test_no_round_of_a_profile_holds_the_trial_of_a_first_answer(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the first one after an interruption: "seconds" are forwards of the model here."""
+    forwards: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if isinstance(module, ResNet):
+            forwards.append(module)
+
+    hook = register_module_forward_pre_hook(note)
+    monkeypatch.setattr("dent.paper.profile.clock", lambda _: float(len(forwards)))
+    columns = [{"id": "2", "label": "2", "defense": "dent steps=2"}]
+    rows = [{"id": "seconds", "label": "s", "measure": "seconds", "published": [""]}]
+    profile = {"model": "resnet18", "classes": 10, "size": 32, "batch_size": 2}
+    changes = {"columns": columns, "rows": rows, "claims": [], "charts": [], **NO_SUITE}
+    try:
+        for rounds in (2, 3):
+            plan = make_plan({}, profile=profile | {"rounds": rounds}, **changes)
+            record = run_profile(plan, OUT / RUNS / plan.profile_folder)
+            assert record.seconds == ({"2": 3.0},) * rounds
+    finally:
+        hook.remove()
 
 
 def test_operations_grow_by_the_same_with_every_step() -> None:

@@ -82,7 +82,8 @@ def profile_forwards(plan: Plan) -> float:
         return 0.0
     steps = [DentConfig.from_dict(values).steps for values in plan.profiled.values()]
     once = sum(1 + _STEP * count for count in steps)
-    return plan.profile.batch_size * (plan.profile.rounds + 1) * once
+    rounds = 2 + plan.profile.rounds  # one with the trial, one to count operations
+    return plan.profile.batch_size * rounds * once
 
 
 def timer(device: torch.device) -> Callable[[Chosen], float | None]:
