@@ -46,7 +46,10 @@ def test_a_model_of_another_dtype_gets_images_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (lambda y: (y, y), "returned a tuple for images .*expected one tensor of logits"),
+        (
+            lambda y: (y, y),
+            r"a tuple with 0 \(2, 10\), 1 \(2, 10\) for images .*expected one tensor",
+        ),
         (lambda y: {"logits": y}, "returned a dict"),
         (lambda y: y.argmax(1), r"returned shape \(2,\) .* expected logits \(2, 10\)"),
         (lambda y: y[None], r"returned shape \(1, 2, 10\)"),

@@ -2,10 +2,12 @@
 
 import random
 from math import comb
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dent.evaluation.intervals import of_median, tango
 from dent.paper.claims import compare, judge
@@ -30,8 +32,21 @@ def some(count: int, total: int = 100) -> list[bool]:
     return [at < count for at in range(total)]
 
 
-def ruled(first: Measured, second: Measured, kind: str = "higher", **fields: float) -> Judgement:
-    table = read_spec(Table, "tiny", TABLE)
+UNPRINTED = {
+    **TABLE,
+    "rows": [{**row, "published": [""] * len(row["published"])} for row in TABLE["rows"]],
+}
+"""The paper prints no figure: a claim then says in which direction, and not how far."""
+
+
+def ruled(
+    first: Measured,
+    second: Measured,
+    kind: str = "higher",
+    printed: dict[str, Any] = TABLE,
+    **fields: float,
+) -> Judgement:
+    table = read_spec(Table, "tiny", printed)
     claim = Claim.model_validate(
         {"id": "c", "says": "It is so.", "kind": kind, "pairs": [CELLS], **fields}
     )
@@ -48,8 +63,9 @@ def ruled(first: Measured, second: Measured, kind: str = "higher", **fields: flo
         (30, 30, "higher", {}, "not reproduced"),
         (30, 60, "higher", {}, "not reproduced"),
         (32, 30, "higher", {"difference": 4.0}, "cannot be told"),
-        (30, 32, "higher", {"difference": 0.0}, "cannot be told"),
-        (30, 40, "higher", {"difference": 0.0}, "not reproduced"),
+        (30, 32, "higher", {"printed": UNPRINTED}, "cannot be told"),
+        (30, 40, "higher", {"printed": UNPRINTED}, "not reproduced"),
+        (40, 30, "higher", {"printed": UNPRINTED}, "reproduced"),  # no half to reach
         (31, 30, "about", {"within": 10.0}, "reproduced"),
         (31, 30, "about", {"within": 2.0}, "cannot be told"),
         (60, 30, "about", {"within": 2.0}, "not reproduced"),
@@ -60,7 +76,7 @@ def ruled(first: Measured, second: Measured, kind: str = "higher", **fields: flo
     ],
 )
 def test_a_pair_is_ruled_by_its_interval(
-    dent: int, static: int, kind: str, fields: dict[str, float], ruling: str
+    dent: int, static: int, kind: str, fields: dict[str, Any], ruling: str
 ) -> None:
     found = ruled(accuracy(some(dent)), accuracy(some(static)), kind, **fields)
     gained, lost = max(dent - static, 0), max(static - dent, 0)
@@ -68,6 +84,14 @@ def test_a_pair_is_ruled_by_its_interval(
     assert found.interval == pytest.approx((100 * low, 100 * high))
     assert found.measured == pytest.approx(dent - static)
     assert found.ruling == ruling, found
+
+
+def test_a_difference_of_nothing_is_no_published_figure() -> None:
+    """It would read as "the paper prints 0"; where it prints none, the claim names none."""
+    with pytest.raises(ValidationError, match="difference"):
+        Claim.model_validate(
+            {"id": "c", "says": "So.", "kind": "higher", "pairs": [CELLS], "difference": 0.0}
+        )
 
 
 def test_nothing_is_told_from_batches_too_few_to_draw_anew() -> None:
@@ -164,10 +188,10 @@ def test_numbers_are_paired_batch_by_batch() -> None:
     assert before is not None
     assert after is not None
     assert few is not None
-    found = ruled(before, after, difference=0.0)
+    found = ruled(before, after, printed=UNPRINTED)
     assert found.interval == pytest.approx((0.01, 0.3))
     assert found.ruling == "reproduced"
-    assert ruled(few, after, difference=0.0).ruling == "cannot be told"
+    assert ruled(few, after, printed=UNPRINTED).ruling == "cannot be told"
     assert of_numbers([], (), False) is None
 
 
