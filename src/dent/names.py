@@ -39,6 +39,7 @@ ATTACKS: Final = (
     "rays",
     "square",
     "standard",
+    "surrogates",
     "zero-update",
 )
 """What `dent.attacks.make` knows."""

@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,30 @@ Counts = dict[tuple[str, str, str], tuple[int, int]]
 
 @pytest.fixture(scope="module")
 def counted(run_path: Path) -> Counts:
-    """By (defense, kind, attack), how many attacked members were served their label."""
+    """By (defense, kind, attack), how many attacked members were served their label.
+
+    Of answers drawn at random, the mean over the second half of the draws.
+    """
     batches = json.loads((run_path / "plan.json").read_text())["batches"]
-    counts: Counts = {}
+    counts: dict[tuple[str, str, str], tuple[float, int]] = {}
     for record in _units(run_path):
         batch = batches[record["batch"]]
         attacked = batch["attacked"]
-        pairs = zip(record["served"][:attacked], batch["labels"][:attacked], strict=True)
         key = (record["defense"], record["kind"], record["attack"] or "")
         correct, total = counts.get(key, (0, 0))
-        counts[key] = (correct + sum(a == b for a, b in pairs), total + attacked)
-    return counts
+        shares = _shares(record, batch["labels"][:attacked])
+        counts[key] = (correct + sum(shares), total + attacked)
+    return {key: (round(correct), total) for key, (correct, total) in counts.items()}
+
+
+def _shares(record: Any, labels: Sequence[int]) -> list[float]:
+    """Per attacked member, in which share of the answers that score it was right."""
+    draws = record["draws"]
+    answers = draws[len(draws) // 2 :] or [record["served"]]
+    return [
+        sum(answer[at] == label for answer in answers) / len(answers)
+        for at, label in enumerate(labels)
+    ]
 
 
 def _units(run_path: Path) -> Iterator[Any]:
@@ -81,11 +94,10 @@ def test_csv_counts_the_mismatches_of_claimed_and_served(
         if record["kind"] == "attack":
             labels = batches[record["batch"]]["labels"]
             sums = claimed.setdefault((record["defense"], record["attack"]), [0, 0, 0])
-            for fell, served, label in zip(
-                record["claimed"], record["served"], labels, strict=True
-            ):
-                sums[0] += fell and served == label
-                sums[1] += not fell and served != label
+            shares = _shares(record, labels)
+            for fell, share in zip(record["claimed"], shares, strict=True):
+                sums[0] += fell and share > 0.5
+                sums[1] += not fell and share <= 0.5
                 sums[2] += not fell
     assert any(sums[0] and sums[1] and sums[0] != sums[1] for sums in claimed.values())
     for row in rows:

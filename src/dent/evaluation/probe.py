@@ -69,8 +69,11 @@ class Probe:
             self.calls += 1
             if self.calls in (_FEW_CALLS // 2, _FEW_CALLS):
                 marks.append(footprint(old.defense))
+        # Twice: what alternates may by chance answer as at first.
         old.reseed(seed)
-        answered = serve(old.defense, few, seed=seed)
+        answered = [serve(old.defense, few, seed=seed)]
+        old.reseed(seed)
+        answered.append(serve(old.defense, few, seed=seed))
         old.reseed(seed)
         before, after = (self._gradient(each.defense) for each in (self._origin.new(seed), old))
         distance: float | None = None
@@ -79,7 +82,9 @@ class Probe:
             distance = float((wide(before) - wide(after)).norm() / size)
         elif (before is None) != (after is None):
             distance = 1.0
-        return self._compare(self._few, answered), distance
+        found = [self._compare(self._few, each) for each in answered]
+        unlike = [each for each in found if each.distance is None]
+        return max(unlike or found, key=lambda each: each.distance or 0.0), distance
 
     def _gradient(self, defense: Defense) -> Tensor | None:
         """Of the few members' margins, NaN as 0; None where there is none."""
