@@ -16,7 +16,7 @@ from dent.attacks.adaptive import AdaptiveAPGD
 from dent.attacks.base import isolated_random_state
 from dent.data.dataset import ArrayDataset
 from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
-from dent.evaluation.conclusion import FEW_BATCHES
+from dent.evaluation.conclusion import FEW_BATCHES, HUGE_EPS
 from dent.evaluation.diagnostics import CERTIFICATE
 from dent.evaluation.plan import seed_of
 from dent.evaluation.result import Verdict
@@ -189,7 +189,8 @@ def test_answers_by_chance_are_harmful_whatever_autoattack_claims_of_them() -> N
     assert verdict.ruling == "harmful"
     assert "natural accuracy" in verdict.sentence
     assert {"randomized", "served differs from claimed"} <= gates.keys()
-    assert not any(gates.values())
+    # Whatever is done to an image, it is answered rightly by chance.
+    assert {name for name, is_open in gates.items() if is_open} <= {HUGE_EPS}
     assert states(result)["batch dependent"] == "not-run"
 
 

@@ -194,7 +194,7 @@ def test_noise_from_a_generator_of_ones_own_is_randomness_and_costs_nothing(
     make: Callable[[], Any],
 ) -> None:
     static = NET  # at an eps at which some stand
-    loud = OwnNoise(NET, 0.3, make)
+    loud = OwnNoise(NET, 0.05, make)
     result = run(loud, static=static, eps="4/255")
     found, base = result.defenses["it"], result.defenses["static"]
     assert found.verdict is not None
