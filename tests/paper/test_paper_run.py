@@ -324,7 +324,7 @@ def test_no_round_of_a_profile_holds_the_trial_of_a_first_answer(
     try:
         for rounds in (2, 3):
             plan = make_plan({}, profile=profile | {"rounds": rounds}, **changes)
-            record = run_profile(plan, OUT / RUNS / plan.profile_folder)
+            record = run_profile(plan, OUT / RUNS / "resumed")
             assert record.seconds == ({"2": 3.0},) * rounds
     finally:
         hook.remove()
