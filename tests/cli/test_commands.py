@@ -1,11 +1,13 @@
 """The command line, end to end, on real images."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.cli import here
 from tests.cli.process import dent
 
 SMALL = (
@@ -19,7 +21,11 @@ SMALL = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setenv("DENT_DATA", str(tmp_path / "cache"))
     (tmp_path / "mine.py").write_text(SMALL)
     for label, name in enumerate(("circle", "line", "square")):
         (tmp_path / "shapes" / name).mkdir(parents=True)
@@ -39,8 +45,8 @@ def test_a_folder_of_images_is_evaluated_and_its_digest_recorded(folder: Path) -
     )
     assert ran.returncode == 0, ran.stderr
     recorded = json.loads((folder / "run" / "run.json").read_text())["spec"]["dataset"]
-    fetched = dent("data", "imagefolder-c32", "--root", "shapes", "--json", cwd=folder)
-    assert recorded["digest"] == json.loads(fetched.stdout)["digests"]["test"]
+    fetched = here.dent("data", "imagefolder-c32", "--root", "shapes", "--json")
+    assert recorded["digest"] == json.loads(fetched.out)["digests"]["test"]
     assert recorded["classes"] == ["circle", "line", "square"]
     assert (recorded["name"], recorded["size"]) == ("imagefolder-c32", 6)
     verified = dent(
@@ -66,15 +72,15 @@ def test_evaluate_resumes_and_says_the_same(folder: Path) -> None:
         assert defense["natural"]["total"] == 12
         assert defense["worst"]["served"]["correct"] <= defense["natural"]["correct"]
     journal = (folder / "run" / "journal.jsonl").read_bytes()
-    again = dent(*EVALUATE, "--out", "run", "--json", cwd=folder)
-    assert json.loads(again.stdout)["defenses"] == result["defenses"]
+    again = here.dent(*EVALUATE, "--out", "run", "--json")
+    assert json.loads(again.out)["defenses"] == result["defenses"]
     assert (folder / "run" / "journal.jsonl").read_bytes() == journal
-    table = dent(*EVALUATE, "--out", "run", cwd=folder)
-    assert "against static" in table.stdout.replace("\n", " ")
-    assert "an upper bound" in " ".join(table.stdout.split())
-    other = dent(*EVALUATE, "--seed", "1", "--out", "run", cwd=folder)
-    assert other.returncode == 2
-    assert "settings.seed" in other.stderr
+    table = here.dent(*EVALUATE, "--out", "run")
+    assert "against static" in table.out.replace("\n", " ")
+    assert "an upper bound" in " ".join(table.out.split())
+    other = here.dent(*EVALUATE, "--seed", "1", "--out", "run")
+    assert other.code == 2
+    assert "settings.seed" in other.err
 
 
 @pytest.mark.parametrize(
@@ -109,31 +115,27 @@ def test_evaluate_resumes_and_says_the_same(folder: Path) -> None:
     ],
 )
 def test_refusals_are_one_message(folder: Path, arguments: tuple[str, ...], says: str) -> None:
-    refused = dent(*arguments, cwd=folder)
-    assert refused.returncode == 2
-    assert says in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert not refused.stdout
+    refused = here.dent(*arguments)
+    assert refused.code == 2
+    assert says in refused.err
+    assert "Traceback" not in refused.err
+    assert not refused.out
 
 
 def test_models_and_data_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENT_MODELS", str(folder / "models"))
-    listed = {
-        entry["name"]: entry for entry in json.loads(dent("models", "--json", cwd=folder).stdout)
-    }
+    listed = {entry["name"]: entry for entry in json.loads(here.dent("models", "--json").out)}
     assert listed["resnet18-nominal"]["present"] is True
-    told = dent("models", cwd=folder).stdout
+    told = here.dent("models").out
     assert "resnet-14-2-l2\n    cifar10, l2 0.5, here (2.7 MB), natural " in told
     carmon = listed["robustbench/cifar10/Linf/Carmon2019Unlabeled"]
     assert carmon["present"] is False
     assert carmon["file"].endswith("robustbench/cifar10/Linf/Carmon2019Unlabeled.pt")
-    found = json.loads(
-        dent("models", "wu2020", "--source", "robustbench", "--json", cwd=folder).stdout
-    )
+    found = json.loads(here.dent("models", "wu2020", "--source", "robustbench", "--json").out)
     assert {entry["name"].rpartition("/")[2] for entry in found} == {
         "Wu2020Adversarial",
         "Wu2020Adversarial_extra",
     }
-    bundled = json.loads(dent("data", "cifar10-sample", "--json", cwd=folder).stdout)
+    bundled = json.loads(here.dent("data", "cifar10-sample", "--json").out)
     assert bundled["source"] == "bundled"
     assert Path(bundled["files"][0]).is_file()

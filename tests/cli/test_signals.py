@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dent import signals, training
+from dent import data, signals, training
 from dent.cli import app, resolve, running
 from dent.distributed import merge as merging
 from dent.distributed import remote
@@ -169,7 +169,7 @@ def test_a_signal_ends_a_table_of_the_paper_with_its_records_kept(
 def test_a_signal_ends_training_with_how_to_go_on(
     dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = scratch.parent / "images"
+    images = data.load("cifar10-sample")
 
     def signalled(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

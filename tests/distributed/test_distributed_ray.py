@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def test_the_command_line_works_on_a_cluster(
     many = run("--out", "many", "--workers", "1", "--ray")
     run("--out", "one", "--device", "cpu")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
-    assert "done  about 0:00:00 left" in many
+    assert re.search(r"^\[(\d+)/\1\] done$", many, re.MULTILINE)
+    assert re.search(r"^\[\d+/\d+\] attack .*  about \d+ seconds? left$", many, re.MULTILINE)
     assert "worst case" in many
 
 

@@ -105,19 +105,20 @@ def test_a_visitor_an_address_and_all_have_so_many() -> None:
     asked(turns, 101)
 
 
-def test_work_is_stopped_within_a_layer() -> None:
+@pytest.mark.parametrize("at", [1, 100, 300])
+def test_work_is_stopped_within_a_layer(at: int) -> None:
     """However long one answer of the defense takes, it is not waited for."""
     calls = []
 
     def check() -> None:
         calls.append(None)
-        if len(calls) == 100:
+        if len(calls) == at:
             raise Stopped
 
     setup = Setup(ThreatModel("linf", "8/255"), steps=30, batch_size=2)
     with pytest.raises(Stopped):
         play(setup, bundled(images(), 0), check=check)
-    assert len(calls) == 100
+    assert len(calls) == at
 
 
 def laid(known: Visitors, name: str, content: str = "") -> Path:

@@ -183,7 +183,8 @@ class _Report:
         doing = f"{where} done".strip()
         if unit is not None:
             doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
-        left = "" if state.remaining is None else f"about {lasting(state.remaining)} left"
+        known = unit is not None and state.remaining is not None
+        left = f"about {lasting(state.remaining or 0.0)} left" if known else ""
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,
@@ -194,7 +195,8 @@ class _Report:
         )
         if not ERR.is_terminal and doing != self._unit:
             self._unit = doing
-            ERR.print(f"[{state.done}/{state.total}] {doing}  {left}", markup=False, soft_wrap=True)
+            line = f"[{state.done}/{state.total}] {doing}  {left}".rstrip()
+            ERR.print(line, markup=False, soft_wrap=True)
 
 
 def _stopped(out: str) -> None:

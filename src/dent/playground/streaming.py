@@ -9,8 +9,11 @@ Seen = TypeVar("Seen")
 Done = TypeVar("Done")
 
 
-class Stopped(Exception):  # noqa: N818 (asked for, no error)
-    """The work was asked to stop, and did."""
+class Stopped(BaseException):
+    """The work was asked to stop, and did.
+
+    No `Exception`, as a model is what raises it: who catches what a model raises must not catch it.
+    """
 
 
 class Stop(Protocol):
