@@ -211,10 +211,10 @@ def _class_folders(folder: Path) -> list[str]:
 def _check_links(folder: Path, found: Sequence[str]) -> None:
     """A class folder that is a link to another class, or to a folder above, labels images twice."""
     places: dict[Path, str] = {}
+    root = Path(os.path.realpath(folder))
     for name in sorted(found, key=lambda each: (folder / each).is_symlink()):
         place = Path(os.path.realpath(folder / name))
-        root = Path(os.path.realpath(folder))
-        other = next((n for p, n in places.items() if place == p or p in place.parents), None)
+        other = next((places[p] for p in (place, *place.parents) if p in places), None)
         if place == root or place in root.parents or other is not None:
             where = f"the class {other}" if other else "a folder above"
             raise DataError(
