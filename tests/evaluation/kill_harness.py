@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.fx.experimental.symbolic_shapes  # backward loads it: once here, not in every child
 
 from dent import Dent, DentConfig
 from dent.evaluation import Progress, Settings, evaluate
