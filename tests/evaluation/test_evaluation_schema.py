@@ -66,3 +66,17 @@ def test_a_run_of_today_has_the_golden_keys_and_what_is_new_is_optional(
     definition = schema()["$defs"]["UnitRecord"]["properties"]
     assert set(line["record"]) <= set(definition)
     assert all("default" in definition[key] for key in set(definition) - set(line["record"]))
+
+
+@pytest.mark.slow
+def test_published_runs_are_ruled_as_they_were() -> None:
+    folders = [path.parent for path in (ROOT / "docs/paper/cpu/runs").rglob("run.json")]
+    assert len(folders) > 100
+    for folder in folders:
+        written = EvaluationResult.model_validate_json((folder / "result.json").read_text())
+        found = load_run(folder).result
+        for name, then in written.defenses.items():
+            now = found.defenses[name]
+            assert (now.worst, now.difference) == (then.worst, then.difference), folder
+            rulings = [each.verdict and each.verdict.ruling for each in (then, now)]
+            assert rulings[0] == rulings[1], folder
