@@ -87,7 +87,7 @@ def seeded_generators(model: object, seed: int) -> Iterator[None]:
     kept = kept_generators(model) if isinstance(model, nn.Module) else []
     before = [get_state(generator) for generator in kept]
     for number, generator in enumerate(kept):
-        _seed(generator, seed + number)
+        seed_one(generator, seed + number)
     try:
         yield
     finally:
@@ -134,7 +134,13 @@ def _shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], 
     return states
 
 
-def _seed(generator: Any, seed: int) -> None:
+def seed_one(generator: Any, seed: int) -> None:
+    """Seed a generator.
+
+    Args:
+        generator: any of the kinds named above.
+        seed: from 0 to 2**63 - 1.
+    """
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, random.Random):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dent.attacks import Defense, DynamicDefense, answer
 from dent.evaluation.plan import seed_of
+from dent.random_state import seed_one
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 """What draws random numbers, where an object keeps one of its own."""
@@ -47,7 +48,7 @@ class Instance:
     def reseed(self, seed: int) -> None:
         """Seed every generator that the copy keeps; torch's global ones are the caller's."""
         for index, generator in enumerate(self.generators):
-            _reseed(generator, seed_of(seed, "generator", index))
+            seed_one(generator, seed_of(seed, "generator", index))
 
     def wrote(self) -> bool:
         """Whether the copy wrote to its static model, as far as PyTorch counts that."""
@@ -279,18 +280,6 @@ def _filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _reseed(generator: Generator, seed: int) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(seed)
-    elif isinstance(generator, np.random.Generator):
-        bits = generator.bit_generator
-        bits.state = type(bits)(seed).state
-    elif isinstance(generator, np.random.RandomState):
-        generator.seed(seed % 2**32)
-    else:
-        generator.seed(seed)
 
 
 def state_of(generator: Generator) -> object:
