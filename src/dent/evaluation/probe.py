@@ -28,7 +28,7 @@ class Probe:
     """Asks a defense about one batch; what is asked is small beside any attack on it.
 
     Two whole batches are submitted, and a few members some times, each to a copy that has answered
-    nothing; a single member is submitted many times to another copy, to see what becomes of it.
+    nothing; two members are submitted many times to another copy, to see what becomes of it.
 
     Args:
         origin: Whom to ask.
@@ -36,6 +36,10 @@ class Probe:
         y: Its labels.
         bounds: Smallest and largest value of a pixel, for the noise.
         seed: Of everything random.
+
+    Attributes:
+        first: The copy that answered the whole batch.
+        calls: Questions so far to the copy that is asked many.
     """
 
     def __init__(
@@ -46,7 +50,8 @@ class Probe:
         self._bounds = bounds
         self._seed = seed
         self.members = few_of(len(x))
-        self._whole = self._ask(x)
+        self.first = origin.new(seed_of(seed, 0))
+        self._whole = serve(self.first.defense, x, seed=seed_of(seed, 0))
         self._few = self._ask(x[: self.members])
         self.calls = 0
 

@@ -13,7 +13,7 @@ from dent.evaluation.guard import Guard
 from dent.evaluation.plan import Plan, Unit, seed_of
 from dent.evaluation.probe import Probe, few_of
 from dent.evaluation.records import FollowUp, GradientRecord, ProbeRecord, UnitTiming
-from dent.evaluation.serving import clock, serve
+from dent.evaluation.serving import clock
 from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
 from dent.evaluation.suite import looks_through
@@ -64,10 +64,8 @@ def probe_record(
     x, y = batch
     start = clock(x.device)
     seed = seed_of(spec.settings.seed, "probe")
-    first = origin.new(seed)
-    serve(first.defense, x, seed=seed)
-    guard.check_copy(unit.defense, first, thorough=True)
     probe = Probe(origin, x, y, subject.threat.bounds, seed)
+    guard.check_copy(unit.defense, probe.first, thorough=True)
     probabilities = probe.probabilities()
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     right, useless = probe.gradients()
