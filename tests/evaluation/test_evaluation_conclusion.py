@@ -67,7 +67,7 @@ def gate(name: str, *, is_open: bool) -> Gate:
     return Gate(name=name, open=is_open, follow_ups=(), sentence="")
 
 
-SHUT, OPEN = gate("zero gradient", is_open=False), gate("zero gradient", is_open=True)
+CLOSED, OPEN = gate("zero gradient", is_open=False), gate("zero gradient", is_open=True)
 END = gate(UNFINISHED, is_open=True)
 
 
@@ -82,7 +82,7 @@ def expected(side: str, natural: str, own: tuple[Gate, ...], static: tuple[Gate,
     return "harmful" if natural == "below" else "no gain"
 
 
-GATES: list[tuple[Gate, ...]] = [(), (SHUT,), (OPEN,), (SHUT, OPEN), (END,)]
+GATES: list[tuple[Gate, ...]] = [(), (CLOSED,), (OPEN,), (CLOSED, OPEN), (END,)]
 
 
 @pytest.mark.parametrize(("side", "natural"), list(product(SIDES, ["above", "level", "below"])))

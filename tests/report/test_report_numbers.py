@@ -15,12 +15,13 @@ import pytest
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import EvaluationResult
 from dent.evaluation.intervals import wilson
-from dent.report import write_report
+from dent.report import wording, write_report
 from dent.report.formats import to_csv
 from dent.report.limits import limits
 from dent.report.loading import NamedRun, load_runs
 from tests.report.conftest import letters_of
 
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation"
 Counts = dict[tuple[str, str, str], tuple[int, int]]
 
 
@@ -269,7 +270,22 @@ def test_a_spreadsheet_finds_no_formula(run_path: Path) -> None:
 def test_the_docs_name_every_column_measure_and_key(
     document: Any, rows: list[dict[str, str]]
 ) -> None:
-    docs = Path(__file__).parents[2] / "docs" / "evaluation" / "reading-a-report.md"
-    named = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", docs.read_text(encoding="utf-8")))
+    docs = (DOCS / "reading-a-report.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", docs))
     keys = {*document, *document["runs"][0], *rows[0], *(row["measure"] for row in rows)}
     assert keys - named == set()
+
+
+def test_every_gate_is_open_or_closed_as_on_record() -> None:
+    said = {}
+    for path in sorted((DOCS / "results").glob("*-dynamic.json")):
+        result = EvaluationResult.model_validate_json(path.read_bytes())
+        for found in result.defenses.values():
+            gates = found.verdict.gates if found.verdict else ()
+            sentences = wording.verdict(found.verdict)
+            for gate in gates:
+                state = "open" if gate.open else "closed"
+                assert f"Gate {gate.name}, {state}: {gate.sentence}" in sentences
+                said[state] = gate.name
+    assert said.keys() == {"open", "closed"}
+    assert "| raised | closed when |" in (DOCS / "suite.md").read_text(encoding="utf-8")

@@ -77,11 +77,6 @@ class AttackResult:
     zero_by_member: tuple[int, ...]
     notes: tuple[str, ...]
 
-    @property
-    def zero_gradients(self) -> int:
-        """Gradients of single members that were exactly zero, over all that were taken."""
-        return sum(self.zero_by_member)
-
 
 class Attack(ABC):
     """An attack on a batch: subclasses write `run`, everything else is decided here.

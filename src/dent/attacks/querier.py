@@ -190,11 +190,6 @@ class Querier:
         if self._progress is not None:
             self._progress(self._planned, self._planned)
 
-    @property
-    def zero_gradients(self) -> int:
-        """Gradients of single members so far that were exactly zero."""
-        return int(self.zero_by_member.sum())
-
     def took(self, gradient: Tensor, of: Tensor) -> None:
         """Count a gradient that was taken.
 

@@ -174,7 +174,7 @@ class Verdict(Record):
     ground: Literal["exact gradient certified", "surrogate gradient, unbeaten"] | None = None
     """What a robust gain stands on; null without one."""
     gates: tuple[Gate, ...]
-    """Of the defense: all that were raised, answered or not."""
+    """Of the defense: all that were put up, open or closed."""
     static_gates: tuple[Gate, ...]
     """Of the static model: they stand between its numbers and the word harmful."""
     natural: Difference

@@ -96,7 +96,7 @@ def verdict(found: Verdict | None) -> tuple[str, ...]:
         found.sentence,
         f"Natural accuracy against static: {difference(found.natural) or NOT_SCORED} points.",
         *(
-            f"Gate {gate.name}{whose}, {'open' if gate.open else 'answered'}: {gate.sentence}"
+            f"Gate {gate.name}{whose}, {'open' if gate.open else 'closed'}: {gate.sentence}"
             for gate, whose in shown
         ),
     )
