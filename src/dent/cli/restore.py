@@ -15,6 +15,7 @@ from dent.evaluation import RecordedRun, Settings, Subject, suite
 from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
 from dent.evaluation.subject import attack_spec, threat_of
 from dent.evaluation.suite import exactly
+from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.threat import ThreatModel
 
@@ -56,7 +57,7 @@ def subject(
 def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     settings: Any = spec.config.get("settings")
     own = ":" in spec.name  # a factory, whatever it made
-    if not own and spec.kind == f"{Dent.__module__}.{Dent.__qualname__}":
+    if not own and spec.kind == recorded_kind("dent"):
         precision: Any = spec.config.get("precision", "model")
         performance = Performance(precision=precision)
         return spec.name, Dent(model, DentConfig.from_dict(settings), performance)

@@ -3,10 +3,10 @@
 from typing import Final
 
 from dent import reference
-from dent.defense import Dent
 from dent.evaluation.spec import STATIC, DefenseSpec
+from dent.kinds import recorded_kind
 
-_DENT: Final = f"{Dent.__module__}.{Dent.__qualname__}"
+_DENT: Final = recorded_kind("dent")
 
 
 def contradiction(spec: DefenseSpec) -> str | None:

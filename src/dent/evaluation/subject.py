@@ -20,6 +20,7 @@ from dent.evaluation.spec import (
     Settings,
     ThreatSpec,
 )
+from dent.kinds import kind_of
 from dent.models.weights import weights_digest
 from dent.reference import describe as describe_defense
 from dent.threat import ThreatModel
@@ -98,7 +99,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     return EvaluationSpec(
         model=ModelSpec(
             name=subject.model_name or type(subject.model).__name__,
-            kind=_kind(subject.model),
+            kind=kind_of(subject.model),
             weights=weights_digest(subject.model),
         ),
         dataset=DatasetSpec(
@@ -137,7 +138,7 @@ def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
     """Describe an attack."""
     return AttackSpec(
         name=attack.name,
-        kind=_kind(attack),
+        kind=kind_of(attack),
         config=attack.settings(threat.norm),
         protocol="published" if getattr(attack, "protocol", "") == "published" else "frozen",
     )
@@ -147,7 +148,7 @@ def _defense(name: str, defense: Defense) -> DefenseSpec:
     described = describe_defense(defense)
     spec = DefenseSpec(
         name=name,
-        kind=_kind(defense),
+        kind=kind_of(defense),
         config={key: value for key, value in described.items() if key != "batch_dependent"},
         weights=weights_digest(defense) if isinstance(defense, nn.Module) else None,
         batch_dependent=is_batch_dependent(defense),
@@ -193,7 +194,3 @@ def _has(defense: nn.Module, part: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _kind(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"

@@ -11,6 +11,7 @@ from dent.config import PRESETS, DentConfig, SmoothingConfig
 from dent.defense import Dent
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from dent.factories import call_factory
+from dent.kinds import path_of, recorded_kind
 from dent.names import unknown_defense
 from dent.reference.anti_adversary import AntiAdversary
 from dent.reference.base import STATIC, ReferenceDefense
@@ -35,11 +36,7 @@ _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
     "hedge": Hedge,
 }
 
-KINDS: Final[Mapping[str, str]] = {
-    "tent-online": f"{TentOnline.__module__}.{TentOnline.__qualname__}",
-    "anti-adversary": f"{AntiAdversary.__module__}.{AntiAdversary.__qualname__}",
-    "hedge": f"{Hedge.__module__}.{Hedge.__qualname__}",
-}
+KINDS: Final[Mapping[str, str]] = {name: recorded_kind(name) for name in _CLASSES}
 """The class of each of the others, as records have it."""
 
 _PROTOCOL = ("adapt", "predict", "batch_dependent")
@@ -102,7 +99,7 @@ def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
         ConfigError: its own `describe()` gives something that is not JSON.
     """
     described: dict[str, Any] = {
-        "name": f"{type(defense).__module__}:{type(defense).__qualname__}",
+        "name": path_of(defense),
         "settings": {},
         "batch_dependent": bool(getattr(defense, "batch_dependent", False)),
         "stateful": bool(getattr(defense, "stateful", False)),

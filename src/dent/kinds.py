@@ -1,0 +1,106 @@
+"""What records call the classes of this package, wherever their code is moved.
+
+Resuming, verification and verdicts compare these texts, so a text in this table never changes and
+is never removed: it was the class's path when it was first recorded, and is only a name now. When a
+class is renamed or moved, change its `where` alone.
+"""
+
+import sys
+from typing import Final, NamedTuple
+
+
+class Kind(NamedTuple):
+    """One class that records name.
+
+    Attributes:
+        recorded: What records call it. Frozen.
+        name: Its short name, for code.
+        where: Where the class is defined today, as `module:Class`.
+    """
+
+    recorded: str
+    name: str
+    where: str
+
+    @property
+    def loaded(self) -> type | None:
+        """The class; None while nothing has imported it, so that no object of it exists."""
+        module, _, name = self.where.partition(":")
+        return getattr(sys.modules.get(module), name, None)
+
+
+KINDS: Final = (
+    Kind("dent.attacks.pgd.PGD", "pgd", "dent.attacks.pgd:PGD"),
+    Kind("dent.attacks.autoattack.AutoAttack", "autoattack", "dent.attacks.autoattack:AutoAttack"),
+    Kind(
+        "dent.attacks.adaptive.through.AdaptiveAPGD",
+        "adaptive-apgd",
+        "dent.attacks.adaptive.through:AdaptiveAPGD",
+    ),
+    Kind(
+        "dent.attacks.adaptive.model_space.ModelSpace",
+        "model-space",
+        "dent.attacks.adaptive.model_space:ModelSpace",
+    ),
+    Kind(
+        "dent.attacks.adaptive.surrogates.Surrogates",
+        "surrogates",
+        "dent.attacks.adaptive.surrogates:Surrogates",
+    ),
+    Kind(
+        "dent.attacks.adaptive.collateral.Collateral",
+        "collateral",
+        "dent.attacks.adaptive.collateral:Collateral",
+    ),
+    Kind("dent.attacks.adaptive.rays.RayS", "rays", "dent.attacks.adaptive.rays:RayS"),
+    Kind("dent.defense.Dent", "dent", "dent.defense:Dent"),
+    Kind(
+        "dent.reference.tent_online.TentOnline",
+        "tent-online",
+        "dent.reference.tent_online:TentOnline",
+    ),
+    Kind(
+        "dent.reference.anti_adversary.AntiAdversary",
+        "anti-adversary",
+        "dent.reference.anti_adversary:AntiAdversary",
+    ),
+    Kind("dent.reference.hedge.Hedge", "hedge", "dent.reference.hedge:Hedge"),
+    Kind(
+        "dent.reference.statistics_prior.StatisticsPrior",
+        "statistics-prior",
+        "dent.reference.statistics_prior:StatisticsPrior",
+    ),
+    Kind("dent.models.residual.ResNet", "resnet", "dent.models.residual:ResNet"),
+    Kind(
+        "dent.models.autoattack_resnet18.ResNet18",
+        "resnet18",
+        "dent.models.autoattack_resnet18:ResNet18",
+    ),
+    Kind("dent.models.normalize.Normalize", "normalize", "dent.models.normalize:Normalize"),
+    Kind("dent.outputs.Logits", "logits", "dent.outputs:Logits"),
+)
+"""Every class of this package that can be evaluated, by itself or as an attack."""
+
+_RECORDED: Final = {kind.name: kind.recorded for kind in KINDS}
+
+
+def kind_of(thing: object) -> str:
+    """What a record calls the class of an object; a class of the user's own, by its path."""
+    cls = type(thing)
+    return _registered(cls) or f"{cls.__module__}.{cls.__qualname__}"
+
+
+def path_of(thing: object) -> str:
+    """The same, written as `module:Class`."""
+    cls = type(thing)
+    registered = _registered(cls)
+    return ":".join(registered.rsplit(".", 1) if registered else (cls.__module__, cls.__qualname__))
+
+
+def recorded_kind(name: str) -> str:
+    """What a record calls the class of a short name."""
+    return _RECORDED[name]
+
+
+def _registered(cls: type) -> str | None:
+    return next((kind.recorded for kind in KINDS if kind.loaded is cls), None)

@@ -1,0 +1,134 @@
+"""What records call the classes of this package stays the same, wherever the code is moved."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dent
+from dent.attacks import PGD, Attack
+from dent.defense import Dent
+from dent.kinds import KINDS, Kind, kind_of, path_of, recorded_kind
+from dent.models.residual import ResNet
+from dent.reference import describe
+from dent.reference.base import ReferenceDefense
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = [
+    *(ROOT / "tests/evaluation/golden").rglob("run.json"),
+    *(ROOT / "tests/evaluation/golden").rglob("result.json"),
+    *(ROOT / "docs/paper").rglob("run.json"),
+    *(ROOT / "docs/evaluation/results").glob("*.json"),
+]
+# Written by hand: whatever records may hold since the first one was written.
+FROZEN = {
+    "dent.attacks.adaptive.collateral.Collateral",
+    "dent.attacks.adaptive.model_space.ModelSpace",
+    "dent.attacks.adaptive.rays.RayS",
+    "dent.attacks.adaptive.surrogates.Surrogates",
+    "dent.attacks.adaptive.through.AdaptiveAPGD",
+    "dent.attacks.autoattack.AutoAttack",
+    "dent.attacks.pgd.PGD",
+    "dent.defense.Dent",
+    "dent.models.autoattack_resnet18.ResNet18",
+    "dent.models.normalize.Normalize",
+    "dent.models.residual.ResNet",
+    "dent.outputs.Logits",
+    "dent.reference.anti_adversary.AntiAdversary",
+    "dent.reference.hedge.Hedge",
+    "dent.reference.statistics_prior.StatisticsPrior",
+    "dent.reference.tent_online.TentOnline",
+}
+
+
+class Stranger:
+    """A class of a user's own."""
+
+
+def described(value: Any) -> Iterator[tuple[str, str]]:
+    """Every `kind`, and every `name` that is a path, in a record."""
+    if isinstance(value, list):
+        for item in value:
+            yield from described(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, str) and (key == "kind" or (key == "name" and ":" in item)):
+                yield key, item
+            yield from described(item)
+
+
+def test_no_kind_is_removed_and_none_is_there_twice() -> None:
+    recorded = [kind.recorded for kind in KINDS]
+    assert set(recorded) >= FROZEN
+    assert len(recorded) == len(set(recorded)) == len({kind.name for kind in KINDS})
+
+
+def test_every_kind_in_the_records_here_is_in_the_table() -> None:
+    assert len(WRITTEN) > 130
+    found = {pair for path in WRITTEN for pair in described(json.loads(path.read_text())["spec"])}
+    kinds = {text for key, text in found if key == "kind" and text.startswith("dent.")}
+    paths = {text for key, text in found if key == "name" and text.startswith("dent.")}
+    assert len(kinds) >= 7
+    assert paths
+    assert kinds <= {kind.recorded for kind in KINDS}
+    assert paths <= {":".join(kind.recorded.rsplit(".", 1)) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_kind_is_a_class_that_is_recorded_so(kind: Kind) -> None:
+    cls = pkgutil.resolve_name(kind.where)
+    assert kind.where == f"{cls.__module__}:{cls.__qualname__}"
+    thing = cls.__new__(cls)
+    assert kind_of(thing) == recorded_kind(kind.name) == kind.recorded
+    assert path_of(thing) == ":".join(kind.recorded.rsplit(".", 1))
+
+
+@pytest.fixture
+def renamed() -> Iterator[None]:
+    """Some classes, as if another version had moved and renamed them."""
+    before = {cls: (cls.__module__, cls.__qualname__) for cls in (PGD, Dent, ResNet)}
+    for cls in before:
+        cls.__module__, cls.__qualname__ = "dent.elsewhere", "Renamed"
+    yield
+    for cls, (module, name) in before.items():
+        cls.__module__, cls.__qualname__ = module, name
+
+
+@pytest.mark.usefixtures("renamed")
+def test_a_class_that_is_moved_and_renamed_is_recorded_as_before() -> None:
+    assert kind_of(PGD()) == "dent.attacks.pgd.PGD"
+    assert kind_of(Dent.__new__(Dent)) == "dent.defense.Dent"
+    assert describe(ResNet(8, 1))["name"] == "dent.models.residual:ResNet"
+
+
+def test_a_class_of_the_users_own_is_recorded_by_its_path() -> None:
+    assert kind_of(Stranger()) == "tests.test_kinds.Stranger"
+    assert path_of(Stranger()) == "tests.test_kinds:Stranger"
+
+    class Nested(PGD):  # type: ignore[misc]
+        """Not the class that it is made of."""
+
+    assert kind_of(Nested()).startswith("tests.test_kinds.test_a_class")
+    assert path_of(Nested()).startswith("tests.test_kinds:test_a_class")
+
+
+@pytest.mark.parametrize("base", [Attack, ReferenceDefense])
+def test_every_attack_and_defense_of_the_package_is_in_the_table(base: type) -> None:
+    for module in pkgutil.walk_packages(dent.__path__, "dent."):
+        if module.name.startswith(("dent.attacks", "dent.reference", "dent.defenses")):
+            importlib.import_module(module.name)
+    ours = {cls for cls in subclasses(base) if cls.__module__.startswith("dent.")}
+    concrete = {cls for cls in ours if not cls.__abstractmethods__}
+    assert len(concrete) >= 4
+    assert concrete <= {kind.loaded for kind in KINDS}
+
+
+def subclasses(base: Any) -> Iterator[Any]:
+    """All classes below one."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from subclasses(cls)
