@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dent import DENT_PLUS, Dent, Logits, ThreatModel, models
 from dent.attacks import make
 from dent.errors import DentError, UnsupportedModelError
+from dent.outputs import described
 from tests.small_models import make_tiny_cnn
 
 
@@ -105,8 +106,32 @@ def test_every_message_about_outputs_offers_the_adapter(where: str) -> None:
         "check": lambda: models.check_model(model, 10, x),
         "attack": lambda: make("pgd")(model, x, labels, threat, seed=0),
     }
-    with pytest.raises(DentError, match=r"dict with 'logits' \(\d, \d+\).*dent\.Logits\(model\)"):
+    with pytest.raises(
+        DentError, match=r"dict with 'logits' of shape \(\d, \d+\).*Logits\(model\)"
+    ):
         ask[where]()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (torch.zeros(2, 10), "(2, 10)"),
+        (
+            (torch.zeros(2, 10), None),
+            "tuple with element 0 of shape (2, 10), element 1 of type NoneType",
+        ),
+        ({"out": torch.zeros(2, 3), 4: []}, "dict with 'out' of shape (2, 3), 4 of type list"),
+        (Output(torch.zeros(2, 10)), "Output with 'logits' of shape (2, 10)"),
+        (
+            [torch.zeros(1)] * 8,
+            f"list with {', '.join(f'element {i} of shape (1,)' for i in range(6))} and 2 more",
+        ),
+        ([], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_each_part_is_described_by_its_name_and_its_shape_or_type(output: Any, said: str) -> None:
+    assert described(output) == said
 
 
 def test_what_holds_no_tensor_gets_no_offer() -> None:

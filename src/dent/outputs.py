@@ -54,16 +54,20 @@ class Logits(nn.Module):
 
 
 def described(output: object) -> str:
-    """Say what a model returned: a shape, or the parts that it has."""
+    """Say what a model returned: a shape, or the type and shape of each of its parts."""
     if isinstance(output, Tensor):
         return str(tuple(output.shape))
     parts = [
-        f"{name} {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
+        f"{name} of shape {tuple(part.shape)}"
+        if isinstance(part, Tensor)
+        else f"{name} of type {type(part).__name__}"
         for name, part in _parts(output)
     ]
     if not parts:
         return type(output).__name__
-    more = ", ..." if len(parts) > _SHOWN else ""
+    if isinstance(output, Sequence):
+        parts = [f"element {part}" for part in parts]
+    more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return f"{type(output).__name__} with {', '.join(parts[:_SHOWN])}{more}"
 
 

@@ -48,7 +48,7 @@ def test_a_model_of_another_dtype_gets_images_of_its_own() -> None:
     [
         (
             lambda y: (y, y),
-            r"a tuple with 0 \(2, 10\), 1 \(2, 10\) for images .*expected one tensor",
+            r"a tuple with element 0 of shape \(2, 10\), element 1 .* images .*expected one tensor",
         ),
         (lambda y: {"logits": y}, "returned a dict"),
         (lambda y: y.argmax(1), r"returned shape \(2,\) .* expected logits \(2, 10\)"),
