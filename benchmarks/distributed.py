@@ -21,7 +21,7 @@ from dent.attacks import make
 from dent.distributed import Cluster
 from dent.distributed import evaluate as evaluate_on_workers
 from dent.evaluation import EvaluationResult, Progress, Settings, Subject, evaluate
-from dent.evaluation.canonical import without_timing
+from dent.storage.canonical import without_timing
 from dent.threat import ThreatModel
 
 

@@ -29,7 +29,7 @@ from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
 from dent.attacks import answer, make
 from dent.data import ImageDataset
 from dent.evaluation import Settings, Subject, evaluate
-from dent.evaluation.plan import seed_of
+from dent.evaluation.records.plan import seed_of
 
 THREAT = ThreatModel("linf", "1.5/255")
 

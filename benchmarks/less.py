@@ -19,8 +19,8 @@ from baseline import PlainDentPlus
 from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, ThreatModel, data, models
+from dent.adaptation.objectives import entropy
 from dent.attacks import make
-from dent.objectives import entropy
 
 THREAT: Final = ThreatModel("linf", "8/255")
 TOLERANCES: Final = (0.02, 0.05, 0.1, 0.2)

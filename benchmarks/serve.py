@@ -39,8 +39,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dent import data, models, reference
-from dent.evaluation.serving import serve
+from dent import data, models
+from dent import defenses as reference
+from dent.evaluation.submission.submission import serve
 
 _MOST_OPEN: Final = 128
 _WATCHED: Final = {"replica": "ServeReplica", "proxy": "ProxyActor"}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent.adapted_model import AdaptedModel
+from dent.adaptation.adapted_model import AdaptedModel
 from dent.config import DentConfig, SmoothingConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from tests.configurations import (
     BATCH,
     CONFIGS,

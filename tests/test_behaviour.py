@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from tests.small_models import BATCH_NORM, MODELS, make_images
 
 CONFIGS = {

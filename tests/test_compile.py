@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent import CompileWarning, Dent, DentConfig, InputError, Performance, adapted_model
+from dent import CompileWarning, Dent, DentConfig, InputError, Performance
+from dent.adaptation import adapted_model
 from tests.configurations import BATCH, SAMPLE, Around
 from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES

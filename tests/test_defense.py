@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import ConfigError, InputError, UnknownNameError, UnsupportedModelError
 from tests.configurations import ALONE, BATCH, CONFIGS, SAMPLE, TEST, Around
 

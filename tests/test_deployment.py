@@ -20,15 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dent import (
-    CompileWarning,
-    Dent,
-    DentConfig,
-    ExportError,
-    Performance,
-    UnsupportedModelError,
-    adapted_model,
-)
+from dent import CompileWarning, Dent, DentConfig, ExportError, Performance, UnsupportedModelError
+from dent.adaptation import adapted_model
 from tests.configurations import BATCH, SAMPLE
 from tests.small_models import make_tiny_cnn
 

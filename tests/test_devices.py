@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dent import ThreatModel, devices
-from dent.attacks.adaptive.best import Best
-from dent.evaluation import serving
-from dent.evaluation.records import Trace
+from dent import ThreatModel
+from dent.attacks.best import Best
+from dent.evaluation.records.schema import Trace
+from dent.evaluation.submission import submission as serving
+from dent.support import devices
 from dent.threat import Norm
 
 

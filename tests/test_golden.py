@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig, entropy
-from dent.objectives import loss
-from dent.optim import AdaMod
+from dent.adaptation.objectives import loss
+from dent.adaptation.optim import AdaMod
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())

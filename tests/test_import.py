@@ -38,7 +38,7 @@ def test_every_public_name_is_there_and_listed() -> None:
         assert getattr(dent, name) is not None
     from dent import Dent, DentConfig, config, threat  # noqa: PLC0415
 
-    assert Dent.__module__ == "dent.defense"
+    assert Dent.__module__ == "dent.defenses.dent"
     assert DentConfig is config.DentConfig
     assert threat.ThreatModel is dent.ThreatModel
     assert set(dent._WHERE) == set(dent.__all__) - {"__version__"}

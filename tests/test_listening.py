@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from dent import ConfigError, listening
+from dent import ConfigError
+from dent.support import listening
 
 
 def test_a_free_port_is_taken_and_a_taken_one_refused() -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from dent import DentWarning, norm, register_norm
+from dent import DentWarning, register_norm
+from dent.adaptation import norm
 from dent.config import DENT_PLUS, DentConfig, SmoothingConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import ConfigError, UnadaptedLayersWarning, UnsupportedModelError
 from dent.models import Normalize
 

@@ -4,7 +4,8 @@ from importlib.metadata import version
 
 import pytest
 
-from dent import attacks, data, models, names, reference, training
+from dent import attacks, data, models, names, training
+from dent import defenses as reference
 from dent.errors import UnknownNameError
 from dent.models import tabulate_catalogues
 from dent.models.residual import EXAMPLES

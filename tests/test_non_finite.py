@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent.adaptation import Status
+from dent.adaptation.adaptation import Status
 from dent.config import DentConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from tests.configurations import ALONE, CONFIGS, STATISTICS_ONLY, TEST, Around
 
 

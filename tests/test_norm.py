@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig, UnsupportedModelError
-from dent.norm import Affine, affine_attributes, norm_layers, use_test_statistics
+from dent.adaptation.norm import Affine, affine_attributes, norm_layers, use_test_statistics
 from tests.layer_toys import CHANNELS, KINDS, make_batch, make_toy
 
 SAMPLE = DentConfig(steps=1, granularity="sample")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dent import entropy
-from dent.objectives import information_maximization, loss
+from dent.adaptation.objectives import information_maximization, loss
 
 
 @st.composite

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dent import DENT, DENT_PLUS, DentConfig
-from dent.optim import SGD, Adam, AdaMod, Optimizer, make_optimizer
+from dent.adaptation.optim import SGD, Adam, AdaMod, Optimizer, make_optimizer
 
 decay = st.sampled_from([0.0, 0.3, 0.9, 0.99, 0.999])
 rate = st.sampled_from([1e-4, 6e-3, 0.25, 10.0])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dent import ConfigError, Dent, DentConfig, InputError, Performance
 from dent.cli.restore import _defense
-from dent.evaluation.spec import DefenseSpec
-from dent.reference.registry import describe
+from dent.defenses.registry import describe
+from dent.evaluation.records.spec import DefenseSpec
 from tests.configurations import BATCH, CONFIGS, SAMPLE, Around
 from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES
@@ -284,7 +284,7 @@ def test_group_norm_gets_its_input_in_the_usual_order_where_torch_would_crash(
         nn.Conv2d(3, 16, 3), Seeing(4, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
     ).eval()
     expected = Dent(model, BATCH, PLAIN)(x)
-    monkeypatch.setattr("dent.adapted_model._GROUP_NORM_CRASHES", True)
+    monkeypatch.setattr("dent.adaptation.adapted_model._GROUP_NORM_CRASHES", True)
     defense = Dent(model, BATCH, Performance(memory_format="channels-last"))
     defense(x)  # a model is asked some questions once
     Seeing.seen.clear()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.prefix import Prefix
+from dent.adaptation.prefix import Prefix
 from tests import slow_dent
 
 CONFIG = DentConfig(steps=4, lr=0.05, last_layers=1)

@@ -16,9 +16,9 @@ from dent import Dent
 from dent.cli import showing
 from dent.cli.console import ERR, OUT, print_table
 from dent.evaluation import Settings, evaluate, load_run
-from dent.printable import one_line, printable
 from dent.report import write_report
 from dent.report.markdown import escape
+from dent.support.printable import one_line, printable
 from tests.cli.here import dent
 from tests.evaluation.subjects import make_model, make_subject
 

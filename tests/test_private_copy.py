@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dent.adaptation.private_copy import private_copy
 from dent.errors import UnsupportedModelError
-from dent.private_copy import private_copy
 from tests.small_models import MODELS
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dent.config import DentConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import InputError, UnsupportedModelError
 from tests.configurations import (
     BATCH,

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dent import WeightsError
-from dent.evaluation.records import TensorRef
+from dent.evaluation.records.schema import TensorRef
 from dent.models import load
 
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))

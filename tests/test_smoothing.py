@@ -12,10 +12,10 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from dent import models
+from dent.adaptation.smoothing import covariance, initial, radius, sigma, smooth
 from dent.config import Covariance, DentConfig, SmoothingConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import InputError
-from dent.smoothing import covariance, initial, radius, sigma, smooth
 
 KINDS: tuple[Covariance, ...] = ("spherical", "diagonal", "full")
 every = pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from dent import listening, timed_http
+from dent.serving import timed_http
+from dent.support import listening
 
 LIMIT = 0.3
 LONGER = 3 * LIMIT

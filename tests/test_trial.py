@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dent.adaptation.random_state import (
+    copied,
+    get_state,
+    kept_generators,
+    seeded_generators,
+    set_state,
+)
 from dent.config import DENT_PLUS, DentConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import (
     DentWarning,
     NoAdaptationWarning,
@@ -24,7 +31,6 @@ from dent.errors import (
     StatefulModelWarning,
     UnsupportedModelError,
 )
-from dent.random_state import copied, get_state, kept_generators, seeded_generators, set_state
 from tests.configurations import Around
 
 STEPS = DentConfig(steps=2, lr=1e-2)

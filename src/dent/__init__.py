@@ -14,9 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dent.adaptation import Adaptation, Status
+    from dent.adaptation.adaptation import Adaptation, Status
+    from dent.adaptation.norm import register_norm
+    from dent.adaptation.objectives import entropy
     from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
-    from dent.defense import Dent
+    from dent.defenses.dent import Dent
     from dent.errors import (
         CompileWarning,
         ConfigError,
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WeightsError,
     )
-    from dent.norm import register_norm
-    from dent.objectives import entropy
     from dent.on_tensors import evaluate
     from dent.outputs import Logits
     from dent.performance import Performance
@@ -84,7 +84,7 @@ __all__ = [
 _MODULES = {
     "adaptation": ("Adaptation", "Status"),
     "config": ("DENT", "DENT_NOMINAL", "DENT_PLUS", "DentConfig", "SmoothingConfig"),
-    "defense": ("Dent",),
+    "defenses.dent": ("Dent",),
     "errors": (
         "CompileWarning",
         "ConfigError",
@@ -103,14 +103,17 @@ _MODULES = {
         "UnsupportedModelError",
         "WeightsError",
     ),
-    "norm": ("register_norm",),
-    "objectives": ("entropy",),
+    "adaptation.norm": ("register_norm",),
+    "adaptation.objectives": ("entropy",),
     "on_tensors": ("evaluate",),
     "outputs": ("Logits",),
     "performance": ("Performance",),
     "threat": ("ThreatModel",),
 }
 """Which module each public name is loaded from."""
+
+_FORMER = ("adaptation", "defense", "defenses", "reference")
+"""Modules that `import dent` alone has always reached."""
 
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -123,7 +126,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for known
             value: object = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
             globals()[name] = value
             return value
-        if name in _MODULES:
+        if name in _MODULES or name in _FORMER:
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

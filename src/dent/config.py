@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, Self, get_args
 
 from dent.errors import ConfigError, UnknownNameError
-from dent.suggest import did_you_mean
+from dent.support.suggest import did_you_mean
 
 Optimizer = Literal["adam", "adamod", "sgd"]
 Objective = Literal["entropy", "information-maximization"]
@@ -285,6 +285,6 @@ def preset(name: str) -> DentConfig:
         raise UnknownNameError(
             f"There is no configuration {name!r} of Dent.{did_you_mean(plain, PRESETS)} Expected "
             f"one of {', '.join(PRESETS)}, or a DentConfig. Other defenses are made by "
-            "dent.reference.make(name, model)."
+            "dent.defenses.make(name, model)."
         )
     return PRESETS[plain]

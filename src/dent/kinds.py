@@ -31,11 +31,15 @@ class Kind(NamedTuple):
 
 KINDS: Final = (
     Kind("dent.attacks.pgd.PGD", "pgd", "dent.attacks.pgd:PGD"),
-    Kind("dent.attacks.autoattack.AutoAttack", "autoattack", "dent.attacks.autoattack:AutoAttack"),
+    Kind(
+        "dent.attacks.autoattack.AutoAttack",
+        "autoattack",
+        "dent.attacks.autoattack.attack:AutoAttack",
+    ),
     Kind(
         "dent.attacks.adaptive.through.AdaptiveAPGD",
         "adaptive-apgd",
-        "dent.attacks.adaptive.through:AdaptiveAPGD",
+        "dent.attacks.adaptive.adaptive_apgd:AdaptiveAPGD",
     ),
     Kind(
         "dent.attacks.adaptive.model_space.ModelSpace",
@@ -53,22 +57,22 @@ KINDS: Final = (
         "dent.attacks.adaptive.collateral:Collateral",
     ),
     Kind("dent.attacks.adaptive.rays.RayS", "rays", "dent.attacks.adaptive.rays:RayS"),
-    Kind("dent.defense.Dent", "dent", "dent.defense:Dent"),
+    Kind("dent.defense.Dent", "dent", "dent.defenses.dent:Dent"),
     Kind(
         "dent.reference.tent_online.TentOnline",
         "tent-online",
-        "dent.reference.tent_online:TentOnline",
+        "dent.defenses.tent_online:TentOnline",
     ),
     Kind(
         "dent.reference.anti_adversary.AntiAdversary",
         "anti-adversary",
-        "dent.reference.anti_adversary:AntiAdversary",
+        "dent.defenses.anti_adversary:AntiAdversary",
     ),
-    Kind("dent.reference.hedge.Hedge", "hedge", "dent.reference.hedge:Hedge"),
+    Kind("dent.reference.hedge.Hedge", "hedge", "dent.defenses.hedge:Hedge"),
     Kind(
         "dent.reference.statistics_prior.StatisticsPrior",
         "statistics-prior",
-        "dent.reference.statistics_prior:StatisticsPrior",
+        "dent.defenses.statistics_prior:StatisticsPrior",
     ),
     Kind("dent.models.residual.ResNet", "resnet", "dent.models.residual:ResNet"),
     Kind(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dent.errors import UnknownNameError
-from dent.suggest import closest, did_you_mean
+from dent.support.suggest import closest, did_you_mean
 
 ATTACKS: Final = (
     "adaptive-bpda",
@@ -64,7 +64,7 @@ DEFENSES: Final = (
     "anti-adversary",
     "hedge",
 )
-"""What `dent.reference.make` knows."""
+"""What `dent.defenses.make` knows."""
 
 DATASETS: Final = (
     "cifar10",
@@ -190,7 +190,7 @@ def full_attack(name: str) -> str:
 
 
 def check_defense(spec: str) -> None:
-    """Refuse an unknown defense; a file and a factory are left to `dent.reference.make`.
+    """Refuse an unknown defense; a file and a factory are left to `dent.defenses.make`.
 
     Raises:
         UnknownNameError: There is none of that name.

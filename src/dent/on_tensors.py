@@ -8,15 +8,16 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from dent import evaluation, models, reference
+from dent import defenses as reference
+from dent import evaluation, models
 from dent.attacks import Attack, Defense, make_from
 from dent.data.tensors import TensorDataset, as_images
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
-from dent.evaluation.progress import Report
-from dent.evaluation.serving import device_of
-from dent.evaluation.spec import STATIC
-from dent.evaluation.suite import Budget, SuiteName
+from dent.evaluation.engine.progress import Report
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.submission.submission import device_of
+from dent.evaluation.suites import Budget, SuiteName
 from dent.threat import ThreatModel
 
 _NAME: Final = "defense"

@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dent.devices import wide
 from dent.errors import BudgetWarning, ConfigError, InputError
+from dent.support.devices import wide
 
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -10,7 +10,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from dent.attacks.adaptive.apgd import Evaluation, Objective, apgd, random_start
-from dent.attacks.adaptive.losses import LOSSES, dlr, loss_named, runner_up
+from dent.attacks.losses import LOSSES, dlr, loss_named, runner_up
 from dent.errors import ConfigError
 from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import small_images

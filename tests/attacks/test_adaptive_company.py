@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import DENT, DENT_NOMINAL, Dent
+from dent.adaptation.objectives import entropy
 from dent.attacks import make, names
 from dent.attacks.adaptive import (
     ADAPTIVE,
@@ -20,7 +21,6 @@ from dent.attacks.adaptive import (
     Unavailable,
 )
 from dent.errors import ConfigError, InputError
-from dent.objectives import entropy
 from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import (
     SMALL,

@@ -19,8 +19,8 @@ from dent.attacks.adaptive import (
     certificate,
 )
 from dent.attacks.adaptive.capabilities import adapt_accepts
+from dent.defenses import TentOnline
 from dent.errors import ConfigError, InputError
-from dent.reference import TentOnline
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
 from tests.layer_toys import CLASSES, make_batch, make_toy

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dent.attacks.adaptive import ModelSpace
-from dent.attacks.adaptive.losses import cross_entropy, margin
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of, through
+from dent.attacks.losses import cross_entropy, margin
 from dent.attacks.querier import Querier, Queries
 from dent.errors import ConfigError
 from dent.threat import ThreatModel

@@ -13,8 +13,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from dent.attacks import Attack, AttackResult, AutoAttack, Querier, make
-from dent.attacks.parts import NORMS, shipped_parts
-from dent.attacks.published import _Model, configure
+from dent.attacks.autoattack.parts import NORMS, shipped_parts
+from dent.attacks.autoattack.published import _Model, configure
 from dent.errors import ConfigError
 from dent.threat import Norm, ThreatModel
 from tests.attacks.attack_toys import (

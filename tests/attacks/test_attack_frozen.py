@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks import AttackError, Querier, Queries, make
-from dent.attacks.frozen import FrozenBatch, Run
+from dent.attacks.autoattack.frozen import FrozenBatch, Run
 from dent.threat import Norm, ThreatModel
 from tests.attacks.attack_toys import SMALL, Company, Toy, linear, small_images
 

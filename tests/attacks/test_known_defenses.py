@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dent.attacks import make
 from dent.attacks.adaptive import AdaptiveAPGD, Among, Majority, ModelSpace, Rung, certificate
-from dent.reference import AntiAdversary, Hedge
+from dent.defenses import AntiAdversary, Hedge
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import (
     AllOrNothing,

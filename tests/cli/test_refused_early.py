@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dent import blame, data
+from dent import data
 from dent.cli.app import main
-from dent.reaching import unreachable
+from dent.support import blame
+from dent.support.reaching import unreachable
 
 MINE = """\
 import torch

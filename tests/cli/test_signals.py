@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from dent import data, signals, training
+from dent import data, training
 from dent.cli import app, resolve, running
-from dent.distributed import merge as merging
-from dent.distributed import remote
-from dent.evaluation import Settings, evaluate, load_run
-from dent.evaluation.folder import RunFolder
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import FolderLock
+from dent.evaluation import Settings, evaluate, load_run, remote
+from dent.evaluation import merge as merging
+from dent.evaluation.records.folder import RunFolder
+from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.shard import Shard
-from dent.signals import Terminated, as_interrupts, kept
+from dent.storage.lock import FolderLock
+from dent.support import signals
+from dent.support.signals import Terminated, as_interrupts, kept
 from tests.evaluation.subjects import SMALL, make_subject
 
 URL = "memory://signals/run"

@@ -8,7 +8,7 @@ import pytest
 from dent import ConfigError, Dent, DentConfig
 from dent.cli import restore
 from dent.evaluation import RecordedRun, Settings, Subject, evaluate, load_run
-from dent.evaluation.spec import DefenseSpec
+from dent.evaluation.records.spec import DefenseSpec
 from tests.cli.here import dent
 from tests.evaluation.subjects import make_model, make_subject
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded, drive
 from dent.distributed.tasks import Found, Task, Worker, pack
 from dent.evaluation import EvaluationResult, Settings, Subject
-from dent.evaluation.plan import Unit
-from dent.evaluation.progress import Report
+from dent.evaluation.engine.progress import Report
+from dent.evaluation.records.plan import Unit
 from dent.evaluation.run import Work, conduct
 from dent.evaluation.shard import Shard
 

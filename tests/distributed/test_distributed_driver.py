@@ -17,8 +17,8 @@ from dent.distributed.driver import drive
 from dent.distributed.tasks import Task, Worker, pack, unpack
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Progress, Settings, Subject, describe, evaluate, load_run
-from dent.evaluation.plan import make_plan
-from dent.evaluation.progress import Report
+from dent.evaluation.engine.progress import Report
+from dent.evaluation.records.plan import make_plan
 from dent.evaluation.run import Work, conduct
 from tests.distributed.fake_pool import FakePool, evaluate_by_fakes
 from tests.distributed.toys import Refusing, contents

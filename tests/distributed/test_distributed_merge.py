@@ -23,9 +23,9 @@ from dent.evaluation import (
     load_run,
     verify,
 )
-from dent.evaluation.canonical import digest, without_timing
-from dent.evaluation.journal import JOURNAL
+from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.shard import Shard
+from dent.storage.canonical import digest, without_timing
 from tests.distributed.fake_pool import evaluate_by_fakes
 from tests.distributed.toys import contents
 from tests.evaluation.subjects import Push, make_subject

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dent.cli.app import main
-from dent.distributed.remote import _Remote, fetched, written
 from dent.errors import ConfigError, MissingExtraError
 from dent.evaluation import Progress, RecordError, Settings, evaluate, load_run
+from dent.evaluation.remote import _Remote, fetched, written
 from tests.distributed.fake_pool import evaluate_by_fakes
 from tests.distributed.toys import contents
 from tests.evaluation.subjects import SMALL, make_subject

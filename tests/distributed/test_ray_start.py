@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dent.ray_start import starting
+from dent.support.ray_start import starting
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -10,8 +10,8 @@ from typing import Any, final
 
 from dent.attacks import Attack, Outcome, Querier, Queries
 from dent.evaluation import load_run
-from dent.evaluation.canonical import without_timing
-from dent.evaluation.journal import JOURNAL
+from dent.evaluation.records.journal import JOURNAL
+from dent.storage.canonical import without_timing
 from dent.threat import Norm, ThreatModel
 from tests.evaluation.subjects import Push
 

@@ -18,7 +18,7 @@ import torch.fx.experimental.symbolic_shapes  # backward loads it: once here, no
 
 from dent import Dent, DentConfig
 from dent.evaluation import Progress, Settings, evaluate
-from dent.evaluation.journal import JOURNAL
+from dent.evaluation.records.journal import JOURNAL
 from tests.evaluation.subjects import Push, make_model, make_subject
 
 RANDOM_KILLS = 20

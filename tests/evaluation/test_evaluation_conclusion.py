@@ -8,7 +8,21 @@ import pytest
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
-from dent.evaluation.conclusion import (
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.diagnostics import CERTIFICATE
+from dent.evaluation.results.result import (
+    AttackSummary,
+    Count,
+    DefenseResult,
+    Dependence,
+    Diagnostic,
+    Difference,
+    Gate,
+    Verdict,
+)
+from dent.evaluation.results.scoring import Piece, Scores
+from dent.evaluation.results.symptoms import Symptoms
+from dent.evaluation.results.verdict import (
     FEW_BATCHES,
     HUGE_EPS,
     RULES,
@@ -21,21 +35,7 @@ from dent.evaluation.conclusion import (
     ground_of,
     with_verdicts,
 )
-from dent.evaluation.diagnostics import CERTIFICATE
-from dent.evaluation.result import (
-    AttackSummary,
-    Count,
-    DefenseResult,
-    Dependence,
-    Diagnostic,
-    Difference,
-    Gate,
-    Verdict,
-)
-from dent.evaluation.scoring import Piece, Scores
-from dent.evaluation.spec import STATIC, EvaluationSpec
-from dent.evaluation.suite import VERSION, members
-from dent.evaluation.symptoms import Symptoms
+from dent.evaluation.suites import VERSION, members
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dent.evaluation import RecordError, evaluate, load_run, verify
-from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.plain import DEEPEST, parse
+from dent.evaluation.records.journal import JOURNAL
 from dent.report import list_runs
+from dent.storage.canonical import canonical, digest
+from dent.storage.plain_json import DEEPEST, parse
 from tests.evaluation.subjects import SMALL, make_subject
 
 

@@ -10,18 +10,10 @@ from torch import Tensor
 from dent import DENT, Dent
 from dent.attacks import PGD, make
 from dent.errors import ConfigError
-from dent.evaluation import (
-    RecordError,
-    Settings,
-    cost,
-    estimate,
-    evaluate,
-    gradient_check,
-    load_run,
-    read_sweep,
-    sweep,
-)
-from dent.evaluation.canonical import without_timing
+from dent.evaluation import RecordError, Settings, estimate, evaluate, load_run, read_sweep, sweep
+from dent.evaluation.engine import cost
+from dent.evaluation.probe import gradient_check
+from dent.storage.canonical import without_timing
 from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
 
 

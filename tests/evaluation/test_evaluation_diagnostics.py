@@ -10,9 +10,9 @@ from dent import Dent, DentConfig
 from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries, make
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import DefenseResult, Settings, evaluate
-from dent.evaluation.diagnostics import of_defense, of_run
-from dent.evaluation.result import AttackSummary, Count, Dependence, Diagnostic
-from dent.evaluation.serving import serve
+from dent.evaluation.results.diagnostics import of_defense, of_run
+from dent.evaluation.results.result import AttackSummary, Count, Dependence, Diagnostic
+from dent.evaluation.submission.submission import serve
 from tests.evaluation.subjects import (
     SMALL,
     Guess,

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from dent.evaluation import RecordedRun, RecordError, evaluate, load_run, verify
-from dent.evaluation.disk import read, write_atomically
-from dent.evaluation.folder import PLAN, RUN
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import HOLDER, LOCK
-from dent.evaluation.sweep import SWEEP, read_sweep
+from dent.evaluation.records.folder import PLAN, RUN
+from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.sweeps import SWEEP, read_sweep
 from dent.report import list_runs, listing, write_report
+from dent.storage.disk import read, write_atomically
+from dent.storage.lock import HOLDER, LOCK
 from tests.evaluation.subjects import SMALL, make_subject
 
 MINE = b"years of work"
@@ -106,7 +106,7 @@ def test_temporary_names_cannot_be_foreseen(
 def test_a_link_where_a_temporary_file_would_lie_is_not_followed(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dent.evaluation.disk.secrets.token_hex", lambda _: "known")
+    monkeypatch.setattr("dent.storage.disk.secrets.token_hex", lambda _: "known")
     (tmp_path / ".tmp-page.html-known").symlink_to(mine)
     with pytest.raises(RecordError, match="cannot write"):
         write_atomically(tmp_path / "page.html", b"a page")

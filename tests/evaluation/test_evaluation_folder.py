@@ -24,13 +24,13 @@ from dent.evaluation import (
     Settings,
     SpecMismatchError,
     Subject,
-    books,
     evaluate,
     load_run,
 )
-from dent.evaluation.canonical import without_timing
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import HOLDER, FolderLock
+from dent.evaluation.engine import sessions as books
+from dent.evaluation.records.journal import JOURNAL
+from dent.storage.canonical import without_timing
+from dent.storage.lock import HOLDER, FolderLock
 from dent.threat import ThreatModel
 from tests.evaluation.subjects import SMALL, Push, make_dataset, make_model, make_subject
 

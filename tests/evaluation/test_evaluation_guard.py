@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dent.errors import InputError
 from dent.evaluation import Settings, estimate, evaluate, load_run
-from dent.evaluation.guard import put_back
+from dent.evaluation.submission.guard import put_back
 from dent.models.weights import weights_digest
 from tests.evaluation.subjects import Push, Wrapper, make_model, make_subject
 

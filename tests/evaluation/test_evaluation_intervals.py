@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial
 
-from dent.evaluation.intervals import cluster_bootstrap, tango, wilson
+from dent.evaluation.results.intervals import cluster_bootstrap, tango, wilson
 
 Z = 1.959963984540054
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dent.evaluation import RecordError, journal
-from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.journal import JournalWriter, line_of, read_journal, repair
-from dent.evaluation.records import TensorRef, Trace, UnitRecord, UnitTiming
+from dent.evaluation import RecordError
+from dent.evaluation.records import journal
+from dent.evaluation.records.journal import JournalWriter, line_of, read_journal, repair
+from dent.evaluation.records.schema import TensorRef, Trace, UnitRecord, UnitTiming
+from dent.storage.canonical import canonical, digest
 
 shares = st.floats(0, 1e6, allow_nan=False)
 counts = st.integers(0, 10**6)

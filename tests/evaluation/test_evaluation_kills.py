@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from dent.evaluation import load_run
-from dent.evaluation.canonical import without_timing
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.records import UnitRecord
+from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.schema import UnitRecord
+from dent.storage.canonical import without_timing
 from tests.evaluation.kill_harness import RANDOM_KILLS
 
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from dent.attacks.adaptive import NOT_AVAILABLE, RUNGS
-from dent.evaluation.ladder import ladder_of
-from dent.evaluation.records import Trace
-from dent.evaluation.result import AttackSummary, Count
+from dent.evaluation.records.schema import Trace
+from dent.evaluation.results.ladder import ladder_of
+from dent.evaluation.results.result import AttackSummary, Count
 
 
 def left(

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from dent.errors import ConfigError
 from dent.evaluation import Settings, describe
-from dent.evaluation.canonical import digest
-from dent.evaluation.plan import make_plan, seed_of, units
-from dent.evaluation.spec import Order
+from dent.evaluation.records.plan import make_plan, seed_of, units
+from dent.evaluation.records.spec import Order
+from dent.storage.canonical import digest
 from tests.evaluation.subjects import SMALL, make_dataset, make_subject
 
 DATA = make_dataset(60)

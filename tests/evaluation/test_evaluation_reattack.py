@@ -12,12 +12,12 @@ import torch
 
 from dent import DENT, DENT_PLUS, ConfigError, Dent, DentConfig
 from dent.attacks import Outcome
+from dent.defenses import Hedge
 from dent.evaluation import Reattack, Settings, evaluate, load_run, verify
-from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.folder import RUN
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.records import UnitRecord
-from dent.reference import Hedge
+from dent.evaluation.records.folder import RUN
+from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.schema import UnitRecord
+from dent.storage.canonical import canonical, digest
 from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
 
 WHOLE = Settings(n=24, batch_size=8)

@@ -21,11 +21,11 @@ from dent.evaluation import (
     evaluate,
     load_run,
 )
-from dent.evaluation.canonical import without_timing
-from dent.evaluation.folder import Memory
-from dent.evaluation.plan import make_plan
-from dent.evaluation.records import Trace, UnitRecord
-from dent.evaluation.serving import merge_traces, serve
+from dent.evaluation.records.folder import Memory
+from dent.evaluation.records.plan import make_plan
+from dent.evaluation.records.schema import Trace, UnitRecord
+from dent.evaluation.submission.submission import merge_traces, serve
+from dent.storage.canonical import without_timing
 from tests.evaluation.subjects import (
     CLASSES,
     SMALL,

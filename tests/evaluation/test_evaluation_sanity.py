@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dent import Dent, DentConfig
 from dent.errors import InputError
 from dent.evaluation import EvaluationResult, Settings, evaluate
-from dent.evaluation.result import Count
-from dent.evaluation.sanity import AT_CHANCE, NOTHING_MOVED, suspicions
-from dent.evaluation.scoring import Scores
+from dent.evaluation.results.result import Count
+from dent.evaluation.results.sanity import AT_CHANCE, NOTHING_MOVED, suspicions
+from dent.evaluation.results.scoring import Scores
 from tests.configurations import Around
 from tests.evaluation.subjects import SIDE, SMALL, Guess, Push, make_model, make_subject
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dent.evaluation import EvaluationResult, load_run, verify
-from dent.evaluation.canonical import without_rulings, without_wording
-from dent.evaluation.schema import FILES, schema, text
+from dent.evaluation.json_schema import FILES, schema, text
+from dent.storage.canonical import without_rulings, without_wording
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def test_the_schema_in_the_docs_is_in_step() -> None:
     written = (ROOT / "docs" / "reference" / "record.schema.json").read_text()
-    command = "python -m dent.evaluation.schema docs/reference/record.schema.json"
+    command = "python -m dent.evaluation.json_schema docs/reference/record.schema.json"
     assert written == text(), f"run `{command}`, and say in CHANGELOG what changed in the records"
 
 

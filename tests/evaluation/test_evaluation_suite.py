@@ -11,7 +11,7 @@ from torch import nn
 from dent.attacks import Attack, Outcome, Querier, Queries, make
 from dent.errors import UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
-from dent.evaluation.suite import (
+from dent.evaluation.suites import (
     BUDGETS,
     DYNAMIC,
     VERSION,

@@ -15,14 +15,14 @@ from dent.attacks import make
 from dent.attacks.adaptive import AdaptiveAPGD
 from dent.attacks.base import isolated_random_state
 from dent.data.dataset import ArrayDataset
+from dent.defenses import AntiAdversary, Hedge
 from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
-from dent.evaluation.conclusion import FEW_BATCHES, HUGE_EPS
-from dent.evaluation.diagnostics import CERTIFICATE
-from dent.evaluation.plan import seed_of
-from dent.evaluation.result import Verdict
-from dent.evaluation.stream import serve_seed
-from dent.evaluation.submission import CHOOSING, DRAWS
-from dent.reference import AntiAdversary, Hedge
+from dent.evaluation.records.plan import seed_of
+from dent.evaluation.results.diagnostics import CERTIFICATE
+from dent.evaluation.results.result import Verdict
+from dent.evaluation.results.verdict import FEW_BATCHES, HUGE_EPS
+from dent.evaluation.submission.stream import serve_seed
+from dent.evaluation.submission.submitter import CHOOSING, DRAWS
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import (
     AllOrNothing,

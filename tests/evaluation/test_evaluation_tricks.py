@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from dent.attacks import Attack
 from dent.attacks.adaptive import AdaptiveAPGD
 from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
-from dent.evaluation.diagnostics import CERTIFICATE, certificate_of, stands_in
-from dent.evaluation.fresh import Origin
-from dent.evaluation.gradient_check import check_gradient
-from dent.evaluation.records import ProbeRecord
-from dent.evaluation.result import Verdict
+from dent.evaluation.probe.gradient_check import check_gradient
+from dent.evaluation.records.schema import ProbeRecord
+from dent.evaluation.results.diagnostics import CERTIFICATE, certificate_of, stands_in
+from dent.evaluation.results.result import Verdict
+from dent.evaluation.submission.fresh import Origin
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import Nearest, withstands
 from tests.evaluation import tricks

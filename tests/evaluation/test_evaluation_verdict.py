@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dent.evaluation import Settings, evaluate
-from dent.evaluation.intervals import tango
-from dent.evaluation.result import Dependence
-from dent.evaluation.scoring import Piece, Scores, worst_of_batch
-from dent.evaluation.verdict import MIN_CLUSTERS, difference_to, worst_of
+from dent.evaluation.results.intervals import tango
+from dent.evaluation.results.result import Dependence
+from dent.evaluation.results.scoring import Piece, Scores, worst_of_batch
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, difference_to, worst_of
 from tests.evaluation.subjects import Guess, Push, Sociable, make_model, make_subject
 
 INDEPENDENT = Dependence(declared=False, measured=False)

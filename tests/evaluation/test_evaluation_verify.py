@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from dent import Dent, DentConfig
 from dent.attacks import make
 from dent.evaluation import Settings, Subject, evaluate, verify
-from dent.evaluation.canonical import canonical, digest
-from dent.evaluation.journal import JOURNAL
+from dent.evaluation.records.journal import JOURNAL
+from dent.storage.canonical import canonical, digest
 from tests.evaluation.subjects import SMALL, make_dataset, make_model, make_subject
 
 

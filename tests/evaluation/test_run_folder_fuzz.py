@@ -20,10 +20,10 @@ import pytest
 from dent import Dent, DentConfig, DentError, SmoothingConfig
 from dent.cli import restore
 from dent.evaluation import Settings, Subject, evaluate
-from dent.evaluation.canonical import digest
-from dent.evaluation.folder import PLAN, RESULT, RUN
-from dent.evaluation.journal import JOURNAL
-from dent.evaluation.lock import HOLDER, LOCK
+from dent.evaluation.records.folder import PLAN, RESULT, RUN
+from dent.evaluation.records.journal import JOURNAL
+from dent.storage.canonical import digest
+from dent.storage.lock import HOLDER, LOCK
 from tests.cli.here import dent
 from tests.evaluation.subjects import Push, make_model, make_subject
 from tests.test_printable import orders

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dent import models
 from dent.errors import ConfigError, UnknownNameError, WeightsError
 from dent.models import autoattack_resnet18, zoo
-from dent.suggest import did_you_mean
+from dent.support.suggest import did_you_mean
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dent.evaluation.intervals import of_median, tango
+from dent.evaluation.results.intervals import of_median, tango
 from dent.paper.claims import compare, judge
 from dent.paper.load import read_spec
 from dent.paper.measure import Measured, of_numbers

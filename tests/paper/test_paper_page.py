@@ -11,7 +11,7 @@ import pytest
 
 from dent.cli.app import main
 from dent.cli.console import OUT as CONSOLE
-from dent.evaluation.folder import RESULT
+from dent.evaluation.records.folder import RESULT
 from dent.paper import Plan, load_scale, load_table, plan_table, summarize, table_names, write_page
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dent.cli.app import main
-from dent.evaluation.folder import RESULT
+from dent.evaluation.records.folder import RESULT
 from dent.paper import Plan, load_scale, load_table, plan_table, publish, summarize, table_names
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS

@@ -16,8 +16,8 @@ from dent import Dent, DentConfig, models
 from dent.cli.app import main
 from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import load_run, verify
-from dent.evaluation.folder import RUN
-from dent.evaluation.reading import RecordedRun
+from dent.evaluation.records.folder import RUN
+from dent.evaluation.results.recorded_run import RecordedRun
 from dent.paper import Plan, run_plans, summarize
 from dent.paper.estimate import profile_forwards
 from dent.paper.measure import measure

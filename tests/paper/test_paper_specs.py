@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dent import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig, models
 from dent.attacks import make_from
 from dent.errors import ConfigError, UnknownNameError
-from dent.evaluation.spec import Settings
+from dent.evaluation.records.spec import Settings
 from dent.models.residual import is_member
 from dent.paper import load_scale, load_table, plan_table, scale_names, table_names
 from dent.paper.defenses import defense_name, parse_defense

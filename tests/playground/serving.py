@@ -15,7 +15,8 @@ import httpx
 import uvicorn
 from PIL import Image
 
-from dent import listening, timed_http
+from dent.serving import timed_http
+from dent.support import listening
 
 API = "/gradio_api"
 PATIENCE = 30.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dent import Dent, InputError, Status
 from dent.attacks.protocol import DynamicDefense
-from dent.reference import Hedge, StatisticsPrior, TentOnline, describe, make, names
+from dent.defenses import Hedge, StatisticsPrior, TentOnline, describe, make, names
 
 Build = Callable[[nn.Module], Any]
 

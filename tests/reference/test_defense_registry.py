@@ -16,7 +16,7 @@ from dent import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from dent.reference import AntiAdversary, describe, load_config, make, names
+from dent.defenses import AntiAdversary, describe, load_config, make, names
 
 OWN = """
 from torch import nn
@@ -50,7 +50,7 @@ def plain(model): return nn.Sequential(model, nn.Softmax(1)).train()
 def nothing(model): return None
 def raising(model): raise RuntimeError("out of luck")
 def misconfigured(model):
-    from dent.reference import AntiAdversary
+    from dent.defenses import AntiAdversary
     return AntiAdversary(model, steps=-1)
 def without_model(): return None
 instance = nn.Linear(1, 1)
@@ -185,8 +185,8 @@ def test_own_module_counts_as_static(folder: Path, small: nn.Sequential, batch: 
 
 
 def test_reference_class_by_its_path(small: nn.Sequential) -> None:
-    assert isinstance(make("dent.reference:AntiAdversary", small), AntiAdversary)
-    assert describe(make("dent.reference:StatisticsPrior", small))["settings"] == {"strength": 16.0}
+    assert isinstance(make("dent.defenses:AntiAdversary", small), AntiAdversary)
+    assert describe(make("dent.defenses:StatisticsPrior", small))["settings"] == {"strength": 16.0}
 
 
 @pytest.mark.parametrize(

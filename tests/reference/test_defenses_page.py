@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, entropy
-from dent.reference import describe, load_config, make
+from dent.defenses import describe, load_config, make
 
 PAGE = (Path(__file__).parents[2] / "docs" / "defenses.md").read_text()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dent import ConfigError, InputError, Status, UnsupportedModelError
-from dent.reference import AntiAdversary, Hedge
+from dent.defenses import AntiAdversary, Hedge
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import ConfigError, UnsupportedModelError
-from dent.reference import StatisticsPrior, make
+from dent.defenses import StatisticsPrior, make
 
 
 def test_statistics_only_is_batch_norm_in_train_mode(small: nn.Sequential, batch: Tensor) -> None:

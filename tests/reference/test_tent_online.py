@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import ConfigError, DentConfig, SmoothingConfig, Status, UnsupportedModelError
-from dent.reference import TENT, TentOnline
+from dent.defenses import TENT, TentOnline
 
 
 def published(model: nn.Module, batches: list[Tensor], steps: int, momentum: bool) -> list[Tensor]:

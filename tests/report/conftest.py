@@ -14,7 +14,7 @@ from dent import Dent, DentConfig, SmoothingConfig, ThreatModel, data
 from dent.attacks import make
 from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate
-from dent.evaluation.sweep import sweep
+from dent.evaluation.sweeps import sweep
 from tests.small_models import make_tiny_cnn
 
 GOLDEN = Path(__file__).parents[1] / "golden"

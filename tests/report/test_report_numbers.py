@@ -14,7 +14,7 @@ import pytest
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import EvaluationResult
-from dent.evaluation.intervals import wilson
+from dent.evaluation.results.intervals import wilson
 from dent.report import wording, write_report
 from dent.report.formats import to_csv
 from dent.report.limits import limits

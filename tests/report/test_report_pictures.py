@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dent import smoothing
+from dent.adaptation import smoothing
 from dent.config import SmoothingConfig
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult
-from dent.evaluation.records import Trace
+from dent.evaluation.records.schema import Trace
 from dent.report import figure, load_run, pictures, wording
 from dent.report.charts import Curve, Value, chart, nice_ticks, whole_ticks
 from dent.report.flags import Flags

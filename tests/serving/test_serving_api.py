@@ -24,9 +24,9 @@ from servers import (
 from torch import nn
 
 from dent import DENT_NOMINAL, DENT_PLUS, Dent
+from dent.defenses import make
 from dent.errors import ConfigError
-from dent.evaluation.serving import serve
-from dent.reference import make
+from dent.evaluation.submission.submission import serve
 from dent.serving.limits import Limits
 from dent.serving.requests import JSON, NPY
 

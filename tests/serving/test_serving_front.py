@@ -15,11 +15,13 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from servers import TOGETHER, logits_of, make_engine, make_images, make_model, npy
 
-from dent import Dent, listening, timed_http
-from dent.listening import Hosts
+from dent import Dent
+from dent.serving import timed_http
 from dent.serving.app import PREDICT, Server, create_app
 from dent.serving.front import Front
 from dent.serving.limits import Limits
+from dent.support import listening
+from dent.support.listening import Hosts
 
 LIMITS = Limits(max_requests=4, timeout=20)
 NPY = {"content-type": "application/x-npy"}

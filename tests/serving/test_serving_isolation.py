@@ -19,7 +19,7 @@ from servers import (
 from torch import Tensor
 
 from dent import DENT_NOMINAL, DENT_PLUS, Dent
-from dent.reference import make
+from dent.defenses import make
 from dent.serving.engine import Answer, Engine
 from dent.serving.limits import Limits
 

@@ -23,7 +23,7 @@ from servers import (
 from torch import Tensor, nn
 
 from dent import Dent
-from dent.reference import make
+from dent.defenses import make
 from dent.serving.cost import StepCost
 from dent.serving.engine import Answer, Engine
 from dent.serving.limits import Limits

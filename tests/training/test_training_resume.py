@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dent.errors import ConfigError, WeightsError
-from dent.evaluation.errors import LockedError, RecordError, SpecMismatchError
-from dent.evaluation.lock import FolderLock
+from dent.storage.errors import LockedError, RecordError, SpecMismatchError
+from dent.storage.lock import FolderLock
 from dent.training import TrainingProgress, loop
 from tests.training.kill_harness import KILLS
 from tests.training.subjects import fast, run

@@ -6,12 +6,17 @@ from dent.attacks import make
 result = make("apgd-ce")(defense, images, labels, ThreatModel("linf", "8/255"), seed=0)
 """
 
-from dent.attacks.autoattack import AutoAttack
-from dent.attacks.base import Attack, AttackError, AttackResult, Outcome
-from dent.attacks.pgd import PGD
-from dent.attacks.protocol import Defense, DynamicDefense, answer, is_batch_dependent
-from dent.attacks.querier import Querier, Queries
-from dent.attacks.registry import make, make_from, names, settings_of
+from typing import TYPE_CHECKING
+
+from dent.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from dent.attacks.autoattack.attack import AutoAttack
+    from dent.attacks.base import Attack, AttackError, AttackResult, Outcome
+    from dent.attacks.pgd import PGD
+    from dent.attacks.protocol import Defense, DynamicDefense, answer, is_batch_dependent
+    from dent.attacks.querier import Querier, Queries
+    from dent.attacks.registry import make, make_from, names, settings_of
 
 __all__ = [
     "PGD",
@@ -31,3 +36,34 @@ __all__ = [
     "names",
     "settings_of",
 ]
+
+_MODULES = {
+    "dent.attacks.autoattack.attack": ("AutoAttack",),
+    "dent.attacks.base": (
+        "Attack",
+        "AttackError",
+        "AttackResult",
+        "Outcome",
+    ),
+    "dent.attacks.pgd": ("PGD",),
+    "dent.attacks.protocol": (
+        "Defense",
+        "DynamicDefense",
+        "answer",
+        "is_batch_dependent",
+    ),
+    "dent.attacks.querier": (
+        "Querier",
+        "Queries",
+    ),
+    "dent.attacks.registry": (
+        "make",
+        "make_from",
+        "names",
+        "settings_of",
+    ),
+}
+"""Which module each public name is loaded from."""
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+    __getattr__ = lazy(__name__, _MODULES)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dent.attacks.querier import Progress, Querier, Queries
-from dent.devices import own_generator, random_state, seed_generator, set_random_state
 from dent.errors import DentError, InputError
+from dent.support.devices import own_generator, random_state, seed_generator, set_random_state
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import Defense

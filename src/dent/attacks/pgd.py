@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
+from dent.attacks.checks import is_count, is_number
 from dent.attacks.querier import Querier, Queries
 from dent.attacks.steps import ascent, uniform_in_ball
-from dent.attacks.values import is_count, is_number
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from dent.attacks.adaptive import ADAPTIVE
-from dent.attacks.autoattack import AutoAttack
-from dent.attacks.parts import PARTS, SETS
+from dent.attacks.autoattack.attack import AutoAttack
+from dent.attacks.autoattack.parts import PARTS, SETS
 from dent.attacks.pgd import PGD
 from dent.errors import ConfigError, UnknownNameError
 from dent.names import full_attack, unknown_attack
-from dent.suggest import closest
+from dent.support.suggest import closest
 
 if TYPE_CHECKING:
     from dent.attacks.base import Attack

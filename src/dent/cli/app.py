@@ -7,7 +7,6 @@ from typing import NoReturn
 import typer
 
 from dent import __version__
-from dent.blame import place
 from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.console import ERR, OUT
 from dent.cli.data import data_command
@@ -21,7 +20,8 @@ from dent.cli.records import list_command, report_command, show_command, verify_
 from dent.cli.serve import serve_command
 from dent.cli.train import train_command
 from dent.errors import DentError
-from dent.signals import Received, as_interrupts
+from dent.support.blame import place
+from dent.support.signals import Received, as_interrupts
 
 REFUSED = 2
 """Exit status when what was asked cannot be done as asked."""

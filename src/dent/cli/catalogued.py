@@ -5,7 +5,7 @@ from dent.cli.console import OUT
 from dent.errors import MissingExtraError
 from dent.models import ModelInfo
 from dent.models.info import OnImages, by_images
-from dent.suggest import did_you_mean
+from dent.support.suggest import did_you_mean
 
 
 def chosen(word: str | None, source: str | None) -> tuple[list[str], list[MissingExtraError]]:

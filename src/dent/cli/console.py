@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
-from dent.printable import one_line, printable
+from dent.support.printable import one_line, printable
 
 
 class _Plain(Console):

@@ -7,8 +7,8 @@ from typing import Final
 
 from dent import names
 from dent.errors import ConfigError, WeightsError
-from dent.extras import check
-from dent.reaching import unreachable
+from dent.support.extras import check
+from dent.support.reaching import unreachable
 
 _ZOO: Final = {"timm": "a timm model", "robustbench": "a RobustBench model"}
 """What an extra is needed for."""

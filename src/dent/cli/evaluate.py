@@ -220,11 +220,10 @@ def evaluate_command(
     early.cluster(ray)
     early.folder(out)
     from dent.cli import resolve, running, showing
-    from dent.distributed import remote
-    from dent.evaluation import Settings
+    from dent.evaluation import Settings, remote
     from dent.evaluation import suite as attacks_of
     from dent.evaluation.shard import Shard
-    from dent.evaluation.sweep import folder_name
+    from dent.evaluation.sweeps import folder_name
     from dent.threat import ThreatModel
 
     swept = resolve.swept(over, mix)

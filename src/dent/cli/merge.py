@@ -27,7 +27,8 @@ def merge_command(
     interrupted by Ctrl-C or SIGTERM, and nothing was written.
     """
     early.folder(out)
-    from dent.distributed import merge, remote
+    from dent.distributed import merge
+    from dent.evaluation import remote
 
     with ExitStack() as stack:
         place = stack.enter_context(remote.written(out, new=True))

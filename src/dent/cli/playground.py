@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dent.cli.console import OUT, print_json
-from dent.extras import check
+from dent.support.extras import check
 
 
 def playground_command(

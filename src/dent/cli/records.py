@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from dent.cli import early
 from dent.cli.console import ERR, OUT, print_json, print_table
-from dent.printable import one_line
+from dent.support.printable import one_line
 
 FAILED = 1
 """Exit status when a check found something wrong."""
@@ -25,7 +25,7 @@ def list_command(
     """List the runs below a folder, one line for every defense."""
     from dent import report
     from dent.cli import telling
-    from dent.distributed import remote
+    from dent.evaluation import remote
 
     with remote.fetched(root, tensors=False) as folder:
         runs = report.list_runs(folder)
@@ -56,7 +56,7 @@ def show_command(
     """Show a run's result, or the story of one sample."""
     from dent import report
     from dent.cli import showing, telling
-    from dent.distributed import remote
+    from dent.evaluation import remote
 
     with remote.fetched(run, tensors=False) as folder:
         loaded = report.load_run(folder)
@@ -88,7 +88,7 @@ def report_command(
     """Write one page, table or file about one run, or several side by side."""
     early.file(out)
     from dent import report
-    from dent.distributed import remote
+    from dent.evaluation import remote
 
     with ExitStack() as stack:
         folders = [stack.enter_context(remote.fetched(run)) for run in runs]
@@ -129,7 +129,7 @@ def verify_command(
     not checked.
     """
     from dent.cli import checking
-    from dent.distributed import remote
+    from dent.evaluation import remote
 
     again = checking.reattack(reattack, nonce, records_only=records_only)
     with remote.fetched(run) as folder:

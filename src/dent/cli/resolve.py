@@ -6,15 +6,16 @@ from typing import Literal, get_args
 
 import torch
 
-from dent import data, models, reference
+from dent import data, models
+from dent import defenses as reference
 from dent.attacks import Attack, Defense, make_from
 from dent.cli.console import ERR
 from dent.data import ImageDataset
 from dent.distributed import Cluster
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Subject
-from dent.evaluation.spec import STATIC
-from dent.evaluation.sweep import Over, Value
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.sweeps import Over, Value
 from dent.threat import ThreatModel
 
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from dent import reference
+from dent import defenses as reference
 from dent.attacks import Attack, Defense
 from dent.cli import resolve
 from dent.config import DentConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, Settings, Subject, suite
-from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
 from dent.evaluation.subject import attack_spec, threat_of
-from dent.evaluation.suite import exactly
+from dent.evaluation.suites import exactly
 from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.threat import ThreatModel

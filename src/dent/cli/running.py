@@ -12,7 +12,6 @@ from dent import distributed
 from dent.cli.console import ERR
 from dent.cli.durations import between, lasting
 from dent.distributed import Cluster
-from dent.distributed.remote import Place
 from dent.evaluation import (
     CostEstimate,
     EvaluationResult,
@@ -26,9 +25,10 @@ from dent.evaluation import (
     sweep,
 )
 from dent.evaluation import Progress as State
-from dent.evaluation.progress import Report
+from dent.evaluation.engine.progress import Report
+from dent.evaluation.remote import Place
 from dent.evaluation.shard import Shard
-from dent.evaluation.sweep import Over, Value, folder_name, variants
+from dent.evaluation.sweeps import Over, Value, folder_name, variants
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from dent import listening, names
+from dent import names
 from dent.cli import completing, early
 from dent.cli.console import ERR, print_json
 from dent.errors import ConfigError
-from dent.extras import check, require
 from dent.serving.limits import Limits
 from dent.serving.options import ServerOptions
+from dent.support import listening
+from dent.support.extras import check, require
 
 _SERVED = "What is served"
 _LIMITS = "Limits"

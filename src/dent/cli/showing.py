@@ -8,10 +8,10 @@ from rich.markup import escape
 
 from dent.cli.console import OUT, print_table
 from dent.evaluation import Count, DefenseResult, Difference, EvaluationResult
-from dent.printable import one_line
 from dent.report import wording
 from dent.report.flags import Flag, Flags, letters
 from dent.report.limits import limits
+from dent.support.printable import one_line
 
 _Kind: TypeAlias = tuple[str, str | None]
 """What was submitted, and by which attack."""

@@ -9,7 +9,7 @@ from dent.cli import running
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.cli.durations import lasting
 from dent.evaluation import Progress
-from dent.evaluation.folder import RESULT
+from dent.evaluation.records.folder import RESULT
 from dent.paper import (
     Plan,
     PlannedRun,

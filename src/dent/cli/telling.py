@@ -4,8 +4,8 @@ from rich.markup import escape
 
 from dent.cli import showing
 from dent.cli.console import OUT, print_table
-from dent.printable import one_line
 from dent.report import RunSummary, SampleStory
+from dent.support.printable import one_line
 
 
 def line(run: RunSummary) -> None:

@@ -8,7 +8,7 @@ import typer
 from dent import names
 from dent.cli import completing, early
 from dent.cli.console import ERR, print_json
-from dent.extras import check
+from dent.support.extras import check
 
 _WHAT = "What is trained"
 _HOW = "The recipe"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from dent.distributed.errors import WorkerError
 from dent.distributed.tasks import Found, Task
 from dent.errors import InputError
-from dent.evaluation.plan import Unit
-from dent.evaluation.probe_readings import stateful
-from dent.evaluation.records import JournalRecord, ProbeRecord, Session
+from dent.evaluation.records.plan import Unit
+from dent.evaluation.records.readings import stateful
+from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session
 from dent.evaluation.run import Work
 
 if TYPE_CHECKING:
-    from dent.evaluation.books import Entry
+    from dent.evaluation.engine.sessions import Entry
 
 _POLL: Final = 0.5
 _QUIET: Final = 15.0

@@ -6,11 +6,11 @@ from pathlib import Path
 from dent.distributed.cluster import Cluster
 from dent.distributed.driver import drive
 from dent.distributed.ray_pool import RayPool
-from dent.evaluation.progress import Report
-from dent.evaluation.result import EvaluationResult
+from dent.evaluation.engine.progress import Report
+from dent.evaluation.records.spec import Settings
+from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.run import Work, conduct
 from dent.evaluation.shard import Shard
-from dent.evaluation.spec import Settings
 from dent.evaluation.subject import Subject
 
 

@@ -8,16 +8,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from dent import ray_start
 from dent.distributed.cluster import Cluster
 from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded
 from dent.distributed.errors import WorkerError
 from dent.distributed.tasks import Task, Worker, pack
-from dent.evaluation.plan import Plan, Unit
-from dent.evaluation.spec import EvaluationSpec
+from dent.evaluation.records.plan import Plan, Unit
+from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.subject import Subject
-from dent.extras import require
-from dent.reaching import unreachable
+from dent.support import ray_start
+from dent.support.extras import require
+from dent.support.reaching import unreachable
 
 
 def import_ray() -> Any:

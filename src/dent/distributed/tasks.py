@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from dent.errors import ConfigError, InputError
-from dent.evaluation.execute import Batches, Run, execute, prepare
-from dent.evaluation.folder import Memory, Store, packed
-from dent.evaluation.plan import Plan, Unit
-from dent.evaluation.provenance import new_session
-from dent.evaluation.records import JournalRecord, Session, UnitRecord
-from dent.evaluation.serving import device_of
-from dent.evaluation.spec import EvaluationSpec, differences
+from dent.evaluation.engine.execute import Batches, Run, execute, prepare
+from dent.evaluation.records.folder import Memory, Store, packed
+from dent.evaluation.records.plan import Plan, Unit
+from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.records.spec import EvaluationSpec, differences
 from dent.evaluation.subject import Subject, describe
+from dent.evaluation.submission.submission import device_of
 
 
 @dataclass(frozen=True)

@@ -9,31 +9,36 @@ The batch is the unit: its members never change, and what counts is what the def
 the whole batch is submitted once more. See docs/evaluation.
 """
 
-from dent.evaluation.cost import CostEstimate, DefenseCost, estimate
-from dent.evaluation.errors import (
-    LockedError,
-    RecordError,
-    SchemaVersionError,
-    SpecMismatchError,
-)
-from dent.evaluation.progress import Progress
-from dent.evaluation.reading import RecordedRun, SampleAnswer, load_run
-from dent.evaluation.reattack import Reattack, Reattacked
-from dent.evaluation.result import (
-    AttackSummary,
-    Count,
-    DefenseResult,
-    Diagnostic,
-    Difference,
-    EvaluationResult,
-    WorstCase,
-)
-from dent.evaluation.run import evaluate
-from dent.evaluation.spec import EvaluationSpec, Settings
-from dent.evaluation.subject import Subject, describe
-from dent.evaluation.suite import suite
-from dent.evaluation.sweep import read_sweep, sweep
-from dent.evaluation.verify import Check, Verification, verify
+from typing import TYPE_CHECKING
+
+from dent.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from dent.evaluation.engine.cost import CostEstimate, DefenseCost, estimate
+    from dent.evaluation.engine.progress import Progress
+    from dent.evaluation.records.spec import EvaluationSpec, Settings
+    from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer, load_run
+    from dent.evaluation.results.result import (
+        AttackSummary,
+        Count,
+        DefenseResult,
+        Diagnostic,
+        Difference,
+        EvaluationResult,
+        WorstCase,
+    )
+    from dent.evaluation.run import evaluate
+    from dent.evaluation.subject import Subject, describe
+    from dent.evaluation.suites import suite
+    from dent.evaluation.sweeps import read_sweep, sweep
+    from dent.evaluation.verification.reattack import Reattack, Reattacked
+    from dent.evaluation.verification.verify import Check, Verification, verify
+    from dent.storage.errors import (
+        LockedError,
+        RecordError,
+        SchemaVersionError,
+        SpecMismatchError,
+    )
 
 __all__ = [
     "AttackSummary",
@@ -68,3 +73,59 @@ __all__ = [
     "sweep",
     "verify",
 ]
+
+_MODULES = {
+    "dent.evaluation.engine.cost": (
+        "CostEstimate",
+        "DefenseCost",
+        "estimate",
+    ),
+    "dent.evaluation.engine.progress": ("Progress",),
+    "dent.evaluation.records.spec": (
+        "EvaluationSpec",
+        "Settings",
+    ),
+    "dent.evaluation.results.recorded_run": (
+        "RecordedRun",
+        "SampleAnswer",
+        "load_run",
+    ),
+    "dent.evaluation.results.result": (
+        "AttackSummary",
+        "Count",
+        "DefenseResult",
+        "Diagnostic",
+        "Difference",
+        "EvaluationResult",
+        "WorstCase",
+    ),
+    "dent.evaluation.run": ("evaluate",),
+    "dent.evaluation.subject": (
+        "Subject",
+        "describe",
+    ),
+    "dent.evaluation.suites": ("suite",),
+    "dent.evaluation.sweeps": (
+        "read_sweep",
+        "sweep",
+    ),
+    "dent.evaluation.verification.reattack": (
+        "Reattack",
+        "Reattacked",
+    ),
+    "dent.evaluation.verification.verify": (
+        "Check",
+        "Verification",
+        "verify",
+    ),
+    "dent.storage.errors": (
+        "LockedError",
+        "RecordError",
+        "SchemaVersionError",
+        "SpecMismatchError",
+    ),
+}
+"""Which module each public name is loaded from."""
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+    __getattr__ = lazy(__name__, _MODULES)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dent.config import DentConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.models.shipped_source import ShippedModels
 
 _HIDDEN = "resnet-14-2-linf"

@@ -6,20 +6,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dent.evaluation.books import Books, Entry
-from dent.evaluation.execute import Batches, execute, prepare
-from dent.evaluation.folder import RESULT, RUN, Memory, RunFolder, Store
-from dent.evaluation.plan import Plan, Unit, groups, make_plan, units
-from dent.evaluation.progress import Report, Tracker
-from dent.evaluation.provenance import new_session
-from dent.evaluation.records import UnitRecord
-from dent.evaluation.rehearsal import rehearse
-from dent.evaluation.result import EvaluationResult
-from dent.evaluation.serving import device_of
+from dent.evaluation.engine.execute import Batches, execute, prepare
+from dent.evaluation.engine.progress import Report, Tracker
+from dent.evaluation.engine.rehearsal import rehearse
+from dent.evaluation.engine.sessions import Books, Entry
+from dent.evaluation.records.folder import RESULT, RUN, Memory, RunFolder, Store
+from dent.evaluation.records.plan import Plan, Unit, groups, make_plan, units
+from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.spec import EvaluationSpec, Settings
+from dent.evaluation.results.result import EvaluationResult
+from dent.evaluation.results.summary import summarize
 from dent.evaluation.shard import Shard
-from dent.evaluation.spec import EvaluationSpec, Settings
 from dent.evaluation.subject import Subject, describe
-from dent.evaluation.summary import summarize
+from dent.evaluation.submission.submission import device_of
 
 
 def evaluate(

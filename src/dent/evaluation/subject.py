@@ -8,9 +8,10 @@ from torch import nn
 
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
 from dent.data.dataset import ImageDataset
+from dent.defenses import describe as describe_defense
 from dent.errors import ConfigError, InputError
-from dent.evaluation.naming import contradiction
-from dent.evaluation.spec import (
+from dent.evaluation.records.naming import contradiction
+from dent.evaluation.records.spec import (
     STATIC,
     AttackSpec,
     DatasetSpec,
@@ -22,7 +23,6 @@ from dent.evaluation.spec import (
 )
 from dent.kinds import kind_of
 from dent.models.weights import weights_digest
-from dent.reference import describe as describe_defense
 from dent.threat import ThreatModel
 
 

@@ -9,7 +9,7 @@ from dent.errors import UnknownNameError
 from dent.models import factory
 from dent.models.residual import EXAMPLES, is_member, resnet
 from dent.models.weights import fit_weights, read_weights
-from dent.suggest import did_you_mean
+from dent.support.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

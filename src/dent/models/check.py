@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from dent.adaptation.trial import seem_probabilities
 from dent.errors import DentError, InputError, NotLogitsWarning, UnsupportedModelError
 from dent.outputs import advice, described
-from dent.trial import seem_probabilities
 
 _SHAPE = (2, 3, 32, 32)
 _CHANNELS = (1, 3)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from dent.errors import UnsupportedModelError
-from dent.factories import call_factory, type_name
+from dent.support.factories import call_factory, type_name
 
 
 def build(spec: str) -> nn.Module:

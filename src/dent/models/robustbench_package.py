@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from dent.extras import require
+from dent.support.extras import require
 
 #: What is known of RobustBench's models without it; `tabulate_robustbench` writes this file.
 TABLE: Final = Path(__file__).parent / "tables" / "robustbench.json"

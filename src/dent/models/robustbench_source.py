@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import ConfigError, DentError, UnknownNameError, WeightsError
-from dent.extras import require
 from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.robustbench_package import PURPOSE, TABLE, import_robustbench
 from dent.models.weights import fit_weights, read_checkpoint, read_weights
 from dent.names import unlisted
+from dent.support.extras import require
 
 _CLASSES: Final = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 _EPS: Final = {

@@ -13,12 +13,12 @@ from typing import Any, Final
 from torch import nn
 
 from dent.errors import UnknownNameError, WeightsError
-from dent.extras import require
 from dent.models.fetching import Download, fetch_url, models_root
 from dent.models.info import ModelInfo
 from dent.models.normalize import Normalize
 from dent.models.weights import check_finite, read_weights
 from dent.names import unlisted
+from dent.support.extras import require
 
 _PURPOSE: Final = "a timm model"
 _HUB: Final = "https://huggingface.co"

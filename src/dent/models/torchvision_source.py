@@ -21,7 +21,7 @@ from dent.models.info import Accuracy, ModelInfo
 from dent.models.normalize import Normalize
 from dent.models.weights import fit_weights, read_weights
 from dent.names import unlisted
-from dent.suggest import did_you_mean
+from dent.support.suggest import did_you_mean
 
 _CLASSES: Final = 1000
 _IMAGES: Final = 50_000

@@ -16,7 +16,7 @@ from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
 from dent.models.weights import fit_weights, read_weights
 from dent.names import add_ends, unknown_model
-from dent.suggest import did_you_mean
+from dent.support.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import torch

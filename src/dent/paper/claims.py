@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from dent.evaluation.intervals import of_median
-from dent.evaluation.plan import seed_of
-from dent.evaluation.verdict import MIN_CLUSTERS, paired
+from dent.evaluation.records.plan import seed_of
+from dent.evaluation.results.intervals import of_median
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.measure import Interval, Measured
 from dent.paper.results import Judgement, Ruling, Unit
 from dent.paper.spec import Claim, Table

@@ -7,15 +7,15 @@ import json
 from typing import Any, Final
 
 from dent.config import DentConfig
+from dent.defenses import CONFIGS
 from dent.errors import ConfigError
-from dent.reference import CONFIGS
 
 _NEAREST: Final = ("dent", "dent+", "dent-nominal")
 _GONE: Final = "none"
 
 
 def parse_defense(text: str) -> DentConfig:
-    """Read a defense: the name of a preset (`dent.reference.CONFIGS`), then `field=value` words.
+    """Read a defense: the name of a preset (`dent.defenses.CONFIGS`), then `field=value` words.
 
     Values are JSON or plain words; `none` is null; `smoothing.learn` is a field of the smoothing.
 

@@ -11,7 +11,7 @@ import torch
 from dent import models
 from dent.attacks import Attack, make_from
 from dent.config import DentConfig
-from dent.evaluation.suite import suite
+from dent.evaluation.suites import suite
 from dent.paper.planning import Plan, PlannedRun
 from dent.paper.scales import Chosen
 

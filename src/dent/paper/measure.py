@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from dent.evaluation.intervals import of_median, wilson
-from dent.evaluation.plan import Plan as Batches
-from dent.evaluation.reading import RecordedRun
-from dent.evaluation.records import UnitRecord
-from dent.evaluation.result import DefenseResult
-from dent.evaluation.scoring import Piece, Rights, Scores, label, score, worst_of_batch
-from dent.evaluation.spec import STATIC
-from dent.evaluation.verdict import by_sample
+from dent.evaluation.records.plan import Plan as Batches
+from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.intervals import of_median, wilson
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.result import DefenseResult
+from dent.evaluation.results.scoring import Piece, Rights, Scores, label, score, worst_of_batch
+from dent.evaluation.results.worst_case import by_sample
 from dent.paper.planning import PlannedCell
 from dent.paper.profile import ProfileRecord
 

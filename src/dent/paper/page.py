@@ -9,8 +9,7 @@ from string import ascii_lowercase
 from typing import Final, get_args
 from urllib.parse import quote
 
-from dent.evaluation.disk import write_atomically, writing
-from dent.evaluation.folder import RUN
+from dent.evaluation.records.folder import RUN
 from dent.paper.load import load_roles
 from dent.paper.planning import Plan
 from dent.paper.profile import PROFILE
@@ -21,6 +20,7 @@ from dent.report import wording
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag
 from dent.report.html import environment
+from dent.storage.disk import write_atomically, writing
 
 RULINGS: Final[tuple[Ruling, ...]] = get_args(Ruling)
 _PLACES: Final[Mapping[Unit, str]] = {"%": ".1f", "×": ".1f", "s": ".3g", "pixels": ".3f"}

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dent.config import DentConfig
+from dent.defenses import CONFIGS
 from dent.errors import ConfigError
 from dent.evaluation import Settings
-from dent.evaluation.canonical import digest
 from dent.paper.defenses import defense_name
 from dent.paper.load import load_roles
 from dent.paper.scales import Chosen, Role, Scale, choose
 from dent.paper.spec import Cell, Profile, Table
-from dent.reference import CONFIGS
+from dent.storage.canonical import digest
 from dent.threat import Norm, ThreatModel
 
 STATIC: Final = "static"

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dent.config import DentConfig
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import ConfigError
-from dent.evaluation.canonical import Record
-from dent.evaluation.disk import write_atomically, writing
-from dent.evaluation.folder import dump, read_record
-from dent.evaluation.provenance import new_session
-from dent.evaluation.records import Session
-from dent.evaluation.serving import clock
+from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.schema import Session
+from dent.evaluation.submission.submission import clock
 from dent.paper.planning import Plan
 from dent.paper.spec import Profile
+from dent.storage.canonical import Record
+from dent.storage.disk import write_atomically, writing
 
 PROFILE: Final = "profile.json"
 _CPU: Final = torch.device("cpu")

@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dent.evaluation.disk import writing
-from dent.evaluation.folder import PLAN, RUN
-from dent.evaluation.journal import JOURNAL
+from dent.evaluation.records.folder import PLAN, RUN
+from dent.evaluation.records.journal import JOURNAL
 from dent.paper.page import write_page
 from dent.paper.planning import RUNS, Plan
 from dent.paper.profile import PROFILE
 from dent.paper.summary import summarize
+from dent.storage.disk import writing
 
 _RECORDS = (RUN, PLAN, JOURNAL, PROFILE)
 """What results are derived from; images and what is derived stay where they are."""

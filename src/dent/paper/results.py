@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from dent.evaluation.canonical import Record
-from dent.evaluation.result import Count, Difference
+from dent.evaluation.results.result import Count, Difference
+from dent.storage.canonical import Record
 
 Interval = tuple[float, float]
 Unit = Literal["%", "×", "s", "pixels", "GFLOPs"]

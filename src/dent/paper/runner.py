@@ -11,15 +11,15 @@ from dent.attacks import make_from
 from dent.config import DentConfig
 from dent.data import ImageDataset
 from dent.data.progress import Report as Fetched
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import DataError, MissingExtraError, WeightsError
 from dent.evaluation import Progress, Subject, evaluate
-from dent.evaluation.disk import write_atomically, writing
-from dent.evaluation.suite import suite
+from dent.evaluation.suites import suite
 from dent.paper.planning import RUNS, Plan, PlannedRun
 from dent.paper.profile import run_profile
 from dent.paper.scales import Chosen
 from dent.report import write_report
+from dent.storage.disk import write_atomically, writing
 
 REPORT = "report.html"
 Watch = Callable[[int, int, str, Progress | None], None]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dent.evaluation.folder import RUN
-from dent.evaluation.reading import RecordedRun, load_run
-from dent.evaluation.result import Count
-from dent.evaluation.spec import STATIC
+from dent.evaluation.records.folder import RUN
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
+from dent.evaluation.results.result import Count
 from dent.paper.claims import judge
 from dent.paper.defenses import defense_name
 from dent.paper.measure import Measured, measure, of_profile

@@ -9,13 +9,13 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 
-from dent.listening import Hosts
 from dent.playground import render
 from dent.playground.guard import Guard
 from dent.playground.images import MOST_BYTES
 from dent.playground.page import build
 from dent.playground.turns import MOST_SECONDS, Turns
 from dent.playground.visitors import Visitors
+from dent.support.listening import Hosts
 
 _POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "

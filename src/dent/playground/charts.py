@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from dent.evaluation.records import Trace
+from dent.evaluation.records.schema import Trace
 from dent.playground import words
 from dent.playground.outcome import CourseName, Outcome, Submission
 from dent.playground.watch import Look

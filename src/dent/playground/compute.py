@@ -21,9 +21,9 @@ from dent import data, models
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.adaptive import Among
 from dent.data import ImageDataset
-from dent.defense import Dent
+from dent.defenses.dent import Dent
 from dent.errors import InputError
-from dent.evaluation.serving import Served, serve
+from dent.evaluation.submission.submission import Served, serve
 from dent.playground.images import Picked, company
 from dent.playground.outcome import (
     WHO,

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import gradio as gr
 
-from dent.attacks.values import is_number
+from dent.attacks.checks import is_number
 from dent.errors import ConfigError
 from dent.playground.setup import (
     DEFENSES,

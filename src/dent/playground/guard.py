@@ -17,9 +17,9 @@ from urllib.parse import parse_qs
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dent.listening import REFUSED_HOST, Hosts
 from dent.playground.turns import Turns
 from dent.playground.visitors import Visitor, Visitors
+from dent.support.listening import REFUSED_HOST, Hosts
 
 COOKIE: Final = "dent-playground"
 MOST_JSON: Final = 65_536

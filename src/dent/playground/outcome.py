@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from dent.evaluation.serving import Served
+from dent.evaluation.submission.submission import Served
 from dent.playground.images import Picked
 from dent.playground.setup import Rung, Setup
 from dent.playground.watch import Look

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from dent import listening
-from dent.extras import require
 from dent.playground.turns import MOST_SECONDS
+from dent.support import listening
+from dent.support.extras import require
 
 _CACHE: Final = "GRADIO_TEMP_DIR"
 _CONNECTIONS: Final = 512
@@ -44,7 +44,7 @@ def serve(
     with _private_cache():
         page, uvicorn, timed_http = (
             require(module, "the playground", extra="playground", package="gradio")
-            for module in ("dent.playground.app", "uvicorn", "dent.timed_http")
+            for module in ("dent.playground.app", "uvicorn", "dent.serving.timed_http")
         )
         with listening.listen(host, port) as listener:
             taken = listener.getsockname()[1]

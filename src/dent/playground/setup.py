@@ -6,7 +6,7 @@ from typing import Final, Literal, get_args
 
 from dent import models
 from dent.attacks import Attack, make
-from dent.attacks.values import check_counts, is_count
+from dent.attacks.checks import check_counts, is_count
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, check_choice
 from dent.errors import ConfigError
 from dent.threat import ThreatModel

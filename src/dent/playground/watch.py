@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dent.attacks import DynamicDefense
-from dent.attacks.adaptive.losses import margin
+from dent.attacks.losses import margin
 from dent.threat import ThreatModel
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dent import attacks, data, models, reference
+from dent import attacks, data, models
+from dent import defenses as reference
 from dent.errors import DentError
-from dent.evaluation.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suite import exactly
+from dent.evaluation.suites import exactly
 from dent.report.loading import LoadedRun
 
 _ENVIRONMENT: Final = "pyautoattack"

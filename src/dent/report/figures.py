@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dent.errors import ConfigError
-from dent.evaluation.disk import write_atomically, writing
-from dent.evaluation.result import Count, EvaluationResult
+from dent.evaluation.results.result import Count, EvaluationResult
 from dent.report import wording
 from dent.report.flags import Flags, letters
 from dent.report.limits import limits
 from dent.report.loading import load_run
 from dent.report.plots import colour_of, strongest
+from dent.storage.disk import write_atomically, writing
 
 SUFFIXES: Final = (".png", ".svg")
 _COLOURS: Final = ("#57606a", "#0b62ab", "#c04a00", "#00795a", "#9c3f7a", "#8a6a00", "#2b84b5")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Final, Protocol
 
-from dent.evaluation.result import Diagnostic, EvaluationResult
-from dent.evaluation.spec import STATIC
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.result import Diagnostic, EvaluationResult
 
 RUN_WIDE: Final = "the run"
 

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dent.printable import printable
 from dent.report.commands import commands
 from dent.report.flags import Flags
 from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.rows import COLUMNS, rows
 from dent.report.series import find_series
+from dent.support.printable import printable
 
 FORMAT: Final = "dent-report"
 VERSION: Final = 1

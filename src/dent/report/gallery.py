@@ -8,17 +8,17 @@ from typing import Final
 
 from torch import Tensor
 
-from dent.evaluation.errors import RecordError
-from dent.evaluation.plan import Batch
-from dent.evaluation.reading import SampleAnswer
-from dent.evaluation.records import UnitRecord
-from dent.evaluation.result import EvaluationResult
-from dent.evaluation.spec import STATIC
+from dent.evaluation.records.plan import Batch
+from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.recorded_run import SampleAnswer
+from dent.evaluation.results.result import EvaluationResult
 from dent.report import pictures, wording
 from dent.report.loading import LoadedRun
 from dent.report.natural import NaturalImages, natural_images
 from dent.report.plots import strongest
 from dent.report.story import class_name
+from dent.storage.errors import RecordError
 
 SAMPLES: Final = 6
 """Samples on a page for each run."""

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from dent.evaluation.result import DefenseResult, Diagnostic
-from dent.evaluation.spec import STATIC
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.result import DefenseResult, Diagnostic
 from dent.evaluation.subject import threat_of
-from dent.printable import printable
 from dent.report import wording
 from dent.report.charts import Chart, nice_ticks
 from dent.report.commands import Commands, commands
@@ -23,6 +22,7 @@ from dent.report.loading import NamedRun
 from dent.report.pictures import smoothing_of
 from dent.report.plots import accuracy_chart, colour_of, entropy_chart, sigma_chart, traces
 from dent.report.series import Series, differing, find_series
+from dent.support.printable import printable
 
 _HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
 

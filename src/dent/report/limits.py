@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dent.evaluation.result import EvaluationResult
-from dent.evaluation.spec import STATIC, AttackSpec
-from dent.evaluation.suite import budget_of, is_exact, is_model_space
+from dent.evaluation.records.spec import STATIC, AttackSpec
+from dent.evaluation.results.result import EvaluationResult
+from dent.evaluation.suites import budget_of, is_exact, is_model_space
 
 _KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
     "exact-gradient attack (unrolled through all adaptation steps)": is_exact,

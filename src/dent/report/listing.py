@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from dent.errors import DentError
-from dent.evaluation.canonical import Record
-from dent.evaluation.disk import read, unreadable
-from dent.evaluation.errors import RecordError
-from dent.evaluation.folder import LARGEST_JSON, RUN
-from dent.evaluation.plain import parse
-from dent.evaluation.records import RunStatus
-from dent.evaluation.result import Count, Difference
+from dent.evaluation.records.folder import LARGEST_JSON, RUN
+from dent.evaluation.records.schema import RunStatus
+from dent.evaluation.results.result import Count, Difference
 from dent.evaluation.subject import threat_of
 from dent.report.loading import LoadedRun, load_run
+from dent.storage.canonical import Record
+from dent.storage.disk import read, unreadable
+from dent.storage.errors import RecordError
+from dent.storage.plain_json import parse
 
 
 class DefenseLine(Record):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dent.errors import ConfigError
-from dent.evaluation.disk import is_there, unreadable
-from dent.evaluation.errors import RecordError
-from dent.evaluation.folder import RUN
-from dent.evaluation.reading import RecordedRun as LoadedRun
-from dent.evaluation.reading import load_run as _load_run
-from dent.evaluation.result import EvaluationResult
-from dent.evaluation.sweep import SWEEP, read_sweep
+from dent.evaluation.records.folder import RUN
+from dent.evaluation.results.recorded_run import RecordedRun as LoadedRun
+from dent.evaluation.results.recorded_run import load_run as _load_run
+from dent.evaluation.results.result import EvaluationResult
+from dent.evaluation.sweeps import SWEEP, read_sweep
+from dent.storage.disk import is_there, unreadable
+from dent.storage.errors import RecordError
 
 __all__ = ["LoadedRun", "NamedRun", "is_run", "is_sweep", "load_run", "load_runs"]
 

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from dent.evaluation.result import AttackSummary, DefenseResult, EvaluationResult
-from dent.printable import printable
+from dent.evaluation.results.result import AttackSummary, DefenseResult, EvaluationResult
 from dent.report import wording
 from dent.report.commands import commands
 from dent.report.flags import Flag, Flags
@@ -14,6 +13,7 @@ from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.plots import traces
 from dent.report.series import Series, differing, find_series
+from dent.support.printable import printable
 
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
 

@@ -7,7 +7,7 @@ from typing import Literal
 from dent import data
 from dent.data.dataset import ImageDataset
 from dent.errors import DentError
-from dent.evaluation.spec import DatasetSpec
+from dent.evaluation.records.spec import DatasetSpec
 
 
 @dataclass(frozen=True)

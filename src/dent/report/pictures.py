@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dent import smoothing
+from dent.adaptation import smoothing
 from dent.config import Covariance
 
 CHANNELS: Final = (1, 3)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dent.evaluation.records import Trace
-from dent.evaluation.result import AttackSummary, Count, DefenseResult, EvaluationResult
-from dent.evaluation.spec import STATIC
+from dent.evaluation.records.schema import Trace
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.result import AttackSummary, Count, DefenseResult, EvaluationResult
 from dent.report import wording
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin, whole_ticks
 from dent.report.flags import Flag, Flags

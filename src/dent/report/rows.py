@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from dent.evaluation.result import AttackSummary, Count, DefenseResult
+from dent.evaluation.results.result import AttackSummary, Count, DefenseResult
 from dent.report.flags import Flags
 from dent.report.loading import NamedRun
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from dent.evaluation.canonical import canonical
-from dent.evaluation.result import Count
-from dent.evaluation.spec import EvaluationSpec
+from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.results.result import Count
 from dent.evaluation.subject import threat_of
 from dent.report.loading import NamedRun
+from dent.storage.canonical import canonical
 
 Over = Literal["eps", "batch size", "share attacked", "order", "seed", "samples"]
 

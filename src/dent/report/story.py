@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from dent.evaluation.canonical import Record
-from dent.evaluation.errors import RecordError
-from dent.evaluation.reading import SampleAnswer
-from dent.evaluation.spec import EvaluationSpec
+from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.results.recorded_run import SampleAnswer
 from dent.report.loading import LoadedRun
+from dent.storage.canonical import Record
+from dent.storage.errors import RecordError
 
 
 class Answer(Record):

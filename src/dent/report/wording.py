@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
 
-from dent.evaluation.result import (
+from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.results.result import (
     AttackSummary,
     Count,
     DefenseResult,
@@ -12,7 +13,6 @@ from dent.evaluation.result import (
     EvaluationResult,
     Verdict,
 )
-from dent.evaluation.spec import EvaluationSpec
 from dent.evaluation.subject import threat_of
 
 NOT_SCORED: Final = "not scored"

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Final
 
 from dent.errors import ConfigError
-from dent.evaluation.disk import write_atomically, writing
 from dent.report.formats import to_csv, to_json
 from dent.report.html import to_html
 from dent.report.loading import NamedRun, load_runs
 from dent.report.markdown import to_markdown
-from dent.suggest import closest
+from dent.storage.disk import write_atomically, writing
+from dent.support.suggest import closest
 
 FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
     ".html": to_html,

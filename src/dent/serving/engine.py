@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dent.adaptation.objectives import entropy
 from dent.attacks import DynamicDefense
 from dent.attacks.adaptive.capabilities import SupportsSteps
-from dent.defense import Dent
-from dent.devices import wide
+from dent.defenses import describe
+from dent.defenses.dent import Dent
 from dent.errors import ConfigError
-from dent.evaluation.fresh import Origin
-from dent.evaluation.probe import Probe
-from dent.evaluation.probe_readings import moved
-from dent.evaluation.serving import reset, serve, statuses
-from dent.objectives import entropy
-from dent.reference import describe
+from dent.evaluation.probe.questions import Probe
+from dent.evaluation.records.readings import moved
+from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.submission.submission import reset, serve, statuses
 from dent.serving.cost import StepCost
+from dent.support.devices import wide
 
 if TYPE_CHECKING:
     from dent.serving.requests import Shape

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dent.listening import REFUSED_HOST, Hosts
 from dent.serving.app import PREDICT, failed
 from dent.serving.arrivals import Arrivals
 from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
 from dent.serving.requests import JSON
+from dent.support.listening import REFUSED_HOST, Hosts
 
 _HOP_BY_HOP: Final = {
     *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),

@@ -22,11 +22,12 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from dent import listening, ray_start, timed_http
 from dent.errors import DentError
+from dent.serving import timed_http
 from dent.serving.deployment import APPLICATION, DEPLOYMENT, application
 from dent.serving.front import Front
 from dent.serving.options import ServerOptions
+from dent.support import listening, ray_start
 
 _OBJECT_STORE: Final = 100 * 2**20
 _ENVIRONMENT: Final = {

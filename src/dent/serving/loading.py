@@ -5,7 +5,8 @@ import os
 import torch
 from torch import Tensor
 
-from dent import data, models, reference
+from dent import data, models
+from dent import defenses as reference
 from dent.models.check import check_model
 from dent.serving.app import Server
 from dent.serving.engine import Engine

@@ -12,7 +12,7 @@ from dent import models
 from dent.attacks import make
 from dent.errors import ConfigError
 from dent.evaluation import Settings, Subject, evaluate
-from dent.evaluation.disk import read, write_atomically
+from dent.storage.disk import read, write_atomically
 from dent.threat import ThreatModel
 from dent.training.card_page import page
 from dent.training.train import RUN, TrainingResult
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dent.data import ImageDataset
-    from dent.evaluation.progress import Report
+    from dent.evaluation.engine.progress import Report
 
 CARD: Final = "card.json"
 PAGE: Final = "card.md"

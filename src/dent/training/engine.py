@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 
 from dent.errors import ConfigError
-from dent.extras import require
+from dent.support.extras import require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from dent.attacks import PGD
-from dent.devices import widest
 from dent.errors import ConfigError, DentError
-from dent.evaluation.disk import is_there, open_regular, read, write_all, writing
-from dent.evaluation.plan import seed_of
+from dent.evaluation.records.plan import seed_of
+from dent.storage.disk import is_there, open_regular, read, write_all, writing
+from dent.support.devices import widest
 from dent.training.augment import augment
 from dent.training.engine import share
 from dent.training.losses import training_loss

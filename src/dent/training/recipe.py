@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from dent.attacks.values import check_counts
+from dent.attacks.checks import check_counts
 from dent.errors import ConfigError
 from dent.threat import ThreatModel
 

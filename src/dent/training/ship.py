@@ -11,7 +11,7 @@ from typing import Final
 
 from dent import models
 from dent.errors import ConfigError, DentError
-from dent.evaluation.disk import read, write_atomically
+from dent.storage.disk import read, write_atomically
 from dent.training.card import CARD
 from dent.training.card_page import page
 

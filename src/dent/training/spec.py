@@ -5,8 +5,8 @@ from typing import Any, Final, Self
 from pydantic import ConfigDict, ValidationError
 
 from dent.errors import ConfigError
-from dent.evaluation.canonical import Record, digest
-from dent.evaluation.spec import differences
+from dent.evaluation.records.spec import differences
+from dent.storage.canonical import Record, digest
 from dent.training.recipe import Recipe
 
 SCHEMA: Final = 1

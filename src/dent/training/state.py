@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
 
-from dent.evaluation.disk import is_there, refuse_special, write_atomically
-from dent.evaluation.errors import RecordError
+from dent.storage.disk import is_there, refuse_special, write_atomically
+from dent.storage.errors import RecordError
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 

@@ -12,18 +12,18 @@ import torch
 
 from dent import models
 from dent.errors import ConfigError
-from dent.evaluation.disk import (
+from dent.evaluation.records.plan import seed_of
+from dent.evaluation.records.provenance import new_session
+from dent.storage.disk import (
     is_there,
     read,
     remove_temporaries,
     write_atomically,
     writing,
 )
-from dent.evaluation.errors import RecordError, SpecMismatchError
-from dent.evaluation.lock import HOLDER, LOCK, FolderLock
-from dent.evaluation.plain import parse
-from dent.evaluation.plan import seed_of
-from dent.evaluation.provenance import new_session
+from dent.storage.errors import RecordError, SpecMismatchError
+from dent.storage.lock import HOLDER, LOCK, FolderLock
+from dent.storage.plain_json import parse
 from dent.training.loop import (
     BEST,
     LAST,

@@ -1,20 +1,25 @@
 """Attacks that know that a defense adapts: through its gradient, its models, and its company."""
 
-from dent.attacks.adaptive.capabilities import (
-    SupportsDifferentiableAdapt,
-    SupportsSteps,
-    SupportsUnwrap,
-    Unavailable,
-)
-from dent.attacks.adaptive.catalogue import ADAPTIVE
-from dent.attacks.adaptive.certificate import Certificate, certificate
-from dent.attacks.adaptive.collateral import Collateral
-from dent.attacks.adaptive.company import Among
-from dent.attacks.adaptive.gradients import RUNGS, STAND_INS, Rung, RungName
-from dent.attacks.adaptive.model_space import ModelSpace
-from dent.attacks.adaptive.rays import RayS
-from dent.attacks.adaptive.repetition import Majority
-from dent.attacks.adaptive.through import NOT_AVAILABLE, AdaptiveAPGD
+from typing import TYPE_CHECKING
+
+from dent.support.lazy import lazy
+
+if TYPE_CHECKING:
+    from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE, AdaptiveAPGD
+    from dent.attacks.adaptive.among import Among
+    from dent.attacks.adaptive.capabilities import (
+        SupportsDifferentiableAdapt,
+        SupportsSteps,
+        SupportsUnwrap,
+        Unavailable,
+    )
+    from dent.attacks.adaptive.catalogue import ADAPTIVE
+    from dent.attacks.adaptive.certificate import Certificate, certificate
+    from dent.attacks.adaptive.collateral import Collateral
+    from dent.attacks.adaptive.ladder import RUNGS, STAND_INS, Rung, RungName
+    from dent.attacks.adaptive.majority import Majority
+    from dent.attacks.adaptive.model_space import ModelSpace
+    from dent.attacks.adaptive.rays import RayS
 
 __all__ = [
     "ADAPTIVE",
@@ -36,3 +41,36 @@ __all__ = [
     "Unavailable",
     "certificate",
 ]
+
+_MODULES = {
+    "dent.attacks.adaptive.adaptive_apgd": (
+        "AdaptiveAPGD",
+        "NOT_AVAILABLE",
+    ),
+    "dent.attacks.adaptive.among": ("Among",),
+    "dent.attacks.adaptive.capabilities": (
+        "SupportsDifferentiableAdapt",
+        "SupportsSteps",
+        "SupportsUnwrap",
+        "Unavailable",
+    ),
+    "dent.attacks.adaptive.catalogue": ("ADAPTIVE",),
+    "dent.attacks.adaptive.certificate": (
+        "Certificate",
+        "certificate",
+    ),
+    "dent.attacks.adaptive.collateral": ("Collateral",),
+    "dent.attacks.adaptive.ladder": (
+        "RUNGS",
+        "Rung",
+        "RungName",
+        "STAND_INS",
+    ),
+    "dent.attacks.adaptive.majority": ("Majority",),
+    "dent.attacks.adaptive.model_space": ("ModelSpace",),
+    "dent.attacks.adaptive.rays": ("RayS",),
+}
+"""Which module each public name is loaded from."""
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+    __getattr__ = lazy(__name__, _MODULES)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dent.attacks.adaptive.adaptive_apgd import AdaptiveAPGD
 from dent.attacks.adaptive.collateral import Collateral
-from dent.attacks.adaptive.gradients import RUNGS
+from dent.attacks.adaptive.ladder import RUNGS
 from dent.attacks.adaptive.model_space import ENSEMBLES, ModelSpace
 from dent.attacks.adaptive.rays import RayS
 from dent.attacks.adaptive.surrogates import Surrogates
-from dent.attacks.adaptive.through import AdaptiveAPGD
 
 if TYPE_CHECKING:
     from dent.attacks.base import Attack

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from dent.attacks.adaptive.capabilities import Unavailable
-from dent.attacks.adaptive.gradients import Rung
-from dent.attacks.adaptive.losses import LossName, loss_named
+from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.base import isolated_random_state
+from dent.attacks.losses import LossName, loss_named
 from dent.attacks.protocol import answer
 from dent.errors import InputError
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
+from dent.attacks.adaptive.among import Among
 from dent.attacks.adaptive.apgd import Evaluation, apgd, random_start
 from dent.attacks.adaptive.capabilities import Unavailable, adapt_accepts
-from dent.attacks.adaptive.company import Among
-from dent.attacks.adaptive.losses import LossName, loss_named
 from dent.attacks.adaptive.settings import check_rho
-from dent.attacks.adaptive.through import NOT_AVAILABLE
 from dent.attacks.base import Attack, Outcome
+from dent.attacks.checks import check_counts
+from dent.attacks.losses import LossName, loss_named
 from dent.attacks.querier import Queries
-from dent.attacks.values import check_counts
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier

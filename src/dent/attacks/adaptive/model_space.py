@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING, Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
+from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
 from dent.attacks.adaptive.apgd import Objective, apgd, random_start
-from dent.attacks.adaptive.best import Best
 from dent.attacks.adaptive.capabilities import Unavailable
-from dent.attacks.adaptive.gradients import Rung
-from dent.attacks.adaptive.losses import LossName, loss_named, margin, runner_up
+from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
 from dent.attacks.adaptive.settings import check_flags, check_rho
-from dent.attacks.adaptive.through import NOT_AVAILABLE
 from dent.attacks.base import Attack, Outcome
+from dent.attacks.best import Best
+from dent.attacks.checks import check_counts
+from dent.attacks.losses import LossName, loss_named, margin, runner_up
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
-from dent.attacks.values import check_counts
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.apgd import Evaluation, Objective
-from dent.attacks.adaptive.losses import Loss, margin
+from dent.attacks.losses import Loss, margin
 from dent.attacks.protocol import name_of
 from dent.attacks.querier import NoGradientError
-from dent.devices import widest
+from dent.support.devices import widest
 
 if TYPE_CHECKING:
-    from dent.attacks.adaptive.best import Best
+    from dent.attacks.best import Best
     from dent.attacks.querier import Querier, View
 
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from dent.attacks.adaptive.best import Best
 from dent.attacks.base import Attack, Outcome
+from dent.attacks.best import Best
+from dent.attacks.checks import check_counts
 from dent.attacks.querier import Queries
-from dent.attacks.values import check_counts
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier

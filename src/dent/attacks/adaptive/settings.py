@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dent.attacks.adaptive.losses import LOSSES, LossName, loss_named
+from dent.attacks.losses import LOSSES, LossName, loss_named
 from dent.errors import ConfigError
 
 

@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
 from dent.attacks.adaptive.apgd import apgd, random_start
-from dent.attacks.adaptive.best import Best
 from dent.attacks.adaptive.capabilities import Unavailable, static_base, surrogates_of
-from dent.attacks.adaptive.losses import loss_named
 from dent.attacks.adaptive.objectives import Aim, mean_of
-from dent.attacks.adaptive.through import NOT_AVAILABLE
 from dent.attacks.base import Attack, Outcome
+from dent.attacks.best import Best
+from dent.attacks.checks import check_counts
+from dent.attacks.losses import loss_named
 from dent.attacks.querier import Queries
 from dent.attacks.steps import uniform_in_ball
-from dent.attacks.values import check_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

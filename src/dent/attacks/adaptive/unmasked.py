@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dent.attacks.adaptive.losses import margin
+from dent.attacks.losses import margin
 
 if TYPE_CHECKING:
     from dent.attacks.querier import View

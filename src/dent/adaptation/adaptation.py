@@ -1,0 +1,116 @@
+"""What one batch made of a defense, as a value."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from dent.adaptation import smoothing
+from dent.config import Covariance
+
+
+class Status(IntEnum):
+    """How a sample's adaptation ended."""
+
+    ADAPTED = 0
+    """All steps were taken."""
+    INPUT_NON_FINITE = 1
+    """The input holds NaN or infinity: left out of the batch, its logits are NaN."""
+    STEP_NON_FINITE = 2
+    """A step turned non-finite: served with the trained parameters, as if `steps` were 0."""
+    REVERTED = 3
+    """A neighbour's step turned non-finite where the batch shares parameters or objective:
+    served with the trained parameters, too."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """The parameters a defense adapted to one batch, and how it came to them.
+
+    Attributes:
+        parameters: scale and shift by dotted name, as in `model.named_parameters()`: the layer's
+            shape batch-wise, (N, *shape) sample-wise. Empty where they are not adapted.
+        smoothing: the smoothing's unconstrained parameter, (K,) or (N, K); None without.
+        covariance_kind: what `smoothing` parametrizes; None without.
+        entropy: (steps, N) in nats, before each step.
+        status: (N,) int64, values of `Status`.
+        sample_wise: whether `parameters` and `smoothing` have a sample dimension.
+        smoothing_by_step: `smoothing` before each step and at last, (steps + 1, K) or
+            (steps + 1, N, K), without a graph; None without.
+
+    Everything that belongs to a sample whose input is non-finite is NaN, but its status.
+    """
+
+    parameters: Mapping[str, Tensor]
+    smoothing: Tensor | None
+    covariance_kind: Covariance | None
+    entropy: Tensor
+    status: Tensor
+    sample_wise: bool
+    smoothing_by_step: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples adapted to."""
+        return self.status.shape[0]
+
+    @property
+    def sigma(self) -> Tensor | None:
+        """Standard deviation in pixels: () spherical or (2,) along (vertical, horizontal).
+
+        Sample-wise, with a leading dimension N. None without smoothing.
+        """
+        if self.smoothing is None or self.covariance_kind is None:
+            return None
+        return smoothing.sigma(self.smoothing, self.covariance_kind)
+
+    @property
+    def sigma_by_step(self) -> Tensor | None:
+        """`sigma` before each step and at last, with a leading dimension steps + 1."""
+        if self.smoothing_by_step is None or self.covariance_kind is None:
+            return None
+        return smoothing.sigma(self.smoothing_by_step, self.covariance_kind)
+
+    @property
+    def covariance(self) -> Tensor | None:
+        """Covariance in square pixels, (2, 2) or (N, 2, 2); None without smoothing."""
+        if self.smoothing is None or self.covariance_kind is None:
+            return None
+        return smoothing.covariance(self.smoothing, self.covariance_kind)
+
+    def take(self, kept: Tensor) -> "Adaptation":
+        """Return the adaptation of the samples where `kept`, (N,) bool, is true."""
+        return self._per_sample(lambda value: value[kept], self.entropy[:, kept], self.status[kept])
+
+    def spread(self, kept: Tensor) -> "Adaptation":
+        """Return the adaptation of a batch of which this one's samples are those `kept`, in order.
+
+        The others were left out because their input is not finite.
+        """
+
+        def among(value: Tensor) -> Tensor:
+            empty = value.new_full((len(kept), *value.shape[1:]), math.nan)
+            return empty.index_put((kept,), value)
+
+        status = torch.full_like(kept, Status.INPUT_NON_FINITE, dtype=self.status.dtype)
+        status[kept] = self.status
+        return self._per_sample(among, among(self.entropy.T).T, status)
+
+    def _per_sample(
+        self, change: Callable[[Tensor], Tensor], entropy: Tensor, status: Tensor
+    ) -> "Adaptation":
+        changed = replace(self, entropy=entropy, status=status)
+        if not self.sample_wise:
+            return changed
+        by_step = self.smoothing_by_step
+        return replace(
+            changed,
+            parameters={name: change(value) for name, value in self.parameters.items()},
+            smoothing=None if self.smoothing is None else change(self.smoothing),
+            smoothing_by_step=(
+                None if by_step is None else change(by_step.transpose(0, 1)).transpose(0, 1)
+            ),
+        )

@@ -1,0 +1,448 @@
+"""Run a model with other norm parameters and statistics than its own, without writing to it.
+
+Each adaptation works on a private copy of the model's structure, in eval mode, that shares the
+model's weights as constants and owns its buffers and all other tensors. So the model keeps its
+buffers, attributes, training flags and `requires_grad` whatever its forward does, and threads do
+not meet. The one thing a forward could still write to, in place, is a parameter.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from statistics import median
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dent.adaptation.lookalikes import unadapted
+from dent.adaptation.norm import (
+    Affine,
+    OutsideAffine,
+    affine_attributes,
+    affine_layers,
+    norm_layers,
+    own_tensor,
+    registered_kind,
+    use_test_statistics,
+)
+from dent.adaptation.prefix import Prefix
+from dent.adaptation.private_copy import private_copy
+from dent.adaptation.smoothing import smooth
+from dent.config import Covariance, DentConfig
+from dent.errors import ConfigError, InputError, UnsupportedModelError
+from dent.outputs import advice as wrapping
+from dent.outputs import described
+from dent.performance import Performance
+
+_REFUSED = {
+    nn.DataParallel: "wrap its .module, then put DataParallel around the Dent",
+    nn.parallel.DistributedDataParallel: "wrap its .module",
+    torch.jit.ScriptModule: "wrap the model it was scripted from: its layers cannot be replaced",
+}
+
+_RECOMPILE_LIMIT = 64
+"""How many models, configurations and shapes a process compiles; each is looked up in turn."""
+
+_GROUP_NORM_CRASHES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+"""Before, the gradient of GroupNorm's scale and shift alone ends the process where its input lies
+channels-last."""
+
+_NARROW = 16
+"""Convolutions of fewer channels, by the median of a model, are no faster channels-last."""
+_WEIGHTS_A_PIXEL = 3000
+"""Weights of convolutions for each pixel of a batch, above which their reordering costs more than
+channels-last saves. Both are measured (docs/speed.md)."""
+
+_REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
+"""Models whose forward on channels-last images has failed or answered otherwise than on others."""
+_CHECKED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
+"""Models that have answered alike."""
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """Return the module that torch.compile wrapped, or the module itself."""
+    # By its class, which is loaded where there is one. A wrapper of another class may answer
+    # `_orig_mod` with what it wraps, and do more than that.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    while compiler is not None and isinstance(model, compiler.OptimizedModule):
+        model = model._modules["_orig_mod"]
+    return model
+
+
+def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[str, Tensor]:
+    """Return scale and shift of the (last) normalization layers by dotted name, shared ones once.
+
+    Args:
+        model: any module.
+        last_layers: how many of the layers that have any, from the last registered; None: all.
+    """
+    layers = affine_layers(eager(model))
+    names = _names(layers)
+    return {
+        names[id(tensor)]: tensor
+        for _, having in layers[-(last_layers or 0) :]
+        for _, tensor in having
+    }
+
+
+def _names(layers: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> dict[int, str]:
+    """Map the identity of every scale and shift to its first dotted name."""
+    names: dict[int, str] = {}
+    for layer_name, having in layers:
+        for attribute, tensor in having:
+            names.setdefault(id(tensor), f"{layer_name}.{attribute}".lstrip("."))
+    return names
+
+
+def check_supported(model: nn.Module, config: DentConfig) -> None:
+    """Check that `config` has something to act on in `model`, before anything is touched.
+
+    Raises:
+        UnsupportedModelError: naming what was seen and what would work.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"Dent expected a torch.nn.Module, got {type(model).__name__}.")
+    for kind, advice in _REFUSED.items():
+        if isinstance(model, kind):
+            raise UnsupportedModelError(f"Dent cannot wrap a {type(model).__name__}: {advice}.")
+    model = eager(model)
+    _check_initialized(model)
+    layers = dict(norm_layers(model))
+    if config.steps:
+        _check_differentiable(model)
+    _check_layers(model, layers, config)
+    for name, layer in layers.items():
+        if (
+            config.statistics == "test"
+            and registered_kind(layer) is not None
+            and own_tensor(layer, "running_mean") is not None
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(layer).__name__}) has running statistics, and is of a "
+                "registered kind, of which dent knows no way to normalize by the batch's own. "
+                "Configure statistics='train', or make it a torch.nn.BatchNorm2d."
+            )
+        if (
+            config.statistics == "train"
+            and isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            and layer.running_mean is None
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(layer).__name__}) keeps no running statistics, so there "
+                "are no train statistics to normalize by. Configure statistics='test'."
+            )
+    private_copy(model)
+
+
+def _check_initialized(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if any(map(is_lazy, [*module._parameters.values(), *module._buffers.values()])):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(module).__name__}) is not initialized yet: run one batch "
+                "through the model before wrapping it."
+            )
+
+
+def _check_differentiable(model: nn.Module) -> None:
+    # Not found out by a batch: a quantized layer hands back a gradient of 0, with a warning.
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(
+            ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(module).__name__}) is quantized, and PyTorch has no "
+                "gradient through it: wrap the model before it is quantized. For speed there is "
+                "Performance(precision='bfloat16')."
+            )
+
+
+def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentConfig) -> None:
+    needs_affine = config.adapt_affine and config.steps > 0
+    having = len(affine_layers(model))
+    if needs_affine and not having:
+        found = sorted({type(layer).__name__ for layer in layers.values()})
+        seen = sorted({type(module).__name__ for module in model.modules()})
+        what = (
+            f"its normalization layers ({', '.join(found)}) have no scale or shift"
+            if found
+            else f"it has no normalization layer; its modules are {', '.join(seen)}"
+        )
+        unknown = unadapted(model)
+        what += f". {unknown}" if unknown else ""
+        raise UnsupportedModelError(
+            f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
+            f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
+            "layers, or adapt the input alone (adapt_affine=False with smoothing)."
+        )
+    if config.last_layers is not None and config.last_layers > having:
+        raise UnsupportedModelError(
+            f"last_layers={config.last_layers}, but {type(model).__name__} has {having} "
+            "normalization layers with a scale or shift: set at most so many, or None for all."
+        )
+    statistics_only = config.statistics == "test" and not config.steps and not config.smoothing
+    if statistics_only and not any(
+        layer._buffers.get("running_mean") is not None for layer in layers.values()
+    ):
+        raise UnsupportedModelError(
+            f"steps=0 with test statistics replaces running statistics, and no layer of "
+            f"{type(model).__name__} keeps any: the defense would be the static model."
+        )
+
+
+class AdaptedModel:
+    """A model to be run with given norm parameters, statistics and smoothing.
+
+    Args:
+        model: any supported module; never written to.
+        config: decides granularity, statistics and the smoothing's kind.
+        performance: decides memory format, precision and whether to compile.
+        prefix: where `config` adapts the last layers only, what comes before them; eager only.
+        shares_generators: draw from the random generators that the model keeps, which then advance.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DentConfig,
+        performance: Performance | None = None,
+        prefix: Prefix | None = None,
+        *,
+        shares_generators: bool = False,
+    ) -> None:
+        self._model = model = eager(model)
+        self._shares_generators = shares_generators
+        self._learns = config.steps > 0
+        self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
+        self._sample_wise = config.granularity == "sample"
+        self._test_statistics = config.statistics == "test"
+        self._performance = performance or Performance(memory_format="preserve")
+        self._last_layers = config.last_layers
+        self._prefix = prefix
+        self._pixels_for_channels_last = _pixels_for_channels_last(model)
+        self._copy()
+
+    def _copy(self) -> None:
+        """Start from a private copy as good as new."""
+        self._module = private_copy(self._model, shares_generators=self._shares_generators)
+        self._weights_channels_last = False
+        names = _names(affine_layers(self._model))
+        copies = dict(norm_layers(self._module))
+        if _GROUP_NORM_CRASHES:
+            for layer in copies.values():
+                if isinstance(layer, nn.GroupNorm):
+                    layer.register_forward_pre_hook(_laid_plainly)
+        self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
+        self._outside: dict[nn.Module, OutsideAffine] = {}
+        for layer_name, layer in norm_layers(self._model):
+            kind = registered_kind(layer)
+            if kind is not None:
+                self._outside[copies[layer_name]] = OutsideAffine(copies[layer_name], kind)
+            for attribute, tensor in affine_attributes(layer):
+                binding = (copies[layer_name], attribute, names[id(tensor)], tensor.dtype)
+                self._bindings.append(binding)
+            if self._test_statistics:
+                use_test_statistics(copies[layer_name])
+        if self._prefix is not None and self._last_layers is not None:
+            adapted = norm_parameters(self._model, self._last_layers)
+            bound = {layer for layer, _, name, _ in self._bindings if name in adapted}
+            self._prefix.attach(self._module, bound)
+
+    def __call__(
+        self, x: Tensor, parameters: Mapping[str, Tensor], smoothing: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (N, C) for x (N, ...).
+
+        Args:
+            x: one batch; not modified, even by a model that works in place.
+            parameters: scales and shifts by dotted name: (*shape), or (N or 1, *shape) where the
+                granularity is "sample". Layers not named keep their own.
+            smoothing: the smoothing's parameter, or None to leave x as it is.
+
+        Raises:
+            InputError: the model cannot take x.
+            UnsupportedModelError: the model returns something other than logits (N, C).
+        """
+        channels_last = self._prefers_channels_last(x) and self._answers_alike(x)
+        try:
+            logits = self._run(x, parameters, smoothing, channels_last=channels_last)
+        except InputError:
+            if not channels_last or self._performance.memory_format != "auto":
+                raise
+            self._copy()
+            logits = self._run(x, parameters, smoothing, channels_last=False)
+            _REFUSED_CHANNELS_LAST.add(self._model)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            how = wrapping(logits) or " Wrap the model so that forward returns them."
+            raise UnsupportedModelError(
+                f"Dent expected {type(self._module).__name__} to return logits of shape "
+                f"({len(x)}, classes), got {described(logits)}.{how}"
+            )
+        if self._learns and logits.shape[1] < 2:
+            raise UnsupportedModelError(
+                f"{type(self._module).__name__} returns a single logit, and the entropy of one "
+                "class is always 0: no step would move anything. For two classes, wrap it in a "
+                "model that returns two logits: torch.cat([torch.zeros_like(z), z], 1)."
+            )
+        return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    def _run(
+        self,
+        x: Tensor,
+        parameters: Mapping[str, Tensor],
+        smoothing: Tensor | None,
+        *,
+        channels_last: bool,
+    ) -> Any:
+        self._bind(parameters)
+        try:
+            seen = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
+            seen = _own(seen, channels_last=channels_last)
+            if channels_last and not self._weights_channels_last:
+                _reorder_weights(self._module)
+                self._weights_channels_last = True
+            with self._autocast(x):
+                if self._performance.compile:
+                    return _compiled()(self._module, seen)
+                return self._module(seen)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            if isinstance(error, InputError | UnsupportedModelError):
+                raise
+            raise InputError(self._refusal(x, error)) from error
+
+    def _prefers_channels_last(self, x: Tensor) -> bool:
+        wanted = self._performance.memory_format
+        if x.dim() != 4 or wanted != "auto":
+            return x.dim() == 4 and wanted == "channels-last"
+        pixels = x.numel() // x.shape[1]
+        suits = x.device.type == "cpu" and pixels >= self._pixels_for_channels_last
+        return suits and self._model not in _REFUSED_CHANNELS_LAST
+
+    def _answers_alike(self, x: Tensor) -> bool:
+        """Whether channels-last changes nothing but rounding; asked once of a model.
+
+        Raises:
+            ConfigError: it does, and was asked for.
+        """
+        if self._model in _CHECKED_CHANNELS_LAST:
+            return True
+        with self._autocast(x):
+            alike = _alike(self._model, x.detach())
+        if alike:
+            _CHECKED_CHANNELS_LAST.add(self._model)
+        elif alike is not None:
+            if self._performance.memory_format != "auto":
+                raise ConfigError(
+                    f"{type(self._model).__name__} answers otherwise where images lie "
+                    "channels-last in memory: it reads strides, or draws random numbers in the "
+                    'order of memory. Use memory_format="preserve".'
+                )
+            _REFUSED_CHANNELS_LAST.add(self._model)
+        return alike is not False
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        if self._performance.precision == "model":
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16)
+
+    def _bind(self, parameters: Mapping[str, Tensor]) -> None:
+        for layer, attribute, name, dtype in self._bindings:
+            if name not in parameters:
+                continue
+            value: Any = parameters[name]
+            if self._sample_wise or value.dtype != dtype:
+                rows = value if self._sample_wise else value.unsqueeze(0)
+                value = Affine(rows)
+                if layer in self._outside:
+                    like = torch.empty(rows.shape[1:], dtype=dtype, device=rows.device)
+                    value = self._outside[layer].neutral(attribute, rows, like)
+            # Not setattr: a module refuses a registered parameter that is not an nn.Parameter.
+            layer._parameters.pop(attribute, None)
+            layer._buffers.pop(attribute, None)
+            vars(layer)[attribute] = value
+
+    def _refusal(self, x: Tensor, error: Exception) -> str:
+        own = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        model = "" if own is None else f" whose weights are {own.dtype} on {own.device}"
+        return (
+            f"{type(self._module).__name__}{model} could not take a batch of shape "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}"
+        )
+
+
+def _pixels_for_channels_last(model: nn.Module) -> float:
+    """From how many pixels in a batch on channels-last is the faster order on a CPU."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions or median(each.out_channels for each in convolutions) < _NARROW:
+        return math.inf
+    return sum(each.weight.numel() for each in convolutions) / _WEIGHTS_A_PIXEL
+
+
+def _reorder_weights(module: nn.Module) -> None:
+    """Lay a private copy's convolutions out as their input is, once, which each forward would."""
+    for layer in module.modules():
+        weight = layer._parameters.get("weight")
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and weight is not None:
+            layer._parameters["weight"] = weight.contiguous(memory_format=torch.channels_last)  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def _alike(model: nn.Module, x: Tensor) -> bool | None:
+    """Whether a model answers a batch alike in both orders, up to rounding; None where it fails."""
+    answers = []
+    for channels_last in (True, False):
+        module = private_copy(model)
+        if channels_last:
+            _reorder_weights(module)
+        # The same random numbers for both; whoever called puts the state back.
+        seed = torch.get_rng_state()
+        try:
+            answers.append(module(_own(x, channels_last=channels_last)))
+        except (RuntimeError, ValueError, AssertionError, IndexError):
+            return None  # said where the model is asked for its answer
+        finally:
+            torch.set_rng_state(seed)
+    if not all(isinstance(answer, Tensor) for answer in answers):
+        return None
+    ordered, plain = answers
+    rounding = math.sqrt(torch.finfo(plain.dtype).eps) * float(plain.abs().nan_to_num().max())
+    return torch.allclose(ordered, plain, rtol=0.0, atol=rounding, equal_nan=True)
+
+
+def _own(x: Tensor, *, channels_last: bool) -> Tensor:
+    """Return a copy of `x` that a model may work in place on, in a memory format."""
+    if not channels_last:
+        return x.clone()
+    if x.requires_grad:
+        # The gradient as it would come otherwise: attacks call its .view().
+        x = x.view_as(x)
+        x.register_hook(_contiguous)
+    return x.clone(memory_format=torch.channels_last)
+
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    # None where nothing that was asked for depends on x: PyTorch calls the hook all the same.
+    return None if gradient is None else gradient.contiguous()
+
+
+def _laid_plainly(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lay the input of a layer out in the usual order."""
+    return tuple(each.contiguous() for each in inputs)
+
+
+def _call(module: nn.Module, x: Tensor) -> Any:
+    return module(x)
+
+
+@functools.cache
+def _compiled() -> Callable[[nn.Module, Tensor], Any]:
+    """Return `_call` compiled: the module is an argument, so that private copies share the code."""
+    return torch.compile(  # type: ignore[call-overload,no-any-return] # its overloads lack the limit
+        _call, fullgraph=True, dynamic=False, recompile_limit=_RECOMPILE_LIMIT
+    )

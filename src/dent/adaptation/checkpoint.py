@@ -1,0 +1,61 @@
+"""Gradients at the price of a second computation instead of its memory (Chen et al., 2016).
+
+`torch.utils.checkpoint` recomputes a forward. What is recomputed here takes gradients itself while
+it runs, so the first computation needs a graph of its own that no one keeps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dent.adaptation.isolation import isolated
+
+Run = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
+"""Tensors to tensors; with the graph from the ones to the others if told so."""
+
+
+def recomputed(run: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return `run(inputs, True)`, keeping nothing for its gradient but the inputs.
+
+    Without a graph first, and again with it when the gradient is asked for. The gradient is exact;
+    it cannot be differentiated again.
+
+    Args:
+        run: must do the same both times, and touch nothing else.
+        inputs: floating-point; the first is the batch.
+    """
+    outputs: tuple[Tensor, ...] = _Recomputed.apply(run, *inputs)
+    return outputs
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Run, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.run = run
+        ctx.save_for_backward(*inputs)
+        with torch.enable_grad():
+            outputs = run([tensor.detach() for tensor in inputs], False)
+        return tuple(tensor.detach() for tensor in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        inputs = [
+            tensor.detach().requires_grad_(wanted)
+            for tensor, wanted in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        with isolated(inputs[0], differentiable=True):
+            outputs = ctx.run(inputs, True)
+            reached = [index for index, tensor in enumerate(outputs) if tensor.requires_grad]
+            found = torch.autograd.grad(
+                [outputs[index] for index in reached],
+                [tensor for tensor, wanted in zip(inputs, needed, strict=True) if wanted],
+                [gradients[index] for index in reached],
+                allow_unused=True,
+            )
+        rest = iter(found)
+        return (None, *(next(rest) if wanted else None for wanted in needed))

@@ -1,0 +1,66 @@
+"""The surroundings in which adaptation runs, so that nothing outside it notices."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dent.support.devices import own_generator, random_state, set_random_state
+
+
+@contextmanager
+def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
+    """Record gradients whatever the caller's mode, and leave the random state as it was.
+
+    Args:
+        x: the batch; its device's generator is among those restored.
+        differentiable: choose operations that have a second derivative.
+    """
+    attention = _MathAttention() if differentiable else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), _same_random_state(x), attention:
+        yield
+
+
+@contextmanager
+def _same_random_state(x: Tensor) -> Iterator[None]:
+    # Restored only if something drew, since the generators belong to all threads.
+    before = torch.get_rng_state()
+    before_own = random_state(x.device) if own_generator(x.device) else None
+    try:
+        yield
+    finally:
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+        if before_own is not None and not torch.equal(before_own, random_state(x.device)):
+            set_random_state(before_own, x.device)
+
+
+class _MathAttention:
+    """Compute attention by plain matrix products: the fused kernels have no second derivative.
+
+    PyTorch's switch is one for the whole process, so the first to enter turns it and the last to
+    leave turns it back; to other threads this changes rounding alone.
+    """
+
+    _lock = Lock()
+    _inside = 0
+    _switch: ClassVar[AbstractContextManager[None]]
+
+    def __enter__(self) -> None:
+        kind = type(self)
+        with kind._lock:
+            if not kind._inside:
+                kind._switch = sdpa_kernel(SDPBackend.MATH)
+                kind._switch.__enter__()
+            kind._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        kind = type(self)
+        with kind._lock:
+            kind._inside -= 1
+            if not kind._inside:
+                kind._switch.__exit__(None, None, None)

@@ -1,0 +1,85 @@
+"""Layers that look like normalizations but are not adapted, so that somebody says so."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation.norm import affine_attributes, norm_layers, own_tensor
+
+_SCALES: Final = ("weight", "bias", "gamma", "beta", "scale", "shift")
+_DEPTH: Final = 3
+
+
+def unadapted(model: nn.Module) -> str | None:
+    """Say which layers of a model look like normalizations and are not adapted; None if none is."""
+    known = {id(layer) for _, layer in norm_layers(model)}
+    unknown = [
+        (name, module)
+        for name, module in model.named_modules()
+        if id(module) not in known and _looks_like_one(module)
+    ]
+    said = []
+    if unknown:
+        kinds = Counter(_kind(module) for _, module in unknown)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        first = type(unknown[0][1]).__name__
+        said.append(
+            f"{listed} (first {unknown[0][0]!r}) look like normalizations and are not adapted: "
+            "scale, shift and statistics stay as they are. If they compute normalized * scale + "
+            f"shift, call dent.register_norm({first}) before Dent; if that is meant, ignore "
+            "dent.UnadaptedLayersWarning."
+        )
+    hidden = list(_hidden(model))
+    if hidden:
+        said.append(
+            f"{len(hidden)} normalization layers (first {hidden[0]}) are held in a plain list, "
+            "tuple or dict, where PyTorch does not see them, and are not adapted: hold them in "
+            "torch.nn.ModuleList or ModuleDict."
+        )
+    return " ".join(said) or None
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"scripted {module.original_name}"
+    return type(module).__name__
+
+
+def _looks_like_one(module: nn.Module) -> bool:
+    """Whether a module has a scale or shift, and statistics or the name of a normalization."""
+    tensors = [(name, own_tensor(module, name)) for name in _SCALES]
+    own = [tensor for _, tensor in tensors if tensor is not None and tensor.is_floating_point()]
+    own += [each for each in module._parameters.values() if each is not None]
+    if not own or any(_axes(tensor) > 1 for tensor in own):
+        return False
+    name = _kind(module).lower()
+    statistics = own_tensor(module, "running_mean") is not None
+    return statistics or "norm" in name or name.endswith("bn") or name.startswith("bn")
+
+
+def _axes(tensor: Tensor) -> int:
+    return sum(size > 1 for size in tensor.shape)
+
+
+def _hidden(model: nn.Module) -> Iterator[str]:
+    registered = {id(module) for module in model.modules()}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_"):  # PyTorch's own registers
+                continue
+            for held in _modules_in(value, _DEPTH):
+                for layer in () if id(held) in registered else norm_layers(held):
+                    if id(layer[1]) not in registered and any(affine_attributes(layer[1])):
+                        registered.add(id(layer[1]))
+                        yield f"in {f'{name}.{attribute}'.lstrip('.')!r}"
+
+
+def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif depth and isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(each, depth - 1)

@@ -1,0 +1,270 @@
+"""The core step: adapt to one batch by minimizing the entropy of the model's own predictions."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dent.adaptation import smoothing
+from dent.adaptation.adaptation import Adaptation, Status
+from dent.adaptation.adapted_model import AdaptedModel
+from dent.adaptation.checkpoint import recomputed
+from dent.adaptation.objectives import entropy, loss
+from dent.adaptation.optim import Optimizer, State, make_optimizer
+from dent.config import DentConfig
+from dent.errors import UnsupportedModelError
+
+Values = dict[str, Tensor]
+"""What a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
+
+AFFINE: Final = "affine"
+SMOOTHING: Final = "smoothing"
+
+
+class Point(NamedTuple):
+    """Where a descent has come to."""
+
+    values: Values
+    states: Mapping[str, State]
+
+
+def minimize(
+    model: AdaptedModel,
+    trained: Mapping[str, Tensor],
+    config: DentConfig,
+    x: Tensor,
+    *,
+    differentiable: bool,
+    last: int | None = None,
+    checkpointed: bool = False,
+) -> Adaptation:
+    """Adapt to one batch: per step a forward, the objective's gradient, and an update (Figure 2).
+
+    Args:
+        model: runs the forward passes.
+        trained: the trained scales and shifts by dotted name, from which every batch starts.
+        config: the defense.
+        x: (N, ...), finite; N may be 0, to which nothing adapts.
+        differentiable: keep the graph of the steps, for the exact gradient of the result in x.
+        last: keep it of these last steps only, and take what the steps before found for constant.
+        checkpointed: keep about the root of `steps` states in the graph's place, and descend again
+            from each when the gradient is asked for.
+    """
+    start = _start(trained, config, x)
+    optimizers = _optimizers(config, start)
+    values = dict(start)
+    states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
+    health = _Health(config, x, start.get(SMOOTHING))
+    if differentiable and x.requires_grad:
+        x = x.view_as(x)
+        x.register_hook(health.gate_gradient)
+
+    def descend(x: Tensor, at: Point, health: _Health, steps: int, keep_graph: bool) -> Point:
+        values, states = dict(at.values), dict(at.states)
+        for _ in range(steps):
+            learned = {name: values[name].requires_grad_() for name in optimizers}
+            logits = model(x, unflatten(values.get(AFFINE), trained), values.get(SMOOTHING))
+            objective = loss(logits, config.objective, config.reduction)
+            gradients = _gradients(objective, learned, keep_graph=keep_graph)
+            with torch.set_grad_enabled(keep_graph):
+                for name, optimizer in optimizers.items():
+                    values[name], states[name] = optimizer.step(
+                        learned[name], gradients[name], states[name]
+                    )
+                moved = {name: values[name] for name in optimizers}
+                values |= health.gate(moved, start, entropy(logits.detach()))
+        return Point(values, states)
+
+    at = Point(values, states)
+    for steps, keep_graph in _stretches(config, x, differentiable, last, checkpointed):
+        if keep_graph and checkpointed:
+            at = _descend_twice(descend, x, at, health, steps)
+        else:
+            at = descend(x, at, health, steps, keep_graph)
+    values = at.values
+    if not differentiable:
+        values = {name: value.detach() for name, value in values.items()}
+    return Adaptation(
+        parameters=unflatten(values.get(AFFINE), trained),
+        smoothing=values.get(SMOOTHING),
+        covariance_kind=config.smoothing.covariance if config.smoothing else None,
+        entropy=torch.stack(health.entropies) if health.entropies else _no_entropy(config, x),
+        status=health.status(),
+        sample_wise=config.granularity == "sample",
+        smoothing_by_step=torch.stack(health.smoothings) if health.smoothings else None,
+    )
+
+
+def _stretches(
+    config: DentConfig, x: Tensor, differentiable: bool, last: int | None, checkpointed: bool
+) -> Iterator[tuple[int, bool]]:
+    """Divide the steps: how many in a row, and whether with their graph."""
+    steps = config.steps if len(x) else 0
+    exact = steps if last is None else min(last, steps)
+    exact = exact if differentiable else 0
+    yield steps - exact, False
+    length = math.ceil(math.sqrt(exact)) if checkpointed else exact
+    while exact:
+        length = min(length, exact)
+        yield length, True
+        exact -= length
+
+
+def _descend_twice(
+    descend: Callable[[Tensor, Point, "_Health", int, bool], Point],
+    x: Tensor,
+    at: Point,
+    health: "_Health",
+    steps: int,
+) -> Point:
+    """Descend without a graph, and again with it once the gradient is asked for."""
+    before = copy.copy(health)
+
+    def pack(point: Point) -> list[Tensor]:
+        averages = [tensor for state in point.states.values() for tensor in state.averages]
+        return [*(point.values[name] for name in at.states), *averages]
+
+    def unpack(tensors: Sequence[Tensor], taken: int) -> Point:
+        rest = iter(tensors)
+        values = at.values | {name: next(rest) for name in at.states}
+        return Point(
+            values,
+            {
+                name: State(state.step + taken, tuple(next(rest) for _ in state.averages))
+                for name, state in at.states.items()
+            },
+        )
+
+    def run(inputs: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
+        watch = copy.copy(before) if keep_graph else health
+        return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
+
+    return unpack(recomputed(run, [x, *pack(at)]), steps)
+
+
+def _no_entropy(config: DentConfig, x: Tensor) -> Tensor:
+    dtype = torch.promote_types(torch.float32, x.dtype)
+    return x.new_zeros(config.steps, len(x), dtype=dtype)
+
+
+def _start(trained: Mapping[str, Tensor], config: DentConfig, x: Tensor) -> Values:
+    start = {}
+    if config.adapt_affine and trained:
+        start[AFFINE] = flatten(trained)
+    if config.smoothing is not None:
+        dtype = torch.promote_types(torch.float32, x.dtype)
+        start[SMOOTHING] = smoothing.initial(config.smoothing, dtype=dtype, device=x.device)
+    if config.granularity == "sample":
+        start = {name: value.expand(len(x), -1).clone() for name, value in start.items()}
+    return start
+
+
+def _optimizers(config: DentConfig, start: Values) -> dict[str, Optimizer]:
+    optimizers = {}
+    if AFFINE in start:
+        optimizers[AFFINE] = make_optimizer(config, config.lr)
+    if config.smoothing is not None and config.smoothing.learn:
+        optimizers[SMOOTHING] = make_optimizer(config, config.smoothing.lr)
+    return optimizers
+
+
+def _gradients(objective: Tensor, learned: Values, *, keep_graph: bool) -> Values:
+    if not objective.requires_grad:
+        raise UnsupportedModelError(
+            "The model's output does not depend differentiably on what is adapted: does its "
+            "forward use torch.no_grad(), detach() or NumPy, or skip its normalization layers?"
+        )
+    # Not backward(): that would write into the .grad of whatever else the graph holds.
+    gradients = torch.autograd.grad(
+        objective, list(learned.values()), create_graph=keep_graph, materialize_grads=True
+    )
+    return dict(zip(learned, gradients, strict=True))
+
+
+def flatten(trained: Mapping[str, Tensor]) -> Tensor:
+    """Return all parameters as one vector, so that one fused update serves all layers.
+
+    In at least float32: beside 1, a step of 1e-3 would round away in bfloat16.
+    """
+    dtype, device = torch.float32, next(iter(trained.values())).device
+    for tensor in trained.values():
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return torch.cat([tensor.detach().to(device, dtype).flatten() for tensor in trained.values()])
+
+
+def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
+    """Return views of (..., D) by dotted name, each (..., *shape of the trained parameter)."""
+    if flat is None:
+        return {}
+    # One split, not slices: the gradient of a slice is as large as the whole.
+    pieces = flat.split([tensor.numel() for tensor in trained.values()], dim=-1)
+    return {
+        name: piece.reshape((*flat.shape[:-1], *tensor.shape))
+        for (name, tensor), piece in zip(trained.items(), pieces, strict=True)
+    }
+
+
+class _Health:
+    """Which samples' steps stayed finite, and the course they took; without waiting for the device.
+
+    Nothing in it is written to in place, so that a shallow copy is one of this moment.
+    """
+
+    def __init__(self, config: DentConfig, x: Tensor, smoothing: Tensor | None) -> None:
+        self._sample_wise = config.granularity == "sample"
+        self._shared = not self._sample_wise or config.objective == "information-maximization"
+        self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._blamed = ~self._alive
+        self._well = x.device.type == "cpu"
+        self.entropies: tuple[Tensor, ...] = ()
+        steps = config.steps if not len(x) else 0  # to nobody, none of them is taken
+        self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
+
+    def gate(self, updated: Values, start: Values, entropies: Tensor) -> Values:
+        """Return `updated`, and `start` for every sample that has ever turned non-finite."""
+        self.entropies = (*self.entropies, entropies)
+        if self._all_well(updated, entropies):
+            self._follow(updated)
+            return updated
+        no_entropy = ~entropies.isfinite()
+        no_update = torch.zeros_like(no_entropy)
+        for value in updated.values():
+            no_update = no_update | ~value.detach().isfinite().all(-1)
+        explained = no_entropy.any() & self._shared
+        self._blamed = self._blamed | (self._alive & (no_entropy | (no_update & ~explained)))
+        alive = self._alive & ~no_entropy & ~no_update
+        self._alive = alive if self._sample_wise else alive & alive.all()
+        keep = self._alive.unsqueeze(-1) if self._sample_wise else self._alive.all()
+        gated = {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
+        self._well = False
+        self._follow(gated)
+        return gated
+
+    def _all_well(self, updated: Values, entropies: Tensor) -> bool:
+        """Whether there is nothing to gate, where asking does not wait for a device."""
+        return (
+            self._well
+            and bool(entropies.isfinite().all())
+            and all(bool(value.isfinite().all()) for value in updated.values())
+        )
+
+    def _follow(self, values: Values) -> None:
+        if self.smoothings:
+            after = values.get(SMOOTHING, self.smoothings[-1])
+            self.smoothings = (*self.smoothings, after.detach())
+
+    def gate_gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in x, 0 for samples that are served what does not depend on x.
+
+        Backward through a discarded step multiplies 0 by infinity.
+        """
+        alive = self._alive.reshape(-1, *[1] * (gradient.dim() - 1))
+        return torch.where(alive, gradient, 0)
+
+    def status(self) -> Tensor:
+        """Return each sample's `Status`, (N,) int64."""
+        failed = torch.where(self._blamed, Status.STEP_NON_FINITE, Status.REVERTED)
+        return torch.where(self._alive, Status.ADAPTED, failed)

@@ -1,0 +1,101 @@
+"""What a model computes before the first adapted layer, once for all steps.
+
+Where only the last layers are adapted, everything before them gives the same at every step. The
+modules up to there keep what they answered, and answer it again as long as they are asked the same.
+"""
+
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation.random_state import kept_generators
+
+
+class _Kept(NamedTuple):
+    """An answer, with the versions by which a write in place to it or to its input shows."""
+
+    given: Tensor
+    given_version: int
+    answer: Tensor
+    answer_version: int
+
+    def intact(self) -> bool:
+        return (self.given._version, self.answer._version) == (
+            self.given_version,
+            self.answer_version,
+        )
+
+    def answers(self, x: Tensor) -> bool:
+        if x is self.given:
+            return True
+        kinds = [(t.shape, t.dtype, t.device, t.stride()) for t in (x, self.given)]
+        return kinds[0] == kinds[1] and torch.equal(x, self.given)
+
+
+class Prefix:
+    """Answers of the modules before the first adapted layer, for one batch.
+
+    A module answers from here only where it takes one tensor, equal to the last one to the last
+    bit, returns one tensor, draws no random numbers and no gradient is asked for. Anything else,
+    and whatever was since written to in place, is computed.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+
+    def attach(self, model: nn.Module, adapted: Collection[nn.Module]) -> None:
+        """Make the modules of a private copy answer from here.
+
+        Args:
+            model: a private copy; its modules get a `forward` of their own.
+            adapted: its adapted layers.
+        """
+        for name, module in _before(model, adapted):
+            if "forward" not in vars(module) and not kept_generators(module):
+                vars(module)["forward"] = self._remembering(name, module)
+
+    def _remembering(self, name: str, module: nn.Module) -> Any:
+        # A strong reference would make a circle, which keeps every copy until it is collected.
+        reference, forward = weakref.ref(module), type(module).forward
+
+        def answer(*args: Any, **named: Any) -> Any:
+            alone = len(args) == 1 and not named and isinstance(args[0], Tensor)
+            if not alone or args[0].requires_grad:
+                return forward(reference(), *args, **named)
+            x: Tensor = args[0]
+            kept = self._kept.get(name)
+            if kept is not None and kept.intact() and kept.answers(x):
+                return kept.answer
+            given_version = None if x.is_inference() else x._version  # before it is written to
+            random_state = torch.get_rng_state()
+            found = forward(reference(), x)
+            if given_version is not None and _constant(found, random_state):
+                self._kept[name] = _Kept(x, given_version, found, found._version)
+            return found
+
+        return answer
+
+
+def _constant(found: Any, random_state: Tensor) -> bool:
+    return (
+        isinstance(found, Tensor)
+        and not found.requires_grad
+        and not found.is_inference()
+        and torch.equal(random_state, torch.get_rng_state())
+    )
+
+
+def _before(
+    module: nn.Module, adapted: Collection[nn.Module], path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the largest modules that come, by registration, before the first adapted layer."""
+    for name, child in module.named_children():
+        if child in adapted:
+            return
+        if any(inner in adapted for inner in child.modules()):
+            yield from _before(child, adapted, f"{path}{name}.")
+            return
+        yield f"{path}{name}", child

@@ -1,0 +1,500 @@
+"""What is tried once, on the first batch of a defense, before its answers count.
+
+A private copy must answer as its model does, gradients must reach what is adapted, and the outputs
+must be logits. None of it can be seen before there is a batch; all of it would else be silent.
+"""
+
+import copy
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FunctionType, ModuleType, NoneType
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
+from dent.adaptation.isolation import isolated
+from dent.adaptation.norm import norm_layers, registered_kind
+from dent.adaptation.objectives import loss
+from dent.adaptation.private_copy import kept_tensors, private_copy
+from dent.adaptation.random_state import same_random_numbers
+from dent.adaptation.untraced import untraced
+from dent.config import DentConfig
+from dent.errors import (
+    NoAdaptationWarning,
+    NotLogitsWarning,
+    PixelRangeWarning,
+    StatefulModelWarning,
+    UnsupportedModelError,
+)
+
+_ROWS: Final = 8
+"""How many samples of the first batch are tried; all of them where the model takes no fewer."""
+_ULPS: Final = 1000
+_LOOSEST: Final = 0.05
+"""How far apart two answers may be: so many units in the last place of the largest, at most so
+much of it."""
+_LOCK: Final = threading.RLock()
+"""The model itself is run, so by one thread at a time."""
+
+_BYTES: Final = 16
+_BEYOND: Final = 160
+"""No usual normalization of images gives values as large, nor such that none is below 0: by mean
+and standard deviation they stay within about 3, minus the mean of bytes within 152 (Caffe)."""
+_CHANNELS: Final = (1, 3, 4)
+
+
+@dataclass
+class Trial:
+    """What of a defense has been tried; its copies and those with other steps share it."""
+
+    copied: bool = False
+    stepped: bool = False
+    warned_of_pixels: bool = False
+    warned_of_one: bool = False
+
+    def __deepcopy__(self, memo: object) -> "Trial":
+        del memo
+        return self
+
+    def adapts(self, config: DentConfig, x: Tensor) -> None:
+        """Warn, once, of a batch to which nothing can adapt."""
+        alone = len(x) == 1 and config.steps > 0
+        if self.warned_of_one or not alone or config.objective != "information-maximization":
+            return
+        self.warned_of_one = True
+        warnings.warn(
+            "A batch of one sample is served by the static model: information maximization (dent+) "
+            "needs others to tell a sample from, and is constant without. Submit more samples at "
+            "once, or choose a defense that minimizes entropy, such as 'dent'.",
+            NoAdaptationWarning,
+            stacklevel=5,
+        )
+
+    @untraced
+    def run(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
+        """Try a defense on its first batch; returns at once where that was done.
+
+        Args:
+            model: the model, which is run and left as it is.
+            config: the defense; without steps, only the copy is tried.
+            x: (N, ...), finite.
+
+        Raises:
+            UnsupportedModelError: the defense would not be what it says.
+        """
+        if not self.warned_of_pixels:
+            self.warned_of_pixels = _warn_of_pixels(x)
+        if not len(x) or (self.copied and (self.stepped or not config.steps)):
+            return
+        with _LOCK, isolated(x, differentiable=False):
+            model, x = eager(model), x.clone() if x.is_inference() else x.detach()
+            if not self.copied:
+                self.copied = _first(_check_copy, model, x)
+            if config.steps and not self.stepped:
+                self.stepped = _first(lambda *given: _check_steps(config, *given), model, x)
+
+
+def seem_probabilities(logits: Tensor) -> bool:
+    """Whether every row is a probability distribution."""
+    rows = logits.detach().float()
+    ones = torch.ones(len(rows), device=rows.device)
+    return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-2)
+
+
+def _warn_of_pixels(x: Tensor) -> bool:
+    if x.dim() != 4 or x.shape[1] not in _CHANNELS or not x.numel():
+        return False
+    low, high = (float(end) for end in x.detach().aminmax())
+    if not ((low >= 0 and high > _BYTES) or max(-low, high) > _BEYOND):
+        return False
+    warnings.warn(
+        f"Images with values from {low:g} to {high:g}: no model takes these but one of pixels from "
+        "0 to 255. Others take [0, 1], or what a normalization makes of it. Divide by 255. If the "
+        "model does take such values, say warnings.filterwarnings('ignore', "
+        "category=dent.PixelRangeWarning).",
+        PixelRangeWarning,
+        stacklevel=5,
+    )
+    return True
+
+
+def _first(
+    check: Callable[[nn.Module, Tensor, Callable[[], None]], bool], model: nn.Module, x: Tensor
+) -> bool:
+    """Check on a few samples, or on all where the model takes no fewer.
+
+    Returns:
+        Whether there was an answer to check; else what the model says of the batch is for whoever
+        asked.
+    """
+    for rows in (x[:_ROWS], x):
+        with same_random_numbers(model, x.device) as restore:
+            if check(model, rows, restore):
+                return True
+    return False
+
+
+class _Unanswered(Exception):  # noqa: N818 - what the model raised is what matters
+    """The model itself cannot take a batch."""
+
+
+def _check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool:
+    """Check that a copy answers as the model, twice, with another batch in between."""
+    with torch.no_grad(), _as_it_was(model) as put_back:
+
+        def ask(x: Tensor) -> Any:
+            restore()
+            return _ask(model, x)
+
+        def repeats() -> bool:
+            answers = []
+            for _ in range(2):
+                put_back()
+                answers.append(ask(x))
+            return _close(*answers)
+
+        try:
+            first = _compare(model, x, ask, restore, repeats)
+            ask(x.flip(-1) * 0.5)
+            second = _compare(model, x, ask, restore, repeats)
+            carries = not _close(first, second) and repeats()
+        except _Unanswered:
+            return False
+    if carries:
+        warnings.warn(
+            f"{type(model).__name__} answers the same batch differently after another batch: it "
+            "keeps something from call to call. A Dent never writes to its model, so every call "
+            "starts from what the model keeps now, and nothing is added to it.",
+            StatefulModelWarning,
+            stacklevel=6,
+        )
+    return True
+
+
+def _compare(
+    model: nn.Module,
+    x: Tensor,
+    ask: Callable[[Tensor], Any],
+    restore: Callable[[], None],
+    repeats: Callable[[], bool],
+) -> Any:
+    restore()
+    copied = private_copy(model)
+    failure, got = None, None
+    with _calls_to(model, copied) as called:
+        try:
+            got = copied(x.clone())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failure = error
+    want = ask(x)
+    name = type(model).__name__
+    if failure is not None:
+        raise UnsupportedModelError(
+            f"A private copy of {name} cannot take a batch that the model takes: "
+            f"{type(failure).__name__}: {failure}. {_REACHES.format(name=name)}"
+        ) from failure
+    if called:
+        raise UnsupportedModelError(
+            f"A private copy of {name} calls layers of the model itself ({_listed(called)}), so "
+            f"what is adapted would change nothing. {_REACHES.format(name=name)}"
+        )
+    if not _close(got, want) and repeats():
+        apart = ""
+        if isinstance(got, Tensor) and isinstance(want, Tensor) and got.shape == want.shape:
+            apart = f": on a batch of shape {tuple(x.shape)} they differ by {_apart(got, want):.2g}"
+        raise UnsupportedModelError(
+            f"A private copy of {name} does not answer as the model does{apart}. "
+            f"{_REACHES.format(name=name)}"
+        )
+    return want
+
+
+_REACHES: Final = (
+    "Dent works on a private copy and never writes to the model. Something in the forward of "
+    "{name} leads back to the original: a global variable, a hook or function that an object "
+    "outside of the model holds, or state kept there. Let forward use `self` and its arguments "
+    "alone, so that copy.deepcopy(model) answers as the model does."
+)
+
+
+def _ask(model: nn.Module, x: Tensor) -> Any:
+    try:
+        return model(x.clone())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise _Unanswered from error
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether two answers are the same but for rounding; what are no tensors count as such."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return isinstance(a, Tensor) == isinstance(b, Tensor)
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point() or not a.numel():
+        return True
+    scale = float(b.nan_to_num(0, 0, 0).abs().max())
+    bound = min(_ULPS * torch.finfo(a.dtype).eps, _LOOSEST) * scale
+    return torch.allclose(a, b, rtol=0, atol=bound, equal_nan=True)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+@contextmanager
+def _calls_to(model: nn.Module, copied: nn.Module) -> Iterator[list[str]]:
+    """Collect the dotted names of the model's own modules that this thread calls."""
+    called: list[str] = []
+    shared = {id(module) for module in copied.modules()}
+    names = {id(each): name for name, each in model.named_modules() if id(each) not in shared}
+    if any(type(each).__name__ == "OptimizedModule" for each in model.modules()):
+        yield called  # torch.compile warns of hooks on all modules
+        return
+    thread = threading.get_ident()
+
+    def note(module: nn.Module, args: object) -> None:
+        if id(module) in names and threading.get_ident() == thread:
+            called.append(names[id(module)] or type(module).__name__)
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield called
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Run the model itself, in eval mode, and leave it as it was.
+
+    Attributes, what containers hold, and tensors are put back; parameters that a forward writes to
+    in place are not.
+    """
+    modules = list(model.modules())
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    held = [
+        (container, copy.copy(container))
+        for _, attributes in before
+        for value in attributes.values()
+        for container in _containers(value, set())
+    ]
+    tensors = [(tensor, tensor.clone()) for tensor in kept_tensors(model)]
+
+    def put_back() -> None:
+        for container, content in (*before, *held):
+            _refill(container, content)
+        for tensor, value in tensors:
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+    try:
+        if any(module.training for module in modules):
+            model.eval()
+        yield put_back
+    finally:
+        put_back()
+
+
+def _containers(value: Any, seen: set[int], in_object: bool = False) -> Iterator[Any]:
+    """Yield the containers in containers, and what plain objects among them hold."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inner: Any = ()
+    if isinstance(value, dict | list | set | deque):
+        yield value
+        inner = list(value.values()) if isinstance(value, dict) else list(value)
+    elif isinstance(value, tuple):
+        inner = value
+    elif not in_object and not isinstance(value, _NO_OBJECTS) and hasattr(value, "__dict__"):
+        yield vars(value)
+        inner, in_object = list(vars(value).values()), True
+    for each in inner:
+        if not isinstance(each, _ATOMS):
+            yield from _containers(each, seen, in_object)
+
+
+_ATOMS: Final = (int, float, str, bytes, NoneType)
+_NO_OBJECTS: Final = (Tensor, nn.Module, type, ModuleType, FunctionType)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container its content back, where it has another."""
+    if len(container) == len(content) and all(
+        a is b for a, b in zip(_flat(container), _flat(content), strict=True)
+    ):
+        return
+    if isinstance(container, dict):  # never empty in between: other threads may look
+        for name in container.keys() - content.keys():
+            del container[name]
+        container.update(content)
+        return
+    container.clear()
+    if isinstance(container, set):
+        container.update(content)
+    else:
+        container.extend(content)
+
+
+def _flat(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [*container.keys(), *container.values()]
+    return list(container)
+
+
+def _check_steps(
+    config: DentConfig, model: nn.Module, x: Tensor, restore: Callable[[], None]
+) -> bool:
+    """Check that the outputs are logits and that gradients reach what is adapted."""
+    adapted = AdaptedModel(
+        model, replace(config, smoothing=None) if config.adapt_affine else config
+    )
+    trained = norm_parameters(eager(model), config.last_layers) if config.adapt_affine else {}
+    given = {name: _leaf(value, x, config) for name, value in trained.items()}
+    restore()
+    try:
+        logits = adapted(x, given)
+    except UnsupportedModelError:
+        raise
+    except ValueError:  # an InputError, of which the batch as a whole is told
+        return False
+    _warn_of_outputs(model, logits)
+    if config.statistics == "train":
+        restore()
+        _check_registered(model, x, logits.detach())
+    objective = loss(logits, config.objective, config.reduction)
+    if not given or not objective.requires_grad:  # of which the first step tells
+        return True
+    gradients = dict(zip(given, _gradients(model, objective, [*given.values()]), strict=True))
+
+    def answer(given: Mapping[str, Tensor]) -> Tensor:
+        restore()
+        with torch.no_grad():
+            return adapted(x, given)
+
+    cut = {name: given[name] for name, gradient in gradients.items() if gradient is None}
+    if cut and not _close(answer(given), answer(given | _elsewhere(cut))):
+        unmoved = answer(given)
+        cut = {
+            name: value
+            for name, value in cut.items()
+            if not _close(unmoved, answer(given | _elsewhere({name: value})))
+        }
+        _refuse_cut(model, list(cut), len(given))
+    reached = [gradient for gradient in gradients.values() if gradient is not None]
+    alone = config.objective == "information-maximization" and len(x) == 1
+    if not alone and not any(bool(gradient.any()) for gradient in reached):
+        _warn_of_no_gradient(model, logits.detach())
+    return True
+
+
+def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Check that layers of registered kinds compute what was said of them."""
+    kinds = {type(layer) for _, layer in norm_layers(model) if registered_kind(layer) is not None}
+    if not kinds:
+        return
+    with torch.no_grad():
+        want = AdaptedModel(model, _STATIC)(x, {})
+    bound = _REGISTERED_APART * float(want.nan_to_num(0, 0, 0).abs().max())
+    if not torch.allclose(logits, want, rtol=0, atol=bound, equal_nan=True):
+        listed = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UnsupportedModelError(
+            f"With the trained scales and shifts, {type(model).__name__} answers otherwise than "
+            f"without a defense, by {_apart(logits, want):.2g}: a registered kind ({listed}) does "
+            "not compute normalized * scale + shift along the axis that dent.register_norm was "
+            "told. Correct its channels, scale and shift, or adapt batch-wise."
+        )
+
+
+_STATIC: Final = DentConfig(steps=0)
+_REGISTERED_APART: Final = 0.02
+
+
+def _leaf(value: Tensor, x: Tensor, config: DentConfig) -> Tensor:
+    own = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    own = own.expand(len(x), *own.shape) if config.granularity == "sample" else own
+    return own.clone().requires_grad_()
+
+
+def _elsewhere(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() * 1.5 + 0.5 for name, value in given.items()}
+
+
+def _gradients(model: nn.Module, objective: Tensor, given: list[Tensor]) -> tuple[Any, ...]:
+    try:
+        return torch.autograd.grad(objective, given, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        advice = _CHECKPOINTING if "checkpoint" in str(error) else "Every step takes a gradient."
+        raise UnsupportedModelError(
+            f"The backward of {type(model).__name__} fails: {error} {advice}"
+        ) from error
+
+
+_CHECKPOINTING: Final = (
+    "Switch activation checkpointing off (set_grad_checkpointing(False) in timm, "
+    "gradient_checkpointing_disable() in transformers), or use torch.utils.checkpoint with "
+    "use_reentrant=False."
+)
+
+
+def _refuse_cut(model: nn.Module, names: list[str], total: int) -> None:
+    raise UnsupportedModelError(
+        f"No gradient reaches {len(names)} of {total} adapted scales and shifts of "
+        f"{type(model).__name__} ({_listed(names)}), although its answer depends on them: they "
+        "would never move. Something cuts the graph: reentrant checkpointing, torch.no_grad(), "
+        f"detach() or NumPy. {_CHECKPOINTING} If the cut is meant, adapt only what comes after it "
+        "(last_layers)."
+    )
+
+
+def _warn_of_outputs(model: nn.Module, logits: Tensor) -> None:
+    name = type(model).__name__
+    rows = logits.detach().float()
+    if seem_probabilities(rows):
+        what = (
+            "rows that are not negative and sum to 1: probabilities, not logits. Take the softmax"
+        )
+    elif type(logits.grad_fn).__name__ == "SigmoidBackward0":
+        what = (
+            "what a sigmoid gives: a probability for each class alone, no logits. Take the sigmoid"
+        )
+    else:
+        return
+    warnings.warn(
+        f"{name} returns {what} out of the model: the entropy of a softmax over them means "
+        "nothing, and adaptation hardly moves.",
+        NotLogitsWarning,
+        stacklevel=8,
+    )
+
+
+def _warn_of_no_gradient(model: nn.Module, logits: Tensor) -> None:
+    warnings.warn(
+        f"The first step of the defense of {type(model).__name__} moves nothing: the gradient of "
+        f"its objective is exactly 0 in every scale and shift (tried on {len(logits)} samples). "
+        f"Its logits reach from {float(logits.min()):g} to {float(logits.max()):g}. Where they "
+        "are that far apart, the softmax is saturated: are the inputs in the model's units? Where "
+        "they are all alike, its head is not trained.",
+        NoAdaptationWarning,
+        stacklevel=7,
+    )
+
+
+def _listed(names: list[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,236 @@
+"""APGD through a defense, by any rung of the gradient ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from dent.attacks.adaptive.apgd import apgd, random_start
+from dent.attacks.adaptive.capabilities import Unavailable
+from dent.attacks.adaptive.ladder import Rung, RungName
+from dent.attacks.adaptive.objectives import Aim, through
+from dent.attacks.adaptive.settings import check_flags, check_rho, read_losses
+from dent.attacks.adaptive.unmasked import Unmasked
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.best import Best
+from dent.attacks.checks import check_counts
+from dent.attacks.losses import LossName, loss_named, runner_up
+from dent.attacks.querier import NoGradientError, Queries
+from dent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dent.attacks.querier import Querier, View
+    from dent.threat import Norm, ThreatModel
+
+NOT_AVAILABLE = "not available: "
+"""How the note of an attack begins that a defense does not offer what it takes."""
+
+
+class _Run(NamedTuple):
+    name: str
+    loss: LossName
+    rank: int | None
+
+
+@final
+class AdaptiveAPGD(Attack):
+    """APGD on a whole batch through one rung of the gradient ladder.
+
+    For every loss and restart from another random start, then once for every target. Where the
+    rung answers what is served, every batch on the way counts; a stand-in is ascended for the
+    highest loss, and what came of it is served at the end of each run.
+
+    A defense that does not offer what the rung needs is not attacked: the natural images come
+    back, and a note that begins with "not available: " says what is missing. On a plain module,
+    which adapts nothing, all rungs are the exact gradient.
+    """
+
+    def __init__(
+        self,
+        rung: RungName = "unrolled",
+        steps: int | None = None,
+        losses: str | Sequence[str] = ("ce", "margin"),
+        iterations: int = 50,
+        restarts: int = 1,
+        targets: int = 0,
+        targeted: LossName = "dlr",
+        rho: float = 0.75,
+        submissions: int = 1,
+        warm: bool = False,
+        joint: bool = False,
+        unmask: bool = False,
+        name: str | None = None,
+    ) -> None:
+        """Set up the attack.
+
+        Args:
+            rung: Whose gradient is followed.
+            steps: Of `fewer-steps` and `truncated`, how many.
+            losses: Untargeted ones, each with `restarts` runs; as a text, `ce+margin`.
+            iterations: Of APGD, in every run.
+            restarts: Runs of every untargeted loss.
+            targets: The likeliest wrong classes on the natural images that are aimed at, one run
+                each; 0 leaves targets out.
+            targeted: The loss of the targeted runs.
+            rho: APGD's share of successful steps, in (0, 1).
+            submissions: Passes per gradient, which is their mean (EOT).
+            warm: Begin each loss where an attack on the static base ended, by the margin, and serve
+                that too; the result is then no weaker than that transfer.
+            joint: Let the batch's mean loss decide on step sizes, not each member's.
+            unmask: Look through outputs that saturate and through rounding (`unmasked`).
+            name: What results are kept under; by default `adaptive-` and the rung.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        check_counts(1, iterations=iterations, restarts=restarts, submissions=submissions)
+        check_counts(0, targets=targets)
+        check_rho(rho)
+        check_flags(warm=warm, joint=joint, unmask=unmask)
+        named = read_losses(losses)
+        if not named and not targets:
+            raise ConfigError("an attack needs a loss or a target")
+        loss_named(targeted)
+        self.rung = Rung(rung, steps)
+        self.losses = named
+        self.iterations = iterations
+        self.restarts = restarts
+        self.targets = targets
+        self.targeted: LossName = targeted
+        self.rho = rho
+        self.submissions = submissions
+        self.warm = warm
+        self.joint = joint
+        self.unmask = unmask
+        self.name = name or f"adaptive-{rung}"
+
+    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
+        """The hyper-parameters as JSON values, for records."""
+        del norm
+        return {
+            "rung": self.rung.name,
+            "steps": self.rung.steps,
+            "losses": list(self.losses),
+            "iterations": self.iterations,
+            "restarts": self.restarts,
+            "targets": self.targets,
+            "targeted": self.targeted,
+            "rho": self.rho,
+            "submissions": self.submissions,
+            "warm": self.warm,
+            "joint": self.joint,
+            **({"unmask": True} if self.unmask else {}),
+        }
+
+    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """Per run one pass more than iterations, times `submissions`; a stand-in's is then served.
+
+        One more serves the natural images, one what was found, and a warm start is a run of its
+        own.
+        """
+        del norm
+        runs = self._runs_of(n_classes)
+        once = self._ascent.times(self.submissions)
+        if self.rung.stands_in:
+            once = once + Queries(1, 0)
+        total = Queries(2, 0) + once.times(runs)
+        return total + self._ascent + Queries(1, 0) if self.warm else total
+
+    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+        """The ascents of the static base."""
+        del norm
+        transferred = self.rung.name == "transfer"
+        static = self._runs_of(n_classes) * self.submissions if transferred else 0
+        return self._ascent.times(static + int(self.warm))
+
+    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+        """All gradients of the ascents, on the rung of that name."""
+        del norm
+        exact = self.rung.name == "unrolled"
+        runs = self._runs_of(n_classes) * self.submissions
+        return self._ascent.times(runs).backwards if exact else 0
+
+    def _runs_of(self, n_classes: int) -> int:
+        return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
+
+    @property
+    def _ascent(self) -> Queries:
+        return Queries(self.iterations + 1, self.iterations + 1)
+
+    def longer(self, norm: Norm = "linf") -> AdaptiveAPGD:
+        """The attack with twice the iterations."""
+        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
+        return AdaptiveAPGD(**settings, name=self.name)
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Run until all members are fooled, or all runs are through."""
+        best = Best(target)
+        natural = best.offer_served(target.natural)
+        try:
+            view = self.rung.view(target.defense)
+            if self.unmask:
+                view = Unmasked(view)
+            return self._runs(target, threat, best, natural, view, seed)
+        except (Unavailable, NoGradientError) as missing:
+            return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung.name}: {missing}",))
+
+    def _runs(
+        self,
+        target: Querier,
+        threat: ThreatModel,
+        best: Best,
+        natural: Tensor,
+        view: View,
+        seed: int,
+    ) -> Outcome:
+        draws = torch.Generator().manual_seed(seed)
+        warm = self._transfer(target, threat, best, draws) if self.warm else None
+        after: dict[str, Tensor] = {}
+        for run in self._planned(natural.shape[1]):
+            if best.complete():
+                break
+            targets = runner_up(natural, target.labels, run.rank) if run.rank else None
+            aim = Aim(loss_named(run.loss), targets)
+            start = random_start(target.natural, threat, draws)
+            if warm is not None and run.name not in after and run.rank is None:
+                start = warm
+            served = None if self.rung.stands_in else best
+            found = apgd(
+                through(target, view, aim, served, self.submissions),
+                target.natural,
+                start,
+                threat,
+                iterations=self.iterations,
+                rho=self.rho,
+                joint=self.joint,
+                stop=None if served is None else served.complete,
+            )
+            if self.rung.stands_in:
+                best.offer_served(found.images)
+            after[run.name] = best.fooled
+        return best.outcome(after)
+
+    def _planned(self, classes: int) -> Iterator[_Run]:
+        for loss in self.losses:
+            for _ in range(self.restarts):
+                yield _Run(loss, loss, None)
+        for rank in range(1, min(self.targets, classes - 1) + 1):
+            yield _Run(f"{self.targeted}-target-{rank}", self.targeted, rank)
+
+    def _transfer(
+        self, target: Querier, threat: ThreatModel, best: Best, draws: torch.Generator
+    ) -> Tensor:
+        aim = Aim(loss_named("margin"))
+        found = apgd(
+            through(target, Rung("transfer").view(target.defense), aim, None),
+            target.natural,
+            random_start(target.natural, threat, draws),
+            threat,
+            iterations=self.iterations,
+            rho=self.rho,
+        )
+        best.offer_served(found.images)
+        return found.images

@@ -1,0 +1,312 @@
+"""AutoAttack's attacks as data, and pyautoattack's objects built from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from logging import Logger
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from torch import Tensor
+
+from dent.attacks.checks import is_count, is_number
+from dent.attacks.querier import Queries
+from dent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dent.threat import Norm, ThreatModel
+
+PartName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+SetName = Literal["standard", "plus"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+SETS: tuple[SetName, ...] = get_args(SetName)
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+Model: TypeAlias = "Callable[[Tensor], Tensor]"
+
+_MIN_LARGE_STEPS = 3  # the l1 schedule of three radii needs one iteration each
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of AutoAttack's attacks with its budget.
+
+    Attributes:
+        name: AutoAttack's name for it.
+        iterations: APGD's and FAB's iterations, Square's queries.
+        restarts: Runs, of each target class where there are any.
+        targets: Target classes at most, by rank of the logits; 0 where untargeted.
+        rho: APGD's share of successful steps below which it halves the step.
+        large_radii: APGD in l1 begins at three and two times eps (Croce & Hein, ICML 2021).
+    """
+
+    name: PartName
+    iterations: int = 100
+    restarts: int = 1
+    targets: int = 0
+    rho: float = 0.75
+    large_radii: bool = False
+
+    @property
+    def gradient(self) -> bool:
+        """Whether it follows gradients: all but Square."""
+        return self.name != "square"
+
+    def ranks(self, n_classes: int) -> tuple[int | None, ...]:
+        """The targets' ranks, 2 being the runner-up, or (None,) where untargeted.
+
+        At most all classes but the first.
+        """
+        if not self.targets:
+            return (None,)
+        return tuple(range(2, min(self.targets, n_classes - 1) + 2))
+
+    def queries(self, n_classes: int) -> Queries:
+        """The passes of the frozen protocol at most, where no member ever falls.
+
+        Of each run one forward looks which members still stand; FAB and Square check what they
+        found by another.
+        """
+        n = self.iterations
+        if self.name.startswith("apgd"):
+            points = n + (3 if self.large_radii else 1)
+            run = Queries(points + 1, points)
+        elif self.name.startswith("fab"):
+            run = Queries(2 * n + 3, n * (1 if self.targets else n_classes))
+        else:
+            run = Queries(n + 3, 0)
+        if self.targets:
+            run = run + Queries(1, 0)  # the target is read off one more
+        return run.times(self.restarts * len(self.ranks(n_classes)))
+
+    def settings(self) -> dict[str, Any]:
+        """What applies to this part, as JSON values."""
+        values = asdict(self)
+        if not self.targets:
+            del values["targets"]
+        if not self.name.startswith("apgd"):
+            del values["rho"], values["large_radii"]
+        return values
+
+
+def shipped_parts(name: PartName | SetName, norm: Norm) -> tuple[Part, ...]:
+    """The parts of an attack or a set, with the budgets AutoAttack gives them.
+
+    A single attack has its budget of the standard version, and where it is only in the plus
+    version (`apgd-dlr`, `fab`), of that.
+    """
+    l1 = norm == "l1"
+    standard = (
+        Part("apgd-ce", restarts=5 if l1 else 1, large_radii=l1),
+        Part("apgd-t", targets=5 if l1 else 9, large_radii=l1),
+        Part("fab-t", targets=9),
+        Part("square", iterations=5000),
+    )
+    plus = (
+        Part("apgd-ce", restarts=5),
+        Part("apgd-dlr", restarts=5),
+        Part("fab", restarts=5),
+        Part("square", iterations=5000),
+        Part("apgd-t", targets=9),
+        Part("fab-t", targets=9),
+    )
+    if name == "standard":
+        return standard
+    if name == "plus":
+        return plus
+    return (next(part for part in standard + plus if part.name == name),)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a user sets of AutoAttack's budgets; None leaves AutoAttack's own.
+
+    Attributes:
+        iterations: Of every gradient attack; of Square where it is alone.
+        restarts: Of a single attack.
+        targets: Target classes of the targeted attacks.
+        rho: Of APGD.
+        square_iterations: Of Square in a set.
+    """
+
+    iterations: int | None = None
+    restarts: int | None = None
+    targets: int | None = None
+    rho: float | None = None
+    square_iterations: int | None = None
+
+    def check(self, name: PartName | SetName) -> None:
+        """Refuse values out of range, and those that `name` has no use for.
+
+        Raises:
+            ConfigError: Naming the setting and what it applies to.
+        """
+        for key in ("iterations", "restarts", "targets", "square_iterations"):
+            value = getattr(self, key)
+            if value is not None and not is_count(value):
+                raise ConfigError(f"{key} must be a whole number from 1, got {value!r}")
+        if self.rho is not None and not (is_number(self.rho) and 0 < self.rho < 1):
+            raise ConfigError(f"rho must be in (0, 1), got {self.rho!r}")
+        is_set = name in SETS
+        useless = {
+            "restarts": self.restarts is not None and is_set,
+            "targets": self.targets is not None and not (is_set or name.endswith("-t")),
+            "rho": self.rho is not None and not (is_set or name.startswith("apgd")),
+            "square_iterations": self.square_iterations is not None and not is_set,
+        }
+        wrong = [key for key, given in useless.items() if given]
+        if wrong:
+            raise ConfigError(
+                f"{name} has no {', '.join(wrong)}: restarts are for single attacks, targets for "
+                "apgd-t and fab-t, rho for apgd, square_iterations for sets (use iterations for "
+                "square alone)"
+            )
+
+    def apply(self, part: Part, *, alone: bool) -> Part:
+        """The part with these values."""
+        iterations = self.iterations if part.gradient or alone else self.square_iterations
+        return replace(
+            part,
+            iterations=part.iterations if iterations is None else iterations,
+            restarts=part.restarts if self.restarts is None else self.restarts,
+            targets=self.targets if self.targets and part.targets else part.targets,
+            rho=part.rho if self.rho is None else self.rho,
+        )
+
+
+def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:
+    """Refuse what pyautoattack's code cannot do, before it fails in the middle.
+
+    Raises:
+        ConfigError: Saying what to change.
+    """
+    if threat.bounds != (0.0, 1.0):
+        raise ConfigError(
+            f"AutoAttack's code keeps pixels in [0, 1], the threat model has {threat.bounds}: "
+            "scale the images to [0, 1] and put the scaling into the model"
+        )
+    if part.large_radii and part.iterations < _MIN_LARGE_STEPS:
+        raise ConfigError(
+            f"{part.name} in l1 divides its iterations over three radii and needs at least "
+            f"{_MIN_LARGE_STEPS}, got {part.iterations}"
+        )
+    if part.name == "square" and threat.norm != "linf" and not _square_tiles(*shape[-2:]):
+        raise ConfigError(
+            f"square in {threat.norm} starts from tiles of a fifth of the height, which do not "
+            f"fit images of {shape[-2]} x {shape[-1]}: use another size (28, 32, 64 and 224 fit), "
+            "linf, or another attack"
+        )
+
+
+def _square_tiles(height: int, width: int) -> bool:
+    """Whether the tiles that Square lays in l2 and l1 stay inside the image, as it lays them."""
+    side = height // 5
+    first = (height - 5 * side) // 2
+    # Tiles of one pixel may run over the edge, where nothing is written.
+    return side == 1 or (
+        side > 1 and all(first + side * (extent // side) <= extent for extent in (height, width))
+    )
+
+
+def dlr_is_undefined(part: Part, n_classes: int) -> bool:
+    """Whether the part's loss needs more classes: DLR three, its targeted form four."""
+    return n_classes < {"apgd-dlr": 3, "apgd-t": 4}.get(part.name, 0)
+
+
+def build_apgd(
+    model: Model, part: Part, threat: ThreatModel, seed: int, device: torch.device, logger: Logger
+) -> Any:
+    """APGD as pyautoattack builds it, with the budget of a part."""
+    attack: Any = APGDAttack_targeted if part.targets else APGDAttack
+    own: dict[str, Any] = (
+        {"n_target_classes": part.targets}
+        if part.targets
+        else {"loss": "dlr" if part.name == "apgd-dlr" else "ce"}
+    )
+    return attack(
+        model,
+        n_iter=part.iterations,
+        norm=NORMS[threat.norm],
+        n_restarts=part.restarts,
+        eps=threat.eps,
+        seed=seed,
+        rho=part.rho,
+        device=device,
+        use_largereps=part.large_radii,
+        logger=logger,
+        **own,
+    )
+
+
+def build_fab(
+    attack: Any, model: Model, part: Part, threat: ThreatModel, seed: int, device: torch.device
+) -> Any:
+    """FAB, of the class `attack`, with the budget of a part."""
+    return attack(
+        model,
+        n_restarts=part.restarts,
+        n_iter=part.iterations,
+        eps=threat.eps,
+        seed=seed,
+        norm=NORMS[threat.norm],
+        device=device,
+    )
+
+
+def build_square(
+    attack: Any, model: Model, part: Part, threat: ThreatModel, seed: int, device: torch.device
+) -> Any:
+    """Square, of the class `attack`, with the budget of a part and AutoAttack's settings."""
+    return attack(
+        model,
+        p_init=0.8,
+        n_queries=part.iterations,
+        eps=threat.eps,
+        norm=NORMS[threat.norm],
+        n_restarts=part.restarts,
+        seed=seed,
+        device=device,
+        resc_schedule=False,
+    )
+
+
+class FAB(FABAttack_PT):
+    """FAB with gradients to the images alone.
+
+    As shipped it calls `.backward()`, which adds to the `.grad` of every parameter of the model.
+    """
+
+    def _answer(self, images: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) of the images, and the labels that go with their tags."""
+        return self.predict(images), tags
+
+    def get_diff_logits_grads_batch(self, imgs: Tensor, la: Tensor) -> tuple[Tensor, Tensor]:
+        """Every logit less the label's, (N, C), and the gradients, (N, C, *image)."""
+        with torch.enable_grad():
+            leaf = imgs.clone().requires_grad_()
+            logits, labels = self._answer(leaf, la)
+            gradients = [
+                torch.autograd.grad(logits[:, c].sum(), leaf, retain_graph=True)[0]
+                for c in range(logits.shape[1])
+            ]
+        stacked = torch.stack(gradients, dim=1)
+        rows = torch.arange(len(imgs), device=imgs.device)
+        df = logits.detach() - logits.detach()[rows, labels].unsqueeze(1)
+        df[rows, labels] = 1e10  # never the nearest boundary
+        return df, stacked - stacked[rows, labels].unsqueeze(1)
+
+    def get_diff_logits_grads_batch_targeted(
+        self, imgs: Tensor, la: Tensor, la_target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The target's logit less the label's, (N, 1), and its gradient, (N, 1, *image)."""
+        rows = torch.arange(len(imgs), device=imgs.device)
+        with torch.enable_grad():
+            leaf = imgs.clone().requires_grad_()
+            logits, labels = self._answer(leaf, la)
+            difference = logits[rows, la_target] - logits[rows, labels]
+            (gradient,) = torch.autograd.grad(difference.sum(), leaf)
+        return difference.detach().unsqueeze(1), gradient.unsqueeze(1)

@@ -1,0 +1,83 @@
+"""The worst that an attack has found so far: by member, or by whole batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dent.attacks.base import Outcome
+from dent.attacks.losses import margin
+from dent.support.devices import widest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dent.attacks.querier import Querier
+
+
+class Best:
+    """Keeps the best images of each member, or the best batch where only batches count.
+
+    Where a defense is batch-independent, each member's own best may be put together afterwards.
+    Otherwise the members of a batch were answered together, and stay together: the batch with
+    the most wrong answers is kept, and of equals that of the higher mean loss.
+
+    Attributes:
+        images: (N, C, H, W), to begin with the natural ones.
+        wrong: (N,) in [0, 1]: the share of submissions in which the member was answered wrongly.
+    """
+
+    def __init__(self, target: Querier) -> None:
+        self._target = target
+        where = target.labels.device
+        shape = target.labels.shape
+        self._loss = torch.full(shape, -torch.inf, dtype=widest(where), device=where)
+        self.images = target.natural.clone()
+        self.wrong = torch.zeros_like(self._loss)
+
+    @property
+    def fooled(self) -> Tensor:
+        """Who was wrong, bool (N,): in more than half of the submissions."""
+        return self.wrong > 0.5
+
+    def complete(self) -> bool:
+        """Whether every member is always answered wrongly."""
+        return bool((self.wrong == 1).all())
+
+    def offer(self, images: Tensor, wrong: Tensor, loss: Tensor) -> None:
+        """Consider a batch as it was answered.
+
+        Args:
+            images: (N, C, H, W).
+            wrong: bool (N,), or the share of several submissions, in [0, 1].
+            loss: (N,), which breaks ties.
+        """
+        wrong, loss = wrong.to(self.wrong), loss.detach().to(self._loss)
+        loss = loss.nan_to_num(nan=torch.inf)  # no prediction is the best an attack can want
+        if self._target.batch_dependent:
+            mine, other = (float(w.sum()) for w in (wrong, self.wrong))
+            tie = mine == other and float(loss.mean()) > float(self._loss.mean())
+            better = torch.full_like(self.fooled, mine > other or tie)
+        else:
+            better = (wrong > self.wrong) | ((wrong == self.wrong) & (loss > self._loss))
+        wide = better.reshape(-1, *[1] * (images.dim() - 1))
+        self.images = torch.where(wide, images.detach(), self.images)
+        self.wrong = torch.where(better, wrong, self.wrong)
+        self._loss = torch.where(better, loss, self._loss)
+
+    def offer_served(self, images: Tensor) -> Tensor:
+        """Submit a batch as it would be served, consider it, and return its logits (N, classes)."""
+        logits = self._target(images)
+        labels = self._target.labels
+        self.offer(images, logits.argmax(dim=1) != labels, margin(logits, labels))
+        return logits
+
+    def outcome(
+        self, fooled_after: Mapping[str, Tensor] | None = None, notes: tuple[str, ...] = ()
+    ) -> Outcome:
+        """Submit what was kept once more: what is claimed is what was served then."""
+        logits = self._target(self.images)
+        fooled = logits.argmax(dim=1) != self._target.labels
+        return Outcome(self.images, fooled, dict(fooled_after or {}), notes)

@@ -1,0 +1,118 @@
+"""What an attack ascends: one number a sample, larger where the answer is more wrong.
+
+With z the logits, y the label, t a target, and z₁ ≥ z₂ ≥ ... in order:
+
+    ce          −log softmax(z)_y
+    dlr         −(z_y − max_{k≠y} z_k) / (z₁ − z₃)                    Croce & Hein, ICML 2020
+    margin      max_{k≠y} z_k − z_y                                   Carlini & Wagner, S&P 2017
+    confident   max_{k≠y} log softmax(z)_k − entropy(softmax(z))
+
+    ce, targeted        log softmax(z)_t
+    dlr, targeted       −(z_y − z_t) / (z₁ − (z₃ + z₄)/2)
+    margin, targeted    z_t − z_y
+    confident, targeted log softmax(z)_t − entropy(softmax(z))
+
+`margin` is not normalized and does not stop at success. Entropy minimization amplifies whatever
+wins, so an attack on it gains from a wide margin, and DLR's invariance to scale throws that away.
+For the same reason it is the loss to attack a stand-in with, whose images are then replayed.
+`confident` is highest where the answer is wrong and sure: there the entropy and its gradient
+vanish, and a defense that follows them stays where it is.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dent.adaptation.objectives import entropy
+from dent.errors import ConfigError
+
+LossName = Literal["ce", "dlr", "margin", "confident"]
+LOSSES: tuple[LossName, ...] = get_args(LossName)
+
+_TINY = 1e-12  # as pyautoattack's
+
+
+class Loss(Protocol):
+    """A loss by sample."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return (N,), to be ascended, from logits (N, classes), labels (N,) and targets (N,)."""
+        ...
+
+
+def loss_named(name: str) -> Loss:
+    """Return a loss by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    losses: dict[str, Loss] = {
+        "ce": cross_entropy,
+        "dlr": dlr,
+        "margin": margin,
+        "confident": confident,
+    }
+    if name not in losses:
+        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
+    return losses[name]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The cross-entropy of the label; less that of the target, where there is one."""
+    if targets is None:
+        return F.cross_entropy(logits, labels, reduction="none")
+    return -F.cross_entropy(logits, targets, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The largest other logit, or the target's, less the label's."""
+    own = _at(logits, labels)
+    return (largest_other(logits, labels) if targets is None else _at(logits, targets)) - own
+
+
+def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The margin over a difference of the batch's own logits, so that no scale matters.
+
+    Targeted with three classes, the denominator is z₁ − z₃. With two, where the margin divided by
+    itself has no gradient, it is the margin.
+    """
+    classes = logits.shape[1]
+    if classes < 3:
+        return margin(logits, labels, targets)
+    ordered = logits.sort(dim=1, descending=True).values
+    scale = ordered[:, 0] - ordered[:, 2]
+    if targets is not None and classes > 3:
+        scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+    return margin(logits, labels, targets) / (scale + _TINY)
+
+
+def confident(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The log-probability of the likeliest wrong class, or the target's, less the entropy."""
+    shares = logits.log_softmax(dim=1)
+    wrong = largest_other(shares, labels) if targets is None else _at(shares, targets)
+    return wrong - entropy(logits)
+
+
+def largest_other(logits: Tensor, labels: Tensor) -> Tensor:
+    """The largest logit of any class but the label's, (N,)."""
+    return logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(dim=1)
+
+
+def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
+    """The `rank`-th likeliest wrong class of each sample, int64 (N,); the first is 1.
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    if not 1 <= rank < logits.shape[1]:
+        raise ConfigError(f"{logits.shape[1]} classes have no wrong class of rank {rank}")
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return others.argsort(dim=1, descending=True)[:, rank - 1]
+
+
+def _at(values: Tensor, classes: Tensor) -> Tensor:
+    return values.gather(1, classes.unsqueeze(1)).squeeze(1)

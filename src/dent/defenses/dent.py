@@ -1,0 +1,379 @@
+"""Dent: a trained classifier that adapts to every batch before it predicts."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation.adaptation import Adaptation
+from dent.adaptation.adapted_model import AdaptedModel, check_supported, eager, norm_parameters
+from dent.adaptation.isolation import isolated
+from dent.adaptation.lookalikes import unadapted
+from dent.adaptation.minimize import minimize
+from dent.adaptation.prefix import Prefix
+from dent.adaptation.trial import Trial
+from dent.config import DENT_PLUS, DentConfig, preset
+from dent.errors import (
+    CompileWarning,
+    ConfigError,
+    ExportError,
+    InputError,
+    UnadaptedLayersWarning,
+    UnsupportedModelError,
+)
+from dent.performance import Performance
+
+_DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
+_PREFIXES: ContextVar[Mapping[int, Prefix]] = ContextVar("dent_prefixes", default={})  # noqa: B039
+"""By defense, what the final forward of this very call shares with its steps."""
+
+_STATIC = DentConfig(steps=0)
+_FASTEST = Performance()
+
+_NO_GRAPH = (
+    "A Dent cannot be scripted, traced or exported (TorchScript, torch.export, ONNX): every batch "
+    "takes gradient steps of its own, and a recorded graph would hold those of one batch, or none. "
+    "Deploy the Python object, compiled by Performance(compile=True), or export what unwrap() "
+    "returns: that is the static model, without the defense."
+)
+
+Found = TypeVar("Found")
+
+
+class Dent(nn.Module):
+    """Wrap a classifier in a dynamic defense (paper section 3.2).
+
+    Every call adapts to its batch from the trained parameters, predicts, and forgets: the model is
+    never written to. It always computes as in eval mode, whatever the training flags say. Weights
+    are constants to it: a gradient reaches the input and, of the model, nothing.
+
+    Args:
+        model: takes a batch (N, ...) and returns logits (N, classes). Stays as it is, and stays
+            the caller's: changing its weights afterwards changes the defense.
+        config: the defense; the paper's are `DENT`, `DENT_PLUS`, `DENT_NOMINAL`, or by name
+            `"dent"`, `"dent+"`, `"dent-nominal"`. By default dent+: batch-wise dent of 30 steps
+            costs adversarially trained models accuracy (docs/configuration.md).
+        performance: how to compute it; by default in whatever way is faster at the same answers.
+
+    Raises:
+        UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
+        UnknownNameError: `config` is the name of no configuration.
+        ConfigError: `config` is no `DentConfig`, or `performance` no `Performance`.
+
+    Example:
+        >>> defended = Dent(model)
+        >>> logits = defended(images)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DentConfig | str = DENT_PLUS,
+        performance: Performance = _FASTEST,
+    ) -> None:
+        super().__init__()
+        config = preset(config) if isinstance(config, str) else config
+        if not isinstance(config, DentConfig):
+            raise ConfigError(
+                f"Dent expected a DentConfig, got {config!r}: pass 'dent+', 'dent', "
+                "'dent-nominal', DentConfig(...), or DentConfig.from_dict(...) of a mapping."
+            )
+        if not isinstance(performance, Performance):
+            raise ConfigError(f"Dent expected a Performance(...), got {performance!r}.")
+        check_supported(model, config)
+        if any(isinstance(module, Dent) for module in model.modules()):
+            raise UnsupportedModelError(
+                f"Dent cannot wrap a {type(model).__name__} that holds a Dent already: wrap what "
+                "its unwrap() returns."
+            )
+        missed = unadapted(eager(model)) if config.adapt_affine and config.steps else None
+        if missed:
+            warnings.warn(
+                f"Of {type(model).__name__}, {missed}", UnadaptedLayersWarning, stacklevel=2
+            )
+        self.model = model
+        self.config = config
+        self.performance = performance
+        self._compiles = performance.compile
+        self._trial = Trial()
+        # Decides nothing here, but libraries that attack warn of training mode, or "restore" it in
+        # the model that is wrapped.
+        self.training = model.training
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a sample's prediction can depend on its neighbours in the batch."""
+        return self.config.batch_dependent
+
+    @property
+    def steps(self) -> int:
+        """How many steps every batch takes."""
+        return self.config.steps
+
+    def with_steps(self, steps: int) -> "Dent":
+        """Return the same defense of the same model, with another number of steps.
+
+        Raises:
+            ConfigError: `steps` is out of range.
+        """
+        other = copy.copy(self)  # what was found out of the model holds for it, too
+        other.config = replace(self.config, steps=steps)
+        check_supported(self.model, other.config)
+        return other
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
+
+        The gradient to `x` passes through the final forward only; for the exact gradient use
+        `adapt(x, differentiable=True)`.
+
+        Args:
+            x: (N, ...), the batch that shares the adaptation.
+
+        Returns:
+            Logits (N, classes), with rows of NaN as in `predict`.
+        """
+        if id(self) in _DISABLED.get():
+            _check_batch(x)
+            finite = _finite_rows(x)
+            self._trial.run(self.model, _STATIC, x if finite is None else x[finite])
+            own = AdaptedModel(self.model, _STATIC, shares_generators=True)
+            return own(x, {})  # to the last bit
+        if self.config.last_layers is None:  # nothing to share, and nothing torch.compile stops at
+            return self.predict(x, self.adapt(x))
+        outer = _PREFIXES.get()
+        token = _PREFIXES.set({**outer, id(self): Prefix()})
+        try:
+            return self.predict(x, self.adapt(x))
+        finally:
+            _PREFIXES.reset(token)
+
+    def adapt(
+        self,
+        x: Tensor,
+        *,
+        differentiable: bool = False,
+        last: int | None = None,
+        checkpointed: bool = False,
+    ) -> Adaptation:
+        """Adapt to a batch and return what came of it; nothing else changes.
+
+        Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay as
+        they were.
+
+        Args:
+            x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
+            differentiable: keep the graph of all steps in `x`, for the exact gradient of what is
+                predicted with the result. Memory then grows with `steps`.
+            last: with `differentiable`, keep the graph of these last steps only; what the steps
+                before found counts as constant.
+            checkpointed: with `differentiable`, let memory grow with the root of `steps`, for a
+                second computation of every step when the gradient is taken. The gradient is the
+                same, but cannot be differentiated again.
+
+        Raises:
+            InputError: `x` is empty, not floating-point, or nothing the model can take.
+            ConfigError: `last` is negative, or there is nothing to differentiate.
+            ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
+        """
+        if _is_recorded():
+            raise ExportError(_NO_GRAPH)
+        _check_batch(x)
+        if last is not None and last < 0:
+            raise ConfigError(f"last must be a number of steps, at least 0, got {last!r}.")
+        if not differentiable and (last is not None or checkpointed):
+            raise ConfigError("last and checkpointed need differentiable=True.")
+        with isolated(x, differentiable=differentiable):
+            kept = _finite_rows(x)
+            seen = x if kept is None else x[kept]
+            self._trial.run(self.model, self.config, seen)
+            self._trial.adapts(self.config, seen)
+            if not differentiable:
+                seen = seen.clone() if seen.is_inference() else seen.detach()
+
+            def run(model: AdaptedModel) -> Adaptation:
+                return minimize(
+                    model,
+                    norm_parameters(self.model, self.config.last_layers),
+                    self.config,
+                    seen,
+                    differentiable=differentiable,
+                    last=last,
+                    checkpointed=checkpointed,
+                )
+
+            found = run(self._adapted()) if differentiable else self._fastest(run)
+            return found if kept is None else found.spread(kept)
+
+    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
+
+        Args:
+            x: (N, ...). Rows with NaN or infinity get NaN logits and touch no other row. So do
+                rows whose largest logit is not finite: they are not a prediction.
+            adaptation: from `adapt`; sample-wise it must be of N samples.
+
+        Raises:
+            InputError: the adaptation is another defense's or of another number of samples, or `x`
+                is nothing the model can take.
+        """
+        _check_batch(x)
+        self._check_adaptation(adaptation, len(x))
+        kept = _finite_rows(x)
+        self._trial.run(self.model, self.config, x if kept is None else x[kept])
+        if kept is None:
+            return _predictions(self._logits(x, adaptation))
+        if not kept.any():  # run for the number of classes alone; batch statistics need two rows
+            logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
+            return logits.new_full((len(x), logits.shape[1]), torch.nan)
+        logits = _predictions(self._logits(x[kept], adaptation.take(kept)))
+        nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
+        return nothing.index_put((kept,), logits)
+
+    def _adapted(self, *, predicts: bool = False) -> AdaptedModel:
+        prefix = _PREFIXES.get().get(id(self)) or Prefix()
+        eagerly = replace(self.performance, compile=False)
+        return AdaptedModel(self.model, self.config, eagerly, prefix, shares_generators=predicts)
+
+    def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        def run(model: AdaptedModel) -> Tensor:
+            return model(x, adaptation.parameters, adaptation.smoothing)
+
+        given = [x, adaptation.smoothing, *adaptation.parameters.values()]
+        needs_gradient = any(value is not None and value.requires_grad for value in given)
+        if needs_gradient and torch.is_grad_enabled():
+            return run(self._adapted(predicts=True))
+        return self._fastest(run, predicts=True)
+
+    def _fastest(self, run: Callable[[AdaptedModel], Found], *, predicts: bool = False) -> Found:
+        """Return what `run` makes of the compiled model, or where that fails, of the model.
+
+        The random numbers that a model draws from generators of its own advance by what is
+        predicted, as they do in the model, and not by what is adapted.
+        """
+        if not self._compiles:
+            return run(self._adapted(predicts=predicts))
+        try:
+            return run(
+                AdaptedModel(self.model, self.config, self.performance, shares_generators=predicts)
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Raises what is wrong with model or batch.
+            found = run(self._adapted(predicts=predicts))
+            self._compiles = False
+            reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
+            warnings.warn(
+                f"{type(self.model).__name__} could not be compiled, so its defense computes "
+                f"without; the answers are the same. Set Performance(compile=False), or mend: "
+                f"{reason}",
+                CompileWarning,
+                stacklevel=4,
+            )
+            return found
+
+    def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
+        # What fits another defense would here be left out in part, and pass for an answer.
+        if not isinstance(adaptation, Adaptation):
+            raise InputError(
+                f"Dent expected an Adaptation, got {type(adaptation).__name__}: pass what adapt(x) "
+                "returned."
+            )
+        config, sample_wise = self.config, self.config.granularity == "sample"
+        kind = config.smoothing.covariance if config.smoothing else None
+        known = norm_parameters(self.model, config.last_layers) if config.adapt_affine else {}
+        named = adaptation.parameters.keys()  # none at all is the unadapted model
+        shares = (adaptation.sample_wise, adaptation.covariance_kind) == (sample_wise, kind)
+        if not shares or (named and named != known.keys()):
+            raise InputError(
+                f"An adaptation with sample_wise={adaptation.sample_wise}, smoothing "
+                f"{adaptation.covariance_kind} and {_listed(named)} cannot predict "
+                f"with a defense of sample_wise={sample_wise}, smoothing {kind} and "
+                f"{_listed(known)}: predict with the defense that adapted."
+            )
+        if sample_wise and adaptation.batch_size != samples:
+            raise InputError(
+                f"A sample-wise adaptation to {adaptation.batch_size} samples cannot predict "
+                f"{samples}: adapt to the very batch you predict."
+            )
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within this context, and this thread, calling the defense is calling the static model."""
+        token = _DISABLED.set(_DISABLED.get() | {id(self)})
+        try:
+            yield
+        finally:
+            _DISABLED.reset(token)
+
+    def unwrap(self) -> nn.Module:
+        """Return the model, which is as it was handed in."""
+        return self.model
+
+    def extra_repr(self) -> str:
+        """Show the configuration."""
+        return repr(self.config)
+
+    def __prepare_scriptable__(self) -> "Dent":
+        """Refuse torch.jit.script, which asks every module for this first.
+
+        Raises:
+            ExportError: always.
+        """
+        raise ExportError(_NO_GRAPH)
+
+
+def _is_recorded() -> bool:
+    """Whether a static graph is being recorded: torch.jit.trace, torch.export, ONNX."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return True
+    if hasattr(torch.compiler, "is_exporting"):
+        return bool(torch.compiler.is_exporting())
+    # torch 2.6: it compiles, and not for torch.compile.
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def _listed(names: Iterable[str]) -> str:
+    first, *others = [*names] or ["no parameters"]
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _check_batch(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
+    if x.layout != torch.strided or x.is_nested or x.is_meta:
+        kind = "nested" if x.is_nested else "meta" if x.is_meta else str(x.layout)
+        raise InputError(
+            f"Dent expected a dense tensor that holds values, got a {kind} tensor of shape "
+            f"{'(ragged)' if x.is_nested else tuple(x.shape)}."
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"Dent expected floating-point input, got {x.dtype}: for images, pass "
+            "x.float() / 255, in [0, 1]."
+        )
+    if x.dim() < 2:
+        raise InputError(
+            f"Dent expected a batch of shape (N, ...), got {tuple(x.shape)}: for one sample, pass "
+            "x.unsqueeze(0)."
+        )
+    if x.numel() == 0:
+        raise InputError(f"Dent expected at least one sample, got shape {tuple(x.shape)}.")
+
+
+def _predictions(logits: Tensor) -> Tensor:
+    """Make rows without a finite largest logit NaN, lest an infinity pass for a prediction."""
+    return torch.where(logits.amax(1, keepdim=True).isfinite(), logits, torch.nan)
+
+
+def _finite_rows(x: Tensor) -> Tensor | None:
+    """Return which rows are finite, (N,) bool, or None where all are."""
+    kept = x.detach().flatten(1).isfinite().all(1)
+    return None if bool(kept.all()) else kept

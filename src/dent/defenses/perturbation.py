@@ -1,0 +1,175 @@
+"""Defenses that change the input instead of the model: sign steps on each sample by itself."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation.adaptation import Adaptation, Status
+from dent.adaptation.adapted_model import AdaptedModel
+from dent.adaptation.isolation import isolated
+from dent.adaptation.objectives import entropy
+from dent.defenses.base import STATIC, ReferenceDefense
+from dent.defenses.batch import finite_rows
+from dent.defenses.gradient import gradient
+from dent.errors import ConfigError, InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """What a defense adds to each sample before the model sees it.
+
+    Attributes:
+        perturbation: as the batch, (N, ...), in units of the input; 0 for samples left alone.
+        entropy: (steps, N) in nats, of the prediction before each step.
+        status: (N,) int64, values of `dent.Status`.
+
+    Entropy is NaN for a sample whose input is not finite.
+    """
+
+    perturbation: Tensor
+    entropy: Tensor
+    status: Tensor
+
+    def spread(self, kept: Tensor) -> "Perturbation":
+        """Return the perturbation of a batch of which this one's samples are those `kept`.
+
+        Args:
+            kept: (N,) bool; the others were left out because their input is not finite.
+        """
+        among = self.perturbation.new_zeros(len(kept), *self.perturbation.shape[1:])
+        entropies = self.entropy.new_full((len(self.entropy), len(kept)), math.nan)
+        entropies[:, kept] = self.entropy
+        status = torch.full_like(kept, Status.INPUT_NON_FINITE, dtype=torch.int64)
+        status[kept] = self.status
+        return Perturbation(among.index_put((kept,), self.perturbation), entropies, status)
+
+
+class InputDefense(ReferenceDefense):
+    """Descend a loss of the sample's own prediction by signed gradient steps on the input.
+
+        δ ← project(δ − step_size · sign ∇_δ loss(model(x + δ))),   prediction: model(x + δ)
+
+    Each sample is optimized by itself, so neighbours do not matter, up to rounding: where a
+    gradient is 0 but for rounding, its sign is not determined.
+
+    The gradient to `x` goes through `x + δ` with δ a constant, as in the published evaluations.
+    With `differentiable=True` it is the exact gradient, which differs less than one might hope:
+    the sign is constant almost everywhere, so no gradient passes through the steps, and only a
+    projection that depends on `x` adds anything. An attack that wants to look through the steps
+    has to replace the sign by something smooth.
+    """
+
+    def __init__(self, model: nn.Module, *, steps: int, step_size: float) -> None:
+        given: object = steps
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            raise ConfigError(
+                f"steps of {self.name} must be a whole number, at least 1, got {steps!r}. "
+                "Without steps, use 'static'."
+            )
+        super().__init__(model)
+        self.steps = steps
+        self.step_size = positive("step_size", step_size)
+
+    @property
+    def batch_dependent(self) -> bool:
+        """False: every sample is perturbed by its own loss."""
+        return False
+
+    @final
+    def with_steps(self, steps: int) -> Self:
+        """Return the same defense of the same model, with another number of steps.
+
+        Raises:
+            ConfigError: `steps` is out of range.
+        """
+        return type(self)(self.unwrap(), **(self.settings | {"steps": steps}))
+
+    @abstractmethod
+    def _start(self, x: Tensor) -> Tensor:
+        """Return the perturbation before the first step, as x. The only place to draw numbers."""
+
+    @abstractmethod
+    def _loss(self, logits: Tensor, first: Tensor) -> Tensor:
+        """Return what each sample minimizes, (N,).
+
+        Args:
+            logits: (N, classes) at the current point.
+            first: (N, classes) before the first step, a constant.
+        """
+
+    @abstractmethod
+    def _project(self, x: Tensor, perturbation: Tensor) -> Tensor:
+        """Return the allowed perturbation nearest to one; differentiable in both."""
+
+    @final
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Perturbation:
+        """Find every sample's perturbation; see `ReferenceDefense.adapt`.
+
+        Raises:
+            InputError: `x` is empty, not floating-point, or nothing the model can take.
+        """
+        kept = finite_rows(x)
+        # Drawn outside of the isolation below, which would put the random state back.
+        with torch.inference_mode(False), torch.no_grad():
+            start = self._start(x)
+        with isolated(x, differentiable=False):
+            seen = x.clone() if x.is_inference() else x
+            if not differentiable:
+                seen = seen.detach()
+            if bool(kept.all()):
+                return self._search(seen, start)
+            if not bool(kept.any()):
+                nothing = x.new_zeros(0, *x.shape[1:])
+                none = Perturbation(nothing, x.new_zeros(self.steps, 0), kept[:0].to(torch.int64))
+                return none.spread(kept)
+            return self._search(seen[kept], start[kept]).spread(kept)
+
+    @final
+    def predict(self, x: Tensor, adaptation: Perturbation) -> Tensor:
+        """Return the model's logits (N, classes) for the perturbed batch, with gradient to `x`.
+
+        Raises:
+            InputError: the perturbation is of another shape, or `x` is nothing the model can take.
+        """
+        if adaptation.perturbation.shape != x.shape:
+            raise InputError(
+                f"A perturbation of shape {tuple(adaptation.perturbation.shape)} cannot be added "
+                f"to a batch of shape {tuple(x.shape)}: adapt to the very batch you predict."
+            )
+        unadapted = Adaptation({}, None, None, x.new_zeros(0, len(x)), adaptation.status, False)
+        return self.classifier.predict(x + adaptation.perturbation, unadapted)
+
+    def _search(self, x: Tensor, start: Tensor) -> Perturbation:
+        model = AdaptedModel(self.unwrap(), STATIC)
+        value, first = start, None
+        alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        entropies = []
+        for _ in range(self.steps):
+            point = (x + value).detach().requires_grad_()
+            logits = model(point, {})
+            first = logits.detach() if first is None else first
+            # Summed, not averaged: the batch's size must not reach a sample's gradient.
+            slope = gradient(self._loss(logits, first).sum(), point)
+            alive = alive & slope.flatten(1).isfinite().all(1)
+            entropies.append(entropy(logits.detach()))
+            value = self._project(x, value - self.step_size * slope.sign())
+        keep = alive.reshape(-1, *[1] * (x.dim() - 1))
+        status = torch.where(alive, Status.ADAPTED, Status.STEP_NON_FINITE)
+        return Perturbation(torch.where(keep, value, 0), torch.stack(entropies), status)
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value` as a float.
+
+    Raises:
+        ConfigError: it is not a finite number greater than 0.
+    """
+    number: object = value
+    real = isinstance(number, int | float) and not isinstance(number, bool)
+    if not real or not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a finite number greater than 0, got {value!r}.")
+    return float(value)

@@ -1,0 +1,145 @@
+"""All defenses by name, from a file, or of the user's own."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from torch import nn
+
+from dent.config import PRESETS, DentConfig, SmoothingConfig
+from dent.defenses.anti_adversary import AntiAdversary
+from dent.defenses.base import STATIC, ReferenceDefense
+from dent.defenses.configuration import load_config
+from dent.defenses.dent import Dent
+from dent.defenses.hedge import Hedge
+from dent.defenses.tent_online import TentOnline
+from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from dent.kinds import path_of, recorded_kind
+from dent.names import unknown_defense
+from dent.support.factories import call_factory
+
+if TYPE_CHECKING:
+    from dent.attacks.protocol import DynamicDefense
+
+CONFIGS: Final[Mapping[str, DentConfig]] = {
+    "static": STATIC,
+    **PRESETS,
+    "statistics-only": DentConfig(steps=0, statistics="test"),
+    "smoothing": DentConfig(steps=0, smoothing=SmoothingConfig(sigma=0.5, learn=False)),
+}
+"""The defenses that are a configuration of `Dent`."""
+
+_CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
+    "tent-online": TentOnline,
+    "anti-adversary": AntiAdversary,
+    "hedge": Hedge,
+}
+
+KINDS: Final[Mapping[str, str]] = {name: recorded_kind(name) for name in _CLASSES}
+"""The class of each of the others, as records have it."""
+
+_PROTOCOL = ("adapt", "predict", "batch_dependent")
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that `make` knows."""
+    return (*CONFIGS, *_CLASSES)
+
+
+def make(spec: str, model: nn.Module) -> "DynamicDefense":
+    """Make a defense of a model.
+
+    Args:
+        spec: one of `names()`; or the path of a JSON file with fields of `DentConfig`, ending in
+            `.json`; or `package.module:factory` of your own, which is called with a copy of the
+            model and gives a defense (`adapt`, `predict`, `batch_dependent`), or any nn.Module,
+            which counts as static.
+        model: the classifier; stays as it is.
+
+    Returns:
+        The defense: it answers a batch by `predict(x, adapt(x))`.
+
+    Raises:
+        UnknownNameError: there is no such defense, module or factory.
+        ConfigError: the JSON file is missing, unreadable, or not a configuration.
+        UnsupportedModelError: the defense cannot work on this model, or the factory failed or gave
+            something else.
+    """
+    if spec in CONFIGS:
+        return Dent(model, CONFIGS[spec])
+    if spec in _CLASSES:
+        return _CLASSES[spec](model)
+    if spec.lower().endswith(".json"):
+        return Dent(model, load_config(spec))
+    if ":" in spec:
+        # A copy: code that adapts in place must not touch the model that others are made from.
+        made = call_factory(
+            spec,
+            copy.deepcopy(model),
+            kind="takes the model",
+            called="with the model as its one argument",
+        )
+        return _own(spec, made)
+    raise UnknownNameError(unknown_defense(spec, names()))
+
+
+def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
+    """Return what a record says of a defense, as plain JSON types.
+
+    Args:
+        defense: any defense. One of your own may bring a method `describe()` returning any of the
+            keys below, and attributes `stateful` and `randomized`.
+
+    Returns:
+        `name`; `settings`, a dict; and the flags `batch_dependent`, `stateful` (answers depend on
+        the batches before) and `randomized` (the same batch can be answered differently twice).
+
+    Raises:
+        ConfigError: its own `describe()` gives something that is not JSON.
+    """
+    described: dict[str, Any] = {
+        "name": path_of(defense),
+        "settings": {},
+        "batch_dependent": bool(getattr(defense, "batch_dependent", False)),
+        "stateful": bool(getattr(defense, "stateful", False)),
+        "randomized": bool(getattr(defense, "randomized", False)),
+    }
+    if isinstance(defense, Dent):
+        described |= {"name": _name(defense.config), "settings": defense.config.to_dict()}
+        precision = defense.performance.precision
+        return described if precision == "model" else described | {"precision": precision}
+    own = getattr(defense, "describe", None)
+    if not callable(own):
+        return described
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(own()), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{described['name']}.describe() must return a dict of plain JSON types: {error}."
+        ) from error
+    return described | plain
+
+
+def _name(config: DentConfig) -> str:
+    for name, known in CONFIGS.items():
+        if config == known:
+            return name
+    if config.steps:
+        return "dent-custom"
+    if config.smoothing is None:
+        return "static" if config.statistics == "train" else "statistics-only"
+    return "smoothing" if config.statistics == "train" else "dent-custom"
+
+
+def _own(spec: str, made: object) -> "DynamicDefense":
+    missing = [part for part in _PROTOCOL if not hasattr(made, part)]
+    if not missing:
+        return cast("DynamicDefense", made)
+    if isinstance(made, nn.Module) and len(missing) == len(_PROTOCOL):
+        return Dent(made, STATIC)
+    raise UnsupportedModelError(
+        f"{spec} must give a defense with adapt(x), predict(x, adaptation) and batch_dependent, or "
+        "a torch.nn.Module that takes a batch and returns logits, got "
+        f"{type(made).__module__}.{type(made).__qualname__} without {', '.join(missing)}."
+    )

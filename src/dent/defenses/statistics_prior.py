@@ -1,0 +1,117 @@
+"""Statistics between the model's and the batch's (Schneider et al., NeurIPS 2020)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dent.adaptation.adaptation import Adaptation
+from dent.adaptation.adapted_model import check_supported
+from dent.config import DentConfig
+from dent.defenses.base import ReferenceDefense
+from dent.errors import ConfigError
+
+_STATISTICS_ONLY = DentConfig(steps=0, statistics="test")
+
+
+class StatisticsPrior(ReferenceDefense):
+    """Normalize by a mean of the model's running statistics and the current batch's.
+
+        μ = N/(N+n) μ_train + n/(N+n) μ_batch,   and the same for the variance
+
+    for n samples, at every BatchNorm layer in turn; nothing else adapts. N = 0 is
+    `statistics-only`, N → ∞ the static model. The variance of the batch is the biased one, by
+    which BatchNorm normalizes (the authors' code takes the unbiased one).
+
+    Source: Schneider, Rusak, Eck, Bringmann, Brendel and Bethge, "Improving robustness against
+    common corruptions by covariate shift adaptation", and the authors' code.
+
+    Args:
+        model: the classifier; its BatchNorm layers keep running statistics.
+        strength: N, the number of samples that the model's own statistics count as; at least 0.
+
+    Raises:
+        ConfigError: `strength` is out of range.
+        UnsupportedModelError: the model cannot be computed, or no layer keeps running statistics.
+    """
+
+    name: ClassVar[str] = "statistics-prior"
+
+    def __init__(self, model: nn.Module, *, strength: float = 16.0) -> None:
+        number: object = strength
+        real = isinstance(number, int | float) and not isinstance(number, bool)
+        if not real or not 0 <= strength < math.inf:
+            raise ConfigError(f"strength must be a finite number, at least 0, got {strength!r}.")
+        check_supported(model, _STATISTICS_ONLY)
+        super().__init__(model)
+        self.strength = float(strength)
+
+    @property
+    def batch_dependent(self) -> bool:
+        """True: neighbours decide the batch's statistics."""
+        return True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The prior's strength."""
+        return {"strength": self.strength}
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+        """Return an empty adaptation: the statistics are computed anew at every forward."""
+        return self.classifier.adapt(x, differentiable=differentiable)
+
+    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
+        with _MixedStatistics(self.strength):
+            return self.classifier.predict(x, adaptation)
+
+
+class _MixedStatistics(TorchFunctionMode):
+    """Within it, batch_norm normalizes by mixed statistics; in this thread alone."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self._strength = strength
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        input: Tensor,  # noqa: A002 - torch passes it by this name
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if running_mean is None or running_var is None:
+            return F.batch_norm(input, None, None, weight, bias, training, momentum, eps)
+        over = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(input.dim())]
+        values = input.to(running_mean.dtype)
+        batch_var, batch_mean = torch.var_mean(values, over, correction=0)
+        share = self._strength / (self._strength + len(input))
+        mean = share * running_mean + (1 - share) * batch_mean
+        scale = (share * running_var + (1 - share) * batch_var + eps).rsqrt()
+        normalized = (values - mean.view(shape)) * scale.view(shape)
+        if weight is not None:
+            normalized = normalized * weight.view(shape)
+        if bias is not None:
+            normalized = normalized + bias.view(shape)
+        return normalized.to(input.dtype)

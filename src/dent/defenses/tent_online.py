@@ -1,0 +1,171 @@
+"""Tent as published, adapting from batch to batch (Wang et al., ICLR 2021)."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation.adaptation import Adaptation, Status
+from dent.adaptation.adapted_model import AdaptedModel, norm_parameters
+from dent.adaptation.isolation import isolated
+from dent.adaptation.minimize import flatten, unflatten
+from dent.adaptation.objectives import entropy, loss
+from dent.adaptation.optim import State, make_optimizer
+from dent.config import DentConfig
+from dent.defenses.base import ReferenceDefense
+from dent.defenses.batch import finite_rows
+from dent.defenses.gradient import gradient
+from dent.errors import ConfigError
+
+TENT = DentConfig(steps=1, statistics="test")
+"""Adam, lr 1e-3, one step per batch, test statistics: the authors' CIFAR-10 configuration."""
+
+
+class TentState(NamedTuple):
+    """What tent has become after the batches so far: a value, never written to."""
+
+    parameters: Tensor
+    """All scales and shifts as one vector, (D,)."""
+    optimizer: State
+    """The optimizer's moving averages."""
+
+
+class TentOnline(ReferenceDefense):
+    """Minimize the entropy of each batch's predictions, and never forget.
+
+        prediction: model(x; θ),   then   θ ← θ − Adam(∇_θ mean entropy(model(x; θ)))
+
+    for θ the scales and shifts of the normalization layers, normalizing by test statistics. As
+    published, a batch is predicted by the parameters before its last step, so with one step each
+    batch pays for the next. Every `adapt` (and so every call) moves the state, an attacker's
+    queries too; the answer therefore depends on all batches before, and on their order. Not for
+    several threads at once.
+
+    The wrapped model is not written to: the state is this object's, not part of `state_dict()`.
+
+    Source: Wang, Shelhamer, Liu, Olshausen and Darrell, "Tent: Fully Test-Time Adaptation by
+    Entropy Minimization", and the authors' code, which adapts BatchNorm2d alone where this adapts
+    every kind of normalization layer that `Dent` does.
+
+    Args:
+        model: the classifier.
+        config: batch-wise, at least one step, no smoothing.
+
+    Raises:
+        ConfigError: `config` is none that tent knows.
+        UnsupportedModelError: the model has nothing to adapt.
+    """
+
+    name: ClassVar[str] = "tent-online"
+
+    def __init__(self, model: nn.Module, config: DentConfig = TENT) -> None:
+        if (
+            config.granularity != "batch"
+            or config.steps < 1
+            or config.smoothing is not None
+            or not config.adapt_affine
+        ):
+            raise ConfigError(
+                "tent-online needs granularity='batch', steps of at least 1, adapt_affine=True and "
+                f"no smoothing, got {config!r}."
+            )
+        super().__init__(model, config)
+        self.config = config
+        self._state: TentState | None = None
+
+    @property
+    def batch_dependent(self) -> bool:
+        """True: the batch shares its parameters, and its statistics."""
+        return True
+
+    @property
+    def stateful(self) -> bool:
+        """True: parameters carry over from batch to batch."""
+        return True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the configuration."""
+        return self.config.to_dict()
+
+    def reset(self) -> None:
+        """Return to the trained parameters and a fresh optimizer, as they now are."""
+        self._state = None
+
+    def snapshot(self) -> TentState | None:
+        """Return the state, None where it is fresh; for `restore`."""
+        return self._state
+
+    def restore(self, state: TentState | None) -> None:
+        """Return to a state that `snapshot` gave."""
+        self._state = state
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+        """Take the batch's steps, move the state, and return what predicts this batch.
+
+        A batch in which a step turns non-finite leaves the state as it was.
+
+        Args:
+            x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
+            differentiable: keep the graph to `x` of all steps but the last, which does not
+                reach this batch's prediction. The state that carries over is always a constant.
+
+        Raises:
+            InputError: `x` is empty, not floating-point, or nothing the model can take.
+        """
+        kept = finite_rows(x)
+        with isolated(x, differentiable=differentiable):
+            seen = x.clone() if x.is_inference() else x
+            seen = seen if differentiable else seen.detach()
+            if bool(kept.all()):
+                return self._steps(seen, differentiable=differentiable)
+            return self._steps(seen[kept], differentiable=differentiable).spread(kept)
+
+    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        """Return logits (N, classes) under the adaptation's parameters, with gradient to `x`."""
+        return self.classifier.predict(x, adaptation)
+
+    def _steps(self, x: Tensor, *, differentiable: bool) -> Adaptation:
+        model = AdaptedModel(self.unwrap(), self.config)
+        trained = norm_parameters(self.unwrap(), self.config.last_layers)
+        optimizer = make_optimizer(self.config, self.config.lr)
+        start = self._current(trained)
+        used, (value, memory) = start.parameters, start
+        entropies = []
+        for _ in range(self.config.steps if len(x) else 0):
+            used = value.requires_grad_()
+            logits = model(x, unflatten(used, trained))
+            objective = loss(logits, self.config.objective, self.config.reduction)
+            slope = gradient(objective, used, keep_graph=differentiable)
+            with torch.set_grad_enabled(differentiable):
+                value, memory = optimizer.step(used, slope, memory)
+            entropies.append(entropy(logits.detach()))
+        finite = bool(value.detach().isfinite().all())
+        if finite:
+            averages = tuple(average.detach() for average in memory.averages)
+            self._state = TentState(value.detach(), State(memory.step, averages))
+        entropy_by_step = (
+            torch.stack(entropies) if entropies else x.new_zeros(self.config.steps, len(x))
+        )
+        blamed = ~entropy_by_step.isfinite().all(0)
+        failed = torch.where(blamed | ~blamed.any(), Status.STEP_NON_FINITE, Status.REVERTED)
+        used = used if finite else start.parameters
+        return Adaptation(
+            parameters=unflatten(used if differentiable else used.detach(), trained),
+            smoothing=None,
+            covariance_kind=None,
+            entropy=entropy_by_step,
+            status=torch.full_like(failed, Status.ADAPTED) if finite else failed,
+            sample_wise=False,
+        )
+
+    def _current(self, trained: dict[str, Tensor]) -> TentState:
+        """Return the state on the model's device, detached, to start from."""
+        fresh = flatten(trained)
+        if self._state is None:
+            optimizer = make_optimizer(self.config, self.config.lr)
+            return TentState(fresh, optimizer.init(fresh))
+        averages = tuple(average.to(fresh) for average in self._state.optimizer.averages)
+        # Another tensor on the same numbers, since a step will require its gradient.
+        parameters = self._state.parameters.to(fresh).detach()
+        return TentState(parameters, State(self._state.optimizer.step, averages))

@@ -1,0 +1,1 @@
+"""Running a plan unit by unit: cost, progress, sessions."""

@@ -1,0 +1,344 @@
+"""Run one unit of a plan: ask, attack, serve, and make its record.
+
+A unit depends on its batch, its defense and its seed alone, never on which units ran before it in
+this process. That is what lets a run be resumed, and batches be run elsewhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dent.attacks import AttackResult
+from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.querier import NoGradientError
+from dent.errors import DataError
+from dent.evaluation.engine.mixing import among
+from dent.evaluation.engine.surrogates import at_hand
+from dent.evaluation.probe.unit import probe_record
+from dent.evaluation.records.folder import Store
+from dent.evaluation.records.plan import Batch, Plan, Unit, candidates, seed_of
+from dent.evaluation.records.schema import UnitRecord, UnitTiming
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results import tells
+from dent.evaluation.results.scoring import Piece, piece_of
+from dent.evaluation.subject import Subject
+from dent.evaluation.submission.fresh import fresh
+from dent.evaluation.submission.guard import Guard
+from dent.evaluation.submission.stream import Stream, serve_seed
+from dent.evaluation.submission.submission import clock, device_of, merge_traces
+from dent.evaluation.submission.submitter import DRAWS, Submission, Submitter
+from dent.evaluation.suites import looks_through
+from dent.storage.errors import RecordError
+from dent.threat import ThreatModel
+
+Within = Callable[[int, int], None]
+"""Called by an attack after every pass with (passes done, passes planned)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a unit needs beside itself.
+
+    Attributes:
+        subject: The objects.
+        spec: Their description.
+        plan: The batches.
+        stream: Gives each defense in the state in which a batch finds it.
+        store: Where records are kept.
+        guard: Notices a defense that writes into the static model.
+        surrogates: Other models to transfer from.
+        submitters: By defense, the batch submitted last, and what submits it.
+    """
+
+    subject: Subject
+    spec: EvaluationSpec
+    plan: Plan
+    stream: Stream
+    store: Store
+    guard: Guard
+    surrogates: Mapping[str, nn.Module]
+    submitters: dict[str, tuple[int, Submitter]] = field(default_factory=dict)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model."""
+        return self.subject.threat
+
+
+def prepare(subject: Subject, spec: EvaluationSpec, plan: Plan, store: Store) -> Run:
+    """Make ready to run units of a plan in this process.
+
+    Args:
+        subject: What is evaluated, `sized` to the settings.
+        spec: Its description.
+        plan: Its batches.
+        store: Where records are kept.
+    """
+    lineup = subject.lineup(spec.settings)
+    stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
+    guard = Guard(subject.model, spec.model.weights)
+    wanted = any(attack.config.get("lessons") is not None for attack in spec.attacks)
+    return Run(subject, spec, plan, stream, store, guard, at_hand(subject) if wanted else {})
+
+
+class Batches:
+    """Loads batches onto the model's device, and keeps the last one."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._device = device_of(run.subject.model)
+        self._index: int | None = None
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) and labels (N,).
+
+        Raises:
+            DataError: The dataset's labels are no longer those of the plan.
+        """
+        if self._held is None or self._index != batch.index:
+            x, y = self._run.subject.dataset.batch(batch.positions)
+            if tuple(y.tolist()) != batch.labels:
+                raise DataError(
+                    f"the dataset {self._run.spec.dataset.name!r} gives other labels for batch "
+                    f"{batch.index} than when the plan was made: a dataset must not change"
+                )
+            self._held, self._index = (x.to(self._device), y.to(self._device)), batch.index
+        return self._held
+
+
+def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None) -> None:
+    """Run a unit and record it.
+
+    Raises:
+        InputError: The defense wrote into the static model; nothing is recorded then.
+    """
+    start = clock(device_of(run.subject.model))
+    if unit.kind == "probe":
+        first = batches.load(run.plan.batches[0])
+        origin = run.stream.origin(unit.defense, 0)
+        probed = probe_record(origin, unit, run.subject, run.spec, first, guard=run.guard)
+        run.guard.check(unit.defense, thorough=True)
+        run.store.put(probed)
+        return
+    members = members_of(run.plan, unit)
+    seed = unit_seed(run.spec, unit)
+    found, extra, attack_seconds = _submission(run, unit, members, batches, seed, within)
+    static = None
+    if unit.kind == "natural" and unit.defense != STATIC:
+        static = _static_seconds(run, batches.load(members[0])[0])
+    answers = submit(run, unit, found, batches)
+    run.guard.check(unit.defense)
+    if unit.kind == "attack" and found is not None:
+        natural = torch.cat([batches.load(each)[0][: each.attacked] for each in members])
+        attack, classes = run.subject.attack(unit.attack or ""), answers[0].served.logits.shape[1]
+        extra |= tells.of_attack(attack, run.threat, found, natural, classes)
+    record = UnitRecord(
+        kind=unit.kind,
+        defense=unit.defense,
+        attack=unit.attack,
+        batch=unit.batch,
+        seed=seed,
+        served=tuple(at for answer in answers for at in answer.served.predictions),
+        **views_of(answers),
+        trace=merge_traces([answer.served.trace for answer in answers]),
+        loss=tells.loss_of([answer.served for answer in answers], members),
+        timing=UnitTiming(
+            total=clock(device_of(run.subject.model)) - start,
+            attack=attack_seconds,
+            serve=sum(answer.served.seconds for answer in answers),
+            static=static,
+        ),
+        **extra,
+    )
+    run.store.put(record, found if unit.kind == "attack" else None)
+
+
+def submit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Submission]:
+    """Submit a unit's batches with the attacked members replaced by `found`.
+
+    Args:
+        run: The run.
+        unit: Which defense and batches.
+        found: (members attacked, C, H, W) over the unit's batches; None for the natural images.
+        batches: Where they are loaded from.
+    """
+    answers, begin = [], 0
+    for batch in members_of(run.plan, unit):
+        natural, _ = batches.load(batch)
+        x = natural
+        if found is not None:
+            rows = found[begin : begin + batch.attacked].to(x)
+            x = torch.cat([rows, x[batch.attacked :]])
+            begin += batch.attacked
+        submitter = _submitter(run, unit.defense, batch, natural)
+        answers.append(submitter.submit(x, natural_after=unit.kind == "attack"))
+    return answers
+
+
+def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
+    """The one for a defense and a batch; the last of each defense is kept."""
+    at, kept = run.submitters.get(defense, (None, None))
+    if kept is None or at != batch.index:
+        kept = Submitter(
+            name=defense,
+            origin=run.stream.origin(defense, batch.index),
+            natural=natural,
+            guard=run.guard,
+            seed=serve_seed(run.spec.settings.seed, batch.index),
+            attacked=batch.attacked,
+        )
+        run.submitters[defense] = (batch.index, kept)
+    return kept
+
+
+def views_of(answers: Sequence[Submission]) -> dict[str, Any]:
+    """What a record says of several batches' answers beyond those served: fields of UnitRecord."""
+    names = {name for answer in answers for name in answer.views}
+    views = {
+        name: tuple(
+            at for answer in answers for at in answer.views.get(name, answer.served.predictions)
+        )
+        for name in sorted(names)
+    }
+    apart: dict[str, float] = {}
+    for answer in answers:
+        for name, value in answer.apart.items():
+            apart[name] = max(value, apart.get(name, 0.0))
+    draws: tuple[tuple[int | None, ...], ...] = ()
+    if any(answer.draws for answer in answers):
+        each = [answer.draws or (answer.served.predictions,) * DRAWS for answer in answers]
+        draws = tuple(sum(rows, ()) for rows in zip(*each, strict=True))
+    return {"views": views, "apart": apart, "draws": draws}
+
+
+def members_of(plan: Plan, unit: Unit) -> tuple[Batch, ...]:
+    """The batches of a unit."""
+    return plan.batches if unit.batch is None else (plan.batches[unit.batch],)
+
+
+def unit_seed(spec: EvaluationSpec, unit: Unit) -> int:
+    """The seed of a unit's attack."""
+    return seed_of(spec.settings.seed, "unit", unit.batch, unit.attack)
+
+
+def _submission(
+    run: Run,
+    unit: Unit,
+    members: tuple[Batch, ...],
+    batches: Batches,
+    seed: int,
+    within: Within | None,
+) -> tuple[Tensor | None, dict[str, Any], float]:
+    """What is submitted of the attacked members, what the record says of it, and its seconds."""
+    if unit.kind == "natural":
+        return None, {}, 0.0
+    if unit.kind == "transfer":
+        source = _unit_record(run, Unit("attack", STATIC, unit.attack, unit.batch))
+        return run.store.adversarial(source), {"tensor": source.tensor}, 0.0
+    if unit.kind == "assembled":
+        found, sources = assembled(run, unit, members[0])
+        return found, {"sources": sources}, 0.0
+    result = _attack(run, unit, members, batches, seed, within)
+    return result.adversarial, _of_attack(result), result.seconds
+
+
+def _attack(
+    run: Run,
+    unit: Unit,
+    members: tuple[Batch, ...],
+    batches: Batches,
+    seed: int,
+    within: Within | None,
+) -> AttackResult:
+    origin = run.stream.origin(unit.defense, members[0].index)
+    defense = fresh(origin, seed, run.surrogates)
+    attack = run.subject.attack(unit.attack or "")
+    if len(members) == 1:
+        x, y = batches.load(members[0])
+        attacked = members[0].attacked
+        target = among(defense, x, y, attacked)
+        x, y = x[:attacked], y[:attacked]
+        try:
+            return attack(target, x, y, run.threat, seed=seed, progress=within)
+        except NoGradientError as missing:
+            if not looks_through(run.spec):  # of a suite, other attacks fit it
+                raise
+            return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
+    loaded = [batches.load(batch) for batch in members]
+    x, y = (torch.cat(parts) for parts in zip(*loaded, strict=True))
+    return attack(defense, x, y, run.threat, seed=seed, progress=within)
+
+
+def _not_attacked(x: Tensor, note: str) -> AttackResult:
+    """The natural images, where an attack does not fit the defense."""
+    nobody = (0,) * len(x)
+    return AttackResult(
+        adversarial=x,
+        claimed=torch.zeros(len(x), dtype=torch.bool, device=x.device),
+        claimed_after={},
+        queries=0,
+        backwards=0,
+        seconds=0.0,
+        non_finite=0,
+        gradients=nobody,
+        zero_by_member=nobody,
+        notes=(note,),
+    )
+
+
+def _of_attack(result: AttackResult) -> dict[str, Any]:
+    return {
+        "claimed": tuple(result.claimed.tolist()),
+        "claimed_after": {name: int(fell.sum()) for name, fell in result.claimed_after.items()},
+        "queries": result.queries,
+        "backwards": result.backwards,
+        "non_finite": result.non_finite,
+        "gradients": result.gradients,
+        "zero_gradients": result.zero_by_member,
+        "notes": tuple(result.notes),
+    }
+
+
+def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
+    """Of each member, what first broke it; of who never fell, what broke most of the batch."""
+    records = [
+        _unit_record(run, Unit(kind, unit.defense, attack, unit.batch))
+        for kind, attack in candidates(run.spec, unit.defense)
+    ]
+    pieces = [piece_of(batch, record) for record in records]
+    strongest = min(range(len(records)), key=lambda at: sum(pieces[at].chooses))
+    sources = tuple(_worst_for(member, pieces, strongest) for member in range(batch.attacked))
+    tensors = {at: run.store.adversarial(_owner(run, records[at])) for at in set(sources)}
+    rows = [tensors[at][member] for member, at in enumerate(sources)]
+    return torch.stack(rows), sources
+
+
+def _worst_for(member: int, pieces: Sequence[Piece], strongest: int) -> int:
+    """The first submission under which a member was right least often, if any broke it."""
+    worst = min(range(len(pieces)), key=lambda at: pieces[at].chooses[member])
+    return worst if pieces[worst].chooses[member] < 1 else strongest
+
+
+def _owner(run: Run, record: UnitRecord) -> UnitRecord:
+    """The record under which a tensor was kept: a transferred one is the static attack's."""
+    if record.kind == "attack":
+        return record
+    return _unit_record(run, Unit("attack", STATIC, record.attack, record.batch))
+
+
+def _unit_record(run: Run, unit: Unit) -> UnitRecord:
+    record = run.store.done.get(unit.key)
+    if not isinstance(record, UnitRecord):
+        raise RecordError(f"{unit.key} is not recorded, though another unit was made from it")
+    return record
+
+
+def _static_seconds(run: Run, x: Tensor) -> float:
+    with torch.no_grad():
+        start = clock(x.device)
+        run.subject.model(x)
+        return clock(x.device) - start

@@ -1,0 +1,79 @@
+"""Try the smallest batch of a run before it starts: a defense may not answer every size."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from dent.attacks import Defense
+from dent.defenses import ReferenceDefense
+from dent.defenses.dent import Dent
+from dent.errors import InputError
+from dent.evaluation.records.plan import Batch, Plan, Unit
+from dent.evaluation.records.spec import Settings
+from dent.evaluation.subject import Subject
+from dent.evaluation.submission.submission import device_of, serve
+
+
+def rehearse(subject: Subject, settings: Settings, plan: Plan, left: Iterable[Unit]) -> None:
+    """Submit the smallest batch to copies of the defenses that will be asked about it.
+
+    A batch as large as the first is asked about soon enough. A defense that cannot be copied is
+    not tried: what it has seen might show in its answers.
+
+    Args:
+        subject: What is evaluated, `sized` to the settings.
+        settings: How.
+        plan: Its batches.
+        left: Units that will run.
+
+    Raises:
+        InputError: A defense does not answer it.
+    """
+    smallest = min(plan.batches, key=lambda batch: batch.size)
+    if smallest.size == plan.batches[0].size:
+        return
+    asked = {unit.defense for unit in left if unit.batch in (None, smallest.index)}
+    for name, defense in subject.lineup(settings).items():
+        error = _failure(subject, defense, smallest) if name in asked else None
+        # One that fails on the first batch, too, is told of there.
+        if error is not None and _failure(subject, defense, plan.batches[0]) is None:
+            raise InputError(_refusal(name, smallest, plan, settings, error)) from error
+
+
+def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | None:
+    """What a defense raises when it is asked about a batch, if anything."""
+    made = _apart(defense)
+    if made is None:
+        return None
+    x, _ = subject.dataset.batch(batch.positions)
+    try:
+        serve(made, x.to(device_of(subject.model)), seed=0)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a defense raises
+        return error
+    return None
+
+
+def _apart(defense: Defense) -> Defense | None:
+    """A defense to ask, which the run will not notice; None where there is none."""
+    if isinstance(defense, Dent | ReferenceDefense):
+        return defense  # never written to
+    try:
+        made = copy.deepcopy(defense)
+    except Exception:  # some hold what cannot be copied
+        return None
+    return made.eval() if isinstance(made, nn.Module) else made
+
+
+def _refusal(name: str, batch: Batch, plan: Plan, settings: Settings, error: Exception) -> str:
+    images = "1 image" if batch.size == 1 else f"{batch.size} images"
+    what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    batches = f"{plan.attacked} samples in batches of {settings.batch_size}"
+    return (
+        f"the defense {name!r} does not answer a batch of {images}, the smallest of this run "
+        f"({batches}): {what.rstrip('.')}. Choose the number of samples (n) or the batch size so "
+        "that no batch is that small"
+    )

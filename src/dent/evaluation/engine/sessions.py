@@ -1,0 +1,99 @@
+"""The sessions of a run: which process worked on it, how long, and how that ended."""
+
+import time
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
+from typing import Literal, Self
+
+from dent.evaluation.records.folder import RunFolder
+from dent.evaluation.records.provenance import later, now
+from dent.evaluation.records.schema import ProbeRecord, Session, UnitRecord
+from dent.storage.errors import RecordError
+
+Outcome = Literal["complete", "interrupted", "failed"]
+
+
+class Entry:
+    """One process that works on a run."""
+
+    def __init__(self, session: Session, taken: Collection[str] = ()) -> None:
+        # Its key among the sessions of a run, which a clock that was set back would give twice.
+        started = now()
+        while started in taken:
+            started = later(started)
+        self.session = session.model_copy(update={"started": started})
+        self._began = time.perf_counter()
+        self._timing = dict.fromkeys(("total", "attack", "serve", "probe"), 0.0)
+
+    def count(self, record: UnitRecord | ProbeRecord) -> None:
+        """Take note of a unit that the process did."""
+        if isinstance(record, ProbeRecord):
+            self._timing["probe"] += record.timing.total
+        self._timing["attack"] += record.timing.attack
+        self._timing["serve"] += record.timing.serve + (record.timing.static or 0.0)
+        self._timing["total"] = time.perf_counter() - self._began
+        self.session = self.session.model_copy(
+            update={"units": self.session.units + 1, "timing": dict(self._timing)}
+        )
+
+    def end(self, outcome: Outcome, message: str | None = None) -> None:
+        """Say how it ended, unless that is said already."""
+        if self.session.outcome is None:
+            changes = {"ended": now(), "outcome": outcome, "message": message}
+            self.session = self.session.model_copy(update=changes)
+
+
+class Books:
+    """Keeps the sessions of those who work on a run now, and writes them, however that ends.
+
+    Args:
+        folder: The run; None where nothing is written.
+    """
+
+    def __init__(self, folder: RunFolder | None) -> None:
+        self._folder = folder
+        self._entries: list[Entry] = []
+        self._began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since they were opened."""
+        return time.perf_counter() - self._began
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Of all that worked on the run since."""
+        return tuple(entry.session for entry in self._entries)
+
+    def open(self, session: Session) -> Entry:
+        """Begin a session."""
+        entry = Entry(session, {each.started for each in self._known()})
+        self._entries.append(entry)
+        if self._folder is not None:
+            self._folder.session(entry.session)
+        return entry
+
+    def _known(self) -> tuple[Session, ...]:
+        recorded = () if self._folder is None else self._folder.run.sessions
+        return (*recorded, *self.sessions)
+
+    def __enter__(self) -> Self:
+        if self._folder is not None:
+            self._folder.update(status="running")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
+        outcome: Outcome = "complete"
+        if kind is not None:
+            outcome = "failed" if issubclass(kind, Exception) else "interrupted"
+        message = None if kind in (None, KeyboardInterrupt) else f"{error}"
+        for entry in self._entries:
+            entry.end(outcome, message)
+        if self._folder is None:
+            return
+        whole = len(self._folder.done) == self._folder.run.units
+        status = "partial" if outcome == "complete" and not whole else outcome
+        # Where the disk is full, what ends the run matters more than its books.
+        with suppress(RecordError) if kind is not None else nullcontext():
+            self._folder.session(*self.sessions)
+            self._folder.update(status=status)

@@ -1,0 +1,240 @@
+"""Put together what several processes recorded of one run, each in a folder of its own."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from glob import escape
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from dent.errors import ConfigError
+from dent.evaluation.records.folder import RESULT, RunFolder
+from dent.evaluation.records.plan import Unit, groups
+from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.records.spec import differences
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
+from dent.evaluation.results.summary import summarize
+from dent.storage.canonical import Record, without_timing
+from dent.storage.disk import TEMPORARY, sync_folder, writing
+from dent.storage.errors import RecordError, SpecMismatchError
+from dent.storage.lock import LOCK, FolderLock
+
+_SHOWN: Final = 10
+_DRAWN: Final = 8
+"""Characters that `mkdtemp` draws."""
+
+
+class Merged(Record):
+    """What came of merging."""
+
+    path: str
+    """The run folder that was written."""
+    runs: tuple[str, ...]
+    """What it was made from."""
+    identity: str
+    """Of all of them."""
+    units_done: int
+    units_planned: int
+    duplicates: int
+    """Units that more than one recorded, all alike."""
+    missing: tuple[str, ...]
+    """Keys of the units that none recorded."""
+    missing_batches: tuple[int, ...]
+    """Batches that are not complete."""
+
+
+class ConflictError(RecordError):
+    """Runs of one evaluation recorded different things of one unit: nothing was written.
+
+    Attributes:
+        conflicts: One sentence for every field that differs.
+    """
+
+    def __init__(self, message: str, conflicts: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.conflicts = conflicts
+
+
+def merge(paths: Sequence[Path], out: Path) -> Merged:
+    """Make one run folder of several that hold parts of the same evaluation.
+
+    What it holds is what one process would have recorded, in its order. Units that none of them
+    recorded are told; the same evaluation on `out` runs them. The folder is there with all its
+    files or not at all; what a killed merge into `out` left beside it is removed. Those it is made
+    from are only read.
+
+    Args:
+        paths: Run folders, as shards or copies leave them.
+        out: A folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: There are none, one is named twice, or `out` lies in one of them.
+        SpecMismatchError: They are not of the same evaluation.
+        ConflictError: Two recorded different things (clocks aside) of the same unit.
+        RecordError: One cannot be read, is damaged, or lacks a tensor; or `out` holds something.
+    """
+    runs = _load(paths)
+    _refuse_what_is_there(out)
+    _refuse_within(runs, out)
+    first = runs[0]
+    records, duplicates = _union(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(out)
+    with writing(out):
+        scratch = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{out.name}-", dir=out.parent))
+    try:
+        with closing(RunFolder(scratch, first.run.spec, first.plan)) as folder:
+            _write(folder, runs, records)
+            with writing(out):  # locked until it has its name, so that nobody takes it for stale
+                scratch.chmod(0o777 & ~_umask())  # mkdtemp's folders are their maker's alone
+                os.replace(scratch, out)
+                sync_folder(out.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    left = [unit for unit in _units(first) if unit.key not in records]
+    return Merged(
+        path=str(out),
+        runs=tuple(str(run.path) for run in runs),
+        identity=first.run.identity,
+        units_done=len(records),
+        units_planned=first.run.units,
+        duplicates=duplicates,
+        missing=tuple(unit.key for unit in left),
+        missing_batches=tuple(sorted({u.batch for u in left if u.batch is not None})),
+    )
+
+
+def _load(paths: Sequence[Path]) -> tuple[RecordedRun, ...]:
+    if not paths:
+        raise ConfigError("there is nothing to merge: name the run folders")
+    known: set[Path] = set()
+    for path in paths:
+        if path.resolve() in known:
+            raise ConfigError(f"the run {path} is named twice: name each run once")
+        known.add(path.resolve())
+    runs = tuple(load_run(path) for path in paths)
+    for other in runs[1:]:
+        _refuse_another(runs[0], other)
+    return runs
+
+
+def _refuse_another(first: RecordedRun, other: RecordedRun) -> None:
+    specs = first.run.spec.to_json(), other.run.spec.to_json()
+    found = differences(*specs, names=_names(first, other))
+    if found:
+        listed = "\n  ".join(found[:_SHOWN])
+        raise SpecMismatchError(
+            f"{other.path} is of another evaluation than {first.path}; nothing was written. They "
+            f"differ in\n  {listed}",
+            found,
+        )
+    if first.run.plan != other.run.plan:
+        raise RecordError(
+            f"{other.path} lays the same samples into other batches than {first.path}: they were "
+            "made by different versions of torch-dent, and cannot be merged"
+        )
+
+
+def _refuse_what_is_there(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecordError(f"{out} is there already: choose a new or empty folder to merge into")
+
+
+def _refuse_within(runs: Sequence[RecordedRun], out: Path) -> None:
+    for run in runs:
+        if out.resolve().is_relative_to(run.path.resolve()):
+            raise ConfigError(
+                f"{out} lies in the run {run.path}, which is only read: choose a folder elsewhere"
+            )
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what merges into `out` left that were killed; one that goes on holds its lock."""
+    for left in out.parent.glob(f"{TEMPORARY}{escape(out.name)}-{'?' * _DRAWN}"):
+        if left.is_symlink() or not (left / LOCK).is_file():
+            continue  # whatever it is, no run
+        with suppress(RecordError), FolderLock(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _union(
+    runs: Sequence[RecordedRun],
+) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
+    """Every unit's record, with the run that it is taken from; and how many there were twice."""
+    found: dict[str, tuple[RecordedRun, JournalRecord]] = {}
+    duplicates: set[str] = set()
+    conflicts: list[str] = []
+    for run in runs:
+        for key, record in run.records.items():
+            if key not in found:
+                found[key] = run, record
+                continue
+            duplicates.add(key)
+            source, known = found[key]
+            one, other = (without_timing(each.to_json()) for each in (known, record))
+            conflicts += differences(one, other, key, _names(source, run))
+    if conflicts:
+        shown = "\n  ".join(conflicts[:_SHOWN])
+        more = f"\n  and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
+        raise ConflictError(
+            "the same units were recorded differently, so that one of the runs is wrong or was "
+            "made on another kind of device or with another number of threads; nothing was "
+            f"written:\n  {shown}{more}\nLeave one of the runs out, and have the rest run again.",
+            tuple(conflicts),
+        )
+    return found, len(duplicates)
+
+
+def _write(
+    folder: RunFolder,
+    runs: Sequence[RecordedRun],
+    records: Mapping[str, tuple[RecordedRun, JournalRecord]],
+) -> None:
+    spec, plan = runs[0].run.spec, runs[0].plan
+    for group in groups(spec, plan):
+        whole = all(unit.key in records for unit in group)
+        for unit in group:
+            if unit.key in records:
+                run, record = records[unit.key]
+                folder.put(record, _tensor(run, record, whole=whole))
+    status = "complete" if len(folder.done) == folder.run.units else "partial"
+    folder.update(status=status, sessions=tuple(_sessions(runs)))
+    run_record = folder.run
+    result = summarize(spec, plan, folder.done, run_record.units, run_record.sessions)
+    folder.write(RESULT, result)
+
+
+def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor | None:
+    """What was submitted, as far as the merged run keeps it."""
+    if not isinstance(record, UnitRecord) or record.kind != "attack":
+        return None
+    if whole and run.run.spec.settings.tensors == "drop":
+        return None
+    return run.adversarial(record)
+
+
+def _sessions(runs: Sequence[RecordedRun]) -> Iterator[Session]:
+    """All processes that worked on them, each once, in the order in which they began."""
+    known: list[Session] = []
+    for run in runs:
+        known += [session for session in run.run.sessions if session not in known]
+    yield from sorted(known, key=lambda session: session.started)
+
+
+def _units(run: RecordedRun) -> Iterator[Unit]:
+    for group in groups(run.run.spec, run.plan):
+        yield from group
+
+
+def _names(one: RecordedRun, other: RecordedRun) -> tuple[str, str]:
+    return f"{one.path} has", f"{other.path} has"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""The questions that a defense is asked about one batch, and what the answers mean."""

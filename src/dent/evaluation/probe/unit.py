@@ -1,0 +1,108 @@
+"""The unit that asks a defense about the first batch, and its record."""
+
+import math
+from typing import Final
+
+from torch import Tensor
+
+from dent.attacks import Queries
+from dent.evaluation.probe import gradient_check
+from dent.evaluation.probe.follow_ups import huge_eps, huge_passes, more_iterations, passes
+from dent.evaluation.probe.questions import Probe, few_of
+from dent.evaluation.records.plan import Plan, Unit, seed_of
+from dent.evaluation.records.schema import FollowUp, GradientRecord, ProbeRecord, UnitTiming
+from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.subject import Subject
+from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.submission.guard import Guard
+from dent.evaluation.submission.submission import clock
+from dent.evaluation.suites import looks_through
+
+_CHEAP: Final = Queries(8, 3)
+"""The probe's own questions: two whole batches, and some halves, three of them with a gradient."""
+_PAIRS: Final = 12
+"""Questions about two members."""
+
+
+def probe_passes(subject: Subject, spec: EvaluationSpec, plan: Plan) -> Queries:
+    """What a probe asks at most, in passes of the first batch; more of a defense that remembers."""
+    size = plan.batches[0].size
+    few = few_of(size)
+    asked = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
+    if looks_through(spec):
+        asked = asked + gradient_check.passes(size) + huge_passes(spec)
+    if spec.settings.diagnostics == "cheap":
+        return asked
+    more = passes(subject.attacks, len(spec.dataset.classes), subject.threat.norm, few)
+    return asked + Queries(*(math.ceil(each * few / size) for each in more)) + huge_passes(spec)
+
+
+def probe_record(
+    origin: Origin,
+    unit: Unit,
+    subject: Subject,
+    spec: EvaluationSpec,
+    batch: tuple[Tensor, Tensor],
+    *,
+    guard: Guard,
+    follow_ups: bool = True,
+) -> ProbeRecord:
+    """Probe a defense, as far as the settings say.
+
+    Args:
+        origin: Whom to ask.
+        unit: The unit that is recorded.
+        subject: For the attacks and the threat model.
+        spec: For the settings.
+        batch: Images and labels of the first batch.
+        guard: Notices writes to the static model.
+        follow_ups: Leave out the extra attacks where False.
+
+    Raises:
+        InputError: The defense wrote into the static model.
+    """
+    x, y = batch
+    start = clock(x.device)
+    seed = seed_of(spec.settings.seed, "probe")
+    probe = Probe(origin, x, y, subject.threat.bounds, seed)
+    guard.check_copy(unit.defense, probe.first, thorough=True)
+    probabilities = probe.probabilities()
+    alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
+    right, useless = probe.gradients()
+    repeated, (again, again_gradient) = probe.repeated(), probe.again()
+    huge: FollowUp | None = None
+    more: tuple[FollowUp, ...] | None = None
+    full = spec.settings.diagnostics == "full"
+    few = x[: probe.members], y[: probe.members]
+    checked: GradientRecord | None = None
+    if looks_through(spec):
+        checked = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
+    if follow_ups and useless is not None and (full or looks_through(spec)):
+        huge = huge_eps(origin, x, y, subject.threat, seed)
+    if follow_ups and full:
+        asked = subject.attacks if useless is not None else ()  # else no gradient to follow
+        more = tuple(
+            found
+            for attack in asked
+            if (found := more_iterations(origin, attack, *few, subject.threat, seed)) is not None
+        )
+    return ProbeRecord(
+        defense=unit.defense,
+        seed=seed,
+        repeated=repeated,
+        again=again,
+        alone=alone,
+        strangers=strangers,
+        permuted=permuted,
+        probabilities=probabilities,
+        rows=len(x),
+        gradient_rows=right,
+        zero_gradients=useless,
+        huge_eps=huge,
+        more_iterations=more,
+        gradient=checked,
+        calls=probe.calls,
+        again_gradient=again_gradient,
+        uncopied=origin.missing,
+        timing=UnitTiming(total=clock(x.device) - start, attack=0.0, serve=0.0, static=None),
+    )

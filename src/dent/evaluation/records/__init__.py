@@ -1,0 +1,1 @@
+"""What is written: the specification, the plan, the records, and the folder they lie in."""

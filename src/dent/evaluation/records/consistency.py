@@ -1,0 +1,218 @@
+"""Whether the records of a run fit each other, so that whoever reads them need not ask again.
+
+Types alone say that a count is a count. Here: that it is not larger than what is counted, that
+lists have one entry for each thing they are about, that nothing is there twice, and that sums are
+finite.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from dent.errors import ConfigError
+from dent.evaluation.records.plan import Batch, Plan, candidates, tensor_file
+from dent.evaluation.records.schema import (
+    Company,
+    FollowUp,
+    JournalRecord,
+    ProbeRecord,
+    Session,
+    TensorRef,
+    Trace,
+    UnitRecord,
+)
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.threat import ThreatModel
+
+MOST_UNITS: Final = 10**7
+"""Units of the largest run that is read."""
+_MOST: Final = 2**63 - 1
+"""Of anything that is counted, and of an id."""
+_FAR: Final = 1e12
+"""Beyond every second, nat and pixel; sums of as many as there are units stay finite."""
+_ROUNDING: Final = 0.01
+"""Of eps: what float32 adds to the smallest eps that anybody takes."""
+_LARGEST_IMAGE: Final = 2**24
+"""Values of one image."""
+
+
+def of_spec(spec: EvaluationSpec) -> Iterator[str]:
+    """What is wrong with a description in itself."""
+    for what, names in (
+        ("defense", [each.name for each in spec.defenses]),
+        ("attack", [each.name for each in spec.attacks]),
+    ):
+        if len(set(names)) < len(names):
+            yield f"two of spec.{what}s have the same name"
+        if not all(name.strip() for name in names):
+            yield f"one of spec.{what}s has no name"
+    if not spec.defenses:
+        yield "spec.defenses is empty"
+    if not 0 < spec.dataset.size <= _MOST:
+        yield f"spec.dataset.size is {_shown(spec.dataset.size)}"
+    try:
+        ThreatModel(spec.threat.norm, spec.threat.eps, spec.threat.bounds)
+    except ConfigError as error:
+        yield f"spec.threat: {error}"
+
+
+def of_sessions(sessions: Sequence[Session]) -> Iterator[str]:
+    """What is wrong with who worked on a run."""
+    for at, session in enumerate(sessions):
+        if not all(seconds <= _FAR for seconds in session.timing.values()):
+            yield f"sessions.{at}.timing is out of range"
+        if max(session.units, session.threads, session.processors) > _MOST:
+            yield f"sessions.{at} counts more than can be"
+
+
+def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
+    """What is wrong with a plan in itself, and for what is evaluated."""
+    if not plan.batches:
+        yield "there are no batches"
+    known: set[int] = set()
+    for at, batch in enumerate(plan.batches):
+        yield from (f"batches.{at}: {problem}" for problem in _of_batch(spec, batch, at))
+        attacked = batch.positions[: batch.attacked]
+        if known.intersection(attacked):
+            yield f"batches.{at}: a sample is attacked that another batch attacks"
+        known.update(attacked)
+    kinds = 2 + 2 * len(spec.attacks)
+    if len(spec.defenses) * kinds * (len(plan.batches) + 1) > MOST_UNITS:
+        yield f"the run has more than {MOST_UNITS} units"
+
+
+def _of_batch(spec: EvaluationSpec, batch: Batch, at: int) -> Iterator[str]:
+    size = batch.size
+    if batch.index != at:
+        yield f"its index is {_shown(batch.index)}"
+    if not len(batch.ids) == len(batch.labels) == size:
+        yield f"{size} positions, {len(batch.ids)} ids and {len(batch.labels)} labels"
+    if not 0 < batch.attacked <= size:
+        yield f"{_shown(batch.attacked)} of {size} members are attacked"
+    if len(set(batch.positions)) < size:
+        yield "a sample is there twice"
+    if not _within(batch.positions, spec.dataset.size - 1):
+        yield f"a position lies outside the {spec.dataset.size} samples of the dataset"
+    if not _within(batch.ids, _MOST) or not _within(batch.labels, _MOST):
+        yield "an id or a label is out of range"
+
+
+def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterator[str]:
+    """What is wrong with the record of a planned unit, in itself and beside the plan."""
+    if isinstance(record, ProbeRecord):
+        yield from _of_probe(plan, record)
+        timing = record.timing
+    else:
+        batches = plan.batches if record.batch is None else (plan.batches[record.batch],)
+        yield from _of_unit(spec, record, batches)
+        yield from _of_tensor(spec, record, batches)
+        timing = record.timing
+    seconds = (timing.total, timing.attack, timing.serve, timing.static or 0.0)
+    if not all(each <= _FAR for each in seconds) or record.seed > _MOST:
+        yield "a time or the seed is out of range"
+
+
+def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch]) -> Iterator[str]:
+    size = sum(batch.size for batch in batches)
+    attacked = sum(batch.attacked for batch in batches)
+    if len(record.served) != size:
+        yield f"{len(record.served)} predictions for {size} members"
+    if not _within([at for at in record.served if at is not None], _MOST):
+        yield "a predicted class is out of range"
+    yield from _of_attack(record, attacked)
+    sources = record.sources
+    if (sources is not None) != (record.kind == "assembled"):
+        yield "there are sources where nothing was assembled, or none where something was"
+    if sources is not None:
+        last = len(candidates(spec, record.defense)) - 1
+        if len(sources) != attacked or not _within(sources, last):
+            yield f"{len(sources)} sources, up to {max(sources, default=0)}, for {attacked} members"
+    yield from (f"trace: {problem}" for problem in _of_trace(record.trace, attacked))
+
+
+def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
+    """What is wrong with what the attack says of itself."""
+    if (record.claimed is not None) != (record.kind == "attack"):
+        yield "there is a claim where nothing attacked, or none where something did"
+    if record.claimed is not None and len(record.claimed) != attacked:
+        yield f"{len(record.claimed)} claims for {attacked} attacked members"
+    if not _within((record.claimed_after or {}).values(), attacked):
+        yield "more members fell after a part of the attack than were attacked"
+    if record.used is not None and not _is_share(record.used, attacked):
+        yield f"{len(record.used)} shares of eps, up to {_shown(max(record.used, default=0))}"
+    if abs(record.loss or 0.0) > _FAR:
+        yield "the loss is out of range"
+    if max(record.queries, record.backwards, record.non_finite, record.planned or 0) > _MOST:
+        yield "queries, backwards or non_finite is out of range"
+
+
+def _is_share(used: Sequence[float], attacked: int) -> bool:
+    return len(used) == attacked and all(share <= 1 + _ROUNDING for share in used)
+
+
+def _of_trace(trace: Trace, attacked: int) -> Iterator[str]:
+    if trace.rows > attacked or sum(trace.status.values()) > attacked:
+        yield f"rows or statuses of more than {attacked} attacked members"
+    steps = trace.sigma_by_step or ()
+    for values in (trace.entropy or (), trace.sigma or (), *steps):
+        if not all(abs(value) <= _FAR for value in values):
+            yield "a value is out of range"
+            return
+    if len({len(step) for step in steps}) > 1:
+        yield "sigma has another length at some steps"
+
+
+def _of_tensor(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch]) -> Iterator[str]:
+    ref = record.tensor
+    if ref is None:
+        return
+    if record.kind not in ("attack", "transfer"):
+        yield f"a {record.kind} unit has a tensor"
+        return
+    owner = STATIC if record.kind == "transfer" else record.defense
+    expected = tensor_file(spec, owner, record.attack, record.batch)
+    if ref.file != expected:
+        yield f"its tensor is {ref.file}, expected {expected}"
+    if not _is_images(ref, sum(batch.attacked for batch in batches)):
+        yield f"the shape of its tensor is {_shown(ref.shape)}"
+
+
+def _is_images(ref: TensorRef, rows: int) -> bool:
+    if len(ref.shape) != 4 or ref.shape[0] != rows or min(ref.shape) < 1:
+        return False
+    _, channels, height, width = ref.shape
+    return channels * height * width <= _LARGEST_IMAGE
+
+
+def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
+    size = plan.batches[0].size
+    asked = (record.repeated, record.again, record.alone, record.strangers, record.permuted)
+    if not all(_is_company(each, size) for each in asked if each is not None):
+        yield "an answer changed for more members than were asked"
+    if not (0 < record.rows <= size and record.probabilities <= record.rows):
+        yield f"{_shown(record.probabilities)} of {_shown(record.rows)} rows are probabilities"
+    if not (record.gradient_rows <= size and (record.zero_gradients or 0) <= record.gradient_rows):
+        zero, of = record.zero_gradients, record.gradient_rows
+        yield f"{_shown(zero)} of {_shown(of)} gradients are zero"
+    extra = (record.huge_eps, *(record.more_iterations or ()))
+    if not all(_is_follow_up(each, size) for each in extra if each is not None):
+        yield "a follow-up left more members right than there were"
+    if record.gradient_check is not None and record.gradient_check.members > size:
+        yield "the gradient certificate is over more members than the batch has"
+
+
+def _is_company(found: Company, size: int) -> bool:
+    return 0 < found.members <= size and found.changed <= found.members
+
+
+def _is_follow_up(found: FollowUp, size: int) -> bool:
+    return 0 < found.total <= size and max(found.correct, found.before or 0) <= found.total
+
+
+def _within(values: Iterable[int], last: int) -> bool:
+    """Whether all are from 0 to `last`."""
+    return all(0 <= value <= last for value in values)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,395 @@
+"""A run folder: what lies where, and under which conditions it may be written to."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dent.evaluation.records import consistency
+from dent.evaluation.records.journal import JOURNAL, JournalWriter, read_journal, repair
+from dent.evaluation.records.plan import Plan, tensor_file, units
+from dent.evaluation.records.schema import (
+    TENSORS,
+    JournalRecord,
+    RunRecord,
+    Session,
+    TensorRef,
+    UnitRecord,
+)
+from dent.evaluation.records.spec import SCHEMA_VERSION, EvaluationSpec, differences
+from dent.storage.canonical import Record, digest
+from dent.storage.disk import (
+    TEMPORARY,
+    is_there,
+    read,
+    refuse_linked_folder,
+    remove_temporaries,
+    sync_folder,
+    write_atomically,
+    writing,
+)
+from dent.storage.errors import RecordError, SchemaVersionError, SpecMismatchError
+from dent.storage.lock import HOLDER, LOCK, FolderLock
+from dent.storage.plain_json import parse, problem_of
+
+RUN: Final = "run.json"
+PLAN: Final = "plan.json"
+RESULT: Final = "result.json"
+LARGEST_JSON: Final = 64 * 2**20
+"""Bytes of the largest file that holds one record; the plan of a million samples has half."""
+_HEADER: Final = 64 * 2**10
+"""Bytes of a safetensors file beside its values, at most."""
+_BYTES: Final = 4  # of a float32
+_ENTRY: Final = "adversarial"
+_Kept = TypeVar("_Kept", bound=Record)
+
+
+class Store(Protocol):
+    """Where records go while a run is on."""
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        """What is recorded, by the unit's key."""
+        ...
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit, and what was submitted."""
+        ...
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        """What was submitted in a recorded unit."""
+        ...
+
+    def forget(self, record: UnitRecord) -> None:
+        """Drop the tensor of a recorded unit, whose batch is done."""
+        ...
+
+
+class Memory:
+    """Records that last as long as the process, with the tensors of the batch that is running."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, JournalRecord] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        """What is recorded, by the unit's key."""
+        return self._done
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit, and keep its tensor until its batch is done."""
+        self._done[record.key] = record
+        if adversarial is not None:
+            self._tensors[record.key] = adversarial.cpu()
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        """What was submitted in a recorded unit."""
+        return self._tensors[record.key]
+
+    def forget(self, record: UnitRecord) -> None:
+        """Drop the tensor of a unit."""
+        self._tensors.pop(record.key, None)
+
+
+class RunFolder:
+    """A run folder that this process may write to, and that no other can while it is open.
+
+    A new or empty folder is set up; one that holds the same run is resumed. Anything else is
+    refused before anything is written.
+
+    Args:
+        path: The folder; its parents are made where they are missing.
+        spec: What is evaluated.
+        plan: In which batches.
+
+    Raises:
+        SpecMismatchError: The folder holds a run of something else.
+        SchemaVersionError: It was written by a newer torch-dent.
+        LockedError: Another process is writing to it.
+        RecordError: It holds other files, is damaged, or cannot be written to.
+    """
+
+    def __init__(self, path: Path, spec: EvaluationSpec, plan: Plan) -> None:
+        self.path = path
+        self.spec = spec
+        with writing(path):
+            _refuse_what_is_no_run(path)
+            path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(path)
+        try:
+            self._run = self._set_up(spec, plan)
+            self.torn = repair(path / JOURNAL)
+            self._done = _by_key(self.path, self._run, plan)
+            self._writer = JournalWriter(path / JOURNAL)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def run(self) -> RunRecord:
+        """`run.json` as it stands."""
+        return self._run
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        """What is recorded, by the unit's key."""
+        return self._done
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Record a unit: first its tensor, then its line; both are on the disk on return."""
+        if adversarial is not None and isinstance(record, UnitRecord):
+            record = record.model_copy(update={"tensor": self._save(record, adversarial)})
+        self._writer.append(record)
+        self._done[record.key] = record
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        """What was submitted in a recorded unit, its digest checked."""
+        return load_tensor(self.path, record)
+
+    def forget(self, record: UnitRecord) -> None:
+        """Delete the tensor of a unit, where the settings say so."""
+        if self.spec.settings.tensors == "drop" and record.tensor is not None:
+            refuse_linked_folder(self.path / TENSORS)
+            with writing(self.path / record.tensor.file):
+                (self.path / record.tensor.file).unlink(missing_ok=True)
+
+    def update(self, **changes: object) -> None:
+        """Rewrite `run.json` with other values."""
+        self._run = self._run.model_copy(update=changes)
+        write_atomically(self.path / RUN, dump(self._run))
+
+    def session(self, *sessions: Session) -> None:
+        """Write sessions of this process: in the place of those that began when they did."""
+        known = {session.started: session for session in (*self._run.sessions, *sessions)}
+        self.update(sessions=tuple(known.values()))
+
+    def write(self, name: str, record: Record) -> None:
+        """Write a file derived from the records."""
+        write_atomically(self.path / name, dump(record))
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        self._writer.close()
+        self._lock.close()
+
+    def _set_up(self, spec: EvaluationSpec, plan: Plan) -> RunRecord:
+        if is_there(self.path / RUN):
+            run = read_run(self.path)
+            _refuse_another(self.path, run, spec, plan)
+        else:
+            # In this order: whoever sees run.json sees the rest.
+            write_atomically(self.path / PLAN, dump(plan))
+            run = RunRecord(
+                status="running",
+                identity=spec.identity,
+                spec=spec,
+                plan=digest(plan.to_json()),
+                units=sum(1 for _ in units(spec, plan)),
+                sessions=(),
+            )
+            write_atomically(self.path / JOURNAL, b"")
+            write_atomically(self.path / RUN, dump(run))
+        with writing(self.path):
+            (self.path / TENSORS).mkdir(exist_ok=True)
+            for folder in (self.path, self.path / TENSORS):
+                remove_temporaries(folder)
+            sync_folder(self.path)
+        return run
+
+    def _save(self, record: UnitRecord, adversarial: Tensor) -> TensorRef:
+        ref, content = packed(self.spec, record, adversarial)
+        write_atomically(self.path / ref.file, content)
+        return ref
+
+
+def packed(
+    spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
+) -> tuple[TensorRef, bytes]:
+    """What a record says of the tensor of its unit, and the bytes of that file."""
+    content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
+    ref = TensorRef(
+        file=tensor_file(spec, record.defense, record.attack, record.batch),
+        sha256=hashlib.sha256(content).hexdigest(),
+        shape=tuple(adversarial.shape),
+    )
+    return ref, content
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read `run.json`.
+
+    Raises:
+        RecordError: It is missing or damaged, or its parts contradict each other.
+        SchemaVersionError: It was written by a newer torch-dent.
+    """
+    run = read_record(path / RUN, RunRecord)
+    _refuse_first(path / RUN, consistency.of_spec(run.spec))
+    _refuse_first(path / RUN, consistency.of_sessions(run.sessions))
+    return run
+
+
+def read_plan(path: Path, run: RunRecord) -> Plan:
+    """Read `plan.json` and check that it is the run's.
+
+    Raises:
+        RecordError: It is missing, damaged, or another.
+    """
+    plan = read_record(path / PLAN, Plan)
+    if digest(plan.to_json()) != run.plan:
+        raise RecordError(
+            f"{path / PLAN} is not the plan that {RUN} was written with: restore it, or start over "
+            "in another folder"
+        )
+    _refuse_first(path / PLAN, consistency.of_plan(run.spec, plan))
+    return plan
+
+
+def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
+    """Read the journal: every record once, by its unit's key, in the order they were written.
+
+    Raises:
+        RecordError: A line is damaged, contradicts itself or the plan, or is of a unit that is not
+            planned or recorded twice.
+    """
+    return _by_key(path, run, plan)
+
+
+def load_tensor(path: Path, record: UnitRecord) -> Tensor:
+    """Load what was submitted in a recorded unit.
+
+    Returns:
+        float32 (members attacked, C, H, W), on the CPU.
+
+    Raises:
+        RecordError: It was not kept, is missing, or is not what was written.
+    """
+    ref = record.tensor
+    if ref is None:
+        raise RecordError(f"{path}: {record.key} has no tensor of its own")
+    refuse_linked_folder(path / TENSORS)
+    content = read(path / ref.file, _HEADER + _BYTES * math.prod(ref.shape))
+    found = hashlib.sha256(content).hexdigest()
+    if found != ref.sha256:
+        raise RecordError(
+            f"{path / ref.file} is not what was written: SHA-256 {found}, recorded {ref.sha256}"
+        )
+    try:
+        tensor = load(content)[_ENTRY]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RecordError(f"{path / ref.file} does not hold {_ENTRY!r}: {error}") from None
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
+        raise RecordError(f"{path / ref.file} holds {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
+
+
+def dump(record: Record) -> bytes:
+    """Return a file's text: indented JSON."""
+    return (json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_record(path: Path, kind: type[_Kept]) -> _Kept:
+    """Read a file that holds one record with a schema version.
+
+    Raises:
+        RecordError: It is missing or damaged.
+        SchemaVersionError: It was written by a newer torch-dent.
+    """
+    content = read(path, LARGEST_JSON)
+    try:
+        plain = parse(content)
+        version = plain["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise RecordError(
+            f"{path} is damaged: expected JSON with a schema_version. Restore it, or start over in "
+            "another folder; nothing was changed"
+        ) from None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{path} was written by a newer torch-dent (schema version {version}; this one reads "
+            f"up to {SCHEMA_VERSION}): upgrade torch-dent. Nothing was changed"
+        )
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {problem_of(error)}. Nothing was changed") from None
+
+
+def _by_key(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
+    planned = Counter(unit.key for unit in units(run.spec, plan))
+    key, times = planned.most_common(1)[0]
+    if times > 1:
+        raise RecordError(f"{path / RUN}: {key} is planned twice: names are ambiguous")
+    done: dict[str, JournalRecord] = {}
+    for record in read_journal(path / JOURNAL):
+        where = f"{path / JOURNAL}: {record.key}"
+        if record.key not in planned:
+            raise RecordError(f"{where} is not in the plan of this run; nothing was changed")
+        if record.key in done:
+            raise RecordError(
+                f"{where} is recorded twice; nothing was changed. Two processes wrote here at "
+                "once, which takes that the lock was deleted: if both lines say the same but for "
+                "their times, delete one of them"
+            )
+        _refuse_first(where, consistency.of_record(run.spec, plan, record))
+        done[record.key] = record
+    return done
+
+
+def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise RecordError(f"{where}: {problem}; nothing was changed")
+
+
+def _refuse_what_is_no_run(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RecordError(f"{path} is a file: a run is a folder, choose another name")
+    if not path.is_dir():
+        return
+    refuse_linked_folder(path / TENSORS)
+    if is_there(path / RUN):
+        return
+    ours = {PLAN, JOURNAL, LOCK, HOLDER}
+    strange = sorted(
+        item.name
+        for item in path.iterdir()
+        if item.name not in ours and not item.name.startswith(TEMPORARY)
+    )
+    journal = path / JOURNAL
+    if journal.exists() and journal.stat().st_size:
+        raise RecordError(
+            f"{path} holds a journal but no {RUN}: restore {RUN}, or choose another folder. "
+            "Nothing was changed"
+        )
+    if strange:
+        raise RecordError(
+            f"{path} holds something that is no run ({', '.join(strange[:4])}): nothing was "
+            "changed; choose a new or empty folder"
+        )
+
+
+def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan) -> None:
+    found = differences(run.spec.to_json(), spec.to_json())
+    if found:
+        listed = "\n  ".join(found)
+        raise SpecMismatchError(
+            f"{path} holds another evaluation; nothing was changed. They differ in\n  {listed}\n"
+            "Choose another folder, or ask for the same again.",
+            found,
+        )
+    if run.identity != spec.identity:
+        raise RecordError(f"{path / RUN} was edited: its identity is not that of its spec")
+    if digest(read_plan(path, run).to_json()) != digest(plan.to_json()):
+        raise RecordError(
+            f"{path / PLAN} lays the samples into other batches than this version of torch-dent: "
+            "resume with the version that started the run, or start over in another folder"
+        )

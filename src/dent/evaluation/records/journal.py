@@ -1,0 +1,116 @@
+"""The journal: append-only, one unit a line, each synced to disk and carrying its own checksum."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from dent.evaluation.records.schema import JournalRecord, Line
+from dent.storage.canonical import canonical, digest
+from dent.storage.disk import open_regular, read, write_all, writing
+from dent.storage.errors import RecordError
+from dent.storage.plain_json import parse, problem_of
+
+JOURNAL: Final = "journal.jsonl"
+
+
+def line_of(record: JournalRecord) -> bytes:
+    """Return a record's line, with its checksum and newline."""
+    plain = record.to_json()
+    return f"{canonical({'record': plain, 'sha256': digest(plain)})}\n".encode()
+
+
+class JournalWriter:
+    """Appends lines to a journal that ends in a whole line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with writing(path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._handle = open_regular(path, flags, in_place=True)
+
+    def append(self, record: JournalRecord) -> None:
+        """Append a line; on return it is on the disk.
+
+        Raises:
+            RecordError: It cannot be written. What a full disk kept of it is taken back.
+        """
+        before = os.fstat(self._handle).st_size
+        with writing(self._path):
+            try:
+                write_all(self._handle, line_of(record))
+                os.fsync(self._handle)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._handle, before)
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def read_journal(path: Path) -> Iterator[JournalRecord]:
+    """Read all whole lines; a torn last one, which a kill leaves behind, is passed over.
+
+    Raises:
+        RecordError: A line, other than such a last one, is not what was written; or the journal
+            is missing.
+    """
+    for number, line in enumerate(_whole_lines(read(path)), start=1):
+        yield _parse(path, number, line)
+
+
+def repair(path: Path) -> int:
+    """Cut off a torn last line and return how many bytes that were.
+
+    Only what comes after the last newline is ever cut off: a line with a newline was written whole.
+
+    Raises:
+        RecordError: The journal cannot be read or written.
+    """
+    content = read(path)
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with writing(path):
+            handle = open_regular(path, os.O_WRONLY, in_place=True)
+            try:
+                os.ftruncate(handle, whole)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    return len(content) - whole
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    return content[: content.rfind(b"\n") + 1].splitlines()
+
+
+def _parse(path: Path, number: int, line: bytes) -> JournalRecord:
+    where = f"{path}, line {number}"
+    try:
+        plain = parse(line)
+        record, said = plain["record"], str(plain.get("sha256"))
+        found = digest(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RecordError(f"{where} is no record: {_ADVICE}") from None
+    if said != found:
+        raise RecordError(
+            f"{where} does not match its checksum (it says {said[:64]}, its content has {found}): "
+            f"{_ADVICE}"
+        )
+    try:
+        return Line.model_validate(plain).record
+    except ValidationError as error:
+        raise RecordError(f"{where}: {problem_of(error)}. {_ADVICE}") from None
+
+
+_ADVICE: Final = (
+    "it was damaged or edited after it was written. Nothing was changed: restore the file, or "
+    "delete that line to have its unit run again"
+)

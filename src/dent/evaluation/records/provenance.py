@@ -1,0 +1,60 @@
+"""Which software on which machine did the work; never the environment's variables."""
+
+import os
+import platform
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import torch
+
+from dent.evaluation.records.schema import Session
+
+_PACKAGES: Final = (
+    "torch-dent",
+    "torch",
+    "torchvision",
+    "pyautoattack",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
+
+
+def new_session(device: torch.device) -> Session:
+    """Describe this process, as it begins to work on a run."""
+    return Session(
+        versions={"python": platform.python_version()} | _versions(),
+        platform=platform.platform(),
+        device=_device(device),
+        threads=torch.get_num_threads(),
+        processors=os.cpu_count() or 0,
+        started=now(),
+    )
+
+
+def now() -> str:
+    """The time, UTC, to the microsecond: no two sessions of a run begin at the same."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def later(moment: str) -> str:
+    """The next microsecond after one that `now` gave."""
+    after = datetime.fromisoformat(moment) + timedelta(microseconds=1)
+    return after.isoformat(timespec="microseconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            found[package] = "unknown"
+    return found
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"{device.type}: {platform.processor() or platform.machine()}"

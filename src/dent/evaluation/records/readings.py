@@ -1,0 +1,40 @@
+"""What the answers to the probe's questions mean."""
+
+from typing import Final
+
+from dent.evaluation.records.schema import Company, ProbeRecord
+
+DISTANCE: Final = 2e-3
+"""Relative changes of a logit up to this are arithmetic: kernels differ with the batch's size, and
+on GPUs they round to ten bits."""
+
+
+def moved(company: Company) -> bool:
+    """Whether an answer changed, beyond arithmetic."""
+    return company.distance is None or company.distance > DISTANCE
+
+
+def stateful(probe: ProbeRecord) -> bool:
+    """Whether the same question with the same seed was answered differently later."""
+    return moved(probe.again)
+
+
+def randomized(probe: ProbeRecord) -> bool:
+    """Whether another seed changed the answer (and the same seed did not)."""
+    return moved(probe.repeated) and not stateful(probe)
+
+
+def company(probe: ProbeRecord) -> tuple[Company, ...]:
+    """The questions in which only the rest of the batch differed."""
+    asked = (probe.alone, probe.strangers, probe.permuted)
+    return tuple(found for found in asked if found is not None)
+
+
+def depends(probe: ProbeRecord) -> bool | None:
+    """Whether an answer depends on the rest of the batch; None where that cannot be told.
+
+    It cannot of a batch of one, nor of a defense whose answers move by themselves.
+    """
+    if not company(probe) or stateful(probe) or randomized(probe):
+        return None
+    return any(moved(found) for found in company(probe))

@@ -1,0 +1,193 @@
+"""What is evaluated, as plain values: everything that decides a result, and nothing else."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from dent.errors import ConfigError
+from dent.storage.canonical import Record, digest
+
+SCHEMA_VERSION: Final = 1
+STATIC: Final = "static"
+"""The name of the reference: the model as it was trained, attacked with the same budget."""
+
+Order = Literal["dataset", "shuffled", "by-class"]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Settings(Record):
+    """How the samples are batched, and what comes along.
+
+    Raises:
+        ConfigError: A key is unknown, or a value out of range.
+    """
+
+    n: int | None = Field(default=None, ge=1)
+    """Samples to attack: the first `n` of the dataset, or all."""
+    batch_size: int = Field(default=128, ge=1)
+    """Members of a batch; the last one may be smaller, which is flagged."""
+    order: Order = "dataset"
+    """How the samples are laid into batches. Which samples they are does not depend on it."""
+    mix: float | None = Field(default=None, gt=0, le=1)
+    """Share of every batch that is attacked; the rest are natural images drawn from the dataset.
+    None and 1: all are attacked. At least one member of a batch always is."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """What every seed of the run is derived from."""
+    static: bool = True
+    """Attack the static model with the same budget, to compare with."""
+    transfer: bool = True
+    """Submit to every defense also what was found against the static model."""
+    diagnostics: Literal["cheap", "full"] = "cheap"
+    """`cheap` asks each defense a few times about one batch; `full` also attacks that batch with
+    a huge eps, and with twice the iterations."""
+    tensors: Literal["keep", "drop"] = "keep"
+    """Whether adversarial images stay in the run folder; without them nobody can verify it."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_settings_error(error)) from None
+
+
+class ModelSpec(Record):
+    """The static model."""
+
+    name: str
+    kind: str
+    """Its class."""
+    weights: Sha256
+    """`dent.models.weights_digest`."""
+
+
+class DatasetSpec(Record):
+    """The samples."""
+
+    name: str
+    split: str
+    digest: str
+    size: int
+    classes: tuple[str, ...]
+
+
+class DefenseSpec(Record):
+    """A defense, by what it says of itself."""
+
+    name: str
+    kind: str
+    config: dict[str, JsonValue]
+    weights: Sha256 | None
+    """Digest of its state dict, where it is a module."""
+    batch_dependent: bool
+    """What it declares."""
+
+
+class AttackSpec(Record):
+    """An attack and its hyper-parameters."""
+
+    name: str
+    kind: str
+    config: dict[str, JsonValue]
+    protocol: Literal["frozen", "published"]
+    """`published` attacks all samples in one call and regroups them as it likes."""
+
+
+class ThreatSpec(Record):
+    """The threat model; `eps` as it was written."""
+
+    norm: Literal["linf", "l2", "l1"]
+    eps: str
+    bounds: tuple[float, float]
+
+
+class EvaluationSpec(Record):
+    """All that decides the records of a run."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: ModelSpec
+    dataset: DatasetSpec
+    defenses: tuple[DefenseSpec, ...]
+    """In the order in which they are attacked; the static reference first."""
+    attacks: tuple[AttackSpec, ...]
+    threat: ThreatSpec
+    settings: Settings
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over all fields: two runs with the same identity have the same records."""
+        return digest(self.to_json())
+
+    @property
+    def samples(self) -> int:
+        """How many samples are attacked."""
+        return min(self.settings.n or self.dataset.size, self.dataset.size)
+
+    @property
+    def has_static(self) -> bool:
+        """Whether the static reference is among the defenses."""
+        return any(defense.name == STATIC for defense in self.defenses)
+
+
+def differences(
+    recorded: Any, asked: Any, at: str = "", names: tuple[str, str] = ("the folder has", "this run")
+) -> tuple[str, ...]:
+    """Say, field by field, in what two JSON values differ.
+
+    Args:
+        recorded: What a run folder holds.
+        asked: What was asked for.
+        at: Dotted name of the values, for the sentences.
+        names: What to say before either value.
+    """
+    if recorded == asked:
+        return ()
+    if isinstance(recorded, dict) and isinstance(asked, dict):
+        keys = [*recorded, *(key for key in asked if key not in recorded)]
+        return _among(keys, recorded, asked, at, names)
+    if isinstance(recorded, list) and isinstance(asked, list) and not _named(recorded, asked):
+        if len(recorded) == len(asked):
+            return _among(range(len(recorded)), recorded, asked, at, names)
+    elif isinstance(recorded, list) and isinstance(asked, list):
+        before = {item["name"]: item for item in recorded}
+        after = {item["name"]: item for item in asked}
+        found = differences(before, after, at, names)
+        return found or (f"{at}: the order was {', '.join(before)}, and is now {', '.join(after)}",)
+    return (f"{at}: {names[0]} {_short(recorded)}, {names[1]} {_short(asked)}",)
+
+
+_ABSENT: Final = "nothing"
+
+
+def _among(
+    keys: Any, recorded: Any, asked: Any, at: str, names: tuple[str, str]
+) -> tuple[str, ...]:
+    found: list[str] = []
+    for key in keys:
+        where = f"{at}.{key}" if at else str(key)
+        before, after = (
+            values[key] if isinstance(key, int) else values.get(key, _ABSENT)
+            for values in (recorded, asked)
+        )
+        found += differences(before, after, where, names)
+    return tuple(found)
+
+
+def _named(*lists: list[Any]) -> bool:
+    return all(isinstance(item, dict) and "name" in item for items in lists for item in items)
+
+
+def _short(value: Any) -> str:
+    text = value if value is _ABSENT else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _settings_error(error: ValidationError) -> str:
+    known = ", ".join(Settings.model_fields)
+    found = []
+    for problem in error.errors():
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            found.append(f"there is no setting {name!r}, only {known}")
+        else:
+            found.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+    return f"evaluation settings: {'; '.join(found)}"

@@ -1,0 +1,303 @@
+"""Runs in an object store, by URL: fetched to be read, and mirrored while they are written.
+
+An object store has neither locks nor files that grow, which is what makes a run folder survive a
+crash. So a run is always written in a folder of this machine, and what is recorded goes to the URL
+file by file, each as a whole: tensors first, then the journal that names them.
+"""
+
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from dent.errors import ConfigError, MissingExtraError
+from dent.evaluation.engine.progress import Progress, Report
+from dent.evaluation.records.journal import JOURNAL
+from dent.storage.disk import TEMPORARY
+from dent.storage.errors import RecordError
+from dent.storage.lock import HOLDER, LOCK
+from dent.support.extras import require
+
+_URL: Final = re.compile(r"([a-z][a-z0-9+.:-]+)://")
+_LOCAL: Final = ("file", "local")
+_TENSOR: Final = ".safetensors"
+_EVERY: Final = 10.0
+
+
+class Place:
+    """Where a run is written: a folder here, and what stands for it elsewhere.
+
+    Attributes:
+        folder: On this machine.
+        name: As the user named it.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    def watch(self, report: Report | None) -> Report | None:
+        """Return a report that also sends off what is recorded."""
+        return report
+
+    def push(self) -> None:
+        """Send off what is recorded and was not sent yet."""
+
+    def name_of(self, path: Path) -> str:
+        """What the user would call a path in the folder."""
+        return f"{self.name}/{path.relative_to(self.folder).as_posix()}".removesuffix("/.")
+
+
+class _Mirror(Place):
+    """A folder here that is copied to a URL as it grows."""
+
+    def __init__(self, folder: Path, name: str, every: float) -> None:
+        super().__init__(folder, name)
+        self._remote = _Remote(name)
+        self._every = every
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._journals: dict[str, int] = {}
+        self._last, self._done = time.monotonic(), 0
+
+    def fetch(self) -> bool:
+        """Bring here what is there; whether there was anything."""
+        found = self._remote.fetch(self.folder, tensors=True)
+        self._sent = self._local()
+        self._journals = {n: size for n, (size, _) in self._sent.items() if _is_journal(n)}
+        return found
+
+    def watch(self, report: Report | None) -> Report:
+        """Return a report that also sends off what is recorded, every few seconds."""
+
+        def watched(state: Progress) -> None:
+            due = time.monotonic() - self._last >= self._every
+            if state.done != self._done and due:
+                self.push()
+                self._last, self._done = time.monotonic(), state.done
+            if report is not None:
+                report(state)
+
+        return watched
+
+    def push(self) -> None:
+        """Send off what is recorded and was not sent yet.
+
+        Raises:
+            RecordError: It cannot be written, or somebody else is writing there.
+        """
+        here = self._local()
+        changed = [name for name, state in here.items() if self._sent.get(name) != state]
+        for name in sorted(changed, key=_rank):
+            if _is_journal(name):
+                self._refuse_another(name)
+                self._journals[name] = here[name][0]
+            self._remote.put(name, (self.folder / name).read_bytes())
+            self._sent[name] = here[name]
+        for name in [name for name in self._sent if name not in here]:
+            self._remote.remove(name)
+            del self._sent[name]
+
+    def _refuse_another(self, name: str) -> None:
+        there, known = self._remote.size(name), self._journals.get(name)
+        if there != known:
+            raise RecordError(
+                f"{self.name} is being written to by another process: {name} has "
+                f"{'nothing' if there is None else f'{there} bytes'} there, and this one left it "
+                f"with {'nothing' if known is None else f'{known} bytes'}. Stop one of them, and "
+                "run the same command again"
+            )
+
+    def _local(self) -> dict[str, tuple[int, int]]:
+        """Size and time of all files that belong to a run."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            ours = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
+            if path.is_file() and not ours:
+                state = path.stat()
+                found[path.relative_to(self.folder).as_posix()] = (state.st_size, state.st_mtime_ns)
+        return found
+
+
+class _Remote:
+    """The files below a URL, by their names relative to it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._files, root = _open(url)
+        self._root = root.rstrip("/")
+
+    def fetch(self, folder: Path, *, tensors: bool) -> bool:
+        """Copy all files to a folder; whether there were any."""
+        with self._trouble("read"):
+            self._files.invalidate_cache()
+            paths = self._files.find(self._root)
+            for path in paths:
+                name = str(path)[len(self._root) :].lstrip("/")
+                if not name or ".." in Path(name).parts:
+                    raise RecordError(f"{self._url} is a file, or holds a name {name!r}: no run")
+                if tensors or not name.endswith(_TENSOR):
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    self._files.get_file(path, str(folder / name))
+        return bool(paths)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file as a whole."""
+        with self._trouble("write"):
+            path = f"{self._root}/{name}"
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(path, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with self._trouble("write"):
+            self._files.rm_file(f"{self._root}/{name}")
+
+    def size(self, name: str) -> int | None:
+        """Size of a file in bytes; None if there is none."""
+        with self._trouble("read"):
+            self._files.invalidate_cache()
+            with suppress(FileNotFoundError):
+                return int(self._files.info(f"{self._root}/{name}")["size"])
+        return None
+
+    @contextmanager
+    def _trouble(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except RecordError:
+            raise
+        except Exception as error:  # every store has errors of its own
+            raise RecordError(
+                f"cannot {verb} {self._url}: {type(error).__name__}: {error}. What was recorded "
+                "there before is safe: run the same command again once it can be reached"
+            ) from error
+
+
+def is_url(where: str) -> bool:
+    """Whether a text names a place by URL; a `file://` one is a path."""
+    return _URL.match(where) is not None
+
+
+@contextmanager
+def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator[Place]:
+    """Give a folder to write a run to; what is written goes to where the user wants it.
+
+    A path is that folder itself. What lies at a URL is fetched first, so that a run goes on; at the
+    end, however it ends, and every few seconds in between, what was recorded is sent.
+
+    Args:
+        where: A path or URL.
+        new: Refuse a URL at which something lies.
+        every: Seconds between two sendings.
+
+    Raises:
+        ConfigError: There is no such kind of URL.
+        MissingExtraError: It takes a package that is not installed.
+        RecordError: It cannot be read or written, or another process writes to it.
+    """
+    if not _remote(where):
+        yield Place(_path(where), where)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="dent-"))
+    sent = True
+    try:
+        mirror = _Mirror(scratch / _last_part(where), where.rstrip("/"), every)
+        if mirror.fetch() and new:
+            raise RecordError(f"{where} is there already: choose another place")
+        sent = False
+        try:
+            yield mirror
+        except BaseException:
+            sent = _sent_at_last(mirror)  # what ended the run matters more than what becomes of it
+            raise
+        try:
+            mirror.push()
+            sent = True
+        except RecordError as error:
+            raise RecordError(f"{error}. {_lies_in(mirror)}") from error
+        except BaseException:
+            sent = _sent_at_last(mirror)
+            raise
+    finally:
+        if sent:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def fetched(where: str, *, tensors: bool = True) -> Iterator[Path]:
+    """Give a folder to read a run from: the path itself, or a copy of what lies at a URL.
+
+    Args:
+        where: A path or URL.
+        tensors: Fetch adversarial images, too.
+
+    Raises:
+        ConfigError: There is no such kind of URL.
+        MissingExtraError: It takes a package that is not installed.
+        RecordError: There is nothing, or it cannot be read.
+    """
+    if not _remote(where):
+        yield _path(where)
+        return
+    with tempfile.TemporaryDirectory(prefix="dent-") as scratch:
+        folder = Path(scratch) / _last_part(where)
+        if not _Remote(where).fetch(folder, tensors=tensors):
+            raise RecordError(f"there is nothing at {where}")
+        yield folder
+
+
+def _sent_at_last(mirror: _Mirror) -> bool:
+    try:
+        mirror.push()
+    except RecordError as error:
+        warnings.warn(f"{error}. {_lies_in(mirror)}", stacklevel=2)
+        return False
+    return True
+
+
+def _lies_in(mirror: _Mirror) -> str:
+    return f"All that was recorded lies in {mirror.folder}"
+
+
+def _remote(where: str) -> bool:
+    match = _URL.match(where)
+    return match is not None and match[1] not in _LOCAL
+
+
+def _path(where: str) -> Path:
+    return Path(where.partition("://")[2] if is_url(where) else where)
+
+
+def _last_part(where: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=_-]", "_", where.rstrip("/").rpartition("/")[2]) or "run"
+
+
+def _is_journal(name: str) -> bool:
+    return name.rpartition("/")[2] == JOURNAL
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Tensors, then the journals that name them, then the rest."""
+    return 0 if name.endswith(_TENSOR) else 1 if _is_journal(name) else 2, name
+
+
+def _open(url: str) -> tuple[Any, str]:
+    fsspec = require("fsspec", url, extra="ray")
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{url} needs a package that is not installed: {error}. With pip: pip install s3fs "
+            "for s3, gcsfs for gs, adlfs for az"
+        ) from error
+    except ValueError as error:
+        known = ", ".join(sorted(fsspec.available_protocols()))
+        raise ConfigError(
+            f"{url} cannot be written to or read: {error}. Expected a path, or a URL of a store "
+            f"that fsspec knows: {known}"
+        ) from error
+    return files, str(root)

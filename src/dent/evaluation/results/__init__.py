@@ -1,0 +1,1 @@
+"""From records to numbers: scores, worst case, intervals, diagnostics, the verdict."""

@@ -1,0 +1,178 @@
+"""From the records of a run to its result."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from dent.evaluation.records.plan import Plan
+from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
+from dent.evaluation.results import diagnostics, tells
+from dent.evaluation.results.ladder import ladder_of
+from dent.evaluation.results.result import AttackSummary, Count, DefenseResult, EvaluationResult
+from dent.evaluation.results.sanity import suspicions
+from dent.evaluation.results.scoring import Rights, Scores, score
+from dent.evaluation.results.symptoms import symptoms_of
+from dent.evaluation.results.verdict import RULES, bootstrap_seed, with_verdicts
+from dent.evaluation.results.worst_case import (
+    by_sample,
+    dependence_of,
+    difference_to,
+    repeated_of,
+    worst_of,
+)
+from dent.evaluation.submission.submission import merge_traces
+from dent.evaluation.suites import looks_through, stand_of
+
+
+def summarize(
+    spec: EvaluationSpec,
+    plan: Plan,
+    records: Mapping[str, JournalRecord],
+    planned: int,
+    sessions: Sequence[Session],
+) -> EvaluationResult:
+    """Derive a result; equal records give an equal result.
+
+    Args:
+        spec: What was evaluated.
+        plan: Its batches.
+        records: By key; those of the units that are done.
+        planned: How many units there are in all.
+        sessions: The processes that worked on it.
+    """
+    scores = score(spec, plan, records)
+    complete = len(records) == planned
+    defenses = {each.name: _defense(each, scores, spec) for each in spec.defenses}
+    return EvaluationResult(
+        status="complete" if complete else "partial",
+        rules=RULES,
+        identity=spec.identity,
+        spec=spec,
+        samples=plan.attacked,
+        batches=len(plan.batches),
+        units_done=len(records),
+        units_planned=planned,
+        defenses=with_verdicts(defenses, scores, spec, complete=complete),
+        diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
+        sessions=tuple(sessions),
+        timing=_total_timing(sessions),
+    )
+
+
+def _defense(
+    defense: DefenseSpec, all_scores: Mapping[str, Scores], spec: EvaluationSpec
+) -> DefenseResult:
+    scores = all_scores[defense.name]
+    dependence = dependence_of(defense, scores)
+    natural = list(scores.submissions["natural"].values())
+    missing = sum(piece.missing for piece in natural)
+    attacks = tuple(_attack(name, scores) for name in scores.submissions if name != "natural")
+    difference = None
+    if defense.name != STATIC and STATIC in all_scores:
+        difference = difference_to(all_scores[STATIC], scores, dependence, bootstrap_seed(spec))
+    unattacked = _count([piece.attacked for piece in natural])
+    return DefenseResult(
+        natural=unattacked,
+        bystanders=_count([piece.company for piece in natural]),
+        attacks=attacks,
+        worst=worst_of(scores, dependence),
+        difference=difference,
+        dependence=dependence,
+        trace=merge_traces([record.trace for record in scores.records["natural"]]),
+        non_finite=missing,
+        diagnostics=diagnostics.of_defense(
+            defense.name,
+            scores.probe,
+            dependence,
+            attacks,
+            missing,
+            has_static=spec.has_static,
+            looks_through=looks_through(spec),
+            stands={each.name: stand_of(each) for each in spec.attacks},
+            symptoms=symptoms_of(scores, spec, by_sample=by_sample(dependence)),
+            apart=_apart(scores),
+        )
+        + suspicions(unattacked, len(spec.dataset.classes), scores)
+        + tells.of_defense(defense, scores.records, unattacked.correct, attacks),
+        timing=_timing(scores),
+        ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
+        repeated=repeated_of(scores, dependence),
+    )
+
+
+def _apart(scores: Scores) -> dict[str, float]:
+    """By view, how far any answer lay from the one that was served."""
+    found: dict[str, float] = {}
+    for records in scores.records.values():
+        for record in records:
+            for name, value in record.apart.items():
+                found[name] = max(value, found.get(name, 0.0))
+    return found
+
+
+def _attack(name: str, scores: Scores) -> AttackSummary:
+    kind, _, attack = name.partition("/")
+    records = scores.records[name]
+    pieces = list(scores.submissions[name].values())
+    rights = [hit > 0.5 for piece in pieces for hit in piece.attacked]
+    fell = [claim for record in records for claim in record.claimed or ()]
+    own = kind == "attack"
+    return AttackSummary(
+        kind=kind,  # type: ignore[arg-type]
+        attack=attack or None,
+        served=_count([piece.attacked for piece in pieces]),
+        bystanders=_count([piece.company for piece in pieces]),
+        claimed=Count.of(len(fell) - sum(fell), len(fell)) if own else None,
+        claimed_but_served=sum(a and b for a, b in zip(fell, rights, strict=True)) if own else 0,
+        served_wrong_unclaimed=(
+            sum(not a and not b for a, b in zip(fell, rights, strict=True)) if own else 0
+        ),
+        after=_after(records, len(fell)),
+        black_box=own and bool(records) and not any(record.backwards for record in records),
+        queries=sum(record.queries for record in records),
+        backwards=sum(record.backwards for record in records),
+        non_finite=sum(piece.missing for piece in pieces),
+        non_finite_in_attack=sum(record.non_finite for record in records),
+        trace=merge_traces([record.trace for record in records]),
+        notes=tuple(dict.fromkeys(note for record in records for note in record.notes)),
+        batches=len(pieces),
+        timing={
+            "attack": sum(record.timing.attack for record in records),
+            "serve": sum(record.timing.serve for record in records),
+        },
+    )
+
+
+def _after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
+    parts: dict[str, int] = {}
+    for record in records:
+        for part, fell in (record.claimed_after or {}).items():
+            parts[part] = parts.get(part, 0) + fell
+    return {part: Count.of(total - fell, total) for part, fell in parts.items()}
+
+
+def _timing(scores: Scores) -> dict[str, float]:
+    natural = [record.timing for record in scores.records["natural"]]
+    everything = [record.timing.total for records in scores.records.values() for record in records]
+    timing = {"total_seconds": sum(everything), "batches": float(len(natural))}
+    if natural:
+        timing["seconds"] = median(each.serve for each in natural)
+    # The static model is its own yardstick: it was not timed twice.
+    pairs = [(each.serve, each.static or each.serve) for each in natural if each.serve > 0]
+    if pairs:
+        timing["static_seconds"] = median(static for _, static in pairs)
+        timing["relative"] = median(own / static for own, static in pairs)
+    return timing
+
+
+def _total_timing(sessions: Sequence[Session]) -> dict[str, float]:
+    names = ("total", "attack", "serve", "probe")
+    timing = {name: sum(session.timing.get(name, 0.0) for session in sessions) for name in names}
+    if timing["total"] > 0:
+        rest = timing["total"] - timing["attack"] - timing["serve"] - timing["probe"]
+        timing["overhead"] = max(rest, 0.0) / timing["total"]
+    return timing
+
+
+def _count(rights: Sequence[Rights]) -> Count:
+    return Count.of(round(sum(map(sum, rights))), sum(map(len, rights)))

@@ -1,0 +1,87 @@
+"""Notice a defense that writes into the static model, which everything is compared with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from dent.attacks import Defense
+from dent.defenses import ReferenceDefense
+from dent.defenses.dent import Dent
+from dent.errors import InputError
+from dent.evaluation.submission.fresh import Instance
+from dent.models.weights import weights_digest
+
+
+class Guard:
+    """Knows a model's weights, and looks whether they are still the same.
+
+    Every write that PyTorch counts is noticed at once and costs nothing to look for; one that it
+    does not count (through `.data`) is noticed when the weights are read, by `thorough`.
+
+    Args:
+        model: The static model.
+        weights: Its `weights_digest` as it was.
+    """
+
+    def __init__(self, model: nn.Module, weights: str) -> None:
+        self._model, self._weights = model, weights
+        self._versions = _versions(model)
+
+    def check(self, suspect: str, *, thorough: bool = False) -> None:
+        """Look, after something ran that should not have written.
+
+        Args:
+            suspect: The name of the defense that ran.
+            thorough: Read the weights, whatever PyTorch counted.
+
+        Raises:
+            InputError: The weights are not what they were.
+        """
+        versions = _versions(self._model)
+        if versions == self._versions and not thorough:
+            return
+        self._versions = versions
+        self._compare(suspect, self._model)
+
+    def check_copy(self, suspect: str, asked: Instance, *, thorough: bool = False) -> None:
+        """Look at the static model that a copy of a defense holds, as at the model itself.
+
+        Raises:
+            InputError: The weights are not what they were.
+        """
+        if asked.model is not None and (thorough or asked.wrote()):
+            self._compare(suspect, asked.model)
+
+    def _compare(self, suspect: str, model: nn.Module) -> None:
+        if weights_digest(model) != self._weights:
+            raise InputError(
+                f"the defense {suspect!r} wrote into the static model it was made from: what is "
+                "attacked as the static reference would no longer be the trained model. Give the "
+                "defense a model of its own, copy.deepcopy(model). What it did was not recorded"
+            )
+
+
+@contextmanager
+def put_back(defense: Defense) -> Iterator[None]:
+    """Undo what questions outside of a run did to a defense's own weights and buffers."""
+    if not isinstance(defense, nn.Module) or isinstance(defense, Dent | ReferenceDefense):
+        yield  # no state dict to put back, or one that is never written to
+        return
+    state = {name: tensor.detach().clone() for name, tensor in defense.state_dict().items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            defense.load_state_dict(state)
+
+
+def _versions(model: nn.Module) -> tuple[Any, ...]:
+    """Which tensors a model has, and how often each was written to."""
+    return tuple(
+        (id(tensor), None if tensor.is_inference() else tensor._version)
+        for tensor in chain(model.parameters(), model.buffers())
+    )

@@ -1,0 +1,360 @@
+"""The dynamic suite: which attacks a dynamic defense must have met before anybody rules on it.
+
+A suite is data. What differs between budgets is how long each attack tries, never which kinds of
+attack there are, but for the one that is marked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final, Literal, get_args
+
+from dent.attacks import Attack, make
+from dent.errors import UnknownNameError
+from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
+from dent.evaluation.subject import attack_spec
+from dent.threat import Norm, ThreatModel
+
+SuiteName = Literal["dynamic", "dynamic-1"]
+"""`dynamic` is the newest version; an older one has its number."""
+Budget = Literal["small", "standard", "full"]
+SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
+BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
+"""Each is at least the one before it, in everything."""
+
+_COUNTS: Final = (
+    "iterations",
+    "rounds",
+    "restarts",
+    "targets",
+    "submissions",
+    "lessons",
+    "epochs",
+)
+_ENVIRONMENT: Final = ("pyautoattack", "batch_size")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One attack of a suite.
+
+    Attributes:
+        name: What it is called in tables and records.
+        attack: By which name `dent.attacks.make` knows it.
+        fixed: Settings of every budget.
+        counts: Settings by budget: one value for each of `BUDGETS`.
+        begins: The smallest budget that has it.
+        mixed: It attacks the natural members of mixed batches, and is left out of others.
+    """
+
+    name: str
+    attack: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    begins: Budget = "small"
+    mixed: bool = False
+
+    def settings(self, budget: Budget) -> dict[str, Any]:
+        """Its settings under a budget."""
+        at = BUDGETS.index(budget)
+        return {**self.fixed, **{key: values[at] for key, values in self.counts.items()}}
+
+    def make(self, budget: Budget) -> Attack:
+        """The attack under a budget."""
+        attack = make(self.attack, **self.settings(budget))
+        attack.name = self.name
+        return attack
+
+
+_APGD: Final = {"iterations": (20, 50, 100), "restarts": (1, 1, 2)}
+_AIMED: Final = {**_APGD, "targets": (1, 3, 9)}
+_ROUNDS: Final = {
+    "rounds": (3, 10, 10),
+    "iterations": (10, 20, 50),
+    "restarts": (1, 1, 2),
+    "targets": (0, 1, 3),
+}
+_LOSSES: Final = {"losses": "ce+margin"}
+
+DYNAMIC: Final = (
+    # Looks at other models alone: passes without adaptation.
+    Member(
+        "adaptive-transfer",
+        "adaptive-transfer",
+        {"losses": "margin", "targeted": "margin"},
+        {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
+    ),
+    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    Member(
+        "surrogates",
+        "surrogates",
+        {},
+        {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
+    ),
+    # Adapts once a round.
+    Member("fpa", "fpa", {}, _ROUNDS),
+    Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
+    Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
+    # Adapts at every pass.
+    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    Member("adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED),
+    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
+    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    Member(
+        "eot",
+        "adaptive-stop-gradient",
+        {"losses": "margin", "unmask": True},
+        {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
+    ),
+    # Looks through the adaptation.
+    Member("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
+    Member(
+        "adaptive-unrolled-warm",
+        "adaptive-unrolled",
+        {"losses": "margin", "warm": True},
+        {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
+    ),
+    Member(
+        "gmsa-min-unrolled",
+        "gmsa-min",
+        {"unrolled": True},
+        {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
+        begins="full",
+    ),
+    Member("collateral", "collateral", {}, _APGD, mixed=True),
+    # By queries alone.
+    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+)
+"""In the order in which they run. What each finds against the static model is replayed on every
+defense by the engine."""
+
+_FIRST: Final = (
+    # Looks at the static base alone: passes without adaptation.
+    Member(
+        "adaptive-transfer",
+        "adaptive-transfer",
+        {"losses": "margin", "targeted": "margin"},
+        {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
+    ),
+    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    # Adapts once a round.
+    Member("fpa", "fpa", {}, _ROUNDS),
+    Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
+    Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
+    # Adapts at every pass.
+    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    Member("adaptive-stop-gradient", "adaptive-stop-gradient", _LOSSES, _AIMED),
+    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
+    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    Member(
+        "eot",
+        "adaptive-stop-gradient",
+        {"losses": "margin"},
+        {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
+    ),
+    # Looks through the adaptation.
+    Member("adaptive-unrolled", "adaptive-unrolled", {**_LOSSES, "warm": True}, _AIMED),
+    Member(
+        "gmsa-min-unrolled",
+        "gmsa-min",
+        {"unrolled": True},
+        {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
+        begins="full",
+    ),
+    Member("collateral", "collateral", {}, _APGD, mixed=True),
+    # By queries alone.
+    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+)
+"""The suite of version 1, by which older runs are known. It is not run any more."""
+
+VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: DYNAMIC}
+VERSION: Final = max(VERSIONS)
+"""Of `dynamic`."""
+
+
+_VERSION_OF: Final[Mapping[str, int]] = {"dynamic": VERSION, "dynamic-1": 1}
+
+
+def name_of(version: int) -> SuiteName:
+    """What a version of the suite is called."""
+    return "dynamic" if version == VERSION else "dynamic-1"
+
+
+def members(
+    name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
+) -> tuple[Member, ...]:
+    """The members of a suite under a budget.
+
+    Args:
+        name: `dynamic`, or an older version of it.
+        budget: `small`, `standard` or `full`.
+        mixed: Batches have natural members, too (`Settings.mix`).
+
+    Raises:
+        UnknownNameError: There is no such suite or budget.
+    """
+    if name not in SUITES:
+        raise UnknownNameError(f"no suite is called {name!r}; there is {', '.join(SUITES)}")
+    if budget not in BUDGETS:
+        raise UnknownNameError(f"no budget is called {budget!r}; there are {', '.join(BUDGETS)}")
+    at = BUDGETS.index(budget)
+    return tuple(
+        each
+        for each in VERSIONS[_VERSION_OF[name]]
+        if BUDGETS.index(each.begins) <= at and (mixed or not each.mixed)
+    )
+
+
+def suite(
+    name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
+) -> tuple[Attack, ...]:
+    """The attacks of a suite, to hand to a `Subject`.
+
+    Args:
+        name: `dynamic`, or an older version of it, to check an older run with.
+        budget: `small`, `standard` or `full`.
+        mixed: Batches have natural members, too (`Settings.mix`): attack those as well.
+
+    Raises:
+        UnknownNameError: There is no such suite or budget.
+
+    Example:
+        >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, suite("dynamic"), threat)
+        >>> evaluate(subject).defenses["dent"].verdict
+    """
+    return tuple(each.make(budget) for each in members(name, budget, mixed=mixed))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The suite as an evaluation runs it.
+
+    Attributes:
+        version: Of the suite.
+        budget: The largest that is covered whole.
+        ran_as: By member of the suite, the name of the attack.
+    """
+
+    version: int
+    budget: Budget
+    ran_as: Mapping[str, str]
+
+
+def coverage_of(spec: EvaluationSpec) -> Coverage | None:
+    """The newest suite, and its largest budget, that an evaluation runs whole; None without any."""
+    for version in sorted(VERSIONS, reverse=True):
+        for budget in reversed(BUDGETS):
+            found = ran_as(spec, budget, version)
+            if found is not None:
+                return Coverage(version, budget, found)
+    return None
+
+
+def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict[str, str] | None:
+    """By which attacks of an evaluation the members of the suite are covered.
+
+    An attack covers a member if it is of the same kind and tries at least as long; so who chose a
+    larger budget, or named all attacks alone, has run the suite too.
+
+    Returns:
+        By member, the name of the attack; None where a member is not covered.
+    """
+    found: dict[str, str] = {}
+    for asked in _asked(budget, spec.threat.norm, _mixed(spec), version):
+        name = next((each.name for each in spec.attacks if _covers(each, asked)), None)
+        if name is None:
+            return None
+        found[asked.name] = name
+    return found
+
+
+def budget_of(spec: EvaluationSpec) -> Budget | None:
+    """The largest budget under which an evaluation runs a whole suite; None where it does not."""
+    found = coverage_of(spec)
+    return None if found is None else found.budget
+
+
+def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
+    """The suite and budget whose attacks are those of an evaluation, no more and no less."""
+    ours = [_described(each) for each in spec.attacks]
+    for version in sorted(VERSIONS, reverse=True):
+        for budget in BUDGETS:
+            asked = _asked(budget, spec.threat.norm, _mixed(spec), version)
+            if [_described(each) for each in asked] == ours:
+                return name_of(version), budget
+    return None
+
+
+def looks_through(spec: EvaluationSpec) -> bool:
+    """Whether an attack of an evaluation follows the exact gradient."""
+    return any(map(is_exact, spec.attacks))
+
+
+def is_exact(attack: AttackSpec) -> bool:
+    """Whether an attack follows the exact gradient, through all steps of the adaptation."""
+    return attack.config.get("rung") == "unrolled" or bool(attack.config.get("unrolled"))
+
+
+Stand = Literal["white-box", "transfer", "other"]
+"""What an attack with gradients can show of them: those of the defense, of other models, or neither
+for sure, since it begins with what another attack has found."""
+
+
+def stand_of(attack: AttackSpec) -> Stand:
+    """Whose gradients an attack follows, if it follows any."""
+    rung = attack.config.get("rung")
+    if rung == "transfer" or "lessons" in attack.config:
+        return "transfer"
+    return "other" if rung == "fewer-steps" or attack.config.get("warm") else "white-box"
+
+
+def is_model_space(attack: AttackSpec) -> bool:
+    """Whether an attack is on the models that a defense may adapt to."""
+    return "ensemble" in attack.config
+
+
+def _mixed(spec: EvaluationSpec) -> bool:
+    return spec.settings.mix is not None
+
+
+@cache
+def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[AttackSpec, ...]:
+    """The suite as it would be recorded; eps makes no difference to that."""
+    threat = ThreatModel(norm, 1.0)
+    attacks = suite(name_of(version), budget, mixed=mixed)
+    return tuple(attack_spec(each, threat) for each in attacks)
+
+
+def _described(attack: AttackSpec) -> tuple[str, str, dict[str, Any]]:
+    config = {key: value for key, value in attack.config.items() if key not in _ENVIRONMENT}
+    return attack.name, attack.kind, config
+
+
+def _covers(recorded: AttackSpec, asked: AttackSpec) -> bool:
+    return recorded.kind == asked.kind and _at_least(recorded.config, asked.config)
+
+
+def _at_least(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return all(
+        key in recorded and _reaches(key, recorded[key], value)
+        for key, value in asked.items()
+        if key not in _ENVIRONMENT
+    )
+
+
+def _reaches(key: str, recorded: Any, asked: Any) -> bool:
+    if key in _COUNTS:
+        return bool(recorded >= asked)
+    if key == "losses":
+        return set(asked) <= set(recorded)
+    if key == "parts":
+        return all(any(_at_least(here, part) for here in recorded) for part in asked)
+    return bool(recorded == asked)

@@ -1,0 +1,145 @@
+"""Several runs that differ in one setting, in one folder."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Final, Literal, Protocol
+
+from pydantic import Field
+
+from dent.errors import ConfigError
+from dent.evaluation.engine.progress import Progress, Report
+from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.spec import SCHEMA_VERSION, Settings
+from dent.evaluation.results.result import EvaluationResult
+from dent.evaluation.run import evaluate
+from dent.evaluation.subject import Subject
+from dent.storage.canonical import Record
+from dent.storage.disk import is_there, write_atomically, writing
+from dent.storage.errors import RecordError
+from dent.threat import ThreatModel
+
+SWEEP: Final = "sweep.json"
+_FOLDER: Final = r"^[A-Za-z][A-Za-z-]*=[A-Za-z0-9._-]*$"  # as folder_name makes them
+Over = Literal["batch_size", "order", "mix", "seed", "n", "eps"]
+Value = int | float | str | None
+
+
+class Evaluate(Protocol):
+    """Whatever evaluates as `dent.evaluation.evaluate` does."""
+
+    def __call__(
+        self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
+    ) -> EvaluationResult:
+        """Evaluate."""
+        ...
+
+
+class SweepRecord(Record):
+    """`sweep.json`: which runs lie in the folder."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    over: Over
+    runs: dict[str, Annotated[str, Field(pattern=_FOLDER)]]
+    """By value, the folder's name."""
+
+
+def sweep(
+    subject: Subject,
+    settings: Settings,
+    *,
+    over: Over,
+    values: Sequence[Value],
+    out: Path | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
+    evaluate: Evaluate = evaluate,
+) -> dict[str, EvaluationResult]:
+    """Evaluate once for every value of one setting.
+
+    Args:
+        subject: What is evaluated.
+        settings: All other settings.
+        over: The setting; `eps` is the threat model's radius.
+        values: Its values, in the order in which they run.
+        out: A folder that holds one run folder per value, each resumed on its own; more values
+            may be added later.
+        progress: Called with the value, as text, and the progress of its run.
+        evaluate: What does each run.
+
+    Returns:
+        The results by value, as text.
+
+    Raises:
+        ConfigError: There are no values, one is there twice, or one is out of range.
+        RecordError: `out` holds a sweep over something else; and all that `evaluate` raises.
+    """
+    runs = variants(subject, settings, over, values)
+    if out is not None:
+        _register(Path(out), over, {value: folder_name(over, value) for value in runs})
+    results = {}
+    for value, (one, chosen) in runs.items():
+        folder = None if out is None else Path(out) / folder_name(over, value)
+        results[value] = evaluate(one, chosen, out=folder, progress=_named(progress, value))
+    return results
+
+
+def variants(
+    subject: Subject, settings: Settings, over: Over, values: Sequence[Value]
+) -> dict[str, tuple[Subject, Settings]]:
+    """What each run of a sweep evaluates, by value as text.
+
+    Raises:
+        ConfigError: There are no values, one is there twice, or one is out of range.
+    """
+    runs: dict[str, tuple[Subject, Settings]] = {}
+    for value in values:
+        if str(value) in runs:
+            raise ConfigError(f"the sweep over {over} has the value {value} twice")
+        if over == "eps":
+            threat = ThreatModel(subject.threat.norm, value or 0, subject.threat.bounds)
+            runs[threat.written] = replace(subject, threat=threat), settings
+        else:
+            chosen = Settings(**{**settings.to_json(), over: value})
+            runs[str(value)] = subject, chosen
+    if not runs:
+        raise ConfigError(f"a sweep over {over} needs values")
+    return runs
+
+
+def folder_name(over: str, value: str) -> str:
+    """The run folder of a value: `batch-size=16`, `eps=8_255`."""
+    return f"{over.replace('_', '-')}={re.sub(r'[^A-Za-z0-9.-]', '_', value)}"
+
+
+def read_sweep(path: Path) -> Mapping[str, Path]:
+    """The run folders of a sweep, by value.
+
+    Raises:
+        RecordError: There is no sweep there, or it is damaged.
+    """
+    record = read_record(path / SWEEP, SweepRecord)
+    return {value: path / name for value, name in record.runs.items()}
+
+
+def _register(path: Path, over: Over, runs: dict[str, str]) -> None:
+    if is_there(path / SWEEP):
+        known = read_record(path / SWEEP, SweepRecord)
+        if known.over != over:
+            raise RecordError(
+                f"{path} holds a sweep over {known.over}, not {over}; nothing was changed. Choose "
+                "another folder"
+            )
+        runs = known.runs | runs
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RecordError(
+            f"{path} holds something that is no sweep: nothing was changed; choose a new or empty "
+            "folder"
+        )
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / SWEEP, dump(SweepRecord(over=over, runs=runs)))
+
+
+def _named(progress: Callable[[str, Progress], None] | None, value: str) -> Report | None:
+    return None if progress is None else lambda state: progress(value, state)

@@ -1,0 +1,1 @@
+"""Checking a finished run: its files, its submissions, its attacks."""

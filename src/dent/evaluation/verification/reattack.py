@@ -1,0 +1,250 @@
+"""Run recorded attacks again, and compare: what no check of records alone can find."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from scipy.stats import binomtest
+from torch import Tensor
+
+from dent.errors import ConfigError
+from dent.evaluation.engine.execute import Batches, execute, prepare
+from dent.evaluation.records.folder import packed
+from dent.evaluation.records.plan import Unit, units
+from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.schema import JournalRecord, UnitRecord
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.subject import Subject
+from dent.evaluation.submission.submission import device_of
+from dent.storage.canonical import Record, without_timing
+from dent.storage.errors import RecordError
+
+LEVEL: Final = 0.001
+"""Of the paired test, over all defenses together."""
+_ALWAYS: Final = frozenset({"claimed", "claimed_after", "tensor"})
+"""Optional fields that every attack's record has had."""
+
+
+@dataclass(frozen=True)
+class Reattack:
+    """Which attack units of a run to attack again.
+
+    Attributes:
+        count: How many; None for all.
+        nonce: Decides which. It must have been fixed after the run was handed over, by somebody
+            else than who made it: a later block of a public chain, the draw of a lottery, a number
+            that the reviewer rolls.
+
+    Raises:
+        ConfigError: There are none, or nothing decides which.
+    """
+
+    count: int | None = None
+    nonce: str = ""
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"expected at least 1 attack to run again, or all, got {self.count}")
+        if self.count is not None and not self.nonce:
+            raise ConfigError(
+                "which attacks to run again is drawn by a nonce that was fixed after the run, so "
+                "that whoever made it could not know them: name one, or run all again"
+            )
+
+    def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
+        """The units to attack again, in their order: those first by SHA-256 of nonce and key."""
+        done = [
+            unit
+            for unit in units(recorded.run.spec, recorded.plan)
+            if unit.kind == "attack" and unit.key in recorded.records
+        ]
+        if self.count is None:
+            return tuple(done)
+        drawn = sorted(done, key=lambda unit: _lot(self.nonce, recorded.run.identity, unit.key))
+        chosen = {unit.key for unit in drawn[: self.count]}
+        return tuple(unit for unit in done if unit.key in chosen)
+
+
+class Paired(Record):
+    """Of one defense, who stood after the recorded attacks and after those that were run again."""
+
+    defense: str
+    members: int
+    stood: int
+    """As recorded."""
+    stands: int
+    """When attacked again."""
+    only_stood: int
+    """Members that stood as recorded, and fall when they are attacked again."""
+    only_stands: int
+    """The other way round."""
+    p_value: float
+    """Two-sided exact sign test of the two (McNemar's), taking members for independent."""
+
+
+class Reattacked(Record):
+    """What attacking again found."""
+
+    drawn: Literal["some", "all"]
+    nonce: str | None
+    """Null of all."""
+    units: tuple[str, ...]
+    """Keys of what was attacked again."""
+    of: int
+    """How many attack units are recorded."""
+    same: int
+    """Those that came out the same: images, predictions, claims and queries, bit for bit."""
+    same_place: bool
+    """Whether the software and the kind of device are those of the run, so that they must."""
+    level: float = LEVEL
+    """What a p-value must stay above, over the number of defenses."""
+    paired: tuple[Paired, ...]
+    """By defense, over the units that did not come out the same."""
+
+
+class Attacker:
+    """Runs attack units of a recorded run again, one by one, from their recorded seeds.
+
+    Args:
+        recorded: The run.
+        subject: What was evaluated.
+    """
+
+    def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
+        spec = recorded.run.spec
+        self._recorded = recorded
+        subject = subject.sized(spec.settings)
+        self._kept = _Kept(recorded)
+        self._run = prepare(subject, spec, recorded.plan, self._kept)
+        self._batches = Batches(self._run)
+        self._same_place = _same_place(recorded, subject)
+        self._others: dict[str, list[tuple[bool, bool]]] = {}
+        self._unlike: list[str] = []
+        self._done: list[str] = []
+
+    def check(self, unit: Unit) -> None:
+        """Attack again, and compare."""
+        execute(self._run, unit, self._batches)
+        then = self._recorded.records[unit.key]
+        now = self._kept.taken()
+        if not isinstance(then, UnitRecord):
+            raise RecordError(f"{unit.key} is no attack")
+        self._done.append(unit.key)
+        found = _unlike(then, now)
+        if found:
+            self._unlike.append(f"{unit.key}: {', '.join(found)} not the same when attacked again")
+            before, after = (self._right(unit, record.served) for record in (then, now))
+            pairs = self._others.setdefault(unit.defense, [])
+            pairs += zip(before, after, strict=True)
+
+    def conclude(self, asked: Reattack) -> Reattacked:
+        """What was found, over all units."""
+        recorded = self._recorded
+        return Reattacked(
+            drawn="all" if asked.count is None else "some",
+            nonce=None if asked.count is None else asked.nonce,
+            units=tuple(self._done),
+            of=len(Reattack().draw(recorded)),
+            same=len(self._done) - len(self._unlike),
+            same_place=self._same_place,
+            paired=tuple(_paired(name, pairs) for name, pairs in self._others.items()),
+        )
+
+    def problems(self, found: Reattacked) -> list[str]:
+        """What is wrong: any difference where the run was made, one of substance elsewhere."""
+        if found.same_place:
+            return self._unlike
+        return [
+            f"{each.defense}: {each.stood} of {each.members} members stand as recorded, "
+            f"{each.stands} when attacked again (only then {each.only_stands}, only as recorded "
+            f"{each.only_stood}; p = {each.p_value:.2g})"
+            for each in found.paired
+            if each.p_value < found.level / len(found.paired)
+        ]
+
+    def weak(self, found: Reattacked) -> list[str]:
+        """Of whom too few members were attacked again for the test to find anything."""
+        return [
+            f"{each.defense}: {each.members} members are too few to tell, on other software or "
+            "another kind of device than the run's: draw more attacks"
+            for each in found.paired
+            if not found.same_place and 2 * 0.5**each.members >= found.level / len(found.paired)
+        ]
+
+    def _right(self, unit: Unit, served: Sequence[int | None]) -> list[bool]:
+        plan = self._recorded.plan
+        batches = plan.batches if unit.batch is None else (plan.batches[unit.batch],)
+        rights, begin = [], 0
+        for batch in batches:
+            labels = batch.labels[: batch.attacked]
+            answers = served[begin : begin + batch.attacked]
+            rights += [at == label for at, label in zip(answers, labels, strict=True)]
+            begin += batch.size
+        return rights
+
+
+class _Kept:
+    """The store that running units read from: records as they are, and what was made last."""
+
+    def __init__(self, recorded: RecordedRun) -> None:
+        self._recorded = recorded
+        self._last: UnitRecord | None = None
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        return self._recorded.records
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        if isinstance(record, UnitRecord) and adversarial is not None:
+            ref, _ = packed(self._recorded.run.spec, record, adversarial)
+            self._last = record.model_copy(update={"tensor": ref})
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        return self._recorded.adversarial(record)
+
+    def forget(self, record: UnitRecord) -> None:
+        raise RecordError(f"{self._recorded.path} is only being checked, not written to")
+
+    def taken(self) -> UnitRecord:
+        if self._last is None:
+            raise RecordError("the attack left no record")
+        record, self._last = self._last, None
+        return record
+
+
+def _lot(nonce: str, identity: str, key: str) -> bytes:
+    return hashlib.sha256("\n".join((nonce, identity, key)).encode()).digest()
+
+
+def _unlike(then: UnitRecord, now: UnitRecord) -> list[str]:
+    """The fields of a record that differ; those that older records lack are passed over."""
+    before, after = (without_timing(record.to_json()) for record in (then, now))
+    optional = {name for name, field in UnitRecord.model_fields.items() if not field.is_required()}
+    later = {name for name in optional - _ALWAYS if before[name] is None}
+    return [name for name in after if before[name] != after[name] and name not in later]
+
+
+def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
+    only_stood = sum(before and not after for before, after in pairs)
+    only_stands = sum(after and not before for before, after in pairs)
+    unlike = only_stood + only_stands
+    return Paired(
+        defense=defense,
+        members=len(pairs),
+        stood=sum(before for before, _ in pairs),
+        stands=sum(after for _, after in pairs),
+        only_stood=only_stood,
+        only_stands=only_stands,
+        p_value=float(binomtest(only_stood, unlike).pvalue) if unlike else 1.0,
+    )
+
+
+def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
+    """Whether all of the run was made on the software and kind of device that attacks it now."""
+    here = new_session(device_of(subject.model))
+    return all(
+        (each.versions, each.device, each.threads, each.processors, each.platform)
+        == (here.versions, here.device, here.threads, here.processors, here.platform)
+        for each in recorded.run.sessions
+    )

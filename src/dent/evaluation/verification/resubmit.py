@@ -1,0 +1,261 @@
+"""Submit what a run recorded once more, and compare."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dent.evaluation.engine.execute import (
+    Batches,
+    assembled,
+    members_of,
+    prepare,
+    submit,
+    unit_seed,
+    views_of,
+)
+from dent.evaluation.probe.unit import probe_record
+from dent.evaluation.records.plan import Unit, seed_of
+from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.readings import depends, randomized, stateful
+from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Trace, UnitRecord
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.diagnostics import certificate_of
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.tells import loss_of
+from dent.evaluation.subject import Subject, threat_of
+from dent.evaluation.submission.submission import Served, device_of, merge_traces
+from dent.evaluation.submission.submitter import Submission
+from dent.storage.errors import RecordError
+
+TOLERATED = 0.01
+"""Share of members that may be answered differently on other hardware or software: near ties."""
+_CLOSE = 1e-3
+_COUNTED = ("rows", "probabilities", "gradient_rows", "zero_gradients")
+_DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look at one unit found.
+
+    Attributes:
+        check: Which check it belongs to.
+        problem: What is wrong, or None.
+        skipped: Whether it could not be looked at; `problem` then says why.
+    """
+
+    check: str
+    problem: str | None = None
+    skipped: bool = False
+
+
+class _ReadOnly:
+    """A recorded run as the store that running units read from."""
+
+    def __init__(self, recorded: RecordedRun) -> None:
+        self._recorded = recorded
+
+    @property
+    def done(self) -> Mapping[str, JournalRecord]:
+        return self._recorded.records
+
+    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        raise RecordError(f"{self._recorded.path} is only being checked, not written to")
+
+    def adversarial(self, record: UnitRecord) -> Tensor:
+        return self._recorded.adversarial(record)
+
+    def forget(self, record: UnitRecord) -> None:
+        raise RecordError(f"{self._recorded.path} is only being checked, not written to")
+
+
+class Resubmission:
+    """Looks at the units of a run one by one, in their order.
+
+    Args:
+        recorded: The run.
+        subject: What was evaluated.
+    """
+
+    def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
+        spec, plan = recorded.run.spec, recorded.plan
+        subject = subject.sized(spec.settings)
+        self._recorded = recorded
+        self._run = prepare(subject, spec, plan, _ReadOnly(recorded))
+        self._batches = Batches(self._run)
+        self._threat = threat_of(spec.threat)
+        self._same_place = _same_place(recorded, subject)
+        # Older versions did not look at a batch in other ways than one.
+        self._complete = any(
+            isinstance(each, ProbeRecord) and each.calls is not None
+            for each in recorded.records.values()
+        )
+        self._changed: list[str] = []
+        self._members = 0
+
+    def check(self, unit: Unit) -> Iterator[Finding]:
+        """Look at a recorded unit."""
+        record = self._recorded.records[unit.key]
+        if isinstance(record, ProbeRecord):
+            yield self._probe(unit, record)
+            return
+        try:
+            found = self._found(unit, record)
+        except RecordError as error:
+            dropped = self._run.spec.settings.tensors == "drop"
+            for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
+                yield Finding(check, _DROPPED if dropped else str(error), skipped=dropped)
+            return
+        if found is not None:
+            yield Finding("tensors")
+            yield Finding("threat model", self._outside(unit, record, found))
+            if unit.kind == "assembled":
+                yield Finding("tensors", self._sources(unit, record))
+        yield Finding("served", self._served(unit, record, found))
+
+    def too_many_changed(self) -> list[str]:
+        """Answers that changed: any at all where the run was made, more than a few elsewhere."""
+        allowed = 0 if self._same_place else math.floor(TOLERATED * self._members)
+        return self._changed if len(self._changed) > allowed else []
+
+    def _found(self, unit: Unit, record: UnitRecord) -> Tensor | None:
+        if unit.kind == "natural":
+            return None
+        if unit.kind == "assembled":
+            return assembled(self._run, unit, members_of(self._run.plan, unit)[0])[0]
+        if record.tensor is None:
+            raise RecordError(f"{unit.key} has no tensor on record")
+        if unit.kind == "transfer":
+            source = Unit("attack", STATIC, unit.attack, unit.batch)
+            static = self._recorded.records.get(source.key)
+            if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
+                raise RecordError(f"{unit.key} names another tensor than {source.key}")
+        first = members_of(self._run.plan, unit)[0]
+        image = tuple(self._batches.load(first)[0].shape[1:])
+        if record.tensor.shape[1:] != image:  # before it is read: it can be as large as a disk
+            raise RecordError(
+                f"{unit.key} has images {record.tensor.shape[1:]}, the dataset's are {image}"
+            )
+        return self._recorded.adversarial(record)
+
+    def _outside(self, unit: Unit, record: UnitRecord, found: Tensor) -> str | None:
+        natural = torch.cat(
+            [
+                self._batches.load(batch)[0][: batch.attacked].cpu()
+                for batch in members_of(self._run.plan, unit)
+            ]
+        )
+        if found.shape != natural.shape:
+            return f"{unit.key}: {tuple(found.shape)} for images of {tuple(natural.shape)}"
+        excess = self._threat.check(found, natural)
+        out = int((excess > 0).sum())
+        if not out:
+            return self._unlike_used(unit, record, found, natural)
+        return f"{unit.key}: {out} images lie outside {self._threat}, by up to {excess.max():.3g}"
+
+    def _unlike_used(
+        self, unit: Unit, record: UnitRecord, found: Tensor, natural: Tensor
+    ) -> str | None:
+        if record.used is None or not self._threat.eps:
+            return None
+        used = (self._threat.distance(found, natural) / self._threat.eps).tolist()
+        if all(abs(now - then) <= _CLOSE for now, then in zip(used, record.used, strict=True)):
+            return None
+        return f"{unit.key}: the images use another share of eps than recorded"
+
+    def _sources(self, unit: Unit, record: UnitRecord) -> str | None:
+        _, sources = assembled(self._run, unit, members_of(self._run.plan, unit)[0])
+        return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
+
+    def _served(self, unit: Unit, record: UnitRecord, found: Tensor | None) -> str | None:
+        answers = submit(self._run, unit, found, self._batches)
+        served = tuple(at for answer in answers for at in answer.served.predictions)
+        self._members += len(served)
+        self._changed += [
+            f"{unit.key}: member {member} is served {now}, recorded as {then}"
+            for member, (now, then) in enumerate(zip(served, record.served, strict=True))
+            if now != then
+        ]
+        loss = loss_of([each.served for each in answers], members_of(self._run.plan, unit))
+        if record.loss is not None and not _close(loss, record.loss):
+            return f"{unit.key}: the loss is not as recorded"
+        problem = self._views_problem(unit, answers, record)
+        return problem or _trace_problem(unit, [each.served for each in answers], record.trace)
+
+    def _views_problem(
+        self, unit: Unit, answers: list[Submission], record: UnitRecord
+    ) -> str | None:
+        """Whether the other answers and draws are those recorded, on the machine of the record."""
+        if not (self._complete and self._same_place):
+            return None
+        now = views_of(answers)
+        for name in ("views", "draws"):
+            if now[name] != getattr(record, name):
+                return f"{unit.key}: {name} are not those recorded"
+        if now["apart"].keys() != record.apart.keys():
+            return f"{unit.key}: other answers lie apart than is recorded"
+        return None
+
+    def _probe(self, unit: Unit, record: ProbeRecord) -> Finding:
+        run, origin = self._run, self._run.stream.origin(unit.defense, 0)
+        batch = self._batches.load(run.plan.batches[0])
+        again = probe_record(
+            origin, unit, run.subject, run.spec, batch, guard=run.guard, follow_ups=False
+        )
+        read = (depends, randomized, stateful)
+        if any(each(again) != each(record) for each in read) or any(
+            getattr(again, name) != getattr(record, name) for name in _COUNTED
+        ):
+            return Finding("probes", f"{unit.key} is answered differently now")
+        if certificate_of(again).state != certificate_of(record).state:
+            return Finding("probes", f"{unit.key} has another gradient certificate now")
+        return Finding("probes")
+
+
+def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
+    """The seed that a unit's record must have."""
+    if unit.kind == "probe":
+        return seed_of(spec.settings.seed, "probe")
+    return unit_seed(spec, unit)
+
+
+def _trace_problem(unit: Unit, answers: list[Served], recorded: Trace) -> str | None:
+    now = merge_traces([answer.trace for answer in answers])
+    if (now.rows, now.status) != (recorded.rows, recorded.status):
+        return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
+    for name, here, there in (
+        ("entropy", _flat(now.entropy), _flat(recorded.entropy)),
+        ("sigma", _flat(now.sigma), _flat(recorded.sigma)),
+        ("sigma by step", _flat(now.sigma_by_step), _flat(recorded.sigma_by_step)),
+    ):
+        if name == "sigma by step" and recorded.sigma_by_step is None:
+            continue  # recorded before defenses said it
+        if len(here) != len(there):
+            return f"{unit.key}: {name} has another length than recorded"
+        pairs = zip(here, there, strict=True)
+        if not all(_close(a, b) for a, b in pairs):
+            return f"{unit.key}: {name} is not as recorded"
+    return None
+
+
+def _close(one: float | None, other: float) -> bool:
+    return one is not None and math.isclose(one, other, rel_tol=_CLOSE, abs_tol=_CLOSE)
+
+
+def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
+    """All numbers of a trace's entry, in order; none where it has none."""
+    parts = [[each] if isinstance(each, float) else each for each in values or ()]
+    return [value for part in parts for value in part]
+
+
+def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
+    """Whether all of the run was made with the software and hardware that checks it now."""
+    here = new_session(device_of(subject.model))
+    return all(
+        (session.versions, session.device, session.threads)
+        == (here.versions, here.device, here.threads)
+        for session in recorded.run.sessions
+    )

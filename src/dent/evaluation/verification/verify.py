@@ -1,0 +1,304 @@
+"""Check a run folder as a stranger would: nothing in it is taken at its word that can be redone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from dent.errors import DentError
+from dent.evaluation.records.folder import RESULT, read_record
+from dent.evaluation.records.naming import contradiction
+from dent.evaluation.records.plan import Unit, make_plan, units
+from dent.evaluation.records.spec import differences
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
+from dent.evaluation.results.result import EvaluationResult
+from dent.evaluation.subject import Subject, describe
+from dent.evaluation.verification.reattack import Attacker, Reattack, Reattacked
+from dent.evaluation.verification.resubmit import Finding, Resubmission, unit_seed_of
+from dent.storage.canonical import Record, without_rulings, without_wording
+from dent.storage.disk import is_there
+from dent.storage.errors import RecordError
+
+_SHOWN = 20
+_RESUBMITTED = ("tensors", "threat model", "served", "probes")
+_WITH_SUBJECT = ("subject", "plan", *_RESUBMITTED)
+_RERUN: Final[Mapping[str, Literal["some re-run", "all re-run"]]] = {
+    "some": "some re-run",
+    "all": "all re-run",
+}
+Watch = Callable[[int, int], None]
+"""Called with (units checked, units recorded)."""
+
+
+class Check(Record):
+    """One kind of thing that was checked."""
+
+    name: str
+    state: Literal["passed", "failed", "not-run"]
+    looked_at: int
+    """How many things were."""
+    problems: tuple[str, ...]
+    """What was found wrong, the first of many; or why it was not run."""
+
+
+class Verification(Record):
+    """What checking a run folder found."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["verified", "failed", "incomplete"]
+    """`incomplete`: nothing is wrong, but something could not be checked."""
+    identity: str | None
+    """Of the run; null where not even that could be read."""
+    attacks: Literal["not re-run", "some re-run", "all re-run"] = "not re-run"
+    """Whether any attack was run again. Without, `verified` is of the records alone: what they
+    hold was submitted again, but that it is what the attack finds was not."""
+    reattacked: Reattacked | None = None
+    """What that found."""
+    checks: tuple[Check, ...]
+
+    @property
+    def says(self) -> str:
+        """The status in words, with what it does not say."""
+        if self.status == "verified" and self.attacks == "not re-run":
+            return "records verified, attacks not re-run"
+        again = self.reattacked
+        if again is None:
+            return f"{self.status}, attacks {self.attacks}"
+        return f"{self.status}, {len(again.units)} of {again.of} attacks re-run"
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All that was found wrong."""
+        return tuple(
+            f"{check.name}: {problem}"
+            for check in self.checks
+            if check.state == "failed"
+            for problem in check.problems
+        )
+
+
+def verify(
+    path: Path,
+    subject: Subject | None = None,
+    *,
+    progress: Watch | None = None,
+    reattack: Reattack | None = None,
+) -> Verification:
+    """Check the records of a run, and redo what can be redone. Nothing in the folder is written.
+
+    Always: checksums, digests, identity, the plan against the journal, and that `result.json`
+    follows from the records. With the subject also: that model, dataset, defenses and attacks are
+    those of the record; that the plan follows from the dataset; that every adversarial image lies
+    in the threat model, in float64; that every batch, submitted again, is served as recorded; and
+    that the probes, the gradient certificate among them, find again what they found.
+
+    What cannot be redone without attacking again is what the attacks found and claimed, what they
+    cost, and the extra attacks of the full diagnostics. With `reattack`, attacks are run again from
+    their recorded seeds: where the run was made they must come out the same, bit for bit; elsewhere
+    who stands is compared by a paired test.
+
+    Args:
+        path: The run folder.
+        subject: What was evaluated, as it would be evaluated again.
+        progress: Called after every unit.
+        reattack: Which attacks to run again; none if None.
+    """
+    try:
+        recorded = load_run(Path(path))
+    except RecordError as error:
+        return _conclude(None, [_check("records", 1, [str(error)])])
+    checks = [
+        _check("records", len(recorded.records) + 2, []),
+        _check("identity", 1, list(_identity(recorded))),
+        _check("names", len(recorded.run.spec.defenses), list(_names(recorded))),
+        _check("seeds", len(recorded.records), list(_seeds(recorded))),
+        _check("completeness", recorded.run.units, list(_completeness(recorded))),
+        _result(recorded),
+    ]
+    names = (*_WITH_SUBJECT, *(["attacks"] if reattack is not None else []))
+    if subject is None:
+        return _stop(recorded, checks, names, "the model and the dataset were not given")
+    others = _subject(recorded, subject)
+    checks.append(_check("subject", 1, others))
+    if others:
+        return _stop(recorded, checks, names[1:], "the subject is not that of the record")
+    moved = _plan(recorded, subject)
+    checks.append(_check("plan", len(recorded.plan.batches), moved))
+    if moved:
+        return _stop(recorded, checks, names[2:], "the plan does not follow from the dataset")
+    again = () if reattack is None else reattack.draw(recorded)
+    watch = _Counting(progress, len(recorded.records) + len(again))
+    checks += _resubmit(recorded, subject, watch)
+    if reattack is None:
+        return _conclude(recorded, checks)
+    found, check = _attack(recorded, subject, reattack, again, watch)
+    return _conclude(recorded, [*checks, check], found)
+
+
+class _Counting:
+    """Tells how many of all the units that are looked at are done."""
+
+    def __init__(self, progress: Watch | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def one(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _stop(
+    recorded: RecordedRun, checks: list[Check], names: Sequence[str], why: str
+) -> Verification:
+    return _conclude(recorded, [*checks, *(_not_run(name, why) for name in names)])
+
+
+def _names(recorded: RecordedRun) -> Iterator[str]:
+    for defense in recorded.run.spec.defenses:
+        problem = contradiction(defense)
+        if problem is not None:
+            yield problem
+
+
+def _attack(
+    recorded: RecordedRun,
+    subject: Subject,
+    reattack: Reattack,
+    again: Sequence[Unit],
+    watch: _Counting,
+) -> tuple[Reattacked, Check]:
+    attacker = Attacker(recorded, subject)
+    for unit in again:
+        attacker.check(unit)
+        watch.one()
+    found = attacker.conclude(reattack)
+    problems, weak = attacker.problems(found), attacker.weak(found)
+    if problems or not weak:
+        return found, _check("attacks", len(again), problems)
+    not_run = Check(
+        name="attacks", state="not-run", looked_at=len(again), problems=tuple(weak[:_SHOWN])
+    )
+    return found, not_run
+
+
+def _identity(recorded: RecordedRun) -> Iterator[str]:
+    if recorded.run.identity != recorded.run.spec.identity:
+        yield f"run.json says {recorded.run.identity}, its spec has {recorded.run.spec.identity}"
+
+
+def _seeds(recorded: RecordedRun) -> Iterator[str]:
+    for unit in units(recorded.run.spec, recorded.plan):
+        record = recorded.records.get(unit.key)
+        if record is not None and record.seed != unit_seed_of(recorded.run.spec, unit):
+            yield f"{unit.key} was run with a seed that does not follow from the run's"
+
+
+def _completeness(recorded: RecordedRun) -> Iterator[str]:
+    done, planned = len(recorded.records), sum(1 for _ in units(recorded.run.spec, recorded.plan))
+    if recorded.run.units != planned:
+        yield f"run.json says {recorded.run.units} units, the plan has {planned}"
+    if recorded.run.status == "complete" and done != planned:
+        yield f"run.json says that the run is complete, but {planned - done} units are missing"
+
+
+def _result(recorded: RecordedRun) -> Check:
+    if not is_there(recorded.path / RESULT):
+        return _not_run("result", f"there is no {RESULT} yet")
+    try:
+        written = read_record(recorded.path / RESULT, EvaluationResult)
+    except RecordError as error:
+        return _check("result", 1, [str(error)])
+    # Wording is no finding: it is derived anew by whoever shows a run, in their version's words.
+    # Nor is a ruling by the rules of another version.
+    pair = tuple(without_wording(each.to_json()) for each in (written, recorded.result))
+    if written.rules != recorded.result.rules:
+        pair = tuple(without_rulings(each) for each in pair)
+    found = differences(*pair)
+    problems = [f"{RESULT} does not follow from the records: {item}" for item in found]
+    return _check("result", 1, problems)
+
+
+def _subject(recorded: RecordedRun, subject: Subject) -> list[str]:
+    spec = recorded.run.spec
+    try:
+        given = describe(subject, spec.settings)
+    except DentError as error:
+        return [str(error)]
+    return list(differences(spec.to_json(), given.to_json()))
+
+
+def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
+    plan = make_plan(recorded.run.spec.settings, subject.dataset)
+    return [
+        f"plan.json is not what the dataset gives: {item}"
+        for item in differences(recorded.plan.to_json(), plan.to_json())
+    ]
+
+
+def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iterator[Check]:
+    names = _RESUBMITTED
+    problems: dict[str, list[str]] = {name: [] for name in names}
+    looked = dict.fromkeys(names, 0)
+    skipped: dict[str, str] = {}
+    again = Resubmission(recorded, subject)
+    done: list[Unit] = [
+        unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
+    ]
+    for unit in done:
+        for finding in again.check(unit):
+            _note(finding, problems, looked, skipped)
+        watch.one()
+    problems["served"] += again.too_many_changed()
+    for name in names:
+        if name in skipped and not problems[name]:
+            yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked[name]})
+        else:
+            yield _check(name, looked[name], problems[name])
+
+
+def _note(
+    finding: Finding,
+    problems: dict[str, list[str]],
+    looked: dict[str, int],
+    skipped: dict[str, str],
+) -> None:
+    if finding.skipped:
+        skipped[finding.check] = finding.problem or ""
+        return
+    looked[finding.check] += 1
+    if finding.problem is not None:
+        problems[finding.check].append(finding.problem)
+
+
+def _check(name: str, looked_at: int, problems: list[str]) -> Check:
+    shown = problems[:_SHOWN]
+    if len(problems) > _SHOWN:
+        shown.append(f"and {len(problems) - _SHOWN} more")
+    return Check(
+        name=name,
+        state="failed" if problems else "passed",
+        looked_at=looked_at,
+        problems=tuple(shown),
+    )
+
+
+def _not_run(name: str, why: str) -> Check:
+    return Check(name=name, state="not-run", looked_at=0, problems=(why,))
+
+
+def _conclude(
+    recorded: RecordedRun | None, checks: list[Check], found: Reattacked | None = None
+) -> Verification:
+    states = {check.state for check in checks}
+    status: Literal["verified", "failed", "incomplete"] = "verified"
+    if "failed" in states:
+        status = "failed"
+    elif "not-run" in states:
+        status = "incomplete"
+    return Verification(
+        status=status,
+        identity=None if recorded is None else recorded.run.identity,
+        attacks="not re-run" if found is None else _RERUN[found.drawn],
+        reattacked=found,
+        checks=tuple(checks),
+    )

@@ -1,0 +1,3 @@
+"""`dent.defenses` under its former name."""
+
+from dent.defenses import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""What any module may need: extras, factories, devices, signals, addresses; it knows no model."""

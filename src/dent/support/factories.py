@@ -1,0 +1,121 @@
+"""What users name by `package.module:factory`: imported and called."""
+
+import contextlib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from dent.errors import DentError, UnknownNameError, UnsupportedModelError
+from dent.support.suggest import did_you_mean
+
+_DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_SPEC = re.compile(f"({_DOTTED}):({_DOTTED})")
+
+
+def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
+    """Import a factory and call it.
+
+    Modules are looked for in the current folder first, as Python itself would, then among what is
+    installed. This runs the code that was named, so name only code you trust.
+
+    Args:
+        spec: `package.module:factory`; the factory may be a class, or an attribute of one.
+        *arguments: What it is called with.
+        kind: What a factory does, for messages: "makes a new model".
+        called: How it is called, for messages: "without arguments: give each a default".
+
+    Returns:
+        What the factory returned.
+
+    Raises:
+        UnknownNameError: If `spec` has another form, or there is no such module or factory.
+        UnsupportedModelError: If importing the module or calling the factory raises. A `DentError`
+            that the factory raises itself passes.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None or match[1].endswith(".py"):
+        raise UnknownNameError(
+            f"expected package.module:factory, with dots between the parts, got {spec!r}"
+            + _module_of_a_file(spec)
+        )
+    with _current_folder_first():
+        factory = _find(_import(match[1], spec), match[2], spec, kind)
+        try:
+            return factory(*arguments)
+        except DentError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{spec} raised {_brief(error)}. It is called {called}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _current_folder_first() -> Iterator[None]:
+    # A console script starts with its own folder on the path, not with the user's.
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # the module may have been written a moment ago
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _import(name: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise UnknownNameError(
+                f"{spec}: no module named {error.name!r} in {Path.cwd()} or installed; run this "
+                "where the module lies, or install its package"
+            ) from None
+        raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
+    except Exception as error:
+        raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
+
+
+def _find(module: ModuleType, path: str, spec: str, kind: str) -> Callable[..., Any]:
+    found: Any = module
+    for part in path.split("."):
+        if not hasattr(found, part):
+            public = [name for name, value in vars(found).items()
+                      if callable(value) and not name.startswith("_")]  # fmt: skip
+            raise UnknownNameError(
+                f"{spec}: {module.__name__} ({getattr(module, '__file__', None)}) has no "
+                f"{path!r}.{did_you_mean(part, public)}"
+            )
+        found = getattr(found, part)
+    if isinstance(found, nn.Module) or not callable(found):
+        raise UnsupportedModelError(
+            f"{spec} must be a function or class that {kind}, got {type_name(found)}: write a "
+            "function that returns it, and name that"
+        )
+    factory: Callable[..., Any] = found
+    return factory
+
+
+def _module_of_a_file(spec: str) -> str:
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py"):
+        return ""
+    module = path.removesuffix(".py").replace("\\", "/").removeprefix("./").replace("/", ".")
+    return f"; for that file write {module}:{name}"
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def type_name(value: object) -> str:
+    """Return a value's type with its module, for messages."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
