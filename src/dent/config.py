@@ -17,7 +17,7 @@ Reduction = Literal["mean", "sum"]
 Covariance = Literal["spherical", "diagonal", "full"]
 
 
-class _JSONConfig:
+class JSONConfig:
     """JSON round trip that refuses what it does not know; mixed into frozen dataclasses."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _decay(name: str, value: object) -> float:
 
 
 @dataclass(frozen=True)
-class SmoothingConfig(_JSONConfig):
+class SmoothingConfig(JSONConfig):
     """Input adaptation Σ: Gaussian smoothing before the model (paper section 3.2).
 
     Attributes:
@@ -120,7 +120,7 @@ class SmoothingConfig(_JSONConfig):
 
 
 @dataclass(frozen=True)
-class DentConfig(_JSONConfig):
+class DentConfig(JSONConfig):
     """Everything that decides what a defense answers. What only decides how fast is kept apart.
 
     The defaults are the preset `DENT`. Combinations that cannot mean anything are refused.

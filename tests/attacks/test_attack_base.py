@@ -1,3 +1,4 @@
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,31 +12,26 @@ from dent.attacks import (
     DynamicDefense,
     Outcome,
     Querier,
-    Queries,
     is_batch_dependent,
     make,
 )
 from dent.errors import InputError
-from dent.threat import Norm, ThreatModel
+from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
 THREAT = ThreatModel("linf", "8/255")
 
 
+@dataclass(frozen=True)
 class Scripted(Attack):
     """Returns the natural images moved by a fixed amount."""
 
-    name = "scripted"
+    move: float
+    seen: list[float] = field(default_factory=list)
 
-    def __init__(self, move: float) -> None:
-        self.move = move
-        self.seen: list[float] = []
-
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        return {"move": self.move}
-
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        return Queries(1, 0)
+    @property
+    def default_name(self) -> str:
+        return "scripted"
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         self.seen.append(float(torch.rand(1)))
@@ -67,6 +63,7 @@ def test_rounding_is_put_back_inside_and_said() -> None:
 
 
 def test_wrong_shapes_of_an_attack_are_its_fault() -> None:
+    @dataclass(frozen=True)
     class Short(Scripted):
         def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
             whole = super().run(target, threat, seed)

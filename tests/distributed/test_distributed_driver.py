@@ -38,7 +38,7 @@ def everything() -> tuple[Subject, Settings]:
     model = make_model()
     defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
     published = make("apgd-ce", iterations=2, protocol="published")
-    return make_subject(defenses, [Push(0.5, "nudge"), Push(), published], model=model), SMALL
+    return make_subject(defenses, [Push(0.5, name="nudge"), Push(), published], model=model), SMALL
 
 
 @pytest.fixture(scope="module")

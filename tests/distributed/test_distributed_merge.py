@@ -35,7 +35,7 @@ SETTINGS = Settings(n=20, batch_size=4)
 
 def subject() -> Subject:
     published = make("apgd-ce", iterations=1, protocol="published")
-    return make_subject(attacks=[Push(0.5, "nudge"), Push(), published], size=20)
+    return make_subject(attacks=[Push(0.5, name="nudge"), Push(), published], size=20)
 
 
 @pytest.fixture(scope="module")

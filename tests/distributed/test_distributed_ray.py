@@ -75,7 +75,7 @@ def test_two_workers_record_bit_for_bit_what_one_process_does(nodes: Nodes, tmp_
     defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
     published = make("apgd-ce", iterations=2, protocol="published")
     (tmp_path / "met").mkdir()
-    attacks = [Push(0.5, "nudge"), Meeting(tmp_path / "met", 2), published]
+    attacks = [Push(0.5, name="nudge"), Meeting(tmp_path / "met", 2), published]
     subject = make_subject(defenses, attacks, model=model)
     settings = Settings(n=20, batch_size=8)
     evaluate_here(subject, settings, out=tmp_path / "one")

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -28,13 +29,12 @@ class _Toy(Attack):
 
 
 @final
+@dataclass(frozen=True)
 class SlowPush(_Toy):
     """Takes its time, and leaves a file for its process in a folder, which names its Ray node."""
 
-    name = "slow"
-
-    def __init__(self, folder: Path, seconds: float = 0.1) -> None:
-        self.folder, self.seconds = folder, seconds
+    folder: Path
+    seconds: float = 0.1
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         ray = sys.modules.get("ray")
@@ -46,13 +46,13 @@ class SlowPush(_Toy):
 
 
 @final
+@dataclass(frozen=True)
 class Meeting(_Toy):
     """Waits, in any process but the one that made it, until so many run it."""
 
-    name = "meeting"
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size, self.home = folder, size, os.getpid()
+    folder: Path
+    size: int
+    home: int = field(default_factory=os.getpid)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         if os.getpid() != self.home:
@@ -65,13 +65,11 @@ class Meeting(_Toy):
 
 
 @final
+@dataclass(frozen=True)
 class Refusing(_Toy):
     """Raises an error of its own, and counts in a file how often it was asked."""
 
-    name = "refusing"
-
-    def __init__(self, asked: Path) -> None:
-        self.asked = asked
+    asked: Path
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del target, threat, seed

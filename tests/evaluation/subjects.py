@@ -1,7 +1,7 @@
 """Small things to evaluate, and defenses whose truth is known."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.attacks import Attack, Defense, Outcome, Querier, Queries
+from dent.attacks import Attack, Defense, Outcome, Querier
 from dent.data.dataset import ArrayDataset
 from dent.evaluation import Settings, Subject
-from dent.threat import Norm, ThreatModel
+from dent.threat import ThreatModel
 
 SIDE = 6
 CLASSES = 4
@@ -52,12 +52,11 @@ def make_dataset(size: int = 40, seed: int = 0, name: str = "toy") -> ArrayDatas
 
 
 @final
+@dataclass(frozen=True)
 class Push(Attack):
     """A single step against the gradient: one look, one gradient, one look."""
 
-    def __init__(self, strength: float = 1.0, name: str = "push") -> None:
-        self.name = name
-        self.strength = strength
+    strength: float = 1.0
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del seed
@@ -69,20 +68,10 @@ class Push(Attack):
         images = threat.project(moved, target.natural)
         return Outcome(images, target(images).argmax(dim=1) != target.labels)
 
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        del norm
-        return {"strength": self.strength}
-
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        del n_classes, norm
-        return Queries(2, 1)
-
 
 @final
 class Guess(Attack):
     """A random corner of the ball, and no gradient."""
-
-    name = "guess"
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
@@ -90,32 +79,14 @@ class Guess(Attack):
         images = threat.project(target.natural + threat.eps * noise, target.natural)
         return Outcome(images, target(images).argmax(dim=1) != target.labels)
 
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        del norm
-        return {}
-
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        del n_classes, norm
-        return Queries(1, 0)
-
 
 @final
 class Boast(Attack):
     """Does nothing and claims everything."""
 
-    name = "boast"
-
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del threat, seed
         return Outcome(target.natural, torch.ones_like(target.labels, dtype=torch.bool))
-
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        del norm
-        return {}
-
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        del n_classes, norm
-        return Queries(0, 0)
 
 
 class Wrapper(nn.Module):
@@ -223,7 +194,7 @@ def make_subject(
     if defenses is None:
         defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01))}
     if attacks is None:
-        attacks = [Push(0.5, "nudge"), Push()]
+        attacks = [Push(0.5, name="nudge"), Push()]
     return Subject(model, make_dataset(size), defenses, attacks, ThreatModel("linf", eps))
 
 

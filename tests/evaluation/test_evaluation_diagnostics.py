@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.attacks import PGD, Attack, Defense, Outcome, Querier, Queries, make
+from dent.attacks import PGD, Attack, Defense, Outcome, Querier, make
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import DefenseResult, Settings, evaluate
 from dent.evaluation.results.diagnostics import of_defense, of_run
@@ -262,19 +262,9 @@ def test_a_set_is_followed_up_too_and_what_cannot_be_says_why() -> None:
 class Overheard(Attack):
     """Claims what is not served: it looks at another batch than it hands over."""
 
-    name = "overheard"
-
     def run(self, target: Querier, threat: object, seed: int) -> Outcome:
         del threat, seed
         return Outcome(target.natural, target.labels == target.labels[0])
-
-    def settings(self, norm: object = "linf") -> dict[str, object]:
-        del norm
-        return {}
-
-    def queries(self, n_classes: int, norm: object = "linf") -> Queries:
-        del n_classes, norm
-        return Queries(0, 0)
 
 
 def test_claims_that_are_not_served_are_seen() -> None:

@@ -110,17 +110,17 @@ REFUSALS: dict[str, tuple[Callable[[], Subject], Settings, str]] = {
     "weights": (changed_weights, SMALL, r"model.weights: the folder has '"),
     "data": (changed_data, SMALL, r"dataset.digest: the folder has '"),
     "attack": (
-        lambda: replace(make_subject(), attacks=[Push(0.25, "nudge"), Push()]),
+        lambda: replace(make_subject(), attacks=[Push(0.25, name="nudge"), Push()]),
         SMALL,
         r"attacks.nudge.config.strength: the folder has 0.5, this run 0.25",
     ),
     "one attack more": (
-        lambda: replace(make_subject(), attacks=[*make_subject().attacks, Push(2, "shove")]),
+        lambda: replace(make_subject(), attacks=[*make_subject().attacks, Push(2, name="shove")]),
         SMALL,
         r"attacks.shove: the folder has nothing, this run \{",
     ),
     "order of attacks": (
-        lambda: replace(make_subject(), attacks=[Push(), Push(0.5, "nudge")]),
+        lambda: replace(make_subject(), attacks=[Push(), Push(0.5, name="nudge")]),
         SMALL,
         r"attacks: the order was nudge, push, and is now push, nudge",
     ),

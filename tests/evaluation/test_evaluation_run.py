@@ -83,7 +83,7 @@ def test_transfers_serve_what_broke_the_static_model() -> None:
 
 def test_the_identity_gains_exactly_nothing() -> None:
     model = make_model()
-    attacks = [Push(0.5, "nudge"), Guess(), make("apgd-ce", iterations=3)]
+    attacks = [Push(0.5, name="nudge"), Guess(), make("apgd-ce", iterations=3)]
     subject = make_subject({"identity": Wrapper(model)}, attacks, model=model)
     result = evaluate(subject, SMALL)
     gain = result.defenses["identity"].difference

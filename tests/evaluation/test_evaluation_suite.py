@@ -1,6 +1,6 @@
 """The dynamic suite as data: its budgets, its page, and how a run is known to have been one."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dent.attacks import Attack, Outcome, Querier, Queries, make
+from dent.attacks import Attack, Outcome, Querier, make
 from dent.errors import UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
 from dent.evaluation.suites import (
@@ -104,10 +104,13 @@ ALL_LOSSES = "ce+margin+dlr"
 
 
 @final
+@dataclass(frozen=True)
 class Impostor(Attack):
     """Calls itself RayS, and does nothing."""
 
-    name = "rays"
+    @property
+    def default_name(self) -> str:
+        return "rays"
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del threat, seed
@@ -115,10 +118,6 @@ class Impostor(Attack):
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
         return make("rays", iterations=100).settings(norm)
-
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        del n_classes, norm
-        return Queries(0, 0)
 
 
 def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:

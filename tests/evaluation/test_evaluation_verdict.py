@@ -128,7 +128,7 @@ def test_many_batches_that_share_their_luck_widen_the_interval() -> None:
 def test_assembled_batches_put_together_what_broke_their_members() -> None:
     # Sociable answers depend on the mean of the batch, so that a mixture is another batch.
     model = make_model()
-    attacks = [Push(0.3, "nudge"), Guess()]
+    attacks = [Push(0.3, name="nudge"), Guess()]
     subject = make_subject({"sociable": Sociable(model)}, attacks, model=model)
     result = evaluate(subject, Settings(n=16, batch_size=8)).defenses["sociable"]
     assembled = next(summary for summary in result.attacks if summary.kind == "assembled")

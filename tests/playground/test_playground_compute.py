@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent import ConfigError, Dent, ThreatModel, entropy, models
-from dent.attacks import Attack, Querier, Queries, make
+from dent.attacks import Attack, Querier, make
 from dent.attacks import Outcome as Found
 from dent.attacks.adaptive import Among
 from dent.playground import Outcome, Picked, Setup, Sight, bundled, images, play
@@ -164,19 +164,11 @@ def test_without_a_label_the_static_answer_is_taken() -> None:
 class Forgetful(Attack):
     """Finds what fools the defense, and hands back the natural images."""
 
-    name = "forgetful"
-
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Found:
         target(target.natural)
         fooling = make("pgd", iterations=8)(MODEL, target.natural, target.labels, threat, seed=seed)
         target(fooling.adversarial)
         return Found(target.natural, torch.zeros(len(target.labels), dtype=torch.bool))
-
-    def settings(self, norm: str = "linf") -> dict[str, Any]:
-        return {}
-
-    def queries(self, n_classes: int, norm: str = "linf") -> Queries:
-        return Queries(2, 0)
 
 
 def test_what_fools_on_the_way_is_submitted_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What every attack is: hyper-parameters in the constructor, the threat model at the call."""
+"""What every attack is: hyper-parameters in its fields, the threat model at the call."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dent.attacks.checks import is_count, is_effort, is_later
+from dent.attacks.counting import counted
 from dent.attacks.querier import Progress, Querier, Queries
-from dent.errors import DentError, InputError
+from dent.config import JSONConfig
+from dent.errors import ConfigError, DentError, InputError
 from dent.support.devices import own_generator, random_state, seed_generator, set_random_state
 
 if TYPE_CHECKING:
@@ -78,17 +82,41 @@ class AttackResult:
     notes: tuple[str, ...]
 
 
-class Attack(ABC):
-    """An attack on a batch: subclasses write `run`, everything else is decided here.
+@dataclass(frozen=True, kw_only=True)
+class Attack(JSONConfig, ABC):
+    """An attack on a batch: its hyper-parameters, as a frozen value that survives JSON.
+
+    A subclass is a `@dataclass(frozen=True)` whose fields are its hyper-parameters. It checks them
+    in `__post_init__` (which calls this class's) and writes `run`; everything else is decided here.
+    Two attacks are equal where all their fields are. `dataclasses.replace` changes some.
 
     Guarantees of a call, for every attack: the images given are not modified; the defense and
     its model are not written to (`run` must take gradients by `torch.autograd.grad`, never by
     `.backward()`); the global random state of torch is as before; equal arguments give equal
     bits on one machine; what comes back is inside the threat model. One attack at a time in a
     process: the random state that a seed fixes belongs to the whole process.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
-    name: str
+    name: str = ""
+    """What results are kept under; by default what the attack is called."""
+
+    def __post_init__(self) -> None:
+        """Give the attack its name."""
+        if not self.name:
+            object.__setattr__(self, "name", self.default_name)
+
+    @property
+    def registered(self) -> str | None:
+        """By which name `dent.attacks.make` gives this attack; None of one of the user's own."""
+        return None
+
+    @property
+    def default_name(self) -> str:
+        """What results are kept under where nobody says so."""
+        return self.registered or type(self).__name__.lower()
 
     @abstractmethod
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
@@ -98,13 +126,54 @@ class Attack(ABC):
         `threat.eps` above 0.
         """
 
-    @abstractmethod
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records; some depend on the norm."""
+        """The hyper-parameters as JSON values, for records: all but the name.
 
-    @abstractmethod
+        `make(attack.registered, **attack.settings(norm))` gives the attack again.
+
+        Args:
+            norm: Of the threat model; the defaults of some attacks depend on it.
+
+        Raises:
+            ConfigError: The attack keeps hyper-parameters that are no fields.
+        """
+        del norm
+        known = {each.name for each in fields(self)}
+        for key in vars(self):
+            if key not in known and not isinstance(getattr(type(self), key, None), cached_property):
+                raise ConfigError(
+                    f"{type(self).__name__} keeps {key!r}, which is no field, so that no record "
+                    "would say it: make the class a @dataclass(frozen=True) with a field for it"
+                )
+        values = self.to_dict()
+        for each in fields(self):
+            if each.name == "name" or (is_later(each) and getattr(self, each.name) == each.default):
+                del values[each.name]
+        return values
+
+    def covers(self, other: Attack, norm: Norm = "linf") -> bool:
+        """Whether this is the same kind of attack as another, and tries at least as long.
+
+        Args:
+            other: It. Names do not matter.
+            norm: Of the threat model.
+        """
+        del norm
+        return type(self) is type(other) and all(
+            _reaches(each, getattr(self, each.name), getattr(other, each.name))
+            for each in fields(self)
+            if each.name != "name"
+        )
+
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes one batch costs at most: fewer where all its members fall early."""
+        """The passes one batch costs at most: fewer where all its members fall early.
+
+        Counted by running the attack where nobody falls, unless the attack knows them itself.
+
+        Raises:
+            ConfigError: They cannot be counted so.
+        """
+        return counted(self, n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Of `queries`, those for which nothing adapts: each costs what a static pass does.
@@ -133,7 +202,11 @@ class Attack(ABC):
         What an evaluation asks whether the attack had converged.
         """
         del norm
-        return None
+        iterations: Any = getattr(self, "iterations", None)
+        if not is_count(iterations):
+            return None
+        changes: dict[str, Any] = {"iterations": 2 * iterations}
+        return replace(self, **changes)
 
     def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
         """The passes for `size` images in one call: `queries`, unless the attack splits them."""
@@ -197,6 +270,15 @@ class Attack(ABC):
             zero_by_member=tuple(target.zero_by_member.tolist()),
             notes=outcome.notes + notes,
         )
+
+
+def _reaches(of: Field[Any], mine: Any, asked: Any) -> bool:
+    """Whether the value of a field is at least another attack's."""
+    if not is_effort(of):
+        return bool(mine == asked)
+    if isinstance(asked, tuple):
+        return set(asked) <= set(mine)
+    return bool(mine >= asked)
 
 
 def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None:

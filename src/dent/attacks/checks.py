@@ -1,8 +1,35 @@
-"""What counts as a number where hyper-parameters come from a person."""
+"""Hyper-parameters: what counts as a number where a person sets them, and what fields say."""
 
 import math
+from dataclasses import Field, field
+from typing import Any, Final, TypeVar
 
 from dent.errors import ConfigError
+
+_T = TypeVar("_T")
+_EFFORT: Final = "effort"
+_LATER: Final = "later"
+LATER: Final = {_LATER: True}
+"""Metadata of a field that its attack had not when it was first recorded.
+
+Records leave the field out where it has its default, so that those from before still compare.
+"""
+
+
+def effort(default: _T, *, later: bool = False) -> _T:
+    """A field of an attack: the greater, the longer or the more the attack tries."""
+    found: Any = field(default=default, metadata={_EFFORT: True, _LATER: later})
+    return found  # type: ignore[no-any-return]
+
+
+def is_effort(found: "Field[Any]") -> bool:
+    """Whether a field was made by `effort`."""
+    return bool(found.metadata.get(_EFFORT))
+
+
+def is_later(found: "Field[Any]") -> bool:
+    """Whether a field was not there when the attack was first recorded."""
+    return bool(found.metadata.get(_LATER))
 
 
 def is_count(value: object) -> bool:
@@ -24,3 +51,24 @@ def check_counts(least: int, **values: object) -> None:
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{key} must be a whole number from {least}, got {value!r}")
+
+
+def check_rho(rho: object) -> None:
+    """Check APGD's share of successful steps.
+
+    Raises:
+        ConfigError: It is not in (0, 1).
+    """
+    if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 < rho < 1:
+        raise ConfigError(f"rho must be in (0, 1), got {rho!r}")
+
+
+def check_flags(**values: object) -> None:
+    """Check switches.
+
+    Raises:
+        ConfigError: One is neither True nor False.
+    """
+    for key, value in values.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key} must be true or false, got {value!r}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import is_count, is_number
+from dent.attacks.checks import check_flags, effort, is_count, is_number
 from dent.attacks.querier import Querier, Queries
 from dent.attacks.steps import ascent, uniform_in_ball
 from dent.errors import ConfigError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @final
+@dataclass(frozen=True)
 class PGD(Attack):
     """Ascend the cross-entropy in steps of fixed length, projecting back after each.
 
@@ -31,66 +33,43 @@ class PGD(Attack):
     A batch-independent defense: the best image of each member over all iterations and restarts
     is kept, a wrong answer before a right one and then the higher loss. A batch-dependent one:
     the best batch as a whole, by the number of wrong answers and then by the mean loss; members
-    of different iterations were never answered together.
+    of different iterations were never answered together. The defaults are Madry et al.'s for
+    CIFAR-10, 20 steps of 2/255 at 8/255.
     """
 
-    def __init__(
-        self,
-        iterations: int = 20,
-        step: float = 0.25,
-        restarts: int = 1,
-        random_start: bool = True,
-        share: float = 0.05,
-        name: str = "pgd",
-    ) -> None:
-        """Set up PGD; the defaults are Madry et al.'s for CIFAR-10, 20 steps of 2/255 at 8/255.
+    iterations: int = effort(20)
+    """Steps from each start, at least 1."""
+    step: float = 0.25
+    """Length of a step relative to eps, above 0."""
+    restarts: int = effort(1)
+    """Starts, at least 1; all but a single one need `random_start`."""
+    random_start: bool = True
+    """Start uniformly in the ball, otherwise at the natural image."""
+    share: float = 0.05
+    """For l1, the share of an image's values that one step moves, in (0, 1]."""
 
-        Args:
-            iterations: Steps from each start, at least 1.
-            step: Length of a step relative to eps, above 0.
-            restarts: Starts, at least 1; all but a single one need `random_start`.
-            random_start: Start uniformly in the ball, otherwise at the natural image.
-            share: For l1, the share of an image's values that one step moves, in (0, 1].
-            name: The name results are kept under.
-
-        Raises:
-            ConfigError: If a value is out of range.
-        """
-        if not (is_count(iterations) and is_count(restarts)):
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        if not (is_count(self.iterations) and is_count(self.restarts)):
             raise ConfigError(
                 "iterations and restarts must be whole numbers from 1, "
-                f"got {iterations!r} and {restarts!r}"
+                f"got {self.iterations!r} and {self.restarts!r}"
             )
-        if not (is_number(step) and step > 0):
-            raise ConfigError(f"step must be a number above 0, relative to eps, got {step!r}")
-        if restarts > 1 and not random_start:
-            raise ConfigError(f"{restarts} restarts from one start are equal: use random_start")
-        if not (is_number(share) and 0 < share <= 1):
-            raise ConfigError(f"share must be in (0, 1], got {share!r}")
-        if not isinstance(random_start, bool):
-            raise ConfigError(f"random_start must be true or false, got {random_start!r}")
-        self.name = name
-        self.iterations = iterations
-        self.step = step
-        self.restarts = restarts
-        self.random_start = random_start
-        self.share = share
+        if not (is_number(self.step) and self.step > 0):
+            raise ConfigError(f"step must be a number above 0, relative to eps, got {self.step!r}")
+        if self.restarts > 1 and not self.random_start:
+            raise ConfigError(
+                f"{self.restarts} restarts from one start are equal: use random_start"
+            )
+        if not (is_number(self.share) and 0 < self.share <= 1):
+            raise ConfigError(f"share must be in (0, 1], got {self.share!r}")
+        check_flags(random_start=self.random_start)
 
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        del norm
-        return {
-            "iterations": self.iterations,
-            "step": self.step,
-            "restarts": self.restarts,
-            "random_start": self.random_start,
-            "share": self.share,
-        }
-
-    def longer(self, norm: Norm = "linf") -> PGD:
-        """PGD with twice the iterations."""
-        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
-        return PGD(**settings, name=self.name)
+    @property
+    def registered(self) -> str:
+        """`pgd`."""
+        return "pgd"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass for the natural images, one forward more than backwards a restart."""

@@ -242,6 +242,7 @@ class Querier:
                     f"labels go up to {largest}"
                 )
             self.classes = classes
-            self._planned = sum(self._plan(classes))
+            if self._progress is not None:
+                self._planned = sum(self._plan(classes))
         elif classes != self.classes:
             raise InputError(f"{name} returned {self.classes} classes before and {classes} now")

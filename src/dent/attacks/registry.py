@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,8 +98,7 @@ def make_from(
             f"protocol={protocol!r} is AutoAttack's own; {name} has none: leave it out"
         )
     attack = make(name, **{key: value for key, value in settings.items() if value is not None})
-    attack.name = name + "".join(text.split()).removeprefix(written)
-    return attack
+    return replace(attack, name=name + "".join(text.split()).removeprefix(written))
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

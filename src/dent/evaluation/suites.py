@@ -5,7 +5,7 @@ attack there are, but for the one that is marked.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, Literal, get_args
 
@@ -61,9 +61,7 @@ class Member:
 
     def make(self, budget: Budget) -> Attack:
         """The attack under a budget."""
-        attack = make(self.attack, **self.settings(budget))
-        attack.name = self.name
-        return attack
+        return replace(make(self.attack, **self.settings(budget)), name=self.name)
 
 
 _APGD: Final = {"iterations": (20, 50, 100), "restarts": (1, 1, 2)}

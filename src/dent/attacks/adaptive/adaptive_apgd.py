@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from dent.attacks.adaptive.apgd import apgd, random_start
 from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.ladder import Rung, RungName
 from dent.attacks.adaptive.objectives import Aim, through
-from dent.attacks.adaptive.settings import check_flags, check_rho, read_losses
+from dent.attacks.adaptive.settings import read_losses
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts
+from dent.attacks.checks import check_counts, check_flags, check_rho, effort
 from dent.attacks.losses import LossName, loss_named, runner_up
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
@@ -36,6 +37,7 @@ class _Run(NamedTuple):
 
 
 @final
+@dataclass(frozen=True)
 class AdaptiveAPGD(Attack):
     """APGD on a whole batch through one rung of the gradient ladder.
 
@@ -48,82 +50,52 @@ class AdaptiveAPGD(Attack):
     which adapts nothing, all rungs are the exact gradient.
     """
 
-    def __init__(
-        self,
-        rung: RungName = "unrolled",
-        steps: int | None = None,
-        losses: str | Sequence[str] = ("ce", "margin"),
-        iterations: int = 50,
-        restarts: int = 1,
-        targets: int = 0,
-        targeted: LossName = "dlr",
-        rho: float = 0.75,
-        submissions: int = 1,
-        warm: bool = False,
-        joint: bool = False,
-        unmask: bool = False,
-        name: str | None = None,
-    ) -> None:
-        """Set up the attack.
+    rung: RungName = "unrolled"
+    """Whose gradient is followed."""
+    steps: int | None = None
+    """Of `fewer-steps` and `truncated`, how many."""
+    losses: tuple[LossName, ...] = effort(("ce", "margin"))
+    """Untargeted ones, each with `restarts` runs; as a text, `ce+margin`."""
+    iterations: int = effort(50)
+    """Of APGD, in every run."""
+    restarts: int = effort(1)
+    """Runs of every untargeted loss."""
+    targets: int = effort(0)
+    """The likeliest wrong classes on the natural images that are aimed at, one run each; 0 leaves
+    targets out."""
+    targeted: LossName = "dlr"
+    """The loss of the targeted runs."""
+    rho: float = 0.75
+    """APGD's share of successful steps, in (0, 1)."""
+    submissions: int = effort(1)
+    """Passes per gradient, which is their mean (EOT)."""
+    warm: bool = False
+    """Begin each loss where an attack on the static base ended, by the margin, and serve that too;
+    the result is then no weaker than that transfer."""
+    joint: bool = False
+    """Let the batch's mean loss decide on step sizes, not each member's."""
+    unmask: bool = effort(False, later=True)
+    """Look through outputs that saturate and through rounding (`unmasked`)."""
 
-        Args:
-            rung: Whose gradient is followed.
-            steps: Of `fewer-steps` and `truncated`, how many.
-            losses: Untargeted ones, each with `restarts` runs; as a text, `ce+margin`.
-            iterations: Of APGD, in every run.
-            restarts: Runs of every untargeted loss.
-            targets: The likeliest wrong classes on the natural images that are aimed at, one run
-                each; 0 leaves targets out.
-            targeted: The loss of the targeted runs.
-            rho: APGD's share of successful steps, in (0, 1).
-            submissions: Passes per gradient, which is their mean (EOT).
-            warm: Begin each loss where an attack on the static base ended, by the margin, and serve
-                that too; the result is then no weaker than that transfer.
-            joint: Let the batch's mean loss decide on step sizes, not each member's.
-            unmask: Look through outputs that saturate and through rounding (`unmasked`).
-            name: What results are kept under; by default `adaptive-` and the rung.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        check_counts(1, iterations=iterations, restarts=restarts, submissions=submissions)
-        check_counts(0, targets=targets)
-        check_rho(rho)
-        check_flags(warm=warm, joint=joint, unmask=unmask)
-        named = read_losses(losses)
-        if not named and not targets:
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_counts(
+            1, iterations=self.iterations, restarts=self.restarts, submissions=self.submissions
+        )
+        check_counts(0, targets=self.targets)
+        check_rho(self.rho)
+        check_flags(warm=self.warm, joint=self.joint, unmask=self.unmask)
+        object.__setattr__(self, "losses", read_losses(self.losses))
+        if not self.losses and not self.targets:
             raise ConfigError("an attack needs a loss or a target")
-        loss_named(targeted)
-        self.rung = Rung(rung, steps)
-        self.losses = named
-        self.iterations = iterations
-        self.restarts = restarts
-        self.targets = targets
-        self.targeted: LossName = targeted
-        self.rho = rho
-        self.submissions = submissions
-        self.warm = warm
-        self.joint = joint
-        self.unmask = unmask
-        self.name = name or f"adaptive-{rung}"
+        loss_named(self.targeted)
+        Rung(self.rung, self.steps)
+        super().__post_init__()
 
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        del norm
-        return {
-            "rung": self.rung.name,
-            "steps": self.rung.steps,
-            "losses": list(self.losses),
-            "iterations": self.iterations,
-            "restarts": self.restarts,
-            "targets": self.targets,
-            "targeted": self.targeted,
-            "rho": self.rho,
-            "submissions": self.submissions,
-            "warm": self.warm,
-            "joint": self.joint,
-            **({"unmask": True} if self.unmask else {}),
-        }
+    @property
+    def registered(self) -> str:
+        """`adaptive-` and the rung."""
+        return f"adaptive-{self.rung}"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Per run one pass more than iterations, times `submissions`; a stand-in's is then served.
@@ -134,7 +106,7 @@ class AdaptiveAPGD(Attack):
         del norm
         runs = self._runs_of(n_classes)
         once = self._ascent.times(self.submissions)
-        if self.rung.stands_in:
+        if self._seen.stands_in:
             once = once + Queries(1, 0)
         total = Queries(2, 0) + once.times(runs)
         return total + self._ascent + Queries(1, 0) if self.warm else total
@@ -142,14 +114,14 @@ class AdaptiveAPGD(Attack):
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The ascents of the static base."""
         del norm
-        transferred = self.rung.name == "transfer"
+        transferred = self.rung == "transfer"
         static = self._runs_of(n_classes) * self.submissions if transferred else 0
         return self._ascent.times(static + int(self.warm))
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
         """All gradients of the ascents, on the rung of that name."""
         del norm
-        exact = self.rung.name == "unrolled"
+        exact = self.rung == "unrolled"
         runs = self._runs_of(n_classes) * self.submissions
         return self._ascent.times(runs).backwards if exact else 0
 
@@ -157,25 +129,24 @@ class AdaptiveAPGD(Attack):
         return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
 
     @property
+    def _seen(self) -> Rung:
+        return Rung(self.rung, self.steps)
+
+    @property
     def _ascent(self) -> Queries:
         return Queries(self.iterations + 1, self.iterations + 1)
-
-    def longer(self, norm: Norm = "linf") -> AdaptiveAPGD:
-        """The attack with twice the iterations."""
-        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
-        return AdaptiveAPGD(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run until all members are fooled, or all runs are through."""
         best = Best(target)
         natural = best.offer_served(target.natural)
         try:
-            view = self.rung.view(target.defense)
+            view = self._seen.view(target.defense)
             if self.unmask:
                 view = Unmasked(view)
             return self._runs(target, threat, best, natural, view, seed)
         except (Unavailable, NoGradientError) as missing:
-            return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung.name}: {missing}",))
+            return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung}: {missing}",))
 
     def _runs(
         self,
@@ -197,7 +168,7 @@ class AdaptiveAPGD(Attack):
             start = random_start(target.natural, threat, draws)
             if warm is not None and run.name not in after and run.rank is None:
                 start = warm
-            served = None if self.rung.stands_in else best
+            served = None if self._seen.stands_in else best
             found = apgd(
                 through(target, view, aim, served, self.submissions),
                 target.natural,
@@ -208,7 +179,7 @@ class AdaptiveAPGD(Attack):
                 joint=self.joint,
                 stop=None if served is None else served.complete,
             )
-            if self.rung.stands_in:
+            if self._seen.stands_in:
                 best.offer_served(found.images)
             after[run.name] = best.fooled
         return best.outcome(after)

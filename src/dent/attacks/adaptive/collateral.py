@@ -12,6 +12,7 @@ defense offers it, and theirs where it does not.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -21,9 +22,8 @@ from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
 from dent.attacks.adaptive.among import Among
 from dent.attacks.adaptive.apgd import Evaluation, apgd, random_start
 from dent.attacks.adaptive.capabilities import Unavailable, adapt_accepts
-from dent.attacks.adaptive.settings import check_rho
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import check_counts
+from dent.attacks.checks import check_counts, check_rho, effort
 from dent.attacks.losses import LossName, loss_named
 from dent.attacks.querier import Queries
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 @final
+@dataclass(frozen=True)
 class Collateral(Attack):
     """Perturb the attacker's members so that the others are answered wrongly.
 
@@ -41,44 +42,26 @@ class Collateral(Attack):
     the notes; the result itself is of the attacker's members, as for every attack.
     """
 
-    def __init__(
-        self,
-        loss: LossName = "margin",
-        iterations: int = 50,
-        restarts: int = 1,
-        rho: float = 0.75,
-        name: str = "collateral",
-    ) -> None:
-        """Set up the attack.
+    loss: LossName = "margin"
+    """Of the bystanders, untargeted."""
+    iterations: int = effort(50)
+    """Of APGD."""
+    restarts: int = effort(1)
+    """Random starts."""
+    rho: float = 0.75
+    """APGD's share of successful steps, in (0, 1)."""
 
-        Args:
-            loss: Of the bystanders, untargeted.
-            iterations: Of APGD.
-            restarts: Random starts.
-            rho: APGD's share of successful steps, in (0, 1).
-            name: What results are kept under.
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_counts(1, iterations=self.iterations, restarts=self.restarts)
+        check_rho(self.rho)
+        loss_named(self.loss)
+        super().__post_init__()
 
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        check_counts(1, iterations=iterations, restarts=restarts)
-        check_rho(rho)
-        loss_named(loss)
-        self.loss = loss
-        self.iterations = iterations
-        self.restarts = restarts
-        self.rho = rho
-        self.name = name
-
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        del norm
-        return {
-            "loss": self.loss,
-            "iterations": self.iterations,
-            "restarts": self.restarts,
-            "rho": self.rho,
-        }
+    @property
+    def registered(self) -> str:
+        """`collateral`."""
+        return "collateral"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass more than iterations a restart; two of the natural images, one at the end."""
@@ -89,11 +72,6 @@ class Collateral(Attack):
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
         """All of them, where the defense offers it."""
         return self.queries(n_classes, norm).backwards
-
-    def longer(self, norm: Norm = "linf") -> Collateral:
-        """The attack with twice the iterations."""
-        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
-        return Collateral(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts, or until no bystander is right."""

@@ -17,6 +17,7 @@ Of all rounds the worst that was served is kept: per batch where the defense is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
@@ -28,10 +29,9 @@ from dent.attacks.adaptive.apgd import Objective, apgd, random_start
 from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
-from dent.attacks.adaptive.settings import check_flags, check_rho
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts
+from dent.attacks.checks import check_counts, check_flags, check_rho, effort
 from dent.attacks.losses import LossName, loss_named, margin, runner_up
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
@@ -46,6 +46,7 @@ ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
 
 
 @final
+@dataclass(frozen=True)
 class ModelSpace(Attack):
     """FPA, GMSA-AVG or GMSA-MIN, with APGD against the models so far.
 
@@ -55,65 +56,45 @@ class ModelSpace(Attack):
     to the batch as it is being changed, through the exact gradient.
     """
 
-    def __init__(
-        self,
-        ensemble: Ensemble = "gmsa-min",
-        loss: LossName = "margin",
-        rounds: int = 10,
-        iterations: int = 20,
-        restarts: int = 1,
-        targets: int = 0,
-        rho: float = 0.75,
-        unrolled: bool = False,
-        name: str | None = None,
-    ) -> None:
-        """Set up the attack.
+    ensemble: Ensemble = "gmsa-min"
+    """How the models so far are attacked together."""
+    loss: LossName = "margin"
+    """What is ascended."""
+    rounds: int = effort(10)
+    """Models after the natural batch's; the authors take 3 against dent."""
+    iterations: int = effort(20)
+    """Of APGD, in every round."""
+    restarts: int = effort(1)
+    """How often it begins again from the natural batch's model."""
+    targets: int = effort(0)
+    """The likeliest wrong classes on the natural images, aimed at by one more restart each."""
+    rho: float = 0.75
+    """APGD's share of successful steps, in (0, 1)."""
+    unrolled: bool = False
+    """Take in the defense itself, by the exact gradient."""
 
-        Args:
-            ensemble: How the models so far are attacked together.
-            loss: What is ascended.
-            rounds: Models after the natural batch's; the authors take 3 against dent.
-            iterations: Of APGD, in every round.
-            restarts: How often it begins again from the natural batch's model.
-            targets: The likeliest wrong classes on the natural images, aimed at by one more restart
-                each.
-            rho: APGD's share of successful steps, in (0, 1).
-            unrolled: Take in the defense itself, by the exact gradient.
-            name: What results are kept under; by default the ensemble's, with `-unrolled`.
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.ensemble not in ENSEMBLES:
+            raise ConfigError(
+                f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}"
+            )
+        check_counts(1, rounds=self.rounds, iterations=self.iterations, restarts=self.restarts)
+        check_counts(0, targets=self.targets)
+        check_rho(self.rho)
+        check_flags(unrolled=self.unrolled)
+        loss_named(self.loss)
+        super().__post_init__()
 
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        if ensemble not in ENSEMBLES:
-            raise ConfigError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {ensemble!r}")
-        check_counts(1, rounds=rounds, iterations=iterations, restarts=restarts)
-        check_counts(0, targets=targets)
-        check_rho(rho)
-        check_flags(unrolled=unrolled)
-        loss_named(loss)
-        self.ensemble = ensemble
-        self.loss = loss
-        self.rounds = rounds
-        self.iterations = iterations
-        self.restarts = restarts
-        self.targets = targets
-        self.rho = rho
-        self.unrolled = unrolled
-        self.name = name or ensemble + ("-unrolled" if unrolled else "")
+    @property
+    def registered(self) -> Ensemble:
+        """The name of the ensemble."""
+        return self.ensemble
 
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        del norm
-        return {
-            "ensemble": self.ensemble,
-            "loss": self.loss,
-            "rounds": self.rounds,
-            "iterations": self.iterations,
-            "restarts": self.restarts,
-            "targets": self.targets,
-            "rho": self.rho,
-            "unrolled": self.unrolled,
-        }
+    @property
+    def default_name(self) -> str:
+        """The ensemble's, with `-unrolled`."""
+        return self.ensemble + ("-unrolled" if self.unrolled else "")
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Two, and in every round each model's passes in every iteration, and one that is served.
@@ -152,11 +133,6 @@ class ModelSpace(Attack):
 
     def _runs_of(self, n_classes: int) -> int:
         return self.restarts + min(self.targets, n_classes - 1)
-
-    def longer(self, norm: Norm = "linf") -> ModelSpace:
-        """The attack with twice the iterations in every round."""
-        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
-        return ModelSpace(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts and targets, or until all members are fooled."""

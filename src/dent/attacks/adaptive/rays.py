@@ -16,14 +16,15 @@ query is the whole batch, and each member is at its own step of its own search.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts
+from dent.attacks.checks import check_counts, effort
 from dent.attacks.querier import Queries
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _TOLERANCE = 1e-3  # of the radius that the threat model leaves a corner
 
 
 @final
+@dataclass(frozen=True)
 class RayS(Attack):
     """RayS with a number of queries.
 
@@ -42,24 +44,18 @@ class RayS(Attack):
     cube inside the ball, which is a small part of it there: the attack is made for l-inf.
     """
 
-    def __init__(self, iterations: int = 1000, name: str = "rays") -> None:
-        """Set up RayS.
+    iterations: int = effort(1000)
+    """Queries of the whole batch; the authors take up to 10,000."""
 
-        Args:
-            iterations: Queries of the whole batch; the authors take up to 10,000.
-            name: What results are kept under.
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_counts(1, iterations=self.iterations)
+        super().__post_init__()
 
-        Raises:
-            ConfigError: There is no query.
-        """
-        check_counts(1, iterations=iterations)
-        self.iterations = iterations
-        self.name = name
-
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        del norm
-        return {"iterations": self.iterations}
+    @property
+    def registered(self) -> str:
+        """`rays`."""
+        return "rays"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The search, the natural images before, and what was found, twice, after."""

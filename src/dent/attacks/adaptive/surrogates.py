@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from dent.attacks.adaptive.capabilities import Unavailable, static_base, surroga
 from dent.attacks.adaptive.objectives import Aim, mean_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts
+from dent.attacks.checks import check_counts, effort
 from dent.attacks.losses import loss_named
 from dent.attacks.querier import Queries
 from dent.attacks.steps import uniform_in_ball
@@ -41,39 +42,27 @@ _TAUGHT = 3
 
 
 @final
+@dataclass(frozen=True)
 class Surrogates(Attack):
     """APGD by the margin on other models; what comes of it is submitted to the defense."""
 
-    def __init__(
-        self,
-        iterations: int = 20,
-        lessons: int = 2,
-        epochs: int = 4,
-        name: str = "surrogates",
-    ) -> None:
-        """Set up the attack.
+    iterations: int = effort(20)
+    """Of APGD on every model."""
+    lessons: int = effort(2)
+    """How often the copy is taught and attacked; each asks the defense about two batches more."""
+    epochs: int = effort(4)
+    """Passes over all answers so far in each lesson."""
 
-        Args:
-            iterations: Of APGD on every model.
-            lessons: How often the copy is taught and attacked; each asks the defense about two
-                batches more.
-            epochs: Passes over all answers so far in each lesson.
-            name: What results are kept under.
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_counts(1, iterations=self.iterations, epochs=self.epochs)
+        check_counts(0, lessons=self.lessons)
+        super().__post_init__()
 
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        check_counts(1, iterations=iterations, epochs=epochs)
-        check_counts(0, lessons=lessons)
-        self.iterations = iterations
-        self.lessons = lessons
-        self.epochs = epochs
-        self.name = name
-
-    def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        del norm
-        return {"iterations": self.iterations, "lessons": self.lessons, "epochs": self.epochs}
+    @property
+    def registered(self) -> str:
+        """`surrogates`."""
+        return "surrogates"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The natural images, what each model gives, two batches a lesson, and the end."""
@@ -88,11 +77,6 @@ class Surrogates(Attack):
         # Every lesson adds two batches of answers to one.
         taught = sum(self.epochs * (1 + 2 * lesson) for lesson in range(1, self.lessons + 1))
         return ascents + Queries(_TAUGHT * taught + _MOST, 0)
-
-    def longer(self, norm: Norm = "linf") -> Surrogates:
-        """The attack with twice the iterations."""
-        settings = self.settings(norm) | {"iterations": 2 * self.iterations}
-        return Surrogates(**settings, name=self.name)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Attack every model alone, all together, and the copy after each lesson."""

@@ -8,14 +8,14 @@ new batches: what the paper did, and what its numbers need.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 
 from dent.attacks.autoattack.frozen import FrozenBatch, runs_of
 from dent.attacks.autoattack.parts import (
+    PARTS,
     SETS,
-    Overrides,
     Part,
     PartName,
     SetName,
@@ -25,8 +25,9 @@ from dent.attacks.autoattack.parts import (
 )
 from dent.attacks.autoattack.published import run_published
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import is_count
+from dent.attacks.checks import LATER, is_count, is_number
 from dent.attacks.querier import Queries
+from dent.config import check_choice
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ Ask = Literal["whole", "standing"]
 
 
 @final
+@dataclass(frozen=True)
 class AutoAttack(Attack):
     """One of AutoAttack's attacks, or one of its versions as a cumulative set.
 
@@ -58,88 +60,127 @@ class AutoAttack(Attack):
     Fewer classes than AutoAttack's nine targets use as many targets as there are. Where DLR is
     undefined (below three classes, targeted below four), the frozen protocol uses the
     cross-entropy in its place and says so in the result's notes; the published one refuses.
+
+    Of the settings, whatever is None is as AutoAttack ships it for the norm. One that has no effect
+    on the attack chosen is refused.
     """
 
-    def __init__(
-        self,
-        name: PartName | SetName,
-        iterations: int | None = None,
-        restarts: int | None = None,
-        targets: int | None = None,
-        rho: float | None = None,
-        square_iterations: int | None = None,
-        protocol: Protocol = "frozen",
-        batch_size: int | None = None,
-        ask: Ask = "whole",
-    ) -> None:
-        """Choose an attack; whatever is None is as AutoAttack ships it for the norm.
+    attack: PartName | SetName | None = None
+    """`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`, or the set `standard` or `plus`;
+    by default what `name` says."""
+    iterations: int | None = None
+    """Of every gradient attack; of `square` alone, its queries."""
+    restarts: int | None = None
+    """Of a single attack."""
+    targets: int | None = None
+    """Target classes of `apgd-t` and `fab-t`."""
+    rho: float | None = None
+    """APGD's share of successful steps, in (0, 1)."""
+    square_iterations: int | None = None
+    """Square's queries in a set."""
+    protocol: Protocol = "frozen"
+    """`frozen` or `published`."""
+    batch_size: int | None = None
+    """For `published`, the size that survivors are regrouped into; by default all images given, and
+    in an evaluation the size of its batches."""
+    ask: Ask = field(default="whole", metadata=LATER)
+    """For `frozen`: `standing` asks a batch-independent defense about those alone who still stand,
+    which is faster and the same but for rounding. A batch-dependent one is always asked about its
+    whole batch."""
 
-        Args:
-            name: `apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`, or the set
-                `standard` or `plus`.
-            iterations: Of APGD and FAB; of `square` alone, its queries.
-            restarts: Of a single attack.
-            targets: Target classes of `apgd-t` and `fab-t`.
-            rho: APGD's share of successful steps, in (0, 1).
-            square_iterations: Square's queries in a set.
-            protocol: `frozen` or `published`.
-            batch_size: For `published`, the size that survivors are regrouped into; by default
-                all images given, and in an evaluation the size of its batches.
-            ask: For `frozen`: `standing` asks a batch-independent defense about those alone who
-                still stand, which is faster and the same but for rounding. A batch-dependent
-                one is always asked about its whole batch.
+    def __post_init__(self) -> None:
+        """Check every field alone, then together."""
+        if self.attack is None:
+            object.__setattr__(self, "attack", self.name)
+        super().__post_init__()
+        check_choice("attack", self.attack, (*PARTS, *SETS))
+        check_choice("protocol", self.protocol, get_args(Protocol))
+        self._check_budget()
+        if self.batch_size is not None and (
+            self.protocol == "frozen" or not is_count(self.batch_size)
+        ):
+            raise ConfigError(
+                f"batch_size is for protocol='published', from 1, got {self.batch_size} for "
+                f"{self.protocol!r}: the frozen protocol takes each batch as it is given"
+            )
+        if self.ask not in get_args(Ask) or (self.protocol == "published" and self.ask != "whole"):
+            raise ConfigError(
+                "ask must be 'whole' or, frozen alone, 'standing', got "
+                f"{self.ask!r} for {self.protocol!r}"
+            )
+        if (
+            self.protocol == "published"
+            and self.attack == "fab-t"
+            and self.restarts not in (None, 1)
+        ):
+            raise ConfigError(
+                "restarts of fab-t is 1 in AutoAttack as published, got "
+                f"{self.restarts}; use frozen"
+            )
 
-        Raises:
-            ConfigError: If a value is out of range or has no effect on this attack.
-        """
-        if protocol not in get_args(Protocol):
-            raise ConfigError(f"protocol must be 'frozen' or 'published', got {protocol!r}")
-        if batch_size is not None and (protocol == "frozen" or not is_count(batch_size)):
+    def _check_budget(self) -> None:
+        for key in ("iterations", "restarts", "targets", "square_iterations"):
+            value = getattr(self, key)
+            if value is not None and not is_count(value):
+                raise ConfigError(f"{key} must be a whole number from 1, got {value!r}")
+        if self.rho is not None and not (is_number(self.rho) and 0 < self.rho < 1):
+            raise ConfigError(f"rho must be in (0, 1), got {self.rho!r}")
+        is_set, name = self.attack in SETS, str(self.attack)
+        useless = {
+            "restarts": self.restarts is not None and is_set,
+            "targets": self.targets is not None and not (is_set or name.endswith("-t")),
+            "rho": self.rho is not None and not (is_set or name.startswith("apgd")),
+            "square_iterations": self.square_iterations is not None and not is_set,
+        }
+        wrong = [key for key, given in useless.items() if given]
+        if wrong:
             raise ConfigError(
-                f"batch_size is for protocol='published', from 1, got {batch_size} for "
-                f"{protocol!r}: the frozen protocol takes each batch as it is given"
+                f"{name} has no {', '.join(wrong)}: restarts are for single attacks, targets for "
+                "apgd-t and fab-t, rho for apgd, square_iterations for sets (use iterations for "
+                "square alone)"
             )
-        if ask not in get_args(Ask) or (protocol == "published" and ask != "whole"):
-            raise ConfigError(
-                f"ask must be 'whole' or, frozen alone, 'standing', got {ask!r} for {protocol!r}"
-            )
-        if protocol == "published" and name == "fab-t" and restarts not in (None, 1):
-            raise ConfigError(
-                f"restarts of fab-t is 1 in AutoAttack as published, got {restarts}; use frozen"
-            )
-        self.name = name
-        self._name: PartName | SetName = name
-        self.protocol: Protocol = protocol
-        self.batch_size = batch_size
-        self.ask: Ask = ask
-        self._overrides = Overrides(iterations, restarts, targets, rho, square_iterations)
-        self._overrides.check(name)
+
+    @property
+    def registered(self) -> PartName | SetName:
+        """The name of the attack or the set."""
+        return self.attack  # type: ignore[return-value]
 
     def sized(self, batch_size: int) -> AutoAttack:
         """Published, survivors are regrouped into batches of this size if none was chosen."""
         if self.protocol == "frozen" or self.batch_size is not None:
             return self
-        return self._with(batch_size=batch_size)
+        return replace(self, batch_size=batch_size)
 
     def longer(self, norm: Norm = "linf") -> AutoAttack | None:
         """The gradient attacks with twice the iterations, Square as it is; None of Square alone."""
         followed = [part.iterations for part in self.parts(norm) if part.gradient]
-        if not followed:
-            return None
-        return self._with(iterations=2 * max(followed))
+        return replace(self, iterations=2 * max(followed)) if followed else None
 
-    def _with(self, **changes: Any) -> AutoAttack:
-        """The same attack under the same name, some arguments changed."""
-        same = {"protocol": self.protocol, "batch_size": self.batch_size, "ask": self.ask}
-        changed = AutoAttack(self._name, **(asdict(self._overrides) | same | changes))
-        changed.name = self.name
-        return changed
+    def covers(self, other: Attack, norm: Norm = "linf") -> bool:
+        """Whether every part of another is covered by one of this."""
+        return (
+            isinstance(other, AutoAttack)
+            and self.protocol == other.protocol
+            and all(
+                any(mine.covers(asked) for mine in self.parts(norm)) for asked in other.parts(norm)
+            )
+        )
 
     def parts(self, norm: Norm) -> tuple[Part, ...]:
         """The attacks that run, in order, with their budgets."""
-        alone = self._name not in SETS
-        shipped = shipped_parts(self._name, norm)
-        return tuple(self._overrides.apply(part, alone=alone) for part in shipped)
+        return tuple(self._budget(part) for part in shipped_parts(self.registered, norm))
+
+    def _budget(self, part: Part) -> Part:
+        """A part with what was set."""
+        alone = self.attack not in SETS
+        iterations = self.iterations if part.gradient or alone else self.square_iterations
+        return replace(
+            part,
+            iterations=part.iterations if iterations is None else iterations,
+            restarts=part.restarts if self.restarts is None else self.restarts,
+            targets=self.targets if self.targets and part.targets else part.targets,
+            rho=self.rho if self.rho and part.name.startswith("apgd") else part.rho,
+        )
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
         """The hyper-parameters as JSON values, for records."""
@@ -170,7 +211,7 @@ class AutoAttack(Attack):
         for part in parts:
             check_part(part, threat, target.natural.shape)
         if self.protocol == "published":
-            return run_published(self._name, parts, target, threat, seed, self.batch_size)
+            return run_published(self.registered, parts, target, threat, seed, self.batch_size)
         batch = FrozenBatch(target, whole=self.ask == "whole" or target.batch_dependent)
         fooled_after: dict[str, Tensor] = {}
         for part in parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -11,7 +11,6 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
-from dent.attacks.checks import is_count, is_number
 from dent.attacks.querier import Queries
 from dent.errors import ConfigError
 
@@ -83,6 +82,15 @@ class Part:
             run = run + Queries(1, 0)  # the target is read off one more
         return run.times(self.restarts * len(self.ranks(n_classes)))
 
+    def covers(self, other: Part) -> bool:
+        """Whether this is the same attack as another part, and tries at least as long."""
+        return (
+            (self.name, self.rho, self.large_radii) == (other.name, other.rho, other.large_radii)
+            and self.iterations >= other.iterations
+            and self.restarts >= other.restarts
+            and self.targets >= other.targets
+        )
+
     def settings(self) -> dict[str, Any]:
         """What applies to this part, as JSON values."""
         values = asdict(self)
@@ -119,63 +127,6 @@ def shipped_parts(name: PartName | SetName, norm: Norm) -> tuple[Part, ...]:
     if name == "plus":
         return plus
     return (next(part for part in standard + plus if part.name == name),)
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """What a user sets of AutoAttack's budgets; None leaves AutoAttack's own.
-
-    Attributes:
-        iterations: Of every gradient attack; of Square where it is alone.
-        restarts: Of a single attack.
-        targets: Target classes of the targeted attacks.
-        rho: Of APGD.
-        square_iterations: Of Square in a set.
-    """
-
-    iterations: int | None = None
-    restarts: int | None = None
-    targets: int | None = None
-    rho: float | None = None
-    square_iterations: int | None = None
-
-    def check(self, name: PartName | SetName) -> None:
-        """Refuse values out of range, and those that `name` has no use for.
-
-        Raises:
-            ConfigError: Naming the setting and what it applies to.
-        """
-        for key in ("iterations", "restarts", "targets", "square_iterations"):
-            value = getattr(self, key)
-            if value is not None and not is_count(value):
-                raise ConfigError(f"{key} must be a whole number from 1, got {value!r}")
-        if self.rho is not None and not (is_number(self.rho) and 0 < self.rho < 1):
-            raise ConfigError(f"rho must be in (0, 1), got {self.rho!r}")
-        is_set = name in SETS
-        useless = {
-            "restarts": self.restarts is not None and is_set,
-            "targets": self.targets is not None and not (is_set or name.endswith("-t")),
-            "rho": self.rho is not None and not (is_set or name.startswith("apgd")),
-            "square_iterations": self.square_iterations is not None and not is_set,
-        }
-        wrong = [key for key, given in useless.items() if given]
-        if wrong:
-            raise ConfigError(
-                f"{name} has no {', '.join(wrong)}: restarts are for single attacks, targets for "
-                "apgd-t and fab-t, rho for apgd, square_iterations for sets (use iterations for "
-                "square alone)"
-            )
-
-    def apply(self, part: Part, *, alone: bool) -> Part:
-        """The part with these values."""
-        iterations = self.iterations if part.gradient or alone else self.square_iterations
-        return replace(
-            part,
-            iterations=part.iterations if iterations is None else iterations,
-            restarts=part.restarts if self.restarts is None else self.restarts,
-            targets=self.targets if self.targets and part.targets else part.targets,
-            rho=part.rho if self.rho is None else self.rho,
-        )
 
 
 def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:

@@ -1,0 +1,85 @@
+"""What an attack costs at most, found by running it where nobody ever falls."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from dent.attacks.querier import Queries
+from dent.errors import ConfigError, DentError
+from dent.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from dent.attacks.base import Attack
+    from dent.threat import Norm
+
+_MOST: Final = 100_000
+_SIDE: Final = 32
+
+
+class _Unfoolable(nn.Module):
+    """Answers every member by its label, whatever it is shown, with a gradient of zero."""
+
+    batch_dependent = True
+
+    def __init__(self, labels: Tensor, n_classes: int) -> None:
+        super().__init__()
+        self._logits = torch.nn.functional.one_hot(labels, n_classes).float()
+        self._asked = 0
+        self.eval()
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> None:
+        """There is nothing to adapt, and so nothing to look through."""
+        del x, differentiable, last
+
+    def unwrap(self) -> nn.Module:
+        """Itself."""
+        return self
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        """The labels, as logits."""
+        del adaptation
+        self._asked += 1
+        if self._asked > _MOST:
+            raise ConfigError(f"it asks more than {_MOST} times where nobody falls")
+        return self._logits + 0.0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `predict(x, adapt(x))`."""
+        return self.predict(x, None)
+
+
+@lru_cache(maxsize=256)
+def counted(attack: Attack, n_classes: int, norm: Norm) -> Queries:
+    """The passes of one batch of two images of 32 x 32, none of which ever falls.
+
+    Args:
+        attack: It.
+        n_classes: Of the defense.
+        norm: Of the threat model.
+
+    Raises:
+        ConfigError: The attack fails there, or never ends.
+    """
+    labels = torch.arange(2) % n_classes
+    images = torch.full((2, 3, _SIDE, _SIDE), 0.5)
+    try:
+        found = attack(
+            _Unfoolable(labels, n_classes), images, labels, ThreatModel(norm, 0.01), seed=0
+        )
+    except DentError as error:
+        raise _uncountable(attack, str(error)) from error
+    except Exception as error:
+        raise _uncountable(attack, f"{type(error).__name__}: {error}") from error
+    return Queries(found.queries, found.backwards)
+
+
+def _uncountable(attack: Attack, why: str) -> ConfigError:
+    return ConfigError(
+        f"what the attack {attack.name!r} costs cannot be counted by running it on two images of "
+        f"{_SIDE} x {_SIDE} that nothing fools ({why}): give its class a method queries(n_classes, "
+        "norm) that returns the passes of one batch at most"
+    )
