@@ -47,3 +47,16 @@ def test_every_public_name_is_there_and_listed() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'dent' has no attribute 'Dnet'"):
         dent.Dnet  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_evaluation_and_its_settings_load_no_attack() -> None:
+    program = (
+        "import json, sys, dent.evaluation; from dent.evaluation import EvaluationSpec, Settings; "
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300
+    )
+    loaded = json.loads(done.stdout)
+    assert "dent.evaluation.records.spec" in loaded
+    assert not [name for name in loaded if name.startswith(("dent.attacks", "pyautoattack"))]

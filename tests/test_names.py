@@ -7,11 +7,11 @@ import pytest
 from dent import attacks, data, models, names, training
 from dent import defenses as reference
 from dent.errors import UnknownNameError
-from dent.models import tabulate_catalogues
 from dent.models.residual import EXAMPLES
 from dent.models.robustbench_source import PAPER
 from dent.models.weights import SUFFIXES
 from dent.paper import scale_names
+from tools import tabulate_catalogues
 
 
 def test_the_lists_are_those_of_the_registries() -> None:

@@ -1,6 +1,7 @@
 """What comes before the adapted layers is computed once, and nobody can tell."""
 
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 from typing import ClassVar
@@ -106,9 +107,19 @@ def test_steps_and_final_forward_share_one_prefix(
     with mode():
         assert calls(lambda: defense(x)) == 2  # two convolutions, once each
         torch.testing.assert_close(defense(x), expected, atol=1e-10, rtol=1e-10)
-        assert calls(lambda: defense.predict(x, defense.adapt(x))) == 4
+        assert calls(lambda: defense.predict(x, defense.adapt(x))) == 2
     everywhere = tried(model, DentConfig(steps=4, lr=0.05))
     assert calls(lambda: everywhere(x)) == 10
+
+
+def test_an_adaptation_that_is_stored_leaves_what_the_prefix_answered_behind() -> None:
+    model, x = make(), images()
+    defense = tried(model, CONFIG)
+    adapted = defense.adapt(x)
+    stored = pickle.loads(pickle.dumps(adapted))  # noqa: S301
+    assert calls(lambda: defense.predict(x, adapted)) == 0
+    assert calls(lambda: defense.predict(x, stored)) == 2
+    torch.testing.assert_close(defense.predict(x, stored), defense.predict(x, adapted))
 
 
 def test_a_gradient_to_the_input_computes_the_final_forward_whole() -> None:

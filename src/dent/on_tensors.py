@@ -16,8 +16,8 @@ from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.engine.progress import Report
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.submission.submission import device_of
 from dent.evaluation.suites import Budget, SuiteName
+from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
 _NAME: Final = "defense"

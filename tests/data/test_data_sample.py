@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from dent.data import load, sample, store
 from dent.data.cifar10 import CIFAR10
-from dent.data.draw_sample import draw, encode_sample, main
 from dent.data.fetching import load_arrays
 from dent.data.progress import silent
 from dent.errors import DataError
+from tools.draw_sample import draw, encode_sample, main
 
 from .fakes import flip
 

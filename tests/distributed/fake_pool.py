@@ -25,7 +25,7 @@ class FakePool:
         self.size = size
         self._dies = dies
         self._draw = random.Random(seed)  # noqa: S311
-        self._content = pack(work.subject, work.spec, work.plan, pickle)
+        self._content = pack(work.prepared, pickle)
         self._workers: dict[int, Worker] = {}
         self._starting: list[int] = []
         self._streams: dict[int, Iterator[Found]] = {}

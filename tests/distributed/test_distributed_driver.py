@@ -16,10 +16,10 @@ from dent.distributed import Cluster, WorkerError
 from dent.distributed.driver import drive
 from dent.distributed.tasks import Task, Worker, pack, unpack
 from dent.errors import ConfigError, InputError
-from dent.evaluation import Progress, Settings, Subject, describe, evaluate, load_run
+from dent.evaluation import Progress, Settings, Subject, evaluate, load_run
 from dent.evaluation.engine.progress import Report
-from dent.evaluation.records.plan import make_plan
 from dent.evaluation.run import Work, conduct
+from dent.evaluation.subject import prepare
 from tests.distributed.fake_pool import FakePool, evaluate_by_fakes
 from tests.distributed.toys import Refusing, contents
 from tests.evaluation.subjects import (
@@ -197,16 +197,17 @@ class Changing(Wrapper):
 def test_what_changes_on_its_way_is_refused() -> None:
     model = make_model()
     subject = make_subject({"changing": Changing(model)}, model=model)
-    spec, plan = describe(subject, SMALL), make_plan(SMALL, subject.dataset)
+    prepared = prepare(subject, SMALL)
     with pytest.raises(InputError, match=r"changed on its way .*changing\.batch_dependent"):
-        Worker().prepare(pack(subject, spec, plan, pickle), "cpu", 1, "/no")
+        Worker().prepare(pack(prepared, pickle), "cpu", 1, "/no")
 
 
 def test_defenses_still_share_the_model_on_another_device() -> None:
     subject = make_subject()
-    spec, plan = describe(subject, SMALL), make_plan(SMALL, subject.dataset)
-    there, again, _ = unpack(pack(subject, spec, plan, pickle), "meta")
-    assert again == spec
+    prepared = prepare(subject, SMALL)
+    unpacked = unpack(pack(prepared, pickle), "meta")
+    assert (unpacked.spec, unpacked.plan) == (prepared.spec, prepared.plan)
+    there = unpacked.subject
     assert {tensor.device.type for tensor in there.model.state_dict().values()} == {"meta"}
     dent = there.defenses["dent"]
     assert isinstance(dent, Dent)

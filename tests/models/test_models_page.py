@@ -9,14 +9,14 @@ from dent import models
 from dent.models.info import by_images
 from dent.models.robustbench_source import PAPER
 from dent.models.shipped_source import ShippedModels
-from dent.models.tabulate_shipped import BEGIN, END, rewrite, table
 from tests.models.conftest import lay_shipped
+from tools.tabulate_shipped import BEGIN, END, rewrite, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def test_the_page_is_in_step_with_the_cards() -> None:
-    """If not: `python -m dent.models.tabulate_shipped docs/models.md`."""
+    """If not: `python tools/tabulate_shipped.py docs/models.md`."""
     page = PAGE.read_text()
     assert rewrite(page, ShippedModels()) == page
 

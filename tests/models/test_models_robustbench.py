@@ -16,8 +16,8 @@ from dent import models
 from dent.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
 from dent.models import robustbench_source
 from dent.models.robustbench_package import TABLE, import_robustbench
-from dent.models.tabulate_robustbench import tabulate
 from tests.models.conftest import prefixed, scrambled
+from tools.tabulate_robustbench import tabulate
 
 DING = "robustbench/cifar10/L2/Ding2020MMA"
 WONG = "robustbench/cifar10/Linf/Wong2020Fast"
@@ -130,7 +130,7 @@ def test_without_robustbench_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 @needs_robustbench
 def test_the_table_is_that_of_the_installed_version() -> None:
-    """`python -m dent.models.tabulate_robustbench` writes it anew."""
+    """`python tools/tabulate_robustbench.py` writes it anew."""
     assert json.loads(TABLE.read_text()) == tabulate()
 
 

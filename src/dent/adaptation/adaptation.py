@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dent.adaptation import smoothing
+from dent.adaptation.prefix import Prefix
 from dent.config import Covariance
 
 
@@ -51,6 +53,12 @@ class Adaptation:
     status: Tensor
     sample_wise: bool
     smoothing_by_step: Tensor | None = None
+    _prefix: Prefix | None = field(default=None, repr=False)
+    """What the layers before the first adapted one answered to the batch."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be computed again."""
+        return vars(self) | {"_prefix": None}
 
     @property
     def batch_size(self) -> int:

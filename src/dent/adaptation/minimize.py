@@ -57,12 +57,12 @@ def minimize(
     optimizers = _optimizers(config, start)
     values = dict(start)
     states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
-    health = _Health(config, x, start.get(SMOOTHING))
+    gate = _NonFiniteGate(config, x, start.get(SMOOTHING))
     if differentiable and x.requires_grad:
         x = x.view_as(x)
-        x.register_hook(health.gate_gradient)
+        x.register_hook(gate.gradient)
 
-    def descend(x: Tensor, at: Point, health: _Health, steps: int, keep_graph: bool) -> Point:
+    def descend(x: Tensor, at: Point, gate: _NonFiniteGate, steps: int, keep_graph: bool) -> Point:
         values, states = dict(at.values), dict(at.states)
         for _ in range(steps):
             learned = {name: values[name].requires_grad_() for name in optimizers}
@@ -75,15 +75,15 @@ def minimize(
                         learned[name], gradients[name], states[name]
                     )
                 moved = {name: values[name] for name in optimizers}
-                values |= health.gate(moved, start, entropy(logits.detach()))
+                values |= gate.accept(moved, start, entropy(logits.detach()))
         return Point(values, states)
 
     at = Point(values, states)
     for steps, keep_graph in _stretches(config, x, differentiable, last, checkpointed):
         if keep_graph and checkpointed:
-            at = _descend_twice(descend, x, at, health, steps)
+            at = _recomputing(descend, x, at, gate, steps)
         else:
-            at = descend(x, at, health, steps, keep_graph)
+            at = descend(x, at, gate, steps, keep_graph)
     values = at.values
     if not differentiable:
         values = {name: value.detach() for name, value in values.items()}
@@ -91,10 +91,10 @@ def minimize(
         parameters=unflatten(values.get(AFFINE), trained),
         smoothing=values.get(SMOOTHING),
         covariance_kind=config.smoothing.covariance if config.smoothing else None,
-        entropy=torch.stack(health.entropies) if health.entropies else _no_entropy(config, x),
-        status=health.status(),
+        entropy=torch.stack(gate.entropies) if gate.entropies else _no_entropy(config, x),
+        status=gate.status(),
         sample_wise=config.granularity == "sample",
-        smoothing_by_step=torch.stack(health.smoothings) if health.smoothings else None,
+        smoothing_by_step=torch.stack(gate.smoothings) if gate.smoothings else None,
     )
 
 
@@ -113,15 +113,18 @@ def _stretches(
         exact -= length
 
 
-def _descend_twice(
-    descend: Callable[[Tensor, Point, "_Health", int, bool], Point],
+def _recomputing(
+    descend: Callable[[Tensor, Point, "_NonFiniteGate", int, bool], Point],
     x: Tensor,
     at: Point,
-    health: "_Health",
+    gate: "_NonFiniteGate",
     steps: int,
 ) -> Point:
-    """Descend without a graph, and again with it once the gradient is asked for."""
-    before = copy.copy(health)
+    """Take steps without their graph; the backward pass takes them again, with it.
+
+    Memory holds one state in place of the graph of all these steps (see `recomputed`).
+    """
+    before = copy.copy(gate)
 
     def pack(point: Point) -> list[Tensor]:
         averages = [tensor for state in point.states.values() for tensor in state.averages]
@@ -139,7 +142,7 @@ def _descend_twice(
         )
 
     def run(inputs: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
-        watch = copy.copy(before) if keep_graph else health
+        watch = copy.copy(before) if keep_graph else gate
         return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
 
     return unpack(recomputed(run, [x, *pack(at)]), steps)
@@ -207,26 +210,28 @@ def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
     }
 
 
-class _Health:
-    """Which samples' steps stayed finite, and the course they took; without waiting for the device.
+class _NonFiniteGate:
+    """Takes back the steps of samples that turned non-finite, and keeps the course of the others.
 
-    Nothing in it is written to in place, so that a shallow copy is one of this moment.
+    A sample whose update or entropy is NaN or infinite goes back to its start and stays there.
+    Nothing here waits for the device. Nothing is written to in place, so a shallow copy is a
+    snapshot.
     """
 
     def __init__(self, config: DentConfig, x: Tensor, smoothing: Tensor | None) -> None:
         self._sample_wise = config.granularity == "sample"
         self._shared = not self._sample_wise or config.objective == "information-maximization"
-        self._alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        self._blamed = ~self._alive
-        self._well = x.device.type == "cpu"
+        self._kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._own_fault = ~self._kept
+        self._all_finite = x.device.type == "cpu"
         self.entropies: tuple[Tensor, ...] = ()
         steps = config.steps if not len(x) else 0  # to nobody, none of them is taken
         self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
 
-    def gate(self, updated: Values, start: Values, entropies: Tensor) -> Values:
+    def accept(self, updated: Values, start: Values, entropies: Tensor) -> Values:
         """Return `updated`, and `start` for every sample that has ever turned non-finite."""
         self.entropies = (*self.entropies, entropies)
-        if self._all_well(updated, entropies):
+        if self._finite_so_far(updated, entropies):
             self._follow(updated)
             return updated
         no_entropy = ~entropies.isfinite()
@@ -234,19 +239,19 @@ class _Health:
         for value in updated.values():
             no_update = no_update | ~value.detach().isfinite().all(-1)
         explained = no_entropy.any() & self._shared
-        self._blamed = self._blamed | (self._alive & (no_entropy | (no_update & ~explained)))
-        alive = self._alive & ~no_entropy & ~no_update
-        self._alive = alive if self._sample_wise else alive & alive.all()
-        keep = self._alive.unsqueeze(-1) if self._sample_wise else self._alive.all()
+        self._own_fault = self._own_fault | (self._kept & (no_entropy | (no_update & ~explained)))
+        alive = self._kept & ~no_entropy & ~no_update
+        self._kept = alive if self._sample_wise else alive & alive.all()
+        keep = self._kept.unsqueeze(-1) if self._sample_wise else self._kept.all()
         gated = {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
-        self._well = False
+        self._all_finite = False
         self._follow(gated)
         return gated
 
-    def _all_well(self, updated: Values, entropies: Tensor) -> bool:
+    def _finite_so_far(self, updated: Values, entropies: Tensor) -> bool:
         """Whether there is nothing to gate, where asking does not wait for a device."""
         return (
-            self._well
+            self._all_finite
             and bool(entropies.isfinite().all())
             and all(bool(value.isfinite().all()) for value in updated.values())
         )
@@ -256,15 +261,15 @@ class _Health:
             after = values.get(SMOOTHING, self.smoothings[-1])
             self.smoothings = (*self.smoothings, after.detach())
 
-    def gate_gradient(self, gradient: Tensor) -> Tensor:
+    def gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient in x, 0 for samples that are served what does not depend on x.
 
         Backward through a discarded step multiplies 0 by infinity.
         """
-        alive = self._alive.reshape(-1, *[1] * (gradient.dim() - 1))
+        alive = self._kept.reshape(-1, *[1] * (gradient.dim() - 1))
         return torch.where(alive, gradient, 0)
 
     def status(self) -> Tensor:
         """Return each sample's `Status`, (N,) int64."""
-        failed = torch.where(self._blamed, Status.STEP_NON_FINITE, Status.REVERTED)
-        return torch.where(self._alive, Status.ADAPTED, failed)
+        failed = torch.where(self._own_fault, Status.STEP_NON_FINITE, Status.REVERTED)
+        return torch.where(self._kept, Status.ADAPTED, failed)

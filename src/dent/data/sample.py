@@ -1,4 +1,4 @@
-"""The 256 test images of CIFAR-10 that the package carries; `dent.data.draw_sample` chose them."""
+"""The 256 test images of CIFAR-10 that the package carries; `tools/draw_sample.py` chose them."""
 
 import hashlib
 from pathlib import Path

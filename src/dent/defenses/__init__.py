@@ -10,10 +10,9 @@ Each is a reference: written to be read and checked against its paper, not to be
 
 from dent.defenses.anti_adversary import AntiAdversary
 from dent.defenses.base import ReferenceDefense
-from dent.defenses.configuration import load_config
 from dent.defenses.hedge import Hedge
 from dent.defenses.perturbation import Perturbation
-from dent.defenses.registry import CONFIGS, KINDS, describe, make, names
+from dent.defenses.registry import CONFIGS, KINDS, describe, load_config, make, names
 from dent.defenses.statistics_prior import StatisticsPrior
 from dent.defenses.tent_online import TENT, TentOnline, TentState
 

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from dent.config import DentConfig
 from dent.defenses.dent import Dent
+from dent.errors import InputError, UnsupportedModelError
 
 STATIC = DentConfig(steps=0)
 """No step, train statistics, no smoothing: the model itself."""
@@ -99,3 +101,41 @@ class ReferenceDefense(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Show the settings."""
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Return which samples of a batch are finite, (N,) bool: only those are adapted to.
+
+    Raises:
+        InputError: `x` is not a batch (N, ...) of at least one sample of floating-point numbers.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"A defense expected a torch.Tensor, got {type(x).__name__}.")
+    if not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
+        raise InputError(
+            "A defense expected a batch of floating-point numbers, shape (N, ...) with N at least "
+            f"1, got {x.dtype} of shape {tuple(x.shape)}: for images, pass x.float() / 255; for "
+            "one sample, x.unsqueeze(0)."
+        )
+    with torch.inference_mode(False):
+        return x.detach().flatten(1).isfinite().all(1)
+
+
+def gradient(objective: Tensor, of: Tensor, *, keep_graph: bool = False) -> Tensor:
+    """Return the gradient of a scalar, without writing to any `.grad`.
+
+    Args:
+        objective: () scalar.
+        of: what to differentiate by, any shape.
+        keep_graph: make the gradient itself differentiable.
+
+    Raises:
+        UnsupportedModelError: the model between the two cuts the graph.
+    """
+    if not objective.requires_grad:
+        raise UnsupportedModelError(
+            "The model's output does not depend differentiably on what is optimized: does its "
+            "forward use torch.no_grad(), detach() or NumPy?"
+        )
+    (found,) = torch.autograd.grad(objective, [of], create_graph=keep_graph, materialize_grads=True)
+    return found

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -30,7 +30,6 @@ from dent.errors import (
 from dent.performance import Performance
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
-_PREFIXES: ContextVar[Mapping[int, Prefix]] = ContextVar("dent_prefixes", default={})  # noqa: B039
 """By defense, what the final forward of this very call shares with its steps."""
 
 _STATIC = DentConfig(steps=0)
@@ -145,14 +144,7 @@ class Dent(nn.Module):
             self._trial.run(self.model, _STATIC, x if finite is None else x[finite])
             own = AdaptedModel(self.model, _STATIC, shares_generators=True)
             return own(x, {})  # to the last bit
-        if self.config.last_layers is None:  # nothing to share, and nothing torch.compile stops at
-            return self.predict(x, self.adapt(x))
-        outer = _PREFIXES.get()
-        token = _PREFIXES.set({**outer, id(self): Prefix()})
-        try:
-            return self.predict(x, self.adapt(x))
-        finally:
-            _PREFIXES.reset(token)
+        return self.predict(x, self.adapt(x))
 
     def adapt(
         self,
@@ -197,6 +189,8 @@ class Dent(nn.Module):
             if not differentiable:
                 seen = seen.clone() if seen.is_inference() else seen.detach()
 
+            prefix = Prefix()
+
             def run(model: AdaptedModel) -> Adaptation:
                 return minimize(
                     model,
@@ -208,7 +202,9 @@ class Dent(nn.Module):
                     checkpointed=checkpointed,
                 )
 
-            found = run(self._adapted()) if differentiable else self._fastest(run)
+            found = run(self._adapted(prefix)) if differentiable else self._fastest(run, prefix)
+            if self.config.last_layers is not None:
+                found = replace(found, _prefix=prefix)
             return found if kept is None else found.spread(kept)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
@@ -236,8 +232,7 @@ class Dent(nn.Module):
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((kept,), logits)
 
-    def _adapted(self, *, predicts: bool = False) -> AdaptedModel:
-        prefix = _PREFIXES.get().get(id(self)) or Prefix()
+    def _adapted(self, prefix: Prefix, *, predicts: bool = False) -> AdaptedModel:
         eagerly = replace(self.performance, compile=False)
         return AdaptedModel(self.model, self.config, eagerly, prefix, shares_generators=predicts)
 
@@ -245,20 +240,23 @@ class Dent(nn.Module):
         def run(model: AdaptedModel) -> Tensor:
             return model(x, adaptation.parameters, adaptation.smoothing)
 
+        prefix = adaptation._prefix or Prefix()
         given = [x, adaptation.smoothing, *adaptation.parameters.values()]
         needs_gradient = any(value is not None and value.requires_grad for value in given)
         if needs_gradient and torch.is_grad_enabled():
-            return run(self._adapted(predicts=True))
-        return self._fastest(run, predicts=True)
+            return run(self._adapted(prefix, predicts=True))
+        return self._fastest(run, prefix, predicts=True)
 
-    def _fastest(self, run: Callable[[AdaptedModel], Found], *, predicts: bool = False) -> Found:
+    def _fastest(
+        self, run: Callable[[AdaptedModel], Found], prefix: Prefix, *, predicts: bool = False
+    ) -> Found:
         """Return what `run` makes of the compiled model, or where that fails, of the model.
 
         The random numbers that a model draws from generators of its own advance by what is
         predicted, as they do in the model, and not by what is adapted.
         """
         if not self._compiles:
-            return run(self._adapted(predicts=predicts))
+            return run(self._adapted(prefix, predicts=predicts))
         try:
             return run(
                 AdaptedModel(self.model, self.config, self.performance, shares_generators=predicts)
@@ -267,7 +265,7 @@ class Dent(nn.Module):
             raise
         except Exception as error:
             # Raises what is wrong with model or batch.
-            found = run(self._adapted(predicts=predicts))
+            found = run(self._adapted(prefix, predicts=predicts))
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
             warnings.warn(

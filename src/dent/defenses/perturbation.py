@@ -12,9 +12,7 @@ from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.adaptation.isolation import isolated
 from dent.adaptation.objectives import entropy
-from dent.defenses.base import STATIC, ReferenceDefense
-from dent.defenses.batch import finite_rows
-from dent.defenses.gradient import gradient
+from dent.defenses.base import STATIC, ReferenceDefense, finite_rows, gradient
 from dent.errors import ConfigError, InputError
 
 

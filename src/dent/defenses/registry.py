@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from torch import nn
@@ -10,7 +11,6 @@ from torch import nn
 from dent.config import PRESETS, DentConfig, SmoothingConfig
 from dent.defenses.anti_adversary import AntiAdversary
 from dent.defenses.base import STATIC, ReferenceDefense
-from dent.defenses.configuration import load_config
 from dent.defenses.dent import Dent
 from dent.defenses.hedge import Hedge
 from dent.defenses.tent_online import TentOnline
@@ -143,3 +143,31 @@ def _own(spec: str, made: object) -> "DynamicDefense":
         "a torch.nn.Module that takes a batch and returns logits, got "
         f"{type(made).__module__}.{type(made).__qualname__} without {', '.join(missing)}."
     )
+
+
+def load_config(path: str | Path) -> DentConfig:
+    """Read the configuration of a defense.
+
+    Args:
+        path: a UTF-8 file holding one JSON object with fields of `DentConfig`; absent fields take
+            their defaults.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, is not JSON, or holds an unknown key or a
+            value out of range. The message names the file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no configuration file {path} (looked in {path.absolute().parent})."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} expected JSON in UTF-8, got bytes that are not.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        return DentConfig.from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

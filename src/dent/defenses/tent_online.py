@@ -12,9 +12,7 @@ from dent.adaptation.minimize import flatten, unflatten
 from dent.adaptation.objectives import entropy, loss
 from dent.adaptation.optim import State, make_optimizer
 from dent.config import DentConfig
-from dent.defenses.base import ReferenceDefense
-from dent.defenses.batch import finite_rows
-from dent.defenses.gradient import gradient
+from dent.defenses.base import ReferenceDefense, finite_rows, gradient
 from dent.errors import ConfigError
 
 TENT = DentConfig(steps=1, statistics="test")

@@ -7,8 +7,7 @@
 Needs `pip install 'torch-dent[ray]'`; `merge` does not. See docs/evaluation/distributed.md.
 """
 
-from dent.distributed.cluster import Cluster
-from dent.distributed.errors import WorkerError
+from dent.distributed.cluster import Cluster, WorkerError
 from dent.distributed.evaluate import evaluate
 from dent.evaluation.merge import ConflictError, Merged, merge
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dent.errors import ConfigError
+from dent.errors import ConfigError, DentError
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,10 @@ class Cluster:
     def room(self, has: dict[str, float]) -> int:
         """How many workers a cluster with these resources has room for."""
         return min(int(has.get(name, 0.0) // count) for name, count in self.resources.items())
+
+
+class WorkerError(DentError):
+    """Workers died, or none could be started: the message says which work that stopped, and why.
+
+    What was recorded before stays, and the same command goes on from there.
+    """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from dent.distributed.errors import WorkerError
+from dent.distributed.cluster import WorkerError
 from dent.distributed.tasks import Found, Task
 from dent.errors import InputError
 from dent.evaluation.records.plan import Unit
@@ -247,7 +247,8 @@ class _Driver:
         """Refuse a defense whose answers would depend on which worker gives them."""
         if not isinstance(record, ProbeRecord) or not stateful(record):
             return
-        defense = self._work.subject.lineup(self._work.spec.settings)[record.defense]
+        prepared = self._work.prepared
+        defense = prepared.subject.lineup(prepared.spec.settings)[record.defense]
         if callable(getattr(defense, "reset", None)):
             return
         raise InputError(

@@ -53,7 +53,7 @@ def evaluate(
     chosen = cluster or Cluster()
 
     def do(work: Work) -> None:
-        with RayPool(chosen, work.subject, work.spec, work.plan) as pool:
+        with RayPool(chosen, work.prepared) as pool:
             drive(work, pool, attempts=chosen.attempts, patience=chosen.patience, notice=notice)
 
     return conduct(subject, settings, do, out=out, progress=progress, shard=shard)

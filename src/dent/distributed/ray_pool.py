@@ -8,13 +8,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from dent.distributed.cluster import Cluster
+from dent.distributed.cluster import Cluster, WorkerError
 from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded
-from dent.distributed.errors import WorkerError
 from dent.distributed.tasks import Task, Worker, pack
-from dent.evaluation.records.plan import Plan, Unit
-from dent.evaluation.records.spec import EvaluationSpec
-from dent.evaluation.subject import Subject
+from dent.evaluation.records.plan import Unit
+from dent.evaluation.subject import Prepared
 from dent.support import ray_start
 from dent.support.extras import require
 from dent.support.reaching import unreachable
@@ -46,12 +44,10 @@ class RayPool:
         InputError: The subject does not pickle.
     """
 
-    def __init__(
-        self, cluster: Cluster, subject: Subject, spec: EvaluationSpec, plan: Plan
-    ) -> None:
+    def __init__(self, cluster: Cluster, prepared: Prepared) -> None:
         self._ray = import_ray()
         self._cluster = cluster
-        content = pack(subject, spec, plan, self._ray.cloudpickle)
+        content = pack(prepared, self._ray.cloudpickle)
         self._started = not self._ray.is_initialized()
         if self._started:
             self._join()

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from dent.errors import ConfigError, InputError
-from dent.evaluation.engine.execute import Batches, Run, execute, prepare
+from dent.evaluation.engine.execute import Batches, Run, execute, open_run
 from dent.evaluation.records.folder import Memory, Store, packed
-from dent.evaluation.records.plan import Plan, Unit
+from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import EvaluationSpec, differences
-from dent.evaluation.subject import Subject, describe
-from dent.evaluation.submission.submission import device_of
+from dent.evaluation.subject import Prepared, describe
+from dent.support.devices import device_of
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,15 @@ class Worker:
             sys.path.insert(0, folder)
         self._threads = threads
         torch.set_num_threads(threads)
-        subject, spec, plan = unpack(content, device)
+        prepared = unpack(content, device)
+        subject, spec = prepared.subject, prepared.spec
         other = differences(spec.to_json(), describe(subject, spec.settings).to_json())
         if other:
             raise InputError(
                 f"what is evaluated changed on its way to a worker on {socket.gethostname()}: "
                 f"{'; '.join(other[:4])}. Whatever a defense or model is made of must pickle"
             )
-        self._run = prepare(subject, spec, plan, Kept(spec))
+        self._run = open_run(prepared, Kept(spec))
         return new_session(device_of(subject.model))
 
     def work(self, task: Task) -> Iterator[Found]:
@@ -144,13 +145,11 @@ class Worker:
         self._at = (unit, done / planned if planned else 0.0)
 
 
-def pack(subject: Subject, spec: EvaluationSpec, plan: Plan, pickler: Any) -> bytes:
+def pack(prepared: Prepared, pickler: Any) -> bytes:
     """Make bytes of what is evaluated, with the tensors apart, so that they can go to any device.
 
     Args:
-        subject: What is evaluated.
-        spec: Its description.
-        plan: Its batches.
+        prepared: What is evaluated.
         pickler: A module like `pickle`.
 
     Raises:
@@ -158,7 +157,7 @@ def pack(subject: Subject, spec: EvaluationSpec, plan: Plan, pickler: Any) -> by
     """
     content = io.BytesIO()
     try:
-        torch.save((subject, spec, plan), content, pickle_module=pickler)
+        torch.save(prepared, content, pickle_module=pickler)
     except Exception as error:
         raise InputError(
             "what is evaluated cannot be sent to workers, as something of it does not pickle "
@@ -168,14 +167,14 @@ def pack(subject: Subject, spec: EvaluationSpec, plan: Plan, pickler: Any) -> by
     return content.getvalue()
 
 
-def unpack(content: bytes, device: str) -> tuple[Subject, EvaluationSpec, Plan]:
+def unpack(content: bytes, device: str) -> Prepared:
     """Return what was packed, its tensors on a device.
 
     Raises:
         ConfigError: A module is missing here.
     """
     try:
-        subject, spec, plan = torch.load(
+        prepared: Prepared = torch.load(
             io.BytesIO(content), map_location=device, pickle_module=pickle, weights_only=False
         )
     except ModuleNotFoundError as error:
@@ -184,4 +183,4 @@ def unpack(content: bytes, device: str) -> tuple[Subject, EvaluationSpec, Plan]:
             "that is evaluated comes from: install it there, keep it in a folder that all "
             "machines share, or start the run by `ray job submit --working-dir .`"
         ) from error
-    return subject, spec, plan
+    return prepared

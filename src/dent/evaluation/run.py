@@ -6,20 +6,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dent.evaluation.engine.execute import Batches, execute, prepare
+from dent.evaluation.engine.execute import Batches, execute, open_run
 from dent.evaluation.engine.progress import Report, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import Books, Entry
 from dent.evaluation.records.folder import RESULT, RUN, Memory, RunFolder, Store
-from dent.evaluation.records.plan import Plan, Unit, groups, make_plan, units
+from dent.evaluation.records.plan import Unit, groups, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
-from dent.evaluation.records.spec import EvaluationSpec, Settings
+from dent.evaluation.records.spec import Settings
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.evaluation.shard import Shard
-from dent.evaluation.subject import Subject, describe
-from dent.evaluation.submission.submission import device_of
+from dent.evaluation.subject import Prepared, Subject, prepare
+from dent.support.devices import device_of
 
 
 def evaluate(
@@ -66,9 +66,7 @@ class Work:
     """What there is to do of a run, and where it goes: all that whoever does it needs.
 
     Attributes:
-        subject: The objects.
-        spec: Their description.
-        plan: The batches.
+        prepared: What is evaluated.
         groups: Units that need nothing of other groups, those of the shard alone.
         store: Where records are kept; those that are there are not made again.
         books: Who works on it.
@@ -76,9 +74,7 @@ class Work:
         progress: Whom to tell.
     """
 
-    subject: Subject
-    spec: EvaluationSpec
-    plan: Plan
+    prepared: Prepared
     groups: tuple[tuple[Unit, ...], ...]
     store: Store
     books: Books
@@ -122,23 +118,22 @@ def conduct(
 ) -> EvaluationResult:
     """Evaluate as `evaluate` does, the work being done by `do`."""
     settings = settings or Settings()
-    subject = subject.sized(settings)
-    spec = describe(subject, settings)
-    plan = make_plan(settings, subject.dataset)
+    prepared = prepare(subject, settings)
+    spec, plan = prepared.spec, prepared.plan
     chosen = tuple(groups(spec, plan))
     if shard is not None:
         chosen = shard.of_all(chosen)
 
     if out is None or not os.path.exists(Path(out) / RUN):  # else it was, before it began
-        rehearse(subject, settings, plan, (unit for group in chosen for unit in group))
+        rehearse(prepared, (unit for group in chosen for unit in group))
 
     def work(store: Store, books: Books) -> Work:
         todo = [unit for group in chosen for unit in group]
-        tracker = Tracker(subject, spec, plan, todo)
+        tracker = Tracker(prepared, todo)
         for unit in todo:
             if unit.key in store.done:
                 tracker.count(unit, store.done[unit.key])
-        return Work(subject, spec, plan, chosen, store, books, tracker, progress)
+        return Work(prepared, chosen, store, books, tracker, progress)
 
     if out is None:
         memory = Memory()
@@ -158,9 +153,9 @@ def conduct(
 
 def here(work: Work) -> None:
     """Do the work in this process, group by group."""
-    run = prepare(work.subject, work.spec, work.plan, work.store)
+    run = open_run(work.prepared, work.store)
     batches = Batches(run)
-    worker = work.books.open(new_session(device_of(work.subject.model)))
+    worker = work.books.open(new_session(device_of(work.prepared.subject.model)))
     for group in work.groups:
         for unit in work.left(group):
             work.tell((unit, 0.0))

@@ -8,9 +8,11 @@ from torch import nn
 
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
 from dent.data.dataset import ImageDataset
+from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
 from dent.errors import ConfigError, InputError
 from dent.evaluation.records.naming import contradiction
+from dent.evaluation.records.plan import Plan, make_plan
 from dent.evaluation.records.spec import (
     STATIC,
     AttackSpec,
@@ -22,7 +24,9 @@ from dent.evaluation.records.spec import (
     ThreatSpec,
 )
 from dent.kinds import kind_of
+from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
+from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
 
@@ -69,6 +73,22 @@ class Subject:
             _check_name("defense", name)
             _check_defense(name, defense)
         return first | others
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """The models that ship with the package, of these classes, to transfer attacks from.
+
+        Without the static model itself, which attacks have anyway; on its device.
+        """
+        source, device = ShippedModels(), device_of(self.model)
+        own = weights_digest(self.model)
+        found: dict[str, nn.Module] = {}
+        for card in source.cards():
+            if classes_of(card.dataset) != tuple(self.dataset.classes):
+                continue
+            model = source.load(card.name).eval().requires_grad_(requires_grad=False)
+            if weights_digest(model) != own:
+                found[card.name] = model.to(device)
+        return found
 
     def attack(self, name: str) -> Attack:
         """The attack of that name."""
@@ -127,6 +147,31 @@ def _check_mixed(attacks: Sequence[AttackSpec]) -> None:
         )
     if any(attack.config.get("ask") == "standing" for attack in attacks):
         raise ConfigError("mix needs ask='whole': its natural members stay in their batch")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation that is described and planned, so that it can be run anywhere.
+
+    Attributes:
+        subject: The objects.
+        spec: Their description.
+        plan: The batches.
+    """
+
+    subject: Subject
+    spec: EvaluationSpec
+    plan: Plan
+
+
+def prepare(subject: Subject, settings: Settings) -> Prepared:
+    """Describe an evaluation and fix its batches.
+
+    Raises:
+        ConfigError, InputError, WeightsError: As `describe` and `make_plan` do.
+    """
+    subject = subject.sized(settings)
+    return Prepared(subject, describe(subject, settings), make_plan(settings, subject.dataset))
 
 
 def threat_of(spec: ThreatSpec) -> ThreatModel:

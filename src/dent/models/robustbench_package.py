@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from dent.support.extras import require
 
-#: What is known of RobustBench's models without it; `tabulate_robustbench` writes this file.
+#: What is known of RobustBench's models without it; written by `tools/tabulate_robustbench.py`.
 TABLE: Final = Path(__file__).parent / "tables" / "robustbench.json"
 PURPOSE: Final = "a RobustBench model"
 _LOCK: Final = threading.Lock()

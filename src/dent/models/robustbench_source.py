@@ -1,9 +1,9 @@
 """RobustBench's models (Croce et al., 2021) by its own names: `robustbench/DATASET/NORM/NAME`.
 
-Listing them needs nothing (see `tabulate_robustbench`); loading one needs the extra `zoo`. The
-weights lie in RobustBench's own layout below `models_root()`. They are read by this package,
-weights-only; RobustBench's own loader then is given a file that this package wrote, so that its
-handling of each model's names is used, and whatever it would unpickle is known.
+Listing them needs nothing (see `tools/tabulate_robustbench.py`); loading one needs the extra
+`zoo`. The weights lie in RobustBench's own layout below `models_root()`. They are read by this
+package, weights-only; RobustBench's own loader then is given a file that this package wrote, so
+that its handling of each model's names is used, and whatever it would unpickle is known.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @cache
@@ -70,3 +70,10 @@ def _module(device: torch.device) -> Any:
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)  # there is one
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lies; the CPU if it has no parameter and no buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

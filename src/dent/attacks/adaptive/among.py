@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.capabilities import adapt_accepts
-from dent.attacks.protocol import answer
+from dent.attacks.protocol import DynamicDefense, answer
 from dent.errors import InputError
 
 if TYPE_CHECKING:
-    from dent.attacks.protocol import DynamicDefense
+    from dent.attacks.protocol import Defense
 
 
 @final
@@ -110,3 +110,11 @@ class Among:
         else:
             adaptation = self.inner.adapt(batch.detach())
         return self.inner.predict(batch, adaptation)[~self._controlled]
+
+
+def among(defense: Defense, batch: Tensor, labels: Tensor, attacked: int) -> Defense:
+    """Return what an attack on the first `attacked` members of a batch is to attack."""
+    if attacked == len(batch) or not isinstance(defense, DynamicDefense):
+        return defense
+    controlled = torch.arange(len(batch), device=batch.device) < attacked
+    return Among(defense, batch, labels, controlled)

@@ -15,14 +15,15 @@ from dent.attacks.base import isolated_random_state
 from dent.attacks.querier import View
 from dent.errors import InputError
 from dent.evaluation.probe.unit import probe_passes
-from dent.evaluation.records.plan import Plan, Unit, make_plan, units
-from dent.evaluation.records.spec import EvaluationSpec, Settings
-from dent.evaluation.subject import Subject, describe
+from dent.evaluation.records.plan import Plan, Unit, units
+from dent.evaluation.records.spec import Settings
+from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.submission.guard import Guard, put_back
-from dent.evaluation.submission.submission import clock, device_of, reset
+from dent.evaluation.submission.submission import clock, reset
 from dent.evaluation.submission.submitter import answers as served
 from dent.storage.canonical import Record
+from dent.support.devices import device_of
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
@@ -85,9 +86,8 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         ConfigError, InputError: As `evaluate` does.
     """
     settings = settings or Settings()
-    subject = subject.sized(settings)
-    spec = describe(subject, settings)
-    plan = make_plan(settings, subject.dataset)
+    prepared = prepare(subject, settings)
+    subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
     size = max(batch.size for batch in plan.batches)
     x, y, static = _sample(subject, plan, size)
     scale = size / len(x)
@@ -97,7 +97,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     guard = Guard(subject.model, spec.model.weights)
     costs = {}
     for name, defense in subject.lineup(settings).items():
-        passes = _passes(subject, spec, plan, planned[name])
+        passes = _passes(prepared, planned[name])
         with put_back(defense):
             timings = []
             for _ in range(2):
@@ -221,12 +221,13 @@ class _Passes(NamedTuple):
         )
 
 
-def _passes(subject: Subject, spec: EvaluationSpec, plan: Plan, planned: list[Unit]) -> _Passes:
+def _passes(prepared: Prepared, planned: list[Unit]) -> _Passes:
+    subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
     answers, gradients, unrolled, static = 0, 0, 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
         if unit.kind == "probe":
-            asked = probe_passes(subject, spec, plan)
+            asked = probe_passes(prepared)
             answers += asked.forwards - asked.backwards
             gradients += asked.backwards
             continue

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from dent.attacks import AttackResult
 from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.adaptive.among import among
 from dent.attacks.querier import NoGradientError
 from dent.errors import DataError
-from dent.evaluation.engine.mixing import among
-from dent.evaluation.engine.surrogates import at_hand
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.folder import Store
 from dent.evaluation.records.plan import Batch, Plan, Unit, candidates, seed_of
@@ -24,14 +23,15 @@ from dent.evaluation.records.schema import UnitRecord, UnitTiming
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results import tells
 from dent.evaluation.results.scoring import Piece, piece_of
-from dent.evaluation.subject import Subject
+from dent.evaluation.subject import Prepared
 from dent.evaluation.submission.fresh import fresh
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import Stream, serve_seed
-from dent.evaluation.submission.submission import clock, device_of, merge_traces
+from dent.evaluation.submission.submission import clock, merge_traces
 from dent.evaluation.submission.submitter import DRAWS, Submission, Submitter
 from dent.evaluation.suites import looks_through
 from dent.storage.errors import RecordError
+from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
 Within = Callable[[int, int], None]
@@ -39,13 +39,10 @@ Within = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Prepared):
     """All that a unit needs beside itself.
 
     Attributes:
-        subject: The objects.
-        spec: Their description.
-        plan: The batches.
         stream: Gives each defense in the state in which a batch finds it.
         store: Where records are kept.
         guard: Notices a defense that writes into the static model.
@@ -53,9 +50,6 @@ class Run:
         submitters: By defense, the batch submitted last, and what submits it.
     """
 
-    subject: Subject
-    spec: EvaluationSpec
-    plan: Plan
     stream: Stream
     store: Store
     guard: Guard
@@ -68,20 +62,19 @@ class Run:
         return self.subject.threat
 
 
-def prepare(subject: Subject, spec: EvaluationSpec, plan: Plan, store: Store) -> Run:
+def open_run(prepared: Prepared, store: Store) -> Run:
     """Make ready to run units of a plan in this process.
 
     Args:
-        subject: What is evaluated, `sized` to the settings.
-        spec: Its description.
-        plan: Its batches.
+        prepared: What is evaluated.
         store: Where records are kept.
     """
+    subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
     lineup = subject.lineup(spec.settings)
     stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
     guard = Guard(subject.model, spec.model.weights)
     wanted = any(attack.config.get("lessons") is not None for attack in spec.attacks)
-    return Run(subject, spec, plan, stream, store, guard, at_hand(subject) if wanted else {})
+    return Run(subject, spec, plan, stream, store, guard, subject.surrogates() if wanted else {})
 
 
 class Batches:

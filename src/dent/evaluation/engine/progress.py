@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dent.evaluation.probe.unit import probe_passes
-from dent.evaluation.records.plan import Plan, Unit
+from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
-from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Rights, label, piece_of, worst_of_batch
-from dent.evaluation.subject import Subject
+from dent.evaluation.subject import Prepared
 from dent.evaluation.submission.submitter import answers
 
 
@@ -44,20 +43,21 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def passes_of(subject: Subject, spec: EvaluationSpec, unit: Unit, plan: Plan) -> float:
+def passes_of(prepared: Prepared, unit: Unit) -> float:
     """What a unit costs at most, in forward passes of one batch.
 
     A gradient counts as a pass: backwards through the last forward of a defense is not its
     adaptation again. Answers of the published protocol count one a batch.
     """
     if unit.kind == "probe":
-        return float(sum(probe_passes(subject, spec, plan)))
+        return float(sum(probe_passes(prepared)))
+    subject, plan = prepared.subject, prepared.plan
     served = answers(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
     if unit.kind != "attack":
         return float(served)
     attack = subject.attack(unit.attack or "")
     size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
-    cost = attack.passes(len(spec.dataset.classes), subject.threat.norm, size)
+    cost = attack.passes(len(prepared.spec.dataset.classes), subject.threat.norm, size)
     return float(served + cost.forwards + cost.backwards)
 
 
@@ -65,16 +65,12 @@ class Tracker:
     """Counts units, and learns from those done how long the others will take.
 
     Args:
-        subject: What is evaluated.
-        spec: Its description.
-        plan: Its batches.
+        prepared: What is evaluated.
         units: Those to do, done already or not.
     """
 
-    def __init__(
-        self, subject: Subject, spec: EvaluationSpec, plan: Plan, units: Sequence[Unit]
-    ) -> None:
-        self._spec, self._plan = spec, plan
+    def __init__(self, prepared: Prepared, units: Sequence[Unit]) -> None:
+        self._spec, self._plan = prepared.spec, prepared.plan
         self._units = tuple(units)
         self._cost: dict[tuple[str, str, str | None], float] = {}
         self._left: dict[tuple[str, str, str | None], int] = defaultdict(int)
@@ -82,7 +78,7 @@ class Tracker:
             group = _group(unit)
             self._left[group] += 1
             if group not in self._cost:
-                self._cost[group] = passes_of(subject, spec, unit, plan)
+                self._cost[group] = passes_of(prepared, unit)
         self._times: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
         self._natural: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._robust: dict[str, list[int]] = defaultdict(lambda: [0, 0])

@@ -12,25 +12,25 @@ from dent.defenses.dent import Dent
 from dent.errors import InputError
 from dent.evaluation.records.plan import Batch, Plan, Unit
 from dent.evaluation.records.spec import Settings
-from dent.evaluation.subject import Subject
-from dent.evaluation.submission.submission import device_of, serve
+from dent.evaluation.subject import Prepared, Subject
+from dent.evaluation.submission.submission import serve
+from dent.support.devices import device_of
 
 
-def rehearse(subject: Subject, settings: Settings, plan: Plan, left: Iterable[Unit]) -> None:
+def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
     """Submit the smallest batch to copies of the defenses that will be asked about it.
 
     A batch as large as the first is asked about soon enough. A defense that cannot be copied is
     not tried: what it has seen might show in its answers.
 
     Args:
-        subject: What is evaluated, `sized` to the settings.
-        settings: How.
-        plan: Its batches.
+        prepared: What is evaluated.
         left: Units that will run.
 
     Raises:
         InputError: A defense does not answer it.
     """
+    subject, plan, settings = prepared.subject, prepared.plan, prepared.spec.settings
     smallest = min(plan.batches, key=lambda batch: batch.size)
     if smallest.size == plan.batches[0].size:
         return

@@ -9,10 +9,10 @@ from dent.attacks import Queries
 from dent.evaluation.probe import gradient_check
 from dent.evaluation.probe.follow_ups import huge_eps, huge_passes, more_iterations, passes
 from dent.evaluation.probe.questions import Probe, few_of
-from dent.evaluation.records.plan import Plan, Unit, seed_of
+from dent.evaluation.records.plan import Unit, seed_of
 from dent.evaluation.records.schema import FollowUp, GradientRecord, ProbeRecord, UnitTiming
 from dent.evaluation.records.spec import EvaluationSpec
-from dent.evaluation.subject import Subject
+from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.submission import clock
@@ -24,9 +24,10 @@ _PAIRS: Final = 12
 """Questions about two members."""
 
 
-def probe_passes(subject: Subject, spec: EvaluationSpec, plan: Plan) -> Queries:
+def probe_passes(prepared: Prepared) -> Queries:
     """What a probe asks at most, in passes of the first batch; more of a defense that remembers."""
-    size = plan.batches[0].size
+    subject, spec = prepared.subject, prepared.spec
+    size = prepared.plan.batches[0].size
     few = few_of(size)
     asked = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
     if looks_through(spec):

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from dent.evaluation.records.plan import Batch, seed_of
 from dent.evaluation.submission.fresh import Origin
-from dent.evaluation.submission.submission import device_of, reset, serve
+from dent.evaluation.submission.submission import reset, serve
+from dent.support.devices import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

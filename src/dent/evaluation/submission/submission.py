@@ -148,13 +148,6 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model lies; the CPU if it has no parameter and no buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
 def merge_traces(traces: Sequence[Trace]) -> Trace:
     """Put the traces of several batches together, each weighted by its rows."""
     status: Counter[str] = Counter()

@@ -9,16 +9,16 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from dent.errors import ConfigError
-from dent.evaluation.engine.execute import Batches, execute, prepare
+from dent.evaluation.engine.execute import Batches, execute, open_run
 from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
 from dent.evaluation.results.recorded_run import RecordedRun
-from dent.evaluation.subject import Subject
-from dent.evaluation.submission.submission import device_of
+from dent.evaluation.subject import Prepared, Subject
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
+from dent.support.devices import device_of
 
 LEVEL: Final = 0.001
 """Of the paired test, over all defenses together."""
@@ -116,7 +116,7 @@ class Attacker:
         self._recorded = recorded
         subject = subject.sized(spec.settings)
         self._kept = _Kept(recorded)
-        self._run = prepare(subject, spec, recorded.plan, self._kept)
+        self._run = open_run(Prepared(subject, spec, recorded.plan), self._kept)
         self._batches = Batches(self._run)
         self._same_place = _same_place(recorded, subject)
         self._others: dict[str, list[tuple[bool, bool]]] = {}

@@ -11,7 +11,7 @@ from dent.evaluation.engine.execute import (
     Batches,
     assembled,
     members_of,
-    prepare,
+    open_run,
     submit,
     unit_seed,
     views_of,
@@ -25,10 +25,11 @@ from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import certificate_of
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.tells import loss_of
-from dent.evaluation.subject import Subject, threat_of
-from dent.evaluation.submission.submission import Served, device_of, merge_traces
+from dent.evaluation.subject import Prepared, Subject, threat_of
+from dent.evaluation.submission.submission import Served, merge_traces
 from dent.evaluation.submission.submitter import Submission
 from dent.storage.errors import RecordError
+from dent.support.devices import device_of
 
 TOLERATED = 0.01
 """Share of members that may be answered differently on other hardware or software: near ties."""
@@ -84,7 +85,7 @@ class Resubmission:
         spec, plan = recorded.run.spec, recorded.plan
         subject = subject.sized(spec.settings)
         self._recorded = recorded
-        self._run = prepare(subject, spec, plan, _ReadOnly(recorded))
+        self._run = open_run(Prepared(subject, spec, plan), _ReadOnly(recorded))
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)

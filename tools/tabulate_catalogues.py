@@ -1,6 +1,6 @@
 """Writes `tables/torchvision.json` and `tables/timm.json` anew: the names that are installed.
 
-    python -m dent.models.tabulate_catalogues
+    python tools/tabulate_catalogues.py
 
 The tables are why a misspelled model is refused, and a begun one completed, without loading torch.
 """
@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from dent import models
 from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
 
-FOLDER: Final = Path(__file__).parent / "tables"
+FOLDER: Final = Path(models.__file__).parent / "tables"
 
 
 def tabulate_torchvision() -> dict[str, Any]:

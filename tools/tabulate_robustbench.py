@@ -1,6 +1,6 @@
 """Writes `tables/robustbench.json` anew from an installed RobustBench: names, files, accuracies.
 
-    python -m dent.models.tabulate_robustbench
+    python tools/tabulate_robustbench.py
 
 The table is why `dent models` can list RobustBench's models without RobustBench. Which models there
 are, their files on Google Drive and their preprocessing come from its code; architectures and

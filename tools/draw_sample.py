@@ -1,4 +1,4 @@
-"""How the bundled sample was chosen: `python -m dent.data.draw_sample` writes it anew.
+"""How the bundled sample was chosen: `python tools/draw_sample.py` writes it anew.
 
 The rule: within each class, the test images are ranked by the SHA-256 of `cifar10-sample INDEX`
 (INDEX in decimal), smallest first. The first of every class are taken in the order of the classes,

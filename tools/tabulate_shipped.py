@@ -1,6 +1,6 @@
 """Writes the table of shipped models in a Markdown page anew from their cards.
 
-python -m dent.models.tabulate_shipped docs/models.md
+python tools/tabulate_shipped.py docs/models.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dent.models.shipped_source import ShippedModels
 if TYPE_CHECKING:
     from dent.models.info import Accuracy, ModelInfo
 
-BEGIN: Final = "<!-- shipped models, from their cards: python -m dent.models.tabulate_shipped -->"
+BEGIN: Final = "<!-- shipped models, from their cards: python tools/tabulate_shipped.py -->"
 END: Final = "<!-- end of shipped models -->"
 
 
