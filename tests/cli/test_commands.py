@@ -49,10 +49,8 @@ def test_a_folder_of_images_is_evaluated_and_its_digest_recorded(folder: Path) -
     assert recorded["digest"] == json.loads(fetched.out)["digests"]["test"]
     assert recorded["classes"] == ["circle", "line", "square"]
     assert (recorded["name"], recorded["size"]) == ("imagefolder-c32", 6)
-    verified = dent(
-        "verify", "run", "--data", "shapes", "--device", "cpu", "--allow-code", cwd=folder
-    )
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    verified = here.dent("verify", "run", "--data", "shapes", "--device", "cpu", "--allow-code")
+    assert verified.code == 0, verified.out + verified.err
 
 
 EVALUATE = (

@@ -8,6 +8,7 @@ from torchvision.utils import save_image
 
 from dent import data, models
 from dent.cli.app import main
+from tests.cli import here
 from tests.cli.process import dent
 
 TRAIN = (
@@ -31,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_it_trains_measures_and_can_be_evaluated(folder: Path) -> None:
+def test_it_trains_measures_and_can_be_evaluated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = dent(*TRAIN, "--json", cwd=folder)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
@@ -44,18 +47,19 @@ def test_it_trains_measures_and_can_be_evaluated(folder: Path) -> None:
     assert not model.training
     before = (folder / "out" / "last.safetensors").read_bytes()
 
-    again = dent(*TRAIN, cwd=folder)
-    assert again.returncode == 0, again.stderr
-    assert "Model card: out/card.json" in again.stdout
-    assert "PGD-20 at linf 8/255:" in again.stdout
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DENT_DATA", str(folder / "cache"))
+    again = here.dent(*TRAIN)
+    assert again.code == 0, again.err
+    assert "Model card: out/card.json" in again.out
+    assert "PGD-20 at linf 8/255:" in again.out
     assert (folder / "out" / "last.safetensors").read_bytes() == before
 
-    evaluated = dent(
+    evaluated = here.dent(
         *("evaluate", "--model", "resnet-8-1", "--weights", result["best"], "--n", "4"),
         *("--batch-size", "4", "--defense", "dent+", "--iterations", "1", "--out", "run"),
-        cwd=folder,
     )
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.code == 0, evaluated.err
 
 
 @pytest.mark.parametrize(
