@@ -25,7 +25,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.user
 
-demo: $(VENV)/.user  ## Static against dent against dent+ on bundled CIFAR-10 images.
+demo: $(VENV)/.user  ## Static against dent+ on bundled CIFAR-10 images.
 	$(BIN)/dent demo
 
 test: $(VENV)/.dev  ## Run the tests.

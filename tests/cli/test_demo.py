@@ -1,0 +1,51 @@
+"""`dent demo`, of a small model on few images with one short attack."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dent.cli import demo
+from dent.cli.durations import lasting
+from tests.cli import here
+
+MODEL = """
+import torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+"""
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_shown.py").write_text(MODEL)
+    monkeypatch.setattr(demo, "MODEL", "own_shown:small")
+    monkeypatch.setattr(demo, "SAMPLES", 4)
+    monkeypatch.setattr(demo, "ATTACKS", ("pgd:iterations=1",))
+    monkeypatch.chdir(tmp_path)
+    ran = here.dent("demo")
+    assert ran.code == 0, ran.err
+    assert re.search(r"At most about \d+", ran.err), "what it will take is measured before"
+    result = json.loads(Path("runs/demo/result.json").read_text())
+    static, defended = result["defenses"]["static"], result["defenses"]["dent+"]
+    assert len(result["defenses"]) == 2
+    for each in (static, defended):
+        low, high = (100 * end for end in each["worst"]["served"]["interval"])
+        assert f"[{low:.0f}, {high:.0f}]" in ran.out
+    assert f"Computed in {lasting(result['timing']['total'])}. These are 4 images" in ran.out
+    assert "not that this one is robust" in ran.out
+    assert Path("runs/demo/report.html").is_file()
+    assert Path("runs/demo/figure.png").is_file()
+
+
+def test_the_readme_has_a_row_for_each_defense_of_the_demo() -> None:
+    table = README.read_text().partition("What `make demo` printed")[2].partition("\n\n|")[2]
+    rows = [line.split("|")[1].strip() for line in table.partition("\n\n")[0].splitlines()[1:]]
+    assert [row for row in rows if row.strip("-")] == ["static", *demo.DEFENSES]
