@@ -54,7 +54,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespa
         fell: dict[str, int] = {}
 
         def attack(path: str, defense: nn.Module, by: Attack, fell: dict[str, int] = fell) -> None:
-            fell[path] = int(by(defense, x, y, THREAT, seed=0).claimed.sum())
+            fell[path] = int(by(defense, x, y, THREAT, seed=0).fooled.sum())
 
         runs = {
             "plain": partial(attack, "plain", slow, whole),

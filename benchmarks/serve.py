@@ -41,7 +41,7 @@ from torch import Tensor
 
 from dent import data, models
 from dent import defenses as reference
-from dent.evaluation.submission.submission import serve
+from dent.evaluation.submission.submission import submit
 
 _MOST_OPEN: Final = 128
 _WATCHED: Final = {"replica": "ServeReplica", "proxy": "ProxyActor"}
@@ -126,7 +126,7 @@ def raw(defense: Any, images: Tensor, seconds: float) -> float:
     """Images a second by a bare loop."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds or not done:
-        serve(defense, images, seed=0)
+        submit(defense, images, seed=0)
         done += len(images)
     return done / (time.perf_counter() - start)
 

@@ -14,7 +14,7 @@ from dent.attacks import Attack, Defense, make_from
 from dent.data.tensors import TensorDataset, as_images
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
-from dent.evaluation.engine.progress import Report
+from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.suites import Budget, SuiteName
 from dent.support.devices import device_of
@@ -37,7 +37,7 @@ def evaluate(
     batch_size: int = 128,
     seed: int = 0,
     out: str | Path | None = None,
-    progress: Report | None = None,
+    progress: OnProgress | None = None,
 ) -> EvaluationResult:
     """Attack a model with and without a defense, and rule on what the defense adds.
 

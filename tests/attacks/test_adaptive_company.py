@@ -70,7 +70,7 @@ def test_every_attack_leaves_the_others_as_they_are(name: str, norm: Norm) -> No
             continue
         assert torch.cdist(whole.flatten(1), x.flatten(1)).argmin(1).tolist() == [*range(6)]
     served = watched(among.whole(result.adversarial)).argmax(1)
-    assert torch.equal(served[MASK] != y[MASK], result.claimed)
+    assert torch.equal(served[MASK] != y[MASK], result.fooled)
 
 
 def test_members_are_asked_about_in_their_places() -> None:
@@ -265,7 +265,7 @@ def test_a_warm_start_is_no_weaker_than_the_transfer() -> None:
     alone = AdaptiveAPGD("transfer", losses=("margin",), iterations=10)(
         defense, x, y, ThreatModel("linf", 0.03), seed=0
     )
-    assert warm.claimed.sum() >= alone.claimed.sum() > blind.claimed.sum()
+    assert warm.fooled.sum() >= alone.fooled.sum() > blind.fooled.sum()
     planned = AdaptiveAPGD("stop-gradient", iterations=10, warm=True).queries(4)
     assert (warm.queries, warm.backwards) == planned
 

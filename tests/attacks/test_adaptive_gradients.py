@@ -204,7 +204,7 @@ def test_what_a_defense_does_not_offer_is_said(name: RungName, missing: str) -> 
     assert note.startswith(f"{NOT_AVAILABLE}{name}: Bare")
     assert missing in note
     assert torch.equal(result.adversarial, x)
-    assert torch.equal(result.claimed, defense(x).argmax(1) != y)
+    assert torch.equal(result.fooled, defense(x).argmax(1) != y)
 
 
 def test_a_bare_defense_is_attacked_by_the_rung_that_needs_nothing() -> None:
@@ -212,7 +212,7 @@ def test_a_bare_defense_is_attacked_by_the_rung_that_needs_nothing() -> None:
     y = defense(x).argmax(1)
     attack = AdaptiveAPGD("stop-gradient", iterations=5)
     result = attack(defense, x, y, ThreatModel("linf", 0.1), seed=0)
-    assert result.claimed.sum() >= 4
+    assert result.fooled.sum() >= 4
     assert result.notes == ()
 
 

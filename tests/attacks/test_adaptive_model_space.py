@@ -116,7 +116,7 @@ def test_the_worst_round_is_kept_and_it_is_one_batch() -> None:
     candidates = diary.adapted[:-1]
     wrong = [int((Company(diary.model)(batch).argmax(1) != y).sum()) for batch in candidates]
     assert any(torch.equal(result.adversarial, batch) for batch in candidates)
-    assert int(result.claimed.sum()) == max(wrong)
+    assert int(result.fooled.sum()) == max(wrong)
     assert max(wrong) > min(wrong)
 
 
@@ -130,7 +130,7 @@ def test_restarts_and_targets_are_further_runs(ensemble: Any) -> None:
     more = plain(restarts=2, targets=2)(defense, x, y, threat, seed=0)
     assert more.queries - 2 <= 4 * (alone.queries - 2) * 1.3
     assert more.queries > 3 * (alone.queries - 2)
-    assert set(more.claimed_after) == {
+    assert set(more.fooled_after) == {
         "round-1",
         "round-2",
         "margin-target-1",

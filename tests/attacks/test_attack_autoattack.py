@@ -67,9 +67,9 @@ def test_on_a_static_model_the_protocols_agree(
     x = images[:, :, 8:18, 8:18].contiguous()
     y = hard_case(tiny_cnn, x)
     frozen, published = both(name, tiny_cnn, x, y, ThreatModel(norm, EPS[norm]), **settings)
-    assert torch.equal(frozen.claimed, published.claimed)
+    assert torch.equal(frozen.fooled, published.fooled)
     torch.testing.assert_close(frozen.adversarial, published.adversarial, atol=1e-6, rtol=0)
-    assert 1 < frozen.claimed.sum() < 16
+    assert 1 < frozen.fooled.sum() < 16
     assert frozen.queries <= make(name, **settings).queries(10, norm).forwards
 
 
@@ -78,13 +78,13 @@ def test_the_protocols_agree_on_the_plus_set(tiny_cnn: nn.Module, images: Tensor
     y = hard_case(tiny_cnn, x)
     settings = {"iterations": 2, "targets": 2, "square_iterations": 5}
     frozen, published = both("plus", tiny_cnn, x, y, ThreatModel("linf", "4/255"), **settings)
-    assert torch.equal(frozen.claimed, published.claimed)
+    assert torch.equal(frozen.fooled, published.fooled)
     torch.testing.assert_close(frozen.adversarial, published.adversarial, atol=1e-6, rtol=0)
     order = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
-    assert list(frozen.claimed_after) == order
-    fallen = [int(claimed.sum()) for claimed in frozen.claimed_after.values()]
+    assert list(frozen.fooled_after) == order
+    fallen = [int(claimed.sum()) for claimed in frozen.fooled_after.values()]
     assert fallen == sorted(fallen)
-    assert fallen[-1] == frozen.claimed.sum()
+    assert fallen[-1] == frozen.fooled.sum()
 
 
 def test_published_is_what_pyautoattack_does_alone(tiny_cnn: nn.Module, images: Tensor) -> None:
@@ -100,7 +100,7 @@ def test_published_is_what_pyautoattack_does_alone(tiny_cnn: nn.Module, images: 
         adversarial, answers = shipped.run_standard_evaluation(x, y, batch_size=4)
     ours = make("apgd-ce", protocol="published", batch_size=4)(tiny_cnn, x, y, threat, seed=7)
     assert torch.equal(ours.adversarial, adversarial)
-    assert torch.equal(ours.claimed, answers != y)
+    assert torch.equal(ours.fooled, answers != y)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -154,7 +154,7 @@ def test_fewer_classes_than_targets(name: str, classes: int) -> None:
     settings: dict[str, Any] = {"iterations": 3}
     settings |= {"square_iterations": 3} if name in SETS else {"restarts": 1}
     result = make(name, **settings)(model, x, y, threat, seed=0)
-    assert name in ("square", "fab", "fab-t") or result.claimed.any()
+    assert name in ("square", "fab", "fab-t") or result.fooled.any()
     dlr = {"apgd-dlr": 3, "apgd-t": 4}
     undefined = [
         part.name
@@ -167,7 +167,7 @@ def test_fewer_classes_than_targets(name: str, classes: int) -> None:
         with pytest.raises(ConfigError, match=f"{undefined[0]}.*DLR is undefined.*frozen"):
             published(model, x, y, threat, seed=0)
     else:
-        assert torch.equal(published(model, x, y, threat, seed=0).claimed, result.claimed)
+        assert torch.equal(published(model, x, y, threat, seed=0).fooled, result.fooled)
 
 
 def test_what_pyautoattack_cannot_do_is_said_before() -> None:

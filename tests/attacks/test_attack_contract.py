@@ -130,7 +130,7 @@ def test_equal_seeds_give_equal_bits(name: str) -> None:
     torch.manual_seed(99)
     again = attack(name, model, x, y, threat, seed=3)
     assert torch.equal(first.adversarial, again.adversarial)
-    assert torch.equal(first.claimed, again.claimed)
+    assert torch.equal(first.fooled, again.fooled)
     assert (first.queries, first.backwards) == (again.queries, again.backwards)
     # A first run of FAB starts at the image, not at random; RayS draws nothing.
     if not name.startswith("fab") and name != "rays":
@@ -178,8 +178,8 @@ def test_results_lie_inside_the_threat_model(
     assert result.adversarial.dtype == torch.float32
     assert not threat.check(result.adversarial, x).any()
     # Both answer the whole batch as it came to be, so the claims are what is served.
-    assert torch.equal(result.claimed, answers(defense, result.adversarial) != y)
-    assert result.claimed[answers(model, x) != y].all() or batch_dependent
+    assert torch.equal(result.fooled, answers(defense, result.adversarial) != y)
+    assert result.fooled[answers(model, x) != y].all() or batch_dependent
     planned = make(name, **SMALL[name]).queries(classes, norm)
     assert result.queries <= planned.forwards
     assert result.backwards <= planned.backwards
@@ -224,8 +224,8 @@ def test_batches_stay_together(name: str, batch_dependent: bool, norm: Norm) -> 
         assert result.queries < len(recorder.sizes)
     else:
         assert result.queries == len(recorder.sizes)
-    assert 0 < result.claimed.sum() < 5  # some fell during the attack, or nothing was tested
-    assert result.claimed.sum() > 1 or name in ("square", "fab", "pgd-imagenet", "rays")
+    assert 0 < result.fooled.sum() < 5  # some fell during the attack, or nothing was tested
+    assert result.fooled.sum() > 1 or name in ("square", "fab", "pgd-imagenet", "rays")
 
 
 def test_the_recorder_would_notice() -> None:
@@ -247,8 +247,8 @@ def test_duplicates_are_told_apart(name: str, norm: Norm) -> None:
     y[2] = (y[2] + 1) % 4
     threat = ThreatModel(norm, {"linf": 0.05, "l2": 0.4, "l1": 3.0}[norm])
     result = attack(name, places, x, y, threat)
-    assert torch.equal(answers(places, result.adversarial) != y, result.claimed)
-    assert result.claimed[2]
+    assert torch.equal(answers(places, result.adversarial) != y, result.fooled)
+    assert result.fooled[2]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -259,8 +259,8 @@ def test_a_batch_is_returned_as_it_was_served(name: str) -> None:
     company = Company(model)
     y = answers(company, x)
     result = attack(name, company, x, y, ThreatModel("linf", 0.1))
-    assert torch.equal(answers(company, result.adversarial) != y, result.claimed)
-    assert result.claimed.any()
+    assert torch.equal(answers(company, result.adversarial) != y, result.fooled)
+    assert result.fooled.any()
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_no_prediction_is_not_correct(name: str, extra: dict[str, Any]) -> None:
     y[0] = 0  # which is what an argmax over NaN may answer
     mute = Speechless(model, (0, 3), len(x))
     result = attack(name, mute, x, y, ThreatModel("linf", 1e-4), **extra)
-    assert result.claimed[[0, 3]].all()
-    assert not result.claimed[[1, 2, 4]].any()
+    assert result.fooled[[0, 3]].all()
+    assert not result.fooled[[1, 2, 4]].any()
     assert result.non_finite >= 2
     assert result.adversarial.isfinite().all()
     assert attack(name, Toy(model), x, y, **extra).non_finite == 0
@@ -302,7 +302,7 @@ def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> No
         assert (result.queries, result.backwards) == planned
     assert result.queries <= planned.forwards
     assert result.backwards <= planned.backwards
-    assert not result.claimed.any()
+    assert not result.fooled.any()
     # Nothing moves the logits: every gradient of every member was zero, and is counted.
     assert sum(result.zero_by_member) == 5 * result.backwards
     done = result.queries + result.backwards
@@ -318,7 +318,7 @@ def test_progress_ends_complete_where_all_fall_early(name: str) -> None:
     seen: list[tuple[int, int]] = []
     wrong = (answers(model, x) + 1) % 4
     result = attack(name, model, x, wrong, progress=lambda *now: seen.append(now))
-    assert result.claimed.all()
+    assert result.fooled.all()
     assert seen[-1][0] == seen[-1][1] > result.queries + result.backwards
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -330,7 +330,7 @@ def test_at_eps_zero_only_natural_mistakes_count(name: str) -> None:
     y[2] = (y[2] + 1) % 4
     result = attack(name, model, x, y, ThreatModel("l2", 0))
     assert torch.equal(result.adversarial, x)
-    assert result.claimed.tolist() == [False, False, True, False, False]
+    assert result.fooled.tolist() == [False, False, True, False, False]
     assert result.queries == 1
 
 
@@ -346,7 +346,7 @@ def test_a_defense_without_gradient_is_told_so(name: str) -> None:
     if name in ("square", "rays"):
         assert attack(name, Detached(model), x, y).backwards == 0
     elif name in ("adaptive-transfer", "adaptive-bpda", "zero-update", "surrogates"):
-        assert attack(name, Detached(model), x, y).claimed.any()  # which is what they are for
+        assert attack(name, Detached(model), x, y).fooled.any()  # which is what they are for
     elif name in ADAPTIVE:
         (note,) = attack(name, Detached(model), x, y).notes
         assert note.startswith(NOT_AVAILABLE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks import AttackError, Querier, Queries, make
-from dent.attacks.autoattack.frozen import FrozenBatch, Run
+from dent.attacks.autoattack.frozen import FrozenBatch, PartRun
 from dent.threat import Norm, ThreatModel
 from tests.attacks.attack_toys import SMALL, Company, Toy, linear, small_images
 
@@ -40,13 +40,13 @@ def test_the_fallen_stand_in_the_batch_with_what_felled_them(name: str, norm: No
     result = make(name, **SMALL[name])(kept, x, y, threat, seed=0)
     assert torch.equal(result.adversarial[1], x[1])  # wrong by itself: natural, always
     assert all(torch.equal(asked[1], x[1]) for asked in kept.asked)
-    fallen = result.claimed.clone()
+    fallen = result.fooled.clone()
     fallen[1] = False
     late = kept.asked[-1]
     assert fallen.any()
     assert torch.equal(late[fallen], result.adversarial[fallen])
     assert (late[fallen] != x[fallen]).flatten(1).any(dim=1).all()
-    assert torch.equal(result.adversarial[~result.claimed], x[~result.claimed])
+    assert torch.equal(result.adversarial[~result.fooled], x[~result.fooled])
 
 
 def test_square_leaves_a_member_where_it_fell_while_others_go_on() -> None:
@@ -78,7 +78,7 @@ def test_asking_about_the_standing_alone_finds_the_same(name: str, norm: Norm) -
     whole, alone = Kept(model), Kept(model)
     expected = make(name, **SMALL[name])(whole, x, y, threat, seed=0)
     found = make(name, **SMALL[name], ask="standing")(alone, x, y, threat, seed=0)
-    assert torch.equal(found.claimed, expected.claimed)
+    assert torch.equal(found.fooled, expected.fooled)
     torch.testing.assert_close(found.adversarial, expected.adversarial, rtol=0, atol=1e-5)
     assert (found.queries, found.backwards) == (expected.queries, expected.backwards)
     assert all(len(asked) == 8 for asked in whole.asked)
@@ -105,7 +105,7 @@ def test_who_gets_no_answer_has_fallen_whatever_the_labels_of_the_others(ask: st
     found = make("square", iterations=30, ask=ask)(
         Blinded(model), x, y, ThreatModel("linf", 0.2), seed=0
     )
-    assert found.claimed.all()
+    assert found.fooled.all()
     assert found.non_finite > 0
 
 
@@ -141,7 +141,7 @@ def test_members_that_stand_up_again_are_attacked_again() -> None:
     batch = frozen(Guarded(linear()), x, y)
     attacked: list[list[int]] = []
 
-    def run(light: dict[int, float]) -> Run:
+    def run(light: dict[int, float]) -> PartRun:
         def attack(members: Tensor) -> tuple[Tensor, Tensor]:
             attacked.append(members.tolist())
             images = torch.stack([torch.full((3, 6, 6), light.get(int(m), 0.5)) for m in members])
@@ -149,7 +149,7 @@ def test_members_that_stand_up_again_are_attacked_again() -> None:
 
         return attack
 
-    def runs() -> Iterator[Run]:
+    def runs() -> Iterator[PartRun]:
         yield run({0: 0.58})
         yield run({1: 0.8})  # member 0 stands again
         yield run({})

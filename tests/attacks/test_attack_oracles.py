@@ -72,8 +72,8 @@ def test_falls_exactly_where_the_closed_form_says(
         one, label = x[member : member + 1], y[member : member + 1]
         within = ThreatModel(norm, float(far[member]) * slack)
         short = ThreatModel(norm, float(far[member]) * 0.999)
-        assert attack(model, one, label, within, seed=0).claimed.item()
-        assert not attack(model, one, label, short, seed=0).claimed.item()
+        assert attack(model, one, label, within, seed=0).fooled.item()
+        assert not attack(model, one, label, short, seed=0).fooled.item()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -83,7 +83,7 @@ def test_fab_finds_the_smallest_perturbation(norm: Norm) -> None:
     threat = ThreatModel(norm, min(1.0, 3 * float(far.max())))
     found = make("fab", iterations=20, restarts=1)(model, x, y, threat, seed=0)
     distance = threat.distance(found.adversarial, x)
-    assert found.claimed.all()
+    assert found.fooled.all()
     assert (distance >= far * 0.999).all()
     assert (distance <= far * 1.06).all()
 
@@ -92,9 +92,9 @@ def test_square_fools_what_any_noise_fools_and_never_the_closed_form() -> None:
     model, x, y = two_classes()
     far = closest(model, x, y, "linf")
     attack = make("square", iterations=300)
-    assert attack(model, x, y, ThreatModel("linf", 0.5), seed=0).claimed.all()
+    assert attack(model, x, y, ThreatModel("linf", 0.5), seed=0).fooled.all()
     short = ThreatModel("linf", float(far.min()) * 0.999)
-    assert not attack(model, x, y, short, seed=0).claimed.any()
+    assert not attack(model, x, y, short, seed=0).fooled.any()
 
 
 def test_rays_comes_close_to_the_closed_form_by_decisions_alone() -> None:
@@ -106,9 +106,9 @@ def test_rays_comes_close_to_the_closed_form_by_decisions_alone() -> None:
         near = ThreatModel("linf", float(far[member]) * 1.25)
         short = ThreatModel("linf", float(far[member]) * 0.999)
         found = attack(model, one, label, near, seed=0)
-        assert found.claimed.item()
+        assert found.fooled.item()
         assert found.backwards == 0
-        assert not attack(model, one, label, short, seed=0).claimed.item()
+        assert not attack(model, one, label, short, seed=0).fooled.item()
 
 
 def test_rays_members_search_by_themselves() -> None:
@@ -118,5 +118,5 @@ def test_rays_members_search_by_themselves() -> None:
     for member in range(len(x)):
         one, label = x[member : member + 1], y[member : member + 1]
         alone = make("rays", iterations=700)(model, one, label, threat, seed=0)
-        assert torch.equal(alone.claimed, together.claimed[member : member + 1])
-    assert together.claimed.all()
+        assert torch.equal(alone.fooled, together.fooled[member : member + 1])
+    assert together.fooled.all()

@@ -108,11 +108,11 @@ def test_a_member_keeps_its_own_best_where_members_are_independent() -> None:
         y = model(x).argmax(dim=1)
     threat = ThreatModel("linf", 0.03)
     attack = PGD(iterations=2, step=0.2, restarts=1)
-    alone = [attack(model, x, y, threat, seed=seed).claimed for seed in range(4)]
+    alone = [attack(model, x, y, threat, seed=seed).fooled for seed in range(4)]
     many = PGD(iterations=2, step=0.2, restarts=6)(model, x, y, threat, seed=0)
-    assert (many.claimed | ~alone[0]).all()  # the first restart is the same
-    assert many.claimed.sum() >= max(int(claimed.sum()) for claimed in alone[:1])
-    assert 0 < many.claimed.sum() < 12
+    assert (many.fooled | ~alone[0]).all()  # the first restart is the same
+    assert many.fooled.sum() >= max(int(claimed.sum()) for claimed in alone[:1])
+    assert 0 < many.fooled.sum() < 12
 
 
 def test_a_batch_keeps_its_best_whole() -> None:
@@ -127,5 +127,5 @@ def test_a_batch_keeps_its_best_whole() -> None:
     wrong = [int((Company(model)(asked).argmax(dim=1) != y).sum()) for asked in company.asked]
     best = [i for i, asked in enumerate(company.asked) if torch.equal(asked, result.adversarial)]
     assert len(best) == 1
-    assert wrong[best[0]] == max(wrong) == int(result.claimed.sum())
+    assert wrong[best[0]] == max(wrong) == int(result.fooled.sum())
     assert max(wrong) > min(wrong)

@@ -99,7 +99,7 @@ def test_the_identity_gains_exactly_nothing(
     attack = ADAPTIVE.get(name) or make(name, **PLAIN)
     own, static = (attack(d, x, y, LINF, seed=3) for d in (Identity(weak), weak))
     assert torch.equal(own.adversarial, static.adversarial)
-    assert torch.equal(own.claimed, static.claimed)
+    assert torch.equal(own.fooled, static.fooled)
 
 
 def test_a_masked_gradient_fools_autoattack_and_not_the_ladder(
@@ -167,7 +167,7 @@ def test_a_defense_that_needs_all_members_adversarial_fails_the_mixed_batch(
     found = ADAPTIVE["transfer"](among, x[:12], y[:12], LINF, seed=0)
     whole = torch.cat([found.adversarial, x[12:]])
     assert right(defense, whole, y) == truth(weak, x[:12], y[:12]) + 12
-    assert int((~found.claimed).sum()) == truth(weak, x[:12], y[:12])
+    assert int((~found.fooled).sum()) == truth(weak, x[:12], y[:12])
 
 
 def test_a_chooser_is_outguessed_in_model_space(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
@@ -201,7 +201,7 @@ def test_what_leaks_between_batches_is_not_answered_the_same_again(
     result = make("apgd-ce", **PLAIN)(leaky, x, y, LINF, seed=0)
     leaky.before = None
     again = leaky(result.adversarial).argmax(1) != y
-    assert not torch.equal(again, result.claimed)
+    assert not torch.equal(again, result.fooled)
 
 
 @pytest.mark.parametrize("kind", ["anti-adversary", "hedge"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from dent.distributed.driver import Event, Failed, Finished, Lost, Ready, Recorded, drive
 from dent.distributed.tasks import Found, Task, Worker, pack
 from dent.evaluation import EvaluationResult, Settings, Subject
-from dent.evaluation.engine.progress import Report
+from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.plan import Unit
 from dent.evaluation.run import Work, conduct
 from dent.evaluation.shard import Shard
@@ -82,7 +82,7 @@ def evaluate_by_fakes(
     dies: Dies = lambda _: False,
     seed: int = 0,
     attempts: int = 3,
-    progress: Report | None = None,
+    progress: OnProgress | None = None,
     shard: Shard | None = None,
     notice: Callable[[str], None] = lambda _: None,
     pools: list[FakePool] | None = None,

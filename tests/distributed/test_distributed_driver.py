@@ -17,7 +17,7 @@ from dent.distributed.driver import drive
 from dent.distributed.tasks import Task, Worker, pack, unpack
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Progress, Settings, Subject, evaluate, load_run
-from dent.evaluation.engine.progress import Report
+from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.run import Work, conduct
 from dent.evaluation.subject import prepare
 from tests.distributed.fake_pool import FakePool, evaluate_by_fakes
@@ -84,7 +84,7 @@ def test_whoever_dies_whenever_the_records_are_those_of_one_process(
 def test_one_process_and_many_go_on_from_each_other(
     tmp_path: Path, single: dict[str, object]
 ) -> None:
-    def stop_at(count: int) -> Report:
+    def stop_at(count: int) -> OnProgress:
         def stop(state: Progress) -> None:
             if state.done >= count:
                 raise KeyboardInterrupt

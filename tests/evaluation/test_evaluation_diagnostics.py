@@ -12,7 +12,7 @@ from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import DefenseResult, Settings, evaluate
 from dent.evaluation.results.diagnostics import of_defense, of_run
 from dent.evaluation.results.result import AttackSummary, Count, Dependence, Diagnostic
-from dent.evaluation.submission.submission import serve
+from dent.evaluation.submission.submission import submit
 from tests.evaluation.subjects import (
     SMALL,
     Guess,
@@ -282,9 +282,9 @@ def test_serving_ignores_the_gradient_mode_around_it() -> None:
     model: nn.Module = make_model()
     x = make_subject().dataset.batch(range(8))[0]
     dent = Dent(model, DentConfig(steps=2, lr=0.05))
-    inside = serve(dent, x, seed=0).predictions
+    inside = submit(dent, x, seed=0).predictions
     with torch.inference_mode():
-        assert serve(dent, x, seed=0).predictions == inside
+        assert submit(dent, x, seed=0).predictions == inside
 
 
 def test_a_run_resumed_elsewhere_says_so() -> None:

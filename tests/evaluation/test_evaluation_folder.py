@@ -27,7 +27,7 @@ from dent.evaluation import (
     evaluate,
     load_run,
 )
-from dent.evaluation.engine import sessions as books
+from dent.evaluation.engine import sessions
 from dent.evaluation.records.journal import JOURNAL
 from dent.storage.canonical import without_timing
 from dent.storage.lock import HOLDER, FolderLock
@@ -333,7 +333,7 @@ def test_an_interrupted_run_says_so_and_is_resumed(tmp_path: Path) -> None:
 def test_sessions_that_begin_at_the_same_time_are_all_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(books, "now", lambda: "2026-01-01T00:00:00.999999+00:00")
+    monkeypatch.setattr(sessions, "now", lambda: "2026-01-01T00:00:00.999999+00:00")
     for stop in (5, 9, None):
 
         def interrupt(state: object, stop: int | None = stop) -> None:

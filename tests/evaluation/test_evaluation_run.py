@@ -24,7 +24,7 @@ from dent.evaluation import (
 from dent.evaluation.records.folder import Memory
 from dent.evaluation.records.plan import make_plan
 from dent.evaluation.records.schema import Trace, UnitRecord
-from dent.evaluation.submission.submission import merge_traces, serve
+from dent.evaluation.submission.submission import merge_traces, submit
 from dent.storage.canonical import without_timing
 from tests.evaluation.subjects import (
     CLASSES,
@@ -238,7 +238,7 @@ def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
     found = attacks[0](model, x, y, subject.threat, seed=0)
     static = result.defenses["static"].attack("apgd-ce")
     assert static.claimed is not None
-    assert static.claimed.correct == 20 - int(found.claimed.sum())
+    assert static.claimed.correct == 20 - int(found.fooled.sum())
     with pytest.raises(ConfigError, match="mix needs protocol='frozen'"):
         evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
 
@@ -390,7 +390,7 @@ def test_randomness_outside_is_left_alone() -> None:
 
 def test_serving_takes_a_batch_of_one() -> None:
     x, _ = make_dataset().batch([3])
-    served = serve(Dent(make_model(), DentConfig(steps=1)), x, seed=0)
+    served = submit(Dent(make_model(), DentConfig(steps=1)), x, seed=0)
     assert len(served.predictions) == 1
 
 
@@ -425,7 +425,7 @@ def test_sigma_is_read_in_every_shape() -> None:
     x, _ = make_dataset().batch(range(2))
 
     def trace(**told: object) -> Trace:
-        return serve(Told(make_model(), SimpleNamespace(**told)), x, seed=0, attacked=1).trace
+        return submit(Told(make_model(), SimpleNamespace(**told)), x, seed=0, attacked=1).trace
 
     assert trace(sigma=torch.tensor(0.5)).sigma == (0.5,)
     # Two axes batch-wise, or one sigma for each of two samples: the shapes are the same.

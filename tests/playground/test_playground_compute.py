@@ -14,7 +14,7 @@ from dent.attacks import Outcome as Found
 from dent.attacks.adaptive import Among
 from dent.playground import Outcome, Picked, Setup, Sight, bundled, images, play
 from dent.playground.images import company
-from dent.playground.outcome import Submission
+from dent.playground.outcome import PlaygroundSubmission
 from dent.playground.setup import offered_models, usual_threat
 from dent.playground.streaming import Stopped
 from dent.playground.verdict import notes
@@ -31,7 +31,7 @@ def batch_of(setup: Setup, picked: Picked) -> tuple[Tensor, Tensor]:
     return torch.cat([picked.pixels.unsqueeze(0), x]), torch.cat([label, y])
 
 
-def found(outcome: Outcome, name: str | None) -> Submission:
+def found(outcome: Outcome, name: str | None) -> PlaygroundSubmission:
     return next(s for s in outcome.submissions if s.found_by == name and s.query is None)
 
 

@@ -26,7 +26,7 @@ from torch import nn
 from dent import DENT_NOMINAL, DENT_PLUS, Dent
 from dent.defenses import make
 from dent.errors import ConfigError
-from dent.evaluation.submission.submission import serve
+from dent.evaluation.submission.submission import submit
 from dent.serving.limits import Limits
 from dent.serving.requests import JSON, NPY
 
@@ -49,7 +49,7 @@ def picture(image: torch.Tensor, kind: str = "PNG") -> bytes:
 def test_answers_are_those_of_the_evaluation_for_the_same_batch(name: str) -> None:
     defense = Dent(make_model(), DEFENSES[name])
     images = make_images(6)
-    expected = serve(defense, images, seed=0)
+    expected = submit(defense, images, seed=0)
 
     async def ask() -> None:
         async with serving(defense) as client:
@@ -75,7 +75,7 @@ def test_every_defense_by_name_is_served_as_evaluated(name: str) -> None:
     images = make_images(3)
     if name == "tent-online":
         defense.reset()  # type: ignore[attr-defined]
-    expected = serve(defense, images, seed=0).logits
+    expected = submit(defense, images, seed=0).logits
 
     async def ask() -> None:
         async with serving(engine=make_engine(make(name, make_model()))) as client:

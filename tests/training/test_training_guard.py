@@ -63,7 +63,7 @@ def test_measuring_counts_what_a_loop_counts_and_leaves_the_model_alone() -> Non
     model.eval()
     with torch.no_grad():
         right = model(x).argmax(1) == y
-    claimed = attack(model, x[right], y[right], threat, seed=1).claimed
+    claimed = attack(model, x[right], y[right], threat, seed=1).fooled
     assert found == Watched(40, int(right.sum()), int((~claimed).sum()))
     assert 0 <= found.robust <= found.natural
 

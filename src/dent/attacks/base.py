@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dent.attacks.checks import is_count, is_effort, is_later
 from dent.attacks.counting import counted
-from dent.attacks.querier import Progress, Querier, Queries
+from dent.attacks.querier import OnPass, Querier, Queries
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
 from dent.support.devices import own_generator, random_state, seed_generator, set_random_state
@@ -57,9 +57,9 @@ class AttackResult:
     Attributes:
         adversarial: float32 (N, C, H, W) inside the threat model (by `ThreatModel.check`). A
             member that never fell may be its natural image.
-        claimed: bool (N,): the attack saw the defense answer this member wrongly, or not at all.
+        fooled: bool (N,): the attack saw the defense answer this member wrongly, or not at all.
             What the defense serves when the batch is submitted again is for the caller to score.
-        claimed_after: The same after each part of a set of attacks, in order, by name.
+        fooled_after: The same after each part of a set of attacks, in order, by name.
         queries: Batches submitted to the defense.
         backwards: Gradients taken to the input.
         seconds: Wall time.
@@ -71,8 +71,8 @@ class AttackResult:
     """
 
     adversarial: Tensor
-    claimed: Tensor
-    claimed_after: Mapping[str, Tensor]
+    fooled: Tensor
+    fooled_after: Mapping[str, Tensor]
     queries: int
     backwards: int
     seconds: float
@@ -222,7 +222,7 @@ class Attack(JSONConfig, ABC):
         threat: ThreatModel,
         *,
         seed: int,
-        progress: Progress | None = None,
+        progress: OnPass | None = None,
     ) -> AttackResult:
         """Attack one batch.
 
@@ -260,8 +260,8 @@ class Attack(JSONConfig, ABC):
         target.finish()
         return AttackResult(
             adversarial=adversarial,
-            claimed=outcome.fooled,
-            claimed_after=outcome.fooled_after or {self.name: outcome.fooled},
+            fooled=outcome.fooled,
+            fooled_after=outcome.fooled_after or {self.name: outcome.fooled},
             queries=target.done.forwards,
             backwards=target.done.backwards,
             seconds=time.perf_counter() - start,

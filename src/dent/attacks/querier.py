@@ -18,7 +18,7 @@ from dent.outputs import advice, described
 if TYPE_CHECKING:
     from dent.threat import ThreatModel
 
-Progress = Callable[[int, int], None]
+OnPass = Callable[[int, int], None]
 
 View = Callable[[Tensor], Tensor]
 """A batch (N, C, H, W) to logits (N, classes): a defense, or what stands in for it."""
@@ -50,7 +50,7 @@ class Queries(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ServedBatch:
+class QueriedBatch:
     """One whole batch inside the threat model, as the defense answered it.
 
     Attributes:
@@ -63,7 +63,7 @@ class ServedBatch:
     fooled: Tensor
     loss: float
 
-    def beats(self, other: ServedBatch | None) -> bool:
+    def beats(self, other: QueriedBatch | None) -> bool:
         """Whether more members are fooled here, or as many at a higher loss."""
         if other is None:
             return True
@@ -72,7 +72,7 @@ class ServedBatch:
 
 
 class Querier:
-    """Submits batches to a defense for an attack, and keeps the books.
+    """Submits batches to a defense for an attack, and counts what they cost.
 
     It counts forward and backward passes, reports progress, and replaces rows that are no
     prediction (not finite) by finite logits that are wrong, so that an attack neither crashes on
@@ -101,7 +101,7 @@ class Querier:
         threat: ThreatModel,
         *,
         plan: Callable[[int], Queries],
-        progress: Progress | None = None,
+        progress: OnPass | None = None,
     ) -> None:
         """Open the door.
 
@@ -122,7 +122,7 @@ class Querier:
         self.non_finite = 0
         self.gradients = torch.zeros_like(labels)
         self.zero_by_member = torch.zeros_like(labels)
-        self.worst: ServedBatch | None = None
+        self.worst: QueriedBatch | None = None
         self._threat = threat
         self._plan = plan
         self._planned = 0
@@ -222,9 +222,9 @@ class Querier:
     def _remember(self, images: Tensor, logits: Tensor) -> None:
         fooled = logits.argmax(dim=1) != self.labels
         loss = float(F.cross_entropy(logits, self.labels))
-        served = ServedBatch(images, fooled, loss)
+        served = QueriedBatch(images, fooled, loss)
         if served.beats(self.worst) and not bool(self._threat.check(images, self.natural).any()):
-            self.worst = ServedBatch(images.clone(), fooled, loss)
+            self.worst = QueriedBatch(images.clone(), fooled, loss)
 
     def _check_logits(self, logits: object, rows: int) -> None:
         name = name_of(self.defense)

@@ -25,7 +25,7 @@ from dent.evaluation import (
     sweep,
 )
 from dent.evaluation import Progress as State
-from dent.evaluation.engine.progress import Report
+from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.remote import Place
 from dent.evaluation.shard import Shard
 from dent.evaluation.sweeps import Over, Value, folder_name, variants
@@ -50,7 +50,7 @@ class How:
         return str(out) if self.place is None else self.place.name_of(out)
 
     def evaluate(
-        self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
+        self, subject: Subject, settings: Settings, *, out: Path | None, progress: OnProgress | None
     ) -> EvaluationResult:
         """Evaluate, as `dent.evaluation.evaluate` does."""
         if self.place is not None:

@@ -18,7 +18,7 @@ from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session
 from dent.evaluation.run import Work
 
 if TYPE_CHECKING:
-    from dent.evaluation.engine.sessions import Entry
+    from dent.evaluation.engine.sessions import OpenSession
 
 _POLL: Final = 0.5
 _QUIET: Final = 15.0
@@ -133,7 +133,7 @@ class _Driver:
         self._attempts, self._patience, self._notice = attempts, patience, notice
         self._todo: deque[tuple[Unit, ...]] = deque()
         self._coming: set[int] = set()
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, OpenSession] = {}
         self._busy: dict[int, tuple[Unit, ...]] = {}
         self._deaths: dict[tuple[Unit, ...], list[str]] = {}
         self._stillborn: list[str] = []
@@ -187,7 +187,7 @@ class _Driver:
             case Ready(worker, session):
                 self._coming.discard(worker)
                 self._stillborn.clear()
-                self._entries[worker] = self._work.books.open(session)
+                self._entries[worker] = self._work.sessions.open(session)
             case Recorded(worker, found):
                 self._record(worker, found)
             case Finished(worker):

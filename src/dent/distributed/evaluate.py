@@ -6,7 +6,7 @@ from pathlib import Path
 from dent.distributed.cluster import Cluster
 from dent.distributed.driver import drive
 from dent.distributed.ray_pool import RayPool
-from dent.evaluation.engine.progress import Report
+from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.run import Work, conduct
@@ -20,7 +20,7 @@ def evaluate(
     *,
     cluster: Cluster | None = None,
     out: Path,
-    progress: Report | None = None,
+    progress: OnProgress | None = None,
     shard: Shard | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> EvaluationResult:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dent.errors import ConfigError, MissingExtraError
-from dent.evaluation.engine.progress import Progress, Report
+from dent.evaluation.engine.progress import OnProgress, Progress
 from dent.evaluation.records.journal import JOURNAL
 from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
@@ -40,7 +40,7 @@ class Place:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
 
-    def watch(self, report: Report | None) -> Report | None:
+    def watch(self, report: OnProgress | None) -> OnProgress | None:
         """Return a report that also sends off what is recorded."""
         return report
 
@@ -70,7 +70,7 @@ class _Mirror(Place):
         self._journals = {n: size for n, (size, _) in self._sent.items() if _is_journal(n)}
         return found
 
-    def watch(self, report: Report | None) -> Report:
+    def watch(self, report: OnProgress | None) -> OnProgress:
         """Return a report that also sends off what is recorded, every few seconds."""
 
         def watched(state: Progress) -> None:

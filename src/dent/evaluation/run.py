@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dent.evaluation.engine.execute import Batches, execute, open_run
-from dent.evaluation.engine.progress import Report, Tracker
+from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
-from dent.evaluation.engine.sessions import Books, Entry
+from dent.evaluation.engine.sessions import OpenSession, Sessions
 from dent.evaluation.records.folder import RESULT, RUN, Memory, RunFolder, Store
 from dent.evaluation.records.plan import Unit, groups, units
 from dent.evaluation.records.provenance import new_session
@@ -27,7 +27,7 @@ def evaluate(
     settings: Settings | None = None,
     *,
     out: Path | None = None,
-    progress: Report | None = None,
+    progress: OnProgress | None = None,
     shard: Shard | None = None,
 ) -> EvaluationResult:
     """Attack every defense on the same samples with the same budget, and score what it serves.
@@ -69,7 +69,7 @@ class Work:
         prepared: What is evaluated.
         groups: Units that need nothing of other groups, those of the shard alone.
         store: Where records are kept; those that are there are not made again.
-        books: Who works on it.
+        sessions: The processes that work on it.
         tracker: How far it is.
         progress: Whom to tell.
     """
@@ -77,15 +77,15 @@ class Work:
     prepared: Prepared
     groups: tuple[tuple[Unit, ...], ...]
     store: Store
-    books: Books
+    sessions: Sessions
     tracker: Tracker
-    progress: Report | None
+    progress: OnProgress | None
 
     def left(self, group: Sequence[Unit]) -> tuple[Unit, ...]:
         """The units of a group that are not recorded."""
         return tuple(unit for unit in group if unit.key not in self.store.done)
 
-    def count(self, unit: Unit, worker: Entry) -> None:
+    def count(self, unit: Unit, worker: OpenSession) -> None:
         """Take note of a unit that was recorded."""
         worker.count(self.store.done[unit.key])
         self.tracker.count(unit, self.store.done[unit.key])
@@ -100,7 +100,7 @@ class Work:
     def tell(self, *running: tuple[Unit, float]) -> None:
         """Say how far the run is, to whom it may concern."""
         if self.progress is not None:
-            self.progress(self.tracker.state(running, self.books.elapsed))
+            self.progress(self.tracker.state(running, self.sessions.elapsed))
 
 
 Do = Callable[[Work], None]
@@ -113,7 +113,7 @@ def conduct(
     do: Do,
     *,
     out: Path | None,
-    progress: Report | None,
+    progress: OnProgress | None,
     shard: Shard | None,
 ) -> EvaluationResult:
     """Evaluate as `evaluate` does, the work being done by `do`."""
@@ -127,24 +127,24 @@ def conduct(
     if out is None or not os.path.exists(Path(out) / RUN):  # else it was, before it began
         rehearse(prepared, (unit for group in chosen for unit in group))
 
-    def work(store: Store, books: Books) -> Work:
+    def work(store: Store, sessions: Sessions) -> Work:
         todo = [unit for group in chosen for unit in group]
         tracker = Tracker(prepared, todo)
         for unit in todo:
             if unit.key in store.done:
                 tracker.count(unit, store.done[unit.key])
-        return Work(prepared, chosen, store, books, tracker, progress)
+        return Work(prepared, chosen, store, sessions, tracker, progress)
 
     if out is None:
         memory = Memory()
-        with Books(None) as books:
-            do(work(memory, books))
+        with Sessions(None) as sessions:
+            do(work(memory, sessions))
         count = sum(1 for _ in units(spec, plan))
-        return summarize(spec, plan, memory.done, count, books.sessions)
+        return summarize(spec, plan, memory.done, count, sessions.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
         if any(unit.key not in folder.done for group in chosen for unit in group):
-            with Books(folder) as books:
-                do(work(folder, books))
+            with Sessions(folder) as sessions:
+                do(work(folder, sessions))
         run = folder.run
         result = summarize(spec, plan, folder.done, run.units, run.sessions)
         folder.write(RESULT, result)
@@ -155,7 +155,7 @@ def here(work: Work) -> None:
     """Do the work in this process, group by group."""
     run = open_run(work.prepared, work.store)
     batches = Batches(run)
-    worker = work.books.open(new_session(device_of(work.prepared.subject.model)))
+    worker = work.sessions.open(new_session(device_of(work.prepared.subject.model)))
     for group in work.groups:
         for unit in work.left(group):
             work.tell((unit, 0.0))

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Protocol
 from pydantic import Field
 
 from dent.errors import ConfigError
-from dent.evaluation.engine.progress import Progress, Report
+from dent.evaluation.engine.progress import OnProgress, Progress
 from dent.evaluation.records.folder import dump, read_record
 from dent.evaluation.records.spec import SCHEMA_VERSION, Settings
 from dent.evaluation.results.result import EvaluationResult
@@ -30,7 +30,7 @@ class Evaluate(Protocol):
     """Whatever evaluates as `dent.evaluation.evaluate` does."""
 
     def __call__(
-        self, subject: Subject, settings: Settings, *, out: Path | None, progress: Report | None
+        self, subject: Subject, settings: Settings, *, out: Path | None, progress: OnProgress | None
     ) -> EvaluationResult:
         """Evaluate."""
         ...
@@ -141,5 +141,5 @@ def _register(path: Path, over: Over, runs: dict[str, str]) -> None:
     write_atomically(path / SWEEP, dump(SweepRecord(over=over, runs=runs)))
 
 
-def _named(progress: Callable[[str, Progress], None] | None, value: str) -> Report | None:
+def _named(progress: Callable[[str, Progress], None] | None, value: str) -> OnProgress | None:
     return None if progress is None else lambda state: progress(value, state)

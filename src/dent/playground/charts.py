@@ -6,7 +6,7 @@ from typing import Final
 
 from dent.evaluation.records.schema import Trace
 from dent.playground import words
-from dent.playground.outcome import CourseName, Outcome, Submission
+from dent.playground.outcome import CourseName, Outcome, PlaygroundSubmission
 from dent.playground.watch import Look
 from dent.report.charts import Chart, Curve, Value, chart, whole_ticks
 
@@ -70,7 +70,7 @@ def _step_chart(
     return _chart(title, curves, x_label="steps taken", y_label=label)
 
 
-def _by_step(found: Submission, values: Sequence[float]) -> Curve:
+def _by_step(found: PlaygroundSubmission, values: Sequence[float]) -> Curve:
     # What was found against static is transfer to the defense, whose steps these are.
     by = "transfer" if found.found_by == "static" else found.found_by
     return Curve(

@@ -23,7 +23,7 @@ from dent.attacks.adaptive import Among
 from dent.data import ImageDataset
 from dent.defenses.dent import Dent
 from dent.errors import InputError
-from dent.evaluation.submission.submission import Served, serve
+from dent.evaluation.submission.submission import Submission, submit
 from dent.playground.images import Picked, company
 from dent.playground.outcome import (
     WHO,
@@ -32,7 +32,7 @@ from dent.playground.outcome import (
     Course,
     CourseName,
     Outcome,
-    Submission,
+    PlaygroundSubmission,
     Who,
     asked_by,
 )
@@ -130,7 +130,7 @@ class _Play:
         self.label = self._label()
         self.labels = torch.cat([torch.tensor([self.label]), labels])
         self.courses: list[Course] = []
-        self.submissions: list[Submission] = []
+        self.submissions: list[PlaygroundSubmission] = []
 
     def run(self) -> Outcome:
         self._submit(None, self.natural)
@@ -211,7 +211,7 @@ class _Play:
 
     def _submit(self, found_by: CourseName | None, batch: Tensor, query: int | None = None) -> None:
         static, defense = (Answer(self._serve(who, batch), self.labels) for who in WHO)
-        self.submissions.append(Submission(found_by, query, batch, static, defense))
+        self.submissions.append(PlaygroundSubmission(found_by, query, batch, static, defense))
 
     def _submit_find(self, name: CourseName, watch: Watch) -> None:
         """Submit what fooled the target on the way, unless what is submitted already does."""
@@ -222,9 +222,9 @@ class _Play:
             look, batch = watch.find
             self._submit(name, batch, look.query)
 
-    def _serve(self, who: Who, batch: Tensor) -> Served:
+    def _serve(self, who: Who, batch: Tensor) -> Submission:
         target: Defense = self.static if who == "static" else self.defense
-        return serve(target, batch, seed=self.setup.seed, attacked=1)
+        return submit(target, batch, seed=self.setup.seed, attacked=1)
 
     def _cost(self) -> Cost:
         static = median(self._serve("static", self.natural).seconds for _ in range(_TIMED))

@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from dent.evaluation.submission.submission import Served
+from dent.evaluation.submission.submission import Submission
 from dent.playground.images import Picked
 from dent.playground.setup import Rung, Setup
 from dent.playground.watch import Look
@@ -46,7 +46,7 @@ class Answer:
         labels: int64 (N,).
     """
 
-    served: Served
+    served: Submission
     labels: Tensor
 
     @property
@@ -72,7 +72,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Submission:
+class PlaygroundSubmission:
     """A whole batch, submitted afresh to the static model and to the defense.
 
     Attributes:
@@ -140,15 +140,15 @@ class Outcome:
     classes: tuple[str, ...]
     company: tuple[int, ...]
     courses: tuple[Course, ...]
-    submissions: tuple[Submission, ...]
+    submissions: tuple[PlaygroundSubmission, ...]
     cost: Cost
 
     @property
-    def natural(self) -> Submission:
+    def natural(self) -> PlaygroundSubmission:
         """The natural batch."""
         return self.submissions[0]
 
-    def breaks(self, who: Who) -> Iterator[Submission]:
+    def breaks(self, who: Who) -> Iterator[PlaygroundSubmission]:
         """Submissions in which the image is answered wrongly, or not at all."""
         return (each for each in self.submissions if not each.answer(who).right)
 

@@ -12,7 +12,7 @@ from dent.playground import charts, words
 from dent.playground.compute import Sight
 from dent.playground.images import Picked
 from dent.playground.ledger import Entry
-from dent.playground.outcome import Answer, CourseName, Outcome, Submission, top_classes
+from dent.playground.outcome import Answer, CourseName, Outcome, PlaygroundSubmission, top_classes
 from dent.playground.setup import Setup
 from dent.playground.verdict import notes, verdict
 from dent.playground.watch import Look
@@ -221,7 +221,7 @@ def _card(
     )
 
 
-def _row(found: Submission, outcome: Outcome) -> Row:
+def _row(found: PlaygroundSubmission, outcome: Outcome) -> Row:
     natural = outcome.natural.image
     enlarged, factor = pictures.enlarged(found.image, natural)
     smoothing, sigma = outcome.setup.config.smoothing, found.defense.served.trace.sigma

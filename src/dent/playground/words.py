@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from dent.playground.outcome import CourseName, Submission, asked_by
+from dent.playground.outcome import CourseName, PlaygroundSubmission, asked_by
 
 _COURSES: Final[Mapping[CourseName, str]] = {
     "static": "attacked",
@@ -32,7 +32,7 @@ def course(name: CourseName) -> str:
     return _COURSES[name]
 
 
-def submission(found: Submission) -> str:
+def submission(found: PlaygroundSubmission) -> str:
     """What was submitted."""
     if found.found_by is None:
         return "natural"

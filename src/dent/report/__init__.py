@@ -11,16 +11,16 @@ See docs/evaluation/reading-a-report.md.
 from dent.report.figures import figure
 from dent.report.listing import RunSummary, list_runs
 from dent.report.loading import LoadedRun, load_run
-from dent.report.story import Answer, DefenseStory, SampleStory, sample_story
+from dent.report.story import DefenseStory, SampleStory, StoryAnswer, sample_story
 from dent.report.write import FORMATS, write_report
 
 __all__ = [
     "FORMATS",
-    "Answer",
     "DefenseStory",
     "LoadedRun",
     "RunSummary",
     "SampleStory",
+    "StoryAnswer",
     "figure",
     "list_runs",
     "load_run",

@@ -9,7 +9,7 @@ from dent.storage.canonical import Record
 from dent.storage.errors import RecordError
 
 
-class Answer(Record):
+class StoryAnswer(Record):
     """What a defense answered to one submission of the sample's batch."""
 
     kind: Literal["natural", "attack", "transfer", "assembled"]
@@ -34,7 +34,7 @@ class DefenseStory(Record):
     """What one defense made of the sample."""
 
     defense: str
-    answers: tuple[Answer, ...]
+    answers: tuple[StoryAnswer, ...]
     """Natural submissions first, then in the order of the records."""
     broken_by: tuple[str, ...]
     """The submissions of the attacked sample that were served wrongly, as `attack/apgd-ce`."""
@@ -115,9 +115,9 @@ def _of_defense(
     )
 
 
-def _answer(spec: EvaluationSpec, found: SampleAnswer) -> Answer:
+def _answer(spec: EvaluationSpec, found: SampleAnswer) -> StoryAnswer:
     record = found.record
-    return Answer(
+    return StoryAnswer(
         kind=record.kind,
         attack=record.attack,
         batch=found.batch.index,

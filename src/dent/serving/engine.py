@@ -19,7 +19,7 @@ from dent.errors import ConfigError
 from dent.evaluation.probe.questions import Probe
 from dent.evaluation.records.readings import moved
 from dent.evaluation.submission.fresh import Origin
-from dent.evaluation.submission.submission import reset, serve, statuses
+from dent.evaluation.submission.submission import reset, statuses, submit
 from dent.serving.cost import StepCost
 from dent.support.devices import wide
 
@@ -127,7 +127,7 @@ class Engine:
         self._clock, self._seeds = clock, seeds
         self._fewer: dict[int, DynamicDefense] = {}
         probed = images[:_PROBED].to(self._device)
-        serve(defense, probed, seed=0)  # what a defense tries on its first batch is no client's
+        submit(defense, probed, seed=0)  # what a defense tries on its first batch is no client's
         reset(defense)
         self.shares = self._measure(probed)
 
@@ -157,7 +157,7 @@ class Engine:
         start = self._clock()
         defense = self._with(self.steps if steps is None else steps)
         reset(defense)
-        served = serve(defense, images.to(self._device), seed=self._seeds())
+        served = submit(defense, images.to(self._device), seed=self._seeds())
         answer = self._read(served.logits.cpu(), served.adaptation, defense)
         seconds = self._clock() - start
         self.cost.observe(len(images), answer.steps or 0, seconds)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dent.data import ImageDataset
-    from dent.evaluation.engine.progress import Report
+    from dent.evaluation.engine.progress import OnProgress
 
 CARD: Final = "card.json"
 PAGE: Final = "card.md"
@@ -70,7 +70,7 @@ def write_card(
     test: ImageDataset,
     device: torch.device,
     measured: Measured = Measured(),
-    progress: Report | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Measure the best weights of a training and write the card beside them.
 

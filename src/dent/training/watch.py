@@ -66,7 +66,7 @@ def measure(
             if threat is not None and attack is not None and right.any():
                 # Wrong images are robust to nothing: only the right ones are worth attacking.
                 found = attack(model, x[right], y[right], threat, seed=seed)
-                robust += int((~found.claimed).sum())
+                robust += int((~found.fooled).sum())
     return Watched(len(indices), natural, natural if threat is None else robust)
 
 

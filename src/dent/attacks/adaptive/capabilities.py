@@ -72,7 +72,7 @@ class SupportsSteps(Protocol):
 
 
 @runtime_checkable
-class View(Protocol):
+class WrapsDefense(Protocol):
     """A defense that is another one, seen differently: what that offers, it offers."""
 
     @property
@@ -94,7 +94,7 @@ def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
     offered = getattr(defense, "surrogates", None)
     if callable(offered):
         return dict(offered())
-    if isinstance(defense, View):
+    if isinstance(defense, WrapsDefense):
         return surrogates_of(defense.inner)
     return {}
 
@@ -109,7 +109,7 @@ def static_base(defense: Defense) -> nn.Module:
     """
     if not isinstance(defense, DynamicDefense):
         return defense
-    if isinstance(defense, View):
+    if isinstance(defense, WrapsDefense):
         return static_base(defense.inner)
     if not isinstance(defense, SupportsUnwrap):
         raise Unavailable(f"{type(defense).__name__} has no unwrap() to name its static base")
@@ -131,7 +131,7 @@ def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> Dynam
     Raises:
         Unavailable: It cannot be had, or does not have so many steps to leave out.
     """
-    if isinstance(defense, View):
+    if isinstance(defense, WrapsDefense):
         return defense.over(with_fewer_steps(defense.inner, steps))
     if not isinstance(defense, SupportsSteps):
         raise Unavailable(f"{type(defense).__name__} has no steps and with_steps(k)")
@@ -155,7 +155,7 @@ def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
 
 def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
     """Whether `adapt` names a parameter so; `**kwargs` promises nothing."""
-    if isinstance(defense, View):
+    if isinstance(defense, WrapsDefense):
         return adapt_accepts(defense.inner, keyword)
     try:
         return keyword in inspect.signature(defense.adapt).parameters

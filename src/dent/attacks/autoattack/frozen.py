@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dent.attacks.querier import Querier
     from dent.threat import ThreatModel
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+PartRun = Callable[[Tensor], tuple[Tensor, Tensor]]
 """One run against some members (M,): their images (M, ...), and which of them are fooled (M,)."""
 
 
@@ -79,7 +79,7 @@ class FrozenBatch:
             return self.target(rows, members=members)
         return self.target(self.current.index_copy(0, members, rows), asked=members)[members]
 
-    def attack(self, runs: Iterator[Run]) -> None:
+    def attack(self, runs: Iterator[PartRun]) -> None:
         """Send run after run at whoever stands then, until nobody does."""
         for run in runs:
             members = self.standing.nonzero().flatten()
@@ -133,7 +133,7 @@ class _FrozenSquare(SquareAttack):
         return margin, margin.clone()
 
 
-def runs_of(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> Iterator[Run]:
+def runs_of(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> Iterator[PartRun]:
     """The runs of one part, seeded as AutoAttack seeds it."""
     device = batch.current.device
     reseed(seed, device)
@@ -147,7 +147,7 @@ def runs_of(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> I
     return (partial(_run_square, square, batch) for _ in range(part.restarts))
 
 
-def _apgd_runs(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> Iterator[Run]:
+def _apgd_runs(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> Iterator[PartRun]:
     classes = batch.target.classes or 0
     # Its one warning is of zero gradients, which are counted instead.
     silent = Logger("silent", level=CRITICAL)
@@ -178,7 +178,7 @@ def _run_apgd(
     return images, ~stands.bool()
 
 
-def _fab_runs(fab: Any, part: Part, batch: FrozenBatch, threat: ThreatModel) -> Iterator[Run]:
+def _fab_runs(fab: Any, part: Part, batch: FrozenBatch, threat: ThreatModel) -> Iterator[PartRun]:
     return (
         partial(_run_fab, fab, batch, threat, rank, restart > 0)
         for rank in part.ranks(batch.target.classes or 0)

@@ -21,7 +21,7 @@ from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.submission.guard import Guard, put_back
 from dent.evaluation.submission.submission import clock, reset
-from dent.evaluation.submission.submitter import answers as served
+from dent.evaluation.submission.submitter import submissions_per_batch
 from dent.storage.canonical import Record
 from dent.support.devices import device_of
 
@@ -231,7 +231,8 @@ def _passes(prepared: Prepared, planned: list[Unit]) -> _Passes:
             answers += asked.forwards - asked.backwards
             gradients += asked.backwards
             continue
-        answers += served(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
+        batches = len(plan.batches) if unit.batch is None else 1
+        answers += submissions_per_batch(unit.kind) * batches
         if unit.kind == "attack":
             size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
             attack = subject.attack(unit.attack or "")

@@ -28,7 +28,7 @@ from dent.evaluation.submission.fresh import fresh
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import Stream, serve_seed
 from dent.evaluation.submission.submission import clock, merge_traces
-from dent.evaluation.submission.submitter import DRAWS, Submission, Submitter
+from dent.evaluation.submission.submitter import DRAWS, Answers, Submitter
 from dent.evaluation.suites import looks_through
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
@@ -123,11 +123,11 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     static = None
     if unit.kind == "natural" and unit.defense != STATIC:
         static = _static_seconds(run, batches.load(members[0])[0])
-    answers = submit(run, unit, found, batches)
+    answers = submit_unit(run, unit, found, batches)
     run.guard.check(unit.defense)
     if unit.kind == "attack" and found is not None:
         natural = torch.cat([batches.load(each)[0][: each.attacked] for each in members])
-        attack, classes = run.subject.attack(unit.attack or ""), answers[0].served.logits.shape[1]
+        attack, classes = run.subject.attack(unit.attack or ""), answers[0].first.logits.shape[1]
         extra |= tells.of_attack(attack, run.threat, found, natural, classes)
     record = UnitRecord(
         kind=unit.kind,
@@ -135,14 +135,14 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         attack=unit.attack,
         batch=unit.batch,
         seed=seed,
-        served=tuple(at for answer in answers for at in answer.served.predictions),
+        served=tuple(at for answer in answers for at in answer.first.predictions),
         **views_of(answers),
-        trace=merge_traces([answer.served.trace for answer in answers]),
-        loss=tells.loss_of([answer.served for answer in answers], members),
+        trace=merge_traces([answer.first.trace for answer in answers]),
+        loss=tells.loss_of([answer.first for answer in answers], members),
         timing=UnitTiming(
             total=clock(device_of(run.subject.model)) - start,
             attack=attack_seconds,
-            serve=sum(answer.served.seconds for answer in answers),
+            serve=sum(answer.first.seconds for answer in answers),
             static=static,
         ),
         **extra,
@@ -150,7 +150,7 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     run.store.put(record, found if unit.kind == "attack" else None)
 
 
-def submit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Submission]:
+def submit_unit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Answers]:
     """Submit a unit's batches with the attacked members replaced by `found`.
 
     Args:
@@ -188,12 +188,12 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
     return kept
 
 
-def views_of(answers: Sequence[Submission]) -> dict[str, Any]:
+def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
     """What a record says of several batches' answers beyond those served: fields of UnitRecord."""
     names = {name for answer in answers for name in answer.views}
     views = {
         name: tuple(
-            at for answer in answers for at in answer.views.get(name, answer.served.predictions)
+            at for answer in answers for at in answer.views.get(name, answer.first.predictions)
         )
         for name in sorted(names)
     }
@@ -203,7 +203,7 @@ def views_of(answers: Sequence[Submission]) -> dict[str, Any]:
             apart[name] = max(value, apart.get(name, 0.0))
     draws: tuple[tuple[int | None, ...], ...] = ()
     if any(answer.draws for answer in answers):
-        each = [answer.draws or (answer.served.predictions,) * DRAWS for answer in answers]
+        each = [answer.draws or (answer.first.predictions,) * DRAWS for answer in answers]
         draws = tuple(sum(rows, ()) for rows in zip(*each, strict=True))
     return {"views": views, "apart": apart, "draws": draws}
 
@@ -271,8 +271,8 @@ def _not_attacked(x: Tensor, note: str) -> AttackResult:
     nobody = (0,) * len(x)
     return AttackResult(
         adversarial=x,
-        claimed=torch.zeros(len(x), dtype=torch.bool, device=x.device),
-        claimed_after={},
+        fooled=torch.zeros(len(x), dtype=torch.bool, device=x.device),
+        fooled_after={},
         queries=0,
         backwards=0,
         seconds=0.0,
@@ -285,8 +285,8 @@ def _not_attacked(x: Tensor, note: str) -> AttackResult:
 
 def _of_attack(result: AttackResult) -> dict[str, Any]:
     return {
-        "claimed": tuple(result.claimed.tolist()),
-        "claimed_after": {name: int(fell.sum()) for name, fell in result.claimed_after.items()},
+        "claimed": tuple(result.fooled.tolist()),
+        "claimed_after": {name: int(fell.sum()) for name, fell in result.fooled_after.items()},
         "queries": result.queries,
         "backwards": result.backwards,
         "non_finite": result.non_finite,

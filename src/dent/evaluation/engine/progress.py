@@ -9,7 +9,7 @@ from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
 from dent.evaluation.results.scoring import Piece, Rights, label, piece_of, worst_of_batch
 from dent.evaluation.subject import Prepared
-from dent.evaluation.submission.submitter import answers
+from dent.evaluation.submission.submitter import submissions_per_batch
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Progress:
     robust: Mapping[str, tuple[int, int]]
 
 
-Report = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 def passes_of(prepared: Prepared, unit: Unit) -> float:
@@ -52,7 +52,7 @@ def passes_of(prepared: Prepared, unit: Unit) -> float:
     if unit.kind == "probe":
         return float(sum(probe_passes(prepared)))
     subject, plan = prepared.subject, prepared.plan
-    served = answers(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
+    served = submissions_per_batch(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
     if unit.kind != "attack":
         return float(served)
     attack = subject.attack(unit.attack or "")

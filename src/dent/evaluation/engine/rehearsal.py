@@ -13,7 +13,7 @@ from dent.errors import InputError
 from dent.evaluation.records.plan import Batch, Plan, Unit
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject
-from dent.evaluation.submission.submission import serve
+from dent.evaluation.submission.submission import submit
 from dent.support.devices import device_of
 
 
@@ -49,7 +49,7 @@ def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | No
         return None
     x, _ = subject.dataset.batch(batch.positions)
     try:
-        serve(made, x.to(device_of(subject.model)), seed=0)
+        submit(made, x.to(device_of(subject.model)), seed=0)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a defense raises

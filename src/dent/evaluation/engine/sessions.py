@@ -10,10 +10,10 @@ from dent.evaluation.records.provenance import later, now
 from dent.evaluation.records.schema import ProbeRecord, Session, UnitRecord
 from dent.storage.errors import RecordError
 
-Outcome = Literal["complete", "interrupted", "failed"]
+SessionEnd = Literal["complete", "interrupted", "failed"]
 
 
-class Entry:
+class OpenSession:
     """One process that works on a run."""
 
     def __init__(self, session: Session, taken: Collection[str] = ()) -> None:
@@ -36,14 +36,14 @@ class Entry:
             update={"units": self.session.units + 1, "timing": dict(self._timing)}
         )
 
-    def end(self, outcome: Outcome, message: str | None = None) -> None:
+    def end(self, outcome: SessionEnd, message: str | None = None) -> None:
         """Say how it ended, unless that is said already."""
         if self.session.outcome is None:
             changes = {"ended": now(), "outcome": outcome, "message": message}
             self.session = self.session.model_copy(update=changes)
 
 
-class Books:
+class Sessions:
     """Keeps the sessions of those who work on a run now, and writes them, however that ends.
 
     Args:
@@ -52,7 +52,7 @@ class Books:
 
     def __init__(self, folder: RunFolder | None) -> None:
         self._folder = folder
-        self._entries: list[Entry] = []
+        self._entries: list[OpenSession] = []
         self._began = time.perf_counter()
 
     @property
@@ -65,9 +65,9 @@ class Books:
         """Of all that worked on the run since."""
         return tuple(entry.session for entry in self._entries)
 
-    def open(self, session: Session) -> Entry:
+    def open(self, session: Session) -> OpenSession:
         """Begin a session."""
-        entry = Entry(session, {each.started for each in self._known()})
+        entry = OpenSession(session, {each.started for each in self._known()})
         self._entries.append(entry)
         if self._folder is not None:
             self._folder.session(entry.session)
@@ -83,7 +83,7 @@ class Books:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        outcome: Outcome = "complete"
+        outcome: SessionEnd = "complete"
         if kind is not None:
             outcome = "failed" if issubclass(kind, Exception) else "interrupted"
         message = None if kind in (None, KeyboardInterrupt) else f"{error}"
@@ -93,7 +93,7 @@ class Books:
             return
         whole = len(self._folder.done) == self._folder.run.units
         status = "partial" if outcome == "complete" and not whole else outcome
-        # Where the disk is full, what ends the run matters more than its books.
+        # Where the disk is full, what ends the run matters more than its sessions.
         with suppress(RecordError) if kind is not None else nullcontext():
             self._folder.session(*self.sessions)
             self._folder.update(status=status)

@@ -11,7 +11,7 @@ from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import FollowUp
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.submission.fresh import Origin, fresh
-from dent.evaluation.submission.submission import serve
+from dent.evaluation.submission.submission import submit
 from dent.threat import Norm, ThreatModel
 
 _HUGE: Final = (
@@ -79,6 +79,6 @@ def _attack(
 ) -> FollowUp:
     found = attack(fresh(origin, seed), x, y, threat, seed=seed_of(seed, "attack"))
     asked = origin.new(seed_of(seed, "serve"))
-    served = serve(asked.defense, found.adversarial, seed=seed_of(seed, "serve"))
-    right = sum(at == label for at, label in zip(served.predictions, y.tolist(), strict=True))
+    submission = submit(asked.defense, found.adversarial, seed=seed_of(seed, "serve"))
+    right = sum(at == label for at, label in zip(submission.predictions, y.tolist(), strict=True))
     return FollowUp(attack=attack.name, total=len(y), correct=right, before=None)

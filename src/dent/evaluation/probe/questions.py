@@ -11,7 +11,7 @@ from dent.evaluation.probe.gradient_check import exact_view
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import Company
 from dent.evaluation.submission.fresh import Origin, footprint
-from dent.evaluation.submission.submission import Served, apart, serve
+from dent.evaluation.submission.submission import Submission, apart, submit
 from dent.support.devices import wide
 
 _FEW = 16
@@ -51,7 +51,7 @@ class Probe:
         self._seed = seed
         self.members = few_of(len(x))
         self.first = origin.new(seed_of(seed, 0))
-        self._whole = serve(self.first.defense, x, seed=seed_of(seed, 0))
+        self._whole = submit(self.first.defense, x, seed=seed_of(seed, 0))
         self._few = self._ask(x[: self.members])
         self.calls = 0
 
@@ -70,15 +70,15 @@ class Probe:
         old = self._origin.new(seed)
         marks: list[int] = []
         while self.calls < (_FEW_CALLS if len(set(marks)) == 1 else _MANY_CALLS):
-            serve(old.defense, self._x[:_PAIR], seed=seed)
+            submit(old.defense, self._x[:_PAIR], seed=seed)
             self.calls += 1
             if self.calls in (_FEW_CALLS // 2, _FEW_CALLS):
                 marks.append(footprint(old.defense))
         # Twice: what alternates may by chance answer as at first.
         old.reseed(seed)
-        answered = [serve(old.defense, few, seed=seed)]
+        answered = [submit(old.defense, few, seed=seed)]
         old.reseed(seed)
-        answered.append(serve(old.defense, few, seed=seed))
+        answered.append(submit(old.defense, few, seed=seed))
         old.reseed(seed)
         before, after = (self._gradient(each.defense) for each in (self._origin.new(seed), old))
         distance: float | None = None
@@ -156,12 +156,12 @@ class Probe:
         useless = (rows == 0).all(dim=1) | ~rows.isfinite().all(dim=1)
         return int(right.sum()), int((useless & right).sum())
 
-    def _ask(self, x: Tensor, seed: int = 0) -> Served:
+    def _ask(self, x: Tensor, seed: int = 0) -> Submission:
         seed = seed_of(self._seed, seed)
-        return serve(self._origin.new(seed).defense, x, seed=seed)
+        return submit(self._origin.new(seed).defense, x, seed=seed)
 
     def _compare(
-        self, one: Served, other: Served, members: int | None = None, *, turn: bool = False
+        self, one: Submission, other: Submission, members: int | None = None, *, turn: bool = False
     ) -> Company:
         """What the answers to the members that both batches start with have in common."""
         count = members or min(len(one.predictions), len(other.predictions))

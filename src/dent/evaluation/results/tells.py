@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dent.attacks import Attack
     from dent.evaluation.records.plan import Batch
-    from dent.evaluation.submission.submission import Served
+    from dent.evaluation.submission.submission import Submission
     from dent.threat import ThreatModel
 
 MOVED: Final = 0.01
@@ -35,7 +35,7 @@ SPARED: Final = 0.5
 _ROUNDED: Final = 6
 
 
-def loss_of(answers: Sequence["Served"], batches: Sequence["Batch"]) -> float | None:
+def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> float | None:
     """Mean cross-entropy of what was served to the attacked members, in nats.
 
     None where no answer was finite.

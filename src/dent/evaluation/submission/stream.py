@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from dent.evaluation.records.plan import Batch, seed_of
 from dent.evaluation.submission.fresh import Origin
-from dent.evaluation.submission.submission import reset, serve
+from dent.evaluation.submission.submission import reset, submit
 from dent.support.devices import device_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Stream:
             defense.restore(state)
         for batch in self._batches[at:index]:
             x, _ = self._subject.dataset.batch(batch.positions)
-            serve(defense, x.to(self._device), seed=serve_seed(self._seed, batch.index))
+            submit(defense, x.to(self._device), seed=serve_seed(self._seed, batch.index))
         self._streams[name] = (defense, index, defense.snapshot())
         return Origin(defense, self._subject.model)
 

@@ -24,7 +24,7 @@ _TINY: Final = 1e-12
 
 
 @dataclass(frozen=True)
-class Served:
+class Submission:
     """What a defense answered to one batch.
 
     Attributes:
@@ -44,14 +44,14 @@ class Served:
     adaptation: Any = None
 
 
-def serve(
+def submit(
     defense: Defense,
     x: Tensor,
     *,
     seed: int,
     attacked: int | None = None,
     gradients: bool = False,
-) -> Served:
+) -> Submission:
     """Submit a whole batch, adapted afresh.
 
     Args:
@@ -88,7 +88,7 @@ def serve(
     logits = logits.detach().float()
     finite = logits.isfinite().all(dim=1)
     classes = logits.argmax(dim=1).tolist()
-    return Served(
+    return Submission(
         logits=logits,
         predictions=tuple(
             at if ok else None for at, ok in zip(classes, finite.tolist(), strict=True)

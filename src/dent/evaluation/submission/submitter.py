@@ -17,7 +17,7 @@ from dent.evaluation.records.readings import DISTANCE
 from dent.evaluation.submission.fresh import Instance, Origin
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import is_stream
-from dent.evaluation.submission.submission import Served, apart, serve
+from dent.evaluation.submission.submission import Submission, apart, submit
 
 DRAWS: Final = 10
 """Submissions of a batch whose answers are drawn at random, beside the first."""
@@ -31,7 +31,7 @@ NATURAL_AFTER: Final = "natural after"
 Predictions = tuple[int | None, ...]
 
 
-def answers(kind: Kind) -> int:
+def submissions_per_batch(kind: Kind) -> int:
     """How many answers of a batch a unit asks for, where all are alike.
 
     The one that counts and one of an experienced copy; after an attack the natural batch once more,
@@ -41,11 +41,11 @@ def answers(kind: Kind) -> int:
 
 
 @dataclass(frozen=True)
-class Submission:
+class Answers:
     """What a defense answered to one batch.
 
     Attributes:
-        served: The first answer of a copy that had answered nothing.
+        first: The first answer of a copy that had answered nothing.
         views: Other answers to the same batch and seed, where they differ from it: by a copy that
             had answered the natural batch before (`experienced`), or `with gradients`.
         apart: By view, how far its logits lie from those served, as `serving.apart`, where that is
@@ -54,7 +54,7 @@ class Submission:
         draws: Answers to the same batch under other seeds; none where nothing is drawn at random.
     """
 
-    served: Served
+    first: Submission
     views: dict[str, Predictions] = field(default_factory=dict)
     apart: dict[str, float] = field(default_factory=dict)
     draws: tuple[Predictions, ...] = ()
@@ -78,9 +78,9 @@ class Submitter:
         self._name, self._origin, self._guard = name, origin, guard
         self._natural, self._seed, self._attacked = natural, seed, attacked
         # One that has answered the natural batch, and what it said.
-        self._known: tuple[Origin, Served] | None = None
+        self._known: tuple[Origin, Submission] | None = None
 
-    def submit(self, x: Tensor, *, natural_after: bool = False) -> Submission:
+    def submit(self, x: Tensor, *, natural_after: bool = False) -> Answers:
         """Submit a batch (N, C, H, W) in the place of its natural one.
 
         Args:
@@ -90,38 +90,38 @@ class Submitter:
         Raises:
             InputError: The defense wrote into the static model, or does not answer with logits.
         """
-        first = self._origin.new(self._seed)
-        kept = first.drawn()
-        served = self._ask(first, x)
-        drew = served.drew or kept != first.drawn()
+        fresh = self._origin.new(self._seed)
+        kept = fresh.drawn()
+        first = self._ask(fresh, x)
+        drew = first.drew or kept != fresh.drawn()
         known, before = self._experienced()
         far: dict[str, float] = {}
-        if natural_after and not is_stream(first.defense):
-            far[NATURAL_AFTER] = _far(before, self._once_more(first, self._natural))
+        if natural_after and not is_stream(fresh.defense):
+            far[NATURAL_AFTER] = _far(before, self._once_more(fresh, self._natural))
         other = known.new()
         seen = self._once_more(other, x, gradients=True)
         views: dict[str, Predictions] = {}
-        if _far(served, seen) > DISTANCE:
+        if _far(first, seen) > DISTANCE:
             for name, found in self._apart(x):
-                far[name] = _far(served, found)
+                far[name] = _far(first, found)
                 views[name] = found.predictions
             # Alike questions that are answered otherwise: something draws that cannot be seeded.
             drew = far.pop("", 0.0) > DISTANCE or drew
             views.pop("", None)
-        for asked in (first, other):
+        for asked in (fresh, other):
             self._guard.check_copy(self._name, asked)
-        return Submission(
-            served=served,
+        return Answers(
+            first=first,
             views={
                 name: found
                 for name, found in views.items()
-                if not drew and far[name] > DISTANCE and found != served.predictions
+                if not drew and far[name] > DISTANCE and found != first.predictions
             },
             apart={name: value for name, value in far.items() if not drew and value > DISTANCE},
             draws=tuple(self._draws(x)) if drew else (),
         )
 
-    def _experienced(self) -> tuple[Origin, Served]:
+    def _experienced(self) -> tuple[Origin, Submission]:
         """One that has answered the natural batch, asked as attacks ask, and what it said.
 
         A stream is as this batch finds it: it has answered the batches before.
@@ -135,7 +135,7 @@ class Submitter:
             self._known = Origin(asked.defense, asked.model), said
         return self._known
 
-    def _apart(self, x: Tensor) -> Iterator[tuple[str, Served]]:
+    def _apart(self, x: Tensor) -> Iterator[tuple[str, Submission]]:
         """What may have made the difference, one thing at a time; nothing at all under ''."""
         yield "", self._ask(self._origin.new(self._seed), x)
         yield WITH_GRADIENTS, self._ask(self._origin.new(self._seed), x, gradients=True)
@@ -145,22 +145,22 @@ class Submitter:
     def _draws(self, x: Tensor) -> Iterator[Predictions]:
         for draw in range(1, DRAWS + 1):
             seed = seed_of(self._seed, "draw", draw)
-            yield serve(self._origin.new(seed).defense, x, seed=seed).predictions
+            yield submit(self._origin.new(seed).defense, x, seed=seed).predictions
 
-    def _once_more(self, asked: Instance, x: Tensor, *, gradients: bool = False) -> Served:
+    def _once_more(self, asked: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
         asked.forget()
         asked.reseed(self._seed)
         return self._ask(asked, x, gradients=gradients)
 
-    def _ask(self, asked: Instance, x: Tensor, *, gradients: bool = False) -> Served:
+    def _ask(self, asked: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
         if gradients:
             try:
-                return serve(asked.defense, x, seed=self._seed, gradients=True)
+                return submit(asked.defense, x, seed=self._seed, gradients=True)
             except (RuntimeError, TypeError, ValueError):
                 pass  # as of a defense that computes in NumPy: ask without
-        return serve(asked.defense, x, seed=self._seed, attacked=self._attacked)
+        return submit(asked.defense, x, seed=self._seed, attacked=self._attacked)
 
 
-def _far(one: Served, other: Served) -> float:
+def _far(one: Submission, other: Submission) -> float:
     distance = apart(one.logits, other.logits)
     return 1.0 if distance is None else distance

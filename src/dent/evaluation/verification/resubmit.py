@@ -12,7 +12,7 @@ from dent.evaluation.engine.execute import (
     assembled,
     members_of,
     open_run,
-    submit,
+    submit_unit,
     unit_seed,
     views_of,
 )
@@ -26,8 +26,8 @@ from dent.evaluation.results.diagnostics import certificate_of
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.tells import loss_of
 from dent.evaluation.subject import Prepared, Subject, threat_of
-from dent.evaluation.submission.submission import Served, merge_traces
-from dent.evaluation.submission.submitter import Submission
+from dent.evaluation.submission.submission import Submission, merge_traces
+from dent.evaluation.submission.submitter import Answers
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
 
@@ -172,23 +172,21 @@ class Resubmission:
         return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
 
     def _served(self, unit: Unit, record: UnitRecord, found: Tensor | None) -> str | None:
-        answers = submit(self._run, unit, found, self._batches)
-        served = tuple(at for answer in answers for at in answer.served.predictions)
+        answers = submit_unit(self._run, unit, found, self._batches)
+        served = tuple(at for answer in answers for at in answer.first.predictions)
         self._members += len(served)
         self._changed += [
             f"{unit.key}: member {member} is served {now}, recorded as {then}"
             for member, (now, then) in enumerate(zip(served, record.served, strict=True))
             if now != then
         ]
-        loss = loss_of([each.served for each in answers], members_of(self._run.plan, unit))
+        loss = loss_of([each.first for each in answers], members_of(self._run.plan, unit))
         if record.loss is not None and not _close(loss, record.loss):
             return f"{unit.key}: the loss is not as recorded"
         problem = self._views_problem(unit, answers, record)
-        return problem or _trace_problem(unit, [each.served for each in answers], record.trace)
+        return problem or _trace_problem(unit, [each.first for each in answers], record.trace)
 
-    def _views_problem(
-        self, unit: Unit, answers: list[Submission], record: UnitRecord
-    ) -> str | None:
+    def _views_problem(self, unit: Unit, answers: list[Answers], record: UnitRecord) -> str | None:
         """Whether the other answers and draws are those recorded, on the machine of the record."""
         if not (self._complete and self._same_place):
             return None
@@ -223,7 +221,7 @@ def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
     return unit_seed(spec, unit)
 
 
-def _trace_problem(unit: Unit, answers: list[Served], recorded: Trace) -> str | None:
+def _trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> str | None:
     now = merge_traces([answer.trace for answer in answers])
     if (now.rows, now.status) != (recorded.rows, recorded.status):
         return f"{unit.key}: rows or statuses of the adaptation are not those recorded"

@@ -25,7 +25,7 @@ _RERUN: Final[Mapping[str, Literal["some re-run", "all re-run"]]] = {
     "some": "some re-run",
     "all": "all re-run",
 }
-Watch = Callable[[int, int], None]
+OnUnit = Callable[[int, int], None]
 """Called with (units checked, units recorded)."""
 
 
@@ -80,7 +80,7 @@ def verify(
     path: Path,
     subject: Subject | None = None,
     *,
-    progress: Watch | None = None,
+    progress: OnUnit | None = None,
     reattack: Reattack | None = None,
 ) -> Verification:
     """Check the records of a run, and redo what can be redone. Nothing in the folder is written.
@@ -137,7 +137,7 @@ def verify(
 class _Counting:
     """Tells how many of all the units that are looked at are done."""
 
-    def __init__(self, progress: Watch | None, total: int) -> None:
+    def __init__(self, progress: OnUnit | None, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
 
     def one(self) -> None:
