@@ -19,9 +19,11 @@ import torch._dynamo  # accelerate loads it: once here, not in every child
 from dent.training import TrainingProgress, accelerator, loop
 from tests.training.subjects import run
 
-BEFORE = (2, 0, 2, 1, 2, 1)
-"""Steps that are taken before each kill."""
+BEFORE = (2, 0, 2, 1, 1, 2, 1)
+"""Steps that are taken before each kill; before one, it may be too early to be a sitting."""
 KILLS = len(BEFORE)
+SITTINGS = sum(steps > 0 for steps in BEFORE) + 1
+"""As many are recorded at least."""
 
 
 def once(folder: Path, kill: tuple[int, float] | None) -> bool:

@@ -12,7 +12,7 @@ from dent.errors import ConfigError, WeightsError
 from dent.storage.errors import LockedError, RecordError, SpecMismatchError
 from dent.storage.lock import FolderLock
 from dent.training import TrainingProgress, loop
-from tests.training.kill_harness import KILLS
+from tests.training.kill_harness import KILLS, SITTINGS
 from tests.training.subjects import fast, run
 
 
@@ -42,7 +42,7 @@ def test_killed_trainings_end_with_the_same_weights(tmp_path: Path) -> None:
     assert killed[2] == whole[2]
     assert killed[:2] == whole[:2]
     sittings = json.loads((tmp_path / "killed" / "run.json").read_text())["sittings"]
-    assert len(sittings) > KILLS
+    assert len(sittings) >= SITTINGS > 6
 
 
 class StopError(Exception):
