@@ -41,5 +41,5 @@ def test_adaptive_attacks_run_by_name(tmp_path: Path, mix: float | None) -> None
     if mix:
         notes = result.defenses["dent"].attack("collateral").notes
         assert len(notes) == 2  # one a batch
-        assert all("bystanders right" in note for note in notes)
+        assert all("clean members right" in note for note in notes)
     assert verify(tmp_path / "run", subject).status == "verified"

@@ -238,7 +238,7 @@ def found(
 
 
 def scores(batches: int, right: bool = True) -> Scores:
-    piece = Piece(attacked=(right,) * 8, company=(), missing=0)
+    piece = Piece(attacked=(right,) * 8, clean=(), missing=0)
     natural = dict.fromkeys(range(batches), piece)
     return Scores({"natural": natural}, {}, None, tuple(range(batches)))
 

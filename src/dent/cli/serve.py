@@ -85,7 +85,7 @@ def serve_command(
     max_wait: Annotated[
         float,
         typer.Option(
-            help="Seconds to wait for company, where requests may share a batch.",
+            help="Seconds to wait for more requests, where requests may share a batch.",
             rich_help_panel=_LIMITS,
         ),
     ] = _DEFAULT.max_wait,

@@ -39,7 +39,7 @@ class Subject:
         dataset: Labelled images.
         defenses: Dynamic defenses or modules by name. `"static"`, if it is there, is taken for the
             static reference; otherwise `model` is.
-        attacks: Attacks with different names; none measures natural accuracy alone.
+        attacks: Attacks with different names; none measures clean accuracy alone.
         threat: What they may do.
         model_name: What the model is called in records; by default the name of its class.
     """

@@ -22,7 +22,7 @@ class Accuracy:
         correct: Images classified correctly.
         total: Images classified, at least 1.
         provenance: Who measured it, on which images, with what.
-        threat: The threat model's label such as `linf 8/255`; `None` for natural accuracy.
+        threat: The threat model's label such as `linf 8/255`; `None` for clean accuracy.
         attack: The attack's name; given exactly where `threat` is.
 
     Raises:

@@ -147,7 +147,7 @@ def _claimed(records: Sequence[UnitRecord], batches: Batches) -> dict[int, Piece
     pieces, begin = {}, 0
     for batch in batches.batches:
         rights = tuple(stands[begin : begin + batch.attacked])
-        pieces[batch.index] = Piece(attacked=rights, company=(), missing=0)
+        pieces[batch.index] = Piece(attacked=rights, clean=(), missing=0)
         begin += batch.attacked
     return pieces
 

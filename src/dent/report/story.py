@@ -50,7 +50,7 @@ class SampleStory(Record):
     label: int
     label_name: str
     batches: tuple[int, ...]
-    """Those it stands in, attacked or as natural company."""
+    """Those it stands in, attacked or as a clean member."""
     defenses: tuple[DefenseStory, ...]
     status: Literal["complete", "partial"]
     """`partial`: units of the run are missing, so answers may be."""

@@ -74,8 +74,8 @@ def write_card(
 ) -> Path:
     """Measure the best weights of a training and write the card beside them.
 
-    Natural accuracy is measured on all of `test` but the watched images, by which the weights were
-    chosen; robust accuracy on the first images, with their natural accuracy, and PGD-20 on those
+    Clean accuracy is measured on all of `test` but the watched images, by which the weights were
+    chosen; robust accuracy on the first images, with their clean accuracy, and PGD-20 on those
     of AutoAttack as well, so that numbers of the same images can be compared. What was measured
     is kept in folders beside the weights, so that a card that was interrupted goes on.
 

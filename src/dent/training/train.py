@@ -52,7 +52,7 @@ class TrainingResult:
         spec: what was trained.
         folder: where everything lies.
         last: weights after the last step.
-        best: weights with the best PGD accuracy (natural accuracy without an attack) on the
+        best: weights with the best PGD accuracy (clean accuracy without an attack) on the
             watched images.
         best_epoch: the epoch these are of.
         metrics: one line an epoch.

@@ -50,7 +50,7 @@ def measure(
         model: its training flags are set to eval, and put back.
         data: where the images come from.
         indices: positions in `data`.
-        threat: None measures natural accuracy alone.
+        threat: None measures clean accuracy alone.
         attack: given exactly where `threat` is.
         device: where the model is.
         seed: of the attack's draws.

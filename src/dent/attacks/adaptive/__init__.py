@@ -1,4 +1,4 @@
-"""Attacks that know that a defense adapts: through its gradient, its models, and its company."""
+"""Attacks that know that a defense adapts: by its gradient, its models, and its other members."""
 
 from typing import TYPE_CHECKING
 

@@ -91,7 +91,7 @@ def apgd(
         rho: in (0, 1).
         joint: let the mean loss of the batch decide for all members at once. Otherwise each
             member's own decides for it: the members' best images then come from different batches,
-            and where a member answers to its company, were never answered together.
+            and where a prediction depends on the batch, were never answered together.
         stop: asked before every step; ends the ascent.
     """
 

@@ -1,4 +1,4 @@
-"""The attack on bystanders: members that make the other, natural members of their batch wrong.
+"""The attack on clean members: attacked members that make the others of their batch wrong.
 
 Wu et al., "Uncovering Adversarial Risks of Test-Time Adaptation" (ICML 2023), call it distribution
 invading attack: with B the attacker's members and y the labels of the others,
@@ -38,12 +38,12 @@ class Collateral(Attack):
     """Perturb the attacker's members so that the others are answered wrongly.
 
     The defense must be an `Among`, which knows the others and their labels. Elsewhere the natural
-    images come back with a note that it is not available. What came of the bystanders stands in
+    images come back with a note that it is not available. What came of the clean members stands in
     the notes; the result itself is of the attacker's members, as for every attack.
     """
 
     loss: LossName = "margin"
-    """Of the bystanders, untargeted."""
+    """Of the clean members, untargeted."""
     iterations: int = effort(50)
     """Of APGD."""
     restarts: int = effort(1)
@@ -74,51 +74,51 @@ class Collateral(Attack):
         return self.queries(n_classes, norm).backwards
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run all restarts, or until no bystander is right."""
+        """Run all restarts, or until no clean member is right."""
         natural = target(target.natural).argmax(dim=1) != target.labels
         try:
-            company = _company(target)
+            clean = _clean_members(target)
         except Unavailable as missing:
             return Outcome(target.natural, natural, notes=(f"{NOT_AVAILABLE}{missing}",))
-        exact = adapt_accepts(company, "differentiable")
+        exact = adapt_accepts(clean, "differentiable")
         worst = _Worst(target.natural)
-        self._ask(target, company, worst, exact=None)(target.natural)
+        self._ask(target, clean, worst, exact=None)(target.natural)
         before = worst.wrong
         draws = torch.Generator().manual_seed(seed)
         for _ in range(self.restarts):
-            if worst.wrong == len(company.labels):
+            if worst.wrong == len(clean.labels):
                 break
             apgd(
-                self._ask(target, company, worst, exact=exact),
+                self._ask(target, clean, worst, exact=exact),
                 target.natural,
                 random_start(target.natural, threat, draws),
                 threat,
                 iterations=self.iterations,
                 rho=self.rho,
                 joint=True,
-                stop=lambda: worst.wrong == len(company.labels),
+                stop=lambda: worst.wrong == len(clean.labels),
             )
         fooled = target(worst.images).argmax(dim=1) != target.labels
-        count = len(company.labels)
+        count = len(clean.labels)
         through = "exact gradient" if exact else "gradient through the final forward alone"
         note = (
-            f"bystanders right: {count - worst.wrong} of {count}, {count - before} without the "
+            f"clean members right: {count - worst.wrong} of {count}, {count - before} without the "
             f"attack ({through})"
         )
         return Outcome(worst.images, fooled, notes=(note,))
 
-    def _ask(self, target: Querier, company: Among, worst: _Worst, *, exact: bool | None) -> Any:
-        """The bystanders' mean loss, for every member; without a gradient where `exact` is None."""
+    def _ask(self, target: Querier, clean: Among, worst: _Worst, *, exact: bool | None) -> Any:
+        """The clean members' mean loss, for every member; no gradient where `exact` is None."""
 
         def objective(images: Tensor) -> Evaluation:
             with torch.set_grad_enabled(exact is not None):
                 leaf = images.detach().requires_grad_(exact is not None)
-                logits = company.answer_others(leaf, exact=bool(exact)).float()
+                logits = clean.answer_others(leaf, exact=bool(exact)).float()
                 finite = logits.isfinite().all(dim=1)
-                losses = loss_named(self.loss)(logits, company.labels)
+                losses = loss_named(self.loss)(logits, clean.labels)
                 mean = torch.where(finite, losses, 0.0).mean()
             target.count(Queries(1, 0))
-            wrong = ~finite | (logits.argmax(dim=1) != company.labels)
+            wrong = ~finite | (logits.argmax(dim=1) != clean.labels)
             worst.offer(images, int(wrong.sum()), float(mean))
             gradient = torch.zeros_like(images)
             if exact is not None:
@@ -133,7 +133,7 @@ class Collateral(Attack):
 
 
 class _Worst:
-    """The members' images that left the fewest bystanders right."""
+    """The members' images that left the fewest clean members right."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -145,15 +145,15 @@ class _Worst:
             self.images, self.wrong, self._loss = images.detach().clone(), wrong, loss
 
 
-def _company(target: Querier) -> Among:
-    """The members' company.
+def _clean_members(target: Querier) -> Among:
+    """The clean members of the batch.
 
     Raises:
         Unavailable: There is none, or it does not matter.
     """
     defense = target.defense
     if not isinstance(defense, Among) or not len(defense.labels):
-        raise Unavailable("the whole batch is the attacker's: there are no bystanders to attack")
+        raise Unavailable("the whole batch is the attacker's: there are no clean members to attack")
     if not defense.batch_dependent:
         raise Unavailable("the defense declares that no member's answer depends on the others")
     return defense

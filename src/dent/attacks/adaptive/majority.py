@@ -21,7 +21,7 @@ class Majority:
     how sure the answers were. A submission that gives a member no prediction is no vote; without
     any vote there is no prediction. The gradient is that of the mean logits.
 
-    Natural accuracy must be stated under the same number of submissions: evaluate this in the
+    Clean accuracy must be stated under the same number of submissions: evaluate this in the
     place of the defense, not only the attack.
 
     Attributes:

@@ -9,7 +9,7 @@ from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import margin
 from dent.evaluation.probe.gradient_check import exact_view
 from dent.evaluation.records.plan import seed_of
-from dent.evaluation.records.schema import Company
+from dent.evaluation.records.schema import Comparison
 from dent.evaluation.submission.fresh import Origin, footprint
 from dent.evaluation.submission.submission import Submission, apart, submit
 from dent.support.devices import wide
@@ -55,11 +55,11 @@ class Probe:
         self._few = self._ask(x[: self.members])
         self.calls = 0
 
-    def repeated(self) -> Company:
+    def repeated(self) -> Comparison:
         """The same few members, drawn for anew."""
         return self._compare(self._few, self._ask(self._x[: self.members], seed=1))
 
-    def again(self) -> tuple[Company, float | None]:
+    def again(self) -> tuple[Comparison, float | None]:
         """The same few members and seed, asked of a copy that has answered many questions.
 
         Returns:
@@ -108,11 +108,11 @@ class Probe:
             )[0]
         return None if found is None else found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def alone(self) -> Company | None:
+    def alone(self) -> Comparison | None:
         """A few members, without the rest of their batch."""
         return self._compare(self._whole, self._few) if self.members < len(self._x) else None
 
-    def strangers(self) -> Company | None:
+    def strangers(self) -> Comparison | None:
         """A few members, with black and white noise in the place of the rest."""
         if self.members == len(self._x):
             return None
@@ -122,7 +122,7 @@ class Probe:
         mixed = torch.cat([self._x[: self.members], low + (high - low) * noise])
         return self._compare(self._whole, self._ask(mixed), self.members)
 
-    def permuted(self) -> Company | None:
+    def permuted(self) -> Comparison | None:
         """A few members in reverse order."""
         if self.members < 2:
             return None
@@ -162,13 +162,13 @@ class Probe:
 
     def _compare(
         self, one: Submission, other: Submission, members: int | None = None, *, turn: bool = False
-    ) -> Company:
+    ) -> Comparison:
         """What the answers to the members that both batches start with have in common."""
         count = members or min(len(one.predictions), len(other.predictions))
         before, after = one.logits[:count], other.logits[:count]
         if turn:
             after = after.flip(0)
-        return Company(
+        return Comparison(
             members=count,
             changed=int((_classes(before) != _classes(after)).sum()),
             distance=apart(before, after),

@@ -11,7 +11,7 @@ from typing import Final
 from dent.errors import ConfigError
 from dent.evaluation.records.plan import Batch, Plan, candidates, tensor_file
 from dent.evaluation.records.schema import (
-    Company,
+    Comparison,
     FollowUp,
     JournalRecord,
     ProbeRecord,
@@ -186,7 +186,7 @@ def _is_images(ref: TensorRef, rows: int) -> bool:
 def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
     size = plan.batches[0].size
     asked = (record.repeated, record.again, record.alone, record.strangers, record.permuted)
-    if not all(_is_company(each, size) for each in asked if each is not None):
+    if not all(_is_comparison(each, size) for each in asked if each is not None):
         yield "an answer changed for more members than were asked"
     if not (0 < record.rows <= size and record.probabilities <= record.rows):
         yield f"{_shown(record.probabilities)} of {_shown(record.rows)} rows are probabilities"
@@ -200,7 +200,7 @@ def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
         yield "the gradient certificate is over more members than the batch has"
 
 
-def _is_company(found: Company, size: int) -> bool:
+def _is_comparison(found: Comparison, size: int) -> bool:
     return 0 < found.members <= size and found.changed <= found.members
 
 

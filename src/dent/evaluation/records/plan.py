@@ -24,7 +24,7 @@ _CHUNK = 256
 class Batch(Record):
     """One batch, whose members never change.
 
-    The first `attacked` members may be perturbed; the others are natural company.
+    The first `attacked` members may be perturbed; the others are clean members.
     """
 
     index: int
@@ -87,7 +87,7 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     """Lay the samples into batches.
 
     Raises:
-        ConfigError: The dataset is empty, or too small for the natural company of `mix`.
+        ConfigError: The dataset is empty, or too small for the clean members of `mix`.
     """
     size = len(dataset)
     if size == 0:
@@ -96,10 +96,10 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     per_batch = settings.batch_size
     if settings.mix is not None:
         per_batch = max(1, round(settings.mix * settings.batch_size))
-    company = settings.batch_size - per_batch
-    if company > size - min(per_batch, len(chosen)):
+    clean = settings.batch_size - per_batch
+    if clean > size - min(per_batch, len(chosen)):
         raise ConfigError(
-            f"mix={settings.mix} with batch_size={settings.batch_size} needs {company} natural "
+            f"mix={settings.mix} with batch_size={settings.batch_size} needs {clean} natural "
             f"images beside {per_batch} attacked ones, but {dataset.name!r} has {size} images: "
             "take a smaller batch or a larger dataset"
         )
@@ -108,7 +108,7 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     members = []
     for start in range(0, len(ordered), per_batch):
         attacked = ordered[start : start + per_batch]
-        natural = _company(attacked, size, company, seed_of(settings.seed, "company", start))
+        natural = _clean_members(attacked, size, clean, seed_of(settings.seed, "company", start))
         members.append((attacked, natural))
     absent = sorted({at for _, natural in members for at in natural} - labels.keys())
     labels |= dict(zip(absent, _labels(dataset, absent), strict=True))
@@ -215,7 +215,7 @@ def _ordered(chosen: list[int], labels: dict[int, int], settings: Settings) -> l
     return chosen
 
 
-def _company(attacked: Sequence[int], size: int, count: int, seed: int) -> list[int]:
+def _clean_members(attacked: Sequence[int], size: int, count: int, seed: int) -> list[int]:
     draw, taken, drawn = random.Random(seed).random, set(attacked), list[int]()  # noqa: S311
     while len(drawn) < count:
         at = int(draw() * size)

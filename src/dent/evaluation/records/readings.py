@@ -2,16 +2,16 @@
 
 from typing import Final
 
-from dent.evaluation.records.schema import Company, ProbeRecord
+from dent.evaluation.records.schema import Comparison, ProbeRecord
 
 DISTANCE: Final = 2e-3
 """Relative changes of a logit up to this are arithmetic: kernels differ with the batch's size, and
 on GPUs they round to ten bits."""
 
 
-def moved(company: Company) -> bool:
+def moved(comparison: Comparison) -> bool:
     """Whether an answer changed, beyond arithmetic."""
-    return company.distance is None or company.distance > DISTANCE
+    return comparison.distance is None or comparison.distance > DISTANCE
 
 
 def stateful(probe: ProbeRecord) -> bool:
@@ -24,7 +24,7 @@ def randomized(probe: ProbeRecord) -> bool:
     return moved(probe.repeated) and not stateful(probe)
 
 
-def company(probe: ProbeRecord) -> tuple[Company, ...]:
+def other_batches(probe: ProbeRecord) -> tuple[Comparison, ...]:
     """The questions in which only the rest of the batch differed."""
     asked = (probe.alone, probe.strangers, probe.permuted)
     return tuple(found for found in asked if found is not None)
@@ -35,6 +35,6 @@ def depends(probe: ProbeRecord) -> bool | None:
 
     It cannot of a batch of one, nor of a defense whose answers move by themselves.
     """
-    if not company(probe) or stateful(probe) or randomized(probe):
+    if not other_batches(probe) or stateful(probe) or randomized(probe):
         return None
-    return any(moved(found) for found in company(probe))
+    return any(moved(found) for found in other_batches(probe))

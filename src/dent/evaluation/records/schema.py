@@ -62,8 +62,8 @@ class UnitRecord(Record):
     batch: _Count | None
     seed: _Count
     served: tuple[int | None, ...]
-    """Predicted class of every member, company included, in the order of the plan; null where the
-    defense gave no prediction (not finite), which counts as wrong."""
+    """Predicted class of every member, clean members included, in the order of the plan; null where
+    the defense gave no prediction (not finite), which counts as wrong."""
     views: dict[str, tuple[int | None, ...]] = Field(default={})
     """Other answers to the same batch and seed, where they differ: of a copy that was `experienced`
     (it had answered the natural batch before), or asked `with gradients`. The worst counts."""
@@ -111,7 +111,7 @@ class UnitRecord(Record):
         return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
 
 
-class Company(Record):
+class Comparison(Record):
     """What an answer did when only the rest of its batch changed."""
 
     members: _Count
@@ -192,15 +192,15 @@ class ProbeRecord(Record):
     attack: None = None
     batch: _Count | None = 0
     seed: _Count
-    repeated: Company
+    repeated: Comparison
     """The same few members, another seed."""
-    again: Company
+    again: Comparison
     """The same members and seed once more, after other questions: does it carry state?"""
-    alone: Company | None
+    alone: Comparison | None
     """The first members (half the batch, at most 16) without the rest; null of a batch of one."""
-    strangers: Company | None
+    strangers: Comparison | None
     """The same members with noise in the place of the rest."""
-    permuted: Company | None
+    permuted: Comparison | None
     """The same members in reverse order."""
     probabilities: _Count
     """Rows that are probabilities: within [0, 1], summing to 1."""

@@ -10,14 +10,14 @@ from typing import Final
 from dent.evaluation.probe.gradient_check import ALIKE
 from dent.evaluation.records.readings import (
     DISTANCE,
-    company,
     depends,
     moved,
+    other_batches,
     randomized,
     stateful,
 )
 from dent.evaluation.records.schema import (
-    Company,
+    Comparison,
     GradientCheck,
     GradientPoint,
     ProbeRecord,
@@ -153,13 +153,13 @@ def _dependence(probe: ProbeRecord, dependence: Dependence) -> Iterator[Diagnost
         yield _not_run("batch dependent", why)
         yield _not_run("undeclared dependence", why)
         return
-    furthest = max(map(_distance, company(probe)))
+    furthest = max(map(_distance, other_batches(probe)))
     yield _judge(
         "batch dependent",
-        furthest if any(map(moved, company(probe))) else 0.0,
+        furthest if any(map(moved, other_batches(probe))) else 0.0,
         DISTANCE,
-        "A prediction depends on the rest of its batch: attacks on the company count, and the "
-        "worst case is taken per batch.",
+        "A prediction depends on the rest of its batch: attacks on the other members count, and "
+        "the worst case is taken per batch.",
         "No prediction changed with the rest of its batch.",
     )
     yield _judge(
@@ -394,7 +394,7 @@ def _older_certificate(found: GradientCheck | None) -> Diagnostic:
     )
 
 
-def _distance(found: Company) -> float:
+def _distance(found: Comparison) -> float:
     """An answer that is not finite counts as having changed by all it is."""
     return 1.0 if found.distance is None else found.distance
 

@@ -178,7 +178,7 @@ class Verdict(Record):
     static_gates: tuple[Gate, ...]
     """Of the static model: they stand between its numbers and the word harmful."""
     natural: Difference
-    """Of the natural accuracies, paired by sample as the worst cases are."""
+    """Of the clean accuracies, paired by sample as the worst cases are."""
     sentence: str
 
 
@@ -188,7 +188,7 @@ class Repeated(Record):
     draws: _Count
     """That score each submission; as many others chose the worst one."""
     natural: float
-    """Mean natural accuracy over them."""
+    """Mean clean accuracy over them."""
     robust: float
     """Mean accuracy under the worst submissions."""
     natural_always: Count

@@ -21,7 +21,7 @@ class Piece:
 
     Attributes:
         attacked: Per attacked member, whether it was right.
-        company: Per other member, whether it was right.
+        clean: Per clean member, whether it was right.
         missing: Attacked members without a prediction.
         choosing: Per attacked member, the share of the draws that choose the worst submission;
             None where nothing is drawn, and `attacked` chooses.
@@ -29,7 +29,7 @@ class Piece:
     """
 
     attacked: Rights
-    company: Rights
+    clean: Rights
     missing: int
     choosing: Rights | None = None
     every: Rights | None = None
@@ -83,7 +83,7 @@ def right(batch: Batch, served: Sequence[int | None]) -> Piece:
     hits = tuple(at == truth for at, truth in zip(served, batch.labels, strict=True))
     return Piece(
         attacked=hits[: batch.attacked],
-        company=hits[batch.attacked :],
+        clean=hits[batch.attacked :],
         missing=sum(at is None for at in served[: batch.attacked]),
     )
 
@@ -110,7 +110,7 @@ def _of_draws(batch: Batch, draws: Sequence[Sequence[int | None]]) -> Piece:
     scoring = [piece.attacked for piece in drawn[half:]]
     return Piece(
         attacked=_mean(scoring),
-        company=_mean([piece.company for piece in drawn[half:]]),
+        clean=_mean([piece.clean for piece in drawn[half:]]),
         missing=round(sum(piece.missing for piece in drawn[half:]) / (len(drawn) - half)),
         choosing=_mean([piece.attacked for piece in drawn[:half]]),
         every=tuple(all(member) for member in zip(*scoring, strict=True)),

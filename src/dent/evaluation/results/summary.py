@@ -73,7 +73,7 @@ def _defense(
     unattacked = _count([piece.attacked for piece in natural])
     return DefenseResult(
         natural=unattacked,
-        bystanders=_count([piece.company for piece in natural]),
+        bystanders=_count([piece.clean for piece in natural]),
         attacks=attacks,
         worst=worst_of(scores, dependence),
         difference=difference,
@@ -121,7 +121,7 @@ def _attack(name: str, scores: Scores) -> AttackSummary:
         kind=kind,  # type: ignore[arg-type]
         attack=attack or None,
         served=_count([piece.attacked for piece in pieces]),
-        bystanders=_count([piece.company for piece in pieces]),
+        bystanders=_count([piece.clean for piece in pieces]),
         claimed=Count.of(len(fell) - sum(fell), len(fell)) if own else None,
         claimed_but_served=sum(a and b for a, b in zip(fell, rights, strict=True)) if own else 0,
         served_wrong_unclaimed=(

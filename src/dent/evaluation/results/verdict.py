@@ -145,7 +145,7 @@ def conclude(
     Args:
         budget: Of the suite that was run.
         difference: Of the worst cases, to the static model's.
-        natural: Of the natural accuracies.
+        natural: Of the clean accuracies.
         gates: Of the defense.
         static_gates: Of the static model.
         ground: What a gain would stand on. Without one the gate of the certificate is open.

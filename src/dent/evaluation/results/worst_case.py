@@ -84,7 +84,7 @@ def difference_to(
 def natural_difference(
     static: Scores, defended: Scores, dependence: Dependence, seed: int
 ) -> Difference:
-    """Pair the natural accuracies, with an interval made as that of the worst cases is."""
+    """Pair the clean accuracies, with an interval made as that of the worst cases is."""
     ours, theirs = (scores.submissions["natural"] for scores in (defended, static))
     batches = sorted(set(ours) & set(theirs))
     return paired(

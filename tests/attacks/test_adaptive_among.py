@@ -138,7 +138,7 @@ def test_a_mask_that_fits_no_batch_is_refused(mask: Tensor, match: str) -> None:
         Among(company, x, y, mask)
 
 
-def test_bystanders_are_made_wrong_by_their_company_alone() -> None:
+def test_clean_members_are_made_wrong_by_the_attacked_ones_alone() -> None:
     class Pull(Company):
         def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
             return self.model(x) - 15 * adaptation  # type: ignore[no-any-return]
@@ -152,15 +152,15 @@ def test_bystanders_are_made_wrong_by_their_company_alone() -> None:
     right = int((among.answer_others(result.adversarial).argmax(1) == y[~MASK]).sum())
     assert right < 3
     assert result.notes == (
-        f"bystanders right: {right} of 3, 3 without the attack (exact gradient)",
+        f"clean members right: {right} of 3, 3 without the attack (exact gradient)",
     )
-    # Of attacks on the members the bystanders suffer less.
+    # Of attacks on the members the clean members suffer less.
     other = make("pgd", iterations=20)(among, x[MASK], y[MASK], threat, seed=0)
     assert int((among.answer_others(other.adversarial).argmax(1) == y[~MASK]).sum()) >= right
     assert (result.queries, result.backwards) <= attack.queries(4)
 
 
-def test_dents_bystanders_through_adaptation_and_through_statistics(
+def test_dents_clean_members_through_adaptation_and_through_statistics(
     tiny_cnn: nn.Module, images: Tensor
 ) -> None:
     x = images[:8, :, 8:20, 8:20]
@@ -190,7 +190,7 @@ def test_dents_bystanders_through_adaptation_and_through_statistics(
         ),
     ],
 )
-def test_without_bystanders_it_is_not_available(defense: Any, missing: str) -> None:
+def test_without_clean_members_it_is_not_available(defense: Any, missing: str) -> None:
     x = small_images(6)[MASK]
     y = torch.zeros(3, dtype=torch.int64)
     result = Collateral(iterations=2)(defense, x, y, LINF, seed=0)
@@ -200,7 +200,7 @@ def test_without_bystanders_it_is_not_available(defense: Any, missing: str) -> N
     assert torch.equal(result.adversarial, x)
 
 
-def test_a_bystander_without_a_prediction_is_not_right() -> None:
+def test_a_clean_member_without_a_prediction_is_not_right() -> None:
     x = small_images(6)
     y = torch.zeros(6, dtype=torch.int64)
     mute = Speechless(linear(), (1,), 6)
