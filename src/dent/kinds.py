@@ -101,6 +101,11 @@ def path_of(thing: object) -> str:
     return ":".join(registered.rsplit(".", 1) if registered else (cls.__module__, cls.__qualname__))
 
 
+def is_registered(thing: object) -> bool:
+    """Whether the class of an object is in the table."""
+    return _registered(type(thing)) is not None
+
+
 def recorded_kind(name: str) -> str:
     """What a record calls the class of a short name."""
     return _RECORDED[name]

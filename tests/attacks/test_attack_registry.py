@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from dent.attacks import AutoAttack, make, make_from, names
+from dent.attacks import Attack, AutoAttack, make, make_from, names
 from dent.attacks.adaptive import ADAPTIVE
+from dent.attacks.autoattack.parts import Part
 from dent.attacks.registry import settings_of
 from dent.errors import ConfigError, UnknownNameError
 from tests.attacks.attack_toys import SETS, SINGLES
@@ -63,14 +64,14 @@ def test_whom_to_ask_is_recorded_where_it_is_not_everyone_and_kept_in_a_longer_a
     longer = standing.longer()
     assert longer is not None
     assert standing.settings()["ask"] == longer.settings()["ask"] == "standing"
-    assert longer.settings()["parts"][0]["iterations"] == 10
+    assert longer.settings()["iterations"] == 10
     assert longer.name == standing.name
 
 
 def test_single_attacks_take_iterations_sets_tell_squares_apart() -> None:
-    assert make("square", iterations=7).settings()["parts"][0]["iterations"] == 7
-    parts = make("standard", iterations=7, square_iterations=9).settings()["parts"]
-    assert [part["iterations"] for part in parts] == [7, 7, 7, 9]
+    assert [part.iterations for part in parts(make("square", iterations=7))] == [7]
+    whole = parts(make("standard", iterations=7, square_iterations=9))
+    assert [part.iterations for part in whole] == [7, 7, 7, 9]
 
 
 @pytest.mark.parametrize(
@@ -158,17 +159,25 @@ def test_an_evaluation_tells_the_published_protocol_its_batch_size() -> None:
 def test_settings_name_everything_that_runs() -> None:
     attack = make("standard", rho=0.5)
     assert isinstance(attack, AutoAttack)
-    found = attack.settings("l1")
-    assert found["protocol"] == "frozen"
-    assert found["pyautoattack"]
-    assert [part["name"] for part in found["parts"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert attack.versions["pyautoattack"]
+    found = attack.parts("l1")
+    assert [part.name for part in found] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     # AutoAttack in l1: five restarts over three radii, and five targets.
-    assert found["parts"][0] == {
-        "name": "apgd-ce",
+    assert found[0] == Part("apgd-ce", 100, restarts=5, rho=0.5, large_radii=True)
+    assert found[1].targets == 5
+    assert attack.settings("l1") == {
+        "protocol": "frozen",
+        "batch_size": None,
         "iterations": 100,
-        "restarts": 5,
+        "restarts": None,
+        "targets": None,  # five of one attack, nine of the other
         "rho": 0.5,
-        "large_radii": True,
+        "square_iterations": 5000,
     }
-    assert found["parts"][1]["targets"] == 5
-    assert "rho" not in found["parts"][3]
+    assert attack.settings("linf")["targets"] == 9
+
+
+def parts(attack: Attack) -> tuple[Part, ...]:
+    """What runs, in linf."""
+    assert isinstance(attack, AutoAttack)
+    return attack.parts("linf")

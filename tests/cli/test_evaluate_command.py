@@ -98,8 +98,8 @@ def test_whatever_can_be_asked_for_by_name_can_be_verified_by_a_stranger(dent: R
     # What is asked for as static is the very model that comes along unasked.
     assert spec.defenses[0].kind.startswith("torch.nn")
     pgd, published = spec.attacks
-    assert pgd.config["iterations"] == 2
-    assert (published.protocol, published.config["batch_size"]) == ("published", 4)
+    assert pgd.settings["iterations"] == 2
+    assert (published.protocol, published.settings["batch_size"]) == ("published", 4)
     verified = dent("verify", "run", "--allow-code", "--json")
     assert verified.code == 0, verified.out
     assert json.loads(verified.out)["status"] == "verified"

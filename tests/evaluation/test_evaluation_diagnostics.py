@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.attacks import PGD, Attack, Defense, Outcome, Querier, make
+from dent.attacks import PGD, Attack, AutoAttack, Defense, Outcome, Querier, make
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import DefenseResult, Settings, evaluate
 from dent.evaluation.results.diagnostics import of_defense, of_run
@@ -245,9 +245,8 @@ def test_a_set_is_followed_up_too_and_what_cannot_be_says_why() -> None:
     full = Settings(n=8, batch_size=8, diagnostics="full")
     hasty = make("standard", iterations=1, targets=1, square_iterations=1)
     longer = hasty.longer("linf")
-    assert longer is not None
-    parts = longer.settings("linf")["parts"]
-    assert [part["iterations"] for part in parts] == [2, 2, 2, 1]
+    assert isinstance(longer, AutoAttack)
+    assert [part.iterations for part in longer.parts("linf")] == [2, 2, 2, 1]
     assert state(look(None, [hasty], full), "more iterations still help") != "not-run"
     reasons = {
         d.name: d.sentence for d in look(Cut, [Guess()], full).diagnostics if d.state == "not-run"

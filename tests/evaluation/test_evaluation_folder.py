@@ -112,7 +112,7 @@ REFUSALS: dict[str, tuple[Callable[[], Subject], Settings, str]] = {
     "attack": (
         lambda: replace(make_subject(), attacks=[Push(0.25, name="nudge"), Push()]),
         SMALL,
-        r"attacks.nudge.config.strength: the folder has 0.5, this run 0.25",
+        r"attacks.nudge.settings.strength: the folder has 0.5, this run 0.25",
     ),
     "one attack more": (
         lambda: replace(make_subject(), attacks=[*make_subject().attacks, Push(2, name="shove")]),
@@ -150,9 +150,9 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "newer schema": (
-        lambda f: edit(f / "run.json", lambda plain: plain.update(schema_version=2)),
+        lambda f: edit(f / "run.json", lambda plain: plain.update(schema_version=3)),
         SchemaVersionError,
-        r"newer torch-dent \(schema version 2; this one reads up to 1\)",
+        r"newer torch-dent \(schema version 3; this one reads up to 2\)",
     ),
     "half of run.json": (
         lambda f: (f / "run.json").write_bytes((f / "run.json").read_bytes()[:100]),

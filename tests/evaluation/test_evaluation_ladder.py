@@ -35,10 +35,10 @@ def left(
 
 
 def spec(**rungs: str | None) -> Any:
-    """A spec of attacks by name, with the rung that each has in its settings."""
-    configs = {name: {} if rung is None else {"rung": rung} for name, rung in rungs.items()}
+    """A spec of attacks by name, with the rung on which each stands."""
+    made = {name: "square" if rung is None else f"adaptive-{rung}" for name, rung in rungs.items()}
     return SimpleNamespace(
-        attacks=[SimpleNamespace(name=name, config=config) for name, config in configs.items()]
+        attacks=[SimpleNamespace(name=name, attack=attack) for name, attack in made.items()]
     )
 
 

@@ -253,7 +253,7 @@ def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> No
     subject = make_subject({}, [make("apgd-ce", iterations=2, protocol="published")])
     result = evaluate(subject, SMALL)
     (attack,) = result.spec.attacks
-    assert attack.config["batch_size"] == SMALL.batch_size
+    assert attack.settings["batch_size"] == SMALL.batch_size
     x, y = subject.dataset.batch(range(20))
     alone = make("apgd-ce", iterations=2, protocol="published", batch_size=8)
     found = alone(subject.model, x, y, subject.threat, seed=0)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dent import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig, models
-from dent.attacks import make_from
+from dent.attacks import AutoAttack, make_from
 from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.records.spec import Settings
 from dent.models.residual import is_member
@@ -147,14 +147,16 @@ def test_the_full_scale_is_the_papers_setting() -> None:
     assert (scale.samples, scale.batch_size) == (10_000, 128)
     assert not scale.stand_ins
     (text,) = scale.attacks["autoattack"].values()
-    asked = make_from(text).settings()
-    assert asked["protocol"] == "published"
-    assert asked["parts"] == make_from("standard").settings()["parts"]
+    asked, standard = make_from(text), make_from("standard")
+    assert isinstance(asked, AutoAttack)
+    assert isinstance(standard, AutoAttack)
+    assert asked.protocol == "published"
+    assert asked.parts("linf") == standard.parts("linf")
     (text,) = scale.attacks["pgd"].values()
     pgd = make_from(text).settings()
     assert (pgd["iterations"], pgd["step"], pgd["restarts"]) == (30, 0.1, 5)
     for name, text in scale.attacks["apgd-ce-by-iterations"].items():
-        assert make_from(text).settings()["parts"][0]["iterations"] == int(name)
+        assert make_from(text).settings()["iterations"] == int(name)
     assert not any(change.leave_out for change in scale.tables.values())
     for name in table_names():
         plan = plan_table(load_table(name), scale)

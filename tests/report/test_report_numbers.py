@@ -192,20 +192,26 @@ def test_markdown_says_what_it_does_not_show(run_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "says", "silent"),
+    ("name", "chosen", "says", "silent"),
     [
-        ({}, "No exact-gradient attack (unrolled through all adaptation steps) and no attack", ""),
-        ({"rung": "unrolled"}, "No attack on model space (GMSA) has", "exact-gradient"),
-        ({"rung": "stop-gradient", "unrolled": False}, "No exact-gradient attack", ""),
-        ({"ensemble": "gmsa-min"}, "No exact-gradient attack", "model space"),
-        ({"ensemble": "gmsa-min", "unrolled": True}, "", "known to break"),
+        (
+            None,
+            {},
+            "No exact-gradient attack (unrolled through all adaptation steps) and no attack",
+            "",
+        ),
+        ("adaptive-unrolled", {}, "No attack on model space (GMSA) has", "exact-gradient"),
+        ("gmsa-avg", {"unrolled": False}, "No exact-gradient attack", ""),
+        ("adaptive-stop-gradient", {}, "No exact-gradient attack", ""),
+        ("gmsa-min", {}, "No exact-gradient attack", "model space"),
+        ("gmsa-min", {"unrolled": True}, "", "known to break"),
     ],
 )
 def test_what_was_not_run_is_said_and_what_was_is_not(
-    result: EvaluationResult, config: dict[str, Any], says: str, silent: str
+    result: EvaluationResult, name: str | None, chosen: dict[str, Any], says: str, silent: str
 ) -> None:
     (first, *rest) = result.spec.attacks
-    asked = (first.model_copy(update={"config": config}), *rest)
+    asked = (first.model_copy(update={"attack": name, "settings": chosen}), *rest)
     spec = result.spec.model_copy(update={"attacks": asked})
     said = " ".join(limits(result.model_copy(update={"spec": spec})))
     assert says in said
@@ -213,7 +219,7 @@ def test_what_was_not_run_is_said_and_what_was_is_not(
 
 
 def test_an_attack_that_was_not_available_was_not_run(result: EvaluationResult) -> None:
-    unrolled = result.spec.attacks[0].model_copy(update={"config": {"rung": "unrolled"}})
+    unrolled = result.spec.attacks[0].model_copy(update={"attack": "adaptive-unrolled"})
     spec = result.spec.model_copy(update={"attacks": (unrolled, *result.spec.attacks[1:])})
     note = f"{NOT_AVAILABLE}unrolled: Noisy.adapt has no differentiable"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -103,6 +103,9 @@ class Attack(JSONConfig, ABC):
     name: str = ""
     """What results are kept under; by default what the attack is called."""
 
+    named_by: ClassVar[str | None] = None
+    """The field that `registered` says by itself, if one does."""
+
     def __post_init__(self) -> None:
         """Give the attack its name."""
         if not self.name:
@@ -112,6 +115,11 @@ class Attack(JSONConfig, ABC):
     def registered(self) -> str | None:
         """By which name `dent.attacks.make` gives this attack; None of one of the user's own."""
         return None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the packages, beside this one, whose code the attack runs; for records."""
+        return {}
 
     @property
     def default_name(self) -> str:
@@ -147,7 +155,9 @@ class Attack(JSONConfig, ABC):
                 )
         values = self.to_dict()
         for each in fields(self):
-            if each.name == "name" or (is_later(each) and getattr(self, each.name) == each.default):
+            if each.name in ("name", self.named_by) or (
+                is_later(each) and getattr(self, each.name) == each.default
+            ):
                 del values[each.name]
         return values
 

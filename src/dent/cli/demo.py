@@ -54,7 +54,7 @@ def demo_command(
     running.announce(subject, settings, out)
     result = running.run(subject, settings, out)
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json(result.to_json())
         return
     showing.show(result, str(out))
     figure(result, out / "figure.png")

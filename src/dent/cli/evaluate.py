@@ -276,7 +276,7 @@ def evaluate_command(
             results = {"": running.run(subject, settings, place.folder, how)}
             folders = {"": out}
     if as_json:
-        plain = {value: result.model_dump(mode="json") for value, result in results.items()}
+        plain = {value: result.to_json() for value, result in results.items()}
         print_json(plain if swept is not None else plain[""])
         return
     for value, result in results.items():

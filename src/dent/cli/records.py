@@ -62,7 +62,7 @@ def show_command(
         loaded = report.load_run(folder)
     if sample is None:
         if as_json:
-            print_json(loaded.result.model_dump(mode="json"))
+            print_json(loaded.result.to_json())
         else:
             showing.show(loaded.result, run)
         return

@@ -11,10 +11,9 @@ from dent.cli import resolve
 from dent.config import DentConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
-from dent.evaluation import RecordedRun, Settings, Subject, suite
+from dent.evaluation import RecordedRun, Subject
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
-from dent.evaluation.subject import attack_spec, threat_of
-from dent.evaluation.suites import exactly
+from dent.evaluation.subject import attack_of, attack_spec, threat_of
 from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.threat import ThreatModel
@@ -48,7 +47,7 @@ def subject(
         model=model,
         dataset=images,
         defenses=dict(_defense(each, model) for each in spec.defenses if each.name != STATIC),
-        attacks=_attacks(spec, threat),
+        attacks=tuple(_attack(each, threat) for each in spec.attacks),
         threat=threat,
         model_name=spec.model.name,
     )
@@ -70,32 +69,11 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     )
 
 
-def _attacks(spec: EvaluationSpec, threat: ThreatModel) -> tuple[Attack, ...]:
-    found = exactly(spec)
-    if found is not None:
-        name, budget = found
-        return suite(name, budget, mixed=spec.settings.mix is not None)
-    return tuple(_attack(each, threat, spec.settings) for each in spec.attacks)
-
-
-def _attack(spec: AttackSpec, threat: ThreatModel, settings: Settings) -> Attack:
-    """Find the settings of the command line that give the recorded ones."""
-    for iterations in (None, *sorted(_iterations(spec.config))):
-        (made,) = resolve.attacks([spec.name], iterations, spec.protocol)
-        if attack_spec(made.sized(settings.batch_size), threat) == spec:
-            return made
-    raise ConfigError(
-        f"the attack {spec.name!r} was made in Python with settings that the command line has not, "
-        "or with another version of pyautoattack: verify it with dent.evaluation.verify(). "
-        f"Recorded: {spec.config}"
-    )
-
-
-def _iterations(value: Any) -> set[int]:
-    """Every number of iterations anywhere in a configuration."""
-    if isinstance(value, list):
-        return set().union(*(_iterations(item) for item in value))
-    if not isinstance(value, dict):
-        return set()
-    found = {v for k, v in value.items() if k == "iterations" and isinstance(v, int)}
-    return found.union(*(_iterations(item) for item in value.values()))
+def _attack(spec: AttackSpec, threat: ThreatModel) -> Attack:
+    made = attack_of(spec)
+    if attack_spec(made, threat) != spec:
+        raise ConfigError(
+            f"the attack {spec.name!r} of this version is another: verify the run with the "
+            f"versions that made it. Recorded: {spec.attack}, {spec.settings}, {spec.versions}"
+        )
+    return made

@@ -132,9 +132,8 @@ def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
         found = load_run(out)
     except RecordError:
         return 0 if out.is_dir() and not any(out.iterdir()) else None
-    if found.run.spec != describe(subject, settings) or len(found.records) == found.run.units:
-        return None
-    return len(found.records)
+    another = found.run.spec.newest != describe(subject, settings)
+    return None if another or len(found.records) == found.run.units else len(found.records)
 
 
 def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:

@@ -123,7 +123,7 @@ def _load(paths: Sequence[Path]) -> tuple[RecordedRun, ...]:
 
 
 def _refuse_another(first: RecordedRun, other: RecordedRun) -> None:
-    specs = first.run.spec.to_json(), other.run.spec.to_json()
+    specs = first.run.spec.newest.to_json(), other.run.spec.newest.to_json()
     found = differences(*specs, names=_names(first, other))
     if found:
         listed = "\n  ".join(found[:_SHOWN])

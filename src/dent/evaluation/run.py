@@ -146,7 +146,7 @@ def conduct(
             with Sessions(folder) as sessions:
                 do(work(folder, sessions))
         run = folder.run
-        result = summarize(spec, plan, folder.done, run.units, run.sessions)
+        result = summarize(run.spec, plan, folder.done, run.units, run.sessions)
         folder.write(RESULT, result)
     return result
 

@@ -1,16 +1,20 @@
 """What is evaluated, as objects; and its description, as the values that are recorded."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 from torch import nn
 
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
+from dent.attacks import make as make_attack
 from dent.data.dataset import ImageDataset
 from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
-from dent.errors import ConfigError, InputError
+from dent.errors import ConfigError, DentError, InputError
 from dent.evaluation.records.naming import contradiction
 from dent.evaluation.records.plan import Plan, make_plan
 from dent.evaluation.records.spec import (
@@ -23,9 +27,10 @@ from dent.evaluation.records.spec import (
     Settings,
     ThreatSpec,
 )
-from dent.kinds import kind_of
+from dent.kinds import is_registered, kind_of
 from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
+from dent.storage.canonical import canonical
 from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
@@ -145,7 +150,7 @@ def _check_mixed(attacks: Sequence[AttackSpec]) -> None:
         raise ConfigError(
             "mix needs protocol='frozen': AutoAttack as published takes the batches apart"
         )
-    if any(attack.config.get("ask") == "standing" for attack in attacks):
+    if any(attack.settings.get("ask") == "standing" for attack in attacks):
         raise ConfigError("mix needs ask='whole': its natural members stay in their batch")
 
 
@@ -183,10 +188,38 @@ def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
     """Describe an attack."""
     return AttackSpec(
         name=attack.name,
+        attack=attack.registered if is_registered(attack) else None,
         kind=kind_of(attack),
-        config=attack.settings(threat.norm),
+        settings=attack.settings(threat.norm),
+        versions=attack.versions,
         protocol="published" if getattr(attack, "protocol", "") == "published" else "frozen",
     )
+
+
+@cache
+def _made(name: str, settings: str) -> Attack:
+    values: dict[str, Any] = json.loads(settings)
+    return make_attack(name, **values)
+
+
+def attack_of(spec: AttackSpec) -> Attack:
+    """The attack that a record describes, under the name that it bears there.
+
+    Raises:
+        ConfigError: It is one of the user's own, or has settings that this version does not know.
+    """
+    if spec.attack is None:
+        raise ConfigError(
+            f"the attack {spec.name!r} ({spec.kind}) is none of this package: a record alone "
+            "cannot make it again"
+        )
+    try:
+        return replace(_made(spec.attack, canonical(spec.settings)), name=spec.name)
+    except (DentError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the attack {spec.name!r} cannot be made from its record ({spec.attack}, "
+            f"{spec.settings}): {error}"
+        ) from error
 
 
 def _defense(name: str, defense: Defense) -> DefenseSpec:

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from dent.attacks import Attack, make
-from dent.errors import UnknownNameError
+from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
-from dent.evaluation.subject import attack_spec
+from dent.evaluation.subject import attack_of, attack_spec
 from dent.threat import Norm, ThreatModel
 
 SuiteName = Literal["dynamic", "dynamic-1"]
@@ -21,17 +21,6 @@ Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
 """Each is at least the one before it, in everything."""
-
-_COUNTS: Final = (
-    "iterations",
-    "rounds",
-    "restarts",
-    "targets",
-    "submissions",
-    "lessons",
-    "epochs",
-)
-_ENVIRONMENT: Final = ("pyautoattack", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -266,8 +255,9 @@ def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict
         By member, the name of the attack; None where a member is not covered.
     """
     found: dict[str, str] = {}
-    for asked in _asked(budget, spec.threat.norm, _mixed(spec), version):
-        name = next((each.name for each in spec.attacks if _covers(each, asked)), None)
+    norm = spec.threat.norm
+    for asked in suite(name_of(version), budget, mixed=_mixed(spec)):
+        name = next((each.name for each in spec.attacks if _covers(each, asked, norm)), None)
         if name is None:
             return None
         found[asked.name] = name
@@ -298,7 +288,7 @@ def looks_through(spec: EvaluationSpec) -> bool:
 
 def is_exact(attack: AttackSpec) -> bool:
     """Whether an attack follows the exact gradient, through all steps of the adaptation."""
-    return attack.config.get("rung") == "unrolled" or bool(attack.config.get("unrolled"))
+    return attack.attack == "adaptive-unrolled" or attack.settings.get("unrolled") is True
 
 
 Stand = Literal["white-box", "transfer", "other"]
@@ -308,15 +298,15 @@ for sure, since it begins with what another attack has found."""
 
 def stand_of(attack: AttackSpec) -> Stand:
     """Whose gradients an attack follows, if it follows any."""
-    rung = attack.config.get("rung")
-    if rung == "transfer" or "lessons" in attack.config:
+    if attack.attack in ("adaptive-transfer", "surrogates"):
         return "transfer"
-    return "other" if rung == "fewer-steps" or attack.config.get("warm") else "white-box"
+    weaker = attack.attack == "adaptive-fewer-steps" or attack.settings.get("warm") is True
+    return "other" if weaker else "white-box"
 
 
 def is_model_space(attack: AttackSpec) -> bool:
     """Whether an attack is on the models that a defense may adapt to."""
-    return "ensemble" in attack.config
+    return attack.attack in ("fpa", "gmsa-avg", "gmsa-min")
 
 
 def _mixed(spec: EvaluationSpec) -> bool:
@@ -331,28 +321,12 @@ def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[Attac
     return tuple(attack_spec(each, threat) for each in attacks)
 
 
-def _described(attack: AttackSpec) -> tuple[str, str, dict[str, Any]]:
-    config = {key: value for key, value in attack.config.items() if key not in _ENVIRONMENT}
-    return attack.name, attack.kind, config
+def _described(attack: AttackSpec) -> tuple[str, str | None, dict[str, Any]]:
+    return attack.name, attack.attack, attack.settings
 
 
-def _covers(recorded: AttackSpec, asked: AttackSpec) -> bool:
-    return recorded.kind == asked.kind and _at_least(recorded.config, asked.config)
-
-
-def _at_least(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return all(
-        key in recorded and _reaches(key, recorded[key], value)
-        for key, value in asked.items()
-        if key not in _ENVIRONMENT
-    )
-
-
-def _reaches(key: str, recorded: Any, asked: Any) -> bool:
-    if key in _COUNTS:
-        return bool(recorded >= asked)
-    if key == "losses":
-        return set(asked) <= set(recorded)
-    if key == "parts":
-        return all(any(_at_least(here, part) for here in recorded) for part in asked)
-    return bool(recorded == asked)
+def _covers(recorded: AttackSpec, asked: Attack, norm: Norm) -> bool:
+    try:
+        return attack_of(recorded).covers(asked, norm)
+    except ConfigError:  # of the user's own, or of no version that is known
+        return False

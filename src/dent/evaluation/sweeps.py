@@ -11,7 +11,7 @@ from pydantic import Field
 from dent.errors import ConfigError
 from dent.evaluation.engine.progress import OnProgress, Progress
 from dent.evaluation.records.folder import dump, read_record
-from dent.evaluation.records.spec import SCHEMA_VERSION, Settings
+from dent.evaluation.records.spec import Settings
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.run import evaluate
 from dent.evaluation.subject import Subject
@@ -39,7 +39,7 @@ class Evaluate(Protocol):
 class SweepRecord(Record):
     """`sweep.json`: which runs lie in the folder."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     over: Over
     runs: dict[str, Annotated[str, Field(pattern=_FOLDER)]]
     """By value, the folder's name."""

@@ -1,19 +1,17 @@
 """The commands that make a run again and check it, as far as its records tell."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from dent import attacks, data, models
 from dent import defenses as reference
 from dent.errors import DentError
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
-from dent.evaluation.subject import threat_of
+from dent.evaluation.subject import attack_spec, threat_of
 from dent.evaluation.suites import exactly
 from dent.report.loading import LoadedRun
-
-_ENVIRONMENT: Final = "pyautoattack"
 
 
 @dataclass(frozen=True)
@@ -105,42 +103,30 @@ def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):
         words += ["--protocol", "published"]
-    options = [None, *sorted(set(_iterations([attack.config for attack in spec.attacks])))]
-    for iterations in options:
-        if all(_same(attack, iterations, spec) for attack in spec.attacks):
-            return words + ([] if iterations is None else ["--iterations", str(iterations)]), []
+    others = [attack for attack in spec.attacks if not _same(attack, None, spec)]
+    if not others:
+        return words, []
+    longer = {attack.settings.get("iterations") for attack in others}
+    for each in longer:
+        if isinstance(each, int) and all(_same(attack, each, spec) for attack in spec.attacks):
+            return [*words, "--iterations", str(each)], []
     strange = [
         attack.name
-        for attack in spec.attacks
-        if not any(_same(attack, iterations, spec) for iterations in options)
+        for attack in others
+        if not _same(attack, attack.settings.get("iterations"), spec)
     ]
     which = ", ".join(map(repr, strange)) or "the attacks, with different iterations each"
     return words, [f"the settings of {which}: see the spec"]
 
 
-def _iterations(value: Any) -> Iterator[int]:
-    """Every number of iterations anywhere in the configurations."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("iterations"), int):
-            yield value["iterations"]
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _iterations(item)
-
-
-def _same(recorded: AttackSpec, iterations: int | None, spec: EvaluationSpec) -> bool:
+def _same(recorded: AttackSpec, iterations: Any, spec: EvaluationSpec) -> bool:
     """Whether the command line's attack of that name has the settings on record."""
     try:
         made = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
-        found = made.sized(spec.settings.batch_size).settings(threat_of(spec.threat).norm)
+        found = attack_spec(made.sized(spec.settings.batch_size), threat_of(spec.threat))
     except DentError:
         return False
-    return _comparable(found) == _comparable(recorded.config)
-
-
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != _ENVIRONMENT}
+    return (found.attack, found.settings) == (recorded.attack, recorded.settings)
 
 
 def _settings(settings: Settings, has_static: bool) -> tuple[list[str], list[str]]:

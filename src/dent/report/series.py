@@ -95,7 +95,7 @@ def find_series(runs: Sequence[NamedRun]) -> tuple[Series, ...]:
         groups: dict[str, list[Place]] = {}
         for run in runs:
             spec = run.result.spec
-            rest = canonical(_without(spec.to_json(), axis.path))
+            rest = canonical(_without(spec.newest.to_json(), axis.path))
             groups.setdefault(rest, []).append(Place(run, *axis.read(spec)))
         kept = [places for places in groups.values() if len({p.text for p in places}) > 1]
         others = differing([places[0].run for places in kept])
@@ -116,7 +116,7 @@ def differing(runs: Sequence[NamedRun]) -> dict[str, list[str]]:
     """Every field in which specs differ, by dotted name, with its value in each of the runs."""
     if len(runs) < 2:
         return {}
-    return dict(_walk([run.result.spec.to_json() for run in runs], ""))
+    return dict(_walk([run.result.spec.newest.to_json() for run in runs], ""))
 
 
 def _without(spec: dict[str, Any], path: tuple[str, str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class AdaptiveAPGD(Attack):
     """Let the batch's mean loss decide on step sizes, not each member's."""
     unmask: bool = effort(False, later=True)
     """Look through outputs that saturate and through rounding (`unmasked`)."""
+
+    named_by: ClassVar = "rung"
 
     def __post_init__(self) -> None:
         """Check every field."""

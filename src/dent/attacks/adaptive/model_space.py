@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ class ModelSpace(Attack):
     """APGD's share of successful steps, in (0, 1)."""
     unrolled: bool = False
     """Take in the defense itself, by the exact gradient."""
+
+    named_by: ClassVar = "ensemble"
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final, get_args
 
 from dent.attacks.autoattack.frozen import FrozenBatch, runs_of
 from dent.attacks.autoattack.parts import (
@@ -31,6 +31,8 @@ from dent.config import check_choice
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from dent.attacks.querier import Querier
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 Protocol = Literal["frozen", "published"]
 Ask = Literal["whole", "standing"]
+_T = TypeVar("_T", int, float)
 
 
 @final
@@ -87,6 +90,8 @@ class AutoAttack(Attack):
     """For `frozen`: `standing` asks a batch-independent defense about those alone who still stand,
     which is faster and the same but for rounding. A batch-dependent one is always asked about its
     whole batch."""
+
+    named_by: ClassVar = "attack"
 
     def __post_init__(self) -> None:
         """Check every field alone, then together."""
@@ -183,14 +188,26 @@ class AutoAttack(Attack):
         )
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records."""
-        return {
-            "protocol": self.protocol,
-            "batch_size": self.batch_size,
-            "parts": [part.settings() for part in self.parts(norm)],
-            "pyautoattack": version("pyautoattack"),
-            **({"ask": self.ask} if self.ask != "whole" else {}),
+        """The hyper-parameters as JSON values, for records; what is AutoAttack's own, said.
+
+        None stays where the parts of a set differ.
+        """
+        alone = self.attack not in SETS
+        parts = self.parts(norm)
+        return super().settings(norm) | {
+            "iterations": _common(each.iterations for each in parts if alone or each.gradient),
+            "restarts": parts[0].restarts if alone else None,
+            "targets": _common(each.targets for each in parts if each.targets),
+            "rho": _common(each.rho for each in parts if each.name.startswith("apgd")),
+            "square_iterations": None
+            if alone
+            else _common(each.iterations for each in parts if not each.gradient),
         }
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of pyautoattack."""
+        return {"pyautoattack": version("pyautoattack")}
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The passes of one batch at most, where no member falls."""
@@ -226,3 +243,9 @@ class AutoAttack(Attack):
         if worst is None:
             return Outcome(batch.current, ~batch.standing, fooled_after, notes)
         return Outcome(worst.images, worst.fooled, fooled_after, notes)
+
+
+def _common(values: Iterable[_T]) -> _T | None:
+    """The value that all have; None where there is none, or they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -90,15 +90,6 @@ class Part:
             and self.restarts >= other.restarts
             and self.targets >= other.targets
         )
-
-    def settings(self) -> dict[str, Any]:
-        """What applies to this part, as JSON values."""
-        values = asdict(self)
-        if not self.targets:
-            del values["targets"]
-        if not self.name.startswith("apgd"):
-            del values["rho"], values["large_radii"]
-        return values
 
 
 def shipped_parts(name: PartName | SetName, norm: Norm) -> tuple[Part, ...]:

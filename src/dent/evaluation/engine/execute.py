@@ -73,7 +73,7 @@ def open_run(prepared: Prepared, store: Store) -> Run:
     lineup = subject.lineup(spec.settings)
     stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
     guard = Guard(subject.model, spec.model.weights)
-    wanted = any(attack.config.get("lessons") is not None for attack in spec.attacks)
+    wanted = any(attack.attack == "surrogates" for attack in spec.attacks)
     return Run(subject, spec, plan, stream, store, guard, subject.surrogates() if wanted else {})
 
 

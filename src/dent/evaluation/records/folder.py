@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, get_args
 
 import torch
 from pydantic import ValidationError
@@ -25,7 +25,7 @@ from dent.evaluation.records.schema import (
     TensorRef,
     UnitRecord,
 )
-from dent.evaluation.records.spec import SCHEMA_VERSION, EvaluationSpec, differences
+from dent.evaluation.records.spec import EvaluationSpec, differences
 from dent.storage.canonical import Record, digest
 from dent.storage.disk import (
     TEMPORARY,
@@ -190,6 +190,7 @@ class RunFolder:
             # In this order: whoever sees run.json sees the rest.
             write_atomically(self.path / PLAN, dump(plan))
             run = RunRecord(
+                schema_version=spec.written_as,
                 status="running",
                 identity=spec.identity,
                 spec=spec,
@@ -313,10 +314,11 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept:
             f"{path} is damaged: expected JSON with a schema_version. Restore it, or start over in "
             "another folder; nothing was changed"
         ) from None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    newest = max(get_args(kind.model_fields["schema_version"].annotation))
+    if isinstance(version, int) and version > newest:
         raise SchemaVersionError(
             f"{path} was written by a newer torch-dent (schema version {version}; this one reads "
-            f"up to {SCHEMA_VERSION}): upgrade torch-dent. Nothing was changed"
+            f"up to {newest}): upgrade torch-dent. Nothing was changed"
         )
     try:
         return kind.model_validate_json(content)
@@ -378,7 +380,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
 
 
 def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan) -> None:
-    found = differences(run.spec.to_json(), spec.to_json())
+    found = differences(run.spec.newest.to_json(), spec.newest.to_json())
     if found:
         listed = "\n  ".join(found)
         raise SpecMismatchError(
@@ -386,7 +388,7 @@ def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan
             "Choose another folder, or ask for the same again.",
             found,
         )
-    if run.identity != spec.identity:
+    if run.identity != run.spec.identity:
         raise RecordError(f"{path / RUN} was edited: its identity is not that of its spec")
     if digest(read_plan(path, run).to_json()) != digest(plan.to_json()):
         raise RecordError(

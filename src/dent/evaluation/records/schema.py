@@ -8,7 +8,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from dent.evaluation.records.spec import SCHEMA_VERSION, EvaluationSpec, Sha256
+from dent.evaluation.records.spec import (
+    SCHEMA_VERSION,
+    EvaluationSpec,
+    OfSpec,
+    SchemaVersion,
+    Sha256,
+)
 from dent.storage.canonical import Record
 
 TENSORS: Final = "adversarial"
@@ -268,10 +274,11 @@ RunStatus = Literal["running", "interrupted", "failed", "partial", "complete"]
 of the run."""
 
 
-class RunRecord(Record):
+class RunRecord(OfSpec):
     """`run.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    """Of `spec`."""
     status: RunStatus
     identity: Sha256
     """SHA-256 of the canonical text of `spec`."""

@@ -1,13 +1,24 @@
 """What is evaluated, as plain values: everything that decides a result, and nothing else."""
 
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import (
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from dent.errors import ConfigError
+from dent.evaluation.records.upgrade import upgraded
 from dent.storage.canonical import Record, digest
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+SchemaVersion = Literal[1, 2]
+"""A run stays of the schema that it was begun by."""
 STATIC: Final = "static"
 """The name of the reference: the model as it was trained, attacked with the same budget."""
 
@@ -86,8 +97,16 @@ class AttackSpec(Record):
     """An attack and its hyper-parameters."""
 
     name: str
+    """What it is called in this run."""
+    attack: str | None
+    """By which name `dent.attacks.make` gives it; null of one of the user's own."""
     kind: str
-    config: dict[str, JsonValue]
+    """Its class."""
+    settings: dict[str, JsonValue]
+    """What `dent.attacks.make(attack, **settings)` takes, defaults filled in; of one of the user's
+    own, its fields."""
+    versions: dict[str, str]
+    """Of the packages, beside this one, whose code it runs."""
     protocol: Literal["frozen", "published"]
     """`published` attacks all samples in one call and regroups them as it likes."""
 
@@ -103,7 +122,7 @@ class ThreatSpec(Record):
 class EvaluationSpec(Record):
     """All that decides the records of a run."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     model: ModelSpec
     dataset: DatasetSpec
     defenses: tuple[DefenseSpec, ...]
@@ -111,6 +130,39 @@ class EvaluationSpec(Record):
     attacks: tuple[AttackSpec, ...]
     threat: ThreatSpec
     settings: Settings
+    _schema_1: dict[str, Any] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, dict) or values.get("schema_version") != 1:
+            return handler(values)
+        spec = handler(upgraded(values))
+        spec._schema_1 = values
+        return spec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, of the schema that the specification was read from."""
+        return super().to_json() if self._schema_1 is None else self._schema_1
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; one with changes is of the newest schema."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            copied._schema_1 = None
+        return copied
+
+    @property
+    def written_as(self) -> SchemaVersion:
+        """The schema that `to_json` follows."""
+        return SCHEMA_VERSION if self._schema_1 is None else 1
+
+    @property
+    def newest(self) -> Self:
+        """The same specification in the newest schema, to compare with others."""
+        newest = super().model_copy()
+        newest._schema_1 = None
+        return newest
 
     @property
     def identity(self) -> str:
@@ -126,6 +178,16 @@ class EvaluationSpec(Record):
     def has_static(self) -> bool:
         """Whether the static reference is among the defenses."""
         return any(defense.name == STATIC for defense in self.defenses)
+
+
+class OfSpec(Record):
+    """A record that holds a specification, and is written in its schema."""
+
+    spec: EvaluationSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return super().to_json() | {"spec": self.spec.to_json()}
 
 
 def differences(

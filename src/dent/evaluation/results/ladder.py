@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dent.attacks.adaptive import RUNGS
-from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.result import AttackSummary, Count, Ladder, LadderRung
 
 
@@ -22,7 +22,7 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
         None where fewer than two rungs attacked the defense, or not all of them the same batches
         yet: there is nothing to compare.
     """
-    on = {each.name: each.config.get("rung") for each in spec.attacks}
+    on = {each.name: _rung_of(each) for each in spec.attacks}
     rungs = []
     for rung in RUNGS:
         tried = [found for found in attacks if found.served.total and _rung(found, on) == rung]
@@ -34,6 +34,11 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
     # Of equals the first, which is the cheapest.
     won = min(rungs, key=lambda rung: rung.served.correct)
     return Ladder(rungs=tuple(rungs), won=won.rung, sentence=_sentence(rungs, won))
+
+
+def _rung_of(attack: AttackSpec) -> str | None:
+    name = attack.attack or ""
+    return name.removeprefix("adaptive-") if name.startswith("adaptive-") else None
 
 
 def _rung(found: AttackSummary, on: Mapping[str, Any]) -> object:

@@ -6,7 +6,13 @@ from pydantic import Field
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation.records.schema import Session, Trace
-from dent.evaluation.records.spec import SCHEMA_VERSION, EvaluationSpec, Sha256
+from dent.evaluation.records.spec import (
+    SCHEMA_VERSION,
+    EvaluationSpec,
+    OfSpec,
+    SchemaVersion,
+    Sha256,
+)
 from dent.evaluation.results.intervals import LEVEL, wilson
 from dent.storage.canonical import Record
 
@@ -242,10 +248,11 @@ class DefenseResult(Record):
         raise KeyError(name)
 
 
-class EvaluationResult(Record):
+class EvaluationResult(OfSpec):
     """`result.json`: what a run found."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    """Of `spec`."""
     rules: int = 1
     """Version of the rules by which diagnostics and verdicts were derived from the records."""
     status: Literal["complete", "partial"]

@@ -44,6 +44,7 @@ def summarize(
     complete = len(records) == planned
     defenses = {each.name: _defense(each, scores, spec) for each in spec.defenses}
     return EvaluationResult(
+        schema_version=spec.written_as,
         status="complete" if complete else "partial",
         rules=RULES,
         identity=spec.identity,

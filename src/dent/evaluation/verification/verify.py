@@ -224,7 +224,7 @@ def _subject(recorded: RecordedRun, subject: Subject) -> list[str]:
         given = describe(subject, spec.settings)
     except DentError as error:
         return [str(error)]
-    return list(differences(spec.to_json(), given.to_json()))
+    return list(differences(spec.newest.to_json(), given.to_json()))
 
 
 def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:

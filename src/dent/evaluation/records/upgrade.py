@@ -1,0 +1,93 @@
+"""Specifications of schema 1 as those of schema 2: one pure function from JSON to JSON.
+
+Schema 1 described an attack by its class (`kind`) and all that decided what it did (`config`).
+Schema 2 says by which name `dent.attacks.make` gives it, and with which settings.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from dent.kinds import recorded_kind
+
+_SETS: Final = {
+    ("apgd-ce", "apgd-t", "fab-t", "square"): "standard",
+    ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"): "plus",
+}
+_ENVIRONMENT: Final = "pyautoattack"
+_Described = tuple[str | None, dict[str, Any]]
+
+
+def upgraded(spec: dict[str, Any]) -> dict[str, Any]:
+    """A specification of schema 1 as schema 2 writes it.
+
+    What is not as schema 1 wrote it stays as it is, for the reader to refuse.
+
+    Args:
+        spec: Plain JSON values; not modified.
+    """
+    attacks = spec.get("attacks")
+    changed = [_attack(each) for each in attacks] if isinstance(attacks, list) else attacks
+    return spec | {"schema_version": 2, "attacks": changed}
+
+
+def _attack(old: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(old.get("config"), dict):
+        return old
+    config = dict(old["config"])
+    environment = config.pop(_ENVIRONMENT, None)
+    describe = _BY_KIND.get(str(old.get("kind")))
+    try:
+        name, settings = (None, config) if describe is None else describe(config)
+    except (KeyError, TypeError, AttributeError):  # not as schema 1 wrote it
+        name, settings = None, config
+    new = {key: value for key, value in old.items() if key != "config"}
+    versions = {} if environment is None else {_ENVIRONMENT: environment}
+    return new | {"attack": name, "settings": settings, "versions": versions}
+
+
+def _named(name: str) -> Callable[[dict[str, Any]], _Described]:
+    return lambda config: (name, config)
+
+
+def _adaptive_apgd(config: dict[str, Any]) -> _Described:
+    settings = {key: value for key, value in config.items() if key != "rung"}
+    return f"adaptive-{config['rung']}", settings
+
+
+def _model_space(config: dict[str, Any]) -> _Described:
+    settings = {key: value for key, value in config.items() if key != "ensemble"}
+    return str(config["ensemble"]), settings
+
+
+def _autoattack(config: dict[str, Any]) -> _Described:
+    """Schema 1 had the budget of each part; schema 2 has what was set, defaults filled in."""
+    parts = config["parts"]
+    names = tuple(part["name"] for part in parts)
+    alone = len(parts) == 1
+    settings = {key: value for key, value in config.items() if key != "parts"} | {
+        "iterations": common(p["iterations"] for p in parts if alone or p["name"] != "square"),
+        "restarts": parts[0]["restarts"] if alone else None,
+        "targets": common(p["targets"] for p in parts if "targets" in p),
+        "rho": common(p["rho"] for p in parts if "rho" in p),
+        "square_iterations": None
+        if alone
+        else common(p["iterations"] for p in parts if p["name"] == "square"),
+    }
+    return (names[0] if alone else _SETS[names]), settings
+
+
+def common(values: Iterable[Any]) -> Any:
+    """The value that all have; None where there is none, or they differ."""
+    found = list(values)
+    return found[0] if found and all(value == found[0] for value in found) else None
+
+
+_BY_KIND: Final[dict[str, Callable[[dict[str, Any]], _Described]]] = {
+    recorded_kind("pgd"): _named("pgd"),
+    recorded_kind("autoattack"): _autoattack,
+    recorded_kind("adaptive-apgd"): _adaptive_apgd,
+    recorded_kind("model-space"): _model_space,
+    recorded_kind("surrogates"): _named("surrogates"),
+    recorded_kind("collateral"): _named("collateral"),
+    recorded_kind("rays"): _named("rays"),
+}
