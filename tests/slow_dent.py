@@ -116,6 +116,7 @@ def _optimizer(
         return torch.optim.SGD(groups, lr=1.0, momentum=config.betas[0])
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=1.0, betas=config.betas)
+    assert config.optimizer == "adamod"
     return pytorch_optimizer.AdaMod(groups, lr=1.0, betas=(*config.betas, config.beta3 or 0.0))
 
 

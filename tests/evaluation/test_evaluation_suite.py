@@ -14,7 +14,9 @@ from dent.evaluation import Settings, Subject, describe, evaluate, suite
 from dent.evaluation.suites import (
     BUDGETS,
     DYNAMIC,
+    SUITES,
     VERSION,
+    VERSIONS,
     Budget,
     Member,
     budget_of,
@@ -22,6 +24,7 @@ from dent.evaluation.suites import (
     exactly,
     looks_through,
     members,
+    name_of,
     ran_as,
     stand_of,
 )
@@ -184,3 +187,11 @@ def test_two_classes_are_enough() -> None:
     assert result.status == "complete"
     assert result.defenses["static"].natural.share == 1
     assert all(found.batches for found in result.defenses["static"].attacks)
+
+
+def test_every_version_has_a_name_of_its_own() -> None:
+    names = [name_of(version) for version in VERSIONS]
+    assert sorted(names) == sorted(SUITES)
+    assert name_of(max(VERSIONS)) == "dynamic"
+    for name in SUITES:
+        assert {member.name for member in members(name)}

@@ -7,7 +7,7 @@ Every operation is elementwise, so one flat tensor serves for all layers (and sa
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -122,4 +122,6 @@ def make_optimizer(config: DentConfig, lr: float) -> Optimizer:
         return SGD(lr, config.betas[0])
     if config.optimizer == "adam":
         return Adam(lr, config.betas)
-    return AdaMod(lr, config.betas, config.beta3 if config.beta3 is not None else 0.0)
+    if config.optimizer == "adamod":
+        return AdaMod(lr, config.betas, config.beta3 if config.beta3 is not None else 0.0)
+    assert_never(config.optimizer)

@@ -16,7 +16,7 @@ from dent.evaluation.subject import attack_of, attack_spec
 from dent.threat import Norm, ThreatModel
 
 SuiteName = Literal["dynamic", "dynamic-1"]
-"""`dynamic` is the newest version; an older one has its number."""
+"""`dynamic` is the newest version; each older one has its number."""
 Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
@@ -167,12 +167,13 @@ VERSION: Final = max(VERSIONS)
 """Of `dynamic`."""
 
 
-_VERSION_OF: Final[Mapping[str, int]] = {"dynamic": VERSION, "dynamic-1": 1}
+_NAMES: Final[Mapping[int, SuiteName]] = {VERSION: "dynamic", 1: "dynamic-1"}
+_VERSION_OF: Final[Mapping[str, int]] = {name: version for version, name in _NAMES.items()}
 
 
 def name_of(version: int) -> SuiteName:
     """What a version of the suite is called."""
-    return "dynamic" if version == VERSION else "dynamic-1"
+    return _NAMES[version]
 
 
 def members(
