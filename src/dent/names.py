@@ -154,13 +154,21 @@ def check(
     dataset: str | None = None,
     defenses: Iterable[str] = (),
     attacks: Iterable[str] = (),
+    own: bool = False,
 ) -> None:
     """Refuse names that no registry has.
+
+    Args:
+        model: A model's.
+        dataset: A dataset's.
+        defenses: Defenses'.
+        attacks: Attacks'.
+        own: Whether the dataset may be a factory of the user's own.
 
     Raises:
         UnknownNameError: There is none of that name; the message suggests one.
     """
-    if dataset is not None:
+    if dataset is not None and not (own and ":" in dataset):
         check_dataset(dataset)
     for spec in defenses:
         check_defense(spec)
@@ -171,7 +179,7 @@ def check(
 
 
 def check_attack(text: str) -> None:
-    """Refuse an unknown attack.
+    """Refuse an unknown attack; a factory is left to `dent.attacks.from_factory`.
 
     Args:
         text: As `dent.attacks.make_from` takes it.
@@ -180,8 +188,18 @@ def check_attack(text: str) -> None:
         UnknownNameError: There is none of that name.
     """
     name = "".join(text.split()).partition(":")[0]
-    if full_attack(name) not in ATTACKS:
+    if full_attack(name) not in ATTACKS and not is_own_attack(text):
         raise UnknownNameError(unknown_attack(name, ATTACKS))
+
+
+def is_own_attack(text: str) -> bool:
+    """Whether an attack is written as a factory of the user's own, and not as a name.
+
+    Args:
+        text: `package.module:factory`, or as `dent.attacks.make_from` takes it.
+    """
+    name, colon, rest = "".join(text.split()).partition(":")
+    return bool(colon and rest) and "=" not in rest and full_attack(name) not in ATTACKS
 
 
 def full_attack(name: str) -> str:

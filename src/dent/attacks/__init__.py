@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dent.attacks.pgd import PGD
     from dent.attacks.protocol import Defense, DynamicDefense, answer, is_batch_dependent
     from dent.attacks.querier import Querier, Queries
-    from dent.attacks.registry import make, make_from, names, settings_of
+    from dent.attacks.registry import from_factory, make, make_from, names, settings_of
 
 __all__ = [
     "PGD",
@@ -30,6 +30,7 @@ __all__ = [
     "Querier",
     "Queries",
     "answer",
+    "from_factory",
     "is_batch_dependent",
     "make",
     "make_from",
@@ -57,6 +58,7 @@ _MODULES = {
         "Queries",
     ),
     "dent.attacks.registry": (
+        "from_factory",
         "make",
         "make_from",
         "names",

@@ -266,6 +266,7 @@ class Attack(JSONConfig, ABC):
                 progress=progress,
             )
             outcome = self.run(target, threat, seed) if threat.eps > 0 else _unperturbed(target)
+            _check_outcome(self.name, outcome, target.natural)
             adversarial, notes = _inside(self.name, outcome.adversarial, target.natural, threat)
         target.finish()
         return AttackResult(
@@ -365,12 +366,31 @@ def _unperturbed(target: Querier) -> Outcome:
     return Outcome(target.natural, fooled)
 
 
+def _check_outcome(name: str, outcome: object, x: Tensor) -> None:
+    """Refuse what `run` must not hand back.
+
+    Raises:
+        AttackError: It did.
+    """
+    if not isinstance(outcome, Outcome):
+        raise AttackError(f"{name} must return an Outcome, got {_describe(outcome)}")
+    images: object = outcome.adversarial
+    if not isinstance(images, Tensor) or images.shape != x.shape:
+        came = tuple(images.shape) if isinstance(images, Tensor) else _describe(images)
+        raise AttackError(f"{name} returned {came} for {tuple(x.shape)}")
+    for part, fooled in {"": outcome.fooled, **outcome.fooled_after}.items():
+        claim: object = fooled
+        if not isinstance(claim, Tensor) or claim.dtype != torch.bool or claim.shape != x.shape[:1]:
+            after = f" after {part}" if part else ""
+            raise AttackError(
+                f"{name} must say who was fooled{after} as bool ({len(x)},), got {_describe(claim)}"
+            )
+
+
 def _inside(
     name: str, adversarial: Tensor, x: Tensor, threat: ThreatModel
 ) -> tuple[Tensor, tuple[str, ...]]:
     """The attack's images, those outside by rounding put back; with a note how many."""
-    if adversarial.shape != x.shape:
-        raise AttackError(f"{name} returned {tuple(adversarial.shape)} for {tuple(x.shape)}")
     adversarial = adversarial.detach().to(x.dtype)
     excess = threat.check(adversarial, x)
     outside = (excess > 0).to(x.device)

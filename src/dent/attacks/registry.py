@@ -7,18 +7,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dent.attacks.adaptive import ADAPTIVE
 from dent.attacks.autoattack.attack import AutoAttack
 from dent.attacks.autoattack.parts import PARTS, SETS
+from dent.attacks.base import Attack
 from dent.attacks.pgd import PGD
 from dent.errors import ConfigError, UnknownNameError
 from dent.names import full_attack, unknown_attack
+from dent.support.factories import call_factory, type_name
 from dent.support.suggest import closest
-
-if TYPE_CHECKING:
-    from dent.attacks.base import Attack
 
 _FACTORIES: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
@@ -99,6 +98,28 @@ def make_from(
         )
     attack = make(name, **{key: value for key, value in settings.items() if value is not None})
     return replace(attack, name=name + "".join(text.split()).removeprefix(written))
+
+
+def from_factory(spec: str) -> Attack:
+    """Import a factory of the user's own and call it; see `dent.support.factories.call_factory`.
+
+    Args:
+        spec: `package.module:factory`, which the attack is then called by. It is called without
+            arguments and returns an `Attack`; a class of one will do.
+
+    Raises:
+        UnknownNameError: There is no such module or factory.
+        UnsupportedModelError: The factory raised.
+        ConfigError: It returned something else.
+    """
+    made = call_factory(
+        spec, kind="makes an attack", called="without arguments: give every argument a default"
+    )
+    if not isinstance(made, Attack):
+        raise ConfigError(
+            f"{spec} must return an attack (dent.attacks.Attack), got {type_name(made)}"
+        )
+    return replace(made, name=spec)
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

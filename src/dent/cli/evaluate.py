@@ -36,7 +36,8 @@ def evaluate_command(
         str,
         typer.Option(
             help="cifar10, cifar10-sample, cifar100, imagenet or imagenet-288, imagefolder or "
-            "imagefolder-288 (with --data FOLDER), cifar10-c/CORRUPTION/SEVERITY, ...",
+            "imagefolder-288 (with --data FOLDER), cifar10-c/CORRUPTION/SEVERITY, or "
+            "module:factory.",
             autocompletion=completing.datasets,
             rich_help_panel=_INPUT,
         ),
@@ -73,8 +74,8 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Repeatable. apgd-ce, apgd-t, fab-t, square, standard (AutoAttack), plus, pgd, "
-            "pgd-imagenet, ...; with settings as pgd:iterations=30,step=0.1,restarts=5. "
-            "By default apgd-ce.",
+            "pgd-imagenet, ...; with settings as pgd:iterations=30,step=0.1,restarts=5; or "
+            "module:factory. By default apgd-ce.",
             autocompletion=completing.attacks,
             rich_help_panel=_THREAT,
         ),
@@ -214,7 +215,9 @@ def evaluate_command(
     Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by
     Ctrl-C. 143: by SIGTERM, which ends it the same way.
     """
-    names.check(model=model, dataset=dataset, defenses=defense or (), attacks=attack or ())
+    names.check(
+        model=model, dataset=dataset, defenses=defense or (), attacks=attack or (), own=True
+    )
     early.model(model)
     early.given(weights, defense or ())
     early.cluster(ray)

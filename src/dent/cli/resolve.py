@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 import torch
 
-from dent import data, models
+from dent import data, models, names
 from dent import defenses as reference
-from dent.attacks import Attack, Defense, make_from
+from dent.attacks import Attack, Defense, from_factory, make_from
 from dent.cli.console import ERR
 from dent.data import ImageDataset
 from dent.distributed import Cluster
@@ -75,7 +75,15 @@ def cluster(
 
 
 def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "test") -> ImageDataset:
-    """Return a dataset, fetched with a progress bar where it is not here yet."""
+    """Return a dataset, fetched with a progress bar where it is not here yet.
+
+    Raises:
+        ConfigError: a folder is given to a factory.
+    """
+    if ":" in name:
+        if root is not None:
+            raise ConfigError(f"--data is for datasets by name; {name} is a factory: leave it out")
+        return data.from_factory(name)
     with data.progress_bar(ERR) as report:
         return data.load(name, split, root=root, progress=report)
 
@@ -93,12 +101,26 @@ def model(
 def attacks(
     texts: Sequence[str], iterations: int | None, protocol: Literal["frozen", "published"]
 ) -> list[Attack]:
-    """Return attacks by name; `iterations` and `protocol` go to those that have them.
+    """Return attacks by name or factory; `iterations` and `protocol` go to those that have them.
 
     Raises:
-        ConfigError: no attack chosen has such a setting.
+        ConfigError: an attack chosen has no such setting.
     """
-    return [make_from(text, iterations=iterations, protocol=protocol) for text in texts]
+    return [
+        _own_attack(text, iterations, protocol)
+        if names.is_own_attack(text)
+        else make_from(text, iterations=iterations, protocol=protocol)
+        for text in texts
+    ]
+
+
+def _own_attack(spec: str, iterations: int | None, protocol: str) -> Attack:
+    if iterations is not None or protocol != "frozen":
+        raise ConfigError(
+            f"--iterations and --protocol are for attacks by name, and {spec} is a factory: have "
+            "it set what it needs, and write the others' as NAME:iterations=N"
+        )
+    return from_factory(spec)
 
 
 def check_suite(

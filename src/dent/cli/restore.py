@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dent import defenses as reference
-from dent.attacks import Attack, Defense
+from dent.attacks import Attack, Defense, from_factory
 from dent.cli import resolve
 from dent.config import DentConfig
 from dent.defenses.dent import Dent
@@ -21,8 +21,13 @@ from dent.threat import ThreatModel
 
 def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
     """The `module:factory` names in a record, which to restore is to import and call."""
-    names = (spec.model.name, *(each.name for each in spec.defenses))
-    return tuple(name for name in names if ":" in name)
+    names = (
+        spec.model.name,
+        spec.dataset.name,
+        *(each.name for each in spec.defenses),
+        *(each.name for each in spec.attacks if each.attack is None),
+    )
+    return tuple(dict.fromkeys(name for name in names if ":" in name))
 
 
 def subject(
@@ -40,14 +45,15 @@ def subject(
         DentError: Something is not here, or cannot be made from the record.
     """
     spec = recorded.run.spec
-    images = resolve.dataset(spec.dataset.name, root)
+    own = ":" in spec.dataset.name
+    images = resolve.dataset(spec.dataset.name, None if own else root)
     model = resolve.model(spec.model.name, weights, images, resolve.device(device))
     threat = threat_of(spec.threat)
     return Subject(
         model=model,
         dataset=images,
         defenses=dict(_defense(each, model) for each in spec.defenses if each.name != STATIC),
-        attacks=tuple(_attack(each, threat) for each in spec.attacks),
+        attacks=tuple(_attack(each, threat, spec.settings.batch_size) for each in spec.attacks),
         threat=threat,
         model_name=spec.model.name,
     )
@@ -69,8 +75,9 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     )
 
 
-def _attack(spec: AttackSpec, threat: ThreatModel) -> Attack:
-    made = attack_of(spec)
+def _attack(spec: AttackSpec, threat: ThreatModel, batch_size: int) -> Attack:
+    own = spec.attack is None and ":" in spec.name
+    made = from_factory(spec.name).sized(batch_size) if own else attack_of(spec)
     if attack_spec(made, threat) != spec:
         raise ConfigError(
             f"the attack {spec.name!r} of this version is another: verify the run with the "

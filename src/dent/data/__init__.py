@@ -5,6 +5,7 @@
 
 from dent.data.dataset import ArrayDataset, ImageDataset
 from dent.data.fetching import Attempt, FetchResult
+from dent.data.own import from_factory
 from dent.data.progress import Report, progress_bar
 from dent.data.registry import data_root, fetch, load, names
 
@@ -16,6 +17,7 @@ __all__ = [
     "Report",
     "data_root",
     "fetch",
+    "from_factory",
     "load",
     "names",
     "progress_bar",

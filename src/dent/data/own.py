@@ -1,0 +1,109 @@
+"""Datasets of the user's own: `package.module:factory`, imported, called and looked through."""
+
+import copy
+import hashlib
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dent.data.dataset import ArrayDataset, ImageDataset, label_bytes
+from dent.data.image_folder import ImageFolderDataset
+from dent.errors import DataError
+from dent.support.factories import call_factory, type_name
+
+_CHUNK: Final = 256
+
+
+def from_factory(spec: str) -> ImageDataset:
+    """Import a factory and call it without arguments; see `dent.support.factories.call_factory`.
+
+    The dataset is called by the factory's name, so that records say where it came from. Where its
+    class is none of this package's, every image is looked at once: that values and labels are in
+    range, and for a digest, which is never taken on trust.
+
+    Args:
+        spec: `package.module:factory`; the factory returns an `ImageDataset`, such as
+            `ArrayDataset(name, split, classes, pixels, labels)`.
+
+    Raises:
+        UnknownNameError: There is no such module or factory.
+        UnsupportedModelError: The factory raised.
+        DataError: It returned something else, or images or labels that are none.
+    """
+    made = call_factory(
+        spec, kind="makes a dataset", called="without arguments: give every argument a default"
+    )
+    if not isinstance(made, ImageDataset):
+        raise DataError(
+            f"{spec} must return a dataset (dent.data.ImageDataset, such as ArrayDataset), got "
+            f"{type_name(made)}"
+        )
+    changes = {"name": spec}
+    if not isinstance(made, ArrayDataset | ImageFolderDataset):
+        changes["digest"] = _looked_through(made, spec)
+    dataset = copy.copy(made)
+    try:
+        for key, value in changes.items():
+            object.__setattr__(dataset, key, value)
+    except AttributeError as error:
+        raise DataError(
+            f"{spec} returned a {type_name(made)} whose name or digest cannot be set: make them "
+            f"plain attributes ({error})"
+        ) from error
+    return dataset
+
+
+def _looked_through(dataset: ImageDataset, spec: str) -> str:
+    """The SHA-256 over all images, as float32 in order, and their labels."""
+    content = hashlib.sha256()
+    try:
+        size, classes, ids = len(dataset), len(dataset.classes), len(dataset.sample_ids)
+        named = isinstance(dataset.split, str)
+    except (AttributeError, TypeError) as error:
+        raise DataError(
+            f"{spec}: a dataset needs split, classes, sample_ids and a length: {error}"
+        ) from error
+    if ids != size or not named:
+        raise DataError(
+            f"{spec}: expected a split that is a text and a sample id for each of {size} images, "
+            f"got {dataset.split!r} and {ids} ids"
+        )
+    for start in range(0, size, _CHUNK):
+        rows = range(start, min(start + _CHUNK, size))
+        images, labels = dataset.batch(rows)
+        _check_batch(images, labels, len(rows), classes, f"{spec}, images {rows[0]} to {rows[-1]}")
+        content.update(images.contiguous().numpy().tobytes())
+        content.update(label_bytes(labels.numpy()))
+    return content.hexdigest()
+
+
+def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) -> None:
+    if (
+        not isinstance(images, Tensor)
+        or images.dtype != torch.float32
+        or images.ndim != 4
+        or len(images) != rows
+    ):
+        raise DataError(f"{where}: expected float32 images ({rows}, C, H, W), got {_told(images)}")
+    if (
+        not isinstance(labels, Tensor)
+        or labels.dtype != torch.int64
+        or tuple(labels.shape) != (rows,)
+    ):
+        raise DataError(f"{where}: expected int64 labels ({rows},), got {_told(labels)}")
+    if not bool(((images >= 0) & (images <= 1)).all()):  # also refuses NaN
+        low, high = (float(edge) for edge in images.aminmax())
+        raise DataError(f"{where}: expected pixels in [0, 1], got {low:g} to {high:g}")
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        low, high = (int(edge) for edge in labels.aminmax())
+        raise DataError(
+            f"{where}: expected labels in 0 to {classes - 1}, one of {classes} classes, got {low} "
+            f"to {high}"
+        )
+
+
+def _told(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type_name(value)
