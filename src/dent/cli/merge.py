@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import early
+from dent.cli import early, options
 from dent.cli.console import ERR, OUT, print_json
 
 GAPS = 3
@@ -18,7 +18,7 @@ def merge_command(
         typer.Argument(help="Run folders of one evaluation, or their URLs.", metavar="RUN..."),
     ],
     out: Annotated[str, typer.Option(help="Run folder to write, or its URL; a new or empty one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    as_json: Annotated[bool, options.as_json(what="what was done")] = False,
 ) -> None:
     """Make one run of several that hold parts of it: shards, or runs of the same on two machines.
 

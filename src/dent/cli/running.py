@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dent import distributed
 from dent.cli.console import ERR
-from dent.cli.durations import between, lasting
+from dent.cli.durations import between
 from dent.distributed import Cluster
 from dent.evaluation import (
     CostEstimate,
@@ -182,8 +182,9 @@ class _Report:
         doing = f"{where} done".strip()
         if unit is not None:
             doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
-        known = unit is not None and state.remaining is not None
-        left = f"about {lasting(state.remaining or 0.0)} left" if known else ""
+        left = ""
+        if unit is not None and state.least is not None and state.remaining is not None:
+            left = f"about {between(state.least, state.remaining)} left"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,
