@@ -108,7 +108,7 @@ def _of_object(each: Any, kind: type) -> list[Any]:
     if issubclass(kind, _NOT_ENTERED):
         return []
     held = list(getattr(each, "__dict__", {}).values())
-    return held + [getattr(each, name) for name in _slots(kind) if hasattr(each, name)]
+    return held + [getattr(each, name) for name in _slots(kind) if hasattr(each, name)]  # type: ignore[arg-type] # classes are hashable
 
 
 @cache

@@ -29,6 +29,7 @@ from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.remote import Place
 from dent.evaluation.shard import Shard
 from dent.evaluation.sweeps import Over, Value, folder_name, variants
+from dent.support.plural import counted
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def announce_sweep(
             costs.append(estimate(one, chosen))
             recorded += done
     if costs:
-        _say(costs, recorded, f" of {len(costs)} run{'s' if len(costs) > 1 else ''}")
+        _say(costs, recorded, f" of {counted(len(costs), 'run')}")
 
 
 def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
@@ -147,7 +148,7 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
     size = sum(cost.tensor_bytes for cost in costs)
     ERR.print(
         f"At most about {between(least, most)} and {size / 1e6:.0f} MB, for "
-        f"{sum(cost.units for cost in costs)} units{runs}"
+        f"{counted(sum(cost.units for cost in costs), 'unit')}{runs}"
         + (f", {done} of which are recorded already" if done else "")
         + (f"; one answer in static forwards: {each}." if each else "."),
         soft_wrap=True,

@@ -19,6 +19,7 @@ from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
 from dent.outputs import advice, described
 from dent.support.devices import synchronize, wide
+from dent.support.plural import counted
 
 _TINY: Final = 1e-12
 
@@ -187,7 +188,8 @@ def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[f
 def _check(defense: Defense, logits: object, rows: int) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
         raise InputError(
-            f"{type(defense).__name__} must return logits ({rows}, classes) for {rows} images, "
+            f"{type(defense).__name__} must return logits ({rows}, classes) for "
+            f"{counted(rows, 'image')}, "
             f"got {described(logits)}.{advice(logits)}"
         )
     if logits.shape[1] < 2:
