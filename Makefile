@@ -29,7 +29,8 @@ demo: $(VENV)/.user  ## Static against dent+ on bundled CIFAR-10 images.
 	$(BIN)/dent demo
 
 test: $(VENV)/.dev  ## Run the tests.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=25 -m 'not slow and not network'
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -n 2 --dist worksteal --durations=25 -m 'not slow and not network'
 
 test-slow: $(VENV)/.dev  ## Run the tests that take long or ask a package registry.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or network'

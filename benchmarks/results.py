@@ -21,7 +21,6 @@ from results_chart import Row, draw
 
 from dent.evaluation import EvaluationResult, load_run
 from dent.report import wording
-from dent.report.headline import headline
 
 ROOT: Final = Path(__file__).parent.parent
 KEPT: Final = ROOT / "docs/evaluation/results"
@@ -149,12 +148,13 @@ def table(found: Results) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (defense, column), result in found.items():
         name = _defended(result)
-        cells, static = (headline(result).row(each).cells for each in (name, "static"))
-        verdict = cells["verdict"].text if "verdict" in cells else ""
+        mine, static = result.defenses[name], result.defenses["static"]
+        verdict = mine.verdict.ruling if mine.verdict else ""
         yield (
             f"| {defense} | {column.title}{_unfinished(result, name)} | "
-            f"{cells['natural'].text} | {cells['worst'].full} | {static['worst'].text} | "
-            f"{cells['difference'].full} | {verdict} |"
+            f"{wording.percent(mine.natural.share)} | "
+            f"{wording.count(mine.worst.served)} | {wording.percent(static.worst.served.share)} | "
+            f"{wording.difference(mine.difference)} | {verdict} |"
         )
     yield ""
     for (defense, column), result in found.items():

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 from tests.small_models import make_tiny_cnn
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples at every run, and no judgment by the clock.
 settings.register_profile("dent", deadline=None, derandomize=True, max_examples=50)

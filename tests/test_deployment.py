@@ -153,7 +153,9 @@ def test_torch_export_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
     defended = Dent(tiny_cnn, BATCH)
     with pytest.raises(ExportError, match="cannot be scripted, traced or exported"):
         torch.export.export(defended, (x,), strict=False)
-    with pytest.raises(Exception, match="ExportError"):
+    # torch 2.6 does not say that it exports, and refuses by itself what it cannot follow.
+    said = "ExportError" if hasattr(torch.compiler, "is_exporting") else "from user code"
+    with pytest.raises(Exception, match=said):
         torch.export.export(defended, (x,), strict=True)
 
 

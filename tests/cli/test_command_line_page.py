@@ -14,7 +14,7 @@ from dent.distributed import Merged
 from dent.evaluation import Check, Count, DefenseResult, EvaluationResult, Verification
 from dent.models import ModelInfo
 from dent.paper import CellResult, Judgement, SuiteResult, TableResult
-from dent.report import Answer, DefenseStory, RunSummary, SampleStory
+from dent.report import DefenseStory, RunSummary, SampleStory, StoryAnswer
 from dent.report.listing import DefenseLine
 from dent.serving.limits import Limits
 from dent.serving.options import ServerOptions
@@ -23,7 +23,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "command-line.md").re
 PAGES = {
     "evaluate": [EvaluationResult, DefenseResult, Count],
     "list": [RunSummary, DefenseLine],
-    "show --sample": [SampleStory, DefenseStory, Answer],
+    "show --sample": [SampleStory, DefenseStory, StoryAnswer],
     "merge": [Merged],
     "verify": [Verification, Check],
     "data": [FetchResult],
@@ -55,7 +55,8 @@ def test_every_command_is_documented_and_has_json() -> None:
 
 
 def test_every_attack_on_the_page_can_be_made() -> None:
-    written = re.findall(r"--attack (\S+)", PAGE)
+    written = re.findall(r"--attack ([^\s`]+)", PAGE)
+    assert written.pop() == "package.module:factory"
     assert len(written) == 7
     assert [make_from(text).name for text in written] == written
     assert make_from(written[2]).settings() == make_from(written[3]).settings()

@@ -15,8 +15,8 @@ import pytest
 
 from dent import data, training
 from dent.cli import app, resolve, running
+from dent.distributed import merge as merging
 from dent.evaluation import Settings, evaluate, load_run, remote
-from dent.evaluation import merge as merging
 from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.shard import Shard

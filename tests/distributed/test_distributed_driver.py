@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dent.distributed.tasks import Task, Worker, pack, unpack
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Progress, Settings, Subject, evaluate, load_run
 from dent.evaluation.engine.progress import OnProgress
+from dent.evaluation.probe import questions
 from dent.evaluation.run import Work, conduct
 from dent.evaluation.subject import prepare
 from tests.distributed.fake_pool import FakePool, evaluate_by_fakes
@@ -31,6 +33,14 @@ from tests.evaluation.subjects import (
     make_model,
     make_subject,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_probes() -> Iterator[None]:
+    """Asks what remembers few questions: one process and many ask the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(questions, "_MANY_CALLS", 2 * questions._FEW_CALLS)
+        yield
 
 
 def everything() -> tuple[Subject, Settings]:

@@ -4,6 +4,7 @@ import os
 import random
 import re
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dent.evaluation import evaluate as evaluate_here
 from tests.distributed.toys import Meeting, Refusing, SlowPush, contents, kill
 from tests.evaluation.subjects import Push, Remembering, make_model, make_subject
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="no Ray here: an extra")
 TWO = Cluster(workers=2)
 MEMORY = 100 * 2**20
 
@@ -27,11 +28,13 @@ class Nodes:
     """A head without cores, and nodes with one core each."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster as Local  # noqa: PLC0415 - an extra
+        import ray  # noqa: PLC0415 - an extra
+        from ray.cluster_utils import Cluster as Local  # noqa: PLC0415
 
         small = {"object_store_memory": MEMORY, "include_dashboard": False}
         self._local = Local(initialize_head=True, head_node_args={"num_cpus": 0, **small})
         ray.init(address=self._local.address, log_to_driver=False)
+        self._shutdown = ray.shutdown
 
     def add(self) -> Any:
         return self._local.add_node(num_cpus=1, object_store_memory=MEMORY)
@@ -41,7 +44,7 @@ class Nodes:
         self._local.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
-        ray.shutdown()
+        self._shutdown()
         self._local.shutdown()
 
 

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from PIL import Image
 
@@ -24,6 +26,8 @@ USUAL = (
     *("resnet-14-2-linf", "dent+", "linf", 8, "pgd", ["transfer", "stop-gradient", "unrolled"]),
     *(8, 6, 16, "batch", 0),
 )
+
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="no gradio here: an extra")
 
 
 class Site:

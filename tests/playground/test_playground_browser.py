@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+from tests.playground.serving import needs_gradio
 from tests.report.browser import CHROMIUM, needs_chromium
 
-pytestmark = needs_chromium
-pytest.importorskip("gradio")
+pytestmark = [needs_chromium, needs_gradio]
 playwright = pytest.importorskip("playwright.sync_api")
 
 PATIENCE = 120_000

@@ -28,11 +28,12 @@ from tests.playground.serving import (
     Site,
     eventually,
     file_data,
+    needs_gradio,
     png,
     served,
 )
 
-pytest.importorskip("gradio")
+pytestmark = needs_gradio
 
 
 @pytest.fixture(scope="module")

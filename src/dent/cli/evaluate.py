@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completing, early, options
+from dent.cli import completing, early
 from dent.cli.console import print_json
 
 _INPUT = "What is evaluated"
@@ -28,7 +28,9 @@ def evaluate_command(
     ] = "resnet18-nominal",
     weights: Annotated[
         Path | None,
-        options.weights(_INPUT),
+        typer.Option(
+            help="Weights file: safetensors, or torch weights-only.", rich_help_panel=_INPUT
+        ),
     ] = None,
     dataset: Annotated[
         str,
@@ -63,9 +65,11 @@ def evaluate_command(
     ] = True,
     norm: Annotated[
         Literal["linf", "l2", "l1"],
-        options.norm(_THREAT),
+        typer.Option(help="Norm.", rich_help_panel=_THREAT, case_sensitive=False),
     ] = "linf",
-    eps: Annotated[str, options.eps(_THREAT)] = "8/255",
+    eps: Annotated[
+        str, typer.Option(help="Radius, as 8/255 or 0.5.", rich_help_panel=_THREAT)
+    ] = "8/255",
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,10 +120,12 @@ def evaluate_command(
             rich_help_panel=_RUN,
         ),
     ] = None,
-    seed: Annotated[int, options.seed(_RUN)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="What every seed derives from.", rich_help_panel=_RUN)
+    ] = 0,
     device: Annotated[
         str | None,
-        options.device(_RUN),
+        typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.", rich_help_panel=_RUN),
     ] = None,
     diagnostics: Annotated[
         Literal["cheap", "full"],
@@ -146,7 +152,12 @@ def evaluate_command(
     ] = None,
     root: Annotated[
         Path | None,
-        options.data(_INPUT),
+        typer.Option(
+            "--data",
+            "--data-root",
+            help="Folder of datasets; with imagefolder, the folder itself.",
+            rich_help_panel=_INPUT,
+        ),
     ] = None,
     ray: Annotated[
         str | None,
@@ -193,7 +204,7 @@ def evaluate_command(
     ] = "runs/evaluate",
     as_json: Annotated[
         bool,
-        options.as_json(_RUN),
+        typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_RUN),
     ] = False,
 ) -> None:
     """Attack defenses of a model, and score what they serve.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dent.cli import early, options
+from dent.cli import early
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.support.printable import one_line
 
@@ -15,8 +15,7 @@ FAILED = 1
 """Exit status when a check found something wrong."""
 
 _Run = Annotated[str, typer.Argument(help="Run folder, or its URL.", metavar="RUN")]
-_Json = Annotated[bool, options.as_json()]
-_Data = Annotated[Path | None, options.data()]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def list_command(
@@ -81,8 +80,10 @@ def report_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Its suffix decides: .html, .md, .csv or .json.")
     ] = Path("report.html"),
-    root: _Data = None,
-    as_json: Annotated[bool, options.as_json(what="what was written, and where,")] = False,
+    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was written, and where, as JSON.")
+    ] = False,
 ) -> None:
     """Write one page, table or file about one run, or several side by side."""
     early.file(out)
@@ -103,8 +104,8 @@ def verify_command(
     weights: Annotated[
         Path | None, typer.Option(help="The model's weights file, if it needs one.")
     ] = None,
-    root: _Data = None,
-    device: Annotated[str | None, options.device()] = None,
+    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; by default the GPU if any.")] = None,
     records_only: Annotated[
         bool, typer.Option(help="Check records and digests; load and submit nothing.")
     ] = False,

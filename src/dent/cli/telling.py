@@ -2,8 +2,9 @@
 
 from rich.markup import escape
 
+from dent.cli import showing
 from dent.cli.console import OUT, print_table
-from dent.report import RunSummary, SampleStory, wording
+from dent.report import RunSummary, SampleStory
 from dent.support.printable import one_line
 
 
@@ -17,12 +18,11 @@ def line(run: RunSummary) -> None:
         )
     OUT.print(f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True)
     for line in run.defenses:
-        gained = wording.difference(line.difference)
+        gained = f", against static {showing.gain(line.difference)}" if line.difference else ""
+        natural = showing.percent(line.natural) or "not scored"
         OUT.print(
-            f"    {one_line(line.name)}: natural {wording.percent(line.natural.share)}, "
-            f"worst case {wording.count(line.worst)}"
-            + (f", against static {gained}" if gained else ""),
-            markup=False,
+            f"    {escape(one_line(line.name))}: natural {natural}, "
+            f"worst case {showing.with_interval(line.worst) or 'not scored'}{gained}",
             soft_wrap=True,
         )
         if line.flags:

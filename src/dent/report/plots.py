@@ -9,7 +9,6 @@ from dent.report import wording
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin, whole_ticks
 from dent.report.flags import Flag, Flags
 from dent.report.series import Series
-from dent.support.plural import counted
 
 _WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
 
@@ -117,7 +116,7 @@ def _by_step(
         colour=colour_of(result, defense),
         dashed=natural,
         values=[
-            Value(float(step), value, None, f"{value:.3f} {unit} after {counted(step, 'step')}")
+            Value(float(step), value, None, f"{value:.3f} {unit} after {step} steps")
             for step, value in enumerate(values)
         ],
     )
