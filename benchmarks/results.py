@@ -21,6 +21,7 @@ from results_chart import Row, draw
 
 from dent.evaluation import EvaluationResult, load_run
 from dent.report import wording
+from dent.report.headline import headline
 
 ROOT: Final = Path(__file__).parent.parent
 KEPT: Final = ROOT / "docs/evaluation/results"
@@ -148,13 +149,12 @@ def table(found: Results) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (defense, column), result in found.items():
         name = _defended(result)
-        mine, static = result.defenses[name], result.defenses["static"]
-        verdict = mine.verdict.ruling if mine.verdict else ""
+        cells, static = (headline(result).row(each).cells for each in (name, "static"))
+        verdict = cells["verdict"].text if "verdict" in cells else ""
         yield (
             f"| {defense} | {column.title}{_unfinished(result, name)} | "
-            f"{wording.percent(mine.natural.share)} | "
-            f"{wording.count(mine.worst.served)} | {wording.percent(static.worst.served.share)} | "
-            f"{wording.difference(mine.difference)} | {verdict} |"
+            f"{cells['natural'].text} | {cells['worst'].full} | {static['worst'].text} | "
+            f"{cells['difference'].full} | {verdict} |"
         )
     yield ""
     for (defense, column), result in found.items():

@@ -119,7 +119,7 @@ def test_a_class_of_the_users_own_is_recorded_by_its_path() -> None:
 @pytest.mark.parametrize("base", [Attack, ReferenceDefense])
 def test_every_attack_and_defense_of_the_package_is_in_the_table(base: type) -> None:
     for module in pkgutil.walk_packages(dent.__path__, "dent."):
-        if module.name.startswith(("dent.attacks", "dent.defenses", "dent.defenses")):
+        if module.name.startswith(("dent.attacks", "dent.defenses")):
             importlib.import_module(module.name)
     ours = {cls for cls in subclasses(base) if cls.__module__.startswith("dent.")}
     concrete = {cls for cls in ours if not cls.__abstractmethods__}

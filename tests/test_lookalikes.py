@@ -111,7 +111,7 @@ def test_normalizations_that_pytorch_does_not_see_are_named(
 ) -> None:
     model = _net(nn.BatchNorm2d(8))
     model.aside = hold(nn.Sequential(nn.BatchNorm2d(3)))  # type: ignore[assignment]
-    with pytest.warns(UnadaptedLayersWarning, match=r"1 normalization layers \(first in 'aside'"):
+    with pytest.warns(UnadaptedLayersWarning, match=r"1 normalization layer \(first in 'aside'"):
         Dent(model, STEPS)
     model.aside = [model[1]]  # type: ignore[assignment] # and known by another name
     Dent(model, STEPS)

@@ -74,7 +74,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_model()
     subject = make_subject({EVIL: Dent(model)}, model=model)
     for attack in subject.attacks:
-        attack.name += EVIL
+        object.__setattr__(attack, "name", attack.name + EVIL)
     dataset = subject.dataset
     object.__setattr__(dataset, "name", EVIL)
     object.__setattr__(dataset, "classes", tuple(f"{EVIL}{each}" for each in dataset.classes))

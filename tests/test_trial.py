@@ -456,6 +456,40 @@ def test_generators_are_found_copied_and_seeded(kind: str) -> None:
         assert model.draw(source) == expected
 
 
+class _Slotted:
+    __slots__ = ("source",)
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+
+HOLDERS: dict[str, Callable[[Any], Any]] = {
+    "closure": lambda source: lambda: source,
+    "partial": lambda source: functools.partial(print, 1, generator=source),
+    "method": lambda source: _Slotted(source).__init__,  # type: ignore[misc]
+    "slots": _Slotted,
+    "deep": lambda source: [[[[[{"of": _Slotted(_Slotted([[[source]]]))}]]]]],
+}
+
+
+@pytest.mark.parametrize("within", HOLDERS.values(), ids=HOLDERS)
+def test_one_search_finds_generators_wherever_they_are(within: Callable[[Any], Any]) -> None:
+    class Keeper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.first = _Noisy("torch"), random.Random(1)  # noqa: S311
+            self.held = within(torch.Generator())
+            self.again = self.held
+
+    model = Keeper()
+    own, last, inner = kept_generators(model, everywhere=True)
+    assert (own, inner) == (model.first, model.inner.source)  # children last
+    assert isinstance(last, torch.Generator)
+    found = kept_generators(model)
+    assert found == ([own, inner] if within is HOLDERS["deep"] else [own, last, inner])
+    assert kept_generators([model], everywhere=True) == [own, last, inner]  # and of no module
+
+
 def _only(held: Any) -> Any:
     while isinstance(held, list | tuple):
         (held,) = held

@@ -218,7 +218,7 @@ def test_a_bare_defense_is_attacked_by_the_rung_that_needs_nothing() -> None:
 
 def test_fewer_steps_than_one_cannot_be() -> None:
     defense, _, _ = toy(replace(BATCH, steps=1))
-    with pytest.raises(Unavailable, match="takes 1 steps, not over 1"):
+    with pytest.raises(Unavailable, match="takes 1 step, not over 1"):
         Rung("fewer-steps").view(defense)
     for steps, expected in ((5, 1), (8, 2), (30, 7)):
         deployed = toy(replace(BATCH, steps=steps))[0]

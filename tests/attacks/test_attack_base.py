@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused(name: str, x: Any, y: Any, seed: Any, matc
         (lambda x: x, r"logits \(3, classes\), got \(3, 3, 6, 6\)"),
         (lambda x: x.flatten(1)[:2], r"got \(2, 108\)"),
         (lambda _: "no", "got str"),
-        (lambda x: x.flatten(1)[:, :1], "1 classes; the attack needs at least 2"),
+        (lambda x: x.flatten(1)[:, :1], "1 class; the attack needs at least 2"),
     ],
 )
 def test_answers_that_are_no_logits_are_refused(logits: Any, match: str) -> None:

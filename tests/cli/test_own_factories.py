@@ -224,7 +224,7 @@ def test_a_dataset_of_another_class_is_looked_through() -> None:
     [
         ("Bright", r"images 0 to 8: expected pixels in \[0, 1\], got 0(\.\d+)? to 2\.\d+"),
         ("Unlabelled", r"expected int64 labels \(9,\), got builtins\.NoneType"),
-        ("Strange", r"expected labels in 0 to 0, one of 1 classes, got 0 to 2"),
+        ("Strange", r"expected labels in 0 to 0, one of 1 class, got 0 to 2"),
         ("small", r"must return a dataset .*, got torch\.nn"),
     ],
 )

@@ -128,7 +128,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of a tensor": (one_bit, r"tensors: .*SHA-256 .*, recorded"),
     "a tensor outside the ball, digests forged": (
         outside,
-        r"threat model: attack/0/static/nudge: 1 images lie outside linf 8/255",
+        r"threat model: attack/0/static/nudge: 1 image lies outside linf 8/255",
     ),
     "a tensor deleted": (lambda f: tensor_of(f).unlink(), r"tensors: .*000000-00-00.*is missing"),
     "a line edited": (

@@ -326,7 +326,7 @@ def test_everything_that_does_not_fit_is_listed() -> None:
 def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     state = dict(small().state_dict())
     state["3.bias"] = torch.full((5,), value)
-    with pytest.raises(WeightsError, match=r"1 tensors hold NaN or infinite values \(3\.bias\)"):
+    with pytest.raises(WeightsError, match=r"1 tensor holds NaN or infinite values \(3\.bias\)"):
         fit_weights(small(), state, "here")
 
 

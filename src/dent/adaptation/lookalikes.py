@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.adaptation.norm import affine_attributes, norm_layers, own_tensor
+from dent.support.plural import agreeing, counted
 
 _SCALES: Final = ("weight", "bias", "gamma", "beta", "scale", "shift")
 _DEPTH: Final = 3
@@ -35,7 +36,8 @@ def unadapted(model: nn.Module) -> str | None:
     hidden = list(_hidden(model))
     if hidden:
         said.append(
-            f"{len(hidden)} normalization layers (first {hidden[0]}) are held in a plain list, "
+            f"{counted(len(hidden), 'normalization layer')} (first {hidden[0]}) "
+            f"{agreeing(len(hidden), 'are')} held in a plain list, "
             "tuple or dict, where PyTorch does not see them, and are not adapted: hold them in "
             "torch.nn.ModuleList or ModuleDict."
         )

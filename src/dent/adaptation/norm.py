@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dent.errors import ConfigError, UnsupportedModelError
+from dent.support.plural import counted
 
 NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """BatchNorm 1d/2d/3d and SyncBatchNorm (the paper's), and beyond it the kinds after them."""
@@ -341,7 +342,8 @@ def _align(rows: Tensor, x: Tensor, *, channels_last: bool) -> Tensor:
     if rows.shape[0] not in (1, x.shape[0]):
         raise UnsupportedModelError(
             f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "
-            f"{rows.shape[0]} samples, so its first dimension is not the batch. Sample-wise "
+            f"{counted(rows.shape[0], 'sample')}, so its first dimension is not the batch. "
+            "Sample-wise "
             "adaptation needs it there (batch_first=True in transformers); or adapt batch-wise."
         )
     missing = [1] * (x.dim() - rows.dim())

@@ -6,33 +6,123 @@ functions here find those that a model holds, and set them.
 
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType, NoneType
+from functools import cache, partial
+from math import inf
+from types import FunctionType, MethodType, ModuleType, NoneType
 from typing import Any, Final
+from weakref import CallableProxyType, ProxyType
 
 import torch
 from torch import Tensor, nn
 
 from dent.adaptation.untraced import untraced
 
+_ATOMS: Final = frozenset(
+    {NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type}
+)
+_CALLABLES: Final = (FunctionType, MethodType, partial)
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset, deque, Mapping, *_CALLABLES)
+_NOT_ENTERED: Final = (Tensor, torch.Generator, random.Random, type, ModuleType)
+_PROXIES: Final = frozenset({ProxyType, CallableProxyType})  # whose referent may be gone
+_REGISTERS: Final = tuple(vars(nn.Module()))
+_OF_PYTORCH: Final = frozenset(_REGISTERS)
+_NO_TENSORS: Final = tuple(name for name in _REGISTERS if name not in {"_parameters", "_buffers"})
 _DEPTH: Final = 3
-"""How many containers deep a generator is looked for."""
+"""How many containers deep, in how many plain objects, a generator is looked for at each call."""
 
 
 @untraced
-def kept_generators(model: nn.Module) -> list[Any]:
-    """Return every generator that a module of the model holds, once.
+def kept_generators(thing: object, *, everywhere: bool = False) -> list[Any]:
+    """Return every generator that a model, or another object, keeps, once.
 
     Those in its containers are among them, and those in plain objects that it holds.
+
+    Args:
+        thing: what keeps them. All modules of a module are searched.
+        everywhere: search however deep. Else three containers deep and in one plain object, which
+            takes no noticeable part of a call.
     """
-    kinds, seen, found = _kinds(), set[int](), list[Any]()
-    for module in model.modules():
-        for name, value in vars(module).items():
-            # PyTorch's own registers hold tensors, modules and hooks.
-            if name not in _REGISTERS:
-                found += _within(value, kinds, seen, _DEPTH)
-    return found
+    kinds = _kinds()
+    limits = () if everywhere else (_DEPTH, 1)
+    return [each for each in reachable(thing, *limits) if isinstance(each, kinds)]
+
+
+def reachable(
+    thing: object, containers: float = inf, objects: float = inf, *, values: bool = False
+) -> Iterator[object]:
+    """Yield an object and all that it holds, each once, in an order that equal ones share.
+
+    Args:
+        thing: where to begin.
+        containers: how many containers inside each other are looked into: lists, dictionaries,
+            functions with what they close over, and so on.
+        objects: how many objects inside each other are. Modules count for neither, and are always
+            looked into.
+        values: yield what holds nothing, too: tensors, numbers, text.
+    """
+    seen: dict[int, object] = {}  # keeps alive what was made to be yielded: no id is used again
+    left = [(thing, containers, objects)]
+    while left:
+        each, deep, inside = left.pop()
+        kind = type(each)
+        if kind in _ATOMS:
+            yield each
+            continue
+        if id(each) in seen or kind in _PROXIES:
+            continue
+        seen[id(each)] = each
+        yield each
+        if issubclass(kind, nn.Module):
+            held, deep, inside = _of_module(each, values=values), containers, objects
+        elif issubclass(kind, _CONTAINERS):
+            held, deep = _of_container(each), deep - 1
+        else:
+            held, inside = _of_object(each, kind), inside - 1
+        if deep >= 0 and inside >= 0:
+            kept = held if values else (one for one in held if type(one) not in _ATOMS)
+            left += reversed([(one, deep, inside) for one in kept])
+
+
+def _of_module(module: Any, *, values: bool) -> list[Any]:
+    """A module's own attributes, then PyTorch's registers, with its children last."""
+    own = vars(module)
+    held = [value for name, value in own.items() if name not in _OF_PYTORCH]
+    registers = _REGISTERS if values else _NO_TENSORS
+    return held + [value for name in registers if (value := own.get(name))]
+
+
+def _of_container(each: Any) -> list[Any]:
+    if isinstance(each, FunctionType):
+        return [cell.cell_contents for cell in each.__closure__ or () if _filled(cell)]
+    if isinstance(each, MethodType):
+        return [each.__self__, each.__func__]
+    if isinstance(each, partial):
+        return [each.func, each.args, each.keywords]
+    return [*each.keys(), *each.values()] if isinstance(each, Mapping) else list(each)
+
+
+def _of_object(each: Any, kind: type) -> list[Any]:
+    if issubclass(kind, _NOT_ENTERED):
+        return []
+    held = list(getattr(each, "__dict__", {}).values())
+    return held + [getattr(each, name) for name in _slots(kind) if hasattr(each, name)]  # type: ignore[arg-type] # classes are hashable
+
+
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    found = [vars(each).get("__slots__", ()) for each in kind.__mro__]
+    return tuple(name for names in found for name in ((names,) if type(names) is str else names))
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (an empty cell raises)
+    except ValueError:
+        return False
+    return True
 
 
 def copied(generator: Any) -> Any:
@@ -156,31 +246,3 @@ def _kinds() -> tuple[type, ...]:
     numpy = sys.modules.get("numpy")
     own = () if numpy is None else (numpy.random.Generator, numpy.random.RandomState)
     return (torch.Generator, random.Random, *own)
-
-
-_REGISTERS: Final = frozenset(vars(nn.Module()))
-_ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, torch.device})
-_NOT_ENTERED: Final = (Tensor, nn.Module, type, ModuleType)  # modules are visited by themselves
-
-
-def _within(
-    value: object,
-    kinds: tuple[type, ...],
-    seen: set[int],
-    depth: int,
-    inside_object: bool = False,
-) -> Iterator[Any]:
-    if type(value) in _ATOMS or id(value) in seen:
-        return
-    if isinstance(value, kinds):
-        seen.add(id(value))
-        yield value
-    elif isinstance(value, Mapping | list | tuple | set):
-        if depth and value:
-            seen.add(id(value))
-            for each in value.values() if isinstance(value, Mapping) else value:
-                yield from _within(each, kinds, seen, depth - 1, inside_object)
-    elif not inside_object and not isinstance(value, _NOT_ENTERED) and hasattr(value, "__dict__"):
-        seen.add(id(value))
-        for each in vars(value).values():
-            yield from _within(each, kinds, seen, depth, True)

@@ -33,6 +33,7 @@ from dent.errors import (
     StatefulModelWarning,
     UnsupportedModelError,
 )
+from dent.support.plural import counted
 
 _ROWS: Final = 8
 """How many samples of the first batch are tried; all of them where the model takes no fewer."""
@@ -485,7 +486,8 @@ def _warn_of_outputs(model: nn.Module, logits: Tensor) -> None:
 def _warn_of_no_gradient(model: nn.Module, logits: Tensor) -> None:
     warnings.warn(
         f"The first step of the defense of {type(model).__name__} moves nothing: the gradient of "
-        f"its objective is exactly 0 in every scale and shift (tried on {len(logits)} samples). "
+        "its objective is exactly 0 in every scale and shift (tried on "
+        f"{counted(len(logits), 'sample')}). "
         f"Its logits reach from {float(logits.min()):g} to {float(logits.max()):g}. Where they "
         "are that far apart, the softmax is saturated: are the inputs in the model's units? Where "
         "they are all alike, its head is not trained.",

@@ -21,6 +21,7 @@ from dent.attacks.querier import OnPass, Querier, Queries
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
 from dent.support.devices import own_generator, random_state, seed_generator, set_random_state
+from dent.support.plural import counted as number_of
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import Defense
@@ -398,12 +399,15 @@ def _inside(
         return adversarial, ()
     if float(excess.max()) > _ROUNDING * threat.eps:
         raise AttackError(
-            f"{name} left the threat model {threat}: {int(outside.sum())} of {len(x)} images are "
+            f"{name} left the threat model {threat}: {int(outside.sum())} of "
+            f"{number_of(len(x), 'image')} are "
             f"outside by up to {float(excess.max()):.3g}"
         )
     adversarial = adversarial.clone()
     adversarial[outside] = threat.project(adversarial[outside], x[outside])
-    return adversarial, (f"{int(outside.sum())} images put back inside {threat} after rounding",)
+    return adversarial, (
+        f"{number_of(int(outside.sum()), 'image')} put back inside {threat} after rounding",
+    )
 
 
 def _describe(value: object) -> str:

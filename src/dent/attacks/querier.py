@@ -14,6 +14,7 @@ from torch import Tensor
 from dent.attacks.protocol import Defense, answer, is_batch_dependent, name_of
 from dent.errors import InputError
 from dent.outputs import advice, described
+from dent.support.plural import counted
 
 if TYPE_CHECKING:
     from dent.threat import ThreatModel
@@ -238,7 +239,8 @@ class Querier:
             largest = int(self.labels.max())
             if classes < 2 or largest >= classes:
                 raise InputError(
-                    f"{name} returned {classes} classes; the attack needs at least 2, and the "
+                    f"{name} returned {counted(classes, 'class')}; the attack needs at least "
+                    "2, and the "
                     f"labels go up to {largest}"
                 )
             self.classes = classes

@@ -5,6 +5,7 @@ from dent.cli.console import OUT
 from dent.errors import MissingExtraError
 from dent.models import ModelInfo
 from dent.models.info import OnImages, by_images
+from dent.support.rounding import percent
 from dent.support.suggest import did_you_mean
 
 
@@ -60,9 +61,9 @@ def print_sources(entries: list[ModelInfo]) -> None:
 
 def _describe(measured: OnImages, trained_for: str | None) -> str:
     """`natural 79.7% and PGD-20 62.5% of 512`: what was measured on the same images."""
-    said = [] if measured.natural is None else [f"natural {100 * measured.natural.value:.1f}%"]
+    said = [] if measured.natural is None else [f"natural {percent(measured.natural.value)}"]
     for each in measured.attacked:
         where = "" if each.threat == trained_for else f" at {each.threat}"
-        said.append(f"{each.attack}{where} {100 * each.value:.1f}%")
+        said.append(f"{each.attack}{where} {percent(each.value)}")
     *most, last = said
     return (f"{', '.join(most)} and {last}" if most else last) + f" of {measured.total}"

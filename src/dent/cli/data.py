@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dent import names
-from dent.cli import completing
+from dent.cli import completing, options
 from dent.cli.console import ERR, OUT, print_json
 
 
@@ -33,7 +33,7 @@ def data_command(
         str,
         typer.Option(help="auto takes what is there, then torchvision, then npm; or name one."),
     ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
     """Fetch a dataset, check it, and say where it lies.
 

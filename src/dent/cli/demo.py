@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dent.cli import early
+from dent.cli import early, options
 from dent.cli.console import ERR, OUT, print_json
 
 MODEL: Final = "resnet-14-2-linf"
@@ -20,7 +20,7 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Run folder; the same command resumes it.")] = Path(
         "runs/demo"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
     """Static against dent+ on bundled CIFAR-10 images; says what it will take, and what it took.
 

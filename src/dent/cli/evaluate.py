@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completing, early
+from dent.cli import completing, early, options
 from dent.cli.console import print_json
 
 _INPUT = "What is evaluated"
@@ -28,9 +28,7 @@ def evaluate_command(
     ] = "resnet18-nominal",
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Weights file: safetensors, or torch weights-only.", rich_help_panel=_INPUT
-        ),
+        options.weights(_INPUT),
     ] = None,
     dataset: Annotated[
         str,
@@ -65,11 +63,9 @@ def evaluate_command(
     ] = True,
     norm: Annotated[
         Literal["linf", "l2", "l1"],
-        typer.Option(help="Norm.", rich_help_panel=_THREAT, case_sensitive=False),
+        options.norm(_THREAT),
     ] = "linf",
-    eps: Annotated[
-        str, typer.Option(help="Radius, as 8/255 or 0.5.", rich_help_panel=_THREAT)
-    ] = "8/255",
+    eps: Annotated[str, options.eps(_THREAT)] = "8/255",
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,12 +116,10 @@ def evaluate_command(
             rich_help_panel=_RUN,
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="What every seed derives from.", rich_help_panel=_RUN)
-    ] = 0,
+    seed: Annotated[int, options.seed(_RUN)] = 0,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.", rich_help_panel=_RUN),
+        options.device(_RUN),
     ] = None,
     diagnostics: Annotated[
         Literal["cheap", "full"],
@@ -152,12 +146,7 @@ def evaluate_command(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(
-            "--data",
-            "--data-root",
-            help="Folder of datasets; with imagefolder, the folder itself.",
-            rich_help_panel=_INPUT,
-        ),
+        options.data(_INPUT),
     ] = None,
     ray: Annotated[
         str | None,
@@ -204,7 +193,7 @@ def evaluate_command(
     ] = "runs/evaluate",
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_RUN),
+        options.as_json(_RUN),
     ] = False,
 ) -> None:
     """Attack defenses of a model, and score what they serve.

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import early
+from dent.cli import early, options
 from dent.cli.console import ERR, OUT, print_json
+from dent.support.plural import agreeing, counted
 
 GAPS = 3
 """Exit status when the merged run is not complete."""
@@ -18,7 +19,7 @@ def merge_command(
         typer.Argument(help="Run folders of one evaluation, or their URLs.", metavar="RUN..."),
     ],
     out: Annotated[str, typer.Option(help="Run folder to write, or its URL; a new or empty one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    as_json: Annotated[bool, options.as_json(what="what was done")] = False,
 ) -> None:
     """Make one run of several that hold parts of it: shards, or runs of the same on two machines.
 
@@ -39,8 +40,8 @@ def merge_command(
         print_json(found.model_dump(mode="json"))
     else:
         OUT.print(
-            f"{out}: {found.units_done} of {found.units_planned} units from {len(runs)} "
-            f"run{'s' if len(runs) > 1 else ''}, {found.duplicates} of them recorded more than "
+            f"{out}: {found.units_done} of {counted(found.units_planned, 'unit')} from "
+            f"{counted(len(runs), 'run')}, {found.duplicates} of them recorded more than "
             "once, alike",
             markup=False,
             soft_wrap=True,
@@ -48,7 +49,8 @@ def merge_command(
     if found.missing:
         batches = ", ".join(map(str, found.missing_batches))
         ERR.print(
-            f"{len(found.missing)} units are in none of the runs"
+            f"{counted(len(found.missing), 'unit')} {agreeing(len(found.missing), 'are')} in "
+            "none of the runs"
             + (f", of batches {batches}" if batches else "")
             + f", the first being {found.missing[0]}. The same `dent evaluate` with --out {out} "
             "runs them.",

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.padding import Padding
 
-from dent.cli import completing
+from dent.cli import completing, options
 from dent.cli.console import ERR, OUT, print_json
 
 
@@ -25,7 +25,7 @@ def models_command(
             help="All of robustbench, torchvision or timm.", autocompletion=completing.catalogues
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    as_json: Annotated[bool, options.as_json(what="the list")] = False,
 ) -> None:
     """List the models that `--model` takes by name, and what is known of each.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from dent import names
-from dent.cli import completing, early
+from dent.cli import completing, early, options
 from dent.cli.console import ERR, OUT, print_json
 from dent.errors import ConfigError
 
@@ -40,10 +40,8 @@ def paper_command(
     weights: Annotated[
         Path, typer.Option(help="Folder of the weights that `dent train` made.")
     ] = Path("runs/train"),
-    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.")
-    ] = None,
+    root: Annotated[Path | None, options.data()] = None,
+    device: Annotated[str | None, options.device()] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder; the same command resumes it. Default: runs/paper/SCALE."),
@@ -58,7 +56,7 @@ def paper_command(
             help="Folder for a copy of the records, without images, and their page: SCALE.html.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: Annotated[bool, options.as_json(what="the results")] = False,
 ) -> None:
     """Run tables of the paper, and judge its claims by what comes out; without a table, list them.
 

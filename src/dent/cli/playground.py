@@ -4,29 +4,24 @@ from typing import Annotated
 
 import typer
 
+from dent.cli import options
 from dent.cli.console import OUT, print_json
 from dent.support.extras import check
 
 
 def playground_command(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    port: Annotated[int, options.port()] = 7860,
     host: Annotated[
         str, typer.Option(help="Address to listen at; the default is for this machine alone.")
     ] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Host name that requests may give, beside 127.0.0.1 and localhost: a proxy's. "
-            "Repeatable.",
-        ),
+        options.allowed_host(),
     ] = None,
     time_limit: Annotated[
         float, typer.Option(min=1, help="Seconds that one run may compute.")
     ] = 300.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the page's address as JSON.")
-    ] = False,
+    as_json: Annotated[bool, options.as_json(what="the page's address")] = False,
 ) -> None:
     """Try it in a browser: attack an image, and watch what static and dent make of it.
 

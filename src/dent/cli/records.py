@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from dent.cli import early
+from dent.cli import early, options
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.support.printable import one_line
 
@@ -15,7 +15,8 @@ FAILED = 1
 """Exit status when a check found something wrong."""
 
 _Run = Annotated[str, typer.Argument(help="Run folder, or its URL.", metavar="RUN")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_Json = Annotated[bool, options.as_json()]
+_Data = Annotated[Path | None, options.data()]
 
 
 def list_command(
@@ -80,10 +81,8 @@ def report_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Its suffix decides: .html, .md, .csv or .json.")
     ] = Path("report.html"),
-    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print what was written, and where, as JSON.")
-    ] = False,
+    root: _Data = None,
+    as_json: Annotated[bool, options.as_json(what="what was written, and where,")] = False,
 ) -> None:
     """Write one page, table or file about one run, or several side by side."""
     early.file(out)
@@ -104,8 +103,8 @@ def verify_command(
     weights: Annotated[
         Path | None, typer.Option(help="The model's weights file, if it needs one.")
     ] = None,
-    root: Annotated[Path | None, typer.Option("--data", help="Folder of datasets.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device; by default the GPU if any.")] = None,
+    root: _Data = None,
+    device: Annotated[str | None, options.device()] = None,
     records_only: Annotated[
         bool, typer.Option(help="Check records and digests; load and submit nothing.")
     ] = False,

@@ -16,6 +16,7 @@ from dent.errors import ConfigError, InputError
 from dent.evaluation import Subject
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.sweeps import Over, Value
+from dent.support.plural import counted
 from dent.threat import ThreatModel
 
 
@@ -235,7 +236,8 @@ def say_how_many(n: int | None, images: ImageDataset) -> None:
     """Say so where more samples were asked for than there are."""
     if n is not None and n > len(images):
         ERR.print(
-            f"--n {n} is more than there are: all {len(images)} images of {images.name} are taken.",
+            f"--n {n} is more than there are: all {counted(len(images), 'image')} of "
+            f"{images.name} are taken.",
             markup=False,
             soft_wrap=True,
         )

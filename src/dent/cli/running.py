@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dent import distributed
 from dent.cli.console import ERR
-from dent.cli.durations import between, lasting
+from dent.cli.durations import between
 from dent.distributed import Cluster
 from dent.evaluation import (
     CostEstimate,
@@ -29,6 +29,7 @@ from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.remote import Place
 from dent.evaluation.shard import Shard
 from dent.evaluation.sweeps import Over, Value, folder_name, variants
+from dent.support.plural import counted
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def announce_sweep(
             costs.append(estimate(one, chosen))
             recorded += done
     if costs:
-        _say(costs, recorded, f" of {len(costs)} run{'s' if len(costs) > 1 else ''}")
+        _say(costs, recorded, f" of {counted(len(costs), 'run')}")
 
 
 def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
@@ -147,7 +148,7 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
     size = sum(cost.tensor_bytes for cost in costs)
     ERR.print(
         f"At most about {between(least, most)} and {size / 1e6:.0f} MB, for "
-        f"{sum(cost.units for cost in costs)} units{runs}"
+        f"{counted(sum(cost.units for cost in costs), 'unit')}{runs}"
         + (f", {done} of which are recorded already" if done else "")
         + (f"; one answer in static forwards: {each}." if each else "."),
         soft_wrap=True,
@@ -182,8 +183,9 @@ class _Report:
         doing = f"{where} done".strip()
         if unit is not None:
             doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
-        known = unit is not None and state.remaining is not None
-        left = f"about {lasting(state.remaining or 0.0)} left" if known else ""
+        left = ""
+        if unit is not None and state.least is not None and state.remaining is not None:
+            left = f"about {between(state.least, state.remaining)} left"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 
 from dent import names
-from dent.cli import completing, early
+from dent.cli import completing, early, options
 from dent.cli.console import ERR, print_json
 from dent.errors import ConfigError
 from dent.serving.limits import Limits
@@ -30,9 +30,7 @@ def serve_command(
             rich_help_panel=_SERVED,
         ),
     ] = "resnet-14-2-linf",
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file.", rich_help_panel=_SERVED)
-    ] = None,
+    weights: Annotated[Path | None, options.weights(_SERVED)] = None,
     defense: Annotated[
         str,
         typer.Option(
@@ -51,9 +49,7 @@ def serve_command(
             rich_help_panel=_SERVED,
         ),
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--data", help="Folder of datasets.", rich_help_panel=_SERVED)
-    ] = None,
+    root: Annotated[Path | None, options.data(_SERVED)] = None,
     shape: Annotated[
         str | None,
         typer.Option(help="Instead of a dataset, as 3x224x224.", rich_help_panel=_SERVED),
@@ -92,17 +88,10 @@ def serve_command(
     host: Annotated[
         str, typer.Option(help="There is no authentication.", rich_help_panel=_WHERE)
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_WHERE)
-    ] = 8000,
+    port: Annotated[int, options.port(_WHERE)] = 8000,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Host name that requests may give, beside 127.0.0.1 and localhost: a proxy's. "
-            "Repeatable.",
-            rich_help_panel=_WHERE,
-        ),
+        options.allowed_host(_WHERE),
     ] = None,
     replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=_WHERE)] = 1,
     threads: Annotated[
@@ -111,14 +100,14 @@ def serve_command(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.", rich_help_panel=_WHERE),
+        options.device(_WHERE),
     ] = None,
     num_gpus: Annotated[
         float, typer.Option(help="GPUs that Ray sets aside by replica.", rich_help_panel=_WHERE)
     ] = 0,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON document once ready.", rich_help_panel=_WHERE),
+        options.as_json(_WHERE, "one document, once ready,"),
     ] = False,
 ) -> None:
     """Serve a defense over HTTP until SIGTERM or Ctrl-C, then answer what was taken in and stop.

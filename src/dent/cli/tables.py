@@ -24,6 +24,7 @@ from dent.paper.page import figure, interval, told
 from dent.paper.planning import RUNS
 from dent.paper.runner import Loader
 from dent.paper.scales import Chosen
+from dent.support.plural import counted
 
 Timer = Callable[[Chosen], float | None]
 """Seconds of a forward of one image of a model, or None where that cannot be told."""
@@ -114,7 +115,8 @@ def announce(plans: Sequence[Plan], folder: Path, timed: Timer) -> None:
     cost = _cost(plans, folder, timed)
     if cost.runs:
         ERR.print(
-            f"{cost.runs} runs, {cost.forwards / 1e6:.1f} million forwards of an image, at most "
+            f"{counted(cost.runs, 'run')}, {cost.forwards / 1e6:.1f} million forwards of an "
+            "image, at most "
             f"{_time(cost)}; into {folder}.",
             markup=False,
             soft_wrap=True,

@@ -2,9 +2,8 @@
 
 from rich.markup import escape
 
-from dent.cli import showing
 from dent.cli.console import OUT, print_table
-from dent.report import RunSummary, SampleStory
+from dent.report import RunSummary, SampleStory, wording
 from dent.support.printable import one_line
 
 
@@ -18,11 +17,12 @@ def line(run: RunSummary) -> None:
         )
     OUT.print(f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True)
     for line in run.defenses:
-        gained = f", against static {showing.gain(line.difference)}" if line.difference else ""
-        natural = showing.percent(line.natural) or "not scored"
+        gained = wording.difference(line.difference)
         OUT.print(
-            f"    {escape(one_line(line.name))}: natural {natural}, "
-            f"worst case {showing.with_interval(line.worst) or 'not scored'}{gained}",
+            f"    {one_line(line.name)}: natural {wording.percent(line.natural.share)}, "
+            f"worst case {wording.count(line.worst)}"
+            + (f", against static {gained}" if gained else ""),
+            markup=False,
             soft_wrap=True,
         )
         if line.flags:

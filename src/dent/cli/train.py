@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completing, early
+from dent.cli import completing, early, options
 from dent.cli.console import ERR, print_json
 from dent.support.extras import check
 
@@ -51,11 +51,9 @@ def train_command(
     ] = None,
     norm: Annotated[
         Literal["linf", "l2"] | None,
-        typer.Option(help="Norm.", rich_help_panel=_HOW, case_sensitive=False),
+        options.norm(_HOW),
     ] = None,
-    eps: Annotated[
-        str | None, typer.Option(help="Radius, as 8/255 or 0.5.", rich_help_panel=_HOW)
-    ] = None,
+    eps: Annotated[str | None, options.eps(_HOW)] = None,
     step_size: Annotated[
         str | None, typer.Option(help="Length of an inner step.", rich_help_panel=_HOW)
     ] = None,
@@ -82,9 +80,7 @@ def train_command(
         float | None,
         typer.Option(help="Decay of the weights' average.", rich_help_panel=_HOW),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="What every draw derives from.", rich_help_panel=_RUN)
-    ] = 0,
+    seed: Annotated[int, options.seed(_RUN)] = 0,
     precision: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
         typer.Option(help="auto is bf16 where hardware has it.", rich_help_panel=_RUN),
@@ -114,9 +110,7 @@ def train_command(
     device: Annotated[
         str | None, typer.Option(help="cpu keeps off the GPU.", rich_help_panel=_RUN)
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--data", help="Folder of datasets.", rich_help_panel=_RUN)
-    ] = None,
+    root: Annotated[Path | None, options.data(_RUN)] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -124,9 +118,7 @@ def train_command(
             rich_help_panel=_RUN,
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_RUN)
-    ] = False,
+    as_json: Annotated[bool, options.as_json(_RUN)] = False,
 ) -> None:
     """Train a classifier: nominal, adversarial (Madry et al.), TRADES, or fast on a CPU.
 

@@ -10,6 +10,8 @@ from typing import Final
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dent.cli.console import ERR, OUT
+from dent.support.plural import counted
+from dent.support.rounding import percent
 from dent.training import Recipe, TrainingProgress, TrainingResult
 from dent.training.card_page import share
 
@@ -21,7 +23,8 @@ def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path
     """Say what begins, where no bar will show it."""
     if not ERR.is_terminal:
         ERR.print(
-            f"Training {model} by {recipe.name} on {images} images of {dataset}, into {folder}.",
+            f"Training {model} by {recipe.name} on {counted(images, 'image')} of {dataset}, "
+            f"into {folder}.",
             markup=False,
             soft_wrap=True,
         )
@@ -61,10 +64,10 @@ def show(result: TrainingResult, card: Path) -> None:
 
 def _accuracy(line: dict[str, object]) -> str:
     total = int(str(line["watched_total"]))
-    text = f"natural {100 * int(str(line['watched_natural'])) / total:.1f}%"
+    text = f"natural {percent(int(str(line['watched_natural'])) / total)}"
     if line["watched_robust"] is not None:
-        text += f", under PGD {100 * int(str(line['watched_robust'])) / total:.1f}%"
-    return f"{text} of {total} watched images"
+        text += f", under PGD {percent(int(str(line['watched_robust'])) / total)}"
+    return f"{text} of {counted(total, 'watched image')}"
 
 
 @contextmanager
@@ -97,10 +100,10 @@ class _Report:
     def __call__(self, state: TrainingProgress) -> None:
         found = f"loss {state.loss:.3f}"
         if state.watched is not None:
-            share = 100 / state.watched.total
-            found += f", natural {share * state.watched.natural:.1f}%"
+            total = state.watched.total
+            found += f", natural {percent(state.watched.natural / total)}"
             if self._recipe.threat:
-                found += f", PGD {share * state.watched.robust:.1f}%"
+                found += f", PGD {percent(state.watched.robust / total)}"
         self._bar.update(
             self._task,
             description=f"epoch {state.epoch}/{state.epochs}",

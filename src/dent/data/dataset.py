@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dent.errors import InputError
+from dent.support.plural import counted
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -114,7 +115,10 @@ class ArrayDataset(ImageDataset):
             raise InputError(msg)
         ids = self.sample_ids or range(len(self.labels))
         if len(ids) != len(self.labels):
-            raise InputError(f"{where}: {len(ids)} sample ids for {len(self.labels)} images")
+            raise InputError(
+                f"{where}: {counted(len(ids), 'sample id')} for "
+                f"{counted(len(self.labels), 'image')}"
+            )
         object.__setattr__(self, "pixels", _read_only(self.pixels))
         object.__setattr__(self, "labels", _read_only(self.labels))
         object.__setattr__(self, "sample_ids", ids)
@@ -128,7 +132,10 @@ class ArrayDataset(ImageDataset):
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.pixels.shape[1:]))
-        return f"<{self.name} {self.split}: {len(self)} images {size}, sha256 {self.digest[:12]}>"
+        return (
+            f"<{self.name} {self.split}: {counted(len(self), 'image')} {size}, sha256 "
+            f"{self.digest[:12]}>"
+        )
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Give the samples at some positions; see `ImageDataset.batch`."""
@@ -189,7 +196,7 @@ def positions(indices: Sequence[int], length: int, name: str) -> NDArray[np.int6
             raise InputError(f"{msg} ({type(index).__name__})") from None
         if not 0 <= position < length:
             msg = f"dataset {name!r}: position {position} is not in range({length})"
-            raise InputError(f"{msg}: it has {length} samples, counted from 0")
+            raise InputError(f"{msg}: it has {counted(length, 'sample')}, counted from 0")
         checked.append(position)
     return np.array(checked, dtype=np.int64)
 

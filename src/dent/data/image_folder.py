@@ -21,6 +21,7 @@ from dent.data.file_digests import file_digests
 from dent.data.preprocessing import FORMATS, Preprocessing
 from dent.data.progress import Report
 from dent.errors import DataError, DataWarning, InputError
+from dent.support.plural import agreeing, counted
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image, as in torchvision's ImageFolder."""
@@ -64,7 +65,7 @@ class ImageFolderDataset(ImageDataset):
         return len(self.files)
 
     def __repr__(self) -> str:
-        what = f"{len(self)} images {self.preprocessing}"
+        what = f"{counted(len(self), 'image')} {self.preprocessing}"
         return f"<{self.name} {self.split}: {what}, sha256 {self.digest[:12]}>"
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -164,7 +165,9 @@ def open_image_folder(
         )
     if passed:
         warnings.warn(
-            f"{folder}: {len(passed)} links to folders were not followed, as they lead to what is "
+            f"{folder}: {counted(len(passed), 'link')} to folders "
+            f"{agreeing(len(passed), 'were')} not followed, as they "
+            "lead to what is "
             f"in the dataset already, or to a folder above: {_some(passed)}",
             DataWarning,
             stacklevel=2,
@@ -202,7 +205,8 @@ def _class_folders(folder: Path) -> list[str]:
     found = class_folders(folder)
     if len(found) < 2:
         raise DataError(
-            f"{folder} has {len(found)} class folders, expected at least 2: one folder a class, "
+            f"{folder} has {counted(len(found), 'class folder')}, expected at least 2: one "
+            "folder a class, "
             "with the images of that class in it (CLASS/IMAGE.jpg)"
         )
     return found

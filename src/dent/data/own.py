@@ -11,6 +11,7 @@ from dent.data.dataset import ArrayDataset, ImageDataset, label_bytes
 from dent.data.image_folder import ImageFolderDataset
 from dent.errors import DataError
 from dent.support.factories import call_factory, type_name
+from dent.support.plural import counted
 
 _CHUNK: Final = 256
 
@@ -66,7 +67,8 @@ def _looked_through(dataset: ImageDataset, spec: str) -> str:
         ) from error
     if ids != size or not named:
         raise DataError(
-            f"{spec}: expected a split that is a text and a sample id for each of {size} images, "
+            f"{spec}: expected a split that is a text and a sample id for each of "
+            f"{counted(size, 'image')}, "
             f"got {dataset.split!r} and {ids} ids"
         )
     for start in range(0, size, _CHUNK):
@@ -98,7 +100,8 @@ def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) 
     if not bool(((labels >= 0) & (labels < classes)).all()):
         low, high = (int(edge) for edge in labels.aminmax())
         raise DataError(
-            f"{where}: expected labels in 0 to {classes - 1}, one of {classes} classes, got {low} "
+            f"{where}: expected labels in 0 to {classes - 1}, one of "
+            f"{counted(classes, 'class')}, got {low} "
             f"to {high}"
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dent.data.dataset import ImageDataset, label_bytes, positions
 from dent.errors import InputError
+from dent.support.plural import counted
 
 
 @final
@@ -47,7 +48,7 @@ class TensorDataset(ImageDataset):
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self._images.shape[1:]))
-        return f"<{self.name}: {len(self)} images {size}, sha256 {self.digest[:12]}>"
+        return f"<{self.name}: {counted(len(self), 'image')} {size}, sha256 {self.digest[:12]}>"
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Give the samples at some positions; see `ImageDataset.batch`."""

@@ -28,6 +28,7 @@ from dent.errors import (
     UnsupportedModelError,
 )
 from dent.performance import Performance
+from dent.support.plural import counted
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
 """By defense, what the final forward of this very call shares with its steps."""
@@ -298,7 +299,8 @@ class Dent(nn.Module):
             )
         if sample_wise and adaptation.batch_size != samples:
             raise InputError(
-                f"A sample-wise adaptation to {adaptation.batch_size} samples cannot predict "
+                f"A sample-wise adaptation to {counted(adaptation.batch_size, 'sample')} "
+                "cannot predict "
                 f"{samples}: adapt to the very batch you predict."
             )
 

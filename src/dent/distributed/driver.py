@@ -16,6 +16,7 @@ from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.readings import stateful
 from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session
 from dent.evaluation.run import Work
+from dent.support.plural import counted
 
 if TYPE_CHECKING:
     from dent.evaluation.engine.sessions import OpenSession
@@ -209,7 +210,8 @@ class _Driver:
             self._stillborn.append(cause)
             if len(self._stillborn) >= self._attempts:
                 raise WorkerError(
-                    f"{len(self._stillborn)} workers in a row died before they were ready: {cause}"
+                    f"{counted(len(self._stillborn), 'worker')} in a row died before they "
+                    f"were ready: {cause}"
                 )
             return
         self._entries.pop(worker).end("failed", cause)
@@ -221,7 +223,8 @@ class _Driver:
         name = _named(group)
         if len(deaths) >= self._attempts:
             raise WorkerError(
-                f"{len(deaths)} workers died over {name}, so it is not tried again: {cause}. All "
+                f"{counted(len(deaths), 'worker')} died over {name}, so it is not tried "
+                f"again: {cause}. All "
                 "else that was recorded is safe, and the same command goes on from there; if it "
                 "was for want of memory, give each worker more of a machine or take smaller batches"
             )

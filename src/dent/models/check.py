@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dent.adaptation.trial import seem_probabilities
 from dent.errors import DentError, InputError, NotLogitsWarning, UnsupportedModelError
 from dent.outputs import advice, described
+from dent.support.plural import counted
 
 _SHAPE = (2, 3, 32, 32)
 _CHANNELS = (1, 3)
@@ -115,7 +116,8 @@ def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         )
     if shape[1] != num_classes:
         raise UnsupportedModelError(
-            f"{_name(model)} returns {shape[1]} classes, the dataset has {num_classes}: choose a "
+            f"{_name(model)} returns {counted(shape[1], 'class')}, the dataset has "
+            f"{num_classes}: choose a "
             "model trained for this dataset"
         )
     if not logits.is_floating_point() or not logits.isfinite().all():

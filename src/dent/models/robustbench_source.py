@@ -25,6 +25,7 @@ from dent.models.robustbench_package import PURPOSE, TABLE, import_robustbench
 from dent.models.weights import fit_weights, read_checkpoint, read_weights
 from dent.names import unlisted
 from dent.support.extras import require
+from dent.support.plural import counted
 
 _CLASSES: Final = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 _EPS: Final = {
@@ -98,15 +99,15 @@ class RobustBench:
         classes = _CLASSES[entry["dataset"]]
         if num_classes not in (None, classes):
             raise ConfigError(
-                f"{name!r} has {classes} classes ({entry['dataset']}), got "
+                f"{name!r} has {counted(classes, 'class')} ({entry['dataset']}), got "
                 f"num_classes={num_classes}: choose a model trained for your dataset"
             )
         utils = import_robustbench("robustbench.utils")
         downloads = _downloads(name, entry)
         if weights is not None and len(downloads) > 1:
             raise ConfigError(
-                f"{name!r} is made of {len(downloads)} files and cannot take one: lay them at "
-                + ", ".join(str(download.file) for download in downloads)
+                f"{name!r} is made of {counted(len(downloads), 'file')} and cannot take one: "
+                "lay them at " + ", ".join(str(download.file) for download in downloads)
             )
         files = [weights] if weights is not None else [one.obtain() for one in downloads]
         if downloads[0].url.startswith("https://github.com/"):

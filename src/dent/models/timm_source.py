@@ -19,6 +19,7 @@ from dent.models.normalize import Normalize
 from dent.models.weights import check_finite, read_weights
 from dent.names import unlisted
 from dent.support.extras import require
+from dent.support.plural import counted
 
 _PURPOSE: Final = "a timm model"
 _HUB: Final = "https://huggingface.co"
@@ -81,7 +82,7 @@ class Timm:
         except Exception as error:
             reason = str(error).replace("\n\t", " ")
             raise WeightsError(
-                f"{file} does not hold the weights of {name!r} with {classes} classes: "
+                f"{file} does not hold the weights of {name!r} with {counted(classes, 'class')}: "
                 f"{type(error).__name__}: {reason}\nName the model, and the number of classes, "
                 "that it was saved from"
             ) from error
@@ -106,7 +107,7 @@ class Timm:
 
 def _dataset(settings: Any) -> str:
     if settings.num_classes != _CLASSES:
-        return f"{settings.num_classes} classes"
+        return f"{counted(settings.num_classes, 'class')}"
     size = settings.input_size[-1]
     resize = round(size / settings.crop_pct)
     bicubic = "-bicubic" if settings.interpolation == "bicubic" else ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dent.errors import WeightsError, WeightsWarning
 from dent.models.state_dicts import is_average
+from dent.support.plural import agreeing, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +128,10 @@ def _tell(chosen: str, others: list[str], rest: list[str], origin: str) -> None:
             f"{origin}#{others[0].removesuffix('.')}"
         )
     if rest:
-        said.append(f"{len(rest)} entries of the training were left out: {_some(rest)}")
+        said.append(
+            f"{counted(len(rest), 'entry')} of the training {agreeing(len(rest), 'were')} "
+            f"left out: {_some(rest)}"
+        )
     if said:
         warnings.warn(f"{origin}: {'; '.join(said)}", WeightsWarning, stacklevel=4)
 

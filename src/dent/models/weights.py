@@ -23,6 +23,7 @@ from dent.models.convert import command, globals_in, is_harmful
 from dent.models.file_kinds import is_safetensors, recognized
 from dent.models.state_dicts import state_dict_in
 from dent.models.weight_names import aligned
+from dent.support.plural import agreeing, counted
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".pyth", ".ckpt", ".tar", ".bin")
 #: What the name of a weights file may end in.
@@ -270,7 +271,8 @@ def check_finite(model: nn.Module, origin: str) -> None:
     broken += [name for name, b in model.named_buffers() if b.isnan().any()]
     if broken:
         raise WeightsError(
-            f"{origin}: {len(broken)} tensors hold NaN or infinite values ({_some(broken)}): the "
+            f"{origin}: {counted(len(broken), 'tensor')} {agreeing(len(broken), 'hold')} NaN "
+            f"or infinite values ({_some(broken)}): the "
             "training diverged, overflowed half precision, or the file is damaged"
         )
 

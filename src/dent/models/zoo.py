@@ -16,6 +16,7 @@ from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
 from dent.models.weights import fit_weights, read_weights
 from dent.names import add_ends, unknown_model
+from dent.support.plural import counted
 from dent.support.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _load_registered(name: str, path: Path | None, num_classes: int | None) -> n
 def _check_classes(entry: ModelInfo, num_classes: int | None) -> None:
     if num_classes not in (None, entry.num_classes):
         raise ConfigError(
-            f"{entry.name!r} has {entry.num_classes} classes ({entry.dataset}), got "
+            f"{entry.name!r} has {counted(entry.num_classes, 'class')} ({entry.dataset}), got "
             f"num_classes={num_classes}: choose a model trained for your dataset"
         )
 

@@ -16,14 +16,14 @@ from dent.paper.profile import PROFILE
 from dent.paper.results import CellResult, Judgement, Ruling, SuiteResult, TableResult, Unit
 from dent.paper.runner import REPORT
 from dent.paper.spec import Chart as ChartSpec
-from dent.report import wording
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag
 from dent.report.html import environment
 from dent.storage.disk import write_atomically, writing
+from dent.support.rounding import MINUS, PLACES
 
 RULINGS: Final[tuple[Ruling, ...]] = get_args(Ruling)
-_PLACES: Final[Mapping[Unit, str]] = {"%": ".1f", "×": ".1f", "s": ".3g", "pixels": ".3f"}
+_PLACES: Final[Mapping[Unit, str]] = {"%": PLACES, "×": PLACES, "s": ".3g", "pixels": ".3f"}
 _IN_WORDS: Final[Mapping[Unit, str]] = {
     "%": "percentage points",
     "×": "static forwards",
@@ -149,7 +149,7 @@ def figure(value: float, unit: Unit) -> str:
 def signed(value: float, unit: Unit) -> str:
     """A difference, its sign shown: `+15.2`; none where it is 0 as it is written."""
     text = format(value, f"+{_PLACES.get(unit, '.4g')}")
-    return (text if float(text) else text[1:]).replace("-", wording.MINUS)
+    return (text if float(text) else text[1:]).replace("-", MINUS)
 
 
 def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
@@ -157,7 +157,7 @@ def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
     if bounds is None:
         return ""
     low, high = (format(each, _PLACES.get(unit, ".4g")) for each in bounds)
-    return f"[{low}, {high}]".replace("-", wording.MINUS)
+    return f"[{low}, {high}]".replace("-", MINUS)
 
 
 def _part(plan: Plan, result: TableResult, flags: Mapping[str, Flag]) -> TablePart:

@@ -9,6 +9,7 @@ from dent.playground import words
 from dent.playground.outcome import CourseName, Outcome, PlaygroundSubmission
 from dent.playground.watch import Look
 from dent.report.charts import Chart, Curve, Value, chart, whole_ticks
+from dent.support.plural import counted
 
 COLOURS: Final[Mapping[CourseName, int]] = {
     "static": 0,
@@ -79,7 +80,7 @@ def _by_step(found: PlaygroundSubmission, values: Sequence[float]) -> Curve:
         colour=_NATURAL if by is None else COLOURS[by],
         dashed=by is None,
         values=[
-            Value(float(step), value, None, f"{value:.3f} after {step} steps")
+            Value(float(step), value, None, f"{value:.3f} after {counted(step, 'step')}")
             for step, value in enumerate(values)
         ],
     )

@@ -18,7 +18,7 @@ from dent.playground.verdict import notes, verdict
 from dent.playground.watch import Look
 from dent.report import pictures
 from dent.report.html import environment
-from dent.report.wording import MINUS
+from dent.support.rounding import MINUS
 
 Looks = Mapping[CourseName, Sequence[Look]]
 

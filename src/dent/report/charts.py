@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dent.report.flags import Flag
+from dent.support.rounding import percent
 
 HEIGHT: Final = 200.0
 SHAPES: Final = ("circle", "square", "diamond", "triangle", "down", "bar")
@@ -230,7 +231,7 @@ def thin(ticks: Sequence[tuple[float, str]], most: int = 8) -> list[tuple[float,
 
 def _alt(title: str, curves: Sequence[Curve], *, share: bool) -> str:
     def said(value: float) -> str:
-        return f"{100 * value:.1f}%" if share else f"{value:.3g}"
+        return percent(value) if share else f"{value:.3g}"
 
     parts = [
         f"{curve.name} from {said(curve.values[0].y)} to {said(curve.values[-1].y)}"

@@ -3,7 +3,6 @@
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,13 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dent.errors import ConfigError
-from dent.evaluation.results.result import Count, EvaluationResult
+from dent.evaluation.results.result import EvaluationResult
 from dent.report import wording
-from dent.report.flags import Flags, letters
+from dent.report.flags import Flag, Flags, letters, of_one
+from dent.report.headline import NATURAL, WORST, Cell, Headline, headline
 from dent.report.limits import limits
 from dent.report.loading import load_run
 from dent.report.plots import colour_of, strongest
 from dent.storage.disk import write_atomically, writing
+from dent.support.plural import counted
 
 SUFFIXES: Final = (".png", ".svg")
 _COLOURS: Final = ("#57606a", "#0b62ab", "#c04a00", "#00795a", "#9c3f7a", "#8a6a00", "#2b84b5")
@@ -45,14 +46,6 @@ _STYLE: Any = {
 
 _STYLES: Final[tuple[tuple[Literal["--", "-"], str], ...]] = (("--", "white"), ("-", _SOFT))
 _Steps = tuple[str, tuple[float, ...], bool]
-
-
-@dataclass(frozen=True)
-class _Only:
-    """A result that is alone on its figure."""
-
-    name: str
-    result: EvaluationResult
 
 
 def figure(run: Path | EvaluationResult, out: Path) -> Path:
@@ -94,11 +87,9 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
 
 
 def _draw(result: EvaluationResult) -> Figure:
-    flags = Flags([_Only("", result)])
-    names = {
-        name: name + (f" [{letters(found)}]" if (found := flags.marks(result, name)) else "")
-        for name in result.defenses
-    }
+    flags = of_one(result)
+    table = headline(result, flags)
+    names = {row.defense: f"{row.defense}{_marks(row.marks)}" for row in table.rows}
     notes = _footnotes(result, flags)
     foot = _LINE * len(notes) + 0.12
     height = max(_BASE + _ROW * len(names), 2.9) + foot
@@ -106,12 +97,12 @@ def _draw(result: EvaluationResult) -> Figure:
     FigureCanvasAgg(drawn)
     curves = _curves(result)
     plots = drawn.subplots(1, 2 if curves else 1, squeeze=False)[0]
-    _accuracies(plots[0], result, names)
+    _accuracies(plots[0], result, table, names)
     if curves:
         _entropies(plots[1], result, curves)
     title = wording.title(result.spec)
     if result.status == "partial":
-        title += f" (not finished: {result.units_done} of {result.units_planned} units)"
+        title += f" (not finished: {result.units_done} of {counted(result.units_planned, 'unit')})"
     drawn.suptitle(textwrap.shorten(title, 110), x=0.012, ha="left", fontsize=11, weight="bold")
     drawn.text(
         0.012,
@@ -127,12 +118,13 @@ def _draw(result: EvaluationResult) -> Figure:
     return drawn
 
 
-def _accuracies(axes: Any, result: EvaluationResult, names: dict[str, str]) -> None:
-    for row, (name, found) in enumerate(result.defenses.items()):
-        at = colour_of(result, name)
-        marks = names[name].removeprefix(name)
-        _count(axes, found.natural, row - 0.14, _COLOURS[at], marks, hollow=True)
-        _count(axes, found.worst.served, row + 0.14, _COLOURS[at], marks, hollow=False)
+def _accuracies(
+    axes: Any, result: EvaluationResult, table: Headline, names: dict[str, str]
+) -> None:
+    for at, row in enumerate(table.rows):
+        colour = _COLOURS[colour_of(result, row.defense)]
+        _figure(axes, row.cells[NATURAL], at - 0.14, colour, hollow=True)
+        _figure(axes, row.cells[WORST], at + 0.14, colour, hollow=False)
     axes.set_yticks(range(len(names)), [_shorten(name) for name in names.values()])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_color(_COLOURS[colour_of(result, name)])
@@ -149,22 +141,26 @@ def _accuracies(axes: Any, result: EvaluationResult, names: dict[str, str]) -> N
     _legend(axes, handles, ["natural", "worst case"])
 
 
-def _count(axes: Any, found: Count, y: float, colour: str, marks: str, *, hollow: bool) -> None:
-    if found.share is None or found.interval is None:
-        axes.text(0.01, y, wording.NOT_SCORED, va="center", fontsize=7.5, color=_SOFT)
+def _figure(axes: Any, found: Cell, y: float, colour: str, *, hollow: bool) -> None:
+    if found.value is None or found.interval is None:
+        axes.text(0.01, y, found.text, va="center", fontsize=7.5, color=_SOFT)
         return
     axes.plot(found.interval, (y, y), color=colour, linewidth=3.5, alpha=0.4)
     fill = "white" if hollow else colour
-    axes.plot([found.share], [y], marker="o", color=colour, markerfacecolor=fill, zorder=3)
+    axes.plot([found.value], [y], marker="o", color=colour, markerfacecolor=fill, zorder=3)
     axes.annotate(
-        wording.percent(found.share) + marks,
-        (found.share, y),
+        found.text + _marks(found.marks),
+        (found.value, y),
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",
         fontsize=7.5,
         color=colour,
     )
+
+
+def _marks(flags: Sequence[Flag]) -> str:
+    return f" [{letters(flags)}]" if flags else ""
 
 
 def _curves(result: EvaluationResult) -> list[_Steps]:

@@ -105,6 +105,19 @@ class Flags:
         return tuple(flag for flag in self.all if flag.letter in letters)
 
 
+@dataclass(frozen=True)
+class _Only:
+    """A result that is alone where it is shown."""
+
+    name: str
+    result: EvaluationResult
+
+
+def of_one(result: EvaluationResult) -> Flags:
+    """The flags of a result that is shown alone."""
+    return Flags([_Only("", result)])
+
+
 def letters(flags: Sequence[Flag]) -> str:
     """Marks as text: `a,c`."""
     return ",".join(flag.letter for flag in flags)

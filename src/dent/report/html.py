@@ -17,11 +17,13 @@ from dent.report.charts import Chart, nice_ticks
 from dent.report.commands import Commands, commands
 from dent.report.flags import Flags
 from dent.report.gallery import Gallery, gallery
+from dent.report.headline import Headline, headline, of_difference
 from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.pictures import smoothing_of
 from dent.report.plots import accuracy_chart, colour_of, entropy_chart, sigma_chart, traces
 from dent.report.series import Series, differing, find_series
+from dent.support.plural import counted
 from dent.support.printable import printable
 
 _HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
@@ -34,6 +36,7 @@ class RunPart:
     Attributes:
         anchor: Its address on the page.
         run: It.
+        headline: Its headline.
         limits: What its numbers do not show.
         by_step: Charts of entropy and sigma, of each defense that reports its steps.
         commands: To make it again, and to check it.
@@ -42,6 +45,7 @@ class RunPart:
 
     anchor: str
     run: NamedRun
+    headline: Headline
     limits: tuple[str, ...]
     by_step: tuple[Chart, ...]
     commands: Commands
@@ -90,6 +94,7 @@ def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> Ru
     return RunPart(
         anchor=f"run-{index}",
         run=run,
+        headline=headline(result, flags),
         limits=limits(result),
         by_step=tuple(chart for chart in charts if chart is not None),
         commands=commands(run.loaded),
@@ -111,6 +116,7 @@ def environment(*packages: str) -> Environment:
         "percent": wording.percent,
         "interval": wording.interval,
         "batches": wording.batches,
+        "counted": counted,
         "of": wording.of,
         "points": wording.points,
         "points_interval": wording.points_interval,
@@ -133,6 +139,7 @@ def environment(*packages: str) -> Environment:
         "threat_of": threat_of,
         "smoothing_of": smoothing_of,
         "diagnostic": _diagnostic,
+        "of_difference": of_difference,
         "reasons": _reasons,
     }
     return made

@@ -6,6 +6,8 @@ from typing import Final
 from dent.evaluation.records.spec import STATIC, AttackSpec
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.suites import budget_of, is_exact, is_model_space
+from dent.support.plural import agreeing, counted
+from dent.support.rounding import PLACES
 
 _KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
     "exact-gradient attack (unrolled through all adaptation steps)": is_exact,
@@ -22,7 +24,8 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
     spec = result.spec
     if result.status == "partial":
         yield (
-            f"The run is not finished: {result.units_done} of {result.units_planned} units are "
+            f"The run is not finished: {result.units_done} of "
+            f"{counted(result.units_planned, 'unit')} are "
             "recorded, and every count is over those. Worst cases and differences are over the "
             "batches of which every planned submission is recorded."
         )
@@ -45,8 +48,10 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
         )
         if widest is not None:
             yield (
-                f"{result.samples} samples were attacked: the 95% interval of a worst case is up "
-                f"to {100 * widest:.1f} points wide, for other samples of the same kind, not for "
+                f"{counted(result.samples, 'sample')} {agreeing(result.samples, 'were')} "
+                "attacked: the 95% interval of a worst case is up "
+                f"to {100 * widest:{PLACES}} points wide, for other samples of the same kind, "
+                "not for "
                 "other attacks."
             )
 

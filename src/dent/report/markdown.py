@@ -9,10 +9,12 @@ from dent.evaluation.results.result import AttackSummary, DefenseResult, Evaluat
 from dent.report import wording
 from dent.report.commands import commands
 from dent.report.flags import Flag, Flags
+from dent.report.headline import VERDICT, WORST, Cell, headline
 from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.plots import traces
 from dent.report.series import Series, differing, find_series
+from dent.support.plural import counted
 from dent.support.printable import printable
 
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
@@ -66,7 +68,8 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
     result = run.result
     if result.status == "partial":
         yield (
-            f"**Not finished: {result.units_done} of {result.units_planned} units; every number "
+            f"**Not finished: {result.units_done} of {counted(result.units_planned, 'unit')}; "
+            "every number "
             "is over those.**"
         )
         yield ""
@@ -94,28 +97,19 @@ def _title(result: EvaluationResult) -> str:
     spec = result.spec
     attacks = ", ".join(f"{attack.name} ({attack.protocol})" for attack in spec.attacks) or "none"
     return escape(
-        f"{wording.title(spec)}: {result.samples} samples in {wording.batches(result)}, "
+        f"{wording.title(spec)}: {counted(result.samples, 'sample')} in {wording.batches(result)}, "
         f"attacks: {attacks}"
     )
 
 
 def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
-    judged = any(found.verdict for found in result.defenses.values())
-    columns = ["defense", "natural", "worst case", "per", "against static, points"]
-    yield from _header(*columns, *(["verdict"] if judged else []), "cost")
-    for name, found in result.defenses.items():
-        marks = _marks(flags.marks(result, name))
-        both = _marks(flags.marks_of_difference(result, name))
-        cost = found.timing.get("relative")
-        yield _row(
-            f"{escape(name)}{marks}",
-            f"{wording.count(found.natural)}{marks}",
-            f"{wording.count(found.worst.served)}{marks} ({wording.of(found.worst.served)})",
-            found.worst.unit,
-            f"{wording.difference(found.difference)}{both}" if found.difference else "",
-            *([f"**{found.verdict.ruling}**" if found.verdict else ""] if judged else []),
-            "" if cost is None else f"{cost:.1f}×{marks}",
-        )
+    table = headline(result, flags)
+    # What each submission left has a table of its own below, with what the attack claimed.
+    columns = [each for each in table.columns if each not in table.submitted]
+    yield from _header("defense", *(escape(each.title) for each in columns), "worst case per")
+    for row in table.rows:
+        cells = (_cell(each.key, row.cells[each.key]) for each in columns)
+        yield _row(f"{escape(row.defense)}{_marks(row.marks)}", *cells, row.unit)
     yield ""
     for name, found in result.defenses.items():
         if found.difference is not None:
@@ -135,6 +129,15 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
                 f"{escape(each.diagnostic.sentence)}"
             )
     yield ""
+
+
+def _cell(key: str, cell: Cell) -> str:
+    if not cell.text:
+        return ""
+    if key == VERDICT:
+        return f"**{escape(cell.text)}**"
+    of = f" ({cell.of})" if key == WORST else ""
+    return f"{cell.full}{_marks(cell.marks)}{of}"
 
 
 def _attacks(name: str, found: DefenseResult, flagged: Sequence[Flag]) -> Iterator[str]:
@@ -211,7 +214,7 @@ def _provenance(run: NamedRun) -> Iterator[str]:
         versions = ", ".join(f"{name} {version}" for name, version in session.versions.items())
         yield (
             f"- session of {escape(session.started)}: "
-            f"{escape(session.outcome or 'running, or killed')}, {session.units} units, "
+            f"{escape(session.outcome or 'running, or killed')}, {counted(session.units, 'unit')}, "
             f"{escape(session.device)}, {escape(session.platform)}; {escape(versions)}"
         )
     yield ""

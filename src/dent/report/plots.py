@@ -9,6 +9,7 @@ from dent.report import wording
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin, whole_ticks
 from dent.report.flags import Flag, Flags
 from dent.report.series import Series
+from dent.support.plural import counted
 
 _WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
 
@@ -116,7 +117,7 @@ def _by_step(
         colour=colour_of(result, defense),
         dashed=natural,
         values=[
-            Value(float(step), value, None, f"{value:.3f} {unit} after {step} steps")
+            Value(float(step), value, None, f"{value:.3f} {unit} after {counted(step, 'step')}")
             for step, value in enumerate(values)
         ],
     )

@@ -14,21 +14,22 @@ from dent.evaluation.results.result import (
     Verdict,
 )
 from dent.evaluation.subject import threat_of
+from dent.support import rounding
+from dent.support.plural import counted
 
 NOT_SCORED: Final = "not scored"
-MINUS: Final = "\N{MINUS SIGN}"
 
 Reading = Literal["above", "below", "level", "unknown"]
 
 
 def percent(share: float | None) -> str:
     """`43.8%`; `not scored` where there is nothing to take a share of."""
-    return NOT_SCORED if share is None else f"{100 * share:.1f}%"
+    return NOT_SCORED if share is None else rounding.percent(share)
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
     """`[38.1, 49.6]`, in percent; empty where there is none."""
-    return "" if bounds is None else f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+    return "" if bounds is None else rounding.percent_bounds(bounds)
 
 
 def count(found: Count) -> str:
@@ -43,15 +44,12 @@ def of(found: Count) -> str:
 
 def points(value: float | None) -> str:
     """A difference in percentage points, its sign always shown: `+1.2`, `−3.1`, `0.0`."""
-    if value is None:
-        return NOT_SCORED
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", MINUS)
+    return NOT_SCORED if value is None else rounding.points(value)
 
 
 def points_interval(bounds: tuple[float, float] | None) -> str:
     """`[−6.2, +0.3]`, in percentage points."""
-    return "" if bounds is None else f"[{points(bounds[0])}, {points(bounds[1])}]"
+    return "" if bounds is None else rounding.points_bounds(bounds)
 
 
 def difference(found: Difference | None) -> str:
@@ -143,8 +141,7 @@ def nats(value: float) -> str:
 
 def batches(result: EvaluationResult) -> str:
     """`4 batches of 64`."""
-    word = "batch" if result.batches == 1 else "batches"
-    return f"{result.batches} {word} of {result.spec.settings.batch_size}"
+    return f"{counted(result.batches, 'batch')} of {result.spec.settings.batch_size}"
 
 
 def sigma(values: Sequence[float]) -> str:
@@ -154,7 +151,7 @@ def sigma(values: Sequence[float]) -> str:
 
 def short(value: float) -> str:
     """Three digits: the value or threshold of a diagnostic."""
-    return f"{value:.3g}".replace("-", MINUS)
+    return f"{value:.3g}".replace("-", rounding.MINUS)
 
 
 def title(spec: EvaluationSpec) -> str:

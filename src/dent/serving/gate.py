@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dent.serving.errors import RefusedError
+from dent.support.plural import agreeing, counted
 
 
 class Gate:
@@ -42,7 +43,8 @@ class Gate:
             raise RefusedError(
                 503,
                 "queue-full",
-                f"{self._inside} requests are waiting, which is all that this server takes in.",
+                f"{counted(self._inside, 'request')} {agreeing(self._inside, 'are')} waiting, "
+                "which is all that this server takes in.",
                 retry_after=self._retry_after(),
             )
 

@@ -20,6 +20,7 @@ from pydantic.types import FailFast
 from torch import Tensor
 
 from dent.serving.errors import RefusedError, invalid, malformed, non_finite, too_large, unsupported
+from dent.support.plural import counted
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -139,7 +140,7 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
     which = "the body" if index is None else f"image {index}"
     channels, height, width = shape
     if channels not in (1, 3):
-        raise unsupported(f"the model takes {channels} channels: send {NPY} or {JSON}.")
+        raise unsupported(f"the model takes {counted(channels, 'channel')}: send {NPY} or {JSON}.")
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
             if image.size != (width, height):
@@ -187,7 +188,9 @@ def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
     content = body[stream.tell() :]
     expected = dims[0] * int(np.prod(shape)) * dtype.itemsize
     if len(content) != expected:
-        raise malformed(f"the .npy file holds {len(content)} bytes of pixels, not {expected}.")
+        raise malformed(
+            f"the .npy file holds {counted(len(content), 'byte')} of pixels, not {expected}."
+        )
     return np.frombuffer(content, dtype).reshape(dims)
 
 
@@ -219,7 +222,9 @@ def _scaled(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
 
 def _check_count(count: int, max_images: int) -> None:
     if count > max_images:
-        raise too_large(f"{count} images in one request; this server takes {max_images}.")
+        raise too_large(
+            f"{counted(count, 'image')} in one request; this server takes {max_images}."
+        )
 
 
 def _by(shape: Shape, between: str = " x ") -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from dent.serving.engine import NO_PREDICTION, NO_STEP, Answer
+from dent.support.plural import counted
 
 
 class Prediction(BaseModel):
@@ -65,7 +66,9 @@ def respond(
     degraded = answer.steps is not None and configured is not None and answer.steps < configured
     notes = []
     if degraded:
-        notes.append(f"{answer.steps} of {configured} steps fitted into the deadline.")
+        notes.append(
+            f"{answer.steps} of {counted(configured or 0, 'step')} fitted into the deadline."
+        )
     if configured and NO_STEP in answer.statuses:
         notes.append(
             "Information maximization of a single image is constant: this is the static model's "

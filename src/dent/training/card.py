@@ -13,6 +13,7 @@ from dent.attacks import make
 from dent.errors import ConfigError
 from dent.evaluation import Settings, Subject, evaluate
 from dent.storage.disk import read, write_atomically
+from dent.support.plural import counted
 from dent.threat import ThreatModel
 from dent.training.card_page import page
 from dent.training.train import RUN, TrainingResult
@@ -58,7 +59,8 @@ def check_measured(measured: Measured, test: ImageDataset, watched: int) -> int:
     free = len(test) - watched
     if not max(measured.pgd, measured.autoattack, 1) <= free:
         raise ConfigError(
-            f"{test.name} has {free} images apart from the {watched} watched ones, too few to "
+            f"{test.name} has {counted(free, 'image')} apart from the {watched} watched ones, "
+            "too few to "
             f"measure {measured.pgd} under PGD and {measured.autoattack} under AutoAttack: ask "
             "for fewer (--pgd, --autoattack), or watch fewer (--watched)."
         )

@@ -2,12 +2,16 @@
 
 from typing import Any
 
+from dent.support.plural import counted
+from dent.support.rounding import percent
+
 
 def page(card: dict[str, Any]) -> str:
     """Return a card as Markdown."""
     how = "nominally" if card["threat"] is None else f"for {card['threat']}"
     what = (
-        f"{card['architecture']} for {card['dataset']} ({card['num_classes']} classes, images in "
+        f"{card['architecture']} for {card['dataset']} "
+        f"({counted(card['num_classes'], 'class')}, images in "
         f"[0, 1]), trained {how}."
     )
     rows = [
@@ -22,7 +26,8 @@ def page(card: dict[str, Any]) -> str:
 
 def share(found: dict[str, Any]) -> str:
     """Return one of a card's accuracies: `71.0% (6739/9488)`."""
-    return f"{100 * found['correct'] / found['total']:.1f}% ({found['correct']}/{found['total']})"
+    correct, total = found["correct"], found["total"]
+    return f"{percent(correct / total)} ({correct}/{total})"
 
 
 def _facts(card: dict[str, Any]) -> dict[str, str]:
@@ -32,11 +37,12 @@ def _facts(card: dict[str, Any]) -> dict[str, str]:
     start = card["initial"]["file"] or f"drawn from seed {card['seed']}"
     facts = {
         f"Recipe `{recipe['name']}`": ", ".join(fields),
-        "Trained on": f"{card['images']} images of {card['dataset']} train "
+        "Trained on": f"{counted(card['images'], 'image')} of {card['dataset']} train "
         f"(digest of the set {card['data']['digest']})",
         "Started from": f"{start} (digest {card['initial']['digest']})",
         "Kept": f"epoch {card['best_epoch']} of {len(card['metrics'])}, the best on "
-        f"{watched['images']} watched images of {watched['of']}, which no accuracy above includes",
+        f"{counted(watched['images'], 'watched image')} of {watched['of']}, which no accuracy "
+        "above includes",
         "Made": f"seed {card['seed']}, {card['seconds']} s on {card['device']}, precision "
         f"{card['precision']}, "
         + ", ".join(f"{name} {version}" for name, version in card["versions"].items()),

@@ -19,6 +19,7 @@ from dent.errors import ConfigError, DentError
 from dent.evaluation.records.plan import seed_of
 from dent.storage.disk import is_there, open_regular, read, write_all, writing
 from dent.support.devices import widest
+from dent.support.plural import counted
 from dent.training.augment import augment
 from dent.training.engine import share
 from dent.training.losses import training_loss
@@ -96,7 +97,7 @@ class Training:
         if self.recipe.batch_size % spec.processes:
             raise ConfigError(
                 f"batch_size={self.recipe.batch_size} cannot be shared equally by "
-                f"{spec.processes} processes: choose a multiple."
+                f"{counted(spec.processes, 'process')}: choose a multiple."
             )
         self.steps_per_epoch = max(spec.used // self.recipe.batch_size, 1)
         bare = model.to(accelerator.device).to(memory_format=torch.channels_last).train()
@@ -189,7 +190,7 @@ class Training:
         if fell:
             state.stopped = (
                 f"catastrophic overfitting: accuracy under PGD-{self.spec.watch_steps} fell from "
-                f"{state.best} to {robust} of {total} watched images in epoch {epoch}"
+                f"{state.best} to {robust} of {counted(total, 'watched image')} in epoch {epoch}"
             )
         self._log(epoch, watched, catastrophic=fell)
         state.loss, state.correct = 0.0, 0

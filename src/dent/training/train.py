@@ -24,6 +24,7 @@ from dent.storage.disk import (
 from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
 from dent.storage.plain_json import parse
+from dent.support.plural import counted
 from dent.training.loop import (
     BEST,
     LAST,
@@ -113,7 +114,9 @@ def train(
     """
     used = len(data) if n is None else n
     if not 1 <= used <= len(data):
-        raise ConfigError(f"{data.name} has {len(data)} images to train on, asked for are {used}.")
+        raise ConfigError(
+            f"{data.name} has {counted(len(data), 'image')} to train on, asked for are {used}."
+        )
     if data.classes != watch.classes:
         raise ConfigError(
             f"{data.name} has the classes {', '.join(data.classes)}, but {watch.name}, which is "

@@ -10,6 +10,7 @@ from torch import Tensor
 from dent.attacks.adaptive.capabilities import adapt_accepts
 from dent.attacks.protocol import DynamicDefense, answer
 from dent.errors import InputError
+from dent.support.plural import agreeing, counted
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import Defense
@@ -75,7 +76,9 @@ class Among:
         """
         if len(x) != len(self._members):
             raise InputError(
-                f"{len(self._members)} members stand in a batch of {len(self._batch)}, but the "
+                f"{counted(len(self._members), 'member')} "
+                f"{agreeing(len(self._members), 'stand')} in a batch of {len(self._batch)}, "
+                "but the "
                 f"attack asks about {len(x)}: it must keep its batch together"
             )
         return self._batch.to(x).index_copy(0, self._members, x)

@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from dent.attacks.protocol import Defense, DynamicDefense
+from dent.support.plural import counted
 
 
 class Unavailable(Exception):  # noqa: N818 (a finding, not an error)
@@ -137,7 +138,9 @@ def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> Dynam
         raise Unavailable(f"{type(defense).__name__} has no steps and with_steps(k)")
     fewer = max(1, defense.steps // 4) if steps is None else steps
     if fewer >= defense.steps:
-        raise Unavailable(f"{type(defense).__name__} takes {defense.steps} steps, not over {fewer}")
+        raise Unavailable(
+            f"{type(defense).__name__} takes {counted(defense.steps, 'step')}, not over {fewer}"
+        )
     return defense.with_steps(fewer)
 
 

@@ -33,6 +33,7 @@ from dent.attacks.autoattack.parts import (
     dlr_is_undefined,
 )
 from dent.attacks.base import AttackError, reseed
+from dent.support.plural import counted
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier
@@ -71,7 +72,9 @@ class FrozenBatch:
         The gradient flows to the rows asked about.
         """
         if len(rows) != len(members):
-            raise AttackError(f"{len(rows)} rows asked about, of {len(members)} members")
+            raise AttackError(
+                f"{counted(len(rows), 'row')} asked about, of {counted(len(members), 'member')}"
+            )
         if not len(members):  # Square asks about nobody where all margins are exactly zero
             return rows.new_zeros(0, self.target.classes or 0)
         rows = rows.to(self.current.dtype)

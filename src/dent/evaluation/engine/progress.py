@@ -3,11 +3,15 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
 
 from dent.evaluation.probe.unit import probe_passes
-from dent.evaluation.records.plan import Unit
-from dent.evaluation.records.schema import JournalRecord, UnitRecord
-from dent.evaluation.results.scoring import Piece, Rights, label, piece_of, worst_of_batch
+from dent.evaluation.records.plan import Plan, Unit
+from dent.evaluation.records.schema import JournalRecord
+from dent.evaluation.records.spec import STATIC, DefenseSpec
+from dent.evaluation.results.scoring import Rights, Scorer, worst_of_batch
+from dent.evaluation.results.worst_case import by_sample, dependence_of
 from dent.evaluation.subject import Prepared
 from dent.evaluation.submission.submitter import submissions_per_batch
 
@@ -23,7 +27,8 @@ class Progress:
         within: How far it is, from 0 to 1, where its attack says so.
         share: How much of the whole work is done, from 0 to 1, by its expected cost.
         elapsed: Seconds of this session.
-        remaining: Seconds expected; None where nothing is known yet.
+        remaining: Seconds expected, by the slower of two measurements; None where there is none.
+        least: The same by the faster.
         natural: By defense, (correct, of) attacked members in their natural batch.
         robust: By defense, (correct, of) in the worst case over what was submitted, on the
             batches that are done with it.
@@ -36,29 +41,88 @@ class Progress:
     share: float
     elapsed: float
     remaining: float | None
+    least: float | None
     natural: Mapping[str, tuple[int, int]]
     robust: Mapping[str, tuple[int, int]]
 
 
 OnProgress = Callable[[Progress], None]
+_Group = tuple[str, str, str | None]
+"""Kind, defense and attack: units that cost the same."""
 
 
-def passes_of(prepared: Prepared, unit: Unit) -> float:
+class Passes(NamedTuple):
     """What a unit costs at most, in forward passes of one batch.
 
     A gradient counts as a pass: backwards through the last forward of a defense is not its
     adaptation again. Answers of the published protocol count one a batch.
     """
+
+    adapted: float
+    """Passes for which the defense adapts."""
+    static: float
+    """Passes for which nothing does."""
+
+    def seconds(self, pace: float, static: float) -> float:
+        """What they take, at so many seconds for a pass of either kind."""
+        return self.adapted * pace + self.static * static
+
+    def pace(self, seconds: float, static: float) -> float:
+        """Seconds of a pass that adapts, where all of them took so many seconds."""
+        return max(seconds - self.static * static, 0.0) / max(self.adapted, 1.0)
+
+
+def passes_of(prepared: Prepared, unit: Unit) -> Passes:
+    """What a unit costs at most; nothing adapts in the static model."""
     if unit.kind == "probe":
-        return float(sum(probe_passes(prepared)))
+        return Passes(float(sum(probe_passes(prepared))), 0.0)
     subject, plan = prepared.subject, prepared.plan
-    served = submissions_per_batch(unit.kind) * (len(plan.batches) if unit.batch is None else 1)
-    if unit.kind != "attack":
-        return float(served)
-    attack = subject.attack(unit.attack or "")
-    size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
-    cost = attack.passes(len(prepared.spec.dataset.classes), subject.threat.norm, size)
-    return float(served + cost.forwards + cost.backwards)
+    batches = len(plan.batches) if unit.batch is None else 1
+    total, cheap = float(submissions_per_batch(unit.kind) * batches), 0.0
+    if unit.kind == "attack":
+        attack, classes = subject.attack(unit.attack or ""), len(prepared.spec.dataset.classes)
+        size = plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
+        total += sum(attack.passes(classes, subject.threat.norm, size))
+        cheap = float(sum(attack.unadapted(classes, subject.threat.norm)))
+    cheap = 0.0 if unit.defense == STATIC else min(cheap, total)
+    return Passes(total - cheap, cheap)
+
+
+class Tally:
+    """Who was right so far of one defense, by the rules of the verdict.
+
+    Args:
+        spec: The defense.
+        plan: The batches.
+        planned: Its units: of the run, or of its shard.
+
+    Attributes:
+        natural: (correct, of) attacked members in their natural batch.
+        robust: (correct, of) in the worst case, on the batches of which all is recorded.
+    """
+
+    def __init__(self, spec: DefenseSpec, plan: Plan, planned: Sequence[Unit]) -> None:
+        self._spec, self._scorer = spec, Scorer(plan, planned)
+        self._natural: dict[int, Rights] = {}
+        self._worst: dict[int, Rights] = {}
+        self._by_sample = not spec.batch_dependent
+        self.natural: tuple[int, int] | None = None
+        self.robust: tuple[int, int] | None = None
+
+    def count(self, unit: Unit, record: JournalRecord) -> None:
+        """Take note of a recorded unit."""
+        found = self._scorer.add(unit, record)
+        if unit.kind == "probe":
+            self._by_sample = by_sample(dependence_of(self._spec, self._scorer.scores))
+        if unit.kind == "natural":
+            self._natural |= {index: piece.attacked for index, piece in found.items()}
+            self.natural = _count(self._natural)
+        for index in found or tuple(self._worst):
+            pieces = self._scorer.pieces(index)
+            if pieces is not None and len(pieces) > 1:
+                self._worst[index], _ = worst_of_batch(pieces, by_sample=self._by_sample)
+        if self._worst:
+            self.robust = _count(self._worst)
 
 
 class Tracker:
@@ -70,20 +134,21 @@ class Tracker:
     """
 
     def __init__(self, prepared: Prepared, units: Sequence[Unit]) -> None:
-        self._spec, self._plan = prepared.spec, prepared.plan
         self._units = tuple(units)
-        self._cost: dict[tuple[str, str, str | None], float] = {}
-        self._left: dict[tuple[str, str, str | None], int] = defaultdict(int)
+        self._passes: dict[_Group, Passes] = {}
+        self._left: dict[_Group, int] = defaultdict(int)
         for unit in self._units:
             group = _group(unit)
             self._left[group] += 1
-            if group not in self._cost:
-                self._cost[group] = passes_of(prepared, unit)
-        self._times: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
-        self._natural: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        self._robust: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        self._open: dict[tuple[str, int], dict[str, Piece]] = {}
-        self._last = self._last_units()
+            if group not in self._passes:
+                self._passes[group] = passes_of(prepared, unit)
+        self._times: dict[_Group, list[float]] = defaultdict(list)
+        self._static: list[float] = []
+        self._seconds: dict[_Group, tuple[float, float] | None] | None = None  # of a unit of each
+        self._tallies = {
+            each.name: Tally(each, prepared.plan, [at for at in units if at.defense == each.name])
+            for each in prepared.spec.defenses
+        }
         self.done = 0
 
     @property
@@ -94,11 +159,13 @@ class Tracker:
     def count(self, unit: Unit, record: JournalRecord) -> None:
         """Take note of a recorded unit."""
         self.done += 1
+        self._seconds = None
         group = _group(unit)
         self._left[group] -= 1
         self._times[group].append(record.timing.total)
-        if isinstance(record, UnitRecord) and unit.batch is not None:
-            self._score(unit, unit.batch, record)
+        if record.timing.static is not None:
+            self._static.append(record.timing.static)
+        self._tallies[unit.defense].count(unit, record)
 
     def state(self, running: Sequence[tuple[Unit, float]], elapsed: float) -> Progress:
         """Where the run stands.
@@ -108,72 +175,86 @@ class Tracker:
                 them is the one that is shown.
             elapsed: Seconds of this session.
         """
-        left = self._seconds_left()
-        done_cost = sum(self._cost[g] * len(times) for g, times in self._times.items())
-        left_cost = sum(self._cost[g] * count for g, count in self._left.items())
+        left: dict[_Group, float] = dict(self._left)
         for unit, within in running:
-            part = min(within, 1.0)
-            if left is not None:
-                left -= part * (self._seconds(_group(unit)) or 0.0)
-            done_cost += part * self._cost[_group(unit)]
-            left_cost -= part * self._cost[_group(unit)]
+            left[_group(unit)] -= min(within, 1.0)
+        cost = {group: sum(passes) for group, passes in self._passes.items()}
+        cost_left = sum(cost[group] * count for group, count in left.items())
+        cost_all = sum(
+            cost[group] * (count + len(self._times[group])) for group, count in self._left.items()
+        )
+        least, most = self._seconds_left(left)
+        at_once = max(len(running), 1)
         shown, within = running[0] if running else (None, 0.0)
+        tallies = self._tallies.items()
         return Progress(
             done=self.done,
             total=self.total,
             unit=shown,
             within=within,
-            share=done_cost / max(done_cost + left_cost, 1e-9),
+            share=1 - cost_left / max(cost_all, 1e-9),
             elapsed=elapsed,
-            remaining=None if left is None else max(left / max(len(running), 1), 0.0),
-            natural={name: (a, b) for name, (a, b) in self._natural.items()},
-            robust={name: (a, b) for name, (a, b) in self._robust.items()},
+            remaining=None if most is None else most / at_once,
+            least=None if least is None else least / at_once,
+            natural={name: each.natural for name, each in tallies if each.natural},
+            robust={name: each.robust for name, each in tallies if each.robust},
         )
 
-    def _seconds_left(self) -> float | None:
-        total = 0.0
-        for group, count in self._left.items():
-            seconds = self._seconds(group)
-            if seconds is None:
-                return None
-            total += seconds * count
-        return total
+    def _seconds_left(self, left: Mapping[_Group, float]) -> tuple[float | None, float | None]:
+        if self._seconds is None:
+            self._seconds = {
+                group: self._measured(group) or self._expected(group) for group in left
+            }
+        totals = [0.0, 0.0]
+        for group, count in left.items():
+            found = self._seconds[group]
+            if count and found is None:
+                return None, None
+            for at, seconds in enumerate(found or ()):
+                totals[at] += count * seconds
+        return min(totals), max(totals)
 
-    def _seconds(self, group: tuple[str, str, str | None]) -> float | None:
-        """Seconds of one unit: as measured, else by the defense's pace, else by any pace."""
-        if times := self._times.get(group):
-            return sum(times) / len(times)
-        same = {g: t for g, t in self._times.items() if g[1] == group[1] and t}
-        known = same or {g: t for g, t in self._times.items() if t}
-        cost = sum(self._cost[g] * len(times) for g, times in known.items())
-        if not cost:
+    def _measured(self, group: _Group) -> tuple[float, float] | None:
+        """Seconds of a unit such as those done: by every other one of them, and by the rest."""
+        times = self._times[group]
+        if not times:
             return None
-        return self._cost[group] * sum(map(sum, known.values())) / cost
+        low, high = sorted((fmean(times[::2]), fmean(times[1::2] or times)))
+        return low, high
 
-    def _score(self, unit: Unit, batch: int, record: UnitRecord) -> None:
-        piece = piece_of(self._plan.batches[batch], record)
-        if unit.kind == "natural":
-            _add(self._natural[unit.defense], piece.attacked)
-        pieces = self._open.setdefault((unit.defense, batch), {})
-        pieces[label(unit.kind, unit.attack)] = piece
-        if self._last[unit.defense, batch] == unit and len(pieces) > 1:
-            declared = next(d for d in self._spec.defenses if d.name == unit.defense)
-            rights, _ = worst_of_batch(pieces, by_sample=not declared.batch_dependent)
-            _add(self._robust[unit.defense], rights)
-            del self._open[unit.defense, batch]
+    def _expected(self, group: _Group) -> tuple[float, float] | None:
+        """Seconds of a unit of which none such is done: by the faster pace, and by the slower."""
+        paces = self._paces(group)
+        if paces is None:
+            return None
+        low, high = (self._passes[group].seconds(pace, self._of_static()) for pace in paces)
+        return low, high
 
-    def _last_units(self) -> dict[tuple[str, int], Unit]:
-        return {
-            (unit.defense, unit.batch): unit
-            for unit in self._units
-            if unit.batch is not None and unit.kind != "probe"
-        }
+    def _paces(self, group: _Group) -> tuple[float, float] | None:
+        """The fastest and the slowest pace known of a defense.
+
+        Of units of the same kind, else of any, else of its probe, which asks otherwise than units
+        do: of few members and of many, with gradients of their own.
+        """
+        kind, defense, _ = group
+        done = [at for at, times in self._times.items() if times and at[1] == defense]
+        units = [at for at in done if at[0] != "probe"]
+        found = [at for at in units if at[0] == kind] or units or done
+        paces = [self._passes[at].pace(fmean(self._times[at]), self._of_static()) for at in found]
+        return (min(paces), max(paces)) if paces else None
+
+    def _of_static(self) -> float:
+        """Seconds of a static forward: as timed beside the defenses, else by the static model."""
+        if self._static:
+            return fmean(self._static)
+        found = [at for at in self._times if at[1] == STATIC and at[0] != "probe"]
+        passes = sum(self._passes[at].adapted * len(self._times[at]) for at in found)
+        return sum(sum(self._times[at]) for at in found) / max(passes, 1.0)
 
 
-def _group(unit: Unit) -> tuple[str, str, str | None]:
+def _group(unit: Unit) -> _Group:
     return unit.kind, unit.defense, unit.attack
 
 
-def _add(count: list[int], rights: Rights) -> None:
-    count[0] += round(sum(rights))
-    count[1] += len(rights)
+def _count(rights: Mapping[int, Rights]) -> tuple[int, int]:
+    return round(sum(map(sum, rights.values()))), sum(map(len, rights.values()))

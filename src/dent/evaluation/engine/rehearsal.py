@@ -15,6 +15,7 @@ from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.submission.submission import submit
 from dent.support.devices import device_of
+from dent.support.plural import counted
 
 
 def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
@@ -69,9 +70,9 @@ def _apart(defense: Defense) -> Defense | None:
 
 
 def _refusal(name: str, batch: Batch, plan: Plan, settings: Settings, error: Exception) -> str:
-    images = "1 image" if batch.size == 1 else f"{batch.size} images"
+    images = counted(batch.size, "image")
     what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    batches = f"{plan.attacked} samples in batches of {settings.batch_size}"
+    batches = f"{counted(plan.attacked, 'sample')} in batches of {settings.batch_size}"
     return (
         f"the defense {name!r} does not answer a batch of {images}, the smallest of this run "
         f"({batches}): {what.rstrip('.')}. Choose the number of samples (n) or the batch size so "

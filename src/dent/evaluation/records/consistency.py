@@ -21,6 +21,7 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.support.plural import counted
 from dent.threat import ThreatModel
 
 MOST_UNITS: Final = 10**7
@@ -85,13 +86,16 @@ def _of_batch(spec: EvaluationSpec, batch: Batch, at: int) -> Iterator[str]:
     if batch.index != at:
         yield f"its index is {_shown(batch.index)}"
     if not len(batch.ids) == len(batch.labels) == size:
-        yield f"{size} positions, {len(batch.ids)} ids and {len(batch.labels)} labels"
+        yield (
+            f"{counted(size, 'position')}, {counted(len(batch.ids), 'id')} and "
+            f"{counted(len(batch.labels), 'label')}"
+        )
     if not 0 < batch.attacked <= size:
-        yield f"{_shown(batch.attacked)} of {size} members are attacked"
+        yield f"{_shown(batch.attacked)} of {counted(size, 'member')} are attacked"
     if len(set(batch.positions)) < size:
         yield "a sample is there twice"
     if not _within(batch.positions, spec.dataset.size - 1):
-        yield f"a position lies outside the {spec.dataset.size} samples of the dataset"
+        yield f"a position lies outside the {counted(spec.dataset.size, 'sample')} of the dataset"
     if not _within(batch.ids, _MOST) or not _within(batch.labels, _MOST):
         yield "an id or a label is out of range"
 
@@ -115,7 +119,7 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
     size = sum(batch.size for batch in batches)
     attacked = sum(batch.attacked for batch in batches)
     if len(record.served) != size:
-        yield f"{len(record.served)} predictions for {size} members"
+        yield f"{counted(len(record.served), 'prediction')} for {counted(size, 'member')}"
     if not _within([at for at in record.served if at is not None], _MOST):
         yield "a predicted class is out of range"
     yield from _of_attack(record, attacked)
@@ -125,7 +129,10 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
     if sources is not None:
         last = len(candidates(spec, record.defense)) - 1
         if len(sources) != attacked or not _within(sources, last):
-            yield f"{len(sources)} sources, up to {max(sources, default=0)}, for {attacked} members"
+            yield (
+                f"{counted(len(sources), 'source')}, up to {max(sources, default=0)}, for "
+                f"{counted(attacked, 'member')}"
+            )
     yield from (f"trace: {problem}" for problem in _of_trace(record.trace, attacked))
 
 
@@ -134,7 +141,7 @@ def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
     if (record.claimed is not None) != (record.kind == "attack"):
         yield "there is a claim where nothing attacked, or none where something did"
     if record.claimed is not None and len(record.claimed) != attacked:
-        yield f"{len(record.claimed)} claims for {attacked} attacked members"
+        yield f"{counted(len(record.claimed), 'claim')} for {counted(attacked, 'attacked member')}"
     if not _within((record.claimed_after or {}).values(), attacked):
         yield "more members fell after a part of the attack than were attacked"
     if record.used is not None and not _is_share(record.used, attacked):
@@ -151,7 +158,7 @@ def _is_share(used: Sequence[float], attacked: int) -> bool:
 
 def _of_trace(trace: Trace, attacked: int) -> Iterator[str]:
     if trace.rows > attacked or sum(trace.status.values()) > attacked:
-        yield f"rows or statuses of more than {attacked} attacked members"
+        yield f"rows or statuses of more than {counted(attacked, 'attacked member')}"
     steps = trace.sigma_by_step or ()
     for values in (trace.entropy or (), trace.sigma or (), *steps):
         if not all(abs(value) <= _FAR for value in values):

@@ -3,7 +3,8 @@
 What was not looked at says so: it never counts as passed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -36,6 +37,58 @@ following; a wrong model's has about 1."""
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
 _ASK: Final = "Ask for it with diagnostics='full'."
+_NOT_PROBED: Final = "The defense has not been probed yet."
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is on record of one defense, for the table of judgements; as of `of_defense`."""
+
+    name: str
+    probe: ProbeRecord | None
+    dependence: Dependence
+    attacks: Sequence[AttackSummary]
+    non_finite: int
+    has_static: bool
+    stands: Mapping[str, Stand] = field(default_factory=dict)
+    symptoms: Symptoms | None = None
+    apart: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def own(self) -> list[AttackSummary]:
+        """Attacks that follow the defense's own gradients, or ask it alone."""
+        return [
+            each
+            for each in self.attacks
+            if self.stands.get(each.attack or "") in (None, "white-box")
+        ]
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """A row of the table of judgements.
+
+    Attributes:
+        name: Of the diagnostic.
+        measure: The value that is compared with the threshold, or in words why it was not measured.
+        raised: The sentence where the value is above the threshold. `{probe}` is what was asked.
+        passed: The sentence where it is not.
+        threshold: It.
+    """
+
+    name: str
+    measure: Callable[[_Seen], float | str]
+    raised: str
+    passed: str
+    threshold: float = 0
+
+    def of(self, seen: _Seen) -> Diagnostic:
+        """The diagnostic of one defense."""
+        value = self.measure(seen)
+        if isinstance(value, str):
+            return _not_run(self.name, value)
+        raised = self.raised.format(probe=seen.probe)
+        return _judge(self.name, value, self.threshold, raised, self.passed)
 
 
 def of_defense(
@@ -67,21 +120,19 @@ def of_defense(
         symptoms: Of the records.
         apart: By view, how far any answer lay from the one that was served.
     """
-    asked = list(_of_probe(probe, dependence, apart or {})) if probe else list(_not_probed())
-    own = [each for each in attacks if (stands or {}).get(each.attack or "") in (None, "white-box")]
-    return (
-        *asked,
-        _black_box(own),
-        _transfer(name, attacks, own, has_static),
-        _more_iterations(probe),
-        _huge_eps(probe),
-        _mismatch(attacks),
-        _with_gradients(apart or {}),
-        _blind(symptoms),
-        _not_copied(probe),
-        _non_finite(attacks, non_finite),
-        *([certificate_of(probe)] if looks_through else []),
+    seen = _Seen(
+        name=name,
+        probe=probe,
+        dependence=dependence,
+        attacks=attacks,
+        non_finite=non_finite,
+        has_static=has_static,
+        stands=stands or {},
+        symptoms=symptoms,
+        apart=apart or {},
     )
+    judged = tuple(each.of(seen) for each in _JUDGEMENTS)
+    return (*judged, certificate_of(probe)) if looks_through else judged
 
 
 def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ...]:
@@ -108,99 +159,57 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
     )
 
 
-def _of_probe(
-    probe: ProbeRecord, dependence: Dependence, apart: Mapping[str, float]
-) -> Iterator[Diagnostic]:
-    drawn = randomized(probe)
-    yield _judge(
-        "randomized",
-        _distance(probe.repeated) if drawn else 0.0,
-        DISTANCE,
-        "The same batch is answered differently with another seed: attacks need expectation over "
-        "randomness, and a single submission is luck.",
-        "The same batch is answered the same whatever the seed.",
-    )
-    remembered = max(
-        (apart[name] for name in (EXPERIENCED, NATURAL_AFTER) if name in apart), default=0
-    )
-    yield _judge(
-        "carries state",
-        max(
-            _distance(probe.again) if stateful(probe) else 0.0,
-            probe.again_gradient or 0,
-            remembered,
-        ),
-        DISTANCE,
-        "The same batch and seed are answered differently after other queries: results depend on "
-        "what was asked before.",
-        "The same batch and seed are answered the same after other queries.",
-    )
-    yield _judge(
-        "not logits",
-        probe.probabilities / probe.rows,
-        0.5,
-        "The outputs are probabilities: losses on logits lose their gradient.",
-        "The outputs are not probabilities.",
-    )
-    yield _gradient(probe)
-    yield from _dependence(probe, dependence)
+def _of_probe(measure: Callable[[ProbeRecord], float | str]) -> Callable[[_Seen], float | str]:
+    """A measure of what the defense was asked at first, where that is recorded."""
+    return lambda seen: _NOT_PROBED if seen.probe is None else measure(seen.probe)
 
 
-def _dependence(probe: ProbeRecord, dependence: Dependence) -> Iterator[Diagnostic]:
-    measured = depends(probe)
-    if measured is None:
-        why = "It cannot be measured on a batch of one, nor where answers move by themselves."
-        yield _not_run("batch dependent", why)
-        yield _not_run("undeclared dependence", why)
-        return
-    furthest = max(map(_distance, other_batches(probe)))
-    yield _judge(
-        "batch dependent",
-        furthest if any(map(moved, other_batches(probe))) else 0.0,
-        DISTANCE,
-        "A prediction depends on the rest of its batch: attacks on the other members count, and "
-        "the worst case is taken per batch.",
-        "No prediction changed with the rest of its batch.",
-    )
-    yield _judge(
-        "undeclared dependence",
-        float(measured and not dependence.declared),
-        0,
-        "The defense declares that predictions do not depend on their batch, and they do: attacks "
-        "that trusted it are too weak.",
-        "What the defense declares of its batches is not contradicted.",
+def _randomized(probe: ProbeRecord) -> float:
+    return _distance(probe.repeated) if randomized(probe) else 0.0
+
+
+def _state(seen: _Seen) -> float | str:
+    if seen.probe is None:
+        return _NOT_PROBED
+    remembered = (seen.apart[name] for name in (EXPERIENCED, NATURAL_AFTER) if name in seen.apart)
+    return max(
+        _distance(seen.probe.again) if stateful(seen.probe) else 0.0,
+        seen.probe.again_gradient or 0,
+        *remembered,
     )
 
 
-def _gradient(probe: ProbeRecord) -> Diagnostic:
-    name = "zero gradient"
-    sentence = "Correctly classified members have no input gradient: white-box attacks are blind."
+def _zero_gradient(probe: ProbeRecord) -> float | str:
     if probe.zero_gradients is None:
-        return _judge(name, 1.0, ZERO_GRADIENT, sentence, "")
+        return 1.0
     if not probe.gradient_rows:
-        return _not_run(name, "No member of the probe was classified correctly.")
-    share = probe.zero_gradients / probe.gradient_rows
-    return _judge(name, share, ZERO_GRADIENT, sentence, "The input gradients are not zero.")
+        return "No member of the probe was classified correctly."
+    return probe.zero_gradients / probe.gradient_rows
 
 
-def _black_box(attacks: Sequence[AttackSummary]) -> Diagnostic:
-    name = "black-box beats white-box"
-    own = [found for found in attacks if found.ran]
+def _depends(probe: ProbeRecord) -> float | str:
+    if depends(probe) is None:
+        return _UNMEASURABLE
+    furthest = max(map(_distance, other_batches(probe)))
+    return furthest if any(map(moved, other_batches(probe))) else 0.0
+
+
+def _undeclared(seen: _Seen) -> float | str:
+    if seen.probe is None:
+        return _NOT_PROBED
+    measured = depends(seen.probe)
+    return _UNMEASURABLE if measured is None else float(measured and not seen.dependence.declared)
+
+
+def _black_box(seen: _Seen) -> float | str:
+    own = [found for found in seen.own if found.ran]
     white = [found.served for found in own if not found.black_box]
     black = [found.served for found in own if found.black_box]
     within = [gain for found in own for gain in _square_gains(found)]
     comparable = {count.total for count in (*white, *black)}
     if black and white and len(comparable) == 1:
         within.append(min(c.correct for c in white) - min(c.correct for c in black))
-    if not within:
-        return _not_run(name, "No black-box attack ran beside a white-box one.")
-    return _judge(
-        name,
-        float(max(within)),
-        0,
-        "An attack by queries alone broke members that gradients did not: the gradients mislead.",
-        "Gradients broke at least what queries alone did.",
-    )
+    return float(max(within)) if within else "No black-box attack ran beside a white-box one."
 
 
 def _square_gains(found: AttackSummary) -> Iterator[int]:
@@ -211,130 +220,174 @@ def _square_gains(found: AttackSummary) -> Iterator[int]:
             yield before.correct - after.correct
 
 
-def _transfer(
-    name: str, attacks: Sequence[AttackSummary], own: Sequence[AttackSummary], has_static: bool
-) -> Diagnostic:
-    title = "transfer beats white-box"
-    white = [found.served for found in own if found.ran and not found.black_box]
-    moved_over = [found.served for found in attacks if found.kind == "transfer" and found.batches]
-    if name == STATIC or not (white and moved_over):
-        why = (
-            "The static model is what is transferred from."
-            if name == STATIC
-            else "Nothing was transferred from the static model."
-            if has_static
-            else "There is no static reference to transfer from."
-        )
-        return _not_run(title, why)
-    gain = min(c.correct for c in white) - min(c.correct for c in moved_over)
-    return _judge(
-        title,
-        float(gain),
-        0,
-        "What was found against the static model breaks the defense more than attacks on the "
-        "defense itself: its gradients mislead, and its own figures overestimate it.",
-        "Attacks on the defense itself broke at least what those on the static model did.",
+def _transfer(seen: _Seen) -> float | str:
+    white = [found.served for found in seen.own if found.ran and not found.black_box]
+    moved_over = [
+        found.served for found in seen.attacks if found.kind == "transfer" and found.batches
+    ]
+    if seen.name == STATIC:
+        return "The static model is what is transferred from."
+    if white and moved_over:
+        return float(min(c.correct for c in white) - min(c.correct for c in moved_over))
+    return (
+        "Nothing was transferred from the static model."
+        if seen.has_static
+        else "There is no static reference to transfer from."
     )
 
 
-def _more_iterations(probe: ProbeRecord | None) -> Diagnostic:
-    name = "more iterations still help"
-    if probe is None or probe.more_iterations is None:
-        return _not_run(name, _ASK)
-    gains = [(found.before or 0) - found.correct for found in probe.more_iterations]
-    if not gains:
-        return _not_run(name, "No attack followed a gradient for some iterations.")
-    return _judge(
-        name,
-        float(max(gains)),
-        0,
-        "Twice the iterations broke more members: the attack had not converged.",
-        "Twice the iterations broke no more members.",
-    )
+def _more_iterations(seen: _Seen) -> float | str:
+    if seen.probe is None or seen.probe.more_iterations is None:
+        return _ASK
+    gains = [(found.before or 0) - found.correct for found in seen.probe.more_iterations]
+    return float(max(gains)) if gains else "No attack followed a gradient for some iterations."
 
 
-def _huge_eps(probe: ProbeRecord | None) -> Diagnostic:
-    name = "huge eps does not break all"
-    if probe is not None and probe.zero_gradients is None:
-        return _not_run(name, "The defense has no gradient to follow.")
-    if probe is None or probe.huge_eps is None:
-        return _not_run(name, _ASK)
-    found = probe.huge_eps
-    return _judge(
-        name,
-        found.correct / found.total,
-        0,
-        "With an eps at which any image can become any other, members are still right: the "
-        "gradients lead nowhere.",
-        "With an eps at which any image can become any other, nobody is right.",
-    )
+def _huge_eps(seen: _Seen) -> float | str:
+    if seen.probe is not None and seen.probe.zero_gradients is None:
+        return "The defense has no gradient to follow."
+    if seen.probe is None or seen.probe.huge_eps is None:
+        return _ASK
+    return seen.probe.huge_eps.correct / seen.probe.huge_eps.total
 
 
-def _mismatch(attacks: Sequence[AttackSummary]) -> Diagnostic:
-    name = "served differs from claimed"
-    own = [found for found in attacks if found.claimed is not None and found.batches]
-    if not own:
-        return _not_run(name, "No attack ran on the defense itself.")
+def _mismatch(seen: _Seen) -> float | str:
+    own = [found for found in seen.attacks if found.claimed is not None and found.batches]
     shares = [
         (found.claimed_but_served + found.served_wrong_unclaimed) / found.served.total
         for found in own
     ]
-    return _judge(
-        name,
-        max(shares),
-        MISMATCH,
+    return max(shares) if shares else "No attack ran on the defense itself."
+
+
+def _blind(seen: _Seen) -> float | str:
+    if seen.symptoms is None or seen.symptoms.blind is None:
+        return "No attack that followed a gradient said of whom it had one."
+    return float(seen.symptoms.blind)
+
+
+def _not_copied(seen: _Seen) -> float | str:
+    if seen.probe is None or seen.probe.calls is None:
+        return "The defense has not been copied."
+    return float(seen.probe.uncopied is not None)
+
+
+def _non_finite(seen: _Seen) -> float:
+    attacked = (found.non_finite + found.non_finite_in_attack for found in seen.attacks)
+    return float(seen.non_finite + sum(attacked))
+
+
+_UNMEASURABLE: Final = (
+    "It cannot be measured on a batch of one, nor where answers move by themselves."
+)
+_JUDGEMENTS: Final = (
+    _Judgement(
+        "randomized",
+        _of_probe(_randomized),
+        "The same batch is answered differently with another seed: attacks need expectation over "
+        "randomness, and a single submission is luck.",
+        "The same batch is answered the same whatever the seed.",
+        DISTANCE,
+    ),
+    _Judgement(
+        "carries state",
+        _state,
+        "The same batch and seed are answered differently after other queries: results depend on "
+        "what was asked before.",
+        "The same batch and seed are answered the same after other queries.",
+        DISTANCE,
+    ),
+    _Judgement(
+        "not logits",
+        _of_probe(lambda probe: probe.probabilities / probe.rows),
+        "The outputs are probabilities: losses on logits lose their gradient.",
+        "The outputs are not probabilities.",
+        0.5,
+    ),
+    _Judgement(
+        "zero gradient",
+        _of_probe(_zero_gradient),
+        "Correctly classified members have no input gradient: white-box attacks are blind.",
+        "The input gradients are not zero.",
+        ZERO_GRADIENT,
+    ),
+    _Judgement(
+        "batch dependent",
+        _of_probe(_depends),
+        "A prediction depends on the rest of its batch: attacks on the other members count, and "
+        "the worst case is taken per batch.",
+        "No prediction changed with the rest of its batch.",
+        DISTANCE,
+    ),
+    _Judgement(
+        "undeclared dependence",
+        _undeclared,
+        "The defense declares that predictions do not depend on their batch, and they do: attacks "
+        "that trusted it are too weak.",
+        "What the defense declares of its batches is not contradicted.",
+    ),
+    _Judgement(
+        "black-box beats white-box",
+        _black_box,
+        "An attack by queries alone broke members that gradients did not: the gradients mislead.",
+        "Gradients broke at least what queries alone did.",
+    ),
+    _Judgement(
+        "transfer beats white-box",
+        _transfer,
+        "What was found against the static model breaks the defense more than attacks on the "
+        "defense itself: its gradients mislead, and its own figures overestimate it.",
+        "Attacks on the defense itself broke at least what those on the static model did.",
+    ),
+    _Judgement(
+        "more iterations still help",
+        _more_iterations,
+        "Twice the iterations broke more members: the attack had not converged.",
+        "Twice the iterations broke no more members.",
+    ),
+    _Judgement(
+        "huge eps does not break all",
+        _huge_eps,
+        "With an eps at which any image can become any other, members are still right: the "
+        "gradients lead nowhere.",
+        "With an eps at which any image can become any other, nobody is right.",
+    ),
+    _Judgement(
+        "served differs from claimed",
+        _mismatch,
         "What attacks saw is not what is served when their batches are submitted again; only what "
         "is served counts.",
         "What attacks saw is what is served.",
-    )
-
-
-def _non_finite(attacks: Sequence[AttackSummary], natural: int) -> Diagnostic:
-    rows = natural + sum(found.non_finite + found.non_finite_in_attack for found in attacks)
-    return _judge(
-        "non-finite",
-        float(rows),
-        0,
-        "Some answers were not finite; they count as wrong.",
-        "All answers were finite.",
-    )
-
-
-def _with_gradients(apart: Mapping[str, float]) -> Diagnostic:
-    return _judge(
+        MISMATCH,
+    ),
+    _Judgement(
         "served differs with gradients",
-        apart.get(WITH_GRADIENTS, 0.0),
-        DISTANCE,
+        lambda seen: seen.apart.get(WITH_GRADIENTS, 0.0),
         "The defense answers otherwise when it is asked with gradients, as attacks ask: they "
         "attack something else than what is served.",
         "No answer changed when it was asked with gradients, as attacks ask.",
-    )
-
-
-def _blind(symptoms: Symptoms | None) -> Diagnostic:
-    name = "no gradient where members stand"
-    if symptoms is None or symptoms.blind is None:
-        return _not_run(name, "No attack that followed a gradient said of whom it had one.")
-    return _judge(
-        name,
-        float(symptoms.blind),
-        0,
+        DISTANCE,
+    ),
+    _Judgement(
+        "no gradient where members stand",
+        _blind,
         "Members stand for which no attack had a gradient to follow.",
         "For every member that stands, an attack had a gradient to follow.",
-    )
-
-
-def _not_copied(probe: ProbeRecord | None) -> Diagnostic:
-    name = "cannot be copied"
-    if probe is None or probe.calls is None:
-        return _not_run(name, "The defense has not been copied.")
-    return _judge(
-        name,
-        float(probe.uncopied is not None),
-        0,
-        f"{probe.uncopied}. So all answers are of a defense that has answered before.",
+    ),
+    _Judgement(
+        "cannot be copied",
+        _not_copied,
+        "{probe.uncopied}. So all answers are of a defense that has answered before.",
         "What counts was answered by copies that had answered nothing before.",
-    )
+    ),
+    _Judgement(
+        "non-finite",
+        _non_finite,
+        "Some answers were not finite; they count as wrong.",
+        "All answers were finite.",
+    ),
+)
+"""What is judged of every defense, in this order."""
 
 
 def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
@@ -412,16 +465,3 @@ def _judge(name: str, value: float, threshold: float, raised: str, passed: str) 
 
 def _not_run(name: str, why: str) -> Diagnostic:
     return Diagnostic(name=name, state="not-run", value=None, threshold=None, sentence=why)
-
-
-def _not_probed() -> Iterator[Diagnostic]:
-    names = (
-        "randomized",
-        "carries state",
-        "not logits",
-        "zero gradient",
-        "batch dependent",
-        "undeclared dependence",
-    )
-    for name in names:
-        yield _not_run(name, "The defense has not been probed yet.")

@@ -6,6 +6,7 @@ from typing import Any
 from dent.attacks.adaptive import RUNGS
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.result import AttackSummary, Count, Ladder, LadderRung
+from dent.support.rounding import percent
 
 
 def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder | None:
@@ -61,4 +62,4 @@ def _sentence(rungs: Sequence[LadderRung], won: LadderRung) -> str:
 
 
 def _share(found: Count) -> str:
-    return f"{100 * (found.share or 0):.1f}%"
+    return percent(found.share or 0.0)

@@ -14,6 +14,7 @@ from dent.evaluation.records.schema import JournalRecord, RunRecord, UnitRecord
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.storage.errors import RecordError
+from dent.support.plural import counted
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class RecordedRun:
             there = sorted({f"{unit.attack} on {unit.defense}" for unit in made})
             raise RecordError(
                 f"{self.path} has no images of {attack} on {defense} for {missing} of "
-                f"{len(wanted)} batches; there is {', '.join(there) or 'no attack yet'}"
+                f"{counted(len(wanted), 'batch')}; there is {', '.join(there) or 'no attack yet'}"
             )
         ids = [each for batch in self.plan.batches for each in batch.ids[: batch.attacked]]
         rows = torch.cat([self.adversarial(found[batch]) for batch in wanted])

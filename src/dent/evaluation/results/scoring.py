@@ -1,7 +1,7 @@
 """Who was right, member by member, under everything that was submitted to a defense."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dent.evaluation.records.plan import Batch, Plan, Unit, units
@@ -61,6 +61,55 @@ class Scores:
     records: Mapping[str, Sequence[UnitRecord]]
     probe: ProbeRecord | None
     whole: tuple[int, ...]
+
+
+class Scorer:
+    """Scores the records of one defense, one by one.
+
+    Args:
+        plan: The batches.
+        planned: The units of the defense: of the run, or of its shard.
+    """
+
+    def __init__(self, plan: Plan, planned: Iterable[Unit]) -> None:
+        self._plan = plan
+        names = [label(each.kind, each.attack) for each in planned if each.kind != "probe"]
+        self._submissions: dict[str, dict[int, Piece]] = {name: {} for name in names}
+        self._records: dict[str, list[UnitRecord]] = {name: [] for name in names}
+        self._probe: ProbeRecord | None = None
+
+    @property
+    def scores(self) -> Scores:
+        """All that was added so far, scored."""
+        batches = (by_batch.keys() for by_batch in self._submissions.values())
+        whole = set.intersection(*map(set, batches)) if self._submissions else set[int]()
+        return Scores(self._submissions, self._records, self._probe, tuple(sorted(whole)))
+
+    def add(self, unit: Unit, record: JournalRecord) -> dict[int, Piece]:
+        """Score the record of a unit.
+
+        Returns:
+            By batch, what it left; nothing of a probe.
+        """
+        found: dict[int, Piece] = {}
+        if isinstance(record, ProbeRecord):
+            self._probe = record
+            return found
+        batches = self._plan.batches if unit.batch is None else (self._plan.batches[unit.batch],)
+        begin = 0
+        for batch in batches:
+            found[batch.index] = piece_of(batch, record, begin)
+            begin += batch.size
+        name = label(unit.kind, unit.attack)
+        self._submissions[name] |= found
+        self._records[name].append(record)
+        return found
+
+    def pieces(self, batch: int) -> dict[str, Piece] | None:
+        """What every submission of a batch left; None where one of them is not recorded."""
+        found = self._submissions.items()
+        whole = all(batch in by_batch for _, by_batch in found)
+        return {name: by_batch[batch] for name, by_batch in found} if whole else None
 
 
 def label(kind: str, attack: str | None) -> str:
@@ -166,26 +215,8 @@ def worst_case(
 def _of_defense(
     plan: Plan, planned: Sequence[Unit], records: Mapping[str, JournalRecord]
 ) -> Scores:
-    submissions: dict[str, dict[int, Piece]] = {}
-    behind: dict[str, list[UnitRecord]] = {}
-    probe: ProbeRecord | None = None
-    whole = {batch.index for batch in plan.batches}
+    scorer = Scorer(plan, planned)
     for unit in planned:
-        record = records.get(unit.key)
-        if isinstance(record, ProbeRecord):
-            probe = record
-        if unit.kind == "probe":
-            continue
-        name = label(unit.kind, unit.attack)
-        by_batch = submissions.setdefault(name, {})
-        behind.setdefault(name, [])
-        if not isinstance(record, UnitRecord):
-            whole -= set(whole) if unit.batch is None else {unit.batch}
-            continue
-        behind[name].append(record)
-        members = plan.batches if unit.batch is None else (plan.batches[unit.batch],)
-        begin = 0
-        for batch in members:
-            by_batch[batch.index] = piece_of(batch, record, begin)
-            begin += batch.size
-    return Scores(submissions, behind, probe, tuple(sorted(whole)))
+        if unit.key in records:
+            scorer.add(unit, records[unit.key])
+    return scorer.scores

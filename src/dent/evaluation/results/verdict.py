@@ -17,6 +17,7 @@ from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.symptoms import Symptoms, symptoms_of
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample, natural_difference
 from dent.evaluation.suites import VERSION, Budget, coverage_of
+from dent.support.plural import agreeing, counted
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
@@ -71,7 +72,10 @@ def _unbeaten(evidence: Evidence) -> str | None:
         if beaten is None:
             return f"attacks by the gradient and attacks {kind} have not both run"
         if beaten:
-            return f"attacks {kind} still break {ahead} members more than all by its gradient"
+            return (
+                f"attacks {kind} still break {counted(ahead or 0, 'member')} more than all by "
+                "its gradient"
+            )
     return None
 
 
@@ -80,7 +84,10 @@ def _sighted(evidence: Evidence) -> str | None:
     if blind is None:
         return "the records do not say for whom attacks had a gradient"
     if blind:
-        return f"{blind} members stand for which no attack had a gradient"
+        return (
+            f"{counted(blind, 'member')} {agreeing(blind, 'stand')} for which no attack "
+            "had a gradient"
+        )
     return _unbeaten(evidence)
 
 
@@ -332,7 +339,8 @@ def _few_batches(found: DefenseResult, batches: int) -> tuple[Gate, ...]:
     if by_sample(found.dependence) or batches >= MIN_CLUSTERS:
         return ()
     sentence = (
-        f"Members of a batch share an adaptation, and {batches} batches are too few for an "
+        f"Members of a batch share an adaptation, and {counted(batches, 'batch')} "
+        f"{agreeing(batches, 'are')} too few for an "
         f"interval that allows for it: it takes {MIN_CLUSTERS}."
     )
     return (Gate(name=FEW_BATCHES, open=True, follow_ups=(), sentence=sentence),)

@@ -8,6 +8,7 @@ from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.results.intervals import cluster_bootstrap, of_mean, tango
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
 from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_submissions
+from dent.support.plural import agreeing, counted
 
 MIN_CLUSTERS: Final = 8
 """Below so many batches, drawing batches anew says nothing."""
@@ -137,7 +138,8 @@ def paired(
             assumes = "that batches are independent; members of one may not be"
         else:
             assumes += (
-                f", though members of one batch share an adaptation: {len(pairs)} batches are "
+                ", though members of one batch share an adaptation: "
+                f"{counted(len(pairs), 'batch')} {agreeing(len(pairs), 'are')} "
                 f"too few to draw anew ({MIN_CLUSTERS} needed)"
             )
     return Difference(

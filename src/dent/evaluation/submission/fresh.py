@@ -6,23 +6,16 @@ such a copy and one that has answered before is a finding.
 """
 
 import copy
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dent.adaptation.random_state import seed_one
+from dent.adaptation.random_state import get_state, kept_generators, reachable, seed_one
 from dent.attacks import Defense, DynamicDefense, answer
 from dent.evaluation.records.plan import seed_of
-
-Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-"""What draws random numbers, where an object keeps one of its own."""
 
 Surrogates = Mapping[str, nn.Module]
 
@@ -42,7 +35,7 @@ class Instance:
 
     defense: Defense
     model: nn.Module | None
-    generators: tuple[Generator, ...]
+    generators: tuple[Any, ...]
     writes: tuple[int, ...] = ()
 
     def reseed(self, seed: int) -> None:
@@ -56,7 +49,7 @@ class Instance:
 
     def drawn(self) -> tuple[object, ...]:
         """A value that changes whenever one of the kept generators draws."""
-        return tuple(state_of(generator) for generator in self.generators)
+        return states_of(self.generators)
 
     def forget(self) -> None:
         """Let a defense that keeps something between batches forget it, if it offers `reset()`."""
@@ -79,7 +72,7 @@ class Origin:
 
     def __init__(self, defense: Defense, model: nn.Module | None = None) -> None:
         self._defense, self._model = defense, model
-        self._generators = tuple(own_generators(defense))
+        self._generators = tuple(kept_generators(defense, everywhere=True))
         self.missing: str | None = None
         memo: dict[int, Any] = {}
         try:
@@ -209,20 +202,13 @@ def fresh(origin: Origin, seed: int, surrogates: Surrogates | None = None) -> De
     return FreshModule(origin, seed, surrogates or {})
 
 
-def own_generators(thing: object) -> Iterator[Generator]:
-    """Find the random generators that an object keeps, wherever in it."""
-    for each in _reachable(thing):
-        if isinstance(each, Generator):
-            yield each
-
-
 def footprint(thing: object) -> int:
     """A number that changes when something that an object keeps does, its generators apart.
 
     Of tensors PyTorch's own count of writes is looked at, not their values.
     """
     seen = []
-    for each in _reachable(thing):
+    for each in reachable(thing, values=True):
         if isinstance(each, Tensor):
             version = 0 if each.is_inference() else each._version
             seen.append(hash((id(each), version)))
@@ -233,61 +219,14 @@ def footprint(thing: object) -> int:
     return hash(tuple(seen))
 
 
-def _reachable(thing: object) -> Iterator[object]:
-    """An object and all that it holds, each once, in an order that is the same for equal ones."""
-    seen: set[int] = set()
-    left = [thing]
-    while left:
-        each = left.pop()
-        if isinstance(each, _ATOMS):
-            yield each
-            continue
-        if id(each) in seen or isinstance(each, ModuleType):
-            continue
-        seen.add(id(each))
-        yield each
-        if not isinstance(each, Tensor | Generator):
-            left.extend(_held(each))
-
-
-def _held(each: object) -> list[object]:
-    if isinstance(each, dict):
-        return [*each.keys(), *each.values()]
-    if isinstance(each, list | tuple | set | frozenset):
-        return list(each)
-    if isinstance(each, FunctionType):
-        return [cell.cell_contents for cell in each.__closure__ or () if _filled(cell)]
-    if isinstance(each, MethodType):
-        return [each.__self__, each.__func__]
-    if isinstance(each, partial):
-        return [each.func, each.args, each.keywords]
-    held = list(getattr(each, "__dict__", {}).values())
-    for kind in type(each).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        held += [getattr(each, name) for name in names if hasattr(each, name)]
-    return held
-
-
 def _writes(model: nn.Module) -> tuple[int, ...]:
     tensors = (*model.parameters(), *model.buffers())
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 (an empty cell raises)
-    except ValueError:
-        return False
-    return True
-
-
-def state_of(generator: Generator) -> object:
-    """A value that changes whenever a generator draws."""
-    if isinstance(generator, torch.Generator):
-        return generator.get_state().numpy().tobytes()
-    if isinstance(generator, np.random.Generator):
-        return str(generator.bit_generator.state)
-    if isinstance(generator, np.random.RandomState):
-        return str(generator.get_state(legacy=False))
-    return generator.getstate()
+def states_of(generators: Iterable[Any]) -> tuple[object, ...]:
+    """A value that changes whenever one of several generators draws."""
+    states = map(get_state, generators)
+    return tuple(
+        state.numpy().tobytes() if isinstance(state, Tensor) else str(state) for state in states
+    )

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from dent.adaptation.adaptation import Status
 from dent.adaptation.objectives import entropy
-from dent.adaptation.random_state import seeded_generators
+from dent.adaptation.random_state import kept_generators, seeded_generators
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.base import global_draws, isolated_random_state
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
-from dent.evaluation.submission.fresh import own_generators, state_of
+from dent.evaluation.submission.fresh import states_of
 from dent.outputs import advice, described
 from dent.support.devices import synchronize, wide
+from dent.support.plural import counted
 
 _TINY: Final = 1e-12
 
@@ -65,7 +66,7 @@ def submit(
     Raises:
         InputError: The answer is not one row of at least two logits per member.
     """
-    own = tuple(own_generators(defense))
+    own = kept_generators(defense, everywhere=True)
     with (
         isolated_random_state(seed, x.device),
         seeded_generators(defense, seed),
@@ -74,7 +75,7 @@ def submit(
     ):
         if gradients:
             x = x.detach().clone().requires_grad_()
-        before = global_draws(x.device), tuple(map(state_of, own))
+        before = global_draws(x.device), states_of(own)
         start = clock(x.device)
         adaptation = None
         if isinstance(defense, DynamicDefense):
@@ -83,7 +84,7 @@ def submit(
         else:
             logits = defense(x)
         seconds = clock(x.device) - start
-        drew = before != (global_draws(x.device), tuple(map(state_of, own)))
+        drew = before != (global_draws(x.device), states_of(own))
     _check(defense, logits, len(x))
     logits = logits.detach().float()
     finite = logits.isfinite().all(dim=1)
@@ -187,7 +188,8 @@ def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[f
 def _check(defense: Defense, logits: object, rows: int) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
         raise InputError(
-            f"{type(defense).__name__} must return logits ({rows}, classes) for {rows} images, "
+            f"{type(defense).__name__} must return logits ({rows}, classes) for "
+            f"{counted(rows, 'image')}, "
             f"got {described(logits)}.{advice(logits)}"
         )
     if logits.shape[1] < 2:

@@ -19,6 +19,7 @@ from dent.evaluation.subject import Prepared, Subject
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
+from dent.support.plural import agreeing, counted
 
 LEVEL: Final = 0.001
 """Of the paired test, over all defenses together."""
@@ -156,7 +157,7 @@ class Attacker:
         if found.same_place:
             return self._unlike
         return [
-            f"{each.defense}: {each.stood} of {each.members} members stand as recorded, "
+            f"{each.defense}: {each.stood} of {counted(each.members, 'member')} stand as recorded, "
             f"{each.stands} when attacked again (only then {each.only_stands}, only as recorded "
             f"{each.only_stood}; p = {each.p_value:.2g})"
             for each in found.paired
@@ -166,7 +167,9 @@ class Attacker:
     def weak(self, found: Reattacked) -> list[str]:
         """Of whom too few members were attacked again for the test to find anything."""
         return [
-            f"{each.defense}: {each.members} members are too few to tell, on other software or "
+            f"{each.defense}: {counted(each.members, 'member')} "
+            f"{agreeing(each.members, 'are')} too few to tell, on other "
+            "software or "
             "another kind of device than the run's: draw more attacks"
             for each in found.paired
             if not found.same_place and 2 * 0.5**each.members >= found.level / len(found.paired)

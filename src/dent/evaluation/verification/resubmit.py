@@ -30,6 +30,7 @@ from dent.evaluation.submission.submission import Submission, merge_traces
 from dent.evaluation.submission.submitter import Answers
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
+from dent.support.plural import agreeing, counted
 
 TOLERATED = 0.01
 """Share of members that may be answered differently on other hardware or software: near ties."""
@@ -155,7 +156,10 @@ class Resubmission:
         out = int((excess > 0).sum())
         if not out:
             return self._unlike_used(unit, record, found, natural)
-        return f"{unit.key}: {out} images lie outside {self._threat}, by up to {excess.max():.3g}"
+        return (
+            f"{unit.key}: {counted(out, 'image')} {agreeing(out, 'lie')} outside "
+            f"{self._threat}, by up to {excess.max():.3g}"
+        )
 
     def _unlike_used(
         self, unit: Unit, record: UnitRecord, found: Tensor, natural: Tensor

@@ -17,6 +17,7 @@ from dent.evaluation.verification.resubmit import Finding, Resubmission, unit_se
 from dent.storage.canonical import Record, without_rulings, without_wording
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError
+from dent.support.plural import agreeing, counted
 
 _SHOWN = 20
 _RESUBMITTED = ("tensors", "threat model", "served", "probes")
@@ -63,7 +64,7 @@ class Verification(Record):
         again = self.reattacked
         if again is None:
             return f"{self.status}, attacks {self.attacks}"
-        return f"{self.status}, {len(again.units)} of {again.of} attacks re-run"
+        return f"{self.status}, {len(again.units)} of {counted(again.of, 'attack')} re-run"
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -196,9 +197,12 @@ def _seeds(recorded: RecordedRun) -> Iterator[str]:
 def _completeness(recorded: RecordedRun) -> Iterator[str]:
     done, planned = len(recorded.records), sum(1 for _ in units(recorded.run.spec, recorded.plan))
     if recorded.run.units != planned:
-        yield f"run.json says {recorded.run.units} units, the plan has {planned}"
+        yield f"run.json says {counted(recorded.run.units, 'unit')}, the plan has {planned}"
     if recorded.run.status == "complete" and done != planned:
-        yield f"run.json says that the run is complete, but {planned - done} units are missing"
+        yield (
+            f"run.json says that the run is complete, but {counted(planned - done, 'unit')} "
+            f"{agreeing(planned - done, 'are')} missing"
+        )
 
 
 def _result(recorded: RecordedRun) -> Check:

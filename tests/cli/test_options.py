@@ -1,0 +1,59 @@
+"""An option means the same in every command, or is listed here with what it means where."""
+
+from collections import defaultdict
+from typing import Any
+
+import typer
+
+from dent.cli.app import app
+
+OWN_HELP = {
+    "--out": "a run folder, a folder of weights, a page",
+    "--model": "what train makes, and what others take",
+    "--weights": "of the model; to start training from; the folder of the paper's",
+    "--dataset": "to evaluate on, to train on, that a served model was trained for",
+    "--data-root": "of `dent data`: where to keep it",
+    "--n": "samples that are attacked, images that are trained on",
+    "--defense": "several, or the one that is served",
+    "--batch-size": "members of an evaluated batch, images of a training step",
+    "--device": "of train: accelerate takes what it finds",
+    "--host": "with or without a warning that there is no authentication",
+    "--source": "of datasets, of models",
+}
+OWN_DEFAULT = {
+    "--out": "of each command",
+    "--model": "of each command",
+    "--weights": "the paper's is a folder",
+    "--dataset": "of each command",
+    "--defense": "several, or one",
+    "--norm": "train's is the recipe's",
+    "--eps": "train's is the recipe's",
+    "--batch-size": "train's is the recipe's",
+    "--port": "one for each server",
+    "--source": "of datasets, of models",
+}
+
+
+def options() -> dict[str, list[Any]]:
+    """By name, the option as each command declares it."""
+    found = defaultdict(list)
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in command.params:
+            for name in option.opts:
+                if name.startswith("--"):
+                    found[name].append(option)
+    return {name: each for name, each in found.items() if len(each) > 1}
+
+
+def test_an_option_of_one_name_has_one_help_and_one_default() -> None:
+    shared = options()
+    assert {"--json", "--device", "--data", "--seed", "--norm", "--eps"} <= shared.keys()
+    prints = {option.help for option in shared.pop("--json")}
+    assert all(text.startswith("Print ") and text.endswith(" as JSON.") for text in prints)
+    helps = {name for name, each in shared.items() if len({one.help for one in each}) > 1}
+    assert helps == OWN_HELP.keys()
+    defaults = {name for name, each in shared.items() if len({str(o.default) for o in each}) > 1}
+    assert defaults == OWN_DEFAULT.keys()
+    for name in shared.keys() - OWN_HELP.keys() - {"--norm"}:  # l1 is not trained for
+        types = {str(getattr(one, "type", one.param_type_name)) for one in shared[name]}
+        assert len(types) == 1, name

@@ -1,0 +1,126 @@
+"""What the progress bar says: the verdict's figures, and the time left by a clock that we set."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from dent import Dent, DentConfig
+from dent.attacks import make
+from dent.evaluation import Settings, evaluate, load_run
+from dent.evaluation.engine.progress import Passes, Tracker, passes_of
+from dent.evaluation.records.plan import Unit, units
+from dent.evaluation.records.schema import JournalRecord, ProbeRecord
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.summary import summarize
+from dent.evaluation.subject import Prepared, prepare
+from tests.evaluation.subjects import Push, make_model, make_subject
+
+FORWARD, ADAPTED = 1.0, 50.0
+"""Seconds of a pass of a batch, by our clock: where nothing adapts, and where the defense does."""
+PROBE = 100.0
+"""So many times longer than its passes say a probe takes."""
+
+
+Run = tuple[Prepared, Mapping[str, JournalRecord]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three batches alike, of an attack most of whose passes adapt nothing, and of a short one."""
+    model = make_model()
+    defense = Dent(model, DentConfig(steps=2, lr=0.01))
+    attacks = [make("gmsa-min", rounds=2, iterations=2), Push()]
+    subject = make_subject({"it": defense}, attacks, model=model)
+    settings = Settings(n=12, batch_size=4)
+    out = tmp_path_factory.mktemp("progress") / "run"
+    evaluate(subject, settings, out=out)
+    return prepare(subject, settings), load_run(out).records
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bar_and_the_verdict_say_the_same(run: Run, dependent: bool, seed: int) -> None:
+    prepared, records = run
+    spec, plan = prepared.spec, prepared.plan
+    undeclared = (each.model_copy(update={"batch_dependent": False}) for each in spec.defenses)
+    spec = spec.model_copy(update={"defenses": tuple(undeclared)})
+    draw = random.Random(seed)  # noqa: S311
+    todo = list(units(spec, plan))
+    told = {}
+    for unit in draw.sample(todo, len(todo)):  # as workers finish them
+        record = records[unit.key]
+        if isinstance(record, ProbeRecord):
+            told[unit] = moving(record, float(dependent and unit.defense != STATIC))
+            continue
+        served = tuple(draw.choice(plan.batches[unit.batch or 0].labels) for _ in record.served)
+        told[unit] = record.model_copy(update={"served": served, "views": {}})
+    tracker = Tracker(replace(prepared, spec=spec), todo)
+    for unit, record in told.items():
+        tracker.count(unit, record)
+    found = summarize(
+        spec, plan, {unit.key: record for unit, record in told.items()}, len(told), ()
+    )
+    state = tracker.state([], 0.0)
+    assert found.defenses["it"].worst.unit == ("batch" if dependent else "sample")
+    for name, each in found.defenses.items():
+        assert state.natural[name] == (each.natural.correct, each.natural.total)
+        assert state.robust[name] == (each.worst.served.correct, each.worst.served.total)
+
+
+def moving(record: ProbeRecord, distance: float) -> ProbeRecord:
+    """A probe in which answers moved so far with their company, and otherwise did not."""
+    far = record.repeated.model_copy(update={"distance": distance})
+    still = record.repeated.model_copy(update={"distance": 0.0})
+    others = {"alone": far, "strangers": far, "permuted": far}
+    return record.model_copy(update={"repeated": still, "again": still, **others})
+
+
+def seconds(unit: Unit, passes: Passes) -> float:
+    """How long a unit takes by our clock."""
+    longer = PROBE if unit.kind == "probe" else 1.0
+    return longer * passes.seconds(FORWARD if unit.defense == STATIC else ADAPTED, FORWARD)
+
+
+def timed(record: JournalRecord, taken: float) -> JournalRecord:
+    """A record of a unit that took so many seconds."""
+    static = None if record.timing.static is None else FORWARD
+    timing = record.timing.model_copy(update={"total": taken, "static": static})
+    return record.model_copy(update={"timing": timing})
+
+
+def test_what_is_left_follows_from_the_units_done_and_not_from_the_probe(run: Run) -> None:
+    prepared, records = run
+    todo = list(units(prepared.spec, prepared.plan))
+    tracker = Tracker(prepared, todo)
+    passes = {unit: passes_of(prepared, unit) for unit in todo}
+    assert any(found.static > found.adapted > 0 for found in passes.values())
+    assert tracker.state([(todo[0], 0.0)], 0.0).remaining is None
+    known, left = set[str](), sum(seconds(*each) for each in passes.items())
+    for unit, found in passes.items():
+        tracker.count(unit, timed(records[unit.key], seconds(unit, found)))
+        left -= seconds(unit, found)
+        known |= set() if unit.kind == "probe" else {unit.defense}
+        if known == {STATIC, "it"}:  # one unit of each is done
+            state = tracker.state([], 0.0)
+            assert (state.least, state.remaining) == pytest.approx((left, left), abs=1e-6), unit
+
+
+def test_two_measurements_make_a_range_that_holds_what_is_left(run: Run) -> None:
+    prepared, records = run
+    todo = list(units(prepared.spec, prepared.plan))
+    tracker = Tracker(prepared, todo)
+    left = 0.0
+    for unit in todo:
+        taken = seconds(unit, passes_of(prepared, unit))
+        if unit.batch == 2:
+            left += taken
+        else:  # the second batch was slower than the first
+            tracker.count(unit, timed(records[unit.key], taken * (1.5 if unit.batch else 1.0)))
+    last = todo[-1]
+    state = tracker.state([(last, 0.0)], 0.0)
+    assert (state.least, state.remaining) == pytest.approx((left, 1.5 * left))
+    within = tracker.state([(last, 0.5)], 0.0)
+    took = seconds(last, passes_of(prepared, last))
+    assert within.least == pytest.approx(left - took / 2)

@@ -1,0 +1,95 @@
+"""A number and its noun, a share and its percentage: one way to write each, everywhere."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dent.support.plural import agreeing, counted
+from dent.support.rounding import factor, percent, percent_bounds, points, points_bounds
+
+SOURCES = sorted((Path(__file__).parents[1] / "src/dent").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "said"),
+    [
+        (1, "batch", "1 batch"),
+        (2, "batch", "2 batches"),
+        (0, "query", "0 queries"),
+        (1, "query", "1 query"),
+        (3, "day", "3 days"),
+        (2, "class", "2 classes"),
+        (5, "attacked member", "5 attacked members"),
+    ],
+)
+def test_a_number_agrees_with_its_noun(number: int, noun: str, said: str) -> None:
+    assert counted(number, noun) == said
+
+
+def test_a_verb_agrees_with_its_number() -> None:
+    verbs = ("are", "were", "have", "stand")
+    assert [agreeing(1, verb) for verb in verbs] == ["is", "was", "has", "stands"]
+    assert [agreeing(2, verb) for verb in verbs] == list(verbs)
+    assert counted(2, "person", "people") == "2 people"
+
+
+def test_shares_and_differences_have_one_decimal() -> None:
+    assert (percent(0.4375), percent(1.0), percent_bounds((0.3806, 0.4961))) == (
+        "43.8%",
+        "100.0%",
+        "[38.1, 49.6]",
+    )
+    assert [points(at) for at in (0.0118, -0.031, 0.0, -0.0001, 0.0001)] == [
+        "+1.2",
+        "−3.1",
+        "0.0",
+        "0.0",
+        "0.0",
+    ]
+    assert points_bounds((-0.062, 0.003)) == "[−6.2, +0.3]"
+    assert factor(25.34) == "25.3×"
+
+
+def test_percentages_are_rounded_in_one_place() -> None:
+    """Marks of an axis and the percentage of a progress bar are whole by themselves."""
+    found = {
+        path.name: hits
+        for path in SOURCES
+        if (hits := re.findall(r"\.[1-9]f\}%", path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+def test_what_may_be_one_is_counted_by_the_helper() -> None:
+    """Nouns after a number that is computed; those left are never one."""
+    nouns = re.compile(
+        r" (batches|runs|units|samples|images|members|workers|requests|steps|attacks)\b"
+    )
+    assert {hit for path in SOURCES for hit in plain_counts(path, nouns)} <= NEVER_ONE
+
+
+def plain_counts(path: Path, nouns: re.Pattern[str]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            for number, text in zip(node.values, node.values[1:], strict=False):
+                if isinstance(number, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    noun = nouns.match(str(text.value))
+                    if noun is not None:
+                        yield f"{path.name}: {ast.unparse(number.value)}{noun[0]}"
+
+
+NEVER_ONE = {
+    "consistency.py: MOST_UNITS units",
+    "markdown.py: len(runs) runs",  # several
+    "merge.py: out runs",  # a verb
+    "planning.py: scale.id runs",  # a verb
+    "render.py: before runs",  # "one run" is written out
+    "tells.py: MANY members",
+    "plan.py: size images",
+    "demo.py: SAMPLES images",
+    "turns.py: MOST_OF_ADDRESS runs",
+    "turns.py: MOST_WAITING runs",
+}
