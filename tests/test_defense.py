@@ -106,7 +106,7 @@ def test_a_configuration_has_a_name(name: str, config: DentConfig, tiny_cnn: nn.
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("dnet", "Did you mean 'dent'"), ("hedge", r"dent\.reference\.make"), ("", "Expected one of")],
+    [("dnet", "Did you mean 'dent'"), ("hedge", r"dent\.defenses\.make"), ("", "Expected one of")],
 )
 def test_an_unknown_name_is_refused_with_advice(
     name: str, said: str, tiny_cnn: nn.Sequential

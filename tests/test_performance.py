@@ -11,6 +11,7 @@ from dent import ConfigError, Dent, DentConfig, InputError, Performance
 from dent.cli.restore import _defense
 from dent.defenses.registry import describe
 from dent.evaluation.records.spec import DefenseSpec
+from dent.kinds import recorded_kind
 from tests.configurations import BATCH, CONFIGS, SAMPLE, Around
 from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES
@@ -240,7 +241,7 @@ def test_records_name_a_precision_that_changes_numbers_and_nothing_else(
     defense = Dent(tiny_cnn, BATCH, Performance(precision="bfloat16"))
     described = describe(defense)
     assert described == describe(Dent(tiny_cnn, BATCH)) | {"precision": "bfloat16"}
-    kind = f"{Dent.__module__}.{Dent.__qualname__}"
+    kind = recorded_kind("dent")
     spec = DefenseSpec(name="mine", kind=kind, config=described, weights=None, batch_dependent=True)
     _, restored = _defense(spec, tiny_cnn)
     assert isinstance(restored, Dent)
