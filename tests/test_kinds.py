@@ -14,7 +14,7 @@ from dent.attacks import PGD, Attack
 from dent.defenses import describe
 from dent.defenses.base import ReferenceDefense
 from dent.defenses.dent import Dent
-from dent.kinds import KINDS, Kind, kind_of, path_of, recorded_kind
+from dent.kinds import KINDS, Kind, class_of, kind_of, path_of, recorded_kind
 from dent.models.residual import ResNet
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ FROZEN = {
     "dent.attacks.adaptive.surrogates.Surrogates",
     "dent.attacks.adaptive.through.AdaptiveAPGD",
     "dent.attacks.autoattack.AutoAttack",
+    "dent.attacks.foreign.Foreign",
     "dent.attacks.pgd.PGD",
     "dent.defense.Dent",
     "dent.models.autoattack_resnet18.ResNet18",
@@ -83,6 +84,7 @@ def test_every_kind_is_a_class_that_is_recorded_so(kind: Kind) -> None:
     cls = pkgutil.resolve_name(kind.where)
     assert kind.where == f"{cls.__module__}:{cls.__qualname__}"
     thing = cls.__new__(cls)
+    assert class_of(kind.recorded) is cls
     assert kind_of(thing) == recorded_kind(kind.name) == kind.recorded
     assert path_of(thing) == ":".join(kind.recorded.rsplit(".", 1))
 

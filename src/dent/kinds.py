@@ -6,6 +6,7 @@ class is renamed or moved, change its `where` alone.
 """
 
 import sys
+from pkgutil import resolve_name
 from typing import Final, NamedTuple
 
 
@@ -56,6 +57,7 @@ KINDS: Final = (
         "collateral",
         "dent.attacks.adaptive.collateral:Collateral",
     ),
+    Kind("dent.attacks.foreign.Foreign", "foreign", "dent.attacks.foreign:Foreign"),
     Kind("dent.attacks.adaptive.rays.RayS", "rays", "dent.attacks.adaptive.rays:RayS"),
     Kind("dent.defense.Dent", "dent", "dent.defenses.dent:Dent"),
     Kind(
@@ -104,6 +106,12 @@ def path_of(thing: object) -> str:
 def is_registered(thing: object) -> bool:
     """Whether the class of an object is in the table."""
     return _registered(type(thing)) is not None
+
+
+def class_of(recorded: str) -> type | None:
+    """The class that records call so, imported; None of a class of the user's own."""
+    found = next((kind.where for kind in KINDS if kind.recorded == recorded), None)
+    return None if found is None else resolve_name(found)
 
 
 def recorded_kind(name: str) -> str:

@@ -13,6 +13,7 @@ from dent.support.lazy import lazy
 if TYPE_CHECKING:
     from dent.attacks.autoattack.attack import AutoAttack
     from dent.attacks.base import Attack, AttackError, AttackResult, Outcome
+    from dent.attacks.foreign import Foreign, from_adv_lib, from_foolbox
     from dent.attacks.pgd import PGD
     from dent.attacks.protocol import Defense, DynamicDefense, answer, is_batch_dependent
     from dent.attacks.querier import Querier, Queries
@@ -26,11 +27,14 @@ __all__ = [
     "AutoAttack",
     "Defense",
     "DynamicDefense",
+    "Foreign",
     "Outcome",
     "Querier",
     "Queries",
     "answer",
+    "from_adv_lib",
     "from_factory",
+    "from_foolbox",
     "is_batch_dependent",
     "make",
     "make_from",
@@ -45,6 +49,11 @@ _MODULES = {
         "AttackError",
         "AttackResult",
         "Outcome",
+    ),
+    "dent.attacks.foreign": (
+        "Foreign",
+        "from_adv_lib",
+        "from_foolbox",
     ),
     "dent.attacks.pgd": ("PGD",),
     "dent.attacks.protocol": (

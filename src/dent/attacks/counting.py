@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.attacks.querier import Queries
-from dent.errors import ConfigError, DentError
+from dent.errors import ConfigError, DentError, MissingExtraError
 from dent.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def counted(attack: Attack, n_classes: int, norm: Norm) -> Queries:
         found = attack(
             _Unfoolable(labels, n_classes), images, labels, ThreatModel(norm, 0.01), seed=0
         )
+    except MissingExtraError:
+        raise
     except DentError as error:
         raise _uncountable(attack, str(error)) from error
     except Exception as error:

@@ -13,7 +13,7 @@ from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, Subject
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
-from dent.evaluation.subject import attack_of, attack_spec, threat_of
+from dent.evaluation.subject import attack_of, attack_spec, is_ours, threat_of
 from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.threat import ThreatModel
@@ -25,7 +25,7 @@ def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
         spec.model.name,
         spec.dataset.name,
         *(each.name for each in spec.defenses),
-        *(each.name for each in spec.attacks if each.attack is None),
+        *(each.name for each in spec.attacks if not is_ours(each)),
     )
     return tuple(dict.fromkeys(name for name in names if ":" in name))
 
@@ -76,7 +76,7 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
 
 
 def _attack(spec: AttackSpec, threat: ThreatModel, batch_size: int) -> Attack:
-    own = spec.attack is None and ":" in spec.name
+    own = not is_ours(spec) and ":" in spec.name
     made = from_factory(spec.name).sized(batch_size) if own else attack_of(spec)
     if attack_spec(made, threat) != spec:
         raise ConfigError(

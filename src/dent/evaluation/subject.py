@@ -27,7 +27,7 @@ from dent.evaluation.records.spec import (
     Settings,
     ThreatSpec,
 )
-from dent.kinds import is_registered, kind_of
+from dent.kinds import class_of, is_registered, kind_of
 from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
 from dent.storage.canonical import canonical
@@ -197,9 +197,21 @@ def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
 
 
 @cache
-def _made(name: str, settings: str) -> Attack:
+def _made(name: str | None, kind: str, settings: str) -> Attack:
     values: dict[str, Any] = json.loads(settings)
-    return make_attack(name, **values)
+    if name is not None:
+        return make_attack(name, **values)
+    made: Any = class_of(kind)
+    attack: Attack = made.from_dict(values)
+    return attack
+
+
+def is_ours(spec: AttackSpec) -> bool:
+    """Whether the attack of a record is one of this package, so that the record can make it."""
+    if spec.attack is not None:
+        return True
+    found = class_of(spec.kind)
+    return found is not None and issubclass(found, Attack)
 
 
 def attack_of(spec: AttackSpec) -> Attack:
@@ -208,13 +220,14 @@ def attack_of(spec: AttackSpec) -> Attack:
     Raises:
         ConfigError: It is one of the user's own, or has settings that this version does not know.
     """
-    if spec.attack is None:
+    if not is_ours(spec):
         raise ConfigError(
             f"the attack {spec.name!r} ({spec.kind}) is none of this package: a record alone "
             "cannot make it again"
         )
     try:
-        return replace(_made(spec.attack, canonical(spec.settings)), name=spec.name)
+        made = _made(spec.attack, spec.kind, canonical(spec.settings))
+        return replace(made, name=spec.name)
     except (DentError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the attack {spec.name!r} cannot be made from its record ({spec.attack}, "

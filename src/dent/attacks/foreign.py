@@ -1,0 +1,278 @@
+"""Attacks of foolbox and adv-lib over whole batches, as attacks of this package.
+
+The foreign attack gets a model that asks the defense about the whole batch, with the gradient that
+`PGD` follows. What it finds is projected, submitted, and checked like that of any other attack.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Final, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dent.attacks.base import Attack, Outcome
+from dent.attacks.best import Best
+from dent.attacks.checks import is_count
+from dent.attacks.losses import margin
+from dent.config import check_choice
+from dent.errors import ConfigError, DentError, MissingExtraError
+from dent.support.extras import require
+from dent.support.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dent.attacks.querier import Querier
+    from dent.threat import Norm, ThreatModel
+
+Library = Literal["foolbox", "adv-lib"]
+_MODULES: Final[Mapping[str, str]] = {
+    "foolbox": "foolbox.attacks",
+    "adv-lib": "adv_lib.attacks",
+}
+_EPS: Final = ("ε", "eps", "epsilon")
+_ORDER: Final[Mapping[str, float]] = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
+_Keywords = tuple[tuple[str, Any], ...]
+
+
+@final
+@dataclass(frozen=True)
+class Foreign(Attack):
+    """An attack of another library.
+
+    It must ask about the whole batch, every member in its place. One that asks about some members
+    alone is stopped with an error, for a defense answers them otherwise than in their batch. What
+    counts of a batch-independent defense is each member's worst image inside the threat model of
+    all that were asked about; of a batch-dependent one the worst whole batch.
+    """
+
+    library: Library
+    """`foolbox` or `adv-lib`."""
+    attack: str
+    """The name of the class in `foolbox.attacks`, or of the function in `adv_lib.attacks`."""
+    keywords: Mapping[str, Any] | _Keywords = ()
+    """What the class or the function is called with: numbers, texts, true or false, None. The
+    model, images, labels, eps and norm are given by the run."""
+
+    def __post_init__(self) -> None:
+        """Check every field; the library is not imported."""
+        check_choice("library", self.library, get_args(Library))
+        attack: object = self.attack
+        if not isinstance(attack, str) or not attack.isidentifier():
+            raise ConfigError(f"attack must be the name of an attack, got {attack!r}")
+        given: dict[Any, Any] = dict(self.keywords)
+        for key, value in given.items():
+            if not isinstance(key, str) or not isinstance(value, bool | int | float | str | None):
+                raise ConfigError(
+                    f"keywords of {self.attack} must be numbers, texts, true, false or None, so "
+                    f"that a record can say them, got {key!r}: {value!r}"
+                )
+        object.__setattr__(self, "keywords", tuple(sorted(given.items())))
+        super().__post_init__()
+
+    @property
+    def default_name(self) -> str:
+        """The library and the attack."""
+        return f"{self.library}-{self.attack}"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the library."""
+        try:
+            return {self.library: version(self.library)}
+        except PackageNotFoundError:
+            return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types."""
+        return super().to_dict() | {"keywords": dict(self.keywords)}
+
+    def longer(self, norm: Norm = "linf") -> Foreign | None:
+        """The attack with twice the `steps`; None where they are not among the keywords."""
+        del norm
+        given = dict(self.keywords)
+        if not is_count(given.get("steps")):
+            return None
+        return replace(self, keywords=given | {"steps": 2 * given["steps"]})
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        """Run the foreign attack, and submit what it found."""
+        del seed  # the global generators are seeded, which it draws from
+        best = Best(target)
+        best.offer_served(target.natural)
+        if not best.complete():
+            door = _Door(target, threat, best, self.name)
+            attack = _named(self)
+            with torch.enable_grad():
+                found = _RUN[self.library](self, attack, door, target, threat)
+            best.offer_served(threat.project(found.detach(), target.natural))
+        kept, worst = best.outcome(), target.worst
+        return kept if worst is None else Outcome(worst.images, worst.fooled)
+
+
+def from_foolbox(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
+    """An attack of foolbox: `from_foolbox("LinfPGD", steps=40)`.
+
+    Args:
+        attack: The name of its class in `foolbox.attacks`.
+        name: What results are kept under.
+        **keywords: What the class is called with.
+
+    Raises:
+        ConfigError: A keyword cannot be recorded.
+    """
+    return Foreign("foolbox", attack, keywords, name=name)
+
+
+def from_adv_lib(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
+    """An attack of adv-lib: `from_adv_lib("pgd_linf", steps=40)`.
+
+    Args:
+        attack: The name of its function in `adv_lib.attacks`.
+        name: What results are kept under.
+        **keywords: What the function is called with; eps and norm are the threat model's.
+
+    Raises:
+        ConfigError: A keyword cannot be recorded.
+    """
+    return Foreign("adv-lib", attack, keywords, name=name)
+
+
+class _Door(nn.Module):
+    """What a foreign attack takes for the model: asks about the whole batch, and nothing less."""
+
+    def __init__(self, target: Querier, threat: ThreatModel, best: Best, name: str) -> None:
+        super().__init__()
+        self._target, self._threat, self._best, self._name = target, threat, best, name
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), with a gradient to the images alone where they want one."""
+        natural = self._target.natural
+        if images.shape != natural.shape:
+            raise ConfigError(
+                f"{self._name} asks about images {tuple(images.shape)} of a batch "
+                f"{tuple(natural.shape)}: a batch is attacked whole, or it is another batch. "
+                "Choose an attack that keeps all members to its end, or one restart"
+            )
+        if torch.is_grad_enabled() and images.requires_grad:
+            logits: Tensor = _Apart.apply(images, self._ask)
+        else:
+            with torch.no_grad():
+                logits = self._ask(images.detach())
+        self._offer(images.detach(), logits.detach())
+        return logits
+
+    def _ask(self, images: Tensor) -> Tensor:
+        return self._target(images.to(self._target.natural.dtype))
+
+    def _offer(self, images: Tensor, logits: Tensor) -> None:
+        """Of a batch-independent defense, keep who fell inside the threat model on the way."""
+        target = self._target
+        if target.batch_dependent:
+            return  # the whole batches are remembered
+        images = images.to(target.natural.dtype)
+        inside = (self._threat.check(images, target.natural) <= 0).to(images.device)
+        wrong = inside & (logits.argmax(dim=1) != target.labels)
+        loss = torch.where(inside, margin(logits, target.labels), -torch.inf)
+        self._best.offer(images, wrong, loss)
+
+
+class _Apart(torch.autograd.Function):
+    """An answer whose graph ends at the images: whoever calls `.backward()` writes nowhere else."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """Ask, and keep the graph apart."""
+        with torch.enable_grad():
+            ctx.leaf = images.detach().requires_grad_()
+            ctx.logits = ask(ctx.leaf)
+        answered: Tensor = ctx.logits.detach().clone()
+        return answered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient to the images."""
+        (found,) = torch.autograd.grad(ctx.logits, ctx.leaf, gradients[0], retain_graph=True)
+        return found, None
+
+
+def _module(attack: Foreign) -> Any:
+    name, purpose = _MODULES[attack.library], f"the attack {attack.name!r}"
+    if attack.library == "foolbox":
+        return require(name, purpose, extra="foolbox")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs adv-lib, which cannot be imported here ({error}): pip install adv-lib"
+        ) from error
+
+
+def _named(attack: Foreign) -> Any:
+    """The class or the function of the other library."""
+    module = _module(attack)
+    found = getattr(module, attack.attack, None)
+    if not callable(found):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ConfigError(
+            f"{attack.library} has no attack {attack.attack!r}."
+            f"{did_you_mean(attack.attack, public)}"
+        )
+    return found
+
+
+def _foolbox(
+    attack: Foreign, kind: Any, door: _Door, target: Querier, threat: ThreatModel
+) -> Tensor:
+    foolbox: Any = require("foolbox", f"the attack {attack.name!r}", extra="foolbox")
+    try:
+        made = kind(**dict(attack.keywords))
+    except TypeError as error:
+        raise ConfigError(f"{attack.attack} of foolbox: {error}") from error
+    order = getattr(getattr(made, "distance", None), "p", None)
+    if order is not None and float(order) != _ORDER[threat.norm]:
+        raise ConfigError(
+            f"{attack.attack} of foolbox is made for another norm than {threat.norm} (l{order:g})"
+        )
+    model = foolbox.PyTorchModel(door, bounds=threat.bounds, device=target.natural.device)
+    try:
+        found: Tensor = made(model, target.natural, target.labels, epsilons=threat.eps)[1]
+    except DentError:
+        raise
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{attack.attack} of foolbox failed ({type(error).__name__}: {error})"
+        ) from error
+    return found
+
+
+def _adv_lib(
+    attack: Foreign, function: Any, door: _Door, target: Querier, threat: ThreatModel
+) -> Tensor:
+    if threat.bounds != (0.0, 1.0):
+        raise ConfigError(f"adv-lib keeps pixels in [0, 1], the threat model has {threat.bounds}")
+    taken = inspect.signature(function).parameters
+    given = dict(attack.keywords)
+    given |= {key: threat.eps for key in _EPS if key in taken}
+    if "norm" in taken:
+        given.setdefault("norm", _ORDER[threat.norm])
+    for key in given:
+        if key not in taken:
+            raise ConfigError(
+                f"{attack.attack} of adv-lib takes no {key!r}.{did_you_mean(key, taken)}"
+            )
+    found: Tensor = function(door, target.natural, target.labels, **given)
+    return found
+
+
+_RUN: Final[Mapping[str, Callable[[Foreign, Any, _Door, Querier, ThreatModel], Tensor]]] = {
+    "foolbox": _foolbox,
+    "adv-lib": _adv_lib,
+}
