@@ -117,7 +117,7 @@ def test_half_sent_bodies_hold_no_place(pair: tuple[Server, str, str]) -> None:
                 answer = httpx.post(f"{url}{PREDICT}", content=npy(make_images(2)), headers=NPY)
                 assert answer.status_code == 200, answer.text
             if url == front:
-                assert server.gate.inside == server.arrivals.coming == 0  # nor do they go on
+                assert server.admission.inside == server.arrivals.coming == 0  # nor do they go on
         finally:
             for each in connections:
                 each.close()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dent import DENT_NOMINAL, DENT_PLUS, Dent
 from dent.defenses import make
-from dent.serving.engine import Answer, Engine
+from dent.serving.engine import Engine, ServedAnswer
 from dent.serving.limits import Limits
 
 
@@ -82,7 +82,7 @@ def test_a_flood_of_companions_changes_nothing_where_batches_do_not_matter() -> 
 
 def test_hostile_companions_that_break_a_shared_batch_do_not_harm_the_others() -> None:
     class Fragile(Engine):
-        def run(self, images: Tensor, steps: int | None = None) -> Answer:
+        def run(self, images: Tensor, steps: int | None = None) -> ServedAnswer:
             if bool((images[:, 0, 0, 0] == 0).any()):
                 raise RuntimeError("a crafted image hit a bug")
             return super().run(images, steps)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dent import Dent
 from dent.defenses import make
 from dent.serving.cost import StepCost
-from dent.serving.engine import Answer, Engine
+from dent.serving.engine import Engine, ServedAnswer
 from dent.serving.limits import Limits
 from dent.serving.metrics import WINDOW, Metrics
 
@@ -38,7 +38,7 @@ class Held(Engine):
         self.running, self.go = threading.Semaphore(0), threading.Semaphore(0)
         self.sizes: list[int] = []
 
-    def run(self, images: Tensor, steps: int | None = None) -> Answer:
+    def run(self, images: Tensor, steps: int | None = None) -> ServedAnswer:
         self.sizes.append(len(images))
         self.running.release()
         assert self.go.acquire(timeout=20)
@@ -193,7 +193,7 @@ def test_a_full_queue_refuses_and_what_is_inside_is_answered() -> None:
         async with serving(engine=engine, limits=Limits(max_requests=3)) as client:
             inside = [asyncio.create_task(client.ask(make_images(2))) for _ in range(3)]
             await started(engine)
-            while client.server.gate.inside < 3:
+            while client.server.admission.inside < 3:
                 await asyncio.sleep(0.001)
             refused = await client.post(npy(make_images(2)))
             assert refused.status_code == 503
@@ -227,7 +227,7 @@ def test_who_waits_too_long_is_refused_and_never_computed() -> None:
             await first  # it was started in time, and so is answered
             await client.ask(make_images(4))
             assert engine.sizes == [1, 4]
-            assert client.server.gate.inside == 0
+            assert client.server.admission.inside == 0
 
     asyncio.run(ask())
 
@@ -238,7 +238,7 @@ def test_draining_answers_what_is_inside_and_refuses_what_is_new() -> None:
         async with serving(engine=engine) as client:
             inside = [asyncio.create_task(client.ask(make_images(2))) for _ in range(3)]
             await started(engine)
-            while client.server.gate.inside < 3:
+            while client.server.admission.inside < 3:
                 await asyncio.sleep(0.001)
             draining = asyncio.create_task(client.server.drain())
             await asyncio.sleep(0)

@@ -32,7 +32,7 @@ async def submit(seeds: range) -> Counter[int]:
                 assert error["code"], seed
                 assert error["message"], seed
             found[response.status_code] += 1
-        assert client.server.gate.inside == 0
+        assert client.server.admission.inside == 0
         assert len((await client.ask(make_images(2)))["predictions"]) == 2
     return found
 

@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dent import __version__
+from dent.serving.admission import Admission
 from dent.serving.arrivals import Arrivals, replayed
 from dent.serving.batching import Batcher, Job
 from dent.serving.engine import Clock, Engine
 from dent.serving.errors import RefusedError
-from dent.serving.gate import Gate
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
 from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode
@@ -42,7 +42,7 @@ STATUSES: Final[dict[int, str]] = {
     503: "Full, shutting down, or just started anew; Retry-After says when to come back.",
     504: "Not even one step fitted into the deadline, or the batch did not start in time.",
 }
-"""What else than 200 a request to predict can get."""
+"""The statuses other than 200 that a request to predict can get."""
 
 
 class Server:
@@ -50,10 +50,10 @@ class Server:
 
     Args:
         engine: answers the batches.
-        limits: what is taken on at most.
+        limits: on size, count, time and queue.
         classes: names by label; empty if unknown.
-        model: what the model is called.
-        metrics: its own if None.
+        model: the name of the model.
+        metrics: new ones if None.
         clock: seconds; for tests.
     """
 
@@ -72,8 +72,8 @@ class Server:
         self.metrics = metrics or Metrics()
         self.batcher = Batcher(engine, limits, self.metrics, clock)
         self.arrivals = Arrivals(limits)
-        self.gate = Gate(limits.max_requests, self._retry_after)
-        self.metrics.requests_inside.set_function(lambda: self.gate.inside)
+        self.admission = Admission(limits.max_requests, self._retry_after)
+        self.metrics.requests_inside.set_function(lambda: self.admission.inside)
         self.metrics.images_waiting.set_function(lambda: self.batcher.images_waiting)
         self.ready = False
 
@@ -83,12 +83,12 @@ class Server:
         self.ready = True
 
     async def drain(self) -> None:
-        """Refuse what is new, and wait until all that was taken in is answered."""
+        """Refuse new requests, and wait until all admitted ones are answered."""
         self.ready = False
-        await self.gate.drain()
+        await self.admission.drain()
 
     async def stop(self) -> None:
-        """Drain, and stop for good."""
+        """Drain, then stop."""
         await self.drain()
         await self.batcher.stop()
 
@@ -148,7 +148,7 @@ def create_app(server: Server, scrape: Scrape | None = None) -> FastAPI:
 
     Args:
         server: is started and stopped with the application.
-        scrape: gives what /metrics shows; the server's own registry by default.
+        scrape: returns the text of /metrics; by default from the server's own registry.
     """
 
     @asynccontextmanager
@@ -167,7 +167,7 @@ def create_app(server: Server, scrape: Scrape | None = None) -> FastAPI:
         lifespan=lifespan,
         exception_handlers=_handlers(server),
     )
-    app.add_middleware(_Watched, server=server)
+    app.add_middleware(_AdmissionMiddleware, server=server)
     _add_predict(app, server)
     _add_probes(app, server, scrape or _own(server))
     return app
@@ -200,8 +200,8 @@ def _add_predict(app: FastAPI, server: Server) -> None:
         logits: Annotated[bool, Query(description="Whether to return logits.")] = False,
     ) -> Response:
         """Adapt to the images of one request, and predict them."""
-        found = await server.predict(request, deadline, logits=logits)
-        return Response(found.model_dump_json(), media_type=JSON)
+        response = await server.predict(request, deadline, logits=logits)
+        return Response(response.model_dump_json(), media_type=JSON)
 
 
 def _add_probes(app: FastAPI, server: Server, scrape: Scrape) -> None:
@@ -235,8 +235,11 @@ def _own(server: Server) -> Scrape:
     return scrape
 
 
-class _Watched:
-    """Gives a request a place from the last byte of its body to that of its response; counts it."""
+class _AdmissionMiddleware:
+    """Admits and counts requests.
+
+    A request holds its place from the last byte of its body to the last byte of its response.
+    """
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app, self._server = app, server
@@ -256,22 +259,24 @@ class _Watched:
             await send(message)
 
         if (scope["method"], route) != ("POST", PREDICT):
-            asked = {**scope, "method": "GET"} if head else scope
-            await self._app(asked, receive, counted)
+            as_get = {**scope, "method": "GET"} if head else scope
+            await self._app(as_get, receive, counted)
             return
-        gate = self._server.gate
+        admission = self._server.admission
         try:
-            gate.check()
+            admission.check()
             body = await self._server.arrivals.read(scope, receive)
-            with gate.enter():
+            with admission.enter():
                 await self._app(scope, replayed(body, receive), counted)
-        except RefusedError as error:  # the gate's: those from within are answered there
+        except (
+            RefusedError
+        ) as error:  # from admission: errors from within the app are answered there
             self._server.metrics.refused(error.code)
             await failed(error)(scope, receive, counted)
 
 
 def failed(error: RefusedError) -> Response:
-    """The one form in which all failures are answered."""
+    """The response for a failure; all failures have this one form."""
     failure = Failure(code=error.code, message=error.message, image=error.image)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status in _UNREAD:
@@ -281,7 +286,7 @@ def failed(error: RefusedError) -> Response:
 
 
 def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
-    """How every kind of failure becomes a response in the one form that is documented."""
+    """Handlers that turn each kind of failure into the one documented form."""
 
     def refuse(request: Request, error: RefusedError) -> Response:
         if request.url.path == PREDICT:

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests, before any of them holds a place."""
+"""Read the bodies of requests before they are admitted."""
 
 import asyncio
 from typing import Final
@@ -9,14 +9,14 @@ from dent.serving.errors import RefusedError, malformed, too_large, unsupported
 from dent.serving.limits import Limits
 
 AT_ONCE: Final = 16
-"""Bodies that may be on their way, for each request that is taken in at most."""
+"""How many bodies may be arriving for each request of `max_requests`."""
 
 
 class Arrivals:
-    """Reads bodies, of limited size, in limited time, and so many at once.
+    """Reads bodies within limits on size, time and number.
 
-    Where too many are on their way, or too many bytes of them have come, the one that has been
-    coming for the longest is given up. So whoever sends half a body and waits is in nobody's way.
+    When too many bodies are arriving, or they hold too many bytes, the oldest is given up. So a
+    client that sends half a body and waits cannot block others.
 
     Args:
         limits: `max_body_bytes` and `timeout` of each; `max_requests` times `max_body_bytes` of all
@@ -31,7 +31,7 @@ class Arrivals:
 
     @property
     def coming(self) -> int:
-        """How many bodies are on their way."""
+        """How many bodies are arriving."""
         return len(self._coming)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
@@ -74,7 +74,7 @@ class Arrivals:
 
     def _make_room(self) -> None:
         while len(self._coming) > self._most or (
-            sum(len(each.body) for each in self._coming) > self._budget
+            sum(len(arrival.body) for arrival in self._coming) > self._budget
         ):
             oldest = next(iter(self._coming))
             del self._coming[oldest]
@@ -87,7 +87,7 @@ class Arrivals:
 
 
 class _Arrival:
-    """A body on its way."""
+    """A body that is arriving."""
 
     def __init__(self, deadline: asyncio.Timeout) -> None:
         self._deadline = deadline
@@ -100,7 +100,7 @@ class _Arrival:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """A way to receive a body that was read already, and then whatever comes."""
+    """Return a `receive` that gives a body read before, and then the messages that follow."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,7 +1,8 @@
-"""Collects requests into batches, without letting one client change another's answer.
+"""Collect requests into batches, without letting one client change another's answer.
 
 Where the defense is batch-dependent, a request is its own batch. Where it is not, requests that
-arrive together share one; but whoever needs fewer steps, to meet a deadline, is answered alone.
+arrive together share one, except that a request that needs fewer steps to meet its deadline is
+answered alone.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dent.serving.engine import Answer, Clock, Engine
+from dent.serving.engine import Clock, Engine, ServedAnswer
 from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
@@ -29,7 +30,7 @@ class Job:
     Attributes:
         images: (N, C, H, W), float32 in [0, 1].
         arrived: when, by the batcher's clock.
-        deadline: by when it should be answered, with fewer steps if need be; None wants all steps.
+        deadline: by when it should be answered, with fewer steps if need be; None for all steps.
         expires: when it stops waiting for its batch to start.
     """
 
@@ -37,11 +38,11 @@ class Job:
     arrived: float
     deadline: float | None
     expires: float
-    answer: "asyncio.Future[Answer]" = field(init=False)
+    answer: "asyncio.Future[ServedAnswer]" = field(init=False)
     started: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        """Promise an answer."""
+        """Make the future of the answer."""
         self.answer = asyncio.get_running_loop().create_future()
 
 
@@ -67,7 +68,7 @@ class Batcher:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def stop(self) -> None:
-        """Stop answering; whoever still waits is never answered, so drain first."""
+        """Stop answering. Jobs that still wait are never answered, so drain first."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -79,11 +80,11 @@ class Batcher:
         return sum(len(job.images) for job in self._waiting)
 
     def backlog(self) -> float:
-        """Seconds that the waiting jobs will probably take, each for itself."""
+        """Seconds that the waiting jobs will probably take, one batch each."""
         steps = self._engine.steps
         return sum(self._engine.cost.seconds(len(job.images), steps) for job in self._waiting)
 
-    async def submit(self, job: Job) -> Answer:
+    async def submit(self, job: Job) -> ServedAnswer:
         """Wait for a job's answer.
 
         Raises:
@@ -97,7 +98,7 @@ class Batcher:
                 raise _late("the batch did not start in time")
             return await job.answer
         finally:
-            job.answer.cancel()  # a failure that nobody waits for is nothing to complain of
+            job.answer.cancel()  # no warning about a failure that nobody waits for
             if not job.started and job in self._waiting:
                 self._waiting.remove(job)
 
@@ -106,7 +107,7 @@ class Batcher:
             try:
                 jobs, steps = await self._next()
                 await self._run(jobs, steps)
-            except Exception:  # whatever it is, the next request must find someone to answer it
+            except Exception:  # after any error, the next request must still be answered
                 _LOG.exception("A batch could not be formed or counted")
 
     async def _next(self) -> tuple[list[Job], int]:
@@ -116,7 +117,7 @@ class Batcher:
             if not self._waiting:
                 await self._arrival.wait()
                 continue
-            await self._company()
+            await self._wait_for_more()
             if not self._waiting:
                 continue
             head = self._waiting.popleft()
@@ -129,8 +130,8 @@ class Batcher:
             else:
                 return [head, *self._companions(head)], steps
 
-    async def _company(self) -> None:
-        """Give others the time to come that the first job may be kept waiting."""
+    async def _wait_for_more(self) -> None:
+        """Wait for more jobs, at most for as long as the first one may be kept waiting."""
         if not self._engine.shares:
             return
         until = self._waiting[0].arrived + self._limits.max_wait
@@ -154,7 +155,7 @@ class Batcher:
         return engine.cost.steps_within(len(job.images), engine.steps, left)
 
     def _companions(self, head: Job) -> list[Job]:
-        """Jobs that can share the head's batch without anyone getting fewer steps."""
+        """Jobs that can share the head's batch without fewer steps for any of them."""
         if not self._engine.shares:
             return []
         taken, images = [head], len(head.images)
@@ -177,7 +178,7 @@ class Batcher:
         try:
             answer = await loop.run_in_executor(self._thread, self._compute, jobs, steps)
         except Exception as error:
-            if len(jobs) > 1:  # one of them may be the reason: the others must not pay for it
+            if len(jobs) > 1:  # one of them may be the cause, and the others must not fail with it
                 for job in jobs:
                     await self._run([job], steps)
                 return
@@ -192,7 +193,7 @@ class Batcher:
             first += len(job.images)
         self._metrics.batch_ends(answer, len(jobs))
 
-    def _compute(self, jobs: list[Job], steps: int) -> Answer:
+    def _compute(self, jobs: list[Job], steps: int) -> ServedAnswer:
         images = torch.cat([job.images for job in jobs]) if len(jobs) > 1 else jobs[0].images
         return self._engine.run(images, steps)
 

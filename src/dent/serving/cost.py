@@ -1,4 +1,4 @@
-"""How long a batch will take, from how long batches took."""
+"""Estimate how long a batch will take from the times of earlier batches."""
 
 _WEIGHT = 0.3
 _MARGIN = 1.25
@@ -7,9 +7,9 @@ _MARGIN = 1.25
 class StepCost:
     """A running estimate of seconds by batch size and number of steps.
 
-    A step costs two forwards, and the answer one more; per size of batch (by powers of two) one
-    exponentially weighted average of the seconds per image and forward is kept. A size never seen
-    is priced like the nearest that was: per image, small batches are the dearer ones.
+    A step costs two forwards, and the answer one more. For each batch size (by powers of two) it
+    keeps an exponentially weighted average of the seconds per image and forward. A size not seen
+    yet is priced like the nearest one that was, as an image costs more in a small batch.
     """
 
     def __init__(self) -> None:
@@ -19,21 +19,21 @@ class StepCost:
         """Learn from a batch that took `seconds`."""
         unit = seconds / (images * _forwards(steps))
         size = images.bit_length()
-        known = self._seconds.get(size)
-        self._seconds[size] = unit if known is None else known + _WEIGHT * (unit - known)
+        average = self._seconds.get(size)
+        self._seconds[size] = unit if average is None else average + _WEIGHT * (unit - average)
 
     def seconds(self, images: int, steps: int) -> float:
-        """Seconds that a batch will probably take, with a margin; 0 where nothing is known."""
+        """Seconds that a batch will probably take, with a margin; 0 before the first batch."""
         if not self._seconds:
             return 0.0
         size = images.bit_length()
-        nearest = min(self._seconds, key=lambda known: (abs(known - size), known))
+        nearest = min(self._seconds, key=lambda observed: (abs(observed - size), observed))
         return _MARGIN * self._seconds[nearest] * images * _forwards(steps)
 
     def steps_within(self, images: int, most: int, seconds: float) -> int | None:
-        """How many steps, of `most`, fit into `seconds`; None where not even one does.
+        """How many of `most` steps fit into `seconds`; None where not even one does.
 
-        With `most` 0 the answer is 0 or None.
+        With `most` 0 the result is 0 or None.
         """
         for steps in range(most, min(most, 1) - 1, -1):
             if self.seconds(images, steps) <= seconds:

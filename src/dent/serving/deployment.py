@@ -18,10 +18,10 @@ from dent.serving.options import ServerOptions
 APPLICATION: Final = "dent"
 DEPLOYMENT: Final = "DentServer"
 _SPARE = 64
-"""Requests a replica takes from Ray beyond its queue, to refuse them itself and to be probed."""
+"""Requests that a replica takes from Ray beyond its queue: to refuse them itself, and for probes."""
 
 _HEALTH = 1.0
-"""Seconds between two looks at whether a replica lives; Ray's default is 10."""
+"""Seconds between two health checks of a replica; Ray's default is 10."""
 
 
 class _Replica:
@@ -37,7 +37,7 @@ class _Replica:
         return create_app(self._server, self._scrape_all)
 
     async def drain(self) -> None:
-        """Refuse what is new; return when all that was taken in is answered."""
+        """Refuse new requests; return when all admitted ones are answered."""
         await self._server.drain()
 
     async def scrape(self) -> tuple[str, str]:
@@ -50,8 +50,8 @@ class _Replica:
         if self._single:
             return generate_latest(self._server.metrics.registry)
         handle = serve.get_deployment_handle(DEPLOYMENT, self._context.app_name)
-        found = await asyncio.to_thread(lambda: handle.broadcast("scrape").results())
-        return merge(found)
+        scraped = await asyncio.to_thread(lambda: handle.broadcast("scrape").results())
+        return merge(scraped)
 
 
 def application(args: ServerOptions) -> serve.Application:
@@ -80,14 +80,14 @@ def merge(scraped: Sequence[tuple[str, str]]) -> bytes:
                 family.name, Metric(family.name, family.documentation, family.type)
             )
             whole.samples += [
-                Sample(each.name, {**each.labels, "replica": replica}, each.value)
-                for each in family.samples
+                Sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+                for sample in family.samples
             ]
     return generate_latest(_Merged(families))
 
 
 class _Merged:
-    """What `generate_latest` takes for a registry."""
+    """Metric families, in the form of a registry, for `generate_latest`."""
 
     def __init__(self, families: dict[str, Metric]) -> None:
         self._families = families

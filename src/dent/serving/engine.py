@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 NO_STEP = "no-step"
-"""Status of an image that no gradient step has moved the model for."""
+"""Status of an image for which no gradient step changed the model."""
 
 NO_PREDICTION = "no-prediction"
 """Status of an image whose logits are not finite."""
@@ -38,8 +38,8 @@ _PROBED = 8
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a defense answered to a batch of N images.
+class ServedAnswer:
+    """The answer of a defense to a batch of N images.
 
     Attributes:
         logits: (N, classes), float32 on the CPU.
@@ -62,9 +62,9 @@ class Answer:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __getitem__(self, part: slice) -> "Answer":
+    def __getitem__(self, part: slice) -> "ServedAnswer":
         """The answer to some of the images."""
-        return Answer(
+        return ServedAnswer(
             logits=self.logits[part],
             statuses=self.statuses[part],
             entropy_before=self.entropy_before[part],
@@ -80,21 +80,23 @@ class Answer:
         1 - H / ln(classes) for H the entropy before the first step, or of the answer where the
         defense does not record it. Images without either are left out.
         """
-        known = zip(self.entropy_before, self.entropy_after, strict=True)
-        found = [after if before is None else before for before, after in known]
-        return [1 - each / math.log(self.logits.shape[1]) for each in found if each is not None]
+        entropies = zip(self.entropy_before, self.entropy_after, strict=True)
+        initial = [after if before is None else before for before, after in entropies]
+        return [
+            1 - value / math.log(self.logits.shape[1]) for value in initial if value is not None
+        ]
 
 
 class Engine:
-    """Runs batches on one defense; for one thread at a time.
+    """Runs batches on one defense; use it from one thread at a time.
 
-    Whether requests may share a batch is measured here, not only taken on the defense's word: it
-    must declare itself batch-independent, not stateful and not randomized, and a few images must
-    get the same logits alone, in other company, and twice.
+    The engine measures whether requests may share a batch, and does not only rely on what the
+    defense declares. The defense must declare itself batch-independent, not stateful and not
+    randomized, and a few images must get the same logits alone, in another batch, and twice.
 
     Args:
-        defense: whom to ask. One that is stateful is reset before every batch.
-        images: images (N, C, H, W) of the kind that will be served, at least 2: to probe with.
+        defense: answers the batches. A stateful one is reset before every batch.
+        images: images (N, C, H, W) of the kind that will be served, at least 2; the probe uses them.
         device: where the model lies.
         clock: seconds; for tests.
         seeds: draws the seed of each batch, for defenses that draw numbers; for tests.
@@ -127,13 +129,13 @@ class Engine:
         self._clock, self._seeds = clock, seeds
         self._fewer: dict[int, DynamicDefense] = {}
         probed = images[:_PROBED].to(self._device)
-        submit(defense, probed, seed=0)  # what a defense tries on its first batch is no client's
+        submit(defense, probed, seed=0)  # a trial in the first batch is not at a client's expense
         reset(defense)
         self.shares = self._measure(probed)
 
     @property
     def steps(self) -> int:
-        """Steps of a full answer; 0 where the defense has none that could be fewer."""
+        """Steps of a full answer; 0 where the number of steps cannot be reduced."""
         return self._defense.steps if isinstance(self._defense, SupportsSteps) else 0
 
     def adapts(self, images: int) -> bool:
@@ -147,7 +149,7 @@ class Engine:
         alone = images == 1 and config.objective == "information-maximization"
         return config.steps > 0 and not alone
 
-    def run(self, images: Tensor, steps: int | None = None) -> Answer:
+    def run(self, images: Tensor, steps: int | None = None) -> ServedAnswer:
         """Answer a batch.
 
         Args:
@@ -161,7 +163,7 @@ class Engine:
         answer = self._read(served.logits.cpu(), served.adaptation, defense)
         seconds = self._clock() - start
         self.cost.observe(len(images), answer.steps or 0, seconds)
-        return Answer(**(vars(answer) | {"seconds": seconds}))
+        return ServedAnswer(**(vars(answer) | {"seconds": seconds}))
 
     def _with(self, steps: int) -> DynamicDefense:
         if steps == self.steps or not isinstance(self._defense, SupportsSteps):
@@ -170,7 +172,7 @@ class Engine:
             self._fewer[steps] = self._defense.with_steps(steps)
         return self._fewer[steps]
 
-    def _read(self, logits: Tensor, adaptation: Any, defense: DynamicDefense) -> Answer:
+    def _read(self, logits: Tensor, adaptation: Any, defense: DynamicDefense) -> ServedAnswer:
         count = len(logits)
         finite = logits.amax(1).isfinite()
         status = statuses(adaptation) or ["answered"] * count
@@ -180,11 +182,11 @@ class Engine:
         first = torch.full((count,), math.nan)
         if isinstance(before, Tensor) and before.ndim == 2 and before.shape[1] == count:
             first = before[0] if len(before) else first
-        return Answer(
+        return ServedAnswer(
             logits=logits,
             statuses=tuple(
-                each if ok else NO_PREDICTION
-                for each, ok in zip(status, finite.tolist(), strict=True)
+                name if ok else NO_PREDICTION
+                for name, ok in zip(status, finite.tolist(), strict=True)
             ),
             entropy_before=_known(first),
             entropy_after=_known(entropy(logits)),
@@ -194,18 +196,18 @@ class Engine:
         )
 
     def _measure(self, images: Tensor) -> bool:
-        told = self.description
-        if told["batch_dependent"] or told["stateful"] or told["randomized"]:
+        description = self.description
+        if description["batch_dependent"] or description["stateful"] or description["randomized"]:
             return False
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         probe = Probe(Origin(self._defense), images, labels, (0.0, 1.0), seed=0)
-        asked = (probe.alone(), probe.strangers(), probe.permuted(), probe.repeated())
+        readings = (probe.alone(), probe.strangers(), probe.permuted(), probe.repeated())
         again, _ = probe.again()
-        return not any(found is not None and moved(found) for found in (*asked, again))
+        return not any(reading is not None and moved(reading) for reading in (*readings, again))
 
 
 def _known(values: Tensor) -> tuple[float | None, ...]:
-    return tuple(each if math.isfinite(each) else None for each in values.tolist())
+    return tuple(value if math.isfinite(value) else None for value in values.tolist())
 
 
 def _sigma(adaptation: Any) -> tuple[float, ...]:

@@ -1,8 +1,9 @@
-"""The door of `dent serve`: what clients connect to, before Ray's own HTTP proxy.
+"""The front server of `dent serve`: clients connect to it, and it forwards to Ray's HTTP proxy.
 
-Ray's proxy waits for headers without end, gives half a body a place, and says 500 when a replica
-dies and nothing at all until the next one runs. Here headers and bodies have their time, only whole
-requests go on, and whatever goes wrong behind is answered in the one documented form.
+Ray's proxy waits for headers without a limit, and admits a request with half a body. It answers 500
+when a replica dies, and does not answer at all until the next one runs. The front server limits the
+time for headers and bodies, forwards whole requests only, and answers failures behind it in the one
+documented form.
 """
 
 import asyncio
@@ -32,12 +33,12 @@ _NONE: Final = "no replica runs at the moment; one is being started."
 
 
 class Front:
-    """Hands requests on to a server behind, whole, and answers for it where it cannot.
+    """Forwards whole requests to the server behind it, and answers the failures of that server.
 
     Args:
-        behind: The address of what is behind, without a slash at the end.
+        behind: The address of the server behind, without a slash at the end.
         limits: Of bodies.
-        hosts: Which host a request may name.
+        hosts: The host names that a request may have.
     """
 
     def __init__(self, behind: str, limits: Limits, hosts: Hosts) -> None:
@@ -54,12 +55,12 @@ class Front:
         )  # fmt: skip
 
     def tell(self, *, alive: bool) -> None:
-        """Say, from any thread, whether any replica runs; while none does, nobody waits for one."""
+        """Set, from any thread, whether a replica runs; while none does, no request waits for one."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._down.clear if alive else self._down.set)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Answer a request, or forward it."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
@@ -96,16 +97,16 @@ class Front:
                 return Response('{"status":"alive"}', media_type=JSON)
             raise RefusedError(503, "no-replica", _NONE, retry_after=_RETRY)
         body = await self._body(scope, receive)
-        found = await self._hand_on(scope, receive, body)
-        return self._passed(scope, found)
+        answered = await self._forward(scope, receive, body)
+        return self._pass_on(scope, answered)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if (scope["method"], scope["path"]) == ("POST", PREDICT):
             return await self._arrivals.read(scope, receive)
         return await self._others.read(scope, receive)
 
-    async def _hand_on(self, scope: Scope, receive: Receive, body: bytes) -> httpx.Response:
-        """Ask behind, as long as the client waits and somebody is there."""
+    async def _forward(self, scope: Scope, receive: Receive, body: bytes) -> httpx.Response:
+        """Forward a request, as long as the client waits and a replica runs."""
         assert self._client is not None  # noqa: S101 - the server starts with its lifespan
         headers = [
             (key, value)
@@ -117,35 +118,35 @@ class Front:
             scope["method"], httpx.URL(self._behind).copy_with(raw_path=path),
             headers=headers, content=body,
         )  # fmt: skip
-        asked = asyncio.ensure_future(self._client.send(request))
+        response = asyncio.ensure_future(self._client.send(request))
         ends = [asyncio.ensure_future(each) for each in (_left(receive), self._down.wait())]
         try:
-            await asyncio.wait([asked, *ends], return_when=asyncio.FIRST_COMPLETED)
-            if asked.done():
-                return asked.result()
+            await asyncio.wait([response, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if response.done():
+                return response.result()
         except httpx.HTTPError:
             pass
         finally:
-            for each in (asked, *ends):
+            for each in (response, *ends):
                 each.cancel()
-            await asyncio.gather(asked, *ends, return_exceptions=True)
+            await asyncio.gather(response, *ends, return_exceptions=True)
         raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
 
-    def _passed(self, scope: Scope, found: httpx.Response) -> Response:
-        """What came from behind; what Ray says by itself, in the form that is documented."""
-        kind = found.headers.get("content-type", "")
-        if found.status_code >= 500 and not kind.startswith(JSON):
-            if found.status_code == 503:
+    def _pass_on(self, scope: Scope, answered: httpx.Response) -> Response:
+        """Pass a response on; errors of Ray's own get the documented form."""
+        kind = answered.headers.get("content-type", "")
+        if answered.status_code >= 500 and not kind.startswith(JSON):
+            if answered.status_code == 503:
                 why = "more requests wait than the replicas take in."
                 raise RefusedError(503, "queue-full", why, retry_after=1)
             raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
-        content = found.content
-        if scope["path"] == "/metrics" and found.status_code == 200 and scope["method"] == "GET":
+        content = answered.content
+        if scope["path"] == "/metrics" and answered.status_code == 200 and scope["method"] == "GET":
             content += generate_latest(self._registry)
-        response = Response(content, found.status_code)
-        if scope["method"] == "HEAD" and "content-length" in found.headers:
-            response.headers["content-length"] = found.headers["content-length"]
-        for key, value in found.headers.multi_items():
+        response = Response(content, answered.status_code)
+        if scope["method"] == "HEAD" and "content-length" in answered.headers:
+            response.headers["content-length"] = answered.headers["content-length"]
+        for key, value in answered.headers.multi_items():
             if key.lower() not in _HOP_BY_HOP | _ADDED | {"content-encoding"}:
                 response.headers.append(key, value)
         return response

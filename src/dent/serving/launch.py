@@ -1,4 +1,4 @@
-"""Runs a server in this process's name until it is told to stop, and then drains it.
+"""Run a server until a signal stops it, and then drain it.
 
 Importing this module needs the extra `ray`.
 """
@@ -40,15 +40,15 @@ _ENVIRONMENT: Final = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
-"""What Ray is told unless the user has told it otherwise."""
+"""Environment variables for Ray, unless the user has set them."""
 
 _REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - not bound
 _INSIDE: Final = "127.0.0.1"
 _START: Final = 300.0
-_LOOK_EVERY: Final = 0.5
+_CHECK_EVERY: Final = 0.5
 
 _FLUSH = 1.0
-"""Seconds for Ray's proxy to hand the last responses on to their clients."""
+"""Seconds for Ray's proxy to send the last responses to their clients."""
 
 
 def run(
@@ -59,11 +59,11 @@ def run(
     *,
     allowed: Sequence[str] = (),
 ) -> None:
-    """Serve until SIGTERM, SIGHUP or SIGINT; then answer all that was taken in, and return.
+    """Serve until SIGTERM, SIGHUP or SIGINT; then answer all admitted requests, and return.
 
     A running Ray cluster is used where `RAY_ADDRESS` names one, with its own HTTP proxies;
-    otherwise one is started on this machine, behind a door of this process's, and stopped at the
-    end.
+    otherwise one is started on this machine, behind a front server in this process, and stopped at
+    the end.
 
     Args:
         options: what to serve.
@@ -110,7 +110,7 @@ def _serve(
 def _front(
     options: ServerOptions, host: str, port: int, behind: str, allowed: Sequence[str]
 ) -> Iterator[None]:
-    """Open the door, until the block ends."""
+    """Run the front server until the block ends."""
     front = Front(behind, options.limits, listening.Hosts(host, allowed))
     with listening.listen(host, port) as listener:
         config = uvicorn.Config(
@@ -123,7 +123,7 @@ def _front(
         server, ended = uvicorn.Server(config), threading.Event()
         threads = [
             threading.Thread(target=server.run, args=([listener],), daemon=True),
-            threading.Thread(target=_watch, args=(front, ended), daemon=True),
+            threading.Thread(target=_watch_replicas, args=(front, ended), daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -136,10 +136,10 @@ def _front(
                 thread.join()
 
 
-def _watch(front: Front, ended: threading.Event) -> None:
-    """Tell the door whether any replica runs."""
-    while not ended.wait(_LOOK_EVERY):
-        with contextlib.suppress(Exception):  # Ray is busy, or ends: the next look will tell
+def _watch_replicas(front: Front, ended: threading.Event) -> None:
+    """Tell the front server whether a replica runs."""
+    while not ended.wait(_CHECK_EVERY):
+        with contextlib.suppress(Exception):  # Ray is busy or ending: try again at the next turn
             states = serve.status().applications[APPLICATION].deployments[DEPLOYMENT].replica_states
             running = sum(n for state, n in states.items() if str(state).endswith("RUNNING"))
             if not ended.is_set():
@@ -211,10 +211,10 @@ def _start_ray(options: ServerOptions, *, local: bool) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM, SIGHUP and SIGINT set, in the place of what Ray does on them."""
+    """An event that SIGTERM, SIGHUP and SIGINT set, instead of Ray's own handlers."""
     stopped = threading.Event()
     kinds = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         kinds.append(signal.SIGHUP)
     before = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in kinds}
     try:

@@ -1,4 +1,4 @@
-"""What one server takes on at most."""
+"""The limits of one server."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ class Limits(BaseModel):
     """Limits on size, count, time and queue; each is an option of `dent serve`.
 
     The memory that waiting requests hold is at most `max_requests` times `max_body_bytes`, as much
-    again for bodies on their way, and as much for decoded images (for PNG and JPEG:
+    again for bodies that are arriving, and as much for decoded images (for PNG and JPEG:
     `max_batch_size` float32 images each).
 
     Attributes:
@@ -22,7 +22,7 @@ class Limits(BaseModel):
         timeout: seconds a request may take to arrive, and may wait from then on for its batch to
             start; afterwards it is refused (408, 504).
         deadline: seconds in which a request that names no deadline of its own should be answered,
-            with fewer steps if need be; None gives all steps to whoever asks for nothing else.
+            with fewer steps if need be; None gives such a request all steps.
         max_wait: seconds for which a request waits for others to share its batch. Counts only where
             the defense is batch-independent.
     """

@@ -1,4 +1,4 @@
-"""Makes a server's model, defense and engine from its options, and warms them up."""
+"""Make a server's model, defense and engine from its options, and warm them up."""
 
 import os
 
@@ -17,7 +17,7 @@ _REFERENCE = 128
 
 
 def check(options: ServerOptions) -> None:
-    """Load model, defense and dataset on the CPU and let go of them, to complain before Ray starts.
+    """Load model, defense and dataset once on the CPU, so that errors show before Ray starts.
 
     Raises:
         DentError: as `load_server`.
@@ -26,17 +26,17 @@ def check(options: ServerOptions) -> None:
 
 
 def load_server(options: ServerOptions) -> Server:
-    """Load everything, and answer one batch and one image, so that the first client need not wait.
+    """Load everything, and answer one batch and one image to warm up.
 
     Raises:
         DentError: model, defense or dataset cannot be had, or do not fit together.
     """
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Ray allows a replica as many threads as it has CPUs set aside, and that is not what is meant.
+    # Ray would limit threads to the CPUs it reserves for the replica, which is another setting.
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.replicas))
     engine, images, classes = _engine(options, torch.device(name))
     engine.run(images[:1])
-    # How sure the model is before the first step does not depend on how many there are.
+    # The confidence before the first step does not depend on the number of steps.
     steps = min(engine.steps, 1)
     confidences: list[float] = []
     for part in images.split(options.limits.max_batch_size):
@@ -59,8 +59,8 @@ def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tenso
 def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
     """Images of the kind that will be served, and the names of classes, empty if unknown."""
     if options.dataset is not None:
-        known = data.load(options.dataset, root=options.data_root)
-        images, _ = known.batch(range(min(_REFERENCE, len(known))))
-        return images, known.classes
+        dataset = data.load(options.dataset, root=options.data_root)
+        images, _ = dataset.batch(range(min(_REFERENCE, len(dataset))))
+        return images, dataset.classes
     shape = options.shape or (3, 32, 32)
     return torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)), ()

@@ -1,4 +1,4 @@
-"""What a server tells Prometheus."""
+"""The metrics of a server, for Prometheus."""
 
 import math
 from collections import Counter, deque
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as Total
 
-from dent.serving.engine import Answer
+from dent.serving.engine import ServedAnswer
 
 WINDOW = 1000
 """Images over which the confidence of the inputs is averaged."""
@@ -22,8 +22,8 @@ class Metrics:
     """The metrics of one replica, in a registry of their own.
 
     Args:
-        reference: confidences of the inputs that later ones are compared with; the first
-            `WINDOW` that are served where none are given.
+        reference: confidences of the inputs that later ones are compared with; by default those
+            of the first `WINDOW` inputs that are served.
     """
 
     def __init__(self, reference: Sequence[float] = ()) -> None:
@@ -137,7 +137,7 @@ class Metrics:
         ).set_function(self.drift)
 
     def drift(self) -> float:
-        """How much surer the model is of recent inputs than of the reference; NaN if unknown."""
+        """Mean confidence in recent inputs minus that in the reference; NaN if unknown."""
         return _mean(self._window) - _mean(self._reference) if self._settled else math.nan
 
     def responded(self, route: str, status: int) -> None:
@@ -157,12 +157,12 @@ class Metrics:
         self._late.inc(late)
 
     def batch_starts(self, waited: Sequence[float]) -> None:
-        """Count a batch whose requests have waited so many seconds each."""
+        """Count a batch, with the seconds that each of its requests waited."""
         for seconds in waited:
             self._queue_seconds.observe(seconds)
 
-    def batch_ends(self, answer: Answer, requests: int) -> None:
-        """Count what came of a batch."""
+    def batch_ends(self, answer: ServedAnswer, requests: int) -> None:
+        """Count the answer to a batch."""
         self._batch_seconds.observe(answer.seconds)
         self._batch_images.observe(len(answer))
         self._batch_requests.observe(requests)
@@ -177,9 +177,9 @@ class Metrics:
             for value in values:
                 if value is not None:
                     histogram.observe(value)
-        self._watch(answer.confidences())
+        self._compare(answer.confidences())
 
-    def _watch(self, confidences: Sequence[float]) -> None:
+    def _compare(self, confidences: Sequence[float]) -> None:
         self._window.extend(confidences)
         if not self._settled:
             self._reference.extend(confidences[: WINDOW - len(self._reference)])

@@ -1,4 +1,4 @@
-"""What a server is told: everything a replica needs to make itself, as plain data."""
+"""The options of a server: all that a replica needs to load itself, as plain data."""
 
 from typing import Annotated, Self
 
@@ -21,11 +21,11 @@ class ServerOptions(BaseModel):
         data_root: folder of datasets, or None.
         shape: channels, height and width, where there is no dataset.
         device: cpu, cuda, cuda:1; by default the GPU if there is one.
-        replicas: how many copies of the model answer.
+        replicas: how many copies of the model to run.
         threads: of PyTorch in each replica; by default the machine's cores divided among them.
-        num_cpus: what Ray sets aside for a replica; less than one lets replicas share a core.
-        num_gpus: the same of GPUs.
-        limits: what each replica takes on at most.
+        num_cpus: CPUs that Ray reserves for a replica; less than one lets replicas share a core.
+        num_gpus: GPUs that Ray reserves for a replica.
+        limits: of each replica.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

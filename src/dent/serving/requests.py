@@ -1,7 +1,8 @@
-"""From the bytes of a request to a batch of images, or to a refusal that says what is wrong.
+"""Decode the bytes of a request to a batch of images, or refuse it and say what is wrong.
 
-Nothing here trusts its input: sizes are checked before anything of that size is made, `.npy` files
-are read without pickle, and of a picture only the header is read before its size is known to fit.
+Nothing here trusts its input. Sizes are checked before anything of that size is allocated. `.npy`
+files are read without pickle. Only the header of an image file is read until its size is known to
+fit.
 """
 
 import base64
@@ -34,7 +35,7 @@ _NPY_HEADER = 4096
 _NPY_TYPES = ("uint8", "float16", "float32", "float64")
 _MODES = ("RGB", "L", "P", "1")
 
-# The first error is enough: a million wrong pixels must not make a million complaints.
+# The first error is enough: a million wrong pixels must not make a million messages.
 _Row = Annotated[list[float], FailFast()]
 _Channel = Annotated[list[_Row], FailFast()]
 _Image = Annotated[list[_Channel], FailFast()]
@@ -43,7 +44,7 @@ _Files = Annotated[list[str], FailFast()]
 
 
 class PredictRequest(BaseModel):
-    """The body of a JSON request: one of both fields.
+    """The body of a JSON request: one of the two fields.
 
     Attributes:
         images: pixels (N, C, H, W) in [0, 1].
@@ -62,8 +63,8 @@ def decode(content_type: str, body: bytes, shape: Shape, max_images: int) -> Ten
     """Return the images of a request.
 
     Args:
-        content_type: one of `CONTENT_TYPES`; parameters such as a charset are left aside.
-        body: all of it, already known to be no longer than is allowed.
+        content_type: one of `CONTENT_TYPES`; parameters such as a charset are ignored.
+        body: the whole body; its length is within the limit.
         shape: what the model takes.
         max_images: how many at most.
 
@@ -98,11 +99,11 @@ def _from_json(body: bytes, shape: Shape, max_images: int) -> Tensor:
         return _scaled(
             [_from_base64(text, shape, index) for index, text in enumerate(request.encoded)]
         )
-    given = request.images
-    for index, image in enumerate(given):
+    nested = request.images
+    for index, image in enumerate(nested):
         _check_rectangle(image, shape, index)
     try:
-        return _checked(np.array(given, dtype=np.float64), shape, max_images)
+        return _checked(np.array(nested, dtype=np.float64), shape, max_images)
     except OverflowError:  # a whole number beyond any float
         raise invalid("a pixel is beyond any float; expected values in [0, 1].") from None
 
@@ -160,7 +161,7 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
         raise
     except UnidentifiedImageError:  # its message is the name of a Python object
         raise malformed(f"{which} is no {kind}.", index) from None
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+    except Exception as error:  # on a broken file Pillow's decoders may raise any exception
         raise malformed(f"{which} is no intact {kind}: {_shown(str(error))}.", index) from None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
@@ -175,7 +176,7 @@ def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
     try:
         version = np.lib.format.read_magic(stream)
         dims, fortran, dtype = read_header[version](stream, max_header_size=_NPY_HEADER)
-    except Exception:  # the header is Python source, and is read by Python's own parser
+    except Exception:  # the header is Python source, parsed by Python itself
         raise malformed("the body is no .npy file of version 1.0 or 2.0.") from None
     if dtype.newbyteorder("=").name not in _NPY_TYPES:
         raise invalid(f"expected an array of {', '.join(_NPY_TYPES)}, got {_shown(str(dtype))}.")
@@ -216,7 +217,7 @@ def _checked(pixels: NDArray[Any], shape: Shape, max_images: int) -> Tensor:
 
 
 def _scaled(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
-    # As datasets do it (dent.data), so that the same picture is the same batch, bit for bit.
+    # As `dent.data` does it, so that the same image file gives the same batch, bit for bit.
     return torch.from_numpy(np.array(pixels, dtype=np.uint8)).to(torch.float32).div_(255)
 
 
@@ -232,5 +233,5 @@ def _by(shape: Shape, between: str = " x ") -> str:
 
 
 def _shown(text: str) -> str:
-    """What came, safe to repeat: short, and printable."""
+    """Input text, short and printable, safe to show in a message."""
     return json.dumps(text[:80])

@@ -1,16 +1,16 @@
-"""What a client gets back."""
+"""The responses to clients."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from dent.serving.engine import NO_PREDICTION, NO_STEP, Answer
+from dent.serving.engine import NO_PREDICTION, NO_STEP, ServedAnswer
 from dent.support.plural import counted
 
 
 class Prediction(BaseModel):
-    """The answer to one image; null where there is no prediction, or nothing is known."""
+    """The answer to one image; null where there is no prediction, or the value is unknown."""
 
     label: int | None = Field(description="The class, or null without a prediction.")
     name: str | None = Field(description="The name of the class, where names are known.")
@@ -48,13 +48,13 @@ class Failure(BaseModel):
 
 
 class FailureResponse(BaseModel):
-    """The body of every response that is no success."""
+    """The body of every response that reports a failure."""
 
     error: Failure
 
 
 def respond(
-    answer: Answer,
+    answer: ServedAnswer,
     *,
     classes: Sequence[str],
     configured: int | None,
@@ -62,7 +62,7 @@ def respond(
     seconds: float,
     logits: bool,
 ) -> PredictResponse:
-    """Word an answer; `classes` are names by label, or empty."""
+    """Make the response to a request; `classes` are names by label, or empty."""
     degraded = answer.steps is not None and configured is not None and answer.steps < configured
     notes = []
     if degraded:
@@ -85,24 +85,24 @@ def respond(
     )
 
 
-def _predictions(answer: Answer, classes: Sequence[str], *, logits: bool) -> list[Prediction]:
+def _predictions(answer: ServedAnswer, classes: Sequence[str], *, logits: bool) -> list[Prediction]:
     probabilities, labels = answer.logits.softmax(1).max(1)
     rows: list[Any] = answer.logits.tolist() if logits else [None] * len(answer)
-    found = []
+    predictions = []
     for index, (label, probability) in enumerate(
         zip(labels.tolist(), probabilities.tolist(), strict=True)
     ):
         status = answer.statuses[index]
-        nothing = status == NO_PREDICTION
-        found.append(
+        none = status == NO_PREDICTION
+        predictions.append(
             Prediction(
-                label=None if nothing else label,
-                name=classes[label] if classes and not nothing else None,
-                probability=None if nothing else probability,
+                label=None if none else label,
+                name=classes[label] if classes and not none else None,
+                probability=None if none else probability,
                 entropy_before=answer.entropy_before[index],
                 entropy_after=answer.entropy_after[index],
                 status=status,
                 logits=rows[index],
             )
         )
-    return found
+    return predictions

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, with a limit on how long the headers of a request may take.
 
-uvicorn itself waits for them without end, so that a few hundred clients that never finish theirs
-take every connection there is. Importing this module needs uvicorn.
+uvicorn itself waits for them without a limit, so that a few hundred clients that never finish their
+headers occupy all connections. Importing this module needs uvicorn.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ class TimedProtocol(H11Protocol):
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop the timer."""
         self._disarm()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; whoever has begun another request must finish its headers as well."""
+        """Receive data; the headers of the next request have a time limit as well."""
         super().data_received(data)
         if self._answering:
             self._disarm()
@@ -38,7 +38,7 @@ class TimedProtocol(H11Protocol):
             self._arm()
 
     def on_response_complete(self) -> None:
-        """Answer what was sent in the meantime; it may have been half a request."""
+        """Handle what arrived in the meantime, which may be half a request."""
         super().on_response_complete()
         if not self._answering:
             self._arm()

@@ -1,4 +1,4 @@
-"""Lets requests in while there is room, and none once the server drains."""
+"""Admit requests while there is room, and none once the server drains."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -8,11 +8,11 @@ from dent.serving.errors import RefusedError
 from dent.support.plural import agreeing, counted
 
 
-class Gate:
-    """Counts the requests taken in and not yet answered.
+class Admission:
+    """Counts the requests that are admitted and not yet answered.
 
     Args:
-        most: how many at once.
+        most: how many to admit at once.
         retry_after: seconds after which the queue will probably have room.
     """
 
@@ -26,11 +26,11 @@ class Gate:
 
     @property
     def inside(self) -> int:
-        """Requests taken in and not yet answered."""
+        """Requests that are admitted and not yet answered."""
         return self._inside
 
     def check(self) -> None:
-        """Find out whether there is room, without taking it.
+        """Check that there is room, without taking it.
 
         Raises:
             RefusedError: 503, the server drains or is full.
@@ -66,6 +66,6 @@ class Gate:
                 self._idle.set()
 
     async def drain(self) -> None:
-        """Let nobody in any more, and wait until everyone inside is answered."""
+        """Admit no more requests, and wait until all admitted ones are answered."""
         self.draining = True
         await self._idle.wait()
