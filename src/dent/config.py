@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, Self, get_args
 from dent.errors import ConfigError, UnknownNameError
 from dent.support.suggest import did_you_mean
 
-Optimizer = Literal["adam", "adamod", "sgd"]
-Objective = Literal["entropy", "information-maximization"]
+OptimizerName = Literal["adam", "adamod", "sgd"]
+ObjectiveName = Literal["entropy", "information-maximization"]
 Granularity = Literal["batch", "sample"]
 Statistics = Literal["train", "test"]
 Reduction = Literal["mean", "sum"]
@@ -150,10 +150,10 @@ class DentConfig(JSONConfig):
 
     steps: int = 30
     lr: float = 1e-3
-    optimizer: Optimizer = "adam"
+    optimizer: OptimizerName = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     beta3: float | None = None
-    objective: Objective = "entropy"
+    objective: ObjectiveName = "entropy"
     granularity: Granularity = "batch"
     statistics: Statistics = "train"
     adapt_affine: bool = True
@@ -174,8 +174,8 @@ class DentConfig(JSONConfig):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ConfigError(f"steps must be a whole number, at least 0, got {steps!r}.")
         object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
-        check_choice("optimizer", self.optimizer, get_args(Optimizer))
-        check_choice("objective", self.objective, get_args(Objective))
+        check_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        check_choice("objective", self.objective, get_args(ObjectiveName))
         check_choice("granularity", self.granularity, get_args(Granularity))
         check_choice("statistics", self.statistics, get_args(Statistics))
         check_choice("reduction", self.reduction, get_args(Reduction))

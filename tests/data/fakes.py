@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 from dent.data.npm_source import NpmSource, NpmSplit
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.data.sources import Arrays, Source, SourceError
 from dent.data.spec import ArraySpec, SplitFacts
 from dent.data.torchvision_folder import TorchvisionFolder
@@ -66,7 +66,7 @@ class FakeSource:
     error: BaseException | None = None
     asked: int = 0
 
-    def fetch(self, scratch: Path, report: Report) -> Mapping[str, Arrays]:
+    def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         self.asked += 1
         (scratch / "tiny-test.safetensors").write_bytes(b"half")
         report("bringing", 1, None)

@@ -9,7 +9,7 @@ import pytest
 
 from dent.data import ArrayDataset, store
 from dent.data.fetching import FetchResult, fetch_arrays, load_arrays
-from dent.data.progress import Report, silent
+from dent.data.progress import OnBytes, silent
 from dent.data.sources import Arrays
 from dent.data.spec import ArraySpec
 from dent.errors import DataError
@@ -20,7 +20,7 @@ CACHE_FILES = ["tiny-test.safetensors", "tiny-train.safetensors"]
 
 
 def fetch(
-    spec: ArraySpec, root: Path, source: str = "auto", report: Report = silent
+    spec: ArraySpec, root: Path, source: str = "auto", report: OnBytes = silent
 ) -> FetchResult:
     return fetch_arrays(spec, root, source, report)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dent.paper import Plan, Scale, Table, plan_table, planning, run_plans
+from dent.paper import PaperPlan, Scale, Table, plan_table, planning, run_plans
 from dent.paper.load import read_spec
 from dent.paper.runner import Loader
 from dent.paper.scales import Chosen
@@ -103,7 +103,7 @@ SCALE: dict[str, Any] = {
 NO_SUITE: dict[str, Any] = {"suite": {"cells": []}}
 OUT = Path("out")
 
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., PaperPlan]
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(make_plan: MakePlan, finished_once: Path) -> Plan:
+def finished(make_plan: MakePlan, finished_once: Path) -> PaperPlan:
     """A plan of it, and in the current folder its runs."""
     shutil.copytree(finished_once, OUT)
     return make_plan(**NO_SUITE)
@@ -142,7 +142,7 @@ def _make_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
     # The page says what a stand-in stands for by its entry of models.toml.
     monkeypatch.setattr("dent.paper.page.load_roles", lambda: {"again": _Named, "small": _Named})
 
-    def made(scale: dict[str, Any] | None = None, **table: Any) -> Plan:
+    def made(scale: dict[str, Any] | None = None, **table: Any) -> PaperPlan:
         tables = read_spec(Table, "tiny", TABLE | table)
         return plan_table(tables, read_spec(Scale, "tiny", SCALE | (scale or {})))
 

@@ -12,7 +12,15 @@ import pytest
 from dent.cli.app import main
 from dent.cli.console import OUT as CONSOLE
 from dent.evaluation.records.folder import RESULT
-from dent.paper import Plan, load_scale, load_table, plan_table, summarize, table_names, write_page
+from dent.paper import (
+    PaperPlan,
+    load_scale,
+    load_table,
+    plan_table,
+    summarize,
+    table_names,
+    write_page,
+)
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS
 from dent.paper.runner import REPORT
@@ -52,7 +60,7 @@ SCRIPTS = """return { ran: window.pwned ?? null, text: doc.body.textContent, tit
 
 
 @pytest.fixture
-def page(finished: Plan) -> str:
+def page(finished: PaperPlan) -> str:
     path = write_page([finished], [summarize(finished, OUT)], OUT, Path("pages/of all.html"))
     return path.read_text()
 
@@ -73,7 +81,7 @@ def evil(make_plan: MakePlan) -> str:
 
 @needs_chromium
 def test_the_page_shows_paper_and_measurement_side_by_side(
-    finished: Plan, page: str, make_plan: MakePlan
+    finished: PaperPlan, page: str, make_plan: MakePlan
 ) -> None:
     answers = ask(
         {
@@ -178,7 +186,7 @@ def dent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def small(monkeypatch: pytest.MonkeyPatch, finished: Plan) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, finished: PaperPlan) -> None:
     """Let every table be the small one."""
     monkeypatch.setattr("dent.paper.plan_table", lambda *_: finished)
     monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
@@ -195,7 +203,7 @@ def test_the_command_lists_what_there_is(dent: Any) -> None:
 
 
 def test_the_command_shows_and_writes_what_was_measured(
-    dent: Any, finished: Plan, monkeypatch: pytest.MonkeyPatch
+    dent: Any, finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, finished)
     ran = dent("table1", "--out", str(OUT), "--report", "here.html")
@@ -213,7 +221,7 @@ def test_the_command_shows_and_writes_what_was_measured(
 
 
 def test_the_estimate_runs_nothing_and_leaves_out_what_is_done(
-    dent: Any, make_plan: MakePlan, finished: Plan, monkeypatch: pytest.MonkeyPatch
+    dent: Any, make_plan: MakePlan, finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, finished)
     run = finished.cells["small/dent"].run
@@ -232,7 +240,7 @@ def test_the_estimate_runs_nothing_and_leaves_out_what_is_done(
 
 
 def test_what_cannot_be_run_is_said_and_the_rest_is_done(
-    dent: Any, finished: Plan, monkeypatch: pytest.MonkeyPatch
+    dent: Any, finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = {}
     for key, cell in finished.cells.items():

@@ -7,7 +7,15 @@ import pytest
 
 from dent.cli.app import main
 from dent.evaluation.records.folder import RESULT
-from dent.paper import Plan, load_scale, load_table, plan_table, publish, summarize, table_names
+from dent.paper import (
+    PaperPlan,
+    load_scale,
+    load_table,
+    plan_table,
+    publish,
+    summarize,
+    table_names,
+)
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS
 from tests.paper.conftest import OUT
@@ -16,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs/paper"
 
 
 def test_the_copy_gives_the_same_results_and_holds_no_images(
-    finished: Plan, tmp_path: Path
+    finished: PaperPlan, tmp_path: Path
 ) -> None:
     page = publish([finished], OUT, tmp_path)
     kept = tmp_path / finished.scale.id
@@ -29,7 +37,7 @@ def test_the_copy_gives_the_same_results_and_holds_no_images(
     assert "tmp" not in text
 
 
-def test_publishing_again_replaces_what_was_there(finished: Plan, tmp_path: Path) -> None:
+def test_publishing_again_replaces_what_was_there(finished: PaperPlan, tmp_path: Path) -> None:
     page = publish([finished], OUT, tmp_path)
     first, stale = page.read_text(), tmp_path / finished.scale.id / RUNS / "stale"
     stale.mkdir()
@@ -37,7 +45,7 @@ def test_publishing_again_replaces_what_was_there(finished: Plan, tmp_path: Path
     assert not stale.exists()
 
 
-def test_a_page_is_made_again_from_the_copy_alone(finished: Plan, tmp_path: Path) -> None:
+def test_a_page_is_made_again_from_the_copy_alone(finished: PaperPlan, tmp_path: Path) -> None:
     page = publish([finished], OUT, tmp_path)
     kept = tmp_path / finished.scale.id
     runs = sorted(path.name for path in (kept / RUNS).iterdir())

@@ -18,7 +18,7 @@ from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import load_run, verify
 from dent.evaluation.records.folder import RUN
 from dent.evaluation.results.recorded_run import RecordedRun
-from dent.paper import Plan, run_plans, summarize
+from dent.paper import PaperPlan, run_plans, summarize
 from dent.paper.estimate import profile_forwards
 from dent.paper.measure import measure
 from dent.paper.planning import RUNS, PlannedRun
@@ -28,7 +28,7 @@ from dent.paper.scales import Chosen
 from tests.paper.conftest import COLUMNS, NO_SUITE, OUT, TABLE, MakePlan
 
 
-def recorded(plan: Plan, key: str) -> RecordedRun:
+def recorded(plan: PaperPlan, key: str) -> RecordedRun:
     run = plan.cells[key].run
     assert run is not None
     return load_run(OUT / RUNS / run.folder)
@@ -115,7 +115,7 @@ def test_the_same_call_goes_on_where_it_stopped(make_plan: MakePlan, loader: Loa
 
 
 def test_a_cells_command_is_the_run_that_it_is_read_off(
-    finished: Plan, monkeypatch: pytest.MonkeyPatch
+    finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in OUT.rglob("run.json")}
     assert len(before) == 2
@@ -130,7 +130,7 @@ def test_a_cells_command_is_the_run_that_it_is_read_off(
         assert (path.parent / "report.html").is_file()
 
 
-def test_a_run_can_be_verified(finished: Plan, loader: Loader) -> None:
+def test_a_run_can_be_verified(finished: PaperPlan, loader: Loader) -> None:
     for run in finished.runs():
         assert verify(OUT / RUNS / run.folder, loader.subject(run)).status == "verified"
 
@@ -183,7 +183,7 @@ def test_what_autoattack_ran_as_it_ships_is_counted_as_it_counts(
     }
 
 
-def replace_measure(plan: Plan, what: Any) -> Any:
+def replace_measure(plan: PaperPlan, what: Any) -> Any:
     planned = plan.cells["small/dent"]
     return replace(planned, cell=replace(planned.cell, measure=what))
 

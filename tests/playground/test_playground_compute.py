@@ -10,15 +10,15 @@ from torch import Tensor
 
 from dent import ConfigError, Dent, ThreatModel, entropy, models
 from dent.attacks import Attack, Querier, make
-from dent.attacks import Outcome as Found
+from dent.attacks import PlaygroundOutcome as Found
 from dent.attacks.adaptive import Among
-from dent.playground import Outcome, Picked, Setup, Sight, bundled, images, play
+from dent.playground import Picked, PlaygroundOutcome, Setup, Sight, bundled, images, play
 from dent.playground.images import company
 from dent.playground.outcome import PlaygroundSubmission
 from dent.playground.setup import offered_models, usual_threat
 from dent.playground.streaming import Stopped
 from dent.playground.verdict import notes
-from dent.playground.watch import Look, Watch
+from dent.playground.watch import AttackWatch, Look
 
 SMALL = Setup(ThreatModel("linf", "8/255"), steps=2, iterations=2, batch_size=2)
 POSITION = 7
@@ -31,12 +31,12 @@ def batch_of(setup: Setup, picked: Picked) -> tuple[Tensor, Tensor]:
     return torch.cat([picked.pixels.unsqueeze(0), x]), torch.cat([label, y])
 
 
-def found(outcome: Outcome, name: str | None) -> PlaygroundSubmission:
+def found(outcome: PlaygroundOutcome, name: str | None) -> PlaygroundSubmission:
     return next(s for s in outcome.submissions if s.found_by == name and s.query is None)
 
 
 @pytest.fixture(scope="module")
-def outcome() -> Outcome:
+def outcome() -> PlaygroundOutcome:
     return play(SMALL, bundled(images(), POSITION))
 
 
@@ -107,7 +107,7 @@ def test_everything_stays_inside_the_threat_model(threat: ThreatModel) -> None:
     assert max(float((image - natural[0]).abs().max()) for image in moved) > 0
 
 
-def test_looks_tell_what_was_asked_and_answered(outcome: Outcome) -> None:
+def test_looks_tell_what_was_asked_and_answered(outcome: PlaygroundOutcome) -> None:
     courses = {course.name: course for course in outcome.courses}
     assert list(courses) == ["static", "transfer", "stop-gradient", "unrolled"]
     for course in outcome.courses:
@@ -142,7 +142,7 @@ def test_a_batch_of_one_is_the_static_model() -> None:
     assert "noise" in " ".join(notes(replace(setup, defense="dent-nominal")))
 
 
-def test_the_seed_decides_everything(outcome: Outcome) -> None:
+def test_the_seed_decides_everything(outcome: PlaygroundOutcome) -> None:
     again = play(SMALL, bundled(images(), POSITION))
     assert again.company == outcome.company
     for one, other in zip(outcome.submissions, again.submissions, strict=True):
@@ -188,7 +188,7 @@ def test_what_fools_on_the_way_is_submitted_too(monkeypatch: pytest.MonkeyPatch)
 def test_a_watch_keeps_the_worst_wrong_answer_inside_the_threat_model() -> None:
     natural = torch.full((2, 3, 4, 4), 0.5)
     seen: list[Look] = []
-    watch = Watch(0, natural, ThreatModel("linf", 0.1), seen.append)
+    watch = AttackWatch(0, natural, ThreatModel("linf", 0.1), seen.append)
     answers = [(0.0, 3.0), (0.05, -1.0), (0.1, -2.0), (0.05, -1.5), (0.3, -9.0)]
     for shift, logit in answers:
         watch.saw(natural[:1] + shift, torch.tensor([[logit, 0.0, -5.0]]))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dent import ThreatModel
-from dent.playground import Outcome, Setup, bundled, images, play, render
+from dent.playground import PlaygroundOutcome, Setup, bundled, images, play, render
 from dent.playground.ledger import Entry, of_outcome, of_stopped, remember
 from dent.playground.streaming import Stopped, Stream
 from dent.playground.verdict import verdict
@@ -24,21 +24,21 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def held() -> Outcome:
+def held() -> PlaygroundOutcome:
     """A run in which both hold."""
     outcome = play(SETUP, bundled(images(), 7))
     assert not list(outcome.breaks("defense"))
     return outcome
 
 
-def broken(outcome: Outcome, who: Any = "defense", **changed: Any) -> Entry:
+def broken(outcome: PlaygroundOutcome, who: Any = "defense", **changed: Any) -> Entry:
     """An earlier run of the same that broke the image."""
     entry = of_outcome(outcome)
     names = dict(entry.broken) | {who: ("unrolled",)}
     return replace(entry, broken=names, setup=replace(entry.setup, **changed))
 
 
-def test_the_headline_is_the_worst_of_what_was_submitted(held: Outcome) -> None:
+def test_the_headline_is_the_worst_of_what_was_submitted(held: PlaygroundOutcome) -> None:
     assert verdict(held).headline == "Both hold: static and dent+"
     assert "upper bound" in verdict(held).sentences[-1]
     attacked = play(replace(SETUP, threat=ThreatModel("linf", "16/255"), iterations=8), held.picked)
@@ -66,7 +66,7 @@ def test_the_headline_is_the_worst_of_what_was_submitted(held: Outcome) -> None:
     ],
 )
 def test_what_broke_the_image_before_counts_within_the_threat_model(
-    held: Outcome, changed: dict[str, Any], counts: bool
+    held: PlaygroundOutcome, changed: dict[str, Any], counts: bool
 ) -> None:
     said = verdict(held, (broken(held, **changed),))
     assert said.defense_falls == counts
@@ -74,13 +74,13 @@ def test_what_broke_the_image_before_counts_within_the_threat_model(
     assert ("an earlier one on this page broke it" in said.sentences[1]) == counts
 
 
-def test_the_static_model_is_held_to_the_same(held: Outcome) -> None:
+def test_the_static_model_is_held_to_the_same(held: PlaygroundOutcome) -> None:
     assert verdict(held, (broken(held, "static", defense="dent"),)).static_falls
     other = replace(broken(held, "static"), image="another")
     assert not verdict(held, (other,)).static_falls
 
 
-def test_a_run_that_was_stopped_counts_as_far_as_it_came(held: Outcome) -> None:
+def test_a_run_that_was_stopped_counts_as_far_as_it_came(held: PlaygroundOutcome) -> None:
     looks = next(course.looks for course in held.courses if course.name == "stop-gradient")
     wrong = replace(looks[-1], label=(held.label + 1) % 10)
     still = of_stopped(held.setup, held.picked, {"stop-gradient": looks})
@@ -90,7 +90,7 @@ def test_a_run_that_was_stopped_counts_as_far_as_it_came(held: Outcome) -> None:
     assert not verdict(held, (still, broke)).static_falls
 
 
-def test_the_batch_keeps_the_least_of_the_same_batch(held: Outcome) -> None:
+def test_the_batch_keeps_the_least_of_the_same_batch(held: PlaygroundOutcome) -> None:
     entry = of_outcome(held)
     less = replace(entry, least={"static": 0, "defense": 0})
     assert "leaves static 0 right and dent+ 0;" in verdict(held, (less,)).sentences[2]
@@ -98,12 +98,12 @@ def test_the_batch_keeps_the_least_of_the_same_batch(held: Outcome) -> None:
     assert "static 0 right" not in verdict(held, (other,)).sentences[2]
 
 
-def test_an_attack_that_was_not_run_is_named(held: Outcome) -> None:
+def test_an_attack_that_was_not_run_is_named(held: PlaygroundOutcome) -> None:
     some = replace(held, setup=replace(held.setup, rungs=("transfer",)))
     assert verdict(some).sentences[-1].startswith("Not run on dent+: stop-gradient and unrolled.")
 
 
-def test_only_so_many_runs_are_remembered(held: Outcome) -> None:
+def test_only_so_many_runs_are_remembered(held: PlaygroundOutcome) -> None:
     entries: tuple[Entry, ...] = ()
     for seed in range(203):
         entry = replace(of_outcome(held), setup=replace(SETUP, seed=seed))
@@ -111,7 +111,7 @@ def test_only_so_many_runs_are_remembered(held: Outcome) -> None:
     assert [entries[0].setup.seed, entries[-1].setup.seed, len(entries)] == [3, 202, 200]
 
 
-def test_names_are_escaped(held: Outcome) -> None:
+def test_names_are_escaped(held: PlaygroundOutcome) -> None:
     evil = replace(held, picked=replace(held.picked, name=EVIL, note=EVIL))
     for shown in (
         render.ruling(evil, ()),

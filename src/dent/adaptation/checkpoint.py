@@ -13,11 +13,11 @@ from torch.autograd.function import once_differentiable
 
 from dent.adaptation.isolation import isolated
 
-Run = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
+Segment = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
 """Tensors to tensors; with the graph from the ones to the others if told so."""
 
 
-def recomputed(run: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def recomputed(run: Segment, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return `run(inputs, True)`, keeping nothing for its gradient but the inputs.
 
     Without a graph first, and again with it when the gradient is asked for. The gradient is exact;
@@ -33,7 +33,7 @@ def recomputed(run: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Segment, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.run = run
         ctx.save_for_backward(*inputs)
         with torch.enable_grad():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dent.config import Objective, Reduction
+from dent.config import ObjectiveName, Reduction
 
 PUBLISHED_EPSILON = 1e-5
 """Inside the logarithms of information maximization, as in the authors' code."""
@@ -48,7 +48,7 @@ def information_maximization(logits: Tensor) -> Tensor:
     return each - together
 
 
-def loss(logits: Tensor, objective: Objective, reduction: Reduction) -> Tensor:
+def loss(logits: Tensor, objective: ObjectiveName, reduction: Reduction) -> Tensor:
     """Return the scalar that one adaptation step minimizes, for logits of shape (N, C)."""
     values = entropy(logits) if objective == "entropy" else information_maximization(logits)
     return values.mean() if reduction == "mean" else values.sum()

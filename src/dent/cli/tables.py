@@ -11,7 +11,7 @@ from dent.cli.durations import lasting
 from dent.evaluation import Progress
 from dent.evaluation.records.folder import RESULT
 from dent.paper import (
-    Plan,
+    PaperPlan,
     PlannedRun,
     TableResult,
     load_table,
@@ -57,7 +57,7 @@ def _is_done(folder: Path, run: PlannedRun) -> bool:
     return (folder / RUNS / run.folder / RESULT).is_file()
 
 
-def estimated(plans: Sequence[Plan], folder: Path, timed: Timer, *, as_json: bool) -> None:
+def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json: bool) -> None:
     """Print what tables take, one by one and together."""
     costs: dict[str, PlanCost] = {}
     for plan in plans:
@@ -99,7 +99,7 @@ def estimated(plans: Sequence[Plan], folder: Path, timed: Timer, *, as_json: boo
     )
 
 
-def _cost(plans: Sequence[Plan], folder: Path, timed: Timer) -> PlanCost:
+def _cost(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> PlanCost:
     left = undone(plans, lambda run: _is_done(folder, run))
     return plan_cost(left, timed)
 
@@ -110,7 +110,7 @@ def _time(cost: PlanCost) -> str:
     return lasting(cost.seconds)
 
 
-def announce(plans: Sequence[Plan], folder: Path, timed: Timer) -> None:
+def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
     """Say what is left to run, and what it takes."""
     cost = _cost(plans, folder, timed)
     if cost.runs:
@@ -123,7 +123,7 @@ def announce(plans: Sequence[Plan], folder: Path, timed: Timer) -> None:
         )
 
 
-def run(plans: Sequence[Plan], folder: Path, loader: Loader) -> dict[str, str]:
+def run(plans: Sequence[PaperPlan], folder: Path, loader: Loader) -> dict[str, str]:
     """Run what is missing with a progress bar; return what could not be run, and why."""
     try:
         with running.progress() as bar:
@@ -142,7 +142,7 @@ def run(plans: Sequence[Plan], folder: Path, loader: Loader) -> dict[str, str]:
         raise
 
 
-def show(plan: Plan, result: TableResult) -> None:
+def show(plan: PaperPlan, result: TableResult) -> None:
     """Published and measured side by side, then the rulings."""
     cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
     rows = []

@@ -6,7 +6,7 @@
 from dent.data.dataset import ArrayDataset, ImageDataset
 from dent.data.fetching import Attempt, FetchResult
 from dent.data.own import from_factory
-from dent.data.progress import Report, progress_bar
+from dent.data.progress import OnBytes, progress_bar
 from dent.data.registry import data_root, fetch, load, names
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Attempt",
     "FetchResult",
     "ImageDataset",
-    "Report",
+    "OnBytes",
     "data_root",
     "fetch",
     "from_factory",

@@ -9,7 +9,7 @@ from typing import Final
 
 from dent.data import store
 from dent.data.dataset import ArrayDataset
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.data.sources import Source, SourceError
 from dent.data.spec import ArraySpec
 from dent.errors import DataError
@@ -81,7 +81,7 @@ def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> Array
 
 
 def load_arrays(
-    spec: ArraySpec, split: str, root: Path, *, download: bool, report: Report
+    spec: ArraySpec, split: str, root: Path, *, download: bool, report: OnBytes
 ) -> ArrayDataset:
     """Load a split from this machine; where it is not, fetch the dataset first if allowed to.
 
@@ -99,7 +99,7 @@ def load_arrays(
     return found
 
 
-def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: Report) -> FetchResult:
+def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: OnBytes) -> FetchResult:
     """Make sure that every split lies under a folder, checked.
 
     Args:
@@ -184,7 +184,7 @@ def _from_cache(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
         raise DataError(f"{path} is damaged: {error}. What to do: {advice}") from error
 
 
-def _bring(spec: ArraySpec, source: Source, root: Path, report: Report) -> dict[str, ArrayDataset]:
+def _bring(spec: ArraySpec, source: Source, root: Path, report: OnBytes) -> dict[str, ArrayDataset]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
@@ -216,7 +216,7 @@ def _keep_folder(spec: ArraySpec, scratch: Path, root: Path) -> None:
 
 
 def _keep(
-    spec: ArraySpec, datasets: Mapping[str, ArrayDataset], root: Path, report: Report
+    spec: ArraySpec, datasets: Mapping[str, ArrayDataset], root: Path, report: OnBytes
 ) -> None:
     total = sum(dataset.pixels.nbytes for dataset in datasets.values())
     done = 0

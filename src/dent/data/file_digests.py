@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dent.data import store
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.errors import DataError
 
 SIZE: Final = 32
@@ -21,7 +21,7 @@ _SETTLED_NS: Final = 2_000_000_000  # a file changed again within its clock's ti
 
 
 def file_digests(
-    folder: Path, files: Sequence[str], cache: Path, report: Report
+    folder: Path, files: Sequence[str], cache: Path, report: OnBytes
 ) -> NDArray[np.uint8]:
     """Give the SHA-256 of every file, from a cache where sizes and times are as they were.
 
@@ -66,7 +66,7 @@ def file_digests(
     return digests
 
 
-def _take(folder: Path, files: Sequence[str], total: int, report: Report) -> NDArray[np.uint8]:
+def _take(folder: Path, files: Sequence[str], total: int, report: OnBytes) -> NDArray[np.uint8]:
     digests = np.empty((len(files), SIZE), dtype=np.uint8)
     done = 0
     report("taking digests", 0, total)

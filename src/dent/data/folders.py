@@ -6,7 +6,7 @@ from typing import Final
 
 from dent.data.image_folder import ImageFolderDataset, class_folders, open_image_folder
 from dent.data.preprocessing import Preprocessing
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.errors import DataError
 
 IMAGENET: Final = "imagenet"
@@ -34,7 +34,7 @@ class Folder:
         short = {"r256-c224": "", "c288": "-288"}.get(plain, f"-{plain}")
         return f"{self.kind}{short}"
 
-    def open(self, root: Path, split: str, cache: Path, report: Report) -> ImageFolderDataset:
+    def open(self, root: Path, split: str, cache: Path, report: OnBytes) -> ImageFolderDataset:
         """Open a split.
 
         Args:

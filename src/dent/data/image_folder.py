@@ -19,7 +19,7 @@ from torch import Tensor
 from dent.data.dataset import ImageDataset, positions
 from dent.data.file_digests import file_digests
 from dent.data.preprocessing import FORMATS, Preprocessing
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.errors import DataError, DataWarning, InputError
 from dent.support.plural import agreeing, counted
 
@@ -115,7 +115,7 @@ def open_image_folder(
     split: str,
     preprocessing: Preprocessing,
     cache: Path,
-    report: Report,
+    report: OnBytes,
     expected: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
 ) -> ImageFolderDataset:

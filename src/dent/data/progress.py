@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-Report = Callable[[str, int, int | None], None]
+OnBytes = Callable[[str, int, int | None], None]
 """Called as `report(stage, done, total)`: a stage in words, and bytes; total is None if unknown."""
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """Report to nobody."""
+    """OnBytes to nobody."""
 
 
 @contextmanager
-def progress_bar(console: Console | None = None) -> Iterator[Report]:
+def progress_bar(console: Console | None = None) -> Iterator[OnBytes]:
     """Show a fetch as a bar for each stage.
 
     Args:

@@ -14,7 +14,7 @@ from dent.data.dataset import ImageDataset
 from dent.data.fetching import FOLDER, FetchResult, fetch_arrays, load_arrays
 from dent.data.folders import Folder
 from dent.data.image_folder import ImageFolderDataset
-from dent.data.progress import Report, progress_bar, silent
+from dent.data.progress import OnBytes, progress_bar, silent
 from dent.data.sample import SAMPLE, SAMPLE_FILE, load_sample
 from dent.data.spec import ArraySpec
 from dent.errors import DataError, UnknownNameError
@@ -63,7 +63,7 @@ def load(
     *,
     root: str | os.PathLike[str] | None = None,
     download: bool = True,
-    progress: bool | Report = True,
+    progress: bool | OnBytes = True,
 ) -> ImageDataset:
     """Load a dataset, fetching it first where it is not on this machine.
 
@@ -103,7 +103,7 @@ def fetch(
     name: str,
     root: str | os.PathLike[str] | None = None,
     source: str = "auto",
-    progress: Report | None = None,
+    progress: OnBytes | None = None,
 ) -> FetchResult:
     """Make sure that a dataset, every split of it, lies on this machine and is whole.
 
@@ -177,7 +177,7 @@ def _open(
     root: Path,
     *,
     download: bool,
-    report: Report,
+    report: OnBytes,
 ) -> ImageDataset:
     if isinstance(found, ArraySpec):
         return load_arrays(found, split, root, download=download, report=report)

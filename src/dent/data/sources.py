@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.errors import DataError
 
 
@@ -34,7 +34,7 @@ class Source(Protocol):
     def name(self) -> str:
         """The word for it in reports and in `fetch(source=...)`."""
 
-    def fetch(self, scratch: Path, report: Report) -> Mapping[str, Arrays]:
+    def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         """Bring every split.
 
         Args:

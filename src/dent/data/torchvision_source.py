@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.data.sources import Arrays, SourceError
 from dent.data.torchvision_folder import TorchvisionFolder
 from dent.data.watched import run_watched
@@ -43,7 +43,7 @@ class TorchvisionSource:
     stall_seconds: float = 60.0
     name: ClassVar[str] = "torchvision"
 
-    def fetch(self, scratch: Path, report: Report) -> Mapping[str, Arrays]:
+    def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         """Bring every split; see `Source.fetch`."""
         command = (sys.executable, "-c", _CHILD, self.folder.dataset, str(scratch))
         code, said = run_watched(

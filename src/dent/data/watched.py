@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dent.data.progress import Report
+from dent.data.progress import OnBytes
 from dent.data.sources import SourceError
 
 _LOOK_EVERY = 0.1
@@ -23,7 +23,7 @@ def run_watched(
     stage: str,
     total: int,
     stall_seconds: float,
-    report: Report,
+    report: OnBytes,
 ) -> tuple[int, list[str]]:
     """Run a command and report how the folder it writes to grows.
 

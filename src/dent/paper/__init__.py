@@ -11,7 +11,7 @@ See docs/paper.md.
 
 from dent.paper.load import load_scale, load_table, scale_names, table_names
 from dent.paper.page import write_page
-from dent.paper.planning import Plan, PlannedRun, plan_table
+from dent.paper.planning import PaperPlan, PlannedRun, plan_table
 from dent.paper.publish import publish
 from dent.paper.results import CellResult, Judgement, SuiteResult, TableResult
 from dent.paper.runner import run_plans
@@ -22,7 +22,7 @@ from dent.paper.summary import summarize
 __all__ = [
     "CellResult",
     "Judgement",
-    "Plan",
+    "PaperPlan",
     "PlannedRun",
     "Scale",
     "SuiteResult",

@@ -12,7 +12,7 @@ from dent import models
 from dent.attacks import Attack, make_from
 from dent.config import DentConfig
 from dent.evaluation.suites import suite
-from dent.paper.planning import Plan, PlannedRun
+from dent.paper.planning import PaperPlan, PlannedRun
 from dent.paper.scales import Chosen
 
 _STEP: Final = 2.5
@@ -76,7 +76,7 @@ def forwards_of(run: PlannedRun) -> float:
     return total
 
 
-def profile_forwards(plan: Plan) -> float:
+def profile_forwards(plan: PaperPlan) -> float:
     """Forwards of one image of the profiled model that a table of computation amounts to."""
     if plan.profile is None:
         return 0.0
@@ -98,7 +98,9 @@ def timer(device: torch.device) -> Callable[[Chosen], float | None]:
     return timed
 
 
-def undone(plans: Iterable[Plan], done: Callable[[PlannedRun], bool]) -> tuple[PlannedRun, ...]:
+def undone(
+    plans: Iterable[PaperPlan], done: Callable[[PlannedRun], bool]
+) -> tuple[PlannedRun, ...]:
     """The evaluations of several tables, each once, less those that are done."""
     runs = dict.fromkeys(run for plan in plans for run in plan.runs())
     return tuple(run for run in runs if not done(run))

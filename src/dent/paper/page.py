@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from dent.evaluation.records.folder import RUN
 from dent.paper.load import load_roles
-from dent.paper.planning import Plan
+from dent.paper.planning import PaperPlan
 from dent.paper.profile import PROFILE
 from dent.paper.results import CellResult, Judgement, Ruling, SuiteResult, TableResult, Unit
 from dent.paper.runner import REPORT
@@ -70,7 +70,7 @@ class TablePart:
         commands: By command, the cells that are read off its run.
     """
 
-    plan: Plan
+    plan: PaperPlan
     result: TableResult
     charts: tuple[Chart, ...]
     cells: Mapping[str, CellResult]
@@ -100,7 +100,7 @@ class TablePart:
 
 
 def write_page(
-    plans: Sequence[Plan], results: Sequence[TableResult], out: Path, page: Path
+    plans: Sequence[PaperPlan], results: Sequence[TableResult], out: Path, page: Path
 ) -> Path:
     """Write the page about tables, from their results alone.
 
@@ -123,7 +123,7 @@ def write_page(
     return page
 
 
-def to_page(plans: Sequence[Plan], results: Sequence[TableResult], links: Links) -> str:
+def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: Links) -> str:
     """The page as HTML; see `write_page`."""
     flags = _flags(results)
     made = environment("dent.paper")
@@ -160,7 +160,7 @@ def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
     return f"[{low}, {high}]".replace("-", MINUS)
 
 
-def _part(plan: Plan, result: TableResult, flags: Mapping[str, Flag]) -> TablePart:
+def _part(plan: PaperPlan, result: TableResult, flags: Mapping[str, Flag]) -> TablePart:
     cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
     charts = (_chart(plan, spec, cells, flags) for spec in plan.table.charts)
     return TablePart(
@@ -173,7 +173,7 @@ def _part(plan: Plan, result: TableResult, flags: Mapping[str, Flag]) -> TablePa
     )
 
 
-def _models(plan: Plan) -> Iterable[str]:
+def _models(plan: PaperPlan) -> Iterable[str]:
     roles = load_roles()
     known = dict.fromkeys(
         (planned.model, planned.cell.model) for planned in plan.cells.values() if planned.model
@@ -216,7 +216,7 @@ def _flags(results: Sequence[TableResult]) -> dict[str, Flag]:
 
 
 def _chart(
-    plan: Plan, spec: ChartSpec, cells: Mapping[str, CellResult], flags: Mapping[str, Flag]
+    plan: PaperPlan, spec: ChartSpec, cells: Mapping[str, CellResult], flags: Mapping[str, Flag]
 ) -> Chart | None:
     table, down = plan.table, spec.along == "columns"
     names = {row.id: row.label for row in table.rows}

@@ -123,7 +123,7 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PaperPlan:
     """A table at a scale.
 
     Attributes:
@@ -161,7 +161,7 @@ class Plan:
         }
 
 
-def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> Plan:
+def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan:
     """Lay out a table at a scale; nothing is loaded.
 
     Args:
@@ -190,7 +190,7 @@ def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> Plan:
         if planned.model is not None:
             suites[key] = _suite(scale, cell, planned.model)
     profile = None if table.profile is None else changes.profile.of(table.profile)
-    return Plan(table, scale, cells, suites, profile)
+    return PaperPlan(table, scale, cells, suites, profile)
 
 
 def _cell(

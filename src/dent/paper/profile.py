@@ -15,7 +15,7 @@ from dent.evaluation.records.folder import dump, read_record
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import Session
 from dent.evaluation.submission.submission import clock
-from dent.paper.planning import Plan
+from dent.paper.planning import PaperPlan
 from dent.paper.spec import Profile
 from dent.storage.canonical import Record
 from dent.storage.disk import write_atomically, writing
@@ -41,7 +41,7 @@ class ProfileRecord(Record):
     """Of the process that began it."""
 
 
-def run_profile(plan: Plan, path: Path, device: torch.device = _CPU) -> ProfileRecord:
+def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> ProfileRecord:
     """Measure what is not measured yet: all columns take turns within a round.
 
     Args:
@@ -103,7 +103,9 @@ def count_flops(defense: Dent, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _subjects(plan: Plan, profile: Profile, device: torch.device) -> tuple[dict[str, Dent], Tensor]:
+def _subjects(
+    plan: PaperPlan, profile: Profile, device: torch.device
+) -> tuple[dict[str, Dent], Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         zoo: Any = torchvision.models

@@ -7,7 +7,7 @@ from pathlib import Path
 from dent.evaluation.records.folder import PLAN, RUN
 from dent.evaluation.records.journal import JOURNAL
 from dent.paper.page import write_page
-from dent.paper.planning import RUNS, Plan
+from dent.paper.planning import RUNS, PaperPlan
 from dent.paper.profile import PROFILE
 from dent.paper.summary import summarize
 from dent.storage.disk import writing
@@ -16,7 +16,7 @@ _RECORDS = (RUN, PLAN, JOURNAL, PROFILE)
 """What results are derived from; images and what is derived stay where they are."""
 
 
-def publish(plans: Sequence[Plan], out: Path, folder: Path) -> Path:
+def publish(plans: Sequence[PaperPlan], out: Path, folder: Path) -> Path:
     """Copy the records of tables, some tens of kilobytes a run, and write their page beside them.
 
     What lies there of an earlier time is replaced. The page can be made again from the copies

@@ -10,19 +10,19 @@ from dent import data, models
 from dent.attacks import make_from
 from dent.config import DentConfig
 from dent.data import ImageDataset
-from dent.data.progress import Report as Fetched
+from dent.data.progress import OnBytes as Fetched
 from dent.defenses.dent import Dent
 from dent.errors import DataError, MissingExtraError, WeightsError
 from dent.evaluation import Progress, Subject, evaluate
 from dent.evaluation.suites import suite
-from dent.paper.planning import RUNS, Plan, PlannedRun
+from dent.paper.planning import RUNS, PaperPlan, PlannedRun
 from dent.paper.profile import run_profile
 from dent.paper.scales import Chosen
 from dent.report import write_report
 from dent.storage.disk import write_atomically, writing
 
 REPORT = "report.html"
-Watch = Callable[[int, int, str, Progress | None], None]
+OnRun = Callable[[int, int, str, Progress | None], None]
 """Called with (runs done, runs in all, name of the run, how far it is)."""
 
 
@@ -85,11 +85,11 @@ class Loader:
 
 
 def run_plans(
-    plans: Sequence[Plan],
+    plans: Sequence[PaperPlan],
     out: Path,
     loader: Loader | None = None,
     *,
-    watch: Watch | None = None,
+    watch: OnRun | None = None,
 ) -> dict[str, str]:
     """Run all that tables need; what is done already is not done again.
 
@@ -148,5 +148,5 @@ def write_configuration(run: PlannedRun, out: Path) -> None:
     write_atomically(path, (run.defense.to_json() + "\n").encode())
 
 
-def _within(watch: Watch, done: int, total: int, name: str) -> Callable[[Progress], None]:
+def _within(watch: OnRun, done: int, total: int, name: str) -> Callable[[Progress], None]:
     return lambda state: watch(done, total, name, state)

@@ -64,7 +64,7 @@ class Column(Fields):
     """As printed."""
 
 
-class Row(Fields):
+class TableRow(Fields):
     """A row of the table."""
 
     id: str
@@ -216,7 +216,7 @@ class Table(Strict):
     """What the paper leaves open, and how it was read."""
     defaults: Fields = Fields()
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     claims: tuple[Claim, ...] = ()
     charts: tuple[Chart, ...] = ()
     suite: Suite = Suite(cells=())
@@ -267,7 +267,7 @@ class Table(Strict):
                 for column in chart.columns:
                     yield f"{row}/{column}"
 
-    def _cell(self, row: Row, column: Column, at: int) -> Cell:
+    def _cell(self, row: TableRow, column: Column, at: int) -> Cell:
         fields = self._merged(row, column, at)
         key = f"{row.id}/{column.id}"
         needed = ("defense",) if self.profile else ("model", "threat", "defense")
@@ -290,7 +290,7 @@ class Table(Strict):
             only=fields.get("only"),
         )
 
-    def _merged(self, row: Row, column: Column, at: int) -> dict[str, Any]:
+    def _merged(self, row: TableRow, column: Column, at: int) -> dict[str, Any]:
         own = {**_given(row), **{name: values[at] for name, values in row.each.items()}}
         both = _given(column)
         for name in own.keys() & both.keys():

@@ -13,7 +13,7 @@ from dent.evaluation.results.result import Count
 from dent.paper.claims import judge
 from dent.paper.defenses import defense_name
 from dent.paper.measure import Measured, measure, of_profile
-from dent.paper.planning import RUNS, Plan, PlannedCell, PlannedRun
+from dent.paper.planning import RUNS, PaperPlan, PlannedCell, PlannedRun
 from dent.paper.profile import read_profile
 from dent.paper.results import CellResult, Judgement, SuiteResult, TableResult, Unit
 from dent.paper.spec import Measure
@@ -48,7 +48,7 @@ class _Folder:
         return self._read[planned.folder]
 
 
-def summarize(plan: Plan, out: Path, said: Path | None = None) -> TableResult:
+def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResult:
     """What a table came to, as far as it was run.
 
     Args:
@@ -89,7 +89,7 @@ def summarize(plan: Plan, out: Path, said: Path | None = None) -> TableResult:
     )
 
 
-def _measured(plan: Plan, folder: _Folder) -> dict[str, Measured]:
+def _measured(plan: PaperPlan, folder: _Folder) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     record = read_profile(folder.out / RUNS / plan.profile_folder) if plan.profile else None
     for key, planned in plan.cells.items():
@@ -104,7 +104,7 @@ def _measured(plan: Plan, folder: _Folder) -> dict[str, Measured]:
     return found
 
 
-def _cells(plan: Plan, out: Path, found: Mapping[str, Measured]) -> Iterator[CellResult]:
+def _cells(plan: PaperPlan, out: Path, found: Mapping[str, Measured]) -> Iterator[CellResult]:
     met: dict[object, str] = {}
     for key, planned in plan.cells.items():
         cell, one = planned.cell, found.get(key)
@@ -156,7 +156,7 @@ def _count(one: Measured) -> Count:
     return Count.of(sum(one.right.values()), len(one.right))
 
 
-def _judgements(plan: Plan, found: Mapping[str, Measured]) -> Iterator[Judgement]:
+def _judgements(plan: PaperPlan, found: Mapping[str, Measured]) -> Iterator[Judgement]:
     for claim in plan.table.claims:
         met: dict[object, str] = {}
         judged: list[tuple[str, ...]] = [*claim.compared(), *((cell,) for cell in claim.cells)]
@@ -169,7 +169,7 @@ def _judgements(plan: Plan, found: Mapping[str, Measured]) -> Iterator[Judgement
             yield one.model_copy(update={"as_in": None if first == name else first})
 
 
-def _suites(plan: Plan, folder: _Folder, said: Path) -> Iterator[SuiteResult]:
+def _suites(plan: PaperPlan, folder: _Folder, said: Path) -> Iterator[SuiteResult]:
     met: dict[PlannedRun, str] = {}
     for key, run in plan.suites.items():
         recorded = folder.run(run)

@@ -8,8 +8,18 @@
 
 from dent.playground.compute import Sight, images, play
 from dent.playground.images import Picked, bundled, dropped
-from dent.playground.outcome import Outcome
+from dent.playground.outcome import PlaygroundOutcome
 from dent.playground.server import serve
 from dent.playground.setup import Setup
 
-__all__ = ["Outcome", "Picked", "Setup", "Sight", "bundled", "dropped", "images", "play", "serve"]
+__all__ = [
+    "Picked",
+    "PlaygroundOutcome",
+    "Setup",
+    "Sight",
+    "bundled",
+    "dropped",
+    "images",
+    "play",
+    "serve",
+]

@@ -6,7 +6,7 @@ from typing import Final
 
 from dent.evaluation.records.schema import Trace
 from dent.playground import words
-from dent.playground.outcome import CourseName, Outcome, PlaygroundSubmission
+from dent.playground.outcome import CourseName, PlaygroundOutcome, PlaygroundSubmission
 from dent.playground.watch import Look
 from dent.report.charts import Chart, Curve, Value, chart, whole_ticks
 from dent.support.plural import counted
@@ -47,13 +47,13 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
     )
 
 
-def entropy_chart(outcome: Outcome) -> Chart | None:
+def entropy_chart(outcome: PlaygroundOutcome) -> Chart | None:
     """Entropy of the image's prediction by step of the adaptation, of every submission."""
     label = "entropy of the image's prediction in nats"
     return _step_chart(outcome, "entropy", label, lambda trace: trace.entropy)
 
 
-def sigma_chart(outcome: Outcome) -> Chart | None:
+def sigma_chart(outcome: PlaygroundOutcome) -> Chart | None:
     """Sigma of the smoothing by step, of every submission; None where it is not learned."""
 
     def sigma(trace: Trace) -> list[float]:
@@ -63,7 +63,10 @@ def sigma_chart(outcome: Outcome) -> Chart | None:
 
 
 def _step_chart(
-    outcome: Outcome, what: str, label: str, by_step: Callable[[Trace], Sequence[float] | None]
+    outcome: PlaygroundOutcome,
+    what: str,
+    label: str,
+    by_step: Callable[[Trace], Sequence[float] | None],
 ) -> Chart | None:
     found = [(each, by_step(each.defense.served.trace) or ()) for each in outcome.submissions]
     curves = [_by_step(each, values) for each, values in found if len(values) > 1]

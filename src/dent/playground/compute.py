@@ -27,17 +27,17 @@ from dent.evaluation.submission.submission import Submission, submit
 from dent.playground.images import Picked, company
 from dent.playground.outcome import (
     WHO,
-    Answer,
     Cost,
     Course,
     CourseName,
-    Outcome,
+    PlaygroundAnswer,
+    PlaygroundOutcome,
     PlaygroundSubmission,
     Who,
     asked_by,
 )
 from dent.playground.setup import DATASET, Setup
-from dent.playground.watch import Look, Watch, WatchedDefense, WatchedModel
+from dent.playground.watch import AttackWatch, Look, WatchedDefense, WatchedModel
 
 _TIMED = 3
 
@@ -84,7 +84,7 @@ def play(
     picked: Picked,
     see: See = lambda sight: None,
     check: Callable[[], None] = lambda: None,
-) -> Outcome:
+) -> PlaygroundOutcome:
     """Run everything that was asked for.
 
     The same arguments give the same outcome, but for the times, on one machine.
@@ -132,7 +132,7 @@ class _Play:
         self.courses: list[Course] = []
         self.submissions: list[PlaygroundSubmission] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> PlaygroundOutcome:
         self._submit(None, self.natural)
         batches = self._attack("static")
         for rung in self.setup.rungs:
@@ -140,7 +140,7 @@ class _Play:
                 self._transfer(batches)
             else:
                 self._attack(rung)
-        return Outcome(
+        return PlaygroundOutcome(
             setup=self.setup,
             picked=self.picked,
             label=self.label,
@@ -197,23 +197,23 @@ class _Play:
         controlled = torch.arange(len(self.natural)) < self._attacked
         return Among(self.defense, self.natural, self.labels, controlled)
 
-    def _watch(self, name: CourseName, planned: int) -> Watch:
+    def _watch(self, name: CourseName, planned: int) -> AttackWatch:
         courses = 1 + len(self.setup.rungs)
 
         def notice(look: Look) -> None:
             share = (len(self.courses) + min((look.query + 1) / planned, 1.0)) / courses
             self.see(Sight(name, look, planned, share))
 
-        return Watch(self.label, self.natural, self.setup.threat, notice)
+        return AttackWatch(self.label, self.natural, self.setup.threat, notice)
 
-    def _close(self, name: CourseName, watch: Watch, seconds: float) -> None:
+    def _close(self, name: CourseName, watch: AttackWatch, seconds: float) -> None:
         self.courses.append(Course(name, tuple(watch.looks), seconds))
 
     def _submit(self, found_by: CourseName | None, batch: Tensor, query: int | None = None) -> None:
-        static, defense = (Answer(self._serve(who, batch), self.labels) for who in WHO)
+        static, defense = (PlaygroundAnswer(self._serve(who, batch), self.labels) for who in WHO)
         self.submissions.append(PlaygroundSubmission(found_by, query, batch, static, defense))
 
-    def _submit_find(self, name: CourseName, watch: Watch) -> None:
+    def _submit_find(self, name: CourseName, watch: AttackWatch) -> None:
         """Submit what fooled the target on the way, unless what is submitted already does."""
         who = asked_by(name)
         ends = (None, "static" if name == "transfer" else name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dent.playground.images import Picked
-from dent.playground.outcome import WHO, CourseName, Outcome, Who, asked_by
+from dent.playground.outcome import WHO, CourseName, PlaygroundOutcome, Who, asked_by
 from dent.playground.setup import Setup
 from dent.playground.watch import Look
 from dent.playground.words import ATTACKS
@@ -35,7 +35,7 @@ class Entry:
     finished: bool = True
 
 
-def of_outcome(outcome: Outcome) -> Entry:
+def of_outcome(outcome: PlaygroundOutcome) -> Entry:
     """What a finished run found."""
     return Entry(
         image=outcome.picked.key,

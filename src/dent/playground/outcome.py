@@ -38,7 +38,7 @@ class Course:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class PlaygroundAnswer:
     """What the static model or the defense serves of a submission.
 
     Attributes:
@@ -86,15 +86,15 @@ class PlaygroundSubmission:
     found_by: CourseName | None
     query: int | None
     batch: Tensor
-    static: Answer
-    defense: Answer
+    static: PlaygroundAnswer
+    defense: PlaygroundAnswer
 
     @property
     def image(self) -> Tensor:
         """The image in it, (C, H, W)."""
         return self.batch[0]
 
-    def answer(self, who: Who) -> Answer:
+    def answer(self, who: Who) -> PlaygroundAnswer:
         """What one of the two serves."""
         return self.static if who == "static" else self.defense
 
@@ -120,7 +120,7 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class PlaygroundOutcome:
     """Everything that the page shows of a run.
 
     Attributes:

@@ -17,7 +17,7 @@ from dent.playground.compute import Sight, play
 from dent.playground.controls import Controls, controls, for_defense, for_model, for_norm, read
 from dent.playground.images import FIRST, SIDE, Picked, bundled, dropped, gallery
 from dent.playground.ledger import Entry
-from dent.playground.outcome import CourseName, Outcome
+from dent.playground.outcome import CourseName, PlaygroundOutcome
 from dent.playground.setup import Setup
 from dent.playground.streaming import Stopped, Stream
 from dent.playground.turns import MOST_WAITING, Asker, Turn, Turns
@@ -229,7 +229,7 @@ class _Asked:
     turns: Turns
     turn: Turn
 
-    def play(self, see: Callable[[Sight], None]) -> Outcome:
+    def play(self, see: Callable[[Sight], None]) -> PlaygroundOutcome:
         """Compute it, and let the next begin, whether or not anybody still waits for it."""
         try:
             self._check()
@@ -254,7 +254,7 @@ def _run(shown: Shown, asked: _Asked, entries: tuple[Entry, ...]) -> Generator[U
     setup, picked = asked.setup, asked.picked
     seen = Seen(setup, {})
     yield _busy(shown) | {shown.status: render.progress(None, setup)}
-    stream: Stream[Sight, Outcome] = Stream(asked.play, asked.turn)
+    stream: Stream[Sight, PlaygroundOutcome] = Stream(asked.play, asked.turn)
     try:
         with closing(iter(stream)) as batches:
             for sights in batches:

@@ -12,7 +12,13 @@ from dent.playground import charts, words
 from dent.playground.compute import Sight
 from dent.playground.images import Picked
 from dent.playground.ledger import Entry
-from dent.playground.outcome import Answer, CourseName, Outcome, PlaygroundSubmission, top_classes
+from dent.playground.outcome import (
+    CourseName,
+    PlaygroundAnswer,
+    PlaygroundOutcome,
+    PlaygroundSubmission,
+    top_classes,
+)
 from dent.playground.setup import Setup
 from dent.playground.verdict import notes, verdict
 from dent.playground.watch import Look
@@ -72,7 +78,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Row:
+class HistoryRow:
     """A submission.
 
     Attributes:
@@ -94,8 +100,8 @@ class Row:
     factor: float
     smoothed: str | None
     sigma: str
-    static: Answer
-    defense: Answer
+    static: PlaygroundAnswer
+    defense: PlaygroundAnswer
     static_bars: tuple[Bar, ...]
     defense_bars: tuple[Bar, ...]
 
@@ -161,7 +167,7 @@ def watched(looks: Looks, setup: Setup, classes: Sequence[str], query: int | Non
     )
 
 
-def ruling(outcome: Outcome, before: Sequence[Entry]) -> str:
+def ruling(outcome: PlaygroundOutcome, before: Sequence[Entry]) -> str:
     """What a run says.
 
     Args:
@@ -178,7 +184,7 @@ def ruling(outcome: Outcome, before: Sequence[Entry]) -> str:
     )
 
 
-def results(outcome: Outcome) -> str:
+def results(outcome: PlaygroundOutcome) -> str:
     """What is served, and how the defense adapted."""
     return _render(
         "results.html.j2",
@@ -221,7 +227,7 @@ def _card(
     )
 
 
-def _row(found: PlaygroundSubmission, outcome: Outcome) -> Row:
+def _row(found: PlaygroundSubmission, outcome: PlaygroundOutcome) -> HistoryRow:
     natural = outcome.natural.image
     enlarged, factor = pictures.enlarged(found.image, natural)
     smoothing, sigma = outcome.setup.config.smoothing, found.defense.served.trace.sigma
@@ -229,12 +235,12 @@ def _row(found: PlaygroundSubmission, outcome: Outcome) -> Row:
     if smoothing is not None and sigma is not None:
         smoothed = pictures.data_uri(pictures.smoothed(found.image, sigma, smoothing.covariance))
 
-    def bars(answer: Answer) -> tuple[Bar, ...]:
+    def bars(answer: PlaygroundAnswer) -> tuple[Bar, ...]:
         if answer.predicted is None:
             return ()
         return _bars(answer.served.logits[0], outcome.label, outcome.classes)
 
-    return Row(
+    return HistoryRow(
         title=words.submission(found),
         image=pictures.data_uri(found.image),
         perturbation=None if found.found_by is None else pictures.data_uri(enlarged),

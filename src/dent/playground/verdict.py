@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dent.playground.ledger import Entry, earlier_breaks, least_right, of_outcome
-from dent.playground.outcome import Outcome, Who
+from dent.playground.outcome import PlaygroundOutcome, Who
 from dent.playground.setup import ENOUGH_FOR_STATISTICS, Setup
 from dent.playground.words import ATTACKS
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PlaygroundVerdict:
     """What is said of a run.
 
     Attributes:
@@ -26,7 +26,7 @@ class Verdict:
     defense_falls: bool
 
 
-def verdict(outcome: Outcome, before: Sequence[Entry] = ()) -> Verdict:
+def verdict(outcome: PlaygroundOutcome, before: Sequence[Entry] = ()) -> PlaygroundVerdict:
     """Rule on a run.
 
     Args:
@@ -51,7 +51,7 @@ def verdict(outcome: Outcome, before: Sequence[Entry] = ()) -> Verdict:
         *_of_batch(outcome, before, now),
         _reach(outcome.setup, defense_falls=defense),
     )
-    return Verdict(headline, sentences, static, defense)
+    return PlaygroundVerdict(headline, sentences, static, defense)
 
 
 def notes(setup: Setup) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _of_image(name: str, now: Entry, earlier: Sequence[Entry], who: Who) -> str:
     return f"{name} is right in everything that was submitted."
 
 
-def _of_batch(outcome: Outcome, before: Sequence[Entry], now: Entry) -> Iterator[str]:
+def _of_batch(outcome: PlaygroundOutcome, before: Sequence[Entry], now: Entry) -> Iterator[str]:
     size = len(outcome.natural.batch)
     if size == 1:
         return

@@ -50,7 +50,7 @@ class Look:
         return -float(margin(self.logits.unsqueeze(0), torch.tensor([self.label])))
 
 
-class Watch:
+class AttackWatch:
     """Keeps what one attack asked and was answered about the first row of its batches.
 
     Args:
@@ -99,7 +99,7 @@ class Watch:
 class WatchedModel(nn.Module):
     """A static model whose answers are watched."""
 
-    def __init__(self, model: nn.Module, watch: Watch) -> None:
+    def __init__(self, model: nn.Module, watch: AttackWatch) -> None:
         super().__init__()
         self.model = model
         self._watch = watch
@@ -120,7 +120,7 @@ class WatchedDefense:
         inner: The defense.
     """
 
-    def __init__(self, defense: DynamicDefense, watch: Watch) -> None:
+    def __init__(self, defense: DynamicDefense, watch: AttackWatch) -> None:
         self.inner = defense
         self._watch = watch
 

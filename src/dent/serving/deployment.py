@@ -18,7 +18,7 @@ from dent.serving.options import ServerOptions
 APPLICATION: Final = "dent"
 DEPLOYMENT: Final = "DentServer"
 _SPARE = 64
-"""Requests that a replica takes from Ray beyond its queue: to refuse them itself, and for probes."""
+"""Requests that a replica takes from Ray beyond its queue, to refuse them itself and for probes."""
 
 _HEALTH = 1.0
 """Seconds between two health checks of a replica; Ray's default is 10."""

@@ -96,7 +96,7 @@ class Engine:
 
     Args:
         defense: answers the batches. A stateful one is reset before every batch.
-        images: images (N, C, H, W) of the kind that will be served, at least 2; the probe uses them.
+        images: images (N, C, H, W) like those that will be served, at least 2; the probe uses them.
         device: where the model lies.
         clock: seconds; for tests.
         seeds: draws the seed of each batch, for defenses that draw numbers; for tests.

@@ -55,7 +55,7 @@ class Front:
         )  # fmt: skip
 
     def tell(self, *, alive: bool) -> None:
-        """Set, from any thread, whether a replica runs; while none does, no request waits for one."""
+        """Set, from any thread, whether a replica runs; no request waits while none does."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._down.clear if alive else self._down.set)
 

@@ -64,7 +64,7 @@ class TrainingProgress:
     watched: Watched | None
 
 
-Report = Callable[[TrainingProgress], None]
+OnStep = Callable[[TrainingProgress], None]
 
 
 class CatastrophicOverfittingWarning(UserWarning):
@@ -114,7 +114,7 @@ class Training:
         """Steps of the whole training."""
         return self.recipe.epochs * self.steps_per_epoch
 
-    def run(self, report: Report | None = None) -> TrainingState:
+    def run(self, report: OnStep | None = None) -> TrainingState:
         """Train to the end, or to a collapse.
 
         Raises:

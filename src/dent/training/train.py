@@ -29,7 +29,7 @@ from dent.training.loop import (
     BEST,
     LAST,
     CatastrophicOverfittingWarning,
-    Report,
+    OnStep,
     Training,
     read_metrics,
 )
@@ -84,7 +84,7 @@ def train(
     watched: int = WATCHED,
     watch_steps: int = 10,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: OnStep | None = None,
 ) -> TrainingResult:
     """Train a model, or go on with the training that lies in the folder.
 
@@ -160,7 +160,7 @@ def _run(
     watch: ImageDataset,
     accelerator: Accelerator,
     folder: Path,
-    progress: Report | None,
+    progress: OnStep | None,
 ) -> TrainingResult:
     state = Training(spec, model, data, watch, accelerator, folder).run(progress)
     if state.stopped:
