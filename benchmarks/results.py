@@ -145,7 +145,7 @@ def chart(found: Results) -> None:
 
 def table(found: Results) -> Iterator[str]:
     """The table in Markdown, from the results that are kept, and the commands that make it."""
-    yield "| defense | attacked by | natural | robust | static | difference | verdict |"
+    yield "| defense | attacked by | clean | robust | static | difference | verdict |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (defense, column), result in found.items():
         name = _defended(result)

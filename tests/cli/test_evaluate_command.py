@@ -128,7 +128,7 @@ def test_several_shares_are_a_sweep_with_accuracy_on_each_part(dent: Run) -> Non
     assert ran.code == 0, ran.err
     assert "for 22 units of 2 runs" in ran.err
     assert " / " in ran.out  # attacked members / natural ones
-    assert "bystanders" in ran.out
+    assert "clean members" in ran.out
     for folder, company in (("mix=0.25", 6), ("mix=0.5", 2)):
         found = load_run(Path("mixed") / folder).result.defenses["dent+"]
         assert (found.natural.total, found.bystanders.total) == (2, company)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dent import ConfigError, Dent, ThreatModel, entropy, models
 from dent.attacks import Attack, Querier, make
-from dent.attacks import PlaygroundOutcome as Found
+from dent.attacks import Outcome as Found
 from dent.attacks.adaptive import Among
 from dent.playground import Picked, PlaygroundOutcome, Setup, Sight, bundled, images, play
 from dent.playground.images import company

@@ -153,7 +153,7 @@ def cards(table: Headline, text: str) -> None:
         worst, natural, gain = cells["worst"], cells["natural"], cells["difference"]
         said = f"Worst case, per {row.unit} {worst.text}{flags} {worst.interval_text} {worst.of}"
         assert said in card
-        assert f"Natural accuracy {natural.text}{flags} {natural.interval_text}" in card
+        assert f"Clean accuracy {natural.text}{flags} {natural.interval_text}" in card
         big = f"{gain.text} points{both} {gain.interval_text}" if gain.text else worst.text
         assert card.startswith(f"{row.defense} {big}"), card[:80]
         if gain.text:
@@ -183,7 +183,7 @@ def test_pages_of_several_runs_draw_the_headline_of_each(eps_sweep: Path, tmp_pa
         for row in headline(run.result).rows:
             cells = row.cells
             expected += [
-                ("Natural", cells["natural"].full),
+                ("Clean", cells["natural"].full),
                 ("Worst case", cells["worst"].full),
                 ("Taken per", row.unit),
                 ("Against static", cells["difference"].full or "the reference"),

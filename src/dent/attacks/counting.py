@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,25 @@ from dent.errors import ConfigError, DentError, MissingExtraError
 from dent.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from dent.attacks.base import Attack
     from dent.threat import Norm
+
+
+class _Attack(Protocol):
+    """What is asked of an attack here."""
+
+    @property
+    def name(self) -> str:
+        """What results are kept under."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+    def __call__(
+        self, defense: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int
+    ) -> Any:
+        """Attack one batch."""
+        ...
+
 
 _MOST: Final = 100_000
 _SIDE: Final = 32
@@ -53,7 +70,7 @@ class _Unfoolable(nn.Module):
 
 
 @lru_cache(maxsize=256)
-def counted(attack: Attack, n_classes: int, norm: Norm) -> Queries:
+def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
     """The passes of one batch of two images of 32 x 32, none of which ever falls.
 
     Args:
@@ -79,7 +96,7 @@ def counted(attack: Attack, n_classes: int, norm: Norm) -> Queries:
     return Queries(found.queries, found.backwards)
 
 
-def _uncountable(attack: Attack, why: str) -> ConfigError:
+def _uncountable(attack: _Attack, why: str) -> ConfigError:
     return ConfigError(
         f"what the attack {attack.name!r} costs cannot be counted by running it on two images of "
         f"{_SIDE} x {_SIDE} that nothing fools ({why}): give its class a method queries(n_classes, "

@@ -51,7 +51,7 @@ _Steps = tuple[str, tuple[float, ...], bool]
 def figure(run: Path | EvaluationResult, out: Path) -> Path:
     """Draw one figure of one run, for a README.
 
-    Left, natural and worst-case robust accuracy of every defense with 95% Wilson intervals; right,
+    Left, clean and worst-case robust accuracy of every defense with 95% Wilson intervals; right,
     where a defense reports its steps, its entropy on natural batches and on those of the attack
     that left it the least. Raised flags stand as letters beside the names, and are spelled out
     below, with the first limits of the numbers. Equal results give an equal file.
@@ -138,7 +138,7 @@ def _accuracies(
     handles = [
         Line2D([], [], marker="o", color=_SOFT, linestyle="", mfc=fill) for fill in ("white", _SOFT)
     ]
-    _legend(axes, handles, ["natural", "worst case"])
+    _legend(axes, handles, ["clean", "worst case"])
 
 
 def _figure(axes: Any, found: Cell, y: float, colour: str, *, hollow: bool) -> None:

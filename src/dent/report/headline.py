@@ -89,7 +89,7 @@ class Headline:
     """The table.
 
     Attributes:
-        columns: In order: natural accuracy, what was submitted, the worst case, the static one, the
+        columns: In order: clean accuracy, what was submitted, the worst case, the static one, the
             difference, the verdict, the cost.
         rows: The defenses, in the order of the evaluation.
     """
@@ -138,9 +138,9 @@ def headline(result: EvaluationResult, flags: Flags | None = None) -> Headline:
 
 def _columns(result: EvaluationResult) -> Iterator[Column]:
     defenses = result.defenses.values()
-    yield Column(NATURAL, "natural")
+    yield Column(NATURAL, "clean")
     if any(found.bystanders.total for found in defenses):
-        yield Column(BYSTANDERS, "bystanders")
+        yield Column(BYSTANDERS, "clean members")
     kinds = dict.fromkeys((each.kind, each.attack) for found in defenses for each in found.attacks)
     for kind, attack in sorted(kinds, key=lambda each: list(_SUBMITTED).index(each[0])):
         yield Column(_key(kind, attack), _SUBMITTED[kind].format(attack))

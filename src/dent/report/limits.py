@@ -34,7 +34,7 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
         "can only lower it."
     )
     if not spec.attacks:
-        yield "No attack was run: the numbers are natural accuracies and nothing else."
+        yield "No attack was run: the numbers are clean accuracies and nothing else."
     if any(defense.name != STATIC for defense in spec.defenses):
         yield from _of_dynamic(result)
     if result.samples:

@@ -23,8 +23,8 @@ def colour_of(result: EvaluationResult, defense: str) -> int:
 def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
     """Accuracy along a series, with intervals; None where its values have no order.
 
-    Along eps, what is robust begins at the natural accuracy, where eps is 0 (the paper's Figure 4).
-    Along other settings, the natural accuracy has a line of its own (Table 9).
+    Along eps, what is robust begins at the clean accuracy, where eps is 0 (the paper's Figure 4).
+    Along other settings, the clean accuracy has a line of its own (Table 9).
     """
     if series.over not in _WITH_AXIS:
         return None

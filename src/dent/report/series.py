@@ -50,7 +50,7 @@ class Series:
         return [place.run.result.defenses[defense].worst.served for place in self.places]
 
     def natural(self, defense: str) -> list[Count]:
-        """The natural accuracy of a defense at every place."""
+        """The clean accuracy of a defense at every place."""
         return [place.run.result.defenses[defense].natural for place in self.places]
 
 

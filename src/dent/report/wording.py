@@ -82,7 +82,7 @@ def findings(found: DefenseResult) -> tuple[str, ...]:
 
 
 def verdict(found: Verdict | None) -> tuple[str, ...]:
-    """A verdict in sentences: it, the natural accuracies, and each gate; none where there is none.
+    """A verdict in sentences: it, the clean accuracies, and each gate; none where there is none.
 
     The static model's gates are among them where they are open.
     """
@@ -92,7 +92,7 @@ def verdict(found: Verdict | None) -> tuple[str, ...]:
     shown += [(gate, " of the static model") for gate in found.static_gates if gate.open]
     return (
         found.sentence,
-        f"Natural accuracy against static: {difference(found.natural) or NOT_SCORED} points.",
+        f"Clean accuracy against static: {difference(found.natural) or NOT_SCORED} points.",
         *(
             f"Gate {gate.name}{whose}, {'open' if gate.open else 'closed'}: {gate.sentence}"
             for gate, whose in shown
