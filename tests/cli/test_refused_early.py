@@ -1,12 +1,15 @@
 """What cannot be done is refused before anything is loaded, and whose fault it is is said."""
 
+import importlib.util
 import os
+import pkgutil
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+import dent
 from dent import data
 from dent.cli.app import main
 from dent.support import blame
@@ -112,6 +115,18 @@ def test_what_the_users_code_raises_is_said_to_be_theirs(
     assert error in said
     assert f"raised at mine_for_blame.py, line {line(text)}, in {function}" in said
     assert "Traceback" not in said
+
+
+def test_no_module_of_the_package_is_the_users_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules = pkgutil.walk_packages(dent.__path__, "dent.")
+    specs = [importlib.util.find_spec(module.name) for module in modules]
+    files = [spec.origin for spec in specs if spec is not None and spec.origin]
+    assert len(files) > 300
+    assert not [file for file in files if blame._is_others(file, installed=True)]
+    assert status(monkeypatch, "show", "nowhere") == 2
+    assert "raised at" not in capsys.readouterr().err
 
 
 def test_what_is_ours_stays_a_bug_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-_OWN: Final = Path(__file__).parent
+_OWN: Final = Path(__file__).parents[1]
 _CARRYING: Final = frozenset(
     {
         "PIL",
