@@ -165,12 +165,12 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
     needs_affine = config.adapt_affine and config.steps > 0
     having = len(affine_layers(model))
     if needs_affine and not having:
-        found = sorted({type(layer).__name__ for layer in layers.values()})
-        seen = sorted({type(module).__name__ for module in model.modules()})
+        layer_types = sorted({type(layer).__name__ for layer in layers.values()})
+        module_types = sorted({type(module).__name__ for module in model.modules()})
         what = (
-            f"its normalization layers ({', '.join(found)}) have no scale or shift"
-            if found
-            else f"it has no normalization layer; its modules are {', '.join(seen)}"
+            f"its normalization layers ({', '.join(layer_types)}) have no scale or shift"
+            if layer_types
+            else f"it has no normalization layer; its modules are {', '.join(module_types)}"
         )
         unknown = unadapted(model)
         what += f". {unknown}" if unknown else ""
@@ -300,15 +300,15 @@ class AdaptedModel:
     ) -> Any:
         self._bind(parameters)
         try:
-            seen = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
-            seen = _own(seen, channels_last=channels_last)
+            images = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
+            images = _own(images, channels_last=channels_last)
             if channels_last and not self._weights_channels_last:
                 _reorder_weights(self._module)
                 self._weights_channels_last = True
             with self._autocast(x):
                 if self._performance.compile:
-                    return _compiled()(self._module, seen)
-                return self._module(seen)
+                    return _compiled()(self._module, images)
+                return self._module(images)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
@@ -379,9 +379,12 @@ class AdaptedModel:
 def _pixels_for_channels_last(model: nn.Module) -> float:
     """From how many pixels in a batch on channels-last is the faster order on a CPU."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions or median(each.out_channels for each in convolutions) < _NARROW:
+    if (
+        not convolutions
+        or median(convolution.out_channels for convolution in convolutions) < _NARROW
+    ):
         return math.inf
-    return sum(each.weight.numel() for each in convolutions) / _WEIGHTS_A_PIXEL
+    return sum(convolution.weight.numel() for convolution in convolutions) / _WEIGHTS_A_PIXEL
 
 
 def _reorder_weights(module: nn.Module) -> None:
@@ -433,7 +436,7 @@ def _contiguous(gradient: Tensor | None) -> Tensor | None:
 
 def _laid_plainly(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Lay the input of a layer out in the usual order."""
-    return tuple(each.contiguous() for each in inputs)
+    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def _call(module: nn.Module, x: Tensor) -> Any:

@@ -51,11 +51,11 @@ class _Recomputed(torch.autograd.Function):
         with isolated(inputs[0], differentiable=True):
             outputs = ctx.run(inputs, True)
             reached = [index for index, tensor in enumerate(outputs) if tensor.requires_grad]
-            found = torch.autograd.grad(
+            input_gradients = torch.autograd.grad(
                 [outputs[index] for index in reached],
                 [tensor for tensor, wanted in zip(inputs, needed, strict=True) if wanted],
                 [gradients[index] for index in reached],
                 allow_unused=True,
             )
-        rest = iter(found)
-        return (None, *(next(rest) if wanted else None for wanted in needed))
+        remaining = iter(input_gradients)
+        return (None, *(next(remaining) if wanted else None for wanted in needed))

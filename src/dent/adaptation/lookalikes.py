@@ -16,18 +16,18 @@ _DEPTH: Final = 3
 
 def unadapted(model: nn.Module) -> str | None:
     """Say which layers of a model look like normalizations and are not adapted; None if none is."""
-    known = {id(layer) for _, layer in norm_layers(model)}
+    adapted_ids = {id(layer) for _, layer in norm_layers(model)}
     unknown = [
         (name, module)
         for name, module in model.named_modules()
-        if id(module) not in known and _looks_like_one(module)
+        if id(module) not in adapted_ids and _looks_like_one(module)
     ]
-    said = []
+    sentences = []
     if unknown:
         kinds = Counter(_kind(module) for _, module in unknown)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = type(unknown[0][1]).__name__
-        said.append(
+        sentences.append(
             f"{listed} (first {unknown[0][0]!r}) look like normalizations and are not adapted: "
             "scale, shift and statistics stay as they are. If they compute normalized * scale + "
             f"shift, call dent.register_norm({first}) before Dent; if that is meant, ignore "
@@ -35,13 +35,13 @@ def unadapted(model: nn.Module) -> str | None:
         )
     hidden = list(_hidden(model))
     if hidden:
-        said.append(
+        sentences.append(
             f"{counted(len(hidden), 'normalization layer')} (first {hidden[0]}) "
             f"{agreeing(len(hidden), 'are')} held in a plain list, "
             "tuple or dict, where PyTorch does not see them, and are not adapted: hold them in "
             "torch.nn.ModuleList or ModuleDict."
         )
-    return " ".join(said) or None
+    return " ".join(sentences) or None
 
 
 def _kind(module: nn.Module) -> str:
@@ -54,7 +54,7 @@ def _looks_like_one(module: nn.Module) -> bool:
     """Whether a module has a scale or shift, and statistics or the name of a normalization."""
     tensors = [(name, own_tensor(module, name)) for name in _SCALES]
     own = [tensor for _, tensor in tensors if tensor is not None and tensor.is_floating_point()]
-    own += [each for each in module._parameters.values() if each is not None]
+    own += [parameter for parameter in module._parameters.values() if parameter is not None]
     if not own or any(_axes(tensor) > 1 for tensor in own):
         return False
     name = _kind(module).lower()
@@ -83,5 +83,5 @@ def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
     if isinstance(value, nn.Module):
         yield value
     elif depth and isinstance(value, list | tuple | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _modules_in(each, depth - 1)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(item, depth - 1)

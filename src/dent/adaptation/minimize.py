@@ -78,13 +78,13 @@ def minimize(
                 values |= gate.accept(moved, start, entropy(logits.detach()))
         return Point(values, states)
 
-    at = Point(values, states)
+    point = Point(values, states)
     for steps, keep_graph in _stretches(config, x, differentiable, last, checkpointed):
         if keep_graph and checkpointed:
-            at = _recomputing(descend, x, at, gate, steps)
+            point = _recomputing(descend, x, point, gate, steps)
         else:
-            at = descend(x, at, gate, steps, keep_graph)
-    values = at.values
+            point = descend(x, point, gate, steps, keep_graph)
+    values = point.values
     if not differentiable:
         values = {name: value.detach() for name, value in values.items()}
     return Adaptation(

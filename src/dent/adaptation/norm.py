@@ -70,9 +70,9 @@ def register_norm(
         >>> dent.register_norm(torchvision.ops.FrozenBatchNorm2d)
         >>> dent.register_norm(LlamaRMSNorm, shift=None, channels="last")
     """
-    given: object = kind
-    if not isinstance(given, type) or not issubclass(given, nn.Module):
-        raise ConfigError(f"register_norm expected a class of torch.nn.Module, got {given!r}.")
+    value: object = kind
+    if not isinstance(value, type) or not issubclass(value, nn.Module):
+        raise ConfigError(f"register_norm expected a class of torch.nn.Module, got {value!r}.")
     if issubclass(kind, NORM_TYPES):
         raise ConfigError(f"{kind.__name__} is adapted without being registered.")
     if channels not in ("second", "last"):
@@ -84,8 +84,8 @@ def register_norm(
 
 def registered_kind(layer: nn.Module) -> NormKind | None:
     """Return how a layer of a registered kind computes; None of any other."""
-    found = (_REGISTERED.get(each) for each in type(layer).__mro__)
-    return next((kind for kind in found if kind is not None), None)
+    kinds = (_REGISTERED.get(base) for base in type(layer).__mro__)
+    return next((kind for kind in kinds if kind is not None), None)
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -134,8 +134,8 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def affine_layers(model: nn.Module) -> list[tuple[str, list[tuple[str, Tensor]]]]:
     """Return the dotted names of the layers that have a scale or shift, each with what it has."""
-    found = [(name, [*affine_attributes(layer)]) for name, layer in norm_layers(model)]
-    return [(name, having) for name, having in found if having]
+    layers = [(name, [*affine_attributes(layer)]) for name, layer in norm_layers(model)]
+    return [(name, having) for name, having in layers if having]
 
 
 def use_test_statistics(layer: nn.Module) -> None:

@@ -43,9 +43,9 @@ def information_maximization(logits: Tensor) -> Tensor:
     """
     p = _log_probabilities(logits).exp()
     mean = p.mean(0)
-    each = -(p * (p + PUBLISHED_EPSILON).log()).sum(-1)
-    together = -(mean * (mean + PUBLISHED_EPSILON).log()).sum(-1)
-    return each - together
+    sample_entropy = -(p * (p + PUBLISHED_EPSILON).log()).sum(-1)
+    mean_entropy = -(mean * (mean + PUBLISHED_EPSILON).log()).sum(-1)
+    return sample_entropy - mean_entropy
 
 
 def loss(logits: Tensor, objective: ObjectiveName, reduction: Reduction) -> Tensor:

@@ -66,15 +66,15 @@ class Prefix:
             if not alone or args[0].requires_grad:
                 return forward(reference(), *args, **named)
             x: Tensor = args[0]
-            kept = self._kept.get(name)
-            if kept is not None and kept.intact() and kept.answers(x):
-                return kept.answer
+            remembered = self._kept.get(name)
+            if remembered is not None and remembered.intact() and remembered.answers(x):
+                return remembered.answer
             given_version = None if x.is_inference() else x._version  # before it is written to
             random_state = torch.get_rng_state()
-            found = forward(reference(), x)
-            if given_version is not None and _constant(found, random_state):
-                self._kept[name] = _Kept(x, given_version, found, found._version)
-            return found
+            output = forward(reference(), x)
+            if given_version is not None and _constant(output, random_state):
+                self._kept[name] = _Kept(x, given_version, output, output._version)
+            return output
 
         return answer
 

@@ -86,7 +86,7 @@ def _copies_plainly(kind: type[nn.Module]) -> bool:
         # PyTorch's own __setstate__ but adds what pickles of old versions lack.
         if own is not plain and not getattr(own, "__module__", "").startswith("torch.nn.modules."):
             return False
-    return not any("__slots__" in vars(each) for each in kind.__mro__)
+    return not any("__slots__" in vars(base) for base in kind.__mro__)
 
 
 def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> list[tuple[dict[str, Any], str]]:
@@ -101,7 +101,7 @@ def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> list[tuple[dict[st
     callables = []
     for name, value in vars(module).items():
         kind = type(value)
-        if kind in _ATOMS or (kind is tuple and all(type(each) in _ATOMS for each in value)):
+        if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
             own[name] = value
         elif kind in _CONTAINERS and not value:
             own[name] = memo.setdefault(id(value), kind())
@@ -165,6 +165,6 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, dict | list | tuple | set) and value and id(value) not in seen:
         seen.add(id(value))
-        for each in value.values() if isinstance(value, dict) else value:
-            if type(each) not in _ATOMS:
-                yield from _tensors(each, seen)
+        for item in value.values() if isinstance(value, dict) else value:
+            if type(item) not in _ATOMS:
+                yield from _tensors(item, seen)

@@ -47,7 +47,7 @@ def kept_generators(thing: object, *, everywhere: bool = False) -> list[Any]:
     """
     kinds = _kinds()
     limits = () if everywhere else (_DEPTH, 1)
-    return [each for each in reachable(thing, *limits) if isinstance(each, kinds)]
+    return [item for item in reachable(thing, *limits) if isinstance(item, kinds)]
 
 
 def reachable(
@@ -63,27 +63,27 @@ def reachable(
             looked into.
         values: yield what holds nothing, too: tensors, numbers, text.
     """
-    seen: dict[int, object] = {}  # keeps alive what was made to be yielded: no id is used again
+    visited: dict[int, object] = {}  # keeps alive what was made to be yielded: no id is used again
     left = [(thing, containers, objects)]
     while left:
-        each, deep, inside = left.pop()
-        kind = type(each)
+        current, deep, inside = left.pop()
+        kind = type(current)
         if kind in _ATOMS:
-            yield each
+            yield current
             continue
-        if id(each) in seen or kind in _PROXIES:
+        if id(current) in visited or kind in _PROXIES:
             continue
-        seen[id(each)] = each
-        yield each
+        visited[id(current)] = current
+        yield current
         if issubclass(kind, nn.Module):
-            held, deep, inside = _of_module(each, values=values), containers, objects
+            held, deep, inside = _of_module(current, values=values), containers, objects
         elif issubclass(kind, _CONTAINERS):
-            held, deep = _of_container(each), deep - 1
+            held, deep = _of_container(current), deep - 1
         else:
-            held, inside = _of_object(each, kind), inside - 1
+            held, inside = _of_object(current, kind), inside - 1
         if deep >= 0 and inside >= 0:
-            kept = held if values else (one for one in held if type(one) not in _ATOMS)
-            left += reversed([(one, deep, inside) for one in kept])
+            members = held if values else (member for member in held if type(member) not in _ATOMS)
+            left += reversed([(member, deep, inside) for member in members])
 
 
 def _of_module(module: Any, *, values: bool) -> list[Any]:
@@ -113,8 +113,8 @@ def _of_object(each: Any, kind: type) -> list[Any]:
 
 @cache
 def _slots(kind: type) -> tuple[str, ...]:
-    found = [vars(each).get("__slots__", ()) for each in kind.__mro__]
-    return tuple(name for names in found for name in ((names,) if type(names) is str else names))
+    declared = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    return tuple(name for names in declared for name in ((names,) if type(names) is str else names))
 
 
 def _filled(cell: Any) -> bool:
@@ -174,14 +174,14 @@ def seeded_generators(model: object, seed: int) -> Iterator[None]:
         model: any module; anything else has no generators.
         seed: from 0 to 2**63 - 1.
     """
-    kept = kept_generators(model) if isinstance(model, nn.Module) else []
-    before = [get_state(generator) for generator in kept]
-    for number, generator in enumerate(kept):
+    generators = kept_generators(model) if isinstance(model, nn.Module) else []
+    before = [get_state(generator) for generator in generators]
+    for number, generator in enumerate(generators):
         seed_one(generator, seed + number)
     try:
         yield
     finally:
-        for generator, state in zip(kept, before, strict=True):
+        for generator, state in zip(generators, before, strict=True):
             set_state(generator, state)
 
 
@@ -192,11 +192,11 @@ def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Call
     All are: the generators that `model` keeps, and those of torch, NumPy and Python that the whole
     process shares.
     """
-    kept = [(generator, get_state(generator)) for generator in kept_generators(model)]
+    saved = [(generator, get_state(generator)) for generator in kept_generators(model)]
     shared = _shared_states(device)
 
     def restore() -> None:
-        for generator, state in kept:
+        for generator, state in saved:
             set_state(generator, state)
         for put_back, state in shared:
             put_back(state)

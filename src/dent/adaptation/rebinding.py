@@ -45,22 +45,22 @@ class Rebinding:
         self._seen.append(value)
         if isinstance(value, FunctionType):
             return self._function(value)
-        made = self._other(value)
-        self._made[id(value)] = made
-        return made
+        rebound = self._other(value)
+        self._made[id(value)] = rebound
+        return rebound
 
     def refill(self, container: Any) -> Any:
         """Return a container of the copy's own with the callables in it replaced, in place."""
         if isinstance(container, FOLLOWED):
             return self.of(container)
         if type(container) is tuple:
-            filled = [self.refill(each) for each in container]
+            filled = [self.refill(item) for item in container]
             same = all(a is b for a, b in zip(filled, container, strict=True))
             return container if same else tuple(filled)
         if isinstance(container, list):
-            container[:] = [self.refill(each) for each in container]
+            container[:] = [self.refill(item) for item in container]
         elif isinstance(container, dict):
-            container.update({key: self.refill(each) for key, each in container.items()})
+            container.update({key: self.refill(item) for key, item in container.items()})
         return container
 
     def _reaches(self, value: Any, seen: set[int]) -> bool:
@@ -98,17 +98,17 @@ class Rebinding:
         if isinstance(value, MethodType):
             return MethodType(self.of(value.__func__), self.of(value.__self__))
         if isinstance(value, functools.partial):
-            named = {key: self.of(each) for key, each in value.keywords.items()}
-            made = type(value)(self.of(value.func), *map(self.of, value.args), **named)
-            vars(made).update({key: self.of(each) for key, each in vars(value).items()})
-            return made
+            named = {key: self.of(item) for key, item in value.keywords.items()}
+            rebound = type(value)(self.of(value.func), *map(self.of, value.args), **named)
+            vars(rebound).update({key: self.of(item) for key, item in vars(value).items()})
+            return rebound
         if isinstance(value, weakref.WeakMethod):
             return weakref.WeakMethod(self.of(value()))
         if isinstance(value, weakref.ref):
             return weakref.ref(self.of(value()))
         if isinstance(value, dict):
-            return {key: self.of(each) for key, each in value.items()}
-        return type(value)(self.of(each) for each in value)
+            return {key: self.of(item) for key, item in value.items()}
+        return type(value)(self.of(item) for item in value)
 
 
 def _parts(value: Any) -> Iterator[Any]:

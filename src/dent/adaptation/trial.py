@@ -258,8 +258,12 @@ def _calls_to(model: nn.Module, copied: nn.Module) -> Iterator[list[str]]:
     """Collect the dotted names of the model's own modules that this thread calls."""
     called: list[str] = []
     shared = {id(module) for module in copied.modules()}
-    names = {id(each): name for name, each in model.named_modules() if id(each) not in shared}
-    if any(type(each).__name__ == "OptimizedModule" for each in model.modules()):
+    names = {
+        id(submodule): name
+        for name, submodule in model.named_modules()
+        if id(submodule) not in shared
+    }
+    if any(type(submodule).__name__ == "OptimizedModule" for submodule in model.modules()):
         yield called  # torch.compile warns of hooks on all modules
         return
     thread = threading.get_ident()
@@ -322,9 +326,9 @@ def _containers(value: Any, seen: set[int], in_object: bool = False) -> Iterator
     elif not in_object and not isinstance(value, _NO_OBJECTS) and hasattr(value, "__dict__"):
         yield vars(value)
         inner, in_object = list(vars(value).values()), True
-    for each in inner:
-        if not isinstance(each, _ATOMS):
-            yield from _containers(each, seen, in_object)
+    for item in inner:
+        if not isinstance(item, _ATOMS):
+            yield from _containers(item, seen, in_object)
 
 
 _ATOMS: Final = (int, float, str, bytes, NoneType)
@@ -363,10 +367,10 @@ def _check_steps(
         model, replace(config, smoothing=None) if config.adapt_affine else config
     )
     trained = norm_parameters(eager(model), config.last_layers) if config.adapt_affine else {}
-    given = {name: _leaf(value, x, config) for name, value in trained.items()}
+    leaves = {name: _leaf(value, x, config) for name, value in trained.items()}
     restore()
     try:
-        logits = adapted(x, given)
+        logits = adapted(x, leaves)
     except UnsupportedModelError:
         raise
     except ValueError:  # an InputError, of which the batch as a whole is told
@@ -376,24 +380,24 @@ def _check_steps(
         restore()
         _check_registered(model, x, logits.detach())
     objective = loss(logits, config.objective, config.reduction)
-    if not given or not objective.requires_grad:  # of which the first step tells
+    if not leaves or not objective.requires_grad:  # of which the first step tells
         return True
-    gradients = dict(zip(given, _gradients(model, objective, [*given.values()]), strict=True))
+    gradients = dict(zip(leaves, _gradients(model, objective, [*leaves.values()]), strict=True))
 
     def answer(given: Mapping[str, Tensor]) -> Tensor:
         restore()
         with torch.no_grad():
             return adapted(x, given)
 
-    cut = {name: given[name] for name, gradient in gradients.items() if gradient is None}
-    if cut and not _close(answer(given), answer(given | _elsewhere(cut))):
-        unmoved = answer(given)
+    cut = {name: leaves[name] for name, gradient in gradients.items() if gradient is None}
+    if cut and not _close(answer(leaves), answer(leaves | _elsewhere(cut))):
+        unmoved = answer(leaves)
         cut = {
             name: value
             for name, value in cut.items()
-            if not _close(unmoved, answer(given | _elsewhere({name: value})))
+            if not _close(unmoved, answer(leaves | _elsewhere({name: value})))
         }
-        _refuse_cut(model, list(cut), len(given))
+        _refuse_cut(model, list(cut), len(leaves))
     reached = [gradient for gradient in gradients.values() if gradient is not None]
     alone = config.objective == "information-maximization" and len(x) == 1
     if not alone and not any(bool(gradient.any()) for gradient in reached):

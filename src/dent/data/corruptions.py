@@ -82,7 +82,7 @@ class Corrupted:
         labels = self._labels(folder)
         file = folder / f"{self.corruption}.npy"
         if not file.is_file():
-            there = sorted(each.stem for each in folder.glob("*.npy") if each.stem != "labels")
+            there = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
             raise UnknownNameError(
                 f"{file} is not there; {folder} has {', '.join(there) or 'none'}"
             )
@@ -125,10 +125,10 @@ class Corrupted:
             raise DataError(
                 f"{file} has other labels at one severity than at another. What to do: lay it anew"
             )
-        known = CIFAR10.splits["test"]
-        if self.base is CIFAR10 and by_severity.shape[1] == known.count:
-            found = hashlib.sha256(label_bytes(by_severity[0])).hexdigest()
-            if found != known.labels_sha256:
+        test_split = CIFAR10.splits["test"]
+        if self.base is CIFAR10 and by_severity.shape[1] == test_split.count:
+            digest = hashlib.sha256(label_bytes(by_severity[0])).hexdigest()
+            if digest != test_split.labels_sha256:
                 raise DataError(
                     f"{file} does not have the labels of CIFAR-10's test images. What to do: lay "
                     "it anew, or open another dataset's folder under another name"

@@ -110,8 +110,8 @@ class ArrayDataset(ImageDataset):
             expected = f"int64 labels ({len(self.pixels)},), one for every image"
             raise InputError(f"{where}: expected {expected}, got {_describe(self.labels)}")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            seen = f"{self.labels.min()} to {self.labels.max()}"
-            msg = f"{where}: labels must be in 0 to {len(self.classes) - 1}, got {seen}"
+            label_range = f"{self.labels.min()} to {self.labels.max()}"
+            msg = f"{where}: labels must be in 0 to {len(self.classes) - 1}, got {label_range}"
             raise InputError(msg)
         ids = self.sample_ids or range(len(self.labels))
         if len(ids) != len(self.labels):
@@ -139,10 +139,10 @@ class ArrayDataset(ImageDataset):
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Give the samples at some positions; see `ImageDataset.batch`."""
-        at = positions(indices, len(self), self.name)
-        images = torch.from_numpy(self.pixels[at]).permute(0, 3, 1, 2)
+        rows = positions(indices, len(self), self.name)
+        images = torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
         scaled = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        return scaled, torch.from_numpy(self.labels[at])
+        return scaled, torch.from_numpy(self.labels[rows])
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
         """Give the labels alone; see `ImageDataset.labels_of`."""
@@ -159,14 +159,14 @@ class ArrayDataset(ImageDataset):
         Raises:
             InputError: A position is out of range, or is not an integer.
         """
-        at = positions(indices, len(self), self.name)
+        rows = positions(indices, len(self), self.name)
         return ArrayDataset(
             name=name or self.name,
             split=self.split,
             classes=self.classes,
-            pixels=self.pixels[at],
-            labels=self.labels[at],
-            sample_ids=tuple(self.sample_ids[i] for i in at),
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            sample_ids=tuple(self.sample_ids[i] for i in rows),
         )
 
 

@@ -89,14 +89,14 @@ def load_arrays(
         DataError: It is damaged, or cannot be had.
     """
     tried: list[Attempt] = []
-    found = find(spec, split, root, tried)
-    if found is None and download:
+    dataset = find(spec, split, root, tried)
+    if dataset is None and download:
         fetch_arrays(spec, root, "auto", report)
-        found = find(spec, split, root, tried)
-    if found is None:
+        dataset = find(spec, split, root, tried)
+    if dataset is None:
         advice = f"run `dent data {spec.name}`, or allow it with `download=True`, or"
         raise DataError(_failure(spec, f"is not under {root}", tried, root, advice))
-    return found
+    return dataset
 
 
 def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: OnBytes) -> FetchResult:

@@ -45,10 +45,10 @@ def file_digests(
         stats = [(folder / name).stat() for name in files]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-    for name, found in zip(files, stats, strict=True):
-        if not stat.S_ISREG(found.st_mode):  # a FIFO would never end, nor would /dev/zero
+    for name, file_stat in zip(files, stats, strict=True):
+        if not stat.S_ISREG(file_stat.st_mode):  # a FIFO would never end, nor would /dev/zero
             raise DataError(f"{folder / name} is no regular file: take it out of the folder")
-    sizes = [found.st_size for found in stats]
+    sizes = [file_stat.st_size for file_stat in stats]
     listing = [
         str(folder.resolve()),
         [[name, s.st_size, s.st_mtime_ns] for name, s in zip(files, stats, strict=True)],
@@ -58,7 +58,7 @@ def file_digests(
     if remembered.is_file() and remembered.stat().st_size == SIZE * len(files):
         return np.fromfile(remembered, dtype=np.uint8).reshape(-1, SIZE)
     digests = _take(folder, files, sum(sizes), report)
-    if all(found.st_mtime_ns < began - _SETTLED_NS for found in stats):
+    if all(file_stat.st_mtime_ns < began - _SETTLED_NS for file_stat in stats):
         try:
             store.write(remembered, digests.tobytes())
         except DataError as error:
@@ -70,12 +70,12 @@ def _take(folder: Path, files: Sequence[str], total: int, report: OnBytes) -> ND
     digests = np.empty((len(files), SIZE), dtype=np.uint8)
     done = 0
     report("taking digests", 0, total)
-    for at, name in enumerate(files):
+    for index, name in enumerate(files):
         try:
             content = (folder / name).read_bytes()
         except OSError as error:
             raise DataError(f"{folder / name} cannot be read: {error.strerror}") from error
-        digests[at] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
+        digests[index] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
         done += len(content)
         report("taking digests", min(done, total), total)
     return digests

@@ -68,7 +68,7 @@ class Folder:
             for subfolder in _SUBFOLDERS[split]:
                 if class_folders(base / subfolder):
                     return base / subfolder
-        splits = {each for names in _SUBFOLDERS.values() for each in names}
+        splits = {name for names in _SUBFOLDERS.values() for name in names}
         for base in bases:
             there = set(class_folders(base))
             if split == "test" and there and not there & {*splits, IMAGENET}:
@@ -106,9 +106,9 @@ def _same_classes(test: Path, train: Path) -> None:
     in_test, in_train = set(class_folders(test)), set(class_folders(train))
     if in_train and in_test != in_train:
         missing = ", ".join(sorted(in_train - in_test)[:5]) or "none"
-        other = ", ".join(sorted(in_test - in_train)[:5]) or "none"
+        extra = ", ".join(sorted(in_test - in_train)[:5]) or "none"
         raise DataError(
             f"{test} and {train} have different class folders, so their labels would not mean the "
-            f"same. Missing in the first: {missing}; missing in the second: {other}. What to do: "
+            f"same. Missing in the first: {missing}; missing in the second: {extra}. What to do: "
             "make them the same"
         )

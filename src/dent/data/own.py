@@ -32,24 +32,24 @@ def from_factory(spec: str) -> ImageDataset:
         UnsupportedModelError: The factory raised.
         DataError: It returned something else, or images or labels that are none.
     """
-    made = call_factory(
+    loaded = call_factory(
         spec, kind="makes a dataset", called="without arguments: give every argument a default"
     )
-    if not isinstance(made, ImageDataset):
+    if not isinstance(loaded, ImageDataset):
         raise DataError(
             f"{spec} must return a dataset (dent.data.ImageDataset, such as ArrayDataset), got "
-            f"{type_name(made)}"
+            f"{type_name(loaded)}"
         )
     changes = {"name": spec}
-    if not isinstance(made, ArrayDataset | ImageFolderDataset):
-        changes["digest"] = _looked_through(made, spec)
-    dataset = copy.copy(made)
+    if not isinstance(loaded, ArrayDataset | ImageFolderDataset):
+        changes["digest"] = _looked_through(loaded, spec)
+    dataset = copy.copy(loaded)
     try:
         for key, value in changes.items():
             object.__setattr__(dataset, key, value)
     except AttributeError as error:
         raise DataError(
-            f"{spec} returned a {type_name(made)} whose name or digest cannot be set: make them "
+            f"{spec} returned a {type_name(loaded)} whose name or digest cannot be set: make them "
             f"plain attributes ({error})"
         ) from error
     return dataset

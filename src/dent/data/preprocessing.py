@@ -62,7 +62,7 @@ class Preprocessing:
                 "-bicubic if that is meant"
             )
         resize, squash, crop = (
-            int(match[each]) if match[each] else None for each in ("resize", "squash", "crop")
+            int(match[group]) if match[group] else None for group in ("resize", "squash", "crop")
         )
         return cls(resize, crop, squash, bicubic=bool(match["bicubic"]))
 
@@ -103,15 +103,15 @@ class Preprocessing:
 
     def _check_size(self, size: tuple[int, int]) -> None:
         width, height = size
-        made = [size]
+        sizes = [size]
         if self.squash:
             size = self.squash, self.squash
         elif self.resize:
             size = _proportional(size, self.resize)
-        made += [(size[0], height), size]  # Pillow resizes the rows first, then the columns
+        sizes += [(size[0], height), size]  # Pillow resizes the rows first, then the columns
         if self.crop:
-            made.append((max(size[0], self.crop), max(size[1], self.crop)))
-        largest = max(wide * high for wide, high in made)
+            sizes.append((max(size[0], self.crop), max(size[1], self.crop)))
+        largest = max(wide * high for wide, high in sizes)
         if largest > self.most_pixels:
             raise InputError(
                 f"the image has {width} × {height} pixels, and to bring it to size takes a picture "

@@ -42,8 +42,8 @@ def names() -> tuple[str, ...]:
 
 def classes_of(name: str) -> tuple[str, ...] | None:
     """Return a dataset's class names without loading it; None where they are not known."""
-    known = _SPECS.get(name)
-    return None if known is None else known.classes
+    spec = _SPECS.get(name)
+    return None if spec is None else spec.classes
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -89,14 +89,14 @@ def load(
         UnknownNameError: There is no such dataset or split.
         DataError: It is damaged, or could not be had; the message says what to do.
     """
-    found = _find(name)
+    entry = _find(name)
     _check_name("split", split, ("test", "train"))
-    if split != "test" and isinstance(found, Corrupted | str):
+    if split != "test" and isinstance(entry, Corrupted | str):
         msg = f"{name} is drawn from the test split and has no {split!r} split"
         raise DataError(f"{msg}; load {CIFAR10.name!r} for that")
     bar = progress_bar() if progress is True else nullcontext(progress or silent)
     with bar as report:
-        return _open(found, split, _root(found, root), download=download, report=report)
+        return _open(entry, split, _root(entry, root), download=download, report=report)
 
 
 def fetch(
@@ -130,21 +130,21 @@ def fetch(
         DataError: No source could bring it (each is listed with its reason), what lies in
             torchvision's folder is damaged, or the folder cannot be written to.
     """
-    found = _find(name)
-    sources = [each.name for each in found.sources] if isinstance(found, ArraySpec) else []
+    entry = _find(name)
+    sources = [origin.name for origin in entry.sources] if isinstance(entry, ArraySpec) else []
     _check_name("source", source, ("auto", *sources))
     report = progress or silent
-    where = _root(found, root)
-    if isinstance(found, ArraySpec):
-        return fetch_arrays(found, where, source, report)
-    opened = _open(found, "test", where, download=False, report=report)
+    where = _root(entry, root)
+    if isinstance(entry, ArraySpec):
+        return fetch_arrays(entry, where, source, report)
+    opened = _open(entry, "test", where, download=False, report=report)
     digests = {"test": opened.digest}
-    if isinstance(found, str):
+    if isinstance(entry, str):
         return FetchResult(name, SAMPLE_FILE.parent, (SAMPLE_FILE,), "bundled", digests)
-    if isinstance(found, Corrupted):
-        return FetchResult(found.name, found.folder(where), (), FOLDER, digests)
+    if isinstance(entry, Corrupted):
+        return FetchResult(entry.name, entry.folder(where), (), FOLDER, digests)
     path = opened.folder if isinstance(opened, ImageFolderDataset) else where
-    return FetchResult(found.name, path, (), FOLDER, digests)
+    return FetchResult(entry.name, path, (), FOLDER, digests)
 
 
 def _find(name: str) -> ArraySpec | Folder | Corrupted | str:

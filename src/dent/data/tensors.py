@@ -52,13 +52,13 @@ class TensorDataset(ImageDataset):
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Give the samples at some positions; see `ImageDataset.batch`."""
-        at = torch.from_numpy(positions(indices, len(self), self.name))
-        return self._images[at], self._labels[at]
+        rows = torch.from_numpy(positions(indices, len(self), self.name))
+        return self._images[rows], self._labels[rows]
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
         """Give the labels alone; see `ImageDataset.labels_of`."""
-        at = torch.from_numpy(positions(indices, len(self), self.name))
-        labels: list[int] = self._labels[at].tolist()
+        rows = torch.from_numpy(positions(indices, len(self), self.name))
+        labels: list[int] = self._labels[rows].tolist()
         return labels
 
 

@@ -46,7 +46,7 @@ class TorchvisionSource:
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         """Bring every split; see `Source.fetch`."""
         command = (sys.executable, "-c", _CHILD, self.folder.dataset, str(scratch))
-        code, said = run_watched(
+        code, lines = run_watched(
             command,
             watch=scratch,
             stage="downloading with torchvision",
@@ -56,7 +56,7 @@ class TorchvisionSource:
         )
         if code:
             # The last line of a traceback is the exception itself.
-            raise SourceError(said[-1] if said else f"torchvision's download ended with {code}")
+            raise SourceError(lines[-1] if lines else f"torchvision's download ended with {code}")
         try:
             return {split: self.folder.read(scratch, split) for split in self.splits}
         except (DataError, FileNotFoundError) as error:

@@ -137,5 +137,7 @@ def gradient(objective: Tensor, of: Tensor, *, keep_graph: bool = False) -> Tens
             "The model's output does not depend differentiably on what is optimized: does its "
             "forward use torch.no_grad(), detach() or NumPy?"
         )
-    (found,) = torch.autograd.grad(objective, [of], create_graph=keep_graph, materialize_grads=True)
-    return found
+    (derivative,) = torch.autograd.grad(
+        objective, [of], create_graph=keep_graph, materialize_grads=True
+    )
+    return derivative

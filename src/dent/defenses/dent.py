@@ -122,10 +122,10 @@ class Dent(nn.Module):
         Raises:
             ConfigError: `steps` is out of range.
         """
-        other = copy.copy(self)  # what was found out of the model holds for it, too
-        other.config = replace(self.config, steps=steps)
-        check_supported(self.model, other.config)
-        return other
+        variant = copy.copy(self)  # what was found out of the model holds for it, too
+        variant.config = replace(self.config, steps=steps)
+        check_supported(self.model, variant.config)
+        return variant
 
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
@@ -183,12 +183,12 @@ class Dent(nn.Module):
         if not differentiable and (last is not None or checkpointed):
             raise ConfigError("last and checkpointed need differentiable=True.")
         with isolated(x, differentiable=differentiable):
-            kept = _finite_rows(x)
-            seen = x if kept is None else x[kept]
-            self._trial.run(self.model, self.config, seen)
-            self._trial.adapts(self.config, seen)
+            finite = _finite_rows(x)
+            images = x if finite is None else x[finite]
+            self._trial.run(self.model, self.config, images)
+            self._trial.adapts(self.config, images)
             if not differentiable:
-                seen = seen.clone() if seen.is_inference() else seen.detach()
+                images = images.clone() if images.is_inference() else images.detach()
 
             prefix = Prefix()
 
@@ -197,16 +197,18 @@ class Dent(nn.Module):
                     model,
                     norm_parameters(self.model, self.config.last_layers),
                     self.config,
-                    seen,
+                    images,
                     differentiable=differentiable,
                     last=last,
                     checkpointed=checkpointed,
                 )
 
-            found = run(self._adapted(prefix)) if differentiable else self._fastest(run, prefix)
+            adaptation = (
+                run(self._adapted(prefix)) if differentiable else self._fastest(run, prefix)
+            )
             if self.config.last_layers is not None:
-                found = replace(found, _prefix=prefix)
-            return found if kept is None else found.spread(kept)
+                adaptation = replace(adaptation, _prefix=prefix)
+            return adaptation if finite is None else adaptation.spread(finite)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
@@ -222,16 +224,16 @@ class Dent(nn.Module):
         """
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
-        kept = _finite_rows(x)
-        self._trial.run(self.model, self.config, x if kept is None else x[kept])
-        if kept is None:
+        finite = _finite_rows(x)
+        self._trial.run(self.model, self.config, x if finite is None else x[finite])
+        if finite is None:
             return _predictions(self._logits(x, adaptation))
-        if not kept.any():  # run for the number of classes alone; batch statistics need two rows
+        if not finite.any():  # run for the number of classes alone; batch statistics need two rows
             logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
-        logits = _predictions(self._logits(x[kept], adaptation.take(kept)))
+        logits = _predictions(self._logits(x[finite], adaptation.take(finite)))
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
-        return nothing.index_put((kept,), logits)
+        return nothing.index_put((finite,), logits)
 
     def _adapted(self, prefix: Prefix, *, predicts: bool = False) -> AdaptedModel:
         eagerly = replace(self.performance, compile=False)
@@ -242,8 +244,8 @@ class Dent(nn.Module):
             return model(x, adaptation.parameters, adaptation.smoothing)
 
         prefix = adaptation._prefix or Prefix()
-        given = [x, adaptation.smoothing, *adaptation.parameters.values()]
-        needs_gradient = any(value is not None and value.requires_grad for value in given)
+        inputs = [x, adaptation.smoothing, *adaptation.parameters.values()]
+        needs_gradient = any(value is not None and value.requires_grad for value in inputs)
         if needs_gradient and torch.is_grad_enabled():
             return run(self._adapted(prefix, predicts=True))
         return self._fastest(run, prefix, predicts=True)
@@ -266,7 +268,7 @@ class Dent(nn.Module):
             raise
         except Exception as error:
             # Raises what is wrong with model or batch.
-            found = run(self._adapted(prefix, predicts=predicts))
+            result = run(self._adapted(prefix, predicts=predicts))
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
             warnings.warn(
@@ -276,7 +278,7 @@ class Dent(nn.Module):
                 CompileWarning,
                 stacklevel=4,
             )
-            return found
+            return result
 
     def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
         # What fits another defense would here be left out in part, and pass for an answer.
@@ -287,15 +289,15 @@ class Dent(nn.Module):
             )
         config, sample_wise = self.config, self.config.granularity == "sample"
         kind = config.smoothing.covariance if config.smoothing else None
-        known = norm_parameters(self.model, config.last_layers) if config.adapt_affine else {}
+        expected = norm_parameters(self.model, config.last_layers) if config.adapt_affine else {}
         named = adaptation.parameters.keys()  # none at all is the unadapted model
         shares = (adaptation.sample_wise, adaptation.covariance_kind) == (sample_wise, kind)
-        if not shares or (named and named != known.keys()):
+        if not shares or (named and named != expected.keys()):
             raise InputError(
                 f"An adaptation with sample_wise={adaptation.sample_wise}, smoothing "
                 f"{adaptation.covariance_kind} and {_listed(named)} cannot predict "
                 f"with a defense of sample_wise={sample_wise}, smoothing {kind} and "
-                f"{_listed(known)}: predict with the defense that adapted."
+                f"{_listed(expected)}: predict with the defense that adapted."
             )
         if sample_wise and adaptation.batch_size != samples:
             raise InputError(
@@ -375,5 +377,5 @@ def _predictions(logits: Tensor) -> Tensor:
 
 def _finite_rows(x: Tensor) -> Tensor | None:
     """Return which rows are finite, (N,) bool, or None where all are."""
-    kept = x.detach().flatten(1).isfinite().all(1)
-    return None if bool(kept.all()) else kept
+    finite = x.detach().flatten(1).isfinite().all(1)
+    return None if bool(finite.all()) else finite

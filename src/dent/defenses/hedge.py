@@ -56,8 +56,8 @@ class Hedge(InputDefense):
         if not low < high:
             raise ConfigError(f"bounds must be (low, high) with low < high, got {bounds!r}.")
         self.bounds = (float(low), float(high))
-        given: object = seed
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+        value: object = seed
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ConfigError(f"seed must be a whole number or None, got {seed!r}.")
         self.seed = seed
 

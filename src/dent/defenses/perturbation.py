@@ -62,8 +62,8 @@ class InputDefense(ReferenceDefense):
     """
 
     def __init__(self, model: nn.Module, *, steps: int, step_size: float) -> None:
-        given: object = steps
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        value: object = steps
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(
                 f"steps of {self.name} must be a whole number, at least 1, got {steps!r}. "
                 "Without steps, use 'static'."
@@ -110,21 +110,21 @@ class InputDefense(ReferenceDefense):
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
         """
-        kept = finite_rows(x)
+        finite = finite_rows(x)
         # Drawn outside of the isolation below, which would put the random state back.
         with torch.inference_mode(False), torch.no_grad():
             start = self._start(x)
         with isolated(x, differentiable=False):
-            seen = x.clone() if x.is_inference() else x
+            images = x.clone() if x.is_inference() else x
             if not differentiable:
-                seen = seen.detach()
-            if bool(kept.all()):
-                return self._search(seen, start)
-            if not bool(kept.any()):
+                images = images.detach()
+            if bool(finite.all()):
+                return self._search(images, start)
+            if not bool(finite.any()):
                 nothing = x.new_zeros(0, *x.shape[1:])
-                none = Perturbation(nothing, x.new_zeros(self.steps, 0), kept[:0].to(torch.int64))
-                return none.spread(kept)
-            return self._search(seen[kept], start[kept]).spread(kept)
+                none = Perturbation(nothing, x.new_zeros(self.steps, 0), finite[:0].to(torch.int64))
+                return none.spread(finite)
+            return self._search(images[finite], start[finite]).spread(finite)
 
     @final
     def predict(self, x: Tensor, adaptation: Perturbation) -> Tensor:

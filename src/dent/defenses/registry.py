@@ -74,13 +74,13 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
         return Dent(model, load_config(spec))
     if ":" in spec:
         # A copy: code that adapts in place must not touch the model that others are made from.
-        made = call_factory(
+        defense = call_factory(
             spec,
             copy.deepcopy(model),
             kind="takes the model",
             called="with the model as its one argument",
         )
-        return _own(spec, made)
+        return _own(spec, defense)
     raise UnknownNameError(unknown_defense(spec, names()))
 
 
@@ -122,8 +122,8 @@ def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
 
 
 def _name(config: DentConfig) -> str:
-    for name, known in CONFIGS.items():
-        if config == known:
+    for name, candidate in CONFIGS.items():
+        if config == candidate:
             return name
     if config.steps:
         return "dent-custom"

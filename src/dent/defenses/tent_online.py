@@ -111,13 +111,13 @@ class TentOnline(ReferenceDefense):
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
         """
-        kept = finite_rows(x)
+        finite = finite_rows(x)
         with isolated(x, differentiable=differentiable):
-            seen = x.clone() if x.is_inference() else x
-            seen = seen if differentiable else seen.detach()
-            if bool(kept.all()):
-                return self._steps(seen, differentiable=differentiable)
-            return self._steps(seen[kept], differentiable=differentiable).spread(kept)
+            images = x.clone() if x.is_inference() else x
+            images = images if differentiable else images.detach()
+            if bool(finite.all()):
+                return self._steps(images, differentiable=differentiable)
+            return self._steps(images[finite], differentiable=differentiable).spread(finite)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         """Return logits (N, classes) under the adaptation's parameters, with gradient to `x`."""

@@ -85,32 +85,32 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
-    took = f"for images {tuple(images.shape)}"
-    given = images.clone()
+    context = f"for images {tuple(images.shape)}"
+    original = images.clone()
     try:
         with torch.no_grad():
-            logits = model(given)
+            logits = model(original)
     except DentError:
         raise
     except Exception as error:
         raise InputError(
-            f"{_name(model)} raised {type(error).__name__} {took} "
+            f"{_name(model)} raised {type(error).__name__} {context} "
             f"({images.dtype}, {images.device}): {error}"
         ) from error
-    if not torch.equal(given, images):
+    if not torch.equal(original, images):
         raise UnsupportedModelError(
             f"{_name(model)} writes into its input (an in-place operation such as x.sub_(mean) or "
             "x /= 255): make it x = x - mean, or the attack's images change under it"
         )
     if not isinstance(logits, Tensor):
         raise UnsupportedModelError(
-            f"{_name(model)} returned a {described(logits)} {took}, expected one tensor of "
+            f"{_name(model)} returned a {described(logits)} {context}, expected one tensor of "
             "logits." + (advice(logits) or " Wrap it in a module whose forward returns only those.")
         )
     shape = tuple(logits.shape)
     if logits.ndim != 2 or shape[0] != len(images):
         raise UnsupportedModelError(
-            f"{_name(model)} returned shape {shape} {took}, expected logits "
+            f"{_name(model)} returned shape {shape} {context}, expected logits "
             f"{(len(images), num_classes)}"
             + ("; a .squeeze() without dimension does this" if len(images) == 1 else "")
         )
@@ -122,7 +122,7 @@ def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
         )
     if not logits.is_floating_point() or not logits.isfinite().all():
         raise UnsupportedModelError(
-            f"{_name(model)} returned {logits.dtype} values {took} that are not all finite "
+            f"{_name(model)} returned {logits.dtype} values {context} that are not all finite "
             "floating-point logits"
         )
     return logits

@@ -118,8 +118,8 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
 
 def _weights(loaded: object, path: Path) -> Mapping[str, object]:
     """The state dict; all of them by key where there are several, for `FILE#KEY` to choose."""
-    found = state_dicts_in(loaded) if isinstance(loaded, Mapping) else {}
-    return found if len(found) > 1 else state_dict_in(loaded, path, None)
+    state_dicts = state_dicts_in(loaded) if isinstance(loaded, Mapping) else {}
+    return state_dicts if len(state_dicts) > 1 else state_dict_in(loaded, path, None)
 
 
 def _without_modules(loaded: object) -> object:
@@ -136,10 +136,10 @@ def _imported(name: str) -> object:
         raise WeightsError(f"{name} is never allowed: no weights file needs it; delete the file")
     module, _, last = name.rpartition(".")
     try:
-        found: object = getattr(importlib.import_module(module) if module else builtins, last)
+        value: object = getattr(importlib.import_module(module) if module else builtins, last)
     except (ImportError, AttributeError) as error:
         raise WeightsError(
             f"{name} cannot be imported here ({error}): run this where the file was made, or name "
             "it in full, as the refusal did"
         ) from error
-    return found
+    return value

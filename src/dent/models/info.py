@@ -70,7 +70,7 @@ class OnImages:
 
 def by_images(accuracies: Sequence[Accuracy]) -> tuple[OnImages, ...]:
     """Accuracies by the images that they were measured on, in the order in which they come."""
-    totals = dict.fromkeys(each.total for each in accuracies)
+    totals = dict.fromkeys(accuracy.total for accuracy in accuracies)
     return tuple(
         OnImages(
             total,

@@ -109,7 +109,7 @@ class RobustBench:
                 f"{name!r} is made of {counted(len(downloads), 'file')} and cannot take one: "
                 "lay them at " + ", ".join(str(download.file) for download in downloads)
             )
-        files = [weights] if weights is not None else [one.obtain() for one in downloads]
+        files = [weights] if weights is not None else [download.obtain() for download in downloads]
         if downloads[0].url.startswith("https://github.com/"):
             return _load_registered_with_timm(entry, files[0])
         return _load_with_robustbench(utils, entry, files)
@@ -235,7 +235,7 @@ def _entry(name: str) -> dict[str, Any]:
 def _table() -> dict[str, Any]:
     table: dict[str, Any] = json.loads(TABLE.read_text())
     table["models"] = {
-        "/".join(("robustbench", each["dataset"], each["threat"], each["name"])): each
-        for each in table["models"]
+        "/".join(("robustbench", entry["dataset"], entry["threat"], entry["name"])): entry
+        for entry in table["models"]
     }
     return table

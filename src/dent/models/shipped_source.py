@@ -127,7 +127,7 @@ class ShippedModels:
             source="shipped with torch-dent",
             digest=card.weights.sha256,
             size=card.weights.bytes,
-            accuracies=tuple(Accuracy(**one.model_dump()) for one in card.accuracies),
+            accuracies=tuple(Accuracy(**accuracy.model_dump()) for accuracy in card.accuracies),
             present=file.is_file(),
             file=str(file),
         )

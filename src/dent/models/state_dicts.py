@@ -54,31 +54,31 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
     """
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path}: expected a state dict, got a {type(loaded).__name__}")
-    found = state_dicts_in(loaded)
+    dicts = state_dicts_in(loaded)
     if part is not None:
-        return _part(found, path, part)
-    if "" in found:
-        return found[""]
-    plain = [key for key in found if not is_average(key)]
-    chosen = _one(plain) or _one(list(found))
-    if chosen is None and found:
+        return _part(dicts, path, part)
+    if "" in dicts:
+        return dicts[""]
+    plain = [key for key in dicts if not is_average(key)]
+    chosen = _one(plain) or _one(list(dicts))
+    if chosen is None and dicts:
         raise WeightsError(
-            f"{path} holds {len(found)} state dicts: {', '.join(found)}. Say which one, as in "
-            f"{path}#{next(iter(found))}"
+            f"{path} holds {len(dicts)} state dicts: {', '.join(dicts)}. Say which one, as in "
+            f"{path}#{next(iter(dicts))}"
         )
     if chosen is None:
         raise WeightsError(
             f"{path}: expected a state dict (names to tensors), bare or under one of "
             f"{', '.join(WRAPPERS)}; got {_others(loaded) or 'an empty one'}"
         )
-    if others := [key for key in found if key != chosen]:
+    if others := [key for key in dicts if key != chosen]:
         warnings.warn(
-            f"{path} holds {len(found)} sets of weights: took {chosen!r}, not "
+            f"{path} holds {len(dicts)} sets of weights: took {chosen!r}, not "
             f"{' or '.join(map(repr, others))}. To take the other, name it: {path}#{others[0]}",
             WeightsWarning,
             stacklevel=3,
         )
-    return found[chosen]
+    return dicts[chosen]
 
 
 def state_dicts_in(loaded: Mapping[object, object]) -> dict[str, dict[str, Tensor]]:

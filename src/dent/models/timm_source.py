@@ -92,12 +92,12 @@ class Timm:
     def _settings(self, name: str) -> Any:
         timm = require("timm", _PURPOSE, extra="zoo")
         short = name.removeprefix(f"{self.prefix}/")
-        known = self.names()
-        if not timm.is_model(short) or ("." in short and name not in known):
-            raise UnknownNameError(unlisted(f"timm {timm.__version__}", name, known))
+        catalogued = self.names()
+        if not timm.is_model(short) or ("." in short and name not in catalogued):
+            raise UnknownNameError(unlisted(f"timm {timm.__version__}", name, catalogued))
         settings = timm.get_pretrained_cfg(short)
         if settings is None or not (settings.hf_hub_id or settings.url):
-            tagged = [each for each in known if each.startswith(f"{name}.")]
+            tagged = [listed for listed in catalogued if listed.startswith(f"{name}.")]
             raise UnknownNameError(
                 f"timm has no published weights for {name!r}. With weights there are: "
                 f"{', '.join(tagged) or 'none of this architecture'}"
@@ -125,8 +125,8 @@ def _present(name: str, settings: Any) -> Path | None:
         return laid
     if settings.hf_hub_id:
         hub = require("huggingface_hub", _PURPOSE, extra="zoo")
-        found = hub.try_to_load_from_cache(settings.hf_hub_id, settings.hf_hub_filename or _FILE)
-        return Path(found) if isinstance(found, str) else None
+        cached = hub.try_to_load_from_cache(settings.hf_hub_id, settings.hf_hub_filename or _FILE)
+        return Path(cached) if isinstance(cached, str) else None
     return None
 
 

@@ -98,9 +98,9 @@ class Torchvision:
         architecture, _, which = name.removeprefix(f"{self.prefix}/").partition(".")
         listed = models.list_models(module=models)
         if architecture not in listed:
-            known = [f"{self.prefix}/{each}" for each in listed]
+            full_names = [f"{self.prefix}/{entry}" for entry in listed]
             release = version("torchvision").partition("+")[0]
-            raise UnknownNameError(unlisted(f"torchvision {release}", name, known))
+            raise UnknownNameError(unlisted(f"torchvision {release}", name, full_names))
         published = models.get_model_weights(architecture)
         if which and which not in published.__members__:
             words = ", ".join(published.__members__)
@@ -136,8 +136,8 @@ def _dataset(transforms: Any) -> str:
 
 
 def _digest(weights: Any) -> str | None:
-    found = _DIGEST.search(weights.url.rpartition("/")[2])
-    return found[1] if found else None
+    match = _DIGEST.search(weights.url.rpartition("/")[2])
+    return match[1] if match else None
 
 
 def _download(name: str, weights: Any) -> Download:

@@ -101,7 +101,7 @@ def _prefixes(names: Mapping[str, Tensor], required: set[str]) -> list[str]:
     """Every prefix behind which all the required names are found, in the file's order."""
     anchor = max(required, key=len)
     candidates = [name.removesuffix(anchor) for name in names if name.endswith(f".{anchor}")]
-    return [each for each in candidates if all(f"{each}{name}" in names for name in required)]
+    return [prefix for prefix in candidates if all(f"{prefix}{name}" in names for name in required)]
 
 
 def _choose(prefixes: list[str], origin: str) -> str | None:
@@ -120,20 +120,20 @@ def _of_training(name: str) -> bool:
 
 
 def _tell(chosen: str, others: list[str], rest: list[str], origin: str) -> None:
-    said = []
+    sentences = []
     if others:
-        said.append(
+        sentences.append(
             f"the names below {chosen!r} were taken, not those below "
             f"{' or '.join(map(repr, others))}. To take the other, name it: "
             f"{origin}#{others[0].removesuffix('.')}"
         )
     if rest:
-        said.append(
+        sentences.append(
             f"{counted(len(rest), 'entry')} of the training {agreeing(len(rest), 'were')} "
             f"left out: {_some(rest)}"
         )
-    if said:
-        warnings.warn(f"{origin}: {'; '.join(said)}", WeightsWarning, stacklevel=4)
+    if sentences:
+        warnings.warn(f"{origin}: {'; '.join(sentences)}", WeightsWarning, stacklevel=4)
 
 
 def _some(items: list[str]) -> str:

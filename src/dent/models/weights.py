@@ -94,10 +94,10 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
         raise WeightsError(f"cannot read the weights file {path}: {error.strerror}") from error
     if what := recognized(data):
         raise WeightsError(f"{path} {what}")
-    found = hashlib.sha256(data).hexdigest()
-    if digest and not found.startswith(digest):
+    actual = hashlib.sha256(data).hexdigest()
+    if digest and not actual.startswith(digest):
         raise WeightsError(
-            f"{path} is not the registered file: expected SHA-256 {digest}, got {found} "
+            f"{path} is not the registered file: expected SHA-256 {digest}, got {actual} "
             f"({len(data)} bytes). It is damaged or another version; nothing of it was loaded"
         )
     if suffix == ".safetensors":
@@ -120,9 +120,9 @@ def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     # safetensors writes a shared tensor once, and notes its other names beside the tensors.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     shared = {
-        other: state[name]
-        for other, name in header.get("__metadata__", {}).items()
-        if name in state and other not in state
+        alias: state[name]
+        for alias, name in header.get("__metadata__", {}).items()
+        if name in state and alias not in state
     }
     return {**state, **shared}
 
@@ -200,7 +200,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
     missing = [
         name
         for name in outcome.missing_keys
-        if name not in reshaped and not any(other in rest for other in shared.get(name, ()))
+        if name not in reshaped and not any(alias in rest for alias in shared.get(name, ()))
     ]
     problems = [
         f"{len(names)} of the {total} {what}: {_some(names)}"
@@ -239,10 +239,10 @@ def _check_shared(
     shared: Mapping[str, Sequence[str]], state: Mapping[str, Tensor], origin: str
 ) -> None:
     for name, group in shared.items():
-        there = [each for each in group if each in state]
-        if name in there and not torch.equal(state[name], state[there[0]]):
+        saved = [member for member in group if member in state]
+        if name in saved and not torch.equal(state[name], state[saved[0]]):
             raise WeightsError(
-                f"{origin} has different values for {there[0]} and {name}, which are one tensor in "
+                f"{origin} has different values for {saved[0]} and {name}, which are one tensor in "
                 "the model: build the model without sharing them"
             )
 

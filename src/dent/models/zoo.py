@@ -45,12 +45,12 @@ def names(catalogue: str | None = None) -> tuple[str, ...]:
     """
     if catalogue is None:
         return (*_here(), *robustbench_source.PAPER)
-    found = {each.prefix: each for each in CATALOGUES}
-    if catalogue not in found:
+    table = {source.prefix: source for source in CATALOGUES}
+    if catalogue not in table:
         raise UnknownNameError(
-            f"no catalogue {catalogue!r}, only {', '.join(found)}.{did_you_mean(catalogue, found)}"
+            f"no catalogue {catalogue!r}, only {', '.join(table)}.{did_you_mean(catalogue, table)}"
         )
-    return found[catalogue].names()
+    return table[catalogue].names()
 
 
 def info(name: str) -> ModelInfo:
@@ -159,12 +159,16 @@ def _catalogued(name: str) -> tuple[Catalogue, str]:
     for catalogue in CATALOGUES:
         if name.startswith(f"{catalogue.prefix}/"):
             return catalogue, name
-    found = [(each, full) for each in CATALOGUES for full in each.candidates(name)] if name else []
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = (
+        [(catalogue, full) for catalogue in CATALOGUES for full in catalogue.candidates(name)]
+        if name
+        else []
+    )
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise UnknownNameError(
-            f"{name!r} can mean {len(found)} models: " + ", ".join(full for _, full in found)
+            f"{name!r} can mean {len(matches)} models: " + ", ".join(full for _, full in matches)
         )
     raise UnknownNameError(_unknown(name))
 
@@ -174,7 +178,7 @@ def _unknown(name: str) -> str:
     for catalogue in CATALOGUES:
         with contextlib.suppress(MissingExtraError):
             add_ends(ends, catalogue.names())
-    return unknown_model(name, tuple(_here()), ends, [each.prefix for each in CATALOGUES])
+    return unknown_model(name, tuple(_here()), ends, [catalogue.prefix for catalogue in CATALOGUES])
 
 
 def _place(model: nn.Module, device: str | torch.device) -> nn.Module:

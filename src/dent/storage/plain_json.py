@@ -44,19 +44,19 @@ def _refuse_depth(value: Any) -> None:
     for _ in range(DEEPEST):
         level = [
             item
-            for each in level
-            if isinstance(each, dict | list)
-            for item in (each.values() if isinstance(each, dict) else each)
+            for node in level
+            if isinstance(node, dict | list)
+            for item in (node.values() if isinstance(node, dict) else node)
         ]
-    if any(isinstance(each, dict | list) for each in level):
+    if any(isinstance(node, dict | list) for node in level):
         raise ValueError(f"nested deeper than {DEEPEST}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a key is there twice")
-    return found
+    return mapping
 
 
 def _finite(text: str) -> float:

@@ -47,15 +47,17 @@ def place(error: BaseException, *, installed: bool = True) -> str | None:
         Such as `mine.py, line 12, in forward`: the innermost place that is neither in this package,
         nor in what it is built on, nor in Python itself; `None` where there is none.
     """
-    seen: BaseException | None = error
-    while seen is not None:
+    current: BaseException | None = error
+    while current is not None:
         frames = [
-            f for f in traceback.extract_tb(seen.__traceback__) if _is_others(f.filename, installed)
+            f
+            for f in traceback.extract_tb(current.__traceback__)
+            if _is_others(f.filename, installed)
         ]
         if frames:
             last = frames[-1]
             return f"{_shown(last.filename)}, line {last.lineno}, in {last.name}"
-        seen = seen.__cause__
+        current = current.__cause__
     return None
 
 
@@ -81,10 +83,10 @@ def _is_others(filename: str, installed: bool) -> bool:
 @cache
 def _installed() -> tuple[Path, ...]:
     """Where packages lie."""
-    found = {
+    folders = {
         path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")
     }
-    return (*found, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")))
+    return (*folders, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")))
 
 
 @cache

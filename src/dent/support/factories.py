@@ -84,22 +84,22 @@ def _import(name: str, spec: str) -> ModuleType:
 
 
 def _find(module: ModuleType, path: str, spec: str, kind: str) -> Callable[..., Any]:
-    found: Any = module
+    target: Any = module
     for part in path.split("."):
-        if not hasattr(found, part):
-            public = [name for name, value in vars(found).items()
+        if not hasattr(target, part):
+            public = [name for name, value in vars(target).items()
                       if callable(value) and not name.startswith("_")]  # fmt: skip
             raise UnknownNameError(
                 f"{spec}: {module.__name__} ({getattr(module, '__file__', None)}) has no "
                 f"{path!r}.{did_you_mean(part, public)}"
             )
-        found = getattr(found, part)
-    if isinstance(found, nn.Module) or not callable(found):
+        target = getattr(target, part)
+    if isinstance(target, nn.Module) or not callable(target):
         raise UnsupportedModelError(
-            f"{spec} must be a function or class that {kind}, got {type_name(found)}: write a "
+            f"{spec} must be a function or class that {kind}, got {type_name(target)}: write a "
             "function that returns it, and name that"
         )
-    factory: Callable[..., Any] = found
+    factory: Callable[..., Any] = target
     return factory
 
 

@@ -50,8 +50,8 @@ class Hosts:
     """
 
     def __init__(self, host: str, allowed: Sequence[str] = ()) -> None:
-        known = {*_LOOPBACK, host, *allowed} if is_loopback(host) else None
-        self._known = known and {each.lower() for each in known}
+        names = {*_LOOPBACK, host, *allowed} if is_loopback(host) else None
+        self._known = names and {name.lower() for name in names}
 
     def permits(self, headers: Sequence[str]) -> bool:
         """Whether a request with these `Host` headers is meant for the server; it must have one."""

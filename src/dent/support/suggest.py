@@ -32,5 +32,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Returns:
         ` Did you mean 'x'?` for the closest known name; nothing where none is close.
     """
-    found = closest(name, known)
-    return f" Did you mean {found!r}?" if found else ""
+    match = closest(name, known)
+    return f" Did you mean {match!r}?" if match else ""

@@ -101,11 +101,11 @@ def write_card(
         subject = Subject(model, test, {}, attacks, threat, spec.model)
         chosen = Settings(n=count, batch_size=min(measured.batch_size, count), transfer=False)
         folder = result.folder / f"measured-{count}"
-        found = evaluate(subject, chosen, out=folder, progress=progress).defenses["static"]
+        evaluated = evaluate(subject, chosen, out=folder, progress=progress).defenses["static"]
         if count != natural.total:  # robust accuracy means little without that of the same images
-            accuracies.append(_accuracy(found.natural.correct, count, test))
+            accuracies.append(_accuracy(evaluated.natural.correct, count, test))
         for attack in attacks:
-            served = found.attack(attack.name).served
+            served = evaluated.attack(attack.name).served
             accuracies.append(
                 _accuracy(served.correct, count, test, threat.label, _SHOWN[attack.name])
             )

@@ -15,9 +15,9 @@ def page(card: dict[str, Any]) -> str:
         f"[0, 1]), trained {how}."
     )
     rows = [
-        f"| {share(found)} | {found['attack'] or 'none'} | {found['threat'] or 'natural'} | "
-        f"{found['provenance']} |"
-        for found in card["accuracies"]
+        f"| {share(row)} | {row['attack'] or 'none'} | {row['threat'] or 'natural'} | "
+        f"{row['provenance']} |"
+        for row in card["accuracies"]
     ]
     facts = [f"- {name}: {value}" for name, value in _facts(card).items()]
     header = ["| accuracy | attack | threat model | how |", "| ---: | --- | --- | --- |"]

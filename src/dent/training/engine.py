@@ -40,12 +40,12 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
     # (TRADES) would overwrite what the first one's gradient needs.
     kwargs = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
-        found: Accelerator = accelerate.Accelerator(
+        instance: Accelerator = accelerate.Accelerator(
             mixed_precision=precision, cpu=cpu, kwargs_handlers=[kwargs]
         )
     except ValueError as error:
         raise ConfigError(f"precision {precision!r} cannot be used here: {error}") from error
-    return found
+    return instance
 
 
 def share(values: list[T]) -> list[T]:

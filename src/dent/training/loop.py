@@ -197,7 +197,7 @@ class Training:
 
     def _measure(self, threat: ThreatModel | None) -> Watched:
         """Count on the watched images, in the main process for all: statistics are each its own."""
-        found = [
+        measured = [
             measure(
                 self.state.measured,
                 self._watch,
@@ -210,7 +210,7 @@ class Training:
             if self._accelerator.is_main_process
             else None
         ]
-        (watched,) = share(found)
+        (watched,) = share(measured)
         if watched is None:
             raise DentError("the main process has sent no measurement: did it fail?")
         return watched
@@ -221,7 +221,7 @@ class Training:
         where = self._accelerator.device
         sums = sums.to(widest(where)).to(where)
         loss, correct = self._accelerator.reduce(sums).tolist()
-        seen = self.steps_per_epoch * min(self.recipe.batch_size, self.spec.used)
+        trained_total = self.steps_per_epoch * min(self.recipe.batch_size, self.spec.used)
         now = time.monotonic()
         state.seconds, self._began = state.seconds + now - self._began, now
         line = {
@@ -230,7 +230,7 @@ class Training:
             "lr": self.recipe.learning_rate(state.step - 1, self.steps_per_epoch),
             "loss": loss / self.steps_per_epoch / self.spec.processes,
             "trained_correct": int(correct),
-            "trained_total": seen,
+            "trained_total": trained_total,
             "watched_total": watched.total,
             "watched_natural": watched.natural,
             "watched_robust": watched.robust if self.recipe.threat else None,

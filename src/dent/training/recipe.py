@@ -85,16 +85,16 @@ class Recipe:
         self._check_threat()
 
     def _check_threat(self) -> None:
-        given = [name for name in ("norm", "eps", "step_size") if getattr(self, name) is not None]
+        chosen = [name for name in ("norm", "eps", "step_size") if getattr(self, name) is not None]
         if self.method == "nominal":
-            given += [name for name in ("steps", "noise", "beta") if getattr(self, name)]
-            if given:
+            chosen += [name for name in ("steps", "noise", "beta") if getattr(self, name)]
+            if chosen:
                 raise ConfigError(
-                    f"method='nominal' attacks nothing, so it has no {', '.join(given)}: leave "
+                    f"method='nominal' attacks nothing, so it has no {', '.join(chosen)}: leave "
                     "them out, or choose another method."
                 )
             return
-        if len(given) < 3 or self.norm not in ("linf", "l2"):
+        if len(chosen) < 3 or self.norm not in ("linf", "l2"):
             raise ConfigError(
                 f"method={self.method!r} needs norm ('linf' or 'l2'), eps and step_size, got "
                 f"norm={self.norm!r}, eps={self.eps!r}, step_size={self.step_size!r}."
@@ -134,8 +134,8 @@ class Recipe:
             return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         total = self.epochs * steps_per_epoch
         rise = max(self.warmup * total, 1.0)
-        at = step + 0.5  # the middle of a step: neither end is a step of nothing
-        return self.lr * min(at / rise, (total - at) / max(total - rise, 1.0))
+        middle = step + 0.5  # the middle of a step: neither end is a step of nothing
+        return self.lr * min(middle / rise, (total - middle) / max(total - rise, 1.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types; `Recipe(**fields)` reads them back."""

@@ -109,14 +109,14 @@ class TrainingState:
         return True
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        found = [(f"model.{name}", value) for name, value in self.model.state_dict().items()]
+        tensors = [(f"model.{name}", value) for name, value in self.model.state_dict().items()]
         if self.average is not None:
-            found += [(f"average.{n}", value) for n, value in self.average.state_dict().items()]
+            tensors += [(f"average.{n}", value) for n, value in self.average.state_dict().items()]
         for name, parameter in self.model.named_parameters():
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                found.append((f"momentum.{name}", buffer))
-        return found
+                tensors.append((f"momentum.{name}", buffer))
+        return tensors
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -65,8 +65,8 @@ def measure(
             natural += int(right.sum())
             if threat is not None and attack is not None and right.any():
                 # Wrong images are robust to nothing: only the right ones are worth attacking.
-                found = attack(model, x[right], y[right], threat, seed=seed)
-                robust += int((~found.fooled).sum())
+                result = attack(model, x[right], y[right], threat, seed=seed)
+                robust += int((~result.fooled).sum())
     return Watched(len(indices), natural, natural if threat is None else robust)
 
 
