@@ -94,7 +94,7 @@ class Adaptation:
         return self._per_sample(lambda value: value[kept], self.entropy[:, kept], self.status[kept])
 
     def spread(self, kept: Tensor) -> "Adaptation":
-        """Return the adaptation of a batch of which this one's samples are those `kept`, in order.
+        """Expand to the full batch, whose samples at `kept` are this adaptation's, in order.
 
         The others were left out because their input is not finite.
         """

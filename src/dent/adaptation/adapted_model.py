@@ -49,8 +49,8 @@ _RECOMPILE_LIMIT = 64
 """How many models, configurations and shapes a process compiles; each is looked up in turn."""
 
 _GROUP_NORM_CRASHES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
-"""Before, the gradient of GroupNorm's scale and shift alone ends the process where its input lies
-channels-last."""
+"""Before 2.14, PyTorch crashes the process when it computes the gradient of GroupNorm's scale and
+shift alone for a channels-last input."""
 
 _NARROW = 16
 """Convolutions of fewer channels, by the median of a model, are no faster channels-last."""
@@ -79,7 +79,7 @@ def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[st
 
     Args:
         model: any module.
-        last_layers: how many of the layers that have any, from the last registered; None: all.
+        last_layers: how many layers with parameters, counted from the last registered; None: all.
     """
     layers = affine_layers(eager(model))
     names = _names(layers)
@@ -325,10 +325,10 @@ class AdaptedModel:
         return suits and self._model not in _REFUSED_CHANNELS_LAST
 
     def _answers_alike(self, x: Tensor) -> bool:
-        """Whether channels-last changes nothing but rounding; asked once of a model.
+        """Whether channels-last changes nothing but rounding; checked once per model.
 
         Raises:
-            ConfigError: it does, and was asked for.
+            ConfigError: it changes more, and the user requested channels-last.
         """
         if self._model in _CHECKED_CHANNELS_LAST:
             return True
@@ -377,7 +377,7 @@ class AdaptedModel:
 
 
 def _pixels_for_channels_last(model: nn.Module) -> float:
-    """From how many pixels in a batch on channels-last is the faster order on a CPU."""
+    """Return the pixels per batch above which channels-last is faster on a CPU."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     if (
         not convolutions
@@ -397,18 +397,18 @@ def _reorder_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _alike(model: nn.Module, x: Tensor) -> bool | None:
-    """Whether a model answers a batch alike in both orders, up to rounding; None where it fails."""
+    """Whether both memory formats give the same output up to rounding; None if the model fails."""
     answers = []
     for channels_last in (True, False):
         module = private_copy(model)
         if channels_last:
             _reorder_weights(module)
-        # The same random numbers for both; whoever called puts the state back.
+        # The same random numbers for both; the caller restores the state.
         seed = torch.get_rng_state()
         try:
             answers.append(module(_own(x, channels_last=channels_last)))
         except (RuntimeError, ValueError, AssertionError, IndexError):
-            return None  # said where the model is asked for its answer
+            return None  # the model's own forward pass reports this error
         finally:
             torch.set_rng_state(seed)
     if not all(isinstance(answer, Tensor) for answer in answers):
@@ -423,19 +423,19 @@ def _own(x: Tensor, *, channels_last: bool) -> Tensor:
     if not channels_last:
         return x.clone()
     if x.requires_grad:
-        # The gradient as it would come otherwise: attacks call its .view().
+        # Return the gradient in the default memory format: attacks call its .view().
         x = x.view_as(x)
         x.register_hook(_contiguous)
     return x.clone(memory_format=torch.channels_last)
 
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
-    # None where nothing that was asked for depends on x: PyTorch calls the hook all the same.
+    # None if no output depends on x: PyTorch calls the hook anyway.
     return None if gradient is None else gradient.contiguous()
 
 
 def _laid_plainly(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Lay the input of a layer out in the usual order."""
+    """Make the inputs of a layer contiguous in the default memory format."""
     return tuple(tensor.contiguous() for tensor in inputs)
 
 

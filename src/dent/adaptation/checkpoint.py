@@ -18,9 +18,9 @@ Segment = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
 
 
 def recomputed(run: Segment, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return `run(inputs, True)`, keeping nothing for its gradient but the inputs.
+    """Return `run(inputs, True)`, storing only the inputs for the backward pass.
 
-    Without a graph first, and again with it when the gradient is asked for. The gradient is exact;
+    The forward pass builds no graph; the backward pass runs again with one. The gradient is exact;
     it cannot be differentiated again.
 
     Args:

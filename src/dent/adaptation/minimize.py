@@ -49,9 +49,9 @@ def minimize(
         config: the defense.
         x: (N, ...), finite; N may be 0, to which nothing adapts.
         differentiable: keep the graph of the steps, for the exact gradient of the result in x.
-        last: keep it of these last steps only, and take what the steps before found for constant.
-        checkpointed: keep about the root of `steps` states in the graph's place, and descend again
-            from each when the gradient is asked for.
+        last: keep the graph of these last steps only; earlier steps count as constant.
+        checkpointed: store about sqrt(`steps`) states instead of the graph, and rerun the steps
+            from each during the backward pass.
     """
     start = _start(trained, config, x)
     optimizers = _optimizers(config, start)
@@ -225,7 +225,7 @@ class _NonFiniteGate:
         self._own_fault = ~self._kept
         self._all_finite = x.device.type == "cpu"
         self.entropies: tuple[Tensor, ...] = ()
-        steps = config.steps if not len(x) else 0  # to nobody, none of them is taken
+        steps = config.steps if not len(x) else 0  # an empty batch takes no step
         self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
 
     def accept(self, updated: Values, start: Values, entropies: Tensor) -> Values:

@@ -36,11 +36,11 @@ class _Kept(NamedTuple):
 
 
 class Prefix:
-    """Answers of the modules before the first adapted layer, for one batch.
+    """Cache of the outputs of the modules before the first adapted layer, for one batch.
 
-    A module answers from here only where it takes one tensor, equal to the last one to the last
-    bit, returns one tensor, draws no random numbers and no gradient is asked for. Anything else,
-    and whatever was since written to in place, is computed.
+    The cache serves a module only if it takes one tensor, bit-identical to the last one, returns
+    one tensor, draws no random numbers, and needs no gradient. Everything else is computed, and so
+    is everything whose input or output was modified in place since.
     """
 
     def __init__(self) -> None:

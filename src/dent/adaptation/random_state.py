@@ -53,17 +53,17 @@ def kept_generators(thing: object, *, everywhere: bool = False) -> list[Any]:
 def reachable(
     thing: object, containers: float = inf, objects: float = inf, *, values: bool = False
 ) -> Iterator[object]:
-    """Yield an object and all that it holds, each once, in an order that equal ones share.
+    """Yield an object and everything it holds, each once; equal objects yield in equal order.
 
     Args:
-        thing: where to begin.
+        thing: where the traversal starts.
         containers: how many containers inside each other are looked into: lists, dictionaries,
             functions with what they close over, and so on.
         objects: how many objects inside each other are. Modules count for neither, and are always
             looked into.
-        values: yield what holds nothing, too: tensors, numbers, text.
+        values: also yield leaves: tensors, numbers, text.
     """
-    visited: dict[int, object] = {}  # keeps alive what was made to be yielded: no id is used again
+    visited: dict[int, object] = {}  # holds references, so that no id is reused
     left = [(thing, containers, objects)]
     while left:
         current, deep, inside = left.pop()

@@ -132,8 +132,8 @@ def _first(
     """Check on a few samples, or on all where the model takes no fewer.
 
     Returns:
-        Whether there was an answer to check; else what the model says of the batch is for whoever
-        asked.
+        Whether the model gave an output to check. If not, the caller's own forward pass reports
+        the error.
     """
     for rows in (x[:_ROWS], x):
         with same_random_numbers(model, x.device) as restore:
@@ -373,14 +373,14 @@ def _check_steps(
         logits = adapted(x, leaves)
     except UnsupportedModelError:
         raise
-    except ValueError:  # an InputError, of which the batch as a whole is told
+    except ValueError:  # an InputError: the full batch raises it
         return False
     _warn_of_outputs(model, logits)
     if config.statistics == "train":
         restore()
         _check_registered(model, x, logits.detach())
     objective = loss(logits, config.objective, config.reduction)
-    if not leaves or not objective.requires_grad:  # of which the first step tells
+    if not leaves or not objective.requires_grad:  # the first step reports this
         return True
     gradients = dict(zip(leaves, _gradients(model, objective, [*leaves.values()]), strict=True))
 
@@ -406,7 +406,7 @@ def _check_steps(
 
 
 def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Check that layers of registered kinds compute what was said of them."""
+    """Check that layers of registered kinds compute what their registration declares."""
     kinds = {type(layer) for _, layer in norm_layers(model) if registered_kind(layer) is not None}
     if not kinds:
         return

@@ -12,15 +12,15 @@ Returned = TypeVar("Returned")
 
 
 def untraced(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Make torch.compile run a function, and all that it calls, as they are.
+    """Exclude a function, and everything it calls, from torch.compile.
 
-    `torch.compiler.disable` does so too, but loads the compiler. That takes seconds, and whoever
-    compiles nothing does not wait for it here.
+    `torch.compiler.disable` does this too, but it loads the compiler, which takes seconds. Users
+    who compile nothing need not wait for it.
 
     Args:
-        function: what walks over a model's Python objects, which the compiler cannot follow.
+        function: walks over a model's Python objects, which the compiler cannot trace.
     """
-    # PyTorch's own, for its optimizers: the compiler never looks into it, in any version.
+    # PyTorch uses it for its own optimizers: no version of the compiler traces into it.
     disabled = _disable_dynamo(function)
 
     @wraps(function)

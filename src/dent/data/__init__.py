@@ -1,6 +1,6 @@
 """Datasets: labelled images in [0, 1], the same bits on every machine, known by their digests.
 
-`load` gives a dataset by name, and `fetch` brings it to this machine and says where it lies.
+`load` gives a dataset by name, and `fetch` brings it to this machine and returns its location.
 """
 
 from dent.data.dataset import ArrayDataset, ImageDataset

@@ -66,7 +66,7 @@ class Corrupted:
         return f"{self.base.name}-c/{self.corruption}/{self.severity}"
 
     def folder(self, root: Path) -> Path:
-        """Where it lies: `root` itself if it has the labels, else its subfolder CIFAR-10-C."""
+        """Its folder: `root` itself if it has the labels, else its subfolder CIFAR-10-C."""
         if (root / "labels.npy").is_file():
             return root
         return root / f"{self.base.name.upper().replace('CIFAR', 'CIFAR-')}-C"

@@ -19,10 +19,10 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class ImageDataset(ABC):
-    """Labelled images in a fixed order, from which any batch can be had by position.
+    """Labeled images in a fixed order; any batch can be read by position.
 
-    Nothing here says that the images lie in memory: a dataset may read them from disk whenever a
-    batch is asked for. A dataset never changes, so threads may share one.
+    The images need not be in memory: a dataset may read them from disk for each batch. A dataset
+    never changes, so threads may share one.
 
     Attributes:
         name: The registry's name, such as `"cifar10"`.
@@ -45,7 +45,7 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Give the samples at some positions, in the order asked for.
+        """Return the samples at some positions, in the given order.
 
         Args:
             indices: Positions in `range(len(self))`; repeats are allowed, negative ones are not.
@@ -138,7 +138,7 @@ class ArrayDataset(ImageDataset):
         )
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Give the samples at some positions; see `ImageDataset.batch`."""
+        """Return the samples at some positions; see `ImageDataset.batch`."""
         rows = positions(indices, len(self), self.name)
         images = torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
         scaled = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

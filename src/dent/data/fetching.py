@@ -35,11 +35,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class FetchResult:
-    """Where a dataset lies after a fetch, all of it checked.
+    """Location of a dataset after a fetch, fully checked.
 
     Attributes:
         name: The dataset's name.
-        path: The folder it lies in.
+        path: The folder of the dataset.
         files: The file of each split; empty where it lies in torchvision's own layout.
         source: Where it came from: `"folder"` (found as it lies and left so), `"cache"`
             (decoded by an earlier fetch), `"bundled"`, `"torchvision"` or `"npm"`.
@@ -67,7 +67,7 @@ def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> Array
         spec: The dataset's facts.
         split: One of the spec's splits.
         root: The folder to look in.
-        tried: Where it was not is added to this.
+        tried: Places without the dataset are appended to this list.
 
     Raises:
         DataError: It is there, but damaged.
@@ -83,10 +83,10 @@ def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> Array
 def load_arrays(
     spec: ArraySpec, split: str, root: Path, *, download: bool, report: OnBytes
 ) -> ArrayDataset:
-    """Load a split from this machine; where it is not, fetch the dataset first if allowed to.
+    """Load a split from this machine; if it is missing and `download` allows, fetch it first.
 
     Raises:
-        DataError: It is damaged, or cannot be had.
+        DataError: It is damaged or cannot be obtained.
     """
     tried: list[Attempt] = []
     dataset = find(spec, split, root, tried)
@@ -100,14 +100,14 @@ def load_arrays(
 
 
 def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: OnBytes) -> FetchResult:
-    """Make sure that every split lies under a folder, checked.
+    """Ensure that every split is under a folder, and check it.
 
     Args:
         spec: The dataset's facts.
         root: The folder.
         source: `"auto"` takes what is there and whole, or else asks the sources in turn; a
             source's name asks that one alone and puts the result in place of an earlier one.
-        report: Told how far it has come.
+        report: Called with the progress.
 
     Raises:
         DataError: No source could bring it, or it cannot be written.

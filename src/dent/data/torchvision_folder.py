@@ -23,7 +23,7 @@ class TorchvisionFolder:
     base: str
 
     def read(self, root: Path, split: str) -> Arrays:
-        """Read a split, of which alone the files need to be there.
+        """Read a split; only the files of this split need to exist.
 
         torchvision unpickles them, and only after their MD5 sums have been found right.
 

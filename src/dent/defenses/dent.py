@@ -122,7 +122,7 @@ class Dent(nn.Module):
         Raises:
             ConfigError: `steps` is out of range.
         """
-        variant = copy.copy(self)  # what was found out of the model holds for it, too
+        variant = copy.copy(self)  # the checks of the model hold for it, too
         variant.config = replace(self.config, steps=steps)
         check_supported(self.model, variant.config)
         return variant
@@ -155,7 +155,7 @@ class Dent(nn.Module):
         last: int | None = None,
         checkpointed: bool = False,
     ) -> Adaptation:
-        """Adapt to a batch and return what came of it; nothing else changes.
+        """Adapt to a batch and return the adaptation; nothing else changes.
 
         Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay as
         they were.
@@ -164,8 +164,8 @@ class Dent(nn.Module):
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
             differentiable: keep the graph of all steps in `x`, for the exact gradient of what is
                 predicted with the result. Memory then grows with `steps`.
-            last: with `differentiable`, keep the graph of these last steps only; what the steps
-                before found counts as constant.
+            last: with `differentiable`, keep the graph of these last steps only; the result of
+                earlier steps counts as constant.
             checkpointed: with `differentiable`, let memory grow with the root of `steps`, for a
                 second computation of every step when the gradient is taken. The gradient is the
                 same, but cannot be differentiated again.

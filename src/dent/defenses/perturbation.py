@@ -33,7 +33,7 @@ class Perturbation:
     status: Tensor
 
     def spread(self, kept: Tensor) -> "Perturbation":
-        """Return the perturbation of a batch of which this one's samples are those `kept`.
+        """Expand to the full batch, whose samples at `kept` are this perturbation's.
 
         Args:
             kept: (N,) bool; the others were left out because their input is not finite.

@@ -65,7 +65,7 @@ def is_harmful(name: str) -> bool:
 
 
 def command(path: Path, names: Sequence[str]) -> str:
-    """The shell command that converts a file, with all that it allows in plain sight."""
+    """The shell command that converts a file; it shows every name that it allows."""
     call = f"convert({str(path)!r}, allow={list(names)!r})"
     return f'python -c "from dent.models.convert import convert; {call}"'
 
@@ -82,8 +82,8 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
             `argparse.Namespace`.
 
     Returns:
-        The new file, `NAME-weights.pt` beside the old one: a bare state dict, or all that there
-        are by key, averages among them.
+        The new file, `NAME-weights.pt` beside the old one: a bare state dict, or a dict of all
+        state dicts by key, averages included.
 
     Raises:
         WeightsError: A name cannot be imported, or is one that only malicious files ask for; the

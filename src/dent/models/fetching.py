@@ -45,13 +45,13 @@ class Download:
     fetch: Callable[[str, Path], None]
 
     def obtain(self) -> Path:
-        """Makes sure that the file is here, and gives its path. What it holds is not checked.
+        """Ensures that the file exists locally, and returns its path; its content is not checked.
 
         The download gets the file's name only once it is complete.
 
         Raises:
-            WeightsError: If it is not here and cannot be downloaded; the message says which file
-                to lay where.
+            WeightsError: If it is missing and cannot be downloaded; the message says which file to
+                put where.
         """
         if self.file.is_file():
             return self.file

@@ -97,9 +97,9 @@ class ModelInfo:
             checked before the file is read. `None` where none is published.
         size: Size of the weights file in bytes; `None` where that is not known.
         accuracies: Natural and robust accuracies, each with its provenance.
-        present: Whether the weights file was here when this entry was made.
-        file: Where the weights file lies, or is to be laid; `None` where that cannot be told.
-        url: Where it can be downloaded; `None` where nothing needs to be.
+        present: Whether the weights file existed locally when this entry was created.
+        file: Path of the weights file, whether it exists or not; `None` if that is unknown.
+        url: Where to download it; `None` if it needs no download.
     """
 
     name: str
@@ -134,9 +134,9 @@ class Source(Protocol):
 
 
 class Catalogue(Protocol):
-    """A zoo of others: many models, named `{prefix}/...`, whose weights have to be fetched.
+    """A third-party zoo: many models, named `{prefix}/...`, whose weights must be fetched.
 
-    The registry's are in `dent.models.zoo.CATALOGUES`. Weights laid by hand do as well.
+    `dent.models.zoo.CATALOGUES` lists them. Weights that you put in place yourself also work.
     """
 
     @property

@@ -20,7 +20,7 @@ from dent.models.residual import resnet
 from dent.models.weights import fit_weights, read_weights
 
 FOLDER: Final = Path(__file__).parent / "shipped"
-"""Where the package's own pairs lie."""
+"""The folder of the package's own pairs."""
 
 _CARD: Final = ".card.json"
 _HALF: Final = 1e-3  # how far half precision rounds values around 0.2 to 0.6, and more

@@ -65,7 +65,7 @@ def _parted(path: Path) -> tuple[Path, str | None]:
 
 
 def read_checkpoint(path: Path, digest: str | None = None) -> object:
-    """Reads all that a file holds, on the CPU, running none of its content.
+    """Reads the whole content of a file, on the CPU, without running any of it.
 
     Args:
         path: As in `read_weights`, without a key.

@@ -57,8 +57,7 @@ def info(name: str) -> ModelInfo:
     """What is known of a registered model without loading it.
 
     Args:
-        name: As in `load`, but for family names and factories: those have no weights of their own
-            to tell about.
+        name: As in `load`, except family names and factories, which have no weights of their own.
 
     Raises:
         UnknownNameError: If no model is registered under that name, or more than one is.

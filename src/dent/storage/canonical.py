@@ -40,7 +40,7 @@ def without_wording(value: Any) -> Any:
 
 
 def without_rulings(value: Any) -> Any:
-    """Return a JSON value less all that follows from the rules of a version alone."""
+    """Return a JSON value without the parts that depend on the rules of a version."""
     return _without(value, "verdict", "diagnostics", "rules")
 
 

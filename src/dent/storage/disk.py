@@ -1,8 +1,8 @@
 """Read and write the files of a run folder.
 
-A crash at any moment leaves either all of a file or what was before. And whoever made the folder
-decides nothing about what lies outside it: what is opened is a regular file, never what a link
-names, of a size that was looked at first.
+A crash at any moment leaves either the complete new file or the old one. The author of a folder
+controls nothing outside it: only regular files are opened, never links, and their size is checked
+first.
 """
 
 import errno

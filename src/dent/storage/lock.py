@@ -15,7 +15,7 @@ from dent.storage.plain_json import parse
 
 LOCK: Final = "lock"
 HOLDER: Final = "lock.holder"
-"""Says who holds it, for the message to others: on Windows nobody else can read a locked file."""
+"""Names the holder for the message to others: on Windows only the holder can read a locked file."""
 _LONGEST: Final = 4096
 
 

@@ -33,19 +33,19 @@ _CARRYING: Final = frozenset(
         "typer",
     }
 )
-"""Packages that this one calls itself: what they raise, somebody else has asked for."""
+"""Packages that this one calls itself: their errors come from calls by other code."""
 
 
 def place(error: BaseException, *, installed: bool = True) -> str | None:
-    """Where in the code of others an error was raised that went through this package's.
+    """Return the place outside this package where an error that passed through it was raised.
 
     Args:
-        error: As it was caught. Of one that was raised from another, the other counts, too.
-        installed: Whether installed packages are others, too, or the user's own files alone.
+        error: The caught error. If another error caused it, that one is searched as well.
+        installed: Whether installed packages count, too, or the user's own files alone.
 
     Returns:
-        Such as `mine.py, line 12, in forward`: the innermost place that is neither in this package,
-        nor in what it is built on, nor in Python itself; `None` where there is none.
+        For example `mine.py, line 12, in forward`: the innermost place outside this package, its
+        dependencies, and Python itself; `None` if there is none.
     """
     current: BaseException | None = error
     while current is not None:
@@ -82,7 +82,7 @@ def _is_others(filename: str, installed: bool) -> bool:
 
 @cache
 def _installed() -> tuple[Path, ...]:
-    """Where packages lie."""
+    """The folders of installed packages."""
     folders = {
         path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")
     }
@@ -91,5 +91,5 @@ def _installed() -> tuple[Path, ...]:
 
 @cache
 def _standard() -> Path:
-    """Where Python's own modules lie."""
+    """The folders of Python's own modules."""
     return Path(sysconfig.get_path("stdlib"))

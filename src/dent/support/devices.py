@@ -27,7 +27,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def wide(x: Tensor) -> Tensor:
-    """A tensor in float64: where it lies, or on the CPU where its device has no float64."""
+    """A tensor in float64, on its device, or on the CPU if its device has no float64."""
     return (x if has_float64(x.device) else x.cpu()).double()
 
 
@@ -73,7 +73,7 @@ def _index(device: torch.device) -> tuple[torch.device, ...]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model lies; the CPU if it has no parameter and no buffer."""
+    """The device of a model; the CPU if it has no parameter and no buffer."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

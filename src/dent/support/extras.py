@@ -1,4 +1,4 @@
-"""Packages that only some uses need, imported when those are asked for."""
+"""Optional packages, imported when a feature needs them."""
 
 from __future__ import annotations
 

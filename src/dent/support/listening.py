@@ -13,7 +13,7 @@ _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:]+)(?::\d{1,5})?")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that queues whoever comes before its server runs.
+    """A socket that queues connections until its server runs.
 
     Args:
         host: A name or address of this machine.

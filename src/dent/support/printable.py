@@ -1,7 +1,7 @@
-"""Text of strangers, so that whoever prints it prints text and nothing else.
+"""Make untrusted text safe to print.
 
-A terminal takes some characters for orders (move up, clear, set the title), and a text that is
-written from right to left can read as another than it is. Names in records can hold both.
+A terminal interprets some characters as commands (move up, clear, set the title), and
+right-to-left text can look like other text. Names in records can hold both.
 """
 
 import re

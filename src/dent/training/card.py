@@ -53,7 +53,7 @@ def check_measured(measured: Measured, test: ImageDataset, watched: int) -> int:
     """Return how many images of `test` are not watched, and so free to be measured on.
 
     Raises:
-        ConfigError: more are asked for than these.
+        ConfigError: `measured` requests more images than that.
     """
     watched = min(watched, len(test))
     free = len(test) - watched
@@ -82,10 +82,10 @@ def write_card(
     is kept in folders beside the weights, so that a card that was interrupted goes on.
 
     Returns:
-        The card's path; a page for people lies beside it.
+        The card's path; a readable page is beside it.
 
     Raises:
-        ConfigError: more images are asked for than there are apart from the watched ones.
+        ConfigError: `measured` requests more images than there are besides the watched ones.
         RecordError: the folder cannot be written to.
     """
     spec = result.spec

@@ -20,8 +20,8 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
     """Return accelerate's handle on devices, precision and processes.
 
     Args:
-        device: "cpu" keeps off the GPU; None takes what accelerate finds (one GPU, or all that
-            `accelerate launch` has started processes for).
+        device: "cpu" avoids the GPU; None uses what accelerate finds (one GPU, or every GPU that
+            `accelerate launch` has started a process for).
         precision: "auto" is bf16 where the hardware computes in it, else float32 ("no").
 
     Raises:

@@ -196,7 +196,7 @@ class Training:
         state.loss, state.correct = 0.0, 0
 
     def _measure(self, threat: ThreatModel | None) -> Watched:
-        """Count on the watched images, in the main process for all: statistics are each its own."""
+        """Measure on the watched images in the main process; running statistics differ by process."""
         measured = [
             measure(
                 self.state.measured,

@@ -51,7 +51,7 @@ class TrainingResult:
 
     Attributes:
         spec: what was trained.
-        folder: where everything lies.
+        folder: where everything is stored.
         last: weights after the last step.
         best: weights with the best PGD accuracy (clean accuracy without an attack) on the
             watched images.
@@ -86,7 +86,7 @@ def train(
     seed: int = 0,
     progress: OnStep | None = None,
 ) -> TrainingResult:
-    """Train a model, or go on with the training that lies in the folder.
+    """Train a model, or resume the training in the folder.
 
     On one kind of processor with one number of threads, a training that was killed and went on
     ends with the weights of one that was not.
