@@ -85,16 +85,16 @@ def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[st
     names = _names(layers)
     return {
         names[id(tensor)]: tensor
-        for _, having in layers[-(last_layers or 0) :]
-        for _, tensor in having
+        for _, parameters in layers[-(last_layers or 0) :]
+        for _, tensor in parameters
     }
 
 
 def _names(layers: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> dict[int, str]:
     """Map the identity of every scale and shift to its first dotted name."""
     names: dict[int, str] = {}
-    for layer_name, having in layers:
-        for attribute, tensor in having:
+    for layer_name, parameters in layers:
+        for attribute, tensor in parameters:
             names.setdefault(id(tensor), f"{layer_name}.{attribute}".lstrip("."))
     return names
 
@@ -163,8 +163,8 @@ def _check_differentiable(model: nn.Module) -> None:
 
 def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentConfig) -> None:
     needs_affine = config.adapt_affine and config.steps > 0
-    having = len(affine_layers(model))
-    if needs_affine and not having:
+    affine_count = len(affine_layers(model))
+    if needs_affine and not affine_count:
         layer_types = sorted({type(layer).__name__ for layer in layers.values()})
         module_types = sorted({type(module).__name__ for module in model.modules()})
         what = (
@@ -179,9 +179,9 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
             f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
             "layers, or adapt the input alone (adapt_affine=False with smoothing)."
         )
-    if config.last_layers is not None and config.last_layers > having:
+    if config.last_layers is not None and config.last_layers > affine_count:
         raise UnsupportedModelError(
-            f"last_layers={config.last_layers}, but {type(model).__name__} has {having} "
+            f"last_layers={config.last_layers}, but {type(model).__name__} has {affine_count} "
             "normalization layers with a scale or shift: set at most so many, or None for all."
         )
     statistics_only = config.statistics == "test" and not config.steps and not config.smoothing
@@ -317,9 +317,9 @@ class AdaptedModel:
             raise InputError(self._refusal(x, error)) from error
 
     def _prefers_channels_last(self, x: Tensor) -> bool:
-        wanted = self._performance.memory_format
-        if x.dim() != 4 or wanted != "auto":
-            return x.dim() == 4 and wanted == "channels-last"
+        memory_format = self._performance.memory_format
+        if x.dim() != 4 or memory_format != "auto":
+            return x.dim() == 4 and memory_format == "channels-last"
         pixels = x.numel() // x.shape[1]
         suits = x.device.type == "cpu" and pixels >= self._pixels_for_channels_last
         return suits and self._model not in _REFUSED_CHANNELS_LAST
@@ -368,8 +368,12 @@ class AdaptedModel:
             vars(layer)[attribute] = value
 
     def _refusal(self, x: Tensor, error: Exception) -> str:
-        own = next((p for p in self._module.parameters() if p.is_floating_point()), None)
-        model = "" if own is None else f" whose weights are {own.dtype} on {own.device}"
+        parameter = next((p for p in self._module.parameters() if p.is_floating_point()), None)
+        model = (
+            ""
+            if parameter is None
+            else f" whose weights are {parameter.dtype} on {parameter.device}"
+        )
         return (
             f"{type(self._module).__name__}{model} could not take a batch of shape "
             f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}"

@@ -53,9 +53,11 @@ def _kind(module: nn.Module) -> str:
 def _looks_like_one(module: nn.Module) -> bool:
     """Whether a module has a scale or shift, and statistics or the name of a normalization."""
     tensors = [(name, own_tensor(module, name)) for name in _SCALES]
-    own = [tensor for _, tensor in tensors if tensor is not None and tensor.is_floating_point()]
-    own += [parameter for parameter in module._parameters.values() if parameter is not None]
-    if not own or any(_axes(tensor) > 1 for tensor in own):
+    own_tensors = [
+        tensor for _, tensor in tensors if tensor is not None and tensor.is_floating_point()
+    ]
+    own_tensors += [parameter for parameter in module._parameters.values() if parameter is not None]
+    if not own_tensors or any(_axes(tensor) > 1 for tensor in own_tensors):
         return False
     name = _kind(module).lower()
     statistics = own_tensor(module, "running_mean") is not None
@@ -72,8 +74,8 @@ def _hidden(model: nn.Module) -> Iterator[str]:
         for attribute, value in vars(module).items():
             if attribute.startswith("_"):  # PyTorch's own registers
                 continue
-            for held in _modules_in(value, _DEPTH):
-                for layer in () if id(held) in registered else norm_layers(held):
+            for submodule in _modules_in(value, _DEPTH):
+                for layer in () if id(submodule) in registered else norm_layers(submodule):
                     if id(layer[1]) not in registered and any(affine_attributes(layer[1])):
                         registered.add(id(layer[1]))
                         yield f"in {f'{name}.{attribute}'.lstrip('.')!r}"

@@ -97,9 +97,9 @@ def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
     """Return a parameter, buffer or attribute of the layer itself, whatever its `__getattr__`."""
-    for held in (layer._parameters, layer._buffers, vars(layer)):
+    for namespace in (layer._parameters, layer._buffers, vars(layer)):
         # Not .get(): a scripted module's registers have none.
-        if name in held and isinstance(value := held[name], Tensor):
+        if name in namespace and isinstance(value := namespace[name], Tensor):
             return value
     return None
 
@@ -135,7 +135,7 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def affine_layers(model: nn.Module) -> list[tuple[str, list[tuple[str, Tensor]]]]:
     """Return the dotted names of the layers that have a scale or shift, each with what it has."""
     layers = [(name, [*affine_attributes(layer)]) for name, layer in norm_layers(model)]
-    return [(name, having) for name, having in layers if having]
+    return [(name, attributes) for name, attributes in layers if attributes]
 
 
 def use_test_statistics(layer: nn.Module) -> None:

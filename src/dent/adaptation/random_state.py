@@ -64,9 +64,9 @@ def reachable(
         values: also yield leaves: tensors, numbers, text.
     """
     visited: dict[int, object] = {}  # holds references, so that no id is reused
-    left = [(thing, containers, objects)]
-    while left:
-        current, deep, inside = left.pop()
+    pending = [(thing, containers, objects)]
+    while pending:
+        current, deep, inside = pending.pop()
         kind = type(current)
         if kind in _ATOMS:
             yield current
@@ -76,22 +76,26 @@ def reachable(
         visited[id(current)] = current
         yield current
         if issubclass(kind, nn.Module):
-            held, deep, inside = _of_module(current, values=values), containers, objects
+            contents, deep, inside = _of_module(current, values=values), containers, objects
         elif issubclass(kind, _CONTAINERS):
-            held, deep = _of_container(current), deep - 1
+            contents, deep = _of_container(current), deep - 1
         else:
-            held, inside = _of_object(current, kind), inside - 1
+            contents, inside = _of_object(current, kind), inside - 1
         if deep >= 0 and inside >= 0:
-            members = held if values else (member for member in held if type(member) not in _ATOMS)
-            left += reversed([(member, deep, inside) for member in members])
+            members = (
+                contents
+                if values
+                else (member for member in contents if type(member) not in _ATOMS)
+            )
+            pending += reversed([(member, deep, inside) for member in members])
 
 
 def _of_module(module: Any, *, values: bool) -> list[Any]:
     """A module's own attributes, then PyTorch's registers, with its children last."""
-    own = vars(module)
-    held = [value for name, value in own.items() if name not in _OF_PYTORCH]
+    attributes = vars(module)
+    contents = [value for name, value in attributes.items() if name not in _OF_PYTORCH]
     registers = _REGISTERS if values else _NO_TENSORS
-    return held + [value for name in registers if (value := own.get(name))]
+    return contents + [value for name in registers if (value := attributes.get(name))]
 
 
 def _of_container(each: Any) -> list[Any]:
@@ -107,8 +111,8 @@ def _of_container(each: Any) -> list[Any]:
 def _of_object(each: Any, kind: type) -> list[Any]:
     if issubclass(kind, _NOT_ENTERED):
         return []
-    held = list(getattr(each, "__dict__", {}).values())
-    return held + [getattr(each, name) for name in _slots(kind) if hasattr(each, name)]  # type: ignore[arg-type] # classes are hashable
+    contents = list(getattr(each, "__dict__", {}).values())
+    return contents + [getattr(each, name) for name in _slots(kind) if hasattr(each, name)]  # type: ignore[arg-type] # classes are hashable
 
 
 @cache
@@ -133,14 +137,14 @@ def copied(generator: Any) -> Any:
         return new
     state = get_state(generator)
     if isinstance(generator, random.Random):
-        own = generator.__class__()
-        own.setstate(state)
-        return own
+        duplicate = generator.__class__()
+        duplicate.setstate(state)
+        return duplicate
     numpy = sys.modules["numpy"]
     if isinstance(generator, numpy.random.RandomState):
-        own = numpy.random.RandomState()
-        own.set_state(state)
-        return own
+        duplicate = numpy.random.RandomState()
+        duplicate.set_state(state)
+        return duplicate
     bits = type(generator.bit_generator)()
     bits.state = state
     return numpy.random.Generator(bits)
@@ -175,13 +179,13 @@ def seeded_generators(model: object, seed: int) -> Iterator[None]:
         seed: from 0 to 2**63 - 1.
     """
     generators = kept_generators(model) if isinstance(model, nn.Module) else []
-    before = [get_state(generator) for generator in generators]
+    states = [get_state(generator) for generator in generators]
     for number, generator in enumerate(generators):
         seed_one(generator, seed + number)
     try:
         yield
     finally:
-        for generator, state in zip(generators, before, strict=True):
+        for generator, state in zip(generators, states, strict=True):
             set_state(generator, state)
 
 

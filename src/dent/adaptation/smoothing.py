@@ -129,8 +129,8 @@ def _kernel_full(parameter: Tensor, reach: Tensor, vertical: int, horizontal: in
     first = rows * steep[:, 0]
     second = (columns - parameter[:, 2, None, None] * first) * steep[:, 1]
     weights = (-0.5 * (first.square() + second.square())).exp()
-    inside = (rows.abs() <= reach[:, :1, None]) & (columns.abs() <= reach[:, 1:, None])
-    weights = weights * inside
+    in_reach = (rows.abs() <= reach[:, :1, None]) & (columns.abs() <= reach[:, 1:, None])
+    weights = weights * in_reach
     return weights / weights.sum((1, 2), keepdim=True)
 
 

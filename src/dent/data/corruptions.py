@@ -82,9 +82,9 @@ class Corrupted:
         labels = self._labels(folder)
         file = folder / f"{self.corruption}.npy"
         if not file.is_file():
-            there = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
+            available = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
             raise UnknownNameError(
-                f"{file} is not there; {folder} has {', '.join(there) or 'none'}"
+                f"{file} is not there; {folder} has {', '.join(available) or 'none'}"
             )
         pixels = _array(file)
         expected = (SEVERITIES * len(labels), *self.base.image_shape)

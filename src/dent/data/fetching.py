@@ -88,14 +88,14 @@ def load_arrays(
     Raises:
         DataError: It is damaged or cannot be obtained.
     """
-    tried: list[Attempt] = []
-    dataset = find(spec, split, root, tried)
+    attempts: list[Attempt] = []
+    dataset = find(spec, split, root, attempts)
     if dataset is None and download:
         fetch_arrays(spec, root, "auto", report)
-        dataset = find(spec, split, root, tried)
+        dataset = find(spec, split, root, attempts)
     if dataset is None:
         advice = f"run `dent data {spec.name}`, or allow it with `download=True`, or"
-        raise DataError(_failure(spec, f"is not under {root}", tried, root, advice))
+        raise DataError(_failure(spec, f"is not under {root}", attempts, root, advice))
     return dataset
 
 
@@ -112,23 +112,23 @@ def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: OnBytes) -> F
     Raises:
         DataError: No source could bring it, or it cannot be written.
     """
-    tried: list[Attempt] = []
+    attempts: list[Attempt] = []
     if source == "auto":
-        present = _present(spec, root, tried)
-        if present is not None:
-            return present
+        existing = _present(spec, root, attempts)
+        if existing is not None:
+            return existing
     for candidate in spec.sources:
         if source not in ("auto", candidate.name):
             continue
         try:
             datasets = _bring(spec, candidate, root, report)
         except SourceError as error:
-            tried.append(Attempt(candidate.name, str(error)))
+            attempts.append(Attempt(candidate.name, str(error)))
             continue
         if spec.recognizable:
             _keep(spec, datasets, root, report)
-        return _result(spec, datasets, root, candidate.name, tried)
-    raise DataError(_failure(spec, "could not be fetched", tried, root, ""))
+        return _result(spec, datasets, root, candidate.name, attempts)
+    raise DataError(_failure(spec, "could not be fetched", attempts, root, ""))
 
 
 def _present(spec: ArraySpec, root: Path, tried: list[Attempt]) -> FetchResult | None:

@@ -70,8 +70,8 @@ class Folder:
                     return base / subfolder
         splits = {name for names in _SUBFOLDERS.values() for name in names}
         for base in bases:
-            there = set(class_folders(base))
-            if split == "test" and there and not there & {*splits, IMAGENET}:
+            classes = set(class_folders(base))
+            if split == "test" and classes and not classes & {*splits, IMAGENET}:
                 return base
         wanted = " or ".join(_SUBFOLDERS[split])
         licence = " ImageNet is not free to pass on: get it from its authors." if (

@@ -259,8 +259,8 @@ def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, li
 
     Links to folders elsewhere are followed: people use them to save space.
     """
-    above = [Path(os.path.realpath(folder))]
-    above += above[0].parents
+    parents = [Path(os.path.realpath(folder))]
+    parents += parents[0].parents
     visited: set[Path] = set()
     for base, folders, names in os.walk(top, followlinks=True):
         visited.add(Path(os.path.realpath(base)))
@@ -270,8 +270,8 @@ def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, li
             if not link.is_symlink():
                 continue
             target = Path(os.path.realpath(link))
-            again = target in visited or any(target in place.parents for place in visited)
-            if again or target in above or above[0] in target.parents:
+            repeated = target in visited or any(target in place.parents for place in visited)
+            if repeated or target in parents or parents[0] in target.parents:
                 folders.remove(subfolder)
                 passed.append(link.relative_to(folder).as_posix())
             else:

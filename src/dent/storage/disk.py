@@ -51,9 +51,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_all(handle: int, content: bytes) -> None:
     """Write every byte, however many calls it takes."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[os.write(handle, remaining) :]
 
 
 def sync_folder(folder: Path) -> None:
@@ -144,9 +144,9 @@ def refuse_linked_folder(folder: Path) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed process left half-written in a folder that is locked."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        if left.is_symlink() or left.is_file():
-            left.unlink()
+    for temporary in folder.glob(f"{TEMPORARY}*"):
+        if temporary.is_symlink() or temporary.is_file():
+            temporary.unlink()
 
 
 def read(path: Path, most: int = LARGEST) -> bytes:

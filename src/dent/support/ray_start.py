@@ -16,13 +16,13 @@ def starting() -> Iterator[None]:
     and Ray itself makes the file readable by everyone.
     """
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    before = None if token.exists() else os.umask(0o077)
+    previous_umask = None if token.exists() else os.umask(0o077)
     try:
         with signals.kept():
             yield
     finally:
-        if before is not None:
-            os.umask(before)
+        if previous_umask is not None:
+            os.umask(previous_umask)
         with suppress(OSError):  # none was made, or it is another's
             if token.stat().st_mode & 0o077:
                 token.chmod(0o600)

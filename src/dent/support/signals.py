@@ -59,26 +59,26 @@ def as_interrupts() -> Iterator[Received]:
     elsewhere than in the main thread nothing changes.
     """
     received = Received()
-    before = {}
+    previous = {}
     if threading.current_thread() is threading.main_thread():
         for name in _NAMES:
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, received)
+                previous[number] = signal.signal(number, received)
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def kept() -> Iterator[None]:
     """Put a SIGTERM handler back that what is called inside replaces by its own, as Ray does."""
-    before = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if callable(before):
+        if callable(previous):
             with suppress(ValueError):  # not in the main thread, where none was replaced either
-                signal.signal(signal.SIGTERM, before)
+                signal.signal(signal.SIGTERM, previous)

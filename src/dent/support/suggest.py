@@ -17,8 +17,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
         The known name; `None` where none is close.
     """
     by_lower = {candidate.lower(): candidate for candidate in known}
-    begun = [candidate for candidate in by_lower if name and candidate.startswith(name.lower())]
-    close = begun or difflib.get_close_matches(name.lower(), by_lower, n=1)
+    completions = [
+        candidate for candidate in by_lower if name and candidate.startswith(name.lower())
+    ]
+    close = completions or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return by_lower[close[0]] if close else None
 
 

@@ -138,15 +138,15 @@ def _card(
     spec, recipe = result.spec, result.spec.read_recipe()
     content = read(result.best)
     sittings = json.loads(read(result.folder / RUN))["sittings"]
-    first = next((m for m in model.modules() if isinstance(m, models.Normalize)), None)
+    norm = next((m for m in model.modules() if isinstance(m, models.Normalize)), None)
     return {
         "schema": SCHEMA,
         "name": f"{spec.model}-{recipe.name}",
         "architecture": spec.model,
         "dataset": spec.train.name,
         "num_classes": spec.train.classes,
-        "mean": None if first is None else [round(v, 6) for v in first.mean.flatten().tolist()],
-        "std": None if first is None else [round(v, 6) for v in first.std.flatten().tolist()],
+        "mean": None if norm is None else [round(v, 6) for v in norm.mean.flatten().tolist()],
+        "std": None if norm is None else [round(v, 6) for v in norm.std.flatten().tolist()],
         "threat": None if recipe.threat is None else recipe.threat.label,
         "recipe": spec.recipe,
         "seed": spec.seed,

@@ -147,13 +147,13 @@ class Training:
     def _step(self, order: Tensor, within: int) -> None:
         state, recipe = self.state, self.recipe
         size = min(recipe.batch_size, len(order))
-        mine = order[within * size : (within + 1) * size]
-        mine = mine[self._accelerator.process_index :: self.spec.processes]
+        own_indices = order[within * size : (within + 1) * size]
+        own_indices = own_indices[self._accelerator.process_index :: self.spec.processes]
         # Every draw of a step derives from its number, so a resumed step draws the same.
         torch.manual_seed(
             seed_of(self.spec.seed, "step", state.step, self._accelerator.process_index)
         )
-        images, labels = self._train.batch(mine.tolist())
+        images, labels = self._train.batch(own_indices.tolist())
         x = augment(images.to(self._accelerator.device), pad=recipe.pad, flip=recipe.flip)
         x = x.contiguous(memory_format=torch.channels_last)
         y = labels.to(self._accelerator.device)
@@ -175,7 +175,7 @@ class Training:
         state.loss += value
         state.correct += int(correct)
         state.step += 1
-        self._means = (state.loss / (within + 1), state.correct / ((within + 1) * len(mine)))
+        self._means = (state.loss / (within + 1), state.correct / ((within + 1) * len(own_indices)))
 
     def _end_epoch(self, epoch: int) -> None:
         state, threat, total = self.state, self.recipe.threat, self.spec.watched
@@ -196,7 +196,7 @@ class Training:
         state.loss, state.correct = 0.0, 0
 
     def _measure(self, threat: ThreatModel | None) -> Watched:
-        """Measure on the watched images in the main process; running statistics differ by process."""
+        """Measure on the watched images in the main process: each has its own statistics."""
         measured = [
             measure(
                 self.state.measured,

@@ -104,8 +104,8 @@ class Recipe:
                 f"eps and step_size must be above 0, got {self.eps}, {self.step_size}."
             )
         if self.steps < 1 or (self.method == "n-fgsm" and self.steps != 1):
-            wanted = "exactly 1 step" if self.method == "n-fgsm" else "at least 1 step"
-            raise ConfigError(f"method={self.method!r} takes {wanted}, got steps={self.steps}.")
+            allowed = "exactly 1 step" if self.method == "n-fgsm" else "at least 1 step"
+            raise ConfigError(f"method={self.method!r} takes {allowed}, got steps={self.steps}.")
         for name, method in (("noise", "n-fgsm"), ("beta", "trades")):
             value = getattr(self, name)
             if (value is not None) != (self.method == method):
