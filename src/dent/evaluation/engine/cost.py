@@ -102,9 +102,9 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
             timings = []
             for _ in range(2):
                 instance = Origin(defense, subject.model).new()
-                asked = instance.defense
-                timed = _time(partial(ask, asked), asked, x, y)
-                exact = _exact(asked, x, y) if passes.unrolled else None
+                defense_copy = instance.defense
+                timed = _time(partial(ask, defense_copy), defense_copy, x, y)
+                exact = _exact(defense_copy, x, y) if passes.unrolled else None
                 timings.append(_Timing(*timed, exact, _static(subject.model, x)))
                 guard.check_copy(name, instance, thorough=True)
             guard.check(name)
@@ -122,7 +122,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
             seconds=scale * passes.seconds(slow),
             least=scale * passes.seconds(fast),
         )
-    kept = sum(
+    kept_images = sum(
         plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
         for unit in units(spec, plan)
         if unit.kind == "attack" and settings.tensors == "keep"
@@ -133,7 +133,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         static_seconds=static * scale,
         defenses=costs,
         units=sum(map(len, planned.values())),
-        tensor_bytes=kept * x[0].numel() * 4,
+        tensor_bytes=kept_images * x[0].numel() * 4,
         measured_on=len(x),
     )
 
@@ -144,7 +144,7 @@ def _sample(subject: Subject, plan: Plan, size: int) -> tuple[Tensor, Tensor, fl
     count = min(_FEW, size)
     device = device_of(subject.model)
     while True:
-        x, y = (part.to(device) for part in subject.dataset.batch(positions[:count]))
+        x, y = (tensor.to(device) for tensor in subject.dataset.batch(positions[:count]))
         with torch.no_grad():
             subject.model(x)
         seconds = _static(subject.model, x)
@@ -227,9 +227,9 @@ def _passes(prepared: Prepared, planned: list[Unit]) -> _Passes:
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
         if unit.kind == "probe":
-            asked = probe_passes(prepared)
-            answers += asked.forwards - asked.backwards
-            gradients += asked.backwards
+            probe = probe_passes(prepared)
+            answers += probe.forwards - probe.backwards
+            gradients += probe.backwards
             continue
         batches = len(plan.batches) if unit.batch is None else 1
         answers += submissions_per_batch(unit.kind) * batches

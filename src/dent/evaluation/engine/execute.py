@@ -73,8 +73,10 @@ def open_run(prepared: Prepared, store: Store) -> Run:
     lineup = subject.lineup(spec.settings)
     stream = Stream(subject, lineup, plan.batches, spec.settings.seed)
     guard = Guard(subject.model, spec.model.weights)
-    wanted = any(attack.attack == "surrogates" for attack in spec.attacks)
-    return Run(subject, spec, plan, stream, store, guard, subject.surrogates() if wanted else {})
+    needs_surrogates = any(attack.attack == "surrogates" for attack in spec.attacks)
+    return Run(
+        subject, spec, plan, stream, store, guard, subject.surrogates() if needs_surrogates else {}
+    )
 
 
 class Batches:
@@ -111,31 +113,31 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     """
     start = clock(device_of(run.subject.model))
     if unit.kind == "probe":
-        first = batches.load(run.plan.batches[0])
+        loaded = batches.load(run.plan.batches[0])
         origin = run.stream.origin(unit.defense, 0)
-        probed = probe_record(origin, unit, run.subject, run.spec, first, guard=run.guard)
+        probed = probe_record(origin, unit, run.subject, run.spec, loaded, guard=run.guard)
         run.guard.check(unit.defense, thorough=True)
         run.store.put(probed)
         return
     members = members_of(run.plan, unit)
     seed = unit_seed(run.spec, unit)
-    found, extra, attack_seconds = _submission(run, unit, members, batches, seed, within)
+    adversarial, extra, attack_seconds = _submission(run, unit, members, batches, seed, within)
     static = None
     if unit.kind == "natural" and unit.defense != STATIC:
         static = _static_seconds(run, batches.load(members[0])[0])
-    answers = submit_unit(run, unit, found, batches)
+    answers = submit_unit(run, unit, adversarial, batches)
     run.guard.check(unit.defense)
-    if unit.kind == "attack" and found is not None:
-        natural = torch.cat([batches.load(each)[0][: each.attacked] for each in members])
+    if unit.kind == "attack" and adversarial is not None:
+        natural = torch.cat([batches.load(batch)[0][: batch.attacked] for batch in members])
         attack, classes = run.subject.attack(unit.attack or ""), answers[0].first.logits.shape[1]
-        extra |= tells.of_attack(attack, run.threat, found, natural, classes)
+        extra |= tells.of_attack(attack, run.threat, adversarial, natural, classes)
     record = UnitRecord(
         kind=unit.kind,
         defense=unit.defense,
         attack=unit.attack,
         batch=unit.batch,
         seed=seed,
-        served=tuple(at for answer in answers for at in answer.first.predictions),
+        served=tuple(prediction for answer in answers for prediction in answer.first.predictions),
         **views_of(answers),
         trace=merge_traces([answer.first.trace for answer in answers]),
         loss=tells.loss_of([answer.first for answer in answers], members),
@@ -147,7 +149,7 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         ),
         **extra,
     )
-    run.store.put(record, found if unit.kind == "attack" else None)
+    run.store.put(record, adversarial if unit.kind == "attack" else None)
 
 
 def submit_unit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Answers]:
@@ -174,9 +176,9 @@ def submit_unit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) ->
 
 def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
     """The one for a defense and a batch; the last of each defense is kept."""
-    at, kept = run.submitters.get(defense, (None, None))
-    if kept is None or at != batch.index:
-        kept = Submitter(
+    index, submitter = run.submitters.get(defense, (None, None))
+    if submitter is None or index != batch.index:
+        submitter = Submitter(
             name=defense,
             origin=run.stream.origin(defense, batch.index),
             natural=natural,
@@ -184,8 +186,8 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
             seed=serve_seed(run.spec.settings.seed, batch.index),
             attacked=batch.attacked,
         )
-        run.submitters[defense] = (batch.index, kept)
-    return kept
+        run.submitters[defense] = (batch.index, submitter)
+    return submitter
 
 
 def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
@@ -193,7 +195,9 @@ def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
     names = {name for answer in answers for name in answer.views}
     views = {
         name: tuple(
-            at for answer in answers for at in answer.views.get(name, answer.first.predictions)
+            prediction
+            for answer in answers
+            for prediction in answer.views.get(name, answer.first.predictions)
         )
         for name in sorted(names)
     }
@@ -203,8 +207,10 @@ def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
             apart[name] = max(value, apart.get(name, 0.0))
     draws: tuple[tuple[int | None, ...], ...] = ()
     if any(answer.draws for answer in answers):
-        each = [answer.draws or (answer.first.predictions,) * DRAWS for answer in answers]
-        draws = tuple(sum(rows, ()) for rows in zip(*each, strict=True))
+        draws_by_answer = [
+            answer.draws or (answer.first.predictions,) * DRAWS for answer in answers
+        ]
+        draws = tuple(sum(rows, ()) for rows in zip(*draws_by_answer, strict=True))
     return {"views": views, "apart": apart, "draws": draws}
 
 
@@ -233,8 +239,8 @@ def _submission(
         source = _unit_record(run, Unit("attack", STATIC, unit.attack, unit.batch))
         return run.store.adversarial(source), {"tensor": source.tensor}, 0.0
     if unit.kind == "assembled":
-        found, sources = assembled(run, unit, members[0])
-        return found, {"sources": sources}, 0.0
+        adversarial, sources = assembled(run, unit, members[0])
+        return adversarial, {"sources": sources}, 0.0
     result = _attack(run, unit, members, batches, seed, within)
     return result.adversarial, _of_attack(result), result.seconds
 
@@ -262,7 +268,7 @@ def _attack(
                 raise
             return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
     loaded = [batches.load(batch) for batch in members]
-    x, y = (torch.cat(parts) for parts in zip(*loaded, strict=True))
+    x, y = (torch.cat(tensors) for tensors in zip(*loaded, strict=True))
     return attack(defense, x, y, run.threat, seed=seed, progress=within)
 
 
@@ -303,16 +309,16 @@ def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ..
         for kind, attack in candidates(run.spec, unit.defense)
     ]
     pieces = [piece_of(batch, record) for record in records]
-    strongest = min(range(len(records)), key=lambda at: sum(pieces[at].chooses))
+    strongest = min(range(len(records)), key=lambda index: sum(pieces[index].chooses))
     sources = tuple(_worst_for(member, pieces, strongest) for member in range(batch.attacked))
-    tensors = {at: run.store.adversarial(_owner(run, records[at])) for at in set(sources)}
-    rows = [tensors[at][member] for member, at in enumerate(sources)]
+    tensors = {index: run.store.adversarial(_owner(run, records[index])) for index in set(sources)}
+    rows = [tensors[index][member] for member, index in enumerate(sources)]
     return torch.stack(rows), sources
 
 
 def _worst_for(member: int, pieces: Sequence[Piece], strongest: int) -> int:
     """The first submission under which a member was right least often, if any broke it."""
-    worst = min(range(len(pieces)), key=lambda at: pieces[at].chooses[member])
+    worst = min(range(len(pieces)), key=lambda index: pieces[index].chooses[member])
     return worst if pieces[worst].chooses[member] < 1 else strongest
 
 

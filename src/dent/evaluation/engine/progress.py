@@ -111,13 +111,13 @@ class Tally:
 
     def count(self, unit: Unit, record: JournalRecord) -> None:
         """Take note of a recorded unit."""
-        found = self._scorer.add(unit, record)
+        pieces_by_batch = self._scorer.add(unit, record)
         if unit.kind == "probe":
             self._by_sample = by_sample(dependence_of(self._spec, self._scorer.scores))
         if unit.kind == "natural":
-            self._natural |= {index: piece.attacked for index, piece in found.items()}
+            self._natural |= {index: piece.attacked for index, piece in pieces_by_batch.items()}
             self.natural = _count(self._natural)
-        for index in found or tuple(self._worst):
+        for index in pieces_by_batch or tuple(self._worst):
             pieces = self._scorer.pieces(index)
             if pieces is not None and len(pieces) > 1:
                 self._worst[index], _ = worst_of_batch(pieces, by_sample=self._by_sample)
@@ -146,8 +146,12 @@ class Tracker:
         self._static: list[float] = []
         self._seconds: dict[_Group, tuple[float, float] | None] | None = None  # of a unit of each
         self._tallies = {
-            each.name: Tally(each, prepared.plan, [at for at in units if at.defense == each.name])
-            for each in prepared.spec.defenses
+            defense.name: Tally(
+                defense,
+                prepared.plan,
+                [planned for planned in units if planned.defense == defense.name],
+            )
+            for defense in prepared.spec.defenses
         }
         self.done = 0
 
@@ -175,29 +179,29 @@ class Tracker:
                 them is the one that is shown.
             elapsed: Seconds of this session.
         """
-        left: dict[_Group, float] = dict(self._left)
+        units_left: dict[_Group, float] = dict(self._left)
         for unit, within in running:
-            left[_group(unit)] -= min(within, 1.0)
+            units_left[_group(unit)] -= min(within, 1.0)
         cost = {group: sum(passes) for group, passes in self._passes.items()}
-        cost_left = sum(cost[group] * count for group, count in left.items())
+        cost_left = sum(cost[group] * count for group, count in units_left.items())
         cost_all = sum(
             cost[group] * (count + len(self._times[group])) for group, count in self._left.items()
         )
-        least, most = self._seconds_left(left)
+        least, most = self._seconds_left(units_left)
         at_once = max(len(running), 1)
-        shown, within = running[0] if running else (None, 0.0)
+        current, within = running[0] if running else (None, 0.0)
         tallies = self._tallies.items()
         return Progress(
             done=self.done,
             total=self.total,
-            unit=shown,
+            unit=current,
             within=within,
             share=1 - cost_left / max(cost_all, 1e-9),
             elapsed=elapsed,
             remaining=None if most is None else most / at_once,
             least=None if least is None else least / at_once,
-            natural={name: each.natural for name, each in tallies if each.natural},
-            robust={name: each.robust for name, each in tallies if each.robust},
+            natural={name: tally.natural for name, tally in tallies if tally.natural},
+            robust={name: tally.robust for name, tally in tallies if tally.robust},
         )
 
     def _seconds_left(self, left: Mapping[_Group, float]) -> tuple[float | None, float | None]:
@@ -207,11 +211,11 @@ class Tracker:
             }
         totals = [0.0, 0.0]
         for group, count in left.items():
-            found = self._seconds[group]
-            if count and found is None:
+            bounds = self._seconds[group]
+            if count and bounds is None:
                 return None, None
-            for at, seconds in enumerate(found or ()):
-                totals[at] += count * seconds
+            for index, seconds in enumerate(bounds or ()):
+                totals[index] += count * seconds
         return min(totals), max(totals)
 
     def _measured(self, group: _Group) -> tuple[float, float] | None:
@@ -237,19 +241,25 @@ class Tracker:
         do: of few members and of many, with gradients of their own.
         """
         kind, defense, _ = group
-        done = [at for at, times in self._times.items() if times and at[1] == defense]
-        units = [at for at in done if at[0] != "probe"]
-        found = [at for at in units if at[0] == kind] or units or done
-        paces = [self._passes[at].pace(fmean(self._times[at]), self._of_static()) for at in found]
+        timed = [key for key, times in self._times.items() if times and key[1] == defense]
+        units = [key for key in timed if key[0] != "probe"]
+        nearest = [key for key in units if key[0] == kind] or units or timed
+        paces = [
+            self._passes[key].pace(fmean(self._times[key]), self._of_static()) for key in nearest
+        ]
         return (min(paces), max(paces)) if paces else None
 
     def _of_static(self) -> float:
         """Seconds of a static forward: as timed beside the defenses, else by the static model."""
         if self._static:
             return fmean(self._static)
-        found = [at for at in self._times if at[1] == STATIC and at[0] != "probe"]
-        passes = sum(self._passes[at].adapted * len(self._times[at]) for at in found)
-        return sum(sum(self._times[at]) for at in found) / max(passes, 1.0)
+        static_groups = [
+            group for group in self._times if group[1] == STATIC and group[0] != "probe"
+        ]
+        passes = sum(
+            self._passes[group].adapted * len(self._times[group]) for group in static_groups
+        )
+        return sum(sum(self._times[group]) for group in static_groups) / max(passes, 1.0)
 
 
 def _group(unit: Unit) -> _Group:

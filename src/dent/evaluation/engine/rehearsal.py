@@ -35,9 +35,9 @@ def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
     smallest = min(plan.batches, key=lambda batch: batch.size)
     if smallest.size == plan.batches[0].size:
         return
-    asked = {unit.defense for unit in left if unit.batch in (None, smallest.index)}
+    names = {unit.defense for unit in left if unit.batch in (None, smallest.index)}
     for name, defense in subject.lineup(settings).items():
-        error = _failure(subject, defense, smallest) if name in asked else None
+        error = _failure(subject, defense, smallest) if name in names else None
         # One that fails on the first batch, too, is told of there.
         if error is not None and _failure(subject, defense, plan.batches[0]) is None:
             raise InputError(_refusal(name, smallest, plan, settings, error)) from error
@@ -45,12 +45,12 @@ def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
 
 def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | None:
     """What a defense raises when it is asked about a batch, if anything."""
-    made = _apart(defense)
-    if made is None:
+    instance = _apart(defense)
+    if instance is None:
         return None
     x, _ = subject.dataset.batch(batch.positions)
     try:
-        submit(made, x.to(device_of(subject.model)), seed=0)
+        submit(instance, x.to(device_of(subject.model)), seed=0)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a defense raises
@@ -63,18 +63,18 @@ def _apart(defense: Defense) -> Defense | None:
     if isinstance(defense, Dent | ReferenceDefense):
         return defense  # never written to
     try:
-        made = copy.deepcopy(defense)
+        copied = copy.deepcopy(defense)
     except Exception:  # some hold what cannot be copied
         return None
-    return made.eval() if isinstance(made, nn.Module) else made
+    return copied.eval() if isinstance(copied, nn.Module) else copied
 
 
 def _refusal(name: str, batch: Batch, plan: Plan, settings: Settings, error: Exception) -> str:
     images = counted(batch.size, "image")
-    what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     batches = f"{counted(plan.attacked, 'sample')} in batches of {settings.batch_size}"
     return (
         f"the defense {name!r} does not answer a batch of {images}, the smallest of this run "
-        f"({batches}): {what.rstrip('.')}. Choose the number of samples (n) or the batch size so "
+        f"({batches}): {reason.rstrip('.')}. Choose the number of samples (n) or the batch size so "
         "that no batch is that small"
     )

@@ -67,7 +67,7 @@ class Sessions:
 
     def open(self, session: Session) -> OpenSession:
         """Begin a session."""
-        entry = OpenSession(session, {each.started for each in self._known()})
+        entry = OpenSession(session, {recorded.started for recorded in self._known()})
         self._entries.append(entry)
         if self._folder is not None:
             self._folder.session(entry.session)
@@ -91,8 +91,8 @@ class Sessions:
             entry.end(outcome, message)
         if self._folder is None:
             return
-        whole = len(self._folder.done) == self._folder.run.units
-        status = "partial" if outcome == "complete" and not whole else outcome
+        all_done = len(self._folder.done) == self._folder.run.units
+        status = "partial" if outcome == "complete" and not all_done else outcome
         # Where the disk is full, what ends the run matters more than its sessions.
         with suppress(RecordError) if kind is not None else nullcontext():
             self._folder.session(*self.sessions)

@@ -38,14 +38,14 @@ _LARGEST_IMAGE: Final = 2**24
 
 def of_spec(spec: EvaluationSpec) -> Iterator[str]:
     """What is wrong with a description in itself."""
-    for what, names in (
-        ("defense", [each.name for each in spec.defenses]),
-        ("attack", [each.name for each in spec.attacks]),
+    for kind, names in (
+        ("defense", [entry.name for entry in spec.defenses]),
+        ("attack", [entry.name for entry in spec.attacks]),
     ):
         if len(set(names)) < len(names):
-            yield f"two of spec.{what}s have the same name"
+            yield f"two of spec.{kind}s have the same name"
         if not all(name.strip() for name in names):
-            yield f"one of spec.{what}s has no name"
+            yield f"one of spec.{kind}s has no name"
     if not spec.defenses:
         yield "spec.defenses is empty"
     if not 0 < spec.dataset.size <= _MOST:
@@ -58,24 +58,24 @@ def of_spec(spec: EvaluationSpec) -> Iterator[str]:
 
 def of_sessions(sessions: Sequence[Session]) -> Iterator[str]:
     """What is wrong with who worked on a run."""
-    for at, session in enumerate(sessions):
+    for index, session in enumerate(sessions):
         if not all(seconds <= _FAR for seconds in session.timing.values()):
-            yield f"sessions.{at}.timing is out of range"
+            yield f"sessions.{index}.timing is out of range"
         if max(session.units, session.threads, session.processors) > _MOST:
-            yield f"sessions.{at} counts more than can be"
+            yield f"sessions.{index} counts more than can be"
 
 
 def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
     """What is wrong with a plan in itself, and for what is evaluated."""
     if not plan.batches:
         yield "there are no batches"
-    known: set[int] = set()
-    for at, batch in enumerate(plan.batches):
-        yield from (f"batches.{at}: {problem}" for problem in _of_batch(spec, batch, at))
+    attacked_before: set[int] = set()
+    for index, batch in enumerate(plan.batches):
+        yield from (f"batches.{index}: {problem}" for problem in _of_batch(spec, batch, index))
         attacked = batch.positions[: batch.attacked]
-        if known.intersection(attacked):
-            yield f"batches.{at}: a sample is attacked that another batch attacks"
-        known.update(attacked)
+        if attacked_before.intersection(attacked):
+            yield f"batches.{index}: a sample is attacked that another batch attacks"
+        attacked_before.update(attacked)
     kinds = 2 + 2 * len(spec.attacks)
     if len(spec.defenses) * kinds * (len(plan.batches) + 1) > MOST_UNITS:
         yield f"the run has more than {MOST_UNITS} units"
@@ -111,7 +111,7 @@ def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterat
         yield from _of_tensor(spec, record, batches)
         timing = record.timing
     seconds = (timing.total, timing.attack, timing.serve, timing.static or 0.0)
-    if not all(each <= _FAR for each in seconds) or record.seed > _MOST:
+    if not all(value <= _FAR for value in seconds) or record.seed > _MOST:
         yield "a time or the seed is out of range"
 
 
@@ -120,15 +120,15 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
     attacked = sum(batch.attacked for batch in batches)
     if len(record.served) != size:
         yield f"{counted(len(record.served), 'prediction')} for {counted(size, 'member')}"
-    if not _within([at for at in record.served if at is not None], _MOST):
+    if not _within([prediction for prediction in record.served if prediction is not None], _MOST):
         yield "a predicted class is out of range"
     yield from _of_attack(record, attacked)
     sources = record.sources
     if (sources is not None) != (record.kind == "assembled"):
         yield "there are sources where nothing was assembled, or none where something was"
     if sources is not None:
-        last = len(candidates(spec, record.defense)) - 1
-        if len(sources) != attacked or not _within(sources, last):
+        highest = len(candidates(spec, record.defense)) - 1
+        if len(sources) != attacked or not _within(sources, highest):
             yield (
                 f"{counted(len(sources), 'source')}, up to {max(sources, default=0)}, for "
                 f"{counted(attacked, 'member')}"
@@ -192,16 +192,16 @@ def _is_images(ref: TensorRef, rows: int) -> bool:
 
 def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
     size = plan.batches[0].size
-    asked = (record.repeated, record.again, record.alone, record.strangers, record.permuted)
-    if not all(_is_comparison(each, size) for each in asked if each is not None):
+    comparisons = (record.repeated, record.again, record.alone, record.strangers, record.permuted)
+    if not all(_is_comparison(entry, size) for entry in comparisons if entry is not None):
         yield "an answer changed for more members than were asked"
     if not (0 < record.rows <= size and record.probabilities <= record.rows):
         yield f"{_shown(record.probabilities)} of {_shown(record.rows)} rows are probabilities"
     if not (record.gradient_rows <= size and (record.zero_gradients or 0) <= record.gradient_rows):
         zero, of = record.zero_gradients, record.gradient_rows
         yield f"{_shown(zero)} of {_shown(of)} gradients are zero"
-    extra = (record.huge_eps, *(record.more_iterations or ()))
-    if not all(_is_follow_up(each, size) for each in extra if each is not None):
+    follow_ups = (record.huge_eps, *(record.more_iterations or ()))
+    if not all(_is_follow_up(entry, size) for entry in follow_ups if entry is not None):
         yield "a follow-up left more members right than there were"
     if record.gradient_check is not None and record.gradient_check.members > size:
         yield "the gradient certificate is over more members than the batch has"

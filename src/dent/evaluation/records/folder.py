@@ -170,8 +170,8 @@ class RunFolder:
 
     def session(self, *sessions: Session) -> None:
         """Write sessions of this process: in the place of those that began when they did."""
-        known = {session.started: session for session in (*self._run.sessions, *sessions)}
-        self.update(sessions=tuple(known.values()))
+        by_start = {session.started: session for session in (*self._run.sessions, *sessions)}
+        self.update(sessions=tuple(by_start.values()))
 
     def write(self, name: str, record: Record) -> None:
         """Write a file derived from the records."""
@@ -279,10 +279,10 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
         raise RecordError(f"{path}: {record.key} has no tensor of its own")
     refuse_linked_folder(path / TENSORS)
     content = read(path / ref.file, _HEADER + _BYTES * math.prod(ref.shape))
-    found = hashlib.sha256(content).hexdigest()
-    if found != ref.sha256:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != ref.sha256:
         raise RecordError(
-            f"{path / ref.file} is not what was written: SHA-256 {found}, recorded {ref.sha256}"
+            f"{path / ref.file} is not what was written: SHA-256 {sha256}, recorded {ref.sha256}"
         )
     try:
         tensor = load(content)[_ENTRY]
@@ -331,20 +331,20 @@ def _by_key(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
     key, times = planned.most_common(1)[0]
     if times > 1:
         raise RecordError(f"{path / RUN}: {key} is planned twice: names are ambiguous")
-    done: dict[str, JournalRecord] = {}
+    records: dict[str, JournalRecord] = {}
     for record in read_journal(path / JOURNAL):
-        where = f"{path / JOURNAL}: {record.key}"
+        location = f"{path / JOURNAL}: {record.key}"
         if record.key not in planned:
-            raise RecordError(f"{where} is not in the plan of this run; nothing was changed")
-        if record.key in done:
+            raise RecordError(f"{location} is not in the plan of this run; nothing was changed")
+        if record.key in records:
             raise RecordError(
-                f"{where} is recorded twice; nothing was changed. Two processes wrote here at "
+                f"{location} is recorded twice; nothing was changed. Two processes wrote here at "
                 "once, which takes that the lock was deleted: if both lines say the same but for "
                 "their times, delete one of them"
             )
-        _refuse_first(where, consistency.of_record(run.spec, plan, record))
-        done[record.key] = record
-    return done
+        _refuse_first(location, consistency.of_record(run.spec, plan, record))
+        records[record.key] = record
+    return records
 
 
 def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:
@@ -360,11 +360,11 @@ def _refuse_what_is_no_run(path: Path) -> None:
     refuse_linked_folder(path / TENSORS)
     if is_there(path / RUN):
         return
-    ours = {PLAN, JOURNAL, LOCK, HOLDER}
+    own_files = {PLAN, JOURNAL, LOCK, HOLDER}
     strange = sorted(
         item.name
         for item in path.iterdir()
-        if item.name not in ours and not item.name.startswith(TEMPORARY)
+        if item.name not in own_files and not item.name.startswith(TEMPORARY)
     )
     journal = path / JOURNAL
     if journal.exists() and journal.stat().st_size:
@@ -380,13 +380,13 @@ def _refuse_what_is_no_run(path: Path) -> None:
 
 
 def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan) -> None:
-    found = differences(run.spec.newest.to_json(), spec.newest.to_json())
-    if found:
-        listed = "\n  ".join(found)
+    mismatches = differences(run.spec.newest.to_json(), spec.newest.to_json())
+    if mismatches:
+        listed = "\n  ".join(mismatches)
         raise SpecMismatchError(
             f"{path} holds another evaluation; nothing was changed. They differ in\n  {listed}\n"
             "Choose another folder, or ask for the same again.",
-            found,
+            mismatches,
         )
     if run.identity != run.spec.identity:
         raise RecordError(f"{path / RUN} was edited: its identity is not that of its spec")

@@ -38,14 +38,14 @@ class JournalWriter:
         Raises:
             RecordError: It cannot be written. What a full disk kept of it is taken back.
         """
-        before = os.fstat(self._handle).st_size
+        size = os.fstat(self._handle).st_size
         with writing(self._path):
             try:
                 write_all(self._handle, line_of(record))
                 os.fsync(self._handle)
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(self._handle, before)
+                    os.ftruncate(self._handle, size)
                 raise
 
     def close(self) -> None:
@@ -75,16 +75,16 @@ def repair(path: Path) -> int:
         RecordError: The journal cannot be read or written.
     """
     content = read(path)
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
         with writing(path):
             handle = open_regular(path, os.O_WRONLY, in_place=True)
             try:
-                os.ftruncate(handle, whole)
+                os.ftruncate(handle, complete)
                 os.fsync(handle)
             finally:
                 os.close(handle)
-    return len(content) - whole
+    return len(content) - complete
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
@@ -92,22 +92,22 @@ def _whole_lines(content: bytes) -> list[bytes]:
 
 
 def _parse(path: Path, number: int, line: bytes) -> JournalRecord:
-    where = f"{path}, line {number}"
+    location = f"{path}, line {number}"
     try:
         plain = parse(line)
-        record, said = plain["record"], str(plain.get("sha256"))
-        found = digest(record)
+        record, recorded = plain["record"], str(plain.get("sha256"))
+        computed = digest(record)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise RecordError(f"{where} is no record: {_ADVICE}") from None
-    if said != found:
+        raise RecordError(f"{location} is no record: {_ADVICE}") from None
+    if recorded != computed:
         raise RecordError(
-            f"{where} does not match its checksum (it says {said[:64]}, its content has {found}): "
-            f"{_ADVICE}"
+            f"{location} does not match its checksum (it says {recorded[:64]}, its content "
+            f"has {computed}): {_ADVICE}"
         )
     try:
         return Line.model_validate(plain).record
     except ValidationError as error:
-        raise RecordError(f"{where}: {problem_of(error)}. {_ADVICE}") from None
+        raise RecordError(f"{location}: {problem_of(error)}. {_ADVICE}") from None
 
 
 _ADVICE: Final = (

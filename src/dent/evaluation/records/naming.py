@@ -18,11 +18,11 @@ def contradiction(spec: DefenseSpec) -> str | None:
     """
     if spec.name not in reference.names():
         return None
-    found = _found(spec)
-    if found in (None, spec.name):
+    actual = _found(spec)
+    if actual in (None, spec.name):
         return None
     return (
-        f"the defense called {spec.name!r} is {found}: give it a name that is not another "
+        f"the defense called {spec.name!r} is {actual}: give it a name that is not another "
         f"defense's, or evaluate {spec.name!r}"
     )
 

@@ -92,33 +92,33 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     size = len(dataset)
     if size == 0:
         raise ConfigError(f"the dataset {dataset.name!r} is empty: there is nothing to evaluate")
-    chosen = list(range(min(settings.n or size, size)))
+    positions = list(range(min(settings.n or size, size)))
     per_batch = settings.batch_size
     if settings.mix is not None:
         per_batch = max(1, round(settings.mix * settings.batch_size))
     clean = settings.batch_size - per_batch
-    if clean > size - min(per_batch, len(chosen)):
+    if clean > size - min(per_batch, len(positions)):
         raise ConfigError(
             f"mix={settings.mix} with batch_size={settings.batch_size} needs {clean} natural "
             f"images beside {per_batch} attacked ones, but {dataset.name!r} has {size} images: "
             "take a smaller batch or a larger dataset"
         )
-    labels = dict(zip(chosen, _labels(dataset, chosen), strict=True))
-    ordered = _ordered(chosen, labels, settings)
+    labels = dict(zip(positions, _labels(dataset, positions), strict=True))
+    ordered = _ordered(positions, labels, settings)
     members = []
     for start in range(0, len(ordered), per_batch):
         attacked = ordered[start : start + per_batch]
         natural = _clean_members(attacked, size, clean, seed_of(settings.seed, "company", start))
         members.append((attacked, natural))
-    absent = sorted({at for _, natural in members for at in natural} - labels.keys())
+    absent = sorted({position for _, natural in members for position in natural} - labels.keys())
     labels |= dict(zip(absent, _labels(dataset, absent), strict=True))
     return Plan(
         batches=tuple(
             Batch(
                 index=index,
                 positions=(*attacked, *natural),
-                ids=tuple(int(dataset.sample_ids[at]) for at in (*attacked, *natural)),
-                labels=tuple(labels[at] for at in (*attacked, *natural)),
+                ids=tuple(int(dataset.sample_ids[position]) for position in (*attacked, *natural)),
+                labels=tuple(labels[position] for position in (*attacked, *natural)),
                 attacked=len(attacked),
             )
             for index, (attacked, natural) in enumerate(members)
@@ -154,7 +154,7 @@ def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Unit, ...]]:
     the transfers of what it found. Each can run in another process, on another machine.
     """
     batch: list[Unit] = []
-    whole: dict[tuple[str, str | None], list[Unit]] = {}
+    by_attack: dict[tuple[str, str | None], list[Unit]] = {}
     for unit in units(spec, plan):
         if unit.kind == "probe":
             yield (unit,)
@@ -166,25 +166,27 @@ def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Unit, ...]]:
             batch.append(unit)
         else:
             source = STATIC if unit.kind == "transfer" else unit.defense
-            whole.setdefault((source, unit.attack), []).append(unit)
+            by_attack.setdefault((source, unit.attack), []).append(unit)
     if batch:
         yield tuple(batch)
-    yield from map(tuple, whole.values())
+    yield from map(tuple, by_attack.values())
 
 
 def candidates(spec: EvaluationSpec, defense: str) -> tuple[tuple[Kind, str], ...]:
     """The (kind, attack) of all that is found batch by batch against a defense."""
-    found = _attacks(spec, defense, [a.name for a in spec.attacks if a.protocol == "frozen"], 0)
-    return tuple((unit.kind, unit.attack) for unit in found if unit.attack is not None)
+    attack_units = _attacks(
+        spec, defense, [attack.name for attack in spec.attacks if attack.protocol == "frozen"], 0
+    )
+    return tuple((unit.kind, unit.attack) for unit in attack_units if unit.attack is not None)
 
 
 def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: int | None) -> str:
     """The file in a run folder that holds what an attack found against a defense."""
-    defenses = [each.name for each in spec.defenses]
-    attacks = [each.name for each in spec.attacks]
-    part = "all" if batch is None else f"{batch:06d}"
-    at = f"{defenses.index(defense):02d}-{attacks.index(attack or ''):02d}"
-    return f"{TENSORS}/{part}-{at}.safetensors"
+    defenses = [entry.name for entry in spec.defenses]
+    attacks = [entry.name for entry in spec.attacks]
+    prefix = "all" if batch is None else f"{batch:06d}"
+    indices = f"{defenses.index(defense):02d}-{attacks.index(attack or ''):02d}"
+    return f"{TENSORS}/{prefix}-{indices}.safetensors"
 
 
 def seed_of(seed: int, *parts: object) -> int:
@@ -211,27 +213,27 @@ def _ordered(chosen: list[int], labels: dict[int, int], settings: Settings) -> l
     if settings.order == "shuffled":
         return _shuffled(chosen, seed_of(settings.seed, "order"))
     if settings.order == "by-class":
-        return sorted(chosen, key=lambda at: (labels[at], at))
+        return sorted(chosen, key=lambda position: (labels[position], position))
     return chosen
 
 
 def _clean_members(attacked: Sequence[int], size: int, count: int, seed: int) -> list[int]:
-    draw, taken, drawn = random.Random(seed).random, set(attacked), list[int]()  # noqa: S311
-    while len(drawn) < count:
-        at = int(draw() * size)
-        if at not in taken:
-            taken.add(at)
-            drawn.append(at)
-    return drawn
+    draw, used, members = random.Random(seed).random, set(attacked), list[int]()  # noqa: S311
+    while len(members) < count:
+        position = int(draw() * size)
+        if position not in used:
+            used.add(position)
+            members.append(position)
+    return members
 
 
 def _shuffled(items: list[int], seed: int) -> list[int]:
     """Shuffle by `random()`, the one method whose sequence Python promises to keep."""
-    draw, rest = random.Random(seed).random, list(items)  # noqa: S311 (no secret)
-    for at in range(len(rest) - 1):
-        other = at + int(draw() * (len(rest) - at))
-        rest[at], rest[other] = rest[other], rest[at]
-    return rest
+    draw, shuffled = random.Random(seed).random, list(items)  # noqa: S311 (no secret)
+    for index in range(len(shuffled) - 1):
+        swapped = index + int(draw() * (len(shuffled) - index))
+        shuffled[index], shuffled[swapped] = shuffled[swapped], shuffled[index]
+    return shuffled
 
 
 def _labels(dataset: "ImageDataset", positions: Sequence[int]) -> list[int]:

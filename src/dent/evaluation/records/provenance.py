@@ -40,18 +40,18 @@ def now() -> str:
 
 def later(moment: str) -> str:
     """The next microsecond after one that `now` gave."""
-    after = datetime.fromisoformat(moment) + timedelta(microseconds=1)
-    return after.isoformat(timespec="microseconds")
+    following = datetime.fromisoformat(moment) + timedelta(microseconds=1)
+    return following.isoformat(timespec="microseconds")
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # run from a source tree
-            found[package] = "unknown"
-    return found
+            versions[package] = "unknown"
+    return versions
 
 
 def _device(device: torch.device) -> str:

@@ -26,8 +26,8 @@ def randomized(probe: ProbeRecord) -> bool:
 
 def other_batches(probe: ProbeRecord) -> tuple[Comparison, ...]:
     """The questions in which only the rest of the batch differed."""
-    asked = (probe.alone, probe.strangers, probe.permuted)
-    return tuple(found for found in asked if found is not None)
+    comparisons = (probe.alone, probe.strangers, probe.permuted)
+    return tuple(comparison for comparison in comparisons if comparison is not None)
 
 
 def depends(probe: ProbeRecord) -> bool | None:
@@ -37,4 +37,4 @@ def depends(probe: ProbeRecord) -> bool | None:
     """
     if not other_batches(probe) or stateful(probe) or randomized(probe):
         return None
-    return any(moved(found) for found in other_batches(probe))
+    return any(moved(comparison) for comparison in other_batches(probe))

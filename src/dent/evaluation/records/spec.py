@@ -210,10 +210,13 @@ def differences(
         if len(recorded) == len(asked):
             return _among(range(len(recorded)), recorded, asked, at, names)
     elif isinstance(recorded, list) and isinstance(asked, list):
-        before = {item["name"]: item for item in recorded}
-        after = {item["name"]: item for item in asked}
-        found = differences(before, after, at, names)
-        return found or (f"{at}: the order was {', '.join(before)}, and is now {', '.join(after)}",)
+        recorded_by_name = {item["name"]: item for item in recorded}
+        asked_by_name = {item["name"]: item for item in asked}
+        sentences = differences(recorded_by_name, asked_by_name, at, names)
+        return sentences or (
+            f"{at}: the order was {', '.join(recorded_by_name)}, "
+            f"and is now {', '.join(asked_by_name)}",
+        )
     return (f"{at}: {names[0]} {_short(recorded)}, {names[1]} {_short(asked)}",)
 
 
@@ -223,15 +226,15 @@ _ABSENT: Final = "nothing"
 def _among(
     keys: Any, recorded: Any, asked: Any, at: str, names: tuple[str, str]
 ) -> tuple[str, ...]:
-    found: list[str] = []
+    sentences: list[str] = []
     for key in keys:
-        where = f"{at}.{key}" if at else str(key)
-        before, after = (
+        path = f"{at}.{key}" if at else str(key)
+        old, new = (
             values[key] if isinstance(key, int) else values.get(key, _ABSENT)
             for values in (recorded, asked)
         )
-        found += differences(before, after, where, names)
-    return tuple(found)
+        sentences += differences(old, new, path, names)
+    return tuple(sentences)
 
 
 def _named(*lists: list[Any]) -> bool:
@@ -244,12 +247,12 @@ def _short(value: Any) -> str:
 
 
 def _settings_error(error: ValidationError) -> str:
-    known = ", ".join(Settings.model_fields)
-    found = []
+    settings = ", ".join(Settings.model_fields)
+    messages = []
     for problem in error.errors():
         name = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            found.append(f"there is no setting {name!r}, only {known}")
+            messages.append(f"there is no setting {name!r}, only {settings}")
         else:
-            found.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
-    return f"evaluation settings: {'; '.join(found)}"
+            messages.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+    return f"evaluation settings: {'; '.join(messages)}"

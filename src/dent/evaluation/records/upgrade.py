@@ -26,7 +26,7 @@ def upgraded(spec: dict[str, Any]) -> dict[str, Any]:
         spec: Plain JSON values; not modified.
     """
     attacks = spec.get("attacks")
-    changed = [_attack(each) for each in attacks] if isinstance(attacks, list) else attacks
+    changed = [_attack(attack) for attack in attacks] if isinstance(attacks, list) else attacks
     return spec | {"schema_version": 2, "attacks": changed}
 
 
@@ -78,8 +78,8 @@ def _autoattack(config: dict[str, Any]) -> _Described:
 
 def common(values: Iterable[Any]) -> Any:
     """The value that all have; None where there is none, or they differ."""
-    found = list(values)
-    return found[0] if found and all(value == found[0] for value in found) else None
+    items = list(values)
+    return items[0] if items and all(value == items[0] for value in items) else None
 
 
 _BY_KIND: Final[dict[str, Callable[[dict[str, Any]], _Described]]] = {

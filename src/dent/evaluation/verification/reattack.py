@@ -55,16 +55,18 @@ class Reattack:
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
         """The units to attack again, in their order: those first by SHA-256 of nonce and key."""
-        done = [
+        attacked = [
             unit
             for unit in units(recorded.run.spec, recorded.plan)
             if unit.kind == "attack" and unit.key in recorded.records
         ]
         if self.count is None:
-            return tuple(done)
-        drawn = sorted(done, key=lambda unit: _lot(self.nonce, recorded.run.identity, unit.key))
-        chosen = {unit.key for unit in drawn[: self.count]}
-        return tuple(unit for unit in done if unit.key in chosen)
+            return tuple(attacked)
+        ordered = sorted(
+            attacked, key=lambda unit: _lot(self.nonce, recorded.run.identity, unit.key)
+        )
+        keys = {unit.key for unit in ordered[: self.count]}
+        return tuple(unit for unit in attacked if unit.key in keys)
 
 
 class Paired(Record):
@@ -127,17 +129,19 @@ class Attacker:
     def check(self, unit: Unit) -> None:
         """Attack again, and compare."""
         execute(self._run, unit, self._batches)
-        then = self._recorded.records[unit.key]
-        now = self._kept.taken()
-        if not isinstance(then, UnitRecord):
+        recorded = self._recorded.records[unit.key]
+        repeated = self._kept.taken()
+        if not isinstance(recorded, UnitRecord):
             raise RecordError(f"{unit.key} is no attack")
         self._done.append(unit.key)
-        found = _unlike(then, now)
-        if found:
-            self._unlike.append(f"{unit.key}: {', '.join(found)} not the same when attacked again")
-            before, after = (self._right(unit, record.served) for record in (then, now))
+        differing = _unlike(recorded, repeated)
+        if differing:
+            self._unlike.append(
+                f"{unit.key}: {', '.join(differing)} not the same when attacked again"
+            )
+            stood, stands = (self._right(unit, record.served) for record in (recorded, repeated))
             pairs = self._others.setdefault(unit.defense, [])
-            pairs += zip(before, after, strict=True)
+            pairs += zip(stood, stands, strict=True)
 
     def conclude(self, asked: Reattack) -> Reattacked:
         """What was found, over all units."""
@@ -157,22 +161,22 @@ class Attacker:
         if found.same_place:
             return self._unlike
         return [
-            f"{each.defense}: {each.stood} of {counted(each.members, 'member')} stand as recorded, "
-            f"{each.stands} when attacked again (only then {each.only_stands}, only as recorded "
-            f"{each.only_stood}; p = {each.p_value:.2g})"
-            for each in found.paired
-            if each.p_value < found.level / len(found.paired)
+            f"{paired.defense}: {paired.stood} of {counted(paired.members, 'member')} stand as "
+            f"recorded, {paired.stands} when attacked again (only then {paired.only_stands}, only "
+            f"as recorded {paired.only_stood}; p = {paired.p_value:.2g})"
+            for paired in found.paired
+            if paired.p_value < found.level / len(found.paired)
         ]
 
     def weak(self, found: Reattacked) -> list[str]:
         """Of whom too few members were attacked again for the test to find anything."""
         return [
-            f"{each.defense}: {counted(each.members, 'member')} "
-            f"{agreeing(each.members, 'are')} too few to tell, on other "
+            f"{paired.defense}: {counted(paired.members, 'member')} "
+            f"{agreeing(paired.members, 'are')} too few to tell, on other "
             "software or "
             "another kind of device than the run's: draw more attacks"
-            for each in found.paired
-            if not found.same_place and 2 * 0.5**each.members >= found.level / len(found.paired)
+            for paired in found.paired
+            if not found.same_place and 2 * 0.5**paired.members >= found.level / len(found.paired)
         ]
 
     def _right(self, unit: Unit, served: Sequence[int | None]) -> list[bool]:
@@ -182,7 +186,9 @@ class Attacker:
         for batch in batches:
             labels = batch.labels[: batch.attacked]
             answers = served[begin : begin + batch.attacked]
-            rights += [at == label for at, label in zip(answers, labels, strict=True)]
+            rights += [
+                prediction == label for prediction, label in zip(answers, labels, strict=True)
+            ]
             begin += batch.size
         return rights
 
@@ -222,21 +228,23 @@ def _lot(nonce: str, identity: str, key: str) -> bytes:
 
 def _unlike(then: UnitRecord, now: UnitRecord) -> list[str]:
     """The fields of a record that differ; those that older records lack are passed over."""
-    before, after = (without_timing(record.to_json()) for record in (then, now))
+    old_fields, new_fields = (without_timing(record.to_json()) for record in (then, now))
     optional = {name for name, field in UnitRecord.model_fields.items() if not field.is_required()}
-    later = {name for name in optional - _ALWAYS if before[name] is None}
-    return [name for name in after if before[name] != after[name] and name not in later]
+    later = {name for name in optional - _ALWAYS if old_fields[name] is None}
+    return [
+        name for name in new_fields if old_fields[name] != new_fields[name] and name not in later
+    ]
 
 
 def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
-    only_stood = sum(before and not after for before, after in pairs)
-    only_stands = sum(after and not before for before, after in pairs)
+    only_stood = sum(stood and not stands for stood, stands in pairs)
+    only_stands = sum(stands and not stood for stood, stands in pairs)
     unlike = only_stood + only_stands
     return Paired(
         defense=defense,
         members=len(pairs),
-        stood=sum(before for before, _ in pairs),
-        stands=sum(after for _, after in pairs),
+        stood=sum(stood for stood, _ in pairs),
+        stands=sum(stands for _, stands in pairs),
         only_stood=only_stood,
         only_stands=only_stands,
         p_value=float(binomtest(only_stood, unlike).pvalue) if unlike else 1.0,
@@ -245,9 +253,9 @@ def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
     """Whether all of the run was made on the software and kind of device that attacks it now."""
-    here = new_session(device_of(subject.model))
+    current = new_session(device_of(subject.model))
     return all(
-        (each.versions, each.device, each.threads, each.processors, each.platform)
-        == (here.versions, here.device, here.threads, here.processors, here.platform)
-        for each in recorded.run.sessions
+        (session.versions, session.device, session.threads, session.processors, session.platform)
+        == (current.versions, current.device, current.threads, current.processors, current.platform)
+        for session in recorded.run.sessions
     )

@@ -92,8 +92,8 @@ class Resubmission:
         self._same_place = _same_place(recorded, subject)
         # Older versions did not look at a batch in other ways than one.
         self._complete = any(
-            isinstance(each, ProbeRecord) and each.calls is not None
-            for each in recorded.records.values()
+            isinstance(record, ProbeRecord) and record.calls is not None
+            for record in recorded.records.values()
         )
         self._changed: list[str] = []
         self._members = 0
@@ -105,18 +105,18 @@ class Resubmission:
             yield self._probe(unit, record)
             return
         try:
-            found = self._found(unit, record)
+            adversarial = self._found(unit, record)
         except RecordError as error:
             dropped = self._run.spec.settings.tensors == "drop"
             for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
                 yield Finding(check, _DROPPED if dropped else str(error), skipped=dropped)
             return
-        if found is not None:
+        if adversarial is not None:
             yield Finding("tensors")
-            yield Finding("threat model", self._outside(unit, record, found))
+            yield Finding("threat model", self._outside(unit, record, adversarial))
             if unit.kind == "assembled":
                 yield Finding("tensors", self._sources(unit, record))
-        yield Finding("served", self._served(unit, record, found))
+        yield Finding("served", self._served(unit, record, adversarial))
 
     def too_many_changed(self) -> list[str]:
         """Answers that changed: any at all where the run was made, more than a few elsewhere."""
@@ -135,8 +135,8 @@ class Resubmission:
             static = self._recorded.records.get(source.key)
             if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
-        first = members_of(self._run.plan, unit)[0]
-        image = tuple(self._batches.load(first)[0].shape[1:])
+        batch = members_of(self._run.plan, unit)[0]
+        image = tuple(self._batches.load(batch)[0].shape[1:])
         if record.tensor.shape[1:] != image:  # before it is read: it can be as large as a disk
             raise RecordError(
                 f"{unit.key} has images {record.tensor.shape[1:]}, the dataset's are {image}"
@@ -153,11 +153,11 @@ class Resubmission:
         if found.shape != natural.shape:
             return f"{unit.key}: {tuple(found.shape)} for images of {tuple(natural.shape)}"
         excess = self._threat.check(found, natural)
-        out = int((excess > 0).sum())
-        if not out:
+        outside = int((excess > 0).sum())
+        if not outside:
             return self._unlike_used(unit, record, found, natural)
         return (
-            f"{unit.key}: {counted(out, 'image')} {agreeing(out, 'lie')} outside "
+            f"{unit.key}: {counted(outside, 'image')} {agreeing(outside, 'lie')} outside "
             f"{self._threat}, by up to {excess.max():.3g}"
         )
 
@@ -167,7 +167,10 @@ class Resubmission:
         if record.used is None or not self._threat.eps:
             return None
         used = (self._threat.distance(found, natural) / self._threat.eps).tolist()
-        if all(abs(now - then) <= _CLOSE for now, then in zip(used, record.used, strict=True)):
+        if all(
+            abs(share - recorded) <= _CLOSE
+            for share, recorded in zip(used, record.used, strict=True)
+        ):
             return None
         return f"{unit.key}: the images use another share of eps than recorded"
 
@@ -177,43 +180,43 @@ class Resubmission:
 
     def _served(self, unit: Unit, record: UnitRecord, found: Tensor | None) -> str | None:
         answers = submit_unit(self._run, unit, found, self._batches)
-        served = tuple(at for answer in answers for at in answer.first.predictions)
+        served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
         self._members += len(served)
         self._changed += [
-            f"{unit.key}: member {member} is served {now}, recorded as {then}"
-            for member, (now, then) in enumerate(zip(served, record.served, strict=True))
-            if now != then
+            f"{unit.key}: member {member} is served {current}, recorded as {recorded}"
+            for member, (current, recorded) in enumerate(zip(served, record.served, strict=True))
+            if current != recorded
         ]
-        loss = loss_of([each.first for each in answers], members_of(self._run.plan, unit))
+        loss = loss_of([answer.first for answer in answers], members_of(self._run.plan, unit))
         if record.loss is not None and not _close(loss, record.loss):
             return f"{unit.key}: the loss is not as recorded"
         problem = self._views_problem(unit, answers, record)
-        return problem or _trace_problem(unit, [each.first for each in answers], record.trace)
+        return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
 
     def _views_problem(self, unit: Unit, answers: list[Answers], record: UnitRecord) -> str | None:
         """Whether the other answers and draws are those recorded, on the machine of the record."""
         if not (self._complete and self._same_place):
             return None
-        now = views_of(answers)
+        fields = views_of(answers)
         for name in ("views", "draws"):
-            if now[name] != getattr(record, name):
+            if fields[name] != getattr(record, name):
                 return f"{unit.key}: {name} are not those recorded"
-        if now["apart"].keys() != record.apart.keys():
+        if fields["apart"].keys() != record.apart.keys():
             return f"{unit.key}: other answers lie apart than is recorded"
         return None
 
     def _probe(self, unit: Unit, record: ProbeRecord) -> Finding:
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
         batch = self._batches.load(run.plan.batches[0])
-        again = probe_record(
+        repeated = probe_record(
             origin, unit, run.subject, run.spec, batch, guard=run.guard, follow_ups=False
         )
-        read = (depends, randomized, stateful)
-        if any(each(again) != each(record) for each in read) or any(
-            getattr(again, name) != getattr(record, name) for name in _COUNTED
+        readings = (depends, randomized, stateful)
+        if any(reading(repeated) != reading(record) for reading in readings) or any(
+            getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):
             return Finding("probes", f"{unit.key} is answered differently now")
-        if certificate_of(again).state != certificate_of(record).state:
+        if certificate_of(repeated).state != certificate_of(record).state:
             return Finding("probes", f"{unit.key} has another gradient certificate now")
         return Finding("probes")
 
@@ -226,19 +229,19 @@ def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
 
 
 def _trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> str | None:
-    now = merge_traces([answer.trace for answer in answers])
-    if (now.rows, now.status) != (recorded.rows, recorded.status):
+    trace = merge_traces([answer.trace for answer in answers])
+    if (trace.rows, trace.status) != (recorded.rows, recorded.status):
         return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
-    for name, here, there in (
-        ("entropy", _flat(now.entropy), _flat(recorded.entropy)),
-        ("sigma", _flat(now.sigma), _flat(recorded.sigma)),
-        ("sigma by step", _flat(now.sigma_by_step), _flat(recorded.sigma_by_step)),
+    for name, values, recorded_values in (
+        ("entropy", _flat(trace.entropy), _flat(recorded.entropy)),
+        ("sigma", _flat(trace.sigma), _flat(recorded.sigma)),
+        ("sigma by step", _flat(trace.sigma_by_step), _flat(recorded.sigma_by_step)),
     ):
         if name == "sigma by step" and recorded.sigma_by_step is None:
             continue  # recorded before defenses said it
-        if len(here) != len(there):
+        if len(values) != len(recorded_values):
             return f"{unit.key}: {name} has another length than recorded"
-        pairs = zip(here, there, strict=True)
+        pairs = zip(values, recorded_values, strict=True)
         if not all(_close(a, b) for a, b in pairs):
             return f"{unit.key}: {name} is not as recorded"
     return None
@@ -250,15 +253,15 @@ def _close(one: float | None, other: float) -> bool:
 
 def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
     """All numbers of a trace's entry, in order; none where it has none."""
-    parts = [[each] if isinstance(each, float) else each for each in values or ()]
-    return [value for part in parts for value in part]
+    rows = [[entry] if isinstance(entry, float) else entry for entry in values or ()]
+    return [value for row in rows for value in row]
 
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
     """Whether all of the run was made with the software and hardware that checks it now."""
-    here = new_session(device_of(subject.model))
+    current = new_session(device_of(subject.model))
     return all(
         (session.versions, session.device, session.threads)
-        == (here.versions, here.device, here.threads)
+        == (current.versions, current.device, current.threads)
         for session in recorded.run.sessions
     )

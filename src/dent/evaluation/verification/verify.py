@@ -61,10 +61,12 @@ class Verification(Record):
         """The status in words, with what it does not say."""
         if self.status == "verified" and self.attacks == "not re-run":
             return "records verified, attacks not re-run"
-        again = self.reattacked
-        if again is None:
+        reattacked = self.reattacked
+        if reattacked is None:
             return f"{self.status}, attacks {self.attacks}"
-        return f"{self.status}, {len(again.units)} of {counted(again.of, 'attack')} re-run"
+        return (
+            f"{self.status}, {len(reattacked.units)} of {counted(reattacked.of, 'attack')} re-run"
+        )
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -118,21 +120,21 @@ def verify(
     names = (*_WITH_SUBJECT, *(["attacks"] if reattack is not None else []))
     if subject is None:
         return _stop(recorded, checks, names, "the model and the dataset were not given")
-    others = _subject(recorded, subject)
-    checks.append(_check("subject", 1, others))
-    if others:
+    mismatches = _subject(recorded, subject)
+    checks.append(_check("subject", 1, mismatches))
+    if mismatches:
         return _stop(recorded, checks, names[1:], "the subject is not that of the record")
-    moved = _plan(recorded, subject)
-    checks.append(_check("plan", len(recorded.plan.batches), moved))
-    if moved:
+    plan_mismatches = _plan(recorded, subject)
+    checks.append(_check("plan", len(recorded.plan.batches), plan_mismatches))
+    if plan_mismatches:
         return _stop(recorded, checks, names[2:], "the plan does not follow from the dataset")
-    again = () if reattack is None else reattack.draw(recorded)
-    watch = _Counting(progress, len(recorded.records) + len(again))
+    drawn = () if reattack is None else reattack.draw(recorded)
+    watch = _Counting(progress, len(recorded.records) + len(drawn))
     checks += _resubmit(recorded, subject, watch)
     if reattack is None:
         return _conclude(recorded, checks)
-    found, check = _attack(recorded, subject, reattack, again, watch)
-    return _conclude(recorded, [*checks, check], found)
+    reattacked, check = _attack(recorded, subject, reattack, drawn, watch)
+    return _conclude(recorded, [*checks, check], reattacked)
 
 
 class _Counting:
@@ -172,14 +174,14 @@ def _attack(
     for unit in again:
         attacker.check(unit)
         watch.one()
-    found = attacker.conclude(reattack)
-    problems, weak = attacker.problems(found), attacker.weak(found)
+    reattacked = attacker.conclude(reattack)
+    problems, weak = attacker.problems(reattacked), attacker.weak(reattacked)
     if problems or not weak:
-        return found, _check("attacks", len(again), problems)
+        return reattacked, _check("attacks", len(again), problems)
     not_run = Check(
         name="attacks", state="not-run", looked_at=len(again), problems=tuple(weak[:_SHOWN])
     )
-    return found, not_run
+    return reattacked, not_run
 
 
 def _identity(recorded: RecordedRun) -> Iterator[str]:
@@ -209,26 +211,26 @@ def _result(recorded: RecordedRun) -> Check:
     if not is_there(recorded.path / RESULT):
         return _not_run("result", f"there is no {RESULT} yet")
     try:
-        written = read_record(recorded.path / RESULT, EvaluationResult)
+        stored = read_record(recorded.path / RESULT, EvaluationResult)
     except RecordError as error:
         return _check("result", 1, [str(error)])
     # Wording is no finding: it is derived anew by whoever shows a run, in their version's words.
     # Nor is a ruling by the rules of another version.
-    pair = tuple(without_wording(each.to_json()) for each in (written, recorded.result))
-    if written.rules != recorded.result.rules:
-        pair = tuple(without_rulings(each) for each in pair)
-    found = differences(*pair)
-    problems = [f"{RESULT} does not follow from the records: {item}" for item in found]
+    pair = tuple(without_wording(result.to_json()) for result in (stored, recorded.result))
+    if stored.rules != recorded.result.rules:
+        pair = tuple(without_rulings(result) for result in pair)
+    mismatches = differences(*pair)
+    problems = [f"{RESULT} does not follow from the records: {item}" for item in mismatches]
     return _check("result", 1, problems)
 
 
 def _subject(recorded: RecordedRun, subject: Subject) -> list[str]:
     spec = recorded.run.spec
     try:
-        given = describe(subject, spec.settings)
+        described = describe(subject, spec.settings)
     except DentError as error:
         return [str(error)]
-    return list(differences(spec.newest.to_json(), given.to_json()))
+    return list(differences(spec.newest.to_json(), described.to_json()))
 
 
 def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
@@ -244,15 +246,15 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
     problems: dict[str, list[str]] = {name: [] for name in names}
     looked = dict.fromkeys(names, 0)
     skipped: dict[str, str] = {}
-    again = Resubmission(recorded, subject)
-    done: list[Unit] = [
+    resubmission = Resubmission(recorded, subject)
+    recorded_units: list[Unit] = [
         unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
     ]
-    for unit in done:
-        for finding in again.check(unit):
+    for unit in recorded_units:
+        for finding in resubmission.check(unit):
             _note(finding, problems, looked, skipped)
         watch.one()
-    problems["served"] += again.too_many_changed()
+    problems["served"] += resubmission.too_many_changed()
     for name in names:
         if name in skipped and not problems[name]:
             yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked[name]})
@@ -275,14 +277,14 @@ def _note(
 
 
 def _check(name: str, looked_at: int, problems: list[str]) -> Check:
-    shown = problems[:_SHOWN]
+    listed = problems[:_SHOWN]
     if len(problems) > _SHOWN:
-        shown.append(f"and {len(problems) - _SHOWN} more")
+        listed.append(f"and {len(problems) - _SHOWN} more")
     return Check(
         name=name,
         state="failed" if problems else "passed",
         looked_at=looked_at,
-        problems=tuple(shown),
+        problems=tuple(listed),
     )
 
 
