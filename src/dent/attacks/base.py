@@ -147,19 +147,21 @@ class Attack(JSONConfig, ABC):
             ConfigError: The attack keeps hyper-parameters that are no fields.
         """
         del norm
-        known = {each.name for each in fields(self)}
+        field_names = {entry.name for entry in fields(self)}
         for key in vars(self):
-            if key not in known and not isinstance(getattr(type(self), key, None), cached_property):
+            if key not in field_names and not isinstance(
+                getattr(type(self), key, None), cached_property
+            ):
                 raise ConfigError(
                     f"{type(self).__name__} keeps {key!r}, which is no field, so that no record "
                     "would say it: make the class a @dataclass(frozen=True) with a field for it"
                 )
         values = self.to_dict()
-        for each in fields(self):
-            if each.name in ("name", self.named_by) or (
-                is_later(each) and getattr(self, each.name) == each.default
+        for entry in fields(self):
+            if entry.name in ("name", self.named_by) or (
+                is_later(entry) and getattr(self, entry.name) == entry.default
             ):
-                del values[each.name]
+                del values[entry.name]
         return values
 
     def covers(self, other: Attack, norm: Norm = "linf") -> bool:
@@ -171,9 +173,9 @@ class Attack(JSONConfig, ABC):
         """
         del norm
         return type(self) is type(other) and all(
-            _reaches(each, getattr(self, each.name), getattr(other, each.name))
-            for each in fields(self)
-            if each.name != "name"
+            _reaches(entry, getattr(self, entry.name), getattr(other, entry.name))
+            for entry in fields(self)
+            if entry.name != "name"
         )
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -325,8 +327,8 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
     torch's, since pyautoattack draws from them and offers no other way; NumPy's and Python's, since
     a defense may.
     """
-    own = own_generator(device)
-    state = random_state(device) if own else None
+    has_generator = own_generator(device)
+    state = random_state(device) if has_generator else None
     numpy_state, python_state = _numpy_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -377,14 +379,15 @@ def _check_outcome(name: str, outcome: object, x: Tensor) -> None:
         raise AttackError(f"{name} must return an Outcome, got {_describe(outcome)}")
     images: object = outcome.adversarial
     if not isinstance(images, Tensor) or images.shape != x.shape:
-        came = tuple(images.shape) if isinstance(images, Tensor) else _describe(images)
-        raise AttackError(f"{name} returned {came} for {tuple(x.shape)}")
+        returned = tuple(images.shape) if isinstance(images, Tensor) else _describe(images)
+        raise AttackError(f"{name} returned {returned} for {tuple(x.shape)}")
     for part, fooled in {"": outcome.fooled, **outcome.fooled_after}.items():
         claim: object = fooled
         if not isinstance(claim, Tensor) or claim.dtype != torch.bool or claim.shape != x.shape[:1]:
-            after = f" after {part}" if part else ""
+            suffix = f" after {part}" if part else ""
             raise AttackError(
-                f"{name} must say who was fooled{after} as bool ({len(x)},), got {_describe(claim)}"
+                f"{name} must say who was fooled{suffix} as bool ({len(x)},), got "
+                f"{_describe(claim)}"
             )
 
 

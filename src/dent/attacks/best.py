@@ -31,9 +31,9 @@ class Best:
 
     def __init__(self, target: Querier) -> None:
         self._target = target
-        where = target.labels.device
+        device = target.labels.device
         shape = target.labels.shape
-        self._loss = torch.full(shape, -torch.inf, dtype=widest(where), device=where)
+        self._loss = torch.full(shape, -torch.inf, dtype=widest(device), device=device)
         self.images = target.natural.clone()
         self.wrong = torch.zeros_like(self._loss)
 
@@ -57,9 +57,9 @@ class Best:
         wrong, loss = wrong.to(self.wrong), loss.detach().to(self._loss)
         loss = loss.nan_to_num(nan=torch.inf)  # no prediction is the best an attack can want
         if self._target.batch_dependent:
-            mine, other = (float(w.sum()) for w in (wrong, self.wrong))
-            tie = mine == other and float(loss.mean()) > float(self._loss.mean())
-            better = torch.full_like(self.fooled, mine > other or tie)
+            new_total, best_total = (float(w.sum()) for w in (wrong, self.wrong))
+            tie = new_total == best_total and float(loss.mean()) > float(self._loss.mean())
+            better = torch.full_like(self.fooled, new_total > best_total or tie)
         else:
             better = (wrong > self.wrong) | ((wrong == self.wrong) & (loss > self._loss))
         wide = better.reshape(-1, *[1] * (images.dim() - 1))

@@ -18,8 +18,8 @@ Records leave the field out where it has its default, so that those from before 
 
 def effort(default: _T, *, later: bool = False) -> _T:
     """A field of an attack: the greater, the longer or the more the attack tries."""
-    found: Any = field(default=default, metadata={_EFFORT: True, _LATER: later})
-    return found  # type: ignore[no-any-return]
+    effort_field: Any = field(default=default, metadata={_EFFORT: True, _LATER: later})
+    return effort_field  # type: ignore[no-any-return]
 
 
 def is_effort(found: "Field[Any]") -> bool:

@@ -84,7 +84,7 @@ def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
     labels = torch.arange(2) % n_classes
     images = torch.full((2, 3, _SIDE, _SIDE), 0.5)
     try:
-        found = attack(
+        result = attack(
             _Unfoolable(labels, n_classes), images, labels, ThreatModel(norm, 0.01), seed=0
         )
     except MissingExtraError:
@@ -93,7 +93,7 @@ def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
         raise _uncountable(attack, str(error)) from error
     except Exception as error:
         raise _uncountable(attack, f"{type(error).__name__}: {error}") from error
-    return Queries(found.queries, found.backwards)
+    return Queries(result.queries, result.backwards)
 
 
 def _uncountable(attack: _Attack, why: str) -> ConfigError:

@@ -66,14 +66,14 @@ class Foreign(Attack):
         attack: object = self.attack
         if not isinstance(attack, str) or not attack.isidentifier():
             raise ConfigError(f"attack must be the name of an attack, got {attack!r}")
-        given: dict[Any, Any] = dict(self.keywords)
-        for key, value in given.items():
+        keywords: dict[Any, Any] = dict(self.keywords)
+        for key, value in keywords.items():
             if not isinstance(key, str) or not isinstance(value, bool | int | float | str | None):
                 raise ConfigError(
                     f"keywords of {self.attack} must be numbers, texts, true, false or None, so "
                     f"that a record can say them, got {key!r}: {value!r}"
                 )
-        object.__setattr__(self, "keywords", tuple(sorted(given.items())))
+        object.__setattr__(self, "keywords", tuple(sorted(keywords.items())))
         super().__post_init__()
 
     @property
@@ -96,10 +96,10 @@ class Foreign(Attack):
     def longer(self, norm: Norm = "linf") -> Foreign | None:
         """The attack with twice the `steps`; None where they are not among the keywords."""
         del norm
-        given = dict(self.keywords)
-        if not is_count(given.get("steps")):
+        keywords = dict(self.keywords)
+        if not is_count(keywords.get("steps")):
             return None
-        return replace(self, keywords=given | {"steps": 2 * given["steps"]})
+        return replace(self, keywords=keywords | {"steps": 2 * keywords["steps"]})
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run the foreign attack, and submit what it found."""
@@ -110,10 +110,10 @@ class Foreign(Attack):
             door = _Door(target, threat, best, self.name)
             attack = _named(self)
             with torch.enable_grad():
-                found = _RUN[self.library](self, attack, door, target, threat)
-            best.offer_served(threat.project(found.detach(), target.natural))
-        kept, worst = best.outcome(), target.worst
-        return kept if worst is None else Outcome(worst.images, worst.fooled)
+                adversarial = _RUN[self.library](self, attack, door, target, threat)
+            best.offer_served(threat.project(adversarial.detach(), target.natural))
+        outcome, worst = best.outcome(), target.worst
+        return outcome if worst is None else Outcome(worst.images, worst.fooled)
 
 
 def from_foolbox(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
@@ -199,8 +199,8 @@ class _Apart(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradient to the images."""
-        (found,) = torch.autograd.grad(ctx.logits, ctx.leaf, gradients[0], retain_graph=True)
-        return found, None
+        (gradient,) = torch.autograd.grad(ctx.logits, ctx.leaf, gradients[0], retain_graph=True)
+        return gradient, None
 
 
 def _module(attack: Foreign) -> Any:
@@ -218,14 +218,14 @@ def _module(attack: Foreign) -> Any:
 def _named(attack: Foreign) -> Any:
     """The class or the function of the other library."""
     module = _module(attack)
-    found = getattr(module, attack.attack, None)
-    if not callable(found):
+    kind = getattr(module, attack.attack, None)
+    if not callable(kind):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise ConfigError(
             f"{attack.library} has no attack {attack.attack!r}."
             f"{did_you_mean(attack.attack, public)}"
         )
-    return found
+    return kind
 
 
 def _foolbox(
@@ -233,24 +233,26 @@ def _foolbox(
 ) -> Tensor:
     foolbox: Any = require("foolbox", f"the attack {attack.name!r}", extra="foolbox")
     try:
-        made = kind(**dict(attack.keywords))
+        foreign_attack = kind(**dict(attack.keywords))
     except TypeError as error:
         raise ConfigError(f"{attack.attack} of foolbox: {error}") from error
-    order = getattr(getattr(made, "distance", None), "p", None)
+    order = getattr(getattr(foreign_attack, "distance", None), "p", None)
     if order is not None and float(order) != _ORDER[threat.norm]:
         raise ConfigError(
             f"{attack.attack} of foolbox is made for another norm than {threat.norm} (l{order:g})"
         )
     model = foolbox.PyTorchModel(door, bounds=threat.bounds, device=target.natural.device)
     try:
-        found: Tensor = made(model, target.natural, target.labels, epsilons=threat.eps)[1]
+        adversarial: Tensor = foreign_attack(
+            model, target.natural, target.labels, epsilons=threat.eps
+        )[1]
     except DentError:
         raise
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{attack.attack} of foolbox failed ({type(error).__name__}: {error})"
         ) from error
-    return found
+    return adversarial
 
 
 def _adv_lib(
@@ -258,18 +260,18 @@ def _adv_lib(
 ) -> Tensor:
     if threat.bounds != (0.0, 1.0):
         raise ConfigError(f"adv-lib keeps pixels in [0, 1], the threat model has {threat.bounds}")
-    taken = inspect.signature(function).parameters
-    given = dict(attack.keywords)
-    given |= {key: threat.eps for key in _EPS if key in taken}
-    if "norm" in taken:
-        given.setdefault("norm", _ORDER[threat.norm])
-    for key in given:
-        if key not in taken:
+    parameters = inspect.signature(function).parameters
+    keywords = dict(attack.keywords)
+    keywords |= {key: threat.eps for key in _EPS if key in parameters}
+    if "norm" in parameters:
+        keywords.setdefault("norm", _ORDER[threat.norm])
+    for key in keywords:
+        if key not in parameters:
             raise ConfigError(
-                f"{attack.attack} of adv-lib takes no {key!r}.{did_you_mean(key, taken)}"
+                f"{attack.attack} of adv-lib takes no {key!r}.{did_you_mean(key, parameters)}"
             )
-    found: Tensor = function(door, target.natural, target.labels, **given)
-    return found
+    adversarial: Tensor = function(door, target.natural, target.labels, **keywords)
+    return adversarial
 
 
 _RUN: Final[Mapping[str, Callable[[Foreign, Any, _Door, Querier, ThreatModel], Tensor]]] = {

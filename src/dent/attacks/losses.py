@@ -70,8 +70,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None)
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """The largest other logit, or the target's, less the label's."""
-    own = _at(logits, labels)
-    return (largest_other(logits, labels) if targets is None else _at(logits, targets)) - own
+    label_logit = _at(logits, labels)
+    return (
+        largest_other(logits, labels) if targets is None else _at(logits, targets)
+    ) - label_logit
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -110,8 +112,8 @@ def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
     """
     if not 1 <= rank < logits.shape[1]:
         raise ConfigError(f"{logits.shape[1]} classes have no wrong class of rank {rank}")
-    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-    return others.argsort(dim=1, descending=True)[:, rank - 1]
+    other_logits = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return other_logits.argsort(dim=1, descending=True)[:, rank - 1]
 
 
 def _at(values: Tensor, classes: Tensor) -> Tensor:

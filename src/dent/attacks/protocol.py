@@ -45,8 +45,8 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     Returns:
         Logits (N, classes), with a graph to `x` where gradients are enabled.
     """
-    asked: Any = defense
-    logits: Tensor = asked(x) if callable(asked) else asked.predict(x, asked.adapt(x))
+    untyped: Any = defense
+    logits: Tensor = untyped(x) if callable(untyped) else untyped.predict(x, untyped.adapt(x))
     return logits
 
 

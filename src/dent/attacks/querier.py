@@ -68,8 +68,8 @@ class QueriedBatch:
         """Whether more members are fooled here, or as many at a higher loss."""
         if other is None:
             return True
-        mine, its = int(self.fooled.sum()), int(other.fooled.sum())
-        return mine > its or (mine == its and self.loss > other.loss)
+        fooled, other_fooled = int(self.fooled.sum()), int(other.fooled.sum())
+        return fooled > other_fooled or (fooled == other_fooled and self.loss > other.loss)
 
 
 class Querier:
@@ -209,9 +209,9 @@ class Querier:
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         rows = gradient if asked is None else gradient[asked]
         everybody = torch.arange(len(self.labels), device=self.labels.device)
-        of = next(each for each in (asked, members, everybody) if each is not None)
-        if len(of) == len(rows):
-            self.took(rows, of)
+        owners = next(indices for indices in (asked, members, everybody) if indices is not None)
+        if len(owners) == len(rows):
+            self.took(rows, owners)
         return gradient
 
     def count(self, passes: Queries) -> None:

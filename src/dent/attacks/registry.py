@@ -47,11 +47,12 @@ def make(name: str, **settings: Any) -> Attack:
         ConfigError: If the attack has no such setting, or a value is out of range.
     """
     name = full_attack(name)
-    known = settings_of(name)
+    accepted = settings_of(name)
     for key in settings:
-        if key not in known:
+        if key not in accepted:
             raise ConfigError(
-                f"{name} has no setting {key!r}{_suggest(key, known)}; it has {', '.join(known)}"
+                f"{name} has no setting {key!r}{_suggest(key, accepted)}; it has "
+                f"{', '.join(accepted)}"
             )
     return _FACTORIES[name](**{key: value for key, value in settings.items() if value is not None})
 
@@ -85,19 +86,19 @@ def make_from(
         UnknownNameError: If there is no such attack.
         ConfigError: If the text has another form, or the attack no such setting.
     """
-    written, settings = _parse(text)
-    name = full_attack(written)
-    known = settings_of(name)
+    typed_name, settings = _parse(text)
+    name = full_attack(typed_name)
+    accepted = settings_of(name)
     if "iterations" not in settings:
         settings["iterations"] = iterations
-    if "protocol" in known:
+    if "protocol" in accepted:
         settings.setdefault("protocol", protocol)
     elif protocol != "frozen":
         raise ConfigError(
             f"protocol={protocol!r} is AutoAttack's own; {name} has none: leave it out"
         )
     attack = make(name, **{key: value for key, value in settings.items() if value is not None})
-    return replace(attack, name=name + "".join(text.split()).removeprefix(written))
+    return replace(attack, name=name + "".join(text.split()).removeprefix(typed_name))
 
 
 def from_factory(spec: str) -> Attack:
@@ -112,14 +113,14 @@ def from_factory(spec: str) -> Attack:
         UnsupportedModelError: The factory raised.
         ConfigError: It returned something else.
     """
-    made = call_factory(
+    attack = call_factory(
         spec, kind="makes an attack", called="without arguments: give every argument a default"
     )
-    if not isinstance(made, Attack):
+    if not isinstance(attack, Attack):
         raise ConfigError(
-            f"{spec} must return an attack (dent.attacks.Attack), got {type_name(made)}"
+            f"{spec} must return an attack (dent.attacks.Attack), got {type_name(attack)}"
         )
-    return replace(made, name=spec)
+    return replace(attack, name=spec)
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

@@ -34,12 +34,12 @@ def schema() -> dict[str, Any]:
     """Return the schema: under `files`, what each file is; under `$defs`, every kind of record."""
     models: list[Any] = [(model, "serialization") for model in FILES.values()]
     by_model, definitions = models_json_schema(models)
-    named: dict[Any, Any] = dict(by_model)
+    references: dict[Any, Any] = dict(by_model)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "torch-dent run folder",
         "version": SCHEMA_VERSION,
-        "files": {name: named[model, "serialization"] for name, model in FILES.items()},
+        "files": {name: references[model, "serialization"] for name, model in FILES.items()},
         **definitions,
     }
 

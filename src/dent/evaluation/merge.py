@@ -95,7 +95,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
                 sync_folder(out.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    left = [unit for unit in _units(first) if unit.key not in records]
+    missing = [unit for unit in _units(first) if unit.key not in records]
     return Merged(
         path=str(out),
         runs=tuple(str(run.path) for run in runs),
@@ -103,34 +103,34 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
         units_done=len(records),
         units_planned=first.run.units,
         duplicates=duplicates,
-        missing=tuple(unit.key for unit in left),
-        missing_batches=tuple(sorted({u.batch for u in left if u.batch is not None})),
+        missing=tuple(unit.key for unit in missing),
+        missing_batches=tuple(sorted({unit.batch for unit in missing if unit.batch is not None})),
     )
 
 
 def _load(paths: Sequence[Path]) -> tuple[RecordedRun, ...]:
     if not paths:
         raise ConfigError("there is nothing to merge: name the run folders")
-    known: set[Path] = set()
+    resolved: set[Path] = set()
     for path in paths:
-        if path.resolve() in known:
+        if path.resolve() in resolved:
             raise ConfigError(f"the run {path} is named twice: name each run once")
-        known.add(path.resolve())
+        resolved.add(path.resolve())
     runs = tuple(load_run(path) for path in paths)
-    for other in runs[1:]:
-        _refuse_another(runs[0], other)
+    for run in runs[1:]:
+        _refuse_another(runs[0], run)
     return runs
 
 
 def _refuse_another(first: RecordedRun, other: RecordedRun) -> None:
     specs = first.run.spec.newest.to_json(), other.run.spec.newest.to_json()
-    found = differences(*specs, names=_names(first, other))
-    if found:
-        listed = "\n  ".join(found[:_SHOWN])
+    mismatches = differences(*specs, names=_names(first, other))
+    if mismatches:
+        listed = "\n  ".join(mismatches[:_SHOWN])
         raise SpecMismatchError(
             f"{other.path} is of another evaluation than {first.path}; nothing was written. They "
             f"differ in\n  {listed}",
-            found,
+            mismatches,
         )
     if first.run.plan != other.run.plan:
         raise RecordError(
@@ -154,39 +154,41 @@ def _refuse_within(runs: Sequence[RecordedRun], out: Path) -> None:
 
 def _remove_stale(out: Path) -> None:
     """Remove what merges into `out` left that were killed; one that goes on holds its lock."""
-    for left in out.parent.glob(f"{TEMPORARY}{escape(out.name)}-{'?' * _DRAWN}"):
-        if left.is_symlink() or not (left / LOCK).is_file():
+    for leftover in out.parent.glob(f"{TEMPORARY}{escape(out.name)}-{'?' * _DRAWN}"):
+        if leftover.is_symlink() or not (leftover / LOCK).is_file():
             continue  # whatever it is, no run
-        with suppress(RecordError), FolderLock(left):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(RecordError), FolderLock(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _union(
     runs: Sequence[RecordedRun],
 ) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
     """Every unit's record, with the run that it is taken from; and how many there were twice."""
-    found: dict[str, tuple[RecordedRun, JournalRecord]] = {}
+    records: dict[str, tuple[RecordedRun, JournalRecord]] = {}
     duplicates: set[str] = set()
     conflicts: list[str] = []
     for run in runs:
         for key, record in run.records.items():
-            if key not in found:
-                found[key] = run, record
+            if key not in records:
+                records[key] = run, record
                 continue
             duplicates.add(key)
-            source, known = found[key]
-            one, other = (without_timing(each.to_json()) for each in (known, record))
-            conflicts += differences(one, other, key, _names(source, run))
+            source, earlier = records[key]
+            earlier_json, later_json = (
+                without_timing(entry.to_json()) for entry in (earlier, record)
+            )
+            conflicts += differences(earlier_json, later_json, key, _names(source, run))
     if conflicts:
-        shown = "\n  ".join(conflicts[:_SHOWN])
+        listed = "\n  ".join(conflicts[:_SHOWN])
         more = f"\n  and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
         raise ConflictError(
             "the same units were recorded differently, so that one of the runs is wrong or was "
             "made on another kind of device or with another number of threads; nothing was "
-            f"written:\n  {shown}{more}\nLeave one of the runs out, and have the rest run again.",
+            f"written:\n  {listed}{more}\nLeave one of the runs out, and have the rest run again.",
             tuple(conflicts),
         )
-    return found, len(duplicates)
+    return records, len(duplicates)
 
 
 def _write(
@@ -196,11 +198,11 @@ def _write(
 ) -> None:
     spec, plan = runs[0].run.spec, runs[0].plan
     for group in groups(spec, plan):
-        whole = all(unit.key in records for unit in group)
+        complete = all(unit.key in records for unit in group)
         for unit in group:
             if unit.key in records:
                 run, record = records[unit.key]
-                folder.put(record, _tensor(run, record, whole=whole))
+                folder.put(record, _tensor(run, record, whole=complete))
     status = "complete" if len(folder.done) == folder.run.units else "partial"
     folder.update(status=status, sessions=tuple(_sessions(runs)))
     run_record = folder.run
@@ -219,10 +221,10 @@ def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor |
 
 def _sessions(runs: Sequence[RecordedRun]) -> Iterator[Session]:
     """All processes that worked on them, each once, in the order in which they began."""
-    known: list[Session] = []
+    sessions: list[Session] = []
     for run in runs:
-        known += [session for session in run.run.sessions if session not in known]
-    yield from sorted(known, key=lambda session: session.started)
+        sessions += [session for session in run.run.sessions if session not in sessions]
+    yield from sorted(sessions, key=lambda session: session.started)
 
 
 def _units(run: RecordedRun) -> Iterator[Unit]:

@@ -65,10 +65,10 @@ class _Mirror(Place):
 
     def fetch(self) -> bool:
         """Bring here what is there; whether there was anything."""
-        found = self._remote.fetch(self.folder, tensors=True)
+        existed = self._remote.fetch(self.folder, tensors=True)
         self._sent = self._local()
         self._journals = {n: size for n, (size, _) in self._sent.items() if _is_journal(n)}
-        return found
+        return existed
 
     def watch(self, report: OnProgress | None) -> OnProgress:
         """Return a report that also sends off what is recorded, every few seconds."""
@@ -89,37 +89,37 @@ class _Mirror(Place):
         Raises:
             RecordError: It cannot be written, or somebody else is writing there.
         """
-        here = self._local()
-        changed = [name for name, state in here.items() if self._sent.get(name) != state]
+        local = self._local()
+        changed = [name for name, state in local.items() if self._sent.get(name) != state]
         for name in sorted(changed, key=_rank):
             if _is_journal(name):
                 self._refuse_another(name)
-                self._journals[name] = here[name][0]
+                self._journals[name] = local[name][0]
             self._remote.put(name, (self.folder / name).read_bytes())
-            self._sent[name] = here[name]
-        for name in [name for name in self._sent if name not in here]:
+            self._sent[name] = local[name]
+        for name in [name for name in self._sent if name not in local]:
             self._remote.remove(name)
             del self._sent[name]
 
     def _refuse_another(self, name: str) -> None:
-        there, known = self._remote.size(name), self._journals.get(name)
-        if there != known:
+        remote_size, sent_size = self._remote.size(name), self._journals.get(name)
+        if remote_size != sent_size:
             raise RecordError(
                 f"{self.name} is being written to by another process: {name} has "
-                f"{'nothing' if there is None else f'{there} bytes'} there, and this one left it "
-                f"with {'nothing' if known is None else f'{known} bytes'}. Stop one of them, and "
-                "run the same command again"
+                f"{'nothing' if remote_size is None else f'{remote_size} bytes'} there, and this "
+                f"one left it with {'nothing' if sent_size is None else f'{sent_size} bytes'}. Stop "
+                "one of them, and run the same command again"
             )
 
     def _local(self) -> dict[str, tuple[int, int]]:
         """Size and time of all files that belong to a run."""
-        found = {}
+        files = {}
         for path in self.folder.rglob("*"):
-            ours = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
-            if path.is_file() and not ours:
+            internal = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
+            if path.is_file() and not internal:
                 state = path.stat()
-                found[path.relative_to(self.folder).as_posix()] = (state.st_size, state.st_mtime_ns)
-        return found
+                files[path.relative_to(self.folder).as_posix()] = (state.st_size, state.st_mtime_ns)
+        return files
 
 
 class _Remote:
@@ -295,9 +295,9 @@ def _open(url: str) -> tuple[Any, str]:
             "for s3, gcsfs for gs, adlfs for az"
         ) from error
     except ValueError as error:
-        known = ", ".join(sorted(fsspec.available_protocols()))
+        protocols = ", ".join(sorted(fsspec.available_protocols()))
         raise ConfigError(
             f"{url} cannot be written to or read: {error}. Expected a path, or a URL of a store "
-            f"that fsspec knows: {known}"
+            f"that fsspec knows: {protocols}"
         ) from error
     return files, str(root)

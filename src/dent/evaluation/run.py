@@ -120,20 +120,20 @@ def conduct(
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
-    chosen = tuple(groups(spec, plan))
+    unit_groups = tuple(groups(spec, plan))
     if shard is not None:
-        chosen = shard.of_all(chosen)
+        unit_groups = shard.of_all(unit_groups)
 
     if out is None or not os.path.exists(Path(out) / RUN):  # else it was, before it began
-        rehearse(prepared, (unit for group in chosen for unit in group))
+        rehearse(prepared, (unit for group in unit_groups for unit in group))
 
     def work(store: Store, sessions: Sessions) -> Work:
-        todo = [unit for group in chosen for unit in group]
+        todo = [unit for group in unit_groups for unit in group]
         tracker = Tracker(prepared, todo)
         for unit in todo:
             if unit.key in store.done:
                 tracker.count(unit, store.done[unit.key])
-        return Work(prepared, chosen, store, sessions, tracker, progress)
+        return Work(prepared, unit_groups, store, sessions, tracker, progress)
 
     if out is None:
         memory = Memory()
@@ -142,7 +142,7 @@ def conduct(
         count = sum(1 for _ in units(spec, plan))
         return summarize(spec, plan, memory.done, count, sessions.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
-        if any(unit.key not in folder.done for group in chosen for unit in group):
+        if any(unit.key not in folder.done for group in unit_groups for unit in group):
             with Sessions(folder) as sessions:
                 do(work(folder, sessions))
         run = folder.run

@@ -39,11 +39,11 @@ class Shard:
         Raises:
             ConfigError: It is no shard.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if found is None:
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None:
             raise ConfigError(f"expected a shard as I/K, 3/8 for the third of eight, got {text!r}")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def of_all(self, items: Iterable[_T]) -> tuple[_T, ...]:
         """Return those of all items that are in this shard."""
-        return tuple(item for at, item in enumerate(items) if at % self.of == self.number - 1)
+        return tuple(item for index, item in enumerate(items) if index % self.of == self.number - 1)

@@ -69,15 +69,15 @@ class Subject:
             InputError: One is no defense, or a module in training mode.
         """
         others = {name: item for name, item in self.defenses.items() if name != STATIC}
-        first: dict[str, Defense] = {}
+        static: dict[str, Defense] = {}
         if settings.static or STATIC in self.defenses:
-            first = {STATIC: self.defenses.get(STATIC, self.model)}
-        if not (first or others):
+            static = {STATIC: self.defenses.get(STATIC, self.model)}
+        if not (static or others):
             raise ConfigError("there is no defense to evaluate: give one, or set static=True")
-        for name, defense in (first | others).items():
+        for name, defense in (static | others).items():
             _check_name("defense", name)
             _check_defense(name, defense)
-        return first | others
+        return static | others
 
     def surrogates(self) -> dict[str, nn.Module]:
         """The models that ship with the package, of these classes, to transfer attacks from.
@@ -85,15 +85,15 @@ class Subject:
         Without the static model itself, which attacks have anyway; on its device.
         """
         source, device = ShippedModels(), device_of(self.model)
-        own = weights_digest(self.model)
-        found: dict[str, nn.Module] = {}
+        own_digest = weights_digest(self.model)
+        models: dict[str, nn.Module] = {}
         for card in source.cards():
             if classes_of(card.dataset) != tuple(self.dataset.classes):
                 continue
             model = source.load(card.name).eval().requires_grad_(requires_grad=False)
-            if weights_digest(model) != own:
-                found[card.name] = model.to(device)
-        return found
+            if weights_digest(model) != own_digest:
+                models[card.name] = model.to(device)
+        return models
 
     def attack(self, name: str) -> Attack:
         """The attack of that name."""
@@ -201,8 +201,8 @@ def _made(name: str | None, kind: str, settings: str) -> Attack:
     values: dict[str, Any] = json.loads(settings)
     if name is not None:
         return make_attack(name, **values)
-    made: Any = class_of(kind)
-    attack: Attack = made.from_dict(values)
+    attack_class: Any = class_of(kind)
+    attack: Attack = attack_class.from_dict(values)
     return attack
 
 
@@ -210,8 +210,8 @@ def is_ours(spec: AttackSpec) -> bool:
     """Whether the attack of a record is one of this package, so that the record can make it."""
     if spec.attack is not None:
         return True
-    found = class_of(spec.kind)
-    return found is not None and issubclass(found, Attack)
+    attack_class = class_of(spec.kind)
+    return attack_class is not None and issubclass(attack_class, Attack)
 
 
 def attack_of(spec: AttackSpec) -> Attack:
@@ -226,8 +226,8 @@ def attack_of(spec: AttackSpec) -> Attack:
             "cannot make it again"
         )
     try:
-        made = _made(spec.attack, spec.kind, canonical(spec.settings))
-        return replace(made, name=spec.name)
+        attack = _made(spec.attack, spec.kind, canonical(spec.settings))
+        return replace(attack, name=spec.name)
     except (DentError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the attack {spec.name!r} cannot be made from its record ({spec.attack}, "
@@ -244,9 +244,9 @@ def _defense(name: str, defense: Defense) -> DefenseSpec:
         weights=weights_digest(defense) if isinstance(defense, nn.Module) else None,
         batch_dependent=is_batch_dependent(defense),
     )
-    other = contradiction(spec)
-    if other is not None:
-        raise ConfigError(other)
+    problem = contradiction(spec)
+    if problem is not None:
+        raise ConfigError(problem)
     return spec
 
 
@@ -264,7 +264,9 @@ def _check_defense(name: str, defense: Defense) -> None:
     if not isinstance(defense, nn.Module):
         return
     lent = [
-        part for part in ("adapt", "predict") if hasattr(defense, part) and not _has(defense, part)
+        method
+        for method in ("adapt", "predict")
+        if hasattr(defense, method) and not _has(defense, method)
     ]
     if lent:
         raise InputError(

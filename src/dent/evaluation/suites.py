@@ -45,8 +45,8 @@ class Member:
 
     def settings(self, budget: Budget) -> dict[str, Any]:
         """Its settings under a budget."""
-        at = BUDGETS.index(budget)
-        return {**self.fixed, **{key: values[at] for key, values in self.counts.items()}}
+        level = BUDGETS.index(budget)
+        return {**self.fixed, **{key: values[level] for key, values in self.counts.items()}}
 
     def make(self, budget: Budget) -> Attack:
         """The attack under a budget."""
@@ -193,11 +193,11 @@ def members(
         raise UnknownNameError(f"no suite is called {name!r}; there is {', '.join(SUITES)}")
     if budget not in BUDGETS:
         raise UnknownNameError(f"no budget is called {budget!r}; there are {', '.join(BUDGETS)}")
-    at = BUDGETS.index(budget)
+    level = BUDGETS.index(budget)
     return tuple(
-        each
-        for each in VERSIONS[_VERSION_OF[name]]
-        if BUDGETS.index(each.begins) <= at and (mixed or not each.mixed)
+        member
+        for member in VERSIONS[_VERSION_OF[name]]
+        if BUDGETS.index(member.begins) <= level and (mixed or not member.mixed)
     )
 
 
@@ -218,7 +218,7 @@ def suite(
         >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, suite("dynamic"), threat)
         >>> evaluate(subject).defenses["dent"].verdict
     """
-    return tuple(each.make(budget) for each in members(name, budget, mixed=mixed))
+    return tuple(member.make(budget) for member in members(name, budget, mixed=mixed))
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,9 @@ def coverage_of(spec: EvaluationSpec) -> Coverage | None:
     """The newest suite, and its largest budget, that an evaluation runs whole; None without any."""
     for version in sorted(VERSIONS, reverse=True):
         for budget in reversed(BUDGETS):
-            found = ran_as(spec, budget, version)
-            if found is not None:
-                return Coverage(version, budget, found)
+            covered = ran_as(spec, budget, version)
+            if covered is not None:
+                return Coverage(version, budget, covered)
     return None
 
 
@@ -255,29 +255,29 @@ def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict
     Returns:
         By member, the name of the attack; None where a member is not covered.
     """
-    found: dict[str, str] = {}
+    covered: dict[str, str] = {}
     norm = spec.threat.norm
-    for asked in suite(name_of(version), budget, mixed=_mixed(spec)):
-        name = next((each.name for each in spec.attacks if _covers(each, asked, norm)), None)
+    for attack in suite(name_of(version), budget, mixed=_mixed(spec)):
+        name = next((entry.name for entry in spec.attacks if _covers(entry, attack, norm)), None)
         if name is None:
             return None
-        found[asked.name] = name
-    return found
+        covered[attack.name] = name
+    return covered
 
 
 def budget_of(spec: EvaluationSpec) -> Budget | None:
     """The largest budget under which an evaluation runs a whole suite; None where it does not."""
-    found = coverage_of(spec)
-    return None if found is None else found.budget
+    coverage = coverage_of(spec)
+    return None if coverage is None else coverage.budget
 
 
 def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
     """The suite and budget whose attacks are those of an evaluation, no more and no less."""
-    ours = [_described(each) for each in spec.attacks]
+    recorded = [_described(entry) for entry in spec.attacks]
     for version in sorted(VERSIONS, reverse=True):
         for budget in BUDGETS:
-            asked = _asked(budget, spec.threat.norm, _mixed(spec), version)
-            if [_described(each) for each in asked] == ours:
+            suite_attacks = _asked(budget, spec.threat.norm, _mixed(spec), version)
+            if [_described(entry) for entry in suite_attacks] == recorded:
                 return name_of(version), budget
     return None
 
@@ -319,7 +319,7 @@ def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[Attac
     """The suite as it would be recorded; eps makes no difference to that."""
     threat = ThreatModel(norm, 1.0)
     attacks = suite(name_of(version), budget, mixed=mixed)
-    return tuple(attack_spec(each, threat) for each in attacks)
+    return tuple(attack_spec(attack, threat) for attack in attacks)
 
 
 def _described(attack: AttackSpec) -> tuple[str, str | None, dict[str, Any]]:

@@ -78,9 +78,11 @@ def sweep(
     if out is not None:
         _register(Path(out), over, {value: folder_name(over, value) for value in runs})
     results = {}
-    for value, (one, chosen) in runs.items():
+    for value, (value_subject, value_settings) in runs.items():
         folder = None if out is None else Path(out) / folder_name(over, value)
-        results[value] = evaluate(one, chosen, out=folder, progress=_named(progress, value))
+        results[value] = evaluate(
+            value_subject, value_settings, out=folder, progress=_named(progress, value)
+        )
     return results
 
 
@@ -100,8 +102,8 @@ def variants(
             threat = ThreatModel(subject.threat.norm, value or 0, subject.threat.bounds)
             runs[threat.written] = replace(subject, threat=threat), settings
         else:
-            chosen = Settings(**{**settings.to_json(), over: value})
-            runs[str(value)] = subject, chosen
+            value_settings = Settings(**{**settings.to_json(), over: value})
+            runs[str(value)] = subject, value_settings
     if not runs:
         raise ConfigError(f"a sweep over {over} needs values")
     return runs
@@ -124,13 +126,13 @@ def read_sweep(path: Path) -> Mapping[str, Path]:
 
 def _register(path: Path, over: Over, runs: dict[str, str]) -> None:
     if is_there(path / SWEEP):
-        known = read_record(path / SWEEP, SweepRecord)
-        if known.over != over:
+        recorded = read_record(path / SWEEP, SweepRecord)
+        if recorded.over != over:
             raise RecordError(
-                f"{path} holds a sweep over {known.over}, not {over}; nothing was changed. Choose "
-                "another folder"
+                f"{path} holds a sweep over {recorded.over}, not {over}; nothing was changed. "
+                "Choose another folder"
             )
-        runs = known.runs | runs
+        runs = recorded.runs | runs
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RecordError(
             f"{path} holds something that is no sweep: nothing was changed; choose a new or empty "

@@ -161,17 +161,17 @@ class AdaptiveAPGD(Attack):
     ) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
         warm = self._transfer(target, threat, best, draws) if self.warm else None
-        after: dict[str, Tensor] = {}
+        fooled_after: dict[str, Tensor] = {}
         for run in self._planned(natural.shape[1]):
             if best.complete():
                 break
             targets = runner_up(natural, target.labels, run.rank) if run.rank else None
             aim = Aim(loss_named(run.loss), targets)
             start = random_start(target.natural, threat, draws)
-            if warm is not None and run.name not in after and run.rank is None:
+            if warm is not None and run.name not in fooled_after and run.rank is None:
                 start = warm
             served = None if self._seen.stands_in else best
-            found = apgd(
+            ascent = apgd(
                 through(target, view, aim, served, self.submissions),
                 target.natural,
                 start,
@@ -182,9 +182,9 @@ class AdaptiveAPGD(Attack):
                 stop=None if served is None else served.complete,
             )
             if self._seen.stands_in:
-                best.offer_served(found.images)
-            after[run.name] = best.fooled
-        return best.outcome(after)
+                best.offer_served(ascent.images)
+            fooled_after[run.name] = best.fooled
+        return best.outcome(fooled_after)
 
     def _planned(self, classes: int) -> Iterator[_Run]:
         for loss in self.losses:
@@ -197,7 +197,7 @@ class AdaptiveAPGD(Attack):
         self, target: Querier, threat: ThreatModel, best: Best, draws: torch.Generator
     ) -> Tensor:
         aim = Aim(loss_named("margin"))
-        found = apgd(
+        ascent = apgd(
             through(target, Rung("transfer").view(target.defense), aim, None),
             target.natural,
             random_start(target.natural, threat, draws),
@@ -205,5 +205,5 @@ class AdaptiveAPGD(Attack):
             iterations=self.iterations,
             rho=self.rho,
         )
-        best.offer_served(found.images)
-        return found.images
+        best.offer_served(ascent.images)
+        return ascent.images

@@ -64,9 +64,9 @@ class Among:
 
     def over(self, defense: DynamicDefense) -> Among:
         """Return another defense, seen by the same members of the same batch."""
-        other = object.__new__(Among)
-        other.__dict__ = {**self.__dict__, "inner": defense}
-        return other
+        copied = object.__new__(Among)
+        copied.__dict__ = {**self.__dict__, "inner": defense}
+        return copied
 
     def whole(self, x: Tensor) -> Tensor:
         """The whole batch (N, C, H, W) with `x` in the members' places, with gradient to `x`.
@@ -106,10 +106,10 @@ class Among:
         """
         batch = self.whole(x)
         if exact:
-            how: dict[str, Any] = {"differentiable": True}
+            options: dict[str, Any] = {"differentiable": True}
             if adapt_accepts(self.inner, "checkpointed"):
-                how["checkpointed"] = True
-            adaptation = self.adapt(x, **how)
+                options["checkpointed"] = True
+            adaptation = self.adapt(x, **options)
         else:
             adaptation = self.inner.adapt(batch.detach())
         return self.inner.predict(batch, adaptation)[~self._controlled]

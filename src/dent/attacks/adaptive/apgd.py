@@ -100,10 +100,10 @@ def apgd(
         return Evaluation(loss.mean().expand_as(loss) if joint else loss, gradient)
 
     x = previous = start
-    found = ask(x)
-    best = _Best(x, found.loss, found.gradient)
+    evaluation = ask(x)
+    best = _Best(x, evaluation.loss, evaluation.gradient)
     schedule = _make_schedule(threat, natural, iterations, rho)
-    gradient = found.gradient
+    gradient = evaluation.gradient
     for iteration in range(iterations):
         if stop is not None and stop():
             break
@@ -113,12 +113,12 @@ def apgd(
         if threat.norm != "l1":  # the published l1 variant has no momentum
             moved = x + share * step + (1 - share) * (x - previous)
         previous, x = x, threat.project(moved, natural)
-        found = ask(x)
-        gradient = found.gradient
-        best.offer(x, found)
-        back = schedule.check(found.loss, best)
-        if back is not None:
-            wide = _column(back, x)
+        evaluation = ask(x)
+        gradient = evaluation.gradient
+        best.offer(x, evaluation)
+        returning = schedule.check(evaluation.loss, best)
+        if returning is not None:
+            wide = _column(returning, x)
             x = torch.where(wide, best.images, x)
             gradient = torch.where(wide, best.gradient, gradient)
     return Ascent(best.images, best.loss)
@@ -149,9 +149,9 @@ class _Halving:
         if self._since < self._period:
             return None
         # The published code compares the first step with the row its table starts with: zeros.
-        before = [loss.new_zeros(loss.shape), *self._losses]
-        last = range(len(self._losses) - self._period, len(self._losses))
-        rose = sum((self._losses[i] > before[i]).float() for i in last)
+        history = [loss.new_zeros(loss.shape), *self._losses]
+        recent = range(len(self._losses) - self._period, len(self._losses))
+        rose = sum((self._losses[i] > history[i]).float() for i in recent)
         tired = rose <= self._period * self._rho
         stuck = ~self._halved & (self._best_before >= best.loss)
         self._halved = tired | stuck
@@ -179,8 +179,8 @@ class _Sparse:
         size = rows.abs()
         order = size.sort(dim=1).values
         rank = ((1 - self._share) * rows.shape[1]).long().clamp(0, rows.shape[1] - 1)
-        chosen = size >= order.gather(1, rank.unsqueeze(1))
-        signs = torch.where(chosen, rows.sign(), 0.0)
+        selected = size >= order.gather(1, rank.unsqueeze(1))
+        signs = torch.where(selected, rows.sign(), 0.0)
         length = signs.abs().sum(dim=1, keepdim=True)
         step = self._step.unsqueeze(1) * signs / (length + 1e-10)
         return self._threat.project(x + step.reshape(x.shape), natural)

@@ -120,9 +120,9 @@ def certificate(
     error, step = math.inf, _STEPS[dtype][0]
     for h in _STEPS[dtype]:
         differences = [(value(x + h * d) - value(x - h * d)) / (2 * h) for d in lines]
-        found = _relative_error(slopes, differences)
-        if found < error:
-            error, step = found, h
+        relative_error = _relative_error(slopes, differences)
+        if relative_error < error:
+            error, step = relative_error, h
         if error < _BEYOND_DOUBT * THRESHOLDS[dtype]:
             break
     return Certificate(

@@ -83,7 +83,7 @@ class Collateral(Attack):
         exact = adapt_accepts(clean, "differentiable")
         worst = _Worst(target.natural)
         self._ask(target, clean, worst, exact=None)(target.natural)
-        before = worst.wrong
+        wrong_before = worst.wrong
         draws = torch.Generator().manual_seed(seed)
         for _ in range(self.restarts):
             if worst.wrong == len(clean.labels):
@@ -102,8 +102,8 @@ class Collateral(Attack):
         count = len(clean.labels)
         through = "exact gradient" if exact else "gradient through the final forward alone"
         note = (
-            f"clean members right: {count - worst.wrong} of {count}, {count - before} without the "
-            f"attack ({through})"
+            f"clean members right: {count - worst.wrong} of {count}, {count - wrong_before} without "
+            f"the attack ({through})"
         )
         return Outcome(worst.images, fooled, notes=(note,))
 

@@ -102,8 +102,8 @@ def _bpda(defense: DynamicDefense, steps: int | None) -> View:
 
     def view(x: Tensor) -> Tensor:
         logits: Tensor = base(x)
-        here = x.detach()
-        return logits + (defense.predict(here, defense.adapt(here)) - logits).detach()
+        detached = x.detach()
+        return logits + (defense.predict(detached, defense.adapt(detached)) - logits).detach()
 
     return view
 

@@ -60,7 +60,7 @@ class Majority:
 
     def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
         """Votes (N, classes); see the class."""
-        answers = torch.stack([self.inner.predict(x, each) for each in adaptation])
+        answers = torch.stack([self.inner.predict(x, draw) for draw in adaptation])
         voted = answers.isfinite().all(dim=2, keepdim=True)
         answers = torch.where(voted, answers, 0.0)
         votes = torch.zeros_like(answers).scatter(2, answers.argmax(dim=2, keepdim=True), 1.0)

@@ -130,8 +130,8 @@ class ModelSpace(Attack):
     @property
     def _models(self) -> list[int]:
         """How many models each round attacks."""
-        own = [1 if self.ensemble == "fpa" else done + 1 for done in range(self.rounds)]
-        return [count + int(self.unrolled) for count in own]
+        counts = [1 if self.ensemble == "fpa" else index + 1 for index in range(self.rounds)]
+        return [count + int(self.unrolled) for count in counts]
 
     def _runs_of(self, n_classes: int) -> int:
         return self.restarts + min(self.targets, n_classes - 1)
@@ -149,18 +149,18 @@ class ModelSpace(Attack):
         self, target: Querier, threat: ThreatModel, best: Best, exact: View | None, seed: int
     ) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
-        natural, first = _serve(target, best, target.natural)
-        after: dict[str, Tensor] = {}
+        natural, first_model = _serve(target, best, target.natural)
+        fooled_after: dict[str, Tensor] = {}
         ranks: list[int | None] = [None] * self.restarts
         ranks += range(1, min(self.targets, natural.shape[1] - 1) + 1)
         for rank in ranks:
             targets = runner_up(natural, target.labels, rank) if rank else None
             aim = Aim(loss_named(self.loss), targets)
-            models = [first]
-            for done in range(self.rounds):
+            models = [first_model]
+            for index in range(self.rounds):
                 if best.complete():
-                    return best.outcome(after)
-                found = apgd(
+                    return best.outcome(fooled_after)
+                ascent = apgd(
                     self._objective(target, models, exact, aim),
                     target.natural,
                     random_start(target.natural, threat, draws),
@@ -168,18 +168,20 @@ class ModelSpace(Attack):
                     iterations=self.iterations,
                     rho=self.rho,
                 )
-                models.append(_serve(target, best, found.images)[1])
-                after[f"{self.loss}-target-{rank}" if rank else f"round-{done + 1}"] = best.fooled
-        return best.outcome(after)
+                models.append(_serve(target, best, ascent.images)[1])
+                fooled_after[f"{self.loss}-target-{rank}" if rank else f"round-{index + 1}"] = (
+                    best.fooled
+                )
+        return best.outcome(fooled_after)
 
     def _objective(
         self, target: Querier, models: Sequence[View], exact: View | None, aim: Aim
     ) -> Objective:
-        chosen = list(models[-1:] if self.ensemble == "fpa" else models)
+        selected = list(models[-1:] if self.ensemble == "fpa" else models)
         if exact is not None:
-            chosen.append(exact)
+            selected.append(exact)
         combine = least_of if self.ensemble == "gmsa-min" else mean_of
-        return combine(target, chosen, aim)
+        return combine(target, selected, aim)
 
 
 def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:

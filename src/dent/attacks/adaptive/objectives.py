@@ -43,8 +43,8 @@ def ask(
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
-        asked = None if weights is None else weights.nonzero().flatten()
-        logits = target(leaf, asked=asked, view=view)
+        members = None if weights is None else weights.nonzero().flatten()
+        logits = target(leaf, asked=members, view=view)
         loss = aim.loss(logits, target.labels, aim.targets)
         total = (loss if weights is None else loss * weights).sum()
     (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
@@ -70,9 +70,9 @@ def through(
     def objective(images: Tensor) -> Evaluation:
         losses, gradients, wrong, margins = [], [], [], []
         for _ in range(submissions):
-            logits, found = ask(target, view, images, aim)
-            losses.append(found.loss)
-            gradients.append(found.gradient)
+            logits, evaluation = ask(target, view, images, aim)
+            losses.append(evaluation.loss)
+            gradients.append(evaluation.gradient)
             wrong.append((logits.argmax(dim=1) != target.labels).to(widest(logits.device)))
             margins.append(margin(logits, target.labels))
         if best is not None:
@@ -86,9 +86,10 @@ def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
     """The mean of an aim over several models, one at a time in memory."""
 
     def objective(images: Tensor) -> Evaluation:
-        found = [ask(target, view, images, aim)[1] for view in views]
+        evaluations = [ask(target, view, images, aim)[1] for view in views]
         return Evaluation(
-            _mean([each.loss for each in found]), _mean([each.gradient for each in found])
+            _mean([evaluation.loss for evaluation in evaluations]),
+            _mean([evaluation.gradient for evaluation in evaluations]),
         )
 
     return objective
@@ -109,9 +110,9 @@ def least_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
         least = losses.argmin(dim=0)
         gradient = torch.zeros_like(images)
         for index, view in enumerate(views):
-            chosen = least == index
-            if bool(chosen.any()):
-                gradient += ask(target, view, images, aim, chosen.to(images.dtype))[1].gradient
+            selected = least == index
+            if bool(selected.any()):
+                gradient += ask(target, view, images, aim, selected.to(images.dtype))[1].gradient
         return Evaluation(losses.amin(dim=0), gradient)
 
     return objective

@@ -133,9 +133,9 @@ class _Search:
 
     def _flip_next(self, moving: Tensor) -> None:
         block = self._block + moving
-        done = block >= 2**self._stage
-        self._stage = self._stage + (moving & done)
-        self._block = torch.where(done, 0, block)
+        finished = block >= 2**self._stage
+        self._stage = self._stage + (moving & finished)
+        self._block = torch.where(finished, 0, block)
         pixels = torch.arange(self._direction.shape[1], device=block.device)
         length = (len(pixels) / 2.0**self._stage).ceil().long().clamp(min=1)
         start = (self._block * length).unsqueeze(1)

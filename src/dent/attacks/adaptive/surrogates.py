@@ -66,8 +66,8 @@ class Surrogates(Attack):
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The natural images, what each model gives, two batches a lesson, and the end."""
-        asked = Queries(2 + _MOST + 1 + 2 * self.lessons, 0)
-        return asked + self.unadapted(n_classes, norm)
+        total = Queries(2 + _MOST + 1 + 2 * self.lessons, 0)
+        return total + self.unadapted(n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """All that asks the models, and teaches the copy."""
@@ -87,15 +87,15 @@ class Surrogates(Attack):
             missing = f"{NOT_AVAILABLE}{self.name}: there is no other model to transfer from"
             return best.outcome(notes=(missing,))
         draws = torch.Generator().manual_seed(seed)
-        after: dict[str, Tensor] = {}
+        fooled_after: dict[str, Tensor] = {}
         groups = {name: [model] for name, model in models.items()}
         if len(models) > 1:
             groups["all"] = list(models.values())
         for name, group in groups.items():
             if best.complete():
-                return best.outcome(after)
+                return best.outcome(fooled_after)
             best.offer_served(self._attack(target, threat, group, draws))
-            after[name] = best.fooled
+            fooled_after[name] = best.fooled
         student = _Student(target, models, natural)
         for lesson in range(1, self.lessons + 1):
             if best.complete() or not student.parameters:
@@ -104,10 +104,10 @@ class Surrogates(Attack):
             around = threat.project(target.natural + noise, target.natural)
             student.hear(around, best.offer_served(around))
             student.learn(self.epochs)
-            found = self._attack(target, threat, [student.model], draws)
-            student.hear(found, best.offer_served(found))
-            after[f"lesson-{lesson}"] = best.fooled
-        return best.outcome(after)
+            adversarial = self._attack(target, threat, [student.model], draws)
+            student.hear(adversarial, best.offer_served(adversarial))
+            fooled_after[f"lesson-{lesson}"] = best.fooled
+        return best.outcome(fooled_after)
 
     def _attack(
         self,
@@ -169,8 +169,8 @@ class _Student:
 
 def _models(target: Querier) -> dict[str, nn.Module]:
     """The models to transfer from: the static base, and what the surroundings offer."""
-    found: dict[str, nn.Module] = {}
+    models: dict[str, nn.Module] = {}
     with suppress(Unavailable):
-        found["base"] = static_base(target.defense)
-    found |= surrogates_of(target.defense)
-    return dict(list(found.items())[:_MOST])
+        models["base"] = static_base(target.defense)
+    models |= surrogates_of(target.defense)
+    return dict(list(models.items())[:_MOST])

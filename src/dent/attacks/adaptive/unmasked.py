@@ -66,14 +66,14 @@ class _Watching(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
         del types
-        before = args[0] if args and isinstance(args[0], Tensor) else None
-        rounds = func in _ROUNDING and before is not None and before.requires_grad
-        if rounds and before is not None and str(func.__name__).endswith("_"):
-            before = before.clone()  # about to be overwritten
+        operand = args[0] if args and isinstance(args[0], Tensor) else None
+        rounds = func in _ROUNDING and operand is not None and operand.requires_grad
+        if rounds and operand is not None and str(func.__name__).endswith("_"):
+            operand = operand.clone()  # about to be overwritten
         result = func(*args, **(kwargs or {}))
-        if rounds and before is not None and torch.is_grad_enabled():
+        if rounds and operand is not None and torch.is_grad_enabled():
             self.rounded = True
-            result = _StraightThrough.apply(before, result.detach())
+            result = _StraightThrough.apply(operand, result.detach())
         if (
             isinstance(result, Tensor)
             and result.dim() == 2
@@ -111,13 +111,13 @@ class Unmasked:
         watching = _Watching(len(x))
         with watching:
             answered = self._view(x)
-        found = [each for each in watching.scores if each.shape == answered.shape]
+        candidates = [scores for scores in watching.scores if scores.shape == answered.shape]
         if self._from_last is None:
-            self._from_last = _last_alive(answered, found, x)
+            self._from_last = _last_alive(answered, candidates, x)
             self.helps = watching.rounded or self._from_last > 0
-        if not self._from_last or self._from_last > len(found):
+        if not self._from_last or self._from_last > len(candidates):
             return answered
-        return found[-self._from_last]
+        return candidates[-self._from_last]
 
 
 def _last_alive(answered: Tensor, found: list[Tensor], x: Tensor) -> int:
@@ -127,18 +127,18 @@ def _last_alive(answered: Tensor, found: list[Tensor], x: Tensor) -> int:
     members.
     """
     best, most = 0, _alive(answered, x)
-    first = answered.detach().nan_to_num().argmax(dim=1)
+    answered_class = answered.detach().nan_to_num().argmax(dim=1)
     top = answered.detach().nan_to_num().amax(dim=1, keepdim=True)
     sure = (answered.detach() == top).sum(dim=1) == 1
-    for back, scores in enumerate(reversed(found), start=1):
+    for distance, scores in enumerate(reversed(found), start=1):
         if most == len(x):
             break
-        same = scores.detach().nan_to_num().argmax(dim=1) == first
-        if not bool(same[sure].all()):
+        agrees = scores.detach().nan_to_num().argmax(dim=1) == answered_class
+        if not bool(agrees[sure].all()):
             continue
         alive = _alive(scores, x)
         if alive > most:
-            best, most = back, alive
+            best, most = distance, alive
     return best
 
 

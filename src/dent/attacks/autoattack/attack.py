@@ -137,7 +137,7 @@ class AutoAttack(Attack):
             "rho": self.rho is not None and not (is_set or name.startswith("apgd")),
             "square_iterations": self.square_iterations is not None and not is_set,
         }
-        wrong = [key for key, given in useless.items() if given]
+        wrong = [key for key, is_useless in useless.items() if is_useless]
         if wrong:
             raise ConfigError(
                 f"{name} has no {', '.join(wrong)}: restarts are for single attacks, targets for "
@@ -158,8 +158,8 @@ class AutoAttack(Attack):
 
     def longer(self, norm: Norm = "linf") -> AutoAttack | None:
         """The gradient attacks with twice the iterations, Square as it is; None of Square alone."""
-        followed = [part.iterations for part in self.parts(norm) if part.gradient]
-        return replace(self, iterations=2 * max(followed)) if followed else None
+        iterations = [part.iterations for part in self.parts(norm) if part.gradient]
+        return replace(self, iterations=2 * max(iterations)) if iterations else None
 
     def covers(self, other: Attack, norm: Norm = "linf") -> bool:
         """Whether every part of another is covered by one of this."""
@@ -167,7 +167,8 @@ class AutoAttack(Attack):
             isinstance(other, AutoAttack)
             and self.protocol == other.protocol
             and all(
-                any(mine.covers(asked) for mine in self.parts(norm)) for asked in other.parts(norm)
+                any(own_part.covers(part) for own_part in self.parts(norm))
+                for part in other.parts(norm)
             )
         )
 
@@ -195,13 +196,13 @@ class AutoAttack(Attack):
         alone = self.attack not in SETS
         parts = self.parts(norm)
         return super().settings(norm) | {
-            "iterations": _common(each.iterations for each in parts if alone or each.gradient),
+            "iterations": _common(part.iterations for part in parts if alone or part.gradient),
             "restarts": parts[0].restarts if alone else None,
-            "targets": _common(each.targets for each in parts if each.targets),
-            "rho": _common(each.rho for each in parts if each.name.startswith("apgd")),
+            "targets": _common(part.targets for part in parts if part.targets),
+            "rho": _common(part.rho for part in parts if part.name.startswith("apgd")),
             "square_iterations": None
             if alone
-            else _common(each.iterations for each in parts if not each.gradient),
+            else _common(part.iterations for part in parts if not part.gradient),
         }
 
     @property
@@ -247,5 +248,5 @@ class AutoAttack(Attack):
 
 def _common(values: Iterable[_T]) -> _T | None:
     """The value that all have; None where there is none, or they differ."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else None
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None

@@ -129,8 +129,8 @@ class _FrozenSquare(SquareAttack):
         batch = self.predict
         logits = batch.ask(x, y)
         labels = batch.target.labels[y].unsqueeze(1)
-        others = logits.scatter(1, labels, -math.inf)
-        margin = (logits.gather(1, labels) - others.amax(dim=1, keepdim=True)).squeeze(1)
+        other_logits = logits.scatter(1, labels, -math.inf)
+        margin = (logits.gather(1, labels) - other_logits.amax(dim=1, keepdim=True)).squeeze(1)
         # Whoever falls leaves the run: this is the input they keep from here on.
         batch.current[y[margin <= 0]] = x[margin <= 0]
         return margin, margin.clone()

@@ -147,10 +147,10 @@ def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:
 def _square_tiles(height: int, width: int) -> bool:
     """Whether the tiles that Square lays in l2 and l1 stay inside the image, as it lays them."""
     side = height // 5
-    first = (height - 5 * side) // 2
+    offset = (height - 5 * side) // 2
     # Tiles of one pixel may run over the edge, where nothing is written.
     return side == 1 or (
-        side > 1 and all(first + side * (extent // side) <= extent for extent in (height, width))
+        side > 1 and all(offset + side * (extent // side) <= extent for extent in (height, width))
     )
 
 
@@ -164,7 +164,7 @@ def build_apgd(
 ) -> Any:
     """APGD as pyautoattack builds it, with the budget of a part."""
     attack: Any = APGDAttack_targeted if part.targets else APGDAttack
-    own: dict[str, Any] = (
+    variant: dict[str, Any] = (
         {"n_target_classes": part.targets}
         if part.targets
         else {"loss": "dlr" if part.name == "apgd-dlr" else "ce"}
@@ -180,7 +180,7 @@ def build_apgd(
         device=device,
         use_largereps=part.large_radii,
         logger=logger,
-        **own,
+        **variant,
     )
 
 

@@ -210,13 +210,10 @@ def differences(
         if len(recorded) == len(asked):
             return _among(range(len(recorded)), recorded, asked, at, names)
     elif isinstance(recorded, list) and isinstance(asked, list):
-        recorded_by_name = {item["name"]: item for item in recorded}
-        asked_by_name = {item["name"]: item for item in asked}
-        sentences = differences(recorded_by_name, asked_by_name, at, names)
-        return sentences or (
-            f"{at}: the order was {', '.join(recorded_by_name)}, "
-            f"and is now {', '.join(asked_by_name)}",
-        )
+        old = {item["name"]: item for item in recorded}
+        new = {item["name"]: item for item in asked}
+        sentences = differences(old, new, at, names)
+        return sentences or (f"{at}: the order was {', '.join(old)}, and is now {', '.join(new)}",)
     return (f"{at}: {names[0]} {_short(recorded)}, {names[1]} {_short(asked)}",)
 
 
