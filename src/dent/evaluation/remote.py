@@ -107,8 +107,8 @@ class _Mirror(Place):
             raise RecordError(
                 f"{self.name} is being written to by another process: {name} has "
                 f"{'nothing' if remote_size is None else f'{remote_size} bytes'} there, and this "
-                f"one left it with {'nothing' if sent_size is None else f'{sent_size} bytes'}. Stop "
-                "one of them, and run the same command again"
+                f"one left it with {'nothing' if sent_size is None else f'{sent_size} bytes'}. "
+                "Stop one of them, and run the same command again"
             )
 
     def _local(self) -> dict[str, tuple[int, int]]:

@@ -102,8 +102,8 @@ class Collateral(Attack):
         count = len(clean.labels)
         through = "exact gradient" if exact else "gradient through the final forward alone"
         note = (
-            f"clean members right: {count - worst.wrong} of {count}, {count - wrong_before} without "
-            f"the attack ({through})"
+            f"clean members right: {count - worst.wrong} of {count}, {count - wrong_before} "
+            f"without the attack ({through})"
         )
         return Outcome(worst.images, fooled, notes=(note,))
 
