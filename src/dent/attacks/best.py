@@ -57,13 +57,13 @@ class Best:
         wrong, loss = wrong.to(self.wrong), loss.detach().to(self._loss)
         loss = loss.nan_to_num(nan=torch.inf)  # no prediction is the best an attack can want
         if self._target.batch_dependent:
-            new_total, best_total = (float(w.sum()) for w in (wrong, self.wrong))
+            new_total, best_total = (float(share.sum()) for share in (wrong, self.wrong))
             tie = new_total == best_total and float(loss.mean()) > float(self._loss.mean())
             better = torch.full_like(self.fooled, new_total > best_total or tie)
         else:
             better = (wrong > self.wrong) | ((wrong == self.wrong) & (loss > self._loss))
-        wide = better.reshape(-1, *[1] * (images.dim() - 1))
-        self.images = torch.where(wide, images.detach(), self.images)
+        column = better.reshape(-1, *[1] * (images.dim() - 1))
+        self.images = torch.where(column, images.detach(), self.images)
         self.wrong = torch.where(better, wrong, self.wrong)
         self._loss = torch.where(better, loss, self._loss)
 

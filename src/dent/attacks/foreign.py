@@ -107,10 +107,10 @@ class Foreign(Attack):
         best = Best(target)
         best.offer_served(target.natural)
         if not best.complete():
-            door = _Door(target, threat, best, self.name)
+            model = _Door(target, threat, best, self.name)
             attack = _named(self)
             with torch.enable_grad():
-                adversarial = _RUN[self.library](self, attack, door, target, threat)
+                adversarial = _RUN[self.library](self, attack, model, target, threat)
             best.offer_served(threat.project(adversarial.detach(), target.natural))
         outcome, worst = best.outcome(), target.worst
         return outcome if worst is None else Outcome(worst.images, worst.fooled)

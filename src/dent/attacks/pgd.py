@@ -74,8 +74,8 @@ class PGD(Attack):
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass for the natural images, one forward more than backwards a restart."""
         del n_classes, norm
-        once = Queries(self.iterations + 1, self.iterations)
-        return Queries(1, 0) + once.times(self.restarts)
+        per_restart = Queries(self.iterations + 1, self.iterations)
+        return Queries(1, 0) + per_restart.times(self.restarts)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts, or until every member is fooled."""

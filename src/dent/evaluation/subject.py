@@ -68,16 +68,16 @@ class Subject:
             ConfigError: There is none, or a name cannot be used.
             InputError: One is no defense, or a module in training mode.
         """
-        others = {name: item for name, item in self.defenses.items() if name != STATIC}
+        defenses = {name: item for name, item in self.defenses.items() if name != STATIC}
         static: dict[str, Defense] = {}
         if settings.static or STATIC in self.defenses:
             static = {STATIC: self.defenses.get(STATIC, self.model)}
-        if not (static or others):
+        if not (static or defenses):
             raise ConfigError("there is no defense to evaluate: give one, or set static=True")
-        for name, defense in (static | others).items():
+        for name, defense in (static | defenses).items():
             _check_name("defense", name)
             _check_defense(name, defense)
-        return static | others
+        return static | defenses
 
     def surrogates(self) -> dict[str, nn.Module]:
         """The models that ship with the package, of these classes, to transfer attacks from.
@@ -263,14 +263,14 @@ def _check_defense(name: str, defense: Defense) -> None:
         )
     if not isinstance(defense, nn.Module):
         return
-    lent = [
+    forwarded = [
         method
         for method in ("adapt", "predict")
         if hasattr(defense, method) and not _has(defense, method)
     ]
-    if lent:
+    if forwarded:
         raise InputError(
-            f"the defense {name!r} ({type(defense).__name__}) answers {' and '.join(lent)} by "
+            f"the defense {name!r} ({type(defense).__name__}) answers {' and '.join(forwarded)} by "
             "another object, through __getattr__, so that its own forward would be left out: "
             "define adapt and predict on it, or wrap the model inside of the defense"
         )

@@ -107,10 +107,10 @@ class AdaptiveAPGD(Attack):
         """
         del norm
         runs = self._runs_of(n_classes)
-        once = self._ascent.times(self.submissions)
+        per_run = self._ascent.times(self.submissions)
         if self._seen.stands_in:
-            once = once + Queries(1, 0)
-        total = Queries(2, 0) + once.times(runs)
+            per_run = per_run + Queries(1, 0)
+        total = Queries(2, 0) + per_run.times(runs)
         return total + self._ascent + Queries(1, 0) if self.warm else total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:

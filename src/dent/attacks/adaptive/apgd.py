@@ -58,9 +58,9 @@ class _Best:
 
     def offer(self, images: Tensor, found: Evaluation) -> None:
         better = found.loss > self.loss
-        wide = _column(better, images)
-        self.images = torch.where(wide, images, self.images)
-        self.gradient = torch.where(wide, found.gradient, self.gradient)
+        column = _column(better, images)
+        self.images = torch.where(column, images, self.images)
+        self.gradient = torch.where(column, found.gradient, self.gradient)
         self.loss = torch.where(better, found.loss, self.loss)
 
 
@@ -118,9 +118,9 @@ def apgd(
         best.offer(x, evaluation)
         returning = schedule.check(evaluation.loss, best)
         if returning is not None:
-            wide = _column(returning, x)
-            x = torch.where(wide, best.images, x)
-            gradient = torch.where(wide, best.gradient, gradient)
+            column = _column(returning, x)
+            x = torch.where(column, best.images, x)
+            gradient = torch.where(column, best.gradient, gradient)
     return Ascent(best.images, best.loss)
 
 

@@ -66,8 +66,8 @@ class Collateral(Attack):
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """One pass more than iterations a restart; two of the natural images, one at the end."""
         del n_classes, norm
-        once = Queries(self.iterations + 1, self.iterations + 1)
-        return Queries(3, 0) + once.times(self.restarts)
+        per_restart = Queries(self.iterations + 1, self.iterations + 1)
+        return Queries(3, 0) + per_restart.times(self.restarts)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
         """All of them, where the defense offers it."""

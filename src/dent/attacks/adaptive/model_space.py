@@ -107,17 +107,17 @@ class ModelSpace(Attack):
         runs = self._runs_of(n_classes)
         total = Queries(2, 0) + Queries(1, 0).times(self.rounds * runs)
         for count in self._models:
-            looked = count if self.ensemble == "gmsa-min" and count > 1 else 0
-            total = total + Queries(count + looked, count).times((self.iterations + 1) * runs)
+            loss_only = count if self.ensemble == "gmsa-min" and count > 1 else 0
+            total = total + Queries(count + loss_only, count).times((self.iterations + 1) * runs)
         return total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """All that asks a model adapted before."""
         adapted = Queries(2 + self.rounds * self._runs_of(n_classes), 0)
         if self.unrolled:
-            looked = 1 if self.ensemble == "gmsa-min" else 0
-            once = Queries(1 + looked, 1).times(self.rounds * (self.iterations + 1))
-            adapted = adapted + once.times(self._runs_of(n_classes))
+            loss_only = 1 if self.ensemble == "gmsa-min" else 0
+            per_run = Queries(1 + loss_only, 1).times(self.rounds * (self.iterations + 1))
+            adapted = adapted + per_run.times(self._runs_of(n_classes))
         total = self.queries(n_classes, norm)
         return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
 

@@ -103,8 +103,8 @@ class _Search:
 
     def complete(self) -> bool:
         """Whether everyone falls inside, or nobody has a block left to flip."""
-        through = 2**self._stage > 2 * self._direction.shape[1]
-        return bool((self._fallen | through | (self._radius <= self._inside)).all())
+        exhausted = 2**self._stage > 2 * self._direction.shape[1]
+        return bool((self._fallen | exhausted | (self._radius <= self._inside)).all())
 
     def ask(self) -> Tensor:
         """The batch to ask about next."""

@@ -101,8 +101,8 @@ class Surrogates(Attack):
             if best.complete() or not student.parameters:
                 break
             noise = uniform_in_ball(target.natural, threat, draws).sign() * threat.eps
-            around = threat.project(target.natural + noise, target.natural)
-            student.hear(around, best.offer_served(around))
+            nearby = threat.project(target.natural + noise, target.natural)
+            student.hear(nearby, best.offer_served(nearby))
             student.learn(self.epochs)
             adversarial = self._attack(target, threat, [student.model], draws)
             student.hear(adversarial, best.offer_served(adversarial))

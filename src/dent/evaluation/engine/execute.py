@@ -274,7 +274,7 @@ def _attack(
 
 def _not_attacked(x: Tensor, note: str) -> AttackResult:
     """The natural images, where an attack does not fit the defense."""
-    nobody = (0,) * len(x)
+    zeros = (0,) * len(x)
     return AttackResult(
         adversarial=x,
         fooled=torch.zeros(len(x), dtype=torch.bool, device=x.device),
@@ -283,8 +283,8 @@ def _not_attacked(x: Tensor, note: str) -> AttackResult:
         backwards=0,
         seconds=0.0,
         non_finite=0,
-        gradients=nobody,
-        zero_by_member=nobody,
+        gradients=zeros,
+        zero_by_member=zeros,
         notes=(note,),
     )
 
@@ -292,7 +292,7 @@ def _not_attacked(x: Tensor, note: str) -> AttackResult:
 def _of_attack(result: AttackResult) -> dict[str, Any]:
     return {
         "claimed": tuple(result.fooled.tolist()),
-        "claimed_after": {name: int(fell.sum()) for name, fell in result.fooled_after.items()},
+        "claimed_after": {name: int(fooled.sum()) for name, fooled in result.fooled_after.items()},
         "queries": result.queries,
         "backwards": result.backwards,
         "non_finite": result.non_finite,

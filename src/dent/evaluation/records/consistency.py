@@ -198,8 +198,8 @@ def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
     if not (0 < record.rows <= size and record.probabilities <= record.rows):
         yield f"{_shown(record.probabilities)} of {_shown(record.rows)} rows are probabilities"
     if not (record.gradient_rows <= size and (record.zero_gradients or 0) <= record.gradient_rows):
-        zero, of = record.zero_gradients, record.gradient_rows
-        yield f"{_shown(zero)} of {_shown(of)} gradients are zero"
+        n_zero, n_rows = record.zero_gradients, record.gradient_rows
+        yield f"{_shown(n_zero)} of {_shown(n_rows)} gradients are zero"
     follow_ups = (record.huge_eps, *(record.more_iterations or ()))
     if not all(_is_follow_up(entry, size) for entry in follow_ups if entry is not None):
         yield "a follow-up left more members right than there were"

@@ -361,7 +361,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
     if is_there(path / RUN):
         return
     own_files = {PLAN, JOURNAL, LOCK, HOLDER}
-    strange = sorted(
+    foreign = sorted(
         item.name
         for item in path.iterdir()
         if item.name not in own_files and not item.name.startswith(TEMPORARY)
@@ -372,9 +372,9 @@ def _refuse_what_is_no_run(path: Path) -> None:
             f"{path} holds a journal but no {RUN}: restore {RUN}, or choose another folder. "
             "Nothing was changed"
         )
-    if strange:
+    if foreign:
         raise RecordError(
-            f"{path} holds something that is no run ({', '.join(strange[:4])}): nothing was "
+            f"{path} holds something that is no run ({', '.join(foreign[:4])}): nothing was "
             "changed; choose a new or empty folder"
         )
 

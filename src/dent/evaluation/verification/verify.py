@@ -244,7 +244,7 @@ def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
 def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iterator[Check]:
     names = _RESUBMITTED
     problems: dict[str, list[str]] = {name: [] for name in names}
-    looked = dict.fromkeys(names, 0)
+    looked_at = dict.fromkeys(names, 0)
     skipped: dict[str, str] = {}
     resubmission = Resubmission(recorded, subject)
     recorded_units: list[Unit] = [
@@ -252,14 +252,14 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
     ]
     for unit in recorded_units:
         for finding in resubmission.check(unit):
-            _note(finding, problems, looked, skipped)
+            _note(finding, problems, looked_at, skipped)
         watch.one()
     problems["served"] += resubmission.too_many_changed()
     for name in names:
         if name in skipped and not problems[name]:
-            yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked[name]})
+            yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked_at[name]})
         else:
-            yield _check(name, looked[name], problems[name])
+            yield _check(name, looked_at[name], problems[name])
 
 
 def _note(
