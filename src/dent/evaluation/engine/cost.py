@@ -31,7 +31,7 @@ _BACKWARD = 2  # forwards, in what a backward costs
 
 
 class DefenseCost(Record):
-    """What one defense takes of a run."""
+    """What one defense costs in a run."""
 
     answer_seconds: float
     """One answer to a whole batch."""
@@ -57,7 +57,7 @@ class DefenseCost(Record):
 
 
 class CostEstimate(Record):
-    """What a run takes at most: attacks stop early where members fall."""
+    """What a run costs at most: attacks stop early where all members are fooled."""
 
     seconds: float
     """By the slower of two measurements of each defense."""
@@ -76,7 +76,7 @@ class CostEstimate(Record):
 def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate:
     """Time a static forward and each defense on a few images, and multiply by what is planned.
 
-    Takes a few seconds; the images are few, so on a GPU, which is idle with few, it is too high.
+    Takes a few seconds. It overestimates on a GPU, which a few images do not keep busy.
 
     Args:
         subject: What would be evaluated.
@@ -139,7 +139,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
 
 
 def _sample(subject: Subject, plan: Plan, size: int) -> tuple[Tensor, Tensor, float]:
-    """As many images as a forward of noticeable length takes, and its seconds."""
+    """Enough images for a forward pass long enough to time, and the seconds it took."""
     positions = plan.batches[0].positions
     count = min(_FEW, size)
     device = device_of(subject.model)
@@ -202,7 +202,7 @@ class _Timing(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """What is asked of a defense; each gradient needs an answer, which is counted with it."""
+    """The passes through a defense; a gradient is counted together with its forward pass."""
 
     answers: int
     gradients: int
@@ -211,7 +211,7 @@ class _Passes(NamedTuple):
     """Static forwards, for what asks without adapting."""
 
     def seconds(self, timing: _Timing) -> float:
-        """What all of them take."""
+        """The seconds of all passes."""
         gradient = timing.answer if timing.gradient is None else timing.gradient
         return (
             self.answers * timing.answer

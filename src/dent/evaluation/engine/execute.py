@@ -1,4 +1,4 @@
-"""Run one unit of a plan: ask, attack, serve, and make its record.
+"""Run one unit of a plan: attack, submit, and make its record.
 
 A unit depends on its batch, its defense and its seed alone, never on which units ran before it in
 this process. That is what lets a run be resumed, and batches be run elsewhere.
@@ -40,7 +40,7 @@ Within = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Run(Prepared):
-    """All that a unit needs beside itself.
+    """Everything needed to run a unit.
 
     Attributes:
         stream: Gives each defense in the state in which a batch finds it.
@@ -63,7 +63,7 @@ class Run(Prepared):
 
 
 def open_run(prepared: Prepared, store: Store) -> Run:
-    """Make ready to run units of a plan in this process.
+    """Prepare to run units of a plan in this process.
 
     Args:
         prepared: What is evaluated.
@@ -175,7 +175,7 @@ def submit_unit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) ->
 
 
 def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
-    """The one for a defense and a batch; the last of each defense is kept."""
+    """The submitter for a defense and a batch; the last one of each defense is cached."""
     index, submitter = run.submitters.get(defense, (None, None))
     if submitter is None or index != batch.index:
         submitter = Submitter(
@@ -191,7 +191,7 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
 
 
 def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
-    """What a record says of several batches' answers beyond those served: fields of UnitRecord."""
+    """Fields of UnitRecord for the answers of several batches, other than those served."""
     names = {name for answer in answers for name in answer.views}
     views = {
         name: tuple(
@@ -232,7 +232,7 @@ def _submission(
     seed: int,
     within: Within | None,
 ) -> tuple[Tensor | None, dict[str, Any], float]:
-    """What is submitted of the attacked members, what the record says of it, and its seconds."""
+    """The attacked members as submitted, the record's fields about them, and the seconds taken."""
     if unit.kind == "natural":
         return None, {}, 0.0
     if unit.kind == "transfer":
@@ -303,7 +303,7 @@ def _of_attack(result: AttackResult) -> dict[str, Any]:
 
 
 def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
-    """Of each member, what first broke it; of who never fell, what broke most of the batch."""
+    """For each member the image that first broke it, or else the strongest submission's image."""
     records = [
         _unit_record(run, Unit(kind, unit.defense, attack, unit.batch))
         for kind, attack in candidates(run.spec, unit.defense)
@@ -317,13 +317,13 @@ def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ..
 
 
 def _worst_for(member: int, pieces: Sequence[Piece], strongest: int) -> int:
-    """The first submission under which a member was right least often, if any broke it."""
+    """The first submission under which a member was correct least often, or else the strongest."""
     worst = min(range(len(pieces)), key=lambda index: pieces[index].chooses[member])
     return worst if pieces[worst].chooses[member] < 1 else strongest
 
 
 def _owner(run: Run, record: UnitRecord) -> UnitRecord:
-    """The record under which a tensor was kept: a transferred one is the static attack's."""
+    """The record that owns a tensor: a transferred one belongs to the static attack."""
     if record.kind == "attack":
         return record
     return _unit_record(run, Unit("attack", STATIC, record.attack, record.batch))

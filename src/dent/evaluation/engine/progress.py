@@ -18,7 +18,7 @@ from dent.evaluation.submission.submitter import submissions_per_batch
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; handed to the caller before, within and after every unit.
+    """The state of a run; passed to the caller before, during and after every unit.
 
     Attributes:
         done: Units recorded, those of earlier sessions included.
@@ -64,11 +64,11 @@ class Passes(NamedTuple):
     """Passes for which nothing does."""
 
     def seconds(self, pace: float, static: float) -> float:
-        """What they take, at so many seconds for a pass of either kind."""
+        """The seconds they take, given the seconds of a pass of either kind."""
         return self.adapted * pace + self.static * static
 
     def pace(self, seconds: float, static: float) -> float:
-        """Seconds of a pass that adapts, where all of them took so many seconds."""
+        """Seconds of a pass that adapts, given the seconds of all passes."""
         return max(seconds - self.static * static, 0.0) / max(self.adapted, 1.0)
 
 
@@ -89,7 +89,7 @@ def passes_of(prepared: Prepared, unit: Unit) -> Passes:
 
 
 class Tally:
-    """Who was right so far of one defense, by the rules of the verdict.
+    """How many members of one defense are correct so far, by the rules of the verdict.
 
     Args:
         spec: The defense.
@@ -110,7 +110,7 @@ class Tally:
         self.robust: tuple[int, int] | None = None
 
     def count(self, unit: Unit, record: JournalRecord) -> None:
-        """Take note of a recorded unit."""
+        """Count a recorded unit."""
         pieces_by_batch = self._scorer.add(unit, record)
         if unit.kind == "probe":
             self._by_sample = by_sample(dependence_of(self._spec, self._scorer.scores))
@@ -126,7 +126,7 @@ class Tally:
 
 
 class Tracker:
-    """Counts units, and learns from those done how long the others will take.
+    """Counts units, and estimates from the finished ones how long the others will take.
 
     Args:
         prepared: What is evaluated.
@@ -161,7 +161,7 @@ class Tracker:
         return len(self._units)
 
     def count(self, unit: Unit, record: JournalRecord) -> None:
-        """Take note of a recorded unit."""
+        """Count a recorded unit."""
         self.done += 1
         self._seconds = None
         group = _group(unit)
@@ -219,7 +219,7 @@ class Tracker:
         return min(totals), max(totals)
 
     def _measured(self, group: _Group) -> tuple[float, float] | None:
-        """Seconds of a unit such as those done: by every other one of them, and by the rest."""
+        """Seconds of a unit, from finished units of its group: every other one, and the rest."""
         times = self._times[group]
         if not times:
             return None
@@ -227,7 +227,7 @@ class Tracker:
         return low, high
 
     def _expected(self, group: _Group) -> tuple[float, float] | None:
-        """Seconds of a unit of which none such is done: by the faster pace, and by the slower."""
+        """Seconds of a unit of a group with no finished unit: by the faster and the slower pace."""
         paces = self._paces(group)
         if paces is None:
             return None
@@ -235,10 +235,10 @@ class Tracker:
         return low, high
 
     def _paces(self, group: _Group) -> tuple[float, float] | None:
-        """The fastest and the slowest pace known of a defense.
+        """The fastest and the slowest measured pace of a defense.
 
-        Of units of the same kind, else of any, else of its probe, which asks otherwise than units
-        do: of few members and of many, with gradients of their own.
+        From units of the same kind, else any units, else its probe, whose passes differ from those
+        of units: few or many members, with gradients of their own.
         """
         kind, defense, _ = group
         timed = [key for key, times in self._times.items() if times and key[1] == defense]
@@ -250,7 +250,7 @@ class Tracker:
         return (min(paces), max(paces)) if paces else None
 
     def _of_static(self) -> float:
-        """Seconds of a static forward: as timed beside the defenses, else by the static model."""
+        """Seconds of a static forward, timed beside the defenses or from the static units."""
         if self._static:
             return fmean(self._static)
         static_groups = [

@@ -19,10 +19,10 @@ from dent.support.plural import counted
 
 
 def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
-    """Submit the smallest batch to copies of the defenses that will be asked about it.
+    """Submit the smallest batch to copies of the defenses that will receive it.
 
-    A batch as large as the first is asked about soon enough. A defense that cannot be copied is
-    not tried: what it has seen might show in its answers.
+    A batch as large as the first is submitted soon anyway. A defense that cannot be copied is
+    not tried: what it has seen might change its answers.
 
     Args:
         prepared: What is evaluated.
@@ -38,13 +38,13 @@ def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
     names = {unit.defense for unit in left if unit.batch in (None, smallest.index)}
     for name, defense in subject.lineup(settings).items():
         error = _failure(subject, defense, smallest) if name in names else None
-        # One that fails on the first batch, too, is told of there.
+        # One that also fails on the first batch is reported when that batch runs.
         if error is not None and _failure(subject, defense, plan.batches[0]) is None:
             raise InputError(_refusal(name, smallest, plan, settings, error)) from error
 
 
 def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | None:
-    """What a defense raises when it is asked about a batch, if anything."""
+    """The exception that a defense raises on a batch, if any."""
     instance = _apart(defense)
     if instance is None:
         return None
@@ -59,7 +59,7 @@ def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | No
 
 
 def _apart(defense: Defense) -> Defense | None:
-    """A defense to ask, which the run will not notice; None where there is none."""
+    """A copy to try without affecting the run; None where the defense cannot be copied."""
     if isinstance(defense, Dent | ReferenceDefense):
         return defense  # never written to
     try:

@@ -26,7 +26,7 @@ class OpenSession:
         self._timing = dict.fromkeys(("total", "attack", "serve", "probe"), 0.0)
 
     def count(self, record: UnitRecord | ProbeRecord) -> None:
-        """Take note of a unit that the process did."""
+        """Count a unit that the process ran."""
         if isinstance(record, ProbeRecord):
             self._timing["probe"] += record.timing.total
         self._timing["attack"] += record.timing.attack
@@ -37,14 +37,14 @@ class OpenSession:
         )
 
     def end(self, outcome: SessionEnd, message: str | None = None) -> None:
-        """Say how it ended, unless that is said already."""
+        """Record how it ended, unless that is already recorded."""
         if self.session.outcome is None:
             changes = {"ended": now(), "outcome": outcome, "message": message}
             self.session = self.session.model_copy(update=changes)
 
 
 class Sessions:
-    """Keeps the sessions of those who work on a run now, and writes them, however that ends.
+    """Keeps the sessions of the processes working on a run, and writes them however they end.
 
     Args:
         folder: The run; None where nothing is written.
@@ -93,7 +93,7 @@ class Sessions:
             return
         all_done = len(self._folder.done) == self._folder.run.units
         status = "partial" if outcome == "complete" and not all_done else outcome
-        # Where the disk is full, what ends the run matters more than its sessions.
+        # If the disk is full, the error that ends the run matters more than its sessions.
         with suppress(RecordError) if kind is not None else nullcontext():
             self._folder.session(*self.sessions)
             self._folder.update(status=status)

@@ -1,6 +1,6 @@
-"""Whether the records of a run fit each other, so that whoever reads them need not ask again.
+"""Check that the records of a run fit each other, so that readers need not check again.
 
-Types alone say that a count is a count. Here: that it is not larger than what is counted, that
+Types only ensure that a count is a count. This checks that it is not larger than its total, that
 lists have one entry for each thing they are about, that nothing is there twice, and that sums are
 finite.
 """
@@ -37,7 +37,7 @@ _LARGEST_IMAGE: Final = 2**24
 
 
 def of_spec(spec: EvaluationSpec) -> Iterator[str]:
-    """What is wrong with a description in itself."""
+    """Problems of a specification on its own."""
     for kind, names in (
         ("defense", [entry.name for entry in spec.defenses]),
         ("attack", [entry.name for entry in spec.attacks]),
@@ -57,7 +57,7 @@ def of_spec(spec: EvaluationSpec) -> Iterator[str]:
 
 
 def of_sessions(sessions: Sequence[Session]) -> Iterator[str]:
-    """What is wrong with who worked on a run."""
+    """Problems of the sessions of a run."""
     for index, session in enumerate(sessions):
         if not all(seconds <= _FAR for seconds in session.timing.values()):
             yield f"sessions.{index}.timing is out of range"
@@ -66,7 +66,7 @@ def of_sessions(sessions: Sequence[Session]) -> Iterator[str]:
 
 
 def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
-    """What is wrong with a plan in itself, and for what is evaluated."""
+    """Problems of a plan, on its own and for what is evaluated."""
     if not plan.batches:
         yield "there are no batches"
     attacked_before: set[int] = set()
@@ -101,7 +101,7 @@ def _of_batch(spec: EvaluationSpec, batch: Batch, at: int) -> Iterator[str]:
 
 
 def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterator[str]:
-    """What is wrong with the record of a planned unit, in itself and beside the plan."""
+    """Problems of the record of a planned unit, on its own and against the plan."""
     if isinstance(record, ProbeRecord):
         yield from _of_probe(plan, record)
         timing = record.timing
@@ -137,7 +137,7 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
 
 
 def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
-    """What is wrong with what the attack says of itself."""
+    """Problems of what the attack reports about itself."""
     if (record.claimed is not None) != (record.kind == "attack"):
         yield "there is a claim where nothing attacked, or none where something did"
     if record.claimed is not None and len(record.claimed) != attacked:

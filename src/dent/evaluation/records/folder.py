@@ -1,4 +1,4 @@
-"""A run folder: what lies where, and under which conditions it may be written to."""
+"""A run folder: where each file is, and when it may be written to."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ class Store(Protocol):
 
 
 class Memory:
-    """Records that last as long as the process, with the tensors of the batch that is running."""
+    """In-memory records, with the tensors of the batch that is running."""
 
     def __init__(self) -> None:
         self._done: dict[str, JournalRecord] = {}
@@ -169,7 +169,7 @@ class RunFolder:
         write_atomically(self.path / RUN, dump(self._run))
 
     def session(self, *sessions: Session) -> None:
-        """Write sessions of this process: in the place of those that began when they did."""
+        """Write sessions of this process, replacing those with the same start time."""
         by_start = {session.started: session for session in (*self._run.sessions, *sessions)}
         self.update(sessions=tuple(by_start.values()))
 
@@ -178,7 +178,7 @@ class RunFolder:
         write_atomically(self.path / name, dump(record))
 
     def close(self) -> None:
-        """Let others write to the folder."""
+        """Release the folder for other processes."""
         self._writer.close()
         self._lock.close()
 
@@ -187,7 +187,7 @@ class RunFolder:
             run = read_run(self.path)
             _refuse_another(self.path, run, spec, plan)
         else:
-            # In this order: whoever sees run.json sees the rest.
+            # In this order: where run.json exists, so does the rest.
             write_atomically(self.path / PLAN, dump(plan))
             run = RunRecord(
                 schema_version=spec.written_as,
@@ -216,7 +216,7 @@ class RunFolder:
 def packed(
     spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
 ) -> tuple[TensorRef, bytes]:
-    """What a record says of the tensor of its unit, and the bytes of that file."""
+    """The record's reference to its unit's tensor, and the bytes of that file."""
     content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
     ref = TensorRef(
         file=tensor_file(spec, record.defense, record.attack, record.batch),

@@ -1,4 +1,4 @@
-"""Run recorded attacks again, and compare: what no check of records alone can find."""
+"""Run recorded attacks again and compare: this finds what no check of records alone can."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Reattack:
             )
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
-        """The units to attack again, in their order: those first by SHA-256 of nonce and key."""
+        """The units to attack again, in plan order: the lowest by SHA-256 of nonce and key."""
         attacked = [
             unit
             for unit in units(recorded.run.spec, recorded.plan)
@@ -157,7 +157,7 @@ class Attacker:
         )
 
     def problems(self, found: Reattacked) -> list[str]:
-        """What is wrong: any difference where the run was made, one of substance elsewhere."""
+        """Problems: any difference on the run's own platform, a significant one elsewhere."""
         if found.same_place:
             return self._unlike
         return [
@@ -169,7 +169,7 @@ class Attacker:
         ]
 
     def weak(self, found: Reattacked) -> list[str]:
-        """Of whom too few members were attacked again for the test to find anything."""
+        """The defenses with too few repeated members for the test to find anything."""
         return [
             f"{paired.defense}: {counted(paired.members, 'member')} "
             f"{agreeing(paired.members, 'are')} too few to tell, on other "
@@ -194,7 +194,7 @@ class Attacker:
 
 
 class _Kept:
-    """The store that running units read from: records as they are, and what was made last."""
+    """The store that running units use: recorded records, and the newest repeated one."""
 
     def __init__(self, recorded: RecordedRun) -> None:
         self._recorded = recorded
@@ -227,7 +227,7 @@ def _lot(nonce: str, identity: str, key: str) -> bytes:
 
 
 def _unlike(then: UnitRecord, now: UnitRecord) -> list[str]:
-    """The fields of a record that differ; those that older records lack are passed over."""
+    """The fields of a record that differ; fields that older records lack are skipped."""
     old_fields, new_fields = (without_timing(record.to_json()) for record in (then, now))
     optional = {name for name, field in UnitRecord.model_fields.items() if not field.is_required()}
     later = {name for name in optional - _ALWAYS if old_fields[name] is None}
@@ -252,7 +252,7 @@ def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
 
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
-    """Whether all of the run was made on the software and kind of device that attacks it now."""
+    """Whether the whole run used the same software and kind of device as the repeated attacks."""
     current = new_session(device_of(subject.model))
     return all(
         (session.versions, session.device, session.threads, session.processors, session.platform)

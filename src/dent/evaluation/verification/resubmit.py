@@ -1,4 +1,4 @@
-"""Submit what a run recorded once more, and compare."""
+"""Submit a run's recorded images again, and compare."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ _DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look at one unit found.
+    """The outcome of one check of one unit.
 
     Attributes:
         check: Which check it belongs to.
@@ -55,7 +55,7 @@ class Finding:
 
 
 class _ReadOnly:
-    """A recorded run as the store that running units read from."""
+    """A recorded run as a read-only store for running units."""
 
     def __init__(self, recorded: RecordedRun) -> None:
         self._recorded = recorded
@@ -75,7 +75,7 @@ class _ReadOnly:
 
 
 class Resubmission:
-    """Looks at the units of a run one by one, in their order.
+    """Checks the units of a run one by one, in order.
 
     Args:
         recorded: The run.
@@ -90,7 +90,7 @@ class Resubmission:
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)
-        # Older versions did not look at a batch in other ways than one.
+        # Older versions submitted a batch in one way only.
         self._complete = any(
             isinstance(record, ProbeRecord) and record.calls is not None
             for record in recorded.records.values()
@@ -99,7 +99,7 @@ class Resubmission:
         self._members = 0
 
     def check(self, unit: Unit) -> Iterator[Finding]:
-        """Look at a recorded unit."""
+        """Check a recorded unit."""
         record = self._recorded.records[unit.key]
         if isinstance(record, ProbeRecord):
             yield self._probe(unit, record)
@@ -119,7 +119,7 @@ class Resubmission:
         yield Finding("served", self._served(unit, record, adversarial))
 
     def too_many_changed(self) -> list[str]:
-        """Answers that changed: any at all where the run was made, more than a few elsewhere."""
+        """Changed answers: any on the run's own platform, more than the tolerated few elsewhere."""
         allowed = 0 if self._same_place else math.floor(TOLERATED * self._members)
         return self._changed if len(self._changed) > allowed else []
 
@@ -194,7 +194,7 @@ class Resubmission:
         return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
 
     def _views_problem(self, unit: Unit, answers: list[Answers], record: UnitRecord) -> str | None:
-        """Whether the other answers and draws are those recorded, on the machine of the record."""
+        """Compare views and draws with the record, on the machine of the record."""
         if not (self._complete and self._same_place):
             return None
         fields = views_of(answers)
@@ -252,13 +252,13 @@ def _close(one: float | None, other: float) -> bool:
 
 
 def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
-    """All numbers of a trace's entry, in order; none where it has none."""
+    """All numbers of a trace's entry, in order; empty if it has none."""
     rows = [[entry] if isinstance(entry, float) else entry for entry in values or ()]
     return [value for row in rows for value in row]
 
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
-    """Whether all of the run was made with the software and hardware that checks it now."""
+    """Whether the whole run used the same software and hardware as this check."""
     current = new_session(device_of(subject.model))
     return all(
         (session.versions, session.device, session.threads)

@@ -1,4 +1,4 @@
-"""Check a run folder as a stranger would: nothing in it is taken at its word that can be redone."""
+"""Check a run folder as an outsider would: whatever can be recomputed is not taken on trust."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ class Verification(Record):
 
     @property
     def says(self) -> str:
-        """The status in words, with what it does not say."""
+        """The status in words, including what was not checked."""
         if self.status == "verified" and self.attacks == "not re-run":
             return "records verified, attacks not re-run"
         reattacked = self.reattacked
@@ -70,7 +70,7 @@ class Verification(Record):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """All that was found wrong."""
+        """Everything found wrong."""
         return tuple(
             f"{check.name}: {problem}"
             for check in self.checks
@@ -138,13 +138,13 @@ def verify(
 
 
 class _Counting:
-    """Tells how many of all the units that are looked at are done."""
+    """Reports how many of the units to be checked are done."""
 
     def __init__(self, progress: OnUnit | None, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
 
     def one(self) -> None:
-        """One more is done."""
+        """Count one more unit."""
         self._done += 1
         if self._progress is not None:
             self._progress(self._done, self._total)
@@ -214,8 +214,8 @@ def _result(recorded: RecordedRun) -> Check:
         stored = read_record(recorded.path / RESULT, EvaluationResult)
     except RecordError as error:
         return _check("result", 1, [str(error)])
-    # Wording is no finding: it is derived anew by whoever shows a run, in their version's words.
-    # Nor is a ruling by the rules of another version.
+    # Wording is not compared: every version words a result itself when it shows a run.
+    # Nor are rulings, where the rules are of another version.
     pair = tuple(without_wording(result.to_json()) for result in (stored, recorded.result))
     if stored.rules != recorded.result.rules:
         pair = tuple(without_rulings(result) for result in pair)
