@@ -1,4 +1,4 @@
-"""What every attack is: hyper-parameters in its fields, the threat model at the call."""
+"""The base class of attacks: hyper-parameters are fields, the threat model is given at the call."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _ROUNDING = 1e-3  # of eps: an attack further outside than this has a bug, not a
 
 
 class AttackError(DentError):
-    """An attack broke its own contract: a bug in the attack, not in what it was given."""
+    """An attack broke its own contract: a bug in the attack, not in its arguments."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `Attack.run` hands back.
+    """What `Attack.run` returns.
 
     Attributes:
         adversarial: (N, C, H, W), inside the threat model.
@@ -114,22 +114,22 @@ class Attack(JSONConfig, ABC):
 
     @property
     def registered(self) -> str | None:
-        """By which name `dent.attacks.make` gives this attack; None of one of the user's own."""
+        """The name under which `dent.attacks.make` makes this attack; None for a custom attack."""
         return None
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the packages, beside this one, whose code the attack runs; for records."""
+        """Versions of the other packages whose code the attack runs, for records."""
         return {}
 
     @property
     def default_name(self) -> str:
-        """What results are kept under where nobody says so."""
+        """The name for results, if none is given."""
         return self.registered or type(self).__name__.lower()
 
     @abstractmethod
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Attack `target.natural` with `target.labels`, asking the defense through `target`.
+        """Attack `target.natural` with `target.labels`, querying the defense through `target`.
 
         Called under `torch.no_grad()`, with torch's random state seeded by `seed`, and
         `threat.eps` above 0.
@@ -168,7 +168,7 @@ class Attack(JSONConfig, ABC):
         """Whether this is the same kind of attack as another, and tries at least as long.
 
         Args:
-            other: It. Names do not matter.
+            other: The other attack. Names do not matter.
             norm: Of the threat model.
         """
         del norm
@@ -181,38 +181,38 @@ class Attack(JSONConfig, ABC):
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The passes one batch costs at most: fewer where all its members fall early.
 
-        Counted by running the attack where nobody falls, unless the attack knows them itself.
+        Counted by running the attack on a model that is never fooled, unless overridden.
 
         Raises:
-            ConfigError: They cannot be counted so.
+            ConfigError: They cannot be counted this way.
         """
         return counted(self, n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Of `queries`, those for which nothing adapts: each costs what a static pass does.
+        """The passes of `queries` without adaptation: each costs as much as a static pass.
 
-        They ask the static base, or a model that the defense adapted before.
+        They go to the static base, or to a model that the defense adapted before.
         """
         del n_classes, norm
         return Queries(0, 0)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """Of the backwards of `queries`, those through all of the adaptation: the dearest."""
+        """The backwards of `queries` through the whole adaptation: the most expensive ones."""
         del n_classes, norm
         return 0
 
     def sized(self, batch_size: int) -> Attack:
-        """The same attack, told the size of an evaluation's batches; itself where that is nothing.
+        """The same attack, set to an evaluation's batch size; itself where that has no effect.
 
-        Only what takes all batches at once and makes its own has to be told.
+        Only attacks that take all batches at once and make their own depend on it.
         """
         del batch_size
         return self
 
     def longer(self, norm: Norm = "linf") -> Attack | None:
-        """The same attack with twice the iterations of its gradients; None where it has none.
+        """The same attack with twice its gradient iterations; None where it has none.
 
-        What an evaluation asks whether the attack had converged.
+        An evaluation uses it to test whether the attack has converged.
         """
         del norm
         iterations: Any = getattr(self, "iterations", None)
@@ -322,7 +322,7 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
 
 @contextmanager
 def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the process's global generators for a while, then put them back as they were.
+    """Seed the process's global generators temporarily, then restore them.
 
     torch's, since pyautoattack draws from them and offers no other way; NumPy's and Python's, since
     a defense may.
@@ -364,13 +364,13 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def _unperturbed(target: Querier) -> Outcome:
-    """The only attack at eps 0: look where the defense is wrong by itself."""
+    """The only attack at eps 0: find the members that the defense misclassifies without one."""
     fooled = target(target.natural).argmax(dim=1) != target.labels
     return Outcome(target.natural, fooled)
 
 
 def _check_outcome(name: str, outcome: object, x: Tensor) -> None:
-    """Refuse what `run` must not hand back.
+    """Refuse what `run` must not return.
 
     Raises:
         AttackError: It did.
@@ -394,7 +394,7 @@ def _check_outcome(name: str, outcome: object, x: Tensor) -> None:
 def _inside(
     name: str, adversarial: Tensor, x: Tensor, threat: ThreatModel
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """The attack's images, those outside by rounding put back; with a note how many."""
+    """The attack's images, projected where rounding left them outside, with a note how many."""
     adversarial = adversarial.detach().to(x.dtype)
     excess = threat.check(adversarial, x)
     outside = (excess > 0).to(x.device)

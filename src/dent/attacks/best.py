@@ -1,4 +1,4 @@
-"""The worst that an attack has found so far: by member, or by whole batch."""
+"""The strongest images an attack has found so far: by member, or by whole batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Best:
     """Keeps the best images of each member, or the best batch where only batches count.
 
-    Where a defense is batch-independent, each member's own best may be put together afterwards.
+    For a batch-independent defense, each member's own best image may be combined afterwards.
     Otherwise the members of a batch were answered together, and stay together: the batch with
     the most wrong answers is kept, and of equals that of the higher mean loss.
 
@@ -39,7 +39,7 @@ class Best:
 
     @property
     def fooled(self) -> Tensor:
-        """Who was wrong, bool (N,): in more than half of the submissions."""
+        """The members that were wrong in more than half of the submissions, bool (N,)."""
         return self.wrong > 0.5
 
     def complete(self) -> bool:
@@ -47,7 +47,7 @@ class Best:
         return bool((self.wrong == 1).all())
 
     def offer(self, images: Tensor, wrong: Tensor, loss: Tensor) -> None:
-        """Consider a batch as it was answered.
+        """Consider a batch with its answers.
 
         Args:
             images: (N, C, H, W).
@@ -55,7 +55,7 @@ class Best:
             loss: (N,), which breaks ties.
         """
         wrong, loss = wrong.to(self.wrong), loss.detach().to(self._loss)
-        loss = loss.nan_to_num(nan=torch.inf)  # no prediction is the best an attack can want
+        loss = loss.nan_to_num(nan=torch.inf)  # no prediction is an attack's best outcome
         if self._target.batch_dependent:
             new_total, best_total = (float(share.sum()) for share in (wrong, self.wrong))
             tie = new_total == best_total and float(loss.mean()) > float(self._loss.mean())
@@ -77,7 +77,7 @@ class Best:
     def outcome(
         self, fooled_after: Mapping[str, Tensor] | None = None, notes: tuple[str, ...] = ()
     ) -> Outcome:
-        """Submit what was kept once more: what is claimed is what was served then."""
+        """Submit the best images again: the claim is what was served then."""
         logits = self._target(self.images)
         fooled = logits.argmax(dim=1) != self._target.labels
         return Outcome(self.images, fooled, dict(fooled_after or {}), notes)

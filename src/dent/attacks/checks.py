@@ -1,4 +1,4 @@
-"""Hyper-parameters: what counts as a number where a person sets them, and what fields say."""
+"""Checks of hyper-parameters that a user sets, and the metadata of their fields."""
 
 import math
 from dataclasses import Field, field
@@ -28,7 +28,7 @@ def is_effort(found: "Field[Any]") -> bool:
 
 
 def is_later(found: "Field[Any]") -> bool:
-    """Whether a field was not there when the attack was first recorded."""
+    """Whether a field was added after the attack was first recorded."""
     return bool(found.metadata.get(_LATER))
 
 

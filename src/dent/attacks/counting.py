@@ -1,4 +1,4 @@
-"""What an attack costs at most, found by running it where nobody ever falls."""
+"""What an attack costs at most, found by running it on a model that is never fooled."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class _Attack(Protocol):
-    """What is asked of an attack here."""
+    """The part of an attack's interface that is used here."""
 
     @property
     def name(self) -> str:
-        """What results are kept under."""
+        """The name for results."""
         ...
 
     def __hash__(self) -> int: ...
@@ -38,7 +38,7 @@ _SIDE: Final = 32
 
 
 class _Unfoolable(nn.Module):
-    """Answers every member by its label, whatever it is shown, with a gradient of zero."""
+    """Answers every member with its label, whatever the images, with a gradient of zero."""
 
     batch_dependent = True
 
@@ -49,7 +49,7 @@ class _Unfoolable(nn.Module):
         self.eval()
 
     def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> None:
-        """There is nothing to adapt, and so nothing to look through."""
+        """There is nothing to adapt, and so no gradient through it."""
         del x, differentiable, last
 
     def unwrap(self) -> nn.Module:
@@ -71,10 +71,10 @@ class _Unfoolable(nn.Module):
 
 @lru_cache(maxsize=256)
 def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
-    """The passes of one batch of two images of 32 x 32, none of which ever falls.
+    """The passes of one batch of two 32 x 32 images that are never fooled.
 
     Args:
-        attack: It.
+        attack: The attack.
         n_classes: Of the defense.
         norm: Of the threat model.
 

@@ -1,6 +1,6 @@
 """Attacks of foolbox and adv-lib over whole batches, as attacks of this package.
 
-The foreign attack gets a model that asks the defense about the whole batch, with the gradient that
+The foreign attack gets a model that submits the whole batch to the defense, with the gradient that
 `PGD` follows. What it finds is projected, submitted, and checked like that of any other attack.
 """
 
@@ -46,8 +46,8 @@ _Keywords = tuple[tuple[str, Any], ...]
 class Foreign(Attack):
     """An attack of another library.
 
-    It must ask about the whole batch, every member in its place. One that asks about some members
-    alone is stopped with an error, for a defense answers them otherwise than in their batch. What
+    It must submit the whole batch, every member in its place. One that submits some members
+    alone is stopped with an error, for a defense answers them differently than in their batch. What
     counts of a batch-independent defense is each member's worst image inside the threat model of
     all that were asked about; of a batch-dependent one the worst whole batch.
     """
@@ -145,7 +145,7 @@ def from_adv_lib(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
 
 
 class _Door(nn.Module):
-    """What a foreign attack takes for the model: asks about the whole batch, and nothing less."""
+    """The model handed to a foreign attack: it submits whole batches only."""
 
     def __init__(self, target: Querier, threat: ThreatModel, best: Best, name: str) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _Door(nn.Module):
         return self._target(images.to(self._target.natural.dtype))
 
     def _offer(self, images: Tensor, logits: Tensor) -> None:
-        """Of a batch-independent defense, keep who fell inside the threat model on the way."""
+        """For a batch-independent defense, keep members fooled inside the threat model."""
         target = self._target
         if target.batch_dependent:
             return  # the whole batches are remembered
@@ -189,7 +189,7 @@ class _Apart(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """Ask, and keep the graph apart."""
+        """Query the defense, and keep its graph separate."""
         with torch.enable_grad():
             ctx.leaf = images.detach().requires_grad_()
             ctx.logits = ask(ctx.leaf)

@@ -1,4 +1,4 @@
-"""What an attack ascends: one number a sample, larger where the answer is more wrong.
+"""The losses of attacks: one number per sample, larger where the answer is more wrong.
 
 With z the logits, y the label, t a target, and z₁ ≥ z₂ ≥ ... in order:
 

@@ -1,4 +1,4 @@
-"""What the attacks may know of a defense."""
+"""The interface of a defense, as attacks see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dent.errors import InputError
 
 @runtime_checkable
 class DynamicDefense(Protocol):
-    """A defense that adapts to the batch it is asked about, at every call anew.
+    """A defense that adapts to the submitted batch, anew at every call.
 
     It need not be callable; where it is, calling it must equal `predict(x, adapt(x))`. Logits are
     (N, C); a row that is not finite is no prediction, and counts as wrong.
@@ -36,7 +36,7 @@ Defense: TypeAlias = DynamicDefense | nn.Module
 
 
 def answer(defense: Defense, x: Tensor) -> Tensor:
-    """What a defense says to a batch, adapted afresh.
+    """The answer of a defense to a batch, after a fresh adaptation.
 
     Args:
         defense: A `DynamicDefense`, or a plain module.
@@ -51,7 +51,7 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
 
 
 def name_of(defense: object) -> str:
-    """Return the name of a defense's class, of whatever it is seen through."""
+    """Return the name of a defense's class, looking through wrappers."""
     while hasattr(defense, "inner"):
         defense = defense.inner
     return type(defense).__name__

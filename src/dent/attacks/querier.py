@@ -1,4 +1,4 @@
-"""The one door between an attack and a defense: every query passes here and is counted."""
+"""The only access of an attack to a defense: every query goes through here and is counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NoGradientError(InputError):
 
 
 class Queries(NamedTuple):
-    """Work asked of a defense, in passes of one batch each.
+    """The work of a defense, in passes of one batch each.
 
     Attributes:
         forwards: Batches submitted (for a dynamic defense each includes its adaptation).
@@ -104,7 +104,7 @@ class Querier:
         plan: Callable[[int], Queries],
         progress: OnPass | None = None,
     ) -> None:
-        """Open the door.
+        """Wrap a defense for an attack on one batch.
 
         Args:
             defense: What to attack.
@@ -141,7 +141,7 @@ class Querier:
         Args:
             images: (N, C, H, W); row i must belong to member i.
             asked: The rows, int64 (M,), whose gradients will be used; all by default.
-            view: Ask this in the place of the defense: what it answers is not remembered.
+            view: Query this in place of the defense: its answers are not remembered.
             members: Whose rows these are, int64 (N,), where not the whole batch is submitted:
                 for a batch-independent defense alone.
         """
@@ -187,7 +187,7 @@ class Querier:
         return logits, finite
 
     def finish(self) -> None:
-        """Report all planned passes as done: attacks stop early when nobody is left standing."""
+        """Report all planned passes as done: attacks stop early when all members are fooled."""
         if self._progress is not None:
             self._progress(self._planned, self._planned)
 
@@ -215,7 +215,7 @@ class Querier:
         return gradient
 
     def count(self, passes: Queries) -> None:
-        """Enter passes that an attack asked for by itself."""
+        """Count passes that an attack made by itself."""
         self.done = self.done + passes
         if self._progress is not None:
             self._progress(min(sum(self.done), self._planned), self._planned)

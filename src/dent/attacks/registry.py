@@ -74,8 +74,8 @@ def make_from(
 ) -> Attack:
     """Make an attack as the command line names it: `pgd`, or `pgd:iterations=30,restarts=5`.
 
-    It is called by what was written, so that one attack may run with several settings; under its
-    own name where another was written (`aa` is `standard`).
+    Its name is the text as written, so that one attack may run with several settings, with its
+    full name in place of an alias (`aa` is `standard`).
 
     Args:
         text: A name, and after a colon settings that are JSON values or plain words.
@@ -102,7 +102,7 @@ def make_from(
 
 
 def from_factory(spec: str) -> Attack:
-    """Import a factory of the user's own and call it; see `dent.support.factories.call_factory`.
+    """Import a user's factory and call it; see `dent.support.factories.call_factory`.
 
     Args:
         spec: `package.module:factory`, which the attack is then called by. It is called without

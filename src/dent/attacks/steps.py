@@ -1,4 +1,4 @@
-"""What gradient attacks of every kind are made of: starts in the ball, and steps of length one."""
+"""Building blocks of gradient attacks: starts in the ball, and steps of length one."""
 
 from __future__ import annotations
 

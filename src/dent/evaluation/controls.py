@@ -1,4 +1,4 @@
-"""Positive controls: defenses with a true gain, for the verdict to prove itself on.
+"""Positive controls: defenses with a true gain, on which to test the verdict.
 
     dent evaluate --suite dynamic --model resnet-14-2-nominal --dataset cifar10-sample
         --defense dent.evaluation.controls:gain --norm linf --eps 8/255 --n 64 --batch-size 8
@@ -20,7 +20,7 @@ _HIDDEN = "resnet-14-2-linf"
 
 
 class HiddenNet(nn.Module):
-    """Answers like another net than the one it was made from.
+    """Answers with another net than the one it claims to defend.
 
     Args:
         base: The net that it claims to defend; images (N, 3, 32, 32) to 10 logits.
@@ -58,7 +58,7 @@ class HiddenNet(nn.Module):
 
 
 def gain(model: nn.Module) -> HiddenNet:
-    """Make a defense with a true gain whose members do not touch each other.
+    """Make a defense with a true gain whose answers do not depend on the batch.
 
     Args:
         model: A CIFAR-10 net that is less robust than the shipped one.
@@ -67,7 +67,7 @@ def gain(model: nn.Module) -> HiddenNet:
 
 
 def batch_gain(model: nn.Module) -> HiddenNet:
-    """Make a defense with a true gain whose answers depend on the batch: it gives the statistics.
+    """Make a defense with a true gain whose answers depend on the batch's statistics.
 
     Args:
         model: A CIFAR-10 net that is less robust than the shipped one.

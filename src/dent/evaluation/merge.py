@@ -1,4 +1,4 @@
-"""Put together what several processes recorded of one run, each in a folder of its own."""
+"""Merge what several processes recorded of one run, each in its own folder."""
 
 import os
 import shutil
@@ -60,12 +60,12 @@ class ConflictError(RecordError):
 
 
 def merge(paths: Sequence[Path], out: Path) -> Merged:
-    """Make one run folder of several that hold parts of the same evaluation.
+    """Merge several run folders with parts of the same evaluation into one.
 
-    What it holds is what one process would have recorded, in its order. Units that none of them
-    recorded are told; the same evaluation on `out` runs them. The folder is there with all its
-    files or not at all; what a killed merge into `out` left beside it is removed. Those it is made
-    from are only read.
+    It holds what one process would have recorded, in the same order. Units that none of them
+    recorded are reported; the same evaluation on `out` runs them. The folder appears with all its
+    files or not at all; leftovers of a killed merge into `out` are removed. The source folders
+    are only read.
 
     Args:
         paths: Run folders, as shards or copies leave them.
@@ -90,7 +90,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
         with closing(RunFolder(scratch, first.run.spec, first.plan)) as folder:
             _write(folder, runs, records)
             with writing(out):  # locked until it has its name, so that nobody takes it for stale
-                scratch.chmod(0o777 & ~_umask())  # mkdtemp's folders are their maker's alone
+                scratch.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
                 os.replace(scratch, out)
                 sync_folder(out.parent)
     finally:
@@ -153,10 +153,10 @@ def _refuse_within(runs: Sequence[RecordedRun], out: Path) -> None:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove what merges into `out` left that were killed; one that goes on holds its lock."""
+    """Remove leftovers of killed merges into `out`; a merge still running holds its lock."""
     for leftover in out.parent.glob(f"{TEMPORARY}{escape(out.name)}-{'?' * _DRAWN}"):
         if leftover.is_symlink() or not (leftover / LOCK).is_file():
-            continue  # whatever it is, no run
+            continue  # not a run, whatever it is
         with suppress(RecordError), FolderLock(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -164,7 +164,7 @@ def _remove_stale(out: Path) -> None:
 def _union(
     runs: Sequence[RecordedRun],
 ) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
-    """Every unit's record, with the run that it is taken from; and how many there were twice."""
+    """Every unit's record with the run it is taken from, and the number of duplicates."""
     records: dict[str, tuple[RecordedRun, JournalRecord]] = {}
     duplicates: set[str] = set()
     conflicts: list[str] = []
@@ -211,7 +211,7 @@ def _write(
 
 
 def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor | None:
-    """What was submitted, as far as the merged run keeps it."""
+    """The submitted images, if the merged run keeps them."""
     if not isinstance(record, UnitRecord) or record.kind != "attack":
         return None
     if whole and run.run.spec.settings.tensors == "drop":
@@ -220,7 +220,7 @@ def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor |
 
 
 def _sessions(runs: Sequence[RecordedRun]) -> Iterator[Session]:
-    """All processes that worked on them, each once, in the order in which they began."""
+    """The sessions of all runs, each once, in the order in which they started."""
     sessions: list[Session] = []
     for run in runs:
         sessions += [session for session in run.run.sessions if session not in sessions]

@@ -1,4 +1,4 @@
-"""Runs in an object store, by URL: fetched to be read, and mirrored while they are written.
+"""Runs in an object store, by URL: fetched for reading, and mirrored during writing.
 
 An object store has neither locks nor files that grow, which is what makes a run folder survive a
 crash. So a run is always written in a folder of this machine, and what is recorded goes to the URL
@@ -30,7 +30,7 @@ _EVERY: Final = 10.0
 
 
 class Place:
-    """Where a run is written: a folder here, and what stands for it elsewhere.
+    """Where a run is written: a local folder, and its remote counterpart if any.
 
     Attributes:
         folder: On this machine.
@@ -45,7 +45,7 @@ class Place:
         return report
 
     def push(self) -> None:
-        """Send off what is recorded and was not sent yet."""
+        """Upload what is recorded and not uploaded yet."""
 
     def name_of(self, path: Path) -> str:
         """What the user would call a path in the folder."""
@@ -53,7 +53,7 @@ class Place:
 
 
 class _Mirror(Place):
-    """A folder here that is copied to a URL as it grows."""
+    """A local folder that is copied to a URL as it grows."""
 
     def __init__(self, folder: Path, name: str, every: float) -> None:
         super().__init__(folder, name)
@@ -64,7 +64,7 @@ class _Mirror(Place):
         self._last, self._done = time.monotonic(), 0
 
     def fetch(self) -> bool:
-        """Bring here what is there; whether there was anything."""
+        """Download the remote files; return whether there were any."""
         existed = self._remote.fetch(self.folder, tensors=True)
         self._sent = self._local()
         self._journals = {n: size for n, (size, _) in self._sent.items() if _is_journal(n)}
@@ -84,7 +84,7 @@ class _Mirror(Place):
         return watched
 
     def push(self) -> None:
-        """Send off what is recorded and was not sent yet.
+        """Upload what is recorded and not uploaded yet.
 
         Raises:
             RecordError: It cannot be written, or somebody else is writing there.
@@ -131,7 +131,7 @@ class _Remote:
         self._root = root.rstrip("/")
 
     def fetch(self, folder: Path, *, tensors: bool) -> bool:
-        """Copy all files to a folder; whether there were any."""
+        """Copy all files to a folder; return whether there were any."""
         with self._trouble("read"):
             self._files.invalidate_cache()
             paths = self._files.find(self._root)
@@ -170,7 +170,7 @@ class _Remote:
             yield
         except RecordError:
             raise
-        except Exception as error:  # every store has errors of its own
+        except Exception as error:  # every store has its own errors
             raise RecordError(
                 f"cannot {verb} {self._url}: {type(error).__name__}: {error}. What was recorded "
                 "there before is safe: run the same command again once it can be reached"
@@ -184,15 +184,15 @@ def is_url(where: str) -> bool:
 
 @contextmanager
 def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator[Place]:
-    """Give a folder to write a run to; what is written goes to where the user wants it.
+    """Yield a folder to write a run to, and transfer its files to the place the user named.
 
-    A path is that folder itself. What lies at a URL is fetched first, so that a run goes on; at the
-    end, however it ends, and every few seconds in between, what was recorded is sent.
+    A path is that folder itself. Files at a URL are fetched first, so that a run resumes; at the
+    end, however it ends, and every few seconds in between, new records are uploaded.
 
     Args:
         where: A path or URL.
-        new: Refuse a URL at which something lies.
-        every: Seconds between two sendings.
+        new: Refuse a URL at which something exists.
+        every: Seconds between two uploads.
 
     Raises:
         ConfigError: There is no such kind of URL.
@@ -212,7 +212,7 @@ def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator
         try:
             yield mirror
         except BaseException:
-            sent = _sent_at_last(mirror)  # what ended the run matters more than what becomes of it
+            sent = _sent_at_last(mirror)  # the error that ended the run matters more
             raise
         try:
             mirror.push()
@@ -229,7 +229,7 @@ def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator
 
 @contextmanager
 def fetched(where: str, *, tensors: bool = True) -> Iterator[Path]:
-    """Give a folder to read a run from: the path itself, or a copy of what lies at a URL.
+    """Yield a folder to read a run from: the path itself, or a copy of the files at a URL.
 
     Args:
         where: A path or URL.
@@ -281,7 +281,7 @@ def _is_journal(name: str) -> bool:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Tensors, then the journals that name them, then the rest."""
+    """Upload order: tensors, then the journals that name them, then the rest."""
     return 0 if name.endswith(_TENSOR) else 1 if _is_journal(name) else 2, name
 
 

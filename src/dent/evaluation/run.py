@@ -63,15 +63,15 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do of a run, and where it goes: all that whoever does it needs.
+    """The work left in a run, and where its records go: all that a worker needs.
 
     Attributes:
         prepared: What is evaluated.
-        groups: Units that need nothing of other groups, those of the shard alone.
-        store: Where records are kept; those that are there are not made again.
+        groups: Independent groups of units, only those of the shard.
+        store: Where records are kept; existing records are not made again.
         sessions: The processes that work on it.
         tracker: How far it is.
-        progress: Whom to tell.
+        progress: Called with the progress.
     """
 
     prepared: Prepared
@@ -86,19 +86,19 @@ class Work:
         return tuple(unit for unit in group if unit.key not in self.store.done)
 
     def count(self, unit: Unit, worker: OpenSession) -> None:
-        """Take note of a unit that was recorded."""
+        """Count a recorded unit."""
         worker.count(self.store.done[unit.key])
         self.tracker.count(unit, self.store.done[unit.key])
 
     def close(self, group: Sequence[Unit]) -> None:
-        """Let go of the tensors of a group all of whose units are recorded."""
+        """Drop the tensors of a group once all its units are recorded."""
         for unit in group:
             record = self.store.done[unit.key]
             if isinstance(record, UnitRecord) and unit.kind == "attack":
                 self.store.forget(record)
 
     def tell(self, *running: tuple[Unit, float]) -> None:
-        """Say how far the run is, to whom it may concern."""
+        """Report how far the run is."""
         if self.progress is not None:
             self.progress(self.tracker.state(running, self.sessions.elapsed))
 
@@ -124,7 +124,7 @@ def conduct(
     if shard is not None:
         unit_groups = shard.of_all(unit_groups)
 
-    if out is None or not os.path.exists(Path(out) / RUN):  # else it was, before it began
+    if out is None or not os.path.exists(Path(out) / RUN):  # otherwise rehearsed before it started
         rehearse(prepared, (unit for group in unit_groups for unit in group))
 
     def work(store: Store, sessions: Sessions) -> Work:

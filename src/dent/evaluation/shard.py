@@ -1,4 +1,4 @@
-"""A part of a run that can be done by hand elsewhere, and merged with the others afterwards."""
+"""A part of a run that can be run separately elsewhere and merged with the others afterwards."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ class Shard:
 
     Attributes:
         number: From 1 to `of`.
-        of: In how many parts the run is done.
+        of: The number of parts.
 
     Raises:
         ConfigError: `number` is not from 1 to `of`.
@@ -45,5 +45,5 @@ class Shard:
         return cls(int(match[1]), int(match[2]))
 
     def of_all(self, items: Iterable[_T]) -> tuple[_T, ...]:
-        """Return those of all items that are in this shard."""
+        """Return the items that are in this shard."""
         return tuple(item for index, item in enumerate(items) if index % self.of == self.number - 1)

@@ -1,4 +1,4 @@
-"""What is evaluated, as objects; and its description, as the values that are recorded."""
+"""What is evaluated: the objects, and their description as recorded values."""
 
 import inspect
 import json
@@ -45,7 +45,7 @@ class Subject:
         defenses: Dynamic defenses or modules by name. `"static"`, if it is there, is taken for the
             static reference; otherwise `model` is.
         attacks: Attacks with different names; none measures clean accuracy alone.
-        threat: What they may do.
+        threat: The threat model of all attacks.
         model_name: What the model is called in records; by default the name of its class.
     """
 
@@ -57,7 +57,7 @@ class Subject:
     model_name: str | None = None
 
     def sized(self, settings: Settings) -> "Subject":
-        """The same, its attacks told the size of the batches."""
+        """The same subject, with its attacks set to the batch size."""
         attacks = tuple(attack.sized(settings.batch_size) for attack in self.attacks)
         return replace(self, attacks=attacks)
 
@@ -80,9 +80,9 @@ class Subject:
         return static | defenses
 
     def surrogates(self) -> dict[str, nn.Module]:
-        """The models that ship with the package, of these classes, to transfer attacks from.
+        """The shipped models for the dataset's classes, to transfer attacks from.
 
-        Without the static model itself, which attacks have anyway; on its device.
+        On the static model's device; without the static model itself, which attacks have anyway.
         """
         source, device = ShippedModels(), device_of(self.model)
         own_digest = weights_digest(self.model)
@@ -180,7 +180,7 @@ def prepare(subject: Subject, settings: Settings) -> Prepared:
 
 
 def threat_of(spec: ThreatSpec) -> ThreatModel:
-    """The threat model that a record names."""
+    """The threat model of a record."""
     return ThreatModel(spec.norm, spec.eps, spec.bounds)
 
 
@@ -207,7 +207,7 @@ def _made(name: str | None, kind: str, settings: str) -> Attack:
 
 
 def is_ours(spec: AttackSpec) -> bool:
-    """Whether the attack of a record is one of this package, so that the record can make it."""
+    """Whether a recorded attack is one of this package, so that it can be made from its record."""
     if spec.attack is not None:
         return True
     attack_class = class_of(spec.kind)
@@ -215,7 +215,7 @@ def is_ours(spec: AttackSpec) -> bool:
 
 
 def attack_of(spec: AttackSpec) -> Attack:
-    """The attack that a record describes, under the name that it bears there.
+    """The attack that a record describes, under its recorded name.
 
     Raises:
         ConfigError: It is one of the user's own, or has settings that this version does not know.
@@ -279,7 +279,7 @@ def _check_defense(name: str, defense: Defense) -> None:
 
 
 def _has(defense: nn.Module, part: str) -> bool:
-    """Whether a module has an attribute itself, rather than by its `__getattr__`."""
+    """Whether a module has an attribute itself, not through its `__getattr__`."""
     if part in defense._modules:
         return True
     try:

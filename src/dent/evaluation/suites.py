@@ -1,4 +1,4 @@
-"""The dynamic suite: which attacks a dynamic defense must have met before anybody rules on it.
+"""The dynamic suite: the attacks a dynamic defense must have faced before a verdict.
 
 A suite is data. What differs between budgets is how long each attack tries, never which kinds of
 attack there are, but for the one that is marked.
@@ -172,7 +172,7 @@ _VERSION_OF: Final[Mapping[str, int]] = {name: version for version, name in _NAM
 
 
 def name_of(version: int) -> SuiteName:
-    """What a version of the suite is called."""
+    """The name of a version of the suite."""
     return _NAMES[version]
 
 
@@ -250,7 +250,7 @@ def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict
     """By which attacks of an evaluation the members of the suite are covered.
 
     An attack covers a member if it is of the same kind and tries at least as long; so who chose a
-    larger budget, or named all attacks alone, has run the suite too.
+    larger budget, or named every attack individually, has also run the suite.
 
     Returns:
         By member, the name of the attack; None where a member is not covered.
@@ -298,7 +298,7 @@ for sure, since it begins with what another attack has found."""
 
 
 def stand_of(attack: AttackSpec) -> Stand:
-    """Whose gradients an attack follows, if it follows any."""
+    """Which model's gradients an attack follows, if any."""
     if attack.attack in ("adaptive-transfer", "surrogates"):
         return "transfer"
     weaker = attack.attack == "adaptive-fewer-steps" or attack.settings.get("warm") is True
@@ -306,7 +306,7 @@ def stand_of(attack: AttackSpec) -> Stand:
 
 
 def is_model_space(attack: AttackSpec) -> bool:
-    """Whether an attack is on the models that a defense may adapt to."""
+    """Whether an attack targets the models that a defense may adapt to."""
     return attack.attack in ("fpa", "gmsa-avg", "gmsa-min")
 
 
@@ -316,7 +316,7 @@ def _mixed(spec: EvaluationSpec) -> bool:
 
 @cache
 def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[AttackSpec, ...]:
-    """The suite as it would be recorded; eps makes no difference to that."""
+    """The suite as it would be recorded; the record does not depend on eps."""
     threat = ThreatModel(norm, 1.0)
     attacks = suite(name_of(version), budget, mixed=mixed)
     return tuple(attack_spec(attack, threat) for attack in attacks)
@@ -329,5 +329,5 @@ def _described(attack: AttackSpec) -> tuple[str, str | None, dict[str, Any]]:
 def _covers(recorded: AttackSpec, asked: Attack, norm: Norm) -> bool:
     try:
         return attack_of(recorded).covers(asked, norm)
-    except ConfigError:  # of the user's own, or of no version that is known
+    except ConfigError:  # a custom attack, or of an unknown version
         return False

@@ -27,7 +27,7 @@ Value = int | float | str | None
 
 
 class Evaluate(Protocol):
-    """Whatever evaluates as `dent.evaluation.evaluate` does."""
+    """A function with the behavior of `dent.evaluation.evaluate`."""
 
     def __call__(
         self, subject: Subject, settings: Settings, *, out: Path | None, progress: OnProgress | None
@@ -65,7 +65,7 @@ def sweep(
         out: A folder that holds one run folder per value, each resumed on its own; more values
             may be added later.
         progress: Called with the value, as text, and the progress of its run.
-        evaluate: What does each run.
+        evaluate: Runs each evaluation.
 
     Returns:
         The results by value, as text.

@@ -1,4 +1,4 @@
-"""Attacks that know that a defense adapts: by its gradient, its models, and its other members."""
+"""Attacks that know that a defense adapts: on its gradient, its models, and other members."""
 
 from typing import TYPE_CHECKING
 

@@ -41,12 +41,12 @@ class _Run(NamedTuple):
 class AdaptiveAPGD(Attack):
     """APGD on a whole batch through one rung of the gradient ladder.
 
-    For every loss and restart from another random start, then once for every target. Where the
-    rung answers what is served, every batch on the way counts; a stand-in is ascended for the
-    highest loss, and what came of it is served at the end of each run.
+    Runs once per loss and restart from a new random start, then once for every target. Where the
+    rung answers what is served, every batch of a run counts; a stand-in is ascended for the
+    highest loss, and the resulting batch is submitted at the end of each run.
 
     A defense that does not offer what the rung needs is not attacked: the natural images come
-    back, and a note that begins with "not available: " says what is missing. On a plain module,
+    back, with a note that begins with "not available: " and what is missing. On a plain module,
     which adapts nothing, all rungs are the exact gradient.
     """
 
@@ -100,9 +100,9 @@ class AdaptiveAPGD(Attack):
         return f"adaptive-{self.rung}"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Per run one pass more than iterations, times `submissions`; a stand-in's is then served.
+        """Per run, (iterations + 1) passes times `submissions`; for a stand-in, one pass more.
 
-        One more serves the natural images, one what was found, and a warm start is a run of its
+        One pass more for the natural images, one for the result; a warm start is a run of its
         own.
         """
         del norm
@@ -139,7 +139,7 @@ class AdaptiveAPGD(Attack):
         return Queries(self.iterations + 1, self.iterations + 1)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run until all members are fooled, or all runs are through."""
+        """Run until all members are fooled or all runs are done."""
         best = Best(target)
         natural = best.offer_served(target.natural)
         try:

@@ -1,4 +1,4 @@
-"""A batch of which only some members are the attacker's, as the attacker sees it."""
+"""A batch with some attacked members, as the attacker sees it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @final
 class Among:
-    """A defense as those members see it that stand in one batch with fixed, natural others.
+    """A defense as seen by the attacked members of a batch with fixed clean members.
 
-    What is asked about the members is asked of the whole batch, everyone in their place; what is
-    answered about the others is kept from attacks on the members. So any attack on this attacks
-    the members through the very batch that is served, and cannot touch the others. An attack on
-    the others through the members asks `answer_others`.
+    A query about the members submits the whole batch, every member in its place; the answers for
+    the others are hidden from attacks on the members. So any attack on this defense attacks
+    the members through the same batch that is submitted, and cannot change the others. An attack on
+    the others through the members uses `answer_others`.
 
     Attributes:
         inner: The defense of the whole batch.
@@ -42,7 +42,7 @@ class Among:
             controlled: bool (N,), the attacker's members, at least one.
 
         Raises:
-            InputError: The mask does not fit, or nobody is the attacker's.
+            InputError: The mask does not fit, or selects no member.
         """
         if controlled.dtype != torch.bool or controlled.shape != batch.shape[:1]:
             raise InputError(
@@ -63,7 +63,7 @@ class Among:
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> Among:
-        """Return another defense, seen by the same members of the same batch."""
+        """Return the same view of another defense."""
         copied = object.__new__(Among)
         copied.__dict__ = {**self.__dict__, "inner": defense}
         return copied
@@ -116,7 +116,7 @@ class Among:
 
 
 def among(defense: Defense, batch: Tensor, labels: Tensor, attacked: int) -> Defense:
-    """Return what an attack on the first `attacked` members of a batch is to attack."""
+    """Return the defense for an attack on the first `attacked` members of a batch."""
     if attacked == len(batch) or not isinstance(defense, DynamicDefense):
         return defense
     controlled = torch.arange(len(batch), device=batch.device) < attacked

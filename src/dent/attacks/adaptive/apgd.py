@@ -23,7 +23,7 @@ _L1_SPARSER = 0.95
 
 
 class Evaluation(NamedTuple):
-    """What a function says of a batch.
+    """The value of the objective for a batch.
 
     Attributes:
         loss: (N,), to be ascended.
@@ -39,7 +39,7 @@ Objective = Callable[[Tensor], Evaluation]
 
 
 class Ascent(NamedTuple):
-    """Where the ascent led: the images of the highest loss, member by member.
+    """The result of an ascent: the images of the highest loss, member by member.
 
     Attributes:
         images: (N, ...). Of one iteration where the schedule is joint.
@@ -210,7 +210,7 @@ def _make_schedule(
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of length one in l-inf or l2 that ascends the most."""
+    """The direction of steepest ascent, of length one in l-inf or l2."""
     if norm == "linf":
         return gradient.sign()
     rows = gradient.flatten(1)
@@ -219,7 +219,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """A point far out in the ball, as APGD starts: drawn on the CPU, so that devices agree.
+    """A random start far out in the ball, as in APGD: drawn on the CPU, so that devices agree.
 
     In l-inf uniform draws scaled to the surface, in l2 and l1 normal ones scaled or projected.
     """

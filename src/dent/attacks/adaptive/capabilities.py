@@ -1,7 +1,7 @@
-"""What a defense may offer beyond the protocol, to attackers who look through its adaptation.
+"""What a defense may offer beyond the protocol, for attacks through its adaptation.
 
-All of it is optional, and asked for by structure: no defense has to inherit from anything here.
-What is missing is said, in an `Unavailable`, and becomes a note in the record.
+All of it is optional and checked structurally: no defense has to inherit from anything here.
+Whatever is missing raises `Unavailable`, and becomes a note in the record.
 
 | offered | what it opens |
 | --- | --- |
@@ -60,7 +60,7 @@ class SupportsDifferentiableAdapt(Protocol):
 
 @runtime_checkable
 class SupportsSteps(Protocol):
-    """Can be had with another number of steps."""
+    """Can be made with another number of steps."""
 
     @property
     def steps(self) -> int:
@@ -74,23 +74,23 @@ class SupportsSteps(Protocol):
 
 @runtime_checkable
 class WrapsDefense(Protocol):
-    """A defense that is another one, seen differently: what that offers, it offers."""
+    """A defense that wraps another one, and offers whatever that offers."""
 
     @property
     def inner(self) -> DynamicDefense:
-        """The other one."""
+        """The wrapped defense."""
         ...
 
     def over(self, defense: DynamicDefense) -> DynamicDefense:
-        """Return another defense, seen in the same way."""
+        """Return another defense, wrapped in the same way."""
         ...
 
 
 def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
-    """Return the other classifiers that whoever runs an attack has at hand, by name.
+    """Return the other classifiers available to the attack, by name.
 
     Each takes the same images and has the same classes. A defense, or what stands in its place,
-    offers them by `surrogates()`.
+    offers them through `surrogates()`.
     """
     offered = getattr(defense, "surrogates", None)
     if callable(offered):
@@ -103,7 +103,7 @@ def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
 def static_base(defense: Defense) -> nn.Module:
     """Return the static classifier under a defense; a plain module is its own.
 
-    Always in eval mode: of one that is not, a copy that is.
+    Always in eval mode: a copy, if the classifier is not.
 
     Raises:
         Unavailable: The defense names none.
@@ -130,7 +130,7 @@ def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> Dynam
         steps: How many; by default a quarter of what is deployed, at least 1.
 
     Raises:
-        Unavailable: It cannot be had, or does not have so many steps to leave out.
+        Unavailable: It cannot be made, or does not have so many steps to leave out.
     """
     if isinstance(defense, WrapsDefense):
         return defense.over(with_fewer_steps(defense.inner, steps))
@@ -145,7 +145,7 @@ def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> Dynam
 
 
 def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
-    """Return `defense.adapt`, once it is seen to take these keywords.
+    """Return `defense.adapt` after checking that it takes these keywords.
 
     Raises:
         Unavailable: It does not.
@@ -157,7 +157,7 @@ def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
 
 
 def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
-    """Whether `adapt` names a parameter so; `**kwargs` promises nothing."""
+    """Whether `adapt` has a parameter of this name; `**kwargs` does not count."""
     if isinstance(defense, WrapsDefense):
         return adapt_accepts(defense.inner, keyword)
     try:

@@ -1,4 +1,4 @@
-"""Finite differences: is the gradient that an attack follows that of what is served?
+"""Finite differences: does an attack follow the gradient of what is served?
 
 "White-box" is a claim about a gradient, and this is its proof or refutation. Along each direction d
 the view's gradient gives a slope ⟨∇, d⟩, and the defense's own answers another one,
@@ -40,7 +40,7 @@ _BEYOND_DOUBT = 0.01  # of the threshold
 
 @dataclass(frozen=True)
 class Certificate:
-    """What finite differences say of a gradient.
+    """The result of checking a gradient by finite differences.
 
     Attributes:
         rung: Whose gradient it is.
@@ -173,7 +173,7 @@ def _relative_error(slopes: list[float], differences: list[float]) -> float:
 
 
 def _in_double(defense: Defense, x: Tensor) -> tuple[Defense, torch.dtype]:
-    """A copy in float64, or the defense itself in float32 where that cannot be had."""
+    """A copy in float64, or the defense itself in float32 where it cannot be copied."""
     if not isinstance(defense, nn.Module):
         return defense, torch.float32
     try:

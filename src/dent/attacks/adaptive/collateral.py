@@ -1,11 +1,11 @@
-"""The attack on clean members: attacked members that make the others of their batch wrong.
+"""The attack on clean members: attacked members that make the others be misclassified.
 
 Wu et al., "Uncovering Adversarial Risks of Test-Time Adaptation" (ICML 2023), call it distribution
 invading attack: with B the attacker's members and y the labels of the others,
 
     max over x_B in the threat model of  mean over j ∉ B of  loss(f(x_j, a(x)), y_j)
 
-Only what the batch shares carries it: adapted parameters or statistics. Wu et al. hold the adapted
+It works only through what the batch shares: parameters or statistics. Wu et al. hold the adapted
 parameters constant and go through the batch statistics; here the gradient is exact where the
 defense offers it, and theirs where it does not.
 """
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Collateral(Attack):
-    """Perturb the attacker's members so that the others are answered wrongly.
+    """Perturb the attacked members so that the clean members are misclassified.
 
     The defense must be an `Among`, which knows the others and their labels. Elsewhere the natural
-    images come back with a note that it is not available. What came of the clean members stands in
+    images come back with a note that it is not available. The outcome for the clean members is in
     the notes; the result itself is of the attacker's members, as for every attack.
     """
 
@@ -74,7 +74,7 @@ class Collateral(Attack):
         return self.queries(n_classes, norm).backwards
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run all restarts, or until no clean member is right."""
+        """Run all restarts, or until no clean member is correct."""
         natural = target(target.natural).argmax(dim=1) != target.labels
         try:
             clean = _clean_members(target)
@@ -133,7 +133,7 @@ class Collateral(Attack):
 
 
 class _Worst:
-    """The members' images that left the fewest clean members right."""
+    """The attacked members' images that left the fewest clean members correct."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images

@@ -72,7 +72,7 @@ class Rung:
 
     @property
     def stands_in(self) -> bool:
-        """Whether it answers for something else than the defense."""
+        """Whether it answers for a model other than the defense."""
         return self.name in STAND_INS
 
     def view(self, defense: Defense) -> View:

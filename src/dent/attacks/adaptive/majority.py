@@ -1,4 +1,4 @@
-"""Asking a defense several times, where it does not answer the same twice."""
+"""Submit a batch several times to a defense with random answers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Attacks on model space (Chen et al., ICLR 2022): the models that a defense may adapt to.
 
-A defense that adapts to a batch picks a model by it, which an attack on the batch must outguess.
-Instead of looking through the choice, attack the models chosen so far, adapt to what came of it,
-and take the new model in. With a₀ adapted to the natural batch, and rounds t = 1, 2, ...:
+A defense that adapts picks a model based on the batch, which an attack must predict.
+Instead of differentiating that choice, attack the models so far, adapt to the resulting batch,
+and add the new model. With a₀ adapted to the natural batch, and rounds t = 1, 2, ...:
 
     xₜ ∈ argmax over the threat model of  loss over f(·, a₀), ..., f(·, aₜ₋₁)
     aₜ = adapt(xₜ),  served: f(xₜ, aₜ)
@@ -11,7 +11,7 @@ and take the new model in. With a₀ adapted to the natural batch, and rounds t 
     gmsa-avg    the mean loss over all models so far ("greedy model space attack")
     gmsa-min    the loss of the model that resists most, sample by sample
 
-Of all rounds the worst that was served is kept: per batch where the defense is batch-dependent.
+The worst submission of all rounds is kept: per batch where the defense is batch-dependent.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ModelSpace(Attack):
         return total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """All that asks a model adapted before."""
+        """The passes through models that are already adapted."""
         adapted = Queries(2 + self.rounds * self._runs_of(n_classes), 0)
         if self.unrolled:
             loss_only = 1 if self.ensemble == "gmsa-min" else 0
@@ -122,7 +122,7 @@ class ModelSpace(Attack):
         return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """One in every iteration, where the defense itself is taken in."""
+        """One per iteration, if the defense itself is in the ensemble."""
         del norm
         ascents = self.rounds * self._runs_of(n_classes)
         return ascents * (self.iterations + 1) if self.unrolled else 0

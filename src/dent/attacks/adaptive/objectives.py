@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Aim(NamedTuple):
-    """What is ascended: a loss, and for a targeted one each member's target, int64 (N,)."""
+    """The loss to ascend, and for a targeted one each member's target, int64 (N,)."""
 
     loss: Loss
     targets: Tensor | None = None

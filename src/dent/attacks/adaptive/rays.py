@@ -58,7 +58,7 @@ class RayS(Attack):
         return "rays"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The search, the natural images before, and what was found, twice, after."""
+        """The search, the natural images before it, and two submissions of the result after it."""
         del n_classes, norm
         return Queries(self.iterations + 3, 0)
 
@@ -67,7 +67,7 @@ class RayS(Attack):
         del norm
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Search, or until every member falls inside the threat model."""
+        """Search until done, or until every member is fooled inside the threat model."""
         del seed  # nothing is random
         best = Best(target)
         best.offer_served(target.natural)
@@ -81,7 +81,7 @@ class RayS(Attack):
 
 
 class _Search:
-    """Where each member's search is: probing a flip at the best radius, or bisecting its own."""
+    """The state of each member's search: probing a flip at the best radius, or bisecting."""
 
     def __init__(self, natural: Tensor, threat: ThreatModel, fallen: Tensor) -> None:
         size, pixels = len(natural), natural[0].numel()
@@ -102,18 +102,18 @@ class _Search:
         self._block = torch.full_like(self._stage, -1)  # the first try flips nothing
 
     def complete(self) -> bool:
-        """Whether everyone falls inside, or nobody has a block left to flip."""
+        """Whether every member is fooled inside, or has no block left to flip."""
         exhausted = 2**self._stage > 2 * self._direction.shape[1]
         return bool((self._fallen | exhausted | (self._radius <= self._inside)).all())
 
     def ask(self) -> Tensor:
-        """The batch to ask about next."""
+        """The next batch to submit."""
         middle = (self._below + self._above) / 2
         probe = self._radius.clamp(max=self._span)
         return self._at(torch.where(self._bisecting, middle, probe), self._tried)
 
     def tell(self, wrong: Tensor) -> None:
-        """Take in who was wrong there."""
+        """Update the search with the members that were wrong."""
         begins = ~self._bisecting & wrong
         above = torch.where(begins, self._radius.clamp(max=self._span), self._above)
         below = torch.where(begins, 0.0, self._below)
@@ -128,7 +128,7 @@ class _Search:
         self._flip_next(~self._bisecting)
 
     def found(self) -> Tensor:
-        """Each member in its best direction, as far as the threat model goes at most."""
+        """Each member moved in its best direction, at most to the edge of the threat model."""
         return self._at(self._radius.clamp(max=self._inside), self._direction)
 
     def _flip_next(self, moving: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Transfer from several models, and from one that is taught what the defense answers.
+"""Transfer from several models, and from one trained on the defense's answers.
 
 Whatever a defense does to its gradient, images that fool other models fool many defenses
 (Papernot et al. 2017). The models are those that the defense's surroundings offer, its static base
@@ -44,7 +44,7 @@ _TAUGHT = 3
 @final
 @dataclass(frozen=True)
 class Surrogates(Attack):
-    """APGD by the margin on other models; what comes of it is submitted to the defense."""
+    """APGD on the margin of other models; the resulting images are submitted to the defense."""
 
     iterations: int = effort(20)
     """Of APGD on every model."""
@@ -65,12 +65,12 @@ class Surrogates(Attack):
         return "surrogates"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The natural images, what each model gives, two batches a lesson, and the end."""
+        """The natural images, each model's batch, two batches per lesson, and the submission."""
         total = Queries(2 + _MOST + 1 + 2 * self.lessons, 0)
         return total + self.unadapted(n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """All that asks the models, and teaches the copy."""
+        """The passes through the models, and those that train the copy."""
         del n_classes, norm
         # Each model alone, all in every step together, and the copy.
         ascents = Queries(self.iterations + 1, self.iterations + 1).times(2 * _MOST + self.lessons)
@@ -130,7 +130,7 @@ class _Student:
 
     Attributes:
         model: The copy, in eval mode.
-        parameters: What of it can learn.
+        parameters: The trainable ones.
     """
 
     def __init__(self, target: Querier, models: Mapping[str, nn.Module], natural: Tensor) -> None:
@@ -147,11 +147,11 @@ class _Student:
         self._target = target
 
     def hear(self, images: Tensor, logits: Tensor) -> None:
-        """Take note of what the defense answered to a batch."""
+        """Store the defense's answers to a batch."""
         self._heard.append((images.detach(), logits.argmax(dim=1)))
 
     def learn(self, epochs: int) -> None:
-        """Go over all answers so far."""
+        """Train on all answers so far."""
         parameters = self.parameters
         optimizer = torch.optim.SGD(parameters, lr=_RATE, momentum=0.9)
         for _ in range(epochs):
@@ -168,7 +168,7 @@ class _Student:
 
 
 def _models(target: Querier) -> dict[str, nn.Module]:
-    """The models to transfer from: the static base, and what the surroundings offer."""
+    """The models to transfer from: the static base, and the surrogates on offer."""
     models: dict[str, nn.Module] = {}
     with suppress(Unavailable):
         models["base"] = static_base(target.defense)

@@ -1,4 +1,4 @@
-"""See a defense through what hides its gradient, without asking its author.
+"""Get a gradient from a defense that hides it, without changes by its author.
 
 Two things hide a gradient in honest code. An output that saturates, such as a softmax of large
 logits, has a slope of exactly zero in float32. Here the scores that it was computed from are read
@@ -34,7 +34,7 @@ _ROUNDING = frozenset(
 
 
 class _StraightThrough(torch.autograd.Function):
-    """What was rounded, with the gradient of what it was rounded from."""
+    """Rounded values with the gradient of the values before rounding."""
 
     @staticmethod
     def forward(ctx: Any, before: Tensor, after: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _Watching(TorchFunctionMode):
-    """Keeps the last scores of a batch, and makes rounding pass the gradient.
+    """Keeps the last scores of a batch, and passes the gradient straight through rounding.
 
     Attributes:
         scores: Two-dimensional results with a gradient, of one row a member, the last ones last.

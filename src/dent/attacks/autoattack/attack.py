@@ -2,7 +2,7 @@
 
 `frozen` runs the same code over a batch that stays together (`dent.attacks.autoattack.frozen`).
 `published` runs `pyautoattack.AutoAttack` as it ships, which regroups whoever still stands into
-new batches: what the paper did, and what its numbers need.
+new batches, as in the paper and its numbers.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class AutoAttack(Attack):
         return replace(self, iterations=2 * max(iterations)) if iterations else None
 
     def covers(self, other: Attack, norm: Norm = "linf") -> bool:
-        """Whether every part of another is covered by one of this."""
+        """Whether every part of another attack is covered by a part of this one."""
         return (
             isinstance(other, AutoAttack)
             and self.protocol == other.protocol
@@ -177,7 +177,7 @@ class AutoAttack(Attack):
         return tuple(self._budget(part) for part in shipped_parts(self.registered, norm))
 
     def _budget(self, part: Part) -> Part:
-        """A part with what was set."""
+        """A part with the budget that was set."""
         alone = self.attack not in SETS
         iterations = self.iterations if part.gradient or alone else self.square_iterations
         return replace(
@@ -224,7 +224,7 @@ class AutoAttack(Attack):
         return self.queries(n_classes, norm).times(batches)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run the parts in order, each against whoever still stands."""
+        """Run the parts in order, each against the members still standing."""
         parts = self.parts(threat.norm)
         for part in parts:
             check_part(part, threat, target.natural.shape)
@@ -247,6 +247,6 @@ class AutoAttack(Attack):
 
 
 def _common(values: Iterable[_T]) -> _T | None:
-    """The value that all have; None where there is none, or they differ."""
+    """The value that all share; None if there are no values or they differ."""
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else None

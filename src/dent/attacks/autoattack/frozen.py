@@ -44,7 +44,7 @@ PartRun = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class FrozenBatch:
-    """What pyautoattack takes for the model: asks about some members, submits all of them.
+    """The model handed to pyautoattack: it asks about some members, this submits all of them.
 
     Attributes:
         target: Where the whole batches go.
@@ -67,7 +67,7 @@ class FrozenBatch:
         return self.ask(rows, self.members)
 
     def ask(self, rows: Tensor, members: Tensor) -> Tensor:
-        """Logits (M, classes) of rows in the place of these members, by one query.
+        """Logits (M, classes) of rows in place of these members, by one query.
 
         The gradient flows to the rows asked about.
         """
@@ -83,7 +83,7 @@ class FrozenBatch:
         return self.target(self.current.index_copy(0, members, rows), asked=members)[members]
 
     def attack(self, runs: Iterator[PartRun]) -> None:
-        """Send run after run at whoever stands then, until nobody does."""
+        """Run one attack after another on the members still standing, until none is left."""
         for run in runs:
             members = self.standing.nonzero().flatten()
             if not len(members):
@@ -103,7 +103,7 @@ class FrozenBatch:
 
 
 class _FrozenFAB(FAB):
-    """FAB with the members' numbers in the place of labels."""
+    """FAB with the members' numbers in place of labels."""
 
     predict: FrozenBatch
 
@@ -120,7 +120,7 @@ class _FrozenFAB(FAB):
 
 
 class _FrozenSquare(SquareAttack):
-    """Square with the members' numbers in the place of labels."""
+    """Square with the members' numbers in place of labels."""
 
     predict: FrozenBatch
 
@@ -131,7 +131,7 @@ class _FrozenSquare(SquareAttack):
         labels = batch.target.labels[y].unsqueeze(1)
         other_logits = logits.scatter(1, labels, -math.inf)
         margin = (logits.gather(1, labels) - other_logits.amax(dim=1, keepdim=True)).squeeze(1)
-        # Whoever falls leaves the run: this is the input they keep from here on.
+        # A fooled member leaves the run and keeps this input from here on.
         batch.current[y[margin <= 0]] = x[margin <= 0]
         return margin, margin.clone()
 
@@ -202,7 +202,7 @@ def _run_fab(
     images = fab.attack_single_run(
         x, members, use_rand_start=random_start, is_targeted=rank is not None
     )
-    # FAB minimizes the distance and knows no radius: what lies beyond it found nothing.
+    # FAB minimizes the distance without a radius: results beyond it do not count.
     near = (threat.distance(images, x) <= threat.eps).to(x.device)
     return _checked(batch, members, torch.where(_column(near, images), images, x))
 

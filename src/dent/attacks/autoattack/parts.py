@@ -121,7 +121,7 @@ def shipped_parts(name: PartName | SetName, norm: Norm) -> tuple[Part, ...]:
 
 
 def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:
-    """Refuse what pyautoattack's code cannot do, before it fails in the middle.
+    """Refuse what pyautoattack cannot do, before it fails midway.
 
     Raises:
         ConfigError: Saying what to change.

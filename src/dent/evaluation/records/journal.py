@@ -36,7 +36,7 @@ class JournalWriter:
         """Append a line; on return it is on the disk.
 
         Raises:
-            RecordError: It cannot be written. What a full disk kept of it is taken back.
+            RecordError: It cannot be written. What a full disk kept of it is cut off again.
         """
         size = os.fstat(self._handle).st_size
         with writing(self._path):
@@ -56,7 +56,7 @@ class JournalWriter:
 
 
 def read_journal(path: Path) -> Iterator[JournalRecord]:
-    """Read all whole lines; a torn last one, which a kill leaves behind, is passed over.
+    """Read all complete lines; a torn last line, left behind by a kill, is skipped.
 
     Raises:
         RecordError: A line, other than such a last one, is not what was written; or the journal

@@ -1,4 +1,4 @@
-"""Whether a defense is what it is called: a name is what a table shows, and free text."""
+"""Check that a defense is what its name says: tables show the name, and it is free text."""
 
 from typing import Final
 

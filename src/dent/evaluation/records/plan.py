@@ -1,4 +1,4 @@
-"""Which samples stand in which batch, and what is done in which order: fixed before anything runs.
+"""Which samples are in which batch, and what runs in which order: fixed before anything runs.
 
 Nothing here draws from a random generator of torch or numpy, so a plan is the same everywhere.
 """
@@ -60,7 +60,7 @@ class Plan(Record):
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece of work that is recorded: one line of the journal.
+    """The smallest recorded piece of work: one line of the journal.
 
     Attributes:
         kind: `probe` looks at a defense on the first batch; `natural` serves a batch as it is;
@@ -84,7 +84,7 @@ class Unit:
 
 
 def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
-    """Lay the samples into batches.
+    """Divide the samples into batches.
 
     Raises:
         ConfigError: The dataset is empty, or too small for the clean members of `mix`.
@@ -127,7 +127,7 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
 
 
 def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
-    """Give all units of a run in the order in which they run.
+    """Yield all units of a run in the order in which they run.
 
     Batch by batch, so that a run cut short has every defense and attack on the batches it did; the
     attacks of the published protocol, which take all batches at once, come last.
@@ -148,7 +148,7 @@ def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
 
 
 def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Unit, ...]]:
-    """Give the units of a run in groups that need nothing of each other, in their order.
+    """Yield the units of a run in independent groups, in order.
 
     A group is a probe, all other units of a batch, or, of the published protocol, an attack with
     the transfers of what it found. Each can run in another process, on another machine.
@@ -173,7 +173,7 @@ def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Unit, ...]]:
 
 
 def candidates(spec: EvaluationSpec, defense: str) -> tuple[tuple[Kind, str], ...]:
-    """The (kind, attack) of all that is found batch by batch against a defense."""
+    """The (kind, attack) of every attack that runs batch by batch against a defense."""
     attack_units = _attacks(
         spec, defense, [attack.name for attack in spec.attacks if attack.protocol == "frozen"], 0
     )
@@ -181,7 +181,7 @@ def candidates(spec: EvaluationSpec, defense: str) -> tuple[tuple[Kind, str], ..
 
 
 def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: int | None) -> str:
-    """The file in a run folder that holds what an attack found against a defense."""
+    """The file in a run folder with the adversarial images of an attack on a defense."""
     defenses = [entry.name for entry in spec.defenses]
     attacks = [entry.name for entry in spec.attacks]
     prefix = "all" if batch is None else f"{batch:06d}"
@@ -192,7 +192,7 @@ def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: i
 def seed_of(seed: int, *parts: object) -> int:
     """Derive a seed in 0..2**63-1 from a run's seed and what it is for.
 
-    What it is for never includes the defense: the same random draws meet every defense, so that
+    The purpose never includes the defense: every defense gets the same random draws, so that
     two equal defenses have equal results.
     """
     text = "|".join(map(str, (seed, *parts)))
@@ -228,7 +228,7 @@ def _clean_members(attacked: Sequence[int], size: int, count: int, seed: int) ->
 
 
 def _shuffled(items: list[int], seed: int) -> list[int]:
-    """Shuffle by `random()`, the one method whose sequence Python promises to keep."""
+    """Shuffle with `random()`, the only method whose sequence Python guarantees across versions."""
     draw, shuffled = random.Random(seed).random, list(items)  # noqa: S311 (no secret)
     for index in range(len(shuffled) - 1):
         swapped = index + int(draw() * (len(shuffled) - index))

@@ -10,12 +10,12 @@ on GPUs they round to ten bits."""
 
 
 def moved(comparison: Comparison) -> bool:
-    """Whether an answer changed, beyond arithmetic."""
+    """Whether an answer changed by more than rounding."""
     return comparison.distance is None or comparison.distance > DISTANCE
 
 
 def stateful(probe: ProbeRecord) -> bool:
-    """Whether the same question with the same seed was answered differently later."""
+    """Whether a later answer to the same question with the same seed differed."""
     return moved(probe.again)
 
 
@@ -25,15 +25,15 @@ def randomized(probe: ProbeRecord) -> bool:
 
 
 def other_batches(probe: ProbeRecord) -> tuple[Comparison, ...]:
-    """The questions in which only the rest of the batch differed."""
+    """The comparisons in which only the rest of the batch differed."""
     comparisons = (probe.alone, probe.strangers, probe.permuted)
     return tuple(comparison for comparison in comparisons if comparison is not None)
 
 
 def depends(probe: ProbeRecord) -> bool | None:
-    """Whether an answer depends on the rest of the batch; None where that cannot be told.
+    """Whether an answer depends on the rest of the batch; None where this cannot be determined.
 
-    It cannot of a batch of one, nor of a defense whose answers move by themselves.
+    It cannot for a batch of one, or for a defense whose answers change by themselves.
     """
     if not other_batches(probe) or stateful(probe) or randomized(probe):
         return None

@@ -193,7 +193,7 @@ class OfSpec(Record):
 def differences(
     recorded: Any, asked: Any, at: str = "", names: tuple[str, str] = ("the folder has", "this run")
 ) -> tuple[str, ...]:
-    """Say, field by field, in what two JSON values differ.
+    """Describe, field by field, how two JSON values differ.
 
     Args:
         recorded: What a run folder holds.

@@ -1,7 +1,7 @@
-"""Specifications of schema 1 as those of schema 2: one pure function from JSON to JSON.
+"""Convert specifications of schema 1 to schema 2: one pure function from JSON to JSON.
 
-Schema 1 described an attack by its class (`kind`) and all that decided what it did (`config`).
-Schema 2 says by which name `dent.attacks.make` gives it, and with which settings.
+Schema 1 described an attack by its class (`kind`) and its full configuration (`config`).
+Schema 2 records the name and the settings with which `dent.attacks.make` makes it.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ _Described = tuple[str | None, dict[str, Any]]
 def upgraded(spec: dict[str, Any]) -> dict[str, Any]:
     """A specification of schema 1 as schema 2 writes it.
 
-    What is not as schema 1 wrote it stays as it is, for the reader to refuse.
+    Whatever schema 1 would not have written is left unchanged, for the reader to refuse.
 
     Args:
         spec: Plain JSON values; not modified.
@@ -60,7 +60,7 @@ def _model_space(config: dict[str, Any]) -> _Described:
 
 
 def _autoattack(config: dict[str, Any]) -> _Described:
-    """Schema 1 had the budget of each part; schema 2 has what was set, defaults filled in."""
+    """Schema 1 has the budget of each part; schema 2 has the settings, with defaults filled in."""
     parts = config["parts"]
     names = tuple(part["name"] for part in parts)
     alone = len(parts) == 1
@@ -77,7 +77,7 @@ def _autoattack(config: dict[str, Any]) -> _Described:
 
 
 def common(values: Iterable[Any]) -> Any:
-    """The value that all have; None where there is none, or they differ."""
+    """The value that all share; None if there are no values or they differ."""
     items = list(values)
     return items[0] if items and all(value == items[0] for value in items) else None
 
