@@ -14,6 +14,8 @@ from tests.small_models import make_tiny_cnn
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples at every run, and no judgment by the clock.
 settings.register_profile("dent", deadline=None, derandomize=True, max_examples=50)
