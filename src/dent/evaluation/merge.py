@@ -232,8 +232,8 @@ def _units(run: RecordedRun) -> Iterator[Unit]:
         yield from group
 
 
-def _names(one: RecordedRun, other: RecordedRun) -> tuple[str, str]:
-    return f"{one.path} has", f"{other.path} has"
+def _names(first: RecordedRun, second: RecordedRun) -> tuple[str, str]:
+    return f"{first.path} has", f"{second.path} has"
 
 
 def _umask() -> int:

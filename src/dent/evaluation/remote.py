@@ -22,6 +22,7 @@ from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
 from dent.storage.lock import HOLDER, LOCK
 from dent.support.extras import require
+from dent.support.plural import counted
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.:-]+)://")
 _LOCAL: Final = ("file", "local")
@@ -106,8 +107,9 @@ class _Mirror(Place):
         if remote_size != sent_size:
             raise RecordError(
                 f"{self.name} is being written to by another process: {name} has "
-                f"{'nothing' if remote_size is None else f'{remote_size} bytes'} there, and this "
-                f"one left it with {'nothing' if sent_size is None else f'{sent_size} bytes'}. "
+                f"{'nothing' if remote_size is None else counted(remote_size, 'byte')} there, and "
+                "this one left it with "
+                f"{'nothing' if sent_size is None else counted(sent_size, 'byte')}. "
                 "Stop one of them, and run the same command again"
             )
 

@@ -326,8 +326,8 @@ def _described(attack: AttackSpec) -> tuple[str, str | None, dict[str, Any]]:
     return attack.name, attack.attack, attack.settings
 
 
-def _covers(recorded: AttackSpec, asked: Attack, norm: Norm) -> bool:
+def _covers(recorded: AttackSpec, wanted: Attack, norm: Norm) -> bool:
     try:
-        return attack_of(recorded).covers(asked, norm)
+        return attack_of(recorded).covers(wanted, norm)
     except ConfigError:  # a custom attack, or of an unknown version
         return False

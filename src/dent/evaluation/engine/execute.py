@@ -152,23 +152,25 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     run.store.put(record, adversarial if unit.kind == "attack" else None)
 
 
-def submit_unit(run: Run, unit: Unit, found: Tensor | None, batches: Batches) -> list[Answers]:
-    """Submit a unit's batches with the attacked members replaced by `found`.
+def submit_unit(
+    run: Run, unit: Unit, adversarial: Tensor | None, batches: Batches
+) -> list[Answers]:
+    """Submit a unit's batches, with the attacked members replaced by `adversarial`.
 
     Args:
         run: The run.
         unit: Which defense and batches.
-        found: (members attacked, C, H, W) over the unit's batches; None for the natural images.
+        adversarial: (members attacked, C, H, W) over the unit's batches; None for natural images.
         batches: Where they are loaded from.
     """
-    answers, begin = [], 0
+    answers, start = [], 0
     for batch in members_of(run.plan, unit):
         natural, _ = batches.load(batch)
         x = natural
-        if found is not None:
-            rows = found[begin : begin + batch.attacked].to(x)
+        if adversarial is not None:
+            rows = adversarial[start : start + batch.attacked].to(x)
             x = torch.cat([rows, x[batch.attacked :]])
-            begin += batch.attacked
+            start += batch.attacked
         submitter = _submitter(run, unit.defense, batch, natural)
         answers.append(submitter.submit(x, natural_after=unit.kind == "attack"))
     return answers

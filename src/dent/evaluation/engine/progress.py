@@ -187,7 +187,7 @@ class Tracker:
         cost_all = sum(
             cost[group] * (count + len(self._times[group])) for group, count in self._left.items()
         )
-        least, most = self._seconds_left(units_left)
+        fewest_seconds, most_seconds = self._seconds_left(units_left)
         at_once = max(len(running), 1)
         current, within = running[0] if running else (None, 0.0)
         tallies = self._tallies.items()
@@ -198,19 +198,21 @@ class Tracker:
             within=within,
             share=1 - cost_left / max(cost_all, 1e-9),
             elapsed=elapsed,
-            remaining=None if most is None else most / at_once,
-            least=None if least is None else least / at_once,
+            remaining=None if most_seconds is None else most_seconds / at_once,
+            least=None if fewest_seconds is None else fewest_seconds / at_once,
             natural={name: tally.natural for name, tally in tallies if tally.natural},
             robust={name: tally.robust for name, tally in tallies if tally.robust},
         )
 
-    def _seconds_left(self, left: Mapping[_Group, float]) -> tuple[float | None, float | None]:
+    def _seconds_left(
+        self, units_left: Mapping[_Group, float]
+    ) -> tuple[float | None, float | None]:
         if self._seconds is None:
             self._seconds = {
-                group: self._measured(group) or self._expected(group) for group in left
+                group: self._measured(group) or self._expected(group) for group in units_left
             }
         totals = [0.0, 0.0]
-        for group, count in left.items():
+        for group, count in units_left.items():
             bounds = self._seconds[group]
             if count and bounds is None:
                 return None, None

@@ -1,15 +1,16 @@
-"""Is the gradient that attacks follow the one of what is served?
+"""Check that attacks follow the gradient of the answers that the defense serves.
 
-An attack is white-box only if it is. So the gradient is taken as an attack takes it: of a whole
+Only then is an attack white-box. So the check takes the gradient as an attack does: of a whole
 batch, in the defense's own precision, at the natural images and at a point that a short attack
-reached. Then it is held, member by member, against what served answers do when the images move:
+reached. Then it moves the images, and compares the change of the served answers, member by member,
+with what the gradient predicts:
 
-    exact     In float64, by steps so small that the slope is all there is. The float64 gradient
-              must be that of the answers, and the attack's own must point the same way.
-    coarse    In the defense's own precision, by steps of half and a quarter of eps: what a gradient
-              that stands in for another one (straight-through, BPDA) is worth to an attack.
+    exact     In float64, by tiny steps. The float64 gradient must predict the change, and the
+              attack's own gradient must point the same way.
+    coarse    In the defense's own precision, by steps of half and a quarter of eps. This shows what
+              a surrogate gradient (straight-through, BPDA) is worth to an attack.
 
-Every question meets a copy that has answered nothing, so none can be told from an attack's.
+Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
 """
 
 import copy
@@ -36,13 +37,13 @@ from dent.support.devices import has_float64, wide
 from dent.threat import ThreatModel
 
 THRESHOLD: Final = {torch.float64: 1e-3, torch.float32: 5e-2}
-"""What the relative error of a member must stay below."""
+"""The relative error of a member must stay below this."""
 _STEPS: Final = {torch.float64: (1e-7, 1e-8, 1e-6, 1e-9), torch.float32: (0.1, 0.3, 0.03)}
-"""Lengths in l2 by which a member moves, the likeliest first."""
+"""Lengths in l2 by which a member moves. The first ones pass most often."""
 _SHARES: Final = (0.5, 0.25)
-"""Lengths of coarse steps, in eps: beyond the stairs that rounding to 8 bits makes of an image."""
+"""Lengths of coarse steps, in eps: larger than a rounding to 8 bits."""
 _MEMBERS: Final = (2, 4)
-"""Of a defense whose members touch each other, how many are moved, at either point."""
+"""Members of a batch-dependent defense that are moved, at the natural and the attack's point."""
 _LINES: Final = 2
 """Random directions, beside the gradient's own."""
 _SHORT: Final = 3
@@ -50,14 +51,14 @@ _SHORT: Final = 3
 
 
 def passes(size: int) -> Queries:
-    """What it asks at most, in passes of a batch; one in float64 counts as two."""
+    """Return the most passes of a batch that the check takes; one in float64 counts as two."""
     single = sum(_MEMBERS) * (1 + _LINES) * 2
     return Queries(2 * (single * 2 + 2) + single + _SHORT, 2 * 3 + _SHORT)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A defense as it is looked at: in some precision, always by a copy that knows nothing yet."""
+class _DefenseView:
+    """A defense in one precision. Every query goes to a fresh copy."""
 
     origin: Origin
     dtype: torch.dtype
@@ -65,18 +66,18 @@ class _Asked:
     seed: int
 
     def defense(self) -> Defense:
-        made = self.origin.new(self.seed).defense
-        if self.dtype == torch.float64 and isinstance(made, nn.Module):
-            made = made.double()
-        return made
+        defense = self.origin.new(self.seed).defense
+        if self.dtype == torch.float64 and isinstance(defense, nn.Module):
+            defense = defense.double()
+        return defense
 
     def served(self, x: Tensor) -> Tensor:
-        """Logits as they are served."""
+        """Return the logits that the defense serves."""
         with isolated_random_state(self.seed, x.device), torch.no_grad():
             return answer(self.defense(), x.to(self.dtype))
 
     def gradient(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor | None:
-        """The gradient of each member's margin, as an attack takes it; None where there is none."""
+        """Return the gradient of each member's margin as an attack takes it; None if none."""
         with (
             isolated_random_state(self.seed, x.device),
             torch.inference_mode(mode=False),
@@ -87,23 +88,23 @@ class _Asked:
             if not logits.requires_grad:
                 return None
             total = _loss(logits, y, targets).sum()
-            (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        return found
+            (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+        return gradient
 
     def loss(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-        """What is ascended, by member (N,), as it is served."""
+        """Return the loss that attacks ascend, by member (N,), of the served logits."""
         return wide(_loss(self.served(x), y, targets))
 
 
 def exact_view(defense: Defense) -> View:
-    """The defense with the best gradient it offers: through all of the adaptation where it can."""
+    """Return the defense with its best gradient: through the adaptation, if it offers that."""
     if isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable"):
         return Rung("unrolled").view(defense)
     return lambda x: answer(defense, x)
 
 
 def name_of(defense: Defense) -> str:
-    """How that gradient is called in records."""
+    """Return the name of that gradient in records."""
     offers = isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable")
     return "unrolled" if offers else "plain"
 
@@ -111,28 +112,28 @@ def name_of(defense: Defense) -> str:
 def check_gradient(
     origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> GradientRecord:
-    """Hold the gradient of a defense against what it serves.
+    """Compare the gradient of a defense with the answers that it serves.
 
     Args:
-        origin: Of the defense.
+        origin: The defense before its first query.
         x: A whole batch (N, C, H, W).
         y: Its labels.
-        threat: Of the attacks.
-        seed: Of directions, members, and what the defense draws.
+        threat: The threat model of the attacks.
+        seed: Seed of the directions, the members, and the defense's generators.
     """
     defense = origin.defense
     dependent = isinstance(defense, DynamicDefense) and bool(defense.batch_dependent)
-    own = _Asked(origin, x.dtype, dependent, seed)
+    native = _DefenseView(origin, x.dtype, dependent, seed)
     rung = name_of(defense)
-    natural = _take(own, x, y)
+    natural = _attack_point(native, x, y)
     if natural is None:
         missing = f"{type(defense).__name__} answers without a gradient to the images"
         return GradientRecord(rung=rung, missing=missing)
-    reached = _short_attack(own, natural, threat, seed)
-    finer = _in_double(own, x)
+    reached = _short_attack(native, natural, threat, seed)
+    finer = _in_double(native, x)
     points = tuple(
-        _point(own, finer, taken, threat, members, seed_of(seed, index))
-        for index, (taken, members) in enumerate(zip((natural, reached), _MEMBERS, strict=True))
+        _check_point(native, finer, point, threat, members, seed_of(seed, index))
+        for index, (point, members) in enumerate(zip((natural, reached), _MEMBERS, strict=True))
     )
     return GradientRecord(
         rung=rung,
@@ -143,8 +144,8 @@ def check_gradient(
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """The gradient at a batch, as an attack took it."""
+class _AttackPoint:
+    """A point that an attack reaches, with the gradient there."""
 
     x: Tensor
     y: Tensor
@@ -152,55 +153,62 @@ class _Taken:
     gradient: Tensor
 
 
-def _take(asked: _Asked, x: Tensor, y: Tensor) -> _Taken | None:
-    logits = asked.served(x).nan_to_num()
+def _attack_point(view: _DefenseView, x: Tensor, y: Tensor) -> _AttackPoint | None:
+    logits = view.served(x).nan_to_num()
     targets = runner_up(logits, y, 1)
-    gradient = asked.gradient(x, y, targets)
-    return None if gradient is None else _Taken(x, y, targets, gradient)
+    gradient = view.gradient(x, y, targets)
+    return None if gradient is None else _AttackPoint(x, y, targets, gradient)
 
 
-def _short_attack(asked: _Asked, natural: _Taken, threat: ThreatModel, seed: int) -> _Taken:
-    """A point that an attack has reached after one to three steps from a random start."""
+def _short_attack(
+    view: _DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int
+) -> _AttackPoint:
+    """Return the point that an attack reaches after one to three steps from a random start."""
     draws = torch.Generator().manual_seed(seed_of(seed, "short attack"))
     steps = int(torch.randint(1, _SHORT + 1, (), generator=draws))
     start = random_start(natural.x, threat, draws)
-    taken = _take(asked, start, natural.y) or natural
+    point = _attack_point(view, start, natural.y) or natural
     for _ in range(steps):
         if threat.norm == "l1" or threat.eps == 0:
             break  # a step in l1 moves few pixels: the start is as good a point
         length = threat.eps / 2
-        moved = taken.x + length * steepest(taken.gradient.nan_to_num(), threat.norm)
-        taken = _take(asked, threat.project(moved, natural.x), natural.y) or taken
-    return taken
+        moved = point.x + length * steepest(point.gradient.nan_to_num(), threat.norm)
+        point = _attack_point(view, threat.project(moved, natural.x), natural.y) or point
+    return point
 
 
-def _in_double(own: _Asked, x: Tensor) -> _Asked:
-    """The same in float64; in its own precision where that cannot be had."""
-    finer = _Asked(own.origin, torch.float64, own.dependent, own.seed)
-    if not isinstance(own.origin.defense, nn.Module) or own.origin.missing is not None:
-        return own
+def _in_double(native: _DefenseView, x: Tensor) -> _DefenseView:
+    """Return the defense in float64; unchanged if it does not run in float64."""
+    finer = _DefenseView(native.origin, torch.float64, native.dependent, native.seed)
+    if not isinstance(native.origin.defense, nn.Module) or native.origin.missing is not None:
+        return native
     if not has_float64(x.device):
-        return own
+        return native
     try:
-        copy.deepcopy(own.origin.defense).double()
+        copy.deepcopy(native.origin.defense).double()
         logits = finer.served(x[:2])
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
-        return own
-    return finer if logits.dtype == torch.float64 else own
+        return native
+    return finer if logits.dtype == torch.float64 else native
 
 
-def _point(
-    own: _Asked, finer: _Asked, taken: _Taken, threat: ThreatModel, members: int, seed: int
+def _check_point(
+    native: _DefenseView,
+    finer: _DefenseView,
+    point: _AttackPoint,
+    threat: ThreatModel,
+    members: int,
+    seed: int,
 ) -> GradientPoint:
     draws = torch.Generator().manual_seed(seed)
-    x, y, targets = taken.x, taken.y, taken.targets
+    x, y, targets = point.x, point.y, point.targets
     fine = finer.gradient(x, y, targets)
     if fine is None:
         fine = torch.zeros_like(x, dtype=finer.dtype)
-    alike = F.cosine_similarity(wide(taken.gradient).flatten(1), wide(fine).flatten(1))
-    same = own.served(x).argmax(dim=1) == finer.served(x).argmax(dim=1)
+    alike = F.cosine_similarity(wide(point.gradient).flatten(1), wide(fine).flatten(1))
+    same = native.served(x).argmax(dim=1) == finer.served(x).argmax(dim=1)
     order = torch.randperm(len(x), generator=draws)
-    moved = order[:members] if own.dependent else order
+    moved = order[:members] if native.dependent else order
     exact = _errors(
         lambda images: finer.loss(images, y, targets),
         fine,
@@ -208,27 +216,27 @@ def _point(
         moved.to(x.device),
         [_lengths(fine, draws, step) for step in _STEPS[finer.dtype]],
         THRESHOLD[finer.dtype],
-        together=not own.dependent,
+        together=not native.dependent,
     )
     coarse = None
     if max(exact) >= THRESHOLD[finer.dtype] or float(alike.min()) < ALIKE:
         coarse = _errors(
-            lambda images: own.loss(images, y, targets),
-            taken.gradient,
+            lambda images: native.loss(images, y, targets),
+            point.gradient,
             x,
             moved.to(x.device),
-            [_strides(taken.gradient, draws, threat, share) for share in _SHARES],
+            [_strides(point.gradient, draws, threat, share) for share in _SHARES],
             0.0,
-            together=not own.dependent,
+            together=not native.dependent,
             bounds=threat.bounds,
         )
     return GradientPoint(
         members=len(moved),
-        errors=tuple(_finite(each) for each in exact),
+        errors=tuple(_finite(error) for error in exact),
         alike=float(alike.nan_to_num(nan=0.0).min()),
         same=int(same.sum()),
         of=len(x),
-        coarse=None if coarse is None else tuple(_finite(each) for each in coarse),
+        coarse=None if coarse is None else tuple(_finite(error) for error in coarse),
     )
 
 
@@ -247,17 +255,17 @@ def _errors(
     together: bool,
     bounds: tuple[float, float] | None = None,
 ) -> list[float]:
-    """By member moved, the relative error of the gradient at whichever length has the least.
+    """Return per moved member the relative error of the gradient, at the length of least error.
 
     Args:
-        loss: By member, as it is served.
-        gradient: Of its sum.
-        x: Where.
-        members: Who is moved.
+        loss: The loss by member, of the served logits.
+        gradient: The gradient of its sum.
+        x: The images where the gradient was taken.
+        members: Indices of the members to move.
         tried: By length, moves of all members (N, ...), the gradient's own direction first.
-        threshold: Further lengths are not tried once all errors lie below.
-        together: Members do not touch each other, and are moved at once.
-        bounds: Moved images are clamped to them.
+        threshold: Stop at the first length at which all errors are below it.
+        together: Move all members at once, since they do not affect each other.
+        bounds: Moved images are clamped to these.
     """
     least = [math.inf] * len(members)
     for moves in tried:
@@ -271,27 +279,27 @@ def _errors(
                 if bounds is not None:
                     up, down = up.clamp(*bounds), down.clamp(*bounds)
                 after, before = loss(up), loss(down)
-                told = wide(gradient * (up - down)).flatten(1).sum(dim=1)
+                predicted = wide(gradient * (up - down)).flatten(1).sum(dim=1)
                 if together:
-                    slope += told.cpu()[group.cpu()].tolist()
+                    slope += predicted.cpu()[group.cpu()].tolist()
                     change += (after - before).cpu()[group.cpu()].tolist()
                 else:  # a member may change the answers to all others
-                    slope.append(float(told.cpu()[group.cpu()].sum()))
+                    slope.append(float(predicted.cpu()[group.cpu()].sum()))
                     change.append(float((after - before).sum()))
             slopes.append(slope)
             changes.append(change)
-        found = [
-            _relative([row[at] for row in slopes], [row[at] for row in changes])
-            for at in range(len(members))
+        errors = [
+            _relative([row[index] for row in slopes], [row[index] for row in changes])
+            for index in range(len(members))
         ]
-        least = list(map(min, least, found))
+        least = list(map(min, least, errors))
         if max(least) < threshold:
             break
     return least
 
 
 def _relative(slopes: Sequence[float], changes: Sequence[float]) -> float:
-    """The larger of two: along the gradient, and over the random directions together."""
+    """Return the larger of two errors: along the gradient, and over all random directions."""
     if not all(map(math.isfinite, (*slopes, *changes))):
         return math.inf
     along = abs(slopes[0] - changes[0]) / abs(changes[0]) if changes[0] else math.inf
@@ -303,7 +311,7 @@ def _relative(slopes: Sequence[float], changes: Sequence[float]) -> float:
 
 
 def _lengths(gradient: Tensor, draws: torch.Generator, length: float) -> list[Tensor]:
-    """Moves of a length in l2: along the gradient's sign, and at random."""
+    """Return moves of a length in l2: along the gradient's sign, and at random."""
     lines = [gradient.sign()]
     lines += [_random(gradient, draws) for _ in range(_LINES)]
     return [length * _unit(line) for line in lines]
@@ -312,7 +320,7 @@ def _lengths(gradient: Tensor, draws: torch.Generator, length: float) -> list[Te
 def _strides(
     gradient: Tensor, draws: torch.Generator, threat: ThreatModel, share: float
 ) -> list[Tensor]:
-    """Moves of a share of eps in the threat model's norm: along the gradient, and at random."""
+    """Return moves by a share of eps in the threat model's norm: along the gradient, and random."""
     lines = [gradient, *(_random(gradient, draws) for _ in range(2 * _LINES))]
     length = share * threat.eps
     return [length * (line.sign() if threat.norm == "linf" else _unit(line)) for line in lines]
@@ -330,7 +338,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _loss(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-    """The margin of a fixed wrong class: it has a slope wherever the scores have one."""
+    """Return the margin of a fixed wrong class: it has a slope wherever the logits have one."""
     picked = logits.gather(1, torch.stack([targets, y], dim=1))
     return picked[:, 0] - picked[:, 1]
 

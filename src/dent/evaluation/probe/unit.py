@@ -1,4 +1,4 @@
-"""The unit that asks a defense about the first batch, and its record."""
+"""The unit that probes a defense with the first batch, and its record."""
 
 import math
 from typing import Final
@@ -19,23 +19,23 @@ from dent.evaluation.submission.submission import clock
 from dent.evaluation.suites import looks_through
 
 _CHEAP: Final = Queries(8, 3)
-"""The probe's own questions: two whole batches, and some halves, three of them with a gradient."""
+"""The probe's own queries: two whole batches, and some halves, three of them with a gradient."""
 _PAIRS: Final = 12
-"""Questions about two members."""
+"""Queries about two members."""
 
 
 def probe_passes(prepared: Prepared) -> Queries:
-    """What a probe asks at most, in passes of the first batch; more of a defense that remembers."""
+    """Return the passes of the first batch that a probe takes; more if the defense keeps state."""
     subject, spec = prepared.subject, prepared.spec
     size = prepared.plan.batches[0].size
     few = few_of(size)
-    asked = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
+    total = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
     if looks_through(spec):
-        asked = asked + gradient_check.passes(size) + huge_passes(spec)
+        total = total + gradient_check.passes(size) + huge_passes(spec)
     if spec.settings.diagnostics == "cheap":
-        return asked
+        return total
     more = passes(subject.attacks, len(spec.dataset.classes), subject.threat.norm, few)
-    return asked + Queries(*(math.ceil(each * few / size) for each in more)) + huge_passes(spec)
+    return total + Queries(*(math.ceil(count * few / size) for count in more)) + huge_passes(spec)
 
 
 def probe_record(
@@ -51,13 +51,13 @@ def probe_record(
     """Probe a defense, as far as the settings say.
 
     Args:
-        origin: Whom to ask.
+        origin: The defense before its first query.
         unit: The unit that is recorded.
-        subject: For the attacks and the threat model.
-        spec: For the settings.
+        subject: Gives the attacks and the threat model.
+        spec: Gives the settings.
         batch: Images and labels of the first batch.
         guard: Notices writes to the static model.
-        follow_ups: Leave out the extra attacks where False.
+        follow_ups: Whether to run the extra attacks.
 
     Raises:
         InputError: The defense wrote into the static model.
@@ -69,7 +69,7 @@ def probe_record(
     guard.check_copy(unit.defense, probe.first, thorough=True)
     probabilities = probe.probabilities()
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
-    right, useless = probe.gradients()
+    correct, useless = probe.gradients()
     repeated, (again, again_gradient) = probe.repeated(), probe.again()
     huge: FollowUp | None = None
     more: tuple[FollowUp, ...] | None = None
@@ -81,11 +81,12 @@ def probe_record(
     if follow_ups and useless is not None and (full or looks_through(spec)):
         huge = huge_eps(origin, x, y, subject.threat, seed)
     if follow_ups and full:
-        asked = subject.attacks if useless is not None else ()  # else no gradient to follow
+        attacks = subject.attacks if useless is not None else ()  # else no gradient to follow
         more = tuple(
-            found
-            for attack in asked
-            if (found := more_iterations(origin, attack, *few, subject.threat, seed)) is not None
+            follow_up
+            for attack in attacks
+            if (follow_up := more_iterations(origin, attack, *few, subject.threat, seed))
+            is not None
         )
     return ProbeRecord(
         defense=unit.defense,
@@ -97,7 +98,7 @@ def probe_record(
         permuted=permuted,
         probabilities=probabilities,
         rows=len(x),
-        gradient_rows=right,
+        gradient_rows=correct,
         zero_gradients=useless,
         huge_eps=huge,
         more_iterations=more,

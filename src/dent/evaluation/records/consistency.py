@@ -81,9 +81,9 @@ def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
         yield f"the run has more than {MOST_UNITS} units"
 
 
-def _of_batch(spec: EvaluationSpec, batch: Batch, at: int) -> Iterator[str]:
+def _of_batch(spec: EvaluationSpec, batch: Batch, index: int) -> Iterator[str]:
     size = batch.size
-    if batch.index != at:
+    if batch.index != index:
         yield f"its index is {_shown(batch.index)}"
     if not len(batch.ids) == len(batch.labels) == size:
         yield (
@@ -207,17 +207,20 @@ def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
         yield "the gradient certificate is over more members than the batch has"
 
 
-def _is_comparison(found: Comparison, size: int) -> bool:
-    return 0 < found.members <= size and found.changed <= found.members
+def _is_comparison(comparison: Comparison, size: int) -> bool:
+    return 0 < comparison.members <= size and comparison.changed <= comparison.members
 
 
-def _is_follow_up(found: FollowUp, size: int) -> bool:
-    return 0 < found.total <= size and max(found.correct, found.before or 0) <= found.total
+def _is_follow_up(follow_up: FollowUp, size: int) -> bool:
+    return (
+        0 < follow_up.total <= size
+        and max(follow_up.correct, follow_up.before or 0) <= follow_up.total
+    )
 
 
-def _within(values: Iterable[int], last: int) -> bool:
+def _within(values: Iterable[int], largest: int) -> bool:
     """Whether all are from 0 to `last`."""
-    return all(0 <= value <= last for value in values)
+    return all(0 <= value <= largest for value in values)
 
 
 def _shown(value: object) -> str:

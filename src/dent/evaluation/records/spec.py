@@ -191,46 +191,55 @@ class OfSpec(Record):
 
 
 def differences(
-    recorded: Any, asked: Any, at: str = "", names: tuple[str, str] = ("the folder has", "this run")
+    recorded: Any,
+    requested: Any,
+    path: str = "",
+    names: tuple[str, str] = ("the folder has", "this run"),
 ) -> tuple[str, ...]:
     """Describe, field by field, how two JSON values differ.
 
     Args:
         recorded: What a run folder holds.
-        asked: What was asked for.
-        at: Dotted name of the values, for the sentences.
+        requested: What was asked for.
+        path: Dotted name of the values, for the sentences.
         names: What to say before either value.
     """
-    if recorded == asked:
+    if recorded == requested:
         return ()
-    if isinstance(recorded, dict) and isinstance(asked, dict):
-        keys = [*recorded, *(key for key in asked if key not in recorded)]
-        return _among(keys, recorded, asked, at, names)
-    if isinstance(recorded, list) and isinstance(asked, list) and not _named(recorded, asked):
-        if len(recorded) == len(asked):
-            return _among(range(len(recorded)), recorded, asked, at, names)
-    elif isinstance(recorded, list) and isinstance(asked, list):
+    if isinstance(recorded, dict) and isinstance(requested, dict):
+        keys = [*recorded, *(key for key in requested if key not in recorded)]
+        return _among(keys, recorded, requested, path, names)
+    if (
+        isinstance(recorded, list)
+        and isinstance(requested, list)
+        and not _named(recorded, requested)
+    ):
+        if len(recorded) == len(requested):
+            return _among(range(len(recorded)), recorded, requested, path, names)
+    elif isinstance(recorded, list) and isinstance(requested, list):
         old = {item["name"]: item for item in recorded}
-        new = {item["name"]: item for item in asked}
-        sentences = differences(old, new, at, names)
-        return sentences or (f"{at}: the order was {', '.join(old)}, and is now {', '.join(new)}",)
-    return (f"{at}: {names[0]} {_short(recorded)}, {names[1]} {_short(asked)}",)
+        new = {item["name"]: item for item in requested}
+        sentences = differences(old, new, path, names)
+        return sentences or (
+            f"{path}: the order was {', '.join(old)}, and is now {', '.join(new)}",
+        )
+    return (f"{path}: {names[0]} {_short(recorded)}, {names[1]} {_short(requested)}",)
 
 
 _ABSENT: Final = "nothing"
 
 
 def _among(
-    keys: Any, recorded: Any, asked: Any, at: str, names: tuple[str, str]
+    keys: Any, recorded: Any, requested: Any, path: str, names: tuple[str, str]
 ) -> tuple[str, ...]:
     sentences: list[str] = []
     for key in keys:
-        path = f"{at}.{key}" if at else str(key)
+        key_path = f"{path}.{key}" if path else str(key)
         old, new = (
             values[key] if isinstance(key, int) else values.get(key, _ABSENT)
-            for values in (recorded, asked)
+            for values in (recorded, requested)
         )
-        sentences += differences(old, new, path, names)
+        sentences += differences(old, new, key_path, names)
     return tuple(sentences)
 
 

@@ -1,6 +1,6 @@
-"""Signs that a number should not be taken at its word, read from the records.
+"""Signs in the records that a number may be wrong.
 
-What was not looked at says so: it never counts as passed.
+A diagnostic that was not measured says "not run". It never counts as passed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +32,8 @@ from dent.evaluation.suites import Stand
 
 CERTIFICATE: Final = "gradient certificate"
 COARSE: Final = 0.6
-"""The error over large steps up to which a gradient that stands in for another one is worth
-following; a wrong model's has about 1."""
+"""Over large steps, a surrogate gradient with an error up to this is worth following. The gradient
+of a wrong model has an error of about 1."""
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
 _ASK: Final = "Ask for it with diagnostics='full'."
@@ -41,8 +41,8 @@ _NOT_PROBED: Final = "The defense has not been probed yet."
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What is on record of one defense, for the table of judgements; as of `of_defense`."""
+class _DefenseRecords:
+    """What is on record of one defense. The fields are the arguments of `of_defense`."""
 
     name: str
     probe: ProbeRecord | None
@@ -55,12 +55,12 @@ class _Seen:
     apart: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def own(self) -> list[AttackSummary]:
-        """Attacks that follow the defense's own gradients, or ask it alone."""
+    def own_attacks(self) -> list[AttackSummary]:
+        """Attacks that follow the defense's own gradients, or that only query it."""
         return [
-            each
-            for each in self.attacks
-            if self.stands.get(each.attack or "") in (None, "white-box")
+            attack
+            for attack in self.attacks
+            if self.stands.get(attack.attack or "") in (None, "white-box")
         ]
 
 
@@ -69,25 +69,26 @@ class _Judgement:
     """A row of the table of judgements.
 
     Attributes:
-        name: Of the diagnostic.
-        measure: The value that is compared with the threshold, or in words why it was not measured.
-        raised: The sentence where the value is above the threshold. `{probe}` is what was asked.
-        passed: The sentence where it is not.
-        threshold: It.
+        name: Name of the diagnostic.
+        measure: Returns the value to compare with the threshold, or a sentence that says why there
+            is no value.
+        raised: The sentence if the value is above the threshold. `{probe}` is the probe's record.
+        passed: The sentence if the value is not above the threshold.
+        threshold: The largest value that passes.
     """
 
     name: str
-    measure: Callable[[_Seen], float | str]
+    measure: Callable[[_DefenseRecords], float | str]
     raised: str
     passed: str
     threshold: float = 0
 
-    def of(self, seen: _Seen) -> Diagnostic:
-        """The diagnostic of one defense."""
-        value = self.measure(seen)
+    def of(self, defense: _DefenseRecords) -> Diagnostic:
+        """Return the diagnostic of one defense."""
+        value = self.measure(defense)
         if isinstance(value, str):
             return _not_run(self.name, value)
-        raised = self.raised.format(probe=seen.probe)
+        raised = self.raised.format(probe=defense.probe)
         return _judge(self.name, value, self.threshold, raised, self.passed)
 
 
@@ -104,23 +105,24 @@ def of_defense(
     symptoms: Symptoms | None = None,
     apart: Mapping[str, float] | None = None,
 ) -> tuple[Diagnostic, ...]:
-    """All diagnostics of one defense, raised or not, in an order that is always the same.
+    """Return all diagnostics of one defense, raised or not, always in the same order.
 
-    The certificate is among them where an attack of the run follows the exact gradient.
+    They include the certificate if an attack of the run follows the exact gradient.
 
     Args:
-        name: Of the defense.
-        probe: What it was asked at first, if that is recorded.
-        dependence: Whether its answers depend on their batch.
-        attacks: What each left.
+        name: Name of the defense.
+        probe: Its probe record, if there is one.
+        dependence: Whether its predictions depend on the rest of their batch.
+        attacks: The summaries of all attacks on it.
         non_finite: Natural members without a prediction.
-        has_static: Whether there is a static reference.
+        has_static: Whether the run has a static reference.
         looks_through: Whether an attack of the run follows the exact gradient.
-        stands: By attack, whose gradients it follows; those of the defense where it is not told.
-        symptoms: Of the records.
-        apart: By view, how far any answer lay from the one that was served.
+        stands: By attack, whose gradients it follows. An attack that is not named here follows
+            those of the defense.
+        symptoms: The symptoms in its records.
+        apart: By view, the largest distance of any answer from the one that was served.
     """
-    seen = _Seen(
+    defense = _DefenseRecords(
         name=name,
         probe=probe,
         dependence=dependence,
@@ -131,12 +133,12 @@ def of_defense(
         symptoms=symptoms,
         apart=apart or {},
     )
-    judged = tuple(each.of(seen) for each in _JUDGEMENTS)
+    judged = tuple(judgement.of(defense) for judgement in _JUDGEMENTS)
     return (*judged, certificate_of(probe)) if looks_through else judged
 
 
 def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ...]:
-    """Diagnostics of a whole run, whatever the defense."""
+    """Return the diagnostics of a whole run, which do not depend on the defense."""
     kinds = {(tuple(sorted(s.versions.items())), s.platform, s.device, s.threads) for s in sessions}
     return (
         _judge(
@@ -159,22 +161,26 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
     )
 
 
-def _of_probe(measure: Callable[[ProbeRecord], float | str]) -> Callable[[_Seen], float | str]:
-    """A measure of what the defense was asked at first, where that is recorded."""
-    return lambda seen: _NOT_PROBED if seen.probe is None else measure(seen.probe)
+def _of_probe(
+    measure: Callable[[ProbeRecord], float | str],
+) -> Callable[[_DefenseRecords], float | str]:
+    """Turn a measure of the probe record into a measure of a defense."""
+    return lambda defense: _NOT_PROBED if defense.probe is None else measure(defense.probe)
 
 
 def _randomized(probe: ProbeRecord) -> float:
     return _distance(probe.repeated) if randomized(probe) else 0.0
 
 
-def _state(seen: _Seen) -> float | str:
-    if seen.probe is None:
+def _state(defense: _DefenseRecords) -> float | str:
+    if defense.probe is None:
         return _NOT_PROBED
-    remembered = (seen.apart[name] for name in (EXPERIENCED, NATURAL_AFTER) if name in seen.apart)
+    remembered = (
+        defense.apart[name] for name in (EXPERIENCED, NATURAL_AFTER) if name in defense.apart
+    )
     return max(
-        _distance(seen.probe.again) if stateful(seen.probe) else 0.0,
-        seen.probe.again_gradient or 0,
+        _distance(defense.probe.again) if stateful(defense.probe) else 0.0,
+        defense.probe.again_gradient or 0,
         *remembered,
     )
 
@@ -194,87 +200,93 @@ def _depends(probe: ProbeRecord) -> float | str:
     return furthest if any(map(moved, other_batches(probe))) else 0.0
 
 
-def _undeclared(seen: _Seen) -> float | str:
-    if seen.probe is None:
+def _undeclared(defense: _DefenseRecords) -> float | str:
+    if defense.probe is None:
         return _NOT_PROBED
-    measured = depends(seen.probe)
-    return _UNMEASURABLE if measured is None else float(measured and not seen.dependence.declared)
+    measured = depends(defense.probe)
+    return (
+        _UNMEASURABLE if measured is None else float(measured and not defense.dependence.declared)
+    )
 
 
-def _black_box(seen: _Seen) -> float | str:
-    own = [found for found in seen.own if found.ran]
-    white = [found.served for found in own if not found.black_box]
-    black = [found.served for found in own if found.black_box]
-    within = [gain for found in own for gain in _square_gains(found)]
+def _black_box(defense: _DefenseRecords) -> float | str:
+    ran = [attack for attack in defense.own_attacks if attack.ran]
+    white = [attack.served for attack in ran if not attack.black_box]
+    black = [attack.served for attack in ran if attack.black_box]
+    within = [gain for attack in ran for gain in _square_gains(attack)]
     comparable = {count.total for count in (*white, *black)}
     if black and white and len(comparable) == 1:
         within.append(min(c.correct for c in white) - min(c.correct for c in black))
     return float(max(within)) if within else "No black-box attack ran beside a white-box one."
 
 
-def _square_gains(found: AttackSummary) -> Iterator[int]:
-    """How many more fell to Square, in a set in which it came after gradients."""
-    parts = list(found.after.items())
+def _square_gains(attack: AttackSummary) -> Iterator[int]:
+    """Yield how many more members Square fooled after the gradient attacks of the same set."""
+    parts = list(attack.after.items())
     for (_, before), (name, after) in pairwise(parts):
         if name == "square":
             yield before.correct - after.correct
 
 
-def _transfer(seen: _Seen) -> float | str:
-    white = [found.served for found in seen.own if found.ran and not found.black_box]
-    moved_over = [
-        found.served for found in seen.attacks if found.kind == "transfer" and found.batches
+def _transfer(defense: _DefenseRecords) -> float | str:
+    white = [attack.served for attack in defense.own_attacks if attack.ran and not attack.black_box]
+    transferred = [
+        attack.served for attack in defense.attacks if attack.kind == "transfer" and attack.batches
     ]
-    if seen.name == STATIC:
+    if defense.name == STATIC:
         return "The static model is what is transferred from."
-    if white and moved_over:
-        return float(min(c.correct for c in white) - min(c.correct for c in moved_over))
+    if white and transferred:
+        return float(min(c.correct for c in white) - min(c.correct for c in transferred))
     return (
         "Nothing was transferred from the static model."
-        if seen.has_static
+        if defense.has_static
         else "There is no static reference to transfer from."
     )
 
 
-def _more_iterations(seen: _Seen) -> float | str:
-    if seen.probe is None or seen.probe.more_iterations is None:
+def _more_iterations(defense: _DefenseRecords) -> float | str:
+    if defense.probe is None or defense.probe.more_iterations is None:
         return _ASK
-    gains = [(found.before or 0) - found.correct for found in seen.probe.more_iterations]
+    gains = [
+        (follow_up.before or 0) - follow_up.correct for follow_up in defense.probe.more_iterations
+    ]
     return float(max(gains)) if gains else "No attack followed a gradient for some iterations."
 
 
-def _huge_eps(seen: _Seen) -> float | str:
-    if seen.probe is not None and seen.probe.zero_gradients is None:
+def _huge_eps(defense: _DefenseRecords) -> float | str:
+    if defense.probe is not None and defense.probe.zero_gradients is None:
         return "The defense has no gradient to follow."
-    if seen.probe is None or seen.probe.huge_eps is None:
+    if defense.probe is None or defense.probe.huge_eps is None:
         return _ASK
-    return seen.probe.huge_eps.correct / seen.probe.huge_eps.total
+    return defense.probe.huge_eps.correct / defense.probe.huge_eps.total
 
 
-def _mismatch(seen: _Seen) -> float | str:
-    own = [found for found in seen.attacks if found.claimed is not None and found.batches]
+def _mismatch(defense: _DefenseRecords) -> float | str:
+    attacks = [
+        attack for attack in defense.attacks if attack.claimed is not None and attack.batches
+    ]
     shares = [
-        (found.claimed_but_served + found.served_wrong_unclaimed) / found.served.total
-        for found in own
+        (attack.claimed_but_served + attack.served_wrong_unclaimed) / attack.served.total
+        for attack in attacks
     ]
     return max(shares) if shares else "No attack ran on the defense itself."
 
 
-def _blind(seen: _Seen) -> float | str:
-    if seen.symptoms is None or seen.symptoms.blind is None:
-        return "No attack that followed a gradient said of whom it had one."
-    return float(seen.symptoms.blind)
+def _blind(defense: _DefenseRecords) -> float | str:
+    if defense.symptoms is None or defense.symptoms.blind is None:
+        return "No attack that followed a gradient recorded for which members it had one."
+    return float(defense.symptoms.blind)
 
 
-def _not_copied(seen: _Seen) -> float | str:
-    if seen.probe is None or seen.probe.calls is None:
+def _not_copied(defense: _DefenseRecords) -> float | str:
+    if defense.probe is None or defense.probe.calls is None:
         return "The defense has not been copied."
-    return float(seen.probe.uncopied is not None)
+    return float(defense.probe.uncopied is not None)
 
 
-def _non_finite(seen: _Seen) -> float:
-    attacked = (found.non_finite + found.non_finite_in_attack for found in seen.attacks)
-    return float(seen.non_finite + sum(attacked))
+def _non_finite(defense: _DefenseRecords) -> float:
+    attacked = (attack.non_finite + attack.non_finite_in_attack for attack in defense.attacks)
+    return float(defense.non_finite + sum(attacked))
 
 
 _UNMEASURABLE: Final = (
@@ -362,7 +374,7 @@ _JUDGEMENTS: Final = (
     ),
     _Judgement(
         "served differs with gradients",
-        lambda seen: seen.apart.get(WITH_GRADIENTS, 0.0),
+        lambda defense: defense.apart.get(WITH_GRADIENTS, 0.0),
         "The defense answers otherwise when it is asked with gradients, as attacks ask: they "
         "attack something else than what is served.",
         "No answer changed when it was asked with gradients, as attacks ask.",
@@ -387,79 +399,79 @@ _JUDGEMENTS: Final = (
         "All answers were finite.",
     ),
 )
-"""What is judged of every defense, in this order."""
+"""The diagnostics of every defense, in this order."""
 
 
 def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
-    """What moving images says of the gradient that attacks follow, member by member."""
+    """Return the diagnostic of whether attacks follow the true gradient of every member."""
     if probe is None:
         return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
-    found = probe.gradient
-    if found is None:
+    check = probe.gradient
+    if check is None:
         return _older_certificate(probe.gradient_check)
-    if found.missing is not None or found.threshold is None:
-        return _not_run(CERTIFICATE, f"There is no gradient to check: {found.missing}.")
-    worst = max(_error(point) for point in found.points)
+    if check.missing is not None or check.threshold is None:
+        return _not_run(CERTIFICATE, f"There is no gradient to check: {check.missing}.")
+    worst = max(_error(point) for point in check.points)
     return _judge(
         CERTIFICATE,
         worst,
-        found.threshold,
+        check.threshold,
         "What is served does not move as the gradient says, for every member that was looked at: "
         "attacks that follow it are not white-box.",
-        f"What is served moves as the {found.rung} gradient says, for every member looked at.",
+        f"What is served moves as the {check.rung} gradient says, for every member looked at.",
     )
 
 
 def _error(point: GradientPoint) -> float:
-    """The largest error of a member; 1 where the attack's gradient is not the one checked."""
+    """Return the largest error of a member; 1 if the check was not of the attack's gradient."""
     if point.alike < ALIKE or point.same < ALIKE * point.of or None in point.errors:
         return 1.0
-    return min(max(each for each in point.errors if each is not None), 1.0)
+    return min(max(error for error in point.errors if error is not None), 1.0)
 
 
 def stands_in(probe: ProbeRecord | None) -> bool:
-    """Whether a gradient that is not exact still says where what is served moves.
+    """Return whether an inexact gradient still predicts how the served answers change.
 
-    Over steps of a quarter or half of eps, for all members but one in fifty.
+    It must do so over steps of a quarter or half of eps, for all members but one in fifty.
     """
-    found = None if probe is None else probe.gradient
-    if found is None or found.missing is not None or not found.points:
+    check = None if probe is None else probe.gradient
+    if check is None or check.missing is not None or not check.points:
         return False
     return all(
-        _error(point) < (found.threshold or 0.0)
+        _error(point) < (check.threshold or 0.0)
         or (
             point.coarse is not None
-            and sum(each is None or each > COARSE for each in point.coarse)
+            and sum(error is None or error > COARSE for error in point.coarse)
             <= len(point.coarse) // 50
         )
-        for point in found.points
+        for point in check.points
     )
 
 
-def _older_certificate(found: GradientCheck | None) -> Diagnostic:
-    if found is None:
+def _older_certificate(check: GradientCheck | None) -> Diagnostic:
+    if check is None:
         return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
-    if found.missing is not None or found.threshold is None:
-        return _not_run(CERTIFICATE, f"There is no exact gradient to check: {found.missing}.")
+    if check.missing is not None or check.threshold is None:
+        return _not_run(CERTIFICATE, f"There is no exact gradient to check: {check.missing}.")
     return _not_run(
         CERTIFICATE,
         "An older version checked four members together, away from the attacks: run it again.",
     )
 
 
-def _distance(found: Comparison) -> float:
-    """An answer that is not finite counts as having changed by all it is."""
-    return 1.0 if found.distance is None else found.distance
+def _distance(comparison: Comparison) -> float:
+    """Return the distance of two answers; 1 if only one of them is finite."""
+    return 1.0 if comparison.distance is None else comparison.distance
 
 
 def _judge(name: str, value: float, threshold: float, raised: str, passed: str) -> Diagnostic:
-    up = value > threshold
+    is_raised = value > threshold
     return Diagnostic(
         name=name,
-        state="raised" if up else "passed",
+        state="raised" if is_raised else "passed",
         value=value,
         threshold=threshold,
-        sentence=raised if up else passed,
+        sentence=raised if is_raised else passed,
     )
 
 

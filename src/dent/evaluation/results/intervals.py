@@ -1,4 +1,4 @@
-"""Confidence intervals of counts: of one proportion, and of the difference of two paired ones."""
+"""Confidence intervals of proportions, of paired differences, means and medians."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -29,10 +29,9 @@ def tango(
 ) -> tuple[float, float]:
     """Tango's score interval of a difference of paired proportions (Tango, 1998).
 
-    Of `total` pairs, the first alone is right in `only_first` and the second alone in
-    `only_second`; the difference is the first proportion less the second. All differences that a
-    score test at this level does not reject. It keeps its level for few pairs, and has a width even
-    where no pair disagrees: 0 of n is no proof of no difference.
+    The difference is the first proportion less the second. The interval holds all differences that
+    a score test at this level does not reject. It keeps its level for few pairs. It has a width
+    even if no pair disagrees: 0 of n does not prove that there is no difference.
 
     Args:
         only_first: Pairs in which only the first is right.
@@ -60,7 +59,7 @@ def tango(
 
 
 def _tango_score(b: int, c: int, n: int, difference: float) -> float:
-    """The score statistic at a difference, its variance at the constrained maximum."""
+    """Return the score statistic at a difference, with the variance at the constrained maximum."""
     linear = -b - c + (2 * n - b + c) * difference
     constant = -c * difference * (1 - difference)
     root = max(linear * linear - 8 * n * constant, 0.0) ** 0.5
@@ -76,7 +75,7 @@ def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
     """Student's interval of a mean.
 
     Args:
-        values: Independent ones; a single one is told nothing of, and gives [-1, 1].
+        values: Independent values. A single one says nothing, so it gives [-1, 1].
         level: Confidence level.
     """
     if len(values) < 2:
@@ -87,18 +86,17 @@ def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
 
 
 def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Interval of a median by order statistics, whatever the values' distribution.
+    """Interval of a median by order statistics, for any distribution of the values.
 
     Args:
-        values: Independent ones.
-        level: Confidence level, which the interval has at least.
+        values: Independent values.
+        level: Confidence level. The interval has at least this one.
 
     Returns:
-        Two of the values; None where even the smallest and the largest are too few (below 6 at
-        95%).
+        Two of the values; None if there are too few of them (fewer than 6 at 95%).
     """
     count, ordered = len(values), sorted(values)
-    # Of so many values, as many as this lie below the median with less than half of what is left.
+    # The largest count with a cumulative binomial probability of at most (1 - level) / 2.
     below = int(binom.ppf(0.5 - level / 2, count, 0.5)) if count else 0
     if binom.cdf(below, count, 0.5) > 0.5 - level / 2:
         below -= 1
@@ -108,14 +106,14 @@ def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
 def cluster_bootstrap(
     differences: Sequence[float], sizes: Sequence[int], seed: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Percentile interval of a difference of proportions, drawing whole batches anew.
+    """Percentile interval of a difference of proportions, by resampling whole batches.
 
-    For where the members of one batch share an adaptation, and so their luck.
+    It allows for members of one batch that share an adaptation.
 
     Args:
-        differences: Per batch, correct of the first less correct of the second.
-        sizes: Per batch, its members.
-        seed: Of the draws: the same records give the same interval.
+        differences: Per batch, how many members the first got right less those of the second.
+        sizes: Per batch, the number of members.
+        seed: Seed of the draws. The same records give the same interval.
         level: Confidence level.
     """
     draws = np.random.default_rng(seed).integers(len(sizes), size=(_DRAWS, len(sizes)))

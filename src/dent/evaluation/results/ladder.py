@@ -1,4 +1,4 @@
-"""Which rung of the gradient ladder went furthest against a defense."""
+"""Find the rung of the gradient ladder that broke the most members of a defense."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,50 +10,53 @@ from dent.support.rounding import percent
 
 
 def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder | None:
-    """Compare the rungs by what the best attack of each left of a defense.
+    """Compare the rungs by how many members the best attack of each left correct.
 
-    What was found against the static model and submitted to the defense stands on the rung
-    `transfer`.
+    Images that were made against the static model are on the rung `transfer`.
 
     Args:
-        spec: What was evaluated; which attack stands on which rung is in its attacks' settings.
-        attacks: Of one defense. Those that were not available to it do not count.
+        spec: What was evaluated. The name of an attack says on which rung it is.
+        attacks: The attacks on one defense. Those that were not available to it do not count.
 
     Returns:
-        None where fewer than two rungs attacked the defense, or not all of them the same batches
-        yet: there is nothing to compare.
+        None if fewer than two rungs attacked the defense, or if the rungs have not yet attacked
+        the same batches.
     """
-    on = {each.name: _rung_of(each) for each in spec.attacks}
+    rungs_by_attack = {attack.name: _rung_of_spec(attack) for attack in spec.attacks}
     rungs = []
     for rung in RUNGS:
-        tried = [found for found in attacks if found.served.total and _rung(found, on) == rung]
+        tried = [
+            summary
+            for summary in attacks
+            if summary.served.total and _rung_of_summary(summary, rungs_by_attack) == rung
+        ]
         if tried:
-            best = min(tried, key=lambda found: found.served.correct)
+            best = min(tried, key=lambda summary: summary.served.correct)
             rungs.append(LadderRung(rung=rung, attack=best.attack or "", served=best.served))
-    if len(rungs) < 2 or len({each.served.total for each in rungs}) > 1:
+    if len(rungs) < 2 or len({rung.served.total for rung in rungs}) > 1:
         return None
-    # Of equals the first, which is the cheapest.
+    # Of several equal rungs, take the first: it is the cheapest.
     won = min(rungs, key=lambda rung: rung.served.correct)
     return Ladder(rungs=tuple(rungs), won=won.rung, sentence=_sentence(rungs, won))
 
 
-def _rung_of(attack: AttackSpec) -> str | None:
+def _rung_of_spec(attack: AttackSpec) -> str | None:
     name = attack.attack or ""
     return name.removeprefix("adaptive-") if name.startswith("adaptive-") else None
 
 
-def _rung(found: AttackSummary, on: Mapping[str, Any]) -> object:
-    if found.kind == "transfer":
+def _rung_of_summary(summary: AttackSummary, rungs_by_attack: Mapping[str, Any]) -> object:
+    if summary.kind == "transfer":
         return "transfer"
-    return on.get(found.attack or "") if found.ran else None
+    return rungs_by_attack.get(summary.attack or "") if summary.ran else None
 
 
 def _sentence(rungs: Sequence[LadderRung], won: LadderRung) -> str:
     others = ", ".join(
-        f"{each.rung} {_share(each.served)}" for each in rungs if each.rung != won.rung
+        f"{rung.rung} {_share(rung.served)}" for rung in rungs if rung.rung != won.rung
     )
     word = "furthest"
-    if all(each.served.correct == won.served.correct for each in rungs):
+    if all(rung.served.correct == won.served.correct for rung in rungs):
         word = "as far as every other"
     return (
         f"Of the gradient ladder, {won.rung} went {word}: {_share(won.served)} of "
@@ -61,5 +64,5 @@ def _sentence(rungs: Sequence[LadderRung], won: LadderRung) -> str:
     )
 
 
-def _share(found: Count) -> str:
-    return percent(found.share or 0.0)
+def _share(count: Count) -> str:
+    return percent(count.share or 0.0)

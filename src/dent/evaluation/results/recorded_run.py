@@ -1,4 +1,4 @@
-"""Read a run folder without touching it: for reports, and for whoever wants to check."""
+"""Read a run folder without changing it, for reports and for checks by hand."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ from dent.support.plural import counted
 
 @dataclass(frozen=True)
 class SampleAnswer:
-    """What one sample was answered in one unit.
+    """The prediction for one sample in one unit.
 
     Attributes:
-        record: The unit.
-        batch: The batch it stood in.
-        member: Its place there.
-        predicted: The class served; None where there was no prediction.
+        record: The record of the unit.
+        batch: The batch that held the sample.
+        member: Its index in that batch.
+        predicted: The class that was predicted; None if there was no prediction.
         correct: Whether that is its label.
-        claimed: Whether the attack says that it fell; None where nothing attacked it there.
-        row: Its row in the unit's tensor; None where it was not perturbed.
+        claimed: Whether the attack says that it fooled the defense; None if the unit did not attack
+            the sample.
+        row: Its row in the unit's tensor; None if it was not perturbed.
     """
 
     record: UnitRecord
@@ -42,7 +43,7 @@ class SampleAnswer:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run folder as it was when it was read; a run that is still on can be read, too.
+    """A run folder as it was when it was read. A run that has not ended can be read as well.
 
     Attributes:
         path: The folder.
@@ -58,16 +59,16 @@ class RecordedRun:
 
     @cached_property
     def result(self) -> EvaluationResult:
-        """The result, derived anew from the records."""
+        """The result, derived from the records at first use."""
         run = self.run
         return summarize(run.spec, self.plan, self.records, run.units, run.sessions)
 
     def units(self) -> tuple[UnitRecord, ...]:
-        """All records but the probes'."""
+        """Return all records except those of probes."""
         return tuple(item for item in self.records.values() if isinstance(item, UnitRecord))
 
     def adversarial(self, record: UnitRecord) -> Tensor:
-        """What was submitted of the attacked members in an attack or a transfer.
+        """Return the images that a unit submitted in place of its attacked members.
 
         Returns:
             float32 (members attacked, C, H, W); over all batches where `record.batch` is None.
@@ -78,11 +79,11 @@ class RecordedRun:
         return load_tensor(self.path, record)
 
     def images(self, defense: str, attack: str) -> Tensor:
-        """The adversarial images that an attack made of all samples.
+        """Return the adversarial images that an attack made of all samples.
 
         Args:
             defense: The name, in this run, of the defense that was attacked.
-            attack: The attack's.
+            attack: The name of the attack.
 
         Returns:
             float32 (samples attacked, C, H, W), in the order of the samples' ids: where a whole
@@ -92,22 +93,27 @@ class RecordedRun:
             RecordError: There is no such attack in the run, it is not finished, or the images were
                 not kept or were changed.
         """
-        made = [unit for unit in self.units() if unit.kind == "attack"]
-        found = {u.batch: u for u in made if (u.defense, u.attack) == (defense, attack)}
-        wanted = [None] if None in found else [batch.index for batch in self.plan.batches]
-        missing = sum(batch not in found for batch in wanted)
+        attack_units = [unit for unit in self.units() if unit.kind == "attack"]
+        units_by_batch = {
+            u.batch: u for u in attack_units if (u.defense, u.attack) == (defense, attack)
+        }
+        batches = [None] if None in units_by_batch else [batch.index for batch in self.plan.batches]
+        missing = sum(batch not in units_by_batch for batch in batches)
         if missing:
-            there = sorted({f"{unit.attack} on {unit.defense}" for unit in made})
+            available = sorted({f"{unit.attack} on {unit.defense}" for unit in attack_units})
             raise RecordError(
                 f"{self.path} has no images of {attack} on {defense} for {missing} of "
-                f"{counted(len(wanted), 'batch')}; there is {', '.join(there) or 'no attack yet'}"
+                f"{counted(len(batches), 'batch')}; there is "
+                f"{', '.join(available) or 'no attack yet'}"
             )
-        ids = [each for batch in self.plan.batches for each in batch.ids[: batch.attacked]]
-        rows = torch.cat([self.adversarial(found[batch]) for batch in wanted])
+        ids = [
+            sample_id for batch in self.plan.batches for sample_id in batch.ids[: batch.attacked]
+        ]
+        rows = torch.cat([self.adversarial(units_by_batch[batch]) for batch in batches])
         return rows[torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))]
 
     def sample(self, sample_id: int) -> tuple[SampleAnswer, ...]:
-        """All that one sample was answered, by its id in the full split.
+        """Return all predictions for one sample, which is named by its id in the full split.
 
         Raises:
             RecordError: No batch of the run holds it.
@@ -115,8 +121,8 @@ class RecordedRun:
         places = [
             (batch, member)
             for batch in self.plan.batches
-            for member, known in enumerate(batch.ids)
-            if known == sample_id
+            for member, member_id in enumerate(batch.ids)
+            if member_id == sample_id
         ]
         if not places:
             raise RecordError(f"{self.path} has no sample with the id {sample_id}")
@@ -126,9 +132,9 @@ class RecordedRun:
             for batch, member in places:
                 if record.batch not in (None, batch.index):
                     continue
-                whole = record.batch is None
-                at = member + (starts[batch.index] if whole else 0)
-                row = member + (attacked[batch.index] if whole else 0)
+                all_batches = record.batch is None
+                position = member + (starts[batch.index] if all_batches else 0)
+                row = member + (attacked[batch.index] if all_batches else 0)
                 perturbed = member < batch.attacked and record.kind != "natural"
                 claimed = record.claimed if perturbed else None
                 answers.append(
@@ -136,8 +142,8 @@ class RecordedRun:
                         record=record,
                         batch=batch,
                         member=member,
-                        predicted=record.served[at],
-                        correct=record.served[at] == batch.labels[member],
+                        predicted=record.served[position],
+                        correct=record.served[position] == batch.labels[member],
                         claimed=None if claimed is None else claimed[row],
                         row=row if perturbed and record.tensor is not None else None,
                     )
@@ -145,7 +151,7 @@ class RecordedRun:
         return tuple(answers)
 
     def _starts(self) -> tuple[list[int], list[int]]:
-        """Where each batch begins among all members, and among all attacked members."""
+        """Return the first index of each batch among all members, and among attacked members."""
         members, attacked = [0], [0]
         for batch in self.plan.batches:
             members.append(members[-1] + batch.size)
@@ -154,7 +160,7 @@ class RecordedRun:
 
 
 def load_run(path: Path) -> RecordedRun:
-    """Read a run folder; nothing in it is changed, and no lock is needed.
+    """Read a run folder. This changes nothing in it and needs no lock.
 
     Raises:
         RecordError: A file is missing or damaged; the message says which, and where.
@@ -162,10 +168,10 @@ def load_run(path: Path) -> RecordedRun:
     """
     path = Path(path)
     try:
-        there = path.is_dir()
+        exists = path.is_dir()
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
-    if not there:
+    if not exists:
         raise RecordError(f"{path} is no run folder: there is no such folder")
     run = read_run(path)
     plan = read_plan(path, run)

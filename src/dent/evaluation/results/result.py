@@ -267,7 +267,7 @@ class EvaluationResult(OfSpec):
     defenses: dict[str, DefenseResult]
     """By name, in the order of the spec."""
     diagnostics: tuple[Diagnostic, ...]
-    """Of the run, whatever the defense."""
+    """Of the run as a whole."""
     sessions: tuple[Session, ...]
     timing: dict[str, float]
     """`total`, `attack`, `serve`, `probe` in seconds over all sessions; `overhead`: the share of

@@ -1,7 +1,7 @@
-"""Two signs that a run measures something else than it says, looked for in every evaluation.
+"""Two signs that a run does not measure what it says. Every evaluation looks for them.
 
-A model in the wrong units of pixels, or with its classes in another order, is right by chance; a
-defense whose steps move nothing is the static model. Either gives numbers that look like any other.
+A model that expects other pixel units or another order of classes guesses. A defense whose steps
+move nothing is the static model. In both cases the numbers look normal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,26 +17,26 @@ AT_CHANCE: Final = "natural accuracy at chance"
 NOTHING_MOVED: Final = "no step moved anything"
 
 _FEWEST: Final = 10
-"""Natural images; of fewer, guessing and knowing look alike."""
+"""Fewest natural images that tell guessing from knowing."""
 _SIGNIFICANT: Final = 0.05
 _BETTER: Final = 1.25
 _SKILL: Final = 0.02
-"""A guesser is granted a little more than chance: so many times as much, or so much of what lies
-between chance and 1, whichever is less."""
+"""A guesser may be a little better than chance: `_BETTER` times chance, or chance plus `_SKILL` of
+the gap between chance and 1. The smaller one counts."""
 _ROUNDING: Final = 1e-6
-"""Changes of a mean entropy, relative to it or to 1 nat, that steps without effect may leave."""
+"""Largest change of a mean entropy that counts as no effect, relative to it or to 1 nat."""
 _HALF: Final = 0.5
 
 
 def suspicions(natural: Count, classes: int, scores: Scores) -> tuple[Diagnostic, ...]:
-    """The two diagnostics of one defense, each only where it is raised.
+    """Return those of the two diagnostics of one defense that are raised.
 
     Args:
-        natural: How many natural images it got right.
-        classes: How many there are to guess among.
-        scores: What is recorded of it.
+        natural: How many natural images the defense classified correctly.
+        classes: The number of classes.
+        scores: The records of the defense.
     """
-    records = [record for found in scores.records.values() for record in found]
+    records = [record for units in scores.records.values() for record in units]
     return (*_at_chance(natural, classes), *_nothing_moved(records))
 
 
@@ -59,17 +59,17 @@ def _at_chance(natural: Count, classes: int) -> Iterator[Diagnostic]:
 
 
 def _nothing_moved(records: Sequence[UnitRecord]) -> Iterator[Diagnostic]:
-    stepped = [each.trace.entropy for each in records if len(each.trace.entropy or ()) > 1]
-    still = [entropy for entropy in stepped if entropy and _constant(entropy)]
-    if stepped and len(still) / len(stepped) > _HALF:
+    stepped = [record.trace.entropy for record in records if len(record.trace.entropy or ()) > 1]
+    unchanged = [entropy for entropy in stepped if entropy and _constant(entropy)]
+    if stepped and len(unchanged) / len(stepped) > _HALF:
         yield Diagnostic(
             name=NOTHING_MOVED,
             state="raised",
-            value=len(still) / len(stepped),
+            value=len(unchanged) / len(stepped),
             threshold=_HALF,
-            sentence=f"No step moved anything in {len(still)} of {len(stepped)} submissions: what "
-            "is measured there is the static model. Do gradients reach the adapted layers, and are "
-            "the logits so far apart that their softmax is saturated?",
+            sentence=f"No step moved anything in {len(unchanged)} of {len(stepped)} submissions: "
+            "what is measured there is the static model. Do gradients reach the adapted layers, "
+            "and are the logits so far apart that their softmax is saturated?",
         )
 
 

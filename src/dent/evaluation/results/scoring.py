@@ -1,4 +1,4 @@
-"""Who was right, member by member, under everything that was submitted to a defense."""
+"""Which members a defense classified correctly in each submission."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,18 +14,20 @@ Rights = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one unit served of one batch.
+    """The score of one unit on one batch.
 
-    Of several answers that differ where they should not, the one that left fewest attacked members
-    right. Of answers that are drawn at random, the share of the draws that score.
+    If answers differ that should be equal, this is the one with the fewest attacked members right.
+    If answers are drawn at random, one half of the draws chooses the worst submission and the other
+    half scores it.
 
     Attributes:
-        attacked: Per attacked member, whether it was right.
-        clean: Per clean member, whether it was right.
+        attacked: Per attacked member, whether it was right, or in what share of the scoring draws.
+        clean: The same per clean member.
         missing: Attacked members without a prediction.
-        choosing: Per attacked member, the share of the draws that choose the worst submission;
-            None where nothing is drawn, and `attacked` chooses.
-        every: Per attacked member, whether it was right in every draw that scores; as `choosing`.
+        choosing: Per attacked member, in what share of the choosing draws it was right; None if
+            nothing is drawn at random.
+        every: Per attacked member, whether it was right in every scoring draw; None if nothing is
+            drawn at random.
     """
 
     attacked: Rights
@@ -36,25 +38,25 @@ class Piece:
 
     @property
     def chooses(self) -> Rights:
-        """What the worst submission is chosen by."""
+        """The values that choose the worst submission."""
         return self.attacked if self.choosing is None else self.choosing
 
     @property
     def always(self) -> Rights:
-        """Whether a member was right in all that was drawn for it."""
+        """Per attacked member, whether it was right in every scoring draw."""
         return self.attacked if self.every is None else self.every
 
 
 @dataclass(frozen=True)
 class Scores:
-    """All that was recorded of one defense, scored.
+    """The scores of all records of one defense.
 
     Attributes:
-        submissions: By what was submitted (`natural`, `attack/NAME`, `transfer/NAME`,
-            `assembled`), by batch index, what was right.
-        records: The units behind each submission.
-        probe: What it was asked at first, if that is recorded.
-        whole: Batches of which every planned submission is recorded.
+        submissions: By submission (`natural`, `attack/NAME`, `transfer/NAME`, `assembled`) and by
+            batch index, the score.
+        records: The unit records of each submission.
+        probe: The probe record, if there is one.
+        whole: Indices of the batches with a record of every planned submission.
     """
 
     submissions: Mapping[str, Mapping[int, Piece]]
@@ -73,47 +75,47 @@ class Scorer:
 
     def __init__(self, plan: Plan, planned: Iterable[Unit]) -> None:
         self._plan = plan
-        names = [label(each.kind, each.attack) for each in planned if each.kind != "probe"]
+        names = [label(unit.kind, unit.attack) for unit in planned if unit.kind != "probe"]
         self._submissions: dict[str, dict[int, Piece]] = {name: {} for name in names}
         self._records: dict[str, list[UnitRecord]] = {name: [] for name in names}
         self._probe: ProbeRecord | None = None
 
     @property
     def scores(self) -> Scores:
-        """All that was added so far, scored."""
+        """The scores of all records that were added so far."""
         batches = (by_batch.keys() for by_batch in self._submissions.values())
-        whole = set.intersection(*map(set, batches)) if self._submissions else set[int]()
-        return Scores(self._submissions, self._records, self._probe, tuple(sorted(whole)))
+        complete = set.intersection(*map(set, batches)) if self._submissions else set[int]()
+        return Scores(self._submissions, self._records, self._probe, tuple(sorted(complete)))
 
     def add(self, unit: Unit, record: JournalRecord) -> dict[int, Piece]:
         """Score the record of a unit.
 
         Returns:
-            By batch, what it left; nothing of a probe.
+            The score by batch index; empty for a probe.
         """
-        found: dict[int, Piece] = {}
+        pieces: dict[int, Piece] = {}
         if isinstance(record, ProbeRecord):
             self._probe = record
-            return found
+            return pieces
         batches = self._plan.batches if unit.batch is None else (self._plan.batches[unit.batch],)
         begin = 0
         for batch in batches:
-            found[batch.index] = piece_of(batch, record, begin)
+            pieces[batch.index] = piece_of(batch, record, begin)
             begin += batch.size
         name = label(unit.kind, unit.attack)
-        self._submissions[name] |= found
+        self._submissions[name] |= pieces
         self._records[name].append(record)
-        return found
+        return pieces
 
     def pieces(self, batch: int) -> dict[str, Piece] | None:
-        """What every submission of a batch left; None where one of them is not recorded."""
-        found = self._submissions.items()
-        whole = all(batch in by_batch for _, by_batch in found)
-        return {name: by_batch[batch] for name, by_batch in found} if whole else None
+        """Return the scores of a batch by submission; None if one of them is not recorded."""
+        submissions = self._submissions.items()
+        complete = all(batch in by_batch for _, by_batch in submissions)
+        return {name: by_batch[batch] for name, by_batch in submissions} if complete else None
 
 
 def label(kind: str, attack: str | None) -> str:
-    """What a submission is called."""
+    """Return the name of a submission."""
     return kind if attack is None else f"{kind}/{attack}"
 
 
@@ -128,12 +130,12 @@ def score(
 
 
 def right(batch: Batch, served: Sequence[int | None]) -> Piece:
-    """Score one answer to a batch: who was served its label."""
-    hits = tuple(at == truth for at, truth in zip(served, batch.labels, strict=True))
+    """Score one answer to a batch: compare its predictions with the labels."""
+    hits = tuple(predicted == truth for predicted, truth in zip(served, batch.labels, strict=True))
     return Piece(
         attacked=hits[: batch.attacked],
         clean=hits[batch.attacked :],
-        missing=sum(at is None for at in served[: batch.attacked]),
+        missing=sum(predicted is None for predicted in served[: batch.attacked]),
     )
 
 
@@ -142,8 +144,8 @@ def piece_of(batch: Batch, record: UnitRecord, begin: int = 0) -> Piece:
 
     Args:
         batch: The batch.
-        record: Of a unit that submitted it.
-        begin: Where its members begin in the record.
+        record: The record of a unit that submitted it.
+        begin: Index of its first member in the record.
     """
     rows = slice(begin, begin + batch.size)
     if record.draws:
@@ -154,14 +156,14 @@ def piece_of(batch: Batch, record: UnitRecord, begin: int = 0) -> Piece:
 
 
 def _of_draws(batch: Batch, draws: Sequence[Sequence[int | None]]) -> Piece:
-    drawn = [right(batch, draw) for draw in draws]
-    half = len(drawn) // 2
-    scoring = [piece.attacked for piece in drawn[half:]]
+    pieces = [right(batch, draw) for draw in draws]
+    half = len(pieces) // 2
+    scoring = [piece.attacked for piece in pieces[half:]]
     return Piece(
         attacked=_mean(scoring),
-        clean=_mean([piece.clean for piece in drawn[half:]]),
-        missing=round(sum(piece.missing for piece in drawn[half:]) / (len(drawn) - half)),
-        choosing=_mean([piece.attacked for piece in drawn[:half]]),
+        clean=_mean([piece.clean for piece in pieces[half:]]),
+        missing=round(sum(piece.missing for piece in pieces[half:]) / (len(pieces) - half)),
+        choosing=_mean([piece.attacked for piece in pieces[:half]]),
         every=tuple(all(member) for member in zip(*scoring, strict=True)),
     )
 
@@ -171,30 +173,31 @@ def _mean(rows: Sequence[Rights]) -> Rights:
 
 
 def worst_of_batch(pieces: Mapping[str, Piece], *, by_sample: bool) -> tuple[Rights, list[str]]:
-    """The worst that several submissions of one batch leave.
+    """Return the worst case over several submissions of one batch.
 
     Args:
-        pieces: By submission, what was right.
-        by_sample: Whether each member may be taken from another submission.
+        pieces: The scores by submission.
+        by_sample: Whether each member may come from another submission.
 
     Returns:
-        Per attacked member, whether it is still right, or how often; and which submissions decided:
-        of each member that fell the first that broke it (most often), or the one whole batch with
-        the fewest right (the first of equals).
+        Per attacked member, whether it is still right, or in what share of the draws. And the
+        submissions that decided. By sample, these are, for every broken member, the first
+        submission that broke it (most often). By batch, it is the one submission with the fewest
+        members right (the first of several equal ones).
     """
     chosen = worst_submissions(pieces, by_sample=by_sample)
-    rights = tuple(pieces[name].attacked[at] for at, name in enumerate(chosen))
+    rights = tuple(pieces[name].attacked[member] for member, name in enumerate(chosen))
     if not by_sample:
         return rights, chosen[:1]
-    fell = [name for at, name in enumerate(chosen) if pieces[name].chooses[at] < 1]
-    return rights, fell
+    breaking = [name for member, name in enumerate(chosen) if pieces[name].chooses[member] < 1]
+    return rights, breaking
 
 
 def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[str]:
-    """Of each attacked member, the submission that counts; see `worst_of_batch`."""
+    """Return the submission that counts for each attacked member; see `worst_of_batch`."""
     members = range(len(next(iter(pieces.values())).attacked))
     if by_sample:
-        return [min(pieces, key=lambda name: pieces[name].chooses[at]) for at in members]
+        return [min(pieces, key=lambda name: pieces[name].chooses[member]) for member in members]
     worst = min(pieces, key=lambda name: sum(pieces[name].chooses))
     return [worst for _ in members]
 
@@ -202,13 +205,13 @@ def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[s
 def worst_case(
     scores: Scores, batches: Sequence[int], *, by_sample: bool
 ) -> tuple[dict[int, Rights], dict[str, int]]:
-    """The worst case by batch, and how many samples or batches each submission decided."""
+    """Return the worst case by batch, and how many samples or batches each submission decided."""
     rights: dict[int, Rights] = {}
     decided: Counter[str] = Counter()
     for index in batches:
         pieces = {name: by_batch[index] for name, by_batch in scores.submissions.items()}
-        rights[index], by = worst_of_batch(pieces, by_sample=by_sample)
-        decided.update(by)
+        rights[index], deciding = worst_of_batch(pieces, by_sample=by_sample)
+        decided.update(deciding)
     return rights, dict(decided)
 
 

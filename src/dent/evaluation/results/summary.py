@@ -1,4 +1,4 @@
-"""From the records of a run to its result."""
+"""Derive the result of a run from its records."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -36,13 +36,13 @@ def summarize(
     Args:
         spec: What was evaluated.
         plan: Its batches.
-        records: By key; those of the units that are done.
-        planned: How many units there are in all.
-        sessions: The processes that worked on it.
+        records: The records of the finished units, by key.
+        planned: The number of planned units.
+        sessions: The processes that worked on the run.
     """
     scores = score(spec, plan, records)
     complete = len(records) == planned
-    defenses = {each.name: _defense(each, scores, spec) for each in spec.defenses}
+    defenses = {defense.name: _defense(defense, scores, spec) for defense in spec.defenses}
     return EvaluationResult(
         schema_version=spec.written_as,
         status="complete" if complete else "partial",
@@ -89,7 +89,7 @@ def _defense(
             missing,
             has_static=spec.has_static,
             looks_through=looks_through(spec),
-            stands={each.name: stand_of(each) for each in spec.attacks},
+            stands={attack.name: stand_of(attack) for attack in spec.attacks},
             symptoms=symptoms_of(scores, spec, by_sample=by_sample(dependence)),
             apart=_apart(scores),
         )
@@ -102,13 +102,13 @@ def _defense(
 
 
 def _apart(scores: Scores) -> dict[str, float]:
-    """By view, how far any answer lay from the one that was served."""
-    found: dict[str, float] = {}
+    """Return by view the largest distance of any answer from the one that was served."""
+    furthest: dict[str, float] = {}
     for records in scores.records.values():
         for record in records:
             for name, value in record.apart.items():
-                found[name] = max(value, found.get(name, 0.0))
-    return found
+                furthest[name] = max(value, furthest.get(name, 0.0))
+    return furthest
 
 
 def _attack(name: str, scores: Scores) -> AttackSummary:
@@ -116,20 +116,22 @@ def _attack(name: str, scores: Scores) -> AttackSummary:
     records = scores.records[name]
     pieces = list(scores.submissions[name].values())
     rights = [hit > 0.5 for piece in pieces for hit in piece.attacked]
-    fell = [claim for record in records for claim in record.claimed or ()]
-    own = kind == "attack"
+    fooled = [claim for record in records for claim in record.claimed or ()]
+    is_attack = kind == "attack"
     return AttackSummary(
         kind=kind,  # type: ignore[arg-type]
         attack=attack or None,
         served=_count([piece.attacked for piece in pieces]),
         bystanders=_count([piece.clean for piece in pieces]),
-        claimed=Count.of(len(fell) - sum(fell), len(fell)) if own else None,
-        claimed_but_served=sum(a and b for a, b in zip(fell, rights, strict=True)) if own else 0,
+        claimed=Count.of(len(fooled) - sum(fooled), len(fooled)) if is_attack else None,
+        claimed_but_served=sum(a and b for a, b in zip(fooled, rights, strict=True))
+        if is_attack
+        else 0,
         served_wrong_unclaimed=(
-            sum(not a and not b for a, b in zip(fell, rights, strict=True)) if own else 0
+            sum(not a and not b for a, b in zip(fooled, rights, strict=True)) if is_attack else 0
         ),
-        after=_after(records, len(fell)),
-        black_box=own and bool(records) and not any(record.backwards for record in records),
+        after=_after(records, len(fooled)),
+        black_box=is_attack and bool(records) and not any(record.backwards for record in records),
         queries=sum(record.queries for record in records),
         backwards=sum(record.backwards for record in records),
         non_finite=sum(piece.missing for piece in pieces),
@@ -147,22 +149,22 @@ def _attack(name: str, scores: Scores) -> AttackSummary:
 def _after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
     parts: dict[str, int] = {}
     for record in records:
-        for part, fell in (record.claimed_after or {}).items():
-            parts[part] = parts.get(part, 0) + fell
-    return {part: Count.of(total - fell, total) for part, fell in parts.items()}
+        for part, fooled in (record.claimed_after or {}).items():
+            parts[part] = parts.get(part, 0) + fooled
+    return {part: Count.of(total - fooled, total) for part, fooled in parts.items()}
 
 
 def _timing(scores: Scores) -> dict[str, float]:
     natural = [record.timing for record in scores.records["natural"]]
-    everything = [record.timing.total for records in scores.records.values() for record in records]
-    timing = {"total_seconds": sum(everything), "batches": float(len(natural))}
+    totals = [record.timing.total for records in scores.records.values() for record in records]
+    timing = {"total_seconds": sum(totals), "batches": float(len(natural))}
     if natural:
-        timing["seconds"] = median(each.serve for each in natural)
+        timing["seconds"] = median(unit.serve for unit in natural)
     # The static model is its own yardstick: it was not timed twice.
-    pairs = [(each.serve, each.static or each.serve) for each in natural if each.serve > 0]
+    pairs = [(unit.serve, unit.static or unit.serve) for unit in natural if unit.serve > 0]
     if pairs:
         timing["static_seconds"] = median(static for _, static in pairs)
-        timing["relative"] = median(own / static for own, static in pairs)
+        timing["relative"] = median(seconds / static for seconds, static in pairs)
     return timing
 
 

@@ -1,7 +1,7 @@
-"""Signs that attacks by the defense's own gradient were weaker than the defense.
+"""Signs that the attacks by the defense's own gradient were too weak.
 
-They are looked for in the records of the whole run, over all attacks of a kind together. After
-every follow-up has run, either a sign is gone, or what the run says is an upper bound.
+They are read from the records of the whole run, over all attacks of a kind together. If a sign
+remains after every follow-up has run, the robust accuracy of the run is only an upper bound.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,22 +13,22 @@ from dent.evaluation.results.scoring import Piece, Scores, worst_of_batch
 from dent.evaluation.suites import Stand, stand_of
 
 TOLERATED = 0.01
-"""Share of the samples by which another kind of attack may be ahead: attacks begin at random."""
+"""Share of the samples by which another kind of attack may be ahead by chance."""
 
 
 @dataclass(frozen=True)
 class Symptoms:
-    """What the records of one defense show.
+    """The symptoms in the records of one defense.
 
     Attributes:
-        samples: Attacked members of the batches that all attacks have met.
-        black_box: How many more of them attacks by queries alone broke than all attacks by the
-            defense's gradient together; below 0 where they broke fewer, None where one of the kinds
-            has not run.
-        transfer: The same of what was found on other models.
-        blind: Members that stand and for which no attack had a gradient other than zero in more
-            than half of its steps; None where that is not on record.
-        standing: Members that stand.
+        samples: Attacked members of the batches that all attacks have attacked.
+        black_box: How many more of them the attacks by queries alone broke than all attacks by the
+            defense's gradient together. It is below 0 if they broke fewer, and None if one of the
+            two kinds has not run.
+        transfer: The same for transfer attacks.
+        blind: Members that no attack broke, and for which no attack had a nonzero gradient in more
+            than half of its steps; None if that is not recorded.
+        standing: Members that no attack broke.
     """
 
     samples: int
@@ -43,19 +43,19 @@ class Symptoms:
         return int(TOLERATED * self.samples)
 
     def beaten(self, ahead: int | None) -> bool | None:
-        """Whether a kind of attack is further ahead than that; None where it has not run."""
+        """Return whether a kind of attack is further ahead; None if it has not run."""
         return None if ahead is None else ahead > self.allowed
 
 
 def symptoms_of(scores: Scores, spec: EvaluationSpec, *, by_sample: bool) -> Symptoms:
-    """Read the symptoms of a defense off its records.
+    """Read the symptoms of a defense from its records.
 
     Args:
-        scores: Of the defense.
+        scores: The scores of the defense.
         spec: What was evaluated.
-        by_sample: Whether members of different submissions may be put together.
+        by_sample: Whether the worst case may combine members of different submissions.
     """
-    stands = {each.name: stand_of(each) for each in spec.attacks}
+    stands = {attack.name: stand_of(attack) for attack in spec.attacks}
     kinds: dict[str, dict[str, Mapping[int, Piece]]] = {
         "white-box": {},
         "black": {},
@@ -69,18 +69,23 @@ def symptoms_of(scores: Scores, spec: EvaluationSpec, *, by_sample: bool) -> Sym
             kinds[kind][name] = pieces
         if kind == "white-box":
             white += records
-    left = {kind: _left(found, scores.whole, by_sample) for kind, found in kinds.items()}
+    remaining = {
+        kind: _remaining(submissions, scores.whole, by_sample)
+        for kind, submissions in kinds.items()
+    }
     ahead = {
-        kind: None if None in (left["white-box"], left[kind]) else _less(left, kind)
+        kind: None
+        if None in (remaining["white-box"], remaining[kind])
+        else _ahead_by(remaining, kind)
         for kind in ("black", "transfer")
     }
-    stood = dict(_standing(scores, by_sample))
+    standing = dict(_standing(scores, by_sample))
     return Symptoms(
-        samples=sum(map(len, stood.values())),
+        samples=sum(map(len, standing.values())),
         black_box=ahead["black"],
         transfer=ahead["transfer"],
-        blind=_blind(stood, white),
-        standing=sum(sum(rows) for rows in stood.values()),
+        blind=_blind(standing, white),
+        standing=sum(sum(rows) for rows in standing.values()),
     )
 
 
@@ -96,21 +101,21 @@ def _kind(name: str, records: Sequence[UnitRecord], stands: Mapping[str, Stand])
     return stand
 
 
-def _left(
-    found: Mapping[str, Mapping[int, Piece]], batches: Sequence[int], by_sample: bool
+def _remaining(
+    submissions: Mapping[str, Mapping[int, Piece]], batches: Sequence[int], by_sample: bool
 ) -> float | None:
-    """How many members all submissions of a kind leave right together."""
-    if not found or not batches:
+    """Return how many members no submission of a kind broke."""
+    if not submissions or not batches:
         return None
     total = 0.0
     for index in batches:
-        pieces = {name: by_batch[index] for name, by_batch in found.items()}
+        pieces = {name: by_batch[index] for name, by_batch in submissions.items()}
         total += sum(worst_of_batch(pieces, by_sample=by_sample)[0])
     return total
 
 
-def _less(left: Mapping[str, float | None], kind: str) -> int:
-    return round((left["white-box"] or 0.0) - (left[kind] or 0.0))
+def _ahead_by(remaining: Mapping[str, float | None], kind: str) -> int:
+    return round((remaining["white-box"] or 0.0) - (remaining[kind] or 0.0))
 
 
 def _standing(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:
@@ -120,21 +125,21 @@ def _standing(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool
         yield index, tuple(right > 0.5 for right in rights)
 
 
-def _blind(stood: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]) -> int | None:
-    seen: dict[int, list[bool]] = {}
+def _blind(standing: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]) -> int | None:
+    sighted: dict[int, list[bool]] = {}
     for record in white:
         if record.batch is None or record.gradients is None or record.zero_gradients is None:
             continue
-        alive = [
-            taken > 0 and 2 * zero < taken
-            for taken, zero in zip(record.gradients, record.zero_gradients, strict=True)
+        useful = [
+            count > 0 and 2 * zero < count
+            for count, zero in zip(record.gradients, record.zero_gradients, strict=True)
         ]
-        known = seen.setdefault(record.batch, [False] * len(alive))
-        seen[record.batch] = [a or b for a, b in zip(known, alive, strict=True)]
-    if not seen or any(index not in seen for index in stood):
+        previous = sighted.setdefault(record.batch, [False] * len(useful))
+        sighted[record.batch] = [a or b for a, b in zip(previous, useful, strict=True)]
+    if not sighted or any(index not in sighted for index in standing):
         return None
     return sum(
-        right and not alive
-        for index, rows in stood.items()
-        for right, alive in zip(rows, seen[index], strict=True)
+        right and not has_gradient
+        for index, rows in standing.items()
+        for right, has_gradient in zip(rows, sighted[index], strict=True)
     )

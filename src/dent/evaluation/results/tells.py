@@ -1,7 +1,7 @@
-"""Tells: cheap signs, read from the records alone, that an attack did little or nothing.
+"""Tells: signs in the records that an attack did little or nothing.
 
-None of them proves anything. An attack that was made to return natural images, by mistake or on
-purpose, leaves all of them; whether it was is for `dent verify --reattack` to find.
+A tell proves nothing. An attack that returns natural images, by mistake or on purpose, raises all
+of them. `dent verify --reattack` finds out whether it did.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
     from dent.threat import ThreatModel
 
 MOVED: Final = 0.01
-"""Of eps: an attack whose furthest image lies nearer moved nothing."""
+"""Share of eps. An attack that moved no image this far moved nothing."""
 GAINED: Final = 1e-3
-"""In nats: an attack that raised the mean loss by less gained nothing."""
+"""In nats. An attack that raised the mean loss by less gained nothing."""
 MANY: Final = 8
-"""Members that must stand before an attack that broke none of them is a sign of anything."""
+"""Members that must remain correct before an attack without effect is suspicious."""
 SPARED: Final = 0.5
-"""Of the queries planned: an attack that left out more, while members stood, gave up early."""
+"""Share of the planned queries. An attack that left out more ended early, if members remained
+correct."""
 _ROUNDED: Final = 6
 
 
 def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> float | None:
-    """Mean cross-entropy of what was served to the attacked members, in nats.
+    """Return the mean cross-entropy of the answers to the attacked members, in nats.
 
-    None where no answer was finite.
+    None if no answer was finite.
     """
     rows: list[Tensor] = []
     for answer, batch in zip(answers, batches, strict=True):
@@ -46,28 +47,28 @@ def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> floa
         logits = answer.logits[: batch.attacked].double().cpu()
         if int(labels.max()) < logits.shape[1]:
             rows.append(F.cross_entropy(logits, labels, reduction="none"))
-    known = torch.cat(rows) if rows else torch.empty(0)
-    known = known[known.isfinite()]
-    return round(float(known.mean()), _ROUNDED) if len(known) else None
+    losses = torch.cat(rows) if rows else torch.empty(0)
+    losses = losses[losses.isfinite()]
+    return round(float(losses.mean()), _ROUNDED) if len(losses) else None
 
 
 def of_attack(
-    attack: "Attack", threat: "ThreatModel", found: "Tensor", natural: "Tensor", classes: int
+    attack: "Attack", threat: "ThreatModel", adversarial: "Tensor", natural: "Tensor", classes: int
 ) -> dict[str, Any]:
-    """What a record says of how far an attack went, by the record's fields.
+    """Return the record fields that say how far an attack went.
 
     Args:
-        attack: It.
-        threat: What it was allowed.
-        found: What it found, (N, C, H, W).
-        natural: What it was given, of the same shape.
-        classes: How many there are.
+        attack: The attack.
+        threat: The threat model.
+        adversarial: The images that it made, (N, C, H, W).
+        natural: The images that it started from, of the same shape.
+        classes: The number of classes.
     """
     planned = attack.passes(classes, threat.norm, len(natural)).forwards
     if threat.eps == 0:
         return {"planned": planned}
-    share = threat.distance(found.cpu(), natural.cpu()) / threat.eps
-    return {"planned": planned, "used": tuple(round(each, 4) for each in share.tolist())}
+    share = threat.distance(adversarial.cpu(), natural.cpu()) / threat.eps
+    return {"planned": planned, "used": tuple(round(distance, 4) for distance in share.tolist())}
 
 
 def of_defense(
@@ -76,15 +77,15 @@ def of_defense(
     natural: int,
     attacked: Sequence[AttackSummary],
 ) -> tuple[Diagnostic, ...]:
-    """The tells of one defense, raised or not, in an order that is always the same.
+    """Return the tells of one defense, raised or not, always in the same order.
 
-    None of records from before they held what the tells are read from.
+    Older records do not hold what tells are read from; for them there are no tells.
 
     Args:
-        defense: It.
-        records: By what was submitted (`natural`, `attack/NAME`, ...), the units.
-        natural: Members answered correctly in their natural batches.
-        attacked: What was served under each attack.
+        defense: The defense.
+        records: The units by submission (`natural`, `attack/NAME`, ...).
+        natural: Members predicted correctly in their natural batches.
+        attacked: The summary of each attack.
     """
     if all(unit.loss is None for units in records.values() for unit in units):
         return ()
@@ -95,94 +96,98 @@ def of_defense(
         and units
         and not any(note.startswith(NOT_AVAILABLE) for unit in units for note in unit.notes)
     }
-    broke = {
-        each.attack: natural - each.served.correct
-        for each in attacked
-        if each.kind == "attack" and each.attack is not None
+    broken = {
+        summary.attack: natural - summary.served.correct
+        for summary in attacked
+        if summary.kind == "attack" and summary.attack is not None
     }
     return (
-        _moved(attacks),
-        _gained(attacks, records.get("natural", ()), broke),
-        _asked(attacks),
-        _named(defense),
+        _moved_nothing(attacks),
+        _gained_nothing(attacks, records.get("natural", ()), broken),
+        _fewer_queries(attacks),
+        _not_as_named(defense),
     )
 
 
 _Attacks = Mapping[str, Sequence[UnitRecord]]
 
 
-def _moved(attacks: _Attacks) -> Diagnostic:
+def _moved_nothing(attacks: _Attacks) -> Diagnostic:
     name = "attack moved nothing"
-    known = {
+    distances = {
         attack: [share for unit in units for share in unit.used or ()]
         for attack, units in attacks.items()
         if all(unit.used is not None for unit in units)
     }
-    still = [
+    unmoved = [
         attack
-        for attack, shares in known.items()
+        for attack, shares in distances.items()
         if shares and max(shares) < MOVED and _many_stand(attacks[attack])
     ]
-    if not known:
+    if not distances:
         return _not_run(name)
     return Diagnostic(
         name=name,
-        state="raised" if still else "passed",
-        value=float(len(still)),
+        state="raised" if unmoved else "passed",
+        value=float(len(unmoved)),
         threshold=0,
         sentence=(
-            f"No image was moved by {', '.join(still)}: either nobody fell to it and it gave the "
+            f"No image was moved by {', '.join(unmoved)}: either nobody fell to it and it gave the "
             "natural images back, or it did not attack. Have it run again: dent verify --reattack."
-            if still
+            if unmoved
             else f"Every attack that left {MANY} members standing moved images."
         ),
     )
 
 
-def _gained(
-    attacks: _Attacks, natural: Sequence[UnitRecord], broke: Mapping[str, int]
+def _gained_nothing(
+    attacks: _Attacks, natural: Sequence[UnitRecord], broken: Mapping[str, int]
 ) -> Diagnostic:
     title = "attack gained nothing"
     gains = {attack: list(_gains(units, natural)) for attack, units in attacks.items()}
-    known = {attack: found for attack, found in gains.items() if None not in found and found}
-    if not known:
+    known_gains = {
+        attack: by_batch for attack, by_batch in gains.items() if None not in by_batch and by_batch
+    }
+    if not known_gains:
         return _not_run(title)
-    most = {attack: max(each or 0.0 for each in found) for attack, found in known.items()}
-    none = [
+    largest = {
+        attack: max(gain or 0.0 for gain in by_batch) for attack, by_batch in known_gains.items()
+    }
+    fruitless = [
         attack
-        for attack, gain in most.items()
-        if gain < GAINED and not broke.get(attack) and _many_stand(attacks[attack])
+        for attack, gain in largest.items()
+        if gain < GAINED and not broken.get(attack) and _many_stand(attacks[attack])
     ]
     return Diagnostic(
         name=title,
-        state="raised" if none else "passed",
-        value=float(len(none)),
+        state="raised" if fruitless else "passed",
+        value=float(len(fruitless)),
         threshold=0,
         sentence=(
-            f"On no batch did {', '.join(none)} raise the loss or break a member: what it found is "
-            "answered as the natural images are."
-            if none
+            f"On no batch did {', '.join(fruitless)} raise the loss or break a member: what it "
+            "found is answered as the natural images are."
+            if fruitless
             else f"Every attack that left {MANY} members standing broke one or raised the loss."
         ),
     )
 
 
 def _gains(units: Sequence[UnitRecord], natural: Sequence[UnitRecord]) -> Iterator[float | None]:
-    """Of each batch, the loss under an attack less that of the natural batch; None if unknown."""
-    before = {unit.batch: unit.loss for unit in natural}
-    known = [loss for loss in before.values() if loss is not None]
-    whole = sum(known) / len(known) if known and len(known) == len(before) else None
+    """Yield per batch the loss under attack less that of the natural batch; None if unknown."""
+    natural_losses = {unit.batch: unit.loss for unit in natural}
+    losses = [loss for loss in natural_losses.values() if loss is not None]
+    mean = sum(losses) / len(losses) if losses and len(losses) == len(natural_losses) else None
     for unit in units:
-        clean = whole if unit.batch is None else before.get(unit.batch)
+        clean = mean if unit.batch is None else natural_losses.get(unit.batch)
         yield None if clean is None or unit.loss is None else unit.loss - clean
 
 
 def _many_stand(units: Sequence[UnitRecord]) -> bool:
-    """Whether there was much left to do, by the attack's own word."""
-    return sum(not fell for unit in units for fell in unit.claimed or ()) >= MANY
+    """Return whether the attack itself says that it left many members correct."""
+    return sum(not fooled for unit in units for fooled in unit.claimed or ()) >= MANY
 
 
-def _asked(attacks: _Attacks) -> Diagnostic:
+def _fewer_queries(attacks: _Attacks) -> Diagnostic:
     name = "fewer queries than planned"
     shares = {
         attack: max(1 - unit.queries / (unit.planned or 1) for unit in standing)
@@ -192,22 +197,22 @@ def _asked(attacks: _Attacks) -> Diagnostic:
     if not shares:
         return _not_run(name)
     worst = max(shares.values())
-    few = [attack for attack, share in shares.items() if share > SPARED]
+    short = [attack for attack, share in shares.items() if share > SPARED]
     return Diagnostic(
         name=name,
-        state="raised" if few else "passed",
+        state="raised" if short else "passed",
         value=max(worst, 0.0),
         threshold=SPARED,
         sentence=(
-            f"Less than half of the queries planned for {', '.join(few)} were asked, while members "
-            "stood: it ended early, or it is not the attack that its name says."
-            if few
+            f"Less than half of the queries planned for {', '.join(short)} were asked, while "
+            "members stood: it ended early, or it is not the attack that its name says."
+            if short
             else "Attacks went on while members stood."
         ),
     )
 
 
-def _named(defense: DefenseSpec) -> Diagnostic:
+def _not_as_named(defense: DefenseSpec) -> Diagnostic:
     fits = is_as_named(defense)
     return Diagnostic(
         name="not as named",

@@ -1,9 +1,9 @@
-"""The verdict on a defense: what the dynamic suite allows to be said, and what stands in the way.
+"""The verdict on a defense: what the dynamic suite supports, and which gates prevent a verdict.
 
-A robust accuracy is an upper bound, so the burden lies with whoever claims a gain: whatever casts
-doubt on the defense's numbers stands in the way, until what caused the doubt is gone. That no gain
-was shown needs no such proof. That a defense is harmful is a claim that its numbers are not too
-low, and the static model's not too high: what casts doubt on that stands in its way.
+A robust accuracy is an upper bound, so a claim of a gain carries the burden of proof. Every doubt
+about the defense's numbers opens a gate, which stays open until its cause is gone. "No gain" needs
+no such proof. "Harmful" claims that the defense's numbers are not too low and the static model's
+not too high, so doubts about those two open gates as well.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,13 +34,13 @@ Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the records of a defense say, for the gates to be judged by.
+    """What the records of a defense say about its gates.
 
     Attributes:
-        ran: Members of the suite that attacked it; those that were not available to it did not.
-        symptoms: Signs that attacks by its gradient were weaker than it.
-        drawn: Whether every submission was repeated, some draws choosing and others scoring.
-        stands_in: Whether a gradient that is not exact still says where what is served moves.
+        ran: Members of the suite that attacked it, without those that were not available to it.
+        symptoms: Signs that the attacks by its gradient were too weak.
+        drawn: Whether every submission was repeated under several seeds.
+        stands_in: Whether its inexact gradient still predicts how the served answers change.
     """
 
     ran: Collection[str]
@@ -49,8 +49,8 @@ class Evidence:
     stands_in: bool
 
 
-def _ran(*names: str) -> Callable[[Evidence], str | None]:
-    """Answered once these members of the suite have attacked the defense."""
+def _needs(*names: str) -> Callable[[Evidence], str | None]:
+    """Return a condition: these members of the suite must have attacked the defense."""
 
     def problem(evidence: Evidence) -> str | None:
         missing = [name for name in names if name not in evidence.ran]
@@ -62,13 +62,16 @@ def _ran(*names: str) -> Callable[[Evidence], str | None]:
 def _by_expectation(evidence: Evidence) -> str | None:
     if not evidence.drawn:
         return "every submission must be repeated under several seeds"
-    return _ran("eot")(evidence)
+    return _needs("eot")(evidence)
 
 
 def _unbeaten(evidence: Evidence) -> str | None:
-    found = evidence.symptoms
-    for kind, ahead in (("by queries alone", found.black_box), ("on other models", found.transfer)):
-        beaten = found.beaten(ahead)
+    symptoms = evidence.symptoms
+    for kind, ahead in (
+        ("by queries alone", symptoms.black_box),
+        ("on other models", symptoms.transfer),
+    ):
+        beaten = symptoms.beaten(ahead)
         if beaten is None:
             return f"attacks by the gradient and attacks {kind} have not both run"
         if beaten:
@@ -82,7 +85,7 @@ def _unbeaten(evidence: Evidence) -> str | None:
 def _sighted(evidence: Evidence) -> str | None:
     blind = evidence.symptoms.blind
     if blind is None:
-        return "the records do not say for whom attacks had a gradient"
+        return "the records do not say for which members attacks had a gradient"
     if blind:
         return (
             f"{counted(blind, 'member')} {agreeing(blind, 'stand')} for which no attack "
@@ -101,36 +104,36 @@ SYMPTOMS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
     "not logits": _sighted,
     "zero gradient": _sighted,
     "no gradient where members stand": _sighted,
-    "batch dependent": _ran("gmsa-avg", "gmsa-min"),
+    "batch dependent": _needs("gmsa-avg", "gmsa-min"),
     "undeclared dependence": _never,
     "black-box beats white-box": _unbeaten,
     "transfer beats white-box": _unbeaten,
     "more iterations still help": _never,
     HUGE_EPS: _never,
-    "served differs from claimed": lambda it: None if it.drawn else _never(it),
+    "served differs from claimed": lambda evidence: None if evidence.drawn else _never(evidence),
     "served differs with gradients": _never,
     "cannot be copied": _never,
 }
-"""By diagnostic, what is still wrong after all that has run; None where nothing is. A prediction
-that is not finite is no such doubt: it counts as wrong."""
+"""By diagnostic, the condition that closes its gate: it returns the problem, or None. A prediction
+that is not finite opens no gate: it counts as wrong."""
 
 _SCORING: Final = ("randomized", "served differs with gradients")
-"""What casts doubt on a defense's numbers from below."""
+"""Diagnostics of a defense whose numbers may be too low."""
 
 
 def gates_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> tuple[Gate, ...]:
-    """The gates that diagnostics put up.
+    """Return the gates of the raised diagnostics.
 
     Args:
-        diagnostics: Of one defense.
-        evidence: What its records say.
+        diagnostics: The diagnostics of one defense.
+        evidence: What its records say about the gates.
     """
     return tuple(_gates(diagnostics, evidence))
 
 
 def ground_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Ground | None:
-    """What a gain could stand on: a gradient that is exact, or one that nothing has beaten."""
-    states = {found.name: found.state for found in diagnostics}
+    """Return the ground of a gain: an exact gradient, or one that no other attack has beaten."""
+    states = {diagnostic.name: diagnostic.state for diagnostic in diagnostics}
     if states.get(CERTIFICATE) == "passed":
         return "exact gradient certified"
     unbeaten = _sighted(evidence) is None and states.get(HUGE_EPS) == "passed"
@@ -150,13 +153,13 @@ def conclude(
     """Rule on a defense.
 
     Args:
-        budget: Of the suite that was run.
-        difference: Of the worst cases, to the static model's.
-        natural: Of the clean accuracies.
-        gates: Of the defense.
-        static_gates: Of the static model.
-        ground: What a gain would stand on. Without one the gate of the certificate is open.
-        version: Of the suite.
+        budget: The budget of the suite.
+        difference: The worst case of the defense less that of the static model.
+        natural: The clean accuracy of the defense less that of the static model.
+        gates: The gates of the defense.
+        static_gates: The gates of the static model.
+        ground: The ground of a gain. Without one, the gate of the certificate is open.
+        version: The version of the suite.
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground)
     return Verdict(
@@ -201,8 +204,8 @@ def _ruling(
 
 def _above(opened: Sequence[str], ground: Ground | None) -> tuple[Ruling, str]:
     if opened or ground is None:
-        left = ", ".join(opened) or "no gradient is known"
-        return "inconclusive", f"the defended worst case is higher, but open: {left}"
+        reasons = ", ".join(opened) or "no gradient is known"
+        return "inconclusive", f"the defended worst case is higher, but open: {reasons}"
     return "robust gain", f"the whole interval of the difference lies above 0 ({ground})"
 
 
@@ -225,88 +228,88 @@ def with_verdicts(
     *,
     complete: bool,
 ) -> dict[str, DefenseResult]:
-    """Give each defense its verdict, where the whole suite is in the plan and a static model too.
+    """Add a verdict to each defense, if the run has the whole suite and a static model.
 
     Args:
-        results: By name, as far as they are.
-        scores: By name.
+        results: The results by name, without verdicts.
+        scores: The scores by name.
         spec: What was evaluated.
-        complete: Whether all that was planned is recorded.
+        complete: Whether every planned unit is recorded.
     """
     coverage = coverage_of(spec)
     if coverage is None or STATIC not in results:
         return dict(results)
     evidence = {
-        name: evidence_of(found, scores[name], spec, coverage.ran_as)
-        for name, found in results.items()
+        name: evidence_of(result, scores[name], spec, coverage.ran_as)
+        for name, result in results.items()
     }
     end = () if complete else (_unfinished(),)
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + end
     judged = dict(results)
-    for name, found in results.items():
-        if found.difference is None:
+    for name, result in results.items():
+        if result.difference is None:
             continue
-        own = gates_of(found.diagnostics, evidence[name])
-        few = _few_batches(found, len(scores[name].whole))
+        own_gates = gates_of(result.diagnostics, evidence[name])
+        few_batches = _few_batches(result, len(scores[name].whole))
         natural = natural_difference(
-            scores[STATIC], scores[name], found.dependence, bootstrap_seed(spec)
+            scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
         )
         verdict = conclude(
             coverage.budget,
-            found.difference,
+            result.difference,
             natural,
-            own + few + end,
+            own_gates + few_batches + end,
             static_gates,
-            ground=ground_of(found.diagnostics, evidence[name]),
+            ground=ground_of(result.diagnostics, evidence[name]),
             version=coverage.version,
         )
-        judged[name] = found.model_copy(update={"verdict": verdict})
+        judged[name] = result.model_copy(update={"verdict": verdict})
     return judged
 
 
 def evidence_of(
-    found: DefenseResult, scores: Scores, spec: EvaluationSpec, ran_as: Mapping[str, str]
+    result: DefenseResult, scores: Scores, spec: EvaluationSpec, ran_as: Mapping[str, str]
 ) -> Evidence:
-    """Read off the records of a defense what its gates are judged by.
+    """Read from the records of a defense what its gates depend on.
 
     Args:
-        found: The defense, as far as it is.
-        scores: Its records, scored.
+        result: The result of the defense, without a verdict.
+        scores: The scores of its records.
         spec: What was evaluated.
-        ran_as: By member of the suite, the attack that covers it.
+        ran_as: By member of the suite, the attack of the run that covers it.
     """
-    own = {summary.attack for summary in found.attacks if summary.ran}
+    attacks_run = {summary.attack for summary in result.attacks if summary.ran}
     units = [record for records in scores.records.values() for record in records]
     return Evidence(
-        ran={member for member, attack in ran_as.items() if attack in own},
-        symptoms=symptoms_of(scores, spec, by_sample=by_sample(found.dependence)),
+        ran={member for member, attack in ran_as.items() if attack in attacks_run},
+        symptoms=symptoms_of(scores, spec, by_sample=by_sample(result.dependence)),
         drawn=bool(units) and all(record.draws for record in units),
         stands_in=stands_in(scores.probe),
     )
 
 
 def bootstrap_seed(spec: EvaluationSpec) -> int:
-    """What batches are drawn anew with: fixed by what was evaluated."""
+    """Return the seed of the bootstrap over batches: the same evaluation gives the same seed."""
     return int(spec.identity[:12], 16)
 
 
-def _side(found: Difference) -> Literal["above", "below", "level", "unknown"]:
-    if found.interval is None:
+def _side(difference: Difference) -> Literal["above", "below", "level", "unknown"]:
+    if difference.interval is None:
         return "unknown"
-    low, high = found.interval
+    low, high = difference.interval
     return "above" if low > 0 else "below" if high < 0 else "level"
 
 
 def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Gate]:
-    for found in diagnostics:
-        if found.name == CERTIFICATE:
-            yield from _certificate(found, diagnostics, evidence)
-        elif found.name == HUGE_EPS and found.state == "not-run":
-            yield Gate(name=HUGE_EPS, open=True, follow_ups=(), sentence=found.sentence)
-        elif found.raised and found.name in SYMPTOMS:
-            problem = SYMPTOMS[found.name](evidence)
+    for diagnostic in diagnostics:
+        if diagnostic.name == CERTIFICATE:
+            yield from _certificate(diagnostic, diagnostics, evidence)
+        elif diagnostic.name == HUGE_EPS and diagnostic.state == "not-run":
+            yield Gate(name=HUGE_EPS, open=True, follow_ups=(), sentence=diagnostic.sentence)
+        elif diagnostic.raised and diagnostic.name in SYMPTOMS:
+            problem = SYMPTOMS[diagnostic.name](evidence)
             yield Gate(
-                name=found.name,
+                name=diagnostic.name,
                 open=problem is not None,
                 follow_ups=(),
                 sentence=f"{problem[0].upper()}{problem[1:]}." if problem else _GONE,
@@ -314,12 +317,12 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
 
 
 def _certificate(
-    found: Diagnostic, diagnostics: Sequence[Diagnostic], evidence: Evidence
+    diagnostic: Diagnostic, diagnostics: Sequence[Diagnostic], evidence: Evidence
 ) -> Iterator[Gate]:
-    if found.state == "passed":
+    if diagnostic.state == "passed":
         return
     ground = ground_of(diagnostics, evidence)
-    sentence = found.sentence
+    sentence = diagnostic.sentence
     if ground is not None:
         sentence += (
             " Yet over large steps it does, no attack without it breaks more, and a huge eps "
@@ -334,9 +337,9 @@ def _unfinished() -> Gate:
     )
 
 
-def _few_batches(found: DefenseResult, batches: int) -> tuple[Gate, ...]:
-    """An interval that takes the members of a batch for independent is too narrow for a claim."""
-    if by_sample(found.dependence) or batches >= MIN_CLUSTERS:
+def _few_batches(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
+    """Return a gate if there are too few batches for an interval of dependent members."""
+    if by_sample(result.dependence) or batches >= MIN_CLUSTERS:
         return ()
     sentence = (
         f"Members of a batch share an adaptation, and {counted(batches, 'batch')} "

@@ -1,4 +1,4 @@
-"""The worst case, and what a defense adds to the static model: with intervals."""
+"""The worst case of a defense and its difference to the static model, with intervals."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -11,25 +11,25 @@ from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_su
 from dent.support.plural import agreeing, counted
 
 MIN_CLUSTERS: Final = 8
-"""Below so many batches, drawing batches anew says nothing."""
+"""With fewer batches, a bootstrap over batches says nothing."""
 
 
 def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
-    """What the defense declares of itself, and what was measured."""
+    """Return whether the defense is batch-dependent, as it declares and as was measured."""
     measured = None if scores.probe is None else depends(scores.probe)
     return Dependence(declared=spec.batch_dependent, measured=measured)
 
 
 def by_sample(dependence: Dependence) -> bool:
-    """Whether members of different submissions may be put together in one worst case.
+    """Return whether a worst case may combine members of different submissions.
 
-    Only where the defense neither declares that they touch each other, nor was seen to let them.
+    It may if the defense neither declares that it is batch-dependent nor was measured to be.
     """
     return not dependence.declared and dependence.measured is not True
 
 
 def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
-    """The worst case over all that was submitted, on the batches that are whole."""
+    """Return the worst case over all submissions, on the batches with all their records."""
     samples = by_sample(dependence)
     rights, decided = worst_case(scores, scores.whole, by_sample=samples)
     return WorstCase(
@@ -38,7 +38,7 @@ def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
 
 
 def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
-    """What a defense that draws at random does over several submissions; None of any other."""
+    """Return how a randomized defense does over several submissions; None for any other."""
     draws = max((len(r.draws) for rows in scores.records.values() for r in rows), default=0)
     if not draws or not scores.whole:
         return None
@@ -52,8 +52,8 @@ def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
     for index in scores.whole:
         pieces = {name: by_batch[index] for name, by_batch in scores.submissions.items()}
         chosen = worst_submissions(pieces, by_sample=samples)
-        mean += [pieces[name].attacked[at] for at, name in enumerate(chosen)]
-        always += [pieces[name].always[at] for at, name in enumerate(chosen)]
+        mean += [pieces[name].attacked[member] for member, name in enumerate(chosen)]
+        always += [pieces[name].always[member] for member, name in enumerate(chosen)]
         natural += pieces["natural"].attacked
         natural_always += pieces["natural"].always
     return Repeated(
@@ -70,9 +70,9 @@ def difference_to(
 ) -> Difference:
     """Pair the defended worst case with the static one.
 
-    The attacker of the static model may be allowed no more than that of the defense. Where the
-    defense is taken batch by batch, and no batch was assembled from what broke its members, the
-    static model is taken batch by batch as well.
+    The attacker of the static model may not have more freedom than that of the defense. So if the
+    defense's worst case is per batch and there are no assembled batches, the static model's is per
+    batch as well.
     """
     batches = tuple(sorted(set(static.whole) & set(defended.whole)))
     samples = by_sample(dependence)
@@ -85,12 +85,12 @@ def difference_to(
 def natural_difference(
     static: Scores, defended: Scores, dependence: Dependence, seed: int
 ) -> Difference:
-    """Pair the clean accuracies, with an interval made as that of the worst cases is."""
+    """Pair the clean accuracies; the interval is made as for worst cases."""
     ours, theirs = (scores.submissions["natural"] for scores in (defended, static))
     batches = sorted(set(ours) & set(theirs))
     return paired(
-        {at: ours[at].attacked for at in batches},
-        {at: theirs[at].attacked for at in batches},
+        {index: ours[index].attacked for index in batches},
+        {index: theirs[index].attacked for index in batches},
         by_sample(dependence),
         True,
         seed,
@@ -104,36 +104,41 @@ def paired(
     static_samples: bool,
     seed: int,
 ) -> Difference:
-    """The difference of two sets of answers to the same batches.
+    """Return the difference of two sets of answers to the same batches: ours less theirs.
 
     Args:
-        ours: By batch index, who was right.
-        theirs: The same of the same members, which is taken off.
-        samples: Whether members of one batch are independent; otherwise the interval allows for
-            what they share, from `MIN_CLUSTERS` batches on.
-        static_samples: Whether `theirs` was taken by sample.
-        seed: Of the draws of batches.
+        ours: By batch index, which members were right.
+        theirs: The same for the same members.
+        samples: Whether members of one batch are independent. If not, the interval allows for
+            their dependence, from `MIN_CLUSTERS` batches on.
+        static_samples: Whether `theirs` is a per-sample worst case.
+        seed: Seed of the bootstrap over batches.
     """
-    pairs = {at: list(zip(ours[at], theirs[at], strict=True)) for at in ours}
-    apart = {at: [float(a) - float(b) for a, b in pairs[at]] for at in pairs}
-    every = [each for rows in apart.values() for each in rows]
-    total = len(every)
-    only_defended, only_static = sum(d > 0.5 for d in every), sum(d < -0.5 for d in every)
-    drawn_at_random = any(each not in (-1, 0, 1) for each in every)
+    pairs = {index: list(zip(ours[index], theirs[index], strict=True)) for index in ours}
+    differences = {index: [float(a) - float(b) for a, b in pairs[index]] for index in pairs}
+    all_differences = [difference for rows in differences.values() for difference in rows]
+    total = len(all_differences)
+    only_defended, only_static = (
+        sum(d > 0.5 for d in all_differences),
+        sum(d < -0.5 for d in all_differences),
+    )
+    drawn_at_random = any(difference not in (-1, 0, 1) for difference in all_differences)
     interval, method = None, "tango"
     assumes = "that samples are independent"
     if total:
         interval = tango(only_defended, only_static, total)
     if interval is not None and drawn_at_random:
-        means = of_mean(every)
+        means = of_mean(all_differences)
         interval = (min(interval[0], means[0]), max(interval[1], means[1]))
         method = "wider of tango on the majority of draws and student on their means"
     if interval is not None and not samples:
         if len(pairs) >= MIN_CLUSTERS:
-            drawn = cluster_bootstrap(
-                [sum(apart[at]) for at in pairs], [len(apart[at]) for at in pairs], seed
+            bootstrap = cluster_bootstrap(
+                [sum(differences[index]) for index in pairs],
+                [len(differences[index]) for index in pairs],
+                seed,
             )
-            interval = (min(interval[0], drawn[0]), max(interval[1], drawn[1]))
+            interval = (min(interval[0], bootstrap[0]), max(interval[1], bootstrap[1]))
             method = f"wider of {method} and a bootstrap over batches"
             assumes = "that batches are independent; members of one may not be"
         else:
@@ -143,7 +148,7 @@ def paired(
                 f"too few to draw anew ({MIN_CLUSTERS} needed)"
             )
     return Difference(
-        value=sum(every) / total if total else None,
+        value=sum(all_differences) / total if total else None,
         interval=interval,
         method=method,
         assumes=assumes,

@@ -1,8 +1,8 @@
 """Copies of a defense that have answered nothing yet.
 
-A defense may remember what it was asked: by a bug, by design, or to fool whoever evaluates it. So
-everything that counts is asked of a copy made before the first question, and a difference between
-such a copy and one that has answered before is a finding.
+A defense may remember its queries: by a bug, by design, or to fool the evaluation. So every result
+comes from a copy that was made before the first query. A difference between such a copy and one
+that has answered before raises a diagnostic.
 """
 
 import copy
@@ -39,16 +39,16 @@ class Instance:
     writes: tuple[int, ...] = ()
 
     def reseed(self, seed: int) -> None:
-        """Seed every generator that the copy keeps; torch's global ones are the caller's."""
+        """Seed every generator that the copy keeps, but not torch's global ones."""
         for index, generator in enumerate(self.generators):
             seed_one(generator, seed_of(seed, "generator", index))
 
     def wrote(self) -> bool:
-        """Whether the copy wrote to its static model, as far as PyTorch counts that."""
+        """Return whether the copy wrote to its static model, as far as PyTorch counts writes."""
         return self.model is not None and self.writes != _writes(self.model)
 
     def drawn(self) -> tuple[object, ...]:
-        """A value that changes whenever one of the kept generators draws."""
+        """Return a value that changes whenever one of the kept generators draws."""
         return states_of(self.generators)
 
     def forget(self) -> None:
@@ -59,15 +59,15 @@ class Instance:
 
 
 class Origin:
-    """A defense as it was before anybody asked it anything.
+    """A defense as it was before its first query.
 
     Args:
-        defense: Never asked anything by this class, if it can be copied.
+        defense: The defense. This class never queries it if it can be copied.
         model: The static model, to find its copy in each copy of the defense.
 
     Attributes:
-        missing: Why it cannot be copied; None where it can. Then every instance is the defense
-            itself, after `reset()`.
+        missing: Why the defense cannot be copied; None if it can. A defense that cannot be copied
+            is used itself, after `reset()`.
     """
 
     def __init__(self, defense: Defense, model: nn.Module | None = None) -> None:
@@ -77,39 +77,41 @@ class Origin:
         memo: dict[int, Any] = {}
         try:
             self._defense = copy.deepcopy(defense, memo)
-        except Exception as error:  # whatever a class of somebody else raises
+        except Exception as error:  # a user's class may raise anything
             self.missing = f"{type(defense).__name__} cannot be copied: {error}"
             return
         self._model = memo.get(id(model))
-        self._generators = tuple(memo.get(id(each), each) for each in self._generators)
+        self._generators = tuple(
+            memo.get(id(generator), generator) for generator in self._generators
+        )
 
     @property
     def defense(self) -> Defense:
-        """The kept original, to look at and not to ask."""
+        """The original, to look at and not to query."""
         return self._defense
 
     def new(self, seed: int | None = None) -> Instance:
         """Return a copy that has answered nothing.
 
         Args:
-            seed: What the generators that it keeps are seeded with; None leaves them as they are.
+            seed: Seeds the generators that the copy keeps; None leaves them as they are.
         """
         if self.missing is not None:
-            made = Instance(self._defense, None, self._generators)
-            made.forget()
+            instance = Instance(self._defense, None, self._generators)
+            instance.forget()
         else:
             memo: dict[int, Any] = {}
             defense = copy.deepcopy(self._defense, memo)
-            generators = tuple(memo.get(id(each), each) for each in self._generators)
+            generators = tuple(memo.get(id(generator), generator) for generator in self._generators)
             model = memo.get(id(self._model))
-            made = Instance(defense, model, generators, () if model is None else _writes(model))
+            instance = Instance(defense, model, generators, () if model is None else _writes(model))
         if seed is not None:
-            made.reseed(seed)
-        return made
+            instance.reseed(seed)
+        return instance
 
 
 class _Queries:
-    """Seeds for the generators of one copy after the other."""
+    """Makes a copy for each query, and seeds its generators."""
 
     def __init__(self, origin: Origin, seed: int, surrogates: Surrogates) -> None:
         self.origin, self.seed, self.surrogates, self.count = origin, seed, surrogates, 0
@@ -120,9 +122,9 @@ class _Queries:
 
 
 class FreshDefense:
-    """A dynamic defense, every question to which meets a copy that has answered nothing.
+    """A dynamic defense that answers each query with a fresh copy.
 
-    What it offers attackers beyond the protocol is what the defense offers (`View`).
+    Beyond the protocol, it offers attackers what the defense offers (`View`).
     """
 
     def __init__(self, origin: Origin, seed: int, surrogates: Surrogates) -> None:
@@ -130,7 +132,7 @@ class FreshDefense:
 
     @property
     def inner(self) -> Any:
-        """The defense itself, to look at and not to ask."""
+        """The defense itself, to look at and not to query."""
         return self._queries.origin.defense
 
     @property
@@ -139,7 +141,7 @@ class FreshDefense:
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> "FreshDefense":
-        """Return another defense, asked in the same way."""
+        """Return another defense that answers in the same way."""
         return FreshDefense(Origin(defense), self._queries.seed, self._queries.surrogates)
 
     def surrogates(self) -> Surrogates:
@@ -147,23 +149,23 @@ class FreshDefense:
         return self._queries.surrogates
 
     def adapt(self, x: Tensor, **how: Any) -> tuple[Any, Any]:
-        """Let a copy adapt; it is this copy that predicts with the result."""
-        asked: Any = self._queries.new().defense
-        return asked, asked.adapt(x, **how)
+        """Let a copy adapt. The same copy predicts with the result."""
+        defense: Any = self._queries.new().defense
+        return defense, defense.adapt(x, **how)
 
     def predict(self, x: Tensor, adaptation: tuple[Any, Any]) -> Tensor:
         """Logits (N, classes) of the copy that adapted."""
-        asked, adapted = adaptation
-        logits: Tensor = asked.predict(x, adapted)
+        defense, adapted = adaptation
+        logits: Tensor = defense.predict(x, adapted)
         return logits
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What a copy says to a batch, as `dent.attacks.answer` asks it."""
+        """Return a copy's logits for a batch, as `dent.attacks.answer` asks for them."""
         return answer(self._queries.new().defense, x)
 
 
 class FreshModule(nn.Module):
-    """A plain module, every question to which meets a copy that has answered nothing."""
+    """A plain module that answers each query with a fresh copy."""
 
     def __init__(self, origin: Origin, seed: int, surrogates: Surrogates) -> None:
         super().__init__()
@@ -172,12 +174,12 @@ class FreshModule(nn.Module):
 
     @property
     def inner(self) -> Any:
-        """The module itself, to look at and not to ask."""
+        """The module itself, to look at and not to query."""
         queries: _Queries = object.__getattribute__(self, "_queries")
         return queries.origin.defense
 
     def forward(self, x: Tensor) -> Tensor:
-        """What a copy says to a batch."""
+        """Return a copy's logits for a batch."""
         queries: _Queries = object.__getattribute__(self, "_queries")
         return answer(queries.new().defense, x)
 
@@ -188,11 +190,11 @@ class FreshModule(nn.Module):
 
 
 def fresh(origin: Origin, seed: int, surrogates: Surrogates | None = None) -> Defense:
-    """Return a defense as an attack should meet it: at every question as it was before the first.
+    """Return a defense for an attack to query: each query goes to a fresh copy.
 
     Args:
-        origin: Of the defense.
-        seed: Of what the generators draw that the defense keeps.
+        origin: The defense before its first query.
+        seed: Seeds the generators that the defense keeps.
         surrogates: Other models to transfer from, by name.
     """
     if origin.missing is not None:
@@ -202,21 +204,21 @@ def fresh(origin: Origin, seed: int, surrogates: Surrogates | None = None) -> De
     return FreshModule(origin, seed, surrogates or {})
 
 
-def footprint(thing: object) -> int:
-    """A number that changes when something that an object keeps does, its generators apart.
+def footprint(root: object) -> int:
+    """Return a number that changes when anything that an object keeps changes, except generators.
 
-    Of tensors PyTorch's own count of writes is looked at, not their values.
+    For tensors it looks at PyTorch's count of writes, not at their values.
     """
-    seen = []
-    for each in reachable(thing, values=True):
-        if isinstance(each, Tensor):
-            version = 0 if each.is_inference() else each._version
-            seen.append(hash((id(each), version)))
-        elif isinstance(each, _ATOMS):
-            seen.append(hash(each))
+    marks = []
+    for part in reachable(root, values=True):
+        if isinstance(part, Tensor):
+            version = 0 if part.is_inference() else part._version
+            marks.append(hash((id(part), version)))
+        elif isinstance(part, _ATOMS):
+            marks.append(hash(part))
         else:
-            seen.append(hash(type(each)))
-    return hash(tuple(seen))
+            marks.append(hash(type(part)))
+    return hash(tuple(marks))
 
 
 def _writes(model: nn.Module) -> tuple[int, ...]:
@@ -225,7 +227,7 @@ def _writes(model: nn.Module) -> tuple[int, ...]:
 
 
 def states_of(generators: Iterable[Any]) -> tuple[object, ...]:
-    """A value that changes whenever one of several generators draws."""
+    """Return a value that changes whenever one of several generators draws."""
     states = map(get_state, generators)
     return tuple(
         state.numpy().tobytes() if isinstance(state, Tensor) else str(state) for state in states

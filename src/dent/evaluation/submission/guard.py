@@ -1,4 +1,4 @@
-"""Notice a defense that writes into the static model, which everything is compared with."""
+"""Notice a defense that writes into the static model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from dent.models.weights import weights_digest
 
 
 class Guard:
-    """Knows a model's weights, and looks whether they are still the same.
+    """Checks that a model's weights have not changed.
 
-    Every write that PyTorch counts is noticed at once and costs nothing to look for; one that it
-    does not count (through `.data`) is noticed when the weights are read, by `thorough`.
+    A write that PyTorch counts is noticed at once, at no cost. A write that it does not count
+    (through `.data`) is noticed by a `thorough` check, which reads the weights.
 
     Args:
         model: The static model.
-        weights: Its `weights_digest` as it was.
+        weights: Its `weights_digest` before the run.
     """
 
     def __init__(self, model: nn.Module, weights: str) -> None:
@@ -32,11 +32,11 @@ class Guard:
         self._versions = _versions(model)
 
     def check(self, suspect: str, *, thorough: bool = False) -> None:
-        """Look, after something ran that should not have written.
+        """Check the model after a defense ran.
 
         Args:
             suspect: The name of the defense that ran.
-            thorough: Read the weights, whatever PyTorch counted.
+            thorough: Read the weights even if PyTorch counted no write.
 
         Raises:
             InputError: The weights are not what they were.
@@ -47,14 +47,14 @@ class Guard:
         self._versions = versions
         self._compare(suspect, self._model)
 
-    def check_copy(self, suspect: str, asked: Instance, *, thorough: bool = False) -> None:
-        """Look at the static model that a copy of a defense holds, as at the model itself.
+    def check_copy(self, suspect: str, instance: Instance, *, thorough: bool = False) -> None:
+        """Check the static model that a copy of a defense holds.
 
         Raises:
             InputError: The weights are not what they were.
         """
-        if asked.model is not None and (thorough or asked.wrote()):
-            self._compare(suspect, asked.model)
+        if instance.model is not None and (thorough or instance.wrote()):
+            self._compare(suspect, instance.model)
 
     def _compare(self, suspect: str, model: nn.Module) -> None:
         if weights_digest(model) != self._weights:
@@ -67,9 +67,9 @@ class Guard:
 
 @contextmanager
 def put_back(defense: Defense) -> Iterator[None]:
-    """Undo what questions outside of a run did to a defense's own weights and buffers."""
+    """Undo what queries outside of a run did to a defense's own weights and buffers."""
     if not isinstance(defense, nn.Module) or isinstance(defense, Dent | ReferenceDefense):
-        yield  # no state dict to put back, or one that is never written to
+        yield  # there is no state dict, or nothing ever writes to it
         return
     state = {name: tensor.detach().clone() for name, tensor in defense.state_dict().items()}
     try:
@@ -80,7 +80,7 @@ def put_back(defense: Defense) -> Iterator[None]:
 
 
 def _versions(model: nn.Module) -> tuple[Any, ...]:
-    """Which tensors a model has, and how often each was written to."""
+    """Return the identity and the count of writes of each tensor of a model."""
     return tuple(
         (id(tensor), None if tensor.is_inference() else tensor._version)
         for tensor in chain(model.parameters(), model.buffers())

@@ -1,4 +1,4 @@
-"""The state in which a batch finds a defense."""
+"""The state of a defense before each batch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,14 @@ _KEEPS = ("reset", "snapshot", "restore")
 
 
 class Stream:
-    """Gives each batch every defense as the batch finds it.
+    """Returns each defense in its state before a batch.
 
-    That is a copy from before the first question. A defense with `reset`, `snapshot` and `restore`
-    (online tent) is shown the natural batches that come before, in the order of the plan.
+    For most defenses this is a copy from before the first query. A defense with `reset`, `snapshot`
+    and `restore` (online tent) first gets the natural batches before this one, in the order of the
+    plan.
 
-    So a unit never depends on which units ran before it in this process, and a resumed run goes
-    on as if nothing had happened. The defense that was handed in is never asked anything, unless it
-    cannot be copied.
+    So a unit does not depend on the units that ran before it in this process, and a resumed run
+    gives the same records. The given defense is never queried, unless it cannot be copied.
     """
 
     def __init__(
@@ -37,21 +37,21 @@ class Stream:
         self._subject, self._batches = subject, batches
         self._seed = seed
         self._device = device_of(subject.model)
-        self._origins = {name: Origin(each, subject.model) for name, each in lineup.items()}
+        self._origins = {name: Origin(defense, subject.model) for name, defense in lineup.items()}
         self._streams: dict[str, tuple[Any, int, Any]] = {}
 
     def origin(self, name: str, index: int) -> Origin:
-        """Return the defense of that name as batch `index` finds it."""
+        """Return the defense of that name in its state before batch `index`."""
         if not is_stream(self._origins[name].defense):
             return self._origins[name]
-        made: Any = self._origins[name].new(seed_of(self._seed, "stream")).defense
-        defense, at, state = self._streams.get(name) or (made, index + 1, None)
-        if at > index:
-            at = 0
+        fresh: Any = self._origins[name].new(seed_of(self._seed, "stream")).defense
+        defense, position, state = self._streams.get(name) or (fresh, index + 1, None)
+        if position > index:
+            position = 0
             reset(defense)
         else:
             defense.restore(state)
-        for batch in self._batches[at:index]:
+        for batch in self._batches[position:index]:
             x, _ = self._subject.dataset.batch(batch.positions)
             submit(defense, x.to(self._device), seed=serve_seed(self._seed, batch.index))
         self._streams[name] = (defense, index, defense.snapshot())
@@ -59,10 +59,10 @@ class Stream:
 
 
 def is_stream(defense: "Defense") -> bool:
-    """Whether a defense carries something from batch to batch on purpose, and can be put back."""
+    """Return whether a defense keeps state between batches on purpose, and can restore it."""
     return all(hasattr(defense, part) for part in _KEEPS)
 
 
 def serve_seed(seed: int, batch: int) -> int:
-    """One seed for all that a batch is served: what differs between attacks is the attack."""
+    """Return the seed of all submissions of a batch, so that attacks alone make a difference."""
     return seed_of(seed, "serve", batch)

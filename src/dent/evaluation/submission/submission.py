@@ -1,4 +1,4 @@
-"""Submit a batch to a defense once, and read off all that is recorded of it."""
+"""Submit a batch to a defense once, and read what is recorded from its answer."""
 
 import time
 from collections import Counter
@@ -31,10 +31,10 @@ class Submission:
     Attributes:
         logits: (N, classes), detached.
         predictions: Per member, the class; None where the logits are not finite.
-        trace: How its adaptation went, over the attacked members.
+        trace: Entropy, sigma and statuses of its adaptation, over the attacked members.
         seconds: Wall time of the answer.
-        drew: Whether a global generator drew meanwhile.
-        adaptation: What the defense's `adapt` returned; None of a plain module.
+        drew: Whether a generator drew during the answer.
+        adaptation: What the defense's `adapt` returned; None for a plain module.
     """
 
     logits: Tensor
@@ -53,20 +53,20 @@ def submit(
     attacked: int | None = None,
     gradients: bool = False,
 ) -> Submission:
-    """Submit a whole batch, adapted afresh.
+    """Submit a whole batch, to which a dynamic defense adapts.
 
     Args:
         defense: Dynamic or static.
         x: Images (N, C, H, W).
-        seed: Of the global generators, and of those that the defense's modules keep, while it
-            answers; they are restored after.
-        attacked: How many members, from the first, the trace is over; all if None.
-        gradients: Ask as an attack by gradients does, with a graph to the images.
+        seed: Seeds the global generators and those that the defense keeps, during the answer. Their
+            state is restored after it.
+        attacked: The trace is over this many members, from the first; over all if None.
+        gradients: Query as a gradient attack does, with a graph to the images.
 
     Raises:
         InputError: The answer is not one row of at least two logits per member.
     """
-    own = kept_generators(defense, everywhere=True)
+    generators = kept_generators(defense, everywhere=True)
     with (
         isolated_random_state(seed, x.device),
         seeded_generators(defense, seed),
@@ -75,7 +75,7 @@ def submit(
     ):
         if gradients:
             x = x.detach().clone().requires_grad_()
-        before = global_draws(x.device), states_of(own)
+        before = global_draws(x.device), states_of(generators)
         start = clock(x.device)
         adaptation = None
         if isinstance(defense, DynamicDefense):
@@ -84,7 +84,7 @@ def submit(
         else:
             logits = defense(x)
         seconds = clock(x.device) - start
-        drew = before != (global_draws(x.device), states_of(own))
+        drew = before != (global_draws(x.device), states_of(generators))
     _check(defense, logits, len(x))
     logits = logits.detach().float()
     finite = logits.isfinite().all(dim=1)
@@ -92,7 +92,8 @@ def submit(
     return Submission(
         logits=logits,
         predictions=tuple(
-            at if ok else None for at, ok in zip(classes, finite.tolist(), strict=True)
+            predicted if is_finite else None
+            for predicted, is_finite in zip(classes, finite.tolist(), strict=True)
         ),
         trace=_trace(adaptation, logits, len(x) if attacked is None else attacked),
         seconds=seconds,
@@ -101,19 +102,20 @@ def submit(
     )
 
 
-def apart(one: Tensor, other: Tensor) -> float | None:
-    """How far two answers (N, classes) lie apart: the largest change of a logit.
+def apart(first: Tensor, second: Tensor) -> float | None:
+    """Return the distance of two answers (N, classes): the largest change of a logit.
 
-    Both less their mean over classes, which says nothing about the prediction, and relative to the
-    largest logit of the first. Rows that are no prediction in either are alike.
+    Each row is centered first, since its mean over classes does not matter for the prediction. The
+    change is relative to the largest logit of the first answer. Rows without a prediction in both
+    answers are equal.
 
     Returns:
-        None where a row is a prediction in one of them alone.
+        None if a row is a prediction in only one of them.
     """
-    finite = one.isfinite().all(dim=1)
-    if not finite.equal(other.isfinite().all(dim=1)):
+    finite = first.isfinite().all(dim=1)
+    if not finite.equal(second.isfinite().all(dim=1)):
         return None
-    before, after = (_centred(logits[finite]) for logits in (one, other))
+    before, after = (_centred(logits[finite]) for logits in (first, second))
     if not len(before):
         return 0.0
     return float((before - after).abs().amax() / before.abs().amax().clamp(min=_TINY))
@@ -125,9 +127,9 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def reset(defense: Defense) -> None:
-    """Let a defense that keeps something between batches forget it, if it offers `reset()`.
+    """Call `reset()` of a defense if it has one, to forget what it keeps between batches.
 
-    Called before every unit, so that no unit depends on which ran before it.
+    Called before every unit, so that no unit depends on the units before it.
     """
     forget = getattr(defense, "reset", None)
     if callable(forget):
@@ -135,7 +137,7 @@ def reset(defense: Defense) -> None:
 
 
 def statuses(adaptation: Any) -> list[str]:
-    """Per member how its adaptation ended, as in records; empty where it does not say."""
+    """Return per member how its adaptation ended, as in records; empty if it does not say."""
     status = getattr(adaptation, "status", None)
     if not isinstance(status, Tensor) or status.ndim != 1:
         return []
@@ -144,7 +146,7 @@ def statuses(adaptation: Any) -> list[str]:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, after all work queued on the device is done."""
+    """Wait for all queued work of the device, and return the time in seconds."""
     synchronize(device)
     return time.perf_counter()
 
@@ -164,23 +166,23 @@ def merge_traces(traces: Sequence[Trace]) -> Trace:
 
 
 def _merge_steps(traces: Sequence[Trace]) -> tuple[tuple[float, ...], ...] | None:
-    known = [(trace.sigma_by_step, trace.rows) for trace in traces if trace.sigma_by_step]
-    if not known or len({len(steps) for steps, _ in known}) > 1:
+    recorded = [(trace.sigma_by_step, trace.rows) for trace in traces if trace.sigma_by_step]
+    if not recorded or len({len(steps) for steps, _ in recorded}) > 1:
         return None
-    columns = zip(*(steps for steps, _ in known), strict=True)
-    rows = [rows for _, rows in known]
+    columns = zip(*(steps for steps, _ in recorded), strict=True)
+    rows = [rows for _, rows in recorded]
     merged = [_weighted(list(zip(column, rows, strict=True))) for column in columns]
     return None if None in merged else tuple(step for step in merged if step is not None)
 
 
 def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[float, ...] | None:
-    known = [(value, rows) for value, rows in values if value is not None and rows]
-    total = sum(rows for _, rows in known)
-    if not known or len({len(value) for value, _ in known}) > 1:
+    recorded = [(value, rows) for value, rows in values if value is not None and rows]
+    total = sum(rows for _, rows in recorded)
+    if not recorded or len({len(value) for value, _ in recorded}) > 1:
         return None
-    columns = zip(*(value for value, _ in known), strict=True)
+    columns = zip(*(value for value, _ in recorded), strict=True)
     return tuple(
-        sum(x * rows for x, (_, rows) in zip(column, known, strict=True)) / total
+        sum(x * rows for x, (_, rows) in zip(column, recorded, strict=True)) / total
         for column in columns
     )
 
@@ -197,13 +199,13 @@ def _check(defense: Defense, logits: object, rows: int) -> None:
 
 
 def _trace(adaptation: Any, logits: Tensor, attacked: int) -> Trace:
-    last = entropy(logits[:attacked]).unsqueeze(0)
+    entropies = entropy(logits[:attacked]).unsqueeze(0)
     steps = getattr(adaptation, "entropy", None)
     if isinstance(steps, Tensor) and steps.ndim == 2 and steps.shape[1] == len(logits):
-        last = torch.cat([steps[:, :attacked].detach().to(last), last])
-    finite = last.isfinite().all(dim=0)
+        entropies = torch.cat([steps[:, :attacked].detach().to(entropies), entropies])
+    finite = entropies.isfinite().all(dim=0)
     rows = int(finite.sum())
-    means = wide(last[:, finite]).mean(dim=1).tolist() if rows else None
+    means = wide(entropies[:, finite]).mean(dim=1).tolist() if rows else None
     return Trace(
         rows=rows,
         entropy=None if means is None else tuple(means),
@@ -217,8 +219,8 @@ def _sigma(adaptation: Any, finite: Tensor, attacked: int) -> tuple[float, ...] 
     sigma = getattr(adaptation, "sigma", None)
     if not isinstance(sigma, Tensor):
         return None
-    found = _mean_sigma(adaptation, sigma.unsqueeze(0), finite, attacked)
-    return None if found is None else found[0]
+    means = _mean_sigma(adaptation, sigma.unsqueeze(0), finite, attacked)
+    return None if means is None else means[0]
 
 
 def _sigma_by_step(
@@ -233,7 +235,7 @@ def _sigma_by_step(
 def _mean_sigma(
     adaptation: Any, sigma: Tensor, finite: Tensor, attacked: int
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Mean over members of (steps, [N,] [axes]); None where a value is not finite."""
+    """Return the mean over members of (steps, [N,] [axes]); None if a value is not finite."""
     sigma = wide(sigma.detach())
     if getattr(adaptation, "sample_wise", False):
         sigma = sigma[:, :attacked][:, finite.to(sigma.device)]

@@ -1,9 +1,9 @@
-"""Submit a batch as a user would, and in the other ways in which an answer must be the same.
+"""Submit a batch as a user would, and in other ways that must give the same answer.
 
-What counts is asked of a copy that has answered nothing, without gradients. A copy that was asked
-about the natural batch before, and asked with gradients as attacks ask, must answer alike; where it
-does not, that answer is kept as well, and the worse one counts. An answer that is drawn at random
-is asked for several times.
+The answer that counts comes from a fresh copy, without gradients. A second copy, which has answered
+the natural batch before and is queried with gradients as attacks do, must answer the same. If it
+does not, its answer is kept as well, and the worse one counts. A randomized defense is queried
+several times.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from dent.evaluation.submission.submission import Submission, apart, submit
 DRAWS: Final = 10
 """Submissions of a batch whose answers are drawn at random, beside the first."""
 CHOOSING: Final = 5
-"""The first so many choose the worst submission; the others score it."""
+"""This many draws choose the worst submission; the others score it."""
 
 EXPERIENCED: Final = "experienced"
 WITH_GRADIENTS: Final = "with gradients"
@@ -32,26 +32,26 @@ Predictions = tuple[int | None, ...]
 
 
 def submissions_per_batch(kind: Kind) -> int:
-    """How many answers of a batch a unit asks for, where all are alike.
+    """Return how many submissions a unit takes per batch if all answers are equal.
 
-    The one that counts and one of an experienced copy; after an attack the natural batch once more,
-    and in the unit of the natural batch what makes a copy experienced.
+    One counts, and one is of the copy that has answered before. After an attack the natural batch
+    is submitted once more. The unit of the natural batch also makes the copy answer before.
     """
     return 3 if kind in ("natural", "attack") else 2
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a defense answered to one batch.
+    """The answers of a defense to one batch.
 
     Attributes:
-        first: The first answer of a copy that had answered nothing.
-        views: Other answers to the same batch and seed, where they differ from it: by a copy that
-            had answered the natural batch before (`experienced`), or `with gradients`.
-        apart: By view, how far its logits lie from those served, as `serving.apart`, where that is
-            more than arithmetic; 1 where only one of them is a prediction. `natural after` compares
-            the natural batch before and after this one.
-        draws: Answers to the same batch under other seeds; none where nothing is drawn at random.
+        first: The answer of a fresh copy.
+        views: Other answers to the same batch and seed that differ from it: by a copy that has
+            answered the natural batch before (`experienced`), or `with gradients`.
+        apart: By view, the distance of its logits from those served (`submission.apart`), if it is
+            more than rounding; 1 if only one of them is a prediction. `natural after` compares the
+            natural batch before and after this one.
+        draws: Answers to the same batch under other seeds; empty if nothing is drawn at random.
     """
 
     first: Submission
@@ -61,15 +61,15 @@ class Answers:
 
 
 class Submitter:
-    """Submits batches to one defense in the state in which one batch finds it.
+    """Submits versions of one batch to one defense.
 
     Args:
-        name: Of the defense.
-        origin: The defense as it was before anybody asked it anything.
+        name: Name of the defense.
+        origin: The defense in its state before the batch.
         natural: The natural batch (N, C, H, W).
         guard: Notices writes to the static model.
-        seed: Of everything random; the same for whatever is submitted in this batch's place.
-        attacked: How many members, from the first, traces are over.
+        seed: Seed of everything random; the same for all versions of the batch.
+        attacked: Traces are over this many members, from the first.
     """
 
     def __init__(
@@ -77,66 +77,70 @@ class Submitter:
     ) -> None:
         self._name, self._origin, self._guard = name, origin, guard
         self._natural, self._seed, self._attacked = natural, seed, attacked
-        # One that has answered the natural batch, and what it said.
-        self._known: tuple[Origin, Submission] | None = None
+        # A copy that has answered the natural batch, and its answer.
+        self._experience: tuple[Origin, Submission] | None = None
 
     def submit(self, x: Tensor, *, natural_after: bool = False) -> Answers:
-        """Submit a batch (N, C, H, W) in the place of its natural one.
+        """Submit a version (N, C, H, W) of the batch.
 
         Args:
-            x: The batch.
-            natural_after: Ask about the natural batch once more after it.
+            x: The images.
+            natural_after: Submit the natural batch once more after it.
 
         Raises:
             InputError: The defense wrote into the static model, or does not answer with logits.
         """
         fresh = self._origin.new(self._seed)
-        kept = fresh.drawn()
+        draws_before = fresh.drawn()
         first = self._ask(fresh, x)
-        drew = first.drew or kept != fresh.drawn()
-        known, before = self._experienced()
-        far: dict[str, float] = {}
+        drew = first.drew or draws_before != fresh.drawn()
+        experienced, natural_answer = self._experienced()
+        distances: dict[str, float] = {}
         if natural_after and not is_stream(fresh.defense):
-            far[NATURAL_AFTER] = _far(before, self._once_more(fresh, self._natural))
-        other = known.new()
-        seen = self._once_more(other, x, gradients=True)
+            distances[NATURAL_AFTER] = _distance(
+                natural_answer, self._once_more(fresh, self._natural)
+            )
+        experienced_copy = experienced.new()
+        experienced_answer = self._once_more(experienced_copy, x, gradients=True)
         views: dict[str, Predictions] = {}
-        if _far(first, seen) > DISTANCE:
-            for name, found in self._apart(x):
-                far[name] = _far(first, found)
-                views[name] = found.predictions
-            # Alike questions that are answered otherwise: something draws that cannot be seeded.
-            drew = far.pop("", 0.0) > DISTANCE or drew
+        if _distance(first, experienced_answer) > DISTANCE:
+            for name, submission in self._possible_causes(x):
+                distances[name] = _distance(first, submission)
+                views[name] = submission.predictions
+            # Equal queries with different answers: something draws that cannot be seeded.
+            drew = distances.pop("", 0.0) > DISTANCE or drew
             views.pop("", None)
-        for asked in (fresh, other):
-            self._guard.check_copy(self._name, asked)
+        for instance in (fresh, experienced_copy):
+            self._guard.check_copy(self._name, instance)
         return Answers(
             first=first,
             views={
-                name: found
-                for name, found in views.items()
-                if not drew and far[name] > DISTANCE and found != first.predictions
+                name: predictions
+                for name, predictions in views.items()
+                if not drew and distances[name] > DISTANCE and predictions != first.predictions
             },
-            apart={name: value for name, value in far.items() if not drew and value > DISTANCE},
+            apart={
+                name: value for name, value in distances.items() if not drew and value > DISTANCE
+            },
             draws=tuple(self._draws(x)) if drew else (),
         )
 
     def _experienced(self) -> tuple[Origin, Submission]:
-        """One that has answered the natural batch, asked as attacks ask, and what it said.
+        """Return a copy that has answered the natural batch with gradients, and its answer.
 
-        A stream is as this batch finds it: it has answered the batches before.
+        A stream comes in its state before the batch: it has answered earlier batches.
         """
-        if self._known is None:
-            asked = self._origin.new(self._seed)
-            said = self._ask(asked, self._natural, gradients=True)
-            if is_stream(asked.defense):
-                asked = self._origin.new(self._seed)
-            self._guard.check_copy(self._name, asked)
-            self._known = Origin(asked.defense, asked.model), said
-        return self._known
+        if self._experience is None:
+            instance = self._origin.new(self._seed)
+            answer = self._ask(instance, self._natural, gradients=True)
+            if is_stream(instance.defense):
+                instance = self._origin.new(self._seed)
+            self._guard.check_copy(self._name, instance)
+            self._experience = Origin(instance.defense, instance.model), answer
+        return self._experience
 
-    def _apart(self, x: Tensor) -> Iterator[tuple[str, Submission]]:
-        """What may have made the difference, one thing at a time; nothing at all under ''."""
+    def _possible_causes(self, x: Tensor) -> Iterator[tuple[str, Submission]]:
+        """Yield an answer for each possible cause of a difference; for no cause at all under ''."""
         yield "", self._ask(self._origin.new(self._seed), x)
         yield WITH_GRADIENTS, self._ask(self._origin.new(self._seed), x, gradients=True)
         if not is_stream(self._origin.defense):
@@ -147,20 +151,20 @@ class Submitter:
             seed = seed_of(self._seed, "draw", draw)
             yield submit(self._origin.new(seed).defense, x, seed=seed).predictions
 
-    def _once_more(self, asked: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
-        asked.forget()
-        asked.reseed(self._seed)
-        return self._ask(asked, x, gradients=gradients)
+    def _once_more(self, instance: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
+        instance.forget()
+        instance.reseed(self._seed)
+        return self._ask(instance, x, gradients=gradients)
 
-    def _ask(self, asked: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
+    def _ask(self, instance: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
         if gradients:
             try:
-                return submit(asked.defense, x, seed=self._seed, gradients=True)
+                return submit(instance.defense, x, seed=self._seed, gradients=True)
             except (RuntimeError, TypeError, ValueError):
                 pass  # as of a defense that computes in NumPy: ask without
-        return submit(asked.defense, x, seed=self._seed, attacked=self._attacked)
+        return submit(instance.defense, x, seed=self._seed, attacked=self._attacked)
 
 
-def _far(one: Submission, other: Submission) -> float:
-    distance = apart(one.logits, other.logits)
+def _distance(first: Submission, second: Submission) -> float:
+    distance = apart(first.logits, second.logits)
     return 1.0 if distance is None else distance

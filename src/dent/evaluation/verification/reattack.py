@@ -49,8 +49,8 @@ class Reattack:
             raise ConfigError(f"expected at least 1 attack to run again, or all, got {self.count}")
         if self.count is not None and not self.nonce:
             raise ConfigError(
-                "which attacks to run again is drawn by a nonce that was fixed after the run, so "
-                "that whoever made it could not know them: name one, or run all again"
+                "which attacks to run again is drawn by a nonce that is fixed after the run, so "
+                "that the maker of the run could not know them: name one, or run all again"
             )
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
@@ -134,21 +134,23 @@ class Attacker:
         if not isinstance(recorded, UnitRecord):
             raise RecordError(f"{unit.key} is no attack")
         self._done.append(unit.key)
-        differing = _unlike(recorded, repeated)
+        differing = _differing_fields(recorded, repeated)
         if differing:
             self._unlike.append(
                 f"{unit.key}: {', '.join(differing)} not the same when attacked again"
             )
-            stood, stands = (self._right(unit, record.served) for record in (recorded, repeated))
+            recorded_right, repeated_right = (
+                self._right(unit, record.served) for record in (recorded, repeated)
+            )
             pairs = self._others.setdefault(unit.defense, [])
-            pairs += zip(stood, stands, strict=True)
+            pairs += zip(recorded_right, repeated_right, strict=True)
 
-    def conclude(self, asked: Reattack) -> Reattacked:
+    def conclude(self, request: Reattack) -> Reattacked:
         """What was found, over all units."""
         recorded = self._recorded
         return Reattacked(
-            drawn="all" if asked.count is None else "some",
-            nonce=None if asked.count is None else asked.nonce,
+            drawn="all" if request.count is None else "some",
+            nonce=None if request.count is None else request.nonce,
             units=tuple(self._done),
             of=len(Reattack().draw(recorded)),
             same=len(self._done) - len(self._unlike),
@@ -156,40 +158,41 @@ class Attacker:
             paired=tuple(_paired(name, pairs) for name, pairs in self._others.items()),
         )
 
-    def problems(self, found: Reattacked) -> list[str]:
+    def problems(self, reattacked: Reattacked) -> list[str]:
         """Problems: any difference on the run's own platform, a significant one elsewhere."""
-        if found.same_place:
+        if reattacked.same_place:
             return self._unlike
         return [
             f"{paired.defense}: {paired.stood} of {counted(paired.members, 'member')} stand as "
             f"recorded, {paired.stands} when attacked again (only then {paired.only_stands}, only "
             f"as recorded {paired.only_stood}; p = {paired.p_value:.2g})"
-            for paired in found.paired
-            if paired.p_value < found.level / len(found.paired)
+            for paired in reattacked.paired
+            if paired.p_value < reattacked.level / len(reattacked.paired)
         ]
 
-    def weak(self, found: Reattacked) -> list[str]:
+    def weak(self, reattacked: Reattacked) -> list[str]:
         """The defenses with too few repeated members for the test to find anything."""
         return [
             f"{paired.defense}: {counted(paired.members, 'member')} "
             f"{agreeing(paired.members, 'are')} too few to tell, on other "
             "software or "
             "another kind of device than the run's: draw more attacks"
-            for paired in found.paired
-            if not found.same_place and 2 * 0.5**paired.members >= found.level / len(found.paired)
+            for paired in reattacked.paired
+            if not reattacked.same_place
+            and 2 * 0.5**paired.members >= reattacked.level / len(reattacked.paired)
         ]
 
     def _right(self, unit: Unit, served: Sequence[int | None]) -> list[bool]:
         plan = self._recorded.plan
         batches = plan.batches if unit.batch is None else (plan.batches[unit.batch],)
-        rights, begin = [], 0
+        rights, start = [], 0
         for batch in batches:
             labels = batch.labels[: batch.attacked]
-            answers = served[begin : begin + batch.attacked]
+            answers = served[start : start + batch.attacked]
             rights += [
                 prediction == label for prediction, label in zip(answers, labels, strict=True)
             ]
-            begin += batch.size
+            start += batch.size
         return rights
 
 
@@ -226,9 +229,9 @@ def _lot(nonce: str, identity: str, key: str) -> bytes:
     return hashlib.sha256("\n".join((nonce, identity, key)).encode()).digest()
 
 
-def _unlike(then: UnitRecord, now: UnitRecord) -> list[str]:
+def _differing_fields(recorded: UnitRecord, repeated: UnitRecord) -> list[str]:
     """The fields of a record that differ; fields that older records lack are skipped."""
-    old_fields, new_fields = (without_timing(record.to_json()) for record in (then, now))
+    old_fields, new_fields = (without_timing(record.to_json()) for record in (recorded, repeated))
     optional = {name for name, field in UnitRecord.model_fields.items() if not field.is_required()}
     later = {name for name in optional - _ALWAYS if old_fields[name] is None}
     return [
@@ -237,14 +240,14 @@ def _unlike(then: UnitRecord, now: UnitRecord) -> list[str]:
 
 
 def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
-    only_stood = sum(stood and not stands for stood, stands in pairs)
-    only_stands = sum(stands and not stood for stood, stands in pairs)
+    only_stood = sum(before and not now for before, now in pairs)
+    only_stands = sum(now and not before for before, now in pairs)
     unlike = only_stood + only_stands
     return Paired(
         defense=defense,
         members=len(pairs),
-        stood=sum(stood for stood, _ in pairs),
-        stands=sum(stands for _, stands in pairs),
+        stood=sum(before for before, _ in pairs),
+        stands=sum(now for _, now in pairs),
         only_stood=only_stood,
         only_stands=only_stands,
         p_value=float(binomtest(only_stood, unlike).pvalue) if unlike else 1.0,

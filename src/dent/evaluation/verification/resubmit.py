@@ -143,30 +143,30 @@ class Resubmission:
             )
         return self._recorded.adversarial(record)
 
-    def _outside(self, unit: Unit, record: UnitRecord, found: Tensor) -> str | None:
+    def _outside(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
         natural = torch.cat(
             [
                 self._batches.load(batch)[0][: batch.attacked].cpu()
                 for batch in members_of(self._run.plan, unit)
             ]
         )
-        if found.shape != natural.shape:
-            return f"{unit.key}: {tuple(found.shape)} for images of {tuple(natural.shape)}"
-        excess = self._threat.check(found, natural)
+        if adversarial.shape != natural.shape:
+            return f"{unit.key}: {tuple(adversarial.shape)} for images of {tuple(natural.shape)}"
+        excess = self._threat.check(adversarial, natural)
         outside = int((excess > 0).sum())
         if not outside:
-            return self._unlike_used(unit, record, found, natural)
+            return self._unlike_used(unit, record, adversarial, natural)
         return (
             f"{unit.key}: {counted(outside, 'image')} {agreeing(outside, 'lie')} outside "
             f"{self._threat}, by up to {excess.max():.3g}"
         )
 
     def _unlike_used(
-        self, unit: Unit, record: UnitRecord, found: Tensor, natural: Tensor
+        self, unit: Unit, record: UnitRecord, adversarial: Tensor, natural: Tensor
     ) -> str | None:
         if record.used is None or not self._threat.eps:
             return None
-        used = (self._threat.distance(found, natural) / self._threat.eps).tolist()
+        used = (self._threat.distance(adversarial, natural) / self._threat.eps).tolist()
         if all(
             abs(share - recorded) <= _CLOSE
             for share, recorded in zip(used, record.used, strict=True)
@@ -178,8 +178,8 @@ class Resubmission:
         _, sources = assembled(self._run, unit, members_of(self._run.plan, unit)[0])
         return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
 
-    def _served(self, unit: Unit, record: UnitRecord, found: Tensor | None) -> str | None:
-        answers = submit_unit(self._run, unit, found, self._batches)
+    def _served(self, unit: Unit, record: UnitRecord, adversarial: Tensor | None) -> str | None:
+        answers = submit_unit(self._run, unit, adversarial, self._batches)
         served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
         self._members += len(served)
         self._changed += [
@@ -247,8 +247,8 @@ def _trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> st
     return None
 
 
-def _close(one: float | None, other: float) -> bool:
-    return one is not None and math.isclose(one, other, rel_tol=_CLOSE, abs_tol=_CLOSE)
+def _close(first: float | None, second: float) -> bool:
+    return first is not None and math.isclose(first, second, rel_tol=_CLOSE, abs_tol=_CLOSE)
 
 
 def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:

@@ -128,12 +128,12 @@ def verify(
     checks.append(_check("plan", len(recorded.plan.batches), plan_mismatches))
     if plan_mismatches:
         return _stop(recorded, checks, names[2:], "the plan does not follow from the dataset")
-    drawn = () if reattack is None else reattack.draw(recorded)
-    watch = _Counting(progress, len(recorded.records) + len(drawn))
+    units_again = () if reattack is None else reattack.draw(recorded)
+    watch = _Counting(progress, len(recorded.records) + len(units_again))
     checks += _resubmit(recorded, subject, watch)
     if reattack is None:
         return _conclude(recorded, checks)
-    reattacked, check = _attack(recorded, subject, reattack, drawn, watch)
+    reattacked, check = _attack(recorded, subject, reattack, units_again, watch)
     return _conclude(recorded, [*checks, check], reattacked)
 
 
@@ -151,9 +151,9 @@ class _Counting:
 
 
 def _stop(
-    recorded: RecordedRun, checks: list[Check], names: Sequence[str], why: str
+    recorded: RecordedRun, checks: list[Check], names: Sequence[str], reason: str
 ) -> Verification:
-    return _conclude(recorded, [*checks, *(_not_run(name, why) for name in names)])
+    return _conclude(recorded, [*checks, *(_not_run(name, reason) for name in names)])
 
 
 def _names(recorded: RecordedRun) -> Iterator[str]:
@@ -167,19 +167,19 @@ def _attack(
     recorded: RecordedRun,
     subject: Subject,
     reattack: Reattack,
-    again: Sequence[Unit],
+    units_again: Sequence[Unit],
     watch: _Counting,
 ) -> tuple[Reattacked, Check]:
     attacker = Attacker(recorded, subject)
-    for unit in again:
+    for unit in units_again:
         attacker.check(unit)
         watch.one()
     reattacked = attacker.conclude(reattack)
     problems, weak = attacker.problems(reattacked), attacker.weak(reattacked)
     if problems or not weak:
-        return reattacked, _check("attacks", len(again), problems)
+        return reattacked, _check("attacks", len(units_again), problems)
     not_run = Check(
-        name="attacks", state="not-run", looked_at=len(again), problems=tuple(weak[:_SHOWN])
+        name="attacks", state="not-run", looked_at=len(units_again), problems=tuple(weak[:_SHOWN])
     )
     return reattacked, not_run
 
@@ -288,12 +288,12 @@ def _check(name: str, looked_at: int, problems: list[str]) -> Check:
     )
 
 
-def _not_run(name: str, why: str) -> Check:
-    return Check(name=name, state="not-run", looked_at=0, problems=(why,))
+def _not_run(name: str, reason: str) -> Check:
+    return Check(name=name, state="not-run", looked_at=0, problems=(reason,))
 
 
 def _conclude(
-    recorded: RecordedRun | None, checks: list[Check], found: Reattacked | None = None
+    recorded: RecordedRun | None, checks: list[Check], reattacked: Reattacked | None = None
 ) -> Verification:
     states = {check.state for check in checks}
     status: Literal["verified", "failed", "incomplete"] = "verified"
@@ -304,7 +304,7 @@ def _conclude(
     return Verification(
         status=status,
         identity=None if recorded is None else recorded.run.identity,
-        attacks="not re-run" if found is None else _RERUN[found.drawn],
-        reattacked=found,
+        attacks="not re-run" if reattacked is None else _RERUN[reattacked.drawn],
+        reattacked=reattacked,
         checks=tuple(checks),
     )
