@@ -286,13 +286,13 @@ class Attack(JSONConfig, ABC):
         )
 
 
-def _reaches(of: Field[Any], mine: Any, asked: Any) -> bool:
+def _reaches(setting: Field[Any], own: Any, other: Any) -> bool:
     """Whether the value of a field is at least another attack's."""
-    if not is_effort(of):
-        return bool(mine == asked)
-    if isinstance(asked, tuple):
-        return set(asked) <= set(mine)
-    return bool(mine >= asked)
+    if not is_effort(setting):
+        return bool(own == other)
+    if isinstance(other, tuple):
+        return set(other) <= set(own)
+    return bool(own >= other)
 
 
 def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None:

@@ -22,14 +22,14 @@ def effort(default: _T, *, later: bool = False) -> _T:
     return effort_field  # type: ignore[no-any-return]
 
 
-def is_effort(found: "Field[Any]") -> bool:
+def is_effort(setting: "Field[Any]") -> bool:
     """Whether a field was made by `effort`."""
-    return bool(found.metadata.get(_EFFORT))
+    return bool(setting.metadata.get(_EFFORT))
 
 
-def is_later(found: "Field[Any]") -> bool:
+def is_later(setting: "Field[Any]") -> bool:
     """Whether a field was added after the attack was first recorded."""
-    return bool(found.metadata.get(_LATER))
+    return bool(setting.metadata.get(_LATER))
 
 
 def is_count(value: object) -> bool:

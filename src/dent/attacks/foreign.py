@@ -185,7 +185,7 @@ class _Door(nn.Module):
 
 
 class _Apart(torch.autograd.Function):
-    """An answer whose graph ends at the images: whoever calls `.backward()` writes nowhere else."""
+    """An answer whose graph ends at the images: `.backward()` writes nowhere else."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
@@ -193,8 +193,8 @@ class _Apart(torch.autograd.Function):
         with torch.enable_grad():
             ctx.leaf = images.detach().requires_grad_()
             ctx.logits = ask(ctx.leaf)
-        answered: Tensor = ctx.logits.detach().clone()
-        return answered
+        logits: Tensor = ctx.logits.detach().clone()
+        return logits
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dent.adaptation.objectives import entropy
 from dent.errors import ConfigError
+from dent.support.plural import counted
 
 LossName = Literal["ce", "dlr", "margin", "confident"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
@@ -111,7 +112,9 @@ def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
         ConfigError: There are not so many.
     """
     if not 1 <= rank < logits.shape[1]:
-        raise ConfigError(f"{logits.shape[1]} classes have no wrong class of rank {rank}")
+        raise ConfigError(
+            f"there is no wrong class of rank {rank} among {counted(logits.shape[1], 'class')}"
+        )
     other_logits = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
     return other_logits.argsort(dim=1, descending=True)[:, rank - 1]
 

@@ -80,7 +80,7 @@ class PGD(Attack):
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts, or until every member is fooled."""
         draws = torch.Generator().manual_seed(seed)
-        best = _Best(target)
+        best = _BestImages(target)
         best.offer(target.natural, target(target.natural))
         for _ in range(self.restarts):
             if best.complete():
@@ -97,7 +97,7 @@ class PGD(Attack):
         return best.outcome()
 
 
-class _Best:
+class _BestImages:
     """The best image of each member so far, or the best batch where only batches count."""
 
     def __init__(self, target: Querier) -> None:

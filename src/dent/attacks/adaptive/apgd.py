@@ -51,17 +51,17 @@ class Ascent(NamedTuple):
 
 
 @dataclass
-class _Best:
+class _BestPoints:
     images: Tensor
     loss: Tensor
     gradient: Tensor
 
-    def offer(self, images: Tensor, found: Evaluation) -> None:
-        better = found.loss > self.loss
+    def offer(self, images: Tensor, evaluation: Evaluation) -> None:
+        better = evaluation.loss > self.loss
         column = _column(better, images)
         self.images = torch.where(column, images, self.images)
-        self.gradient = torch.where(column, found.gradient, self.gradient)
-        self.loss = torch.where(better, found.loss, self.loss)
+        self.gradient = torch.where(column, evaluation.gradient, self.gradient)
+        self.loss = torch.where(better, evaluation.loss, self.loss)
 
 
 def apgd(
@@ -101,7 +101,7 @@ def apgd(
 
     x = previous = start
     evaluation = ask(x)
-    best = _Best(x, evaluation.loss, evaluation.gradient)
+    best = _BestPoints(x, evaluation.loss, evaluation.gradient)
     schedule = _make_schedule(threat, natural, iterations, rho)
     gradient = evaluation.gradient
     for iteration in range(iterations):
@@ -143,7 +143,7 @@ class _Halving:
         step = _column(self._step, x) * steepest(gradient, self._threat.norm)
         return self._threat.project(x + step, natural)
 
-    def check(self, loss: Tensor, best: _Best) -> Tensor | None:
+    def check(self, loss: Tensor, best: _BestPoints) -> Tensor | None:
         self._losses.append(loss)
         self._since += 1
         if self._since < self._period:
@@ -185,7 +185,7 @@ class _Sparse:
         step = self._step.unsqueeze(1) * signs / (length + 1e-10)
         return self._threat.project(x + step.reshape(x.shape), natural)
 
-    def check(self, loss: Tensor, best: _Best) -> Tensor | None:
+    def check(self, loss: Tensor, best: _BestPoints) -> Tensor | None:
         del loss
         self._since += 1
         if self._since < self._period:

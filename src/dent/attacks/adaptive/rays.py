@@ -83,7 +83,7 @@ class RayS(Attack):
 class _Search:
     """The state of each member's search: probing a flip at the best radius, or bisecting."""
 
-    def __init__(self, natural: Tensor, threat: ThreatModel, fallen: Tensor) -> None:
+    def __init__(self, natural: Tensor, threat: ThreatModel, fooled: Tensor) -> None:
         size, pixels = len(natural), natural[0].numel()
         low, high = threat.bounds
         root = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
@@ -91,11 +91,11 @@ class _Search:
         self._bounds = threat.bounds
         self._inside = threat.eps / root
         self._span = high - low
-        self._fallen = fallen
+        self._fooled = fooled
         self._direction = natural.new_ones(size, pixels)
         self._tried = self._direction.clone()
         self._radius = natural.new_full((size,), torch.inf)
-        self._bisecting = torch.zeros_like(fallen)
+        self._bisecting = torch.zeros_like(fooled)
         self._below = natural.new_zeros(size)
         self._above = natural.new_full((size,), self._span)
         self._stage = torch.zeros(size, dtype=torch.int64, device=natural.device)
@@ -104,7 +104,7 @@ class _Search:
     def complete(self) -> bool:
         """Whether every member is fooled inside, or has no block left to flip."""
         exhausted = 2**self._stage > 2 * self._direction.shape[1]
-        return bool((self._fallen | exhausted | (self._radius <= self._inside)).all())
+        return bool((self._fooled | exhausted | (self._radius <= self._inside)).all())
 
     def ask(self) -> Tensor:
         """The next batch to submit."""

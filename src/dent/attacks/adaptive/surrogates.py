@@ -134,16 +134,16 @@ class _Student:
     """
 
     def __init__(self, target: Querier, models: Mapping[str, nn.Module], natural: Tensor) -> None:
-        answered = natural.argmax(dim=1)
+        labels = natural.argmax(dim=1)
         with torch.no_grad():
-            alike = {
-                name: int((target(target.natural, view=model).argmax(dim=1) == answered).sum())
+            agreeing = {
+                name: int((target(target.natural, view=model).argmax(dim=1) == labels).sum())
                 for name, model in models.items()
             }
-        self.model = copy.deepcopy(models[max(alike, key=lambda name: alike[name])]).eval()
+        self.model = copy.deepcopy(models[max(agreeing, key=lambda name: agreeing[name])]).eval()
         self.model.requires_grad_(requires_grad=True)
         self.parameters = list(self.model.parameters())
-        self._heard = [(target.natural, answered)]
+        self._heard = [(target.natural, labels)]
         self._target = target
 
     def hear(self, images: Tensor, logits: Tensor) -> None:
@@ -155,9 +155,9 @@ class _Student:
         parameters = self.parameters
         optimizer = torch.optim.SGD(parameters, lr=_RATE, momentum=0.9)
         for _ in range(epochs):
-            for images, answered in self._heard:
+            for images, labels in self._heard:
                 with torch.enable_grad():
-                    loss = F.cross_entropy(self.model(images).float(), answered)
+                    loss = F.cross_entropy(self.model(images).float(), labels)
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient

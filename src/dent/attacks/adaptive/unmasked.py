@@ -110,30 +110,30 @@ class Unmasked:
             return self._view(x)
         watching = _Watching(len(x))
         with watching:
-            answered = self._view(x)
-        candidates = [scores for scores in watching.scores if scores.shape == answered.shape]
+            answer = self._view(x)
+        candidates = [scores for scores in watching.scores if scores.shape == answer.shape]
         if self._from_last is None:
-            self._from_last = _last_alive(answered, candidates, x)
+            self._from_last = _last_alive(answer, candidates, x)
             self.helps = watching.rounded or self._from_last > 0
         if not self._from_last or self._from_last > len(candidates):
-            return answered
+            return answer
         return candidates[-self._from_last]
 
 
-def _last_alive(answered: Tensor, found: list[Tensor], x: Tensor) -> int:
+def _last_alive(answer: Tensor, candidates: list[Tensor], x: Tensor) -> int:
     """How far from the last the scores to be read are; 0 for the answer itself.
 
     They put the class first that is answered, and of those the last with a slope for the most
     members.
     """
-    best, most = 0, _alive(answered, x)
-    answered_class = answered.detach().nan_to_num().argmax(dim=1)
-    top = answered.detach().nan_to_num().amax(dim=1, keepdim=True)
-    sure = (answered.detach() == top).sum(dim=1) == 1
-    for distance, scores in enumerate(reversed(found), start=1):
+    best, most = 0, _alive(answer, x)
+    answer_class = answer.detach().nan_to_num().argmax(dim=1)
+    top = answer.detach().nan_to_num().amax(dim=1, keepdim=True)
+    sure = (answer.detach() == top).sum(dim=1) == 1
+    for distance, scores in enumerate(reversed(candidates), start=1):
         if most == len(x):
             break
-        agrees = scores.detach().nan_to_num().argmax(dim=1) == answered_class
+        agrees = scores.detach().nan_to_num().argmax(dim=1) == answer_class
         if not bool(agrees[sure].all()):
             continue
         alive = _alive(scores, x)

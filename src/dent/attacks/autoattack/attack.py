@@ -1,8 +1,8 @@
 """AutoAttack (Croce & Hein, ICML 2020) through `pyautoattack`, under two protocols.
 
 `frozen` runs the same code over a batch that stays together (`dent.attacks.autoattack.frozen`).
-`published` runs `pyautoattack.AutoAttack` as it ships, which regroups whoever still stands into
-new batches, as in the paper and its numbers.
+`published` runs `pyautoattack.AutoAttack` as it ships, which regroups the members that are not yet
+fooled into new batches, as in the paper and its numbers.
 """
 
 from __future__ import annotations

@@ -177,8 +177,8 @@ def _run_apgd(
         result = apgd.decr_eps_pgd(x, y, radii, [third, third, total - 2 * third])
     else:
         result = apgd.attack_single_run(x, y)
-    _, stands, _, images = result
-    return images, ~stands.bool()
+    _, standing, _, images = result
+    return images, ~standing.bool()
 
 
 def _fab_runs(fab: Any, part: Part, batch: FrozenBatch, threat: ThreatModel) -> Iterator[PartRun]:
