@@ -80,13 +80,14 @@ def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_run_of_an_older_suite_is_known_as_one(budget: Budget) -> None:
-    older = suite("dynamic-1", budget)
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != VERSION])
+def test_a_run_of_an_older_suite_is_known_as_one(version: int, budget: Budget) -> None:
+    older = suite(name_of(version), budget)
     spec = describe(make_subject(attacks=older), Settings(n=8, batch_size=8))
     found = coverage_of(spec)
     assert found is not None
-    assert (found.version, found.budget) == (1, budget)
-    assert exactly(spec) == ("dynamic-1", budget)
+    assert (found.version, found.budget) == (version, budget)
+    assert exactly(spec) == (f"dynamic-{version}", budget)
     newest = describe(make_subject(attacks=suite("dynamic", budget)), Settings(n=8, batch_size=8))
     assert coverage_of(newest) == replace(found, version=VERSION, ran_as=ran_as(newest, budget))
 

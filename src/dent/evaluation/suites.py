@@ -15,7 +15,7 @@ from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.subject import attack_of, attack_spec
 from dent.threat import Norm, ThreatModel
 
-SuiteName = Literal["dynamic", "dynamic-1"]
+SuiteName = Literal["dynamic", "dynamic-2", "dynamic-1"]
 """`dynamic` is the newest version; each older one has its number."""
 Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
@@ -61,9 +61,65 @@ _ROUNDS: Final = {
     "restarts": (1, 1, 2),
     "targets": (0, 1, 3),
 }
+_AIMED_ROUNDS: Final = {**_ROUNDS, "targets": (3, 5, 9)}
 _LOSSES: Final = {"losses": "ce+margin"}
 
 DYNAMIC: Final = (
+    # Looks at other models alone: passes without adaptation.
+    Member(
+        "adaptive-transfer",
+        "adaptive-transfer",
+        {"losses": "margin", "targeted": "margin"},
+        {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
+    ),
+    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    Member(
+        "surrogates",
+        "surrogates",
+        {},
+        {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
+    ),
+    # What breaks most of what a static model's attacks break.
+    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    Member(
+        "eot",
+        "adaptive-stop-gradient",
+        {"losses": "margin", "unmask": True},
+        {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
+    ),
+    # What breaks most of what is left of defenses that adapt.
+    Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
+    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    Member(
+        "adaptive-unrolled-warm",
+        "adaptive-unrolled",
+        {"losses": "margin", "warm": True},
+        {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
+    ),
+    # What breaks single members more.
+    Member("fpa", "fpa", {}, _AIMED_ROUNDS),
+    Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
+    Member("adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED),
+    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
+    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    Member("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
+    Member(
+        "gmsa-min-unrolled",
+        "gmsa-min",
+        {"unrolled": True},
+        {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
+        begins="full",
+    ),
+    Member("collateral", "collateral", {}, _APGD, mixed=True),
+    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+)
+"""In the order in which they run: cheap ones and those that break much first, by what records show.
+What each finds against the static model is replayed on every defense by the engine."""
+
+_SECOND: Final = (
     # Looks at other models alone: passes without adaptation.
     Member(
         "adaptive-transfer",
@@ -116,8 +172,7 @@ DYNAMIC: Final = (
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""In the order in which they run. What each finds against the static model is replayed on every
-defense by the engine."""
+"""The suite of version 2. It is not run any more."""
 
 _FIRST: Final = (
     # Looks at the static base alone: passes without adaptation.
@@ -160,14 +215,18 @@ _FIRST: Final = (
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""The suite of version 1, by which older runs are known. It is not run any more."""
+"""The suite of version 1. It is not run any more."""
 
-VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: DYNAMIC}
+VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: _SECOND, 3: DYNAMIC}
 VERSION: Final = max(VERSIONS)
-"""Of `dynamic`."""
+"""Of `dynamic`. Runs of the older ones are known by them."""
 
 
-_NAMES: Final[Mapping[int, SuiteName]] = {VERSION: "dynamic", 1: "dynamic-1"}
+_NAMES: Final[Mapping[int, SuiteName]] = {
+    VERSION: "dynamic",
+    2: "dynamic-2",
+    1: "dynamic-1",
+}
 _VERSION_OF: Final[Mapping[str, int]] = {name: version for version, name in _NAMES.items()}
 
 
@@ -237,7 +296,15 @@ class Coverage:
 
 
 def coverage_of(spec: EvaluationSpec) -> Coverage | None:
-    """The newest suite, and its largest budget, that an evaluation runs whole; None without any."""
+    """The suite and budget that an evaluation runs; None where it runs none whole.
+
+    Those whose attacks are exactly its own; otherwise the newest suite that its attacks cover, and
+    its largest budget that they cover.
+    """
+    named = exactly(spec)
+    if named is not None:
+        version, budget = _VERSION_OF[named[0]], named[1]
+        return Coverage(version, budget, {attack.name: attack.name for attack in spec.attacks})
     for version in sorted(VERSIONS, reverse=True):
         for budget in reversed(BUDGETS):
             covered = ran_as(spec, budget, version)
