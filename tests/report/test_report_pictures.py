@@ -22,7 +22,7 @@ from dent.evaluation.records.schema import Trace
 from dent.report import figure, load_run, pictures, wording
 from dent.report.charts import Curve, Value, chart, nice_ticks, whole_ticks
 from dent.report.flags import Flags
-from dent.report.gallery import Attempt, Picture, gallery
+from dent.report.gallery import ExhibitAttempt, Picture, gallery
 from dent.report.html import environment, to_html
 from dent.report.loading import load_runs
 from dent.report.plots import sigma_chart
@@ -245,7 +245,7 @@ def test_a_natural_image_that_was_submitted_is_explained(
     right: bool, transferred: bool, said: str
 ) -> None:
     pictures = (Picture("", "", "adversarial"), Picture("", "", "no perturbation"))
-    attempt = Attempt("d", "pgd", pictures, "a", "a", right, right, None, transferred)
+    attempt = ExhibitAttempt("d", "pgd", pictures, "a", "a", right, right, None, transferred)
     assert said in attempt.unperturbed
     moved = replace(attempt, pictures=(Picture("", "", "perturbation ×8"),))
     assert moved.unperturbed == ""

@@ -195,11 +195,11 @@ def chart(
 
 
 def nice_ticks(top: float, lowest: float = 0.0) -> tuple[float, ...]:
-    """Round values, evenly spaced and 0 among them, that reach from `lowest` to `top`.
+    """Return round, evenly spaced ticks from `lowest` to `top`, with 0 among them.
 
     Args:
         top: The largest value.
-        lowest: The smallest; the ticks begin at 0 where it is above.
+        lowest: The smallest value. If it is above 0, the ticks begin at 0.
     """
     top, below = max(top, 0.0), max(-lowest, 0.0)
     if not top + below > 0:
@@ -212,31 +212,31 @@ def nice_ticks(top: float, lowest: float = 0.0) -> tuple[float, ...]:
 
 
 def whole_ticks(last: int) -> list[tuple[float, str]]:
-    """Whole numbers from 0 to `last`, which is always there, few enough to be read."""
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, last) if last <= 6 * step)
-    kept = [at for at in range(0, last, every) if last - at >= every / 2]
-    return [(float(at), str(at)) for at in (*kept, last)]
+    """Return a few whole numbers from 0 to `last`, both included."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, last) if last <= 6 * step)
+    values = [value for value in range(0, last, step) if last - value >= step / 2]
+    return [(float(value), str(value)) for value in (*values, last)]
 
 
 def thin(ticks: Sequence[tuple[float, str]], most: int = 8) -> list[tuple[float, str]]:
-    """Drop labels where they would run into each other: every k-th, and the last, stay."""
+    """Drop labels so that they do not overlap: keep every k-th and the last."""
     if len(ticks) <= most:
         return list(ticks)
-    every = math.ceil((len(ticks) - 1) / (most - 1))
-    kept = list(ticks[::every])
-    if kept[-1] != ticks[-1]:
-        kept[-1:] = [ticks[-1]]
-    return kept
+    step = math.ceil((len(ticks) - 1) / (most - 1))
+    thinned = list(ticks[::step])
+    if thinned[-1] != ticks[-1]:
+        thinned[-1:] = [ticks[-1]]
+    return thinned
 
 
 def _alt(title: str, curves: Sequence[Curve], *, share: bool) -> str:
-    def said(value: float) -> str:
+    def shown(value: float) -> str:
         return percent(value) if share else f"{value:.3g}"
 
     parts = [
-        f"{curve.name} from {said(curve.values[0].y)} to {said(curve.values[-1].y)}"
+        f"{curve.name} from {shown(curve.values[0].y)} to {shown(curve.values[-1].y)}"
         if len(curve.values) > 1
-        else f"{curve.name} {said(curve.values[0].y)}"
+        else f"{curve.name} {shown(curve.values[0].y)}"
         for curve in curves
         if curve.values
     ]

@@ -21,8 +21,8 @@ class Commands:
     Attributes:
         again: The same evaluation in a new folder.
         verify: Check the records.
-        caveats: What `again` cannot say, because it was made in Python or from files that are not
-            part of the records; none where it is the whole truth.
+        caveats: What `again` cannot express, because it was made in Python or from files that are
+            not part of the records. Empty if `again` is complete.
     """
 
     again: str
@@ -31,7 +31,7 @@ class Commands:
 
 
 def commands(loaded: LoadedRun) -> Commands:
-    """The commands for a run."""
+    """Return the commands for a run."""
     spec = loaded.run.spec
     words: list[str] = ["dent", "evaluate"]
     caveats: list[str] = []
@@ -69,24 +69,26 @@ def _model(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 
 
 def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
-    found = spec.dataset
-    words = ["--dataset", found.name]
+    dataset = spec.dataset
+    words = ["--dataset", dataset.name]
     if spec.settings.n is not None:
         words += ["--n", str(spec.settings.n)]
-    if found.name not in data.names() or found.split != "test":
-        where = f"the dataset {found.name!r}, split {found.split!r}, digest {found.digest}"
-        return words, [where]
+    if dataset.name not in data.names() or dataset.split != "test":
+        caveat = f"the dataset {dataset.name!r}, split {dataset.split!r}, digest {dataset.digest}"
+        return words, [caveat]
     return words, []
 
 
 def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
     settings = spec.config.get("settings")
-    known = reference.CONFIGS.get(spec.name)
-    same = known is not None and known.to_dict() == settings
-    if spec.name == STATIC and not same:  # the model itself comes along unasked
+    named_config = reference.CONFIGS.get(spec.name)
+    is_named_config = named_config is not None and named_config.to_dict() == settings
+    if spec.name == STATIC and not is_named_config:  # the model itself comes along unasked
         return [], ["that there is no defense but the static model"] if alone else []
-    other = known is None and spec.name in reference.names() and spec.config["name"] == spec.name
-    if same or other:
+    is_named_defense = (
+        named_config is None and spec.name in reference.names() and spec.config["name"] == spec.name
+    )
+    if is_named_config or is_named_defense:
         return ["--defense", spec.name], []
     caveat = f"the defense {spec.name!r}: its JSON file or package.module:factory, see the spec"
     return ["--defense", spec.name], [caveat]
@@ -95,38 +97,40 @@ def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
 def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     if not spec.attacks:
         return [], ["that there is no attack"]
-    found = exactly(spec)
-    if found is not None:
-        name, budget = found
+    suite = exactly(spec)
+    if suite is not None:
+        name, budget = suite
         return ["--suite", name, "--budget", budget], []
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):
         words += ["--protocol", "published"]
-    others = [attack for attack in spec.attacks if not _same(attack, None, spec)]
-    if not others:
+    changed = [attack for attack in spec.attacks if not _same(attack, None, spec)]
+    if not changed:
         return words, []
-    longer = {attack.settings.get("iterations") for attack in others}
-    for each in longer:
-        if isinstance(each, int) and all(_same(attack, each, spec) for attack in spec.attacks):
-            return [*words, "--iterations", str(each)], []
-    strange = [
+    all_iterations = {attack.settings.get("iterations") for attack in changed}
+    for iterations in all_iterations:
+        if isinstance(iterations, int) and all(
+            _same(attack, iterations, spec) for attack in spec.attacks
+        ):
+            return [*words, "--iterations", str(iterations)], []
+    unnamed = [
         attack.name
-        for attack in others
+        for attack in changed
         if not _same(attack, attack.settings.get("iterations"), spec)
     ]
-    which = ", ".join(map(repr, strange)) or "the attacks, with different iterations each"
-    return words, [f"the settings of {which}: see the spec"]
+    named = ", ".join(map(repr, unnamed)) or "the attacks, with different iterations each"
+    return words, [f"the settings of {named}: see the spec"]
 
 
 def _same(recorded: AttackSpec, iterations: Any, spec: EvaluationSpec) -> bool:
-    """Whether the command line's attack of that name has the settings on record."""
+    """Return whether the command line's attack of that name has the settings on record."""
     try:
-        made = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
-        found = attack_spec(made.sized(spec.settings.batch_size), threat_of(spec.threat))
+        attack = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
+        made = attack_spec(attack.sized(spec.settings.batch_size), threat_of(spec.threat))
     except DentError:
         return False
-    return (found.attack, found.settings) == (recorded.attack, recorded.settings)
+    return (made.attack, made.settings) == (recorded.attack, recorded.settings)
 
 
 def _settings(settings: Settings, has_static: bool) -> tuple[list[str], list[str]]:

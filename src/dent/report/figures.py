@@ -51,10 +51,10 @@ _Steps = tuple[str, tuple[float, ...], bool]
 def figure(run: Path | EvaluationResult, out: Path) -> Path:
     """Draw one figure of one run, for a README.
 
-    Left, clean and worst-case robust accuracy of every defense with 95% Wilson intervals; right,
-    where a defense reports its steps, its entropy on natural batches and on those of the attack
-    that left it the least. Raised flags stand as letters beside the names, and are spelled out
-    below, with the first limits of the numbers. Equal results give an equal file.
+    On the left are clean and worst-case robust accuracy of every defense, with 95% Wilson
+    intervals. On the right is the entropy of defenses that report their steps, on natural batches
+    and under the strongest attack. Raised flags are letters beside the names, explained below with
+    the first limits of the numbers. Equal results give an equal file.
 
     Args:
         run: A run folder, or a result.
@@ -64,7 +64,7 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
         `out`.
 
     Raises:
-        ConfigError: The suffix is neither.
+        ConfigError: The suffix is neither of these.
         RecordError: The run cannot be read, or `out` cannot be written.
         SchemaVersionError: The run was written by a newer torch-dent.
     """
@@ -76,10 +76,10 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
     result = run if isinstance(run, EvaluationResult) else load_run(Path(run)).result
     content = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        drawn = _draw(result)
+        drawing = _draw(result)
         kind = out.suffix.lower().removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        drawn.savefig(content, format=kind, dpi=160, metadata=metadata)
+        drawing.savefig(content, format=kind, dpi=160, metadata=metadata)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content.getvalue())
@@ -93,18 +93,18 @@ def _draw(result: EvaluationResult) -> Figure:
     notes = _footnotes(result, flags)
     foot = _LINE * len(notes) + 0.12
     height = max(_BASE + _ROW * len(names), 2.9) + foot
-    drawn = Figure(figsize=(_WIDTH, height))
-    FigureCanvasAgg(drawn)
+    drawing = Figure(figsize=(_WIDTH, height))
+    FigureCanvasAgg(drawing)
     curves = _curves(result)
-    plots = drawn.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    plots = drawing.subplots(1, 2 if curves else 1, squeeze=False)[0]
     _accuracies(plots[0], result, table, names)
     if curves:
         _entropies(plots[1], result, curves)
     title = wording.title(result.spec)
     if result.status == "partial":
         title += f" (not finished: {result.units_done} of {counted(result.units_planned, 'unit')})"
-    drawn.suptitle(textwrap.shorten(title, 110), x=0.012, ha="left", fontsize=11, weight="bold")
-    drawn.text(
+    drawing.suptitle(textwrap.shorten(title, 110), x=0.012, ha="left", fontsize=11, weight="bold")
+    drawing.text(
         0.012,
         0.06 / height,
         "\n".join(notes),
@@ -114,17 +114,17 @@ def _draw(result: EvaluationResult) -> Figure:
         color="#333",
         linespacing=1.3,
     )
-    drawn.tight_layout(rect=(0, foot / height, 1, 1), w_pad=3.0)
-    return drawn
+    drawing.tight_layout(rect=(0, foot / height, 1, 1), w_pad=3.0)
+    return drawing
 
 
 def _accuracies(
     axes: Any, result: EvaluationResult, table: Headline, names: dict[str, str]
 ) -> None:
-    for at, row in enumerate(table.rows):
+    for y, row in enumerate(table.rows):
         colour = _COLOURS[colour_of(result, row.defense)]
-        _figure(axes, row.cells[NATURAL], at - 0.14, colour, hollow=True)
-        _figure(axes, row.cells[WORST], at + 0.14, colour, hollow=False)
+        _figure(axes, row.cells[NATURAL], y - 0.14, colour, hollow=True)
+        _figure(axes, row.cells[WORST], y + 0.14, colour, hollow=False)
     axes.set_yticks(range(len(names)), [_shorten(name) for name in names.values()])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_color(_COLOURS[colour_of(result, name)])
@@ -141,16 +141,16 @@ def _accuracies(
     _legend(axes, handles, ["clean", "worst case"])
 
 
-def _figure(axes: Any, found: Cell, y: float, colour: str, *, hollow: bool) -> None:
-    if found.value is None or found.interval is None:
-        axes.text(0.01, y, found.text, va="center", fontsize=7.5, color=_SOFT)
+def _figure(axes: Any, cell: Cell, y: float, colour: str, *, hollow: bool) -> None:
+    if cell.value is None or cell.interval is None:
+        axes.text(0.01, y, cell.text, va="center", fontsize=7.5, color=_SOFT)
         return
-    axes.plot(found.interval, (y, y), color=colour, linewidth=3.5, alpha=0.4)
+    axes.plot(cell.interval, (y, y), color=colour, linewidth=3.5, alpha=0.4)
     fill = "white" if hollow else colour
-    axes.plot([found.value], [y], marker="o", color=colour, markerfacecolor=fill, zorder=3)
+    axes.plot([cell.value], [y], marker="o", color=colour, markerfacecolor=fill, zorder=3)
     axes.annotate(
-        found.text + _marks(found.marks),
-        (found.value, y),
+        cell.text + _marks(cell.marks),
+        (cell.value, y),
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",
@@ -164,29 +164,29 @@ def _marks(flags: Sequence[Flag]) -> str:
 
 
 def _curves(result: EvaluationResult) -> list[_Steps]:
-    """Defense, entropy by step, and whether that is of natural batches."""
-    found = []
+    """Return name of the defense, entropy by step, and whether the batches are natural."""
+    curves = []
     for name, defense in result.defenses.items():
         worst = strongest(defense)
         traces = [(defense.trace, True)] + ([] if worst is None else [(worst.trace, False)])
-        found += [
+        curves += [
             (name, trace.entropy, natural)
             for trace, natural in traces
             if trace.entropy is not None and len(trace.entropy) > 1
         ]
-    return found
+    return curves
 
 
 def _entropies(axes: Any, result: EvaluationResult, curves: Sequence[_Steps]) -> None:
     for name, entropy, natural in curves:
-        at = colour_of(result, name)
+        colour = colour_of(result, name)
         axes.plot(
             range(len(entropy)),
             entropy,
-            color=_COLOURS[at],
-            markerfacecolor="white" if natural else _COLOURS[at],
+            color=_COLOURS[colour],
+            markerfacecolor="white" if natural else _COLOURS[colour],
             linestyle="--" if natural else "-",
-            marker=_MARKERS[at],
+            marker=_MARKERS[colour],
             markersize=4,
             linewidth=1.6,
         )
@@ -220,8 +220,8 @@ def _legend(axes: Any, handles: Sequence[Line2D], labels: Sequence[str]) -> None
 
 def _footnotes(result: EvaluationResult, flags: Flags) -> list[str]:
     units: dict[str, list[str]] = {}
-    for name, found in result.defenses.items():
-        units.setdefault(found.worst.unit, []).append(name)
+    for name, defense in result.defenses.items():
+        units.setdefault(defense.worst.unit, []).append(name)
     per = "; ".join(f"per {unit}: {', '.join(names)}" for unit, names in units.items())
     sentences = [f"Worst case over all that was submitted, {per}. Colours are as on the left."]
     sentences += [

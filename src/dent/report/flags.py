@@ -69,8 +69,8 @@ class Flags:
         names: dict[str, tuple[Diagnostic, list[str]]] = {}
         for run in runs:
             where = f" ({run.name})" if several else ""
-            for defense, found in run.result.defenses.items():
-                for diagnostic in found.raised:
+            for defense, defense_result in run.result.defenses.items():
+                for diagnostic in defense_result.raised:
                     names.setdefault(diagnostic.name, (diagnostic, []))[1].append(
                         f"{defense}{where}"
                     )
@@ -81,24 +81,24 @@ class Flags:
                     )
         self._letters = {name: _letter(index) for index, name in enumerate(names)}
         self.all = tuple(
-            Flag(self._letters[name], name, diagnostic.sentence, tuple(by))
-            for name, (diagnostic, by) in names.items()
+            Flag(self._letters[name], name, diagnostic.sentence, tuple(raised_by))
+            for name, (diagnostic, raised_by) in names.items()
         )
 
     def of(self, result: EvaluationResult, defense: str) -> tuple[Raised, ...]:
-        """What is raised of a defense, the run's own included, in the order of the letters."""
-        own = [(item, False) for item in result.defenses[defense].raised]
-        everywhere = [(item, True) for item in result.diagnostics if item.raised]
-        found = [Raised(self._letters[item.name], item, run) for item, run in own + everywhere]
-        return tuple(sorted(found, key=lambda each: (len(each.letter), each.letter)))
+        """Return what a defense and the whole run raise, in the order of the letters."""
+        of_defense = [(item, False) for item in result.defenses[defense].raised]
+        of_run = [(item, True) for item in result.diagnostics if item.raised]
+        raised = [Raised(self._letters[item.name], item, run) for item, run in of_defense + of_run]
+        return tuple(sorted(raised, key=lambda item: (len(item.letter), item.letter)))
 
     def marks(self, result: EvaluationResult, defense: str) -> tuple[Flag, ...]:
-        """The marks to show beside every number of a defense."""
-        letters = {each.letter for each in self.of(result, defense)}
+        """Return the flags to show beside every number of a defense."""
+        letters = {raised.letter for raised in self.of(result, defense)}
         return tuple(flag for flag in self.all if flag.letter in letters)
 
     def marks_of_difference(self, result: EvaluationResult, defense: str) -> tuple[Flag, ...]:
-        """The marks of a difference to the static reference: of both its sides."""
+        """Return the flags of a difference to the static reference: those of both defenses."""
         letters = {flag.letter for flag in self.marks(result, defense)}
         if STATIC in result.defenses:
             letters |= {flag.letter for flag in self.marks(result, STATIC)}
@@ -107,22 +107,22 @@ class Flags:
 
 @dataclass(frozen=True)
 class _Only:
-    """A result that is alone where it is shown."""
+    """A result that is shown alone."""
 
     name: str
     result: EvaluationResult
 
 
 def of_one(result: EvaluationResult) -> Flags:
-    """The flags of a result that is shown alone."""
+    """Return the flags of a result that is shown alone."""
     return Flags([_Only("", result)])
 
 
 def letters(flags: Sequence[Flag]) -> str:
-    """Marks as text: `a,c`."""
+    """Return the letters of flags: `a,c`."""
     return ",".join(flag.letter for flag in flags)
 
 
 def _letter(index: int) -> str:
-    turn, at = divmod(index, len(ascii_lowercase))
-    return ascii_lowercase[at] + (str(turn + 1) if turn else "")
+    turn, position = divmod(index, len(ascii_lowercase))
+    return ascii_lowercase[position] + (str(turn + 1) if turn else "")

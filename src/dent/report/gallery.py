@@ -52,7 +52,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class ExhibitAttempt:
     """What was done to a sample against one defense.
 
     Attributes:
@@ -90,7 +90,7 @@ class Attempt:
 
     @property
     def mismatch(self) -> bool:
-        """Whether the attack's word differs from what was served."""
+        """Whether the attack's claim differs from what was served."""
         return self.claimed is not None and self.claimed == self.adversarial_right
 
 
@@ -100,17 +100,17 @@ class Exhibit:
 
     Attributes:
         sample: Its id in the full split.
-        label: The class it is.
+        label: Name of its class.
         why: Why it was chosen, in words.
-        natural: The natural image; None where it could not be had.
-        attempts: By defense.
+        natural: The natural image; None if it could not be loaded.
+        attempts: One per defense.
     """
 
     sample: int
     label: str
     why: str
     natural: Picture | None
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[ExhibitAttempt, ...]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Gallery:
     """The samples of a run that a page shows.
 
     Attributes:
-        exhibits: None where nothing can be shown.
+        exhibits: The samples; empty if nothing can be shown.
         missing: What is missing, and why, in sentences.
     """
 
@@ -131,7 +131,7 @@ def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
 
     Args:
         loaded: The run.
-        data_root: Where datasets lie, for the natural images.
+        data_root: Folder of datasets, for the natural images.
     """
     chosen = _choose(loaded)
     if not chosen:
@@ -144,7 +144,7 @@ def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
 
 
 def _choose(loaded: LoadedRun) -> list[tuple[Batch, int, str]]:
-    """Samples of every kind of outcome, the first ones of each in the order of the plan."""
+    """Choose samples of every kind of outcome, the first ones of each in the order of the plan."""
     shown = {name: _shown(loaded.result, name) for name in loaded.result.defenses}
     kinds: dict[str, list[tuple[Batch, int]]] = {kind: [] for kind in _OUTCOMES}
     for batch in loaded.plan.batches:
@@ -155,17 +155,19 @@ def _choose(loaded: LoadedRun) -> list[tuple[Batch, int, str]]:
         for member in range(batch.attacked):
             natural, attacked = (
                 {
-                    name: known[member] == batch.labels[member]
-                    for name, known in all_of.items()
-                    if known
+                    name: predictions[member] == batch.labels[member]
+                    for name, predictions in by_defense.items()
+                    if predictions
                 }
-                for all_of in (before, after)
+                for by_defense in (before, after)
             )
             kinds[_outcome(natural, attacked)].append((batch, member))
-    first = [(batch, at, why) for why in kinds for batch, at in kinds[why][:_EACH]]
-    more = [(batch, at, why) for why in kinds for batch, at in kinds[why][_EACH:]]
-    kept = [*first, *more][:SAMPLES]
-    return sorted(kept, key=lambda item: (item[0].index, item[1]))
+    first_of_each = [
+        (batch, member, kind) for kind in kinds for batch, member in kinds[kind][:_EACH]
+    ]
+    more = [(batch, member, kind) for kind in kinds for batch, member in kinds[kind][_EACH:]]
+    chosen = [*first_of_each, *more][:SAMPLES]
+    return sorted(chosen, key=lambda item: (item[0].index, item[1]))
 
 
 def _outcome(natural: Mapping[str, bool], attacked: Mapping[str, bool]) -> str:
@@ -180,8 +182,8 @@ def _outcome(natural: Mapping[str, bool], attacked: Mapping[str, bool]) -> str:
 
 
 def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | None:
-    """The submission shown of a defense: the one that left it the least, with images on record."""
-    found = strongest(
+    """Return the submission to show of a defense: its strongest attack with images on record."""
+    summary = strongest(
         result.defenses[defense].model_copy(
             update={
                 "attacks": tuple(
@@ -192,13 +194,13 @@ def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | N
             }
         )
     )
-    return None if found is None else (found.kind, found.attack)
+    return None if summary is None else (summary.kind, summary.attack)
 
 
 def _served(
     loaded: LoadedRun, defense: str, shown: tuple[str, str | None] | None, batch: Batch
 ) -> Sequence[int | None] | None:
-    """What a defense served of a batch under a submission; None where that is not recorded."""
+    """Return a defense's predictions for a batch of a submission; None if not recorded."""
     if shown is None:
         return None
     kind, attack = shown
@@ -206,13 +208,13 @@ def _served(
         record = loaded.records.get(f"{kind}/{index}/{defense}/{attack}")
         if isinstance(record, UnitRecord):
             before = loaded.plan.batches[: batch.index] if index is None else ()
-            begin = sum(other.size for other in before)
-            return record.served[begin : begin + batch.size]
+            start = sum(earlier_batch.size for earlier_batch in before)
+            return record.served[start : start + batch.size]
     return None
 
 
 class _Drawing:
-    """Draws samples; a tensor is loaded once."""
+    """Draws samples, and loads each tensor once."""
 
     def __init__(self, loaded: LoadedRun, images: NaturalImages) -> None:
         self._loaded = loaded
@@ -248,15 +250,20 @@ class _Drawing:
 
     def _attempt(
         self, name: str, answers: Sequence[SampleAnswer], natural: Tensor | None, sample: int
-    ) -> Attempt:
+    ) -> ExhibitAttempt:
         shown = self._shown[name]
-        own = [answer for answer in answers if answer.record.defense == name]
-        before = next((answer for answer in own if answer.record.kind == "natural"), None)
+        of_defense = [answer for answer in answers if answer.record.defense == name]
+        before = next((answer for answer in of_defense if answer.record.kind == "natural"), None)
         after = next(
-            (each for each in own if shown == (each.record.kind, each.record.attack)), None
+            (
+                answer
+                for answer in of_defense
+                if shown == (answer.record.kind, answer.record.attack)
+            ),
+            None,
         )
         words = "" if after is None or shown is None else wording.submitted(*shown)
-        return Attempt(
+        return ExhibitAttempt(
             defense=name,
             submitted=words,
             pictures=()
@@ -279,16 +286,16 @@ class _Drawing:
         adversarial = tensor[answer.row]
         yield Picture(pictures.data_uri(adversarial), f"Adversarial image of {what}", "adversarial")
         if natural is not None and natural.shape == adversarial.shape:
-            drawn, factor = pictures.enlarged(adversarial, natural)
+            picture, factor = pictures.enlarged(adversarial, natural)
             caption = f"perturbation ×{factor:.0f}" if factor else _UNPERTURBED
-            yield Picture(pictures.data_uri(drawn), f"Perturbation of {what}", caption)
+            yield Picture(pictures.data_uri(picture), f"Perturbation of {what}", caption)
         smoothing = self._configs[answer.record.defense]
         sigma = answer.record.trace.sigma
         if smoothing is not None and sigma is not None:
-            drawn = pictures.smoothed(adversarial, sigma, smoothing["covariance"])
+            picture = pictures.smoothed(adversarial, sigma, smoothing["covariance"])
             values = " × ".join(f"{value:.2f}" for value in sigma)
             yield Picture(
-                pictures.data_uri(drawn), f"Smoothed input of {what}", f"smoothed, σ {values} px"
+                pictures.data_uri(picture), f"Smoothed input of {what}", f"smoothed, σ {values} px"
             )
 
     def _natural(self, position: int) -> Tensor | None:

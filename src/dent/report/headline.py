@@ -28,11 +28,11 @@ _SUBMITTED: Final = {"attack": "{}", "transfer": "{} replayed", "assembled": "as
 
 @dataclass(frozen=True)
 class Column:
-    """What is known of every defense.
+    """A column of the table: one figure of every defense.
 
     Attributes:
-        key: It, for programs: `natural`, `attack/apgd-ce`, `worst`, ...
-        title: It, for people.
+        key: Name of the column for programs: `natural`, `attack/apgd-ce`, `worst`, ...
+        title: Heading of the column.
     """
 
     key: str
@@ -44,13 +44,13 @@ class Cell:
     """One figure, or why there is none.
 
     Attributes:
-        text: The figure as it is written; where there is none, the reason, or nothing.
+        text: The figure as text; without a figure, the reason, or nothing.
         value: The figure: a share of 1, a difference of shares, or a factor.
         interval: Its 95% interval.
-        interval_text: The interval as it is written.
-        of: What it is a share of: `112 of 256`.
-        beside: Of a batch attacked in part, the figure of its other members.
-        marks: The flags that throw doubt on it.
+        interval_text: The interval as text.
+        of: The counts of a share: `112 of 256`.
+        beside: The figure of the clean members, if the batch is attacked in part.
+        marks: The flags of the figure.
     """
 
     text: str = ""
@@ -69,13 +69,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A defense.
+    """The row of a defense.
 
     Attributes:
         defense: Its name.
-        unit: What its worst case is taken per: sample or batch.
+        unit: Whether its worst case is per `sample` or per `batch`.
         marks: Its flags.
-        cells: By the key of the column; every column has one.
+        cells: The cell of every column, by the column's key.
     """
 
     defense: str
@@ -99,107 +99,113 @@ class Headline:
 
     @property
     def submitted(self) -> tuple[Column, ...]:
-        """The columns of what was submitted to the defenses."""
-        return tuple(each for each in self.columns if each.key.partition("/")[0] in _SUBMITTED)
+        """The columns of single submissions."""
+        return tuple(
+            column for column in self.columns if column.key.partition("/")[0] in _SUBMITTED
+        )
 
     def title(self, key: str) -> str:
-        """The title of a column."""
-        return next(each.title for each in self.columns if each.key == key)
+        """Return the title of a column."""
+        return next(column.title for column in self.columns if column.key == key)
 
     def has(self, key: str) -> bool:
-        """Whether there is such a column."""
-        return any(each.key == key for each in self.columns)
+        """Return whether there is such a column."""
+        return any(column.key == key for column in self.columns)
 
     def row(self, defense: str) -> Row:
-        """The row of a defense."""
-        return next(each for each in self.rows if each.defense == defense)
+        """Return the row of a defense."""
+        return next(row for row in self.rows if row.defense == defense)
 
 
 def headline(result: EvaluationResult, flags: Flags | None = None) -> Headline:
-    """The headline of a result.
+    """Return the headline table of a result.
 
     Args:
-        result: It.
+        result: The result.
         flags: All flags of the page; those of this result alone if None.
     """
     flags = flags or of_one(result)
     columns = tuple(_columns(result))
     rows = []
-    for name, found in result.defenses.items():
+    for name, defense in result.defenses.items():
         marks = flags.marks(result, name)
-        both = flags.marks_of_difference(result, name)
-        known = dict(_cells(found, marks, both))
-        if found.difference is not None:
-            known[STATIC_WORST] = of_count(found.difference.static, flags.marks(result, STATIC))
-        cells = {each.key: known.get(each.key, Cell()) for each in columns}
-        rows.append(Row(name, found.worst.unit, marks, cells))
+        marks_of_both = flags.marks_of_difference(result, name)
+        cells_by_key = dict(_cells(defense, marks, marks_of_both))
+        if defense.difference is not None:
+            cells_by_key[STATIC_WORST] = of_count(
+                defense.difference.static, flags.marks(result, STATIC)
+            )
+        cells = {column.key: cells_by_key.get(column.key, Cell()) for column in columns}
+        rows.append(Row(name, defense.worst.unit, marks, cells))
     return Headline(columns, tuple(rows))
 
 
 def _columns(result: EvaluationResult) -> Iterator[Column]:
     defenses = result.defenses.values()
     yield Column(NATURAL, "clean")
-    if any(found.bystanders.total for found in defenses):
+    if any(defense.bystanders.total for defense in defenses):
         yield Column(BYSTANDERS, "clean members")
-    kinds = dict.fromkeys((each.kind, each.attack) for found in defenses for each in found.attacks)
-    for kind, attack in sorted(kinds, key=lambda each: list(_SUBMITTED).index(each[0])):
+    kinds = dict.fromkeys(
+        (summary.kind, summary.attack) for defense in defenses for summary in defense.attacks
+    )
+    for kind, attack in sorted(kinds, key=lambda submission: list(_SUBMITTED).index(submission[0])):
         yield Column(_key(kind, attack), _SUBMITTED[kind].format(attack))
     yield Column(WORST, "worst case")
     if STATIC in result.defenses:
         yield Column(STATIC_WORST, "static")
     yield Column(DIFFERENCE, "against static, points")
-    if any(found.verdict for found in defenses):
+    if any(defense.verdict for defense in defenses):
         yield Column(VERDICT, "verdict")
     yield Column(COST, "cost")
 
 
 def _cells(
-    found: DefenseResult, marks: tuple[Flag, ...], both: tuple[Flag, ...]
+    defense: DefenseResult, marks: tuple[Flag, ...], marks_of_both: tuple[Flag, ...]
 ) -> Iterator[tuple[str, Cell]]:
-    yield NATURAL, of_count(found.natural, marks)
-    if found.bystanders.total:
-        yield BYSTANDERS, of_count(found.bystanders, marks)
-    for attack in found.attacks:
+    yield NATURAL, of_count(defense.natural, marks)
+    if defense.bystanders.total:
+        yield BYSTANDERS, of_count(defense.bystanders, marks)
+    for attack in defense.attacks:
         yield _key(attack.kind, attack.attack), _of_attack(attack, marks)
-    yield WORST, of_count(found.worst.served, marks)
-    yield DIFFERENCE, of_difference(found.difference, both)
-    if found.verdict is not None:
-        yield VERDICT, Cell(found.verdict.ruling, marks=marks)
-    yield COST, _of_cost(found.timing.get("relative"), marks)
+    yield WORST, of_count(defense.worst.served, marks)
+    yield DIFFERENCE, of_difference(defense.difference, marks_of_both)
+    if defense.verdict is not None:
+        yield VERDICT, Cell(defense.verdict.ruling, marks=marks)
+    yield COST, _of_cost(defense.timing.get("relative"), marks)
 
 
 def _key(kind: str, attack: str | None) -> str:
     return kind if attack is None else f"{kind}/{attack}"
 
 
-def of_count(found: Count, marks: tuple[Flag, ...] = ()) -> Cell:
-    """The cell of a share; of what was not scored it says so."""
+def of_count(count: Count, marks: tuple[Flag, ...] = ()) -> Cell:
+    """Return the cell of a share; it says so if nothing was scored."""
     return Cell(
-        text=wording.percent(found.share),
-        value=found.share,
-        interval=found.interval,
-        interval_text=wording.interval(found.interval),
-        of=wording.of(found) if found.total else "",
+        text=wording.percent(count.share),
+        value=count.share,
+        interval=count.interval,
+        interval_text=wording.interval(count.interval),
+        of=wording.of(count) if count.total else "",
         marks=marks,
     )
 
 
-def of_difference(found: Difference | None, marks: tuple[Flag, ...] = ()) -> Cell:
-    """The cell of a difference; empty where nothing is compared."""
-    if found is None:
+def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -> Cell:
+    """Return the cell of a difference; empty if nothing is compared."""
+    if difference is None:
         return Cell()
     return Cell(
-        text=wording.points(found.value),
-        value=found.value,
-        interval=found.interval,
-        interval_text=wording.points_interval(found.interval),
+        text=wording.points(difference.value),
+        value=difference.value,
+        interval=difference.interval,
+        interval_text=wording.points_interval(difference.interval),
         marks=marks,
     )
 
 
-def _of_attack(found: AttackSummary, marks: tuple[Flag, ...]) -> Cell:
-    beside = wording.percent(found.bystanders.share) if found.bystanders.total else ""
-    return replace(of_count(found.served, marks), beside=beside)
+def _of_attack(summary: AttackSummary, marks: tuple[Flag, ...]) -> Cell:
+    beside = wording.percent(summary.bystanders.share) if summary.bystanders.total else ""
+    return replace(of_count(summary.served, marks), beside=beside)
 
 
 def _of_cost(relative: float | None, marks: tuple[Flag, ...]) -> Cell:

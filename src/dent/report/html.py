@@ -61,14 +61,14 @@ class SeriesPart:
 
     @property
     def title(self) -> str:
-        """Of the chart, or of the table where there is none."""
+        """The title of the chart; that of the table if there is no chart."""
         over, label = self.series.over, self.series.label
         plain = f"Accuracy against {over} ({label})" if label else f"Accuracy against {over}"
         return plain if self.chart is None else self.chart.title
 
 
 def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
-    """The page on one run or several; see `write_report`."""
+    """Return the page on one run or several; see `write_report`."""
     flags = Flags(runs)
     return (
         environment()
@@ -76,7 +76,9 @@ def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
         .render(
             parts=[_part(index, run, flags, data_root) for index, run in enumerate(runs, start=1)],
             flags=flags,
-            series=[SeriesPart(each, accuracy_chart(each, flags)) for each in find_series(runs)],
+            series=[
+                SeriesPart(series, accuracy_chart(series, flags)) for series in find_series(runs)
+            ],
             differing=differing(runs),
             span=_span(runs),
             STATIC=STATIC,
@@ -103,16 +105,16 @@ def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> Ru
 
 
 def environment(*packages: str) -> Environment:
-    """Templates of other packages, then the report's, with its filters; everything is escaped."""
-    made = Environment(
-        loader=ChoiceLoader([PackageLoader(each) for each in (*packages, "dent.report")]),
+    """Return the templates of other packages and the report's, with its filters and escaping."""
+    templates = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "dent.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    templates.filters |= {
         "percent": wording.percent,
         "interval": wording.interval,
         "batches": wording.batches,
@@ -132,7 +134,7 @@ def environment(*packages: str) -> Environment:
         "tojson_plain": json.dumps,
         "tojson_indented": partial(json.dumps, indent=1),
     }
-    made.globals |= {
+    templates.globals |= {
         "READINGS": wording.READINGS,
         "colour_of": colour_of,
         "traces": traces,
@@ -142,36 +144,36 @@ def environment(*packages: str) -> Environment:
         "of_difference": of_difference,
         "reasons": _reasons,
     }
-    return made
+    return templates
 
 
 def _printable(value: Any) -> Any:
-    """What a template prints, its control characters replaced; what is markup stays markup."""
+    """Replace control characters in a value that a template prints; markup stays markup."""
     return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def _span(runs: Sequence[NamedRun]) -> float:
-    """Half the width of the scale on which all differences of a page are drawn."""
+    """Return half the width of the scale for all differences of a page."""
     edges = [
         abs(edge)
         for run in runs
-        for found in run.result.defenses.values()
-        if found.difference is not None and found.difference.interval is not None
-        for edge in found.difference.interval
+        for defense in run.result.defenses.values()
+        if defense.difference is not None and defense.difference.interval is not None
+        for edge in defense.difference.interval
     ]
     widest = max(edges, default=0.0)
     return next((half for half in _HALF_POINTS if half >= widest), nice_ticks(widest)[-1])
 
 
-def _diagnostic(found: DefenseResult, name: str) -> Diagnostic:
-    return next(item for item in found.diagnostics if item.name == name)
+def _diagnostic(defense: DefenseResult, name: str) -> Diagnostic:
+    return next(item for item in defense.diagnostics if item.name == name)
 
 
 def _reasons(defenses: dict[str, DefenseResult]) -> list[tuple[str, str, list[str]]]:
-    """Of all diagnostics that were not run: name, reason, and at which defenses."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Return name, reason and defenses of all diagnostics that were not run."""
+    defenses_by_reason: dict[tuple[str, str], list[str]] = {}
     for defense, result in defenses.items():
         for item in result.diagnostics:
             if item.state == "not-run":
-                found.setdefault((item.name, item.sentence), []).append(defense)
-    return [(name, why, where) for (name, why), where in found.items()]
+                defenses_by_reason.setdefault((item.name, item.sentence), []).append(defense)
+    return [(name, reason, names) for (name, reason), names in defenses_by_reason.items()]

@@ -40,9 +40,9 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
     if result.samples:
         widest = max(
             (
-                found.worst.served.interval[1] - found.worst.served.interval[0]
-                for found in result.defenses.values()
-                if found.worst.served.interval is not None
+                defense.worst.served.interval[1] - defense.worst.served.interval[0]
+                for defense in result.defenses.values()
+                if defense.worst.served.interval is not None
             ),
             default=None,
         )
@@ -72,15 +72,17 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
     elif not spec.settings.transfer:
         yield "What was found against the static model was not submitted to the defenses."
     if any(
-        item.state == "not-run" for found in result.defenses.values() for item in found.diagnostics
+        item.state == "not-run"
+        for defense in result.defenses.values()
+        for item in defense.diagnostics
     ):
         yield "Some diagnostics were not run; they are listed, and count neither way."
 
 
 def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:
-    """The attacks known to break dynamic defenses that were not run, by the defenses spared.
+    """Return the attacks known to break dynamic defenses that were not run, by defenses.
 
-    An attack that a defense does not offer what it takes was not run on it.
+    An attack that was not available to a defense was not run on it.
     """
     spared: dict[tuple[str, ...], list[str]] = {}
     for kind, belongs in _KNOWN_TO_BREAK.items():
@@ -88,7 +90,9 @@ def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:
         without = tuple(
             name
             for name in _dynamic(result)
-            if not any(each.ran and each.attack in names for each in result.defenses[name].attacks)
+            if not any(
+                attack.ran and attack.attack in names for attack in result.defenses[name].attacks
+            )
         )
         if without:
             spared.setdefault(without, []).append(kind)

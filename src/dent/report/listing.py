@@ -63,15 +63,15 @@ def list_runs(root: Path) -> list[RunSummary]:
     """
     root = Path(root)
     try:
-        there = root.is_dir()
+        exists = root.is_dir()
     except OSError as error:
         raise unreadable(root, error) from error
-    if not there:
-        what = "is a file" if root.exists() else "there is no such folder"
-        raise RecordError(f"{root}: {what}. Name a folder that holds runs")
+    if not exists:
+        problem = "is a file" if root.exists() else "there is no such folder"
+        raise RecordError(f"{root}: {problem}. Name a folder that holds runs")
     unread: list[OSError] = []
-    found = [_summarize(path) for path in _run_folders(root, unread)]
-    return found + [
+    summaries = [_summarize(path) for path in _run_folders(root, unread)]
+    return summaries + [
         RunSummary(path=str(error.filename), error=f"cannot be looked into: {error.strerror}")
         for error in unread
     ]
@@ -120,12 +120,12 @@ def _of(loaded: LoadedRun) -> RunSummary:
         defenses=tuple(
             DefenseLine(
                 name=name,
-                natural=found.natural,
-                worst=found.worst.served,
-                unit=found.worst.unit,
-                difference=found.difference,
-                flags=tuple(flag.name for flag in found.raised) + of_run,
+                natural=defense.natural,
+                worst=defense.worst.served,
+                unit=defense.worst.unit,
+                difference=defense.difference,
+                flags=tuple(flag.name for flag in defense.raised) + of_run,
             )
-            for name, found in result.defenses.items()
+            for name, defense in result.defenses.items()
         ),
     )

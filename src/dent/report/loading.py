@@ -84,16 +84,16 @@ def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
     """Read several run folders; the folder of a sweep stands for all of its runs that were begun.
 
     Raises:
-        ConfigError: There are none, or one is named twice.
+        ConfigError: No run is named, or one is named twice.
         RecordError, SchemaVersionError: As `load_run` does.
     """
     folders: list[Path] = []
     for path in map(Path, paths):
         if is_sweep(path) and not is_run(path):
-            begun = [folder for folder in read_sweep(path).values() if is_run(folder)]
-            if not begun:
+            started = [folder for folder in read_sweep(path).values() if is_run(folder)]
+            if not started:
                 raise RecordError(f"{path} is a sweep of which no run was begun yet")
-            folders += begun
+            folders += started
         else:
             folders.append(path)
     if not folders:
@@ -108,7 +108,7 @@ def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes to tell all of them apart."""
+    """Return the last parts of each path, as many as make all names different."""
     longest = max(len(folder.parts) for folder in folders)
     for count in range(1, longest + 1):
         names = ["/".join(folder.parts[-count:]) for folder in folders]

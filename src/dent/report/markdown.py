@@ -36,9 +36,9 @@ def escape(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """A text in a code span, whatever backticks and pipes it holds."""
+    """Return a text in a code span; it may hold backticks and pipes."""
     plain = printable(" ".join(str(text).split())).replace("|", r"\|")
-    longest = max((len(found) for found in re.findall("`+", plain)), default=0)
+    longest = max((len(ticks) for ticks in re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if longest or not plain else ""
     return f"{fence}{pad}{plain}{pad}{fence}"
@@ -80,8 +80,8 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
     yield ""
     yield f"{level} Robust accuracy by attack, as served"
     yield ""
-    for name, found in result.defenses.items():
-        yield from _attacks(name, found, flags.marks(result, name))
+    for name, defense in result.defenses.items():
+        yield from _attacks(name, defense, flags.marks(result, name))
     yield f"{level} Entropy (nats) and sigma (pixels)"
     yield ""
     yield from _adaptation(result, flags)
@@ -105,28 +105,29 @@ def _title(result: EvaluationResult) -> str:
 def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
     table = headline(result, flags)
     # What each submission left has a table of its own below, with what the attack claimed.
-    columns = [each for each in table.columns if each not in table.submitted]
-    yield from _header("defense", *(escape(each.title) for each in columns), "worst case per")
+    columns = [column for column in table.columns if column not in table.submitted]
+    yield from _header("defense", *(escape(column.title) for column in columns), "worst case per")
     for row in table.rows:
-        cells = (_cell(each.key, row.cells[each.key]) for each in columns)
+        cells = (_cell(column.key, row.cells[column.key]) for column in columns)
         yield _row(f"{escape(row.defense)}{_marks(row.marks)}", *cells, row.unit)
     yield ""
-    for name, found in result.defenses.items():
-        if found.difference is not None:
+    for name, defense in result.defenses.items():
+        if defense.difference is not None:
             yield (
-                f"- **{escape(name)}** is {wording.READINGS[wording.reading(found.difference)]} "
-                f"({wording.difference(found.difference)} points"
+                f"- **{escape(name)}** is {wording.READINGS[wording.reading(defense.difference)]} "
+                f"({wording.difference(defense.difference)} points"
                 f"{_marks(flags.marks_of_difference(result, name))}; interval: "
-                f"{found.difference.method}, assumes {found.difference.assumes})."
+                f"{defense.difference.method}, assumes {defense.difference.assumes})."
             )
-        for sentence in wording.findings(found):
+        for sentence in wording.findings(defense):
             yield f"- **{escape(name)}**: {escape(sentence)}"
-        for each in flags.of(result, name):
-            scope = "the whole run, " if each.of_run else ""
+        for raised in flags.of(result, name):
+            scope = "the whole run, " if raised.of_run else ""
             yield (
-                f"- **{escape(name)}** raises [{each.letter}] {escape(each.diagnostic.name)} "
-                f"({scope}{_short(each.diagnostic.value)} > {_short(each.diagnostic.threshold)}): "
-                f"{escape(each.diagnostic.sentence)}"
+                f"- **{escape(name)}** raises [{raised.letter}] {escape(raised.diagnostic.name)} "
+                f"({scope}{_short(raised.diagnostic.value)} > "
+                f"{_short(raised.diagnostic.threshold)}): "
+                f"{escape(raised.diagnostic.sentence)}"
             )
     yield ""
 
@@ -140,22 +141,22 @@ def _cell(key: str, cell: Cell) -> str:
     return f"{cell.full}{_marks(cell.marks)}{of}"
 
 
-def _attacks(name: str, found: DefenseResult, flagged: Sequence[Flag]) -> Iterator[str]:
+def _attacks(name: str, defense: DefenseResult, flagged: Sequence[Flag]) -> Iterator[str]:
     marks = _marks(flagged)
     yield f"**{escape(name)}**{marks}"
     yield ""
     yield from _header(
         "submitted", "served", "claimed", "said to fall, served right", "served wrong, not said"
     )
-    yield _row("natural images", f"{wording.count(found.natural)}{marks}", "", "", "")
-    for attack in found.attacks:
+    yield _row("natural images", f"{wording.count(defense.natural)}{marks}", "", "", "")
+    for attack in defense.attacks:
         yield _row(
             escape(wording.submission(attack)),
             f"{wording.count(attack.served)}{marks}",
             *_claimed(attack, marks),
         )
-    worst = f"{wording.count(found.worst.served)}{marks}"
-    yield _row(f"**worst case, per {found.worst.unit}**", worst, "", "", "")
+    worst = f"{wording.count(defense.worst.served)}{marks}"
+    yield _row(f"**worst case, per {defense.worst.unit}**", worst, "", "", "")
     yield ""
 
 
@@ -171,15 +172,15 @@ def _claimed(attack: AttackSummary, marks: str) -> tuple[str, str, str]:
 
 def _adaptation(result: EvaluationResult, flags: Flags) -> Iterator[str]:
     yield from _header("defense", "batches of", "entropy by step", "sigma by step")
-    for name, found in result.defenses.items():
+    for name, defense in result.defenses.items():
         marks = _marks(flags.marks(result, name))
-        for what, trace in traces(found):
+        for submitted, trace in traces(defense):
             steps = " → ".join(map(wording.nats, trace.entropy or ()))
-            known = trace.sigma_by_step or ([trace.sigma] if trace.sigma else [])
-            sigma = " → ".join(map(wording.sigma, known))
+            sigmas = trace.sigma_by_step or ([trace.sigma] if trace.sigma else [])
+            sigma = " → ".join(map(wording.sigma, sigmas))
             yield _row(
                 f"{escape(name)}{marks}",
-                escape(what),
+                escape(submitted),
                 f"{steps}{marks}" if steps else "not recorded",
                 f"{sigma}{marks}" if sigma else "",
             )
@@ -188,8 +189,10 @@ def _adaptation(result: EvaluationResult, flags: Flags) -> Iterator[str]:
 
 def _diagnostics(result: EvaluationResult) -> Iterator[str]:
     yield from _header("defense", "diagnostic", "state", "value", "threshold", "what it says")
-    every = [(name, item) for name, found in result.defenses.items() for item in found.diagnostics]
-    for name, item in [*every, *(("the run", item) for item in result.diagnostics)]:
+    of_defenses = [
+        (name, item) for name, defense in result.defenses.items() for item in defense.diagnostics
+    ]
+    for name, item in [*of_defenses, *(("the run", item) for item in result.diagnostics)]:
         yield _row(
             escape(name),
             escape(item.name),
@@ -256,8 +259,9 @@ def _flags(flags: Flags) -> Iterator[str]:
     if not flags.all:
         yield "No diagnostic was raised."
     for flag in flags.all:
-        by = escape(", ".join(flag.raised_by))
-        yield f"- [{flag.letter}] **{escape(flag.name)}**: {escape(flag.sentence)} Raised by {by}."
+        raised_by = escape(", ".join(flag.raised_by))
+        sentence = f"{escape(flag.sentence)} Raised by {raised_by}."
+        yield f"- [{flag.letter}] **{escape(flag.name)}**: {sentence}"
 
 
 def _marks(flags: Sequence[Flag]) -> str:

@@ -15,8 +15,8 @@ class NaturalImages:
     """The dataset of a run, or why it cannot be shown.
 
     Attributes:
-        dataset: The same images as on record, by digest; None where they cannot be had.
-        missing: Why; empty where they can.
+        dataset: The images with the digest on record; None if they could not be loaded.
+        missing: Why they could not be loaded; empty if they were.
     """
 
     dataset: ImageDataset | None
@@ -24,10 +24,10 @@ class NaturalImages:
 
 
 def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages:
-    """Load the dataset that a run names; nothing is downloaded.
+    """Load the dataset that a run names, without a download.
 
     Args:
-        spec: As on record.
+        spec: The dataset on record.
         root: The folder of datasets; see `dent.data.data_root`.
     """
     if spec.name not in data.names():
@@ -38,13 +38,13 @@ def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages
         )
     split: Literal["test", "train"] = "train" if spec.split == "train" else "test"
     try:
-        found = data.load(spec.name, split, root=root, download=False, progress=False)
+        dataset = data.load(spec.name, split, root=root, download=False, progress=False)
     except DentError as error:
         return NaturalImages(None, f"{spec.name} is not on this machine: {error}")
-    if found.digest != spec.digest:
+    if dataset.digest != spec.digest:
         return NaturalImages(
             None,
-            f"{spec.name} on this machine has the digest {found.digest}, the run was made on "
+            f"{spec.name} on this machine has the digest {dataset.digest}, the run was made on "
             f"{spec.digest}: they are not the same images",
         )
-    return NaturalImages(found, "")
+    return NaturalImages(dataset, "")

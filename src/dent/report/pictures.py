@@ -65,8 +65,8 @@ def smoothed(image: Tensor, sigma: tuple[float, ...], kind: Covariance) -> Tenso
 
 def smoothing_of(settings: Any) -> dict[str, Any] | None:
     """The smoothing in a defense's recorded settings; None where it does not smooth."""
-    found = settings.get("smoothing") if isinstance(settings, dict) else None
-    return found if isinstance(found, dict) else None
+    smoothing_settings = settings.get("smoothing") if isinstance(settings, dict) else None
+    return smoothing_settings if isinstance(smoothing_settings, dict) else None
 
 
 def _png(pixels: Tensor) -> bytes:

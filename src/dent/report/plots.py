@@ -15,28 +15,28 @@ _WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
 
 
 def colour_of(result: EvaluationResult, defense: str) -> int:
-    """The colour of a defense: 0 for the static reference, the others in the order of the spec."""
+    """Return the colour of a defense: 0 for the static one, the others in the order of the spec."""
     others = [name for name in result.defenses if name != STATIC]
     return 0 if defense == STATIC else 1 + others.index(defense) % (COLOURS - 1)
 
 
 def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
-    """Accuracy along a series, with intervals; None where its values have no order.
+    """Draw accuracy along a series, with intervals; None if its values have no order.
 
-    Along eps, what is robust begins at the clean accuracy, where eps is 0 (the paper's Figure 4).
-    Along other settings, the clean accuracy has a line of its own (Table 9).
+    Along eps, robust accuracy begins at the clean accuracy, at eps 0 (the paper's Figure 4). Along
+    other settings, clean accuracy has a line of its own (Table 9).
     """
     if series.over not in _WITH_AXIS:
         return None
     by_eps = series.over == "eps"
     even = series.over in {"batch size", "samples"}  # they grow by factors
-    at = [float(i) if even else p.value or 0.0 for i, p in enumerate(series.places)]
-    ticks = list(zip(at, (place.text for place in series.places), strict=True))
+    positions = [float(i) if even else p.value or 0.0 for i, p in enumerate(series.places)]
+    ticks = list(zip(positions, (place.text for place in series.places), strict=True))
     curves = []
     for defense in series.defenses:
-        worst = _values(at, [p.text for p in series.places], series.worst(defense))
-        natural = _values(at, [p.text for p in series.places], series.natural(defense))
-        if by_eps and at[0] > 0 and natural:
+        worst = _values(positions, [p.text for p in series.places], series.worst(defense))
+        natural = _values(positions, [p.text for p in series.places], series.natural(defense))
+        if by_eps and positions[0] > 0 and natural:
             text = f"natural {natural[0].text.partition(': ')[2]}"
             worst = [Value(0.0, natural[0].y, natural[0].interval, text), *worst]
         result = series.places[0].run.result
@@ -49,7 +49,7 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
             curves.append(Curve(f"{defense}, natural", marks, colour, True, natural))
     if not curves:
         return None
-    if by_eps and at[0] > 0:
+    if by_eps and positions[0] > 0:
         ticks = [(0.0, "0"), *ticks]
     title = f"{'Worst-case robust accuracy' if by_eps else 'Accuracy'} against {series.over}"
     return chart(
@@ -66,9 +66,9 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
 
 
 def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
-    """Entropy by step of a defense, natural and adversarial; None where it reports no steps.
+    """Draw entropy by step of a defense, natural and adversarial; None if it reports no steps.
 
-    Adversarial is what left the defense the least: the other submissions are in the table.
+    The adversarial curve is of the strongest attack; the other submissions are in the table.
     """
     curves = [
         _by_step(result, defense, flags, name, natural, trace.entropy, "nats")
@@ -79,27 +79,27 @@ def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
 
 
 def sigma_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
-    """Sigma of the input smoothing by step; None where it is not learned, or not reported."""
+    """Draw sigma of the input smoothing by step; None if it is not learned, or not reported."""
     curves = []
     for name, trace, natural in _shown(result.defenses[defense]):
         steps = trace.sigma_by_step or ()
         if len(steps) < 2:
             continue
         axes = [""] if len(steps[0]) == 1 else [", vertical", ", horizontal"]
-        for axis, called in enumerate(axes):
+        for axis, axis_name in enumerate(axes):
             values = [step[axis] for step in steps]
-            what = f"{name}{called}"
-            curves.append(_by_step(result, defense, flags, what, natural, values, "pixels"))
+            curve_name = f"{name}{axis_name}"
+            curves.append(_by_step(result, defense, flags, curve_name, natural, values, "pixels"))
     return _step_chart(f"{defense}: sigma by step", curves, "mean sigma in pixels")
 
 
-def _shown(found: DefenseResult) -> list[tuple[str, Trace, bool]]:
-    """What is drawn by step: name, trace, and whether it is the natural one."""
-    worst = strongest(found)
-    shown = [("natural images", found.trace, True)]
+def _shown(defense: DefenseResult) -> list[tuple[str, Trace, bool]]:
+    """Return the traces to draw by step: name, trace, and whether it is the natural one."""
+    worst = strongest(defense)
+    shown_traces = [("natural images", defense.trace, True)]
     if worst is not None:
-        shown.append((wording.submission(worst), worst.trace, False))
-    return shown
+        shown_traces.append((wording.submission(worst), worst.trace, False))
+    return shown_traces
 
 
 def _by_step(
@@ -135,25 +135,27 @@ def _step_chart(title: str, curves: Sequence[Curve], y_label: str) -> Chart | No
     )
 
 
-def traces(found: DefenseResult) -> list[tuple[str, Trace]]:
-    """How a defense's adaptation went: on natural batches, and under each attack."""
+def traces(defense: DefenseResult) -> list[tuple[str, Trace]]:
+    """Return the traces of a defense's adaptation: on natural batches, and under each attack."""
     return [
-        ("natural images", found.trace),
-        *((wording.submission(attack), attack.trace) for attack in found.attacks),
+        ("natural images", defense.trace),
+        *((wording.submission(attack), attack.trace) for attack in defense.attacks),
     ]
 
 
-def strongest(found: DefenseResult) -> AttackSummary | None:
-    """What left the fewest right among all that was submitted; None where nothing was scored."""
-    scored = [attack for attack in found.attacks if attack.served.share is not None]
+def strongest(defense: DefenseResult) -> AttackSummary | None:
+    """Return the attack that left the fewest members right; None if nothing was scored."""
+    scored = [attack for attack in defense.attacks if attack.served.share is not None]
     return min(scored, key=lambda attack: attack.served.share or 0.0, default=None)
 
 
-def _values(at: Sequence[float], texts: Sequence[str], counts: Sequence[Count]) -> list[Value]:
+def _values(
+    positions: Sequence[float], texts: Sequence[str], counts: Sequence[Count]
+) -> list[Value]:
     return [
-        Value(x, found.share, found.interval, f"{text}: {wording.count(found)}")
-        for x, text, found in zip(at, texts, counts, strict=True)
-        if found.share is not None
+        Value(x, count.share, count.interval, f"{text}: {wording.count(count)}")
+        for x, text, count in zip(positions, texts, counts, strict=True)
+        if count.share is not None
     ]
 
 

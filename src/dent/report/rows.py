@@ -54,8 +54,8 @@ def rows(runs: Sequence[NamedRun], flags: Flags) -> list[Row]:
     return [
         dict.fromkeys(COLUMNS) | _about(run) | row
         for run in runs
-        for name, found in run.result.defenses.items()
-        for row in _of_defense(run, name, found, flags)
+        for name, defense in run.result.defenses.items()
+        for row in _of_defense(run, name, defense, flags)
     ]
 
 
@@ -75,57 +75,57 @@ def _about(run: NamedRun) -> Row:
     }
 
 
-def _of_defense(run: NamedRun, name: str, found: DefenseResult, flags: Flags) -> Iterator[Row]:
+def _of_defense(run: NamedRun, name: str, defense: DefenseResult, flags: Flags) -> Iterator[Row]:
     marks = "; ".join(flag.name for flag in flags.marks(run.result, name))
-    both = "; ".join(flag.name for flag in flags.marks_of_difference(run.result, name))
+    marks_of_both = "; ".join(flag.name for flag in flags.marks_of_difference(run.result, name))
     about: Row = {"defense": name, "flags": marks}
-    yield about | {"measure": "natural"} | _count(found.natural)
-    if found.bystanders.total:
-        yield about | {"measure": "bystanders"} | _count(found.bystanders)
-    for attack in found.attacks:
+    yield about | {"measure": "natural"} | _count(defense.natural)
+    if defense.bystanders.total:
+        yield about | {"measure": "bystanders"} | _count(defense.bystanders)
+    for attack in defense.attacks:
         yield from (about | row for row in _of_attack(attack))
-    worst = _count(found.worst.served)
-    yield about | {"measure": "worst", "unit": found.worst.unit} | worst
-    difference = found.difference
+    worst = _count(defense.worst.served)
+    yield about | {"measure": "worst", "unit": defense.worst.unit} | worst
+    difference = defense.difference
     if difference is not None:
         low, high = difference.interval or (None, None)
         yield about | {
             "measure": "difference",
-            "unit": found.worst.unit,
+            "unit": defense.worst.unit,
             "total": difference.total,
             "value": difference.value,
             "low": low,
             "high": high,
             "only_defended": difference.only_defended,
             "only_static": difference.only_static,
-            "flags": both,
-            "verdict": found.verdict.ruling if found.verdict else None,
+            "flags": marks_of_both,
+            "verdict": defense.verdict.ruling if defense.verdict else None,
         }
-    if "relative" in found.timing:
-        yield about | {"measure": "cost", "value": found.timing["relative"]}
+    if "relative" in defense.timing:
+        yield about | {"measure": "cost", "value": defense.timing["relative"]}
 
 
-def _of_attack(found: AttackSummary) -> Iterator[Row]:
+def _of_attack(summary: AttackSummary) -> Iterator[Row]:
     mismatches: dict[str, Any] = {}
-    if found.claimed is not None:
+    if summary.claimed is not None:
         mismatches = {
-            "claimed_but_served": found.claimed_but_served,
-            "served_wrong_unclaimed": found.served_wrong_unclaimed,
+            "claimed_but_served": summary.claimed_but_served,
+            "served_wrong_unclaimed": summary.served_wrong_unclaimed,
         }
-    named: Row = {"attack": found.attack}
-    yield named | {"measure": found.kind} | _count(found.served) | mismatches
-    if found.claimed is not None:
-        yield named | {"measure": "claimed"} | _count(found.claimed)
-    if found.bystanders.total:
-        yield named | {"measure": f"{found.kind}-bystanders"} | _count(found.bystanders)
+    about: Row = {"attack": summary.attack}
+    yield about | {"measure": summary.kind} | _count(summary.served) | mismatches
+    if summary.claimed is not None:
+        yield about | {"measure": "claimed"} | _count(summary.claimed)
+    if summary.bystanders.total:
+        yield about | {"measure": f"{summary.kind}-bystanders"} | _count(summary.bystanders)
 
 
-def _count(found: Count) -> Row:
-    low, high = found.interval or (None, None)
+def _count(count: Count) -> Row:
+    low, high = count.interval or (None, None)
     return {
-        "correct": found.correct,
-        "total": found.total,
-        "value": found.share,
+        "correct": count.correct,
+        "total": count.total,
+        "value": count.share,
         "low": low,
         "high": high,
     }

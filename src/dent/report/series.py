@@ -15,7 +15,7 @@ Over = Literal["eps", "batch size", "share attacked", "order", "seed", "samples"
 
 
 @dataclass(frozen=True)
-class Place:
+class SeriesPoint:
     """Where a run stands in a series.
 
     Attributes:
@@ -35,22 +35,22 @@ class Series:
 
     Attributes:
         over: The setting.
-        label: What tells it from other series over the same setting; empty if it is the only one.
+        label: The difference to other series over the same setting; empty if there is only one.
         places: The runs by rising value.
-        defenses: Those that all of the runs have, which is all.
+        defenses: The names of the defenses, which are the same in all runs.
     """
 
     over: Over
     label: str
-    places: tuple[Place, ...]
+    places: tuple[SeriesPoint, ...]
     defenses: tuple[str, ...]
 
     def worst(self, defense: str) -> list[Count]:
-        """The worst case of a defense at every place."""
+        """Return the worst case of a defense at every place."""
         return [place.run.result.defenses[defense].worst.served for place in self.places]
 
     def natural(self, defense: str) -> list[Count]:
-        """The clean accuracy of a defense at every place."""
+        """Return the clean accuracy of a defense at every place."""
         return [place.run.result.defenses[defense].natural for place in self.places]
 
 
@@ -85,27 +85,26 @@ _AXES: Final = (
 
 
 def find_series(runs: Sequence[NamedRun]) -> tuple[Series, ...]:
-    """All series among several runs: groups that are the same but for one setting.
+    """Find all series among several runs: groups that differ in only one setting.
 
-    Of eight runs over four eps in two norms, these are two series over eps; their labels say the
-    norm.
+    Eight runs over four eps in two norms give two series over eps. Their labels say the norm.
     """
-    found: list[Series] = []
+    all_series: list[Series] = []
     for axis in _AXES:
-        groups: dict[str, list[Place]] = {}
+        groups: dict[str, list[SeriesPoint]] = {}
         for run in runs:
             spec = run.result.spec
-            rest = canonical(_without(spec.newest.to_json(), axis.path))
-            groups.setdefault(rest, []).append(Place(run, *axis.read(spec)))
-        kept = [places for places in groups.values() if len({p.text for p in places}) > 1]
-        others = differing([places[0].run for places in kept])
-        for index, places in enumerate(kept):
+            other_settings = canonical(_without(spec.newest.to_json(), axis.path))
+            groups.setdefault(other_settings, []).append(SeriesPoint(run, *axis.read(spec)))
+        series_places = [places for places in groups.values() if len({p.text for p in places}) > 1]
+        others = differing([places[0].run for places in series_places])
+        for index, places in enumerate(series_places):
             label = ", ".join(f"{name} {values[index]}" for name, values in others.items())
-            found.append(_series(axis, places, label))
-    return tuple(found)
+            all_series.append(_series(axis, places, label))
+    return tuple(all_series)
 
 
-def _series(axis: _Axis, places: list[Place], label: str) -> Series:
+def _series(axis: _Axis, places: list[SeriesPoint], label: str) -> Series:
     if all(place.value is not None for place in places):
         places = sorted(places, key=lambda place: place.value or 0.0)
     names = tuple(defense.name for defense in places[0].run.result.spec.defenses)
@@ -113,7 +112,7 @@ def _series(axis: _Axis, places: list[Place], label: str) -> Series:
 
 
 def differing(runs: Sequence[NamedRun]) -> dict[str, list[str]]:
-    """Every field in which specs differ, by dotted name, with its value in each of the runs."""
+    """Return every field in which specs differ, by dotted name, with its value in each run."""
     if len(runs) < 2:
         return {}
     return dict(_walk([run.result.spec.newest.to_json() for run in runs], ""))
@@ -123,22 +122,22 @@ def _without(spec: dict[str, Any], path: tuple[str, str]) -> dict[str, Any]:
     return {**spec, path[0]: {k: v for k, v in spec[path[0]].items() if k != path[1]}}
 
 
-def _walk(values: list[Any], at: str) -> Iterator[tuple[str, list[str]]]:
+def _walk(values: list[Any], path: str) -> Iterator[tuple[str, list[str]]]:
     if all(value == values[0] for value in values):
         return
     if all(isinstance(value, dict) for value in values):
         for key in dict.fromkeys(key for value in values for key in value):
-            yield from _walk([value.get(key) for value in values], f"{at}.{key}" if at else key)
+            yield from _walk([value.get(key) for value in values], f"{path}.{key}" if path else key)
         return
     if not all(_named(value) for value in values):
-        yield at, [_plain(value) for value in values]
+        yield path, [_plain(value) for value in values]
         return
     items = [{item["name"]: item for item in value} for value in values]
-    if any(list(each) != list(items[0]) for each in items):
-        yield at, [", ".join(each) or "none" for each in items]
+    if any(list(item_by_name) != list(items[0]) for item_by_name in items):
+        yield path, [", ".join(item_by_name) or "none" for item_by_name in items]
     for name in items[0]:
-        if all(name in each for each in items):
-            yield from _walk([each[name] for each in items], f"{at}.{name}")
+        if all(name in item_by_name for item_by_name in items):
+            yield from _walk([item_by_name[name] for item_by_name in items], f"{path}.{name}")
 
 
 def _named(value: Any) -> bool:

@@ -94,15 +94,15 @@ def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
 
 
 def class_name(spec: EvaluationSpec, label: int) -> str:
-    """The name of a class; `class 12` where the dataset does not name it."""
+    """Return the name of a class; `class 12` if the dataset does not name it."""
     classes = spec.dataset.classes
     return classes[label] if 0 <= label < len(classes) else f"class {label}"
 
 
 def _of_defense(
-    spec: EvaluationSpec, name: str, found: list[SampleAnswer], flags: tuple[str, ...]
+    spec: EvaluationSpec, name: str, samples: list[SampleAnswer], flags: tuple[str, ...]
 ) -> DefenseStory:
-    answers = tuple(_answer(spec, each) for each in found)
+    answers = tuple(_answer(spec, sample) for sample in samples)
     return DefenseStory(
         defense=name,
         answers=tuple(sorted(answers, key=lambda answer: answer.kind != "natural")),
@@ -115,23 +115,23 @@ def _of_defense(
     )
 
 
-def _answer(spec: EvaluationSpec, found: SampleAnswer) -> StoryAnswer:
-    record = found.record
+def _answer(spec: EvaluationSpec, sample: SampleAnswer) -> StoryAnswer:
+    record = sample.record
     return StoryAnswer(
         kind=record.kind,
         attack=record.attack,
-        batch=found.batch.index,
-        member=found.member,
-        attacked=found.member < found.batch.attacked and record.kind != "natural",
-        predicted=found.predicted,
-        predicted_name=None if found.predicted is None else class_name(spec, found.predicted),
-        correct=found.correct,
-        claimed=found.claimed,
-        mismatch=found.claimed is not None and found.claimed == found.correct,
+        batch=sample.batch.index,
+        member=sample.member,
+        attacked=sample.member < sample.batch.attacked and record.kind != "natural",
+        predicted=sample.predicted,
+        predicted_name=None if sample.predicted is None else class_name(spec, sample.predicted),
+        correct=sample.correct,
+        claimed=sample.claimed,
+        mismatch=sample.claimed is not None and sample.claimed == sample.correct,
     )
 
 
 def _held(run: LoadedRun) -> str:
-    ids = sorted({each for batch in run.plan.batches for each in batch.ids})
+    ids = sorted({sample_id for batch in run.plan.batches for sample_id in batch.ids})
     shown = ", ".join(map(str, ids[:6]))
     return shown if len(ids) <= 6 else f"{shown}, ... ({len(ids)} in all, up to {ids[-1]})"

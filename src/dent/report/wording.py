@@ -32,14 +32,14 @@ def interval(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else rounding.percent_bounds(bounds)
 
 
-def count(found: Count) -> str:
+def count(accuracy: Count) -> str:
     """`43.8% [38.1, 49.6]`."""
-    return " ".join(filter(None, (percent(found.share), interval(found.interval))))
+    return " ".join(filter(None, (percent(accuracy.share), interval(accuracy.interval))))
 
 
-def of(found: Count) -> str:
+def of(accuracy: Count) -> str:
     """`112 of 256`."""
-    return f"{found.correct} of {found.total}"
+    return f"{accuracy.correct} of {accuracy.total}"
 
 
 def points(value: float | None) -> str:
@@ -52,18 +52,18 @@ def points_interval(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else rounding.points_bounds(bounds)
 
 
-def difference(found: Difference | None) -> str:
+def difference(paired: Difference | None) -> str:
     """`−3.1 [−6.2, +0.3]`."""
-    if found is None:
+    if paired is None:
         return ""
-    return " ".join(filter(None, (points(found.value), points_interval(found.interval))))
+    return " ".join(filter(None, (points(paired.value), points_interval(paired.interval))))
 
 
-def reading(found: Difference | None) -> Reading:
-    """On which side of the static worst case the whole interval lies."""
-    if found is None or found.interval is None:
+def reading(paired: Difference | None) -> Reading:
+    """Return on which side of the static worst case the whole interval lies."""
+    if paired is None or paired.interval is None:
         return "unknown"
-    low, high = found.interval
+    low, high = paired.interval
     return "above" if low > 0 else "below" if high < 0 else "level"
 
 
@@ -75,33 +75,33 @@ READINGS: Final[dict[Reading, str]] = {
 }
 
 
-def findings(found: DefenseResult) -> tuple[str, ...]:
-    """The verdict on a defense, and which rung of the gradient ladder won, in sentences."""
-    ladder = () if found.ladder is None else (found.ladder.sentence,)
-    return verdict(found.verdict) + ladder
+def findings(result: DefenseResult) -> tuple[str, ...]:
+    """Return the verdict on a defense, and the best rung of the gradient ladder, in sentences."""
+    ladder = () if result.ladder is None else (result.ladder.sentence,)
+    return verdict(result.verdict) + ladder
 
 
-def verdict(found: Verdict | None) -> tuple[str, ...]:
-    """A verdict in sentences: it, the clean accuracies, and each gate; none where there is none.
+def verdict(ruling: Verdict | None) -> tuple[str, ...]:
+    """Return a verdict in sentences: the ruling, the clean accuracies, and each gate.
 
-    The static model's gates are among them where they are open.
+    They include the open gates of the static model. Without a verdict there are none.
     """
-    if found is None:
+    if ruling is None:
         return ()
-    shown = [(gate, "") for gate in found.gates]
-    shown += [(gate, " of the static model") for gate in found.static_gates if gate.open]
+    shown = [(gate, "") for gate in ruling.gates]
+    shown += [(gate, " of the static model") for gate in ruling.static_gates if gate.open]
     return (
-        found.sentence,
-        f"Clean accuracy against static: {difference(found.natural) or NOT_SCORED} points.",
+        ruling.sentence,
+        f"Clean accuracy against static: {difference(ruling.natural) or NOT_SCORED} points.",
         *(
-            f"Gate {gate.name}{whose}, {'open' if gate.open else 'closed'}: {gate.sentence}"
-            for gate, whose in shown
+            f"Gate {gate.name}{owner}, {'open' if gate.open else 'closed'}: {gate.sentence}"
+            for gate, owner in shown
         ),
     )
 
 
 def submitted(kind: str, attack: str | None) -> str:
-    """What was submitted to a defense, in words."""
+    """Return the name of a submission, in words."""
     return {
         "natural": "natural images",
         "attack": f"{attack} through the defense",
@@ -110,13 +110,13 @@ def submitted(kind: str, attack: str | None) -> str:
     }[kind]
 
 
-def submission(found: AttackSummary) -> str:
-    """What an attack submitted, in words."""
-    return submitted(found.kind, found.attack)
+def submission(summary: AttackSummary) -> str:
+    """Return the name of an attack's submission, in words."""
+    return submitted(summary.kind, summary.attack)
 
 
 def decided(name: str) -> str:
-    """A key of `WorstCase.by`, in words."""
+    """Return a key of `WorstCase.by`, in words."""
     kind, _, attack = name.partition("/")
     return submitted(kind, attack or None)
 
@@ -127,15 +127,15 @@ def seconds(value: float | None) -> str:
         return "not measured"
     if value < 100:
         return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    whole = timedelta(seconds=round(value))
-    minutes, rest = divmod(int(whole.total_seconds()), 60)
+    rounded = timedelta(seconds=round(value))
+    minutes, remainder = divmod(int(rounded.total_seconds()), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
+        return f"{minutes} min {remainder} s"
     return f"{minutes // 60} h {minutes % 60} min"
 
 
 def nats(value: float) -> str:
-    """An entropy: `0.935`; one that is small but not 0 says so."""
+    """Format an entropy: `0.935`; `<0.001` if it is small but not 0."""
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
@@ -145,15 +145,15 @@ def batches(result: EvaluationResult) -> str:
 
 
 def sigma(values: Sequence[float]) -> str:
-    """Sigma in pixels: one, or one along each axis."""
+    """Format sigma in pixels: one value, or one along each axis."""
     return " × ".join(f"{value:.3f}" for value in values)
 
 
 def short(value: float) -> str:
-    """Three digits: the value or threshold of a diagnostic."""
+    """Format the value or threshold of a diagnostic with three digits."""
     return f"{value:.3g}".replace("-", rounding.MINUS)
 
 
 def title(spec: EvaluationSpec) -> str:
-    """What a run evaluated, in one line."""
+    """Return model, dataset and threat model of a run in one line."""
     return f"{spec.model.name} on {spec.dataset.name}, {threat_of(spec.threat).label}"
