@@ -100,7 +100,7 @@ def test_records_at_a_url_are_sent_before_a_signal_ends_an_evaluation(
     store: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(running._Report, "__call__", signalled_at(number, 3))
+    monkeypatch.setattr(running._RunReport, "__call__", signalled_at(number, 3))
     code, said = dent(*EVALUATE, "--out", URL)
     assert code == status, said
     assert f"Stopped. What is done lies in {URL}" in said
@@ -127,7 +127,7 @@ def test_what_cannot_be_sent_on_a_signal_stays_here_and_is_named(
     def refuse(*_: object) -> None:
         raise PermissionError("no credentials")
 
-    monkeypatch.setattr(running._Report, "__call__", signalled_at(signal.SIGTERM, 3))
+    monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 3))
     monkeypatch.setattr(type(remote._open(URL)[0]), "pipe_file", refuse)
     with pytest.warns(UserWarning, match=r"no credentials.*All that was recorded lies in") as told:
         assert dent(*EVALUATE, "--out", URL)[0] == 143
@@ -158,7 +158,7 @@ def test_a_signal_while_the_last_records_are_sent_loses_none(
 def test_a_signal_ends_a_table_of_the_paper_with_its_records_kept(
     dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running._Report, "__call__", signalled_at(signal.SIGTERM, 1))
+    monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 1))
     code, said = dent("paper", "table6", "--scale", "cpu", "--device", "cpu", "--out", "paper")
     assert code == 143, said
     assert "Stopped. What is done lies in paper" in said

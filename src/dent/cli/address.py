@@ -12,9 +12,9 @@ class AddressMayBeLeftOut(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments."""
-        whole = []
-        for at, argument in enumerate(args):
-            whole.append(argument)
-            if argument == _OPTION and (at + 1 == len(args) or args[at + 1].startswith("-")):
-                whole.append("")
-        return super().parse_args(ctx, whole)
+        completed = []
+        for index, argument in enumerate(args):
+            completed.append(argument)
+            if argument == _OPTION and (index + 1 == len(args) or args[index + 1].startswith("-")):
+                completed.append("")
+        return super().parse_args(ctx, completed)

@@ -77,10 +77,10 @@ def main() -> None:
             raise
         except Exception as error:
             received.ignore()
-            where = place(error)
-            if where is not None:
-                what = f"{type(error).__name__}: {error}".removesuffix(": ")
-                _refuse(f"code that is not torch-dent's raised {what}", where)
+            raised_at = place(error)
+            if raised_at is not None:
+                description = f"{type(error).__name__}: {error}".removesuffix(": ")
+                _refuse(f"code that is not torch-dent's raised {description}", raised_at)
             if not isinstance(error, OSError):
                 raise  # nobody's but ours
             # A full device behind standard output, an impossible name.
@@ -88,9 +88,9 @@ def main() -> None:
             _refuse(f"{name}{error.strerror or error}", None)
 
 
-def _refuse(message: str, where: str | None) -> NoReturn:
-    if where is not None:
-        message += f"\n  raised at {where}"
+def _refuse(message: str, raised_at: str | None) -> NoReturn:
+    if raised_at is not None:
+        message += f"\n  raised at {raised_at}"
     ERR.print(f"dent: {message}", style="red", soft_wrap=True, markup=False)
     sys.exit(REFUSED)
 

@@ -14,22 +14,25 @@ def chosen(word: str | None, source: str | None) -> tuple[list[str], list[Missin
     if word is None or source is not None:
         listed = models.names(source)
         return [name for name in listed if (word or "").lower() in name.lower()], []
-    found, missing = list(models.names()), []
+    all_names, missing = list(models.names()), []
     for catalogue in names.CATALOGUES:
         try:
-            found += models.names(catalogue)
+            all_names += models.names(catalogue)
         except MissingExtraError as error:
             missing.append(error)
-    return [name for name in dict.fromkeys(found) if word.lower() in name.lower()], missing
+    return [name for name in dict.fromkeys(all_names) if word.lower() in name.lower()], missing
 
 
 def none(word: str | None, source: str | None) -> str:
     """What to say where no model is listed."""
-    known = {name.rpartition("/")[2].partition(".")[0] for name in models.names()}
-    for each in names.CATALOGUES if source is None else [source]:
-        known |= {name.rpartition("/")[2].partition(".")[0] for name in names.catalogue(each)}
-    where = "" if source is None else f" of {source}"
-    return f"No model{where} has {word!r} in its name.{did_you_mean(word or '', sorted(known))}"
+    known_names = {name.rpartition("/")[2].partition(".")[0] for name in models.names()}
+    for catalogue in names.CATALOGUES if source is None else [source]:
+        known_names |= {
+            name.rpartition("/")[2].partition(".")[0] for name in names.catalogue(catalogue)
+        }
+    of_source = "" if source is None else f" of {source}"
+    hint = did_you_mean(word or "", sorted(known_names))
+    return f"No model{of_source} has {word!r} in its name.{hint}"
 
 
 def about(entry: ModelInfo) -> str:
@@ -39,7 +42,7 @@ def about(entry: ModelInfo) -> str:
         entry.dataset,
         entry.threat or "nominal",
         f"here{size}" if entry.present else f"not here{size}",
-        *(_describe(one, entry.threat) for one in by_images(entry.accuracies)),
+        *(_describe(accuracies, entry.threat) for accuracies in by_images(entry.accuracies)),
     ]
     return ", ".join(facts) + ("" if entry.accuracies else ", accuracy not stated")
 
@@ -52,18 +55,22 @@ def print_sources(entries: list[ModelInfo]) -> None:
         weights.setdefault(entry.source, []).append(entry.name)
         for accuracy in entry.accuracies:
             measured.setdefault(accuracy.provenance, []).append(entry.name)
-    for what, by_source in (("Weights from", weights), ("Accuracy:", measured)):
-        for text, named in by_source.items():
-            which = list(dict.fromkeys(named))
-            shown = which[0] if len(which) == 1 else f"{len(which)} models, first {which[0]}"
-            OUT.print(f"{what} {text} ({shown})", markup=False, soft_wrap=True)
+    for heading, by_source in (("Weights from", weights), ("Accuracy:", measured)):
+        for source, models_of in by_source.items():
+            distinct = list(dict.fromkeys(models_of))
+            shown = (
+                distinct[0]
+                if len(distinct) == 1
+                else f"{len(distinct)} models, first {distinct[0]}"
+            )
+            OUT.print(f"{heading} {source} ({shown})", markup=False, soft_wrap=True)
 
 
 def _describe(measured: OnImages, trained_for: str | None) -> str:
     """`natural 79.7% and PGD-20 62.5% of 512`: what was measured on the same images."""
-    said = [] if measured.natural is None else [f"natural {percent(measured.natural.value)}"]
-    for each in measured.attacked:
-        where = "" if each.threat == trained_for else f" at {each.threat}"
-        said.append(f"{each.attack}{where} {percent(each.value)}")
-    *most, last = said
-    return (f"{', '.join(most)} and {last}" if most else last) + f" of {measured.total}"
+    figures = [] if measured.natural is None else [f"natural {percent(measured.natural.value)}"]
+    for attacked in measured.attacked:
+        at_threat = "" if attacked.threat == trained_for else f" at {attacked.threat}"
+        figures.append(f"{attacked.attack}{at_threat} {percent(attacked.value)}")
+    *others, last = figures
+    return (f"{', '.join(others)} and {last}" if others else last) + f" of {measured.total}"

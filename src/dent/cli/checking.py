@@ -65,11 +65,12 @@ def verify(
     loaded = _readable(folder)
     subject = None
     if loaded is not None and not records_only:
-        named = restore.named_code(loaded.run.spec)
-        if named and not allow_code:
+        code_names = restore.named_code(loaded.run.spec)
+        if code_names and not allow_code:
             raise ConfigError(
                 f"{folder} names code of its own, which to submit its batches again is to run: "
-                f"{', '.join(named)}. If you trust it: --allow-code. Without it: --records-only."
+                f"{', '.join(code_names)}. If you trust it: --allow-code. Without it: "
+                "--records-only."
             )
         subject = restore.subject(loaded, weights, root, device)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())

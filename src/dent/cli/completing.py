@@ -9,50 +9,50 @@ def models(incomplete: str) -> list[str]:
     """Names for `--model`; those of a zoo once its prefix is written."""
     prefix = incomplete.partition("/")[0]
     if "/" in incomplete and prefix in names.CATALOGUES:
-        return _begun(names.catalogue(prefix), incomplete)
-    prefixes = (f"{each}/" for each in names.CATALOGUES)
-    return _begun((*names.models(), *names.FAMILY, *prefixes), incomplete)
+        return _starting_with(names.catalogue(prefix), incomplete)
+    prefixes = (f"{catalogue}/" for catalogue in names.CATALOGUES)
+    return _starting_with((*names.models(), *names.FAMILY, *prefixes), incomplete)
 
 
 def families(incomplete: str) -> list[str]:
     """Names for `--model` of what is trained."""
-    return _begun(names.FAMILY, incomplete)
+    return _starting_with(names.FAMILY, incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
     """Names for `--dataset`."""
-    return _begun(names.DATASETS, incomplete)
+    return _starting_with(names.DATASETS, incomplete)
 
 
 def defenses(incomplete: str) -> list[str]:
     """Names for `--defense`."""
-    return _begun(names.DEFENSES, incomplete)
+    return _starting_with(names.DEFENSES, incomplete)
 
 
 def attacks(incomplete: str) -> list[str]:
     """Names for `--attack`."""
-    return _begun(names.ATTACKS, incomplete)
+    return _starting_with(names.ATTACKS, incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
     """Names for `--recipe`."""
-    return _begun((*names.RECIPES, *names.RECIPE_FAMILIES), incomplete)
+    return _starting_with((*names.RECIPES, *names.RECIPE_FAMILIES), incomplete)
 
 
 def tables(incomplete: str) -> list[str]:
     """Names of tables of the paper."""
-    return _begun(names.TABLES, incomplete)
+    return _starting_with(names.TABLES, incomplete)
 
 
 def scales(incomplete: str) -> list[str]:
     """Names for `--scale`."""
-    return _begun(names.SCALES, incomplete)
+    return _starting_with(names.SCALES, incomplete)
 
 
 def catalogues(incomplete: str) -> list[str]:
     """Names for `--source` of models."""
-    return _begun(names.CATALOGUES, incomplete)
+    return _starting_with(names.CATALOGUES, incomplete)
 
 
-def _begun(known: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in known if name.startswith(incomplete)]
+def _starting_with(all_names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in all_names if name.startswith(incomplete)]

@@ -46,9 +46,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     names = [columns[0], *(row[0] for row in rows)]
     for index, column in enumerate(columns):
         # A name that would push figures off the screen is broken itself.
-        whole = not index and max(map(len, names)) <= _LONGEST_NAME
+        no_wrap = not index and max(map(len, names)) <= _LONGEST_NAME
         table.add_column(
-            column, justify="right" if index else "left", no_wrap=whole, overflow="fold"
+            column, justify="right" if index else "left", no_wrap=no_wrap, overflow="fold"
         )
     for row in rows:
         table.add_row(*row)

@@ -15,12 +15,16 @@ def lasting(seconds: float) -> str:
 def between(low: float, high: float) -> str:
     """Return a range such as `3 to 5 minutes`; one time where both round to the same."""
     unit, length = _UNITS[0]
-    for each, seconds in _UNITS:
+    for name, seconds in _UNITS:
         if high >= _SWITCH * seconds:
-            unit, length = each, seconds
-    first, last = _figure(low / length, unit), _figure(high / length, unit)
-    plural = "" if last == "1" else "s"
-    return f"{last} {unit}{plural}" if first == last else f"{first} to {last} {unit}{plural}"
+            unit, length = name, seconds
+    shortest, longest = _figure(low / length, unit), _figure(high / length, unit)
+    plural = "" if longest == "1" else "s"
+    return (
+        f"{longest} {unit}{plural}"
+        if shortest == longest
+        else f"{shortest} to {longest} {unit}{plural}"
+    )
 
 
 def _figure(value: float, unit: str) -> str:

@@ -20,10 +20,10 @@ def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
     Raises:
         ConfigError: As `folder` and `file`.
     """
-    for each in filter(None, folders):
-        folder(each)
-    for each in filter(None, files):
-        file(each)
+    for path in filter(None, folders):
+        folder(path)
+    for path in filter(None, files):
+        file(path)
 
 
 def folder(out: str | Path) -> None:
@@ -78,8 +78,8 @@ def model(name: str) -> None:
     """
     prefix = name.partition("/")[0]
     if prefix not in names.CATALOGUES:
-        named = ":" in name or name in names.models() or names.is_family(name)
-        prefix = "" if named else "robustbench"  # by the end of its name
+        is_complete = ":" in name or name in names.models() or names.is_family(name)
+        prefix = "" if is_complete else "robustbench"  # by the end of its name
     if prefix in _ZOO:
         check(prefix, _ZOO[prefix], extra="zoo")
 
@@ -110,14 +110,14 @@ def reachable(address: str | None = None) -> None:
     Raises:
         ConfigError: Nothing answers there.
     """
-    why = unreachable(address or None)
-    if why is not None:
-        raise ConfigError(why)
+    problem = unreachable(address or None)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def _writable(path: Path, named: str | Path) -> None:
-    there = next(each for each in (path, *path.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise ConfigError(f"{named} cannot be written: {there} is a file, and no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{named} cannot be written: you may not write to {there}")
+    existing = next(ancestor for ancestor in (path, *path.absolute().parents) if ancestor.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{named} cannot be written: {existing} is a file, and no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{named} cannot be written: you may not write to {existing}")

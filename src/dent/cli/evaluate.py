@@ -244,9 +244,9 @@ def evaluate_command(
         tensors=tensors,
     )
     # On a cluster the workers compute, on devices of their own.
-    where = resolve.device(device if how.cluster is None else "cpu")
+    compute_device = resolve.device(device if how.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
-    wrapped = resolve.model(model, weights, images, where)
+    wrapped = resolve.model(model, weights, images, compute_device)
     subject = resolve.subject(
         model,
         images,

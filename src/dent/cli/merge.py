@@ -34,25 +34,25 @@ def merge_command(
     with ExitStack() as stack:
         place = stack.enter_context(remote.written(out, new=True))
         folders = [stack.enter_context(remote.fetched(run)) for run in runs]
-        found = merge(folders, place.folder)
-    found = found.model_copy(update={"path": out, "runs": tuple(runs)})
+        summary = merge(folders, place.folder)
+    summary = summary.model_copy(update={"path": out, "runs": tuple(runs)})
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(summary.model_dump(mode="json"))
     else:
         OUT.print(
-            f"{out}: {found.units_done} of {counted(found.units_planned, 'unit')} from "
-            f"{counted(len(runs), 'run')}, {found.duplicates} of them recorded more than "
+            f"{out}: {summary.units_done} of {counted(summary.units_planned, 'unit')} from "
+            f"{counted(len(runs), 'run')}, {summary.duplicates} of them recorded more than "
             "once, alike",
             markup=False,
             soft_wrap=True,
         )
-    if found.missing:
-        batches = ", ".join(map(str, found.missing_batches))
+    if summary.missing:
+        batches = ", ".join(map(str, summary.missing_batches))
         ERR.print(
-            f"{counted(len(found.missing), 'unit')} {agreeing(len(found.missing), 'are')} in "
+            f"{counted(len(summary.missing), 'unit')} {agreeing(len(summary.missing), 'are')} in "
             "none of the runs"
             + (f", of batches {batches}" if batches else "")
-            + f", the first being {found.missing[0]}. The same `dent evaluate` with --out {out} "
+            + f", the first being {summary.missing[0]}. The same `dent evaluate` with --out {out} "
             "runs them.",
             markup=False,
             soft_wrap=True,

@@ -82,15 +82,15 @@ def paper_command(
         return
     chosen = paper.load_scale(scale)
     folder = out or Path("runs/paper") / scale
-    wanted = names.TABLES if every else dict.fromkeys(tables or ())
-    plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in wanted]
-    where = resolve.device(device)
+    chosen_tables = names.TABLES if every else dict.fromkeys(tables or ())
+    plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in chosen_tables]
+    compute_device = resolve.device(device)
     if estimate:
-        shown.estimated(plans, folder, timer(where), as_json=as_json)
+        shown.estimated(plans, folder, timer(compute_device), as_json=as_json)
         return
     if run and not as_json:
-        shown.announce(plans, folder, timer(where))
-    missing = shown.run(plans, folder, Loader(where, root, fetched=True)) if run else {}
+        shown.announce(plans, folder, timer(compute_device))
+    missing = shown.run(plans, folder, Loader(compute_device, root, fetched=True)) if run else {}
     results = [paper.summarize(plan, folder) for plan in plans]
     page = paper.write_page(plans, results, folder, report or folder / "paper.html")
     if publish_to is not None:
@@ -101,7 +101,7 @@ def paper_command(
         for plan, result in zip(plans, results, strict=True):
             shown.show(plan, result)
         OUT.print(f"Page: {page}", markup=False, soft_wrap=True)
-    for name, why in missing.items():
-        ERR.print(f"left out: {name}: {why}", style="red", markup=False, soft_wrap=True)
+    for name, reason in missing.items():
+        ERR.print(f"left out: {name}: {reason}", style="red", markup=False, soft_wrap=True)
     if missing:
         raise typer.Exit(MISSING)

@@ -91,11 +91,11 @@ def report_command(
 
     with ExitStack() as stack:
         folders = [stack.enter_context(remote.fetched(run)) for run in runs]
-        written = report.write_report(folders, out, data_root=root)
+        path = report.write_report(folders, out, data_root=root)
     if as_json:
-        print_json({"written": str(written), "runs": runs})
+        print_json({"written": str(path), "runs": runs})
         return
-    OUT.print(f"Written to {written}", markup=False, soft_wrap=True)
+    OUT.print(f"Written to {path}", markup=False, soft_wrap=True)
 
 
 def verify_command(
@@ -130,17 +130,19 @@ def verify_command(
     from dent.cli import checking
     from dent.evaluation import remote
 
-    again = checking.reattack(reattack, nonce, records_only=records_only)
+    attacks_again = checking.reattack(reattack, nonce, records_only=records_only)
     with remote.fetched(run) as folder:
-        found = checking.verify(folder, weights, root, device, records_only, allow_code, again)
+        verification = checking.verify(
+            folder, weights, root, device, records_only, allow_code, attacks_again
+        )
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(verification.model_dump(mode="json"))
     else:
-        rows = [(check.name, check.state, str(check.looked_at)) for check in found.checks]
-        OUT.print(f"[bold]{escape(one_line(run))}: {found.says}[/]", soft_wrap=True)
+        rows = [(check.name, check.state, str(check.looked_at)) for check in verification.checks]
+        OUT.print(f"[bold]{escape(one_line(run))}: {verification.says}[/]", soft_wrap=True)
         print_table("What was checked", ("check", "state", "looked at"), rows)
-        for check in found.checks:
+        for check in verification.checks:
             for problem in check.problems:
                 OUT.print(f"{check.name}: {one_line(problem)}", markup=False, soft_wrap=True)
-    if found.status != "verified":
-        raise typer.Exit(FAILED if found.status == "failed" else 3)
+    if verification.status != "verified":
+        raise typer.Exit(FAILED if verification.status == "failed" else 3)

@@ -61,18 +61,18 @@ def cluster(
         if useless:
             raise ConfigError(f"{', '.join(useless)}: add --ray, or leave it out.")
         return None
-    found = Cluster(
+    requested = Cluster(
         address=address or None,
         workers=workers,
         cpus_per_worker=cpus or 1,
         gpus_per_worker=gpus or 0.0,
     )
-    if device not in (None, found.device):
+    if device not in (None, requested.device):
         raise ConfigError(
             f"--device {device} does not go with --ray: workers compute on the GPUs that "
             "--gpus-per-worker gives them, and on the CPU without."
         )
-    return found
+    return requested
 
 
 def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "test") -> ImageDataset:
@@ -160,18 +160,18 @@ def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defens
     Raises:
         ConfigError: one was asked for twice.
     """
-    made: dict[str, Defense] = {}
+    by_name: dict[str, Defense] = {}
     for spec in specs:
         name = Path(spec).stem if spec.lower().endswith(".json") else spec
-        if name in made:
+        if name in by_name:
             raise ConfigError(f"two defenses are called {name!r}: name each one once")
         if spec.lower().endswith(".json") and name in reference.names():
             raise ConfigError(
                 f"{spec} would be called {name!r}, as one of dent's own: rename the file"
             )
         # The static reference is the model itself, whether it is asked for or comes along.
-        made[name] = wrapped if spec == STATIC else reference.make(spec, wrapped)
-    return made
+        by_name[name] = wrapped if spec == STATIC else reference.make(spec, wrapped)
+    return by_name
 
 
 def subject(
@@ -220,14 +220,14 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
             f"--sweep {over} and --mix {mix} both ask for several runs: ask for one of them."
         )
     name, _, listed = (over or f"mix={mix}").partition("=")
-    known: dict[str, Over] = {each.replace("_", "-"): each for each in get_args(Over)}
-    if name not in known or not listed:
+    settings: dict[str, Over] = {setting.replace("_", "-"): setting for setting in get_args(Over)}
+    if name not in settings or not listed:
         raise ConfigError(
-            f"--sweep expected SETTING=VALUE,VALUE with one of {', '.join(known)}, got {over!r}."
+            f"--sweep expected SETTING=VALUE,VALUE with one of {', '.join(settings)}, got {over!r}."
         )
-    kind = {"batch_size": int, "n": int, "seed": int, "mix": float}.get(known[name], str)
+    kind = {"batch_size": int, "n": int, "seed": int, "mix": float}.get(settings[name], str)
     try:
-        return known[name], [kind(value) for value in listed.split(",")]
+        return settings[name], [kind(value) for value in listed.split(",")]
     except ValueError as error:
         raise ConfigError(f"{name}={listed}: {error}.") from error
 

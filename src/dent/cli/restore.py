@@ -24,8 +24,8 @@ def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
     names = (
         spec.model.name,
         spec.dataset.name,
-        *(each.name for each in spec.defenses),
-        *(each.name for each in spec.attacks if not is_ours(each)),
+        *(defense.name for defense in spec.defenses),
+        *(attack.name for attack in spec.attacks if not is_ours(attack)),
     )
     return tuple(dict.fromkeys(name for name in names if ":" in name))
 
@@ -45,15 +45,17 @@ def subject(
         DentError: Something is not here, or cannot be made from the record.
     """
     spec = recorded.run.spec
-    own = ":" in spec.dataset.name
-    images = resolve.dataset(spec.dataset.name, None if own else root)
+    is_factory = ":" in spec.dataset.name
+    images = resolve.dataset(spec.dataset.name, None if is_factory else root)
     model = resolve.model(spec.model.name, weights, images, resolve.device(device))
     threat = threat_of(spec.threat)
     return Subject(
         model=model,
         dataset=images,
-        defenses=dict(_defense(each, model) for each in spec.defenses if each.name != STATIC),
-        attacks=tuple(_attack(each, threat, spec.settings.batch_size) for each in spec.attacks),
+        defenses=dict(
+            _defense(defense, model) for defense in spec.defenses if defense.name != STATIC
+        ),
+        attacks=tuple(_attack(attack, threat, spec.settings.batch_size) for attack in spec.attacks),
         threat=threat,
         model_name=spec.model.name,
     )
@@ -61,13 +63,13 @@ def subject(
 
 def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     settings: Any = spec.config.get("settings")
-    own = ":" in spec.name  # a factory, whatever it made
-    if not own and spec.kind == recorded_kind("dent"):
+    is_factory = ":" in spec.name  # a factory, whatever it made
+    if not is_factory and spec.kind == recorded_kind("dent"):
         precision: Any = spec.config.get("precision", "model")
         performance = Performance(precision=precision)
         return spec.name, Dent(model, DentConfig.from_dict(settings), performance)
     # Of names in a record only those of our own, and with leave those of code: never a file's.
-    if spec.name in reference.names() or (own and not spec.name.lower().endswith(".json")):
+    if spec.name in reference.names() or (is_factory and not spec.name.lower().endswith(".json")):
         return spec.name, reference.make(spec.name, model)
     raise ConfigError(
         f"the defense {spec.name!r} ({spec.kind}) cannot be made again from its record: expected "
@@ -76,11 +78,11 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
 
 
 def _attack(spec: AttackSpec, threat: ThreatModel, batch_size: int) -> Attack:
-    own = not is_ours(spec) and ":" in spec.name
-    made = from_factory(spec.name).sized(batch_size) if own else attack_of(spec)
-    if attack_spec(made, threat) != spec:
+    is_factory = not is_ours(spec) and ":" in spec.name
+    attack = from_factory(spec.name).sized(batch_size) if is_factory else attack_of(spec)
+    if attack_spec(attack, threat) != spec:
         raise ConfigError(
             f"the attack {spec.name!r} of this version is another: verify the run with the "
             f"versions that made it. Recorded: {spec.attack}, {spec.settings}, {spec.versions}"
         )
-    return made
+    return attack

@@ -116,10 +116,10 @@ def announce_sweep(
 ) -> None:
     """Say the same of all runs of a sweep together."""
     costs, recorded = [], 0
-    for value, (one, chosen) in variants(subject, settings, over, values).items():
-        done = _recorded(one, chosen, out / folder_name(over, value))
+    for value, (variant, chosen) in variants(subject, settings, over, values).items():
+        done = _recorded(variant, chosen, out / folder_name(over, value))
         if done is not None:
-            costs.append(estimate(one, chosen))
+            costs.append(estimate(variant, chosen))
             recorded += done
     if costs:
         _say(costs, recorded, f" of {counted(len(costs), 'run')}")
@@ -130,18 +130,22 @@ def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
     if not out.exists():
         return 0
     try:
-        found = load_run(out)
+        recorded = load_run(out)
     except RecordError:
         return 0 if out.is_dir() and not any(out.iterdir()) else None
-    another = found.run.spec.newest != describe(subject, settings)
-    return None if another or len(found.records) == found.run.units else len(found.records)
+    is_other_evaluation = recorded.run.spec.newest != describe(subject, settings)
+    return (
+        None
+        if is_other_evaluation or len(recorded.records) == recorded.run.units
+        else len(recorded.records)
+    )
 
 
 def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
     largest = max(costs, key=lambda cost: cost.seconds)
-    each = ", ".join(
-        f"{name} {found.relative:.0f}x"
-        for name, found in largest.defenses.items()
+    costs_per_answer = ", ".join(
+        f"{name} {defense.relative:.0f}x"
+        for name, defense in largest.defenses.items()
         if name != "static"
     )
     least, most = sum(cost.least for cost in costs), sum(cost.seconds for cost in costs)
@@ -150,14 +154,14 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
         f"At most about {between(least, most)} and {size / 1e6:.0f} MB, for "
         f"{counted(sum(cost.units for cost in costs), 'unit')}{runs}"
         + (f", {done} of which are recorded already" if done else "")
-        + (f"; one answer in static forwards: {each}." if each else "."),
+        + (f"; one answer in static forwards: {costs_per_answer}." if costs_per_answer else "."),
         soft_wrap=True,
         markup=False,
     )
 
 
 @contextmanager
-def progress() -> Iterator["_Report"]:
+def progress() -> Iterator["_RunReport"]:
     """Show how far evaluations are: a bar, or a line a unit where nobody watches."""
     columns = (
         TextColumn("{task.description}"),
@@ -167,10 +171,10 @@ def progress() -> Iterator["_Report"]:
         TextColumn("{task.fields[left]}  {task.fields[robust]}"),
     )
     with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as bar:
-        yield _Report(bar)
+        yield _RunReport(bar)
 
 
-class _Report:
+class _RunReport:
     """Draws the state of a run; where nobody watches, prints a line a unit instead."""
 
     def __init__(self, bar: Progress) -> None:
@@ -183,20 +187,20 @@ class _Report:
         doing = f"{where} done".strip()
         if unit is not None:
             doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
-        left = ""
+        time_left = ""
         if unit is not None and state.least is not None and state.remaining is not None:
-            left = f"about {between(state.least, state.remaining)} left"
+            time_left = f"about {between(state.least, state.remaining)} left"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,
             description=doing,
             completed=state.share,
-            left=left,
+            left=time_left,
             robust=f"robust: {robust}" if robust else "",
         )
         if not ERR.is_terminal and doing != self._unit:
             self._unit = doing
-            line = f"[{state.done}/{state.total}] {doing}  {left}".rstrip()
+            line = f"[{state.done}/{state.total}] {doing}  {time_left}".rstrip()
             ERR.print(line, markup=False, soft_wrap=True)
 
 

@@ -73,8 +73,8 @@ def serve_command(
     deadline: Annotated[
         float | None,
         typer.Option(
-            help="Seconds in which to answer, with fewer steps if need be, whoever names no "
-            "deadline. By default all steps are taken.",
+            help="Seconds in which to answer a request without a deadline of its own, with fewer "
+            "steps if need be. By default all steps are taken.",
             rich_help_panel=_LIMITS,
         ),
     ] = _DEFAULT.deadline,
@@ -173,8 +173,8 @@ def _options(**values: object) -> ServerOptions:
     try:
         return ServerOptions.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        problem = error.errors(include_url=False)[0]
         # By option: limits are options of their own, a shape is one whatever part is at fault.
-        names = [str(part) for part in first["loc"] if part != "limits"]
-        where = f"--{names[0].replace('_', '-')}" if names else "options"
-        raise ConfigError(f"{where}: {first['msg']}, got {first['input']!r}.") from None
+        names = [str(part) for part in problem["loc"] if part != "limits"]
+        option = f"--{names[0].replace('_', '-')}" if names else "options"
+        raise ConfigError(f"{option}: {problem['msg']}, got {problem['input']!r}.") from None

@@ -18,10 +18,10 @@ def show(result: EvaluationResult, out: str) -> None:
     """Print the table of a result, every raised flag, what it does not show, and where it lies."""
     spec = result.spec
     flags = of_one(result)
-    found = headline(result, flags)
+    table = headline(result, flags)
     attacked = f"{result.samples} of {spec.dataset.name}, {counted(result.batches, 'batch')}"
-    titles = ["defense", *(each.title for each in found.columns)]
-    by_defense = [_column(row, found.columns) for row in found.rows]
+    titles = ["defense", *(column.title for column in table.columns)]
+    by_defense = [_column(row, table.columns) for row in table.rows]
     # A column for each defense: they are few, and what is submitted to them may be much.
     header, *rows = zip(map(escape, titles), *by_defense, strict=True)
     print_table(
@@ -37,14 +37,16 @@ def show(result: EvaluationResult, out: str) -> None:
             f"[bold]Partial:[/] {result.units_done} of {counted(result.units_planned, 'unit')}."
         )
     for flag in flags.all:
-        by = ", ".join(flag.raised_by)
-        OUT.print(one_line(f"({flag.letter}) {by}: {flag.sentence}"), markup=False, soft_wrap=True)
-    _explain(result, mixed=found.has(BYSTANDERS))
+        raised_by = ", ".join(flag.raised_by)
+        OUT.print(
+            one_line(f"({flag.letter}) {raised_by}: {flag.sentence}"), markup=False, soft_wrap=True
+        )
+    _explain(result, mixed=table.has(BYSTANDERS))
     OUT.print(f"Records: {out}    Result: {out}/result.json", markup=False, soft_wrap=True)
 
 
 def _column(row: Row, columns: Sequence[Column]) -> list[str]:
-    cells = (_cell(each.key, row.cells[each.key]) for each in columns)
+    cells = (_cell(column.key, row.cells[column.key]) for column in columns)
     return [escape(row.defense) + escape(_marks(row.marks)), *map(escape, cells)]
 
 

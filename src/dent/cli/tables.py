@@ -100,8 +100,8 @@ def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json
 
 
 def _cost(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> PlanCost:
-    left = undone(plans, lambda run: _is_done(folder, run))
-    return plan_cost(left, timed)
+    remaining = undone(plans, lambda run: _is_done(folder, run))
+    return plan_cost(remaining, timed)
 
 
 def _time(cost: PlanCost) -> str:
@@ -159,12 +159,16 @@ def show(plan: PaperPlan, result: TableResult) -> None:
     title = f"{result.source}: {result.title}"
     print_table(escape(title), ("cell", "paper", "measured [95%]", "flags"), rows)
     judged = [
-        (escape(" > ".join(each.cells)), each.ruling, escape(told(each)))
-        for each in result.judgements
-        if each.as_in is None
+        (escape(" > ".join(judgement.cells)), judgement.ruling, escape(told(judgement)))
+        for judgement in result.judgements
+        if judgement.as_in is None
     ]
     if judged:
         print_table("Claims", ("cells", "ruling", "measured"), judged)
-    for each in result.suite:
-        if each.as_in is None:
-            OUT.print(f"Dynamic suite, {each.cell}: {each.sentence}", markup=False, soft_wrap=True)
+    for suite_result in result.suite:
+        if suite_result.as_in is None:
+            OUT.print(
+                f"Dynamic suite, {suite_result.cell}: {suite_result.sentence}",
+                markup=False,
+                soft_wrap=True,
+            )

@@ -29,11 +29,11 @@ def line(run: RunSummary) -> None:
             OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
 
 
-def story(told: SampleStory) -> None:
+def story(sample: SampleStory) -> None:
     """Print what every attack did to one sample."""
     rows = [
         (
-            escape(each.defense),
+            escape(defense.defense),
             " ".join(filter(None, (answer.kind, answer.attack))),
             str(answer.batch),
             "yes" if answer.attacked else "no",
@@ -41,12 +41,12 @@ def story(told: SampleStory) -> None:
             "right" if answer.correct else "wrong",
             "" if answer.claimed is None else ("fell" if answer.claimed else "stands"),
         )
-        for each in told.defenses
-        for answer in each.answers
+        for defense in sample.defenses
+        for answer in defense.answers
     ]
-    title = f"Sample {told.sample}, a {told.label_name}"
+    title = f"Sample {sample.sample}, a {sample.label_name}"
     columns = ("defense", "submitted", "batch", "perturbed", "served", "is", "attack's claim")
     print_table(title, columns, rows)
-    for each in told.defenses:
-        if each.flags:
-            OUT.print(f"(!) {one_line(each.defense)}: {', '.join(each.flags)}", markup=False)
+    for defense in sample.defenses:
+        if defense.flags:
+            OUT.print(f"(!) {one_line(defense.defense)}: {', '.join(defense.flags)}", markup=False)

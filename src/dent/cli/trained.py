@@ -55,9 +55,11 @@ def show(result: TrainingResult, card: Path) -> None:
     )
     if result.stopped:
         OUT.print(f"(!) Stopped by {result.stopped}", markup=False, soft_wrap=True)
-    for found in json.loads(card.read_text())["accuracies"]:
-        attack = f"{found['attack']} at {found['threat']}" if found["attack"] else "natural"
-        OUT.print(f"  {attack}: {share(found)}")
+    for accuracy in json.loads(card.read_text())["accuracies"]:
+        attack = (
+            f"{accuracy['attack']} at {accuracy['threat']}" if accuracy["attack"] else "natural"
+        )
+        OUT.print(f"  {attack}: {share(accuracy)}")
     OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
     OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
 
@@ -71,7 +73,7 @@ def _accuracy(line: dict[str, object]) -> str:
 
 
 @contextmanager
-def bar(recipe: Recipe) -> Iterator["_Report"]:
+def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
     """Show how far a training is: a bar, or lines where nobody watches."""
     columns = (
         TextColumn("{task.description}"),
@@ -79,13 +81,13 @@ def bar(recipe: Recipe) -> Iterator["_Report"]:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.fields[found]}"),
+        TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as drawn:
-        yield _Report(drawn, recipe)
+    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as progress:
+        yield _TrainingReport(progress, recipe)
 
 
-class _Report:
+class _TrainingReport:
     """Draws the state of a training; where nobody watches, prints lines instead.
 
     One at the start, one after each epoch, and one a minute in between.
@@ -93,28 +95,28 @@ class _Report:
 
     def __init__(self, bar: Progress, recipe: Recipe) -> None:
         self._bar, self._recipe = bar, recipe
-        self._task = bar.add_task("starting", total=None, found="")
+        self._task = bar.add_task("starting", total=None, figures="")
         self._watched: object = None
         self._said: float | None = None
 
     def __call__(self, state: TrainingProgress) -> None:
-        found = f"loss {state.loss:.3f}"
+        figures = f"loss {state.loss:.3f}"
         if state.watched is not None:
             total = state.watched.total
-            found += f", natural {percent(state.watched.natural / total)}"
+            figures += f", natural {percent(state.watched.natural / total)}"
             if self._recipe.threat:
-                found += f", PGD {percent(state.watched.robust / total)}"
+                figures += f", PGD {percent(state.watched.robust / total)}"
         self._bar.update(
             self._task,
             description=f"epoch {state.epoch}/{state.epochs}",
             completed=state.step,
             total=state.steps,
-            found=found,
+            figures=figures,
         )
         if not ERR.is_terminal and (state.watched is not self._watched or self._silent()):
             self._watched, self._said = state.watched, time.monotonic()
-            where = f"[{state.step}/{state.steps}] epoch {state.epoch}/{state.epochs}"
-            ERR.print(f"{where}, {found}", markup=False, soft_wrap=True)
+            position = f"[{state.step}/{state.steps}] epoch {state.epoch}/{state.epochs}"
+            ERR.print(f"{position}, {figures}", markup=False, soft_wrap=True)
 
     def _silent(self) -> bool:
         """Whether nothing was said yet, or not for a minute."""
