@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dent.evaluation.results.intervals import of_median, tango
 from dent.paper.claims import compare, judge
 from dent.paper.load import read_spec
-from dent.paper.measure import Measured, of_numbers
+from dent.paper.measure import MeasuredCell, of_numbers
 from dent.paper.results import Judgement
 from dent.paper.spec import Claim, Table
 from tests.paper.conftest import TABLE
@@ -20,10 +20,10 @@ from tests.paper.conftest import TABLE
 CELLS = ("small/dent", "small/static")
 
 
-def accuracy(right: list[bool], *, per_batch: int = 4, shared: bool = False) -> Measured:
+def accuracy(right: list[bool], *, per_batch: int = 4, shared: bool = False) -> MeasuredCell:
     where = {at: at // per_batch for at in range(len(right))}
     share = 100 * sum(right) / len(right)
-    return Measured(
+    return MeasuredCell(
         share, (share - 1, share + 1), dict(enumerate(right)), where, shared, (), (), False
     )
 
@@ -40,8 +40,8 @@ UNPRINTED = {
 
 
 def ruled(
-    first: Measured,
-    second: Measured,
+    first: MeasuredCell,
+    second: MeasuredCell,
     kind: str = "higher",
     printed: dict[str, Any] = TABLE,
     **fields: float,
@@ -143,7 +143,7 @@ def test_pairs_are_by_sample_on_what_both_have() -> None:
     first = accuracy([True] * 8 + [False] * 8)
     second = accuracy([False] * 8)
     assert compare(first, second).value == 100
-    nothing = Measured(0.0, None, {99: True}, {99: 0}, False, (), (), False)
+    nothing = MeasuredCell(0.0, None, {99: True}, {99: 0}, False, (), (), False)
     assert compare(first, nothing).interval is None
 
 
@@ -175,7 +175,7 @@ def test_a_single_cell_is_ruled_by_its_interval(
     claim = Claim.model_validate(
         {"id": "c", "says": "So.", "kind": kind, "cells": ["small/static"], **fields}
     )
-    cell = Measured(10.0, interval, {}, {}, False, (10.0,), (), False)
+    cell = MeasuredCell(10.0, interval, {}, {}, False, (10.0,), (), False)
     table = read_spec(Table, "tiny", TABLE)
     found = judge(table, claim, ("small/static",), {"small/static": cell}, "×")
     assert (found.ruling, found.published) == (ruling, 10.0)

@@ -1,4 +1,4 @@
-"""Hold a claim against the records: reproduced, not reproduced, or cannot be told."""
+"""Judge a claim by the records: reproduced, not reproduced, or cannot be told."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import median
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.intervals import of_median
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
-from dent.paper.measure import Interval, Measured
+from dent.paper.measure import Interval, MeasuredCell
 from dent.paper.results import Judgement, Ruling, Unit
 from dent.paper.spec import Claim, Table
 
@@ -33,34 +33,38 @@ class Compared:
 
 
 def judge(
-    table: Table, claim: Claim, cells: tuple[str, ...], found: Mapping[str, Measured], unit: Unit
+    table: Table,
+    claim: Claim,
+    cells: tuple[str, ...],
+    measured: Mapping[str, MeasuredCell],
+    unit: Unit,
 ) -> Judgement:
     """Judge a claim about one pair of cells, or one cell.
 
-    A pair is compared by sample, on the samples that both cells have; a difference is taken in the
-    direction in which the claim has it. Nothing is told from an interval that takes members of one
-    batch for independent where they are not.
+    A pair is compared by sample, on the samples that both cells have. The difference has the
+    direction of the claim. An interval that ignores the dependence of members of one batch decides
+    nothing.
 
     Args:
         table: The table.
         claim: The claim.
         cells: The pair, or the cell.
-        found: What was measured, by cell.
-        unit: Of the cells.
+        measured: What was measured, by cell.
+        unit: The unit of the cells.
     """
     published = _published(table, claim, cells)
-    if any(cell not in found for cell in cells):
+    if any(cell not in measured for cell in cells):
         return _judgement(claim, cells, published, None, unit, "not measured", "Not measured.")
     if len(cells) == 1:
-        compared = _single(found[cells[0]])
+        compared = _single(measured[cells[0]])
     else:
-        compared = compare(found[cells[0]], found[cells[1]])
+        compared = compare(measured[cells[0]], measured[cells[1]])
     ruling, sentence = _rule(claim, published, compared, unit)
     return _judgement(claim, cells, published, compared, unit, ruling, sentence)
 
 
-def compare(first: Measured, second: Measured) -> Compared:
-    """The first less the second, paired by sample, or by batch where they are no accuracies."""
+def compare(first: MeasuredCell, second: MeasuredCell) -> Compared:
+    """Return the first less the second, paired by sample; by batch if they are not accuracies."""
     if first.right and second.right:
         return _by_sample(first, second)
     differences = [a - b for a, b in zip(first.numbers, second.numbers, strict=False)]
@@ -69,32 +73,32 @@ def compare(first: Measured, second: Measured) -> Compared:
     return Compared(median(differences), interval, method, few=interval is None)
 
 
-def _by_sample(first: Measured, second: Measured) -> Compared:
-    common = [at for at in first.right if at in second.right]
-    shared = [each for each in (first, second) if each.shared]
-    # Members of a larger batch share more: its batches are what may be drawn anew.
-    ways = [{at: each.batch[at] for at in common} for each in shared or (first,)]
+def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
+    common = [sample for sample in first.right if sample in second.right]
+    shared = [cell for cell in (first, second) if cell.shared]
+    # Members of a larger batch share more, so the bootstrap is over the larger batches.
+    ways = [{sample: cell.batch[sample] for sample in common} for cell in shared or (first,)]
     coarse = min(ways, key=lambda way: len(set(way.values())))
     ours: dict[int, tuple[bool, ...]] = {}
     theirs: dict[int, tuple[bool, ...]] = {}
-    for at in common:
-        ours[coarse[at]] = (*ours.get(coarse[at], ()), first.right[at])
-        theirs[coarse[at]] = (*theirs.get(coarse[at], ()), second.right[at])
-    found = paired(ours, theirs, not shared, True, seed_of(0, "paper", len(common)))
-    if found.value is None or found.interval is None:
+    for sample in common:
+        ours[coarse[sample]] = (*ours.get(coarse[sample], ()), first.right[sample])
+        theirs[coarse[sample]] = (*theirs.get(coarse[sample], ()), second.right[sample])
+    difference = paired(ours, theirs, not shared, True, seed_of(0, "paper", len(common)))
+    if difference.value is None or difference.interval is None:
         return Compared(0.0, None, "no sample in common", few=True)
-    low, high = found.interval
+    low, high = difference.interval
     return Compared(
-        100 * found.value,
+        100 * difference.value,
         (100 * low, 100 * high),
-        f"{found.method}, assuming {found.assumes}",
+        f"{difference.method}, assuming {difference.assumes}",
         few=bool(shared) and len(ours) < MIN_CLUSTERS,
     )
 
 
-def _single(found: Measured) -> Compared:
-    method = "Wilson" if found.right else "order statistics"
-    return Compared(found.value, found.interval, method, few=found.interval is None)
+def _single(cell: MeasuredCell) -> Compared:
+    method = "Wilson" if cell.right else "order statistics"
+    return Compared(cell.value, cell.interval, method, few=cell.interval is None)
 
 
 def _published(table: Table, claim: Claim, cells: tuple[str, ...]) -> float | None:
@@ -113,36 +117,36 @@ def _rule(
     if compared.interval is None:
         return "cannot be told", "Too few values for an interval."
     low, high = compared.interval
-    inside, outside, wanted = _sides(claim, published, low, high, unit)
+    inside, outside, claimed = _sides(claim, published, low, high, unit)
     if compared.few and (inside or outside):
         return "cannot be told", (
-            f"{wanted} Members of a batch share an adaptation, and the batches are too few for an "
+            f"{claimed} Members of a batch share an adaptation, and the batches are too few for an "
             f"interval that allows for it: it takes {MIN_CLUSTERS}."
         )
     if inside:
-        return "reproduced", f"{wanted} The interval says so."
+        return "reproduced", f"{claimed} The interval says so."
     if outside:
-        why = "The interval rules it out."
+        reason = "The interval rules it out."
         if claim.kind == "higher" and low > 0:
-            why = "The direction is the paper's, but the whole interval lies below."
-        return "not reproduced", f"{wanted} {why}"
-    return "cannot be told", f"{wanted} The interval allows for both."
+            reason = "The direction is the paper's, but the whole interval lies below."
+        return "not reproduced", f"{claimed} {reason}"
+    return "cannot be told", f"{claimed} The interval allows for both."
 
 
 def _sides(
     claim: Claim, published: float | None, low: float, high: float, unit: Unit
 ) -> tuple[bool, bool, str]:
-    """Whether the interval lies inside what is claimed, or outside; and what that is, in words."""
+    """Return whether the interval lies inside the claim, or outside, and the claim in words."""
     within = claim.within or 0.0
     points = {"%": "points", "×": "static forwards", "s": "s"}.get(unit, unit)
     if claim.kind == "higher":
-        least = max(_ROUGHLY * (published or 0.0), 0.0)
-        if not least:
+        lowest = max(_ROUGHLY * (published or 0.0), 0.0)
+        if not lowest:
             return low > 0, high <= 0, "Claimed: above 0."
         return (
-            low > 0 and high >= least,
-            high < least,
-            f"Claimed: above 0, and roughly {published:.4g} {points}, at least {least:.4g}.",
+            low > 0 and high >= lowest,
+            high < lowest,
+            f"Claimed: above 0, and roughly {published:.4g} {points}, at least {lowest:.4g}.",
         )
     if claim.kind == "about":
         inside, outside = -within <= low and high <= within, high < -within or low > within
@@ -153,9 +157,13 @@ def _sides(
         bound = claim.bound or 0.0
         return high <= bound, low > bound, f"Claimed: at most {bound:g}{unit}."
     factor, middle = claim.factor or 1.0, published or 0.0
-    least, most = middle / factor, middle * factor
-    inside, outside = least <= low and high <= most, high < least or low > most
-    return inside, outside, f"Claimed: {middle:g}{unit}, {least:.3g} to {most:.3g} taken for that."
+    lowest, highest = middle / factor, middle * factor
+    inside, outside = lowest <= low and high <= highest, high < lowest or low > highest
+    return (
+        inside,
+        outside,
+        f"Claimed: {middle:g}{unit}, {lowest:.3g} to {highest:.3g} taken for that.",
+    )
 
 
 def _judgement(

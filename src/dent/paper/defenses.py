@@ -28,14 +28,14 @@ def parse_defense(text: str) -> DentConfig:
         raise ConfigError(f"defense {text!r}: no preset {name!r}, only {', '.join(CONFIGS)}")
     fields = CONFIGS[name].to_dict()
     for word in words:
-        key, equals, written = word.partition("=")
+        key, equals, value = word.partition("=")
         outer, dot, inner = key.partition(".")
-        if not (equals and written):
+        if not (equals and value):
             raise ConfigError(f"defense {text!r}: expected FIELD=VALUE, got {word!r}")
         if dot and not isinstance(fields.get(outer), dict):
             raise ConfigError(f"defense {text!r}: {name} has no {outer}, so no {key}")
         place = fields[outer] if dot else fields
-        place[inner if dot else key] = _value(written)
+        place[inner if dot else key] = _value(value)
     try:
         return DentConfig.from_dict(fields)
     except ConfigError as error:
@@ -47,8 +47,8 @@ def defense_name(config: DentConfig) -> str:
 
     A preset has its own name: `dent+`. Others: `dent_steps-10_statistics-test`.
     """
-    for name, known in CONFIGS.items():
-        if known == config:
+    for name, preset in CONFIGS.items():
+        if preset == config:
             return name
     flat = _flat(config)
     changes = {name: _changes(_flat(CONFIGS[name]), flat) for name in _NEAREST}
@@ -68,9 +68,11 @@ def _flat(config: DentConfig) -> dict[str, str]:
 
 
 def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
-    gone = {key.partition(".")[0]: _GONE for key in before.keys() - after.keys() if "." in key}
-    return gone | {
-        key: value for key, value in after.items() if before.get(key) != value and key not in gone
+    removed = {key.partition(".")[0]: _GONE for key in before.keys() - after.keys() if "." in key}
+    return removed | {
+        key: value
+        for key, value in after.items()
+        if before.get(key) != value and key not in removed
     }
 
 
@@ -78,10 +80,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value).replace(" ", "")
 
 
-def _value(written: str) -> Any:
-    if written == "none":
+def _value(text: str) -> Any:
+    if text == "none":
         return None
     try:
-        return json.loads(written)
+        return json.loads(text)
     except ValueError:
-        return written
+        return text

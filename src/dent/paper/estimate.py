@@ -1,4 +1,4 @@
-"""What tables will take, before they start: counted, and timed by one forward of each model."""
+"""Estimate the cost of tables before they run: count forwards, and time one per model."""
 
 import math
 import time
@@ -26,7 +26,7 @@ _PIXELS: Final = {"imagenet-288": 288}
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What is still to be done, at most: attacks stop early where members fall.
+    """An upper bound of the work that is left: attacks stop early when members are fooled.
 
     Attributes:
         runs: Evaluations.
@@ -44,31 +44,31 @@ class PlanCost:
 def plan_cost(
     runs: Iterable[PlannedRun], timer: Callable[[Chosen], float | None] | None = None
 ) -> PlanCost:
-    """Count what runs take.
+    """Add up the cost of runs.
 
     Args:
         runs: The evaluations, each once.
-        timer: Seconds of a forward of one image of a model, or None where that cannot be told; by
-            default nothing is timed.
+        timer: Returns the seconds of a model's forward of one image, or None if they cannot be
+            measured. By default nothing is timed.
     """
     count, forwards, seconds = 0, 0.0, 0.0
     missing: dict[str, None] = {}
     for run in runs:
         count += 1
-        needed = forwards_of(run)
-        forwards += needed
-        one = None if timer is None else timer(run.model)
-        if one is None:
+        run_forwards = forwards_of(run)
+        forwards += run_forwards
+        seconds_per_forward = None if timer is None else timer(run.model)
+        if seconds_per_forward is None:
             missing[run.model.stands_for or run.model.name] = None
         else:
-            seconds += one * needed
+            seconds += seconds_per_forward * run_forwards
     return PlanCost(count, forwards, None if missing else seconds, tuple(missing))
 
 
 def forwards_of(run: PlannedRun) -> float:
-    """Static forwards of one image that a run amounts to, at most.
+    """Return the cost of a run in static forwards of one image, at most.
 
-    An answer with k steps is 1 + 2.5 k forwards, a gradient two more.
+    An answer with k steps takes 1 + 2.5 k forwards, and a gradient two more.
     """
     total = _of_defense(run, None)
     if run.defense is not None:
@@ -77,23 +77,26 @@ def forwards_of(run: PlannedRun) -> float:
 
 
 def profile_forwards(plan: PaperPlan) -> float:
-    """Forwards of one image of the profiled model that a table of computation amounts to."""
+    """Return the cost of a table of computation in forwards of one image of its model."""
     if plan.profile is None:
         return 0.0
     steps = [DentConfig.from_dict(values).steps for values in plan.profiled.values()]
-    once = sum(1 + _STEP * count for count in steps)
+    forwards = sum(1 + _STEP * count for count in steps)
     rounds = 2 + plan.profile.rounds  # one with the trial, one to count operations
-    return plan.profile.batch_size * rounds * once
+    return plan.profile.batch_size * rounds * forwards
 
 
 def timer(device: torch.device) -> Callable[[Chosen], float | None]:
-    """Time each model once, if it is here: the fastest of three forwards, per image."""
-    known: dict[Chosen, float | None] = {}
+    """Return a function that times a model that is here: the fastest of three forwards, per image.
+
+    It times each model once.
+    """
+    timings: dict[Chosen, float | None] = {}
 
     def timed(chosen: Chosen) -> float | None:
-        if chosen not in known:
-            known[chosen] = _time(chosen, device) if _is_here(chosen) else None
-        return known[chosen]
+        if chosen not in timings:
+            timings[chosen] = _time(chosen, device) if _is_here(chosen) else None
+        return timings[chosen]
 
     return timed
 
@@ -101,7 +104,7 @@ def timer(device: torch.device) -> Callable[[Chosen], float | None]:
 def undone(
     plans: Iterable[PaperPlan], done: Callable[[PlannedRun], bool]
 ) -> tuple[PlannedRun, ...]:
-    """The evaluations of several tables, each once, less those that are done."""
+    """Return the evaluations of several tables that are not done yet, each once."""
     runs = dict.fromkeys(run for plan in plans for run in plan.runs())
     return tuple(run for run in runs if not done(run))
 
@@ -139,7 +142,7 @@ def _of_defense(run: PlannedRun, defense: DentConfig | None) -> float:
 
 
 def _of_attack(run: PlannedRun, attack: Attack, answer: float, batches: int) -> float:
-    """Forwards of a batch that an attack takes over all batches."""
+    """Return the forwards of a batch that an attack takes over all batches."""
     classes = _CLASSES.get(run.model.dataset, 10)
     sized = attack.sized(run.batch_size)
     published = getattr(sized, "protocol", "") == "published"

@@ -57,8 +57,8 @@ def load_roles() -> dict[str, Role]:
     Raises:
         ConfigError: models.toml has an unknown key.
     """
-    known = _read("models.toml")
-    return {name: read_spec(Role, f"models.toml, {name}", known[name]) for name in known}
+    roles = _read("models.toml")
+    return {name: read_spec(Role, f"models.toml, {name}", roles[name]) for name in roles}
 
 
 def read_spec(kind: type[_Kind], where: str, values: dict[str, Any]) -> _Kind:
@@ -71,8 +71,10 @@ def read_spec(kind: type[_Kind], where: str, values: dict[str, Any]) -> _Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        at = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{where}: {at + ': ' if at else ''}{problem['msg']}") from error
+        location = ".".join(map(str, problem["loc"]))
+        raise ConfigError(
+            f"{where}: {location + ': ' if location else ''}{problem['msg']}"
+        ) from error
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -21,16 +21,16 @@ _SAMPLES: Final = 100.0  # percent
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCell:
     """What was measured for a cell.
 
     Attributes:
         value: The figure, in the unit of the published one: percent, static forwards, seconds.
-        interval: Of it, at 95%; None where there are too few values for one.
-        right: Of an accuracy, by sample id, whether it was right; empty otherwise.
-        batch: By sample id, the batch it was served in.
-        shared: Whether the members of a batch share their luck.
-        numbers: Of what is no accuracy, the single values, by batch or round.
+        interval: Its 95% interval; None if there are too few values for one.
+        right: For an accuracy, whether each sample was right, by sample id; empty otherwise.
+        batch: By sample id, the batch of the sample.
+        shared: Whether the members of a batch depend on each other.
+        numbers: For other measures, the single values by batch or round.
         flags: Diagnostics that the defense, or the run, raised.
         partial: Whether batches are missing.
     """
@@ -45,62 +45,63 @@ class Measured:
     partial: bool
 
 
-def measure(planned: PlannedCell, recorded: RecordedRun) -> Measured | None:
-    """Read a cell off its run; None where no batch is whole yet.
+def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
+    """Read a cell from its run; None if no batch has all of its records yet.
 
-    `robust` counts what the defense serves after the attack, in the worst case over the attacks
-    that the cell counts: by sample, or by batch where the defense depends on it. What AutoAttack
-    ran as it ships is counted as it counts, by its own claims, which is what the paper printed.
+    `robust` is the worst case over the attacks that the cell counts: per sample, or per batch for a
+    batch-dependent defense. AutoAttack as it ships is counted by its own claims, as in the paper.
     """
     run = planned.run
     if run is None:
         return None
     spec, batches = recorded.run.spec, recorded.plan
     scores = score(spec, batches, recorded.records)[run.defense_name]
-    found = recorded.result.defenses[run.defense_name]
-    what = planned.cell.measure
-    if what in ("robust", "natural", "transfer"):
-        rights = _rights(planned, scores, batches, by_sample(found.dependence))
-        return _accuracy(rights, batches, found, recorded)
+    defense = recorded.result.defenses[run.defense_name]
+    quantity = planned.cell.measure
+    if quantity in ("robust", "natural", "transfer"):
+        rights = _rights(planned, scores, batches, by_sample(defense.dependence))
+        return _accuracy(rights, batches, defense, recorded)
     natural = scores.records["natural"]
-    if what == "relative-time":
+    if quantity == "relative-time":
         pairs = [(record.timing.serve, record.timing.static) for record in natural]
-        numbers = [own / static for own, static in pairs if static]
+        numbers = [seconds / static for seconds, static in pairs if static]
         if run.defense_name == STATIC:  # its own yardstick: it was not timed twice
             numbers = [1.0 for _ in natural]
     else:
         numbers = _sigmas(planned, natural)
-    return of_numbers(numbers, _flags(found, recorded), recorded.result.status == "partial")
+    return of_numbers(numbers, _flags(defense, recorded), recorded.result.status == "partial")
 
 
-def of_profile(planned: PlannedCell, record: ProfileRecord, rounds: int) -> Measured | None:
-    """Read a cell off a profile; None where its column was not profiled."""
+def of_profile(planned: PlannedCell, record: ProfileRecord, rounds: int) -> MeasuredCell | None:
+    """Read a cell from a profile; None if its column was not profiled."""
     _, _, column = planned.cell.key.partition("/")
     if column not in record.flops or not record.seconds:
         return None
-    first = min(record.flops.values())
+    fewest = min(record.flops.values())
     numbers = {
         "gflops": [record.flops[column] / 1e9],
-        "relative-flops": [record.flops[column] / first],
+        "relative-flops": [record.flops[column] / fewest],
         "seconds": [round_[column] for round_ in record.seconds],
         "relative-time": [_ratio(round_, column) for round_ in record.seconds],
     }[planned.cell.measure]
     if planned.cell.measure in ("gflops", "relative-flops"):  # a count, the same at every time
-        return Measured(numbers[0], (numbers[0], numbers[0]), {}, {}, False, numbers, (), False)
+        return MeasuredCell(numbers[0], (numbers[0], numbers[0]), {}, {}, False, numbers, (), False)
     return of_numbers(numbers, (), len(record.seconds) < rounds)
 
 
-def of_numbers(numbers: Sequence[float], flags: tuple[str, ...], partial: bool) -> Measured | None:
-    """A median with its interval; None where there are no numbers."""
+def of_numbers(
+    numbers: Sequence[float], flags: tuple[str, ...], partial: bool
+) -> MeasuredCell | None:
+    """Return a median with its interval; None if there are no numbers."""
     if not numbers:
         return None
-    return Measured(
+    return MeasuredCell(
         median(numbers), of_median(numbers), {}, {}, False, tuple(numbers), flags, partial
     )
 
 
 def _sigmas(planned: PlannedCell, natural: Sequence[UnitRecord]) -> list[float]:
-    """Batch by batch, where sigma begins, which the configuration says, or where it ends."""
+    """Return sigma by batch: before adaptation (from the configuration) or after it."""
     smoothing = planned.cell.defense.smoothing
     ends = [record.trace.sigma[0] for record in natural if record.trace.sigma]
     if planned.cell.measure == "sigma-before" and smoothing is not None:
@@ -109,72 +110,72 @@ def _sigmas(planned: PlannedCell, natural: Sequence[UnitRecord]) -> list[float]:
 
 
 def _ratio(round_: Mapping[str, float], column: str) -> float:
-    """In static forwards of the same round; the column of no steps is the static model."""
+    """Return the time in static forwards of the same round; column `0` is the static model."""
     return round_[column] / round_["0"]
 
 
 def _rights(
     planned: PlannedCell, scores: Scores, batches: Batches, samples: bool
 ) -> dict[int, Rights]:
-    """By batch index, who was right."""
+    """Return by batch index which members were right."""
     if planned.cell.measure == "natural":
-        return {at: piece.attacked for at, piece in scores.submissions["natural"].items()}
+        return {index: piece.attacked for index, piece in scores.submissions["natural"].items()}
     kind = "transfer" if planned.cell.measure == "transfer" else "attack"
     pieces = [scores.submissions["natural"]]
     for attack in planned.attacks:
         name = label(kind, attack)
         claimed = _claimed(scores.records[name], batches) if kind == "attack" else None
         pieces.append(claimed or scores.submissions[name])
-    whole = set.intersection(*(set(piece) for piece in pieces))
-    found = {}
-    for at in sorted(whole):
-        by_name = {str(index): piece[at] for index, piece in enumerate(pieces)}
-        found[at], _ = worst_of_batch(by_name, by_sample=samples or _published(scores, planned))
-    return found
+    complete = set.intersection(*(set(piece) for piece in pieces))
+    rights = {}
+    for batch in sorted(complete):
+        by_name = {str(index): piece[batch] for index, piece in enumerate(pieces)}
+        rights[batch], _ = worst_of_batch(by_name, by_sample=samples or _published(scores, planned))
+    return rights
 
 
 def _published(scores: Scores, planned: PlannedCell) -> bool:
-    """Whether AutoAttack regrouped members: what it counts, it counts by sample."""
+    """Return whether AutoAttack regrouped members; then its worst case is per sample."""
     first = scores.records.get(label("attack", planned.attacks[0]), ())
     return bool(first) and first[0].batch is None
 
 
 def _claimed(records: Sequence[UnitRecord], batches: Batches) -> dict[int, Piece] | None:
-    """By AutoAttack's own word, where it took all batches in one call; None otherwise."""
+    """Return AutoAttack's own claims if it took all batches in one call; None otherwise."""
     if not records or records[0].batch is not None or records[0].claimed is None:
         return None
-    stands = [not fell for fell in records[0].claimed]
-    pieces, begin = {}, 0
+    standing = [not fooled for fooled in records[0].claimed]
+    pieces, start = {}, 0
     for batch in batches.batches:
-        rights = tuple(stands[begin : begin + batch.attacked])
+        rights = tuple(standing[start : start + batch.attacked])
         pieces[batch.index] = Piece(attacked=rights, clean=(), missing=0)
-        begin += batch.attacked
+        start += batch.attacked
     return pieces
 
 
 def _accuracy(
-    rights: Mapping[int, Rights], batches: Batches, found: DefenseResult, recorded: RecordedRun
-) -> Measured | None:
+    rights: Mapping[int, Rights], batches: Batches, defense: DefenseResult, recorded: RecordedRun
+) -> MeasuredCell | None:
     right: dict[int, bool] = {}
-    where: dict[int, int] = {}
+    batch_of: dict[int, int] = {}
     for batch in batches.batches:
         for member, hit in zip(batch.ids, rights.get(batch.index, ()), strict=False):
-            right[member], where[member] = hit > 0.5, batch.index
+            right[member], batch_of[member] = hit > 0.5, batch.index
     if not right:
         return None
     low, high = wilson(sum(right.values()), len(right))
-    return Measured(
+    return MeasuredCell(
         value=_SAMPLES * sum(right.values()) / len(right),
         interval=(_SAMPLES * low, _SAMPLES * high),
         right=right,
-        batch=where,
-        shared=not by_sample(found.dependence),
+        batch=batch_of,
+        shared=not by_sample(defense.dependence),
         numbers=(),
-        flags=_flags(found, recorded),
+        flags=_flags(defense, recorded),
         partial=len(right) < recorded.result.samples,
     )
 
 
-def _flags(found: DefenseResult, recorded: RecordedRun) -> tuple[str, ...]:
-    own = (flag.name for flag in recorded.result.diagnostics if flag.raised)
-    return (*(flag.name for flag in found.raised), *own)
+def _flags(defense: DefenseResult, recorded: RecordedRun) -> tuple[str, ...]:
+    of_run = (flag.name for flag in recorded.result.diagnostics if flag.raised)
+    return (*(flag.name for flag in defense.raised), *of_run)

@@ -15,7 +15,7 @@ from dent.paper.planning import PaperPlan
 from dent.paper.profile import PROFILE
 from dent.paper.results import CellResult, Judgement, Ruling, SuiteResult, TableResult, Unit
 from dent.paper.runner import REPORT
-from dent.paper.spec import Chart as ChartSpec
+from dent.paper.spec import TableChart
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag
 from dent.report.html import environment
@@ -36,7 +36,7 @@ _IN_WORDS: Final[Mapping[Unit, str]] = {
 
 @dataclass(frozen=True)
 class Links:
-    """Where the runs of a page lie, seen from the page.
+    """The links from a page to its runs.
 
     Attributes:
         out: The output folder.
@@ -47,7 +47,7 @@ class Links:
     page: Path
 
     def of(self, run: str | None) -> str | None:
-        """The address of a run's report, or of its record; None where nothing lies there."""
+        """Return the address of a run's report, or of its record; None if there is neither."""
         if run is None:
             return None
         for name in (REPORT, RUN, PROFILE):
@@ -63,11 +63,11 @@ class TablePart:
 
     Attributes:
         plan: The table at its scale.
-        result: What it came to.
-        charts: Its charts, where anything was measured or published.
-        cells: By `row/column`.
-        models: What stands for what, in words.
-        commands: By command, the cells that are read off its run.
+        result: The result of the table.
+        charts: Its charts with any measured or published value.
+        cells: The cells by `row/column`.
+        models: Which model stands for which model of the paper, in words.
+        commands: By command, the cells that are read from its run.
     """
 
     plan: PaperPlan
@@ -79,24 +79,28 @@ class TablePart:
 
     @property
     def rulings(self) -> Mapping[Ruling, int]:
-        """How many claims came out how; the same records count once a claim."""
-        own = Counter(each.ruling for each in self.result.judgements if each.as_in is None)
-        return {ruling: own[ruling] for ruling in RULINGS}
+        """The number of claims by ruling; the same records count once a claim."""
+        counts = Counter(
+            judgement.ruling for judgement in self.result.judgements if judgement.as_in is None
+        )
+        return {ruling: counts[ruling] for ruling in RULINGS}
 
     @property
     def units(self) -> str:
-        """What the differences of its claims are counted in."""
-        units = dict.fromkeys(each.unit for each in self.result.judgements if len(each.cells) > 1)
+        """The units of the differences of its claims, in words."""
+        units = dict.fromkeys(
+            judgement.unit for judgement in self.result.judgements if len(judgement.cells) > 1
+        )
         return " or ".join(_IN_WORDS[unit] for unit in units)
 
     def label(self, key: str) -> str:
-        """A cell, as a reader finds it."""
+        """Return the name of a cell by row and column, as printed in the paper."""
         row, _, column = key.partition("/")
-        rows = {each.id: each for each in self.plan.table.rows}
-        columns = {each.id: each.label for each in self.plan.table.columns}
-        named = rows[row]
-        where = f"{named.group}, {named.label}" if named.group else named.label
-        return f"{where}: {columns[column]}"
+        rows = {table_row.id: table_row for table_row in self.plan.table.rows}
+        columns = {table_column.id: table_column.label for table_column in self.plan.table.columns}
+        table_row = rows[row]
+        row_label = f"{table_row.group}, {table_row.label}" if table_row.group else table_row.label
+        return f"{row_label}: {columns[column]}"
 
 
 def write_page(
@@ -106,7 +110,7 @@ def write_page(
 
     Args:
         plans: The tables.
-        results: What each came to (`summarize`).
+        results: The result of each (`summarize`).
         out: The folder that `run_plans` was given, whose runs the page links to.
         page: The file to write.
 
@@ -126,10 +130,10 @@ def write_page(
 def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: Links) -> str:
     """The page as HTML; see `write_page`."""
     flags = _flags(results)
-    made = environment("dent.paper")
-    made.filters |= {"figure": figure, "range": interval, "signed": signed}
+    templates = environment("dent.paper")
+    templates.filters |= {"figure": figure, "range": interval, "signed": signed}
     parts = [_part(plan, result, flags) for plan, result in zip(plans, results, strict=True)]
-    return made.get_template("paper.html.j2").render(
+    return templates.get_template("paper.html.j2").render(
         parts=parts,
         scale=plans[0].scale,
         links=links,
@@ -147,7 +151,7 @@ def figure(value: float, unit: Unit) -> str:
 
 
 def signed(value: float, unit: Unit) -> str:
-    """A difference, its sign shown: `+15.2`; none where it is 0 as it is written."""
+    """Return a difference with its sign: `+15.2`; without a sign if it rounds to 0."""
     text = format(value, f"+{_PLACES.get(unit, '.4g')}")
     return (text if float(text) else text[1:]).replace("-", MINUS)
 
@@ -156,7 +160,7 @@ def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
     """`[53.1, 70.2]`; empty where there is none."""
     if bounds is None:
         return ""
-    low, high = (format(each, _PLACES.get(unit, ".4g")) for each in bounds)
+    low, high = (format(bound, _PLACES.get(unit, ".4g")) for bound in bounds)
     return f"[{low}, {high}]".replace("-", MINUS)
 
 
@@ -166,7 +170,7 @@ def _part(plan: PaperPlan, result: TableResult, flags: Mapping[str, Flag]) -> Ta
     return TablePart(
         plan=plan,
         result=result,
-        charts=tuple(each for each in charts if each is not None),
+        charts=tuple(drawn for drawn in charts if drawn is not None),
         cells=cells,
         models=tuple(_models(plan)),
         commands=_commands(result.cells, result.suite),
@@ -175,69 +179,76 @@ def _part(plan: PaperPlan, result: TableResult, flags: Mapping[str, Flag]) -> Ta
 
 def _models(plan: PaperPlan) -> Iterable[str]:
     roles = load_roles()
-    known = dict.fromkeys(
+    models = dict.fromkeys(
         (planned.model, planned.cell.model) for planned in plan.cells.values() if planned.model
     )
-    for chosen, role in known:
-        stands = f" stands for {roles[role].paper}" if chosen.stands_for else ""
-        yield f"{chosen.name} on {chosen.dataset}{stands}"
+    for chosen, role in models:
+        stands_for = f" stands for {roles[role].paper}" if chosen.stands_for else ""
+        yield f"{chosen.name} on {chosen.dataset}{stands_for}"
 
 
 def _commands(
     cells: Sequence[CellResult], suite: Sequence[SuiteResult]
 ) -> dict[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
+    cells_by_command: dict[str, list[str]] = {}
     for cell in cells:
         if cell.command is not None:
-            found.setdefault(cell.command, []).append(f"{cell.row}/{cell.column}")
-    for each in suite:
-        found.setdefault(each.command, []).append(f"suite, {each.cell}")
-    return {command: tuple(names) for command, names in found.items()}
+            cells_by_command.setdefault(cell.command, []).append(f"{cell.row}/{cell.column}")
+    for suite_result in suite:
+        cells_by_command.setdefault(suite_result.command, []).append(f"suite, {suite_result.cell}")
+    return {command: tuple(names) for command, names in cells_by_command.items()}
 
 
 def _flags(results: Sequence[TableResult]) -> dict[str, Flag]:
-    """Every raised diagnostic, a letter each, in the order in which a reader meets them."""
+    """Return every raised diagnostic with a letter, in the order of the page."""
     raised: dict[str, dict[str, None]] = {}
     for result in results:
-        met = [(each.flags, each.defense) for each in result.cells]
-        met += [(each.flags, each.defense) for each in result.suite]
-        for names, defense in met:
+        raisers = [(cell.flags, cell.defense) for cell in result.cells]
+        raisers += [(suite_result.flags, suite_result.defense) for suite_result in result.suite]
+        for names, defense in raisers:
             for name in names:
                 raised.setdefault(name, {})[defense] = None
     return {
         name: Flag(
-            letter=ascii_lowercase[at % len(ascii_lowercase)],
+            letter=ascii_lowercase[index % len(ascii_lowercase)],
             name=name,
             sentence="See docs/evaluation/protocol.md, section 5.",
             raised_by=tuple(raised[name]),
         )
-        for at, name in enumerate(raised)
+        for index, name in enumerate(raised)
     }
 
 
 def _chart(
-    plan: PaperPlan, spec: ChartSpec, cells: Mapping[str, CellResult], flags: Mapping[str, Flag]
+    plan: PaperPlan, spec: TableChart, cells: Mapping[str, CellResult], flags: Mapping[str, Flag]
 ) -> Chart | None:
     table, down = plan.table, spec.along == "columns"
     names = {row.id: row.label for row in table.rows}
     names |= {column.id: column.label for column in table.columns}
     groups = {row.id: row.group for row in table.rows}
     lines, places = (spec.rows, spec.columns) if down else (spec.columns, spec.rows)
-    x = spec.x or tuple(float(at) for at in range(len(places)))
-    texts = [f"{at:g}" if spec.x else names[place] for at, place in zip(x, places, strict=True)]
+    x = spec.x or tuple(float(position) for position in range(len(places)))
+    texts = [
+        f"{position:g}" if spec.x else names[place]
+        for position, place in zip(x, places, strict=True)
+    ]
     curves: list[Curve] = []
-    for at, line in enumerate(lines):
+    for index, line in enumerate(lines):
         keys = [f"{line}/{place}" if down else f"{place}/{line}" for place in places]
-        own = [cells[key] for key in keys]
+        line_cells = [cells[key] for key in keys]
         name = ", ".join(filter(None, (groups.get(line), names[line])))
-        marks = [flags[flag] for flag in dict.fromkeys(f for cell in own for f in cell.flags)]
-        measured = _values(x, texts, [(cell.value, cell.interval) for cell in own], own[0].unit)
+        marks = [
+            flags[flag] for flag in dict.fromkeys(f for cell in line_cells for f in cell.flags)
+        ]
+        measured = _values(
+            x, texts, [(cell.value, cell.interval) for cell in line_cells], line_cells[0].unit
+        )
         printed = [(table.cells[key].value, None) for key in keys]
-        published = _values(x, texts, printed, own[0].unit)
+        published = _values(x, texts, printed, line_cells[0].unit)
         if measured:
-            curves.append(Curve(f"{name}, measured", marks, at % COLOURS, False, measured))
+            curves.append(Curve(f"{name}, measured", marks, index % COLOURS, False, measured))
         if published:
-            curves.append(Curve(f"{name}, paper", (), at % COLOURS, True, published))
+            curves.append(Curve(f"{name}, paper", (), index % COLOURS, True, published))
     if not curves:
         return None
     unit = cells[f"{spec.rows[0]}/{spec.columns[0]}"].unit
@@ -256,18 +267,18 @@ def _chart(
 def _values(
     x: Sequence[float],
     texts: Sequence[str],
-    found: Sequence[tuple[float | None, tuple[float, float] | None]],
+    points: Sequence[tuple[float | None, tuple[float, float] | None]],
     unit: Unit,
 ) -> list[Value]:
-    by = 100.0 if unit == "%" else 1.0
+    scale = 100.0 if unit == "%" else 1.0
     return [
         Value(
-            at,
-            value / by,
-            None if bounds is None else (bounds[0] / by, bounds[1] / by),
+            position,
+            value / scale,
+            None if bounds is None else (bounds[0] / scale, bounds[1] / scale),
             f"{text}: {figure(value, unit)} {interval(bounds, unit)}".strip(),
         )
-        for at, text, (value, bounds) in zip(x, texts, found, strict=True)
+        for position, text, (value, bounds) in zip(x, texts, points, strict=True)
         if value is not None
     ]
 
@@ -276,6 +287,6 @@ def told(judgement: Judgement) -> str:
     """A judgement in one line, for a terminal."""
     measured = "not measured"
     if judgement.measured is not None:
-        said = figure if len(judgement.cells) == 1 else signed
-        measured = said(judgement.measured, judgement.unit)
+        write = figure if len(judgement.cells) == 1 else signed
+        measured = write(judgement.measured, judgement.unit)
     return f"{measured} {interval(judgement.interval, judgement.unit)}".strip()

@@ -1,4 +1,4 @@
-"""From a table and a scale to the evaluations that make it."""
+"""Plan the evaluations of a table at a scale."""
 
 import shlex
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from dent.evaluation import Settings
 from dent.paper.defenses import defense_name
 from dent.paper.load import load_roles
 from dent.paper.scales import Chosen, Role, Scale, choose
-from dent.paper.spec import Cell, Profile, Table
+from dent.paper.spec import Profile, Table, TableCell
 from dent.storage.canonical import digest
 from dent.threat import Norm, ThreatModel
 
 STATIC: Final = "static"
 WEIGHTS: Final = Path("runs/train")
-"""Where `dent train` leaves what the paper trained."""
+"""Folder of the weights that `dent train` makes for the paper's models."""
 RUNS: Final = "runs"
 CONFIGURATIONS: Final = "defenses"
 """Folders below the output's."""
@@ -68,14 +68,14 @@ class PlannedRun:
 
     @property
     def folder(self) -> str:
-        """The name of its run folder: readable, and another for every other evaluation."""
+        """The name of its run folder: readable, and unique to the evaluation."""
         chosen = {"name": self.model.name, "dataset": self.model.dataset}
         if self.model.weights is not None:
             chosen["weights"] = str(self.model.weights)
         values = {**asdict(self), "model": chosen}
         values["defense"] = None if self.defense is None else self.defense.to_dict()
-        what = "suite" if self.suite else "paper"
-        words = (self.model.name.rpartition("/")[2], self.norm, self.eps, self.defense_name, what)
+        kind = "suite" if self.suite else "paper"
+        words = (self.model.name.rpartition("/")[2], self.norm, self.eps, self.defense_name, kind)
         readable = "-".join(words).replace("/", "_").replace("+", "plus")
         return f"{readable}-{digest(values)[:10]}"
 
@@ -86,7 +86,7 @@ class PlannedRun:
         return out / CONFIGURATIONS / f"{self.defense_name}.json"
 
     def command(self, out: Path) -> str:
-        """What does, and resumes, the same evaluation."""
+        """Return the command that does, and resumes, the same evaluation."""
         words = ["dent", "evaluate", "--model", self.model.name]
         if self.model.weights is not None:
             words += ["--weights", str(self.model.weights)]
@@ -109,13 +109,13 @@ class PlannedCell:
 
     Attributes:
         cell: The cell.
-        model: What stands for its model; None in a profile.
-        run: The evaluation that it is read off; None where it is not measured.
-        attacks: Of the run's attacks, those that count for this cell.
-        why: Why it is not measured; empty where it is.
+        model: The model that is run for the cell's model; None in a profile.
+        run: The evaluation that the cell is read from; None if it is not measured.
+        attacks: The run's attacks that count for this cell.
+        why: Why the cell is not measured; empty if it is.
     """
 
-    cell: Cell
+    cell: TableCell
     model: Chosen | None
     run: PlannedRun | None
     attacks: tuple[str, ...]
@@ -130,8 +130,8 @@ class PaperPlan:
         table: The table.
         scale: The scale.
         cells: By `row/column`.
-        suites: By defended cell, the run of the dynamic suite beside it.
-        profile: What is profiled at this scale, where the table is one of computation.
+        suites: By defended cell, its run of the dynamic suite.
+        profile: What is profiled at this scale, if the table is one of computation.
     """
 
     table: Table
@@ -141,9 +141,9 @@ class PaperPlan:
     profile: Profile | None
 
     def runs(self) -> tuple[PlannedRun, ...]:
-        """All evaluations, each once: the table's own first, then those of the suite."""
-        own = [cell.run for cell in self.cells.values() if cell.run is not None]
-        return tuple(dict.fromkeys([*own, *self.suites.values()]))
+        """Return all evaluations, each once: the table's own first, then those of the suite."""
+        of_cells = [cell.run for cell in self.cells.values() if cell.run is not None]
+        return tuple(dict.fromkeys([*of_cells, *self.suites.values()]))
 
     @property
     def profile_folder(self) -> str:
@@ -162,7 +162,7 @@ class PaperPlan:
 
 
 def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan:
-    """Lay out a table at a scale; nothing is loaded.
+    """Plan a table at a scale. This loads nothing.
 
     Args:
         table: The table.
@@ -177,10 +177,10 @@ def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan
     changes = scale.of(table.id)
     cells = {}
     for key, cell in table.cells.items():
-        why = ""
+        reason = ""
         if key.partition("/")[2] in changes.leave_out:
-            why = f"left out at scale {scale.id}"
-        cells[key] = _cell(table, scale, cell, roles, weights, why)
+            reason = f"left out at scale {scale.id}"
+        cells[key] = _cell(table, scale, cell, roles, weights, reason)
     suites = {}
     chosen = table.suite.cells if changes.suite is None else changes.suite
     for key in chosen:
@@ -194,19 +194,24 @@ def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan
 
 
 def _cell(
-    table: Table, scale: Scale, cell: Cell, roles: Mapping[str, Role], weights: Path, why: str
+    table: Table,
+    scale: Scale,
+    cell: TableCell,
+    roles: Mapping[str, Role],
+    weights: Path,
+    reason: str,
 ) -> PlannedCell:
     if table.profile is not None:
-        return PlannedCell(cell, None, None, (), why)
+        return PlannedCell(cell, None, None, (), reason)
     model = choose(scale, cell.model, roles, weights)
     if cell.attack not in scale.attacks:
         raise ConfigError(f"{table.id}: scale {scale.id} has no attack {cell.attack!r}")
     parts = scale.attacks[cell.attack]
     for part in (cell.through, cell.only):
         if part is not None and part not in parts:
-            why = why or f"{cell.attack} has no {part} at scale {scale.id}"
-    if why:
-        return PlannedCell(cell, model, None, (), why)
+            reason = reason or f"{cell.attack} has no {part} at scale {scale.id}"
+    if reason:
+        return PlannedCell(cell, model, None, (), reason)
     changes = scale.of(table.id)
     run = PlannedRun(
         model=model,
@@ -222,7 +227,7 @@ def _cell(
     return PlannedCell(cell, model, run, _counted(cell, parts))
 
 
-def _suite(scale: Scale, cell: Cell, model: Chosen) -> PlannedRun:
+def _suite(scale: Scale, cell: TableCell, model: Chosen) -> PlannedRun:
     return PlannedRun(
         model=model,
         defense=cell.defense,
@@ -236,8 +241,8 @@ def _suite(scale: Scale, cell: Cell, model: Chosen) -> PlannedRun:
     )
 
 
-def _counted(cell: Cell, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """The attacks up to `through`, or `only` one, or all."""
+def _counted(cell: TableCell, parts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the attacks up to `through`, or `only` one, or all."""
     if cell.only is not None:
         return (parts[cell.only],)
     names = list(parts)

@@ -1,4 +1,4 @@
-"""Time and operations of an adaptation by steps (Table 14): a record of its own, no accuracy."""
+"""Measure time and operations of an adaptation by steps (Table 14), in a record of its own."""
 
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -83,7 +83,7 @@ def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> Pro
 
 
 def read_profile(path: Path) -> ProfileRecord | None:
-    """What a folder holds; None where nothing was measured yet.
+    """Read the profile of a folder; None if nothing was measured yet.
 
     Raises:
         RecordError: It is damaged.
@@ -112,11 +112,11 @@ def _subjects(
         model = zoo.get_model(profile.model, weights=None, num_classes=profile.classes)
         x = torch.rand(profile.batch_size, 3, profile.size, profile.size).to(device)
     model.to(device).eval()
-    made = {
+    defenses = {
         column: Dent(model, DentConfig.from_dict(values))
         for column, values in plan.profiled.items()
     }
-    return made, x
+    return defenses, x
 
 
 def _seconds(defense: Dent, x: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Keep what was measured where it can be committed: records without their images, and the page."""
+"""Copy measured records without their images, and their page, to a folder to commit."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from dent.paper.summary import summarize
 from dent.storage.disk import writing
 
 _RECORDS = (RUN, PLAN, JOURNAL, PROFILE)
-"""What results are derived from; images and what is derived stay where they are."""
+"""The files that results are derived from. Images and derived files are not copied."""
 
 
 def publish(plans: Sequence[PaperPlan], out: Path, folder: Path) -> Path:
     """Copy the records of tables, some tens of kilobytes a run, and write their page beside them.
 
-    What lies there of an earlier time is replaced. The page can be made again from the copies
-    alone, and names the commands that would fill `out`.
+    Earlier copies are replaced. The page can be made again from the copies alone, and names the
+    commands that would fill `out`.
 
     Args:
         plans: The tables, all at one scale.
@@ -34,21 +34,21 @@ def publish(plans: Sequence[PaperPlan], out: Path, folder: Path) -> Path:
         RecordError: Something cannot be written, or records are damaged.
     """
     scale = plans[0].scale.id
-    kept = folder / scale
-    wanted = {run.folder for plan in plans for run in plan.runs()}
-    wanted |= {plan.profile_folder for plan in plans if plan.profile is not None}
-    if kept.resolve() != out.resolve():
-        with writing(kept):
-            shutil.rmtree(kept / RUNS, ignore_errors=True)
-            for name in sorted(wanted):
-                _copy(out / RUNS / name, kept / RUNS / name)
-    results = [summarize(plan, kept, said=out) for plan in plans]
-    return write_page(plans, results, kept, folder / f"{scale}.html")
+    copies = folder / scale
+    folders = {run.folder for plan in plans for run in plan.runs()}
+    folders |= {plan.profile_folder for plan in plans if plan.profile is not None}
+    if copies.resolve() != out.resolve():
+        with writing(copies):
+            shutil.rmtree(copies / RUNS, ignore_errors=True)
+            for name in sorted(folders):
+                _copy(out / RUNS / name, copies / RUNS / name)
+    results = [summarize(plan, copies, said=out) for plan in plans]
+    return write_page(plans, results, copies, folder / f"{scale}.html")
 
 
 def _copy(run: Path, to: Path) -> None:
-    there = [name for name in _RECORDS if (run / name).is_file()]
-    if there:
+    present = [name for name in _RECORDS if (run / name).is_file()]
+    if present:
         to.mkdir(parents=True)
-    for name in there:
+    for name in present:
         shutil.copyfile(run / name, to / name)

@@ -70,7 +70,7 @@ class Loader:
         return self._model[1]
 
     def subject(self, run: PlannedRun) -> Subject:
-        """What a run evaluates, as `dent evaluate` would make it."""
+        """Return the subject of a run, as `dent evaluate` would make it."""
         model = self.model(run.model)
         attacks = suite("dynamic", run.suite) if run.suite else map(make_from, run.attacks)
         defenses = {} if run.defense is None else {run.defense_name: Dent(model, run.defense)}
@@ -91,10 +91,10 @@ def run_plans(
     *,
     watch: OnRun | None = None,
 ) -> dict[str, str]:
-    """Run all that tables need; what is done already is not done again.
+    """Run all evaluations that tables need and that are not done yet.
 
-    Runs that several tables need are done once. One whose model or images cannot be had is left
-    out, so that the others are not lost.
+    A run that several tables need is done once. A run whose model or images cannot be loaded is
+    skipped, so that the other runs are not lost.
 
     Args:
         plans: The tables.

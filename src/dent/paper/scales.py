@@ -1,4 +1,4 @@
-"""At which scale a table is run, and which model stands for which: data, too."""
+"""The scales of tables, and the models that stand for the paper's, read from data files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from dent.errors import UnknownNameError
 from dent.paper.spec import Profile, Strict
 
 
-class Training(Strict):
+class RoleTraining(Strict):
     """How a model of the paper is made by `dent train`."""
 
     model: str
@@ -28,7 +28,7 @@ class Role(Strict):
     """What the paper calls it."""
     zoo: str | None = None
     """Its name for `dent.models.load`."""
-    train: Training | None = None
+    train: RoleTraining | None = None
     dataset: str
     """A name of `dent.data.load`."""
 
@@ -39,13 +39,13 @@ class Role(Strict):
         return self
 
     def weights(self, folder: Path) -> Path | None:
-        """Where `command` leaves the weights; None for a model of the zoo."""
+        """Return the file of the weights that `command` makes; None for a model of the zoo."""
         if self.train is None:
             return None
         return folder / self._name / "best.safetensors"
 
     def command(self, folder: Path) -> str | None:
-        """What makes the weights; None for a model of the zoo."""
+        """Return the command that makes the weights; None for a model of the zoo."""
         if self.train is None:
             return None
         return (
@@ -57,8 +57,8 @@ class Role(Strict):
     def _name(self) -> str:
         if self.train is None:
             return ""
-        other = "" if self.dataset == "cifar10" else f"-{self.dataset}"
-        return f"{self.train.model}-{self.train.recipe}{other}"
+        suffix = "" if self.dataset == "cifar10" else f"-{self.dataset}"
+        return f"{self.train.model}-{self.train.recipe}{suffix}"
 
 
 class SuiteScale(Strict):
@@ -112,7 +112,7 @@ class Scale(Strict):
     tables: dict[str, TableScale] = Field(default_factory=dict)
 
     def of(self, table: str) -> TableScale:
-        """What it changes for a table."""
+        """Return the scale's changes for a table."""
         return self.tables.get(table, TableScale())
 
 
@@ -121,11 +121,11 @@ class Chosen:
     """The model that is run for one of the paper's.
 
     Attributes:
-        name: For `dent.models.load`.
-        weights: File of weights, where the name is an architecture alone.
-        dataset: Its images.
-        stands_for: What the paper calls the model that it stands for; empty where it is that one.
-        made_by: The command that makes the weights, where that is for the user to do.
+        name: Its name for `dent.models.load`.
+        weights: File of weights, if the name is only an architecture.
+        dataset: Name of its dataset.
+        stands_for: The paper's name of the model that it stands for; empty if it is that model.
+        made_by: The command that makes the weights, if the user has to make them.
     """
 
     name: str
@@ -136,31 +136,33 @@ class Chosen:
 
 
 def choose(scale: Scale, role: str, roles: Mapping[str, Role], folder: Path) -> Chosen:
-    """Which model is run for one of the paper's.
+    """Choose the model that is run for one of the paper's.
 
     Args:
         scale: The scale.
         role: A name of models.toml.
-        roles: All of them.
-        folder: Where trained weights lie.
+        roles: All roles by name.
+        folder: Folder of trained weights.
 
     Raises:
         UnknownNameError: There is no such model, or none of the stand-ins is here.
     """
     if role not in roles:
         raise UnknownNameError(f"models.toml has no {role!r}; it has {', '.join(roles)}")
-    asked = roles[role]
+    wanted_role = roles[role]
     for name in scale.stand_ins.get(role, (role,)):
-        found = roles.get(name)
-        stands_for = "" if name == role else asked.paper
-        if found is not None and found.train is not None:
-            dataset = scale.dataset or found.dataset
-            made_by = found.command(folder)
-            return Chosen(found.train.model, found.weights(folder), dataset, stands_for, made_by)
-        known = found.zoo if found is not None else name
-        if known is not None and known in models.names():
-            dataset = scale.dataset or (found or asked).dataset
-            return Chosen(known, None, dataset, stands_for)
+        candidate = roles.get(name)
+        stands_for = "" if name == role else wanted_role.paper
+        if candidate is not None and candidate.train is not None:
+            dataset = scale.dataset or candidate.dataset
+            made_by = candidate.command(folder)
+            return Chosen(
+                candidate.train.model, candidate.weights(folder), dataset, stands_for, made_by
+            )
+        zoo_name = candidate.zoo if candidate is not None else name
+        if zoo_name is not None and zoo_name in models.names():
+            dataset = scale.dataset or (candidate or wanted_role).dataset
+            return Chosen(zoo_name, None, dataset, stands_for)
     raise UnknownNameError(
         f"scale {scale.id}: none of {', '.join(scale.stand_ins.get(role, (role,)))} is a model of "
         "the zoo or of models.toml"

@@ -1,4 +1,4 @@
-"""A table of the paper as data: what is printed, what each figure is of, and what is claimed."""
+"""A table of the paper as data: its printed figures, their settings, and the paper's claims."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ Kind = Literal["higher", "about", "not-lower", "at-most", "factor"]
 
 
 class Strict(BaseModel):
-    """Frozen, and no key that is not known."""
+    """A frozen model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Fields(Strict):
-    """What a figure is of. Each of a table's defaults, a column and a row gives a part."""
+    """The settings of a figure. A table's defaults, its column and its row each give a part."""
 
     model: str | None = None
     """A name of models.toml."""
@@ -56,7 +56,7 @@ class Fields(Strict):
     """Of the attack's parts, this one alone."""
 
 
-class Column(Fields):
+class TableColumn(Fields):
     """A column of the table."""
 
     id: str
@@ -106,10 +106,15 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needed = {"about": "within", "not-lower": "within", "at-most": "bound", "factor": "factor"}
-        wanted = needed.get(self.kind)
+        field_of_kind = {
+            "about": "within",
+            "not-lower": "within",
+            "at-most": "bound",
+            "factor": "factor",
+        }
+        needed = field_of_kind.get(self.kind)
         for name in ("within", "bound", "factor"):
-            if (getattr(self, name) is not None) != (name == wanted):
+            if (getattr(self, name) is not None) != (name == needed):
                 raise ValueError(f"claim {self.id}: {name} does not go with {self.kind}")
         single = self.kind in ("at-most", "factor")
         if single != bool(self.cells) or single == bool(self.compared()):
@@ -117,7 +122,7 @@ class Claim(Strict):
         return self
 
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """All pairs of cells, the first of each the one that is said to be higher."""
+        """Return all pairs of cells; the first of each is the one that the claim says is higher."""
         if self.pairs or not (self.rows and self.columns):
             return self.pairs
         if self.across == "rows":
@@ -127,7 +132,7 @@ class Claim(Strict):
         return tuple((f"{first}/{column}", f"{second}/{column}") for column in self.columns)
 
 
-class Chart(Strict):
+class TableChart(Strict):
     """A line chart of some of the cells."""
 
     title: str
@@ -166,19 +171,19 @@ class Profile(Strict):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One figure of a table, and all that it is of, at no particular scale.
+class TableCell:
+    """One figure of a table, with the settings that the paper measured it at.
 
     Attributes:
         key: `row/column`.
         published: As printed.
         model: A name of models.toml; empty in a profile.
-        norm: Of the threat model.
-        eps: Its radius as written.
-        defense: The configuration.
-        attack: Which of a scale's attacks.
+        norm: Norm of the threat model.
+        eps: Radius of the threat model, as written.
+        defense: Configuration of the defense.
+        attack: Name of an attack in the scale.
         measure: What is measured.
-        batch_size: The table's own, if it has one.
+        batch_size: Batch size, if the table sets one.
         mix: Share of each batch that is attacked.
         through: See `Fields`.
         only: See `Fields`.
@@ -215,17 +220,17 @@ class Table(Strict):
     notes: tuple[str, ...] = ()
     """What the paper leaves open, and how it was read."""
     defaults: Fields = Fields()
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     rows: tuple[TableRow, ...]
     claims: tuple[Claim, ...] = ()
-    charts: tuple[Chart, ...] = ()
+    charts: tuple[TableChart, ...] = ()
     suite: Suite = Suite(cells=())
     profile: Profile | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for what in (self.columns, self.rows, self.claims):
-            ids = [item.id for item in what]
+        for parts in (self.columns, self.rows, self.claims):
+            ids = [item.id for item in parts]
             if len(set(ids)) < len(ids):
                 raise ValueError(f"{self.id}: an id stands twice among {', '.join(ids)}")
         for row in self.rows:
@@ -235,14 +240,14 @@ class Table(Strict):
                         f"{self.id}: row {row.id} has {len(values)} {name} for "
                         f"{len(self.columns)} columns"
                     )
-        known = set(self.cells)
+        keys = set(self.cells)
         for key in self._named():
-            if key not in known:
+            if key not in keys:
                 raise ValueError(f"{self.id}: there is no cell {key}")
         return self
 
     @cached_property
-    def cells(self) -> Mapping[str, Cell]:
+    def cells(self) -> Mapping[str, TableCell]:
         """All cells by `row/column`, row by row.
 
         Raises:
@@ -250,9 +255,9 @@ class Table(Strict):
             ConfigError: A threat model or a defense is none.
         """
         return {
-            f"{row.id}/{column.id}": self._cell(row, column, at)
+            f"{row.id}/{column.id}": self._cell(row, column, index)
             for row in self.rows
-            for at, column in enumerate(self.columns)
+            for index, column in enumerate(self.columns)
         }
 
     def _named(self) -> Iterator[str]:
@@ -267,17 +272,17 @@ class Table(Strict):
                 for column in chart.columns:
                     yield f"{row}/{column}"
 
-    def _cell(self, row: TableRow, column: Column, at: int) -> Cell:
-        fields = self._merged(row, column, at)
+    def _cell(self, row: TableRow, column: TableColumn, index: int) -> TableCell:
+        fields = self._merged(row, column, index)
         key = f"{row.id}/{column.id}"
-        needed = ("defense",) if self.profile else ("model", "threat", "defense")
-        for name in needed:
+        required = ("defense",) if self.profile else ("model", "threat", "defense")
+        for name in required:
             if name not in fields:
                 raise ValueError(f"{self.id}: cell {key} has no {name}")
         norm, _, eps = fields.get("threat", "linf 0").partition(" ")
-        return Cell(
+        return TableCell(
             key=key,
-            published=row.published[at],
+            published=row.published[index],
             model=fields.get("model", ""),
             norm=ThreatModel(norm, eps).norm,
             eps=eps,
@@ -290,18 +295,18 @@ class Table(Strict):
             only=fields.get("only"),
         )
 
-    def _merged(self, row: TableRow, column: Column, at: int) -> dict[str, Any]:
-        own = {**_given(row), **{name: values[at] for name, values in row.each.items()}}
-        both = _given(column)
-        for name in own.keys() & both.keys():
-            if own[name] != both[name]:
+    def _merged(self, row: TableRow, column: TableColumn, index: int) -> dict[str, Any]:
+        of_row = {**_given(row), **{name: values[index] for name, values in row.each.items()}}
+        of_column = _given(column)
+        for name in of_row.keys() & of_column.keys():
+            if of_row[name] != of_column[name]:
                 raise ValueError(
-                    f"{self.id}: row {row.id} has {name} {own[name]!r}, column {column.id} "
-                    f"{both[name]!r}"
+                    f"{self.id}: row {row.id} has {name} {of_row[name]!r}, column {column.id} "
+                    f"{of_column[name]!r}"
                 )
-        return {**_given(self.defaults), **both, **own}
+        return {**_given(self.defaults), **of_column, **of_row}
 
 
-def _given(part: Fields) -> dict[str, Any]:
-    values = {name: getattr(part, name) for name in Fields.model_fields}
+def _given(fields: Fields) -> dict[str, Any]:
+    values = {name: getattr(fields, name) for name in Fields.model_fields}
     return {name: value for name, value in values.items() if value is not None}

@@ -12,7 +12,7 @@ from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import Count
 from dent.paper.claims import judge
 from dent.paper.defenses import defense_name
-from dent.paper.measure import Measured, measure, of_profile
+from dent.paper.measure import MeasuredCell, measure, of_profile
 from dent.paper.planning import RUNS, PaperPlan, PlannedCell, PlannedRun
 from dent.paper.profile import read_profile
 from dent.paper.results import CellResult, Judgement, SuiteResult, TableResult, Unit
@@ -41,7 +41,7 @@ class _Folder:
         self._read: dict[str, RecordedRun | None] = {}
 
     def run(self, planned: PlannedRun) -> RecordedRun | None:
-        """The records of a run; None where it was not begun."""
+        """Return the records of a run; None if it was not started."""
         if planned.folder not in self._read:
             path = self.out / RUNS / planned.folder
             self._read[planned.folder] = load_run(path) if (path / RUN).is_file() else None
@@ -49,24 +49,24 @@ class _Folder:
 
 
 def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResult:
-    """What a table came to, as far as it was run.
+    """Return the result of a table, from the runs that there are.
 
     Args:
         plan: The table at its scale.
         out: The folder that `run_plans` was given.
-        said: The folder that commands name, where records lie elsewhere by now.
+        said: The folder that commands name, if the records have moved.
 
     Raises:
         RecordError: Records are damaged.
         SchemaVersionError: They were written by a newer torch-dent.
     """
     folder, said = _Folder(Path(out)), Path(said or out)
-    found = _measured(plan, folder)
-    cells = tuple(_cells(plan, said, found))
+    measured = _measured(plan, folder)
+    cells = tuple(_cells(plan, said, measured))
     suite = tuple(_suites(plan, folder, said))
     states = {cell.state for cell in cells} - {"not at this scale"}
     status = "partial"
-    if states == {"measured"} and all(each.ruling is not None for each in suite):
+    if states == {"measured"} and all(suite_result.ruling is not None for suite_result in suite):
         status = "complete"
     elif states == {"not run"}:
         status = "not run"
@@ -81,7 +81,7 @@ def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResu
             "scale": scale.id,
             "notes": table.notes,
             "cells": cells,
-            "judgements": tuple(_judgements(plan, found)),
+            "judgements": tuple(_judgements(plan, measured)),
             "suite": suite,
             "status": status,
             "command": shlex.join(words),
@@ -89,29 +89,31 @@ def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResu
     )
 
 
-def _measured(plan: PaperPlan, folder: _Folder) -> dict[str, Measured]:
-    found: dict[str, Measured] = {}
+def _measured(plan: PaperPlan, folder: _Folder) -> dict[str, MeasuredCell]:
+    measured: dict[str, MeasuredCell] = {}
     record = read_profile(folder.out / RUNS / plan.profile_folder) if plan.profile else None
     for key, planned in plan.cells.items():
-        one = None
+        cell = None
         if plan.profile is not None and record is not None and not planned.why:
-            one = of_profile(planned, record, plan.profile.rounds)
+            cell = of_profile(planned, record, plan.profile.rounds)
         elif planned.run is not None:
             recorded = folder.run(planned.run)
-            one = None if recorded is None else measure(planned, recorded)
-        if one is not None:
-            found[key] = one
-    return found
+            cell = None if recorded is None else measure(planned, recorded)
+        if cell is not None:
+            measured[key] = cell
+    return measured
 
 
-def _cells(plan: PaperPlan, out: Path, found: Mapping[str, Measured]) -> Iterator[CellResult]:
-    met: dict[object, str] = {}
+def _cells(
+    plan: PaperPlan, out: Path, measured: Mapping[str, MeasuredCell]
+) -> Iterator[CellResult]:
+    first_cells: dict[object, str] = {}
     for key, planned in plan.cells.items():
-        cell, one = planned.cell, found.get(key)
+        cell, cell_measured = planned.cell, measured.get(key)
         row, _, column = key.partition("/")
         state = "not run" if not planned.why else "not at this scale"
-        if one is not None:
-            state = "partial" if one.partial else "measured"
+        if cell_measured is not None:
+            state = "partial" if cell_measured.partial else "measured"
         run = None if planned.run is None else f"{RUNS}/{planned.run.folder}"
         command = None if planned.run is None else planned.run.command(out)
         model = planned.model.name if planned.model is not None else ""
@@ -123,60 +125,62 @@ def _cells(plan: PaperPlan, out: Path, found: Mapping[str, Measured]) -> Iterato
                 "column": column,
                 "published": cell.published,
                 "unit": _UNITS[cell.measure],
-                "value": None if one is None else one.value,
-                "interval": None if one is None else one.interval,
-                "count": None if one is None or not one.right else _count(one),
+                "value": None if cell_measured is None else cell_measured.value,
+                "interval": None if cell_measured is None else cell_measured.interval,
+                "count": None
+                if cell_measured is None or not cell_measured.right
+                else _count(cell_measured),
                 "state": state,
                 "why": planned.why,
                 "model": model,
                 "stands_for": planned.model.stands_for if planned.model is not None else "",
                 "defense": defense_name(cell.defense),
                 "attacks": planned.attacks,
-                "flags": () if one is None else one.flags,
+                "flags": () if cell_measured is None else cell_measured.flags,
                 "run": run,
                 "command": command,
-                "as_in": _earlier(met, planned, key),
+                "as_in": _earlier(first_cells, planned, key),
             }
         )
 
 
 def _evidence(planned: PlannedCell) -> object:
-    """What two cells share exactly where they are the same piece of evidence."""
+    """Return a key that two cells share if and only if they are the same piece of evidence."""
     return planned.run, planned.attacks, planned.cell.measure
 
 
-def _earlier(met: dict[object, str], planned: PlannedCell, key: str) -> str | None:
+def _earlier(first_cells: dict[object, str], planned: PlannedCell, key: str) -> str | None:
     if planned.run is None:
         return None
-    first = met.setdefault(_evidence(planned), key)
+    first = first_cells.setdefault(_evidence(planned), key)
     return None if first == key else first
 
 
-def _count(one: Measured) -> Count:
-    return Count.of(sum(one.right.values()), len(one.right))
+def _count(cell: MeasuredCell) -> Count:
+    return Count.of(sum(cell.right.values()), len(cell.right))
 
 
-def _judgements(plan: PaperPlan, found: Mapping[str, Measured]) -> Iterator[Judgement]:
+def _judgements(plan: PaperPlan, measured: Mapping[str, MeasuredCell]) -> Iterator[Judgement]:
     for claim in plan.table.claims:
-        met: dict[object, str] = {}
-        judged: list[tuple[str, ...]] = [*claim.compared(), *((cell,) for cell in claim.cells)]
-        for cells in judged:
+        first_judged: dict[object, str] = {}
+        all_cells: list[tuple[str, ...]] = [*claim.compared(), *((cell,) for cell in claim.cells)]
+        for cells in all_cells:
             unit = _UNITS[plan.table.cells[cells[0]].measure]
-            one = judge(plan.table, claim, cells, found, unit)
+            judgement = judge(plan.table, claim, cells, measured, unit)
             runs = tuple(_evidence(plan.cells[cell]) for cell in cells)
             name = " and ".join(cells)
-            first = met.setdefault(runs, name) if plan.profile is None else name
-            yield one.model_copy(update={"as_in": None if first == name else first})
+            first = first_judged.setdefault(runs, name) if plan.profile is None else name
+            yield judgement.model_copy(update={"as_in": None if first == name else first})
 
 
 def _suites(plan: PaperPlan, folder: _Folder, said: Path) -> Iterator[SuiteResult]:
-    met: dict[PlannedRun, str] = {}
+    first_cells: dict[PlannedRun, str] = {}
     for key, run in plan.suites.items():
         recorded = folder.run(run)
-        first = met.setdefault(run, key)
-        own = None if recorded is None else recorded.result.defenses.get(run.defense_name)
+        first = first_cells.setdefault(run, key)
+        defense = None if recorded is None else recorded.result.defenses.get(run.defense_name)
         static = None if recorded is None else recorded.result.defenses.get(STATIC)
-        verdict = None if own is None else own.verdict
+        verdict = None if defense is None else defense.verdict
         yield SuiteResult(
             cell=key,
             model=run.model.name,
@@ -185,11 +189,11 @@ def _suites(plan: PaperPlan, folder: _Folder, said: Path) -> Iterator[SuiteResul
             budget=run.suite or "",
             samples=run.samples,
             static=None if static is None else static.worst.served,
-            worst=None if own is None else own.worst.served,
-            difference=None if own is None else own.difference,
+            worst=None if defense is None else defense.worst.served,
+            difference=None if defense is None else defense.difference,
             ruling=None if verdict is None else verdict.ruling,
             sentence="Not run." if verdict is None else verdict.sentence,
-            flags=() if own is None else tuple(flag.name for flag in own.raised),
+            flags=() if defense is None else tuple(flag.name for flag in defense.raised),
             run=f"{RUNS}/{run.folder}",
             command=run.command(said),
             as_in=None if first == key else first,
