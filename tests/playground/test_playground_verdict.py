@@ -10,7 +10,7 @@ import pytest
 from dent import ThreatModel
 from dent.playground import PlaygroundOutcome, Setup, bundled, images, play, render
 from dent.playground.ledger import Entry, of_outcome, of_stopped, remember
-from dent.playground.streaming import Stopped, Stream
+from dent.playground.streaming import ReportStream, Stopped
 from dent.playground.verdict import verdict
 
 SETUP = Setup(
@@ -129,7 +129,7 @@ def test_a_stream_tells_everything_in_order_and_its_result() -> None:
             report(index)
         return "done"
 
-    stream: Stream[int, str] = Stream(work, threading.Event())
+    stream: ReportStream[int, str] = ReportStream(work, threading.Event())
     batches = list(stream)
     assert all(batches)
     assert [each for batch in batches for each in batch] == list(range(50))
@@ -141,7 +141,7 @@ def test_a_stream_hands_on_what_the_work_raises() -> None:
         report(1)
         raise ValueError("broken")
 
-    stream: Stream[int, str] = Stream(work, threading.Event())
+    stream: ReportStream[int, str] = ReportStream(work, threading.Event())
     assert list(stream) == [[1]]
     with pytest.raises(ValueError, match="broken"):
         stream.result()
@@ -160,7 +160,7 @@ def test_a_stream_can_be_stopped(how: str) -> None:
         finally:
             ended.set()
 
-    stream: Stream[int, str] = Stream(work, stop)
+    stream: ReportStream[int, str] = ReportStream(work, stop)
     reports = iter(stream)
     next(reports)
     if how == "asked":

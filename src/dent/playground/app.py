@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 from starlette.datastructures import MutableHeaders
 
 from dent.playground import render
-from dent.playground.guard import Guard
+from dent.playground.guard import RequestGuard
 from dent.playground.images import MOST_BYTES
 from dent.playground.page import build
 from dent.playground.turns import MOST_SECONDS, Turns
@@ -69,7 +69,7 @@ def application(
     page.state_session_capacity = _MOST_SESSIONS
     app = FastAPI(openapi_url=None)
     app.add_middleware(
-        Guard,
+        RequestGuard,
         visitors=visitors,
         turns=turns,
         hosts=Hosts(host, allowed),

@@ -33,11 +33,11 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
                 Value(
                     float(look.query), look.margin, None, f"query {look.query}: {look.margin:.2f}"
                 )
-                for look in seen
+                for look in course_looks
                 if math.isfinite(look.margin)
             ],
         )
-        for name, seen in looks.items()
+        for name, course_looks in looks.items()
     ]
     return _chart(
         "Margin of the label by query",
@@ -64,24 +64,27 @@ def sigma_chart(outcome: PlaygroundOutcome) -> Chart | None:
 
 def _step_chart(
     outcome: PlaygroundOutcome,
-    what: str,
+    quantity: str,
     label: str,
     by_step: Callable[[Trace], Sequence[float] | None],
 ) -> Chart | None:
-    found = [(each, by_step(each.defense.served.trace) or ()) for each in outcome.submissions]
-    curves = [_by_step(each, values) for each, values in found if len(values) > 1]
-    title = f"{outcome.setup.defense}: {what} by step"
+    traced = [
+        (submission, by_step(submission.defense.served.trace) or ())
+        for submission in outcome.submissions
+    ]
+    curves = [_by_step(submission, values) for submission, values in traced if len(values) > 1]
+    title = f"{outcome.setup.defense}: {quantity} by step"
     return _chart(title, curves, x_label="steps taken", y_label=label)
 
 
-def _by_step(found: PlaygroundSubmission, values: Sequence[float]) -> Curve:
+def _by_step(submission: PlaygroundSubmission, values: Sequence[float]) -> Curve:
     # What was found against static is transfer to the defense, whose steps these are.
-    by = "transfer" if found.found_by == "static" else found.found_by
+    attack = "transfer" if submission.found_by == "static" else submission.found_by
     return Curve(
-        name=words.submission(found),
+        name=words.submission(submission),
         flags=(),
-        colour=_NATURAL if by is None else COLOURS[by],
-        dashed=by is None,
+        colour=_NATURAL if attack is None else COLOURS[attack],
+        dashed=attack is None,
         values=[
             Value(float(step), value, None, f"{value:.3f} after {counted(step, 'step')}")
             for step, value in enumerate(values)
@@ -90,8 +93,10 @@ def _by_step(found: PlaygroundSubmission, values: Sequence[float]) -> Curve:
 
 
 def _chart(title: str, curves: Sequence[Curve], *, x_label: str, y_label: str) -> Chart | None:
-    drawn = [curve for curve in curves if curve.values]
-    if not drawn:
+    nonempty = [curve for curve in curves if curve.values]
+    if not nonempty:
         return None
-    last = max(int(curve.values[-1].x) for curve in drawn)
-    return chart(title, drawn, x_label=x_label, y_label=y_label, x_ticks=whole_ticks(max(last, 1)))
+    last = max(int(curve.values[-1].x) for curve in nonempty)
+    return chart(
+        title, nonempty, x_label=x_label, y_label=y_label, x_ticks=whole_ticks(max(last, 1))
+    )

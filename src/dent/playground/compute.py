@@ -125,8 +125,8 @@ class _Play:
         self.static = model(setup.model)
         self.defense = Dent(self.static, setup.config)
         self.company = tuple(company(images(), picked, setup.batch_size, setup.seed))
-        others, labels = images().batch(self.company)
-        self.natural = torch.cat([picked.pixels.unsqueeze(0), others])
+        company_images, labels = images().batch(self.company)
+        self.natural = torch.cat([picked.pixels.unsqueeze(0), company_images])
         self.label = self._label()
         self.labels = torch.cat([torch.tensor([self.label]), labels])
         self.courses: list[Course] = []
@@ -172,9 +172,9 @@ class _Play:
             target = WatchedDefense(self._as_attacked(), watch)
         x, y = self.natural[:size], self.labels[:size]
         start = time.perf_counter()
-        found = attack(target, x, y, setup.threat, seed=setup.seed)
+        result = attack(target, x, y, setup.threat, seed=setup.seed)
         self._close(name, watch, time.perf_counter() - start)
-        self._submit(name, torch.cat([found.adversarial, self.natural[size:]]))
+        self._submit(name, torch.cat([result.adversarial, self.natural[size:]]))
         self._submit_find(name, watch)
         return watch.batches
 

@@ -40,15 +40,15 @@ class _Refused(Exception):  # noqa: N818 - an answer, no error of the program's
         self.status, self.why = status, why
 
 
-class Guard:
-    """Lets through what the page asks for, and nothing else.
+class RequestGuard:
+    """Passes on the requests that the page sends, and refuses all others.
 
     Args:
         app: The page.
-        visitors: Who is known.
-        turns: Told who listens, and who has left.
-        hosts: Which host a request may name.
-        most_bytes: Of an upload.
+        visitors: The known visitors.
+        turns: Learns which sessions listen, and which have left.
+        hosts: The hosts that a request may name.
+        most_bytes: Largest size of an upload.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Guard:
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Answer a request, or pass it on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -100,7 +100,7 @@ class Guard:
     async def _show(
         self, scope: Scope, receive: Receive, send: Send, visitor: Visitor | None
     ) -> None:
-        """Hand on what anybody may see; who opens the page becomes a visitor."""
+        """Pass on requests that need no cookie; opening the page makes a visitor."""
         welcomed = self._visitors.welcome(_address(scope)) if _opens(scope, visitor) else None
 
         async def sending(message: Message) -> None:
@@ -114,29 +114,31 @@ class Guard:
     async def _join(self, visitor: Visitor, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive, MOST_JSON)
         try:
-            asked = json.loads(body)
+            request = json.loads(body)
         except (ValueError, RecursionError):
             raise _Refused(400, "The body is no JSON.") from None
-        clean = json.dumps(self._cleaned(visitor, asked)).encode()
-        kept = [each for each in scope["headers"] if each[0] not in (b"content-length",)]
-        headers = [*kept, (b"content-length", str(len(clean)).encode())]
+        clean = json.dumps(self._cleaned(visitor, request)).encode()
+        other_headers = [
+            header for header in scope["headers"] if header[0] not in (b"content-length",)
+        ]
+        headers = [*other_headers, (b"content-length", str(len(clean)).encode())]
         await self._app({**scope, "headers": headers}, _replayed(clean, receive), send)
 
-    def _cleaned(self, visitor: Visitor, asked: object) -> dict[str, Any]:
-        """The same request with what the page sends, and nothing else."""
-        if not isinstance(asked, dict) or not isinstance(asked.get("data"), list):
+    def _cleaned(self, visitor: Visitor, request: object) -> dict[str, Any]:
+        """Return the request with the fields that the page sends, and no others."""
+        if not isinstance(request, dict) or not isinstance(request.get("data"), list):
             raise _Refused(400, "The body is none that the page sends.")
         session, function, trigger = (
-            asked.get(name) for name in ("session_hash", "fn_index", "trigger_id")
+            request.get(name) for name in ("session_hash", "fn_index", "trigger_id")
         )
-        whole = isinstance(function, int) and isinstance(trigger, int | None)
-        if not whole or not isinstance(session, str):
+        has_numbers = isinstance(function, int) and isinstance(trigger, int | None)
+        if not has_numbers or not isinstance(session, str):
             raise _Refused(400, "The body is none that the page sends.")
         self._check_session(visitor, session)
-        event = asked.get("event_data")
+        event = request.get("event_data")
         index = event.get("index") if isinstance(event, dict) else None
         return {
-            "data": [self._value(visitor, each) for each in asked["data"]],
+            "data": [self._value(visitor, value) for value in request["data"]],
             "event_data": {"index": index, "value": None} if isinstance(index, int) else None,
             "fn_index": function,
             "trigger_id": trigger,
@@ -146,7 +148,7 @@ class Guard:
     def _value(self, visitor: Visitor, value: object) -> object:
         if isinstance(value, _SCALARS):
             return value
-        if isinstance(value, list) and all(isinstance(each, _SCALARS) for each in value):
+        if isinstance(value, list) and all(isinstance(item, _SCALARS) for item in value):
             return value
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or not self._visitors.may_read(visitor, Path(path)):
@@ -159,17 +161,17 @@ class Guard:
     async def _upload(self, visitor: Visitor, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._uploads:
             body = await _read(receive, self._most_bytes)
-            kept: list[Message] = []
+            messages: list[Message] = []
 
             async def keep(message: Message) -> None:
-                kept.append(message)
+                messages.append(message)
 
             await self._app(scope, _replayed(body, receive), keep)
-        start = next(each for each in kept if each["type"] == "http.response.start")
+        start = next(message for message in messages if message["type"] == "http.response.start")
         if start["status"] == 200:
-            content = b"".join(each.get("body", b"") for each in kept)
+            content = b"".join(message.get("body", b"") for message in messages)
             self._remember(visitor, json.loads(content))
-        for message in kept:
+        for message in messages:
             await send(message)
 
     def _remember(self, visitor: Visitor, paths: Sequence[str]) -> None:
@@ -177,12 +179,12 @@ class Guard:
             self._visitors.uploaded(visitor, Path(path))
 
     async def _listen(self, visitor: Visitor, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on the stream of what comes of a session's runs; its end ends them."""
+        """Pass on the stream of a session's results; when it ends, the session's runs end."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
         session = query.get("session_hash", [""])[-1]
         self._check_session(visitor, session)
         received: asyncio.Queue[Message] = asyncio.Queue()
-        left = asyncio.Event()
+        has_left = asyncio.Event()
 
         async def watch() -> None:
             while True:
@@ -193,12 +195,12 @@ class Guard:
                     return
 
         def leave() -> None:
-            if not left.is_set():
-                left.set()
+            if not has_left.is_set():
+                has_left.set()
                 self._turns.left(session)
 
         async def handed_on() -> Message:
-            if left.is_set() and received.empty():
+            if has_left.is_set() and received.empty():
                 return {"type": "http.disconnect"}
             return await received.get()
 
@@ -215,14 +217,14 @@ class Guard:
             raise _Refused(403, "This session is another visitor's: load the page anew.")
 
     def _check_path(self, visitor: Visitor, path: str) -> None:
-        """Refuse files that are not of the page, or another visitor's, and their heartbeats."""
+        """Refuse files outside of the cache, and files and heartbeats of other visitors."""
         if path.startswith(_HEARTBEAT):
             self._check_session(visitor, path.removeprefix(_HEARTBEAT))
         elif path.startswith(_FILE):
             file = Path(path.removeprefix(_FILE))
-            below = ".." not in file.parts and file.is_relative_to(self._visitors.cache)
-            own = not self._visitors.is_upload(file) or self._visitors.may_read(visitor, file)
-            if not below or not own:
+            is_cached = ".." not in file.parts and file.is_relative_to(self._visitors.cache)
+            may_read = not self._visitors.is_upload(file) or self._visitors.may_read(visitor, file)
+            if not is_cached or not may_read:
                 raise _Refused(404, "The page has no such file.")
 
 

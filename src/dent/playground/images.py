@@ -104,7 +104,9 @@ def gallery(dataset: ImageDataset, per_class: int) -> list[int]:
     return [
         position
         for label in range(len(dataset.classes))
-        for position in [at for at, found in enumerate(labels) if found == label][:per_class]
+        for position in [index for index, its_label in enumerate(labels) if its_label == label][
+            :per_class
+        ]
     ]
 
 
@@ -118,7 +120,7 @@ def company(dataset: ImageDataset, picked: Picked, size: int, seed: int) -> Sequ
         seed: Of the draw.
     """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [at for at in order if at != picked.position][: size - 1]
+    return [position for position in order if position != picked.position][: size - 1]
 
 
 def _note(width: int, height: int) -> str:

@@ -42,7 +42,8 @@ def of_outcome(outcome: PlaygroundOutcome) -> Entry:
         name=outcome.picked.name,
         setup=outcome.setup,
         broken={
-            who: _unique(ATTACKS[found.found_by] for found in outcome.breaks(who)) for who in WHO
+            who: _unique(ATTACKS[submission.found_by] for submission in outcome.breaks(who))
+            for who in WHO
         },
         least={who: outcome.least_right(who) for who in WHO},
     )
@@ -51,8 +52,8 @@ def of_outcome(outcome: PlaygroundOutcome) -> Entry:
 def of_stopped(setup: Setup, picked: Picked, looks: Mapping[CourseName, Sequence[Look]]) -> Entry:
     """What a run had seen when it was stopped."""
     broken: dict[Who, tuple[str, ...]] = dict.fromkeys(WHO, ())
-    for course, seen in looks.items():
-        if not all(look.right for look in seen):
+    for course, course_looks in looks.items():
+        if not all(look.right for look in course_looks):
             who = asked_by(course)
             broken[who] = _unique((*broken[who], ATTACKS[course]))
     return Entry(picked.key, picked.name, setup, broken, least={}, finished=False)
@@ -64,9 +65,9 @@ def remember(entries: Sequence[Entry], entry: Entry) -> tuple[Entry, ...]:
 
 
 def earlier_breaks(entries: Sequence[Entry], now: Entry, who: Who) -> tuple[Entry, ...]:
-    """Entries that broke the same image within the threat model of this one.
+    """Return the entries that broke the same image within the threat model of this one.
 
-    In any company and with any seed: who attacks may choose both.
+    The rest of the batch and the seed may differ, since an attacker may choose both.
     """
     return tuple(
         entry for entry in entries if _comparable(entry, now, who) and entry.broken.get(who)
@@ -74,26 +75,27 @@ def earlier_breaks(entries: Sequence[Entry], now: Entry, who: Who) -> tuple[Entr
 
 
 def least_right(entries: Sequence[Entry], now: Entry, who: Who) -> int:
-    """The fewest right of the same batch, in this run and in those before within its threat."""
+    """Return the fewest members right in this run and earlier ones of its batch and threat."""
 
     def batch(entry: Entry) -> tuple[int, int]:
         return entry.setup.batch_size, entry.setup.seed
 
-    same = [
+    same_batch = [
         entry.least[who]
         for entry in entries
         if entry.finished and batch(entry) == batch(now) and _comparable(entry, now, who)
     ]
-    return min([now.least[who], *same])
+    return min([now.least[who], *same_batch])
 
 
 def _comparable(entry: Entry, now: Entry, who: Who) -> bool:
-    """Whether what an entry says of the image's static model or defense is true of this one's."""
-    one, other = entry.setup, now.setup
+    """Return whether an entry is about the same image and the same static model or defense."""
+    earlier, current = entry.setup, now.setup
     return (
-        (entry.image, one.model, one.threat.norm) == (now.image, other.model, other.threat.norm)
-        and one.threat.eps <= other.threat.eps
-        and (who == "static" or one.config == other.config)
+        (entry.image, earlier.model, earlier.threat.norm)
+        == (now.image, current.model, current.threat.norm)
+        and earlier.threat.eps <= current.threat.eps
+        and (who == "static" or earlier.config == current.config)
     )
 
 

@@ -126,7 +126,7 @@ class PlaygroundOutcome:
     Attributes:
         setup: What was asked for.
         picked: The image.
-        label: Its class; where nobody knows it, the static model's answer.
+        label: Its class; the static model's answer if the class is unknown.
         classes: Names of the classes.
         company: Positions of the bundled images in its batch, in order.
         courses: The attacks, the one on the static model first.
@@ -149,16 +149,16 @@ class PlaygroundOutcome:
         return self.submissions[0]
 
     def breaks(self, who: Who) -> Iterator[PlaygroundSubmission]:
-        """Submissions in which the image is answered wrongly, or not at all."""
-        return (each for each in self.submissions if not each.answer(who).right)
+        """Return the submissions in which the image has a wrong prediction, or none."""
+        return (submission for submission in self.submissions if not submission.answer(who).right)
 
     def least_right(self, who: Who) -> int:
-        """Of the submissions, the one that leaves the fewest members of the batch right."""
-        return min(each.answer(who).batch_right for each in self.submissions)
+        """Return the fewest members of the batch that a submission left right."""
+        return min(submission.answer(who).batch_right for submission in self.submissions)
 
 
 def asked_by(course: CourseName) -> Who:
-    """Whom an attack asks."""
+    """Return whether an attack queries the static model or the defense."""
     return "static" if course == "static" else "defense"
 
 

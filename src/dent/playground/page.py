@@ -19,7 +19,7 @@ from dent.playground.images import FIRST, SIDE, Picked, bundled, dropped, galler
 from dent.playground.ledger import Entry
 from dent.playground.outcome import CourseName, PlaygroundOutcome
 from dent.playground.setup import Setup
-from dent.playground.streaming import Stopped, Stream
+from dent.playground.streaming import ReportStream, Stopped
 from dent.playground.turns import MOST_WAITING, Asker, Turn, Turns
 from dent.playground.visitors import Visitors
 from dent.playground.watch import Look
@@ -62,8 +62,8 @@ def build(turns: Turns, visitors: Visitors) -> gr.Blocks:
     """Make the page.
 
     Args:
-        turns: Of the runs.
-        visitors: Who may ask for them, and whose files are opened.
+        turns: The queue of the runs.
+        visitors: The visitors who may ask for runs, and whose files are opened.
     """
     dataset = compute.images()
     places = gallery(dataset, _PER_CLASS)
@@ -139,7 +139,7 @@ def _wire_choices(page: gr.Blocks, shown: Shown, chosen: Controls) -> None:
     chosen.norm.input(for_norm, chosen.norm, chosen.eps, **_QUIET)
     chosen.defense.input(for_defense, chosen.defense, chosen.steps, **_QUIET)
     gr.on(
-        [page.load, shown.picked.change, *(each.change for each in chosen.components)],
+        [page.load, shown.picked.change, *(component.change for component in chosen.components)],
         _describe,
         [shown.picked, *chosen.components],
         shown.chosen,
@@ -180,11 +180,11 @@ def _wire_runs(
             setup = read(*values)
             turn = turns.ask(_asker(visitors, request))
         try:
-            while before := turns.wait(turn, _LOOK_EVERY):
+            while ahead := turns.wait(turn, _LOOK_EVERY):
                 if turn.is_set():
                     break
-                yield _busy(shown) | {shown.status: render.waiting(before)}
-            yield from _run(shown, _Asked(setup, picked, turns, turn), entries)
+                yield _busy(shown) | {shown.status: render.waiting(ahead)}
+            yield from _run(shown, _RequestedRun(setup, picked, turns, turn), entries)
         finally:
             turns.end(turn)
 
@@ -195,13 +195,13 @@ def _wire_runs(
     shown.run.click(
         start,
         [shown.picked, shown.entries, *chosen.components],
-        [each for each in vars(shown).values() if each not in (shown.picked, shown.chosen)],
+        [output for output in vars(shown).values() if output not in (shown.picked, shown.chosen)],
         concurrency_id="machine",
         concurrency_limit=MOST_WAITING,  # they wait for their turn by themselves
         **_QUIET,
     )
     shown.stop.click(stop, None, None, **_QUIET)
-    shown.query.input(_at, [shown.seen, shown.query], shown.watched, **_QUIET)
+    shown.query.input(_watched_at, [shown.seen, shown.query], shown.watched, **_QUIET)
     page.unload(stop)
 
 
@@ -213,15 +213,15 @@ def _asker(visitors: Visitors, request: gr.Request) -> Asker:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What a run showed, to go back over it."""
+class WatchedRun:
+    """The queries of a run that the page has shown, for the slider to go back over."""
 
     setup: Setup
     looks: dict[CourseName, list[Look]]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _RequestedRun:
     """A run that its visitor waits for."""
 
     setup: Setup
@@ -230,7 +230,7 @@ class _Asked:
     turn: Turn
 
     def play(self, see: Callable[[Sight], None]) -> PlaygroundOutcome:
-        """Compute it, and let the next begin, whether or not anybody still waits for it."""
+        """Compute the run and let the next one begin, even if its visitor has left."""
         try:
             self._check()
             self.turn.begin()
@@ -244,36 +244,36 @@ class _Asked:
 
     @property
     def stopped(self) -> str:
-        """That it was, and why."""
+        """The message that the run was stopped, and why."""
         seconds = self.turns.seconds if self.turn.overdue else None
         return render.stopped(self.setup, seconds)
 
 
-def _run(shown: Shown, asked: _Asked, entries: tuple[Entry, ...]) -> Generator[Updates]:
-    """Run what was chosen, and show it while it runs; the last update is the outcome."""
-    setup, picked = asked.setup, asked.picked
-    seen = Seen(setup, {})
+def _run(shown: Shown, requested: _RequestedRun, entries: tuple[Entry, ...]) -> Generator[Updates]:
+    """Run what was chosen and show its progress. The last update is the outcome."""
+    setup, picked = requested.setup, requested.picked
+    record = WatchedRun(setup, {})
     yield _busy(shown) | {shown.status: render.progress(None, setup)}
-    stream: Stream[Sight, PlaygroundOutcome] = Stream(asked.play, asked.turn)
+    stream: ReportStream[Sight, PlaygroundOutcome] = ReportStream(requested.play, requested.turn)
     try:
         with closing(iter(stream)) as batches:
             for sights in batches:
                 for sight in sights:
-                    seen.looks.setdefault(sight.course, []).append(sight.look)
+                    record.looks.setdefault(sight.course, []).append(sight.look)
                 yield {
                     shown.status: render.progress(sights[-1], setup),
-                    shown.watched: _watched(seen),
+                    shown.watched: _watched(record),
                 }
         outcome = stream.result()
     except Stopped:
-        known = ledger.remember(entries, ledger.of_stopped(setup, picked, seen.looks))
-        yield _idle(shown, seen) | {shown.status: asked.stopped, shown.entries: known}
+        remembered = ledger.remember(entries, ledger.of_stopped(setup, picked, record.looks))
+        yield _idle(shown, record) | {shown.status: requested.stopped, shown.entries: remembered}
     except Exception as error:
-        yield _idle(shown, seen) | {shown.status: ""}
+        yield _idle(shown, record) | {shown.status: ""}
         with _one_sentence():
             raise error
     else:
-        yield _idle(shown, seen) | {
+        yield _idle(shown, record) | {
             shown.status: "",
             shown.verdict: render.ruling(outcome, entries),
             shown.results: render.results(outcome),
@@ -293,22 +293,22 @@ def _busy(shown: Shown) -> Updates:
     }
 
 
-def _idle(shown: Shown, seen: Seen) -> Updates:
-    last = max((len(looks) for looks in seen.looks.values()), default=0) - 1
+def _idle(shown: Shown, record: WatchedRun) -> Updates:
+    last = max((len(looks) for looks in record.looks.values()), default=0) - 1
     return {
         shown.run: gr.Button(interactive=True),
         shown.stop: gr.Button(interactive=False),
         shown.query: gr.Slider(maximum=max(last, 1), value=max(last, 1), visible=last > 0),
-        shown.seen: seen,
+        shown.seen: record,
     }
 
 
-def _at(seen: Seen | None, query: float) -> str:
-    return "" if seen is None else _watched(seen, int(query))
+def _watched_at(record: WatchedRun | None, query: float) -> str:
+    return "" if record is None else _watched(record, int(query))
 
 
-def _watched(seen: Seen, query: int | None = None) -> str:
-    return render.watched(seen.looks, seen.setup, compute.images().classes, query)
+def _watched(record: WatchedRun, query: int | None = None) -> str:
+    return render.watched(record.looks, record.setup, compute.images().classes, query)
 
 
 def _describe(picked: Picked, *values: Any) -> str:
@@ -321,7 +321,7 @@ def _describe(picked: Picked, *values: Any) -> str:
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Show what was refused on the page, in the sentence that it was refused with."""
+    """Show the message of a refusal on the page."""
     try:
         yield
     except DentError as error:

@@ -45,22 +45,22 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Card:
-    """One attack at one query.
+class CourseCard:
+    """What the page shows of one attack at one query.
 
     Attributes:
-        title: Whom it asks.
-        subtitle: What it is.
-        colour: Which of the report's colours.
-        query: Shown here.
-        last: The last so far.
-        image: As asked about, a data URI.
-        perturbation: Enlarged, a data URI.
-        factor: By how much.
+        title: Name of the model or defense that it queries.
+        subtitle: Name of the attack.
+        colour: Index into the report's colours.
+        query: Number of the query that is shown.
+        last: Number of the last query so far.
+        image: The image of the query, a data URI.
+        perturbation: Its enlarged perturbation, a data URI.
+        factor: Factor of the enlargement.
         right: Whether the label was predicted.
         bars: The most likely classes; empty without a prediction.
         loss: Cross-entropy of the label.
-        margin: Of the label.
+        margin: Margin of the label.
     """
 
     title: str
@@ -107,12 +107,12 @@ class HistoryRow:
 
 
 def chosen(picked: Picked, classes: Sequence[str], setup: Setup | None) -> str:
-    """The image as the models see it, and what to know before the run.
+    """Render the image as the models see it, and notes about the chosen setup.
 
     Args:
         picked: The image.
-        classes: Their names.
-        setup: What is chosen; None where that is not valid yet.
+        classes: Names of the classes.
+        setup: The chosen setup; None if it is not valid yet.
     """
     return _render(
         "chosen.html.j2",
@@ -124,37 +124,42 @@ def chosen(picked: Picked, classes: Sequence[str], setup: Setup | None) -> str:
 
 
 def empty() -> str:
-    """What stands where a run will be seen."""
+    """Render the place where a run will be shown."""
     return _render("empty.html.j2")
 
 
 def progress(sight: Sight | None, setup: Setup) -> str:
-    """How far a run is; without a sight, that it begins."""
-    what = "" if sight is None else _told(sight, setup)
-    return _render("progress.html.j2", what=what, share=0.0 if sight is None else sight.share)
+    """Render the progress of a run; without a sight, that it begins."""
+    position = "" if sight is None else _position(sight, setup)
+    return _render("progress.html.j2", what=position, share=0.0 if sight is None else sight.share)
 
 
 def stopped(setup: Setup, seconds: float | None = None) -> str:
-    """That a run was stopped; after how many seconds, where that is all it may take."""
+    """Render that a run was stopped; after how many seconds, if that was its limit."""
     return _render("stopped.html.j2", setup=setup, seconds=seconds)
 
 
 def waiting(before: int) -> str:
-    """That other runs come first."""
+    """Render how many runs come first."""
     runs = "one run" if before == 1 else f"{before} runs"
     return _render("progress.html.j2", what=f"Waiting: {runs} before this one", share=0.0)
 
 
 def watched(looks: Looks, setup: Setup, classes: Sequence[str], query: int | None = None) -> str:
-    """Every attack at a query, side by side, and the margins by query.
+    """Render every attack at a query, side by side, and the margins by query.
 
     Args:
-        looks: Of every attack that has begun.
-        setup: What is run.
-        classes: Their names.
-        query: Which; an attack that took fewer is shown at its last. None for the latest.
+        looks: The queries of every attack that has begun.
+        setup: The setup of the run.
+        classes: Names of the classes.
+        query: Number of the query. An attack with fewer queries is shown at its last. None is the
+            last query of each.
     """
-    cards = [_card(name, seen, setup, classes, query) for name, seen in looks.items() if len(seen)]
+    cards = [
+        _card(name, course_looks, setup, classes, query)
+        for name, course_looks in looks.items()
+        if len(course_looks)
+    ]
     return _render(
         "watched.html.j2",
         cards=cards,
@@ -168,11 +173,11 @@ def watched(looks: Looks, setup: Setup, classes: Sequence[str], query: int | Non
 
 
 def ruling(outcome: PlaygroundOutcome, before: Sequence[Entry]) -> str:
-    """What a run says.
+    """Render the verdict on a run.
 
     Args:
-        outcome: It.
-        before: What was run before on the same page.
+        outcome: The outcome of the run.
+        before: The earlier runs on the same page.
     """
     return _render(
         "verdict.html.j2",
@@ -185,17 +190,17 @@ def ruling(outcome: PlaygroundOutcome, before: Sequence[Entry]) -> str:
 
 
 def results(outcome: PlaygroundOutcome) -> str:
-    """What is served, and how the defense adapted."""
+    """Render the answers to all submissions, and how the defense adapted."""
     return _render(
         "results.html.j2",
         outcome=outcome,
         setup=outcome.setup,
         label=outcome.classes[outcome.label],
-        rows=[_row(each, outcome) for each in outcome.submissions],
+        rows=[_row(submission, outcome) for submission in outcome.submissions],
         charts=[
-            drawn
-            for drawn in (charts.entropy_chart(outcome), charts.sigma_chart(outcome))
-            if drawn is not None
+            chart
+            for chart in (charts.entropy_chart(outcome), charts.sigma_chart(outcome))
+            if chart is not None
         ],
     )
 
@@ -206,12 +211,12 @@ def style() -> str:
 
 
 def _card(
-    name: CourseName, seen: Sequence[Look], setup: Setup, classes: Sequence[str], query: int | None
-) -> Card:
-    last = len(seen) - 1
-    look = seen[last if query is None else min(query, last)]
-    enlarged, factor = pictures.enlarged(look.image, seen[0].image)
-    return Card(
+    name: CourseName, looks: Sequence[Look], setup: Setup, classes: Sequence[str], query: int | None
+) -> CourseCard:
+    last = len(looks) - 1
+    look = looks[last if query is None else min(query, last)]
+    enlarged, factor = pictures.enlarged(look.image, looks[0].image)
+    return CourseCard(
         title=words.target(name, setup.defense),
         subtitle=words.course(name),
         colour=charts.COLOURS[name],
@@ -227,13 +232,15 @@ def _card(
     )
 
 
-def _row(found: PlaygroundSubmission, outcome: PlaygroundOutcome) -> HistoryRow:
+def _row(submission: PlaygroundSubmission, outcome: PlaygroundOutcome) -> HistoryRow:
     natural = outcome.natural.image
-    enlarged, factor = pictures.enlarged(found.image, natural)
-    smoothing, sigma = outcome.setup.config.smoothing, found.defense.served.trace.sigma
+    enlarged, factor = pictures.enlarged(submission.image, natural)
+    smoothing, sigma = outcome.setup.config.smoothing, submission.defense.served.trace.sigma
     smoothed = None
     if smoothing is not None and sigma is not None:
-        smoothed = pictures.data_uri(pictures.smoothed(found.image, sigma, smoothing.covariance))
+        smoothed = pictures.data_uri(
+            pictures.smoothed(submission.image, sigma, smoothing.covariance)
+        )
 
     def bars(answer: PlaygroundAnswer) -> tuple[Bar, ...]:
         if answer.predicted is None:
@@ -241,27 +248,30 @@ def _row(found: PlaygroundSubmission, outcome: PlaygroundOutcome) -> HistoryRow:
         return _bars(answer.served.logits[0], outcome.label, outcome.classes)
 
     return HistoryRow(
-        title=words.submission(found),
-        image=pictures.data_uri(found.image),
-        perturbation=None if found.found_by is None else pictures.data_uri(enlarged),
+        title=words.submission(submission),
+        image=pictures.data_uri(submission.image),
+        perturbation=None if submission.found_by is None else pictures.data_uri(enlarged),
         factor=factor,
         smoothed=smoothed,
         sigma="" if sigma is None else f"{sigma[0]:.2f}",
-        static=found.static,
-        defense=found.defense,
-        static_bars=bars(found.static),
-        defense_bars=bars(found.defense),
+        static=submission.static,
+        defense=submission.defense,
+        static_bars=bars(submission.static),
+        defense_bars=bars(submission.defense),
     )
 
 
 def _bars(logits: Tensor, label: int, classes: Sequence[str]) -> tuple[Bar, ...]:
-    return tuple(Bar(classes[at], share, at == label) for at, share in top_classes(logits))
+    return tuple(
+        Bar(classes[class_index], share, class_index == label)
+        for class_index, share in top_classes(logits)
+    )
 
 
-def _told(sight: Sight, setup: Setup) -> str:
-    whom = words.target(sight.course, setup.defense)
+def _position(sight: Sight, setup: Setup) -> str:
+    target = words.target(sight.course, setup.defense)
     return (
-        f"{whom}, {words.course(sight.course)}: query {sight.look.query} of at most "
+        f"{target}, {words.course(sight.course)}: query {sight.look.query} of at most "
         f"{max(sight.planned - 1, sight.look.query)}"
     )
 
@@ -272,9 +282,9 @@ def _signed(value: float) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = environment("dent.playground")
-    made.filters["signed"] = _signed
-    return made
+    templates = environment("dent.playground")
+    templates.filters["signed"] = _signed
+    return templates
 
 
 def _render(template: str, **values: Any) -> str:

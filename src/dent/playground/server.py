@@ -47,32 +47,32 @@ def serve(
             for module in ("dent.playground.app", "uvicorn", "dent.serving.timed_http")
         )
         with listening.listen(host, port) as listener:
-            taken = listener.getsockname()[1]
+            bound_port = listener.getsockname()[1]
             config = uvicorn.Config(
-                page.application(host, taken, allowed=allowed, seconds=seconds),
+                page.application(host, bound_port, allowed=allowed, seconds=seconds),
                 log_level="warning",
                 ws="none",
                 http=timed_http.TimedProtocol,
                 limit_concurrency=_CONNECTIONS,
                 timeout_graceful_shutdown=_FAREWELL,
             )
-            ready(f"{listening.url(host, taken)}/")
+            ready(f"{listening.url(host, bound_port)}/")
             uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager
 def _private_cache() -> Iterator[None]:
     """Have gradio keep files where nobody else can read them, and keep none of them."""
-    before = os.environ.get(_CACHE)
-    if before is not None:
-        os.makedirs(before, exist_ok=True)
+    earlier = os.environ.get(_CACHE)
+    if earlier is not None:
+        os.makedirs(earlier, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        prefix="dent-playground-", dir=before, ignore_cleanup_errors=True
+        prefix="dent-playground-", dir=earlier, ignore_cleanup_errors=True
     ) as folder:
         os.environ[_CACHE] = folder
         try:
             yield
         finally:
             os.environ.pop(_CACHE)
-            if before is not None:
-                os.environ[_CACHE] = before
+            if earlier is not None:
+                os.environ[_CACHE] = earlier

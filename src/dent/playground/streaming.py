@@ -5,19 +5,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
-Seen = TypeVar("Seen")
-Done = TypeVar("Done")
+Report = TypeVar("Report")
+Result = TypeVar("Result")
 
 
 class Stopped(BaseException):
     """The work was asked to stop, and did.
 
-    No `Exception`, as a model is what raises it: who catches what a model raises must not catch it.
+    It is no `Exception`, since it is raised inside a model: code that catches the exceptions of a
+    model must not catch it.
     """
 
 
 class Stop(Protocol):
-    """What `threading.Event` is, as far as a stream looks."""
+    """The part of `threading.Event` that a stream uses."""
 
     def set(self) -> None:
         """Ask to stop."""
@@ -26,42 +27,42 @@ class Stop(Protocol):
         """Whether to stop."""
 
 
-class Stream(Generic[Seen, Done]):
-    """Work in a thread of its own, as a stream of what it reports. The work waits for no reader.
+class ReportStream(Generic[Report, Result]):
+    """A stream of the reports of work in a thread of its own. The work waits for no reader.
 
     Args:
         work: Called with a function to report by, which raises `Stopped` once `stop` is set.
         stop: Set it to stop the work at its next report.
     """
 
-    def __init__(self, work: Callable[[Callable[[Seen], None]], Done], stop: Stop) -> None:
+    def __init__(self, work: Callable[[Callable[[Report], None]], Result], stop: Stop) -> None:
         self._work = work
         self._stop = stop
-        self._reports: SimpleQueue[Seen | None] = SimpleQueue()
-        self._future: Future[Done] = Future()
+        self._reports: SimpleQueue[Report | None] = SimpleQueue()
+        self._future: Future[Result] = Future()
 
-    def __iter__(self) -> Generator[list[Seen]]:
-        """Yield what was reported since the last time, at least one; end when the work does.
+    def __iter__(self) -> Generator[list[Report]]:
+        """Yield the reports since the last time, at least one; end when the work ends.
 
-        If the generator is closed before, the work is stopped and waited for.
+        If the generator is closed earlier, it stops the work and waits for its end.
         """
         with ThreadPoolExecutor(1) as pool:
             self._future = pool.submit(self._work, self._report)
             self._future.add_done_callback(lambda _: self._reports.put(None))
             try:
-                seen: list[Seen] = []
+                reports: list[Report] = []
                 while (report := self._reports.get()) is not None:
-                    seen.append(report)
+                    reports.append(report)
                     if self._reports.empty():
-                        yield seen
-                        seen = []
-                if seen:
-                    yield seen
+                        yield reports
+                        reports = []
+                if reports:
+                    yield reports
             finally:
                 if not self._future.done():
                     self._stop.set()
 
-    def result(self) -> Done:
+    def result(self) -> Result:
         """Return what the work returned, once the stream has ended.
 
         Raises:
@@ -70,7 +71,7 @@ class Stream(Generic[Seen, Done]):
         """
         return self._future.result()
 
-    def _report(self, seen: Seen) -> None:
+    def _report(self, report: Report) -> None:
         if self._stop.is_set():
             raise Stopped
-        self._reports.put(seen)
+        self._reports.put(report)

@@ -97,9 +97,9 @@ class Turns:
         with self._changed:
             self._drop_stopped()
             waiting = [turn.asker for turn in self._queue]
-            if any(each.visitor == asker.visitor for each in waiting):
+            if any(other.visitor == asker.visitor for other in waiting):
                 raise InputError("one run at a time: stop the other, or wait until it has ended")
-            if sum(each.address == asker.address for each in waiting) >= MOST_OF_ADDRESS:
+            if sum(other.address == asker.address for other in waiting) >= MOST_OF_ADDRESS:
                 raise InputError(
                     f"{MOST_OF_ADDRESS} runs from this address wait already: try again later"
                 )
@@ -131,18 +131,18 @@ class Turns:
             self._changed.notify_all()
 
     def came(self, session: str) -> None:
-        """Somebody listens for what comes of a session's runs."""
+        """Note that a client listens for a session's results."""
         with self._changed:
             self._listening[session] += 1
 
     def left(self, session: str) -> None:
-        """They do no more: what runs for them is stopped."""
+        """Note that a client has left; stop the session's runs if it was the last."""
         with self._changed:
             self._listening[session] -= 1
-            gone = self._listening[session] <= 0
-            if gone:
+            is_gone = self._listening[session] <= 0
+            if is_gone:
                 del self._listening[session]
-        if gone:
+        if is_gone:
             self.stop(session)
 
     def listens(self, session: str) -> bool:
@@ -154,7 +154,7 @@ class Turns:
         return self._queue.index(turn) if turn in self._queue else 0
 
     def _drop_stopped(self, but: Turn | None = None) -> None:
-        """Forget those that never began; one that did ends its work, and says so, by itself."""
-        for each in [each for each in self._queue if each is not but]:
-            if not each.begun and each.is_set():
-                self._queue.remove(each)
+        """Drop stopped runs that never began; a run that did begin ends by itself."""
+        for turn in [turn for turn in self._queue if turn is not but]:
+            if not turn.begun and turn.is_set():
+                self._queue.remove(turn)

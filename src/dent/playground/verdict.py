@@ -30,9 +30,9 @@ def verdict(outcome: PlaygroundOutcome, before: Sequence[Entry] = ()) -> Playgro
     """Rule on a run.
 
     Args:
-        outcome: It.
-        before: What was run before on the same page. What broke the image then, within the same
-            threat model, counts.
+        outcome: The outcome of the run.
+        before: The earlier runs on the same page. An earlier break of the image within the same
+            threat model counts.
     """
     now = of_outcome(outcome)
     name = outcome.setup.defense

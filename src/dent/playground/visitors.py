@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 MOST: Final = 1024
-"""Visitors that are known at once; whoever was away the longest must open the page again."""
+"""Visitors that are known at once. The one that was away the longest must open the page again."""
 MOST_OF_ADDRESS: Final = 64
 MOST_SESSIONS: Final = 32
 """Of one visitor: every time that the page is loaded makes one."""
@@ -49,9 +49,11 @@ class Visitors:
     def welcome(self, address: str) -> Visitor:
         """Make a visitor."""
         with self._lock:
-            same = [each for each in self._known.values() if each.address == address]
-            if len(same) >= MOST_OF_ADDRESS:
-                self._forget(same[0])
+            same_address = [
+                visitor for visitor in self._known.values() if visitor.address == address
+            ]
+            if len(same_address) >= MOST_OF_ADDRESS:
+                self._forget(same_address[0])
             elif len(self._known) >= MOST:
                 self._forget(next(iter(self._known.values())))
             visitor = Visitor(secrets.token_urlsafe(24), address)
@@ -86,10 +88,10 @@ class Visitors:
     def uploaded(self, visitor: Visitor, path: Path) -> None:
         """Remember a visitor's file in the place of the one before."""
         with self._lock:
-            before = self._files.pop(visitor, None)
+            earlier = self._files.pop(visitor, None)
             self._files[visitor] = path
-            if before is not None:
-                self._remove(before)
+            if earlier is not None:
+                self._remove(earlier)
             if len(self._files) > MOST_FILES:
                 _, oldest = self._files.popitem(last=False)
                 self._remove(oldest)

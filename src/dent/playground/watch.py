@@ -87,11 +87,11 @@ class AttackWatch:
         images, logits = images.detach(), logits.detach().float()
         look = Look(len(self.looks), images[0].clone(), logits[0].clone(), self._label)
         self.looks.append(look)
-        whole = torch.cat([images, self._natural[len(images) :]])
-        self.batches.append(whole)
+        batch = torch.cat([images, self._natural[len(images) :]])
+        self.batches.append(batch)
         worse = self.find is None or not look.loss <= self.find[0].loss
-        if not look.right and worse and not bool(self._threat.check(whole, self._natural).any()):
-            self.find = look, whole
+        if not look.right and worse and not bool(self._threat.check(batch, self._natural).any()):
+            self.find = look, batch
         self._notice(look)
 
 

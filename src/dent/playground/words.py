@@ -23,7 +23,7 @@ ATTACKS: Final[Mapping[CourseName | None, str]] = {
 
 
 def target(course: CourseName, defense: str) -> str:
-    """Whom an attack asks, by name."""
+    """Return the name of the model or defense that an attack queries."""
     return "static" if asked_by(course) == "static" else defense
 
 
@@ -36,7 +36,7 @@ def submission(found: PlaygroundSubmission) -> str:
     """What was submitted."""
     if found.found_by is None:
         return "natural"
-    by = {"static": "against static", "transfer": "against static"}.get(
+    attack = {"static": "against static", "transfer": "against static"}.get(
         found.found_by, found.found_by
     )
-    return by if found.query is None else f"{by}, query {found.query}"
+    return attack if found.query is None else f"{attack}, query {found.query}"
