@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from dent.data.npm_source import NpmSource, NpmSplit
 from dent.data.progress import OnBytes
-from dent.data.sources import Arrays, Source, SourceError
+from dent.data.sources import Arrays, DataSource, SourceError
 from dent.data.spec import ArraySpec, SplitFacts
 from dent.data.torchvision_folder import TorchvisionFolder
 
@@ -45,7 +45,7 @@ def rows(content: Arrays, start: int, stop: int) -> Arrays:
     return Arrays(content.pixels[start:stop], content.labels[start:stop])
 
 
-def tiny_spec(*sources: Source) -> ArraySpec:
+def tiny_spec(*sources: DataSource) -> ArraySpec:
     return ArraySpec(
         name="tiny",
         classes=CLASSES,

@@ -89,8 +89,8 @@ class Corrupted:
         pixels = _array(file)
         expected = (SEVERITIES * len(labels), *self.base.image_shape)
         if pixels.dtype != np.uint8 or pixels.shape != expected:
-            first = pixels.ndim == 4 and pixels.shape[1] == expected[3] != pixels.shape[3]
-            hint = ": its channels come first, and must come last" if first else ""
+            channels_first = pixels.ndim == 4 and pixels.shape[1] == expected[3] != pixels.shape[3]
+            hint = ": its channels come first, and must come last" if channels_first else ""
             raise DataError(
                 f"{file} holds {pixels.dtype} {pixels.shape}, expected uint8 {expected}, "
                 f"{SEVERITIES} severities one after the other{hint}. What to do: lay it anew"
@@ -133,8 +133,8 @@ class Corrupted:
                     f"{file} does not have the labels of CIFAR-10's test images. What to do: lay "
                     "it anew, or open another dataset's folder under another name"
                 )
-        first: NDArray[np.int64] = by_severity[0]
-        return first
+        of_one_severity: NDArray[np.int64] = by_severity[0]
+        return of_one_severity
 
 
 def parse(name: str, base: ArraySpec) -> Corrupted:

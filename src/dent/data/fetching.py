@@ -10,7 +10,7 @@ from typing import Final
 from dent.data import store
 from dent.data.dataset import ArrayDataset
 from dent.data.progress import OnBytes
-from dent.data.sources import Source, SourceError
+from dent.data.sources import DataSource, SourceError
 from dent.data.spec import ArraySpec
 from dent.errors import DataError
 
@@ -184,7 +184,9 @@ def _from_cache(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
         raise DataError(f"{path} is damaged: {error}. What to do: {advice}") from error
 
 
-def _bring(spec: ArraySpec, source: Source, root: Path, report: OnBytes) -> dict[str, ArrayDataset]:
+def _bring(
+    spec: ArraySpec, source: DataSource, root: Path, report: OnBytes
+) -> dict[str, ArrayDataset]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
@@ -193,9 +195,11 @@ def _bring(spec: ArraySpec, source: Source, root: Path, report: OnBytes) -> dict
         msg = f"the folder {root} cannot be written to: {error.strerror or error}"
         raise DataError(f"{msg}. What to do: {advice}") from error
     with scratch as folder:
-        brought = source.fetch(Path(folder), report)
+        arrays_by_split = source.fetch(Path(folder), report)
         try:
-            datasets = {split: spec.recognize(split, brought[split]) for split in spec.splits}
+            datasets = {
+                split: spec.recognize(split, arrays_by_split[split]) for split in spec.splits
+            }
         except DataError as error:
             raise SourceError(f"what it brought is not {spec.name}: {error}") from error
         if not spec.recognizable:

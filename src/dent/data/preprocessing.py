@@ -92,11 +92,11 @@ class Preprocessing:
         """
         self._check_size(image.size)
         image = in_eight_bits(image).convert("RGB")
-        how = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
+        resampling = Image.Resampling.BICUBIC if self.bicubic else Image.Resampling.BILINEAR
         if self.squash:
-            image = image.resize((self.squash, self.squash), how)
+            image = image.resize((self.squash, self.squash), resampling)
         elif self.resize:
-            image = image.resize(_proportional(image.size, self.resize), how)
+            image = image.resize(_proportional(image.size, self.resize), resampling)
         if self.crop:
             image = _center(image, self.crop)
         return np.asarray(image, dtype=np.uint8)

@@ -87,7 +87,7 @@ def load(
 
     Raises:
         UnknownNameError: There is no such dataset or split.
-        DataError: It is damaged, or could not be had; the message says what to do.
+        DataError: It is damaged, or could not be fetched; the message says what to do.
     """
     entry = _find(name)
     _check_name("split", split, ("test", "train"))
@@ -134,16 +134,16 @@ def fetch(
     sources = [origin.name for origin in entry.sources] if isinstance(entry, ArraySpec) else []
     _check_name("source", source, ("auto", *sources))
     report = progress or silent
-    where = _root(entry, root)
+    folder = _root(entry, root)
     if isinstance(entry, ArraySpec):
-        return fetch_arrays(entry, where, source, report)
-    opened = _open(entry, "test", where, download=False, report=report)
+        return fetch_arrays(entry, folder, source, report)
+    opened = _open(entry, "test", folder, download=False, report=report)
     digests = {"test": opened.digest}
     if isinstance(entry, str):
         return FetchResult(name, SAMPLE_FILE.parent, (SAMPLE_FILE,), "bundled", digests)
     if isinstance(entry, Corrupted):
-        return FetchResult(entry.name, entry.folder(where), (), FOLDER, digests)
-    path = opened.folder if isinstance(opened, ImageFolderDataset) else where
+        return FetchResult(entry.name, entry.folder(folder), (), FOLDER, digests)
+    path = opened.folder if isinstance(opened, ImageFolderDataset) else folder
     return FetchResult(entry.name, path, (), FOLDER, digests)
 
 
@@ -162,28 +162,28 @@ def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
     return folder
 
 
-def _root(found: ArraySpec | Folder | Corrupted | str, root: str | os.PathLike[str] | None) -> Path:
-    if isinstance(found, Folder) and found.kind == folders.IMAGEFOLDER and not root:
+def _root(entry: ArraySpec | Folder | Corrupted | str, root: str | os.PathLike[str] | None) -> Path:
+    if isinstance(entry, Folder) and entry.kind == folders.IMAGEFOLDER and not root:
         raise DataError(
-            f"{found.name}: which folder? What to do: name it with `root=` (--data FOLDER): one "
+            f"{entry.name}: which folder? What to do: name it with `root=` (--data FOLDER): one "
             "folder a class, with the images of that class in it (CLASS/IMAGE.jpg)"
         )
     return data_root(root)
 
 
 def _open(
-    found: ArraySpec | Folder | Corrupted | str,
+    entry: ArraySpec | Folder | Corrupted | str,
     split: str,
     root: Path,
     *,
     download: bool,
     report: OnBytes,
 ) -> ImageDataset:
-    if isinstance(found, ArraySpec):
-        return load_arrays(found, split, root, download=download, report=report)
-    if isinstance(found, Folder):
-        return found.open(root, split, data_root() / "digests", report)
-    return found.open(root) if isinstance(found, Corrupted) else load_sample()
+    if isinstance(entry, ArraySpec):
+        return load_arrays(entry, split, root, download=download, report=report)
+    if isinstance(entry, Folder):
+        return entry.open(root, split, data_root() / "digests", report)
+    return entry.open(root) if isinstance(entry, Corrupted) else load_sample()
 
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:

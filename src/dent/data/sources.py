@@ -27,7 +27,7 @@ class SourceError(DataError):
     """A source has failed; the next one may be tried. The message is the reason alone."""
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """A place that a dataset can be fetched from. What it brings is checked by the caller."""
 
     @property

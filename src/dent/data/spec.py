@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dent.data.dataset import ArrayDataset, label_bytes
-from dent.data.sources import Arrays, Source
+from dent.data.sources import Arrays, DataSource
 from dent.data.torchvision_folder import TorchvisionFolder
 from dent.errors import DataError, InputError
 
@@ -46,7 +46,7 @@ class ArraySpec:
     image_shape: tuple[int, int, int]
     splits: Mapping[str, SplitFacts]
     folder: TorchvisionFolder
-    sources: tuple[Source, ...]
+    sources: tuple[DataSource, ...]
     by_hand: str
 
     @property

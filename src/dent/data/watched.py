@@ -76,9 +76,9 @@ def _wait(
     report(0)
     while process.poll() is None:
         time.sleep(_LOOK_EVERY)
-        now = _folder_size(watch)
-        if now != size:
-            size, changed = now, time.monotonic()
+        latest = _folder_size(watch)
+        if latest != size:
+            size, changed = latest, time.monotonic()
             report(size)
         elif time.monotonic() - changed > stall_seconds:
             raise SourceError(f"nothing came for {stall_seconds:g} s, {size:,} bytes before that")

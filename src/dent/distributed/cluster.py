@@ -62,8 +62,8 @@ class Cluster:
     @property
     def resources(self) -> dict[str, float]:
         """What one worker takes, by Ray's names."""
-        asked = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus_per_worker}
-        return {name: count for name, count in asked.items() if count}
+        counts = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus_per_worker}
+        return {name: count for name, count in counts.items() if count}
 
     def room(self, has: dict[str, float]) -> int:
         """How many workers a cluster with these resources has room for."""

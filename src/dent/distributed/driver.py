@@ -164,8 +164,8 @@ class _Driver:
                 self._busy[worker] = group
                 self._pool.give(worker, Task.of(group, self._work.store))
         hands = len(self._entries) + len(self._coming)
-        wanted = min(self._pool.size, len(self._todo) + len(self._busy))
-        for _ in range(wanted - hands):
+        needed = min(self._pool.size, len(self._todo) + len(self._busy))
+        for _ in range(needed - hands):
             self._coming.add(self._pool.hire())
         self._wait_for_hands()
 
@@ -176,7 +176,7 @@ class _Driver:
         waited = time.monotonic() - self._alone_since
         if waited > self._patience:
             raise WorkerError(
-                f"no worker could be started within {self._patience:.0f} seconds: "
+                f"no worker could be started within {counted(round(self._patience), 'second')}: "
                 f"{self._pool.lacking()}. The same command goes on once there is room"
             )
         if waited > _QUIET and not self._said:
@@ -198,11 +198,11 @@ class _Driver:
             case Failed(_, error):
                 raise error
 
-    def _record(self, worker: int, found: Found) -> None:
-        unit = next(unit for unit in self._busy[worker] if unit.key == found.record.key)
-        self._work.store.put(found.record, found.tensor)
+    def _record(self, worker: int, recorded: Found) -> None:
+        unit = next(unit for unit in self._busy[worker] if unit.key == recorded.record.key)
+        self._work.store.put(recorded.record, recorded.tensor)
         self._work.count(unit, self._entries[worker])
-        self._refuse_memory(found.record)
+        self._refuse_memory(recorded.record)
 
     def _lose(self, worker: int, cause: str) -> None:
         if worker in self._coming:
@@ -238,11 +238,11 @@ class _Driver:
         heard = self._pool.within()
         running = []
         for worker, group in reversed(self._busy.items()):
-            left = self._work.left(group)
-            if not left:
+            remaining = self._work.left(group)
+            if not remaining:
                 continue
-            unit, share = heard.get(worker, (left[0], 0.0))
-            running.append((left[0], share if unit == left[0] else 0.0))
+            unit, share = heard.get(worker, (remaining[0], 0.0))
+            running.append((remaining[0], share if unit == remaining[0] else 0.0))
         if running:
             self._work.tell(*running)
 
@@ -262,9 +262,9 @@ class _Driver:
 
 
 def _named(group: tuple[Unit, ...]) -> str:
-    first = group[0]
-    if first.kind == "probe":
-        return f"the probe of {first.defense}"
-    if first.batch is None:
-        return f"{first.attack} on {first.defense} over all batches"
-    return f"batch {first.batch}"
+    first_unit = group[0]
+    if first_unit.kind == "probe":
+        return f"the probe of {first_unit.defense}"
+    if first_unit.batch is None:
+        return f"{first_unit.attack} on {first_unit.defense} over all batches"
+    return f"batch {first_unit.batch}"

@@ -91,7 +91,7 @@ class RayPool:
         """Return what has happened, as soon as something has."""
         waiting = [*self._starting, *self._streams]
         ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
-        return [self._event(each) for each in ready]
+        return [self._event(ref) for ref in ready]
 
     def within(self) -> Mapping[int, tuple[Unit, float]]:
         """By worker, the unit that it runs and how far it is, as last heard."""
@@ -114,14 +114,14 @@ class RayPool:
 
     def lacking(self) -> str:
         """Say what one worker takes, and what there is."""
-        asked = self._cluster.resources
-        has = self._ray.cluster_resources()
+        resources = self._cluster.resources
+        total = self._ray.cluster_resources()
         free = self._ray.available_resources()
-        takes = " and ".join(f"{number:g} {name}" for name, number in asked.items())
-        there = " and ".join(
-            f"{free.get(name, 0.0):g} of {has.get(name, 0.0):g} {name}" for name in asked
+        required = " and ".join(f"{number:g} {name}" for name, number in resources.items())
+        available = " and ".join(
+            f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name}" for name in resources
         )
-        return f"each takes {takes}, and the cluster has {there} free"
+        return f"each takes {required}, and the cluster has {available} free"
 
     def close(self) -> None:
         """Let go of the workers, and end the cluster if it was started here."""
@@ -138,23 +138,23 @@ class RayPool:
         self.close()
 
     def _join(self) -> None:
-        why = unreachable(self._cluster.address)
-        if why is not None:
-            raise WorkerError(why)
+        problem = unreachable(self._cluster.address)
+        if problem is not None:
+            raise WorkerError(problem)
         options: dict[str, Any] = {"address": self._cluster.address}
         if self._cluster.address is None and "RAY_ADDRESS" not in os.environ:
             options["include_dashboard"] = False
             if self._cluster.workers is not None:
                 # Who asks for more workers than there are cores gets them.
-                asked = self._cluster.workers * self._cluster.cpus_per_worker
-                options["num_cpus"] = max(os.cpu_count() or 1, asked)
+                cores = self._cluster.workers * self._cluster.cpus_per_worker
+                options["num_cpus"] = max(os.cpu_count() or 1, cores)
         try:
             with ray_start.starting():
                 self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            where = self._cluster.address or os.environ.get("RAY_ADDRESS", "on this machine")
+            place = self._cluster.address or os.environ.get("RAY_ADDRESS", "on this machine")
             raise WorkerError(
-                f"the Ray cluster {where} cannot be reached from {socket.gethostname()}: {error}"
+                f"the Ray cluster {place} cannot be reached from {socket.gethostname()}: {error}"
             ) from error
 
     def _event(self, ready: Any) -> Event:
@@ -182,9 +182,9 @@ class RayPool:
     def _drop(self, worker: int) -> None:
         """Forget a worker, and see to it that nothing more comes of it."""
         self._ray.kill(self._actors.pop(worker))
-        for known in (self._starting, self._streams, self._asked):
-            for ref in [ref for ref, number in known.items() if number == worker]:
-                del known[ref]
+        for refs in (self._starting, self._streams, self._asked):
+            for ref in [ref for ref, number in refs.items() if number == worker]:
+                del refs[ref]
         self._heard.pop(worker, None)
 
 

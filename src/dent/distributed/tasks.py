@@ -42,9 +42,9 @@ class Task:
     @classmethod
     def of(cls, group: tuple[Unit, ...], store: Store) -> "Task":
         """Return what is left of a group that is begun, or is not."""
-        left = tuple(unit for unit in group if unit.key not in store.done)
-        replayed = any(unit.kind in {"transfer", "assembled"} for unit in left)
-        held: list[tuple[JournalRecord, Tensor | None]] = []
+        remaining = tuple(unit for unit in group if unit.key not in store.done)
+        replayed = any(unit.kind in {"transfer", "assembled"} for unit in remaining)
+        records: list[tuple[JournalRecord, Tensor | None]] = []
         for unit in group:
             record = store.done.get(unit.key)
             if record is None:
@@ -52,8 +52,8 @@ class Task:
             tensor = None
             if replayed and unit.kind == "attack" and isinstance(record, UnitRecord):
                 tensor = store.adversarial(record)
-            held.append((record, tensor))
-        return cls(left, tuple(held))
+            records.append((record, tensor))
+        return cls(remaining, tuple(records))
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ class Worker:
         torch.set_num_threads(threads)
         prepared = unpack(content, device)
         subject, spec = prepared.subject, prepared.spec
-        other = differences(spec.to_json(), describe(subject, spec.settings).to_json())
-        if other:
+        changed = differences(spec.to_json(), describe(subject, spec.settings).to_json())
+        if changed:
             raise InputError(
                 f"what is evaluated changed on its way to a worker on {socket.gethostname()}: "
-                f"{'; '.join(other[:4])}. Whatever a defense or model is made of must pickle"
+                f"{'; '.join(changed[:4])}. Whatever a defense or model is made of must pickle"
             )
         self._run = open_run(prepared, Kept(spec))
         return new_session(device_of(subject.model))

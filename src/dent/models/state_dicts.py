@@ -86,17 +86,17 @@ def state_dicts_in(loaded: Mapping[object, object]) -> dict[str, dict[str, Tenso
     return dict(_state_dicts(loaded))
 
 
-def _part(found: Mapping[str, dict[str, Tensor]], path: Path, part: str) -> dict[str, Tensor]:
-    if part in found:
-        return found[part]
+def _part(dicts: Mapping[str, dict[str, Tensor]], path: Path, part: str) -> dict[str, Tensor]:
+    if part in dicts:
+        return dicts[part]
     start = f"{part}."
-    for state in found.values():
+    for state in dicts.values():
         inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
         if inside:
             return inside
     raise WeightsError(
         f"{path} holds no state dict {part!r}, and no names that begin with {start!r}; it holds "
-        f"{', '.join(key or 'one bare state dict' for key in found) or 'no state dict at all'}"
+        f"{', '.join(key or 'one bare state dict' for key in dicts) or 'no state dict at all'}"
     )
 
 
@@ -105,9 +105,9 @@ def _one(keys: list[str]) -> str | None:
     if len(keys) == 1:
         return keys[0]
     for wrapper in WRAPPERS:
-        named = [key for key in keys if key.rpartition(".")[2] == wrapper]
-        if len(named) == 1:
-            return named[0]
+        matching = [key for key in keys if key.rpartition(".")[2] == wrapper]
+        if len(matching) == 1:
+            return matching[0]
     return None
 
 

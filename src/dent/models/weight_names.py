@@ -58,15 +58,15 @@ def aligned(
         return _without_common(names, expected)
     inside = {k.removeprefix(chosen): v for k, v in names.items() if k.startswith(chosen)}
     others = [prefix for prefix in prefixes if prefix != chosen]
-    rest = [name for name in names if not name.startswith((chosen, *others))]
-    if unknown := [name for name in rest if not _of_training(name)]:
+    leftover = [name for name in names if not name.startswith((chosen, *others))]
+    if unknown := [name for name in leftover if not _of_training(name)]:
         raise WeightsError(
             f"{origin}: the entries below {chosen!r} fit, but the file holds "
             f"{len(unknown)} more: {_some(unknown)}. If these change the answers (a normalization, "
             "a layer in front), build the model with them; to leave them out, name the part to "
             f"take: {origin}#{chosen.removesuffix('.')}"
         )
-    _tell(chosen, others, rest, origin)
+    _tell(chosen, others, leftover, origin)
     return inside
 
 
@@ -89,8 +89,8 @@ def _without_common(names: dict[str, Tensor], expected: Collection[str]) -> dict
 
 def _unwrapped(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     """Without the words that torch's wrappers put anywhere, unless the model has them itself."""
-    own = {part for name in expected for part in name.split(".")}
-    words = {word for word in _WRAPPERS if word not in own}
+    expected_parts = {part for name in expected for part in name.split(".")}
+    words = {word for word in _WRAPPERS if word not in expected_parts}
     bare = {name: ".".join(p for p in name.split(".") if p not in words) for name in state}
     if len(set(bare.values())) < len(bare) or not all(bare.values()):
         return dict(state)
@@ -107,9 +107,9 @@ def _prefixes(names: Mapping[str, Tensor], required: set[str]) -> list[str]:
 def _choose(prefixes: list[str], origin: str) -> str | None:
     plain = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
     if len(plain) > 1:
-        some = ", ".join(repr(prefix) for prefix in plain)
+        quoted = ", ".join(repr(prefix) for prefix in plain)
         raise WeightsError(
-            f"{origin} holds the model {len(plain)} times, below {some}. Say which one, as in "
+            f"{origin} holds the model {len(plain)} times, below {quoted}. Say which one, as in "
             f"{origin}#{plain[0].removesuffix('.')}"
         )
     return plain[0] if plain else None
@@ -119,18 +119,18 @@ def _of_training(name: str) -> bool:
     return any(word in name.partition(".")[0].lower() for word in _TRAINING)
 
 
-def _tell(chosen: str, others: list[str], rest: list[str], origin: str) -> None:
+def _tell(chosen: str, other_prefixes: list[str], leftover: list[str], origin: str) -> None:
     sentences = []
-    if others:
+    if other_prefixes:
         sentences.append(
             f"the names below {chosen!r} were taken, not those below "
-            f"{' or '.join(map(repr, others))}. To take the other, name it: "
-            f"{origin}#{others[0].removesuffix('.')}"
+            f"{' or '.join(map(repr, other_prefixes))}. To take the other, name it: "
+            f"{origin}#{other_prefixes[0].removesuffix('.')}"
         )
-    if rest:
+    if leftover:
         sentences.append(
-            f"{counted(len(rest), 'entry')} of the training {agreeing(len(rest), 'were')} "
-            f"left out: {_some(rest)}"
+            f"{counted(len(leftover), 'entry')} of the training {agreeing(len(leftover), 'were')} "
+            f"left out: {_some(leftover)}"
         )
     if sentences:
         warnings.warn(f"{origin}: {'; '.join(sentences)}", WeightsWarning, stacklevel=4)

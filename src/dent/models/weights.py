@@ -98,7 +98,8 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
     if digest and not actual.startswith(digest):
         raise WeightsError(
             f"{path} is not the registered file: expected SHA-256 {digest}, got {actual} "
-            f"({len(data)} bytes). It is damaged or another version; nothing of it was loaded"
+            f"({counted(len(data), 'byte')}). It is damaged or another version; nothing of it was "
+            "loaded"
         )
     if suffix == ".safetensors":
         return _from_safetensors(data, path)

@@ -123,16 +123,16 @@ class Server:
         expires = arrived + self.limits.timeout
         job = Job(images, arrived, due, expires if due is None else min(due, expires))
         answer = await self.batcher.submit(job)
-        taken = self.clock() - arrived
+        elapsed = self.clock() - arrived
         response = respond(
             answer,
             classes=self.classes,
             configured=None if answer.steps is None else self.engine.steps,
-            late=seconds is not None and taken > seconds,
-            seconds=taken,
+            late=seconds is not None and elapsed > seconds,
+            seconds=elapsed,
             logits=logits,
         )
-        self.metrics.answered(taken, degraded=response.degraded, late=response.late)
+        self.metrics.answered(elapsed, degraded=response.degraded, late=response.late)
         return response
 
     def _retry_after(self) -> int:
@@ -297,9 +297,9 @@ def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
         return refuse(request, error)
 
     async def bad_query(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return refuse(request, RefusedError(422, "invalid", f"{where}: {first['msg']}."))
+        problem = error.errors()[0]
+        location = ".".join(str(part) for part in problem["loc"])
+        return refuse(request, RefusedError(422, "invalid", f"{location}: {problem['msg']}."))
 
     async def no_such_route(request: Request, error: HTTPException) -> Response:
         code = {404: "no-such-path", 405: "wrong-method"}.get(error.status_code, "refused")

@@ -134,14 +134,14 @@ class Batcher:
         """Wait for more jobs, at most for as long as the first one may be kept waiting."""
         if not self._engine.shares:
             return
-        until = self._waiting[0].arrived + self._limits.max_wait
+        latest = self._waiting[0].arrived + self._limits.max_wait
         while self._waiting and self.images_waiting < self._limits.max_batch_size:
-            left = until - self._clock()
-            if left <= 0:
+            remaining = latest - self._clock()
+            if remaining <= 0:
                 return
             self._arrival.clear()
             try:
-                await asyncio.wait_for(self._arrival.wait(), left)
+                await asyncio.wait_for(self._arrival.wait(), remaining)
             except TimeoutError:
                 return
 
@@ -149,28 +149,28 @@ class Batcher:
         engine = self._engine
         if job.deadline is None:
             return engine.steps
-        left = job.deadline - self._clock()
-        if left <= 0:
+        remaining = job.deadline - self._clock()
+        if remaining <= 0:
             return None
-        return engine.cost.steps_within(len(job.images), engine.steps, left)
+        return engine.cost.steps_within(len(job.images), engine.steps, remaining)
 
     def _companions(self, head: Job) -> list[Job]:
         """Jobs that can share the head's batch without fewer steps for any of them."""
         if not self._engine.shares:
             return []
-        taken, images = [head], len(head.images)
+        jobs, images = [head], len(head.images)
         while self._waiting:
             job = self._waiting[0]
             images += len(job.images)
-            if images > self._limits.max_batch_size or not self._in_time([*taken, job], images):
+            if images > self._limits.max_batch_size or not self._in_time([*jobs, job], images):
                 break
             job.started = True
-            taken.append(self._waiting.popleft())
-        return taken[1:]
+            jobs.append(self._waiting.popleft())
+        return jobs[1:]
 
     def _in_time(self, jobs: Sequence[Job], images: int) -> bool:
-        done = self._clock() + self._engine.cost.seconds(images, self._engine.steps)
-        return all(job.deadline is None or done <= job.deadline for job in jobs)
+        end = self._clock() + self._engine.cost.seconds(images, self._engine.steps)
+        return all(job.deadline is None or end <= job.deadline for job in jobs)
 
     async def _run(self, jobs: list[Job], steps: int) -> None:
         self._metrics.batch_starts([self._clock() - job.arrived for job in jobs])
@@ -186,11 +186,11 @@ class Batcher:
             failed = RefusedError(500, "failed", f"the defense failed: {type(error).__name__}.")
             _refuse(jobs[0], failed)
             return
-        first = 0
+        start = 0
         for job in jobs:
             if not job.answer.done():
-                job.answer.set_result(answer[first : first + len(job.images)])
-            first += len(job.images)
+                job.answer.set_result(answer[start : start + len(job.images)])
+            start += len(job.images)
         self._metrics.batch_ends(answer, len(jobs))
 
     def _compute(self, jobs: list[Job], steps: int) -> ServedAnswer:

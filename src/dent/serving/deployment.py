@@ -76,10 +76,10 @@ def merge(scraped: Sequence[tuple[str, str]]) -> bytes:
     families: dict[str, Metric] = {}
     for replica, text in scraped:
         for family in text_string_to_metric_families(text):
-            whole = families.setdefault(
+            merged = families.setdefault(
                 family.name, Metric(family.name, family.documentation, family.type)
             )
-            whole.samples += [
+            merged.samples += [
                 Sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
                 for sample in family.samples
             ]

@@ -178,17 +178,17 @@ class Engine:
         status = statuses(adaptation) or ["answered"] * count
         if not self.adapts(count):
             status = [NO_STEP] * count
-        before = getattr(adaptation, "entropy", None)
-        first = torch.full((count,), math.nan)
-        if isinstance(before, Tensor) and before.ndim == 2 and before.shape[1] == count:
-            first = before[0] if len(before) else first
+        entropies = getattr(adaptation, "entropy", None)
+        initial = torch.full((count,), math.nan)
+        if isinstance(entropies, Tensor) and entropies.ndim == 2 and entropies.shape[1] == count:
+            initial = entropies[0] if len(entropies) else initial
         return ServedAnswer(
             logits=logits,
             statuses=tuple(
-                name if ok else NO_PREDICTION
-                for name, ok in zip(status, finite.tolist(), strict=True)
+                name if is_finite else NO_PREDICTION
+                for name, is_finite in zip(status, finite.tolist(), strict=True)
             ),
-            entropy_before=_known(first),
+            entropy_before=_known(initial),
             entropy_after=_known(entropy(logits)),
             sigma=_sigma(adaptation),
             steps=defense.steps if isinstance(defense, SupportsSteps) else None,
@@ -202,8 +202,10 @@ class Engine:
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         probe = Probe(Origin(self._defense), images, labels, (0.0, 1.0), seed=0)
         readings = (probe.alone(), probe.strangers(), probe.permuted(), probe.repeated())
-        again, _ = probe.again()
-        return not any(reading is not None and moved(reading) for reading in (*readings, again))
+        experienced, _ = probe.again()
+        return not any(
+            reading is not None and moved(reading) for reading in (*readings, experienced)
+        )
 
 
 def _known(values: Tensor) -> tuple[float | None, ...]:

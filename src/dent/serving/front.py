@@ -87,8 +87,8 @@ class Front:
                     return
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        named = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
-        if not self._hosts.permits(named):
+        hosts = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+        if not self._hosts.permits(hosts):
             raise RefusedError(421, "other-host", REFUSED_HOST)
         if scope["path"].startswith("/-/"):  # Ray's own
             raise RefusedError(404, "no-such-path", "Not Found.")
@@ -97,8 +97,8 @@ class Front:
                 return Response('{"status":"alive"}', media_type=JSON)
             raise RefusedError(503, "no-replica", _NONE, retry_after=_RETRY)
         body = await self._body(scope, receive)
-        answered = await self._forward(scope, receive, body)
-        return self._pass_on(scope, answered)
+        response = await self._forward(scope, receive, body)
+        return self._pass_on(scope, response)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if (scope["method"], scope["path"]) == ("POST", PREDICT):
@@ -119,7 +119,7 @@ class Front:
             headers=headers, content=body,
         )  # fmt: skip
         response = asyncio.ensure_future(self._client.send(request))
-        ends = [asyncio.ensure_future(each) for each in (_left(receive), self._down.wait())]
+        ends = [asyncio.ensure_future(ending) for ending in (_left(receive), self._down.wait())]
         try:
             await asyncio.wait([response, *ends], return_when=asyncio.FIRST_COMPLETED)
             if response.done():
@@ -127,26 +127,30 @@ class Front:
         except httpx.HTTPError:
             pass
         finally:
-            for each in (response, *ends):
-                each.cancel()
+            for task in (response, *ends):
+                task.cancel()
             await asyncio.gather(response, *ends, return_exceptions=True)
         raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
 
-    def _pass_on(self, scope: Scope, answered: httpx.Response) -> Response:
+    def _pass_on(self, scope: Scope, replica_response: httpx.Response) -> Response:
         """Pass a response on; errors of Ray's own get the documented form."""
-        kind = answered.headers.get("content-type", "")
-        if answered.status_code >= 500 and not kind.startswith(JSON):
-            if answered.status_code == 503:
-                why = "more requests wait than the replicas take in."
-                raise RefusedError(503, "queue-full", why, retry_after=1)
+        kind = replica_response.headers.get("content-type", "")
+        if replica_response.status_code >= 500 and not kind.startswith(JSON):
+            if replica_response.status_code == 503:
+                reason = "more requests wait than the replicas take in."
+                raise RefusedError(503, "queue-full", reason, retry_after=1)
             raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
-        content = answered.content
-        if scope["path"] == "/metrics" and answered.status_code == 200 and scope["method"] == "GET":
+        content = replica_response.content
+        if (
+            scope["path"] == "/metrics"
+            and replica_response.status_code == 200
+            and scope["method"] == "GET"
+        ):
             content += generate_latest(self._registry)
-        response = Response(content, answered.status_code)
-        if scope["method"] == "HEAD" and "content-length" in answered.headers:
-            response.headers["content-length"] = answered.headers["content-length"]
-        for key, value in answered.headers.multi_items():
+        response = Response(content, replica_response.status_code)
+        if scope["method"] == "HEAD" and "content-length" in replica_response.headers:
+            response.headers["content-length"] = replica_response.headers["content-length"]
+        for key, value in replica_response.headers.multi_items():
             if key.lower() not in _HOP_BY_HOP | _ADDED | {"content-encoding"}:
                 response.headers.append(key, value)
         return response

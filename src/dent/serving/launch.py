@@ -151,10 +151,10 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (RayError, RuntimeError, TimeoutError) as error:
-        first = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0]
         raise DentError(
-            f"Ray Serve did not start ({type(error).__name__}: {first}). Its logs lie where Ray "
-            "keeps them, by default below /tmp/ray; on a busy machine try again."
+            f"Ray Serve did not start ({type(error).__name__}: {first_line}). Its logs lie where "
+            "Ray keeps them, by default below /tmp/ray; on a busy machine try again."
         ) from error
 
 
@@ -213,12 +213,12 @@ def _start_ray(options: ServerOptions, *, local: bool) -> None:
 def _stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM, SIGHUP and SIGINT set, instead of Ray's own handlers."""
     stopped = threading.Event()
-    kinds = [signal.SIGTERM, signal.SIGINT]
+    signals = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-        kinds.append(signal.SIGHUP)
-    before = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in kinds}
+        signals.append(signal.SIGHUP)
+    handlers = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in signals}
     try:
         yield stopped
     finally:
-        for kind, handler in before.items():
+        for kind, handler in handlers.items():
             signal.signal(kind, handler)

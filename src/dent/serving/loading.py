@@ -29,7 +29,7 @@ def load_server(options: ServerOptions) -> Server:
     """Load everything, and answer one batch and one image to warm up.
 
     Raises:
-        DentError: model, defense or dataset cannot be had, or do not fit together.
+        DentError: model, defense or dataset cannot be loaded, or do not fit together.
     """
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Ray would limit threads to the CPUs it reserves for the replica, which is another setting.

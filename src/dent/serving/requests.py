@@ -109,12 +109,12 @@ def _from_json(body: bytes, shape: Shape, max_images: int) -> Tensor:
 
 
 def _explained(error: ValidationError) -> RefusedError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
-    if first["type"] == "json_invalid":
-        return malformed(f"the body is no JSON: {first['msg']}.")
-    index = next((part for part in first["loc"] if isinstance(part, int)), None)
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    location = ".".join(str(part) for part in problem["loc"])
+    message = f"{location}: {problem['msg']}" if location else str(problem["msg"])
+    if problem["type"] == "json_invalid":
+        return malformed(f"the body is no JSON: {problem['msg']}.")
+    index = next((part for part in problem["loc"] if isinstance(part, int)), None)
     return invalid(f"the JSON body is not as documented: {message}.", index)
 
 
@@ -138,7 +138,7 @@ def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
 
 def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) -> NDArray[np.uint8]:
     """Decode one file to uint8 (C, H, W), if its header says that it is of the right size."""
-    which = "the body" if index is None else f"image {index}"
+    source = "the body" if index is None else f"image {index}"
     channels, height, width = shape
     if channels not in (1, 3):
         raise unsupported(f"the model takes {counted(channels, 'channel')}: send {NPY} or {JSON}.")
@@ -146,23 +146,23 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
             if image.size != (width, height):
                 raise invalid(
-                    f"{which} is {image.size[0]}x{image.size[1]} pixels, the model takes "
+                    f"{source} is {image.size[0]}x{image.size[1]} pixels, the model takes "
                     f"{width}x{height} (width x height): resize it as the model was evaluated.",
                     index,
                 )
             transparent = "transparency" in image.info
             if image.mode not in _MODES or transparent or getattr(image, "n_frames", 1) > 1:
-                what = "with transparency" if transparent else f"of mode {image.mode}"
+                actual = "with transparency" if transparent else f"of mode {image.mode}"
                 raise invalid(
-                    f"{which} must be one 8-bit RGB or grayscale frame, got one {what}.", index
+                    f"{source} must be one 8-bit RGB or grayscale frame, got one {actual}.", index
                 )
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except RefusedError:
         raise
     except UnidentifiedImageError:  # its message is the name of a Python object
-        raise malformed(f"{which} is no {kind}.", index) from None
+        raise malformed(f"{source} is no {kind}.", index) from None
     except Exception as error:  # on a broken file Pillow's decoders may raise any exception
-        raise malformed(f"{which} is no intact {kind}: {_shown(str(error))}.", index) from None
+        raise malformed(f"{source} is no intact {kind}: {_shown(str(error))}.", index) from None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 

@@ -93,12 +93,12 @@ def _predictions(answer: ServedAnswer, classes: Sequence[str], *, logits: bool) 
         zip(labels.tolist(), probabilities.tolist(), strict=True)
     ):
         status = answer.statuses[index]
-        none = status == NO_PREDICTION
+        no_prediction = status == NO_PREDICTION
         predictions.append(
             Prediction(
-                label=None if none else label,
-                name=classes[label] if classes and not none else None,
-                probability=None if none else probability,
+                label=None if no_prediction else label,
+                name=classes[label] if classes and not no_prediction else None,
+                probability=None if no_prediction else probability,
                 entropy_before=answer.entropy_before[index],
                 entropy_after=answer.entropy_after[index],
                 status=status,

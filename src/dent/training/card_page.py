@@ -8,11 +8,11 @@ from dent.support.rounding import percent
 
 def page(card: dict[str, Any]) -> str:
     """Return a card as Markdown."""
-    how = "nominally" if card["threat"] is None else f"for {card['threat']}"
-    what = (
+    purpose = "nominally" if card["threat"] is None else f"for {card['threat']}"
+    summary = (
         f"{card['architecture']} for {card['dataset']} "
         f"({counted(card['num_classes'], 'class')}, images in "
-        f"[0, 1]), trained {how}."
+        f"[0, 1]), trained {purpose}."
     )
     rows = [
         f"| {share(row)} | {row['attack'] or 'none'} | {row['threat'] or 'natural'} | "
@@ -21,12 +21,12 @@ def page(card: dict[str, Any]) -> str:
     ]
     facts = [f"- {name}: {value}" for name, value in _facts(card).items()]
     header = ["| accuracy | attack | threat model | how |", "| ---: | --- | --- | --- |"]
-    return "\n".join([f"# {card['name']}", "", what, "", *header, *rows, "", *facts, ""])
+    return "\n".join([f"# {card['name']}", "", summary, "", *header, *rows, "", *facts, ""])
 
 
-def share(found: dict[str, Any]) -> str:
+def share(accuracy: dict[str, Any]) -> str:
     """Return one of a card's accuracies: `71.0% (6739/9488)`."""
-    correct, total = found["correct"], found["total"]
+    correct, total = accuracy["correct"], accuracy["total"]
     return f"{percent(correct / total)} ({correct}/{total})"
 
 

@@ -182,17 +182,17 @@ class Training:
         watched = self._measure(threat)
         self._watched = watched
         robust = watched.robust
-        fell = threat is not None and collapsed(robust, state.best, total)
+        has_collapsed = threat is not None and collapsed(robust, state.best, total)
         if robust > state.best:
             state.best, state.best_epoch = robust, epoch
             if self._accelerator.is_main_process:
                 write_weights(self.folder / BEST, state.measured)
-        if fell:
+        if has_collapsed:
             state.stopped = (
                 f"catastrophic overfitting: accuracy under PGD-{self.spec.watch_steps} fell from "
                 f"{state.best} to {robust} of {counted(total, 'watched image')} in epoch {epoch}"
             )
-        self._log(epoch, watched, catastrophic=fell)
+        self._log(epoch, watched, catastrophic=has_collapsed)
         state.loss, state.correct = 0.0, 0
 
     def _measure(self, threat: ThreatModel | None) -> Watched:
@@ -218,8 +218,8 @@ class Training:
     def _log(self, epoch: int, watched: Watched, *, catastrophic: bool) -> None:
         state = self.state
         sums = torch.tensor([state.loss, state.correct], dtype=torch.float64)
-        where = self._accelerator.device
-        sums = sums.to(widest(where)).to(where)
+        device = self._accelerator.device
+        sums = sums.to(widest(device)).to(device)
         loss, correct = self._accelerator.reduce(sums).tolist()
         trained_total = self.steps_per_epoch * min(self.recipe.batch_size, self.spec.used)
         now = time.monotonic()

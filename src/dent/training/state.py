@@ -124,9 +124,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def multi_avg_fn(averages: Any, values: Any, taken: Any) -> None:
+    def multi_avg_fn(averages: Any, values: Any, steps: Any) -> None:
         # Early on a slower decay would still remember the initial weights.
-        keep = min(decay, (1 + int(taken)) / (10 + int(taken)))
+        keep = min(decay, (1 + int(steps)) / (10 + int(steps)))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, 1 - keep)
         else:  # counters of batches

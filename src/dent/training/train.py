@@ -55,7 +55,7 @@ class TrainingResult:
         last: weights after the last step.
         best: weights with the best PGD accuracy (clean accuracy without an attack) on the
             watched images.
-        best_epoch: the epoch these are of.
+        best_epoch: the epoch of the best weights.
         metrics: one line an epoch.
         stopped: why training ended early; "" where it did not.
         seconds: over all sittings.

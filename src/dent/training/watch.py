@@ -61,11 +61,11 @@ def measure(
             images, labels = data.batch(batch)
             x, y = images.to(device), labels.to(device)
             with torch.no_grad():
-                right = model(x).argmax(1) == y
-            natural += int(right.sum())
-            if threat is not None and attack is not None and right.any():
+                correct = model(x).argmax(1) == y
+            natural += int(correct.sum())
+            if threat is not None and attack is not None and correct.any():
                 # Wrong images are robust to nothing: only the right ones are worth attacking.
-                result = attack(model, x[right], y[right], threat, seed=seed)
+                result = attack(model, x[correct], y[correct], threat, seed=seed)
                 robust += int((~result.fooled).sum())
     return Watched(len(indices), natural, natural if threat is None else robust)
 
