@@ -371,7 +371,7 @@ def _check_batch(x: Tensor) -> None:
 
 
 def _predictions(logits: Tensor) -> Tensor:
-    """Make rows without a finite largest logit NaN, lest an infinity pass for a prediction."""
+    """Make rows without a finite largest logit NaN, so that infinity is no prediction."""
     return torch.where(logits.amax(1, keepdim=True).isfinite(), logits, torch.nan)
 
 

@@ -12,8 +12,8 @@ from dent.support import signals
 def starting() -> Iterator[None]:
     """Start Ray in here.
 
-    Whoever has the token in `~/.ray/auth_token` can run code as this user on every port of Ray's,
-    and Ray itself makes the file readable by everyone.
+    Anyone with the token in `~/.ray/auth_token` can run code as this user on every port of Ray's.
+    Ray itself makes the file readable by everyone.
     """
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     previous_umask = None if token.exists() else os.umask(0o077)
