@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dent import DENT, DENT_NOMINAL, DENT_PLUS, ConfigError, DentConfig, DentError, SmoothingConfig
+from dent import (
+    DENT,
+    DENT_NOMINAL,
+    DENT_PLUS,
+    ConfigError,
+    DentConfig,
+    DentError,
+    SmoothingConfig,
+    ViewsConfig,
+)
 
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
 decay = st.floats(min_value=0, max_value=1, exclude_max=True)
@@ -22,25 +31,37 @@ smoothings = st.builds(
 )
 
 
+VIEWS = st.builds(
+    ViewsConfig,
+    count=st.integers(2, 10**6),
+    shift=st.integers(1, 10**6),
+    flip=st.booleans(),
+    predict=st.sampled_from(["logits", "probabilities"]),
+)
+OBJECTIVES: list[Any] = ["entropy", "information-maximization", "agreement"]
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> DentConfig:
     optimizer: Any = draw(st.sampled_from(["adam", "adamod", "sgd"]))
     smoothing = draw(st.none() | smoothings)
     adapt_affine = draw(st.booleans())
     learns = adapt_affine or (smoothing is not None and smoothing.learn)
+    views = draw(st.none() | VIEWS)
     return DentConfig(
         steps=draw(st.integers(0, 10**6)) if learns else 0,
         lr=draw(positive),
         optimizer=optimizer,
         betas=(draw(decay), draw(decay)),
         beta3=draw(decay) if optimizer == "adamod" else None,
-        objective=draw(st.sampled_from(["entropy", "information-maximization"])),
+        objective=draw(st.sampled_from(OBJECTIVES if views else OBJECTIVES[:2])),
         granularity=draw(st.sampled_from(["batch", "sample"])),
         statistics=draw(st.sampled_from(["train", "test"])),
         adapt_affine=adapt_affine,
         reduction=draw(st.sampled_from(["mean", "sum"])),
         smoothing=smoothing,
         last_layers=draw(st.none() | st.integers(1, 10**6)) if adapt_affine else None,
+        views=views,
     )
 
 

@@ -68,6 +68,8 @@ CONFIGURATIONS = [
     ),
     make(granularity="sample", objective="information-maximization", optimizer="adamod"),
     make(objective="information-maximization", reduction="sum"),
+    make(granularity="sample", objective="agreement", views={"count": 4, "shift": 1}),
+    make(statistics="test", smoothing=smoothing("diagonal"), views={"count": 3, "shift": 1}),
     make(adapt_affine=False, smoothing=smoothing("full")),
     make(smoothing={**smoothing("full"), "learn": False}),
 ]

@@ -35,6 +35,8 @@ FROZEN = {
     "dent.attacks.foreign.Foreign",
     "dent.attacks.pgd.PGD",
     "dent.defense.Dent",
+    "dent.defenses.et3.ET3",
+    "dent.defenses.mean_sparse.MeanSparse",
     "dent.models.autoattack_resnet18.ResNet18",
     "dent.models.normalize.Normalize",
     "dent.models.residual.ResNet",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dent.adaptation.adaptation import Adaptation, Status
     from dent.adaptation.norm import register_norm
     from dent.adaptation.objectives import entropy
-    from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
+    from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig, ViewsConfig
     from dent.defenses.dent import Dent
     from dent.errors import (
         CompileWarning,
@@ -74,6 +74,7 @@ __all__ = [
     "UnadaptedLayersWarning",
     "UnknownNameError",
     "UnsupportedModelError",
+    "ViewsConfig",
     "WeightsError",
     "__version__",
     "entropy",
@@ -83,7 +84,7 @@ __all__ = [
 
 _MODULES = {
     "adaptation": ("Adaptation", "Status"),
-    "config": ("DENT", "DENT_NOMINAL", "DENT_PLUS", "DentConfig", "SmoothingConfig"),
+    "config": ("DENT", "DENT_NOMINAL", "DENT_PLUS", "DentConfig", "SmoothingConfig", "ViewsConfig"),
     "defenses.dent": ("Dent",),
     "errors": (
         "CompileWarning",

@@ -10,11 +10,12 @@ from dent.errors import ConfigError, UnknownNameError
 from dent.support.suggest import did_you_mean
 
 OptimizerName = Literal["adam", "adamod", "sgd"]
-ObjectiveName = Literal["entropy", "information-maximization"]
+ObjectiveName = Literal["entropy", "information-maximization", "agreement"]
 Granularity = Literal["batch", "sample"]
 Statistics = Literal["train", "test"]
 Reduction = Literal["mean", "sum"]
 Covariance = Literal["spherical", "diagonal", "full"]
+ViewsPrediction = Literal["logits", "probabilities", "image"]
 
 
 class JSONConfig:
@@ -66,6 +67,12 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def check_count(name: str, value: object, low: int) -> None:
+    """Raise `ConfigError` unless `value` is a whole number, at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name} must be a whole number, at least {low}, got {value!r}.")
 
 
 def check_flag(name: str, value: object) -> None:
@@ -120,6 +127,36 @@ class SmoothingConfig(JSONConfig):
 
 
 @dataclass(frozen=True)
+class ViewsConfig(JSONConfig):
+    """Several views of every image: itself, its mirror image, and shifted crops of both.
+
+    Always in this order, of which the first `count` are taken: the image, its mirror image, four
+    crops shifted diagonally, the same four mirrored, four crops shifted along one axis, the same
+    four mirrored, and again with twice the shift, three times, and so on. A crop is shifted by
+    whole pixels, and what it has beyond the image is 0 (black).
+
+    Attributes:
+        count: how many views, at least 2.
+        shift: pixels by which the first crops are shifted, at least 1.
+        flip: take mirror images, too.
+        predict: the mean of the views' "logits" or "probabilities", or the prediction of the
+            "image" alone. The objective always looks at the mean of the probabilities.
+    """
+
+    count: int = 6
+    shift: int = 2
+    flip: bool = True
+    predict: ViewsPrediction = "logits"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_count("views.count", self.count, 2)
+        check_count("views.shift", self.shift, 1)
+        check_flag("views.flip", self.flip)
+        check_choice("views.predict", self.predict, get_args(ViewsPrediction))
+
+
+@dataclass(frozen=True)
 class DentConfig(JSONConfig):
     """Everything that decides what a defense answers. What only decides how fast is kept apart.
 
@@ -135,7 +172,9 @@ class DentConfig(JSONConfig):
             second is unused.
         beta3: decay of AdaMod's learning-rate average; required there, refused elsewhere.
         objective: "entropy" (equation 3) or "information-maximization" (Table 12, dent+), which
-            subtracts the entropy of the batch's mean prediction.
+            subtracts the entropy of the batch's mean prediction. With `views` both look at the
+            mean prediction over the views (MEMO, Zhang et al. 2022). "agreement" needs `views`: it
+            is the Jensen-Shannon divergence between their predictions.
         granularity: one set of parameters per "batch" (dent) or one per "sample" (dent+).
         statistics: normalize by the model's running statistics ("train", the paper's ×) or by the
             current batch's, at every forward ("test", the paper's √).
@@ -143,6 +182,8 @@ class DentConfig(JSONConfig):
         last_layers: of the last so many normalization layers only, in the order in which the model
             registers them; everything before them is then computed once, not at every step. None:
             of all, as published.
+        views: adapt to several views of each image, and predict by all of them; None: to the image
+            alone, as published. With steps=0 this is test-time transformation ensembling.
         reduction: "mean" over the batch, as published, or "sum", which makes sample-wise entropy
             minimization independent of the batch.
         smoothing: Gaussian smoothing of the input, or None.
@@ -160,19 +201,19 @@ class DentConfig(JSONConfig):
     reduction: Reduction = "mean"
     smoothing: SmoothingConfig | None = None
     last_layers: int | None = None
+    views: ViewsConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types; `last_layers` only where it is set."""
+        """Return the fields as plain JSON types; `last_layers` and `views` only where set."""
         values = super().to_dict()
-        if self.last_layers is None:  # so that records from before it was there still compare
-            del values["last_layers"]
+        for name in ("last_layers", "views"):
+            if values[name] is None:  # so that records from before it was there still compare
+                del values[name]
         return values
 
     def __post_init__(self) -> None:
         """Check every field alone, then together."""
-        steps: object = self.steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ConfigError(f"steps must be a whole number, at least 0, got {steps!r}.")
+        check_count("steps", self.steps, 0)
         object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         check_choice("objective", self.objective, get_args(ObjectiveName))
@@ -183,6 +224,7 @@ class DentConfig(JSONConfig):
         self._check_betas()
         self._check_smoothing()
         self._check_last_layers()
+        self._check_views()
         if self.steps and not self.learns:
             raise ConfigError(
                 f"steps={self.steps} has nothing to update: adapt_affine is False and no smoothing "
@@ -214,15 +256,30 @@ class DentConfig(JSONConfig):
             )
 
     def _check_last_layers(self) -> None:
-        last: object = self.last_layers
-        if last is None:
+        if self.last_layers is None:
             return
-        if isinstance(last, bool) or not isinstance(last, int) or last < 1:
-            raise ConfigError(f"last_layers must be a whole number, at least 1, got {last!r}.")
+        check_count("last_layers", self.last_layers, 1)
         if not self.adapt_affine:
             raise ConfigError(
-                f"last_layers={last} says which scales and shifts are adapted, and adapt_affine is "
-                "False. Remove last_layers or set adapt_affine=True."
+                f"last_layers={self.last_layers} says which scales and shifts are adapted, and "
+                "adapt_affine is False. Remove last_layers or set adapt_affine=True."
+            )
+
+    def _check_views(self) -> None:
+        if isinstance(self.views, Mapping):
+            object.__setattr__(self, "views", ViewsConfig.from_dict(self.views))
+        elif self.views is not None and not isinstance(self.views, ViewsConfig):
+            raise ConfigError(f"views must be a ViewsConfig or None, got {self.views!r}.")
+        if self.views is None:
+            if self.objective == "agreement":
+                raise ConfigError(
+                    "objective='agreement' compares several views of an image, and views is None. "
+                    "Set views=ViewsConfig(), or minimize the 'entropy'."
+                )
+        elif not self.steps and self.views.predict == "image":
+            raise ConfigError(
+                "views.predict='image' without steps would use no view but the image. Set steps, "
+                "or predict by the mean of the views' 'logits' or 'probabilities'."
             )
 
     @property
@@ -235,13 +292,16 @@ class DentConfig(JSONConfig):
         """Whether a sample's prediction can depend on its neighbours, their number included.
 
         False only where no step is taken or each sample is adapted by its own loss alone: sample
-        granularity, entropy, `reduction="sum"`, and train statistics. With `reduction="mean"` the
-        batch's size scales every gradient, which Adam nearly but not exactly undoes.
+        granularity, entropy or agreement, `reduction="sum"`, and train statistics. With
+        `reduction="mean"` the batch's size scales every gradient, which Adam nearly but not exactly
+        undoes.
         """
         if self.statistics == "test":
             return True
         alone = (
-            self.granularity == "sample" and self.objective == "entropy" and self.reduction == "sum"
+            self.granularity == "sample"
+            and self.objective != "information-maximization"
+            and self.reduction == "sum"
         )
         return self.steps > 0 and not alone
 

@@ -76,6 +76,12 @@ KINDS: Final = (
         "statistics-prior",
         "dent.defenses.statistics_prior:StatisticsPrior",
     ),
+    Kind("dent.defenses.et3.ET3", "et3", "dent.defenses.et3:ET3"),
+    Kind(
+        "dent.defenses.mean_sparse.MeanSparse",
+        "mean-sparse",
+        "dent.defenses.mean_sparse:MeanSparse",
+    ),
     Kind("dent.models.residual.ResNet", "resnet", "dent.models.residual:ResNet"),
     Kind(
         "dent.models.autoattack_resnet18.ResNet18",

@@ -60,9 +60,13 @@ DEFENSES: Final = (
     "dent-nominal",
     "statistics-only",
     "smoothing",
+    "tte",
+    "tte-13",
     "tent-online",
     "anti-adversary",
     "hedge",
+    "et3",
+    "mean-sparse",
 )
 """What `dent.defenses.make` knows."""
 

@@ -15,6 +15,7 @@ from dent import (
     SmoothingConfig,
     UnknownNameError,
     UnsupportedModelError,
+    ViewsConfig,
 )
 from dent.defenses import AntiAdversary, describe, load_config, make, names
 
@@ -148,6 +149,10 @@ def test_folder_is_no_configuration(folder: Path, small: nn.Sequential) -> None:
             DentConfig(steps=0, statistics="test", smoothing=SmoothingConfig(sigma=2.0)),
             "dent-custom",
         ),
+        (DentConfig(steps=0, views=ViewsConfig(count=13), lr=1.0), "tte"),
+        (DentConfig(steps=0, views=ViewsConfig(predict="probabilities")), "tte"),
+        (DentConfig(steps=0, views=ViewsConfig(), statistics="test"), "dent-custom"),
+        (DentConfig(steps=1, views=ViewsConfig()), "dent-custom"),
     ],
 )
 def test_name_of_a_configuration(config: DentConfig, name: str, small: nn.Sequential) -> None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent import ConfigError, DentConfig, SmoothingConfig, Status, UnsupportedModelError
+from dent import (
+    ConfigError,
+    DentConfig,
+    SmoothingConfig,
+    Status,
+    UnsupportedModelError,
+    ViewsConfig,
+)
 from dent.defenses import TENT, TentOnline
 
 
@@ -152,6 +159,7 @@ def test_differentiable_is_the_exact_gradient(small: nn.Sequential, batch: Tenso
         DentConfig(granularity="sample"),
         DentConfig(steps=0),
         DentConfig(smoothing=SmoothingConfig(sigma=0.5)),
+        DentConfig(views=ViewsConfig()),
         DentConfig(adapt_affine=False, smoothing=SmoothingConfig(sigma=0.5)),
     ],
 )

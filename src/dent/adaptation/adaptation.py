@@ -37,7 +37,7 @@ class Adaptation:
             shape batch-wise, (N, *shape) sample-wise. Empty where they are not adapted.
         smoothing: the smoothing's unconstrained parameter, (K,) or (N, K); None without.
         covariance_kind: what `smoothing` parametrizes; None without.
-        entropy: (steps, N) in nats, before each step.
+        entropy: (steps, N) in nats, before each step; with views, of their mean prediction.
         status: (N,) int64, values of `Status`.
         sample_wise: whether `parameters` and `smoothing` have a sample dimension.
         smoothing_by_step: `smoothing` before each step and at last, (steps + 1, K) or

@@ -184,7 +184,8 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
             f"last_layers={config.last_layers}, but {type(model).__name__} has {affine_count} "
             "normalization layers with a scale or shift: set at most so many, or None for all."
         )
-    statistics_only = config.statistics == "test" and not config.steps and not config.smoothing
+    test_statistics = config.statistics == "test" and not config.steps
+    statistics_only = test_statistics and not config.smoothing and not config.views
     if statistics_only and not any(
         layer._buffers.get("running_mean") is not None for layer in layers.values()
     ):

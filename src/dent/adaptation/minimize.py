@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ from dent.adaptation import smoothing
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.adaptation.checkpoint import recomputed
-from dent.adaptation.objectives import entropy, loss
+from dent.adaptation.objectives import entropy, log_mean_probability, loss
 from dent.adaptation.optim import Optimizer, State, make_optimizer
+from dent.adaptation.views import of_views
 from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
 
@@ -66,7 +68,10 @@ def minimize(
         values, states = dict(at.values), dict(at.states)
         for _ in range(steps):
             learned = {name: values[name].requires_grad_() for name in optimizers}
-            logits = model(x, unflatten(values.get(AFFINE), trained), values.get(SMOOTHING))
+            parameters, width = unflatten(values.get(AFFINE), trained), values.get(SMOOTHING)
+            logits = of_views(
+                partial(model, parameters=parameters, smoothing=width), x, config.views
+            )
             objective = loss(logits, config.objective, config.reduction)
             gradients = _gradients(objective, learned, keep_graph=keep_graph)
             with torch.set_grad_enabled(keep_graph):
@@ -75,7 +80,7 @@ def minimize(
                         learned[name], gradients[name], states[name]
                     )
                 moved = {name: values[name] for name in optimizers}
-                values |= gate.accept(moved, start, entropy(logits.detach()))
+                values |= gate.accept(moved, start, _entropies(logits.detach()))
         return Point(values, states)
 
     point = Point(values, states)
@@ -146,6 +151,10 @@ def _recomputing(
         return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
 
     return unpack(recomputed(run, [x, *pack(at)]), steps)
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    return entropy(log_mean_probability(logits) if logits.dim() == 3 else logits)
 
 
 def _no_entropy(config: DentConfig, x: Tensor) -> Tensor:

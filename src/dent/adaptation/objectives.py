@@ -1,4 +1,6 @@
-"""What adaptation minimizes: the entropy of the model's own predictions."""
+"""What adaptation minimizes: the entropy of the model's own predictions, or how they differ."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ PUBLISHED_EPSILON = 1e-5
 """Inside the logarithms of information maximization, as in the authors' code."""
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return the logarithm of the softmax, in at least float32."""
     # Half-precision logits would lose the small probabilities that entropy consists of.
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
@@ -18,12 +21,12 @@ def entropy(logits: Tensor) -> Tensor:
     """Return the Shannon entropy of each sample's prediction (paper equation 3).
 
     Args:
-        logits: (N, C).
+        logits: (..., C).
 
     Returns:
-        (N,) in nats, from 0 to ln C.
+        (...) in nats, from 0 to ln C.
     """
-    log_p = _log_probabilities(logits)
+    log_p = log_probabilities(logits)
     # A class masked by a logit of -inf adds nothing: 0 log 0 is 0, not NaN.
     return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0)).sum(-1)
 
@@ -41,14 +44,56 @@ def information_maximization(logits: Tensor) -> Tensor:
     Returns:
         (N,) in nats.
     """
-    p = _log_probabilities(logits).exp()
+    p = log_probabilities(logits).exp()
     mean = p.mean(0)
     sample_entropy = -(p * (p + PUBLISHED_EPSILON).log()).sum(-1)
     mean_entropy = -(mean * (mean + PUBLISHED_EPSILON).log()).sum(-1)
     return sample_entropy - mean_entropy
 
 
+def log_mean_probability(logits: Tensor) -> Tensor:
+    """Return the logarithm of the mean probability over views.
+
+    Args:
+        logits: (V, N, C).
+
+    Returns:
+        (N, C), in at least float32.
+    """
+    log_p = log_probabilities(logits)
+    # A class masked by a logit of -inf in every view: its logarithm has no gradient, not NaN.
+    masked = log_p.isneginf().all(0)
+    total = log_p.masked_fill(masked, 0).logsumexp(0)
+    return (total - math.log(len(logits))).masked_fill(masked, -math.inf)
+
+
+def agreement(logits: Tensor) -> Tensor:
+    """Return how far apart the predictions of a sample's views are, by Jensen and Shannon.
+
+    That is the mean divergence KL(view || mean of the views), or the entropy of the mean minus the
+    mean entropy. So the entropy of the mean (MEMO) is this and the mean entropy of a view together.
+
+    Args:
+        logits: (V, N, C).
+
+    Returns:
+        (N,) in nats, from 0 to ln V.
+    """
+    return entropy(log_mean_probability(logits)) - entropy(logits).mean(0)
+
+
 def loss(logits: Tensor, objective: ObjectiveName, reduction: Reduction) -> Tensor:
-    """Return the scalar that one adaptation step minimizes, for logits of shape (N, C)."""
-    values = entropy(logits) if objective == "entropy" else information_maximization(logits)
+    """Return the scalar that one adaptation step minimizes.
+
+    Args:
+        logits: (N, C), or (V, N, C) of V views: then entropy and information maximization are
+            those of the mean prediction, and "agreement" is defined.
+        objective: what is minimized.
+        reduction: how the samples are put together.
+    """
+    if objective == "agreement":
+        values = agreement(logits)
+    else:
+        mean = log_mean_probability(logits) if logits.dim() == 3 else logits
+        values = entropy(mean) if objective == "entropy" else information_maximization(mean)
     return values.mean() if reduction == "mean" else values.sum()

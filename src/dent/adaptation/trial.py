@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FunctionType, ModuleType, NoneType
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from dent.adaptation.objectives import loss
 from dent.adaptation.private_copy import kept_tensors, private_copy
 from dent.adaptation.random_state import same_random_numbers
 from dent.adaptation.untraced import untraced
+from dent.adaptation.views import of_views
 from dent.config import DentConfig
 from dent.errors import (
     NoAdaptationWarning,
@@ -370,7 +372,10 @@ def _check_steps(
     leaves = {name: _leaf(value, x, config) for name, value in trained.items()}
     restore()
     try:
-        logits = adapted(x, leaves)
+        logits = views = adapted(x, leaves)
+        if config.views is not None:
+            restore()
+            views = of_views(partial(adapted, parameters=leaves), x, config.views)
     except UnsupportedModelError:
         raise
     except ValueError:  # an InputError: the full batch raises it
@@ -379,7 +384,7 @@ def _check_steps(
     if config.statistics == "train":
         restore()
         _check_registered(model, x, logits.detach())
-    objective = loss(logits, config.objective, config.reduction)
+    objective = loss(views, config.objective, config.reduction)
     if not leaves or not objective.requires_grad:  # the first step reports this
         return True
     gradients = dict(zip(leaves, _gradients(model, objective, [*leaves.values()]), strict=True))

@@ -10,7 +10,9 @@ Each is a reference: written to be read and checked against its paper, not to be
 
 from dent.defenses.anti_adversary import AntiAdversary
 from dent.defenses.base import ReferenceDefense
+from dent.defenses.et3 import ET3
 from dent.defenses.hedge import Hedge
+from dent.defenses.mean_sparse import MeanSparse, Sparsity
 from dent.defenses.perturbation import Perturbation
 from dent.defenses.registry import CONFIGS, KINDS, describe, load_config, make, names
 from dent.defenses.statistics_prior import StatisticsPrior
@@ -18,12 +20,15 @@ from dent.defenses.tent_online import TENT, TentOnline, TentState
 
 __all__ = [
     "CONFIGS",
+    "ET3",
     "KINDS",
     "TENT",
     "AntiAdversary",
     "Hedge",
+    "MeanSparse",
     "Perturbation",
     "ReferenceDefense",
+    "Sparsity",
     "StatisticsPrior",
     "TentOnline",
     "TentState",

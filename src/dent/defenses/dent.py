@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from dent.adaptation.lookalikes import unadapted
 from dent.adaptation.minimize import minimize
 from dent.adaptation.prefix import Prefix
 from dent.adaptation.trial import Trial
+from dent.adaptation.views import predict
 from dent.config import DENT_PLUS, DentConfig, preset
 from dent.errors import (
     CompileWarning,
@@ -241,7 +243,10 @@ class Dent(nn.Module):
 
     def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         def run(model: AdaptedModel) -> Tensor:
-            return model(x, adaptation.parameters, adaptation.smoothing)
+            answer = partial(
+                model, parameters=adaptation.parameters, smoothing=adaptation.smoothing
+            )
+            return predict(answer, x, self.config.views)
 
         prefix = adaptation._prefix or Prefix()
         inputs = [x, adaptation.smoothing, *adaptation.parameters.values()]

@@ -1,9 +1,9 @@
-"""Defenses that change the input instead of the model: sign steps on each sample by itself."""
+"""Defenses that change the input instead of the model: gradient steps on each sample by itself."""
 
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +47,24 @@ class Perturbation:
 
 
 class InputDefense(ReferenceDefense):
-    """Descend a loss of the sample's own prediction by signed gradient steps on the input.
+    """Descend a loss of the sample's own prediction by gradient steps on the input.
 
-        δ ← project(δ − step_size · sign ∇_δ loss(model(x + δ))),   prediction: model(x + δ)
+        δ ← project(δ − step_size · direction(∇_δ loss(model(x + δ)))),   prediction: model(x + δ)
 
-    Each sample is optimized by itself, so neighbours do not matter, up to rounding: where a
-    gradient is 0 but for rounding, its sign is not determined.
+    The direction is the sign, unless a subclass says otherwise. Each sample is optimized by itself,
+    so neighbours do not matter, up to rounding: where a gradient is 0 but for rounding, its sign is
+    not determined.
 
     The gradient to `x` goes through `x + δ` with δ a constant, as in the published evaluations.
-    With `differentiable=True` it is the exact gradient, which differs less than one might hope:
-    the sign is constant almost everywhere, so no gradient passes through the steps, and only a
-    projection that depends on `x` adds anything. An attack that wants to look through the steps
-    has to replace the sign by something smooth.
+    With `differentiable=True` it is the exact gradient. For signs it differs less than one might
+    hope: the sign is constant almost everywhere, so no gradient passes through the steps, and only
+    a projection that depends on `x` adds anything. An attack that wants to look through the steps
+    has to replace the sign by something smooth. For a smooth direction the exact gradient passes
+    through all steps.
     """
+
+    smooth: ClassVar[bool] = False
+    """Whether the direction has a gradient of its own, which the exact gradient then follows."""
 
     def __init__(self, model: nn.Module, *, steps: int, step_size: float) -> None:
         value: object = steps
@@ -99,6 +104,10 @@ class InputDefense(ReferenceDefense):
             first: (N, classes) before the first step, a constant.
         """
 
+    def _direction(self, slope: Tensor) -> Tensor:
+        """Return where a step goes, as `slope`, the gradient of each sample's loss."""
+        return slope.sign()
+
     @abstractmethod
     def _project(self, x: Tensor, perturbation: Tensor) -> Tensor:
         """Return the allowed perturbation nearest to one; differentiable in both."""
@@ -114,17 +123,18 @@ class InputDefense(ReferenceDefense):
         # Drawn outside of the isolation below, which would put the random state back.
         with torch.inference_mode(False), torch.no_grad():
             start = self._start(x)
-        with isolated(x, differentiable=False):
+        through_steps = differentiable and self.smooth
+        with isolated(x, differentiable=through_steps):
             images = x.clone() if x.is_inference() else x
             if not differentiable:
                 images = images.detach()
             if bool(finite.all()):
-                return self._search(images, start)
+                return self._search(images, start, through_steps)
             if not bool(finite.any()):
                 nothing = x.new_zeros(0, *x.shape[1:])
                 none = Perturbation(nothing, x.new_zeros(self.steps, 0), finite[:0].to(torch.int64))
                 return none.spread(finite)
-            return self._search(images[finite], start[finite]).spread(finite)
+            return self._search(images[finite], start[finite], through_steps).spread(finite)
 
     @final
     def predict(self, x: Tensor, adaptation: Perturbation) -> Tensor:
@@ -141,23 +151,36 @@ class InputDefense(ReferenceDefense):
         unadapted = Adaptation({}, None, None, x.new_zeros(0, len(x)), adaptation.status, False)
         return self.classifier.predict(x + adaptation.perturbation, unadapted)
 
-    def _search(self, x: Tensor, start: Tensor) -> Perturbation:
+    def _search(self, x: Tensor, start: Tensor, through_steps: bool) -> Perturbation:
         model = AdaptedModel(self.unwrap(), STATIC)
         value, first = start, None
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if through_steps and x.requires_grad:
+            x = x.view_as(x)
+            # Backward through a discarded step multiplies 0 by infinity.
+            x.register_hook(lambda back: torch.where(_over_pixels(alive, back), back, 0))
         entropies = []
         for _ in range(self.steps):
-            point = (x + value).detach().requires_grad_()
+            point = x + value
+            point = point if through_steps else point.detach()
+            if not point.requires_grad:
+                point.requires_grad_()
             logits = model(point, {})
             first = logits.detach() if first is None else first
             # Summed, not averaged: the batch's size must not reach a sample's gradient.
-            slope = gradient(self._loss(logits, first).sum(), point)
-            alive = alive & slope.flatten(1).isfinite().all(1)
+            loss = self._loss(logits, first).sum()
+            slope = gradient(loss, point, keep_graph=through_steps)
+            alive = alive & slope.detach().flatten(1).isfinite().all(1)
             entropies.append(entropy(logits.detach()))
-            value = self._project(x, value - self.step_size * slope.sign())
-        keep = alive.reshape(-1, *[1] * (x.dim() - 1))
+            value = self._project(x, value - self.step_size * self._direction(slope))
+        keep = _over_pixels(alive, x)
         status = torch.where(alive, Status.ADAPTED, Status.STEP_NON_FINITE)
         return Perturbation(torch.where(keep, value, 0), torch.stack(entropies), status)
+
+
+def _over_pixels(samples: Tensor, like: Tensor) -> Tensor:
+    """Return a value of each sample, (N,), so that it broadcasts over a batch like another."""
+    return samples.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def positive(name: str, value: float) -> float:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from torch import nn
 
-from dent.config import PRESETS, DentConfig, SmoothingConfig
+from dent.config import PRESETS, DentConfig, SmoothingConfig, ViewsConfig
 from dent.defenses.anti_adversary import AntiAdversary
 from dent.defenses.base import STATIC, ReferenceDefense
 from dent.defenses.dent import Dent
+from dent.defenses.et3 import ET3
 from dent.defenses.hedge import Hedge
+from dent.defenses.mean_sparse import MeanSparse
 from dent.defenses.tent_online import TentOnline
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from dent.kinds import path_of, recorded_kind
@@ -27,6 +29,8 @@ CONFIGS: Final[Mapping[str, DentConfig]] = {
     **PRESETS,
     "statistics-only": DentConfig(steps=0, statistics="test"),
     "smoothing": DentConfig(steps=0, smoothing=SmoothingConfig(sigma=0.5, learn=False)),
+    "tte": DentConfig(steps=0, views=ViewsConfig()),
+    "tte-13": DentConfig(steps=0, views=ViewsConfig(count=13)),
 }
 """The defenses that are a configuration of `Dent`."""
 
@@ -34,6 +38,8 @@ _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
     "tent-online": TentOnline,
     "anti-adversary": AntiAdversary,
     "hedge": Hedge,
+    "et3": ET3,
+    "mean-sparse": MeanSparse,
 }
 
 KINDS: Final[Mapping[str, str]] = {name: recorded_kind(name) for name in _CLASSES}
@@ -127,6 +133,9 @@ def _name(config: DentConfig) -> str:
             return name
     if config.steps:
         return "dent-custom"
+    if config.views is not None:
+        alone = config.smoothing is None and config.statistics == "train"
+        return "tte" if alone else "dent-custom"
     if config.smoothing is None:
         return "static" if config.statistics == "train" else "statistics-only"
     return "smoothing" if config.statistics == "train" else "dent-custom"

@@ -47,7 +47,7 @@ class TentOnline(ReferenceDefense):
 
     Args:
         model: the classifier.
-        config: batch-wise, at least one step, no smoothing.
+        config: batch-wise, at least one step, no smoothing, no views.
 
     Raises:
         ConfigError: `config` is none that tent knows.
@@ -61,11 +61,12 @@ class TentOnline(ReferenceDefense):
             config.granularity != "batch"
             or config.steps < 1
             or config.smoothing is not None
+            or config.views is not None
             or not config.adapt_affine
         ):
             raise ConfigError(
-                "tent-online needs granularity='batch', steps of at least 1, adapt_affine=True and "
-                f"no smoothing, got {config!r}."
+                "tent-online needs granularity='batch', steps of at least 1, adapt_affine=True, no "
+                f"smoothing and no views, got {config!r}."
             )
         super().__init__(model, config)
         self.config = config

@@ -1,0 +1,174 @@
+"""MeanSparse against listings by hand: what is sparsified, by which statistics and gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dent import ConfigError, InputError, UnsupportedModelError
+from dent.attacks.adaptive import Rung, certificate
+from dent.defenses import MeanSparse
+
+
+class Net(nn.Module):
+    """Convolutions, a norm, a ReLU module that is used twice, and a linear layer before GELU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(3, 5, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.hidden = nn.Linear(5, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.first(x)))
+        x = self.act(self.second(x))
+        x = self.hidden(x.permute(0, 2, 3, 1))  # channels last, as in ConvNeXt
+        logits: Tensor = self.last(F.gelu(x).mean((1, 2)))
+        return logits
+
+
+@pytest.fixture
+def net() -> Net:
+    net = Net().double()
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(0, 0.6, generator=generator)
+        running = dict(net.norm.named_buffers())
+        running["running_mean"].normal_(0, 0.1, generator=generator)
+        running["running_var"].uniform_(0.5, 1.5, generator=generator)
+    return net.eval()
+
+
+@pytest.fixture
+def batch() -> Tensor:
+    return torch.rand(5, 2, 4, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def sparse(values: Tensor, mean: Tensor, deviation: Tensor, alpha: float) -> Tensor:
+    """One value after the other, for values (N, channels, ...)."""
+    values = values.detach().contiguous()
+    found = values.clone()
+    for index in range(values.numel()):
+        channel = (index // values[0, 0].numel()) % values.shape[1]
+        value = float(values.flatten()[index])
+        if abs(value - float(mean[channel])) <= alpha * float(deviation[channel]):
+            found.view(-1)[index] = mean[channel]
+    return found
+
+
+def statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    flat = values.transpose(0, 1).flatten(1)
+    return flat.mean(1), flat.std(1, correction=0)
+
+
+@torch.no_grad()
+def by_hand(net: Net, x: Tensor, images: Tensor, alpha: float) -> Tensor:
+    """The forward of `Net`, sparsified by the statistics of what it makes of other images."""
+    seen = net.norm(net.first(images))
+    x = F.relu(sparse(net.norm(net.first(x)), *statistics(seen), alpha))
+    seen = net.second(F.relu(seen))
+    x = F.relu(sparse(net.second(x), *statistics(seen), alpha))
+    seen = net.hidden(F.relu(seen).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    x = sparse(net.hidden(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), *statistics(seen), alpha)
+    return net.last(F.gelu(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.5, 2.0])
+def test_sparsified_by_the_statistics_of_images(net: Net, batch: Tensor, alpha: float) -> None:
+    images = torch.rand(7, 2, 4, 4, generator=torch.Generator().manual_seed(3)).double()
+    expected = by_hand(net, batch, images, alpha)
+    torch.testing.assert_close(MeanSparse(net, alpha=alpha, images=images)(batch), expected)
+    batches = MeanSparse(net, alpha=alpha, images=iter(images.split(3)))
+    torch.testing.assert_close(batches(batch), expected)
+    assert not torch.allclose(net(batch), expected, atol=1e-6)
+    assert batches.settings == {"alpha": alpha, "statistics": "images"}
+
+
+def test_without_images_as_the_norm_layer_remembers(net: Net, batch: Tensor) -> None:
+    defense = MeanSparse(net, alpha=0.5)
+    mean, deviation = net.norm.bias.detach(), net.norm.weight.detach().abs()
+    x = F.relu(sparse(net.norm(net.first(batch)), mean, deviation, 0.5))
+    x = F.relu(net.second(x)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(defense(batch), net.last(F.gelu(net.hidden(x)).mean((1, 2))))
+    assert not torch.allclose(defense(batch), net(batch), atol=1e-6)
+    assert defense.settings == {"alpha": 0.5, "statistics": "batch-norm"}
+
+
+def test_a_wide_threshold_leaves_nothing_of_the_image(net: Net, batch: Tensor) -> None:
+    logits = MeanSparse(net, alpha=1e6, images=batch)(batch)
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+
+
+def test_the_gradient_passes_straight_through_and_the_exact_one_does_not(
+    net: Net, batch: Tensor
+) -> None:
+    defense = MeanSparse(net, alpha=1e6, images=batch)
+    x = batch.clone().requires_grad_()
+    (through,) = torch.autograd.grad(defense(x).square().sum(), x)
+    assert bool((through.flatten(1).abs().amax(1) > 0).all())
+    exactly = defense.predict(x, defense.adapt(x, differentiable=True))
+    torch.testing.assert_close(exactly, defense(x))
+    (exact,) = torch.autograd.grad(exactly.square().sum(), x)
+    assert torch.equal(exact, torch.zeros_like(exact))
+
+
+def test_the_exact_gradient_is_that_of_what_is_served(net: Net, batch: Tensor) -> None:
+    defense, y = MeanSparse(net, alpha=0.1, images=batch), torch.tensor([0, 1, 2, 0, 1])
+    assert certificate(defense, batch, y).passed
+    # The other one is made for attacks, and is not.
+    assert not certificate(defense, batch, y, rung=Rung("stop-gradient")).passed
+
+
+def test_the_model_stays_and_is_what_unwraps(net: Net, batch: Tensor) -> None:
+    before, answer = {k: v.clone() for k, v in net.state_dict().items()}, net(batch)
+    defense = MeanSparse(net, images=batch)
+    defense(batch)
+    assert defense.unwrap() is net
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(net(batch), answer)
+
+
+class Plain(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :3]
+
+
+class Rectified(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class Wandering(nn.Module):
+    """Another number of channels for every size of batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.flatten(1)[:, : 2 + len(x)])[:, :2]
+
+
+def test_what_cannot_be_sparsified_says_why(batch: Tensor) -> None:
+    with pytest.raises(UnsupportedModelError, match="calls no activation function"):
+        MeanSparse(Plain().eval(), images=batch)
+    with pytest.raises(UnsupportedModelError, match="there are no images"):
+        MeanSparse(Rectified().eval(), images=[])
+    with pytest.raises(UnsupportedModelError, match=r"images=\.\.\."):
+        MeanSparse(Rectified().eval())(batch)
+    with pytest.raises(UnsupportedModelError, match="no common mean"):
+        MeanSparse(Wandering().eval(), images=[batch, batch[:2]])
+    with pytest.raises(UnsupportedModelError, match="number 1 takes 4 channels"):
+        MeanSparse(Wandering().eval(), images=batch)(batch[:2])
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, True, float("nan"), "0.2"])
+def test_thresholds_out_of_range_are_refused(alpha: float, net: Net) -> None:
+    with pytest.raises(ConfigError, match="alpha must be a finite number"):
+        MeanSparse(net, alpha=alpha)
+
+
+def test_another_batch_is_refused(net: Net, batch: Tensor) -> None:
+    defense = MeanSparse(net)
+    with pytest.raises(InputError, match="very batch"):
+        defense.predict(batch[:3], defense.adapt(batch))
