@@ -41,10 +41,10 @@ class JSONConfig:
                 f"{cls.__name__} expected a mapping of field names to values, "
                 f"got {type(values).__name__}."
             )
-        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         for key in values:
-            if key not in known:
-                hint = did_you_mean(str(key), known) or f" Known: {', '.join(known)}."
+            if key not in names:
+                hint = did_you_mean(str(key), names) or f" Known: {', '.join(names)}."
                 raise ConfigError(f"{cls.__name__} has no field {key!r}.{hint}")
         try:
             return cls(**values)
@@ -232,10 +232,10 @@ class DentConfig(JSONConfig):
             )
 
     def _check_betas(self) -> None:
-        given: object = self.betas
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise ConfigError(f"betas must be two numbers in [0, 1), got {given!r}.")
-        betas = (_decay("betas[0]", given[0]), _decay("betas[1]", given[1]))
+        pair: object = self.betas
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ConfigError(f"betas must be two numbers in [0, 1), got {pair!r}.")
+        betas = (_decay("betas[0]", pair[0]), _decay("betas[1]", pair[1]))
         object.__setattr__(self, "betas", betas)
         if self.optimizer == "adamod":
             if self.beta3 is None:

@@ -116,8 +116,8 @@ def is_registered(thing: object) -> bool:
 
 def class_of(recorded: str) -> type | None:
     """The class that records call so, imported; None of a class of the user's own."""
-    found = next((kind.where for kind in KINDS if kind.recorded == recorded), None)
-    return None if found is None else resolve_name(found)
+    path = next((kind.where for kind in KINDS if kind.recorded == recorded), None)
+    return None if path is None else resolve_name(path)
 
 
 def recorded_kind(name: str) -> str:

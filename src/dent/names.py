@@ -277,9 +277,10 @@ def check_recipe(name: str, norm: str | None = None) -> None:
     """
     full = full_recipe(name, norm)
     if full not in RECIPES:
-        known = (*RECIPES, *RECIPE_FAMILIES)
+        all_names = (*RECIPES, *RECIPE_FAMILIES)
         raise UnknownNameError(
-            f"no recipe named {full!r}.{did_you_mean(full, known)} There are: {', '.join(known)}."
+            f"no recipe named {full!r}.{did_you_mean(full, all_names)} There are: "
+            f"{', '.join(all_names)}."
         )
 
 
@@ -305,8 +306,8 @@ def check_model(name: str) -> None:
     if name and any(full.endswith(f"/{name}") for full in catalogue("robustbench")):
         return
     ends: dict[str, list[str]] = {}
-    for each in CATALOGUES:
-        add_ends(ends, catalogue(each))
+    for catalogue_name in CATALOGUES:
+        add_ends(ends, catalogue(catalogue_name))
     raise UnknownNameError(unknown_model(name, models(), ends, CATALOGUES))
 
 
@@ -359,13 +360,13 @@ def unknown_model(
     if name.endswith(WEIGHTS_FILES):
         hint = " A weights file goes into weights=, beside the name of its architecture."
     else:
-        whole = {each: [each] for each in (*here, *FAMILY)} | dict(ends)
-        found = closest(name, whole) or closest(name.partition(".")[0], whole)
-        near = whole[found][:_SHOWN] if found else []
+        full_names = {full: [full] for full in (*here, *FAMILY)} | dict(ends)
+        nearest = closest(name, full_names) or closest(name.partition(".")[0], full_names)
+        near = full_names[nearest][:_SHOWN] if nearest else []
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return (
         f"no model named {name!r}.{hint} There are: {', '.join(here)}; more under "
-        f"{', '.join(f'{each}/' for each in prefixes)} (`dent models` lists them); with "
+        f"{', '.join(f'{prefix}/' for prefix in prefixes)} (`dent models` lists them); with "
         "weights of your own resnet-{depth}-{width} such as resnet-26-4, or package.module:factory"
     )
 
@@ -384,22 +385,22 @@ def unlisted(package: str, name: str, known: Iterable[str]) -> str:
         form = " Its names are robustbench/DATASET/NORM/NAME;"
         if name.endswith("/Standard_R50"):
             hint = " That is torchvision's ResNet-50: torchvision/resnet50.IMAGENET1K_V1."
-    what = "classifier" if prefix == "torchvision" else "model"  # it has detectors, too
+    noun = "classifier" if prefix == "torchvision" else "model"  # it has detectors, too
     listed = f"`dent models --source {prefix}` lists them"
-    return f"{package} has no {what} {name!r}.{hint}{form} {listed}"
+    return f"{package} has no {noun} {name!r}.{hint}{form} {listed}"
 
 
 def _check_listed(package: str, name: str) -> None:
     """Refuse a model that a zoo, as installed, cannot have."""
-    known, listed = catalogue(package), _table(package)["version"]
+    all_names, listed = catalogue(package), _table(package)["version"]
     if package == "robustbench":  # its table is all that is known of it
-        found = name in known
+        is_listed = name in all_names
     else:
         model = name.partition("/")[2].partition(".")[0]
-        found = model in _table(package)["models"] or not _no_newer(package, listed)
-    if not found:
+        is_listed = model in _table(package)["models"] or not _no_newer(package, listed)
+    if not is_listed:
         label = {"robustbench": "RobustBench"}.get(package, package)
-        raise UnknownNameError(unlisted(f"{label} {listed}", name, known))
+        raise UnknownNameError(unlisted(f"{label} {listed}", name, all_names))
 
 
 def _no_newer(package: str, than: str) -> bool:

@@ -106,7 +106,10 @@ def _classes(model: nn.Module, images: Tensor) -> int:
 
 def _attacks(attack: str | Attack | Sequence[str | Attack]) -> tuple[Attack, ...]:
     several = [attack] if isinstance(attack, str | Attack) else attack
-    return tuple(make_from(each) if isinstance(each, str) else each for each in several)
+    return tuple(
+        make_from(one_attack) if isinstance(one_attack, str) else one_attack
+        for one_attack in several
+    )
 
 
 def _defenses(

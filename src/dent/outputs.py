@@ -42,12 +42,12 @@ class Logits(nn.Module):
                 meant.
         """
         output = self.model(x)
-        found = _part(output, self.part) if self.part is not None else _logits(output, len(x))
-        if isinstance(found, Tensor):
-            return found
-        what = "no such part" if self.part is not None else "no single tensor of logits"
+        logits = _part(output, self.part) if self.part is not None else _logits(output, len(x))
+        if isinstance(logits, Tensor):
+            return logits
+        problem = "no such part" if self.part is not None else "no single tensor of logits"
         raise UnsupportedModelError(
-            f"Logits found {what} in the output of {type(self.model).__name__}, which is "
+            f"Logits found {problem} in the output of {type(self.model).__name__}, which is "
             f"{described(output)}. Name the part that has the logits (N, classes): Logits(model, "
             "'KEY') or Logits(model, POSITION)"
         )
@@ -109,12 +109,12 @@ def _logits(output: object, rows: int) -> Tensor | None:
     """The logits in an output, if there is no doubt which they are."""
     if isinstance(output, Tensor):
         return output
-    named = _part(output, _LOGITS)
-    if isinstance(named, Tensor):
-        return named
-    found = [
+    attribute = _part(output, _LOGITS)
+    if isinstance(attribute, Tensor):
+        return attribute
+    candidates = [
         part
         for _, part in _parts(output)
         if isinstance(part, Tensor) and part.ndim == 2 and len(part) == rows
     ]
-    return found[0] if len(found) == 1 else None
+    return candidates[0] if len(candidates) == 1 else None

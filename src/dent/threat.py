@@ -133,20 +133,20 @@ class ThreatModel:
         low, high = self.bounds
         spread = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}[self.norm]
         farthest = (high - low) * spread
-        where = (
+        reach = (
             f"images of shape {'x'.join(map(str, shape))} in [{low:g}, {high:g}] are at most "
             f"{farthest:.4g} apart in {self.norm}"
         )
-        meant = "" if "/" in self.written else f"; did you mean '{self.written}/255'?"
+        suggestion = "" if "/" in self.written else f"; did you mean '{self.written}/255'?"
         if self.eps > farthest * (1 + _ULP):
             raise ConfigError(
-                f"eps {self.written} in {self.norm} is larger than any image could use: {where}, "
-                f"and pixels are not in 0..255 here{meant}"
+                f"eps {self.written} in {self.norm} is larger than any image could use: {reach}, "
+                f"and pixels are not in 0..255 here{suggestion}"
             )
         if warn and self.eps > farthest * _WIDE[self.norm]:
             warnings.warn(
                 f"eps {self.written} in {self.norm} is {self.eps / farthest:.0%} of the largest "
-                f"distance that there is: {where}{meant}",
+                f"distance that there is: {reach}{suggestion}",
                 BudgetWarning,
                 stacklevel=2,
             )
@@ -259,9 +259,9 @@ def as_norm(name: object) -> Norm:
         ConfigError: If it is none.
     """
     written = name.strip().lower() if isinstance(name, str) else ""
-    found = _ALIASES.get(written, written)
+    normalized = _ALIASES.get(written, written)
     for norm in NORMS:
-        if found == norm:
+        if normalized == norm:
             return norm
     raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
 

@@ -64,8 +64,10 @@ def minimize(
         x = x.view_as(x)
         x.register_hook(gate.gradient)
 
-    def descend(x: Tensor, at: Point, gate: _NonFiniteGate, steps: int, keep_graph: bool) -> Point:
-        values, states = dict(at.values), dict(at.states)
+    def descend(
+        x: Tensor, point: Point, gate: _NonFiniteGate, steps: int, keep_graph: bool
+    ) -> Point:
+        values, states = dict(point.values), dict(point.states)
         for _ in range(steps):
             learned = {name: values[name].requires_grad_() for name in optimizers}
             parameters, width = unflatten(values.get(AFFINE), trained), values.get(SMOOTHING)
@@ -121,7 +123,7 @@ def _stretches(
 def _recomputing(
     descend: Callable[[Tensor, Point, "_NonFiniteGate", int, bool], Point],
     x: Tensor,
-    at: Point,
+    start: Point,
     gate: "_NonFiniteGate",
     steps: int,
 ) -> Point:
@@ -129,28 +131,30 @@ def _recomputing(
 
     Memory holds one state in place of the graph of all these steps (see `recomputed`).
     """
-    before = copy.copy(gate)
+    untouched_gate = copy.copy(gate)
 
     def pack(point: Point) -> list[Tensor]:
         averages = [tensor for state in point.states.values() for tensor in state.averages]
-        return [*(point.values[name] for name in at.states), *averages]
+        return [*(point.values[name] for name in start.states), *averages]
 
-    def unpack(tensors: Sequence[Tensor], taken: int) -> Point:
-        rest = iter(tensors)
-        values = at.values | {name: next(rest) for name in at.states}
+    def unpack(tensors: Sequence[Tensor], steps_taken: int) -> Point:
+        remaining = iter(tensors)
+        values = start.values | {name: next(remaining) for name in start.states}
         return Point(
             values,
             {
-                name: State(state.step + taken, tuple(next(rest) for _ in state.averages))
-                for name, state in at.states.items()
+                name: State(
+                    state.step + steps_taken, tuple(next(remaining) for _ in state.averages)
+                )
+                for name, state in start.states.items()
             },
         )
 
     def run(inputs: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
-        watch = copy.copy(before) if keep_graph else gate
+        watch = copy.copy(untouched_gate) if keep_graph else gate
         return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
 
-    return unpack(recomputed(run, [x, *pack(at)]), steps)
+    return unpack(recomputed(run, [x, *pack(start)]), steps)
 
 
 def _entropies(logits: Tensor) -> Tensor:

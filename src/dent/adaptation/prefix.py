@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dent.adaptation.random_state import kept_generators
 
 
-class _Kept(NamedTuple):
+class _RememberedAnswer(NamedTuple):
     """An answer, with the versions by which a write in place to it or to its input shows."""
 
     given: Tensor
@@ -44,7 +44,7 @@ class Prefix:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _RememberedAnswer] = {}
 
     def attach(self, model: nn.Module, adapted: Collection[nn.Module]) -> None:
         """Make the modules of a private copy answer from here.
@@ -61,10 +61,10 @@ class Prefix:
         # A strong reference would make a circle, which keeps every copy until it is collected.
         reference, forward = weakref.ref(module), type(module).forward
 
-        def answer(*args: Any, **named: Any) -> Any:
-            alone = len(args) == 1 and not named and isinstance(args[0], Tensor)
+        def answer(*args: Any, **keywords: Any) -> Any:
+            alone = len(args) == 1 and not keywords and isinstance(args[0], Tensor)
             if not alone or args[0].requires_grad:
-                return forward(reference(), *args, **named)
+                return forward(reference(), *args, **keywords)
             x: Tensor = args[0]
             remembered = self._kept.get(name)
             if remembered is not None and remembered.intact() and remembered.answers(x):
@@ -73,17 +73,17 @@ class Prefix:
             random_state = torch.get_rng_state()
             output = forward(reference(), x)
             if given_version is not None and _constant(output, random_state):
-                self._kept[name] = _Kept(x, given_version, output, output._version)
+                self._kept[name] = _RememberedAnswer(x, given_version, output, output._version)
             return output
 
         return answer
 
 
-def _constant(found: Any, random_state: Tensor) -> bool:
+def _constant(output: Any, random_state: Tensor) -> bool:
     return (
-        isinstance(found, Tensor)
-        and not found.requires_grad
-        and not found.is_inference()
+        isinstance(output, Tensor)
+        and not output.requires_grad
+        and not output.is_inference()
         and torch.equal(random_state, torch.get_rng_state())
     )
 

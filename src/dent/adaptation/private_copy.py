@@ -82,9 +82,11 @@ def _is_plain(module: nn.Module) -> bool:
 def _copies_plainly(kind: type[nn.Module]) -> bool:
     """Whether a class leaves it to Python, or to PyTorch, how it is copied."""
     for name in _COPYING:
-        own, plain = getattr(kind, name, None), getattr(nn.Module, name, None)
+        method, base_method = getattr(kind, name, None), getattr(nn.Module, name, None)
         # PyTorch's own __setstate__ but adds what pickles of old versions lack.
-        if own is not plain and not getattr(own, "__module__", "").startswith("torch.nn.modules."):
+        if method is not base_method and not getattr(method, "__module__", "").startswith(
+            "torch.nn.modules."
+        ):
             return False
     return not any("__slots__" in vars(base) for base in kind.__mro__)
 
@@ -97,21 +99,21 @@ def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> list[tuple[dict[st
     """
     new = object.__new__(type(module))
     memo[id(module)] = new
-    own = vars(new)
+    attributes = vars(new)
     callables = []
     for name, value in vars(module).items():
         kind = type(value)
         if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
-            own[name] = value
+            attributes[name] = value
         elif kind in _CONTAINERS and not value:
-            own[name] = memo.setdefault(id(value), kind())
+            attributes[name] = memo.setdefault(id(value), kind())
         elif name in _HOOKS:
-            own[name] = copy.copy(value)
-            callables.append((own, name))
+            attributes[name] = copy.copy(value)
+            callables.append((attributes, name))
         elif name != _COMPILED:
-            own[name] = copy.deepcopy(value, memo)
+            attributes[name] = copy.deepcopy(value, memo)
             if name not in _NO_CALLABLES and isinstance(value, _MAY_LEAD_BACK):
-                callables.append((own, name))
+                callables.append((attributes, name))
     return callables
 
 
@@ -121,13 +123,15 @@ def _rebind(
     """Let functions and hooks of the copies hold the copies' parts."""
     for module in modules:
         if not _is_plain(module):
-            own = vars(memo[id(module)])
-            names = [name for name, value in own.items() if isinstance(value, _MAY_LEAD_BACK)]
-            callables += [(own, name) for name in names if name not in _NO_CALLABLES]
+            attributes = vars(memo[id(module)])
+            names = [
+                name for name, value in attributes.items() if isinstance(value, _MAY_LEAD_BACK)
+            ]
+            callables += [(attributes, name) for name in names if name not in _NO_CALLABLES]
     if callables:
         rebinding = Rebinding(memo)
-        for own, name in callables:
-            own[name] = rebinding.refill(own[name])
+        for attributes, name in callables:
+            attributes[name] = rebinding.refill(attributes[name])
 
 
 def _not_copied(model: nn.Module) -> dict[int, Any]:
@@ -139,8 +143,8 @@ def _not_copied(model: nn.Module) -> dict[int, Any]:
             for weight in weights.values():
                 if weight is not None:
                     # Inference tensors cannot be saved for backward; all others are shared.
-                    own = weight.clone() if weight.is_inference() else weight.detach()
-                    memo.setdefault(id(weight), own)
+                    shared = weight.clone() if weight.is_inference() else weight.detach()
+                    memo.setdefault(id(weight), shared)
         if not _is_plain(module):  # its hooks are shared, whatever copies it
             for kind in _HOOKS:
                 memo.update((id(hook), hook) for hook in getattr(module, kind).values())
@@ -159,12 +163,12 @@ def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield from _tensors(value, set())
 
 
-def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
+def _tensors(value: object, visited: set[int]) -> Iterator[Tensor]:
     """Yield the tensors in containers within containers; modules among them are not entered."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict | list | tuple | set) and value and id(value) not in seen:
-        seen.add(id(value))
+    elif isinstance(value, dict | list | tuple | set) and value and id(value) not in visited:
+        visited.add(id(value))
         for item in value.values() if isinstance(value, dict) else value:
             if type(item) not in _ATOMS:
-                yield from _tensors(item, seen)
+                yield from _tensors(item, visited)

@@ -98,21 +98,25 @@ def _of_module(module: Any, *, values: bool) -> list[Any]:
     return contents + [value for name in registers if (value := attributes.get(name))]
 
 
-def _of_container(each: Any) -> list[Any]:
-    if isinstance(each, FunctionType):
-        return [cell.cell_contents for cell in each.__closure__ or () if _filled(cell)]
-    if isinstance(each, MethodType):
-        return [each.__self__, each.__func__]
-    if isinstance(each, partial):
-        return [each.func, each.args, each.keywords]
-    return [*each.keys(), *each.values()] if isinstance(each, Mapping) else list(each)
+def _of_container(container: Any) -> list[Any]:
+    if isinstance(container, FunctionType):
+        return [cell.cell_contents for cell in container.__closure__ or () if _filled(cell)]
+    if isinstance(container, MethodType):
+        return [container.__self__, container.__func__]
+    if isinstance(container, partial):
+        return [container.func, container.args, container.keywords]
+    return (
+        [*container.keys(), *container.values()]
+        if isinstance(container, Mapping)
+        else list(container)
+    )
 
 
-def _of_object(each: Any, kind: type) -> list[Any]:
+def _of_object(instance: Any, kind: type) -> list[Any]:
     if issubclass(kind, _NOT_ENTERED):
         return []
-    contents = list(getattr(each, "__dict__", {}).values())
-    return contents + [getattr(each, name) for name in _slots(kind) if hasattr(each, name)]  # type: ignore[arg-type] # classes are hashable
+    contents = list(getattr(instance, "__dict__", {}).values())
+    return contents + [getattr(instance, name) for name in _slots(kind) if hasattr(instance, name)]  # type: ignore[arg-type] # classes are hashable
 
 
 @cache
@@ -248,5 +252,5 @@ def seed_one(generator: Any, seed: int) -> None:
 def _kinds() -> tuple[type, ...]:
     # Not imported: a model that keeps one of NumPy's has imported it.
     numpy = sys.modules.get("numpy")
-    own = () if numpy is None else (numpy.random.Generator, numpy.random.RandomState)
-    return (torch.Generator, random.Random, *own)
+    of_numpy = () if numpy is None else (numpy.random.Generator, numpy.random.RandomState)
+    return (torch.Generator, random.Random, *of_numpy)

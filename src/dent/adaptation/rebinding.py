@@ -63,14 +63,14 @@ class Rebinding:
             container.update({key: self.refill(item) for key, item in container.items()})
         return container
 
-    def _reaches(self, value: Any, seen: set[int]) -> bool:
+    def _reaches(self, value: Any, visited: set[int]) -> bool:
         """Whether a value leads to something that has another one in its place in the copy."""
         if id(value) in self._copies:
             return self._copies[id(value)] is not value
-        if id(value) in seen:
+        if id(value) in visited:
             return False
-        seen.add(id(value))
-        return any(self._reaches(part, seen) for part in _parts(value))
+        visited.add(id(value))
+        return any(self._reaches(part, visited) for part in _parts(value))
 
     def _function(self, function: FunctionType) -> FunctionType:
         cells = tuple(self._cell(cell) for cell in function.__closure__ or ())
@@ -78,9 +78,9 @@ class Rebinding:
             function.__code__, function.__globals__, function.__name__, None, cells or None
         )
         self._made[id(function)] = new  # before its parts, which may lead back to it
-        for cell, own in zip(function.__closure__ or (), cells, strict=True):
-            if own is not cell:
-                own.cell_contents = self.of(cell.cell_contents)
+        for cell, new_cell in zip(function.__closure__ or (), cells, strict=True):
+            if new_cell is not cell:
+                new_cell.cell_contents = self.of(cell.cell_contents)
         new.__defaults__ = self.of(function.__defaults__)
         new.__kwdefaults__ = self.of(function.__kwdefaults__)
         new.__qualname__, new.__module__ = function.__qualname__, function.__module__
@@ -98,8 +98,8 @@ class Rebinding:
         if isinstance(value, MethodType):
             return MethodType(self.of(value.__func__), self.of(value.__self__))
         if isinstance(value, functools.partial):
-            named = {key: self.of(item) for key, item in value.keywords.items()}
-            rebound = type(value)(self.of(value.func), *map(self.of, value.args), **named)
+            keywords = {key: self.of(item) for key, item in value.keywords.items()}
+            rebound = type(value)(self.of(value.func), *map(self.of, value.args), **keywords)
             vars(rebound).update({key: self.of(item) for key, item in vars(value).items()})
             return rebound
         if isinstance(value, weakref.WeakMethod):

@@ -190,15 +190,15 @@ def _compare(
 ) -> Any:
     restore()
     copied = private_copy(model)
-    failure, got = None, None
+    failure, actual = None, None
     with _calls_to(model, copied) as called:
         try:
-            got = copied(x.clone())
+            actual = copied(x.clone())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             failure = error
-    want = ask(x)
+    expected = ask(x)
     name = type(model).__name__
     if failure is not None:
         raise UnsupportedModelError(
@@ -210,15 +210,20 @@ def _compare(
             f"A private copy of {name} calls layers of the model itself ({_listed(called)}), so "
             f"what is adapted would change nothing. {_REACHES.format(name=name)}"
         )
-    if not _close(got, want) and repeats():
+    if not _close(actual, expected) and repeats():
         apart = ""
-        if isinstance(got, Tensor) and isinstance(want, Tensor) and got.shape == want.shape:
-            apart = f": on a batch of shape {tuple(x.shape)} they differ by {_apart(got, want):.2g}"
+        if (
+            isinstance(actual, Tensor)
+            and isinstance(expected, Tensor)
+            and actual.shape == expected.shape
+        ):
+            distance = _apart(actual, expected)
+            apart = f": on a batch of shape {tuple(x.shape)} they differ by {distance:.2g}"
         raise UnsupportedModelError(
             f"A private copy of {name} does not answer as the model does{apart}. "
             f"{_REACHES.format(name=name)}"
         )
-    return want
+    return expected
 
 
 _REACHES: Final = (
@@ -314,11 +319,11 @@ def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
         put_back()
 
 
-def _containers(value: Any, seen: set[int], in_object: bool = False) -> Iterator[Any]:
+def _containers(value: Any, visited: set[int], in_object: bool = False) -> Iterator[Any]:
     """Yield the containers in containers, and what plain objects among them hold."""
-    if id(value) in seen:
+    if id(value) in visited:
         return
-    seen.add(id(value))
+    visited.add(id(value))
     inner: Any = ()
     if isinstance(value, dict | list | set | deque):
         yield value
@@ -330,7 +335,7 @@ def _containers(value: Any, seen: set[int], in_object: bool = False) -> Iterator
         inner, in_object = list(vars(value).values()), True
     for item in inner:
         if not isinstance(item, _ATOMS):
-            yield from _containers(item, seen, in_object)
+            yield from _containers(item, visited, in_object)
 
 
 _ATOMS: Final = (int, float, str, bytes, NoneType)
@@ -389,10 +394,10 @@ def _check_steps(
         return True
     gradients = dict(zip(leaves, _gradients(model, objective, [*leaves.values()]), strict=True))
 
-    def answer(given: Mapping[str, Tensor]) -> Tensor:
+    def answer(values: Mapping[str, Tensor]) -> Tensor:
         restore()
         with torch.no_grad():
-            return adapted(x, given)
+            return adapted(x, values)
 
     cut = {name: leaves[name] for name, gradient in gradients.items() if gradient is None}
     if cut and not _close(answer(leaves), answer(leaves | _elsewhere(cut))):
@@ -433,18 +438,18 @@ _REGISTERED_APART: Final = 0.02
 
 
 def _leaf(value: Tensor, x: Tensor, config: DentConfig) -> Tensor:
-    own = value.detach().to(torch.promote_types(value.dtype, torch.float32))
-    own = own.expand(len(x), *own.shape) if config.granularity == "sample" else own
-    return own.clone().requires_grad_()
+    leaf = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    leaf = leaf.expand(len(x), *leaf.shape) if config.granularity == "sample" else leaf
+    return leaf.clone().requires_grad_()
 
 
-def _elsewhere(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() * 1.5 + 0.5 for name, value in given.items()}
+def _elsewhere(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() * 1.5 + 0.5 for name, value in values.items()}
 
 
-def _gradients(model: nn.Module, objective: Tensor, given: list[Tensor]) -> tuple[Any, ...]:
+def _gradients(model: nn.Module, objective: Tensor, inputs: list[Tensor]) -> tuple[Any, ...]:
     try:
-        return torch.autograd.grad(objective, given, allow_unused=True)
+        return torch.autograd.grad(objective, inputs, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

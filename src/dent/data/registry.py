@@ -186,6 +186,6 @@ def _open(
     return entry.open(root) if isinstance(entry, Corrupted) else load_sample()
 
 
-def _check_name(what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise UnknownNameError(unknown(what, name, known))
+def _check_name(what: str, name: str, known_names: Sequence[str]) -> None:
+    if name not in known_names:
+        raise UnknownNameError(unknown(what, name, known_names))

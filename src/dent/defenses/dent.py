@@ -145,8 +145,8 @@ class Dent(nn.Module):
             _check_batch(x)
             finite = _finite_rows(x)
             self._trial.run(self.model, _STATIC, x if finite is None else x[finite])
-            own = AdaptedModel(self.model, _STATIC, shares_generators=True)
-            return own(x, {})  # to the last bit
+            adapted = AdaptedModel(self.model, _STATIC, shares_generators=True)
+            return adapted(x, {})  # to the last bit
         return self.predict(x, self.adapt(x))
 
     def adapt(
@@ -295,12 +295,12 @@ class Dent(nn.Module):
         config, sample_wise = self.config, self.config.granularity == "sample"
         kind = config.smoothing.covariance if config.smoothing else None
         expected = norm_parameters(self.model, config.last_layers) if config.adapt_affine else {}
-        named = adaptation.parameters.keys()  # none at all is the unadapted model
+        names = adaptation.parameters.keys()  # none at all is the unadapted model
         shares = (adaptation.sample_wise, adaptation.covariance_kind) == (sample_wise, kind)
-        if not shares or (named and named != expected.keys()):
+        if not shares or (names and names != expected.keys()):
             raise InputError(
                 f"An adaptation with sample_wise={adaptation.sample_wise}, smoothing "
-                f"{adaptation.covariance_kind} and {_listed(named)} cannot predict "
+                f"{adaptation.covariance_kind} and {_listed(names)} cannot predict "
                 f"with a defense of sample_wise={sample_wise}, smoothing {kind} and "
                 f"{_listed(expected)}: predict with the defense that adapted."
             )

@@ -115,11 +115,11 @@ def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
         described |= {"name": _name(defense.config), "settings": defense.config.to_dict()}
         precision = defense.performance.precision
         return described if precision == "model" else described | {"precision": precision}
-    own = getattr(defense, "describe", None)
-    if not callable(own):
+    own_description = getattr(defense, "describe", None)
+    if not callable(own_description):
         return described
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(own()), allow_nan=False))
+        plain: dict[str, Any] = json.loads(json.dumps(dict(own_description()), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{described['name']}.describe() must return a dict of plain JSON types: {error}."
@@ -141,16 +141,16 @@ def _name(config: DentConfig) -> str:
     return "smoothing" if config.statistics == "train" else "dent-custom"
 
 
-def _own(spec: str, made: object) -> "DynamicDefense":
-    missing = [part for part in _PROTOCOL if not hasattr(made, part)]
+def _own(spec: str, defense: object) -> "DynamicDefense":
+    missing = [part for part in _PROTOCOL if not hasattr(defense, part)]
     if not missing:
-        return cast("DynamicDefense", made)
-    if isinstance(made, nn.Module) and len(missing) == len(_PROTOCOL):
-        return Dent(made, STATIC)
+        return cast("DynamicDefense", defense)
+    if isinstance(defense, nn.Module) and len(missing) == len(_PROTOCOL):
+        return Dent(defense, STATIC)
     raise UnsupportedModelError(
         f"{spec} must give a defense with adapt(x), predict(x, adaptation) and batch_dependent, or "
         "a torch.nn.Module that takes a batch and returns logits, got "
-        f"{type(made).__module__}.{type(made).__qualname__} without {', '.join(missing)}."
+        f"{type(defense).__module__}.{type(defense).__qualname__} without {', '.join(missing)}."
     )
 
 

@@ -143,8 +143,8 @@ def _from_torch(data: bytes, path: Path) -> object:
 
 
 def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    names = globals_in(data) or ([named[1]] if named else [])
+    match = re.search(r"GLOBAL ([\w.]+)", str(error))
+    names = globals_in(data) or ([match[1]] if match else [])
     if not names:
         return (
             f"{path} is no file of torch.save, or a damaged one, and nothing in it was run: "

@@ -32,11 +32,11 @@ def course(name: CourseName) -> str:
     return _COURSES[name]
 
 
-def submission(found: PlaygroundSubmission) -> str:
+def submission(submitted: PlaygroundSubmission) -> str:
     """What was submitted."""
-    if found.found_by is None:
+    if submitted.found_by is None:
         return "natural"
     attack = {"static": "against static", "transfer": "against static"}.get(
-        found.found_by, found.found_by
+        submitted.found_by, submitted.found_by
     )
-    return attack if found.query is None else f"{attack}, query {found.query}"
+    return attack if submitted.query is None else f"{attack}, query {submitted.query}"

@@ -127,10 +127,10 @@ def _same(recorded: AttackSpec, iterations: Any, spec: EvaluationSpec) -> bool:
     """Return whether the command line's attack of that name has the settings on record."""
     try:
         attack = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
-        made = attack_spec(attack.sized(spec.settings.batch_size), threat_of(spec.threat))
+        made_spec = attack_spec(attack.sized(spec.settings.batch_size), threat_of(spec.threat))
     except DentError:
         return False
-    return (made.attack, made.settings) == (recorded.attack, recorded.settings)
+    return (made_spec.attack, made_spec.settings) == (recorded.attack, recorded.settings)
 
 
 def _settings(settings: Settings, has_static: bool) -> tuple[list[str], list[str]]:

@@ -106,12 +106,12 @@ def refuse_special(path: Path, *, in_place: bool = False) -> None:
         _refuse(path.lstat(), in_place)
 
 
-def _refuse(found: os.stat_result, in_place: bool) -> None:
-    if stat.S_ISLNK(found.st_mode):
+def _refuse(status: os.stat_result, in_place: bool) -> None:
+    if stat.S_ISLNK(status.st_mode):
         raise OSError(errno.ELOOP, "it is a symbolic link, and links are not followed here")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
-    if in_place and found.st_nlink > 1:
+    if in_place and status.st_nlink > 1:
         raise OSError(errno.EMLINK, "it has another name (a hard link): copy it first")
 
 

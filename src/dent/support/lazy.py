@@ -12,12 +12,12 @@ def lazy(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], 
         package: The package's `__name__`.
         modules: The public names by the module that defines them.
     """
-    where = {name: module for module, names in modules.items() for name in names}
+    module_of = {name: module for module, names in modules.items() for name in names}
 
     def load(name: str) -> object:
-        if name not in where:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value: object = getattr(importlib.import_module(where[name]), name)
+        value: object = getattr(importlib.import_module(module_of[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -21,19 +21,19 @@ def unreachable(address: str | None = None) -> str | None:
         address: `HOST:PORT`; by default what RAY_ADDRESS names. Words such as `auto`, which Ray
             looks up itself, are not asked about.
     """
-    named = address or os.environ.get(VARIABLE) or ""
-    match = _ADDRESS.fullmatch(named.strip())
+    full_address = address or os.environ.get(VARIABLE) or ""
+    match = _ADDRESS.fullmatch(full_address.strip())
     if match is None:
         return None
     try:
-        where = (match["six"] or match["host"], int(match["port"]))
-        with socket.create_connection(where, timeout=_SECONDS):
+        host_and_port = (match["six"] or match["host"], int(match["port"]))
+        with socket.create_connection(host_and_port, timeout=_SECONDS):
             return None
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         source = "" if address else f", which {VARIABLE} names,"
         remedy = "name another" if address else f"unset {VARIABLE}, or name another"
         return (
-            f"the Ray cluster {named}{source} cannot be reached from {socket.gethostname()}: "
-            f"{reason}. Start it, or {remedy}"
+            f"the Ray cluster {full_address}{source} cannot be reached from "
+            f"{socket.gethostname()}: {reason}. Start it, or {remedy}"
         )
