@@ -1,4 +1,4 @@
-"""What the registry of models knows, in a terminal."""
+"""Print what the registry of models knows."""
 
 from dent import models, names
 from dent.cli.console import OUT
@@ -10,7 +10,7 @@ from dent.support.suggest import did_you_mean
 
 
 def chosen(word: str | None, source: str | None) -> tuple[list[str], list[MissingExtraError]]:
-    """Names to list, and what could not be searched."""
+    """Return the names to list, and an error for each catalogue that could not be searched."""
     if word is None or source is not None:
         listed = models.names(source)
         return [name for name in listed if (word or "").lower() in name.lower()], []
@@ -24,7 +24,7 @@ def chosen(word: str | None, source: str | None) -> tuple[list[str], list[Missin
 
 
 def none(word: str | None, source: str | None) -> str:
-    """What to say where no model is listed."""
+    """Return the message for an empty list."""
     known_names = {name.rpartition("/")[2].partition(".")[0] for name in models.names()}
     for catalogue in names.CATALOGUES if source is None else [source]:
         known_names |= {
@@ -36,7 +36,7 @@ def none(word: str | None, source: str | None) -> str:
 
 
 def about(entry: ModelInfo) -> str:
-    """What is known of a model, in a line."""
+    """Return what is known about a model, in one line."""
     size = "" if entry.size is None else f" ({entry.size / 1e6:.1f} MB)"
     facts = [
         entry.dataset,
@@ -48,7 +48,7 @@ def about(entry: ModelInfo) -> str:
 
 
 def print_sources(entries: list[ModelInfo]) -> None:
-    """Where weights and accuracies come from, once for all models that say the same."""
+    """Print the sources of weights and accuracies; models with the same source share a line."""
     weights: dict[str, list[str]] = {}
     measured: dict[str, list[str]] = {}
     for entry in entries:
@@ -67,7 +67,7 @@ def print_sources(entries: list[ModelInfo]) -> None:
 
 
 def _describe(measured: OnImages, trained_for: str | None) -> str:
-    """`natural 79.7% and PGD-20 62.5% of 512`: what was measured on the same images."""
+    """Return the accuracies on the same images: `natural 79.7% and PGD-20 62.5% of 512`."""
     figures = [] if measured.natural is None else [f"natural {percent(measured.natural.value)}"]
     for attacked in measured.attacked:
         at_threat = "" if attacked.threat == trained_for else f" at {attacked.threat}"

@@ -85,7 +85,7 @@ def verify(
 
 
 def _readable(run: Path) -> RecordedRun | None:
-    """The run; None where its records are damaged, which is a finding and no refusal.
+    """Read the run; None if its records are damaged, which `verify` reports as a failed check.
 
     Raises:
         RecordError: There is no run there at all.

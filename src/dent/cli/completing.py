@@ -1,4 +1,4 @@
-"""What a shell offers on TAB where a command takes a name."""
+"""The names that a shell offers on TAB."""
 
 from collections.abc import Iterable
 

@@ -12,7 +12,7 @@ from dent.support.printable import one_line, printable
 
 
 class _Plain(Console):
-    """A console that takes orders from its own styles alone, never from the text that it prints."""
+    """A console that obeys its own styles, but no control character in the text that it prints."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

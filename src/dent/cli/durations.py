@@ -1,10 +1,10 @@
-"""How long something takes, as a person would say it."""
+"""Write durations as a person would say them."""
 
 from typing import Final
 
 _UNITS: Final = (("second", 1.0), ("minute", 60.0), ("hour", 3600.0), ("day", 86400.0))
 _SWITCH: Final = 1.5
-"""A unit is named from so many of it on: 80 seconds, 100 minutes."""
+"""A unit is used from this many of it on: 80 seconds, but 1.5 minutes."""
 
 
 def lasting(seconds: float) -> str:
@@ -28,7 +28,7 @@ def between(low: float, high: float) -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    """Two figures at most: nobody knows more beforehand."""
+    """Round to two figures, since an estimate knows no more."""
     if unit == "second":
         return f"{max(round(value), 1)}"
     return f"{value:.2g}" if value < 10 else f"{round(value)}"

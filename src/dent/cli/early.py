@@ -1,4 +1,4 @@
-"""What is checked before anything is loaded, fetched or measured."""
+"""Check what the user typed before anything is loaded, fetched or measured."""
 
 import os
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _ZOO: Final = {"timm": "a timm model", "robustbench": "a RobustBench model"}
 
 
 def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
-    """Refuse folders and files that could not be written to, of those that are named.
+    """Refuse the named folders and files that could not be written to.
 
     Raises:
         ConfigError: As `folder` and `file`.
@@ -27,7 +27,7 @@ def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
 
 
 def folder(out: str | Path) -> None:
-    """Refuse a folder that could not be written to; URLs are left to who opens them.
+    """Refuse a folder that could not be written to. URLs are checked when they are opened.
 
     Raises:
         ConfigError: It is a file, or lies where this user may not write.
@@ -85,10 +85,10 @@ def model(name: str) -> None:
 
 
 def cluster(address: str | None) -> None:
-    """Refuse to begin what a cluster should do without Ray, or on one that is not there.
+    """Refuse to start work for a cluster without Ray, or if the cluster does not answer.
 
     Args:
-        address: What `--ray` was given: None if it was not, empty if it was given nothing.
+        address: The value of `--ray`: None without the option, empty for the option alone.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -115,9 +115,9 @@ def reachable(address: str | None = None) -> None:
         raise ConfigError(problem)
 
 
-def _writable(path: Path, named: str | Path) -> None:
+def _writable(path: Path, typed: str | Path) -> None:
     existing = next(ancestor for ancestor in (path, *path.absolute().parents) if ancestor.exists())
     if not existing.is_dir():
-        raise ConfigError(f"{named} cannot be written: {existing} is a file, and no folder")
+        raise ConfigError(f"{typed} cannot be written: {existing} is a file, and no folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{named} cannot be written: you may not write to {existing}")
+        raise ConfigError(f"{typed} cannot be written: you may not write to {existing}")

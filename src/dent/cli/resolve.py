@@ -1,4 +1,4 @@
-"""From what the user typed to objects: models, datasets, defenses, attacks, threat models."""
+"""Make models, datasets, defenses, attacks and threat models from what the user typed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,18 +46,18 @@ def cluster(
     """Return the cluster to work on, if there is to be one.
 
     Args:
-        address: What `--ray` was given: None if it was not, empty if it was given nothing.
-        workers: How many.
-        cpus: Of each.
-        gpus: Of each.
-        device: What `--device` was given.
+        address: The value of `--ray`: None without the option, empty for the option alone.
+        workers: The number of workers.
+        cpus: The CPUs of each worker.
+        gpus: The GPUs of each worker.
+        device: The value of `--device`.
 
     Raises:
         ConfigError: Something that was asked for takes `--ray`, or another device.
     """
-    given = {"--workers": workers, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
+    options = {"--workers": workers, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
     if address is None:
-        useless = [option for option, value in given.items() if value is not None]
+        useless = [option for option, value in options.items() if value is not None]
         if useless:
             raise ConfigError(f"{', '.join(useless)}: add --ray, or leave it out.")
         return None
@@ -139,13 +139,13 @@ def check_suite(
     """
     if suite is None:
         raise ConfigError("--budget is that of a suite: add --suite dynamic, or leave it out.")
-    given = {
+    options = {
         "--attack": bool(attack),
         "--iterations": iterations is not None,
         "--protocol published": protocol != "frozen",
         "--no-static": not static,
     }
-    useless = [option for option, is_given in given.items() if is_given]
+    useless = [option for option, is_given in options.items() if is_given]
     if useless:
         raise ConfigError(
             f"--suite {suite} is all of its attacks, with the iterations of its --budget, over "
@@ -204,11 +204,11 @@ def subject(
 
 
 def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
-    """Read over what several runs go, if there are several.
+    """Read the setting and the values of a sweep; None if there is only one run.
 
     Args:
         over: `batch-size=1,2,4`, `eps=2/255,8/255`, `order=dataset,by-class` and the like.
-        mix: One share, which is no sweep, or several.
+        mix: One share, or several for a sweep.
 
     Raises:
         ConfigError: the setting or a value is none, or both ask for several runs.
@@ -233,7 +233,7 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
 
 
 def say_how_many(n: int | None, images: ImageDataset) -> None:
-    """Say so where more samples were asked for than there are."""
+    """Print a note if the user asked for more samples than there are."""
     if n is not None and n > len(images):
         ERR.print(
             f"--n {n} is more than there are: all {counted(len(images), 'image')} of "

@@ -1,4 +1,4 @@
-"""From a record back to objects, so that a stranger can check it with one command."""
+"""Make the objects of a record again, so that anyone can check it with one command."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dent.threat import ThreatModel
 
 
 def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
-    """The `module:factory` names in a record, which to restore is to import and call."""
+    """Return the `module:factory` names in a record. To restore it is to import and call them."""
     names = (
         spec.model.name,
         spec.dataset.name,
@@ -33,13 +33,13 @@ def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
 def subject(
     recorded: RecordedRun, weights: Path | None, root: Path | None, device: str | None
 ) -> Subject:
-    """Return what a run evaluated, made anew from the names and settings it recorded.
+    """Return what a run evaluated, made again from the recorded names and settings.
 
     Args:
         recorded: The run.
-        weights: The model's weights file, where the record's model needs one.
+        weights: The model's weights file, if the record's model needs one.
         root: Folder of datasets.
-        device: Where to compute; what was used is in the record's sessions.
+        device: The device to compute on; the run's devices are in its sessions.
 
     Raises:
         DentError: Something is not here, or cannot be made from the record.
@@ -63,12 +63,12 @@ def subject(
 
 def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     settings: Any = spec.config.get("settings")
-    is_factory = ":" in spec.name  # a factory, whatever it made
+    is_factory = ":" in spec.name
     if not is_factory and spec.kind == recorded_kind("dent"):
         precision: Any = spec.config.get("precision", "model")
         performance = Performance(precision=precision)
         return spec.name, Dent(model, DentConfig.from_dict(settings), performance)
-    # Of names in a record only those of our own, and with leave those of code: never a file's.
+    # A record may name our own defenses and, if allowed, code; never a file.
     if spec.name in reference.names() or (is_factory and not spec.name.lower().endswith(".json")):
         return spec.name, reference.make(spec.name, model)
     raise ConfigError(

@@ -34,7 +34,7 @@ from dent.support.plural import counted
 
 @dataclass(frozen=True)
 class How:
-    """Where a run is computed, and which part of it; what it computes does not depend on that.
+    """Where a run is computed, and which part of it. Its results do not depend on this.
 
     Attributes:
         cluster: The Ray cluster; None computes in this process.
@@ -47,7 +47,7 @@ class How:
     place: Place | None = None
 
     def name_of(self, out: Path) -> str:
-        """What the user calls the folder of a run."""
+        """Return the user's name of the folder of a run."""
         return str(out) if self.place is None else self.place.name_of(out)
 
     def evaluate(
@@ -70,7 +70,7 @@ class How:
 
 
 HERE: Final = How()
-"""All of it, in this process."""
+"""Compute the whole run in this process."""
 
 
 def run(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> EvaluationResult:
@@ -105,7 +105,7 @@ def run_sweep(
 
 
 def announce(subject: Subject, settings: Settings, out: Path) -> None:
-    """Say, before a run starts, what it will take at most; nothing where it will not start."""
+    """Print the largest cost of a run before it starts; nothing if it will not start."""
     done = _recorded(subject, settings, out)
     if done is not None:
         _say([estimate(subject, settings)], done, "")
@@ -114,7 +114,7 @@ def announce(subject: Subject, settings: Settings, out: Path) -> None:
 def announce_sweep(
     subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
 ) -> None:
-    """Say the same of all runs of a sweep together."""
+    """Print the largest cost of all runs of a sweep together."""
     costs, recorded = [], 0
     for value, (variant, chosen) in variants(subject, settings, over, values).items():
         done = _recorded(variant, chosen, out / folder_name(over, value))
@@ -126,7 +126,7 @@ def announce_sweep(
 
 
 def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
-    """How many units are recorded; None where nothing will run: all are, or it will be refused."""
+    """Return how many units are recorded; None if the run is complete or will be refused."""
     if not out.exists():
         return 0
     try:
@@ -162,7 +162,7 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
 
 @contextmanager
 def progress() -> Iterator["_RunReport"]:
-    """Show how far evaluations are: a bar, or a line a unit where nobody watches."""
+    """Show the progress of evaluations: a bar in a terminal, else a line for each unit."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -175,7 +175,7 @@ def progress() -> Iterator["_RunReport"]:
 
 
 class _RunReport:
-    """Draws the state of a run; where nobody watches, prints a line a unit instead."""
+    """Draws the state of a run in a terminal; elsewhere prints a line for each unit."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar

@@ -1,4 +1,4 @@
-"""A result in a terminal: the table, with every raised flag beside the headline."""
+"""Print a result: the table, with every raised flag beside the headline."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from dent.support.printable import one_line
 
 
 def show(result: EvaluationResult, out: str) -> None:
-    """Print the table of a result, every raised flag, what it does not show, and where it lies."""
+    """Print the table of a result, every raised flag, its limits, and the folder of the run."""
     spec = result.spec
     flags = of_one(result)
     table = headline(result, flags)
@@ -51,7 +51,7 @@ def _column(row: Row, columns: Sequence[Column]) -> list[str]:
 
 
 def _cell(key: str, cell: Cell) -> str:
-    """A figure: what counts with its interval and its flags, the others by themselves."""
+    """Return the text of a figure; the main figures come with interval and flags."""
     if key not in (WORST, DIFFERENCE):
         return f"{cell.text} / {cell.beside}" if cell.beside else cell.text
     return cell.full + (_marks(cell.marks) if cell.full else "")

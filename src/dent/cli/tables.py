@@ -27,7 +27,7 @@ from dent.paper.scales import Chosen
 from dent.support.plural import counted
 
 Timer = Callable[[Chosen], float | None]
-"""Seconds of a forward of one image of a model, or None where that cannot be told."""
+"""Returns the seconds of a model's forward of one image, or None if they cannot be measured."""
 
 
 def listed(*, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def _time(cost: PlanCost) -> str:
 
 
 def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
-    """Say what is left to run, and what it takes."""
+    """Print what is left to run, and its cost."""
     cost = _cost(plans, folder, timed)
     if cost.runs:
         ERR.print(
@@ -124,7 +124,7 @@ def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
 
 
 def run(plans: Sequence[PaperPlan], folder: Path, loader: Loader) -> dict[str, str]:
-    """Run what is missing with a progress bar; return what could not be run, and why."""
+    """Run the missing runs with a progress bar; return those that failed, with the reason."""
     try:
         with running.progress() as bar:
 
@@ -143,7 +143,7 @@ def run(plans: Sequence[PaperPlan], folder: Path, loader: Loader) -> dict[str, s
 
 
 def show(plan: PaperPlan, result: TableResult) -> None:
-    """Published and measured side by side, then the rulings."""
+    """Print published and measured figures side by side, then the rulings."""
     cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
     rows = []
     for row in plan.table.rows:

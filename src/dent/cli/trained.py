@@ -1,4 +1,4 @@
-"""A training in a terminal: progress while it runs, and what it came to."""
+"""Print the progress and the result of a training."""
 
 import json
 import time
@@ -47,7 +47,7 @@ def plain(result: TrainingResult, card: Path) -> dict[str, object]:
 
 
 def show(result: TrainingResult, card: Path) -> None:
-    """Print what a training came to."""
+    """Print the result of a training."""
     final = result.metrics[-1]
     OUT.print(
         f"Epoch {final['epoch']}: {_accuracy(final)}. Best weights: epoch {result.best_epoch}.",
@@ -74,7 +74,7 @@ def _accuracy(line: dict[str, object]) -> str:
 
 @contextmanager
 def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
-    """Show how far a training is: a bar, or lines where nobody watches."""
+    """Show the progress of a training: a bar in a terminal, else lines."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -88,7 +88,7 @@ def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
 
 
 class _TrainingReport:
-    """Draws the state of a training; where nobody watches, prints lines instead.
+    """Draws the state of a training in a terminal; elsewhere prints lines.
 
     One at the start, one after each epoch, and one a minute in between.
     """
@@ -119,5 +119,5 @@ class _TrainingReport:
             ERR.print(f"{position}, {figures}", markup=False, soft_wrap=True)
 
     def _silent(self) -> bool:
-        """Whether nothing was said yet, or not for a minute."""
+        """Return whether no line was printed yet, or none for a minute."""
         return self._said is None or time.monotonic() - self._said >= _MINUTE
