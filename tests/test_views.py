@@ -269,12 +269,17 @@ def test_neighbours_do_not_matter(objective: Any) -> None:
         ({"views": {"predict": "mean"}}, r"views\.predict must be one of 'logits'"),
         ({"views": {"counts": 3}}, r"ViewsConfig has no field 'counts'\. Did you mean 'count'"),
         ({"objective": "agreement"}, r"views is None\. Set views=ViewsConfig\(\)"),
-        ({"steps": 0, "views": {"predict": "image"}}, r"without steps would use no view"),
     ],
 )
 def test_views_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DentConfig.from_dict(values)
+
+
+def test_without_steps_and_by_the_image_alone_it_is_the_static_model() -> None:
+    model, x = make_toy(KIND).eval(), make_batch(KIND, 3)
+    defense = Dent(model, replace(ALONE, views=replace(VIEWS, predict="image")))
+    torch.testing.assert_close(defense.with_steps(0)(x), model(x))
 
 
 def test_views_make_the_round_trip_and_are_absent_where_there_are_none() -> None:

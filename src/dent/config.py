@@ -270,16 +270,10 @@ class DentConfig(JSONConfig):
             object.__setattr__(self, "views", ViewsConfig.from_dict(self.views))
         elif self.views is not None and not isinstance(self.views, ViewsConfig):
             raise ConfigError(f"views must be a ViewsConfig or None, got {self.views!r}.")
-        if self.views is None:
-            if self.objective == "agreement":
-                raise ConfigError(
-                    "objective='agreement' compares several views of an image, and views is None. "
-                    "Set views=ViewsConfig(), or minimize the 'entropy'."
-                )
-        elif not self.steps and self.views.predict == "image":
+        if self.views is None and self.objective == "agreement":
             raise ConfigError(
-                "views.predict='image' without steps would use no view but the image. Set steps, "
-                "or predict by the mean of the views' 'logits' or 'probabilities'."
+                "objective='agreement' compares several views of an image, and views is None. "
+                "Set views=ViewsConfig(), or minimize the 'entropy'."
             )
 
     @property

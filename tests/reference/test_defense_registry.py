@@ -151,6 +151,7 @@ def test_folder_is_no_configuration(folder: Path, small: nn.Sequential) -> None:
         ),
         (DentConfig(steps=0, views=ViewsConfig(count=13), lr=1.0), "tte"),
         (DentConfig(steps=0, views=ViewsConfig(predict="probabilities")), "tte"),
+        (DentConfig(steps=0, views=ViewsConfig(predict="image")), "static"),
         (DentConfig(steps=0, views=ViewsConfig(), statistics="test"), "dent-custom"),
         (DentConfig(steps=1, views=ViewsConfig()), "dent-custom"),
     ],

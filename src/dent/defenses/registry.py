@@ -133,7 +133,7 @@ def _name(config: DentConfig) -> str:
             return name
     if config.steps:
         return "dent-custom"
-    if config.views is not None:
+    if config.views is not None and config.views.predict != "image":
         alone = config.smoothing is None and config.statistics == "train"
         return "tte" if alone else "dent-custom"
     if config.smoothing is None:
