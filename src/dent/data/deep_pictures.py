@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits a channel: scaled to 8, or refused where their range is not known.
+"""Scale pictures of more than 8 bits a channel to 8 bits; refuse those of an unknown range.
 
 Pillow's own conversion to RGB cuts everything above 255 off, so that a 16-bit picture turns white.
 """
@@ -48,7 +48,7 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image, tags: dict[int, Any]) -> int | None:
-    """How many bits a gray value has; None where that is not known."""
+    """Return how many bits a gray value has; None if that is not known."""
     if image.mode.startswith("I;16"):
         return int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
     return 16 if image.mode == "I" and image.format in _SIXTEEN else None

@@ -1,4 +1,4 @@
-"""Finding a dataset on this machine, and fetching it: folder, decoded cache, then each source."""
+"""Find a dataset on this machine, or fetch it: folder, decoded cache, then each source."""
 
 import os
 import tempfile
@@ -22,7 +22,7 @@ CACHE: Final = "cache"
 
 @dataclass(frozen=True)
 class Attempt:
-    """A place that was tried in vain.
+    """A source that was tried without success.
 
     Attributes:
         source: `"folder"`, `"cache"`, or the name of a source.

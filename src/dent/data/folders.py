@@ -1,4 +1,4 @@
-"""ImageNet and folders of anyone's own: which folder a name means, and how it is opened."""
+"""ImageNet and the user's own folders: find the folder of a name, and open it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The one name of this dataset: `imagenet`, `imagenet-288`, `imagefolder-r64-c64`."""
+        """The name of this dataset: `imagenet`, `imagenet-288`, `imagefolder-r64-c64`."""
         plain = str(self.preprocessing)
         short = {"r256-c224": "", "c288": "-288"}.get(plain, f"-{plain}")
         return f"{self.kind}{short}"
@@ -96,13 +96,13 @@ def parse(name: str) -> Folder | None:
 
 
 def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The class folders (WordNet ids) of ImageNet-1k, in the order of the labels, and names."""
+    """Return class folders (WordNet ids) and names of ImageNet-1k, in the order of the labels."""
     lines = [line.split(" ", 1) for line in _CLASSES_FILE.read_text().splitlines()]
     return tuple(wnid for wnid, _ in lines), tuple(name for _, name in lines)
 
 
 def _same_classes(test: Path, train: Path) -> None:
-    """Labels are numbered by the class folders, so a class missing in one split shifts them."""
+    """Refuse splits with different classes, since a missing class shifts the labels."""
     in_test, in_train = set(class_folders(test)), set(class_folders(train))
     if in_train and in_test != in_train:
         missing = ", ".join(sorted(in_train - in_test)[:5]) or "none"

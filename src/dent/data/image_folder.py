@@ -1,4 +1,4 @@
-"""A folder of images, one subfolder a class, read batch by batch and never as a whole."""
+"""A folder of images with one subfolder for each class, read batch by batch."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from dent.errors import DataError, DataWarning, InputError
 from dent.support.plural import agreeing, counted
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What counts as an image, as in torchvision's ImageFolder."""
+"""The suffixes of image files, as in torchvision's ImageFolder."""
 
 
 @final
@@ -191,7 +191,7 @@ def open_image_folder(
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Name the subfolders that are not hidden, sorted; none where there is no such folder."""
+    """Return the names of subfolders that are not hidden, sorted; none without the folder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -213,7 +213,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _check_links(folder: Path, class_names: Sequence[str]) -> None:
-    """A class folder that is a link to another class, or to a folder above, labels images twice."""
+    """Refuse links to another class or to a folder above, which would label images twice."""
     places: dict[Path, str] = {}
     root = Path(os.path.realpath(folder))
     for name in sorted(class_names, key=lambda class_name: (folder / class_name).is_symlink()):
@@ -242,7 +242,7 @@ def _compare(folder: Path, class_names: Sequence[str], expected: Sequence[str]) 
 
 
 def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
-    """Paths of a class's images below `folder`; links that are not followed go to `passed`."""
+    """Yield paths of a class's images below `folder`; skipped links are added to `passed`."""
     for base, names in sorted(
         _walk(folder, folder / class_name, passed), key=lambda walked: str(walked[0])
     ):

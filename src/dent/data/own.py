@@ -1,4 +1,4 @@
-"""Datasets of the user's own: `package.module:factory`, imported, called and looked through."""
+"""The user's own datasets: import `package.module:factory`, call it, and check every image."""
 
 import copy
 import hashlib
@@ -56,7 +56,7 @@ def from_factory(spec: str) -> ImageDataset:
 
 
 def _looked_through(dataset: ImageDataset, spec: str) -> str:
-    """The SHA-256 over all images, as float32 in order, and their labels."""
+    """Check all images, and return the SHA-256 over them, as float32 in order, and the labels."""
     content = hashlib.sha256()
     try:
         size, classes, ids = len(dataset), len(dataset.classes), len(dataset.sample_ids)

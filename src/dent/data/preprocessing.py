@@ -1,4 +1,4 @@
-"""How images of any size are brought to one size for evaluation, exactly as torchvision does it."""
+"""Resize and crop images of any size to one size, exactly as torchvision does."""
 
 import re
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class Preprocessing:
         return self.crop or self.squash or 0
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring an image to size.
+        """Resize and crop an image.
 
         Args:
             image: Of any size and mode.

@@ -11,7 +11,7 @@ OnBytes = Callable[[str, int, int | None], None]
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """An `OnBytes` that shows nothing."""
+    """Show nothing: an `OnBytes` for silence."""
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def fetch(
 
 
 def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
-    """What a name means: facts by which it is opened; for the bundled sample, its name."""
+    """Return the entry of a name, by which it is opened; for the bundled sample, its name."""
     if name == SAMPLE:
         return SAMPLE
     if name in _SPECS:

@@ -1,4 +1,4 @@
-"""What a source of a dataset is: something that brings decoded arrays, or says why it cannot."""
+"""The protocol of a dataset's source: it returns decoded arrays, or raises the reason."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,18 +24,18 @@ class Arrays(NamedTuple):
 
 
 class SourceError(DataError):
-    """A source has failed; the next one may be tried. The message is the reason alone."""
+    """A source has failed; the next one may be tried. The message is only the reason."""
 
 
 class DataSource(Protocol):
-    """A place that a dataset can be fetched from. What it brings is checked by the caller."""
+    """A place that a dataset can be fetched from. The caller checks what it returns."""
 
     @property
     def name(self) -> str:
-        """The word for it in reports and in `fetch(source=...)`."""
+        """Its name in messages and in `fetch(source=...)`."""
 
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
-        """Bring every split.
+        """Fetch every split.
 
         Args:
             scratch: An empty folder to work in, removed by the caller whatever happens.

@@ -1,4 +1,4 @@
-"""The facts about a dataset by which it is recognized, whatever source it came from."""
+"""The facts that identify a dataset, from any source."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from dent.errors import DataError, InputError
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What one split must be.
+    """The facts that a split must match.
 
     Attributes:
         count: Number of images.
@@ -51,7 +51,7 @@ class ArraySpec:
 
     @property
     def recognizable(self) -> bool:
-        """Whether decoded arrays can be told from others by themselves, without their files."""
+        """Whether decoded arrays can be identified without their files."""
         return all(f.pixels_sha256 and f.labels_sha256 for f in self.splits.values())
 
     def cache_path(self, root: Path, split: str) -> Path:
@@ -59,7 +59,7 @@ class ArraySpec:
         return root / f"{self.name}-{split}.safetensors"
 
     def recognize(self, split: str, arrays: Arrays) -> ArrayDataset:
-        """Turn decoded arrays into the dataset, if that is what they are.
+        """Check that decoded arrays are a split of this dataset, and return it.
 
         Raises:
             DataError: They are something else; the message says in what, and nothing more.

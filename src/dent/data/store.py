@@ -1,4 +1,4 @@
-"""Decoded arrays in one safetensors file: written whole or not at all, and never trusted on sight.
+"""Decoded arrays in one safetensors file: written whole or not at all, and checked when read.
 
 What a file holds is checked by its reader against known digests every time. SHA-256 over the test
 split of CIFAR-10 takes a tenth of a second, and no marker file can be out of step with the data.

@@ -12,7 +12,7 @@ from dent.errors import DataError
 
 @dataclass(frozen=True)
 class TorchvisionFolder:
-    """Where torchvision lays one of its CIFAR datasets.
+    """The folder of one of torchvision's CIFAR datasets.
 
     Attributes:
         dataset: The class in `torchvision.datasets`.

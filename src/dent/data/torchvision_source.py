@@ -44,7 +44,7 @@ class TorchvisionSource:
     name: ClassVar[str] = "torchvision"
 
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
-        """Bring every split; see `DataSource.fetch`."""
+        """Fetch every split; see `DataSource.fetch`."""
         command = (sys.executable, "-c", _CHILD, self.folder.dataset, str(scratch))
         code, lines = run_watched(
             command,

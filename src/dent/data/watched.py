@@ -81,7 +81,8 @@ def _wait(
             size, changed = latest, time.monotonic()
             report(size)
         elif time.monotonic() - changed > stall_seconds:
-            raise SourceError(f"nothing came for {stall_seconds:g} s, {size:,} bytes before that")
+            noun = "byte" if size == 1 else "bytes"
+            raise SourceError(f"nothing came for {stall_seconds:g} s, {size:,} {noun} before that")
 
 
 def _folder_size(folder: Path) -> int:

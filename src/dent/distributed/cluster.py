@@ -1,4 +1,4 @@
-"""Which cluster, and what of it: settings that change speed, and none that change meaning."""
+"""The cluster and the workers to use. These settings change the speed, not the results."""
 
 from dataclasses import dataclass
 
@@ -56,17 +56,17 @@ class Cluster:
 
     @property
     def device(self) -> str:
-        """The kind of device that workers compute on."""
+        """The kind of device that the workers compute on."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
     @property
     def resources(self) -> dict[str, float]:
-        """What one worker takes, by Ray's names."""
+        """The resources of one worker, by Ray's names."""
         counts = {"CPU": float(self.cpus_per_worker), "GPU": self.gpus_per_worker}
         return {name: count for name, count in counts.items() if count}
 
     def room(self, has: dict[str, float]) -> int:
-        """How many workers a cluster with these resources has room for."""
+        """Return how many workers a cluster with these resources has room for."""
         return min(int(has.get(name, 0.0) // count) for name, count in self.resources.items())
 
 

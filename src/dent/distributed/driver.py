@@ -50,7 +50,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker died, or cannot be reached; nothing more comes of it."""
+    """A worker died, or cannot be reached. It sends nothing more."""
 
     worker: int
     cause: str
@@ -58,7 +58,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Failed:
-    """What a worker was asked raised an error, as it would have in any process."""
+    """The work of a worker raised an error, as it would have in any process."""
 
     worker: int
     error: Exception
@@ -72,15 +72,15 @@ class Pool(Protocol):
 
     @property
     def size(self) -> int:
-        """How many to have at once."""
+        """The number of workers to have at once."""
         ...
 
     def hire(self) -> int:
-        """Begin to start a worker: it will be ready, fail, or be lost."""
+        """Start a worker. Later it will be ready, fail, or be lost."""
         ...
 
     def give(self, worker: int, task: Task) -> None:
-        """Have a worker that is ready, and has nothing to do, run a task."""
+        """Give a task to a worker that is ready and idle."""
         ...
 
     def wait(self, seconds: float) -> list[Event]:
@@ -88,7 +88,7 @@ class Pool(Protocol):
         ...
 
     def within(self) -> Mapping[int, tuple[Unit, float]]:
-        """By worker, the unit that it runs and how far it is, as last heard."""
+        """Return by worker the unit that it runs and its progress, as last reported."""
         ...
 
     def lacking(self) -> str:
@@ -157,7 +157,7 @@ class _Driver:
         self._work.tell()
 
     def _staff(self) -> None:
-        """Give work to who has none, and look for more hands where there is more work."""
+        """Give work to idle workers, and start more workers if there is more work."""
         for worker in self._entries:
             if self._todo and worker not in self._busy:
                 group = self._todo.popleft()

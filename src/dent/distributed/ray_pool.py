@@ -62,13 +62,13 @@ class RayPool:
 
     @property
     def size(self) -> int:
-        """How many workers to have at once."""
+        """The number of workers to have at once."""
         if self._cluster.workers is not None:
             return self._cluster.workers
         return max(1, self._cluster.room(self._ray.cluster_resources()))
 
     def hire(self) -> int:
-        """Begin to start a worker."""
+        """Start a worker, without waiting for it."""
         number = next(self._numbers)
         actor = self._class.options(
             num_cpus=self._cluster.cpus_per_worker,
@@ -83,7 +83,7 @@ class RayPool:
         return number
 
     def give(self, worker: int, task: Task) -> None:
-        """Have a worker run a task."""
+        """Give a task to a worker."""
         stream = self._actors[worker].work.options(num_returns="streaming").remote(task)
         self._streams[stream] = worker
 
@@ -94,7 +94,7 @@ class RayPool:
         return [self._event(ref) for ref in ready]
 
     def within(self) -> Mapping[int, tuple[Unit, float]]:
-        """By worker, the unit that it runs and how far it is, as last heard."""
+        """Return by worker the unit that it runs and its progress, as last reported."""
         if self._asked:
             answered, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
             for ref in answered:
@@ -113,7 +113,7 @@ class RayPool:
         return self._heard
 
     def lacking(self) -> str:
-        """Say what one worker takes, and what there is."""
+        """Say which resources one worker takes, and which the cluster has."""
         resources = self._cluster.resources
         total = self._ray.cluster_resources()
         free = self._ray.available_resources()
@@ -124,7 +124,7 @@ class RayPool:
         return f"each takes {required}, and the cluster has {available} free"
 
     def close(self) -> None:
-        """Let go of the workers, and end the cluster if it was started here."""
+        """End the workers, and the cluster if it was started here."""
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._actors.clear()
@@ -180,7 +180,7 @@ class RayPool:
             return Lost(worker, _cause(error))
 
     def _drop(self, worker: int) -> None:
-        """Forget a worker, and see to it that nothing more comes of it."""
+        """Kill a worker and forget all that it was doing."""
         self._ray.kill(self._actors.pop(worker))
         for refs in (self._starting, self._streams, self._asked):
             for ref in [ref for ref, number in refs.items() if number == worker]:
@@ -189,13 +189,13 @@ class RayPool:
 
 
 def _raised(error: Any) -> Exception:
-    """What was raised in a worker, as it was."""
+    """Return the error that was raised in a worker."""
     cause: Exception = error.cause if isinstance(error.cause, Exception) else error
     cause.add_note(f"In a worker of the cluster:\n{error}")
     return cause
 
 
 def _cause(error: Exception) -> str:
-    """Ray's reason in one line."""
+    """Return Ray's reason in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])}"[:500]

@@ -1,4 +1,4 @@
-"""What a worker does: rebuild what is evaluated once, then run units, one group at a time.
+"""The work of a worker: rebuild the subject once, then run units, one group at a time.
 
 Nothing here knows Ray, so that a test can do it in one process.
 """
@@ -41,7 +41,7 @@ class Task:
 
     @classmethod
     def of(cls, group: tuple[Unit, ...], store: Store) -> "Task":
-        """Return what is left of a group that is begun, or is not."""
+        """Return the units of a group that are left to run, with the records they need."""
         remaining = tuple(unit for unit in group if unit.key not in store.done)
         replayed = any(unit.kind in {"transfer", "assembled"} for unit in remaining)
         records: list[tuple[JournalRecord, Tensor | None]] = []
@@ -58,14 +58,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Found:
-    """A record, and the tensor that belongs to it."""
+    """A record and its tensor."""
 
     record: JournalRecord
     tensor: Tensor | None
 
 
 class Kept(Memory):
-    """Records of one group; each knows its tensor by the name and digest that it gets on disk."""
+    """Records of one group. Each names its tensor by the name and digest that it gets on disk."""
 
     def __init__(self, spec: EvaluationSpec) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Kept(Memory):
 
 
 class Worker:
-    """A process that runs groups of units for another, which records them."""
+    """A process that runs groups of units for the driver, which records them."""
 
     _run: Run
     _threads: int
@@ -93,7 +93,7 @@ class Worker:
         self._at: tuple[Unit, float] | None = None
 
     def prepare(self, content: bytes, device: str, threads: int, folder: str) -> Session:
-        """Rebuild what is evaluated.
+        """Rebuild the subject of the evaluation.
 
         Args:
             content: From `pack`.
@@ -124,7 +124,7 @@ class Worker:
         return new_session(device_of(subject.model))
 
     def work(self, task: Task) -> Iterator[Found]:
-        """Run units and give each record as soon as it is there."""
+        """Run units and yield each record as soon as it is made."""
         torch.set_num_threads(self._threads)  # of this thread: another may have prepared
         store = Kept(self._run.spec)
         for record, tensor in task.held:
@@ -138,7 +138,7 @@ class Worker:
             yield store.found(unit)
 
     def within(self) -> tuple[Unit, float] | None:
-        """Which unit runs, and how far it is, from 0 to 1."""
+        """Return the unit that runs and its progress, from 0 to 1."""
         return self._at
 
     def _note(self, unit: Unit, done: int, planned: int) -> None:
@@ -146,10 +146,10 @@ class Worker:
 
 
 def pack(prepared: Prepared, pickler: Any) -> bytes:
-    """Make bytes of what is evaluated, with the tensors apart, so that they can go to any device.
+    """Pack an evaluation into bytes. Its tensors can be unpacked on any device.
 
     Args:
-        prepared: What is evaluated.
+        prepared: The evaluation.
         pickler: A module like `pickle`.
 
     Raises:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dent.playground.turns import Turns
 from dent.playground.visitors import Visitor, Visitors
 from dent.support.listening import REFUSED_HOST, Hosts
+from dent.support.plural import counted
 
 COOKIE: Final = "dent-playground"
 MOST_JSON: Final = 65_536
@@ -261,7 +262,9 @@ async def _read(receive: Receive, most: int) -> bytes:
                     raise _Refused(400, "The connection ended before the body did.")
                 body += message.get("body", b"")
                 if len(body) > most:
-                    raise _Refused(413, f"The body has more than the {most} bytes taken here.")
+                    raise _Refused(
+                        413, f"The body has more than the {counted(most, 'byte')} taken here."
+                    )
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:

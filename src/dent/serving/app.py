@@ -78,7 +78,7 @@ class Server:
         self.ready = False
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self.batcher.start()
         self.ready = True
 

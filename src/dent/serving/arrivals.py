@@ -7,6 +7,7 @@ from starlette.types import Message, Receive, Scope
 
 from dent.serving.errors import RefusedError, malformed, too_large, unsupported
 from dent.serving.limits import Limits
+from dent.support.plural import counted
 
 AT_ONCE: Final = 16
 """How many bodies may be arriving for each request of `max_requests`."""
@@ -46,7 +47,8 @@ class Arrivals:
             raise unsupported("Content-Encoding is not read here: send the body as it is.")
         declared, most = headers.get(b"content-length", ""), self._limits.max_body_bytes
         if declared.isdecimal() and int(declared[:20]) > most:
-            raise too_large(f"the body has {declared[:20]} bytes; this server takes {most}.")
+            size = counted(int(declared[:20]), "byte")
+            raise too_large(f"the body has {size}; this server takes {most}.")
         try:
             async with asyncio.timeout(self._limits.timeout) as deadline:
                 arrival = _Arrival(deadline)
@@ -67,7 +69,7 @@ class Arrivals:
                 raise malformed("the connection ended before the body did.")
             chunk = message.get("body", b"")
             if len(arrival.body) + len(chunk) > most:
-                raise too_large(f"the body has more than the {most} bytes taken here.")
+                raise too_large(f"the body has more than the {counted(most, 'byte')} taken here.")
             arrival.body += chunk
             self._make_room()
             more = message.get("more_body", False)

@@ -64,7 +64,7 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def stop(self) -> None:
@@ -76,11 +76,11 @@ class Batcher:
 
     @property
     def images_waiting(self) -> int:
-        """Images of the jobs whose batch has not started."""
+        """The number of images in jobs whose batch has not started."""
         return sum(len(job.images) for job in self._waiting)
 
     def backlog(self) -> float:
-        """Seconds that the waiting jobs will probably take, one batch each."""
+        """Return the likely seconds of the waiting jobs, one batch each."""
         steps = self._engine.steps
         return sum(self._engine.cost.seconds(len(job.images), steps) for job in self._waiting)
 
@@ -111,7 +111,7 @@ class Batcher:
                 _LOG.exception("A batch could not be formed or counted")
 
     async def _next(self) -> tuple[list[Job], int]:
-        """The next jobs to be answered as one batch, and with how many steps."""
+        """Return the next jobs to answer as one batch, and the number of steps."""
         while True:
             self._arrival.clear()
             if not self._waiting:
@@ -155,7 +155,7 @@ class Batcher:
         return engine.cost.steps_within(len(job.images), engine.steps, remaining)
 
     def _companions(self, head: Job) -> list[Job]:
-        """Jobs that can share the head's batch without fewer steps for any of them."""
+        """Return jobs that can share the head's batch without fewer steps for any of them."""
         if not self._engine.shares:
             return []
         jobs, images = [head], len(head.images)

@@ -23,7 +23,7 @@ class StepCost:
         self._seconds[size] = unit if average is None else average + _WEIGHT * (unit - average)
 
     def seconds(self, images: int, steps: int) -> float:
-        """Seconds that a batch will probably take, with a margin; 0 before the first batch."""
+        """Return the likely seconds of a batch, with a margin; 0 before the first batch."""
         if not self._seconds:
             return 0.0
         size = images.bit_length()
@@ -31,7 +31,7 @@ class StepCost:
         return _MARGIN * self._seconds[nearest] * images * _forwards(steps)
 
     def steps_within(self, images: int, most: int, seconds: float) -> int | None:
-        """How many of `most` steps fit into `seconds`; None where not even one does.
+        """Return how many of `most` steps fit into `seconds`; None if not even one does.
 
         With `most` 0 the result is 0 or None.
         """

@@ -63,7 +63,7 @@ class ServedAnswer:
         return len(self.logits)
 
     def __getitem__(self, part: slice) -> "ServedAnswer":
-        """The answer to some of the images."""
+        """Return the answer to some of the images."""
         return ServedAnswer(
             logits=self.logits[part],
             statuses=self.statuses[part],
@@ -75,7 +75,7 @@ class ServedAnswer:
         )
 
     def confidences(self) -> list[float]:
-        """How sure the model was of each image before any step, from 0 to 1.
+        """Return how sure the model was of each image before any step, from 0 to 1.
 
         1 - H / ln(classes) for H the entropy before the first step, or of the answer where the
         defense does not record it. Images without either are left out.
@@ -135,11 +135,11 @@ class Engine:
 
     @property
     def steps(self) -> int:
-        """Steps of a full answer; 0 where the number of steps cannot be reduced."""
+        """The steps of a full answer; 0 if the number of steps cannot be reduced."""
         return self._defense.steps if isinstance(self._defense, SupportsSteps) else 0
 
     def adapts(self, images: int) -> bool:
-        """Whether steps can move the model for a batch of that size.
+        """Return whether steps can change the model for a batch of that size.
 
         Information maximization is constant for one image, so that dent+ is the static model then.
         """

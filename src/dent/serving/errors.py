@@ -47,7 +47,7 @@ def unsupported(message: str) -> RefusedError:
 
 
 def invalid(message: str, image: int | None = None) -> RefusedError:
-    """Well-formed, but nothing the model takes (422)."""
+    """The body is well-formed, but does not fit the model (422)."""
     return RefusedError(422, "invalid", message, image=image)
 
 

@@ -233,5 +233,5 @@ def _by(shape: Shape, between: str = " x ") -> str:
 
 
 def _shown(text: str) -> str:
-    """Input text, short and printable, safe to show in a message."""
+    """Return input text as short, printable text that is safe in a message."""
     return json.dumps(text[:80])

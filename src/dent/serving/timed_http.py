@@ -10,7 +10,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS: Final = 10.0
-"""From the connection, or from the end of the response before, to the end of the headers."""
+"""Seconds from the connection, or the end of the last response, to the end of the headers."""
 
 
 class TimedProtocol(H11Protocol):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from dent.storage.errors import RecordError
+from dent.support.plural import counted
 
 TEMPORARY: Final = ".tmp-"
 LARGEST: Final = 2 * 2**30
@@ -164,8 +165,8 @@ def read(path: Path, most: int = LARGEST) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise RecordError(
-                    f"{path} has {size} bytes, and no more than {most} are read: it is not what "
-                    "torch-dent writes there"
+                    f"{path} has {counted(size, 'byte')}, and no more than {most} are read: it is "
+                    "not what torch-dent writes there"
                 )
             return file.read(size)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The model card: how weights came to be, and what they were measured to hold."""
+"""The model card: how weights were trained, and the accuracies that they were measured to have."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def share(values: list[T]) -> list[T]:
 
 
 def fast_bf16(*, cpu: bool) -> bool:
-    """Whether this machine multiplies in bfloat16 in hardware.
+    """Return whether this machine multiplies in bfloat16 in hardware.
 
     Elsewhere it is emulated: on a CPU with AVX2 alone a training step took 14 times as long.
     """

@@ -43,7 +43,7 @@ CHECKPOINT_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training stands; handed to the caller after every step and every epoch.
+    """The progress of a training, which the caller gets after every step and every epoch.
 
     Attributes:
         step: steps taken, those of earlier sittings included.
@@ -111,7 +111,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
+        """The number of steps of the whole training."""
         return self.recipe.epochs * self.steps_per_epoch
 
     def run(self, report: OnStep | None = None) -> TrainingState:

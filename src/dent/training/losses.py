@@ -1,4 +1,4 @@
-"""The loss of one training step: natural, or on images perturbed against the model as it is."""
+"""The loss of one training step: on natural images, or on images perturbed against the model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ def training_loss(
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalize by the batch, as in training, but leave the running statistics as they are."""
+    """Normalize by the batch, as in training, without an update of the running statistics."""
     tracking = [
         layer
         for layer in model.modules()
@@ -69,7 +69,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 def _noisy_step(
     model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, threat: ThreatModel
 ) -> Tensor:
-    """One step from noise around x, not projected: N-FGSM (de Jorge et al. 2022, algorithm 1)."""
+    """Take one step from noise around x, not projected: N-FGSM (de Jorge et al. 2022)."""
     wide = ThreatModel(threat.norm, (recipe.noise or 0.0) * threat.eps)
     noise = uniform_in_ball(x, wide) if wide.eps else torch.zeros_like(x)
     start = (x + noise).clamp(*threat.bounds)
@@ -81,7 +81,7 @@ def _noisy_step(
 def _projected_steps(
     model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, threat: ThreatModel
 ) -> Tensor:
-    """Projected gradient descent on the cross-entropy from a random start (equation 2)."""
+    """Run projected gradient descent on the cross-entropy from a random start (equation 2)."""
     start = threat.project(x + uniform_in_ball(x, threat), x)
     return _ascend(
         start, x, recipe, threat, lambda z: F.cross_entropy(model(z).float(), y, reduction="sum")

@@ -1,4 +1,4 @@
-"""What a training does: frozen, validated, and the same again out of JSON."""
+"""The settings of a training: frozen, validated, with a JSON round trip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Schedule = Literal["cosine", "one-cycle"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training, but for the model, the data and the seed.
+    """Everything that decides a training, except the model, the data and the seed.
 
     Attributes:
         name: the recipe's name, for records.

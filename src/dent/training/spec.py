@@ -1,4 +1,4 @@
-"""The identity of a training: what must be equal for a folder's training to go on."""
+"""The identity of a training. A folder's training is resumed only if its identity is equal."""
 
 from typing import Any, Final, Self
 
@@ -29,7 +29,7 @@ class DataIdentity(Record):
 
 
 class TrainingSpec(Record):
-    """Everything that decides the weights, but for the machine's arithmetic.
+    """Everything that decides the weights, except the machine's arithmetic.
 
     Attributes:
         schema_version: of this record.
@@ -70,7 +70,7 @@ class TrainingSpec(Record):
         return digest(self.to_json())
 
     def differences(self, other: Self) -> tuple[str, ...]:
-        """One sentence for every field in which a folder's training differs from this one."""
+        """Return a sentence for every field in which a folder's training differs from this one."""
         return differences(other.to_json(), self.to_json())
 
     def read_recipe(self) -> Recipe:
@@ -82,7 +82,7 @@ class TrainingSpec(Record):
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigError: it is none, or a newer version's.
+            ConfigError: it is no training spec, or one of a newer version.
         """
         try:
             return cls.model_validate(values)

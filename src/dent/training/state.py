@@ -1,4 +1,4 @@
-"""What changes while a model trains, and its checkpoint: one file, replaced as a whole."""
+"""The state of a training, and its checkpoint: one file, replaced as a whole."""
 
 import json
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class TrainingState:
 
     @property
     def measured(self) -> nn.Module:
-        """The model whose accuracy counts: the average where there is one."""
+        """The model whose accuracy counts: the average, if there is one."""
         return self.model if self.average is None else self.average.module
 
     def save(self, folder: Path, identity: str) -> None:

@@ -47,7 +47,7 @@ WATCHED: Final = 512
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left in its folder.
+    """The files that a training left in its folder, and its course.
 
     Attributes:
         spec: what was trained.

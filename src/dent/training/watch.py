@@ -14,7 +14,7 @@ from dent.training.modes import evaluating
 
 BATCH: Final = 256
 _FALL: Final = 0.5
-"""PGD accuracy under this share of its best so far is a collapse, not noise."""
+"""A PGD accuracy below this share of the best one is a collapse, not noise."""
 _FLOOR: Final = 0.02
 """... where the best was at least this, so that chance level does not count."""
 
@@ -71,7 +71,7 @@ def measure(
 
 
 def collapsed(robust: int, best: int, total: int) -> bool:
-    """Whether accuracy under PGD has fallen so far that single steps no longer teach.
+    """Return whether accuracy under PGD has collapsed, so that single steps no longer help.
 
     Catastrophic overfitting (Wong et al. 2020): accuracy under the training's own single step goes
     on rising while accuracy under PGD falls to almost 0 within an epoch.
