@@ -14,7 +14,7 @@
 
 `Nearest` is that robust model, and `withstands` the truth of a linear one.
 
-Beside these, the anti-adversary and hedge defenses of `dent.defenses` were published as robust,
+Beside these, anti-adversary, hedge and ET3 of `dent.defenses` were published as robust,
 and are their static model under transfer.
 
 Each offers by structure what attackers may ask for, where it has it.

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from dent.attacks import make
 from dent.attacks.adaptive import AdaptiveAPGD, Among, Majority, ModelSpace, Rung, certificate
-from dent.defenses import AntiAdversary, Hedge
+from dent.defenses import ET3, AntiAdversary, Hedge
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import (
     AllOrNothing,
     Chooser,
     Identity,
-    Known,
     LargeOnly,
     Leaky,
     Loud,
@@ -204,13 +203,14 @@ def test_what_leaks_between_batches_is_not_answered_the_same_again(
     assert not torch.equal(again, result.fooled)
 
 
-@pytest.mark.parametrize("kind", ["anti-adversary", "hedge"])
+@pytest.mark.parametrize("kind", ["anti-adversary", "hedge", "et3"])
 def test_defenses_published_as_robust_are_their_static_model(
     kind: str, weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     model = classifier(scale=2.0)
-    defense: Known | AntiAdversary | Hedge
-    defense = AntiAdversary(model) if kind == "anti-adversary" else Hedge(model, seed=0)
+    defense: AntiAdversary | ET3 | Hedge = Hedge(model, seed=0)
+    if kind != "hedge":
+        defense = AntiAdversary(model) if kind == "anti-adversary" else ET3(model)
     known = truth(model, x, y)
     assert served(ADAPTIVE["transfer"], model, x, y) == known
     transferred = served(ADAPTIVE["transfer"], defense, x, y)
