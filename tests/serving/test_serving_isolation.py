@@ -107,8 +107,8 @@ def test_what_may_share_is_measured_not_only_declared() -> None:
             return False
 
     assert make_engine(Dent(make_model(), ALONE)).shares
-    assert make_engine(make("static", make_model())).shares
-    assert make_engine(make("anti-adversary", make_model())).shares
+    for name in ("static", "tte", "anti-adversary", "et3", "mean-sparse"):
+        assert make_engine(make(name, make_model())).shares
     for config in (TOGETHER, DENT_PLUS, DENT_NOMINAL):
         assert not make_engine(Dent(make_model(), config)).shares
         assert not make_engine(Liar(make_model(), config)).shares
