@@ -1,7 +1,8 @@
 """Whether anything that adapts to views keeps more than the mean of as many views.
 
     python benchmarks/views.py run --half choose --images 128     adds what is not measured yet
-    python benchmarks/views.py show --half choose                 the table, in Markdown
+    python benchmarks/views.py page     the tables of docs/evaluation/views.md, from what is kept
+    python benchmarks/views.py run --half claim --hard ...        six attacks in place of one
 
 On CIFAR-10 and the shipped l-inf net. The test images are drawn in a fixed order, of which one half
 is for choosing among defenses and the other for what is claimed of the chosen ones.
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, DentConfig, ThreatModel, ViewsConfig, data, models
-from dent.attacks import make
+from dent.attacks import Attack, make
 from dent.defenses import ET3, MeanSparse
 from dent.evaluation.results.intervals import tango, wilson
 
@@ -34,7 +35,19 @@ THREAT: Final = ThreatModel("linf", "8/255")
 ITERATIONS: Final = 20
 BATCH: Final = 32
 HALVES: Final = ("choose", "claim")
-FOLDER: Final = Path("runs/views")
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = ROOT / "docs/evaluation/views.md"
+KEPT: Final = ROOT / "docs/evaluation/views"
+
+HARD: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("adaptive-unrolled", {"losses": "margin", "iterations": ITERATIONS, "warm": True}),
+    ("adaptive-transfer", {"losses": "margin", "targeted": "margin", "targets": 3}),
+    ("adaptive-stop-gradient", {"losses": "margin", "iterations": ITERATIONS}),
+    ("adaptive-bpda", {"losses": "margin", "iterations": ITERATIONS}),
+    ("gmsa-min", {"rounds": 3, "iterations": 10}),
+    ("adaptive-unrolled", {"losses": (), "iterations": ITERATIONS, "targets": 1}),
+)
+"""The first is through the whole defense; `--hard` runs all, each on what still stands."""
 
 ALONE: Final = replace(DENT_PLUS, objective="entropy", reduction="sum")
 """dent+ without information maximization: each image by itself."""
@@ -82,6 +95,11 @@ def halves() -> dict[str, list[int]]:
     return {"choose": order[:5000], "claim": order[5000:]}
 
 
+def steps_of(defense: nn.Module) -> int:
+    """How many steps a defense takes; without any there are no models to attack but one."""
+    return int(getattr(defense, "steps", 0))
+
+
 def correct(defense: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Which images a defense answers correctly, (N,) bool."""
     with torch.no_grad():
@@ -89,31 +107,34 @@ def correct(defense: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return right
 
 
-def attacked(defense: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
-    """What APGD by the margin makes of a batch, through the whole defense and warm."""
-    attack = make("adaptive-unrolled", losses="margin", iterations=ITERATIONS, warm=True)
-    return attack(defense, x, y, THREAT, seed=seed).adversarial
-
-
 def measured(
-    model: nn.Module, names: Sequence[str], x: Tensor, y: Tensor, seed: int
+    model: nn.Module,
+    names: Sequence[str],
+    attacks: Sequence[Attack],
+    x: Tensor,
+    y: Tensor,
+    seed: int,
 ) -> dict[str, Any]:
     """By defense: correct on clean images, under its own attacks, and under everyone's."""
-    made: dict[str, Tensor] = {}
+    made: dict[str, list[Tensor]] = {}
     found: dict[str, Any] = {}
     for name in names:
         start = time.perf_counter()
         defense = CANDIDATES[name][0](model)
         clean = correct(defense, x, y)
         stands = clean
-        if made:  # the static model's comes first
-            stands = stands & correct(defense, made[names[0]], y)
-        among = torch.ones_like(stands) if defense.batch_dependent else stands
-        adversarial = x.clone()
-        if bool(among.any()):
-            adversarial[among] = attacked(defense, x[among], y[among], seed)
+        for adversarial in made.get(names[0], []):  # the static model's come first
             stands = stands & correct(defense, adversarial, y)
-        made[name] = adversarial
+        own = []
+        for attack in attacks:
+            among = torch.ones_like(stands) if defense.batch_dependent else stands
+            if not bool(among.any()) or (attack.name == "gmsa-min" and not steps_of(defense)):
+                continue
+            adversarial = x.clone()
+            adversarial[among] = attack(defense, x[among], y[among], THREAT, seed=seed).adversarial
+            stands = stands & correct(defense, adversarial, y)
+            own.append(adversarial)
+        made[name] = own
         found[name] = {
             "clean": clean.tolist(),
             "own": stands.tolist(),
@@ -121,23 +142,23 @@ def measured(
         }
     for name in names:
         defense, pooled = CANDIDATES[name][0](model), torch.tensor(found[name]["own"])
-        for adversarial in made.values():
+        for adversarial in (each for own in made.values() for each in own):
             pooled = pooled & correct(defense, adversarial, y)
         found[name]["pooled"] = pooled.tolist()
     return found
 
 
-def run(folder: Path, half: str, images: int, names: Sequence[str]) -> None:
+def run(journal: Path, half: str, images: int, names: Sequence[str], hard: bool) -> None:
     """Measure the batches that are not in the journal yet, one line each."""
     model, dataset = models.load(MODEL).eval(), data.load("cifar10")
-    journal = folder / f"{half}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    attacks = [make(name, **settings) for name, settings in HARD[: None if hard else 1]]
     done = {(line["first"], tuple(line["found"])) for line in lines(journal)}
     for first in range(0, images, BATCH):
         if (first, tuple(names)) in done:
             continue
         x, y = dataset.batch(halves()[half][first : min(first + BATCH, images)])
-        found = measured(model, names, x, y, seed=first)
+        found = measured(model, names, attacks, x, y, seed=first)
         with journal.open("a") as file:
             file.write(json.dumps({"first": first, "found": found}) + "\n")
         kept = {name: sum(each["pooled"]) for name, each in found.items()}
@@ -166,26 +187,25 @@ def together(journal: Path, names: Sequence[str]) -> dict[str, dict[str, list[bo
     return total
 
 
-def show(journal: Path) -> Iterator[str]:
-    """Yield a table for every set of defenses that was measured together."""
+def tables(journal: Path) -> Iterator[str]:
+    """Yield a Markdown table for every set of defenses that was measured together."""
     for names in dict.fromkeys(tuple(line["found"]) for line in lines(journal)):
         total = together(journal, names)
         size = len(total[names[0]]["pooled"])
-        baselines = [name for name in names if name.startswith(("static", "tte"))]
-        yield f"{size} images"
-        heads = ["defense", "forwards", "clean", "own attacks", "all attacks", "interval"]
-        heads += [f"less {name}" for name in baselines]
-        yield "| " + " | ".join(heads) + " |"
-        yield "| --- " + "| ---: " * (len(heads) - 1) + "|"
+        # Against the model alone, and against the most views that nothing adapts to.
+        against = [names[0], *[name for name in names if name.startswith("tte")][-1:]]
+        heads = [f"{size} images", "forwards", "clean", "under attack"]
+        rows = [heads + [f"less {other}" for other in against]]
         for name in names:
-            clean, own, pooled = (total[name][key] for key in ("clean", "own", "pooled"))
+            clean, pooled = total[name]["clean"], total[name]["pooled"]
             low, high = wilson(sum(pooled), size)
-            cells = [name, str(CANDIDATES[name][1])]
-            cells += [f"{100 * sum(each) / size:.1f}%" for each in (clean, own, pooled)]
-            cells.append(f"{100 * low:.1f} to {100 * high:.1f}")
-            cells += [_less(pooled, total[other]["pooled"]) for other in baselines]
-            yield "| " + " | ".join(cells) + " |"
-        yield ""
+            kept = f"{100 * sum(pooled) / size:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+            row = [name, str(CANDIDATES[name][1]), f"{100 * sum(clean) / size:.1f}%", kept]
+            rows.append(
+                row + [_less(pooled, total[o]["pooled"]) if o != name else "" for o in against]
+            )
+        rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+        yield "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def _less(mine: Sequence[bool], other: Sequence[bool]) -> str:
@@ -193,24 +213,37 @@ def _less(mine: Sequence[bool], other: Sequence[bool]) -> str:
     lost = sum(b and not a for a, b in zip(mine, other, strict=True))
     low, high = tango(gained, lost, len(mine))
     points = 100 * (gained - lost) / len(mine)
-    return f"{points:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), {gained} : {lost}"
+    return f"{points:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {gained} to {lost}"
+
+
+def page() -> None:
+    """Write the tables of the kept journals into the page, between their marks."""
+    text = PAGE.read_text()
+    for journal in sorted(KEPT.glob("*.jsonl")):
+        begin, end = (f"<!-- {journal.stem}: {word} -->" for word in ("begin", "end"))
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = "\n\n".join([f"{before}{begin}", *tables(journal), f"{end}{after}"])
+    PAGE.write_text(text)
 
 
 def main() -> None:
-    """Run or show."""
+    """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["run", "show"])
+    parser.add_argument("what", choices=["run", "page"])
     parser.add_argument("--half", choices=HALVES, default="choose")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--defense", action="append", choices=list(CANDIDATES))
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, default=KEPT)
+    parser.add_argument("--hard", action="store_true", help="every attack, not the first alone")
     given = parser.parse_args()
+    journal = given.out / f"{given.half}{'-hard' if given.hard else ''}.jsonl"
     names = ["static", *(name for name in given.defense or CANDIDATES if name != "static")]
     if given.what == "run":
         torch.set_num_threads(1)
-        run(given.out, given.half, given.images, names)
+        run(journal, given.half, given.images, names, given.hard)
     else:
-        print("\n".join(show(given.out / f"{given.half}.jsonl")))
+        page()
 
 
 if __name__ == "__main__":

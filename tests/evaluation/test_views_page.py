@@ -1,0 +1,26 @@
+"""The tables of docs/evaluation/views.md follow from the journals beside it."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_tables_are_what_the_kept_journals_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("views")
+    page = (ROOT / "docs/evaluation/views.md").read_text()
+    journals = sorted((ROOT / "docs/evaluation/views").glob("*.jsonl"))
+    assert journals
+    for journal in journals:
+        tables = list(module.tables(journal))
+        assert tables
+        assert all(table in page for table in tables)
+
+
+def test_the_halves_share_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    halves = importlib.import_module("views").halves()
+    assert sorted(halves["choose"] + halves["claim"]) == list(range(10_000))
