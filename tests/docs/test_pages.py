@@ -133,3 +133,11 @@ def test_what_a_page_links_to_exists(name: str) -> None:
     assert local or name in ("CHANGELOG.md", "CONTRIBUTING.md")
     for target in local:
         assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_what_contributing_names_to_change_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where to change what")[2]
+    paths = re.findall(r"`((?:src|docs|tests)/[^` ]+)`", text.partition("\n## ")[0])
+    assert len(paths) > 40
+    missing = [path for path in paths if not any(ROOT.glob(path.replace("NAME", "*")))]
+    assert not missing

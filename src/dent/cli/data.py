@@ -15,8 +15,7 @@ def data_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="cifar10, cifar10-sample, cifar100, imagenet, imagefolder, "
-            "cifar10-c/CORRUPTION/SEVERITY, ...",
+            help=f"{', '.join(names.DATASETS)}. After -c: /CORRUPTION/SEVERITY.",
             autocompletion=completing.datasets,
         ),
     ],

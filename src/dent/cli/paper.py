@@ -18,7 +18,7 @@ def paper_command(
     tables: Annotated[
         list[str] | None,
         typer.Argument(
-            help="table1 to table14, figure4, section43, section44, readme.",
+            help=f"{', '.join(names.TABLES)}.",
             autocompletion=completing.tables,
         ),
     ] = None,

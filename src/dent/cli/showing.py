@@ -6,6 +6,7 @@ from rich.markup import escape
 
 from dent.cli.console import OUT, print_table
 from dent.evaluation import DefenseResult, EvaluationResult
+from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.report import wording
 from dent.report.flags import Flag, letters, of_one
 from dent.report.headline import BYSTANDERS, DIFFERENCE, WORST, Cell, Column, Row, headline
@@ -71,7 +72,7 @@ def _explain(result: EvaluationResult, *, mixed: bool) -> None:
             f"{unit} ({', '.join(escape(one_line(name)) for name in names)})"
             for unit, names in _units(result.defenses).items()
         )
-        + ". Intervals: 95%. Cost: one prediction, in static forwards.",
+        + f". Intervals: {LEVEL_TEXT}. Cost: one prediction, in static forwards.",
         soft_wrap=True,
     )
     for sentence in limits(result):

@@ -10,6 +10,7 @@ from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.cli.durations import lasting
 from dent.evaluation import Progress
 from dent.evaluation.records.folder import RESULT
+from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.paper import (
     PaperPlan,
     PlannedRun,
@@ -157,7 +158,7 @@ def show(plan: PaperPlan, result: TableResult) -> None:
             flags = "same run as " + cell.as_in if cell.as_in else ", ".join(cell.flags)
             rows.append((name, cell.published, escape(measured), flags))
     title = f"{result.source}: {result.title}"
-    print_table(escape(title), ("cell", "paper", "measured [95%]", "flags"), rows)
+    print_table(escape(title), ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
     judged = [
         (escape(" > ".join(judgement.cells)), judgement.ruling, escape(told(judgement)))
         for judgement in result.judgements

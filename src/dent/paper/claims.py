@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from dent.evaluation.records.plan import seed_of
-from dent.evaluation.results.intervals import of_median
+from dent.evaluation.results.intervals import OF_MEDIAN, OF_PROPORTION, of_median
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.measure import Interval, MeasuredCell
 from dent.paper.results import Judgement, Ruling, Unit
@@ -21,7 +21,7 @@ class Compared:
 
     Attributes:
         value: In the unit of the cells.
-        interval: At 95%; None where there are too few values.
+        interval: Its confidence interval; None where there are too few values.
         method: How it was made, and what it assumes.
         few: Whether the interval cannot be trusted for want of batches.
     """
@@ -97,7 +97,7 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
 
 
 def _single(cell: MeasuredCell) -> Compared:
-    method = "Wilson" if cell.right else "order statistics"
+    method = OF_PROPORTION if cell.right else OF_MEDIAN
     return Compared(cell.value, cell.interval, method, few=cell.interval is None)
 
 

@@ -26,7 +26,7 @@ class MeasuredCell:
 
     Attributes:
         value: The figure, in the unit of the published one: percent, static forwards, seconds.
-        interval: Its 95% interval; None if there are too few values for one.
+        interval: Its confidence interval; None if there are too few values for one.
         right: For an accuracy, whether each sample was right, by sample id; empty otherwise.
         batch: By sample id, the batch of the sample.
         shared: Whether the members of a batch depend on each other.

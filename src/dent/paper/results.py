@@ -21,7 +21,7 @@ class CellResult(Record):
     value: float | None
     """Measured, in the unit; null where nothing is."""
     interval: Interval | None
-    """95%: Wilson's of an accuracy, of order statistics of a median."""
+    """Its confidence interval: of an accuracy or of a median."""
     count: Count | None
     """Of an accuracy."""
     state: Literal["measured", "partial", "not run", "not at this scale"]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dent.errors import ConfigError
+from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.evaluation.results.result import EvaluationResult
 from dent.report import wording
 from dent.report.flags import Flag, Flags, letters, of_one
@@ -51,7 +52,7 @@ _Steps = tuple[str, tuple[float, ...], bool]
 def figure(run: Path | EvaluationResult, out: Path) -> Path:
     """Draw one figure of one run, for a README.
 
-    On the left are clean and worst-case robust accuracy of every defense, with 95% Wilson
+    On the left are clean and worst-case robust accuracy of every defense, with their confidence
     intervals. On the right is the entropy of defenses that report their steps, on natural batches
     and under the strongest attack. Raised flags are letters beside the names, explained below with
     the first limits of the numbers. Equal results give an equal file.
@@ -134,7 +135,7 @@ def _accuracies(
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
     axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel("accuracy, with 95% intervals")
+    axes.set_xlabel(f"accuracy, with {LEVEL_TEXT} intervals")
     handles = [
         Line2D([], [], marker="o", color=_SOFT, linestyle="", mfc=fill) for fill in ("white", _SOFT)
     ]

@@ -3,6 +3,10 @@
 A row is a defense; a column is what is known of it. A cell has its figure as a number and as it is
 written, so that no format rounds for itself. `tests/report/test_report_headline.py` holds the
 terminal, Markdown, HTML and the picture to it.
+
+The terminal and Markdown show every column. The templates `run.html.j2` and `compare.html.j2` and
+the picture (`figures.py`) choose columns by key, so a new column must be added there. CSV and JSON
+have rows of their own, in `rows.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +50,7 @@ class Cell:
     Attributes:
         text: The figure as text; without a figure, the reason, or nothing.
         value: The figure: a share of 1, a difference of shares, or a factor.
-        interval: Its 95% interval.
+        interval: Its confidence interval.
         interval_text: The interval as text.
         of: The counts of a share: `112 of 256`.
         beside: The figure of the clean members, if the batch is attacked in part.

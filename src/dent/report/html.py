@@ -10,6 +10,7 @@ from typing import Any, Final
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.intervals import LEVEL_TEXT, OF_MEDIAN, OF_PROPORTION
 from dent.evaluation.results.result import DefenseResult, Diagnostic
 from dent.evaluation.subject import threat_of
 from dent.report import wording
@@ -114,6 +115,11 @@ def environment(*packages: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.globals |= {
+        "LEVEL": LEVEL_TEXT,
+        "OF_PROPORTION": OF_PROPORTION,
+        "OF_MEDIAN": OF_MEDIAN,
+    }
     templates.filters |= {
         "percent": wording.percent,
         "interval": wording.interval,

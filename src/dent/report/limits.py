@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from dent.evaluation.records.spec import STATIC, AttackSpec
+from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.suites import budget_of, is_exact, is_model_space
 from dent.support.plural import agreeing, counted
@@ -49,7 +50,7 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
         if widest is not None:
             yield (
                 f"{counted(result.samples, 'sample')} {agreeing(result.samples, 'were')} "
-                "attacked: the 95% interval of a worst case is up "
+                f"attacked: the {LEVEL_TEXT} interval of a worst case is up "
                 f"to {100 * widest:{PLACES}} points wide, for other samples of the same kind, "
                 "not for "
                 "other attacks."

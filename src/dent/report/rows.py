@@ -34,9 +34,9 @@ COLUMNS: Final = (
     "flags",
     "verdict",
 )
-"""`value` is a share of 1 with its 95% interval `low` to `high`; for `difference` a difference of
-shares; for `cost` the median of a prediction's time over that of a static forward. What does not
-apply or was not scored is empty (in JSON: null)."""
+"""`value` is a share of 1 with its confidence interval, `low` to `high`; for `difference` a
+difference of shares; for `cost` the median of a prediction's time over that of a static forward.
+What does not apply or was not scored is empty (in JSON: null)."""
 
 Row = dict[str, str | int | float | None]
 

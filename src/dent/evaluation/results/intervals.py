@@ -9,6 +9,11 @@ from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 
 LEVEL: Final = 0.95
+LEVEL_TEXT: Final = f"{LEVEL:.0%}"
+"""The level as pages, tables and figures write it."""
+OF_PROPORTION: Final = "Wilson"
+OF_MEDIAN: Final = "order statistics"
+"""The methods of an accuracy and of a median, as pages and figures name them."""
 _DRAWS: Final = 4000
 
 
