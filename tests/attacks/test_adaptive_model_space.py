@@ -98,8 +98,8 @@ def test_rounds_alternate_between_the_models_so_far_and_a_new_one(
     y = Company(diary.model)(x).argmax(1)
     attack = ModelSpace(ensemble, rounds=3, iterations=2)
     attack(diary, x, y, ThreatModel("linf", 1e-3), seed=0)
-    # The natural batch, one batch a round, and the result once more.
-    assert len(diary.adapted) == 5
+    # The natural batch, one batch a round, the members' strongest images, and the result once more.
+    assert len(diary.adapted) == 6
     assert torch.equal(diary.adapted[0], x)
     # Of what was asked after each adaptation, the first is the serving of its batch.
     rounds = [{id(adaptation) for adaptation in after[1:]} for after in diary.asked[:3]]
@@ -145,8 +145,8 @@ def test_unrolled_takes_in_the_defense_itself() -> None:
     threat = ThreatModel("linf", 1e-3)
     attack = ModelSpace("fpa", rounds=1, iterations=3, unrolled=True)
     attack(diary, x, y, threat, seed=0)
-    # Natural, one adaptation in each of four evaluations, the new batch, and the result.
-    assert len(diary.adapted) == 1 + 4 + 1 + 1
+    # Natural, one adaptation in each of four evaluations, the new batch, and two of the result.
+    assert len(diary.adapted) == 1 + 4 + 1 + 2
     assert attack.name == "fpa-unrolled"
     note = ModelSpace("fpa", unrolled=True, rounds=1)(Bare(linear()), x, y, threat, seed=0).notes
     assert note == ("not available: fpa-unrolled: Bare.adapt has no differentiable",)
@@ -166,7 +166,7 @@ class Bare(Toy):
         ({"restarts": 0}, "restarts"),
         ({"targets": -1}, "targets"),
         ({"rho": 1.0}, "rho"),
-        ({"loss": "hinge"}, "loss"),
+        ({"loss": "square"}, "loss"),
     ],
 )
 def test_settings_without_meaning_are_refused(values: dict[str, Any], match: str) -> None:

@@ -22,7 +22,8 @@ class Best:
 
     For a batch-independent defense, each member's own best image may be combined afterwards.
     Otherwise the members of a batch were answered together, and stay together: the batch with
-    the most wrong answers is kept, and of equals that of the higher mean loss.
+    the most wrong answers is kept, and of equals that of the higher mean loss. Beside it each
+    member's own strongest images are kept; put together they are one more batch to ask about.
 
     Attributes:
         images: (N, C, H, W), to begin with the natural ones.
@@ -36,11 +37,21 @@ class Best:
         self._loss = torch.full(shape, -torch.inf, dtype=widest(device), device=device)
         self.images = target.natural.clone()
         self.wrong = torch.zeros_like(self._loss)
+        self._strongest = self.images
+        self._highest = self._loss
 
     @property
     def fooled(self) -> Tensor:
         """The members that were wrong in more than half of the submissions, bool (N,)."""
         return self.wrong > 0.5
+
+    @property
+    def strongest(self) -> Tensor:
+        """Each member's images of the highest loss in whatever batch, (N, C, H, W).
+
+        Of a batch-independent defense the same as `images`.
+        """
+        return self._strongest if self._target.batch_dependent else self.images
 
     def complete(self) -> bool:
         """Whether every member is always answered wrongly."""
@@ -60,12 +71,19 @@ class Best:
             new_total, best_total = (float(share.sum()) for share in (wrong, self.wrong))
             tie = new_total == best_total and float(loss.mean()) > float(self._loss.mean())
             better = torch.full_like(self.fooled, new_total > best_total or tie)
+            self._raise(images, loss)
         else:
             better = (wrong > self.wrong) | ((wrong == self.wrong) & (loss > self._loss))
         column = better.reshape(-1, *[1] * (images.dim() - 1))
         self.images = torch.where(column, images.detach(), self.images)
         self.wrong = torch.where(better, wrong, self.wrong)
         self._loss = torch.where(better, loss, self._loss)
+
+    def _raise(self, images: Tensor, loss: Tensor) -> None:
+        higher = loss > self._highest
+        column = higher.reshape(-1, *[1] * (images.dim() - 1))
+        self._strongest = torch.where(column, images.detach(), self._strongest)
+        self._highest = torch.where(higher, loss, self._highest)
 
     def offer_served(self, images: Tensor) -> Tensor:
         """Submit a batch as it would be served, consider it, and return its logits (N, classes)."""
@@ -77,7 +95,12 @@ class Best:
     def outcome(
         self, fooled_after: Mapping[str, Tensor] | None = None, notes: tuple[str, ...] = ()
     ) -> Outcome:
-        """Submit the best images again: the claim is what was served then."""
+        """Submit the best images again: the claim is what was served then.
+
+        Of a batch-dependent defense first the members' strongest images, as one batch.
+        """
+        if self._target.batch_dependent:
+            self.offer_served(self.strongest)
         logits = self._target(self.images)
         fooled = logits.argmax(dim=1) != self._target.labels
         return Outcome(self.images, fooled, dict(fooled_after or {}), notes)

@@ -5,16 +5,18 @@ With z the logits, y the label, t a target, and z₁ ≥ z₂ ≥ ... in order:
     ce          −log softmax(z)_y
     dlr         −(z_y − max_{k≠y} z_k) / (z₁ − z₃)                    Croce & Hein, ICML 2020
     margin      max_{k≠y} z_k − z_y                                   Carlini & Wagner, S&P 2017
+    hinge       the margin, up to half a logit
     confident   max_{k≠y} log softmax(z)_k − entropy(softmax(z))
 
     ce, targeted        log softmax(z)_t
     dlr, targeted       −(z_y − z_t) / (z₁ − (z₃ + z₄)/2)
-    margin, targeted    z_t − z_y
+    margin, targeted    z_t − z_y, and so with hinge
     confident, targeted log softmax(z)_t − entropy(softmax(z))
 
 `margin` is not normalized and does not stop at success. Entropy minimization amplifies whatever
 wins, so an attack on it gains from a wide margin, and DLR's invariance to scale throws that away.
 For the same reason it is the loss to attack a stand-in with, whose images are then replayed.
+`hinge` stops there, so that of a batch that is answered as one those count who still stand.
 `confident` is highest where the answer is wrong and sure: there the entropy and its gradient
 vanish, and a defense that follows them stays where it is.
 """
@@ -31,10 +33,12 @@ from dent.adaptation.objectives import entropy
 from dent.errors import ConfigError
 from dent.support.plural import counted
 
-LossName = Literal["ce", "dlr", "margin", "confident"]
+LossName = Literal["ce", "dlr", "margin", "hinge", "confident"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 _TINY = 1e-12  # as pyautoattack's
+_FALLEN = 0.5
+"""Of a margin in logits, from where on a member counts as fallen whatever the others do."""
 
 
 class Loss(Protocol):
@@ -55,6 +59,7 @@ def loss_named(name: str) -> Loss:
         "ce": cross_entropy,
         "dlr": dlr,
         "margin": margin,
+        "hinge": hinge,
         "confident": confident,
     }
     if name not in losses:
@@ -75,6 +80,11 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Ten
     return (
         largest_other(logits, labels) if targets is None else _at(logits, targets)
     ) - label_logit
+
+
+def hinge(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The margin, up to `_FALLEN`: above it there is no slope."""
+    return margin(logits, labels, targets).clamp(max=_FALLEN)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:

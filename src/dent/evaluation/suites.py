@@ -63,6 +63,8 @@ _ROUNDS: Final = {
 }
 _AIMED_ROUNDS: Final = {**_ROUNDS, "targets": (3, 5, 9)}
 _LOSSES: Final = {"losses": "ce+margin"}
+_MARGIN: Final = {"losses": "margin"}
+_RUNS: Final = {"iterations": (20, 50, 100), "restarts": (1, 2, 4)}
 
 DYNAMIC: Final = (
     # Looks at other models alone: passes without adaptation.
@@ -70,7 +72,7 @@ DYNAMIC: Final = (
         "adaptive-transfer",
         "adaptive-transfer",
         {"losses": "margin", "targeted": "margin"},
-        {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
+        {"iterations": (20, 50, 100), "targets": (9, 9, 9)},
     ),
     Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
     Member(
@@ -91,21 +93,31 @@ DYNAMIC: Final = (
     ),
     # What breaks most of what is left of defenses that adapt.
     Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
-    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    Member("adaptive-bpda", "adaptive-bpda", _MARGIN, _RUNS),
     Member(
         "adaptive-unrolled-warm",
         "adaptive-unrolled",
-        {"losses": "margin", "warm": True},
+        {"losses": "hinge", "warm": True, "pool": 9, "stride": 0.5},
         {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
     ),
     # What breaks single members more.
     Member("fpa", "fpa", {}, _AIMED_ROUNDS),
-    Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
-    Member("adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED),
-    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
-    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS | {"targets": (1, 5, 9)}),
+    Member(
+        "adaptive-stop-gradient",
+        "adaptive-stop-gradient",
+        {**_MARGIN, "unmask": True},
+        {**_RUNS, "targets": (0, 3, 9)},
+    ),
+    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
+    Member("adaptive-truncated", "adaptive-truncated", _MARGIN, _RUNS),
     Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
-    Member("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
+    Member(
+        "adaptive-unrolled",
+        "adaptive-unrolled",
+        {"losses": "ce"},
+        {"iterations": (10, 50, 100), "restarts": (1, 1, 2), "targets": (0, 3, 9)},
+    ),
     Member(
         "gmsa-min-unrolled",
         "gmsa-min",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
@@ -17,7 +17,7 @@ from dent.attacks.adaptive.settings import read_losses
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts, check_flags, check_rho, effort
+from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort, is_number
 from dent.attacks.losses import LossName, loss_named, runner_up
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
@@ -76,6 +76,11 @@ class AdaptiveAPGD(Attack):
     """Let the batch's mean loss decide on step sizes, not each member's."""
     unmask: bool = effort(False, later=True)
     """Look through outputs that saturate and through rounding (`unmasked`)."""
+    pool: int = effort(0, later=True)
+    """With `warm`, so many of the likeliest wrong classes are aimed at on the static base as well,
+    and each member begins from that of its images that the defense answered most wrongly."""
+    stride: float = field(default=2.0, metadata=LATER)
+    """APGD's first step, in eps."""
 
     named_by: ClassVar = "rung"
 
@@ -84,10 +89,14 @@ class AdaptiveAPGD(Attack):
         check_counts(
             1, iterations=self.iterations, restarts=self.restarts, submissions=self.submissions
         )
-        check_counts(0, targets=self.targets)
+        check_counts(0, targets=self.targets, pool=self.pool)
         check_rho(self.rho)
         check_flags(warm=self.warm, joint=self.joint, unmask=self.unmask)
         object.__setattr__(self, "losses", read_losses(self.losses))
+        if self.pool and not self.warm:
+            raise ConfigError(f"pool is for warm=true, got {self.pool} without it")
+        if not (is_number(self.stride) and 0 < self.stride <= 2):
+            raise ConfigError(f"stride must be above 0, up to 2 (in eps), got {self.stride!r}")
         if not self.losses and not self.targets:
             raise ConfigError("an attack needs a loss or a target")
         loss_named(self.targeted)
@@ -102,23 +111,23 @@ class AdaptiveAPGD(Attack):
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Per run, (iterations + 1) passes times `submissions`; for a stand-in, one pass more.
 
-        One pass more for the natural images, one for the result; a warm start is a run of its
-        own.
+        One pass more for the natural images, one for the members' strongest images, one for the
+        result; a warm start is a run of its own, and so is each target of its pool.
         """
         del norm
         runs = self._runs_of(n_classes)
         per_run = self._ascent.times(self.submissions)
         if self._seen.stands_in:
             per_run = per_run + Queries(1, 0)
-        total = Queries(2, 0) + per_run.times(runs)
-        return total + self._ascent + Queries(1, 0) if self.warm else total
+        transferred = (self._ascent + Queries(1, 0)).times(self._transfers_of(n_classes))
+        return Queries(3, 0) + per_run.times(runs) + transferred
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The ascents of the static base."""
         del norm
         transferred = self.rung == "transfer"
         static = self._runs_of(n_classes) * self.submissions if transferred else 0
-        return self._ascent.times(static + int(self.warm))
+        return self._ascent.times(static + self._transfers_of(n_classes))
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
         """All gradients of the ascents, on the rung of that name."""
@@ -129,6 +138,10 @@ class AdaptiveAPGD(Attack):
 
     def _runs_of(self, n_classes: int) -> int:
         return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
+
+    def _transfers_of(self, n_classes: int) -> int:
+        """How often the static base is attacked for a warm start."""
+        return 1 + min(self.pool, n_classes - 1) if self.warm else 0
 
     @property
     def _seen(self) -> Rung:
@@ -160,7 +173,7 @@ class AdaptiveAPGD(Attack):
         seed: int,
     ) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
-        warm = self._transfer(target, threat, best, draws) if self.warm else None
+        warm = self._warm(target, threat, best, natural, draws) if self.warm else None
         fooled_after: dict[str, Tensor] = {}
         for run in self._planned(natural.shape[1]):
             if best.complete():
@@ -179,6 +192,7 @@ class AdaptiveAPGD(Attack):
                 iterations=self.iterations,
                 rho=self.rho,
                 joint=self.joint,
+                stride=self.stride,
                 stop=None if served is None else served.complete,
             )
             if self._seen.stands_in:
@@ -193,17 +207,26 @@ class AdaptiveAPGD(Attack):
         for rank in range(1, min(self.targets, classes - 1) + 1):
             yield _Run(f"{self.targeted}-target-{rank}", self.targeted, rank)
 
-    def _transfer(
-        self, target: Querier, threat: ThreatModel, best: Best, draws: torch.Generator
+    def _warm(
+        self,
+        target: Querier,
+        threat: ThreatModel,
+        best: Best,
+        natural: Tensor,
+        draws: torch.Generator,
     ) -> Tensor:
-        aim = Aim(loss_named("margin"))
-        ascent = apgd(
-            through(target, Rung("transfer").view(target.defense), aim, None),
-            target.natural,
-            random_start(target.natural, threat, draws),
-            threat,
-            iterations=self.iterations,
-            rho=self.rho,
-        )
-        best.offer_served(ascent.images)
-        return ascent.images
+        """Where the runs begin: what attacks on the static base have found."""
+        base = Rung("transfer").view(target.defense)
+        images = target.natural
+        for rank in range(self._transfers_of(natural.shape[1])):
+            targets = runner_up(natural, target.labels, rank) if rank else None
+            images = apgd(
+                through(target, base, Aim(loss_named("margin"), targets), None),
+                target.natural,
+                random_start(target.natural, threat, draws),
+                threat,
+                iterations=self.iterations,
+                rho=self.rho,
+            ).images
+            best.offer_served(images)
+        return best.strongest if self.pool else images

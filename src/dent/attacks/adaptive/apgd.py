@@ -73,6 +73,7 @@ def apgd(
     iterations: int,
     rho: float = 0.75,
     joint: bool = False,
+    stride: float = 2.0,
     stop: Callable[[], bool] | None = None,
 ) -> Ascent:
     """Ascend an objective from `start`, inside the threat model around `natural`.
@@ -92,6 +93,8 @@ def apgd(
         joint: let the mean loss of the batch decide for all members at once. Otherwise each
             member's own decides for it: the members' best images then come from different batches,
             and where a prediction depends on the batch, were never answered together.
+        stride: the first step in l-inf and l2, in eps; a start that is worth something wants a
+            shorter one than the published 2.
         stop: asked before every step; ends the ascent.
     """
 
@@ -102,7 +105,7 @@ def apgd(
     x = previous = start
     evaluation = ask(x)
     best = _BestPoints(x, evaluation.loss, evaluation.gradient)
-    schedule = _make_schedule(threat, natural, iterations, rho)
+    schedule = _make_schedule(threat, natural, iterations, rho, stride)
     gradient = evaluation.gradient
     for iteration in range(iterations):
         if stop is not None and stop():
@@ -127,10 +130,12 @@ def apgd(
 class _Halving:
     """The schedule of l-inf and l2: halve a member's step where it stopped rising."""
 
-    def __init__(self, threat: ThreatModel, natural: Tensor, iterations: int, rho: float) -> None:
+    def __init__(
+        self, threat: ThreatModel, natural: Tensor, iterations: int, rho: float, stride: float
+    ) -> None:
         self._threat = threat
         self._rho = rho
-        self._step = natural.new_full((len(natural),), 2 * threat.eps)
+        self._step = natural.new_full((len(natural),), stride * threat.eps)
         self._period = max(int(0.22 * iterations), 1)
         self._shortest = max(int(0.06 * iterations), 1)
         self._shorter = max(int(0.03 * iterations), 1)
@@ -202,11 +207,11 @@ class _Sparse:
 
 
 def _make_schedule(
-    threat: ThreatModel, natural: Tensor, iterations: int, rho: float
+    threat: ThreatModel, natural: Tensor, iterations: int, rho: float, stride: float
 ) -> _Halving | _Sparse:
     if threat.norm == "l1":
         return _Sparse(threat, natural, int(0.04 * iterations))
-    return _Halving(threat, natural, iterations, rho)
+    return _Halving(threat, natural, iterations, rho, stride)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:

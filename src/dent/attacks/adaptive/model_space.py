@@ -99,13 +99,13 @@ class ModelSpace(Attack):
         return self.ensemble + ("-unrolled" if self.unrolled else "")
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Two, and in every round each model's passes in every iteration, and one that is served.
+        """Three, and in every round each model's passes in every iteration, and one that is served.
 
         The least of several models is looked for before its gradient is taken.
         """
         del norm
         runs = self._runs_of(n_classes)
-        total = Queries(2, 0) + Queries(1, 0).times(self.rounds * runs)
+        total = Queries(3, 0) + Queries(1, 0).times(self.rounds * runs)
         for count in self._models:
             loss_only = count if self.ensemble == "gmsa-min" and count > 1 else 0
             total = total + Queries(count + loss_only, count).times((self.iterations + 1) * runs)
@@ -113,7 +113,7 @@ class ModelSpace(Attack):
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The passes through models that are already adapted."""
-        adapted = Queries(2 + self.rounds * self._runs_of(n_classes), 0)
+        adapted = Queries(3 + self.rounds * self._runs_of(n_classes), 0)
         if self.unrolled:
             loss_only = 1 if self.ensemble == "gmsa-min" else 0
             per_run = Queries(1 + loss_only, 1).times(self.rounds * (self.iterations + 1))

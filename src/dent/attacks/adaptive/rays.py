@@ -58,9 +58,9 @@ class RayS(Attack):
         return "rays"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The search, the natural images before it, and two submissions of the result after it."""
+        """The search, the natural images before it, and three submissions after it."""
         del n_classes, norm
-        return Queries(self.iterations + 3, 0)
+        return Queries(self.iterations + 4, 0)
 
     def longer(self, norm: Norm = "linf") -> None:
         """None: it follows no gradient."""

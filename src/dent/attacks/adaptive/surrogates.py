@@ -65,8 +65,8 @@ class Surrogates(Attack):
         return "surrogates"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The natural images, each model's batch, two batches per lesson, and the submission."""
-        total = Queries(2 + _MOST + 1 + 2 * self.lessons, 0)
+        """The natural images, each model's batch, two batches per lesson, and two submissions."""
+        total = Queries(3 + _MOST + 1 + 2 * self.lessons, 0)
         return total + self.unadapted(n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:

@@ -1,0 +1,147 @@
+"""Members' strongest images of several batches, put together, and attacks that begin with them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dent.attacks import make
+from dent.attacks.adaptive import AdaptiveAPGD
+from dent.attacks.adaptive.apgd import apgd
+from dent.attacks.adaptive.objectives import Aim, through
+from dent.attacks.best import Best
+from dent.attacks.losses import hinge, loss_named, margin, runner_up
+from dent.attacks.querier import Querier, Queries
+from dent.threat import ThreatModel
+from tests.attacks.attack_toys import Company, Toy, linear, small_images
+
+LINF = ThreatModel("linf", 0.05)
+
+
+class Watched(Company):
+    """Keeps every batch that it adapts to."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.asked: list[Tensor] = []
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Tensor:
+        self.asked.append(x.detach().clone())
+        return super().adapt(x, differentiable=differentiable, last=last)
+
+
+def door(defense: Any, x: Tensor, y: Tensor) -> Querier:
+    return Querier(defense, x, y, LINF, plan=lambda _: Queries(0, 0))
+
+
+def test_members_strongest_images_of_any_batch_are_one_more_batch() -> None:
+    x, watched = small_images(4), Watched(linear())
+    y = torch.zeros(4, dtype=torch.int64)
+    best = Best(door(watched, x, y))
+    first, second = x + 0.01, x + 0.02
+    wrong = torch.tensor
+    best.offer(first, wrong([True, True, False, False]), torch.tensor([2.0, 1.0, -1.0, -3.0]))
+    best.offer(second, wrong([False, False, True, False]), torch.tensor([-2.0, -1.0, 5.0, -2.0]))
+    assert torch.equal(best.images, first)  # the batch with the most wrong
+    expected = torch.stack([first[0], first[1], second[2], second[3]])
+    assert torch.equal(best.strongest, expected)
+    watched.asked.clear()
+    best.outcome()
+    assert torch.equal(watched.asked[0], expected)
+    assert len(watched.asked) == 2
+
+
+def test_of_an_independent_defense_the_strongest_images_are_the_best_ones() -> None:
+    x = small_images(3)
+    best = Best(door(linear(), x, torch.zeros(3, dtype=torch.int64)))
+    best.offer(x + 0.01, torch.tensor([True, False, False]), torch.tensor([1.0, -1.0, -1.0]))
+    best.offer(x + 0.02, torch.tensor([False, True, False]), torch.tensor([9.0, 1.0, -2.0]))
+    assert best.strongest is best.images
+    assert torch.equal(best.strongest, torch.stack([x[0] + 0.01, x[1] + 0.02, x[2] + 0.01]))
+
+
+def test_a_batch_put_together_is_kept_where_it_is_the_worst() -> None:
+    class Alone(Toy):
+        batch_dependent = True  # by its word alone
+
+    x, model = small_images(4), linear()
+    defense, y = Alone(model), model(x).argmax(1)
+    fooling = make("apgd-ce", iterations=20)(model, x, y, ThreatModel("linf", 0.3), seed=0)
+    with torch.no_grad():
+        best = Best(door(defense, x, y))
+        for member in range(4):
+            one = torch.arange(4) == member
+            images = torch.where(one.reshape(-1, 1, 1, 1), fooling.adversarial, x)
+            best.offer_served(images)
+        assert best.fooled.sum() == 1
+        outcome = best.outcome()
+    assert outcome.fooled.all()
+    assert torch.equal(outcome.adversarial, fooling.adversarial)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_pool_begins_where_the_defense_answered_most_wrongly(pool: int) -> None:
+    x, watched = small_images(6), Watched(linear())
+    y = watched(x).argmax(1)
+    attack = AdaptiveAPGD(
+        "stop-gradient", losses=("hinge",), iterations=2, warm=True, pool=pool, stride=0.5
+    )
+    watched.asked.clear()
+    result = attack(watched, x, y, ThreatModel("linf", 1e-3), seed=0)
+    # The natural images, what came of each transfer, and the start.
+    served = watched.asked[: 2 + pool]
+    with torch.no_grad():
+        margins = torch.stack([margin(Company(linear())(batch), y) for batch in served])
+    strongest = torch.stack(served)[margins.argmax(0), torch.arange(len(x))]
+    assert torch.equal(watched.asked[2 + pool], strongest)
+    assert (result.queries, result.backwards) == attack.queries(4)
+    static = attack.unadapted(4)
+    assert (static.forwards, static.backwards) == (3 * (1 + pool), 3 * (1 + pool))
+    # Every transfer aims elsewhere.
+    assert len({batch.numpy().tobytes() for batch in served}) == 2 + pool
+
+
+def test_more_targets_than_classes_are_all_classes() -> None:
+    settings = {"losses": "hinge", "iterations": 2, "warm": True}
+    most, all_of_them = (make("adaptive-bpda", **settings, pool=pool) for pool in (9, 3))
+    assert most.queries(4) == all_of_them.queries(4)
+    x, defense = small_images(4), Company(linear())
+    y = defense(x).argmax(1)
+    found = [attack(defense, x, y, LINF, seed=1) for attack in (most, all_of_them)]
+    assert torch.equal(found[0].adversarial, found[1].adversarial)
+
+
+def test_the_first_step_is_as_long_as_its_stride() -> None:
+    x, model = small_images(4), linear()
+    y = model(x).argmax(1)
+    threat = ThreatModel("linf", 0.01)
+    for stride in (0.25, 0.5, 2.0):
+        asked: list[Tensor] = []
+        target = door(model, x, y)
+        inner = through(target, None, Aim(loss_named("margin")), None)
+
+        def objective(images: Tensor, asked: list[Tensor] = asked, inner: Any = inner) -> Any:
+            asked.append(images)
+            return inner(images)
+
+        with torch.no_grad():
+            apgd(objective, x, x, threat, iterations=3, stride=stride)
+        moved = (asked[1] - x).abs().amax()
+        assert moved == pytest.approx(0.01 * min(stride, 1.0), rel=1e-3)
+
+
+def test_hinge_is_the_margin_up_to_half_a_logit() -> None:
+    logits, labels = torch.randn(50, 5), torch.randint(5, (50,))
+    for targets in (None, runner_up(logits, labels, 2)):
+        plain = margin(logits, labels, targets)
+        assert torch.equal(hinge(logits, labels, targets), plain.clamp(max=0.5))
+
+
+def test_records_from_before_have_the_settings_they_had() -> None:
+    settings = make("adaptive-unrolled", warm=True).settings()
+    assert not {"pool", "stride"} & set(settings)
+    asked = make("adaptive-unrolled", warm=True, pool=2, stride=0.5)
+    assert asked.settings() == settings | {"pool": 2, "stride": 0.5}
+    assert not make("adaptive-unrolled", warm=True, pool=1, stride=0.5).covers(asked)
+    assert make("adaptive-unrolled", warm=True, pool=3, stride=0.5).covers(asked)
