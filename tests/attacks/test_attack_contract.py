@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dent import DENT, Dent, SmoothingConfig
 from dent.attacks import AttackResult, make, names
 from dent.attacks.adaptive import ADAPTIVE, NOT_AVAILABLE, Among
+from dent.attacks.adaptive.standing import Parting
 from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import (
     SETS,
@@ -34,6 +35,8 @@ from tests.attacks.attack_toys import (
 LINF = ThreatModel("linf", 0.1)
 ALONE = tuple(name for name in names() if name != "collateral")
 """All attacks on the members themselves."""
+LEAVE_OUT = (*(name for name in names() if name.startswith("adaptive-")), "zero-update", "rays")
+"""Those that leave members of a batch-independent dynamic defense out once they have fallen."""
 
 
 def attack(
@@ -214,7 +217,8 @@ def test_no_attack_leaves_the_threat_model_through_dent(
 @pytest.mark.parametrize("norm", NORMS)
 def test_batches_stay_together(name: str, batch_dependent: bool, norm: Norm) -> None:
     model, x = linear(), small_images()
-    recorder = Recorder(model, x, batch_dependent=batch_dependent)
+    parts = not batch_dependent and name in LEAVE_OUT
+    recorder = Recorder(model, x, batch_dependent=batch_dependent, parts=parts)
     recorder.strict = name != "rays"  # which asks about the corners of the cube of all images
     y = answers(model, x)
     y[1] = (y[1] + 1) % 4  # wrong from the start: dropped by AutoAttack before it begins
@@ -224,23 +228,28 @@ def test_batches_stay_together(name: str, batch_dependent: bool, norm: Norm) -> 
         assert result.queries < len(recorder.sizes)
     else:
         assert result.queries == len(recorder.sizes)
+    assert {recorder.sizes[0], recorder.sizes[-1]} == {len(x)}
+    assert (min(recorder.sizes) < len(x)) == parts
     assert 0 < result.fooled.sum() < 5  # some fell during the attack, or nothing was tested
     assert result.fooled.sum() > 1 or name in ("square", "fab", "pgd-imagenet", "rays")
 
 
 def test_the_recorder_would_notice() -> None:
     model, x = linear(), small_images()
-    recorder = Recorder(model, x, batch_dependent=False)
-    for wrong in (x[:4], x.flip(0), torch.cat([x[:4], x[:1]])):
-        with pytest.raises(AssertionError):
-            recorder(wrong)
+    for parts in (False, True):
+        recorder = Recorder(model, x, batch_dependent=False, parts=parts)
+        for wrong in (x.flip(0), torch.cat([x[:4], x[:1]]), *([] if parts else [x[:4]])):
+            with pytest.raises(AssertionError):
+                recorder(wrong)
+    recorder(x[1:4])
 
 
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("norm", NORMS)
-def test_duplicates_are_told_apart(name: str, norm: Norm) -> None:
+def test_duplicates_are_told_apart(name: str, norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     # Eight times one image, with a classifier of its own in every place: only rows in their own
-    # places make what was claimed true when the batch is submitted again.
+    # places make what was claimed true when the batch is submitted again. So all places are filled.
+    monkeypatch.setattr(Parting, "of", lambda self, fallen: self._target)
     x = small_images(1).repeat(8, 1, 1, 1)
     places = Places(8)
     y = answers(places, x)

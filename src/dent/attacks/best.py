@@ -46,6 +46,11 @@ class Best:
         return self.wrong > 0.5
 
     @property
+    def fallen(self) -> Tensor:
+        """The members that were wrong in every submission, bool (N,)."""
+        return self.wrong == 1
+
+    @property
     def strongest(self) -> Tensor:
         """Each member's images of the highest loss in whatever batch, (N, C, H, W).
 
@@ -55,18 +60,26 @@ class Best:
 
     def complete(self) -> bool:
         """Whether every member is always answered wrongly."""
-        return bool((self.wrong == 1).all())
+        return bool(self.fallen.all())
 
-    def offer(self, images: Tensor, wrong: Tensor, loss: Tensor) -> None:
+    def offer(
+        self, images: Tensor, wrong: Tensor, loss: Tensor, members: Tensor | None = None
+    ) -> None:
         """Consider a batch with its answers.
 
         Args:
             images: (N, C, H, W).
             wrong: bool (N,), or the share of several submissions, in [0, 1].
             loss: (N,), which breaks ties.
+            members: Whose rows these are, int64 (N,), of a batch-independent defense; all by
+                default.
         """
         wrong, loss = wrong.to(self.wrong), loss.detach().to(self._loss)
         loss = loss.nan_to_num(nan=torch.inf)  # no prediction is an attack's best outcome
+        if members is not None:
+            images = self.images.index_copy(0, members, images.detach())
+            wrong = self.wrong.index_copy(0, members, wrong)
+            loss = self._loss.index_copy(0, members, loss)
         if self._target.batch_dependent:
             new_total, best_total = (float(share.sum()) for share in (wrong, self.wrong))
             tie = new_total == best_total and float(loss.mean()) > float(self._loss.mean())
@@ -85,11 +98,17 @@ class Best:
         self._strongest = torch.where(column, images.detach(), self._strongest)
         self._highest = torch.where(higher, loss, self._highest)
 
-    def offer_served(self, images: Tensor) -> Tensor:
-        """Submit a batch as it would be served, consider it, and return its logits (N, classes)."""
-        logits = self._target(images)
-        labels = self._target.labels
-        self.offer(images, logits.argmax(dim=1) != labels, margin(logits, labels))
+    def offer_served(self, images: Tensor, part: Querier | None = None) -> Tensor:
+        """Submit a batch as it would be served, consider it, and return its logits (N, classes).
+
+        Args:
+            images: (N, C, H, W).
+            part: The members whose rows these are, if not the whole batch.
+        """
+        target = part or self._target
+        logits = target(images)
+        wrong = logits.argmax(dim=1) != target.labels
+        self.offer(images, wrong, margin(logits, target.labels), target.members)
         return logits
 
     def outcome(

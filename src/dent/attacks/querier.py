@@ -84,6 +84,7 @@ class Querier:
     Attributes:
         defense: The defense, for attacks that must ask more of it than an answer.
         batch_dependent: What the defense declares.
+        members: Of the batch, those that are looked at, int64 (N,); None for all.
         natural: The natural images, (N, C, H, W).
         labels: int64 (N,).
         classes: Number of classes, None before the first query.
@@ -116,6 +117,7 @@ class Querier:
         """
         self.defense = defense
         self.batch_dependent = is_batch_dependent(defense)
+        self.members: Tensor | None = None
         self.natural = natural
         self.labels = labels
         self.classes: int | None = None
@@ -209,7 +211,8 @@ class Querier:
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         rows = gradient if asked is None else gradient[asked]
         everybody = torch.arange(len(self.labels), device=self.labels.device)
-        owners = next(indices for indices in (asked, members, everybody) if indices is not None)
+        owners = everybody if members is None else members
+        owners = owners if asked is None else owners[asked]
         if len(owners) == len(rows):
             self.took(rows, owners)
         return gradient

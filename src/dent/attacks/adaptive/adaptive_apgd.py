@@ -14,6 +14,7 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.ladder import Rung, RungName
 from dent.attacks.adaptive.objectives import Aim, through
 from dent.attacks.adaptive.settings import read_losses
+from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
@@ -153,13 +154,13 @@ class AdaptiveAPGD(Attack):
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run until all members are fooled or all runs are done."""
-        best = Best(target)
+        best, parting = Best(target), Parting(target)
         natural = best.offer_served(target.natural)
         try:
             view = self._seen.view(target.defense)
             if self.unmask:
                 view = Unmasked(view)
-            return self._runs(target, threat, best, natural, view, seed)
+            return self._runs(target, threat, best, parting, natural, view, seed)
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung}: {missing}",))
 
@@ -168,26 +169,29 @@ class AdaptiveAPGD(Attack):
         target: Querier,
         threat: ThreatModel,
         best: Best,
+        parting: Parting,
         natural: Tensor,
         view: View,
         seed: int,
     ) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
-        warm = self._warm(target, threat, best, natural, draws) if self.warm else None
+        warm = self._warm(target, threat, best, parting, natural, draws) if self.warm else None
         fooled_after: dict[str, Tensor] = {}
         for run in self._planned(natural.shape[1]):
             if best.complete():
                 break
-            targets = runner_up(natural, target.labels, run.rank) if run.rank else None
+            part = parting.of(best.fallen)
+            rows = rows_of(part, natural)
+            targets = runner_up(rows, part.labels, run.rank) if run.rank else None
             aim = Aim(loss_named(run.loss), targets)
             start = random_start(target.natural, threat, draws)
             if warm is not None and run.name not in fooled_after and run.rank is None:
                 start = warm
             served = None if self._seen.stands_in else best
             ascent = apgd(
-                through(target, view, aim, served, self.submissions),
-                target.natural,
-                start,
+                through(part, view, aim, served, self.submissions),
+                part.natural,
+                rows_of(part, start),
                 threat,
                 iterations=self.iterations,
                 rho=self.rho,
@@ -196,7 +200,7 @@ class AdaptiveAPGD(Attack):
                 stop=None if served is None else served.complete,
             )
             if self._seen.stands_in:
-                best.offer_served(ascent.images)
+                best.offer_served(ascent.images, part)
             fooled_after[run.name] = best.fooled
         return best.outcome(fooled_after)
 
@@ -212,21 +216,26 @@ class AdaptiveAPGD(Attack):
         target: Querier,
         threat: ThreatModel,
         best: Best,
+        parting: Parting,
         natural: Tensor,
         draws: torch.Generator,
     ) -> Tensor:
         """Where the runs begin: what attacks on the static base have found."""
         base = Rung("transfer").view(target.defense)
-        images = target.natural
+        warm = target.natural
         for rank in range(self._transfers_of(natural.shape[1])):
-            targets = runner_up(natural, target.labels, rank) if rank else None
+            part = parting.of(best.fallen)
+            targets = runner_up(rows_of(part, natural), part.labels, rank) if rank else None
             images = apgd(
-                through(target, base, Aim(loss_named("margin"), targets), None),
-                target.natural,
-                random_start(target.natural, threat, draws),
+                through(part, base, Aim(loss_named("margin"), targets), None),
+                part.natural,
+                rows_of(part, random_start(target.natural, threat, draws)),
                 threat,
                 iterations=self.iterations,
                 rho=self.rho,
             ).images
-            best.offer_served(images)
-        return best.strongest if self.pool else images
+            best.offer_served(images, part)
+            if part.members is not None:
+                images = warm.index_copy(0, part.members, images)
+            warm = images
+        return best.strongest if self.pool else warm

@@ -29,6 +29,7 @@ from dent.attacks.adaptive.apgd import Objective, apgd, random_start
 from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
+from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
 from dent.attacks.checks import check_counts, check_flags, check_rho, effort
@@ -138,15 +139,21 @@ class ModelSpace(Attack):
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts and targets, or until all members are fooled."""
-        best = Best(target)
+        best, parting = Best(target), Parting(target)
         try:
             exact = Rung("unrolled").view(target.defense) if self.unrolled else None
-            return self._runs(target, threat, best, exact, seed)
+            return self._runs(target, threat, best, parting, exact, seed)
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.name}: {missing}",))
 
     def _runs(
-        self, target: Querier, threat: ThreatModel, best: Best, exact: View | None, seed: int
+        self,
+        target: Querier,
+        threat: ThreatModel,
+        best: Best,
+        parting: Parting,
+        exact: View | None,
+        seed: int,
     ) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
         natural, first_model = _serve(target, best, target.natural)
@@ -154,21 +161,24 @@ class ModelSpace(Attack):
         ranks: list[int | None] = [None] * self.restarts
         ranks += range(1, min(self.targets, natural.shape[1] - 1) + 1)
         for rank in ranks:
-            targets = runner_up(natural, target.labels, rank) if rank else None
+            # What was adapted to a batch answers that batch alone.
+            adapts = isinstance(target.defense, DynamicDefense)
+            part = target if adapts else parting.of(best.fallen)
+            targets = runner_up(rows_of(part, natural), part.labels, rank) if rank else None
             aim = Aim(loss_named(self.loss), targets)
             models = [first_model]
             for index in range(self.rounds):
                 if best.complete():
                     return best.outcome(fooled_after)
                 ascent = apgd(
-                    self._objective(target, models, exact, aim),
-                    target.natural,
-                    random_start(target.natural, threat, draws),
+                    self._objective(part, models, exact, aim),
+                    part.natural,
+                    rows_of(part, random_start(target.natural, threat, draws)),
                     threat,
                     iterations=self.iterations,
                     rho=self.rho,
                 )
-                models.append(_serve(target, best, ascent.images)[1])
+                models.append(_serve(part, best, ascent.images)[1])
                 fooled_after[f"{self.loss}-target-{rank}" if rank else f"round-{index + 1}"] = (
                     best.fooled
                 )
@@ -188,7 +198,7 @@ def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:
     """Submit a batch: its logits, and the model that the defense adapted to it."""
     defense = target.defense
     if not isinstance(defense, DynamicDefense):
-        return best.offer_served(images), defense
+        return best.offer_served(images, target), defense
     adaptation = defense.adapt(images)
     model: Callable[[Tensor], Tensor] = partial(_predict, defense, adaptation)
     logits = target(images, view=model)

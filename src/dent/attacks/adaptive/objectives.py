@@ -76,7 +76,7 @@ def through(
             wrong.append((logits.argmax(dim=1) != target.labels).to(widest(logits.device)))
             margins.append(margin(logits, target.labels))
         if best is not None:
-            best.offer(images, _mean(wrong), _mean(margins))
+            best.offer(images, _mean(wrong), _mean(margins), target.members)
         return Evaluation(_mean(losses), _mean(gradients))
 
     return objective

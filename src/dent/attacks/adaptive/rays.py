@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
 from dent.attacks.checks import check_counts, effort
@@ -69,13 +70,17 @@ class RayS(Attack):
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Search until done, or until every member is fooled inside the threat model."""
         del seed  # nothing is random
-        best = Best(target)
+        best, parting = Best(target), Parting(target)
         best.offer_served(target.natural)
         search = _Search(target.natural, threat, best.fooled)
         for _ in range(self.iterations):
-            if search.complete():
+            if bool(search.done().all()):
                 break
-            search.tell(target(search.ask()).argmax(dim=1) != target.labels)
+            part = parting.of(search.done())
+            wrong = part(rows_of(part, search.ask())).argmax(dim=1) != part.labels
+            if part.members is not None:
+                wrong = torch.zeros_like(best.fooled).index_copy(0, part.members, wrong)
+            search.tell(wrong)
         best.offer_served(threat.project(search.found(), target.natural))
         return best.outcome()
 
@@ -101,10 +106,11 @@ class _Search:
         self._stage = torch.zeros(size, dtype=torch.int64, device=natural.device)
         self._block = torch.full_like(self._stage, -1)  # the first try flips nothing
 
-    def complete(self) -> bool:
-        """Whether every member is fooled inside, or has no block left to flip."""
+    def done(self) -> Tensor:
+        """The members that are fooled inside, or have no block left to flip, bool (N,)."""
         exhausted = 2**self._stage > 2 * self._direction.shape[1]
-        return bool((self._fooled | exhausted | (self._radius <= self._inside)).all())
+        done: Tensor = self._fooled | exhausted | (self._radius <= self._inside)
+        return done
 
     def ask(self) -> Tensor:
         """The next batch to submit."""

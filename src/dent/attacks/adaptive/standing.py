@@ -1,0 +1,100 @@
+"""Members that have fallen are asked no more, where no member's answer depends on another's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from dent.adaptation.random_state import kept_generators
+from dent.attacks.adaptive.among import Among
+from dent.attacks.base import global_draws
+from dent.attacks.querier import Querier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dent.attacks.querier import Queries, View
+
+
+class Parting:
+    """Decides whether a batch may be taken apart, by how the defense answers the natural images.
+
+    It may not where members share an adaptation, where clean members stand in the batch, or where
+    random numbers are drawn: there who has fallen may stand again.
+    """
+
+    def __init__(self, target: Querier) -> None:
+        """Watch from here on, until the natural images have been answered.
+
+        Args:
+            target: The whole batch.
+        """
+        self._target = target
+        self._before = global_draws(target.labels.device)
+        self._allowed: bool | None = None
+
+    def of(self, fallen: Tensor) -> Querier:
+        """The members to attack on: those that still stand, or the whole batch.
+
+        Args:
+            fallen: bool (N,), the members of whom nothing more is asked.
+        """
+        if self._allowed is None:
+            self._allowed = self._is_apart()
+        standing = (~fallen).nonzero().flatten()
+        if not self._allowed or len(standing) in (0, len(fallen)):
+            return self._target
+        return Standing(self._target, standing)
+
+    def _is_apart(self) -> bool:
+        defense = self._target.defense
+        return not (
+            self._target.batch_dependent
+            or isinstance(defense, Among)
+            or global_draws(self._target.labels.device) != self._before
+            or kept_generators(defense)
+        )
+
+
+@final
+class Standing(Querier):
+    """Some members of a batch, as an attack sees them; passes are counted for the whole one."""
+
+    def __init__(self, whole: Querier, members: Tensor) -> None:
+        """Look at some members.
+
+        Args:
+            whole: The whole batch.
+            members: int64 (M,), which.
+        """
+        self._whole = whole
+        self.members = self._rows = members
+        self.defense = whole.defense
+        self.batch_dependent = False
+        self.natural = whole.natural[members]
+        self.labels = whole.labels[members]
+        self.classes = whole.classes
+        self.worst = None
+
+    def __call__(
+        self,
+        images: Tensor,
+        asked: Tensor | None = None,
+        view: View | None = None,
+        members: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (M, classes) of the members' images."""
+        own = self._rows if members is None else self._rows[members]
+        return self._whole(images, asked, view, own)
+
+    def took(self, gradient: Tensor, of: Tensor) -> None:
+        """Count a gradient of the rows `of`."""
+        self._whole.took(gradient, self._rows[of])
+
+    def count(self, passes: Queries) -> None:
+        """Count passes."""
+        self._whole.count(passes)
+
+
+def rows_of(target: Querier, whole: Tensor) -> Tensor:
+    """Of a tensor with a row for every member of the batch, those of the members looked at."""
+    return whole if target.members is None else whole[target.members]

@@ -1,0 +1,136 @@
+"""Members that have fallen are asked no more where the defense is independent, and only there."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent.attacks import AttackResult, make
+from dent.attacks.adaptive import Among, Majority
+from dent.attacks.adaptive.standing import Parting
+from dent.attacks.querier import Querier, Queries
+from dent.threat import ThreatModel
+from tests.attacks.attack_toys import Company, Toy, linear, small_images
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adaptive-transfer": {"losses": "margin", "targets": 3, "iterations": 4},
+    "adaptive-stop-gradient": {"losses": "ce+margin", "targets": 2, "iterations": 4},
+    "adaptive-bpda": {"losses": "hinge", "iterations": 4, "warm": True, "pool": 2, "stride": 0.5},
+    "adaptive-unrolled": {"losses": "ce+margin", "iterations": 4, "warm": True},
+    "gmsa-avg": {"rounds": 2, "iterations": 4, "targets": 2},
+    "rays": {"iterations": 60},
+}
+THREAT = ThreatModel("linf", 0.05)
+
+
+class Sized(nn.Module):
+    """A plain module that keeps how many members it was asked about."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.sizes = model, list[int]()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def subject() -> tuple[nn.Module, Tensor, Tensor]:
+    """A net, images, and labels of which the first is wrong from the beginning."""
+    x, model = small_images(8), linear()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    return model, x, y
+
+
+def attacked(name: str, defense: Any, x: Tensor, y: Tensor) -> AttackResult:
+    return make(name, **SETTINGS[name])(defense, x, y, THREAT, seed=0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_who_stands_meets_the_same_images_as_in_the_whole_batch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = subject()
+    sized = Sized(model)
+    apart = attacked(name, sized, x, y)
+    monkeypatch.setattr(Parting, "of", lambda self, fallen: self._target)
+    whole = attacked(name, Sized(model), x, y)
+    assert torch.equal(apart.fooled, whole.fooled)
+    assert 1 < int(whole.fooled.sum()) < len(x)  # or nothing was tested
+    stands = ~whole.fooled
+    torch.testing.assert_close(apart.adversarial[stands], whole.adversarial[stands])
+    assert min(sized.sizes) <= int((~apart.fooled).sum()) + 2
+    assert sized.sizes[0] == sized.sizes[-1] == len(x)  # what is served is the whole batch
+    if name != "rays":
+        taken = torch.tensor(apart.gradients)
+        most = torch.tensor(whole.gradients)
+        assert torch.equal(taken[stands], most[stands])
+        assert taken[0] < most[0]
+
+
+class Noisy(Toy):
+    """Adds noise from torch's global generator."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits + 0.01 * torch.randn(logits.shape)
+
+
+class OwnNoise(Toy):
+    """Adds noise from a generator that it keeps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.draws = torch.Generator().manual_seed(0)
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits + 0.01 * torch.randn(logits.shape, generator=self.draws)
+
+
+def among(model: nn.Module) -> Among:
+    x, y = small_images(10), torch.zeros(10, dtype=torch.int64)
+    return Among(Toy(model), x, y, torch.arange(10) < 8)
+
+
+@pytest.mark.parametrize("name", ["adaptive-stop-gradient", "rays"])
+@pytest.mark.parametrize(
+    "make_defense", [Company, Noisy, OwnNoise, among, lambda model: Majority(Noisy(model), 2)]
+)
+def test_a_batch_stays_whole_where_who_has_fallen_may_stand_again(
+    make_defense: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = subject()
+    asked: list[Tensor | None] = []
+    original = Querier.__call__
+
+    def call(self: Querier, images: Tensor, *rest: Any, **options: Any) -> Tensor:
+        asked.append(rest[2] if len(rest) > 2 else options.get("members"))
+        assert len(images) == len(x)
+        return original(self, images, *rest, **options)
+
+    monkeypatch.setattr(Querier, "__call__", call)
+    attacked(name, make_defense(model), x, y)
+    assert asked
+    assert all(members is None for members in asked)
+
+
+def test_a_gradient_of_some_rows_of_some_members_is_counted_for_these() -> None:
+    model, x, y = subject()
+    target = Querier(model, x, y, THREAT, plan=lambda _: Queries(0, 0))
+    images = x[[1, 4, 6]].requires_grad_()
+    logits = target(images, asked=torch.tensor([0, 2]), members=torch.tensor([1, 4, 6]))
+    torch.autograd.grad(logits.sum(), images)
+    assert target.gradients.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+
+
+def test_passes_of_some_members_are_passes() -> None:
+    model, x, y = subject()
+    found = attacked("adaptive-transfer", model, x, y)
+    planned = make("adaptive-transfer", **SETTINGS["adaptive-transfer"]).queries(4)
+    assert planned.forwards // 2 < found.queries <= planned.forwards
