@@ -1,0 +1,272 @@
+"""How strong the dynamic suite is beside attacks that others published, on the same images.
+
+Every attack runs alone and from scratch; what it made is served once more, and counted. Attacks:
+
+- each member of the suite under a budget;
+- the fixed point attack and GMSA as Chen et al. (ICLR 2022) describe them, with plain sign steps;
+- `pool`: transfers to every target and GMSA's rounds, assembled member by member by the margin that
+  the defense gave them, then the exact gradient of a hinge from there.
+
+One JSON file a batch and attack, so that it goes on where it stopped; then a table in Markdown.
+*By member* counts who stood under every attack of a row, *by whole batch* the worst of its batches,
+which is what a defense can be held to whose members are answered together:
+
+    python benchmarks/strength.py run --out strength --n 128
+    python benchmarks/strength.py table --out strength
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
+from dent.attacks.losses import margin
+from dent.evaluation.results.intervals import wilson
+from dent.evaluation.suites import BUDGETS, members
+
+THREAT: Final = ThreatModel("linf", "8/255")
+MODEL: Final = "resnet-14-2-linf"
+DEFENSES: Final = {"dent+": DENT_PLUS, "dent-10": replace(DENT, steps=10)}
+BATCH: Final = 32
+Strong = Callable[[Any, Tensor, Tensor], Tensor]
+"""A defense, images and labels to adversarial images."""
+
+
+class Found(NamedTuple):
+    """Candidates with the margin that the defense answered them with."""
+
+    images: Tensor
+    margins: Tensor
+
+
+def served(defense: Any, images: Tensor, labels: Tensor) -> Found:
+    """What the defense answers to a batch, by margin: above 0 is wrong."""
+    with torch.no_grad():
+        return Found(images, margin(defense(images), labels))
+
+
+def ranked(logits: Tensor, labels: Tensor, count: int) -> list[Tensor]:
+    """The likeliest wrong classes, likeliest first."""
+    others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
+    return [others[:, rank] for rank in range(min(count, logits.shape[1] - 1))]
+
+
+def signed(
+    loss_of: Callable[[Tensor], Tensor], natural: Tensor, start: Tensor, iterations: int
+) -> Tensor:
+    """Sign steps of a quarter of eps, halved twice; each member's best by the loss."""
+    x = best = start
+    highest = torch.full((len(x),), -torch.inf)
+    for at in range(iterations + 1):
+        leaf = x.detach().requires_grad_()
+        loss = loss_of(leaf)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        better = (loss.detach() > highest)[:, None, None, None]
+        best = torch.where(better, x, best)
+        highest = torch.maximum(highest, loss.detach())
+        size = THREAT.eps / (4 if at < iterations // 2 else 8 if at < 3 * iterations // 4 else 16)
+        x = THREAT.project(x + size * gradient.sign(), natural)
+    return best.detach()
+
+
+def random_start(natural: Tensor) -> Tensor:
+    """Uniform in the ball."""
+    noise = (2 * torch.rand(natural.shape) - 1) * THREAT.eps
+    return THREAT.project(natural + noise, natural)
+
+
+def keep_worst(defense_found: Sequence[Found]) -> Tensor:
+    """The whole batch that most members were answered wrongly in."""
+    return max(defense_found, key=lambda found: int((found.margins > 0).sum())).images
+
+
+def assemble(candidates: Sequence[Found]) -> Tensor:
+    """Each member's images of the highest margin."""
+    best = torch.stack([found.margins for found in candidates]).argmax(dim=0)
+    stacked = torch.stack([found.images for found in candidates])
+    return stacked[best, torch.arange(len(best))]
+
+
+def model_space(
+    defense: Any, x: Tensor, y: Tensor, how: str, *, rounds: int, iterations: int, targets: int
+) -> list[Found]:
+    """Every round's batch of FPA (`last`), GMSA-AVG (`mean`) or GMSA-MIN (`least`)."""
+
+    def combined(adaptations: list[Any], aimed: Tensor | None) -> Callable[[Tensor], Tensor]:
+        def loss(images: Tensor) -> Tensor:
+            used = adaptations[-1:] if how == "last" else adaptations
+            losses = torch.stack([margin(defense.predict(images, a), y, aimed) for a in used])
+            return losses.amin(dim=0) if how == "least" else losses.mean(dim=0)
+
+        return loss
+
+    natural = defense.adapt(x)
+    with torch.no_grad():
+        logits = defense.predict(x, natural)
+    found = [Found(x, margin(logits, y))]
+    aims: list[Tensor | None] = [None, *ranked(logits, y, targets)]
+    for aimed in aims:
+        adaptations = [natural]
+        for _ in range(rounds):
+            images = signed(combined(adaptations, aimed), x, random_start(x), iterations)
+            adaptations.append(defense.adapt(images))
+            with torch.no_grad():
+                found.append(Found(images, margin(defense.predict(images, adaptations[-1]), y)))
+    return found
+
+
+def published(how: str, rounds: int = 3, iterations: int = 30, targets: int = 9) -> Strong:
+    """An attack of Chen et al.: the worst whole batch of all rounds, and all put together."""
+
+    def attack(defense: Any, x: Tensor, y: Tensor) -> Tensor:
+        found = model_space(
+            defense, x, y, how, rounds=rounds, iterations=iterations, targets=targets
+        )
+        return keep_worst([*found, served(defense, assemble(found), y)])
+
+    return attack
+
+
+def transfers(defense: Any, x: Tensor, y: Tensor, iterations: int, targets: int) -> list[Found]:
+    """The static base attacked untargeted and toward each target; each batch as it is served."""
+    base = defense.unwrap()
+    with torch.no_grad():
+        aims: list[Tensor | None] = [None, *ranked(base(x), y, targets)]
+    batches = [
+        signed(lambda images, t=aim: margin(base(images), y, t), x, random_start(x), iterations)  # type: ignore[misc]
+        for aim in aims
+    ]
+    return [served(defense, images, y) for images in batches]
+
+
+def pool(
+    *, targets: int = 9, transfer: int = 40, rounds: int = 3, gmsa: int = 20, exact: int = 40
+) -> Strong:
+    """Transfers and GMSA's rounds by the defense's margin, then the exact gradient of a hinge."""
+
+    def attack(defense: Any, x: Tensor, y: Tensor) -> Tensor:
+        found = transfers(defense, x, y, transfer, targets)
+        found += model_space(defense, x, y, "least", rounds=rounds, iterations=gmsa, targets=0)
+        found.append(served(defense, assemble(found), y))
+        if exact:
+            start = assemble(found)
+
+            def hinge(images: Tensor) -> Tensor:
+                adaptation = defense.adapt(images, differentiable=True)
+                margins = margin(defense.predict(images, adaptation), y)
+                found.append(Found(images.detach(), margins.detach()))
+                return margins.clamp(max=0.5)
+
+            signed(hinge, x, start, exact)
+            found.append(served(defense, assemble(found), y))
+        return keep_worst(found)
+
+    return attack
+
+
+def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
+    """All attacks by name: the suite's, then others'."""
+    for member in members("dynamic", budget):  # type: ignore[arg-type]
+        made = member.make(budget)  # type: ignore[arg-type]
+        yield (
+            f"{budget}/{member.name}",
+            lambda defense, x, y, made=made: made(defense, x, y, THREAT, seed=0).adversarial,  # type: ignore[misc]
+        )
+    yield "published/fpa", published("last")
+    yield "published/gmsa-avg", published("mean")
+    yield "published/gmsa-min", published("least")
+    yield "published/gmsa-min-10", published("least", rounds=10, iterations=20, targets=0)
+    yield "pool/transfers", pool(exact=0, rounds=0)
+    yield "pool/whole", pool()
+
+
+def run(out: Path, n: int, names: Sequence[str], defenses: Sequence[str], budget: str) -> None:
+    """Run what is not done."""
+    model = models.load(MODEL)
+    images = data.load("cifar10")
+    known = dict(contestants(budget))
+    for name in names or known:
+        for defense_name in defenses:
+            for first in range(0, n, BATCH):
+                path = out / defense_name / name / f"{first // BATCH}.json"
+                if path.exists():
+                    continue
+                x, y = images.batch(range(first, min(first + BATCH, n)))
+                torch.manual_seed(first)
+                defense = Dent(model, DEFENSES[defense_name])
+                began = time.process_time()
+                adversarial = known[name](defense, x, y)
+                seconds = time.process_time() - began
+                assert not bool(THREAT.check(adversarial, x).any())
+                margins = served(Dent(model, DEFENSES[defense_name]), adversarial, y).margins
+                path.parent.mkdir(parents=True, exist_ok=True)
+                record: dict[str, Any] = {
+                    "seconds": round(seconds, 1),
+                    "right": (margins <= 0).tolist(),
+                }
+                path.write_text(json.dumps(record))
+                print(
+                    defense_name, name, first, record["seconds"], sum(record["right"]), flush=True
+                )
+
+
+def table(out: Path) -> str:
+    """What each left of its images, and all members of a budget together, batch by batch."""
+    lines = ["| defense | attack | images | seconds | left by member | left by whole batch |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for defense in sorted(path for path in out.iterdir() if path.is_dir()):
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for path in sorted(defense.glob("*/*/*.json")):
+            name = f"{path.parent.parent.name}/{path.parent.name}"
+            found.setdefault(name, {})[int(path.stem)] = json.loads(path.read_text())
+        for group in dict.fromkeys(name.partition("/")[0] for name in found):
+            inside = {name: rows for name, rows in found.items() if name.startswith(f"{group}/")}
+            for name, rows in inside.items():
+                lines.append(_row(defense.name, name, [rows]))
+            if group in BUDGETS:
+                lines.append(_row(defense.name, f"{group}, all", list(inside.values())))
+    return "\n".join(lines)
+
+
+def _row(defense: str, name: str, runs: Sequence[dict[int, dict[str, Any]]]) -> str:
+    shared = sorted(set.intersection(*(set(rows) for rows in runs)))
+    batches = [[rows[index] for rows in runs] for index in shared]
+    seconds = sum(each["seconds"] for found in batches for each in found)
+    images = single = whole = 0
+    for found in batches:
+        rights: list[list[bool]] = [each["right"] for each in found]
+        images += len(rights[0])
+        single += [all(of_member) for of_member in zip(*rights, strict=True)].count(True)
+        whole += min(of_attack.count(True) for of_attack in rights)
+    low, high = wilson(whole, images)
+    return (
+        f"| {defense} | {name} | {images} | {seconds:.0f} | {single} | {whole} "
+        f"({100 * whole / images:.1f}%, {100 * low:.0f} to {100 * high:.0f}) |"
+    )
+
+
+def main() -> None:
+    """Parse and go."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--out", type=Path, default=Path("strength"))
+    parser.add_argument("--n", type=int, default=128)
+    parser.add_argument("--budget", choices=BUDGETS, default="small")
+    parser.add_argument("--attack", action="append", default=[])
+    parser.add_argument("--defense", action="append", choices=DEFENSES, default=[])
+    asked = parser.parse_args()
+    if asked.what == "run":
+        torch.set_num_threads(1)
+        run(asked.out, asked.n, asked.attack, asked.defense or list(DEFENSES), asked.budget)
+    print(table(asked.out))
+
+
+if __name__ == "__main__":
+    main()
