@@ -1,5 +1,6 @@
 """Members' strongest images of several batches, put together, and attacks that begin with them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from dent.attacks.adaptive.objectives import Aim, through
 from dent.attacks.best import Best
 from dent.attacks.losses import hinge, loss_named, margin, runner_up
 from dent.attacks.querier import Querier, Queries
+from dent.errors import ConfigError
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
@@ -102,6 +104,30 @@ def test_a_pool_begins_where_the_defense_answered_most_wrongly(pool: int) -> Non
     assert len({batch.numpy().tobytes() for batch in served}) == 2 + pool
 
 
+def test_rounds_of_gmsa_add_to_a_pool() -> None:
+    x, watched = small_images(6), Watched(linear())
+    y = watched(x).argmax(1)
+    plain = AdaptiveAPGD("stop-gradient", losses=("hinge",), iterations=2, warm=True, pool=1)
+    attack = replace(plain, rounds=2)
+    threat = ThreatModel("linf", 1e-3)  # nobody falls
+    watched.asked.clear()
+    result = attack(watched, x, y, threat, seed=0)
+    # The natural images, two transfers, the natural images, what came of two rounds, the start.
+    served = watched.asked[:6]
+    assert [torch.equal(batch, x) for batch in served] == [True, False, False, True, False, False]
+    with torch.no_grad():
+        margins = torch.stack([margin(Company(linear())(batch), y) for batch in served])
+    strongest = torch.stack(served)[margins.argmax(0), torch.arange(len(x))]
+    assert torch.equal(watched.asked[6], strongest)
+    assert (result.queries, result.backwards) == attack.queries(4)
+    asked, static = attack.queries(4), attack.unadapted(4)
+    assert len(watched.asked) == asked.forwards - static.forwards
+    module = attack(linear(), x, y, threat, seed=0)  # a plain module adapts to nothing
+    assert (module.queries + 1, module.backwards) == plain.queries(4)
+    with pytest.raises(ConfigError, match="rounds are for a pool, got 2 without one"):
+        AdaptiveAPGD(warm=True, rounds=2)
+
+
 def test_more_targets_than_classes_are_all_classes() -> None:
     settings = {"losses": "hinge", "iterations": 2, "warm": True}
     most, all_of_them = (make("adaptive-bpda", **settings, pool=pool) for pool in (9, 3))
@@ -140,7 +166,7 @@ def test_hinge_is_the_margin_up_to_half_a_logit() -> None:
 
 def test_records_from_before_have_the_settings_they_had() -> None:
     settings = make("adaptive-unrolled", warm=True).settings()
-    assert not {"pool", "stride"} & set(settings)
+    assert not {"pool", "rounds", "stride"} & set(settings)
     asked = make("adaptive-unrolled", warm=True, pool=2, stride=0.5)
     assert asked.settings() == settings | {"pool": 2, "stride": 0.5}
     assert not make("adaptive-unrolled", warm=True, pool=1, stride=0.5).covers(asked)

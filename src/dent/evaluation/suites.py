@@ -97,7 +97,7 @@ DYNAMIC: Final = (
     Member(
         "adaptive-unrolled-warm",
         "adaptive-unrolled",
-        {"losses": "hinge", "warm": True, "pool": 9, "stride": 0.5},
+        {"losses": "hinge", "warm": True, "pool": 9, "rounds": 3, "stride": 0.5},
         {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
     ),
     # What breaks single members more.

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from dent.support.lazy import lazy
 
 if TYPE_CHECKING:
-    from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE, AdaptiveAPGD
+    from dent.attacks.adaptive.adaptive_apgd import AdaptiveAPGD
     from dent.attacks.adaptive.among import Among
     from dent.attacks.adaptive.capabilities import (
+        NOT_AVAILABLE,
         SupportsDifferentiableAdapt,
         SupportsSteps,
         SupportsUnwrap,
@@ -43,12 +44,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "dent.attacks.adaptive.adaptive_apgd": (
-        "AdaptiveAPGD",
-        "NOT_AVAILABLE",
-    ),
+    "dent.attacks.adaptive.adaptive_apgd": ("AdaptiveAPGD",),
     "dent.attacks.adaptive.among": ("Among",),
     "dent.attacks.adaptive.capabilities": (
+        "NOT_AVAILABLE",
         "SupportsDifferentiableAdapt",
         "SupportsSteps",
         "SupportsUnwrap",

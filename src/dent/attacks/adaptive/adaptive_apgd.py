@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.apgd import apgd, random_start
-from dent.attacks.adaptive.capabilities import Unavailable
+from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import Rung, RungName
+from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
 from dent.attacks.adaptive.settings import read_losses
 from dent.attacks.adaptive.standing import Parting, rows_of
@@ -20,15 +21,13 @@ from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
 from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort, is_number
 from dent.attacks.losses import LossName, loss_named, runner_up
+from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier, View
     from dent.threat import Norm, ThreatModel
-
-NOT_AVAILABLE = "not available: "
-"""How the note of an attack begins that a defense does not offer what it takes."""
 
 
 class _Run(NamedTuple):
@@ -80,6 +79,9 @@ class AdaptiveAPGD(Attack):
     pool: int = effort(0, later=True)
     """With `warm`, so many of the likeliest wrong classes are aimed at on the static base as well,
     and each member begins from that of its images that the defense answered most wrongly."""
+    rounds: int = effort(0, later=True)
+    """With `pool`, so many rounds of `gmsa-min` add what they find to it, where the defense
+    adapts."""
     stride: float = field(default=2.0, metadata=LATER)
     """APGD's first step, in eps."""
 
@@ -90,12 +92,14 @@ class AdaptiveAPGD(Attack):
         check_counts(
             1, iterations=self.iterations, restarts=self.restarts, submissions=self.submissions
         )
-        check_counts(0, targets=self.targets, pool=self.pool)
+        check_counts(0, targets=self.targets, pool=self.pool, rounds=self.rounds)
         check_rho(self.rho)
         check_flags(warm=self.warm, joint=self.joint, unmask=self.unmask)
         object.__setattr__(self, "losses", read_losses(self.losses))
         if self.pool and not self.warm:
             raise ConfigError(f"pool is for warm=true, got {self.pool} without it")
+        if self.rounds and not self.pool:
+            raise ConfigError(f"rounds are for a pool, got {self.rounds} without one")
         if not (is_number(self.stride) and 0 < self.stride <= 2):
             raise ConfigError(f"stride must be above 0, up to 2 (in eps), got {self.stride!r}")
         if not self.losses and not self.targets:
@@ -113,7 +117,8 @@ class AdaptiveAPGD(Attack):
         """Per run, (iterations + 1) passes times `submissions`; for a stand-in, one pass more.
 
         One pass more for the natural images, one for the members' strongest images, one for the
-        result; a warm start is a run of its own, and so is each target of its pool.
+        result; a warm start is a run of its own, and so is each target of its pool. Rounds of
+        `gmsa-min` cost what they cost there, but for the result.
         """
         del norm
         runs = self._runs_of(n_classes)
@@ -121,14 +126,19 @@ class AdaptiveAPGD(Attack):
         if self._seen.stands_in:
             per_run = per_run + Queries(1, 0)
         transferred = (self._ascent + Queries(1, 0)).times(self._transfers_of(n_classes))
-        return Queries(3, 0) + per_run.times(runs) + transferred
+        total = Queries(3, 0) + per_run.times(runs) + transferred
+        if self.rounds:
+            found = self._space.queries(n_classes)
+            total = total + Queries(found.forwards - 2, found.backwards)
+        return total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The ascents of the static base."""
         del norm
         transferred = self.rung == "transfer"
         static = self._runs_of(n_classes) * self.submissions if transferred else 0
-        return self._ascent.times(static + self._transfers_of(n_classes))
+        total = self._ascent.times(static + self._transfers_of(n_classes))
+        return total + self._space.unadapted(n_classes) if self.rounds else total
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
         """All gradients of the ascents, on the rung of that name."""
@@ -143,6 +153,11 @@ class AdaptiveAPGD(Attack):
     def _transfers_of(self, n_classes: int) -> int:
         """How often the static base is attacked for a warm start."""
         return 1 + min(self.pool, n_classes - 1) if self.warm else 0
+
+    @property
+    def _space(self) -> ModelSpace:
+        """The rounds of a pool."""
+        return ModelSpace(rounds=max(1, self.rounds), iterations=self.iterations, rho=self.rho)
 
     @property
     def _seen(self) -> Rung:
@@ -238,4 +253,6 @@ class AdaptiveAPGD(Attack):
             if part.members is not None:
                 images = warm.index_copy(0, part.members, images)
             warm = images
+        if self.rounds and isinstance(target.defense, DynamicDefense):
+            self._space.offer(target, threat, best, parting, draws)
         return best.strongest if self.pool else warm

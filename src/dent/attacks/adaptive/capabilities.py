@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from dent.attacks.protocol import Defense, DynamicDefense
 from dent.support.plural import counted
 
+NOT_AVAILABLE = "not available: "
+"""How the note of an attack begins that a defense does not offer what it takes."""
+
 
 class Unavailable(Exception):  # noqa: N818 (a finding, not an error)
     """A defense does not offer what an attack needs; the message says what is missing."""

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
 from dent.attacks.adaptive.among import Among
 from dent.attacks.adaptive.apgd import Evaluation, apgd, random_start
-from dent.attacks.adaptive.capabilities import Unavailable, adapt_accepts
+from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable, adapt_accepts
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.checks import check_counts, check_rho, effort
 from dent.attacks.losses import LossName, loss_named

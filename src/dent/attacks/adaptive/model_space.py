@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 import torch
 from torch import Tensor
 
-from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
 from dent.attacks.adaptive.apgd import Objective, apgd, random_start
-from dent.attacks.adaptive.capabilities import Unavailable
+from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
 from dent.attacks.adaptive.standing import Parting, rows_of
@@ -142,20 +141,30 @@ class ModelSpace(Attack):
         best, parting = Best(target), Parting(target)
         try:
             exact = Rung("unrolled").view(target.defense) if self.unrolled else None
-            return self._runs(target, threat, best, parting, exact, seed)
+            draws = torch.Generator().manual_seed(seed)
+            return best.outcome(self.offer(target, threat, best, parting, draws, exact))
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.name}: {missing}",))
 
-    def _runs(
+    def offer(
         self,
         target: Querier,
         threat: ThreatModel,
         best: Best,
         parting: Parting,
-        exact: View | None,
-        seed: int,
-    ) -> Outcome:
-        draws = torch.Generator().manual_seed(seed)
+        draws: torch.Generator,
+        exact: View | None = None,
+    ) -> dict[str, Tensor]:
+        """Offer what every round finds; returns who was fooled after each, by its name.
+
+        Args:
+            target: The whole batch.
+            threat: What the attack may do.
+            best: What is offered to.
+            parting: Decides whether members that have fallen are left out.
+            draws: A CPU generator of random starts.
+            exact: The defense itself, where it is one of the ensemble.
+        """
         natural, first_model = _serve(target, best, target.natural)
         fooled_after: dict[str, Tensor] = {}
         ranks: list[int | None] = [None] * self.restarts
@@ -169,7 +178,7 @@ class ModelSpace(Attack):
             models = [first_model]
             for index in range(self.rounds):
                 if best.complete():
-                    return best.outcome(fooled_after)
+                    return fooled_after
                 ascent = apgd(
                     self._objective(part, models, exact, aim),
                     part.natural,
@@ -182,7 +191,7 @@ class ModelSpace(Attack):
                 fooled_after[f"{self.loss}-target-{rank}" if rank else f"round-{index + 1}"] = (
                     best.fooled
                 )
-        return best.outcome(fooled_after)
+        return fooled_after
 
     def _objective(
         self, target: Querier, models: Sequence[View], exact: View | None, aim: Aim

@@ -17,9 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dent.attacks.adaptive.adaptive_apgd import NOT_AVAILABLE
 from dent.attacks.adaptive.apgd import apgd, random_start
-from dent.attacks.adaptive.capabilities import Unavailable, static_base, surrogates_of
+from dent.attacks.adaptive.capabilities import (
+    NOT_AVAILABLE,
+    Unavailable,
+    static_base,
+    surrogates_of,
+)
 from dent.attacks.adaptive.objectives import Aim, mean_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
