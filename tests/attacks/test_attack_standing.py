@@ -10,6 +10,7 @@ from dent.attacks import AttackResult, make
 from dent.attacks.adaptive import Among, Majority
 from dent.attacks.adaptive.standing import Parting
 from dent.attacks.querier import Querier, Queries
+from dent.evaluation.submission.fresh import Origin, fresh
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
@@ -93,6 +94,10 @@ class OwnNoise(Toy):
         return logits + 0.01 * torch.randn(logits.shape, generator=self.draws)
 
 
+def in_an_evaluation(model: nn.Module) -> Any:
+    return fresh(Origin(OwnNoise(model)), 0)
+
+
 def among(model: nn.Module) -> Among:
     x, y = small_images(10), torch.zeros(10, dtype=torch.int64)
     return Among(Toy(model), x, y, torch.arange(10) < 8)
@@ -100,7 +105,15 @@ def among(model: nn.Module) -> Among:
 
 @pytest.mark.parametrize("name", ["adaptive-stop-gradient", "rays"])
 @pytest.mark.parametrize(
-    "make_defense", [Company, Noisy, OwnNoise, among, lambda model: Majority(Noisy(model), 2)]
+    "make_defense",
+    [
+        Company,
+        Noisy,
+        OwnNoise,
+        in_an_evaluation,
+        among,
+        lambda model: Majority(Noisy(model), 2),
+    ],
 )
 def test_a_batch_stays_whole_where_who_has_fallen_may_stand_again(
     make_defense: Any, name: str, monkeypatch: pytest.MonkeyPatch

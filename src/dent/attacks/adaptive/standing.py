@@ -51,7 +51,7 @@ class Parting:
             self._target.batch_dependent
             or isinstance(defense, Among)
             or global_draws(self._target.labels.device) != self._before
-            or kept_generators(defense)
+            or kept_generators(defense, everywhere=True)  # in whatever wraps it, too
         )
 
 
