@@ -61,7 +61,7 @@ _ROUNDS: Final = {
     "restarts": (1, 1, 2),
     "targets": (0, 1, 3),
 }
-_AIMED_ROUNDS: Final = {**_ROUNDS, "targets": (3, 5, 9)}
+_AIMED_ROUNDS: Final = {**_ROUNDS, "targets": (1, 5, 9)}
 _LOSSES: Final = {"losses": "ce+margin"}
 _MARGIN: Final = {"losses": "margin"}
 _RUNS: Final = {"iterations": (20, 50, 100), "restarts": (1, 2, 4)}
@@ -102,7 +102,7 @@ DYNAMIC: Final = (
     ),
     # What breaks single members more.
     Member("fpa", "fpa", {}, _AIMED_ROUNDS),
-    Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS | {"targets": (1, 5, 9)}),
+    Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
     Member(
         "adaptive-stop-gradient",
         "adaptive-stop-gradient",
