@@ -15,7 +15,7 @@ from dent import Dent, DentConfig
 from dent.attacks import Foreign, from_adv_lib, from_foolbox
 from dent.errors import ConfigError, MissingExtraError
 from dent.evaluation import Settings, Subject, evaluate, load_run, verify
-from dent.evaluation.subject import attack_of, attack_spec
+from dent.evaluation.attack_specs import attack_of, attack_spec
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Recorder, linear, small_images
 from tests.evaluation.subjects import make_model, make_subject

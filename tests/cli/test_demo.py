@@ -1,4 +1,4 @@
-"""`dent demo`, of a small model on few images with one short attack."""
+"""`dent demo`, of a small model on few images."""
 
 import json
 import re
@@ -28,7 +28,6 @@ def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_no
     (tmp_path / "own_shown.py").write_text(MODEL)
     monkeypatch.setattr(demo, "MODEL", "own_shown:small")
     monkeypatch.setattr(demo, "SAMPLES", 4)
-    monkeypatch.setattr(demo, "ATTACKS", ("pgd:iterations=1",))
     monkeypatch.chdir(tmp_path)
     ran = here.dent("demo")
     assert ran.code == 0, ran.err
@@ -43,6 +42,8 @@ def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_no
         assert any(found == pytest.approx(ends, abs=0.5) for found in shown)
     assert f"Computed in {lasting(result['timing']['total'])}. These are 4 images" in ran.out
     assert "not that this one is robust" in ran.out
+    assert defended["verdict"]["ruling"] == "no gain", "its model guesses"
+    assert defended["verdict"]["sentence"] in ran.out.replace("\n", " ")
     assert Path("runs/demo/report.html").is_file()
     assert Path("runs/demo/figure.png").is_file()
 

@@ -19,7 +19,7 @@ from dent.distributed import merge as merging
 from dent.evaluation import Settings, evaluate, load_run, remote
 from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.journal import JOURNAL
-from dent.evaluation.shard import Shard
+from dent.evaluation.records.shard import Shard
 from dent.storage.lock import FolderLock
 from dent.support import signals
 from dent.support.signals import Terminated, as_interrupts, kept

@@ -10,8 +10,8 @@ from dent.distributed.tasks import Found, Task, Worker, pack
 from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.plan import Unit
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.run import Work, conduct
-from dent.evaluation.shard import Shard
 
 Dies = Callable[[Task | None], bool]
 """Whether a worker dies now, by what it is doing; asked before it is ready (None) and before every

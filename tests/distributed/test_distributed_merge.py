@@ -24,7 +24,7 @@ from dent.evaluation import (
     verify,
 )
 from dent.evaluation.records.journal import JOURNAL
-from dent.evaluation.shard import Shard
+from dent.evaluation.records.shard import Shard
 from dent.storage.canonical import digest, without_timing
 from tests.distributed.fake_pool import evaluate_by_fakes
 from tests.distributed.toys import contents

@@ -20,11 +20,12 @@ from dent.evaluation import (
     evaluate,
     load_run,
 )
+from dent.evaluation.attack_specs import attack_of, attack_spec
 from dent.evaluation.merge import merge
 from dent.evaluation.records.schema import RunRecord
 from dent.evaluation.records.spec import AttackSpec
 from dent.evaluation.records.upgrade import upgraded
-from dent.evaluation.subject import attack_of, attack_spec, threat_of
+from dent.evaluation.subject import threat_of
 from dent.evaluation.verification.verify import verify
 from dent.storage.canonical import digest
 from dent.threat import NORMS, ThreatModel

@@ -5,6 +5,8 @@ are linear, and it needs no more. Where it is not fooled, what the published sto
 cross-entropy finds.
 """
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,8 +18,17 @@ from dent.attacks.adaptive import AdaptiveAPGD
 from dent.attacks.base import isolated_random_state
 from dent.data.dataset import ArrayDataset
 from dent.defenses import AntiAdversary, Hedge
-from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
+from dent.evaluation import (
+    DefenseResult,
+    EvaluationResult,
+    Settings,
+    Subject,
+    evaluate,
+    load_run,
+    suite,
+)
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.results.decision import decisions
 from dent.evaluation.results.diagnostics import CERTIFICATE
 from dent.evaluation.results.result import Verdict
 from dent.evaluation.results.verdict import FEW_BATCHES, HUGE_EPS
@@ -84,11 +95,12 @@ def run(
     scale: float = 1.0,
     size: int = COUNT,
     transfer: bool = True,
+    out: Path | None = None,
 ) -> EvaluationResult:
     model = linear(scale)
     defenses = {"it": make_defense(model)}
     subject = Subject(model, dataset(), defenses, attacks, ThreatModel("linf", eps))
-    return evaluate(subject, Settings(batch_size=size, transfer=transfer))
+    return evaluate(subject, Settings(batch_size=size, transfer=transfer, until="end"), out=out)
 
 
 def alone(make_defense: Any, attack: Any = AUTOATTACK, **how: Any) -> DefenseResult:
@@ -101,8 +113,21 @@ def alone(make_defense: Any, attack: Any = AUTOATTACK, **how: Any) -> DefenseRes
 def judged(
     make_defense: Any, **how: Any
 ) -> tuple[EvaluationResult, DefenseResult, Verdict, dict[str, bool]]:
-    """What the suite says: all, of the defense, its verdict, and by gate whether it is open."""
-    result = run(make_defense, suite("dynamic", "small"), **how)
+    """What the suite says: all, of the defense, its verdict, and by gate whether it is open.
+
+    A run that stops as soon as no gain is possible must not have stopped on a gain.
+    """
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        result = run(make_defense, suite("dynamic", "small"), out=out, **how)
+        recorded = load_run(out)
+    settings = recorded.run.spec.settings.model_copy(update={"until": "decided"})
+    stopping = recorded.run.spec.model_copy(update={"settings": settings})
+    submitted = {key: r for key, r in recorded.records.items() if r.kind != "certificate"}
+    stopped = decisions(stopping, recorded.plan, submitted)
+    judgement = result.defenses["it"].verdict
+    assert judgement is not None
+    assert not (stopped and judgement.ruling == "robust gain")
     static, found = result.defenses["static"], result.defenses["it"]
     assert found.verdict is not None
     assert static.worst.served.correct == withstands(linear(), X, Y, _radius(result)).sum()

@@ -64,7 +64,7 @@ def run(
     model = static or other()
     chosen = suite("dynamic", "small") if attacks is None else attacks
     subject = Subject(model, dataset(), {"it": defense}, chosen, ThreatModel("linf", eps))
-    return evaluate(subject, Settings(batch_size=12, transfer=transfer))
+    return evaluate(subject, Settings(batch_size=12, transfer=transfer, until="end"))
 
 
 def judged(defense: nn.Module, **how: Any) -> tuple[DefenseResult, Verdict, dict[str, bool]]:

@@ -209,6 +209,13 @@ class Attack(JSONConfig, ABC):
         del batch_size
         return self
 
+    def on_static(self) -> Attack:
+        """The attack as it is on a model that adapts nothing; itself unless it looks through that.
+
+        Attacks that differ only in how they look through an adaptation are equal there.
+        """
+        return self
+
     def longer(self, norm: Norm = "linf") -> Attack | None:
         """The same attack with twice its gradient iterations; None where it has none.
 

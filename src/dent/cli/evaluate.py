@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -14,6 +14,10 @@ _INPUT = "What is evaluated"
 _THREAT = "The attack"
 _RUN = "The run"
 _MANY = "On many processes and machines"
+
+
+SUITE_SAMPLES: Final = 1024
+"""Samples of a suite, where the dataset has them: fewer can only show large gains."""
 
 
 def evaluate_command(
@@ -42,7 +46,12 @@ def evaluate_command(
     ] = "cifar10-sample",
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, help="First N samples; all by default.", rich_help_panel=_INPUT),
+        typer.Option(
+            "--n",
+            min=1,
+            help="First N samples; 1024 of a suite and else all by default.",
+            rich_help_panel=_INPUT,
+        ),
     ] = None,
     defense: Annotated[
         list[str] | None,
@@ -94,6 +103,14 @@ def evaluate_command(
             rich_help_panel=_THREAT,
         ),
     ] = None,
+    to_the_end: Annotated[
+        bool,
+        typer.Option(
+            "--to-the-end",
+            help="Run every attack of the suite, even once no gain is possible any more.",
+            rich_help_panel=_THREAT,
+        ),
+    ] = False,
     protocol: Annotated[
         Literal["frozen", "published"],
         typer.Option(
@@ -214,17 +231,18 @@ def evaluate_command(
     from dent.cli import resolve, running, showing
     from dent.evaluation import Settings, remote
     from dent.evaluation import suite as attacks_of
-    from dent.evaluation.shard import Shard
+    from dent.evaluation.records.shard import Shard
     from dent.evaluation.sweeps import folder_name
     from dent.threat import ThreatModel
 
     swept = resolve.swept(over, mix)
     threat = ThreatModel(norm, eps)
-    if suite is not None or budget is not None:
+    if suite is not None or budget is not None or to_the_end:
         resolve.check_suite(
             suite, attack=attack, iterations=iterations, protocol=protocol, static=static
         )
         mixed = mix is not None or (swept is not None and swept[0] == "mix")
+        n = n or SUITE_SAMPLES
         chosen = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
     else:
         chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
@@ -242,6 +260,7 @@ def evaluate_command(
         transfer=static,
         diagnostics=diagnostics,
         tensors=tensors,
+        until="end" if to_the_end else "decided",
     )
     # On a cluster the workers compute, on devices of their own.
     compute_device = resolve.device(device if how.cluster is None else "cpu")
@@ -255,7 +274,8 @@ def evaluate_command(
         chosen,
         threat,
     )
-    resolve.say_how_many(n, images)
+    if suite is None or n != SUITE_SAMPLES:
+        resolve.say_how_many(n, images)
     with remote.written(out) as place:
         how = replace(how, place=place)
         if swept is not None:

@@ -138,7 +138,9 @@ def check_suite(
         ConfigError: saying what to leave out.
     """
     if suite is None:
-        raise ConfigError("--budget is that of a suite: add --suite dynamic, or leave it out.")
+        raise ConfigError(
+            "--budget and --to-the-end are about a suite: add --suite dynamic, or leave them out."
+        )
     options = {
         "--attack": bool(attack),
         "--iterations": iterations is not None,

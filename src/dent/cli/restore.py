@@ -12,8 +12,9 @@ from dent.config import DentConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, Subject
+from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
-from dent.evaluation.subject import attack_of, attack_spec, is_ours, threat_of
+from dent.evaluation.subject import threat_of
 from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.threat import ThreatModel

@@ -26,10 +26,13 @@ from dent.evaluation import (
 )
 from dent.evaluation import Progress as State
 from dent.evaluation.engine.progress import OnProgress
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.remote import Place
-from dent.evaluation.shard import Shard
+from dent.evaluation.results.decision import left
+from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.sweeps import Over, Value, folder_name, variants
 from dent.support.plural import counted
+from dent.support.rounding import points
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def announce(subject: Subject, settings: Settings, out: Path) -> None:
     """Print the largest cost of a run before it starts; nothing if it will not start."""
     done = _recorded(subject, settings, out)
     if done is not None:
-        _say([estimate(subject, settings)], done, "")
+        cost = estimate(subject, settings)
+        _say([cost], done, "")
+        _say_power(subject, settings, cost)
 
 
 def announce_sweep(
@@ -134,11 +139,9 @@ def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
     except RecordError:
         return 0 if out.is_dir() and not any(out.iterdir()) else None
     is_other_evaluation = recorded.run.spec.newest != describe(subject, settings)
-    return (
-        None
-        if is_other_evaluation or len(recorded.records) == recorded.run.units
-        else len(recorded.records)
-    )
+    if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
+        return None
+    return len(recorded.records)
 
 
 def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
@@ -158,6 +161,23 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None:
+    """Say of a whole suite what its samples can show, and that it may end before."""
+    spec = describe(subject, settings)
+    if spec.schedule == "by-batch":
+        return
+    gain = detectable_gain(spec.samples)
+    shown = "no gain" if gain is None else f"a gain of {points(gain)} points or more"
+    text = f"{counted(spec.samples, 'sample')} can show {shown} (4 runs of 5)."
+    if settings.until == "decided":
+        text += " A defense is attacked until no gain is possible any more"
+        if cost.first_decision is not None:
+            soonest = between(cost.first_decision / 2, cost.first_decision)
+            text += f", at the soonest after about {soonest}"
+        text += "."
+    ERR.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager

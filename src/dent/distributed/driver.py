@@ -5,14 +5,14 @@ The driver alone writes, so nothing is recorded twice. It knows workers as a `Po
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from dent.distributed.cluster import WorkerError
 from dent.distributed.tasks import Found, Task
 from dent.errors import InputError
-from dent.evaluation.records.plan import Unit
+from dent.evaluation.records.plan import Group, Unit
 from dent.evaluation.records.readings import stateful
 from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session
 from dent.evaluation.run import Work
@@ -144,7 +144,13 @@ class _Driver:
     def run(self) -> None:
         for record in self._work.store.done.values():
             self._refuse_memory(record)
-        for group in self._work.groups:
+        for groups in self._work.begun():
+            self._run(groups)
+        self._work.tell()
+
+    def _run(self, groups: Sequence[Group]) -> None:
+        """Have independent groups run."""
+        for group in groups:
             if self._work.left(group):
                 self._todo.append(group)
             else:
@@ -154,7 +160,6 @@ class _Driver:
             for event in self._pool.wait(_POLL):
                 self._take(event)
             self._tell()
-        self._work.tell()
 
     def _staff(self) -> None:
         """Give work to idle workers, and start more workers if there is more work."""
@@ -162,7 +167,7 @@ class _Driver:
             if self._todo and worker not in self._busy:
                 group = self._todo.popleft()
                 self._busy[worker] = group
-                self._pool.give(worker, Task.of(group, self._work.store))
+                self._pool.give(worker, Task.of(group, self._work.store, self._work.needed(group)))
         hands = len(self._entries) + len(self._coming)
         needed = min(self._pool.size, len(self._todo) + len(self._busy))
         for _ in range(needed - hands):
@@ -263,6 +268,8 @@ class _Driver:
 
 def _named(group: tuple[Unit, ...]) -> str:
     first_unit = group[0]
+    if first_unit.kind == "certificate":
+        return f"the certificate of {first_unit.defense}"
     if first_unit.kind == "probe":
         return f"the probe of {first_unit.defense}"
     if first_unit.batch is None:

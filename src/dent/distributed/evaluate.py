@@ -7,10 +7,10 @@ from dent.distributed.cluster import Cluster
 from dent.distributed.driver import drive
 from dent.distributed.ray_pool import RayPool
 from dent.evaluation.engine.progress import OnProgress
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.run import Work, conduct
-from dent.evaluation.shard import Shard
 from dent.evaluation.subject import Subject
 
 

@@ -7,7 +7,7 @@ import io
 import pickle
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from dent.errors import ConfigError, InputError
 from dent.evaluation.engine.execute import Batches, Run, execute, open_run
 from dent.evaluation.records.folder import Memory, Store, packed
-from dent.evaluation.records.plan import Unit
+from dent.evaluation.records.plan import Group, Unit
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import EvaluationSpec, differences
@@ -40,12 +40,18 @@ class Task:
     held: tuple[tuple[JournalRecord, Tensor | None], ...] = ()
 
     @classmethod
-    def of(cls, group: tuple[Unit, ...], store: Store) -> "Task":
-        """Return the units of a group that are left to run, with the records they need."""
+    def of(cls, group: Group, store: Store, before: Sequence[Unit] = ()) -> "Task":
+        """Return the units of a group that are left to run, with the records they need.
+
+        Args:
+            group: The units.
+            store: What is recorded so far.
+            before: Units of earlier rounds that these build on.
+        """
         remaining = tuple(unit for unit in group if unit.key not in store.done)
-        replayed = any(unit.kind in {"transfer", "assembled"} for unit in remaining)
+        replayed = bool(before) or any(unit.kind in {"transfer", "assembled"} for unit in remaining)
         records: list[tuple[JournalRecord, Tensor | None]] = []
-        for unit in group:
+        for unit in (*before, *group):
             record = store.done.get(unit.key)
             if record is None:
                 continue

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RESULT, RunFolder
-from dent.evaluation.records.plan import Unit, groups
+from dent.evaluation.records.plan import rounds
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import differences
+from dent.evaluation.results.decision import left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.summary import summarize
 from dent.storage.canonical import Record, without_timing
@@ -95,7 +97,8 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
                 sync_folder(out.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    missing = [unit for unit in _units(first) if unit.key not in records]
+    done = {key: record for key, (_, record) in records.items()}
+    missing = left(first.run.spec, first.plan, done)
     return Merged(
         path=str(out),
         runs=tuple(str(run.path) for run in runs),
@@ -197,13 +200,16 @@ def _write(
     records: Mapping[str, tuple[RecordedRun, JournalRecord]],
 ) -> None:
     spec, plan = runs[0].run.spec, runs[0].plan
-    for group in groups(spec, plan):
-        complete = all(unit.key in records for unit in group)
+    done = {key: record for key, (_, record) in records.items()}
+    all_done = not left(spec, plan, done)
+    for group in chain.from_iterable(rounds(spec, plan)):
+        by_batch = spec.schedule == "by-batch"
+        complete = all(unit.key in records for unit in group) if by_batch else all_done
         for unit in group:
             if unit.key in records:
                 run, record = records[unit.key]
                 folder.put(record, _tensor(run, record, whole=complete))
-    status = "complete" if len(folder.done) == folder.run.units else "partial"
+    status = "complete" if all_done else "partial"
     folder.update(status=status, sessions=tuple(_sessions(runs)))
     run_record = folder.run
     result = summarize(spec, plan, folder.done, run_record.units, run_record.sessions)
@@ -225,11 +231,6 @@ def _sessions(runs: Sequence[RecordedRun]) -> Iterator[Session]:
     for run in runs:
         sessions += [session for session in run.run.sessions if session not in sessions]
     yield from sorted(sessions, key=lambda session: session.started)
-
-
-def _units(run: RecordedRun) -> Iterator[Unit]:
-    for group in groups(run.run.spec, run.plan):
-        yield from group
 
 
 def _names(first: RecordedRun, second: RecordedRun) -> tuple[str, str]:

@@ -1,9 +1,11 @@
 """Evaluate: the plan, unit by unit, into records, and from them the result."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from dent.evaluation.engine.execute import Batches, execute, open_run
@@ -11,13 +13,14 @@ from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
 from dent.evaluation.records.folder import RESULT, RUN, Memory, RunFolder, Store
-from dent.evaluation.records.plan import Unit, groups, units
+from dent.evaluation.records.plan import Group, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
-from dent.evaluation.records.spec import Settings
+from dent.evaluation.records.shard import Shard
+from dent.evaluation.records.spec import STATIC, Settings
+from dent.evaluation.results.decision import superfluous
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
-from dent.evaluation.shard import Shard
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.support.devices import device_of
 
@@ -67,7 +70,7 @@ class Work:
 
     Attributes:
         prepared: What is evaluated.
-        groups: Independent groups of units, only those of the shard.
+        rounds: The rounds of independent groups of units, only those of the shard.
         store: Where records are kept; existing records are not made again.
         sessions: The processes that work on it.
         tracker: How far it is.
@@ -75,15 +78,50 @@ class Work:
     """
 
     prepared: Prepared
-    groups: tuple[tuple[Unit, ...], ...]
+    rounds: tuple[tuple[Group, ...], ...]
     store: Store
     sessions: Sessions
     tracker: Tracker
     progress: OnProgress | None
 
+    def begun(self) -> Iterator[tuple[Group, ...]]:
+        """Yield round after round, without the defenses that are decided by then."""
+        decided: set[str] = set()
+        for groups_of_round in self.rounds:
+            fresh = self._decided() - decided
+            decided |= fresh
+            self.tracker.leave_out(
+                unit for group in self._all() for unit in self.left(group) if unit.defense in fresh
+            )
+            yield tuple(group for group in groups_of_round if group[0].defense not in decided)
+        for group in self._all():
+            self._forget(group)
+
+    def _decided(self) -> AbstractSet[str]:
+        if len(self.rounds) == 1:  # a part of a run, or one by batch
+            return set()
+        return superfluous(self.prepared.spec, self.prepared.plan, self.store.done)
+
+    def _all(self) -> Iterator[Group]:
+        return chain.from_iterable(self.rounds)
+
     def left(self, group: Sequence[Unit]) -> tuple[Unit, ...]:
         """The units of a group that are not recorded."""
         return tuple(unit for unit in group if unit.key not in self.store.done)
+
+    def needed(self, group: Group) -> tuple[Unit, ...]:
+        """The units of earlier rounds that a group builds on: of its batch, and the probes."""
+        if self.prepared.spec.schedule == "by-batch":
+            return ()
+        names = {STATIC, *(unit.defense for unit in group)}
+        return tuple(
+            unit
+            for other in self._all()
+            for unit in other
+            if unit.defense in names
+            and (unit.kind == "probe" or unit.batch == group[0].batch)
+            and unit not in group
+        )
 
     def count(self, unit: Unit, worker: OpenSession) -> None:
         """Count a recorded unit."""
@@ -91,9 +129,13 @@ class Work:
         self.tracker.count(unit, self.store.done[unit.key])
 
     def close(self, group: Sequence[Unit]) -> None:
-        """Drop the tensors of a group once all its units are recorded."""
+        """Drop the tensors of a group once all its units are recorded and no round needs them."""
+        if self.prepared.spec.schedule == "by-batch":
+            self._forget(group)
+
+    def _forget(self, group: Sequence[Unit]) -> None:
         for unit in group:
-            record = self.store.done[unit.key]
+            record = self.store.done.get(unit.key)
             if isinstance(record, UnitRecord) and unit.kind == "attack":
                 self.store.forget(record)
 
@@ -120,30 +162,32 @@ def conduct(
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
-    unit_groups = tuple(groups(spec, plan))
-    if shard is not None:
-        unit_groups = shard.of_all(unit_groups)
+    # The parts of a run meet only when they are merged: none can tell when the run is decided.
+    unit_rounds = (
+        tuple(rounds(spec, plan)) if shard is None else (shard.of_all(groups(spec, plan)),)
+    )
+    todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
     if out is None or not os.path.exists(Path(out) / RUN):  # otherwise rehearsed before it started
-        rehearse(prepared, (unit for group in unit_groups for unit in group))
+        rehearse(prepared, todo)
 
     def work(store: Store, sessions: Sessions) -> Work:
-        todo = [unit for group in unit_groups for unit in group]
         tracker = Tracker(prepared, todo)
         for unit in todo:
             if unit.key in store.done:
                 tracker.count(unit, store.done[unit.key])
-        return Work(prepared, unit_groups, store, sessions, tracker, progress)
+        return Work(prepared, unit_rounds, store, sessions, tracker, progress)
 
     if out is None:
         memory = Memory()
-        with Sessions(None) as sessions:
+        with Sessions(None, plan) as sessions:
             do(work(memory, sessions))
         count = sum(1 for _ in units(spec, plan))
         return summarize(spec, plan, memory.done, count, sessions.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
-        if any(unit.key not in folder.done for group in unit_groups for unit in group):
-            with Sessions(folder) as sessions:
+        done = set[str]() if shard is not None else superfluous(spec, plan, folder.done)
+        if any(unit.key not in folder.done and unit.defense not in done for unit in todo):
+            with Sessions(folder, plan) as sessions:
                 do(work(folder, sessions))
         run = folder.run
         result = summarize(run.spec, plan, folder.done, run.units, run.sessions)
@@ -156,12 +200,13 @@ def here(work: Work) -> None:
     run = open_run(work.prepared, work.store)
     batches = Batches(run)
     worker = work.sessions.open(new_session(device_of(work.prepared.subject.model)))
-    for group in work.groups:
-        for unit in work.left(group):
-            work.tell((unit, 0.0))
-            execute(run, unit, batches, _within(work, unit))
-            work.count(unit, worker)
-        work.close(group)
+    for unit_groups in work.begun():
+        for group in unit_groups:
+            for unit in work.left(group):
+                work.tell((unit, 0.0))
+                execute(run, unit, batches, _within(work, unit))
+                work.count(unit, worker)
+            work.close(group)
     work.tell()
 
 

@@ -1,20 +1,17 @@
 """What is evaluated: the objects, and their description as recorded values."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
 from torch import nn
 
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
-from dent.attacks import make as make_attack
 from dent.data.dataset import ImageDataset
 from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
-from dent.errors import ConfigError, DentError, InputError
+from dent.errors import ConfigError, InputError
+from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.naming import contradiction
 from dent.evaluation.records.plan import Plan, make_plan
 from dent.evaluation.records.spec import (
@@ -27,10 +24,10 @@ from dent.evaluation.records.spec import (
     Settings,
     ThreatSpec,
 )
-from dent.kinds import class_of, is_registered, kind_of
+from dent.evaluation.suites import scheduled
+from dent.kinds import kind_of
 from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
-from dent.storage.canonical import canonical
 from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
@@ -121,7 +118,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     dataset = subject.dataset
     if len(dataset):
         subject.threat.check_reach(dataset.batch([0])[0].shape[1:], warn=True)
-    return EvaluationSpec(
+    spec = EvaluationSpec(
         model=ModelSpec(
             name=subject.model_name or type(subject.model).__name__,
             kind=kind_of(subject.model),
@@ -143,6 +140,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         ),
         settings=settings,
     )
+    static = subject.lineup(settings).get(STATIC)
+    return scheduled(spec, plain_static=not isinstance(static, DynamicDefense))
 
 
 def _check_mixed(attacks: Sequence[AttackSpec]) -> None:
@@ -182,57 +181,6 @@ def prepare(subject: Subject, settings: Settings) -> Prepared:
 def threat_of(spec: ThreatSpec) -> ThreatModel:
     """The threat model of a record."""
     return ThreatModel(spec.norm, spec.eps, spec.bounds)
-
-
-def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
-    """Describe an attack."""
-    return AttackSpec(
-        name=attack.name,
-        attack=attack.registered if is_registered(attack) else None,
-        kind=kind_of(attack),
-        settings=attack.settings(threat.norm),
-        versions=attack.versions,
-        protocol="published" if getattr(attack, "protocol", "") == "published" else "frozen",
-    )
-
-
-@cache
-def _made(name: str | None, kind: str, settings: str) -> Attack:
-    values: dict[str, Any] = json.loads(settings)
-    if name is not None:
-        return make_attack(name, **values)
-    attack_class: Any = class_of(kind)
-    attack: Attack = attack_class.from_dict(values)
-    return attack
-
-
-def is_ours(spec: AttackSpec) -> bool:
-    """Whether a recorded attack is one of this package, so that it can be made from its record."""
-    if spec.attack is not None:
-        return True
-    attack_class = class_of(spec.kind)
-    return attack_class is not None and issubclass(attack_class, Attack)
-
-
-def attack_of(spec: AttackSpec) -> Attack:
-    """The attack that a record describes, under its recorded name.
-
-    Raises:
-        ConfigError: It is one of the user's own, or has settings that this version does not know.
-    """
-    if not is_ours(spec):
-        raise ConfigError(
-            f"the attack {spec.name!r} ({spec.kind}) is none of this package: a record alone "
-            "cannot make it again"
-        )
-    try:
-        attack = _made(spec.attack, spec.kind, canonical(spec.settings))
-        return replace(attack, name=spec.name)
-    except (DentError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the attack {spec.name!r} cannot be made from its record ({spec.attack}, "
-            f"{spec.settings}): {error}"
-        ) from error
 
 
 def _defense(name: str, defense: Defense) -> DefenseSpec:

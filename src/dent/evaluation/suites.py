@@ -4,15 +4,15 @@ A suite is data. What differs between budgets is how long each attack tries, nev
 attack there are, but for the one that is marked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from dent.attacks import Attack, make
 from dent.errors import ConfigError, UnknownNameError
+from dent.evaluation.attack_specs import attack_of, attack_spec
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
-from dent.evaluation.subject import attack_of, attack_spec
 from dent.threat import Norm, ThreatModel
 
 SuiteName = Literal["dynamic", "dynamic-2", "dynamic-1"]
@@ -230,6 +230,8 @@ _FIRST: Final = (
 """The suite of version 1. It is not run any more."""
 
 VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: _SECOND, 3: DYNAMIC}
+_BY_ATTACK: Final = 3
+"""The first version that runs attack by attack."""
 VERSION: Final = max(VERSIONS)
 """Of `dynamic`. Runs of the older ones are known by them."""
 
@@ -361,6 +363,58 @@ def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
     return None
 
 
+def scheduled(spec: EvaluationSpec, *, plain_static: bool) -> EvaluationSpec:
+    """An evaluation with its schedule: by attack where it runs the whole suite, else by batch.
+
+    Args:
+        spec: The evaluation, by batch.
+        plain_static: The static model adapts nothing, so that attacks that differ in how they look
+            through an adaptation do the same on it.
+    """
+    coverage = coverage_of(spec) if spec.has_static else None
+    if coverage is None or coverage.version < _BY_ATTACK:
+        return spec
+    same = _same_on_static(spec) if plain_static else {}
+    return spec.model_copy(update={"schedule": "by-attack", "same_on_static": same})
+
+
+def _same_on_static(spec: EvaluationSpec) -> dict[str, str]:
+    entries = [entry for entry in spec.attacks if entry.protocol == "frozen"]
+    attacks = [attack for entry in entries if (attack := _made(entry)) is not None]
+    return same_on_static(attacks, len(spec.dataset.classes), spec.threat.norm)
+
+
+def same_on_static(attacks: Sequence[Attack], classes: int, norm: Norm) -> dict[str, str]:
+    """By attack that another one makes superfluous on a static model, that other one.
+
+    Args:
+        attacks: The attacks, with different names.
+        classes: Number of classes.
+        norm: Of the threat model.
+    """
+    there = {attack.name: attack.on_static() for attack in attacks}
+    cost = {attack.name: sum(attack.queries(classes, norm)) for attack in attacks}
+    same: dict[str, str] = {}
+    # The cheapest of equals is the one that stays.
+    for name in sorted(there, key=lambda each: -cost[each]):
+        for other, candidate in there.items():
+            if other != name and other not in same and candidate.covers(there[name], norm):
+                same[name] = other
+                break
+    return {name: _last(same, other) for name, other in same.items()}
+
+
+def _last(same: Mapping[str, str], name: str) -> str:
+    return _last(same, same[name]) if name in same else name
+
+
+def _made(entry: AttackSpec) -> Attack | None:
+    try:
+        return attack_of(entry)
+    except ConfigError:  # a custom attack, or of an unknown version
+        return None
+
+
 def looks_through(spec: EvaluationSpec) -> bool:
     """Whether an attack of an evaluation follows the exact gradient."""
     return any(map(is_exact, spec.attacks))
@@ -382,6 +436,16 @@ def stand_of(attack: AttackSpec) -> Stand:
         return "transfer"
     weaker = attack.attack == "adaptive-fewer-steps" or attack.settings.get("warm") is True
     return "other" if weaker else "white-box"
+
+
+AttackKind = Literal["white-box", "queries", "transfer", "other"]
+
+
+def kind_of_attack(attack: AttackSpec) -> AttackKind | None:
+    """What an attack follows, as far as its record tells; None of a custom attack."""
+    if attack.attack is None:
+        return None
+    return "queries" if attack.attack in ("square", "rays") else stand_of(attack)
 
 
 def is_model_space(attack: AttackSpec) -> bool:

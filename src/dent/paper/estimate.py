@@ -11,7 +11,7 @@ import torch
 from dent import models
 from dent.attacks import Attack, make_from
 from dent.config import DentConfig
-from dent.evaluation.suites import suite
+from dent.evaluation.suites import same_on_static, suite
 from dent.paper.planning import PaperPlan, PlannedRun
 from dent.paper.scales import Chosen
 
@@ -130,6 +130,9 @@ def _time(chosen: Chosen, device: torch.device) -> float:
 
 def _of_defense(run: PlannedRun, defense: DentConfig | None) -> float:
     attacks = suite("dynamic", run.suite) if run.suite else tuple(map(make_from, run.attacks))
+    if run.suite and defense is None:
+        same = same_on_static(attacks, _CLASSES.get(run.model.dataset, 10), run.norm)
+        attacks = tuple(attack for attack in attacks if attack.name not in same)
     answer = 1 + _STEP * (0 if defense is None else defense.steps)
     dynamic = defense is not None
     per_batch = max(1, round((run.mix or 1.0) * run.batch_size))

@@ -8,8 +8,9 @@ from typing import Any
 from dent import attacks, data, models
 from dent import defenses as reference
 from dent.errors import DentError
+from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
-from dent.evaluation.subject import attack_spec, threat_of
+from dent.evaluation.subject import threat_of
 from dent.evaluation.suites import exactly
 from dent.report.loading import LoadedRun
 
@@ -71,8 +72,9 @@ def _model(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     dataset = spec.dataset
     words = ["--dataset", dataset.name]
-    if spec.settings.n is not None:
-        words += ["--n", str(spec.settings.n)]
+    n = spec.settings.n or (spec.samples if exactly(spec) else None)  # a suite does not take all
+    if n is not None:
+        words += ["--n", str(n)]
     if dataset.name not in data.names() or dataset.split != "test":
         caveat = f"the dataset {dataset.name!r}, split {dataset.split!r}, digest {dataset.digest}"
         return words, [caveat]
@@ -100,7 +102,8 @@ def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     suite = exactly(spec)
     if suite is not None:
         name, budget = suite
-        return ["--suite", name, "--budget", budget], []
+        words = ["--suite", name, "--budget", budget]
+        return [*words, *(["--to-the-end"] if spec.settings.until == "end" else [])], []
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):

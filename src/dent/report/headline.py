@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from dent.evaluation import AttackSummary, Count, DefenseResult, Difference, EvaluationResult
-from dent.evaluation.records.spec import STATIC
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.report import wording
 from dent.report.flags import Flag, Flags, of_one
 from dent.support import rounding
@@ -134,7 +134,7 @@ def headline(result: EvaluationResult, flags: Flags | None = None) -> Headline:
     for name, defense in result.defenses.items():
         marks = flags.marks(result, name)
         marks_of_both = flags.marks_of_difference(result, name)
-        cells_by_key = dict(_cells(defense, marks, marks_of_both))
+        cells_by_key = dict(_cells(defense, result.spec, marks, marks_of_both))
         if defense.difference is not None:
             cells_by_key[STATIC_WORST] = of_count(
                 defense.difference.static, flags.marks(result, STATIC)
@@ -149,10 +149,8 @@ def _columns(result: EvaluationResult) -> Iterator[Column]:
     yield Column(NATURAL, "clean")
     if any(defense.bystanders.total for defense in defenses):
         yield Column(BYSTANDERS, "clean members")
-    kinds = dict.fromkeys(
-        (summary.kind, summary.attack) for defense in defenses for summary in defense.attacks
-    )
-    for kind, attack in sorted(kinds, key=lambda submission: list(_SUBMITTED).index(submission[0])):
+    keys = dict.fromkeys(key for defense in defenses for key in submitted(defense, result.spec))
+    for kind, attack in sorted(keys, key=lambda submission: list(_SUBMITTED).index(submission[0])):
         yield Column(_key(kind, attack), _SUBMITTED[kind].format(attack))
     yield Column(WORST, "worst case")
     if STATIC in result.defenses:
@@ -163,14 +161,34 @@ def _columns(result: EvaluationResult) -> Iterator[Column]:
     yield Column(COST, "cost")
 
 
+def submitted(
+    defense: DefenseResult, spec: EvaluationSpec
+) -> dict[tuple[str, str | None], AttackSummary]:
+    """What was submitted to a defense, by kind and attack, as tables show it.
+
+    A run by attack assembles a batch after every attack: the last one counts. Attacks that did not
+    run there, because nothing was left to decide, have no column.
+    """
+    if spec.schedule == "by-batch":
+        return {(each.kind, each.attack): each for each in defense.attacks}
+    return {
+        (each.kind, None if each.kind == "assembled" else each.attack): each
+        for each in defense.attacks
+        if each.batches
+    }
+
+
 def _cells(
-    defense: DefenseResult, marks: tuple[Flag, ...], marks_of_both: tuple[Flag, ...]
+    defense: DefenseResult,
+    spec: EvaluationSpec,
+    marks: tuple[Flag, ...],
+    marks_of_both: tuple[Flag, ...],
 ) -> Iterator[tuple[str, Cell]]:
     yield NATURAL, of_count(defense.natural, marks)
     if defense.bystanders.total:
         yield BYSTANDERS, of_count(defense.bystanders, marks)
-    for attack in defense.attacks:
-        yield _key(attack.kind, attack.attack), _of_attack(attack, marks)
+    for (kind, name), attack in submitted(defense, spec).items():
+        yield _key(kind, name), _of_attack(attack, marks)
     yield WORST, of_count(defense.worst.served, marks)
     yield DIFFERENCE, of_difference(defense.difference, marks_of_both)
     if defense.verdict is not None:

@@ -91,7 +91,8 @@ def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:
         without = tuple(
             name
             for name in _dynamic(result)
-            if not any(
+            if result.defenses[name].decided is None
+            and not any(
                 attack.ran and attack.attack in names for attack in result.defenses[name].attacks
             )
         )

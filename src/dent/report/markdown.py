@@ -149,7 +149,8 @@ def _attacks(name: str, defense: DefenseResult, flagged: Sequence[Flag]) -> Iter
         "submitted", "served", "claimed", "said to fall, served right", "served wrong, not said"
     )
     yield _row("natural images", f"{wording.count(defense.natural)}{marks}", "", "", "")
-    for attack in defense.attacks:
+    ran = [attack for attack in defense.attacks if attack.batches or defense.decided is None]
+    for attack in ran:
         yield _row(
             escape(wording.submission(attack)),
             f"{wording.count(attack.served)}{marks}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
@@ -112,6 +112,16 @@ class AdaptiveAPGD(Attack):
     def registered(self) -> str:
         """`adaptive-` and the rung."""
         return f"adaptive-{self.rung}"
+
+    def on_static(self) -> AdaptiveAPGD:
+        """Every rung but the transfer, which goes on after success, is the exact gradient.
+
+        What is chosen for an adaptation has no use there: a start, shorter strides, a hinge.
+        """
+        rung: RungName = self.rung if self.rung == "transfer" else "unrolled"
+        losses = tuple(dict.fromkeys("margin" if loss == "hinge" else loss for loss in self.losses))
+        plain = replace(self, rung=rung, steps=None, losses=losses, stride=2.0)
+        return replace(plain, warm=False, pool=0, rounds=0)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Per run, (iterations + 1) passes times `submissions`; for a stand-in, one pass more.

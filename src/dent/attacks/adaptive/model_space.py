@@ -17,7 +17,7 @@ The worst submission of all rounds is kept: per batch where the defense is batch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 
@@ -97,6 +97,10 @@ class ModelSpace(Attack):
     def default_name(self) -> str:
         """The ensemble's, with `-unrolled`."""
         return self.ensemble + ("-unrolled" if self.unrolled else "")
+
+    def on_static(self) -> ModelSpace:
+        """One model space of one model: all ensembles are the same."""
+        return replace(self, ensemble="fpa", unrolled=False)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Three, and in every round each model's passes in every iteration, and one that is served.

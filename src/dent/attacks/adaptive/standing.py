@@ -36,7 +36,7 @@ class Parting:
         """The members to attack on: those that still stand, or the whole batch.
 
         Args:
-            fallen: bool (N,), the members of whom nothing more is asked.
+            fallen: bool (N,), the members that are asked no more.
         """
         if self._allowed is None:
             self._allowed = self._is_apart()

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from functools import partial
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ from dent.attacks.adaptive import Rung, Unavailable
 from dent.attacks.base import isolated_random_state
 from dent.attacks.querier import View
 from dent.errors import InputError
-from dent.evaluation.probe.unit import probe_passes
-from dent.evaluation.records.plan import Plan, Unit, units
+from dent.evaluation.probe.unit import certificate_passes, probe_passes
+from dent.evaluation.records.plan import Plan, Unit, rounds, units
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.evaluation.submission.fresh import Origin
@@ -27,6 +28,8 @@ from dent.support.devices import device_of
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
+_FIRST_ROUNDS = 3
+"""Rounds of a run by attack before the first attack on a defense."""
 _BACKWARD = 2  # forwards, in what a backward costs
 
 
@@ -69,6 +72,9 @@ class CostEstimate(Record):
     units: int
     tensor_bytes: int
     """What the run folder will hold of adversarial images."""
+    first_decision: float | None
+    """Seconds until a run of the whole suite can first stop, by the slower measurement: the static
+    model is attacked then, and what broke it is submitted to the defenses. Null of other runs."""
     measured_on: int
     """Images that were timed, and the times scaled to a batch by their number."""
 
@@ -94,8 +100,12 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     planned: dict[str, list[Unit]] = defaultdict(list)
     for unit in units(spec, plan):
         planned[unit.defense].append(unit)
+    begins = chain.from_iterable(chain.from_iterable(islice(rounds(spec, plan), _FIRST_ROUNDS)))
+    early: dict[str, list[Unit]] = defaultdict(list)
+    for unit in begins:
+        early[unit.defense].append(unit)
     guard = Guard(subject.model, spec.model.weights)
-    costs = {}
+    costs, first_decision = {}, 0.0
     for name, defense in subject.lineup(settings).items():
         passes = _passes(prepared, planned[name])
         with put_back(defense):
@@ -109,6 +119,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
                 guard.check_copy(name, instance, thorough=True)
             guard.check(name)
         fast, slow = sorted(timings, key=passes.seconds)
+        first_decision += scale * _passes(prepared, early[name]).seconds(slow)
         answer, gradient, exact, _ = slow
         costs[name] = DefenseCost(
             answer_seconds=answer * scale,
@@ -134,6 +145,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         defenses=costs,
         units=sum(map(len, planned.values())),
         tensor_bytes=kept_images * x[0].numel() * 4,
+        first_decision=first_decision if spec.schedule == "by-attack" else None,
         measured_on=len(x),
     )
 
@@ -226,8 +238,8 @@ def _passes(prepared: Prepared, planned: list[Unit]) -> _Passes:
     answers, gradients, unrolled, static = 0, 0, 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
-        if unit.kind == "probe":
-            probe = probe_passes(prepared)
+        if unit.kind in ("probe", "certificate"):
+            probe = (probe_passes if unit.kind == "probe" else certificate_passes)(prepared)
             answers += probe.forwards - probe.backwards
             gradients += probe.backwards
             continue

@@ -4,22 +4,25 @@ A unit depends on its batch, its defense and its seed alone, never on which unit
 this process. That is what lets a run be resumed, and batches be run elsewhere.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from dent.attacks import AttackResult
+from dent.attacks import Attack, AttackResult, Defense
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.attacks.adaptive.among import among
 from dent.attacks.querier import NoGradientError
 from dent.errors import DataError
-from dent.evaluation.probe.unit import probe_record
+from dent.evaluation.engine.carry import carried
+from dent.evaluation.probe.unit import certificate_record, probe_record
 from dent.evaluation.records.folder import Store
 from dent.evaluation.records.plan import Batch, Plan, Unit, candidates, seed_of
-from dent.evaluation.records.schema import UnitRecord, UnitTiming
+from dent.evaluation.records.schema import CertificateRecord, ProbeRecord, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results import tells
 from dent.evaluation.results.scoring import Piece, piece_of
@@ -34,6 +37,8 @@ from dent.storage.errors import RecordError
 from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
+_KEPT_BYTES: Final = 2**29
+"""Of batches, and of copies of defenses, that are kept in case they are needed again."""
 Within = Callable[[int, int], None]
 """Called by an attack after every pass with (passes done, passes planned)."""
 
@@ -47,14 +52,14 @@ class Run(Prepared):
         store: Where records are kept.
         guard: Notices a defense that writes into the static model.
         surrogates: Other models to transfer from.
-        submitters: By defense, the batch submitted last, and what submits it.
+        submitters: By defense and batch, what submits it; those used last.
     """
 
     stream: Stream
     store: Store
     guard: Guard
     surrogates: Mapping[str, nn.Module]
-    submitters: dict[str, tuple[int, Submitter]] = field(default_factory=dict)
+    submitters: OrderedDict[tuple[str, int], Submitter] = field(default_factory=OrderedDict)
 
     @property
     def threat(self) -> ThreatModel:
@@ -80,13 +85,12 @@ def open_run(prepared: Prepared, store: Store) -> Run:
 
 
 class Batches:
-    """Loads batches onto the model's device, and keeps the last one."""
+    """Loads batches onto the model's device, and keeps the last ones."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._device = device_of(run.subject.model)
-        self._index: int | None = None
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._held: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
 
     def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) and labels (N,).
@@ -94,15 +98,18 @@ class Batches:
         Raises:
             DataError: The dataset's labels are no longer those of the plan.
         """
-        if self._held is None or self._index != batch.index:
+        if batch.index not in self._held:
             x, y = self._run.subject.dataset.batch(batch.positions)
             if tuple(y.tolist()) != batch.labels:
                 raise DataError(
                     f"the dataset {self._run.spec.dataset.name!r} gives other labels for batch "
                     f"{batch.index} than when the plan was made: a dataset must not change"
                 )
-            self._held, self._index = (x.to(self._device), y.to(self._device)), batch.index
-        return self._held
+            self._held[batch.index] = x.to(self._device), y.to(self._device)
+            while len(self._held) > 1 and len(self._held) * x.nbytes > _KEPT_BYTES:
+                self._held.popitem(last=False)
+        self._held.move_to_end(batch.index)
+        return self._held[batch.index]
 
 
 def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None) -> None:
@@ -118,6 +125,11 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         probed = probe_record(origin, unit, run.subject, run.spec, loaded, guard=run.guard)
         run.guard.check(unit.defense, thorough=True)
         run.store.put(probed)
+        return
+    if unit.kind == "certificate":
+        certificate = certify(run, unit, batches)
+        run.guard.check(unit.defense, thorough=True)
+        run.store.put(certificate)
         return
     members = members_of(run.plan, unit)
     seed = unit_seed(run.spec, unit)
@@ -152,6 +164,24 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     run.store.put(record, adversarial if unit.kind == "attack" else None)
 
 
+def certify(
+    run: Run, unit: Unit, batches: Batches, *, follow_ups: bool = True
+) -> CertificateRecord:
+    """Check the gradient of a defense that the run has probed."""
+    probed = run.store.done.get(Unit("probe", unit.defense, None, 0).key)
+    if not isinstance(probed, ProbeRecord):
+        raise RecordError(f"{unit.key} comes before the probe of its defense")
+    return certificate_record(
+        run.stream.origin(unit.defense, 0),
+        unit,
+        run.subject,
+        run.spec,
+        batches.load(run.plan.batches[0]),
+        differentiable=probed.zero_gradients is not None,
+        follow_ups=follow_ups,
+    )
+
+
 def submit_unit(
     run: Run, unit: Unit, adversarial: Tensor | None, batches: Batches
 ) -> list[Answers]:
@@ -177,10 +207,10 @@ def submit_unit(
 
 
 def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
-    """The submitter for a defense and a batch; the last one of each defense is cached."""
-    index, submitter = run.submitters.get(defense, (None, None))
-    if submitter is None or index != batch.index:
-        submitter = Submitter(
+    """The submitter for a defense and a batch; the last ones are kept, with what they know."""
+    key = defense, batch.index
+    if key not in run.submitters:
+        run.submitters[key] = Submitter(
             name=defense,
             origin=run.stream.origin(defense, batch.index),
             natural=natural,
@@ -188,8 +218,14 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
             seed=serve_seed(run.spec.settings.seed, batch.index),
             attacked=batch.attacked,
         )
-        run.submitters[defense] = (batch.index, submitter)
-    return submitter
+        size = 2 * sum(tensor.nbytes for tensor in run.subject.model.state_dict().values())
+        while (
+            len(run.submitters) > len(run.spec.defenses)
+            and len(run.submitters) * size > _KEPT_BYTES
+        ):
+            run.submitters.popitem(last=False)
+    run.submitters.move_to_end(key)
+    return run.submitters[key]
 
 
 def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
@@ -243,39 +279,91 @@ def _submission(
     if unit.kind == "assembled":
         adversarial, sources = assembled(run, unit, members[0])
         return adversarial, {"sources": sources}, 0.0
-    result = _attack(run, unit, members, batches, seed, within)
+    attack = partial(_attack(run, unit), threat=run.threat, seed=seed, progress=within)
+    defense = fresh(run.stream.origin(unit.defense, members[0].index), seed, run.surrogates)
+    if len(members) == 1:
+        return _attack_batch(run, unit, members[0], batches, defense, attack)
+    loaded = [batches.load(batch) for batch in members]
+    x, y = (torch.cat(tensors) for tensors in zip(*loaded, strict=True))
+    result = attack(defense, x, y)
     return result.adversarial, _of_attack(result), result.seconds
 
 
-def _attack(
+def _attack(run: Run, unit: Unit) -> Attack:
+    return run.subject.attack(unit.attack or "")
+
+
+def _attack_batch(
     run: Run,
     unit: Unit,
-    members: tuple[Batch, ...],
+    batch: Batch,
     batches: Batches,
-    seed: int,
-    within: Within | None,
+    defense: Defense,
+    attack: Callable[..., AttackResult],
+) -> tuple[Tensor, dict[str, Any], float]:
+    """Attack the members of a batch that stand; the others keep the image that broke them."""
+    x, y = batches.load(batch)
+    images, attacked = x[: batch.attacked], y[: batch.attacked]
+    broke = carried(run.spec, batch, unit, run.store.done)
+    standing = torch.tensor([record is None for record in broke], device=x.device)
+    if not bool(standing.any()):
+        result = _not_attacked(images[:0])
+    else:
+        target = among(defense, x, y, batch.attacked)
+        result = _try(run, attack, target, images[standing], attacked[standing])
+    if bool(standing.all()):
+        return result.adversarial, _of_attack(result), result.seconds
+    adversarial = carried_images(run, broke, images)
+    adversarial[standing] = result.adversarial.to(images)
+    described = _of_attack(_widened(result, standing))
+    described["carried"] = tuple((~standing).tolist())
+    return adversarial, described, result.seconds
+
+
+def carried_images(run: Run, broke: Sequence[UnitRecord | None], natural: Tensor) -> Tensor:
+    """The images that broke the members that are left out, the natural ones of all others."""
+    images = natural.clone()
+    for record in {record.key: record for record in broke if record is not None}.values():
+        if record.kind != "natural":
+            rows = [record is source for source in broke]
+            images[: len(broke)][rows] = run.store.adversarial(_owner(run, record)).to(images)[rows]
+    return images
+
+
+def _try(
+    run: Run, attack: Callable[..., AttackResult], target: Defense, x: Tensor, y: Tensor
 ) -> AttackResult:
-    origin = run.stream.origin(unit.defense, members[0].index)
-    defense = fresh(origin, seed, run.surrogates)
-    attack = run.subject.attack(unit.attack or "")
-    if len(members) == 1:
-        x, y = batches.load(members[0])
-        attacked = members[0].attacked
-        target = among(defense, x, y, attacked)
-        x, y = x[:attacked], y[:attacked]
-        try:
-            return attack(target, x, y, run.threat, seed=seed, progress=within)
-        except NoGradientError as missing:
-            if not looks_through(run.spec):  # of a suite, other attacks fit it
-                raise
-            return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
-    loaded = [batches.load(batch) for batch in members]
-    x, y = (torch.cat(tensors) for tensors in zip(*loaded, strict=True))
-    return attack(defense, x, y, run.threat, seed=seed, progress=within)
+    try:
+        return attack(target, x, y)
+    except NoGradientError as missing:
+        if not looks_through(run.spec):  # of a suite, other attacks fit it
+            raise
+        return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
 
 
-def _not_attacked(x: Tensor, note: str) -> AttackResult:
-    """The natural images, where an attack does not fit the defense."""
+def _widened(result: AttackResult, standing: Tensor) -> AttackResult:
+    """A result about all members, of which those that had fallen before were not attacked."""
+
+    def over_all(fooled: Tensor) -> Tensor:
+        whole = torch.ones_like(standing)
+        whole[standing] = fooled.to(whole)
+        return whole
+
+    def counts(values: tuple[int, ...]) -> tuple[int, ...]:
+        each = iter(values)
+        return tuple(next(each) if stands else 0 for stands in standing.tolist())
+
+    return replace(
+        result,
+        fooled=over_all(result.fooled),
+        fooled_after={name: over_all(part) for name, part in result.fooled_after.items()},
+        gradients=counts(result.gradients),
+        zero_by_member=counts(result.zero_by_member),
+    )
+
+
+def _not_attacked(x: Tensor, *notes: str) -> AttackResult:
+    """The natural images, where an attack does not fit the defense or nobody stands."""
     zeros = (0,) * len(x)
     return AttackResult(
         adversarial=x,
@@ -287,7 +375,7 @@ def _not_attacked(x: Tensor, note: str) -> AttackResult:
         non_finite=0,
         gradients=zeros,
         zero_by_member=zeros,
-        notes=(note,),
+        notes=notes,
     )
 
 
@@ -308,7 +396,7 @@ def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ..
     """For each member the image that first broke it, or else the strongest submission's image."""
     records = [
         _unit_record(run, Unit(kind, unit.defense, attack, unit.batch))
-        for kind, attack in candidates(run.spec, unit.defense)
+        for kind, attack in candidates(run.spec, unit.defense, unit.attack)
     ]
     pieces = [piece_of(batch, record) for record in records]
     strongest = min(range(len(records)), key=lambda index: sum(pieces[index].chooses))

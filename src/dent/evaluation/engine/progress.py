@@ -1,16 +1,16 @@
 """How far a run is, how long it will take, and what it has found so far."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from dent.evaluation.probe.unit import probe_passes
+from dent.evaluation.probe.unit import certificate_passes, probe_passes
 from dent.evaluation.records.plan import Plan, Unit
 from dent.evaluation.records.schema import JournalRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec
-from dent.evaluation.results.scoring import Rights, Scorer, worst_of_batch
+from dent.evaluation.results.scoring import Rights, Scorer, is_partial, worst_of_batch
 from dent.evaluation.results.worst_case import by_sample, dependence_of
 from dent.evaluation.subject import Prepared
 from dent.evaluation.submission.submitter import submissions_per_batch
@@ -51,6 +51,10 @@ _Group = tuple[str, str, str | None]
 """Kind, defense and attack: units that cost the same."""
 
 
+_APART: Final = ("probe", "certificate")
+"""Kinds of units that submit no batch of the plan."""
+
+
 class Passes(NamedTuple):
     """What a unit costs at most, in forward passes of one batch.
 
@@ -74,8 +78,9 @@ class Passes(NamedTuple):
 
 def passes_of(prepared: Prepared, unit: Unit) -> Passes:
     """What a unit costs at most; nothing adapts in the static model."""
-    if unit.kind == "probe":
-        return Passes(float(sum(probe_passes(prepared))), 0.0)
+    if unit.kind in _APART:
+        passes = probe_passes if unit.kind == "probe" else certificate_passes
+        return Passes(float(sum(passes(prepared))), 0.0)
     subject, plan = prepared.subject, prepared.plan
     batches = len(plan.batches) if unit.batch is None else 1
     total, cheap = float(submissions_per_batch(unit.kind) * batches), 0.0
@@ -95,14 +100,17 @@ class Tally:
         spec: The defense.
         plan: The batches.
         planned: Its units: of the run, or of its shard.
+        partly: Count batches of which not all that is planned is recorded.
 
     Attributes:
         natural: (correct, of) attacked members in their natural batch.
         robust: (correct, of) in the worst case, on the batches of which all is recorded.
     """
 
-    def __init__(self, spec: DefenseSpec, plan: Plan, planned: Sequence[Unit]) -> None:
-        self._spec, self._scorer = spec, Scorer(plan, planned)
+    def __init__(
+        self, spec: DefenseSpec, plan: Plan, planned: Sequence[Unit], *, partly: bool = False
+    ) -> None:
+        self._spec, self._scorer = spec, Scorer(plan, planned, partly=partly)
         self._natural: dict[int, Rights] = {}
         self._worst: dict[int, Rights] = {}
         self._by_sample = not spec.batch_dependent
@@ -150,6 +158,7 @@ class Tracker:
                 defense,
                 prepared.plan,
                 [planned for planned in units if planned.defense == defense.name],
+                partly=is_partial(prepared.spec, defense.name),
             )
             for defense in prepared.spec.defenses
         }
@@ -170,6 +179,13 @@ class Tracker:
         if record.timing.static is not None:
             self._static.append(record.timing.static)
         self._tallies[unit.defense].count(unit, record)
+
+    def leave_out(self, units: Iterable[Unit]) -> None:
+        """Drop units that will not run."""
+        dropped = set(units) & set(self._units)
+        self._units = tuple(unit for unit in self._units if unit not in dropped)
+        for unit in dropped:
+            self._left[_group(unit)] -= 1
 
     def state(self, running: Sequence[tuple[Unit, float]], elapsed: float) -> Progress:
         """Where the run stands.
@@ -244,7 +260,7 @@ class Tracker:
         """
         kind, defense, _ = group
         timed = [key for key, times in self._times.items() if times and key[1] == defense]
-        units = [key for key in timed if key[0] != "probe"]
+        units = [key for key in timed if key[0] not in _APART]
         nearest = [key for key in units if key[0] == kind] or units or timed
         paces = [
             self._passes[key].pace(fmean(self._times[key]), self._of_static()) for key in nearest
@@ -256,7 +272,7 @@ class Tracker:
         if self._static:
             return fmean(self._static)
         static_groups = [
-            group for group in self._times if group[1] == STATIC and group[0] != "probe"
+            group for group in self._times if group[1] == STATIC and group[0] not in _APART
         ]
         passes = sum(
             self._passes[group].adapted * len(self._times[group]) for group in static_groups

@@ -6,8 +6,10 @@ from contextlib import nullcontext, suppress
 from typing import Literal, Self
 
 from dent.evaluation.records.folder import RunFolder
+from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.provenance import later, now
-from dent.evaluation.records.schema import ProbeRecord, Session, UnitRecord
+from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.results.decision import left
 from dent.storage.errors import RecordError
 
 SessionEnd = Literal["complete", "interrupted", "failed"]
@@ -25,9 +27,9 @@ class OpenSession:
         self._began = time.perf_counter()
         self._timing = dict.fromkeys(("total", "attack", "serve", "probe"), 0.0)
 
-    def count(self, record: UnitRecord | ProbeRecord) -> None:
+    def count(self, record: JournalRecord) -> None:
         """Count a unit that the process ran."""
-        if isinstance(record, ProbeRecord):
+        if not isinstance(record, UnitRecord):
             self._timing["probe"] += record.timing.total
         self._timing["attack"] += record.timing.attack
         self._timing["serve"] += record.timing.serve + (record.timing.static or 0.0)
@@ -48,10 +50,11 @@ class Sessions:
 
     Args:
         folder: The run; None where nothing is written.
+        plan: Its batches.
     """
 
-    def __init__(self, folder: RunFolder | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder | None, plan: Plan) -> None:
+        self._folder, self._plan = folder, plan
         self._entries: list[OpenSession] = []
         self._began = time.perf_counter()
 
@@ -77,6 +80,11 @@ class Sessions:
         recorded = () if self._folder is None else self._folder.run.sessions
         return (*recorded, *self.sessions)
 
+    def _missing(self) -> bool:
+        """Whether units are left to run."""
+        folder = self._folder
+        return folder is not None and bool(left(folder.spec, self._plan, folder.done))
+
     def __enter__(self) -> Self:
         if self._folder is not None:
             self._folder.update(status="running")
@@ -91,8 +99,7 @@ class Sessions:
             entry.end(outcome, message)
         if self._folder is None:
             return
-        all_done = len(self._folder.done) == self._folder.run.units
-        status = "partial" if outcome == "complete" and not all_done else outcome
+        status = "partial" if outcome == "complete" and self._missing() else outcome
         # If the disk is full, the error that ends the run matters more than its sessions.
         with suppress(RecordError) if kind is not None else nullcontext():
             self._folder.session(*self.sessions)

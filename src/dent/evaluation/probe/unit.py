@@ -1,7 +1,7 @@
 """The unit that probes a defense with the first batch, and its record."""
 
 import math
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from dent.evaluation.probe import gradient_check
 from dent.evaluation.probe.follow_ups import huge_eps, huge_passes, more_iterations, passes
 from dent.evaluation.probe.questions import Probe, few_of
 from dent.evaluation.records.plan import Unit, seed_of
-from dent.evaluation.records.schema import FollowUp, GradientRecord, ProbeRecord, UnitTiming
+from dent.evaluation.records.schema import CertificateRecord, ProbeRecord, UnitTiming
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.submission.fresh import Origin
@@ -26,10 +26,18 @@ _PAIRS: Final = 12
 
 def probe_passes(prepared: Prepared) -> Queries:
     """Return the passes of the first batch that a probe takes; more if the defense keeps state."""
+    size = prepared.plan.batches[0].size
+    total = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
+    if prepared.spec.schedule == "by-attack":
+        return total
+    return total + certificate_passes(prepared)
+
+
+def certificate_passes(prepared: Prepared) -> Queries:
+    """Return the passes of the first batch that the certificate and the extra attacks take."""
     subject, spec = prepared.subject, prepared.spec
     size = prepared.plan.batches[0].size
-    few = few_of(size)
-    total = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
+    few, total = few_of(size), Queries(0, 0)
     if looks_through(spec):
         total = total + gradient_check.passes(size) + huge_passes(spec)
     if spec.settings.diagnostics == "cheap":
@@ -71,22 +79,11 @@ def probe_record(
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     correct, useless = probe.gradients()
     repeated, (again, again_gradient) = probe.repeated(), probe.again()
-    huge: FollowUp | None = None
-    more: tuple[FollowUp, ...] | None = None
-    full = spec.settings.diagnostics == "full"
-    few = x[: probe.members], y[: probe.members]
-    checked: GradientRecord | None = None
-    if looks_through(spec):
-        checked = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
-    if follow_ups and useless is not None and (full or looks_through(spec)):
-        huge = huge_eps(origin, x, y, subject.threat, seed)
-    if follow_ups and full:
-        attacks = subject.attacks if useless is not None else ()  # else no gradient to follow
-        more = tuple(
-            follow_up
-            for attack in attacks
-            if (follow_up := more_iterations(origin, attack, *few, subject.threat, seed))
-            is not None
+    checks: dict[str, Any] = {}
+    if spec.schedule == "by-batch":
+        differentiable = useless is not None
+        checks = _checks(
+            origin, subject, spec, batch, differentiable=differentiable, follow_ups=follow_ups
         )
     return ProbeRecord(
         defense=unit.defense,
@@ -100,11 +97,72 @@ def probe_record(
         rows=len(x),
         gradient_rows=correct,
         zero_gradients=useless,
-        huge_eps=huge,
-        more_iterations=more,
-        gradient=checked,
         calls=probe.calls,
         again_gradient=again_gradient,
         uncopied=origin.missing,
+        **checks,
         timing=UnitTiming(total=clock(x.device) - start, attack=0.0, serve=0.0, static=None),
     )
+
+
+def certificate_record(
+    origin: Origin,
+    unit: Unit,
+    subject: Subject,
+    spec: EvaluationSpec,
+    batch: tuple[Tensor, Tensor],
+    *,
+    differentiable: bool,
+    follow_ups: bool = True,
+) -> CertificateRecord:
+    """Check the gradient of a defense and run the extra attacks, as far as the settings say.
+
+    Args:
+        origin: The defense before its first query.
+        unit: The unit that is recorded.
+        subject: Gives the attacks and the threat model.
+        spec: Gives the settings.
+        batch: Images and labels of the first batch.
+        differentiable: Whether the probe found a gradient to the input.
+        follow_ups: Whether to run the extra attacks.
+    """
+    start = clock(batch[0].device)
+    checks = _checks(
+        origin, subject, spec, batch, differentiable=differentiable, follow_ups=follow_ups
+    )
+    seconds = clock(batch[0].device) - start
+    return CertificateRecord(
+        defense=unit.defense,
+        seed=seed_of(spec.settings.seed, "probe"),
+        **checks,
+        timing=UnitTiming(total=seconds, attack=0.0, serve=0.0, static=None),
+    )
+
+
+def _checks(
+    origin: Origin,
+    subject: Subject,
+    spec: EvaluationSpec,
+    batch: tuple[Tensor, Tensor],
+    *,
+    differentiable: bool,
+    follow_ups: bool,
+) -> dict[str, Any]:
+    """Return the fields about the gradient and the extra attacks."""
+    x, y = batch
+    seed, full = seed_of(spec.settings.seed, "probe"), spec.settings.diagnostics == "full"
+    few = x[: few_of(len(x))], y[: few_of(len(x))]
+    checks: dict[str, Any] = {}
+    if looks_through(spec):
+        checks["gradient"] = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
+    if follow_ups and differentiable and (full or looks_through(spec)):
+        checks["huge_eps"] = huge_eps(origin, x, y, subject.threat, seed)
+    if follow_ups and full:
+        attacks = subject.attacks if differentiable else ()  # else no gradient to follow
+        checks["more_iterations"] = tuple(
+            follow_up
+            for attack in attacks
+            if (follow_up := more_iterations(origin, attack, *few, subject.threat, seed))
+            is not None
+        )
+    return checks

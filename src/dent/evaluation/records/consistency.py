@@ -11,6 +11,7 @@ from typing import Final
 from dent.errors import ConfigError
 from dent.evaluation.records.plan import Batch, Plan, candidates, tensor_file
 from dent.evaluation.records.schema import (
+    CertificateRecord,
     Comparison,
     FollowUp,
     JournalRecord,
@@ -102,8 +103,12 @@ def _of_batch(spec: EvaluationSpec, batch: Batch, index: int) -> Iterator[str]:
 
 def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterator[str]:
     """Problems of the record of a planned unit, on its own and against the plan."""
-    if isinstance(record, ProbeRecord):
+    if isinstance(record, CertificateRecord):
+        yield from _of_follow_ups(plan, record)
+        timing = record.timing
+    elif isinstance(record, ProbeRecord):
         yield from _of_probe(plan, record)
+        yield from _of_follow_ups(plan, record)
         timing = record.timing
     else:
         batches = plan.batches if record.batch is None else (plan.batches[record.batch],)
@@ -127,7 +132,7 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
     if (sources is not None) != (record.kind == "assembled"):
         yield "there are sources where nothing was assembled, or none where something was"
     if sources is not None:
-        highest = len(candidates(spec, record.defense)) - 1
+        highest = len(candidates(spec, record.defense, record.attack)) - 1
         if len(sources) != attacked or not _within(sources, highest):
             yield (
                 f"{counted(len(sources), 'source')}, up to {max(sources, default=0)}, for "
@@ -140,6 +145,8 @@ def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
     """Problems of what the attack reports about itself."""
     if (record.claimed is not None) != (record.kind == "attack"):
         yield "there is a claim where nothing attacked, or none where something did"
+    if record.carried is not None and len(record.carried) != attacked:
+        yield f"{counted(len(record.carried), 'carried image')} for {counted(attacked, 'member')}"
     if record.claimed is not None and len(record.claimed) != attacked:
         yield f"{counted(len(record.claimed), 'claim')} for {counted(attacked, 'attacked member')}"
     if not _within((record.claimed_after or {}).values(), attacked):
@@ -200,11 +207,15 @@ def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
     if not (record.gradient_rows <= size and (record.zero_gradients or 0) <= record.gradient_rows):
         n_zero, n_rows = record.zero_gradients, record.gradient_rows
         yield f"{_shown(n_zero)} of {_shown(n_rows)} gradients are zero"
+    if record.gradient_check is not None and record.gradient_check.members > size:
+        yield "the gradient certificate is over more members than the batch has"
+
+
+def _of_follow_ups(plan: Plan, record: ProbeRecord | CertificateRecord) -> Iterator[str]:
+    size = plan.batches[0].size
     follow_ups = (record.huge_eps, *(record.more_iterations or ()))
     if not all(_is_follow_up(entry, size) for entry in follow_ups if entry is not None):
         yield "a follow-up left more members right than there were"
-    if record.gradient_check is not None and record.gradient_check.members > size:
-        yield "the gradient certificate is over more members than the batch has"
 
 
 def _is_comparison(comparison: Comparison, size: int) -> bool:

@@ -5,19 +5,21 @@ Nothing here draws from a random generator of torch or numpy, so a plan is the s
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from dent.errors import ConfigError
 from dent.evaluation.records.schema import TENSORS
-from dent.evaluation.records.spec import STATIC, EvaluationSpec, Settings
+from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec, Settings
 from dent.storage.canonical import Record
 
 if TYPE_CHECKING:
     from dent.data.dataset import ImageDataset
 
-Kind = Literal["probe", "natural", "attack", "transfer", "assembled"]
+Kind = Literal["probe", "natural", "attack", "transfer", "assembled", "certificate"]
 _CHUNK = 256
 
 
@@ -66,9 +68,11 @@ class Unit:
         kind: `probe` looks at a defense on the first batch; `natural` serves a batch as it is;
             `attack` attacks the defense and serves what came of it; `transfer` serves what came of
             attacking the static model; `assembled` serves one batch in which each member is what
-            broke it before.
+            broke it before; `certificate` asks, in runs by attack, what a claim of a gain needs.
         defense: By name.
-        attack: By name; None for `probe`, `natural` and `assembled`.
+        attack: By name; None for `probe`, `natural` and, in runs by batch, `assembled`. In runs by
+            attack, `assembled` names the last attack on the defense that it takes images from;
+            None where it takes those found on the static model alone.
         batch: Index of the batch; None where it is all batches at once.
     """
 
@@ -126,58 +130,154 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     )
 
 
+Group = tuple[Unit, ...]
+"""Units that run in this order in one process."""
+
+
 def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
-    """Yield all units of a run in the order in which they run.
+    """Yield all units of a run in the order in which they run."""
+    for groups_of_round in rounds(spec, plan):
+        for group in groups_of_round:
+            yield from group
 
-    Batch by batch, so that a run cut short has every defense and attack on the batches it did; the
-    attacks of the published protocol, which take all batches at once, come last.
+
+def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
+    """Yield the rounds of a run: each has independent groups, and builds on the rounds before.
+
+    By batch, everything is one round. By attack, the rounds are the probes; the static model; the
+    natural batches of each defense and what was found on the static model; then attack after
+    attack. After each of these a run may stop.
     """
-    frozen = [attack.name for attack in spec.attacks if attack.protocol == "frozen"]
-    published = [attack.name for attack in spec.attacks if attack.protocol == "published"]
-    for defense in spec.defenses:
-        yield Unit("probe", defense.name, None, 0)
-    for batch in plan.batches:
-        for defense in spec.defenses:
-            yield Unit("natural", defense.name, None, batch.index)
-            yield from _attacks(spec, defense.name, frozen, batch.index)
-            if defense.name != STATIC and len(candidates(spec, defense.name)) > 1:
-                yield Unit("assembled", defense.name, None, batch.index)
+    if spec.schedule == "by-batch":
+        yield tuple(groups(spec, plan))
+        return
+    yield tuple((unit,) for unit in _probes(spec))
+    yield tuple(tuple(_on_static(spec, batch.index)) for batch in plan.batches)
+    others = [defense for defense in spec.defenses if defense.name != STATIC]
+    for members in _by_attack(spec):
+        yield tuple(
+            group
+            for batch in plan.batches
+            for defense in others
+            if (group := tuple(members(defense, batch.index)))
+        )
+    published = tuple(_published(spec))
     if published:
-        for defense in spec.defenses:
-            yield from _attacks(spec, defense.name, published, None)
+        yield published
+    yield _certificates(spec)
 
 
-def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Unit, ...]]:
+def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[Group]:
     """Yield the units of a run in independent groups, in order.
 
     A group is a probe, all other units of a batch, or, of the published protocol, an attack with
     the transfers of what it found. Each can run in another process, on another machine.
     """
-    batch: list[Unit] = []
-    by_attack: dict[tuple[str, str | None], list[Unit]] = {}
-    for unit in units(spec, plan):
-        if unit.kind == "probe":
-            yield (unit,)
-            continue
-        if batch and unit.batch != batch[-1].batch:
-            yield tuple(batch)
-            batch = []
-        if unit.batch is not None:
-            batch.append(unit)
+    for unit in _probes(spec):
+        yield (unit,)
+    for batch in plan.batches:
+        if spec.schedule == "by-batch":
+            yield tuple(_of_batch(spec, batch.index))
         else:
+            others = [defense for defense in spec.defenses if defense.name != STATIC]
+            members = [part(each, batch.index) for part in _by_attack(spec) for each in others]
+            yield tuple(chain(_on_static(spec, batch.index), *members))
+    yield from _published(spec)
+    if spec.schedule == "by-attack":
+        yield from _certificates(spec)
+
+
+def _probes(spec: EvaluationSpec) -> Iterator[Unit]:
+    for defense in spec.defenses:
+        yield Unit("probe", defense.name, None, 0)
+
+
+def _certificates(spec: EvaluationSpec) -> tuple[Group, ...]:
+    return tuple((Unit("certificate", defense.name, None, 0),) for defense in spec.defenses)
+
+
+def _of_batch(spec: EvaluationSpec, batch: int) -> Iterator[Unit]:
+    """All units of a batch; a run cut short has every attack on the batches it did."""
+    for defense in spec.defenses:
+        yield Unit("natural", defense.name, None, batch)
+        yield from _attacks(spec, defense.name, _frozen(spec), batch)
+        if defense.name != STATIC and len(candidates(spec, defense.name)) > 1:
+            yield Unit("assembled", defense.name, None, batch)
+
+
+def _published(spec: EvaluationSpec) -> Iterator[Group]:
+    published = [attack.name for attack in spec.attacks if attack.protocol == "published"]
+    by_attack: dict[tuple[str, str | None], list[Unit]] = {}
+    for defense in spec.defenses:
+        for unit in _attacks(spec, defense.name, published, None):
             source = STATIC if unit.kind == "transfer" else unit.defense
             by_attack.setdefault((source, unit.attack), []).append(unit)
-    if batch:
-        yield tuple(batch)
     yield from map(tuple, by_attack.values())
 
 
-def candidates(spec: EvaluationSpec, defense: str) -> tuple[tuple[Kind, str], ...]:
-    """The (kind, attack) of every attack that runs batch by batch against a defense."""
-    attack_units = _attacks(
-        spec, defense, [attack.name for attack in spec.attacks if attack.protocol == "frozen"], 0
+def _on_static(spec: EvaluationSpec, batch: int) -> Iterator[Unit]:
+    yield Unit("natural", STATIC, None, batch)
+    for attack in _distinct(spec):
+        yield Unit("attack", STATIC, attack, batch)
+
+
+_Part = Callable[[DefenseSpec, int], Iterator[Unit]]
+"""A defense and a batch to the units that one round has of them."""
+
+
+def _by_attack(spec: EvaluationSpec) -> Iterator[_Part]:
+    yield partial(_transferred, spec)
+    for attack in _frozen(spec):
+        yield partial(_attacked, spec, attack)
+
+
+def _transferred(spec: EvaluationSpec, defense: DefenseSpec, batch: int) -> Iterator[Unit]:
+    yield Unit("natural", defense.name, None, batch)
+    transfers = _distinct(spec) if spec.settings.transfer else []
+    for attack in transfers:
+        yield Unit("transfer", defense.name, attack, batch)
+    if defense.batch_dependent and len(transfers) > 1:
+        yield Unit("assembled", defense.name, None, batch)
+
+
+def _attacked(
+    spec: EvaluationSpec, attack: str, defense: DefenseSpec, batch: int
+) -> Iterator[Unit]:
+    yield Unit("attack", defense.name, attack, batch)
+    last = attack == _frozen(spec)[-1]
+    if (defense.batch_dependent or last) and len(candidates(spec, defense.name, attack)) > 1:
+        yield Unit("assembled", defense.name, attack, batch)
+
+
+def _frozen(spec: EvaluationSpec) -> list[str]:
+    return [attack.name for attack in spec.attacks if attack.protocol == "frozen"]
+
+
+def _distinct(spec: EvaluationSpec) -> list[str]:
+    """The attacks that run on the static model."""
+    return [name for name in _frozen(spec) if name not in spec.same_on_static]
+
+
+def candidates(
+    spec: EvaluationSpec, defense: str, after: str | None = None
+) -> tuple[tuple[Kind, str], ...]:
+    """The (kind, attack) of what a batch is assembled from, in the order of the run.
+
+    Args:
+        spec: What is evaluated.
+        defense: By name.
+        after: The last attack on the defense that counts, of a run by attack; None for the
+            transfers alone there, and for all attacks elsewhere.
+    """
+    if spec.schedule == "by-batch":
+        attack_units = tuple(_attacks(spec, defense, _frozen(spec), 0))
+        return tuple((unit.kind, unit.attack) for unit in attack_units if unit.attack is not None)
+    transfers = _distinct(spec) if spec.settings.transfer else []
+    attacks = _frozen(spec)
+    own = attacks[: attacks.index(after) + 1] if after is not None else []
+    return tuple(
+        [("transfer", attack) for attack in transfers] + [("attack", attack) for attack in own]
     )
-    return tuple((unit.kind, unit.attack) for unit in attack_units if unit.attack is not None)
 
 
 def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: int | None) -> str:

@@ -84,6 +84,9 @@ class UnitRecord(Record):
     """Per attacked member, whether the attack says that it fell; null where nothing attacked."""
     claimed_after: dict[str, _Count] | None = None
     """Of a set of attacks: how many had fallen after each part."""
+    carried: tuple[bool, ...] | None = None
+    """Per attacked member, whether it was not attacked, since an earlier attack of the same kind
+    broke it: it keeps the image that did. Null where every member was attacked."""
     sources: tuple[_Count, ...] | None = None
     """Of an assembled batch: for each attacked member, which candidate it is taken from."""
     queries: _Count = 0
@@ -221,7 +224,8 @@ class ProbeRecord(Record):
     gradient_check: GradientCheck | None = None
     """Of older versions."""
     gradient: GradientRecord | None = None
-    """Null where no attack of the run follows the exact gradient, and in older versions."""
+    """Null where no attack of the run follows the exact gradient, in older versions, and in runs by
+    attack, which have a `CertificateRecord`."""
     calls: _Count | None = None
     """What the copy behind `again` had answered before; null in older versions."""
     again_gradient: float | None = None
@@ -237,7 +241,27 @@ class ProbeRecord(Record):
         return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
 
 
-JournalRecord = UnitRecord | ProbeRecord
+class CertificateRecord(Record):
+    """What a claim of a gain needs to know of a defense; asked last, as few defenses get so far."""
+
+    kind: Literal["certificate"] = "certificate"
+    defense: str
+    attack: None = None
+    batch: _Count | None = 0
+    seed: _Count
+    huge_eps: FollowUp | None = None
+    more_iterations: tuple[FollowUp, ...] | None = None
+    gradient: GradientRecord | None = None
+    """As in `ProbeRecord`, of runs by batch."""
+    timing: UnitTiming
+
+    @property
+    def key(self) -> str:
+        """The key of the unit."""
+        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+
+
+JournalRecord = UnitRecord | ProbeRecord | CertificateRecord
 
 
 class Line(Record):

@@ -53,6 +53,9 @@ class Settings(Record):
     a huge eps, and with twice the iterations."""
     tensors: Literal["keep", "drop"] = "keep"
     """Whether adversarial images stay in the run folder; without them nobody can verify it."""
+    until: Literal["decided", "end"] = "decided"
+    """`decided`: a run of the whole suite stops attacking a defense once its difference to the
+    static model can no longer end as a gain. `end`: every attack runs."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -119,6 +122,12 @@ class ThreatSpec(Record):
     bounds: tuple[float, float]
 
 
+_LATER: Final = ("schedule", "same_on_static")
+_LATER_SETTINGS: Final = ("until",)
+"""Left out of records where they have their defaults, so that older ones still compare."""
+Schedule = Literal["by-batch", "by-attack"]
+
+
 class EvaluationSpec(Record):
     """All that decides the records of a run."""
 
@@ -130,6 +139,12 @@ class EvaluationSpec(Record):
     attacks: tuple[AttackSpec, ...]
     threat: ThreatSpec
     settings: Settings
+    schedule: Schedule = "by-batch"
+    """`by-batch` runs every attack on a batch before the next batch. `by-attack`, of runs of the
+    whole suite, runs every attack on all batches before the next attack, the static model first;
+    members of independent defenses that fell keep the image that broke them."""
+    same_on_static: dict[str, str] = Field(default={})
+    """By attack that does not run on the static model, the attack that does the same there."""
     _schema_1: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
@@ -143,7 +158,15 @@ class EvaluationSpec(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, of the schema that the specification was read from."""
-        return super().to_json() if self._schema_1 is None else self._schema_1
+        if self._schema_1 is not None:
+            return self._schema_1
+        values = super().to_json()
+        later = ((values, type(self), _LATER), (values["settings"], Settings, _LATER_SETTINGS))
+        for part, kind, names in later:
+            for name in names:
+                if part[name] == kind.model_fields[name].default:
+                    del part[name]
+        return values
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with changes is of the newest schema."""

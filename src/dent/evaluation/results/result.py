@@ -154,6 +154,19 @@ class Ladder(Record):
     sentence: str
 
 
+class Decision(Record):
+    """Where a run of the suite stopped attacking a defense: no gain was possible any more."""
+
+    after: _Count
+    """Attacks on the defense that had run by then, beside what was found on the static model."""
+    of: _Count
+    """Attacks of the run."""
+    at_most: float
+    """The difference then, in [-1, 1]: more attacks only lower it."""
+    below: bool
+    """Whether its whole interval lay below 0."""
+
+
 class Gate(Record):
     """Something that stands between a defense's numbers and a verdict."""
 
@@ -230,6 +243,8 @@ class DefenseResult(Record):
     """Null for the static reference, and wherever the dynamic suite was not run as a whole."""
     repeated: Repeated | None = None
     """Null where nothing is drawn at random."""
+    decided: Decision | None = None
+    """Null where every attack that was planned ran, or has yet to run."""
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:

@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from dent.evaluation.records.plan import Batch, Plan, Unit, units
-from dent.evaluation.records.schema import JournalRecord, ProbeRecord, UnitRecord
-from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.records.schema import CertificateRecord, JournalRecord, ProbeRecord, UnitRecord
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 
+_APART: Final = ("probe", "certificate")
+"""Kinds of units that submit no batch of the plan."""
 Rights = tuple[float, ...]
 """Per member, how often it was right: 0 or 1, or a share of several draws."""
 
@@ -56,13 +59,24 @@ class Scores:
             batch index, the score.
         records: The unit records of each submission.
         probe: The probe record, if there is one.
-        whole: Indices of the batches with a record of every planned submission.
+        whole: Indices of the batches that are scored: those with a record of every planned
+            submission. A run by attack may stop between attacks: there, a batch of a defense other
+            than the static model is scored from the first submission after its natural one.
     """
 
     submissions: Mapping[str, Mapping[int, Piece]]
     records: Mapping[str, Sequence[UnitRecord]]
     probe: ProbeRecord | None
     whole: tuple[int, ...]
+
+    def of_batch(self, index: int) -> dict[str, Piece]:
+        """What each recorded submission of a batch left."""
+        return of_batch(self.submissions, index)
+
+
+def of_batch(submissions: Mapping[str, Mapping[int, Piece]], index: int) -> dict[str, Piece]:
+    """What each of several submissions left of a batch, of those that are recorded of it."""
+    return {name: pieces[index] for name, pieces in submissions.items() if index in pieces}
 
 
 class Scorer:
@@ -71,21 +85,32 @@ class Scorer:
     Args:
         plan: The batches.
         planned: The units of the defense: of the run, or of its shard.
+        partly: Score batches of which not every planned submission is recorded.
     """
 
-    def __init__(self, plan: Plan, planned: Iterable[Unit]) -> None:
-        self._plan = plan
-        names = [label(unit.kind, unit.attack) for unit in planned if unit.kind != "probe"]
+    def __init__(self, plan: Plan, planned: Iterable[Unit], *, partly: bool = False) -> None:
+        self._plan, self._partly = plan, partly
+        names = [label(unit.kind, unit.attack) for unit in planned if unit.kind not in _APART]
         self._submissions: dict[str, dict[int, Piece]] = {name: {} for name in names}
         self._records: dict[str, list[UnitRecord]] = {name: [] for name in names}
         self._probe: ProbeRecord | None = None
+        self._certificate: CertificateRecord | None = None
 
     @property
     def scores(self) -> Scores:
         """The scores of all records that were added so far."""
-        batches = (by_batch.keys() for by_batch in self._submissions.values())
-        complete = set.intersection(*map(set, batches)) if self._submissions else set[int]()
-        return Scores(self._submissions, self._records, self._probe, tuple(sorted(complete)))
+        batches = (batch.index for batch in self._plan.batches)
+        scored = tuple(index for index in batches if self.pieces(index) is not None)
+        return Scores(self._submissions, self._records, self._probed, scored)
+
+    @property
+    def _probed(self) -> ProbeRecord | None:
+        """The probe, with what a run by attack asks at the end."""
+        certificate = self._certificate
+        if self._probe is None or certificate is None:
+            return self._probe
+        names = ("gradient", "huge_eps", "more_iterations")
+        return self._probe.model_copy(update={name: getattr(certificate, name) for name in names})
 
     def add(self, unit: Unit, record: JournalRecord) -> dict[int, Piece]:
         """Score the record of a unit.
@@ -94,6 +119,9 @@ class Scorer:
             The score by batch index; empty for a probe.
         """
         pieces: dict[int, Piece] = {}
+        if isinstance(record, CertificateRecord):
+            self._certificate = record
+            return {}
         if isinstance(record, ProbeRecord):
             self._probe = record
             return pieces
@@ -108,10 +136,11 @@ class Scorer:
         return pieces
 
     def pieces(self, batch: int) -> dict[str, Piece] | None:
-        """Return the scores of a batch by submission; None if one of them is not recorded."""
-        submissions = self._submissions.items()
-        complete = all(batch in by_batch for _, by_batch in submissions)
-        return {name: by_batch[batch] for name, by_batch in submissions} if complete else None
+        """Return the scores of a batch by submission; None if too few of them are recorded."""
+        recorded = of_batch(self._submissions, batch)
+        needed = min(2, len(self._submissions)) if self._partly else len(self._submissions)
+        begun = "natural" in recorded or "natural" not in self._submissions
+        return recorded if recorded and begun and len(recorded) >= needed else None
 
 
 def label(kind: str, attack: str | None) -> str:
@@ -126,7 +155,15 @@ def score(
     planned: dict[str, list[Unit]] = {defense.name: [] for defense in spec.defenses}
     for unit in units(spec, plan):
         planned[unit.defense].append(unit)
-    return {name: _of_defense(plan, planned[name], records) for name in planned}
+    return {
+        name: _of_defense(plan, planned[name], records, partly=is_partial(spec, name))
+        for name in planned
+    }
+
+
+def is_partial(spec: EvaluationSpec, defense: str) -> bool:
+    """Whether a defense is scored before all that was planned is recorded; see `Scores.whole`."""
+    return spec.schedule == "by-attack" and defense != STATIC
 
 
 def right(batch: Batch, served: Sequence[int | None]) -> Piece:
@@ -209,16 +246,15 @@ def worst_case(
     rights: dict[int, Rights] = {}
     decided: Counter[str] = Counter()
     for index in batches:
-        pieces = {name: by_batch[index] for name, by_batch in scores.submissions.items()}
-        rights[index], deciding = worst_of_batch(pieces, by_sample=by_sample)
+        rights[index], deciding = worst_of_batch(scores.of_batch(index), by_sample=by_sample)
         decided.update(deciding)
     return rights, dict(decided)
 
 
 def _of_defense(
-    plan: Plan, planned: Sequence[Unit], records: Mapping[str, JournalRecord]
+    plan: Plan, planned: Sequence[Unit], records: Mapping[str, JournalRecord], *, partly: bool
 ) -> Scores:
-    scorer = Scorer(plan, planned)
+    scorer = Scorer(plan, planned, partly=partly)
     for unit in planned:
         if unit.key in records:
             scorer.add(unit, records[unit.key])

@@ -7,13 +7,21 @@ from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.results import diagnostics, tells
+from dent.evaluation.results.decision import decisions, left
 from dent.evaluation.results.ladder import ladder_of
-from dent.evaluation.results.result import AttackSummary, Count, DefenseResult, EvaluationResult
+from dent.evaluation.results.result import (
+    AttackSummary,
+    Count,
+    Decision,
+    DefenseResult,
+    EvaluationResult,
+)
 from dent.evaluation.results.sanity import suspicions
 from dent.evaluation.results.scoring import Rights, Scores, score
 from dent.evaluation.results.symptoms import symptoms_of
-from dent.evaluation.results.verdict import RULES, bootstrap_seed, with_verdicts
+from dent.evaluation.results.verdict import RULES, with_verdicts
 from dent.evaluation.results.worst_case import (
+    bootstrap_seed,
     by_sample,
     dependence_of,
     difference_to,
@@ -41,8 +49,12 @@ def summarize(
         sessions: The processes that worked on the run.
     """
     scores = score(spec, plan, records)
-    complete = len(records) == planned
-    defenses = {defense.name: _defense(defense, scores, spec) for defense in spec.defenses}
+    complete = len(records) == planned or not left(spec, plan, records)
+    decided = {} if len(records) == planned else decisions(spec, plan, records)
+    defenses = {
+        defense.name: _defense(defense, scores, spec, decided.get(defense.name))
+        for defense in spec.defenses
+    }
     return EvaluationResult(
         schema_version=spec.written_as,
         status="complete" if complete else "partial",
@@ -61,7 +73,10 @@ def summarize(
 
 
 def _defense(
-    defense: DefenseSpec, all_scores: Mapping[str, Scores], spec: EvaluationSpec
+    defense: DefenseSpec,
+    all_scores: Mapping[str, Scores],
+    spec: EvaluationSpec,
+    decided: Decision | None,
 ) -> DefenseResult:
     scores = all_scores[defense.name]
     dependence = dependence_of(defense, scores)
@@ -98,6 +113,7 @@ def _defense(
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
         repeated=repeated_of(scores, dependence),
+        decided=decided,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import EvaluationSpec
-from dent.evaluation.results.scoring import Piece, Scores, worst_of_batch
+from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
 from dent.evaluation.suites import Stand, stand_of
 
 TOLERATED = 0.01
@@ -109,7 +109,9 @@ def _remaining(
         return None
     total = 0.0
     for index in batches:
-        pieces = {name: by_batch[index] for name, by_batch in submissions.items()}
+        pieces = of_batch(submissions, index)
+        if not pieces:
+            return None
         total += sum(worst_of_batch(pieces, by_sample=by_sample)[0])
     return total
 
@@ -120,8 +122,7 @@ def _ahead_by(remaining: Mapping[str, float | None], kind: str) -> int:
 
 def _standing(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:
     for index in scores.whole:
-        pieces = {name: by_batch[index] for name, by_batch in scores.submissions.items()}
-        rights, _ = worst_of_batch(pieces, by_sample=by_sample)
+        rights, _ = worst_of_batch(scores.of_batch(index), by_sample=by_sample)
         yield index, tuple(right > 0.5 for right in rights)
 
 

@@ -12,12 +12,25 @@ from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import CERTIFICATE, stands_in
-from dent.evaluation.results.result import DefenseResult, Diagnostic, Difference, Gate, Verdict
+from dent.evaluation.results.result import (
+    Decision,
+    DefenseResult,
+    Diagnostic,
+    Difference,
+    Gate,
+    Verdict,
+)
 from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.symptoms import Symptoms, symptoms_of
-from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample, natural_difference
+from dent.evaluation.results.worst_case import (
+    MIN_CLUSTERS,
+    bootstrap_seed,
+    by_sample,
+    natural_difference,
+)
 from dent.evaluation.suites import VERSION, Budget, coverage_of
 from dent.support.plural import agreeing, counted
+from dent.support.rounding import points
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
@@ -26,7 +39,7 @@ _GONE: Final = "What raised it is gone."
 FEW_BATCHES: Final = "few batches"
 
 HUGE_EPS: Final = "huge eps does not break all"
-RULES: Final = 2
+RULES: Final = 3
 """Version of these rules."""
 
 Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
@@ -149,6 +162,7 @@ def conclude(
     *,
     ground: Ground | None = "exact gradient certified",
     version: int = VERSION,
+    decided: Decision | None = None,
 ) -> Verdict:
     """Rule on a defense.
 
@@ -160,8 +174,11 @@ def conclude(
         static_gates: The gates of the static model.
         ground: The ground of a gain. Without one, the gate of the certificate is open.
         version: The version of the suite.
+        decided: Where the attacks stopped; None of a run to the end.
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground)
+    if decided is not None:
+        why = f"{_at_most(decided)}; {why}"
     return Verdict(
         ruling=ruling,
         version=version,
@@ -200,6 +217,13 @@ def _ruling(
     if difference.value == 0 and not difference.only_defended:
         why = "no sample is right with the defense alone, nor with the static one alone"
     return "no gain", why
+
+
+def _at_most(decided: Decision) -> str:
+    if not decided.after:
+        return f"at most {points(decided.at_most)} after what breaks the static model"
+    attacks = counted(decided.of, "attack")
+    return f"at most {points(decided.at_most)} after {decided.after} of {attacks}"
 
 
 def _above(opened: Sequence[str], ground: Ground | None) -> tuple[Ruling, str]:
@@ -243,13 +267,18 @@ def with_verdicts(
         name: evidence_of(result, scores[name], spec, coverage.ran_as)
         for name, result in results.items()
     }
-    end = () if complete else (_unfinished(),)
-    static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + end
+    unfinished = () if complete else (_unfinished(),)
+    static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
     judged = dict(results)
     for name, result in results.items():
         if result.difference is None:
             continue
+        end = () if result.decided is not None else unfinished
         own_gates = gates_of(result.diagnostics, evidence[name])
+        if result.decided is not None:  # what only a claim of a gain needs was not asked
+            own_gates = tuple(
+                gate for gate in own_gates if gate.name not in (CERTIFICATE, HUGE_EPS)
+            )
         few_batches = _few_batches(result, len(scores[name].whole))
         natural = natural_difference(
             scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
@@ -262,6 +291,7 @@ def with_verdicts(
             static_gates,
             ground=ground_of(result.diagnostics, evidence[name]),
             version=coverage.version,
+            decided=result.decided,
         )
         judged[name] = result.model_copy(update={"verdict": verdict})
     return judged
@@ -279,6 +309,8 @@ def evidence_of(
         ran_as: By member of the suite, the attack of the run that covers it.
     """
     attacks_run = {summary.attack for summary in result.attacks if summary.ran}
+    if result.difference is None:  # the static model, on which some attacks are the same
+        attacks_run |= {name for name, other in spec.same_on_static.items() if other in attacks_run}
     units = [record for records in scores.records.values() for record in records]
     return Evidence(
         ran={member for member, attack in ran_as.items() if attack in attacks_run},
@@ -286,11 +318,6 @@ def evidence_of(
         drawn=bool(units) and all(record.draws for record in units),
         stands_in=stands_in(scores.probe),
     )
-
-
-def bootstrap_seed(spec: EvaluationSpec) -> int:
-    """Return the seed of the bootstrap over batches: the same evaluation gives the same seed."""
-    return int(spec.identity[:12], 16)
 
 
 def _side(difference: Difference) -> Literal["above", "below", "level", "unknown"]:

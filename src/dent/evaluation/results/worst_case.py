@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from dent.evaluation.records.readings import depends
-from dent.evaluation.records.spec import DefenseSpec
+from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
 from dent.evaluation.results.intervals import cluster_bootstrap, of_mean, tango
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
 from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_submissions
@@ -50,7 +50,7 @@ def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
         list[float](),
     )
     for index in scores.whole:
-        pieces = {name: by_batch[index] for name, by_batch in scores.submissions.items()}
+        pieces = scores.of_batch(index)
         chosen = worst_submissions(pieces, by_sample=samples)
         mean += [pieces[name].attacked[member] for member, name in enumerate(chosen)]
         always += [pieces[name].always[member] for member, name in enumerate(chosen)]
@@ -76,7 +76,7 @@ def difference_to(
     """
     batches = tuple(sorted(set(static.whole) & set(defended.whole)))
     samples = by_sample(dependence)
-    static_samples = samples or "assembled" in defended.submissions
+    static_samples = samples or any(name.startswith("assembled") for name in defended.submissions)
     ours, _ = worst_case(defended, batches, by_sample=samples)
     theirs, _ = worst_case(static, batches, by_sample=static_samples)
     return paired(ours, theirs, samples, static_samples, seed)
@@ -158,6 +158,11 @@ def paired(
         static=_count(theirs.values()),
         static_unit="sample" if static_samples else "batch",
     )
+
+
+def bootstrap_seed(spec: EvaluationSpec) -> int:
+    """What batches are drawn anew with: fixed by what was evaluated."""
+    return int(spec.identity[:12], 16)
 
 
 def _count(rights: Iterable[Rights]) -> Count:

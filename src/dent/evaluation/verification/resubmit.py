@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dent.evaluation.engine.carry import carried
 from dent.evaluation.engine.execute import (
     Batches,
     assembled,
+    carried_images,
+    certify,
     members_of,
     open_run,
     submit_unit,
@@ -20,7 +23,13 @@ from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.plan import Unit, seed_of
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.readings import depends, randomized, stateful
-from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Trace, UnitRecord
+from dent.evaluation.records.schema import (
+    CertificateRecord,
+    JournalRecord,
+    ProbeRecord,
+    Trace,
+    UnitRecord,
+)
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import certificate_of
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -104,6 +113,9 @@ class Resubmission:
         if isinstance(record, ProbeRecord):
             yield self._probe(unit, record)
             return
+        if isinstance(record, CertificateRecord):
+            yield self._certificate(unit, record)
+            return
         try:
             adversarial = self._found(unit, record)
         except RecordError as error:
@@ -116,6 +128,8 @@ class Resubmission:
             yield Finding("threat model", self._outside(unit, record, adversarial))
             if unit.kind == "assembled":
                 yield Finding("tensors", self._sources(unit, record))
+            if record.carried is not None:
+                yield Finding("tensors", self._carried(unit, record, adversarial))
         yield Finding("served", self._served(unit, record, adversarial))
 
     def too_many_changed(self) -> list[str]:
@@ -178,6 +192,21 @@ class Resubmission:
         _, sources = assembled(self._run, unit, members_of(self._run.plan, unit)[0])
         return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
 
+    def _carried(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
+        """Compare the members that an attack left out with those that had fallen before it."""
+        batch = members_of(self._run.plan, unit)[0]
+        broke = carried(self._run.spec, batch, unit, self._run.store.done)
+        if tuple(source is not None for source in broke) != record.carried:
+            return f"{unit.key} leaves out other members than those that had fallen before it"
+        try:
+            expected = carried_images(self._run, broke, self._batches.load(batch)[0].cpu())
+        except RecordError as error:
+            return str(error)
+        rows = torch.tensor(record.carried)
+        if not torch.equal(adversarial[rows], expected[: batch.attacked][rows]):
+            return f"{unit.key} has other images of members that had fallen before it"
+        return None
+
     def _served(self, unit: Unit, record: UnitRecord, adversarial: Tensor | None) -> str | None:
         answers = submit_unit(self._run, unit, adversarial, self._batches)
         served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
@@ -220,10 +249,23 @@ class Resubmission:
             return Finding("probes", f"{unit.key} has another gradient certificate now")
         return Finding("probes")
 
+    def _certificate(self, unit: Unit, record: CertificateRecord) -> Finding:
+        probed = self._recorded.records[Unit("probe", unit.defense, None, 0).key]
+        if not isinstance(probed, ProbeRecord):
+            return Finding("probes", f"{unit.key} comes before the probe of its defense")
+        repeated = certify(self._run, unit, self._batches, follow_ups=False)
+        states = [
+            certificate_of(probed.model_copy(update={"gradient": entry.gradient})).state
+            for entry in (record, repeated)
+        ]
+        if states[0] != states[1]:
+            return Finding("probes", f"{unit.key} has another gradient certificate now")
+        return Finding("probes")
+
 
 def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
     """The seed that a unit's record must have."""
-    if unit.kind == "probe":
+    if unit.kind in ("probe", "certificate"):
         return seed_of(spec.settings.seed, "probe")
     return unit_seed(spec, unit)
 

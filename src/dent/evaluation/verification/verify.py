@@ -9,6 +9,7 @@ from dent.evaluation.records.folder import RESULT, read_record
 from dent.evaluation.records.naming import contradiction
 from dent.evaluation.records.plan import Unit, make_plan, units
 from dent.evaluation.records.spec import differences
+from dent.evaluation.results.decision import left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.subject import Subject, describe
@@ -197,13 +198,14 @@ def _seeds(recorded: RecordedRun) -> Iterator[str]:
 
 
 def _completeness(recorded: RecordedRun) -> Iterator[str]:
-    done, planned = len(recorded.records), sum(1 for _ in units(recorded.run.spec, recorded.plan))
+    planned = sum(1 for _ in units(recorded.run.spec, recorded.plan))
     if recorded.run.units != planned:
         yield f"run.json says {counted(recorded.run.units, 'unit')}, the plan has {planned}"
-    if recorded.run.status == "complete" and done != planned:
+    missing = len(left(recorded.run.spec, recorded.plan, recorded.records))
+    if recorded.run.status == "complete" and missing:
         yield (
-            f"run.json says that the run is complete, but {counted(planned - done, 'unit')} "
-            f"{agreeing(planned - done, 'are')} missing"
+            f"run.json says that the run is complete, but {counted(missing, 'unit')} "
+            f"{agreeing(missing, 'are')} missing"
         )
 
 

@@ -1,0 +1,93 @@
+"""Members that have fallen are attacked no more: they keep the image that broke them.
+
+Only in runs by attack, and only of a defense whose answers do not depend on the rest of a batch, on
+chance or on earlier questions: there a member that fell once falls again. An attack leaves out the
+members that are wrong without an attack, and those that attacks of its own kind broke; no others,
+since the gates of the verdict compare the kinds: by the defense's own gradient, by queries alone,
+and from other models. On the static model, attacks by queries leave out all that fell before, and
+attacks from other models none that are wrong without an attack: a defense may be right there.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from dent.evaluation.records.plan import Batch, Unit, candidates
+from dent.evaluation.records.readings import depends, randomized, stateful
+from dent.evaluation.records.schema import ProbeRecord, UnitRecord
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.scoring import piece_of
+from dent.evaluation.suites import kind_of_attack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dent.evaluation.records.schema import JournalRecord
+
+FEWEST = 2
+"""Members of the smallest batch: some defenses do not answer about one image."""
+
+
+def carried(
+    spec: EvaluationSpec, batch: Batch, unit: Unit, done: "Mapping[str, JournalRecord]"
+) -> tuple[UnitRecord | None, ...]:
+    """Per attacked member, the record of the attack that broke it; None where it is attacked.
+
+    Args:
+        spec: What is evaluated.
+        batch: The batch of the unit.
+        unit: An attack.
+        done: What is recorded of the batch, and the probe of the defense.
+    """
+    nobody = (None,) * batch.attacked
+    if spec.schedule == "by-batch" or batch.attacked < batch.size:
+        return nobody
+    if not _independent(spec, unit.defense, done):
+        return nobody
+    broke: list[UnitRecord | None] = list(nobody)
+    for record in _earlier(spec, unit, done):
+        for member, right in enumerate(piece_of(batch, record).attacked):
+            if broke[member] is None and right < 1:
+                broke[member] = record
+    standing = sum(record is None for record in broke)
+    if 0 < standing < min(FEWEST, batch.attacked):
+        broke[next(member for member, record in enumerate(broke) if record is not None)] = None
+    return tuple(broke)
+
+
+def _independent(spec: EvaluationSpec, name: str, done: "Mapping[str, JournalRecord]") -> bool:
+    defense = next(entry for entry in spec.defenses if entry.name == name)
+    probe = done.get(Unit("probe", name, None, 0).key)
+    return (
+        not defense.batch_dependent
+        and isinstance(probe, ProbeRecord)
+        and probe.uncopied is None
+        and not (depends(probe) or randomized(probe) or stateful(probe))
+    )
+
+
+def _earlier(
+    spec: EvaluationSpec, unit: Unit, done: "Mapping[str, JournalRecord]"
+) -> Iterator[UnitRecord]:
+    """The records whose broken members the unit leaves out, in the order of the run."""
+    kinds = {entry.name: kind_of_attack(entry) for entry in spec.attacks}
+    mine = kinds[unit.attack or ""]
+    for earlier in _before(spec, unit):
+        record = done.get(earlier.key)
+        kind = "transfer" if earlier.kind == "transfer" else kinds.get(earlier.attack or "")
+        if earlier.kind == "natural":
+            alike = unit.defense != STATIC or mine != "transfer"
+        else:
+            alike = mine in ("other", kind) or (unit.defense, mine) == (STATIC, "queries")
+        if isinstance(record, UnitRecord) and mine is not None and alike:
+            yield record
+
+
+def _before(spec: EvaluationSpec, unit: Unit) -> Iterable[Unit]:
+    yield Unit("natural", unit.defense, None, unit.batch)
+    if unit.defense == STATIC:
+        names = [entry.name for entry in spec.attacks]
+        for name in names[: names.index(unit.attack or "")]:
+            yield Unit("attack", STATIC, name, unit.batch)
+    else:
+        for kind, attack in candidates(spec, unit.defense, unit.attack)[:-1]:
+            yield Unit(kind, unit.defense, attack, unit.batch)

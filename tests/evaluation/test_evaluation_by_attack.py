@@ -1,0 +1,353 @@
+"""Runs of the whole suite: attack by attack, over the members that stand, until it is decided."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dent.attacks import make
+from dent.evaluation import Settings, Subject, describe, evaluate, load_run, suite, verify
+from dent.evaluation.records.plan import Unit, candidates, groups, make_plan, rounds, units
+from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.decision import can_gain, decisions, left, superfluous
+from dent.evaluation.results.intervals import tango
+from dent.evaluation.results.power import detectable_gain
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.scoring import piece_of
+from dent.evaluation.results.worst_case import paired
+from dent.evaluation.suites import kind_of_attack
+from dent.storage.canonical import canonical, digest
+from dent.threat import ThreatModel
+from tests.attacks.known_defenses import Identity
+from tests.distributed.fake_pool import evaluate_by_fakes
+from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear
+
+BATCH = 8
+QUICK = Settings(n=2 * BATCH, batch_size=BATCH)
+TO_THE_END = Settings(n=2 * BATCH, batch_size=BATCH, until="end")
+
+
+class Shifted(Identity):
+    """As robust as its model, but for the first classes: their logit is a little higher."""
+
+    def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
+        return super().predict(x, adaptation) + torch.tensor([0.2, 0.0, 0.0, 0.0])
+
+
+class Declared(Identity):
+    """Says that its answers depend on their batch."""
+
+    batch_dependent = True
+
+
+def subject(defense: type[Identity] = Shifted, model: nn.Module | None = None) -> Subject:
+    model = model or linear()
+    return Subject(model, dataset(), {"it": defense(model)}, suite(), ThreatModel("linf", EPS))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped when it was decided."""
+    out = tmp_path_factory.mktemp("runs") / "decided"
+    evaluate(subject(), QUICK, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same to the end."""
+    out = tmp_path_factory.mktemp("runs") / "end"
+    evaluate(subject(), TO_THE_END, out=out)
+    return out
+
+
+def spec_of(**how: Any) -> EvaluationSpec:
+    return describe(subject(**how), QUICK)
+
+
+def test_only_a_whole_suite_with_a_static_model_runs_by_attack() -> None:
+    assert spec_of().schedule == "by-attack"
+    other = Subject(linear(), dataset(), {}, suite()[:3], ThreatModel("linf", EPS))
+    assert describe(other, QUICK).schedule == "by-batch"
+    assert describe(subject(), Settings(static=False, transfer=False)).schedule == "by-batch"
+    # So that what was recorded before still compares.
+    assert "schedule" not in describe(other, QUICK).to_json()
+    assert "until" not in describe(other, QUICK).to_json()["settings"]
+
+
+def test_attacks_that_are_one_on_the_static_model_run_there_once() -> None:
+    spec = spec_of()
+    plan = make_plan(QUICK, dataset())
+    on_static = [
+        unit.attack for unit in units(spec, plan) if (unit.kind, unit.defense) == ("attack", STATIC)
+    ]
+    names = [entry.name for entry in spec.attacks]
+    assert set(on_static) == set(names) - set(spec.same_on_static)
+    assert {"adaptive-truncated", "adaptive-bpda", "gmsa-avg", "gmsa-min"} <= set(
+        spec.same_on_static
+    )
+    assert not set(spec.same_on_static.values()) & set(spec.same_on_static)
+    transfers = [unit.attack for unit in units(spec, plan) if unit.kind == "transfer"]
+    assert set(transfers) == set(on_static)
+
+
+def test_the_static_model_comes_first_and_then_attack_after_attack() -> None:
+    for defense in (Identity, Declared):
+        spec, plan = spec_of(defense=defense), make_plan(QUICK, dataset())
+        order = list(units(spec, plan))
+        assert len({unit.key for unit in order}) == len(order)
+        by_round = list(rounds(spec, plan))
+        assert [unit for groups_of in by_round for group in groups_of for unit in group] == order
+        assert {unit.defense for group in by_round[1] for unit in group} == {STATIC}
+        attacks = [
+            {unit.attack for group in groups_of for unit in group if unit.kind == "attack"}
+            for groups_of in by_round[3:-1]
+        ]
+        assert attacks == [{entry.name} for entry in spec.attacks]
+        assert {unit.kind for group in by_round[-1] for unit in group} == {"certificate"}
+        # A shard takes whole batches, since what is left out depends on what came before.
+        assert {unit for group in groups(spec, plan) for unit in group} == set(order)
+        per_batch = [group for group in groups(spec, plan) if group[0].kind == "natural"]
+        assert [group[0].batch for group in per_batch] == [batch.index for batch in plan.batches]
+        for batch in plan.batches:
+            assert candidates(spec, "it", spec.attacks[-1].name)[-1] == (
+                "attack",
+                spec.attacks[-1].name,
+            )
+            assembled = [u for u in order if u.kind == "assembled" and u.batch == batch.index]
+            assert len(assembled) == (1 if defense is Identity else len(spec.attacks) + 1)
+
+
+@pytest.mark.parametrize("total", [3, 7, 12])
+def test_a_fallen_member_never_raises_the_interval(total: int) -> None:
+    """The ground on which a run stops: the lower end only falls with more attacks."""
+    for only_defended in range(total + 1):
+        for only_static in range(total + 1 - only_defended):
+            low, _ = tango(only_defended, only_static, total)
+            if only_defended:
+                assert tango(only_defended - 1, only_static, total)[0] <= low + 1e-9
+            if only_defended + only_static < total:
+                assert tango(only_defended, only_static + 1, total)[0] <= low + 1e-9
+
+
+def test_whole_batches_are_decided_only_where_no_exchange_of_members_could_gain() -> None:
+    def found(only_defended: int, only_static: int) -> Any:
+        ours = {
+            0: (1.0,) * only_defended
+            + (0.0,) * only_static
+            + (1.0,) * (64 - only_defended - only_static)
+        }
+        theirs = {0: (0.0,) * only_defended + (1.0,) * (64 - only_defended)}
+        return paired(ours, theirs, True, True, 0)
+
+    assert not can_gain(found(6, 5), by_sample=True)
+    assert not can_gain(found(6, 5), by_sample=False)
+    assert not can_gain(found(10, 5), by_sample=True)
+    assert can_gain(found(10, 5), by_sample=False)  # 5 more, with nobody lost, would be a gain
+    assert tango(5, 0, 64)[0] > 0
+    assert can_gain(found(12, 0), by_sample=True)
+
+
+def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> None:
+    stopped, full = load_run(folder), load_run(complete)
+    result = stopped.result
+    assert result.status == stopped.run.status == "complete"
+    assert result.units_done == len(stopped.records) < stopped.run.units
+    found = result.defenses["it"]
+    assert found.decided is not None
+    assert found.decided.of == len(stopped.run.spec.attacks)
+    assert found.decided.after < found.decided.of
+    assert found.verdict is not None
+    assert found.verdict.ruling == "no gain"
+    assert "at most" in found.verdict.sentence
+    assert found.difference is not None
+    assert found.difference.value == found.decided.at_most
+    # To the end, the difference only falls, and the verdict is the same.
+    end = full.result.defenses["it"]
+    assert (end.decided, full.run.status) == (None, "complete")
+    assert end.difference is not None
+    assert (end.difference.value or 0) <= found.decided.at_most
+    assert end.verdict is not None
+    assert end.verdict.ruling == "no gain"
+    assert len(full.records) == full.run.units
+    # What both recorded is the same.
+    for key, record in stopped.records.items():
+        other = full.records[key].to_json()
+        assert {**record.to_json(), "timing": 0} == {**other, "timing": 0}
+
+
+def test_where_it_stops_follows_from_the_records_alone(complete: Path) -> None:
+    run = load_run(complete)
+    spec = run.run.spec.model_copy(update={"settings": QUICK})
+    order = list(units(spec, run.plan))
+    records: dict[str, Any] = {}
+    stopped_at = None
+    for unit in order:
+        if unit.defense in superfluous(spec, run.plan, records):
+            stopped_at = stopped_at or unit
+            continue
+        records[unit.key] = run.records[unit.key]
+    assert stopped_at is not None
+    assert stopped_at.defense == "it"
+    assert not left(spec, run.plan, records)
+    first = decisions(spec, run.plan, records)
+    assert first == decisions(spec, run.plan, records)
+    assert decisions(run.run.spec, run.plan, records) == {}  # to the end
+
+
+def test_members_that_fell_keep_their_image_and_are_asked_no_more(complete: Path) -> None:
+    run = load_run(complete)
+    kinds = {entry.name: kind_of_attack(entry) for entry in run.run.spec.attacks}
+    carried = 0
+    for unit in units(run.run.spec, run.plan):
+        record = run.records[unit.key]
+        if not isinstance(record, UnitRecord) or record.carried is None:
+            continue
+        batch = run.plan.batches[unit.batch or 0]
+        rows = run.adversarial(record)
+        for member in (m for m, left_out in enumerate(record.carried) if left_out):
+            carried += 1
+            assert piece_of(batch, record).attacked[member] == 0, "who fell once falls again"
+            assert (record.claimed or ())[member]
+            assert (record.gradients or ())[member] == 0
+            sources = [
+                earlier
+                for earlier in map(run.records.get, (u.key for u in before(run, unit)))
+                if isinstance(earlier, UnitRecord)
+                and not piece_of(batch, earlier).attacked[member]
+                and counts(unit, earlier, kinds)
+            ]
+            first = sources[0]
+            natural, _ = dataset().batch(batch.positions)
+            expected = natural if first.kind == "natural" else run.adversarial(first)
+            assert rows[member].equal(expected[member])
+    assert carried > 2 * BATCH
+
+
+def before(run: RecordedRun, unit: Unit) -> list[Unit]:
+    """The units of the same defense and batch before one, of those that may break a member."""
+    same = [
+        u
+        for u in units(run.run.spec, run.plan)
+        if (u.defense, u.batch) == (unit.defense, unit.batch)
+    ]
+    earlier = same[: same.index(unit)]
+    return [u for u in earlier if u.kind in ("natural", "transfer", "attack")]
+
+
+def counts(unit: Unit, earlier: UnitRecord, kinds: dict[str, Any]) -> bool:
+    """Whether an attack leaves out whom an earlier submission broke."""
+    mine = kinds[unit.attack or ""]
+    if earlier.kind == "natural":
+        return unit.defense != STATIC or mine != "transfer"
+    if mine == "other" or (unit.defense == STATIC and mine == "queries"):
+        return True
+    return bool(mine == ("transfer" if earlier.kind == "transfer" else kinds[earlier.attack or ""]))
+
+
+@pytest.mark.parametrize("defense", [Declared])
+def test_nobody_is_left_out_where_members_may_depend_on_each_other(defense: type[Identity]) -> None:
+    out = evaluate(subject(defense), Settings(n=BATCH, batch_size=BATCH, until="end"))
+    found = out.defenses["it"]
+    assert found.worst.unit == "batch"
+    assert found.verdict is not None
+    assert found.verdict.ruling != "robust gain"
+
+
+def test_a_stopped_run_can_be_verified_and_resumed(folder: Path) -> None:
+    again = verify(folder, subject())
+    assert again.status == "verified", again.problems
+    before = (folder / "run.json").read_bytes()
+    evaluate(subject(), QUICK, out=folder)
+    assert (folder / "run.json").read_bytes() == before, "nothing was left to do"
+
+
+def test_verify_tells_a_stopped_run_from_one_that_lost_records(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.rglob("*"):
+        target = copy / path.relative_to(folder)
+        target.mkdir(exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    lines = (copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
+    problems = verify(copy).problems
+    assert any("missing" in problem for problem in problems), problems
+
+
+def test_verify_finds_other_images_of_members_that_had_fallen(
+    complete: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in complete.rglob("*"):
+        target = copy / path.relative_to(complete)
+        target.mkdir(exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+
+    lines = [json.loads(line) for line in (copy / "journal.jsonl").read_text().splitlines()]
+    at = next(i for i, line in enumerate(lines) if any(line["record"].get("carried") or []))
+    flags = lines[at]["record"]["carried"]
+    lines[at]["record"]["carried"] = [not flag for flag in flags]
+    lines[at]["sha256"] = digest(lines[at]["record"])
+    text = "".join(f"{canonical(line)}\n" for line in lines)
+    (copy / "journal.jsonl").write_text(text)
+    problems = verify(copy, subject()).problems
+    assert any("leaves out other members" in problem for problem in problems), problems
+
+
+def test_interrupted_after_any_unit_it_ends_as_if_it_never_had_been(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    expected = (folder / "journal.jsonl").read_text().splitlines()
+    for after in (len(expected) // 2, len(expected) - 1):
+        out = tmp_path / str(after)
+
+        def stop(state: Any, after: int = after) -> None:
+            if state.done >= after:
+                raise Stop
+
+        with pytest.raises(Stop):
+            evaluate(subject(), QUICK, out=out, progress=stop)
+        evaluate(subject(), QUICK, out=out)
+        assert without_clocks(out) == without_clocks(folder)
+
+
+def test_workers_record_what_one_process_does(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "workers"
+    evaluate_by_fakes(subject(), QUICK, out)
+    assert sorted(without_clocks(out)) == sorted(without_clocks(folder))
+
+
+def without_clocks(folder: Path) -> list[str]:
+    records = load_run(folder).records.values()
+    return [json.dumps({**record.to_json(), "timing": 0}) for record in records]
+
+
+def test_the_power_of_a_sample() -> None:
+    gains = [detectable_gain(samples) for samples in (64, 256, 1024, 10_000)]
+    assert all(gain is not None for gain in gains)
+    assert gains == sorted(gains, reverse=True, key=lambda gain: gain or 0)
+    assert detectable_gain(2) is None
+    # By simulation: so large a gain is found in about 4 of 5 runs.
+    gain, samples, draws = detectable_gain(256) or 0, 256, torch.Generator().manual_seed(0)
+    shares = torch.tensor([gain + 0.02, 0.02, 1 - gain - 0.04])
+    found = 0
+    for _ in range(400):
+        drawn = torch.multinomial(shares, samples, replacement=True, generator=draws)
+        found += tango(int((drawn == 0).sum()), int((drawn == 1).sum()), samples)[0] > 0
+    assert 0.72 < found / 400 < 0.88
+
+
+def test_the_suite_is_named_though_attacks_are_made_by_hand() -> None:
+    made = [*suite(), make("pgd", iterations=1)]
+    spec = describe(Subject(linear(), dataset(), {}, made, ThreatModel("linf", EPS)), QUICK)
+    assert spec.schedule == "by-attack"
+    assert "pgd" not in spec.same_on_static.values()
