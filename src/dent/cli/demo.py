@@ -12,7 +12,7 @@ MODEL: Final = "resnet-14-2-linf"
 DATASET: Final = "cifar10-sample"
 DEFENSES: Final = ("dent+",)
 EPS: Final = "8/255"
-SAMPLES: Final = 32
+SAMPLES: Final = 48
 SUITE: Final = "dynamic"
 BUDGET: Final = "small"
 

@@ -64,7 +64,9 @@ def of_attack(
         natural: The images that it started from, of the same shape.
         classes: The number of classes.
     """
-    planned = attack.passes(classes, threat.norm, len(natural)).forwards
+    planned: int | None = attack.passes(classes, threat.norm, len(natural)).forwards
+    if attack.registered == "surrogates":  # how many models there are decides what it asks
+        planned = None
     if threat.eps == 0:
         return {"planned": planned}
     share = threat.distance(adversarial.cpu(), natural.cpu()) / threat.eps

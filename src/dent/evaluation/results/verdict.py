@@ -273,13 +273,12 @@ def with_verdicts(
     for name, result in results.items():
         if result.difference is None:
             continue
-        end = () if result.decided is not None else unfinished
         own_gates = gates_of(result.diagnostics, evidence[name])
+        own_gates += _few_batches(result, len(scores[name].whole)) + unfinished
+        doubts = static_gates
         if result.decided is not None:  # what only a claim of a gain needs was not asked
-            own_gates = tuple(
-                gate for gate in own_gates if gate.name not in (CERTIFICATE, HUGE_EPS)
-            )
-        few_batches = _few_batches(result, len(scores[name].whole))
+            own_gates = tuple(gate for gate in own_gates if gate.name in _SCORING)
+            doubts = static_gates if result.decided.below else ()
         natural = natural_difference(
             scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
         )
@@ -287,8 +286,8 @@ def with_verdicts(
             coverage.budget,
             result.difference,
             natural,
-            own_gates + few_batches + end,
-            static_gates,
+            own_gates,
+            doubts,
             ground=ground_of(result.diagnostics, evidence[name]),
             version=coverage.version,
             decided=result.decided,
