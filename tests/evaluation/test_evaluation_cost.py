@@ -75,7 +75,8 @@ def test_what_asks_without_adapting_costs_what_the_static_model_does() -> None:
     bare = estimate(make_subject({"it": Counting(make_model())}, [], eps="1e-5"), Settings(n=8))
     # In the attack the natural batch, one a round, what was found, and each member's strongest
     # images together, which it asks of a defense whose members depend on each other; then its
-    # result three times, and what the same attack found on the static model and the assembled batch twice.
+    # result three times, and what the same attack found on the static model and the assembled batch
+    # twice.
     assert found.answers - bare.defenses["it"].answers == (1 + 3 + 1 + 1) + (3 + 2 + 2)
     assert found.gradients == bare.defenses["it"].gradients
 

@@ -18,6 +18,7 @@ from dent.paper import (
 )
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS
+from dent.storage.errors import RecordError
 from tests.paper.conftest import OUT
 
 DOCS = Path(__file__).parents[2] / "docs/paper"
@@ -43,6 +44,16 @@ def test_publishing_again_replaces_what_was_there(finished: PaperPlan, tmp_path:
     stale.mkdir()
     assert publish([finished], OUT, tmp_path).read_text() == first
     assert not stale.exists()
+
+
+def test_published_runs_are_not_replaced_by_none(finished: PaperPlan, tmp_path: Path) -> None:
+    page = publish([finished], OUT, tmp_path)
+    text = page.read_text()
+    runs = sorted(path.name for path in (tmp_path / finished.scale.id / RUNS).iterdir())
+    with pytest.raises(RecordError, match="would be lost"):
+        publish([finished], tmp_path / "elsewhere", tmp_path)
+    assert sorted(path.name for path in (tmp_path / finished.scale.id / RUNS).iterdir()) == runs
+    assert page.read_text() == text
 
 
 def test_a_page_is_made_again_from_the_copy_alone(finished: PaperPlan, tmp_path: Path) -> None:

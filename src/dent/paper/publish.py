@@ -1,7 +1,7 @@
 """Copy measured records without their images, and their page, to a folder to commit."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dent.evaluation.records.folder import PLAN, RUN
@@ -11,6 +11,8 @@ from dent.paper.planning import RUNS, PaperPlan
 from dent.paper.profile import PROFILE
 from dent.paper.summary import summarize
 from dent.storage.disk import writing
+from dent.storage.errors import RecordError
+from dent.support.plural import counted
 
 _RECORDS = (RUN, PLAN, JOURNAL, PROFILE)
 """The files that results are derived from. Images and derived files are not copied."""
@@ -31,19 +33,31 @@ def publish(plans: Sequence[PaperPlan], out: Path, folder: Path) -> Path:
         The page.
 
     Raises:
-        RecordError: Something cannot be written, or records are damaged.
+        RecordError: Something cannot be written, or records are damaged; or `out` has no run of
+            these tables, and published ones would be lost.
     """
     scale = plans[0].scale.id
     copies = folder / scale
     folders = {run.folder for plan in plans for run in plan.runs()}
     folders |= {plan.profile_folder for plan in plans if plan.profile is not None}
     if copies.resolve() != out.resolve():
+        _refuse_emptying(copies / RUNS, out / RUNS, folders)
         with writing(copies):
             shutil.rmtree(copies / RUNS, ignore_errors=True)
             for name in sorted(folders):
                 _copy(out / RUNS / name, copies / RUNS / name)
     results = [summarize(plan, copies, said=out) for plan in plans]
     return write_page(plans, results, copies, folder / f"{scale}.html")
+
+
+def _refuse_emptying(copies: Path, runs: Path, names: Iterable[str]) -> None:
+    """Refuse to replace published runs by none."""
+    published = len(list(copies.glob("*"))) if copies.is_dir() else 0
+    if published and not any((runs / name).is_dir() for name in names):
+        raise RecordError(
+            f"{runs} has no run of these tables, so that {counted(published, 'published run')} in "
+            f"{copies} would be lost: name the folder with the runs (--out), or delete that one"
+        )
 
 
 def _copy(run: Path, to: Path) -> None:
