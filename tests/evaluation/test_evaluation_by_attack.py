@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -270,10 +271,7 @@ def test_verify_tells_a_stopped_run_from_one_that_lost_records(
     folder: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in folder.rglob("*"):
-        target = copy / path.relative_to(folder)
-        target.mkdir(exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    copytree(folder, copy)
     lines = (copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
     problems = verify(copy).problems
@@ -284,10 +282,7 @@ def test_verify_finds_other_images_of_members_that_had_fallen(
     complete: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in complete.rglob("*"):
-        target = copy / path.relative_to(complete)
-        target.mkdir(exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    copytree(complete, copy)
 
     lines = [json.loads(line) for line in (copy / "journal.jsonl").read_text().splitlines()]
     at = next(i for i, line in enumerate(lines) if any(line["record"].get("carried") or []))

@@ -18,7 +18,7 @@ from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import STATIC, Settings
-from dent.evaluation.results.decision import superfluous
+from dent.evaluation.results.decision import left, superfluous
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.evaluation.subject import Prepared, Subject, prepare
@@ -185,8 +185,8 @@ def conduct(
         count = sum(1 for _ in units(spec, plan))
         return summarize(spec, plan, memory.done, count, sessions.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
-        done = set[str]() if shard is not None else superfluous(spec, plan, folder.done)
-        if any(unit.key not in folder.done and unit.defense not in done for unit in todo):
+        waiting = left(spec, plan, folder.done) if shard is None else todo
+        if any(unit.key not in folder.done for unit in waiting):
             with Sessions(folder, plan) as sessions:
                 do(work(folder, sessions))
         run = folder.run

@@ -16,7 +16,7 @@ from dent.attacks.base import isolated_random_state
 from dent.attacks.querier import View
 from dent.errors import InputError
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
-from dent.evaluation.records.plan import Plan, Unit, rounds, units
+from dent.evaluation.records.plan import APART, Plan, Unit, rounds, units
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.evaluation.submission.fresh import Origin
@@ -238,7 +238,7 @@ def _passes(prepared: Prepared, planned: list[Unit]) -> _Passes:
     answers, gradients, unrolled, static = 0, 0, 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm
     for unit in planned:
-        if unit.kind in ("probe", "certificate"):
+        if unit.kind in APART:
             probe = (probe_passes if unit.kind == "probe" else certificate_passes)(prepared)
             answers += probe.forwards - probe.backwards
             gradients += probe.backwards

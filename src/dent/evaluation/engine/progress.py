@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
-from dent.evaluation.records.plan import Plan, Unit
+from dent.evaluation.records.plan import APART, Plan, Unit
 from dent.evaluation.records.schema import JournalRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec
 from dent.evaluation.results.scoring import Rights, Scorer, is_partial, worst_of_batch
@@ -51,10 +51,6 @@ _Group = tuple[str, str, str | None]
 """Kind, defense and attack: units that cost the same."""
 
 
-_APART: Final = ("probe", "certificate")
-"""Kinds of units that submit no batch of the plan."""
-
-
 class Passes(NamedTuple):
     """What a unit costs at most, in forward passes of one batch.
 
@@ -78,7 +74,7 @@ class Passes(NamedTuple):
 
 def passes_of(prepared: Prepared, unit: Unit) -> Passes:
     """What a unit costs at most; nothing adapts in the static model."""
-    if unit.kind in _APART:
+    if unit.kind in APART:
         passes = probe_passes if unit.kind == "probe" else certificate_passes
         return Passes(float(sum(passes(prepared))), 0.0)
     subject, plan = prepared.subject, prepared.plan
@@ -260,7 +256,7 @@ class Tracker:
         """
         kind, defense, _ = group
         timed = [key for key, times in self._times.items() if times and key[1] == defense]
-        units = [key for key in timed if key[0] not in _APART]
+        units = [key for key in timed if key[0] not in APART]
         nearest = [key for key in units if key[0] == kind] or units or timed
         paces = [
             self._passes[key].pace(fmean(self._times[key]), self._of_static()) for key in nearest
@@ -272,7 +268,7 @@ class Tracker:
         if self._static:
             return fmean(self._static)
         static_groups = [
-            group for group in self._times if group[1] == STATIC and group[0] not in _APART
+            group for group in self._times if group[1] == STATIC and group[0] not in APART
         ]
         passes = sum(
             self._passes[group].adapted * len(self._times[group]) for group in static_groups

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from dent.errors import ConfigError
 from dent.evaluation.records.schema import TENSORS
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dent.data.dataset import ImageDataset
 
 Kind = Literal["probe", "natural", "attack", "transfer", "assembled", "certificate"]
+APART: Final = ("probe", "certificate")
+"""The kinds that submit no batch of the plan."""
 _CHUNK = 256
 
 
@@ -153,7 +155,7 @@ def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
         return
     yield tuple((unit,) for unit in _probes(spec))
     yield tuple(tuple(_on_static(spec, batch.index)) for batch in plan.batches)
-    others = [defense for defense in spec.defenses if defense.name != STATIC]
+    others = _others(spec)
     for members in _by_attack(spec):
         yield tuple(
             group
@@ -179,12 +181,17 @@ def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[Group]:
         if spec.schedule == "by-batch":
             yield tuple(_of_batch(spec, batch.index))
         else:
-            others = [defense for defense in spec.defenses if defense.name != STATIC]
+            others = _others(spec)
             members = [part(each, batch.index) for part in _by_attack(spec) for each in others]
             yield tuple(chain(_on_static(spec, batch.index), *members))
     yield from _published(spec)
     if spec.schedule == "by-attack":
         yield from _certificates(spec)
+
+
+def _others(spec: EvaluationSpec) -> list[DefenseSpec]:
+    """The defenses beside the static model."""
+    return [defense for defense in spec.defenses if defense.name != STATIC]
 
 
 def _probes(spec: EvaluationSpec) -> Iterator[Unit]:

@@ -8,7 +8,7 @@ as well, however often one looks: stopping there changes no verdict between gain
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from dent.evaluation.records.plan import Group, Plan, Unit, rounds
+from dent.evaluation.records.plan import Group, Plan, Unit, rounds, units
 from dent.evaluation.records.schema import JournalRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.results.intervals import tango
@@ -53,7 +53,10 @@ def superfluous(
 
     Its certificate counts where a defense gains or is harmful.
     """
-    decided = decisions(spec, plan, records)
+    return _superfluous(spec, decisions(spec, plan, records))
+
+
+def _superfluous(spec: EvaluationSpec, decided: Mapping[str, Decision]) -> AbstractSet[str]:
     others = {defense.name for defense in spec.defenses} - {STATIC}
     settled = bool(decided) and others == decided.keys()
     if settled and not any(decision.below for decision in decided.values()):
@@ -62,16 +65,24 @@ def superfluous(
 
 
 def left(
-    spec: EvaluationSpec, plan: Plan, records: Mapping[str, JournalRecord]
+    spec: EvaluationSpec,
+    plan: Plan,
+    records: Mapping[str, JournalRecord],
+    decided: Mapping[str, Decision] | None = None,
 ) -> tuple[Unit, ...]:
-    """The units that are not recorded and that no decision makes superfluous."""
-    decided = superfluous(spec, plan, records)
+    """The units that are not recorded and that no decision makes superfluous.
+
+    Args:
+        spec: What is evaluated.
+        plan: Its batches.
+        records: By key; those of the units that are done.
+        decided: The decisions of these records, where the caller has them.
+    """
+    if decided is None:
+        decided = decisions(spec, plan, records)
+    ended = _superfluous(spec, decided)
     return tuple(
-        unit
-        for groups in rounds(spec, plan)
-        for group in groups
-        for unit in group
-        if unit.key not in records and unit.defense not in decided
+        unit for unit in units(spec, plan) if unit.key not in records and unit.defense not in ended
     )
 
 

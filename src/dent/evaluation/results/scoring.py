@@ -3,14 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from dent.evaluation.records.plan import Batch, Plan, Unit, units
+from dent.evaluation.records.plan import APART, Batch, Plan, Unit, units
 from dent.evaluation.records.schema import CertificateRecord, JournalRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 
-_APART: Final = ("probe", "certificate")
-"""Kinds of units that submit no batch of the plan."""
 Rights = tuple[float, ...]
 """Per member, how often it was right: 0 or 1, or a share of several draws."""
 
@@ -90,7 +87,7 @@ class Scorer:
 
     def __init__(self, plan: Plan, planned: Iterable[Unit], *, partly: bool = False) -> None:
         self._plan, self._partly = plan, partly
-        names = [label(unit.kind, unit.attack) for unit in planned if unit.kind not in _APART]
+        names = [label(unit.kind, unit.attack) for unit in planned if unit.kind not in APART]
         self._submissions: dict[str, dict[int, Piece]] = {name: {} for name in names}
         self._records: dict[str, list[UnitRecord]] = {name: [] for name in names}
         self._probe: ProbeRecord | None = None

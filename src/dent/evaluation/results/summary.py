@@ -49,8 +49,8 @@ def summarize(
         sessions: The processes that worked on the run.
     """
     scores = score(spec, plan, records)
-    complete = len(records) == planned or not left(spec, plan, records)
     decided = {} if len(records) == planned else decisions(spec, plan, records)
+    complete = len(records) == planned or not left(spec, plan, records, decided)
     defenses = {
         defense.name: _defense(defense, scores, spec, decided.get(defense.name))
         for defense in spec.defenses

@@ -20,7 +20,7 @@ from dent.evaluation.engine.execute import (
     views_of,
 )
 from dent.evaluation.probe.unit import probe_record
-from dent.evaluation.records.plan import Unit, seed_of
+from dent.evaluation.records.plan import APART, Unit, seed_of
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.readings import depends, randomized, stateful
 from dent.evaluation.records.schema import (
@@ -265,7 +265,7 @@ class Resubmission:
 
 def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
     """The seed that a unit's record must have."""
-    if unit.kind in ("probe", "certificate"):
+    if unit.kind in APART:
         return seed_of(spec.settings.seed, "probe")
     return unit_seed(spec, unit)
 
