@@ -3,10 +3,12 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
-from dent.cli.app import main
+import typer
+
+from dent.cli.app import app, main
 from dent.cli.console import ERR, OUT
 
 
@@ -16,6 +18,20 @@ class Ran(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def commands() -> dict[str, Any]:
+    """Every command by what is typed: `evaluate`, `board run`."""
+    found: dict[str, Any] = {}
+    waiting = [("", typer.main.get_command(app))]
+    while waiting:
+        name, command = waiting.pop(0)
+        inside = getattr(command, "commands", None)
+        if inside is None:
+            found[name] = command
+        else:
+            waiting += [(f"{name} {each}".strip(), inner) for each, inner in inside.items()]
+    return found
 
 
 def dent(*arguments: str) -> Ran:

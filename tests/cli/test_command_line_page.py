@@ -5,10 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import typer
 
 from dent.attacks import make_from
-from dent.cli.app import app
+from dent.board.tracks import Track, Variant
 from dent.data import FetchResult
 from dent.distributed import Merged
 from dent.evaluation import Check, Count, DefenseResult, EvaluationResult, Verification
@@ -18,6 +17,7 @@ from dent.report import DefenseStory, RunSummary, SampleStory, StoryAnswer
 from dent.report.listing import DefenseLine
 from dent.serving.limits import Limits
 from dent.serving.options import ServerOptions
+from tests.cli.here import commands
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "command-line.md").read_text()
 PAGES = {
@@ -29,6 +29,7 @@ PAGES = {
     "data": [FetchResult],
     "models": [ModelInfo],
     "serve": [ServerOptions, Limits],
+    "board tracks": [Track, Variant],
     "paper": [TableResult, CellResult, Judgement, SuiteResult],
 }
 
@@ -48,8 +49,7 @@ def test_every_key_is_documented(command: str) -> None:
 
 
 def test_every_command_is_documented_and_has_json() -> None:
-    group = typer.main.get_command(app)
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for name, command in commands().items():
         assert f"dent {name}" in PAGE, name
         assert any("--json" in option.opts for option in command.params), name
 

@@ -3,9 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-import typer
-
-from dent.cli.app import app
+from tests.cli.here import commands
 
 OWN_HELP = {
     "--out": "a run folder, a folder of weights, a page",
@@ -19,13 +17,14 @@ OWN_HELP = {
     "--device": "of train: accelerate takes what it finds",
     "--host": "with or without a warning that there is no authentication",
     "--source": "of datasets, of models",
+    "--nonce": "of verify: draws attacks; of the board: draws samples",
 }
 OWN_DEFAULT = {
     "--out": "of each command",
     "--model": "of each command",
     "--weights": "the paper's is a folder",
     "--dataset": "of each command",
-    "--defense": "several, or one",
+    "--defense": "several, one, or one that has to be named",
     "--norm": "train's is the recipe's",
     "--eps": "train's is the recipe's",
     "--batch-size": "train's is the recipe's",
@@ -37,7 +36,7 @@ OWN_DEFAULT = {
 def options() -> dict[str, list[Any]]:
     """By name, the option as each command declares it."""
     found = defaultdict(list)
-    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+    for command in commands().values():
         for option in command.params:
             for name in option.opts:
                 if name.startswith("--"):

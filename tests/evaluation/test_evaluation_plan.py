@@ -95,3 +95,51 @@ def test_units_are_planned_batch_by_batch_with_the_static_reference_first() -> N
 def test_settings_say_what_is_wrong(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Settings(**values)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_samples_can_be_chosen_by_id(order: Order) -> None:
+    chosen = (103, 150, 104, 120)
+    plan = make_plan(Settings(ids=chosen, batch_size=3, order=order), DATA)
+    attacked = [id_ for batch in plan.batches for id_ in batch.ids[: batch.attacked]]
+    assert sorted(attacked) == sorted(chosen)
+    assert [batch.size for batch in plan.batches] == [3, 1]
+    if order == "dataset":
+        assert attacked == sorted(chosen)
+
+
+def test_ids_are_part_of_what_is_evaluated_and_older_runs_keep_their_identity() -> None:
+    subject = make_subject()
+    without = describe(subject, Settings(n=3))
+    assert "ids" not in without.to_json()["settings"]
+    with_ids = describe(subject, Settings(ids=(102, 100, 101)))
+    assert with_ids.to_json()["settings"]["ids"] == [100, 101, 102]
+    assert with_ids == describe(subject, Settings(ids=(100, 101, 102)))
+    assert with_ids.identity != without.identity
+    assert with_ids.samples == without.samples == 3
+
+
+def test_the_plan_of_the_first_ids_is_that_of_n() -> None:
+    first = Settings(ids=tuple(range(100, 130)), batch_size=8, mix=0.5)
+    assert make_plan(first, DATA) == make_plan(Settings(n=30, batch_size=8, mix=0.5), DATA)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ids": (1, 2, 1)}, "an id is there twice"),
+        ({"ids": ()}, "ids: tuple should have at least 1 item"),
+        ({"ids": (-1,)}, "greater than or equal to 0"),
+        ({"ids": (1,), "n": 3}, "n and ids both say which samples are attacked"),
+    ],
+)
+def test_ids_that_mean_nothing_are_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Settings(**values)
+
+
+def test_ids_that_the_dataset_lacks_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"2 ids of 3 .* not in 'toy' .*such as 160: .* 60 images"
+    ):
+        make_plan(Settings(ids=(100, 160, 170)), DATA)

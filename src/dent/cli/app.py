@@ -8,6 +8,7 @@ import typer
 
 from dent import __version__
 from dent.cli.address import AddressMayBeLeftOut
+from dent.cli.board import board_app
 from dent.cli.console import ERR, OUT
 from dent.cli.data import data_command
 from dent.cli.demo import demo_command
@@ -48,6 +49,7 @@ app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("report")(report_command)
 app.command("verify")(verify_command)
+app.add_typer(board_app)
 app.command("data")(data_command)
 app.command("models")(models_command)
 

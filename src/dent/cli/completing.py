@@ -44,6 +44,13 @@ def tables(incomplete: str) -> list[str]:
     return _starting_with(names.TABLES, incomplete)
 
 
+def board_tracks(incomplete: str) -> list[str]:
+    """Names of tracks of the board."""
+    from dent.board.tracks import tracks as known
+
+    return _starting_with(known(), incomplete)
+
+
 def scales(incomplete: str) -> list[str]:
     """Names for `--scale`."""
     return _starting_with(names.SCALES, incomplete)

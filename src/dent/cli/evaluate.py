@@ -53,6 +53,13 @@ def evaluate_command(
             rich_help_panel=_INPUT,
         ),
     ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            help="Samples by their ids in the full split, as 0-511,600, in place of --n.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
     defense: Annotated[
         list[str] | None,
         typer.Option(
@@ -233,6 +240,7 @@ def evaluate_command(
     from dent.evaluation import suite as attacks_of
     from dent.evaluation.records.shard import Shard
     from dent.evaluation.sweeps import folder_name
+    from dent.support import ranges
     from dent.threat import ThreatModel
 
     swept = resolve.swept(over, mix)
@@ -242,7 +250,7 @@ def evaluate_command(
             suite, attack=attack, iterations=iterations, protocol=protocol, static=static
         )
         mixed = mix is not None or (swept is not None and swept[0] == "mix")
-        n = n or SUITE_SAMPLES
+        n = n or (SUITE_SAMPLES if ids is None else None)
         chosen = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
     else:
         chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
@@ -252,6 +260,7 @@ def evaluate_command(
     )
     settings = Settings(
         n=n,
+        ids=None if ids is None else ranges.read(ids),
         batch_size=batch_size,
         order=order,
         mix=None if swept and swept[0] == "mix" else resolve.share(mix),

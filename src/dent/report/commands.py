@@ -13,6 +13,7 @@ from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, Evalua
 from dent.evaluation.subject import threat_of
 from dent.evaluation.suites import exactly
 from dent.report.loading import LoadedRun
+from dent.support import ranges
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,11 @@ def _model(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     dataset = spec.dataset
     words = ["--dataset", dataset.name]
+    ids = spec.settings.ids
     n = spec.settings.n or (spec.samples if exactly(spec) else None)  # a suite does not take all
-    if n is not None:
+    if ids is not None:
+        words += ["--ids", ranges.written(ids)]
+    elif n is not None:
         words += ["--n", str(n)]
     if dataset.name not in data.names() or dataset.split != "test":
         caveat = f"the dataset {dataset.name!r}, split {dataset.split!r}, digest {dataset.digest}"

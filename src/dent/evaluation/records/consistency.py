@@ -77,6 +77,11 @@ def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
         if attacked_before.intersection(attacked):
             yield f"batches.{index}: a sample is attacked that another batch attacks"
         attacked_before.update(attacked)
+    wanted = spec.settings.ids
+    if wanted is not None and wanted != tuple(
+        sorted(id_ for batch in plan.batches for id_ in batch.ids[: batch.attacked])
+    ):
+        yield "the samples attacked are not those of settings.ids"
     kinds = 2 + 2 * len(spec.attacks)
     if len(spec.defenses) * kinds * (len(plan.batches) + 1) > MOST_UNITS:
         yield f"the run has more than {MOST_UNITS} units"

@@ -15,6 +15,7 @@ from dent.errors import ConfigError
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec, Settings
 from dent.storage.canonical import Record
+from dent.support.plural import counted
 
 if TYPE_CHECKING:
     from dent.data.dataset import ImageDataset
@@ -93,12 +94,13 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     """Divide the samples into batches.
 
     Raises:
-        ConfigError: The dataset is empty, or too small for the clean members of `mix`.
+        ConfigError: The dataset is empty, lacks an id that was asked for, or is too small for the
+            clean members of `mix`.
     """
     size = len(dataset)
     if size == 0:
         raise ConfigError(f"the dataset {dataset.name!r} is empty: there is nothing to evaluate")
-    positions = list(range(min(settings.n or size, size)))
+    positions = _chosen(settings, dataset)
     per_batch = settings.batch_size
     if settings.mix is not None:
         per_batch = max(1, round(settings.mix * settings.batch_size))
@@ -314,6 +316,22 @@ def _attacks(
     if defense != STATIC and spec.settings.transfer and spec.has_static:
         for attack in attacks:
             yield Unit("transfer", defense, attack, batch)
+
+
+def _chosen(settings: Settings, dataset: "ImageDataset") -> list[int]:
+    """The positions of the samples to attack, as the dataset has them."""
+    size = len(dataset)
+    if settings.ids is None:
+        return list(range(min(settings.n or size, size)))
+    position_of = {int(dataset.sample_ids[position]): position for position in range(size)}
+    missing = [id_ for id_ in settings.ids if id_ not in position_of]
+    if missing:
+        raise ConfigError(
+            f"{counted(len(missing), 'id')} of {len(settings.ids)} asked for are not in "
+            f"{dataset.name!r} ({dataset.split}), such as {missing[0]}: its "
+            f"{counted(size, 'image')} have ids from {min(position_of)} to {max(position_of)}"
+        )
+    return sorted(position_of[id_] for id_ in settings.ids)
 
 
 def _ordered(chosen: list[int], labels: dict[int, int], settings: Settings) -> list[int]:

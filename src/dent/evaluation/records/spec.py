@@ -9,6 +9,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -56,12 +57,27 @@ class Settings(Record):
     until: Literal["decided", "end"] = "decided"
     """`decided`: a run of the whole suite stops attacking a defense once its difference to the
     static model can no longer end as a gain. `end`: every attack runs."""
+    ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    """Samples to attack: those with these ids in the full split, in place of `n`. Kept in order."""
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(_settings_error(error)) from None
+
+    @field_validator("ids")
+    @classmethod
+    def _in_order(cls, ids: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if ids is not None and len(set(ids)) < len(ids):
+            raise ValueError("an id is there twice")
+        return None if ids is None else tuple(sorted(ids))
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.n is not None and self.ids is not None:
+            raise ValueError("n and ids both say which samples are attacked: give one of them")
+        return self
 
 
 class ModelSpec(Record):
@@ -123,7 +139,7 @@ class ThreatSpec(Record):
 
 
 _LATER: Final = ("schedule", "same_on_static")
-_LATER_SETTINGS: Final = ("until",)
+_LATER_SETTINGS: Final = ("until", "ids")
 """Left out of records where they have their defaults, so that older ones still compare."""
 Schedule = Literal["by-batch", "by-attack"]
 
@@ -195,6 +211,8 @@ class EvaluationSpec(Record):
     @property
     def samples(self) -> int:
         """How many samples are attacked."""
+        if self.settings.ids is not None:
+            return len(self.settings.ids)
         return min(self.settings.n or self.dataset.size, self.dataset.size)
 
     @property
@@ -283,5 +301,6 @@ def _settings_error(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             messages.append(f"there is no setting {name!r}, only {settings}")
         else:
-            messages.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+            where = f"{name}: " if name else ""
+            messages.append(f"{where}{problem['msg'].lower()}, got {_short(problem['input'])}")
     return f"evaluation settings: {'; '.join(messages)}"

@@ -1,0 +1,81 @@
+"""The folder of a row: which track and nonce its runs are of, and a run for each variant."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+from dent.board.tracks import Track, track
+from dent.errors import ConfigError
+from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.spec import Sha256, differences
+from dent.storage.canonical import Record
+from dent.storage.disk import is_there, write_atomically, writing
+from dent.storage.errors import RecordError
+
+ROW: Final = "row.json"
+
+
+class RowRecord(Record):
+    """`row.json`."""
+
+    schema_version: Literal[1] = 1
+    track: str
+    identity: Sha256
+    """Of the track."""
+    nonce: str | None
+    """Null where the fixed half alone was evaluated."""
+
+
+def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
+    """Set up the folder of a row, or ensure that it is of the same track and nonce.
+
+    Raises:
+        ConfigError: It is of another one.
+        RecordError: It holds something else, or cannot be written to.
+    """
+    record = RowRecord(track=chosen.name, identity=chosen.identity, nonce=nonce)
+    if is_there(folder / ROW):
+        changed = differences(read_row(folder).to_json(), record.to_json())
+        if changed:
+            raise ConfigError(
+                f"{folder} is the row of another evaluation, and nothing was changed: "
+                f"{'; '.join(changed)}. Choose another folder"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecordError(
+            f"{folder} holds something that is no row of the board: nothing was changed; choose a "
+            "new or empty folder"
+        )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ROW, dump(record))
+
+
+def read_row(folder: Path) -> RowRecord:
+    """Read which track and nonce the runs of a row are of.
+
+    Raises:
+        RecordError: There is none, or it is damaged.
+        SchemaVersionError: It was written by a newer torch-dent.
+    """
+    if not is_there(folder / ROW):
+        raise RecordError(
+            f"{folder} is no row of the board: it holds no {ROW}, which `dent board run` writes"
+        )
+    return read_record(folder / ROW, RowRecord)
+
+
+def track_of(record: RowRecord, folder: Path) -> Track:
+    """The track of a row.
+
+    Raises:
+        UnknownNameError: There is no such track.
+        RecordError: The track has been changed since.
+    """
+    chosen = track(record.track)
+    if chosen.identity != record.identity:
+        raise RecordError(
+            f"{folder / ROW}: the track {record.track!r} had the identity {record.identity}, and "
+            f"has {chosen.identity} in this version of torch-dent"
+        )
+    return chosen

@@ -1,0 +1,41 @@
+"""Many whole numbers in one short text: `0-511,600,602`."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from dent.errors import ConfigError
+
+_LARGEST: Final = 10**9
+_PART: Final = re.compile("([0-9]{1,10})(?:-([0-9]{1,10}))?")
+
+
+def written(numbers: Iterable[int]) -> str:
+    """Write numbers as ranges, in order.
+
+    Args:
+        numbers: At least 0 each.
+    """
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def read(text: str) -> tuple[int, ...]:
+    """Read numbers from ranges, as they are written.
+
+    Raises:
+        ConfigError: The text is none.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last <= _LARGEST or last - first > _LARGEST // 100:
+            raise ConfigError(f"expected numbers and ranges such as 0-511,600, got {part!r}")
+        numbers += range(first, last + 1)
+    return tuple(numbers)

@@ -1,0 +1,106 @@
+"""Tracks: the same for everybody, and half of their samples known to nobody beforehand."""
+
+import pytest
+
+from dent.board.tracks import HEADLINE, VARIANTS, Track, track, tracks
+from dent.errors import ConfigError, UnknownNameError
+from dent.evaluation.suites import VERSION
+
+IDENTITIES = {
+    "cifar10-linf-8/255-v1": "7f13ff8668b5e854a06d",
+    "cifar10-l2-0.5-v1": "eb0ef0c2afa91084b4aa",
+    "cifar10-linf-8/255-carmon2019-v1": "6bcb8e6188d551e9d464",
+    "cifar10-l2-0.5-carmon2019-v1": "46a73df9c06148efb1e2",
+    "cifar10-linf-8/255-wong2020-v1": "4ded5ba86726c745145e",
+    "cifar10-l2-0.5-wong2020-v1": "2cb84f78f74f29cc474f",
+    "imagenet-linf-4/255-v1": "aea1c266ab3d8a7b4035",
+}
+"""Golden: rows are compared by these. A track with rows never changes: give it a new version."""
+DRAWN = {"one": (523, 628, 630, 638)}
+CIFAR10 = [name for name in tracks() if name.startswith("cifar10")]
+
+
+def test_the_identity_of_every_track_is_fixed() -> None:
+    assert {name: each.identity[:20] for name, each in tracks().items()} == IDENTITIES
+
+
+@pytest.mark.parametrize("name", tracks())
+def test_ids_are_distinct_and_within_what_the_track_says(name: str) -> None:
+    chosen = track(name)
+    fixed, all_ids = chosen.fixed_ids, chosen.ids("1f")
+    assert list(all_ids) == sorted(set(all_ids))
+    assert len(fixed) == 512
+    assert len(all_ids) == 1024
+    assert set(fixed) < set(all_ids)
+
+
+@pytest.mark.parametrize("name", CIFAR10)
+def test_cifar10_has_its_first_ids_fixed_and_never_those_that_chose_the_weights(name: str) -> None:
+    chosen = track(name)
+    assert chosen.fixed_ids == tuple(range(512))
+    assert all(512 <= id_ < 9488 for id_ in chosen.ids("a nonce")[512:])
+
+
+def test_a_nonce_changes_the_other_half_only_and_always_in_the_same_way() -> None:
+    chosen = track("cifar10-linf-8/255-v1")
+    one, again, other = (chosen.ids(nonce) for nonce in ("one", "one", "other"))
+    assert one == again
+    assert one[:512] == other[:512] == chosen.ids()
+    assert 0 < len(set(one[512:]) & set(other[512:])) < 100  # 29 by chance
+    assert one[512:516] == DRAWN["one"]
+    elsewhere = track("cifar10-l2-0.5-v1").ids("one")
+    assert elsewhere[512:] != one[512:]
+
+
+def test_imagenet_has_its_fixed_half_from_all_classes() -> None:
+    classes = {id_ // 50 for id_ in track("imagenet-linf-4/255-v1").fixed_ids}
+    assert len(classes) > 300
+
+
+@pytest.mark.parametrize("nonce", ["", "  ", "x" * 201])
+def test_a_nonce_that_is_none_is_refused(nonce: str) -> None:
+    with pytest.raises(ConfigError, match="a nonce is a text of 1 to 200 characters"):
+        track("cifar10-linf-8/255-v1").ids(nonce)
+
+
+def test_settings_are_those_of_the_variant() -> None:
+    chosen = track("cifar10-linf-8/255-v1")
+    settings = {name: chosen.settings(name, "1f") for name in VARIANTS}
+    assert {(each.batch_size, each.seed, each.ids) for each in settings.values()} == {
+        (128, 0, chosen.ids("1f"))
+    }
+    assert {name: (each.order, each.mix) for name, each in settings.items()} == {
+        "headline": ("dataset", None),
+        "by-class": ("by-class", None),
+        "mix-0.25": ("dataset", 0.25),
+        "views": ("dataset", None),
+    }
+    assert chosen.settings(HEADLINE, None, "end").until == "end"
+    with pytest.raises(UnknownNameError, match=r"no variant 'mix' of .*, only headline, by-class"):
+        chosen.settings("mix")
+
+
+def test_an_unknown_track_is_said_to_be_none() -> None:
+    with pytest.raises(UnknownNameError, match=r"no track 'cifar10-linf'. Did you mean 'cifar10-l"):
+        track("cifar10-linf")
+
+
+def test_tracks_are_evaluated_by_the_newest_suite() -> None:
+    assert {each.suite for each in tracks().values()} == {VERSION}
+
+
+def test_whatever_a_track_says_is_in_its_identity() -> None:
+    chosen = track("cifar10-linf-8/255-v1")
+    others = {
+        "fixed": "1-512",
+        "pool": "512-9999",
+        "suite": 2,
+        "eps": "4/255",
+        "seed": 1,
+        "weights": None,
+        "batch_size": 64,
+    }
+    identities = {
+        Track(**{**chosen.model_dump(), key: value}).identity for key, value in others.items()
+    }
+    assert len(identities | {chosen.identity}) == len(others) + 1
