@@ -35,7 +35,10 @@ from tests.attacks.attack_toys import (
 LINF = ThreatModel("linf", 0.1)
 ALONE = tuple(name for name in names() if name != "collateral")
 """All attacks on the members themselves."""
-LEAVE_OUT = (*(name for name in names() if name.startswith("adaptive-")), "zero-update", "rays")
+LEAVE_OUT = (
+    *(name for name in names() if name.startswith("adaptive-") and name != "adaptive-transfer"),
+    "rays",
+)
 """Those that leave members of a batch-independent dynamic defense out once they have fallen."""
 
 

@@ -15,7 +15,6 @@ from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "adaptive-transfer": {"losses": "margin", "targets": 3, "iterations": 4},
     "adaptive-stop-gradient": {"losses": "ce+margin", "targets": 2, "iterations": 4},
     "adaptive-bpda": {"losses": "hinge", "iterations": 4, "warm": True, "pool": 2, "stride": 0.5},
     "adaptive-unrolled": {"losses": "ce+margin", "iterations": 4, "warm": True},

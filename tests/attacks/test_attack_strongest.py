@@ -99,7 +99,7 @@ def test_a_pool_begins_where_the_defense_answered_most_wrongly(pool: int) -> Non
     assert torch.equal(watched.asked[2 + pool], strongest)
     assert (result.queries, result.backwards) == attack.queries(4)
     static = attack.unadapted(4)
-    assert (static.forwards, static.backwards) == (3 * (1 + pool), 3 * (1 + pool))
+    assert (static.forwards, static.backwards) == (4 * (1 + pool), 3 * (1 + pool))
     # Every transfer aims elsewhere.
     assert len({batch.numpy().tobytes() for batch in served}) == 2 + pool
 

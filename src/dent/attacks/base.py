@@ -243,6 +243,7 @@ class Attack(JSONConfig, ABC):
         *,
         seed: int,
         progress: OnPass | None = None,
+        shared_seed: int | None = None,
     ) -> AttackResult:
         """Attack one batch.
 
@@ -255,6 +256,9 @@ class Attack(JSONConfig, ABC):
                 draws from torch's global random state.
             progress: Called after every pass with (passes done, passes planned). The plan is
                 known from the first query on, and is an upper bound.
+            shared_seed: Of what several attacks on one batch compute alike, such as what they
+                transfer from the static base; where they are given the same, it is computed once.
+                `seed` by default.
 
         Raises:
             InputError: If images or labels do not fit, or the defense's answers do not.
@@ -274,6 +278,7 @@ class Attack(JSONConfig, ABC):
                 threat,
                 plan=lambda classes: self.passes(classes, threat.norm, len(x)),
                 progress=progress,
+                shared_seed=seed if shared_seed is None else shared_seed,
             )
             outcome = self.run(target, threat, seed) if threat.eps > 0 else _unperturbed(target)
             _check_outcome(self.name, outcome, target.natural)

@@ -88,6 +88,7 @@ class Querier:
         natural: The natural images, (N, C, H, W).
         labels: int64 (N,).
         classes: Number of classes, None before the first query.
+        shared_seed: Of what several attacks on the batch compute alike.
         done: The passes so far.
         non_finite: Rows of logits so far that were not finite.
         gradients: Gradients taken so far, by member, int64 (N,).
@@ -104,6 +105,7 @@ class Querier:
         *,
         plan: Callable[[int], Queries],
         progress: OnPass | None = None,
+        shared_seed: int = 0,
     ) -> None:
         """Wrap a defense for an attack on one batch.
 
@@ -114,6 +116,7 @@ class Querier:
             threat: Decides which batches may be remembered as the worst.
             plan: From the number of classes to the passes planned, for progress.
             progress: Called with (passes done, passes planned).
+            shared_seed: Of what several attacks on the batch compute alike.
         """
         self.defense = defense
         self.batch_dependent = is_batch_dependent(defense)
@@ -121,6 +124,7 @@ class Querier:
         self.natural = natural
         self.labels = labels
         self.classes: int | None = None
+        self.shared_seed = shared_seed
         self.done = Queries(0, 0)
         self.non_finite = 0
         self.gradients = torch.zeros_like(labels)

@@ -16,6 +16,7 @@ from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
 from dent.attacks.adaptive.settings import read_losses
 from dent.attacks.adaptive.standing import Parting, rows_of
+from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
@@ -116,12 +117,13 @@ class AdaptiveAPGD(Attack):
     def on_static(self) -> AdaptiveAPGD:
         """Every rung but the transfer, which goes on after success, is the exact gradient.
 
-        What is chosen for an adaptation has no use there: a start, shorter strides, a hinge.
+        What is chosen for an adaptation has no use there: a start, shorter strides, a hinge, or
+        several submissions.
         """
         rung: RungName = self.rung if self.rung == "transfer" else "unrolled"
         losses = tuple(dict.fromkeys("margin" if loss == "hinge" else loss for loss in self.losses))
         plain = replace(self, rung=rung, steps=None, losses=losses, stride=2.0)
-        return replace(plain, warm=False, pool=0, rounds=0)
+        return replace(plain, warm=False, pool=0, rounds=0, submissions=1)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Per run, (iterations + 1) passes times `submissions`; for a stand-in, one pass more.
@@ -133,9 +135,12 @@ class AdaptiveAPGD(Attack):
         del norm
         runs = self._runs_of(n_classes)
         per_run = self._ascent.times(self.submissions)
+        if self._is_shared:
+            per_run = StaticAscent(iterations=self.iterations).passes()
         if self._seen.stands_in:
             per_run = per_run + Queries(1, 0)
-        transferred = (self._ascent + Queries(1, 0)).times(self._transfers_of(n_classes))
+        transferred = self._transfer + Queries(1, 0)
+        transferred = transferred.times(self._transfers_of(n_classes))
         total = Queries(3, 0) + per_run.times(runs) + transferred
         if self.rounds:
             found = self._space.queries(n_classes)
@@ -145,9 +150,10 @@ class AdaptiveAPGD(Attack):
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The ascents of the static base."""
         del norm
-        transferred = self.rung == "transfer"
-        static = self._runs_of(n_classes) * self.submissions if transferred else 0
-        total = self._ascent.times(static + self._transfers_of(n_classes))
+        total = self._transfer.times(self._transfers_of(n_classes))
+        if self.rung == "transfer":
+            ascent = self._transfer if self._is_shared else self._ascent.times(self.submissions)
+            total = total + ascent.times(self._runs_of(n_classes))
         return total + self._space.unadapted(n_classes) if self.rounds else total
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
@@ -177,12 +183,25 @@ class AdaptiveAPGD(Attack):
     def _ascent(self) -> Queries:
         return Queries(self.iterations + 1, self.iterations + 1)
 
+    @property
+    def _transfer(self) -> Queries:
+        """The passes of an ascent of the static base."""
+        return StaticAscent(iterations=self.iterations).passes()
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the runs ascend the static base as other attacks do, too."""
+        changed = self.joint or self.unmask or self.warm or self.stride != 2.0
+        return self.rung == "transfer" and self.submissions == 1 and not changed
+
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run until all members are fooled or all runs are done."""
         best, parting = Best(target), Parting(target)
         natural = best.offer_served(target.natural)
         try:
             view = self._seen.view(target.defense)
+            if self._is_shared:
+                return self._transfers(target, threat, best, view, natural.shape[1])
             if self.unmask:
                 view = Unmasked(view)
             return self._runs(target, threat, best, parting, natural, view, seed)
@@ -229,6 +248,25 @@ class AdaptiveAPGD(Attack):
             fooled_after[run.name] = best.fooled
         return best.outcome(fooled_after)
 
+    def _transfers(
+        self, target: Querier, threat: ThreatModel, best: Best, base: View, classes: int
+    ) -> Outcome:
+        """Submit what ascents of the static base end in."""
+        fooled_after: dict[str, Tensor] = {}
+        for index, run in enumerate(self._planned(classes)):
+            if best.complete():
+                break
+            ascent = StaticAscent(
+                run.loss,
+                self.iterations,
+                rank=run.rank or 0,
+                restart=0 if run.rank else index % self.restarts,
+                rho=self.rho,
+            )
+            best.offer_served(ascent.run(target, [base], threat))
+            fooled_after[run.name] = best.fooled
+        return best.outcome(fooled_after)
+
     def _planned(self, classes: int) -> Iterator[_Run]:
         for loss in self.losses:
             for _ in range(self.restarts):
@@ -249,20 +287,9 @@ class AdaptiveAPGD(Attack):
         base = Rung("transfer").view(target.defense)
         warm = target.natural
         for rank in range(self._transfers_of(natural.shape[1])):
-            part = parting.of(best.fallen)
-            targets = runner_up(rows_of(part, natural), part.labels, rank) if rank else None
-            images = apgd(
-                through(part, base, Aim(loss_named("margin"), targets), None),
-                part.natural,
-                rows_of(part, random_start(target.natural, threat, draws)),
-                threat,
-                iterations=self.iterations,
-                rho=self.rho,
-            ).images
-            best.offer_served(images, part)
-            if part.members is not None:
-                images = warm.index_copy(0, part.members, images)
-            warm = images
+            ascent = StaticAscent("margin", self.iterations, rank=rank, rho=self.rho)
+            warm = ascent.run(target, [base], threat)
+            best.offer_served(warm)
         if self.rounds and isinstance(target.defense, DynamicDefense):
             self._space.offer(target, threat, best, parting, draws)
         return best.strongest if self.pool else warm

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dent.attacks.adaptive.adaptive_apgd import AdaptiveAPGD
 from dent.attacks.adaptive.apgd import apgd, random_start
 from dent.attacks.adaptive.capabilities import (
     NOT_AVAILABLE,
@@ -25,6 +26,7 @@ from dent.attacks.adaptive.capabilities import (
     surrogates_of,
 )
 from dent.attacks.adaptive.objectives import Aim, mean_of
+from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
 from dent.attacks.checks import check_counts, effort
@@ -73,14 +75,21 @@ class Surrogates(Attack):
         total = Queries(3 + _MOST + 1 + 2 * self.lessons, 0)
         return total + self.unadapted(n_classes, norm)
 
+    def on_static(self) -> Attack:
+        """The static model's own ascent: of itself, other models know less."""
+        return AdaptiveAPGD(
+            "transfer", losses=("margin",), targeted="margin", iterations=self.iterations
+        )
+
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """The passes through the models, and those that train the copy."""
         del n_classes, norm
         # Each model alone, all in every step together, and the copy.
-        ascents = Queries(self.iterations + 1, self.iterations + 1).times(2 * _MOST + self.lessons)
+        ascents = self._ascent.passes(2 * _MOST)
+        lessons = Queries(self.iterations + 1, self.iterations + 1).times(self.lessons)
         # Every lesson adds two batches of answers to one.
         taught = sum(self.epochs * (1 + 2 * lesson) for lesson in range(1, self.lessons + 1))
-        return ascents + Queries(_TAUGHT * taught + _MOST, 0)
+        return ascents + lessons + Queries(_TAUGHT * taught + _MOST, 0)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Attack every model alone, all together, and the copy after each lesson."""
@@ -98,7 +107,7 @@ class Surrogates(Attack):
         for name, group in groups.items():
             if best.complete():
                 return best.outcome(fooled_after)
-            best.offer_served(self._attack(target, threat, group, draws))
+            best.offer_served(self._ascent.run(target, group, threat))
             fooled_after[name] = best.fooled
         student = _Student(target, models, natural)
         for lesson in range(1, self.lessons + 1):
@@ -108,20 +117,20 @@ class Surrogates(Attack):
             nearby = threat.project(target.natural + noise, target.natural)
             student.hear(nearby, best.offer_served(nearby))
             student.learn(self.epochs)
-            adversarial = self._attack(target, threat, [student.model], draws)
+            adversarial = self._attack(target, threat, student.model, draws)
             student.hear(adversarial, best.offer_served(adversarial))
             fooled_after[f"lesson-{lesson}"] = best.fooled
         return best.outcome(fooled_after)
 
+    @property
+    def _ascent(self) -> StaticAscent:
+        return StaticAscent(iterations=self.iterations)
+
     def _attack(
-        self,
-        target: Querier,
-        threat: ThreatModel,
-        models: list[nn.Module],
-        draws: torch.Generator,
+        self, target: Querier, threat: ThreatModel, student: nn.Module, draws: torch.Generator
     ) -> Tensor:
         return apgd(
-            mean_of(target, models, Aim(loss_named("margin"))),
+            mean_of(target, [student], Aim(loss_named("margin"))),
             target.natural,
             random_start(target.natural, threat, draws),
             threat,

@@ -5,7 +5,8 @@ chance or on earlier questions: there a member that fell once falls again. An at
 members that are wrong without an attack, and those that attacks of its own kind broke; no others,
 since the gates of the verdict compare the kinds: by the defense's own gradient, by queries alone,
 and from other models. On the static model, attacks by queries leave out all that fell before, and
-attacks from other models none that are wrong without an attack: a defense may be right there.
+attacks from other models none that are wrong without an attack: a defense may be right there. The
+transfer from the static base leaves out nobody: it is computed once, for the whole batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,7 @@ def carried(
         done: What is recorded of the batch, and the probe of the defense.
     """
     nobody = (None,) * batch.attacked
-    if spec.schedule == "by-batch" or batch.attacked < batch.size:
+    if spec.schedule == "by-batch" or batch.attacked < batch.size or _is_shared(spec, unit):
         return nobody
     if not _independent(spec, unit.defense, done):
         return nobody
@@ -52,6 +53,12 @@ def carried(
     if 0 < standing < min(FEWEST, batch.attacked):
         broke[next(member for member, record in enumerate(broke) if record is not None)] = None
     return tuple(broke)
+
+
+def _is_shared(spec: EvaluationSpec, unit: Unit) -> bool:
+    return any(
+        entry.name == unit.attack and entry.attack == "adaptive-transfer" for entry in spec.attacks
+    )
 
 
 def _independent(spec: EvaluationSpec, name: str, done: "Mapping[str, JournalRecord]") -> bool:

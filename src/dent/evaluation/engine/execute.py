@@ -279,7 +279,13 @@ def _submission(
     if unit.kind == "assembled":
         adversarial, sources = assembled(run, unit, members[0])
         return adversarial, {"sources": sources}, 0.0
-    attack = partial(_attack(run, unit), threat=run.threat, seed=seed, progress=within)
+    attack = partial(
+        _attack(run, unit),
+        threat=run.threat,
+        seed=seed,
+        progress=within,
+        shared_seed=seed_of(run.spec.settings.seed, "static", unit.batch),
+    )
     defense = fresh(run.stream.origin(unit.defense, members[0].index), seed, run.surrogates)
     if len(members) == 1:
         return _attack_batch(run, unit, members[0], batches, defense, attack)

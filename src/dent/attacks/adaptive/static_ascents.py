@@ -1,0 +1,173 @@
+"""APGD on static models, which several attacks on one batch share and which is computed once.
+
+What it finds depends on the batch, the models and a seed, and on nothing of the defense: so an
+attack on the static model, the transfer of the same images to a defense and a warm start there
+take the same ascents. The last ones are kept in this process, and a kept one is, bit for bit, what
+computing it again would give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import astuple, dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Final, final
+
+import torch
+from torch import Tensor
+
+from dent.adaptation.random_state import kept_generators
+from dent.attacks.adaptive.apgd import apgd, random_start
+from dent.attacks.adaptive.objectives import Aim, mean_of
+from dent.attacks.base import global_draws
+from dent.attacks.losses import LossName, loss_named, runner_up
+from dent.attacks.querier import Queries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dent.attacks.querier import Querier, View
+    from dent.threat import ThreatModel
+
+_KEPT_BYTES: Final = 2**29
+"""Of images."""
+
+
+@final
+@dataclass(frozen=True)
+class StaticAscent:
+    """One ascent: what is ascended, how long, and which random start it takes.
+
+    Attributes:
+        loss: Ascended.
+        iterations: Of APGD.
+        rank: Of the wrong class that is aimed at, by the first model's logits on the natural
+            images; 0 for none.
+        restart: Tells the random starts of equal ascents apart.
+        rho: APGD's share of successful steps, in (0, 1).
+    """
+
+    loss: LossName = "margin"
+    iterations: int = 20
+    rank: int = 0
+    restart: int = 0
+    rho: float = 0.75
+
+    def passes(self, models: int = 1) -> Queries:
+        """Through the models: natural images first, then forward and backward by iteration."""
+        return Queries(self.iterations + 2, self.iterations + 1).times(models)
+
+    def run(self, target: Querier, models: Sequence[View], threat: ThreatModel) -> Tensor:
+        """The images (N, C, H, W) of the highest loss over the models' mean, member by member.
+
+        Passes and gradients are counted alike whether or not the result was kept.
+
+        Args:
+            target: A whole batch.
+            models: Plain models, at least one.
+            threat: What the attack may do.
+        """
+        logits = [target(target.natural, view=model) for model in models]
+        key = self._key(target, logits, threat)
+        found = _KEPT.get(key)
+        if found is None:
+            before = global_draws(target.labels.device)
+            found = self._ascend(target, models, logits[0], threat)
+            drew = global_draws(target.labels.device) != before
+            if not (drew or any(kept_generators(model, everywhere=True) for model in models)):
+                _KEPT.put(key, found)
+        else:
+            found.count(target)
+        return found.images.to(target.natural)
+
+    def _ascend(
+        self, target: Querier, models: Sequence[View], natural: Tensor, threat: ThreatModel
+    ) -> _Found:
+        gradients, zeros = target.gradients.clone(), target.zero_by_member.clone()
+        done, non_finite = target.done, target.non_finite
+        targets = runner_up(natural, target.labels, self.rank) if self.rank else None
+        images = apgd(
+            mean_of(target, models, Aim(loss_named(self.loss), targets)),
+            target.natural,
+            random_start(target.natural, threat, self._draws(target)),
+            threat,
+            iterations=self.iterations,
+            rho=self.rho,
+        ).images
+        return _Found(
+            images.cpu(),
+            target.gradients - gradients,
+            target.zero_by_member - zeros,
+            target.non_finite - non_finite,
+            Queries(target.done.forwards - done.forwards, target.done.backwards - done.backwards),
+        )
+
+    def _draws(self, target: Querier) -> torch.Generator:
+        text = f"{target.shared_seed}:{self.rank}:{self.restart}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def _key(self, target: Querier, logits: Sequence[Tensor], threat: ThreatModel) -> bytes:
+        """Of all that decides the result. The models' logits stand for the models."""
+        digest = hashlib.sha256(repr((astuple(self), threat, target.shared_seed)).encode())
+        for tensor in (target.natural, target.labels, *logits):
+            digest.update(repr((tensor.shape, tensor.dtype, tensor.device)).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an ascent found, and what it added to the counters of its batch."""
+
+    images: Tensor
+    gradients: Tensor
+    zero_by_member: Tensor
+    non_finite: int
+    passes: Queries
+
+    def count(self, target: Querier) -> None:
+        target.gradients += self.gradients.to(target.gradients)
+        target.zero_by_member += self.zero_by_member.to(target.zero_by_member)
+        target.non_finite += self.non_finite
+        target.count(self.passes)
+
+
+class _Kept:
+    """The results used last, up to a number of bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+        self._held: OrderedDict[bytes, _Found] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: bytes) -> _Found | None:
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+            return self._held.get(key)
+
+    def put(self, key: bytes, found: _Found) -> None:
+        with self._lock:
+            if key in self._held:
+                return
+            self._held[key] = found
+            self._bytes += found.images.nbytes
+            while self._bytes > self._most:
+                _, oldest = self._held.popitem(last=False)
+                self._bytes -= oldest.images.nbytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
+
+
+_KEPT: Final = _Kept(_KEPT_BYTES)
+
+
+def forget() -> None:
+    """Drop every kept result: the next ascents are computed."""
+    _KEPT.clear()

@@ -1,0 +1,158 @@
+"""What several attacks find on the static base is computed once, and changes nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent.attacks import make
+from dent.attacks.adaptive.static_ascents import StaticAscent, _Kept, forget
+from dent.attacks.querier import Querier, Queries
+from dent.threat import ThreatModel
+from tests.attacks.attack_toys import small_images
+
+LINF = ThreatModel("linf", 0.05)
+
+
+class Counted(nn.Module):
+    """A linear model that counts its calls, and may draw at random."""
+
+    def __init__(self, *, noise: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(4, 108, generator=generator))
+        self.noise = noise
+        self.calls = 0
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits = x.flatten(1) @ self.weight.T
+        return logits + self.noise * torch.randn(logits.shape) if self.noise else logits
+
+
+class Shifted:
+    """A dynamic defense of a base: its logits, less a constant for class 0."""
+
+    batch_dependent = False
+    stateful = False
+    randomized = False
+
+    def __init__(self, base: nn.Module) -> None:
+        self.base = base
+
+    def unwrap(self) -> nn.Module:
+        return self.base
+
+    def adapt(self, x: Tensor) -> Tensor:
+        return torch.zeros(4).index_fill(0, torch.tensor([0]), 0.1)
+
+    def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
+        logits: Tensor = self.base(x)
+        return logits - adaptation
+
+
+def batch(model: nn.Module) -> tuple[Tensor, Tensor]:
+    x = small_images(6)
+    with torch.no_grad():
+        return x, model(x).argmax(1)
+
+
+def querier(model: nn.Module, seed: int = 7) -> Querier:
+    x, y = batch(model)
+    return Querier(model, x, y, LINF, plan=lambda _: Queries(99, 99), shared_seed=seed)
+
+
+def run(model: nn.Module, seed: int = 7, **settings: Any) -> tuple[Tensor, Querier]:
+    target = querier(model, seed)
+    with torch.no_grad():
+        return StaticAscent(iterations=5, **settings).run(target, [model], LINF), target
+
+
+def test_a_second_attack_costs_one_pass_and_ends_in_the_same_bits() -> None:
+    model = Counted()
+    first, asked = run(model)
+    before = model.calls
+    second, kept = run(model)
+    assert model.calls - before == 2  # labels of the batch, and the natural images
+    assert torch.equal(first, second)
+    assert kept.done == asked.done == StaticAscent(iterations=5).passes()
+    assert torch.equal(kept.gradients, asked.gradients)
+    assert int(kept.gradients.sum()) == 6 * 6
+    forget()
+    assert torch.equal(run(model)[0], first)
+
+
+@pytest.mark.parametrize(
+    "other", [{"rank": 1}, {"restart": 1}, {"loss": "ce"}, {"rho": 0.5}, {"seed": 8}]
+)
+def test_another_ascent_is_computed(other: dict[str, Any]) -> None:
+    model = Counted()
+    run(model)
+    before = model.calls
+    run(model, **other)
+    assert model.calls - before > 5
+
+
+def test_another_model_is_not_taken_for_the_same() -> None:
+    first, _ = run(Counted(seed=1))
+    second, _ = run(Counted(seed=2))
+    assert not torch.equal(first, second)
+
+
+def test_a_model_that_draws_is_computed_every_time() -> None:
+    model = Counted(noise=0.1)
+    target = querier(model)
+    with torch.no_grad():
+        StaticAscent(iterations=5).run(target, [model], LINF)
+        before = model.calls
+        torch.manual_seed(3)
+        StaticAscent(iterations=5).run(querier(model), [model], LINF)
+    assert model.calls - before > 5
+
+
+def test_a_defense_is_served_what_was_found_on_its_base() -> None:
+    model = Counted()
+    x, y = batch(model)
+    transfer = make("adaptive-transfer", losses="margin", targeted="margin", targets=3)
+    on_static = transfer(model, x, y, LINF, seed=1, shared_seed=5)
+    before = model.calls
+    on_defense = transfer(Shifted(model), x, y, LINF, seed=2, shared_seed=5)
+    # Natural images and submissions alone: none of the 4 ascents of 50 steps.
+    assert model.calls - before < 20
+    assert bool((on_static.fooled <= on_defense.fooled).any())
+    forget()
+    again = transfer(Shifted(model), x, y, LINF, seed=2, shared_seed=5)
+    assert torch.equal(on_defense.adversarial, again.adversarial)
+    assert (on_defense.queries, on_defense.backwards) == (again.queries, again.backwards)
+
+
+def test_a_warm_start_takes_the_transfers_that_are_there() -> None:
+    model = Counted()
+    x, y = batch(model)
+    settings = {"losses": "margin", "targeted": "margin", "targets": 3, "iterations": 20}
+    make("adaptive-transfer", **settings)(model, x, y, LINF, seed=1, shared_seed=5)
+    before = model.calls
+    warm = make("adaptive-stop-gradient", losses="hinge", iterations=20, warm=True, pool=3)
+    warm(Shifted(model), x, y, LINF, seed=2, shared_seed=5)
+    computed = model.calls - before
+    forget()
+    before = model.calls
+    warm(Shifted(model), x, y, LINF, seed=2, shared_seed=5)
+    assert model.calls - before == computed + 4 * 21
+
+
+def test_the_oldest_results_go_first() -> None:
+    model = Counted()
+    kept = _Kept(most=2 * 6 * 108 * 4)
+    found = []
+    for index in range(3):
+        target = querier(model)
+        with torch.no_grad():
+            ascent = StaticAscent(iterations=1, restart=index)
+            found.append(ascent._ascend(target, [model], model(target.natural), LINF))
+        kept.put(bytes([index]), found[index])
+    assert kept.get(bytes([0])) is None
+    assert kept.get(bytes([1])) is found[1]
+    assert kept.get(bytes([2])) is found[2]
