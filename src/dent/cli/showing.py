@@ -9,7 +9,16 @@ from dent.evaluation import DefenseResult, EvaluationResult
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.report import wording
 from dent.report.flags import Flag, letters, of_one
-from dent.report.headline import BYSTANDERS, DIFFERENCE, WORST, Cell, Column, Row, headline
+from dent.report.headline import (
+    BYSTANDERS,
+    DIFFERENCE,
+    OVER_VIEWS,
+    WORST,
+    Cell,
+    Column,
+    Row,
+    headline,
+)
 from dent.report.limits import limits
 from dent.support.plural import counted
 from dent.support.printable import one_line
@@ -53,7 +62,7 @@ def _column(row: Row, columns: Sequence[Column]) -> list[str]:
 
 def _cell(key: str, cell: Cell) -> str:
     """Return the text of a figure; the main figures come with interval and flags."""
-    if key not in (WORST, DIFFERENCE):
+    if key not in (WORST, DIFFERENCE, OVER_VIEWS):
         return f"{cell.text} / {cell.beside}" if cell.beside else cell.text
     return cell.full + (_marks(cell.marks) if cell.full else "")
 

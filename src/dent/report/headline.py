@@ -15,6 +15,7 @@ from typing import Final
 
 from dent.evaluation import AttackSummary, Count, DefenseResult, Difference, EvaluationResult
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.result import OverViews
 from dent.report import wording
 from dent.report.flags import Flag, Flags, of_one
 from dent.support import rounding
@@ -24,6 +25,7 @@ BYSTANDERS: Final = "bystanders"
 WORST: Final = "worst"
 STATIC_WORST: Final = "static"
 DIFFERENCE: Final = "difference"
+OVER_VIEWS: Final = "over-views"
 VERDICT: Final = "verdict"
 COST: Final = "cost"
 
@@ -94,7 +96,7 @@ class Headline:
 
     Attributes:
         columns: In order: clean accuracy, what was submitted, the worst case, the static one, the
-            difference, the verdict, the cost.
+            difference, that to averaged views, the verdict, the cost.
         rows: The defenses, in the order of the evaluation.
     """
 
@@ -156,6 +158,8 @@ def _columns(result: EvaluationResult) -> Iterator[Column]:
     if STATIC in result.defenses:
         yield Column(STATIC_WORST, "static")
     yield Column(DIFFERENCE, "against static, points")
+    if any(defense.over_views for defense in defenses):
+        yield Column(OVER_VIEWS, "against averaged views, points")
     if any(defense.verdict for defense in defenses):
         yield Column(VERDICT, "verdict")
     yield Column(COST, "cost")
@@ -191,6 +195,8 @@ def _cells(
         yield _key(kind, name), _of_attack(attack, marks)
     yield WORST, of_count(defense.worst.served, marks)
     yield DIFFERENCE, of_difference(defense.difference, marks_of_both)
+    if defense.over_views is not None:
+        yield OVER_VIEWS, _of_views(defense.over_views, marks_of_both)
     if defense.verdict is not None:
         yield VERDICT, Cell(defense.verdict.ruling, marks=marks)
     yield COST, _of_cost(defense.timing.get("relative"), marks)
@@ -223,6 +229,11 @@ def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -
         interval_text=wording.points_interval(difference.interval),
         marks=marks,
     )
+
+
+def _of_views(compared: OverViews, marks: tuple[Flag, ...]) -> Cell:
+    cell = of_difference(compared.difference, marks)
+    return replace(cell, of=f"over {compared.views} views ({compared.baseline})")
 
 
 def _of_attack(summary: AttackSummary, marks: tuple[Flag, ...]) -> Cell:

@@ -101,6 +101,20 @@ def _of_defense(run: NamedRun, name: str, defense: DefenseResult, flags: Flags) 
             "flags": marks_of_both,
             "verdict": defense.verdict.ruling if defense.verdict else None,
         }
+    if defense.over_views is not None:
+        over = defense.over_views.difference
+        low, high = over.interval or (None, None)
+        yield about | {
+            "measure": "over-views",
+            "unit": defense.worst.unit,
+            "total": over.total,
+            "value": over.value,
+            "low": low,
+            "high": high,
+            "only_defended": over.only_defended,
+            "only_static": over.only_static,
+            "flags": marks_of_both,
+        }
     if "relative" in defense.timing:
         yield about | {"measure": "cost", "value": defense.timing["relative"]}
 

@@ -167,6 +167,17 @@ class Decision(Record):
     """Whether its whole interval lay below 0."""
 
 
+class OverViews(Record):
+    """A defense beside a mean over views of each image, which costs about as much."""
+
+    baseline: str
+    """Name of that defense in the run."""
+    views: _Count
+    """Over how many views it averages."""
+    difference: Difference
+    """The worst case less the baseline's; what it calls static is the baseline."""
+
+
 class Gate(Record):
     """Something that stands between a defense's numbers and a verdict."""
 
@@ -245,6 +256,8 @@ class DefenseResult(Record):
     """Null where nothing is drawn at random."""
     decided: Decision | None = None
     """Null where every attack that was planned ran, or has yet to run."""
+    over_views: OverViews | None = None
+    """Null without a mean over views in the run, and where the run stopped early on either."""
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:

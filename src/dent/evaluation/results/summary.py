@@ -7,6 +7,7 @@ from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.results import diagnostics, tells
+from dent.evaluation.results.averaged_views import over_views
 from dent.evaluation.results.decision import decisions, left
 from dent.evaluation.results.ladder import ladder_of
 from dent.evaluation.results.result import (
@@ -55,6 +56,7 @@ def summarize(
         defense.name: _defense(defense, scores, spec, decided.get(defense.name))
         for defense in spec.defenses
     }
+    defenses = over_views(spec.defenses, defenses, scores, bootstrap_seed(spec))
     return EvaluationResult(
         schema_version=spec.written_as,
         status="complete" if complete else "partial",

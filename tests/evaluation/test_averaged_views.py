@@ -1,0 +1,114 @@
+"""A defense beside the mean of as many views as it costs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dent import DENT_PLUS, Dent, DentConfig, SmoothingConfig, ViewsConfig
+from dent.attacks import make
+from dent.cli.showing import show
+from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, load_run
+from dent.evaluation.records.spec import DefenseSpec
+from dent.evaluation.results.averaged_views import forwards_of, views_of
+from dent.evaluation.results.scoring import score
+from dent.evaluation.results.worst_case import worst_case
+from dent.report.headline import OVER_VIEWS, headline
+from dent.threat import ThreatModel
+from tests.evaluation.subjects import make_dataset, make_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def described(config: DentConfig) -> DefenseSpec:
+    return DefenseSpec(
+        name="it",
+        kind="Dent",
+        config={"settings": config.to_dict()},
+        weights=None,
+        batch_dependent=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "views", "forwards"),
+    [
+        (DentConfig(steps=0, views=ViewsConfig(count=13)), 13, 13),
+        (DENT_PLUS, None, 13),  # 6 steps
+        (DentConfig(steps=10), None, 21),
+        (DentConfig(steps=0), None, 1),
+        (DentConfig(steps=1, views=ViewsConfig(count=4)), None, 12),
+        (DentConfig(steps=1, views=ViewsConfig(count=4, predict="image")), None, 9),
+        (
+            DentConfig(
+                steps=0, views=ViewsConfig(count=4), smoothing=SmoothingConfig(0.5, learn=False)
+            ),
+            None,
+            4,
+        ),
+    ],
+)
+def test_what_an_answer_costs(config: DentConfig, views: int | None, forwards: int) -> None:
+    defense = described(config)
+    assert views_of(defense) == views
+    assert forwards_of(defense, 99.0) == forwards
+
+
+def test_what_is_no_configuration_of_dent_costs_what_was_measured() -> None:
+    other = DefenseSpec(
+        name="it",
+        kind="Mine",
+        config={"settings": {"steps": 3}},
+        weights=None,
+        batch_dependent=False,
+    )
+    assert forwards_of(other, 7.5) == 7.5
+    assert forwards_of(other, None) is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "views"
+    model = make_model()
+    defenses: dict[str, nn.Module] = {
+        "shifted": Dent(model, DentConfig(steps=2, lr=0.3)),
+        "2 views": Dent(model, DentConfig(steps=0, views=ViewsConfig(count=2, shift=1))),
+        "6 views": Dent(model, DentConfig(steps=0, views=ViewsConfig(count=6, shift=1))),
+    }
+    subject = Subject(
+        model,
+        make_dataset(),
+        defenses,
+        [make("pgd", iterations=4)],
+        ThreatModel("linf", 0.1),
+    )
+    evaluate(subject, Settings(n=32, batch_size=16), out=out)
+    return out
+
+
+def test_the_nearest_in_cost_is_the_baseline(run: Path) -> None:
+    recorded = load_run(run)
+    result = recorded.result
+    found = result.defenses["shifted"].over_views  # of 2 steps: 5 forwards
+    assert found is not None
+    assert (found.baseline, found.views) == ("6 views", 6)
+    scores = score(recorded.run.spec, recorded.plan, recorded.records)
+    ours, _ = worst_case(scores["shifted"], (0, 1), by_sample=False)
+    theirs, _ = worst_case(scores["6 views"], (0, 1), by_sample=False)
+    right = [sum(map(sum, each.values())) for each in (ours, theirs)]
+    assert right[0] != right[1]  # or a wrong sign would not show
+    assert found.difference.value == pytest.approx((right[0] - right[1]) / 32)
+    for name in ("static", "2 views", "6 views"):
+        assert result.defenses[name].over_views is None
+
+
+def test_tables_show_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result: EvaluationResult = load_run(run).result
+    table = headline(result)
+    cell = table.row("shifted").cells[OVER_VIEWS]
+    assert cell.of == "over 6 views (6 views)"
+    assert cell.value == result.defenses["shifted"].over_views.difference.value  # type: ignore[union-attr]
+    assert table.row("static").cells[OVER_VIEWS].text == ""
+    show(result, str(run))
+    assert "averaged" in capsys.readouterr().out
