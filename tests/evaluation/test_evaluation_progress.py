@@ -10,7 +10,7 @@ from dent import Dent, DentConfig
 from dent.attacks import make
 from dent.evaluation import Settings, evaluate, load_run
 from dent.evaluation.engine.progress import Passes, Tracker, passes_of
-from dent.evaluation.records.plan import Unit, units
+from dent.evaluation.records.plan import Unit, before_decision, units
 from dent.evaluation.records.schema import JournalRecord, ProbeRecord
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.summary import summarize
@@ -124,3 +124,35 @@ def test_two_measurements_make_a_range_that_holds_what_is_left(run: Run) -> None
     within = tracker.state([(last, 0.5)], 0.0)
     took = seconds(last, passes_of(prepared, last))
     assert within.least == pytest.approx(left - took / 2)
+
+
+def test_a_run_that_stops_once_decided_says_when_at_the_soonest(run: Run) -> None:
+    prepared, records = run
+    assert Tracker(prepared, list(units(prepared.spec, prepared.plan))).state([], 0.0).decision is (
+        None
+    )
+    spec = prepared.spec.model_copy(update={"schedule": "by-attack"})
+    by_attack = replace(prepared, spec=spec)
+    first = before_decision(spec, prepared.plan)
+    assert {unit.kind for unit in first if unit.defense != STATIC} == {
+        "probe",
+        "natural",
+        "transfer",
+        "assembled",
+    }
+    todo = list(units(spec, prepared.plan))
+    tracker = Tracker(by_attack, todo)
+    left = sum(seconds(unit, passes_of(by_attack, unit)) for unit in first)
+    for unit in first:
+        taken = seconds(unit, passes_of(by_attack, unit))
+        record = records.get(unit.key) or records["natural/it/0"]
+        tracker.count(unit, timed(record, taken))
+        left -= taken
+        if unit.kind == "natural" and unit.defense == "it":
+            state = tracker.state([], 0.0)
+            assert state.decision == pytest.approx(left, abs=1e-6), unit
+            assert state.remaining is not None
+            assert state.remaining > state.decision
+    assert tracker.state([], 0.0).decision == 0
+    end = spec.model_copy(update={"settings": spec.settings.model_copy(update={"until": "end"})})
+    assert Tracker(replace(prepared, spec=end), todo).state([], 0.0).decision is None

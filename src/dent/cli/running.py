@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dent import distributed
 from dent.cli.console import ERR
-from dent.cli.durations import between
+from dent.cli.durations import between, lasting
 from dent.distributed import Cluster
 from dent.evaluation import (
     CostEstimate,
@@ -210,6 +210,10 @@ class _RunReport:
         time_left = ""
         if unit is not None and state.least is not None and state.remaining is not None:
             time_left = f"about {between(state.least, state.remaining)} left"
+            if state.decision is not None:
+                time_left = f"at most {between(state.least, state.remaining)} left"
+                if state.decision > 0:
+                    time_left += f", a decision in {lasting(state.decision)} at the soonest"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from functools import partial
-from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from dent.attacks.base import isolated_random_state
 from dent.attacks.querier import View
 from dent.errors import InputError
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
-from dent.evaluation.records.plan import APART, Plan, Unit, rounds, units
+from dent.evaluation.records.plan import APART, Plan, Unit, before_decision, units
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.evaluation.submission.fresh import Origin
@@ -28,8 +27,6 @@ from dent.support.devices import device_of
 
 _LONG_ENOUGH = 0.02
 _FEW = 4
-_FIRST_ROUNDS = 3
-"""Rounds of a run by attack before the first attack on a defense."""
 _BACKWARD = 2  # forwards, in what a backward costs
 
 
@@ -100,9 +97,8 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     planned: dict[str, list[Unit]] = defaultdict(list)
     for unit in units(spec, plan):
         planned[unit.defense].append(unit)
-    begins = chain.from_iterable(chain.from_iterable(islice(rounds(spec, plan), _FIRST_ROUNDS)))
     early: dict[str, list[Unit]] = defaultdict(list)
-    for unit in begins:
+    for unit in before_decision(spec, plan):
         early[unit.defense].append(unit)
     guard = Guard(subject.model, spec.model.weights)
     costs, first_decision = {}, 0.0

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
-from dent.evaluation.records.plan import APART, Plan, Unit
+from dent.evaluation.records.plan import APART, Plan, Unit, before_decision
 from dent.evaluation.records.schema import JournalRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec
 from dent.evaluation.results.scoring import Rights, Scorer, is_partial, worst_of_batch
@@ -29,6 +29,8 @@ class Progress:
         elapsed: Seconds of this session.
         remaining: Seconds expected, by the slower of two measurements; None where there is none.
         least: The same by the faster.
+        decision: Of a run that stops once it is decided, the seconds expected until it may do so
+            for the first time, 0 from then on; `remaining` is then the most that it may take.
         natural: By defense, (correct, of) attacked members in their natural batch.
         robust: By defense, (correct, of) in the worst case over what was submitted, on the
             batches that are done with it.
@@ -42,6 +44,7 @@ class Progress:
     elapsed: float
     remaining: float | None
     least: float | None
+    decision: float | None
     natural: Mapping[str, tuple[int, int]]
     robust: Mapping[str, tuple[int, int]]
 
@@ -146,6 +149,9 @@ class Tracker:
             self._left[group] += 1
             if group not in self._passes:
                 self._passes[group] = passes_of(prepared, unit)
+        self._early: frozenset[_Group] | None = None
+        if prepared.spec.schedule == "by-attack" and prepared.spec.settings.until == "decided":
+            self._early = frozenset(map(_group, before_decision(prepared.spec, prepared.plan)))
         self._times: dict[_Group, list[float]] = defaultdict(list)
         self._static: list[float] = []
         self._seconds: dict[_Group, tuple[float, float] | None] | None = None  # of a unit of each
@@ -200,6 +206,10 @@ class Tracker:
             cost[group] * (count + len(self._times[group])) for group, count in self._left.items()
         )
         fewest_seconds, most_seconds = self._seconds_left(units_left)
+        decision = None
+        if self._early is not None and most_seconds is not None:
+            early = {group: units_left[group] for group in self._early if group in units_left}
+            decision = self._seconds_left(early)[1]
         at_once = max(len(running), 1)
         current, within = running[0] if running else (None, 0.0)
         tallies = self._tallies.items()
@@ -212,6 +222,7 @@ class Tracker:
             elapsed=elapsed,
             remaining=None if most_seconds is None else most_seconds / at_once,
             least=None if fewest_seconds is None else fewest_seconds / at_once,
+            decision=None if decision is None else decision / at_once,
             natural={name: tally.natural for name, tally in tallies if tally.natural},
             robust={name: tally.robust for name, tally in tallies if tally.robust},
         )

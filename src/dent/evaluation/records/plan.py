@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from dent.errors import ConfigError
@@ -143,6 +143,18 @@ def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
     for groups_of_round in rounds(spec, plan):
         for group in groups_of_round:
             yield from group
+
+
+_FIRST_ROUNDS: Final = 3
+"""Rounds of a run by attack before the first attack on a defense."""
+
+
+def before_decision(spec: EvaluationSpec, plan: Plan) -> tuple[Unit, ...]:
+    """The units after which a run by attack may stop for the first time; none of a run by batch."""
+    if spec.schedule == "by-batch":
+        return ()
+    first = islice(rounds(spec, plan), _FIRST_ROUNDS)
+    return tuple(chain.from_iterable(chain.from_iterable(first)))
 
 
 def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
