@@ -3,6 +3,8 @@
 Every attack runs alone and from scratch; what it made is served once more, and counted. Attacks:
 
 - each member of the suite under a budget;
+- options that no member takes (`options`): losses at every step of the adaptation, and the exact
+  gradient of a process of fewer, larger steps, both from where `adaptive-unrolled-warm` begins;
 - the fixed point attack and GMSA as Chen et al. (ICLR 2022) describe them, with plain sign steps;
 - `pool`: transfers to every target and GMSA's rounds, assembled member by member by the margin that
   the defense gave them, then the exact gradient of a hinge from there.
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
+from dent.attacks import Attack
 from dent.attacks.losses import margin
 from dent.evaluation.results.intervals import wilson
 from dent.evaluation.suites import BUDGETS, members
@@ -171,12 +174,27 @@ def pool(
     return attack
 
 
+def options(budget: str) -> Iterator[tuple[str, Attack]]:
+    """The suite's exact gradient, changed in one thing each."""
+    warm = next(
+        member.make(budget)  # type: ignore[arg-type]
+        for member in members("dynamic", budget)  # type: ignore[arg-type]
+        if member.name == "adaptive-unrolled-warm"
+    )
+    yield "every-step", replace(warm, losses_at="all")  # type: ignore[call-arg]
+    yield "larger-steps", replace(warm, rung="fewer-steps", larger=True)  # type: ignore[call-arg]
+
+
 def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
-    """All attacks by name: the suite's, then others'."""
-    for member in members("dynamic", budget):  # type: ignore[arg-type]
-        made = member.make(budget)  # type: ignore[arg-type]
+    """All attacks by name: the suite's, its options, then others'."""
+    ours = {
+        f"{budget}/{member.name}": member.make(budget)  # type: ignore[arg-type]
+        for member in members("dynamic", budget)  # type: ignore[arg-type]
+    }
+    ours |= {f"options/{name}": attack for name, attack in options(budget)}
+    for name, made in ours.items():
         yield (
-            f"{budget}/{member.name}",
+            name,
             lambda defense, x, y, made=made: made(defense, x, y, THREAT, seed=0).adversarial,  # type: ignore[misc]
         )
     yield "published/fpa", published("last")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
 from dent.errors import ConfigError, UnknownNameError
@@ -275,6 +275,22 @@ class DentConfig(JSONConfig):
                 "objective='agreement' compares several views of an image, and views is None. "
                 "Set views=ViewsConfig(), or minimize the 'entropy'."
             )
+
+    def with_steps(self, steps: int, *, size: float = 1.0) -> Self:
+        """Return the same defense with another number of steps.
+
+        Args:
+            steps: how many.
+            size: by what the learning rates are multiplied.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
+        size = _real("size", size, 0.0)
+        changed = replace(self, steps=steps, lr=size * self.lr)
+        if self.smoothing is None:
+            return changed
+        return replace(changed, smoothing=replace(self.smoothing, lr=size * self.smoothing.lr))
 
     @property
     def learns(self) -> bool:

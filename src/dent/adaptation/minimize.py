@@ -15,10 +15,12 @@ from dent.adaptation.adapted_model import AdaptedModel
 from dent.adaptation.checkpoint import recomputed
 from dent.adaptation.objectives import entropy, log_mean_probability, loss
 from dent.adaptation.optim import Optimizer, State, make_optimizer
-from dent.adaptation.views import of_views
+from dent.adaptation.views import of_views, prediction
 from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
 
+OnStep = Callable[[Tensor], None]
+"""Called with logits (N, classes), with their graph to the batch."""
 Values = dict[str, Tensor]
 """What a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
 
@@ -27,10 +29,17 @@ SMOOTHING: Final = "smoothing"
 
 
 class Point(NamedTuple):
-    """Where a descent has come to."""
+    """Where a descent has come to.
+
+    Attributes:
+        values: What is updated.
+        states: Of the optimizers.
+        predictions: Before each step that led here from the last point, if they are kept.
+    """
 
     values: Values
     states: Mapping[str, State]
+    predictions: tuple[Tensor, ...] = ()
 
 
 def minimize(
@@ -42,6 +51,7 @@ def minimize(
     differentiable: bool,
     last: int | None = None,
     checkpointed: bool = False,
+    on_step: OnStep | None = None,
 ) -> Adaptation:
     """Adapt to one batch: per step a forward, the objective's gradient, and an update (Figure 2).
 
@@ -54,6 +64,7 @@ def minimize(
         last: keep the graph of these last steps only; earlier steps count as constant.
         checkpointed: store about sqrt(`steps`) states instead of the graph, and rerun the steps
             from each during the backward pass.
+        on_step: called with what is predicted before each step whose graph is kept.
     """
     start = _start(trained, config, x)
     optimizers = _optimizers(config, start)
@@ -68,12 +79,16 @@ def minimize(
         x: Tensor, point: Point, gate: _NonFiniteGate, steps: int, keep_graph: bool
     ) -> Point:
         values, states = dict(point.values), dict(point.states)
+        predictions: list[Tensor] = []
         for _ in range(steps):
             learned = {name: values[name].requires_grad_() for name in optimizers}
             parameters, width = unflatten(values.get(AFFINE), trained), values.get(SMOOTHING)
             logits = of_views(
                 partial(model, parameters=parameters, smoothing=width), x, config.views
             )
+            if on_step is not None:
+                predicted = prediction(logits if keep_graph else logits.detach(), config.views)
+                predictions.append(predicted)
             objective = loss(logits, config.objective, config.reduction)
             gradients = _gradients(objective, learned, keep_graph=keep_graph)
             with torch.set_grad_enabled(keep_graph):
@@ -83,7 +98,7 @@ def minimize(
                     )
                 moved = {name: values[name] for name in optimizers}
                 values |= gate.accept(moved, start, _entropies(logits.detach()))
-        return Point(values, states)
+        return Point(values, states, tuple(predictions))
 
     point = Point(values, states)
     for steps, keep_graph in _stretches(config, x, differentiable, last, checkpointed):
@@ -91,6 +106,8 @@ def minimize(
             point = _recomputing(descend, x, point, gate, steps)
         else:
             point = descend(x, point, gate, steps, keep_graph)
+        if keep_graph and on_step is not None:
+            _tell(on_step, point)
     values = point.values
     if not differentiable:
         values = {name: value.detach() for name, value in values.items()}
@@ -103,6 +120,23 @@ def minimize(
         sample_wise=config.granularity == "sample",
         smoothing_by_step=torch.stack(gate.smoothings) if gate.smoothings else None,
     )
+
+
+def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
+    """Return what takes logits of the samples that are adapted to.
+
+    Args:
+        on_step: takes logits of the whole batch; None for nothing.
+        finite: (N,) bool, which samples are adapted to; the others get rows of NaN. None for all.
+    """
+    if on_step is None or finite is None:
+        return on_step
+
+    def on_part(logits: Tensor) -> None:
+        nothing = logits.new_full((len(finite), logits.shape[1]), math.nan)
+        on_step(nothing.index_put((finite,), logits))
+
+    return on_part
 
 
 def _stretches(
@@ -135,7 +169,8 @@ def _recomputing(
 
     def pack(point: Point) -> list[Tensor]:
         averages = [tensor for state in point.states.values() for tensor in state.averages]
-        return [*(point.values[name] for name in start.states), *averages]
+        moved = [point.values[name] for name in start.states]
+        return [*moved, *averages, *point.predictions]
 
     def unpack(tensors: Sequence[Tensor], steps_taken: int) -> Point:
         remaining = iter(tensors)
@@ -148,13 +183,20 @@ def _recomputing(
                 )
                 for name, state in start.states.items()
             },
+            tuple(remaining),
         )
 
     def run(inputs: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
         watch = copy.copy(untouched_gate) if keep_graph else gate
         return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
 
+    start = start._replace(predictions=())
     return unpack(recomputed(run, [x, *pack(start)]), steps)
+
+
+def _tell(on_step: OnStep, point: Point) -> None:
+    for predicted in point.predictions:
+        on_step(predicted)
 
 
 def _entropies(logits: Tensor) -> Tensor:

@@ -96,7 +96,20 @@ def predict(run: Callable[[Tensor], Tensor], x: Tensor, config: ViewsConfig | No
     """
     if config is None or config.predict == "image":
         return run(x)
-    logits = of_views(run, x, config)
+    return prediction(of_views(run, x, config), config)
+
+
+def prediction(logits: Tensor, config: ViewsConfig | None) -> Tensor:
+    """Return what is predicted by the views of a batch, (N, C).
+
+    Args:
+        logits: from `of_views`.
+        config: which views and what of them counts; None: the batch as it is.
+    """
+    if config is None:
+        return logits
+    if config.predict == "image":
+        return logits[0]  # the first view is the image itself
     if config.predict == "logits":
         return logits.mean(0)
     return log_mean_probability(logits).to(logits.dtype)

@@ -32,6 +32,7 @@ class AntiAdversary(InputDefense):
     """
 
     name: ClassVar[str] = "anti-adversary"
+    sized_by: ClassVar[str] = "alpha"
 
     def __init__(self, model: nn.Module, *, steps: int = 2, alpha: float = 0.15) -> None:
         super().__init__(model, steps=steps, step_size=alpha)

@@ -16,7 +16,7 @@ from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import AdaptedModel, check_supported, eager, norm_parameters
 from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import unadapted
-from dent.adaptation.minimize import minimize
+from dent.adaptation.minimize import OnStep, minimize, spread_to
 from dent.adaptation.prefix import Prefix
 from dent.adaptation.trial import Trial
 from dent.adaptation.views import predict
@@ -118,14 +118,18 @@ class Dent(nn.Module):
         """How many steps every batch takes."""
         return self.config.steps
 
-    def with_steps(self, steps: int) -> "Dent":
+    def with_steps(self, steps: int, *, size: float = 1.0) -> "Dent":
         """Return the same defense of the same model, with another number of steps.
 
+        Args:
+            steps: how many.
+            size: by what the learning rates are multiplied.
+
         Raises:
-            ConfigError: `steps` is out of range.
+            ConfigError: `steps` or `size` is out of range.
         """
         variant = copy.copy(self)  # the checks of the model hold for it, too
-        variant.config = replace(self.config, steps=steps)
+        variant.config = self.config.with_steps(steps, size=size)
         check_supported(self.model, variant.config)
         return variant
 
@@ -156,6 +160,7 @@ class Dent(nn.Module):
         differentiable: bool = False,
         last: int | None = None,
         checkpointed: bool = False,
+        on_step: OnStep | None = None,
     ) -> Adaptation:
         """Adapt to a batch and return the adaptation; nothing else changes.
 
@@ -171,6 +176,8 @@ class Dent(nn.Module):
             checkpointed: with `differentiable`, let memory grow with the root of `steps`, for a
                 second computation of every step when the gradient is taken. The gradient is the
                 same, but cannot be differentiated again.
+            on_step: with `differentiable`, called before each step whose graph is kept with what
+                would be predicted then: logits (N, classes), with the exact gradient to `x`.
 
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
@@ -182,8 +189,8 @@ class Dent(nn.Module):
         _check_batch(x)
         if last is not None and last < 0:
             raise ConfigError(f"last must be a number of steps, at least 0, got {last!r}.")
-        if not differentiable and (last is not None or checkpointed):
-            raise ConfigError("last and checkpointed need differentiable=True.")
+        if not differentiable and (last is not None or checkpointed or on_step is not None):
+            raise ConfigError("last, checkpointed and on_step need differentiable=True.")
         with isolated(x, differentiable=differentiable):
             finite = _finite_rows(x)
             images = x if finite is None else x[finite]
@@ -203,6 +210,7 @@ class Dent(nn.Module):
                     differentiable=differentiable,
                     last=last,
                     checkpointed=checkpointed,
+                    on_step=spread_to(on_step, finite),
                 )
 
             adaptation = (

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.adaptation.isolation import isolated
+from dent.adaptation.minimize import OnStep, spread_to
 from dent.adaptation.objectives import entropy
+from dent.adaptation.signs import SmoothSigns
 from dent.defenses.base import STATIC, ReferenceDefense, finite_rows, gradient
 from dent.errors import ConfigError, InputError
 
@@ -58,13 +61,15 @@ class InputDefense(ReferenceDefense):
     The gradient to `x` goes through `x + δ` with δ a constant, as in the published evaluations.
     With `differentiable=True` it is the exact gradient. For signs it differs less than one might
     hope: the sign is constant almost everywhere, so no gradient passes through the steps, and only
-    a projection that depends on `x` adds anything. An attack that wants to look through the steps
-    has to replace the sign by something smooth. For a smooth direction the exact gradient passes
-    through all steps.
+    a projection that depends on `x` adds anything. With `smooth_signs` a gradient passes: that of
+    a tanh in the place of each sign, which is not exact. For a smooth direction the exact gradient
+    passes through all steps.
     """
 
     smooth: ClassVar[bool] = False
     """Whether the direction has a gradient of its own, which the exact gradient then follows."""
+    sized_by: ClassVar[str] = "step_size"
+    """The setting that holds the size of a step."""
 
     def __init__(self, model: nn.Module, *, steps: int, step_size: float) -> None:
         value: object = steps
@@ -83,13 +88,18 @@ class InputDefense(ReferenceDefense):
         return False
 
     @final
-    def with_steps(self, steps: int) -> Self:
+    def with_steps(self, steps: int, *, size: float = 1.0) -> Self:
         """Return the same defense of the same model, with another number of steps.
 
+        Args:
+            steps: how many.
+            size: by what the size of a step is multiplied.
+
         Raises:
-            ConfigError: `steps` is out of range.
+            ConfigError: `steps` or `size` is out of range.
         """
-        return type(self)(self.unwrap(), **(self.settings | {"steps": steps}))
+        changes = {"steps": steps, self.sized_by: positive("size", size) * self.step_size}
+        return type(self)(self.unwrap(), **(self.settings | changes))
 
     @abstractmethod
     def _start(self, x: Tensor) -> Tensor:
@@ -113,28 +123,51 @@ class InputDefense(ReferenceDefense):
         """Return the allowed perturbation nearest to one; differentiable in both."""
 
     @final
-    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Perturbation:
+    def adapt(
+        self,
+        x: Tensor,
+        *,
+        differentiable: bool = False,
+        on_step: OnStep | None = None,
+        smooth_signs: float | None = None,
+    ) -> Perturbation:
         """Find every sample's perturbation; see `ReferenceDefense.adapt`.
+
+        Args:
+            x: (N, ...) of floats. Rows with NaN or infinity are left out.
+            differentiable: keep the graph to `x`.
+            on_step: with `differentiable`, called before each step with what would be predicted
+                then: logits (N, classes), with the gradient to `x`.
+            smooth_signs: with `differentiable`, the gradient through each sign is that of a tanh
+                of this temperature (`dent.adaptation.signs`); the perturbation stays the same.
 
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
+            ConfigError: `smooth_signs` is not greater than 0, or there is nothing to differentiate.
         """
+        if not differentiable and (on_step is not None or smooth_signs is not None):
+            raise ConfigError("on_step and smooth_signs need differentiable=True.")
         finite = finite_rows(x)
         # Drawn outside of the isolation below, which would put the random state back.
         with torch.inference_mode(False), torch.no_grad():
             start = self._start(x)
-        through_steps = differentiable and self.smooth
-        with isolated(x, differentiable=through_steps):
+        through_steps = differentiable and (
+            self.smooth or on_step is not None or smooth_signs is not None
+        )
+        smoothed = nullcontext() if smooth_signs is None else SmoothSigns(smooth_signs)
+        with isolated(x, differentiable=through_steps), smoothed:
             images = x.clone() if x.is_inference() else x
             if not differentiable:
                 images = images.detach()
             if bool(finite.all()):
-                return self._search(images, start, through_steps)
+                return self._search(images, start, through_steps, on_step)
             if not bool(finite.any()):
                 nothing = x.new_zeros(0, *x.shape[1:])
                 none = Perturbation(nothing, x.new_zeros(self.steps, 0), finite[:0].to(torch.int64))
                 return none.spread(finite)
-            return self._search(images[finite], start[finite], through_steps).spread(finite)
+            on_part = spread_to(on_step, finite)
+            found = self._search(images[finite], start[finite], through_steps, on_part)
+            return found.spread(finite)
 
     @final
     def predict(self, x: Tensor, adaptation: Perturbation) -> Tensor:
@@ -151,7 +184,9 @@ class InputDefense(ReferenceDefense):
         unadapted = Adaptation({}, None, None, x.new_zeros(0, len(x)), adaptation.status, False)
         return self.classifier.predict(x + adaptation.perturbation, unadapted)
 
-    def _search(self, x: Tensor, start: Tensor, through_steps: bool) -> Perturbation:
+    def _search(
+        self, x: Tensor, start: Tensor, through_steps: bool, on_step: OnStep | None
+    ) -> Perturbation:
         model = AdaptedModel(self.unwrap(), STATIC)
         value, first = start, None
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -166,6 +201,8 @@ class InputDefense(ReferenceDefense):
             if not point.requires_grad:
                 point.requires_grad_()
             logits = model(point, {})
+            if on_step is not None:
+                on_step(logits)
             first = logits.detach() if first is None else first
             # Summed, not averaged: the batch's size must not reach a sample's gradient.
             loss = self._loss(logits, first).sum()

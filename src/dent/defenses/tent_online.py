@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel, norm_parameters
 from dent.adaptation.isolation import isolated
-from dent.adaptation.minimize import flatten, unflatten
+from dent.adaptation.minimize import OnStep, flatten, spread_to, unflatten
 from dent.adaptation.objectives import entropy, loss
 from dent.adaptation.optim import State, make_optimizer
 from dent.config import DentConfig
@@ -99,7 +99,9 @@ class TentOnline(ReferenceDefense):
         """Return to a state that `snapshot` gave."""
         self._state = state
 
-    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+    def adapt(
+        self, x: Tensor, *, differentiable: bool = False, on_step: OnStep | None = None
+    ) -> Adaptation:
         """Take the batch's steps, move the state, and return what predicts this batch.
 
         A batch in which a step turns non-finite leaves the state as it was.
@@ -108,23 +110,29 @@ class TentOnline(ReferenceDefense):
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
             differentiable: keep the graph to `x` of all steps but the last, which does not
                 reach this batch's prediction. The state that carries over is always a constant.
+            on_step: with `differentiable`, called before each step with what would be predicted
+                then: logits (N, classes), with the gradient to `x`.
 
         Raises:
             InputError: `x` is empty, not floating-point, or nothing the model can take.
+            ConfigError: `on_step` without `differentiable`.
         """
+        if on_step is not None and not differentiable:
+            raise ConfigError("on_step needs differentiable=True.")
         finite = finite_rows(x)
         with isolated(x, differentiable=differentiable):
             images = x.clone() if x.is_inference() else x
             images = images if differentiable else images.detach()
             if bool(finite.all()):
-                return self._steps(images, differentiable=differentiable)
-            return self._steps(images[finite], differentiable=differentiable).spread(finite)
+                return self._steps(images, differentiable, on_step)
+            on_part = spread_to(on_step, finite)
+            return self._steps(images[finite], differentiable, on_part).spread(finite)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         """Return logits (N, classes) under the adaptation's parameters, with gradient to `x`."""
         return self.classifier.predict(x, adaptation)
 
-    def _steps(self, x: Tensor, *, differentiable: bool) -> Adaptation:
+    def _steps(self, x: Tensor, differentiable: bool, on_step: OnStep | None) -> Adaptation:
         model = AdaptedModel(self.unwrap(), self.config)
         trained = norm_parameters(self.unwrap(), self.config.last_layers)
         optimizer = make_optimizer(self.config, self.config.lr)
@@ -134,6 +142,8 @@ class TentOnline(ReferenceDefense):
         for _ in range(self.config.steps if len(x) else 0):
             used = value.requires_grad_()
             logits = model(x, unflatten(used, trained))
+            if on_step is not None:
+                on_step(logits)
             objective = loss(logits, self.config.objective, self.config.reduction)
             slope = gradient(objective, used, keep_graph=differentiable)
             with torch.set_grad_enabled(differentiable):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, final, get_args
 
 import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.apgd import apgd, random_start
 from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
-from dent.attacks.adaptive.ladder import Rung, RungName
+from dent.attacks.adaptive.ladder import THROUGH_STEPS, Rung, RungName
 from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
 from dent.attacks.adaptive.settings import read_losses
@@ -29,6 +29,9 @@ from dent.errors import ConfigError
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier, View
     from dent.threat import Norm, ThreatModel
+
+
+LossesAt = Literal["last", "all"]
 
 
 class _Run(NamedTuple):
@@ -85,6 +88,13 @@ class AdaptiveAPGD(Attack):
     adapts."""
     stride: float = field(default=2.0, metadata=LATER)
     """APGD's first step, in eps."""
+    larger: bool = field(default=False, metadata=LATER)
+    """Of `fewer-steps`, make the steps so much larger that they go as far as the defense's."""
+    losses_at: LossesAt = field(default="last", metadata=LATER)
+    """`all`: ascend the mean loss of what would be predicted before every step of the adaptation
+    that the gradient passes through, and at last."""
+    smooth_signs: float = field(default=0.0, metadata=LATER)
+    """Pass the gradient through signs as through a tanh of this temperature; 0 leaves them."""
 
     named_by: ClassVar = "rung"
 
@@ -106,8 +116,22 @@ class AdaptiveAPGD(Attack):
         if not self.losses and not self.targets:
             raise ConfigError("an attack needs a loss or a target")
         loss_named(self.targeted)
-        Rung(self.rung, self.steps)
+        self._check_rung()
         super().__post_init__()
+
+    def _check_rung(self) -> None:
+        check_flags(larger=self.larger)
+        if not is_number(self.smooth_signs):
+            raise ConfigError(f"smooth_signs must be a number, got {self.smooth_signs!r}")
+        if self.losses_at not in get_args(LossesAt):
+            known = " or ".join(get_args(LossesAt))
+            raise ConfigError(f"losses_at must be {known}, got {self.losses_at!r}")
+        rung = self._seen
+        if self.losses_at == "all" and rung.name not in THROUGH_STEPS:
+            raise ConfigError(
+                f"losses_at=all is for gradients through steps ({', '.join(THROUGH_STEPS)}), got "
+                f"it with {self.rung}"
+            )
 
     @property
     def registered(self) -> str:
@@ -122,7 +146,8 @@ class AdaptiveAPGD(Attack):
         """
         rung: RungName = self.rung if self.rung == "transfer" else "unrolled"
         losses = tuple(dict.fromkeys("margin" if loss == "hinge" else loss for loss in self.losses))
-        plain = replace(self, rung=rung, steps=None, losses=losses, stride=2.0)
+        plain = replace(self, rung=rung, steps=None, losses=losses, stride=2.0, larger=False)
+        plain = replace(plain, losses_at="last", smooth_signs=0.0)
         return replace(plain, warm=False, pool=0, rounds=0, submissions=1)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
@@ -177,7 +202,7 @@ class AdaptiveAPGD(Attack):
 
     @property
     def _seen(self) -> Rung:
-        return Rung(self.rung, self.steps)
+        return Rung(self.rung, self.steps, self.larger, self.smooth_signs)
 
     @property
     def _ascent(self) -> Queries:
@@ -198,13 +223,15 @@ class AdaptiveAPGD(Attack):
         """Run until all members are fooled or all runs are done."""
         best, parting = Best(target), Parting(target)
         natural = best.offer_served(target.natural)
+        on_the_way: list[Tensor] | None = [] if self.losses_at == "all" else None
+        on_step = None if on_the_way is None else on_the_way.append
         try:
-            view = self._seen.view(target.defense)
+            view = self._seen.view(target.defense, on_step)
             if self._is_shared:
                 return self._transfers(target, threat, best, view, natural.shape[1])
             if self.unmask:
                 view = Unmasked(view)
-            return self._runs(target, threat, best, parting, natural, view, seed)
+            return self._runs(target, threat, best, parting, natural, view, on_the_way, seed)
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung}: {missing}",))
 
@@ -216,6 +243,7 @@ class AdaptiveAPGD(Attack):
         parting: Parting,
         natural: Tensor,
         view: View,
+        on_the_way: list[Tensor] | None,
         seed: int,
     ) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
@@ -227,7 +255,7 @@ class AdaptiveAPGD(Attack):
             part = parting.of(best.fallen)
             rows = rows_of(part, natural)
             targets = runner_up(rows, part.labels, run.rank) if run.rank else None
-            aim = Aim(loss_named(run.loss), targets)
+            aim = Aim(loss_named(run.loss), targets, on_the_way)
             start = random_start(target.natural, threat, draws)
             if warm is not None and run.name not in fooled_after and run.rank is None:
                 start = warm

@@ -84,8 +84,11 @@ class Among:
         return self._batch.to(x).index_copy(0, self._members, x)
 
     def adapt(self, x: Tensor, **how: Any) -> Any:
-        """Adapt to the whole batch."""
+        """Adapt to the whole batch. What is told on the way is of the members alone."""
         adapt: Any = self.inner.adapt
+        on_step = how.get("on_step")
+        if on_step is not None:
+            how = how | {"on_step": lambda logits: on_step(logits[self._controlled])}
         return adapt(self.whole(x), **how)
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:

@@ -9,7 +9,10 @@ Whatever is missing raises `Unavailable`, and becomes a note in the record.
 | `adapt(x, differentiable=True)` | the exact gradient ("unrolled") |
 | `adapt(..., checkpointed=True)` | the same in less memory, where many steps need it |
 | `adapt(..., last=k)` | the gradient through the last k steps ("truncated") |
+| `adapt(..., on_step=f)` | losses of what would be predicted before every step, too |
+| `adapt(..., smooth_signs=t)` | a gradient through signs, where it is not kept anyway |
 | `steps`, `with_steps(k)` | the same defense with fewer steps than are deployed |
+| `with_steps(k, size=c)` | the same with steps c times as large |
 | `surrogates() -> Mapping[str, nn.Module]` | other models to transfer from |
 """
 
@@ -18,12 +21,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from dent.attacks.protocol import Defense, DynamicDefense
 from dent.support.plural import counted
+
+if TYPE_CHECKING:
+    from dent.adaptation.minimize import OnStep
 
 NOT_AVAILABLE = "not available: "
 """How the note of an attack begins that a defense does not offer what it takes."""
@@ -46,7 +52,7 @@ class SupportsDifferentiableAdapt(Protocol):
     """Can keep the graph from the batch to what it adapted.
 
     With it, `predict(x, adapt(x, differentiable=True))` must have the exact gradient in `x`, and
-    must answer what a plain call answers. `last` and `checkpointed` are optional.
+    must answer what a plain call answers. The keywords after it are optional.
     """
 
     def adapt(
@@ -56,6 +62,8 @@ class SupportsDifferentiableAdapt(Protocol):
         differentiable: bool = False,
         last: int | None = None,
         checkpointed: bool = False,
+        on_step: OnStep | None = None,
+        smooth_signs: float | None = None,
     ) -> Any:
         """Adapt to a batch (N, C, H, W)."""
         ...
@@ -125,18 +133,21 @@ def static_base(defense: Defense) -> nn.Module:
     return base
 
 
-def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> DynamicDefense:
+def with_fewer_steps(
+    defense: DynamicDefense, steps: int | None = None, *, larger: bool = False
+) -> DynamicDefense:
     """Return the defense with fewer steps than deployed.
 
     Args:
         defense: Any.
         steps: How many; by default a quarter of what is deployed, at least 1.
+        larger: Make them so much larger that together they go as far as those deployed.
 
     Raises:
         Unavailable: It cannot be made, or does not have so many steps to leave out.
     """
     if isinstance(defense, WrapsDefense):
-        return defense.over(with_fewer_steps(defense.inner, steps))
+        return defense.over(with_fewer_steps(defense.inner, steps, larger=larger))
     if not isinstance(defense, SupportsSteps):
         raise Unavailable(f"{type(defense).__name__} has no steps and with_steps(k)")
     fewer = max(1, defense.steps // 4) if steps is None else steps
@@ -144,7 +155,12 @@ def with_fewer_steps(defense: DynamicDefense, steps: int | None = None) -> Dynam
         raise Unavailable(
             f"{type(defense).__name__} takes {counted(defense.steps, 'step')}, not over {fewer}"
         )
-    return defense.with_steps(fewer)
+    if not larger:
+        return defense.with_steps(fewer)
+    if not _accepts(defense.with_steps, "size"):
+        raise Unavailable(f"{type(defense).__name__}.with_steps has no size")
+    resized: Callable[..., DynamicDefense] = defense.with_steps
+    return resized(fewer, size=defense.steps / fewer)
 
 
 def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
@@ -163,7 +179,11 @@ def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
     """Whether `adapt` has a parameter of this name; `**kwargs` does not count."""
     if isinstance(defense, WrapsDefense):
         return adapt_accepts(defense.inner, keyword)
+    return _accepts(defense.adapt, keyword)
+
+
+def _accepts(method: Callable[..., Any], keyword: str) -> bool:
     try:
-        return keyword in inspect.signature(defense.adapt).parameters
+        return keyword in inspect.signature(method).parameters
     except (TypeError, ValueError):  # no signature, as of some extension types
         return False

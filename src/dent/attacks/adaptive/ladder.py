@@ -6,7 +6,8 @@ With a(x) what the defense adapted to x, f(x, a) its prediction, and s its stati
     transfer        s(x)                               answers for the static base
     stop-gradient   f(x, sg[a(x)])                     the paper's: through the final forward only
     bpda            s(x) + sg[f(x, a(x)) − s(x)]       Athalye et al., ICML 2018
-    fewer-steps     f(x, a′(x)), a′ of fewer steps     answers for a weaker defense
+    fewer-steps     f(x, a′(x)), a′ of fewer steps     answers for a weaker defense; the steps may
+                                                       be so much larger that they go as far
     truncated       f(x, a(x)) through the last steps alone
     unrolled        f(x, a(x))                         exact
 
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dent.adaptation.signs import SmoothSigns, check_temperature
 from dent.attacks.adaptive.capabilities import (
     adapt_accepts,
     adapt_with,
@@ -36,12 +38,15 @@ from dent.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dent.adaptation.minimize import OnStep
     from dent.attacks.querier import View
 
 RungName = Literal["transfer", "stop-gradient", "bpda", "fewer-steps", "truncated", "unrolled"]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
 """Cheap ones first."""
 STAND_INS: tuple[RungName, ...] = ("transfer", "fewer-steps")
+THROUGH_STEPS: tuple[RungName, ...] = ("fewer-steps", "truncated", "unrolled")
+"""Those whose gradient passes through steps of the adaptation."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,29 @@ class Rung:
         name: Which.
         steps: Of `fewer-steps` how many are left, by default a quarter; of `truncated` how many
             are looked through, by default 1.
+        larger: Of `fewer-steps`, make the steps so much larger that together they go as far as
+            those of the defense.
+        smooth_signs: Where the gradient passes through steps, it passes through their signs as
+            through a tanh of this temperature (`dent.adaptation.signs`); what is answered stays
+            the same. 0 leaves signs as they are.
 
     Raises:
-        ConfigError: There is no such rung, or it has no use for `steps`.
+        ConfigError: There is no such rung, or it has no use for one of the others.
     """
 
     name: RungName
     steps: int | None = None
+    larger: bool = False
+    smooth_signs: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in RUNGS:
             raise ConfigError(f"rung must be one of {', '.join(RUNGS)}, got {self.name!r}")
+        if self.larger and self.name != "fewer-steps":
+            raise ConfigError(f"larger is for fewer-steps, got it with {self.name}")
+        if self.smooth_signs:
+            check_temperature(self.smooth_signs)
+            self._check_through("smooth_signs")
         if self.steps is None:
             return
         if self.name not in ("fewer-steps", "truncated"):
@@ -70,34 +87,49 @@ class Rung:
         if self.steps < (1 if self.name == "fewer-steps" else 0):
             raise ConfigError(f"steps of {self.name} are too few, got {self.steps}")
 
+    def _check_through(self, what: str) -> None:
+        if self.name not in THROUGH_STEPS:
+            raise ConfigError(
+                f"{what} is for gradients through steps ({', '.join(THROUGH_STEPS)}), got it with "
+                f"{self.name}"
+            )
+
     @property
     def stands_in(self) -> bool:
         """Whether it answers for a model other than the defense."""
         return self.name in STAND_INS
 
-    def view(self, defense: Defense) -> View:
+    def view(self, defense: Defense, on_step: OnStep | None = None) -> View:
         """Look at a defense from this rung. A plain module adapts nothing: all rungs are itself.
+
+        Args:
+            defense: Any.
+            on_step: Called before every step that the gradient passes through, in every query with
+                a gradient, with what would be predicted then: logits (N, classes).
 
         Raises:
             Unavailable: The defense does not offer what the rung needs.
+            ConfigError: The gradient of this rung passes through no step.
         """
+        if on_step is not None:
+            self._check_through("on_step")
         if not isinstance(defense, DynamicDefense):
             return defense
-        return _VIEWS[self.name](defense, self.steps)
+        return _VIEWS[self.name](defense, self, on_step)
 
 
-def _transfer(defense: DynamicDefense, steps: int | None) -> View:
-    del steps
+def _transfer(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
+    del rung, on_step
     return static_base(defense)
 
 
-def _stop_gradient(defense: DynamicDefense, steps: int | None = None) -> View:
-    del steps
+def _stop_gradient(defense: DynamicDefense, rung: Rung, on_step: OnStep | None = None) -> View:
+    del rung, on_step
     return lambda x: defense.predict(x, defense.adapt(x.detach()))
 
 
-def _bpda(defense: DynamicDefense, steps: int | None) -> View:
-    del steps
+def _bpda(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
+    del rung, on_step
     base = static_base(defense)
 
     def view(x: Tensor) -> Tensor:
@@ -108,28 +140,47 @@ def _bpda(defense: DynamicDefense, steps: int | None) -> View:
     return view
 
 
-def _fewer_steps(defense: DynamicDefense, steps: int | None) -> View:
-    weaker = with_fewer_steps(defense, steps)
-    return (_unrolled if adapt_accepts(weaker, "differentiable") else _stop_gradient)(weaker)
+def _fewer_steps(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
+    weaker = with_fewer_steps(defense, rung.steps, larger=rung.larger)
+    exact = adapt_accepts(weaker, "differentiable")
+    return (_unrolled if exact else _stop_gradient)(weaker, rung, on_step)
 
 
-def _truncated(defense: DynamicDefense, steps: int | None) -> View:
-    return _through_steps(defense, last=1 if steps is None else steps)
+def _truncated(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
+    last = 1 if rung.steps is None else rung.steps
+    return _through_steps(defense, rung, on_step, last=last)
 
 
-def _unrolled(defense: DynamicDefense, steps: int | None = None) -> View:
-    del steps
-    return _through_steps(defense)
+def _unrolled(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
+    return _through_steps(defense, rung, on_step)
 
 
-def _through_steps(defense: DynamicDefense, **how: Any) -> View:
+def _through_steps(defense: DynamicDefense, rung: Rung, on_step: OnStep | None, **how: Any) -> View:
+    if on_step is not None:
+        how["on_step"] = on_step
     adapt = adapt_with(defense, "differentiable", *how)
-    if adapt_accepts(defense, "checkpointed"):
+    smooths = rung.smooth_signs > 0
+    if smooths and adapt_accepts(defense, "smooth_signs"):
+        how["smooth_signs"] = rung.smooth_signs
+    # What is recomputed when the gradient is taken is outside of the view, and keeps its signs.
+    if adapt_accepts(defense, "checkpointed") and not smooths:
         how["checkpointed"] = True
-    return lambda x: defense.predict(x, adapt(x, differentiable=True, **how))
+
+    def view(x: Tensor) -> Tensor:
+        return defense.predict(x, adapt(x, differentiable=True, **how))
+
+    return _smoothed(view, rung.smooth_signs) if smooths else view
 
 
-_VIEWS: dict[RungName, Callable[[DynamicDefense, int | None], View]] = {
+def _smoothed(view: View, temperature: float) -> View:
+    def smoothed(x: Tensor) -> Tensor:
+        with SmoothSigns(temperature):
+            return view(x)
+
+    return smoothed
+
+
+_VIEWS: dict[RungName, Callable[[DynamicDefense, Rung, OnStep | None], View]] = {
     "transfer": _transfer,
     "stop-gradient": _stop_gradient,
     "bpda": _bpda,

@@ -20,10 +20,32 @@ if TYPE_CHECKING:
 
 
 class Aim(NamedTuple):
-    """The loss to ascend, and for a targeted one each member's target, int64 (N,)."""
+    """What is ascended.
+
+    Attributes:
+        loss: Of each prediction.
+        targets: Of a targeted loss, each member's, int64 (N,).
+        on_the_way: What would have been predicted before every step of the last query, if the mean
+            loss over all predictions is ascended. It is emptied before every query.
+    """
 
     loss: Loss
     targets: Tensor | None = None
+    on_the_way: list[Tensor] | None = None
+
+    def of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a query, (N,).
+
+        Args:
+            logits: (N, classes), of the final prediction.
+            labels: int64 (N,).
+        """
+        losses = [self.loss(logits, labels, self.targets)]
+        for before in self.on_the_way or ():
+            finite = before.isfinite().all(dim=1)
+            there = torch.where(finite.unsqueeze(1), before.to(logits), logits.detach())
+            losses.append(self.loss(there, labels, self.targets))
+        return _mean(losses)
 
 
 def ask(
@@ -44,13 +66,17 @@ def ask(
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
         members = None if weights is None else weights.nonzero().flatten()
+        if aim.on_the_way is not None:
+            aim.on_the_way.clear()
         logits = target(leaf, asked=members, view=view)
-        loss = aim.loss(logits, target.labels, aim.targets)
+        loss = aim.of(logits, target.labels)
         total = (loss if weights is None else loss * weights).sum()
     (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:
         name = name_of(target.defense)
         raise NoGradientError(f"{name} returned logits that its input has no part in")
+    if aim.on_the_way is not None:
+        aim.on_the_way.clear()  # and the graph with it
     return logits.detach(), Evaluation(loss.detach(), gradient)
 
 
