@@ -207,6 +207,9 @@ def test_noise_from_a_generator_of_ones_own_is_randomness_and_costs_nothing(
     # The worst of all draws is another number, and is not the one that counts.
     assert found.repeated.robust_always.correct <= found.worst.served.correct
     assert found.repeated.natural_always.correct <= found.natural.correct
+    assert found.repeated.risk[0] == pytest.approx(1 - found.repeated.robust)
+    assert found.repeated.risk[-1] == pytest.approx(1 - (found.repeated.robust_always.share or 0))
+    assert found.repeated.natural_risk[0] == pytest.approx(1 - found.repeated.natural)
 
 
 @pytest.mark.slow

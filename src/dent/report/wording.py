@@ -11,6 +11,7 @@ from dent.evaluation.results.result import (
     DefenseResult,
     Difference,
     EvaluationResult,
+    Repeated,
     Verdict,
 )
 from dent.evaluation.subject import threat_of
@@ -76,9 +77,23 @@ READINGS: Final[dict[Reading, str]] = {
 
 
 def findings(result: DefenseResult) -> tuple[str, ...]:
-    """Return the verdict on a defense, and the best rung of the gradient ladder, in sentences."""
+    """Return what is found about a defense, in sentences.
+
+    The verdict, the best rung of the gradient ladder, and the resubmission risk.
+    """
     ladder = () if result.ladder is None else (result.ladder.sentence,)
-    return verdict(result.verdict) + ladder
+    return verdict(result.verdict) + ladder + resubmission(result.repeated)
+
+
+def resubmission(repeated: Repeated | None) -> tuple[str, ...]:
+    """Return the resubmission risk of a randomized defense in one sentence; none of others."""
+    if repeated is None or not repeated.risk:
+        return ()
+    counts = [n for n in (1, 2, 5, 10) if n < repeated.draws] + [repeated.draws]
+    shares = ", ".join(f"{percent(repeated.risk[n - 1])} in {n}" for n in counts)
+    natural = f"{percent(repeated.natural_risk[-1])} in {repeated.draws}"
+    what = "the share of samples that at least one of N submissions gets wrong"
+    return (f"Resubmission risk, {what}: {shares}. Of natural images {natural}.",)
 
 
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:

@@ -225,6 +225,11 @@ class Repeated(Record):
     """Members right in every draw without an attack: what repeating alone takes."""
     robust_always: Count
     """Members right in every draw under the worst submissions."""
+    risk: tuple[float, ...] = ()
+    """Resubmission risk under the worst submissions, for 1, 2, ... `draws` submissions: the share
+    of members that at least one of so many submissions of the same images gets wrong."""
+    natural_risk: tuple[float, ...] = ()
+    """The same without an attack."""
 
 
 class DefenseResult(Record):

@@ -1,6 +1,7 @@
 """The worst case of a defense and its difference to the static model, with intervals."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import comb
 from typing import Final
 
 from dent.evaluation.records.readings import depends
@@ -42,7 +43,7 @@ def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
     draws = max((len(r.draws) for rows in scores.records.values() for r in rows), default=0)
     if not draws or not scores.whole:
         return None
-    samples = by_sample(dependence)
+    samples, scoring = by_sample(dependence), draws - draws // 2
     mean, always, natural, natural_always = (
         list[float](),
         list[float](),
@@ -57,11 +58,29 @@ def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
         natural += pieces["natural"].attacked
         natural_always += pieces["natural"].always
     return Repeated(
-        draws=draws - draws // 2,
+        draws=scoring,
         natural=sum(natural) / len(natural),
         robust=sum(mean) / len(mean),
         natural_always=Count.of(round(sum(natural_always)), len(natural_always)),
         robust_always=Count.of(round(sum(always)), len(always)),
+        risk=resubmission_risk(mean, scoring),
+        natural_risk=resubmission_risk(natural, scoring),
+    )
+
+
+def resubmission_risk(rights: Sequence[float], draws: int) -> tuple[float, ...]:
+    """Return the share of members that at least one of 1, 2, ... `draws` submissions gets wrong.
+
+    The mean over all choices of so many of the draws.
+
+    Args:
+        rights: Per member, in what share of the draws it was right.
+        draws: How many there are.
+    """
+    hits = [round(right * draws) for right in rights]
+    return tuple(
+        1 - sum(comb(each, n) for each in hits) / (len(hits) * comb(draws, n))
+        for n in range(1, draws + 1)
     )
 
 
