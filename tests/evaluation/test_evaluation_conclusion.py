@@ -167,6 +167,14 @@ def test_a_gate_whose_symptom_is_still_there_is_open_whatever_has_run(
     assert found.sentence != shut.sentence
 
 
+def test_answers_drawn_under_a_known_seed_are_no_chance() -> None:
+    (gate,) = gates_of([diagnostic("randomized", "raised")], evidence(drawn=False, known=True))
+    assert not gate.open
+    assert "knew the seed" in gate.sentence
+    (other,) = gates_of([diagnostic("carries state", "raised")], evidence(known=True))
+    assert other.open
+
+
 def test_an_attack_of_another_kind_may_be_ahead_by_one_in_a_hundred_samples() -> None:
     for ahead, is_open in ((2, False), (3, True)):
         found = evidence(symptoms=replace(GONE, black_box=ahead))

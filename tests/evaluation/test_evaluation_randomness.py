@@ -1,13 +1,216 @@
-"""Randomized defenses: the risk of submitting again."""
+"""Randomized defenses: who knows the seed, and who may submit again."""
 
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from dent.evaluation.results.result import Count, Repeated
+from dent import ThreatModel
+from dent.attacks import make
+from dent.attacks.adaptive.standing import Parting
+from dent.attacks.base import global_draws
+from dent.attacks.querier import Querier, Queries
+from dent.data.dataset import ArrayDataset
+from dent.errors import ConfigError
+from dent.evaluation import Settings, Subject, evaluate
+from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.results.result import Count, EvaluationResult, Repeated
 from dent.evaluation.results.worst_case import resubmission_risk
+from dent.evaluation.subject import describe
+from dent.evaluation.submission.fresh import Origin, fresh
+from dent.evaluation.submission.submission import submit
+from dent.evaluation.verification.reattack import Reattack
+from dent.evaluation.verification.verify import verify
 from dent.report import wording
+from dent.report.commands import commands
+from dent.report.limits import limits
+from dent.report.loading import load_run
+
+CPU = torch.device("cpu")
+
+
+class Away(nn.Module):
+    """Class 0 while the image's mean is away from 1/2 by a tenth, whichever way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        away = (x.flatten(1).mean(1) - 0.5).abs()
+        return torch.stack([away, torch.full_like(away, 0.1)], dim=1)
+
+
+class Noisy(nn.Module):
+    """Only adds noise to its input: each image becomes lighter or darker by 0.15.
+
+    An attack of 0.08 crosses where it knows which; where it does not, it errs in half of all draws.
+    """
+
+    batch_dependent = False
+
+    def __init__(self, model: nn.Module, own: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.draws = torch.Generator().manual_seed(0) if own else None
+
+    def adapt(self, x: Tensor) -> Tensor:
+        coins = torch.rand(len(x), generator=self.draws).round() * 2 - 1
+        return 0.15 * coins.reshape(-1, 1, 1, 1)
+
+    def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
+        logits: Tensor = self.model(x + adaptation)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.predict(x, self.adapt(x))
+
+    def unwrap(self) -> nn.Module:
+        return self.model
+
+
+class Everywhere(Noisy):
+    """Draws from every generator there is, in both parts of an answer."""
+
+    def _noise(self) -> Tensor:
+        kept = torch.rand((), generator=self.draws)
+        return kept + torch.rand(()) + float(np.random.rand())  # noqa: NPY002
+
+    def adapt(self, x: Tensor) -> Tensor:
+        return super().adapt(x) + 0.01 * self._noise()
+
+    def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
+        return super().predict(x, adaptation) + self._noise()
+
+
+def subject(defense: nn.Module, attack: Any = None) -> Subject:
+    """Grey images, all of class 0: the noise moves each away from 1/2."""
+    dataset = ArrayDataset(
+        name="grey",
+        split="test",
+        classes=("away", "near"),
+        pixels=np.full((16, 4, 4, 3), 128, dtype=np.uint8),
+        labels=np.zeros(16, dtype=np.int64),
+        sample_ids=tuple(range(16)),
+    )
+    attack = attack or make("adaptive-stop-gradient", losses="margin", iterations=5)
+    model = Away().eval()
+    return Subject(model, dataset, {"noisy": defense}, [attack], ThreatModel("linf", 0.08))
+
+
+def attacked(defense: nn.Module, randomness: Any, out: Path | None = None) -> EvaluationResult:
+    settings = Settings(batch_size=8, static=False, transfer=False, randomness=randomness)
+    return evaluate(subject(defense), settings, out=out)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global", "own"])
+def test_noise_withstands_who_does_not_know_it_alone(own: bool, tmp_path: Path) -> None:
+    """Of a defense that only adds noise, public randomness leaves no more than private."""
+    results = {
+        randomness: attacked(Noisy(Away(), own).eval(), randomness, tmp_path / randomness)
+        for randomness in ("private", "public")
+    }
+    left = {name: each.defenses["noisy"].worst.served for name, each in results.items()}
+    assert left["public"].correct == 0
+    assert (left["private"].share or 0) > 0.3
+    assert all(each.defenses["noisy"].natural.share == 1 for each in results.values())
+    # Under a known seed there is one answer, and nothing to repeat.
+    repeated = results["private"].defenses["noisy"].repeated
+    assert repeated is not None
+    assert repeated.risk[-1] > 0.9
+    assert results["public"].defenses["noisy"].repeated is None
+    (claimed,) = (each for each in results["public"].defenses["noisy"].attacks if each.claimed)
+    assert claimed.claimed is not None
+    assert claimed.claimed.correct == 0
+    assert claimed.claimed_but_served == 0
+    public = results["public"]
+    assert "public randomness" in wording.title(public.spec)
+    assert any("Randomness is public" in sentence for sentence in limits(public))
+    assert any("Randomness is private" in sentence for sentence in limits(results["private"]))
+    assert "--randomness public" in commands(load_run(tmp_path / "public")).again
+    assert "--randomness" not in commands(load_run(tmp_path / "private")).again
+    again = subject(Noisy(Away(), own).eval())
+    verified = verify(tmp_path / "public", again, reattack=Reattack())
+    assert verified.problems == ()
+    assert verified.reattacked is not None
+    assert verified.reattacked.same == 2
+
+
+@pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "module"])
+def test_a_query_under_a_known_seed_is_the_submission(dynamic: bool) -> None:
+    x = torch.rand(4, 3, 4, 4)
+    defense: Any = Everywhere(Away(), own=True).eval()
+    if not dynamic:
+        defense = nn.Sequential(Static(defense)).eval()
+    served = submit(Origin(defense).new(7).defense, x, seed=7).logits
+    before = global_draws(CPU)
+    asked: Any = fresh(Origin(defense), 1, known=7)
+    for _ in range(2):
+        assert torch.equal(asked(x), served)
+    if dynamic:
+        adapted = asked.adapt(x)
+        for _ in range(2):
+            assert torch.equal(asked.predict(x, adapted), served)
+        assert torch.equal(asked.over(defense)(x), served)
+    assert before == global_draws(CPU)
+    assert asked.drew
+    for known in (8, None):
+        assert not torch.equal(fresh(Origin(defense), 1, known=known)(x), served)  # type: ignore[operator]
+
+
+class Static(nn.Module):
+    """A defense as a plain module, which offers its answer alone."""
+
+    def __init__(self, defense: nn.Module) -> None:
+        super().__init__()
+        self.defense = defense
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.defense(x)
+        return logits
+
+
+def test_a_batch_with_known_noise_stays_whole() -> None:
+    """Another place in the batch has other noise."""
+    x, y = torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64)
+    asked = fresh(Origin(Noisy(Away()).eval()), 1, known=7)
+    target = Querier(
+        asked, x, y, ThreatModel("linf", 0.1), plan=lambda classes: Queries(classes, 0)
+    )
+    parting = Parting(target)
+    target(x)
+    assert parting.of(torch.tensor([True, False, False, False])) is target
+
+
+def test_what_cannot_be_seeded_is_drawn_anew_though_the_seed_is_known() -> None:
+    class Clock(Noisy):
+        def adapt(self, x: Tensor) -> Tensor:
+            coins = torch.from_numpy(np.random.default_rng().integers(0, 2, len(x)) * 2.0 - 1)
+            return 0.15 * coins.float().reshape(-1, 1, 1, 1)
+
+    found = attacked(Clock(Away()).eval(), "public").defenses["noisy"]
+    assert found.repeated is not None
+    assert (found.worst.served.share or 0) > 0
+
+
+def test_private_randomness_is_left_out_of_what_older_runs_are_known_by() -> None:
+    specs = {
+        randomness: describe(subject(Noisy(Away()).eval()), Settings(randomness=randomness))  # type: ignore[arg-type]
+        for randomness in ("private", "public")
+    }
+    assert "randomness" not in specs["private"].to_json()["settings"]
+    assert specs["public"].to_json()["settings"]["randomness"] == "public"
+    assert specs["private"].identity != specs["public"].identity
+    for spec in specs.values():
+        assert EvaluationSpec.model_validate(spec.to_json()).identity == spec.identity
+
+
+def test_public_randomness_without_meaning_is_refused() -> None:
+    published = subject(Noisy(Away()).eval(), make("apgd-ce", protocol="published"))
+    with pytest.raises(ConfigError, match="randomness='public' needs protocol='frozen'"):
+        describe(published, Settings(randomness="public"))
+    with pytest.raises(ConfigError, match="randomness"):
+        Settings(randomness="known")
 
 
 def test_the_resubmission_risk_is_the_mean_over_all_choices_of_draws() -> None:

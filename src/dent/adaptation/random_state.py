@@ -201,7 +201,7 @@ def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Call
     process shares.
     """
     saved = [(generator, get_state(generator)) for generator in kept_generators(model)]
-    shared = _shared_states(device)
+    shared = shared_states(device)
 
     def restore() -> None:
         for generator, state in saved:
@@ -215,7 +215,8 @@ def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Call
         restore()
 
 
-def _shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
+def shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
+    """Return where the generators are that the process shares, each with what puts it back."""
     states: list[tuple[Callable[[Any], object], Any]] = [
         (torch.set_rng_state, torch.get_rng_state()),
         (random.setstate, random.getstate()),

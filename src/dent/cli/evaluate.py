@@ -125,6 +125,14 @@ def evaluate_command(
             rich_help_panel=_THREAT,
         ),
     ] = "frozen",
+    randomness: Annotated[
+        Literal["private", "public"],
+        typer.Option(
+            help="public: attacks know the seed of the submission, and query randomized defenses "
+            "under it.",
+            rich_help_panel=_THREAT,
+        ),
+    ] = "private",
     batch_size: Annotated[
         int, typer.Option(min=1, help="Members of a batch.", rich_help_panel=_RUN)
     ] = 128,
@@ -270,6 +278,7 @@ def evaluate_command(
         diagnostics=diagnostics,
         tensors=tensors,
         until="end" if to_the_end else "decided",
+        randomness=randomness,
     )
     # On a cluster the workers compute, on devices of their own.
     compute_device = resolve.device(device if how.cluster is None else "cpu")

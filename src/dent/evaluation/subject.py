@@ -115,6 +115,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     attacks = tuple(attack_spec(attack, subject.threat) for attack in subject.attacks)
     if settings.mix not in (None, 1):
         _check_mixed(attacks)
+    if settings.randomness == "public":
+        _check_public(attacks)
     dataset = subject.dataset
     if len(dataset):
         subject.threat.check_reach(dataset.batch([0])[0].shape[1:], warn=True)
@@ -151,6 +153,14 @@ def _check_mixed(attacks: Sequence[AttackSpec]) -> None:
         )
     if any(attack.settings.get("ask") == "standing" for attack in attacks):
         raise ConfigError("mix needs ask='whole': its natural members stay in their batch")
+
+
+def _check_public(attacks: Sequence[AttackSpec]) -> None:
+    if any(attack.protocol == "published" for attack in attacks):
+        raise ConfigError(
+            "randomness='public' needs protocol='frozen': AutoAttack as published takes the "
+            "batches apart, and each batch is submitted under a seed of its own"
+        )
 
 
 @dataclass(frozen=True)

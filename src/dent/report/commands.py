@@ -143,7 +143,7 @@ def _same(recorded: AttackSpec, iterations: Any, spec: EvaluationSpec) -> bool:
 def _settings(settings: Settings, has_static: bool) -> tuple[list[str], list[str]]:
     default = Settings()
     words = ["--batch-size", str(settings.batch_size)]
-    for name in ("order", "mix", "seed", "diagnostics", "tensors"):
+    for name in ("order", "mix", "seed", "diagnostics", "tensors", "randomness"):
         value = getattr(settings, name)
         if value != getattr(default, name):
             words += [f"--{name}", str(value)]

@@ -72,6 +72,16 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
         yield "No static reference was attacked: whether a defense adds anything is not known."
     elif not spec.settings.transfer:
         yield "What was found against the static model was not submitted to the defenses."
+    if spec.settings.randomness == "public":
+        yield (
+            "Randomness is public: attacks knew the seed of every submission, and accuracies are "
+            "those under it."
+        )
+    elif any(defense.repeated is not None for defense in result.defenses.values()):
+        yield (
+            "Randomness is private: no attack knew the seed of a submission. Who knows it may "
+            "break more (--randomness public)."
+        )
     if any(
         item.state == "not-run"
         for defense in result.defenses.values()

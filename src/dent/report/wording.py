@@ -170,5 +170,9 @@ def short(value: float) -> str:
 
 
 def title(spec: EvaluationSpec) -> str:
-    """Return model, dataset and threat model of a run in one line."""
-    return f"{spec.model.name} on {spec.dataset.name}, {threat_of(spec.threat).label}"
+    """Return model, dataset and threat model of a run in one line.
+
+    And that the attacker knew the seeds of all submissions, where that is so.
+    """
+    randomness = ", public randomness" if spec.settings.randomness == "public" else ""
+    return f"{spec.model.name} on {spec.dataset.name}, {threat_of(spec.threat).label}{randomness}"

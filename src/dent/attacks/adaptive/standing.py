@@ -52,6 +52,7 @@ class Parting:
             or isinstance(defense, Among)
             or global_draws(self._target.labels.device) != self._before
             or kept_generators(defense, everywhere=True)  # in whatever wraps it, too
+            or getattr(defense, "drew", False)
         )
 
 

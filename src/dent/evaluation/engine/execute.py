@@ -217,6 +217,7 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
             guard=run.guard,
             seed=serve_seed(run.spec.settings.seed, batch.index),
             attacked=batch.attacked,
+            public=run.spec.settings.randomness == "public",
         )
         size = 2 * sum(tensor.nbytes for tensor in run.subject.model.state_dict().values())
         while (
@@ -286,7 +287,11 @@ def _submission(
         progress=within,
         shared_seed=seed_of(run.spec.settings.seed, "static", unit.batch),
     )
-    defense = fresh(run.stream.origin(unit.defense, members[0].index), seed, run.surrogates)
+    known = None
+    if run.spec.settings.randomness == "public":
+        known = serve_seed(run.spec.settings.seed, members[0].index)
+    origin = run.stream.origin(unit.defense, members[0].index)
+    defense = fresh(origin, seed, run.surrogates, known=known)
     if len(members) == 1:
         return _attack_batch(run, unit, members[0], batches, defense, attack)
     loaded = [batches.load(batch) for batch in members]

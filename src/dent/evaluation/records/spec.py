@@ -24,6 +24,7 @@ STATIC: Final = "static"
 """The name of the reference: the model as it was trained, attacked with the same budget."""
 
 Order = Literal["dataset", "shuffled", "by-class"]
+Randomness = Literal["private", "public"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -59,6 +60,9 @@ class Settings(Record):
     static model can no longer end as a gain. `end`: every attack runs."""
     ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
     """Samples to attack: those with these ids in the full split, in place of `n`. Kept in order."""
+    randomness: Randomness = "private"
+    """`public`: the attacker knows the seed of the submission, so every query of an attack draws
+    the random numbers that the submission will draw. `private`: the attacker does not know it."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -139,7 +143,7 @@ class ThreatSpec(Record):
 
 
 _LATER: Final = ("schedule", "same_on_static")
-_LATER_SETTINGS: Final = ("until", "ids")
+_LATER_SETTINGS: Final = ("until", "ids", "randomness")
 """Left out of records where they have their defaults, so that older ones still compare."""
 Schedule = Literal["by-batch", "by-attack"]
 

@@ -36,6 +36,9 @@ Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
 UNFINISHED: Final = "unfinished"
 _GONE: Final = "What raised it is gone."
+_KNOWN: Final = (
+    "Attacks knew the seed of every submission, under which answers are the same each time."
+)
 FEW_BATCHES: Final = "few batches"
 
 HUGE_EPS: Final = "huge eps does not break all"
@@ -54,12 +57,15 @@ class Evidence:
         symptoms: Signs that the attacks by its gradient were too weak.
         drawn: Whether every submission was repeated under several seeds.
         stands_in: Whether its inexact gradient still predicts how the served answers change.
+        known: Whether attacks knew the seed of every submission (public randomness), and so asked
+            what answers the same each time.
     """
 
     ran: Collection[str]
     symptoms: Symptoms
     drawn: bool
     stands_in: bool
+    known: bool = False
 
 
 def _needs(*names: str) -> Callable[[Evidence], str | None]:
@@ -73,6 +79,8 @@ def _needs(*names: str) -> Callable[[Evidence], str | None]:
 
 
 def _by_expectation(evidence: Evidence) -> str | None:
+    if evidence.known:
+        return None
     if not evidence.drawn:
         return "every submission must be repeated under several seeds"
     return _needs("eot")(evidence)
@@ -315,6 +323,7 @@ def evidence_of(
         ran={member for member, attack in ran_as.items() if attack in attacks_run},
         symptoms=symptoms_of(scores, spec, by_sample=by_sample(result.dependence)),
         drawn=bool(units) and all(record.draws for record in units),
+        known=spec.settings.randomness == "public" and not any(record.draws for record in units),
         stands_in=stands_in(scores.probe),
     )
 
@@ -334,11 +343,12 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             yield Gate(name=HUGE_EPS, open=True, follow_ups=(), sentence=diagnostic.sentence)
         elif diagnostic.raised and diagnostic.name in SYMPTOMS:
             problem = SYMPTOMS[diagnostic.name](evidence)
+            gone = _KNOWN if evidence.known and diagnostic.name == "randomized" else _GONE
             yield Gate(
                 name=diagnostic.name,
                 open=problem is not None,
                 follow_ups=(),
-                sentence=f"{problem[0].upper()}{problem[1:]}." if problem else _GONE,
+                sentence=f"{problem[0].upper()}{problem[1:]}." if problem else gone,
             )
 
 

@@ -7,8 +7,9 @@ that has answered before raises a diagnostic.
 
 import copy
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dent.adaptation.random_state import get_state, kept_generators, reachable, seed_one
 from dent.attacks import Defense, DynamicDefense, answer
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.submission.known_seed import KnownSeed, RandomState, random_state_of
 
 Surrogates = Mapping[str, nn.Module]
 
@@ -111,14 +113,42 @@ class Origin:
 
 
 class _Queries:
-    """Makes a copy for each query, and seeds its generators."""
+    """Makes a copy for each query, and seeds its generators.
 
-    def __init__(self, origin: Origin, seed: int, surrogates: Surrogates) -> None:
+    With a known seed all copies have that of the submission; else each has one of its own.
+    """
+
+    def __init__(
+        self, origin: Origin, seed: int, surrogates: Surrogates, known: KnownSeed | None = None
+    ) -> None:
         self.origin, self.seed, self.surrogates, self.count = origin, seed, surrogates, 0
+        self.known = known
+
+    def over(self, origin: Origin) -> "_Queries":
+        return _Queries(origin, self.seed, self.surrogates, self.known)
 
     def new(self) -> Instance:
         self.count += 1
-        return self.origin.new(seed_of(self.seed, "query", self.count))
+        known = self.known
+        seed = seed_of(self.seed, "query", self.count) if known is None else known.seed
+        return self.origin.new(seed)
+
+    def answer(self, x: Tensor) -> Tensor:
+        instance = self.new()
+        with self.begun(instance, x):
+            return answer(instance.defense, x)
+
+    def begun(self, instance: Instance, x: Tensor) -> AbstractContextManager[None]:
+        if self.known is None:
+            return nullcontext()
+        return self.known.begun(instance.defense, x.device)
+
+
+class _Adapted(NamedTuple):
+    instance: Instance
+    adaptation: Any
+    state: RandomState | None
+    """Of the random numbers after it, under a known seed."""
 
 
 class FreshDefense:
@@ -127,8 +157,8 @@ class FreshDefense:
     Beyond the protocol, it offers attackers what the defense offers (`View`).
     """
 
-    def __init__(self, origin: Origin, seed: int, surrogates: Surrogates) -> None:
-        self._queries = _Queries(origin, seed, surrogates)
+    def __init__(self, queries: _Queries) -> None:
+        self._queries = queries
 
     @property
     def inner(self) -> Any:
@@ -140,68 +170,101 @@ class FreshDefense:
         """As the defense declares."""
         return bool(self.inner.batch_dependent)
 
+    @property
+    def drew(self) -> bool:
+        """Whether a query drew random numbers that nothing outside of it notices."""
+        return self._queries.known is not None and self._queries.known.drew
+
     def over(self, defense: DynamicDefense) -> "FreshDefense":
         """Return another defense that answers in the same way."""
-        return FreshDefense(Origin(defense), self._queries.seed, self._queries.surrogates)
+        return FreshDefense(self._queries.over(Origin(defense)))
 
     def surrogates(self) -> Surrogates:
         """Other models to transfer from."""
         return self._queries.surrogates
 
-    def adapt(self, x: Tensor, **how: Any) -> tuple[Any, Any]:
+    def adapt(self, x: Tensor, **how: Any) -> _Adapted:
         """Let a copy adapt. The same copy predicts with the result."""
-        defense: Any = self._queries.new().defense
-        return defense, defense.adapt(x, **how)
+        instance = self._queries.new()
+        defense: Any = instance.defense
+        with self._queries.begun(instance, x):
+            adaptation = defense.adapt(x, **how)
+            known = self._queries.known is not None
+            state = random_state_of(instance.generators, x.device) if known else None
+        return _Adapted(instance, adaptation, state)
 
-    def predict(self, x: Tensor, adaptation: tuple[Any, Any]) -> Tensor:
+    def predict(self, x: Tensor, adaptation: _Adapted) -> Tensor:
         """Logits (N, classes) of the copy that adapted."""
-        defense, adapted = adaptation
-        logits: Tensor = defense.predict(x, adapted)
+        instance, adapted, state = adaptation
+        defense: Any = instance.defense
+        known = self._queries.known
+        resumed: AbstractContextManager[None] = nullcontext()
+        if known is not None and state is not None:
+            resumed = known.resumed(instance.generators, x.device, state)
+        with resumed:
+            logits: Tensor = defense.predict(x, adapted)
         return logits
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return a copy's logits for a batch, as `dent.attacks.answer` asks for them."""
-        return answer(self._queries.new().defense, x)
+        return self._queries.answer(x)
 
 
 class FreshModule(nn.Module):
     """A plain module that answers each query with a fresh copy."""
 
-    def __init__(self, origin: Origin, seed: int, surrogates: Surrogates) -> None:
+    def __init__(self, queries: _Queries) -> None:
         super().__init__()
-        object.__setattr__(self, "_queries", _Queries(origin, seed, surrogates))  # no submodule
+        object.__setattr__(self, "_queries", queries)  # no submodule
         self.eval()
 
     @property
     def inner(self) -> Any:
         """The module itself, to look at and not to query."""
-        queries: _Queries = object.__getattribute__(self, "_queries")
-        return queries.origin.defense
+        return self._asked.origin.defense
+
+    @property
+    def drew(self) -> bool:
+        """Whether a query drew random numbers that nothing outside of it notices."""
+        return self._asked.known is not None and self._asked.known.drew
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a copy's logits for a batch."""
-        queries: _Queries = object.__getattribute__(self, "_queries")
-        return answer(queries.new().defense, x)
+        return self._asked.answer(x)
 
     def surrogates(self) -> Surrogates:
         """Other models to transfer from."""
+        return self._asked.surrogates
+
+    @property
+    def _asked(self) -> _Queries:
         queries: _Queries = object.__getattribute__(self, "_queries")
-        return queries.surrogates
+        return queries
 
 
-def fresh(origin: Origin, seed: int, surrogates: Surrogates | None = None) -> Defense:
+def fresh(
+    origin: Origin,
+    seed: int,
+    surrogates: Surrogates | None = None,
+    *,
+    known: int | None = None,
+) -> Defense:
     """Return a defense for an attack to query: each query goes to a fresh copy.
 
     Args:
         origin: The defense before its first query.
         seed: Seeds the generators that the defense keeps.
         surrogates: Other models to transfer from, by name.
+        known: The seed of the submission, which the attacker knows: every query draws the random
+            numbers that the submission will draw. None: the attacker does not know it.
     """
-    if origin.missing is not None:
+    if origin.missing is not None and known is None:
         return origin.new(seed).defense
+    known_seed = None if known is None else KnownSeed(known)
+    queries = _Queries(origin, seed, surrogates or {}, known_seed)
     if isinstance(origin.defense, DynamicDefense):
-        return FreshDefense(origin, seed, surrogates or {})
-    return FreshModule(origin, seed, surrogates or {})
+        return FreshDefense(queries)
+    return FreshModule(queries)
 
 
 def footprint(root: object) -> int:

@@ -70,11 +70,22 @@ class Submitter:
         guard: Notices writes to the static model.
         seed: Seed of everything random; the same for all versions of the batch.
         attacked: Traces are over this many members, from the first.
+        public: The attacker knows the seed. So the answer under this seed counts, and not those
+            under others; unless equal queries under it are answered differently.
     """
 
     def __init__(
-        self, name: str, origin: Origin, natural: Tensor, guard: Guard, seed: int, attacked: int
+        self,
+        name: str,
+        origin: Origin,
+        natural: Tensor,
+        guard: Guard,
+        seed: int,
+        attacked: int,
+        *,
+        public: bool = False,
     ) -> None:
+        self._public = public
         self._name, self._origin, self._guard = name, origin, guard
         self._natural, self._seed, self._attacked = natural, seed, attacked
         # A copy that has answered the natural batch, and its answer.
@@ -93,7 +104,7 @@ class Submitter:
         fresh = self._origin.new(self._seed)
         draws_before = fresh.drawn()
         first = self._ask(fresh, x)
-        drew = first.drew or draws_before != fresh.drawn()
+        drew = not self._public and (first.drew or draws_before != fresh.drawn())
         experienced, natural_answer = self._experienced()
         distances: dict[str, float] = {}
         if natural_after and not is_stream(fresh.defense):

@@ -1,0 +1,60 @@
+"""Queries under the seed of the submission, for an attacker who knows it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from dent.adaptation.random_state import get_state, seeded_generators, set_state, shared_states
+from dent.attacks import Defense
+from dent.attacks.base import global_draws, isolated_random_state
+
+RandomState = tuple[tuple[Callable[[Any], object], Any], ...]
+"""What puts each generator back, and where to."""
+
+
+class KnownSeed:
+    """Seeds each query as `submission.submit` seeds the submission.
+
+    Attributes:
+        seed: Of the submission.
+        drew: Whether any query so far drew from the process's global generators. Outside of a query
+            they are as before, so that nothing else tells.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.drew = False
+
+    @contextmanager
+    def begun(self, defense: Defense, device: torch.device) -> Iterator[None]:
+        """Within this context random numbers are those of the submission, from the first one on."""
+        with isolated_random_state(self.seed, device), seeded_generators(defense, self.seed):
+            before = global_draws(device)
+            yield
+            self.drew = self.drew or before != global_draws(device)
+
+    @contextmanager
+    def resumed(
+        self, generators: Sequence[Any], device: torch.device, state: RandomState
+    ) -> Iterator[None]:
+        """Within this context they go on from a state."""
+        own = [(generator, get_state(generator)) for generator in generators]
+        with isolated_random_state(self.seed, device):
+            for put_back, where in state:
+                put_back(where)
+            before = global_draws(device)
+            try:
+                yield
+            finally:
+                self.drew = self.drew or before != global_draws(device)
+                for generator, where in own:
+                    set_state(generator, where)
+
+
+def random_state_of(generators: Sequence[Any], device: torch.device) -> RandomState:
+    """Return where the global generators, and those that a defense keeps, are."""
+    kept = [(partial(set_state, generator), get_state(generator)) for generator in generators]
+    return (*shared_states(device), *kept)
