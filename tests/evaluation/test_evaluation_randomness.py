@@ -117,7 +117,7 @@ def test_noise_withstands_who_does_not_know_it_alone(own: bool, tmp_path: Path) 
     # Under a known seed there is one answer, and nothing to repeat.
     repeated = results["private"].defenses["noisy"].repeated
     assert repeated is not None
-    assert repeated.risk[-1] > 0.9
+    assert repeated.risk[-1] > repeated.risk[0] + 0.1
     assert results["public"].defenses["noisy"].repeated is None
     (claimed,) = (each for each in results["public"].defenses["noisy"].attacks if each.claimed)
     assert claimed.claimed is not None
