@@ -92,6 +92,17 @@ def test_a_run_of_an_older_suite_is_known_as_one(version: int, budget: Budget) -
     assert coverage_of(newest) == replace(found, version=VERSION, ran_as=ran_as(newest, budget))
 
 
+def test_a_gradient_through_smooth_signs_is_not_exact() -> None:
+    for settings, exact in (
+        ({}, True),
+        ({"losses_at": "all"}, True),
+        ({"smooth_signs": 1.0}, False),
+    ):
+        attack = make("adaptive-unrolled", **settings)
+        spec = describe(make_subject(attacks=[attack]), Settings(n=8, batch_size=8))
+        assert looks_through(spec) == exact
+
+
 def test_whose_gradients_an_attack_follows() -> None:
     spec = describe(make_subject(attacks=suite("dynamic", "small")), Settings(n=8, batch_size=8))
     others = {each.name: stand_of(each) for each in spec.attacks if stand_of(each) != "white-box"}

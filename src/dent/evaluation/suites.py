@@ -422,7 +422,8 @@ def looks_through(spec: EvaluationSpec) -> bool:
 
 def is_exact(attack: AttackSpec) -> bool:
     """Whether an attack follows the exact gradient, through all steps of the adaptation."""
-    return attack.attack == "adaptive-unrolled" or attack.settings.get("unrolled") is True
+    unrolled = attack.attack == "adaptive-unrolled" and not attack.settings.get("smooth_signs")
+    return unrolled or attack.settings.get("unrolled") is True
 
 
 Stand = Literal["white-box", "transfer", "other"]

@@ -42,6 +42,8 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
 
 def _rung_of_spec(attack: AttackSpec) -> str | None:
     name = attack.attack or ""
+    if attack.settings.get("smooth_signs"):  # another gradient than the rung's
+        return None
     return name.removeprefix("adaptive-") if name.startswith("adaptive-") else None
 
 
