@@ -297,7 +297,7 @@ class _Counts(_Body):
 
 def test_a_model_that_keeps_state_is_said_to_and_left_as_it_is(x: Tensor) -> None:
     model = _Counts().eval()
-    with pytest.warns(StatefulModelWarning, match="answers the same batch differently"):
+    with pytest.warns(StatefulModelWarning, match="gives other logits for the same batch"):
         Dent(model, STEPS)(x)
     assert model.calls == 0
 
@@ -585,7 +585,7 @@ class _Times(Around):
 def test_an_objective_without_any_slope_is_said(factor: float, x: Tensor) -> None:
     model = _Times(_net()).eval()
     model.factor = factor
-    with pytest.warns(NoAdaptationWarning, match="moves nothing"):
+    with pytest.warns(NoAdaptationWarning, match="changes nothing"):
         adaptation = Dent(model, STEPS).adapt(x)
     for name, value in adaptation.parameters.items():
         assert torch.equal(value, model.get_parameter(name))
@@ -594,7 +594,7 @@ def test_an_objective_without_any_slope_is_said(factor: float, x: Tensor) -> Non
 def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -> None:
     model = _net()
     defense = Dent(model, DENT_PLUS)
-    with pytest.warns(NoAdaptationWarning, match="A batch of one sample is served by the static"):
+    with pytest.warns(NoAdaptationWarning, match="A batch of one sample gets the static"):
         answer = defense(x[:1])
     torch.testing.assert_close(answer, model(x[:1]))
     defense(x[:1])
@@ -624,7 +624,7 @@ def test_pixels_in_bytes_are_said_once(given: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.Flatten())
     defense = Dent(model.eval(), STEPS)
     defense(_IMAGES[:, : given.shape[1]])
-    with pytest.warns(PixelRangeWarning, match=r"Divide by 255"):
+    with pytest.warns(PixelRangeWarning, match=r"divide by 255"):
         defense(given)
     defense(given)
 

@@ -1,4 +1,4 @@
-"""torch-dent: dynamic defenses against adversarial attacks, and the truth about what they hold.
+"""torch-dent: dynamic defenses against adversarial attacks, and their honest evaluation.
 
     from dent import Dent, DENT_PLUS
 
@@ -111,10 +111,10 @@ _MODULES = {
     "performance": ("Performance",),
     "threat": ("ThreatModel",),
 }
-"""Which module each public name is loaded from."""
+"""The module of each public name."""
 
 _FORMER = ("adaptation", "defense", "defenses", "reference")
-"""Modules that `import dent` alone has always reached."""
+"""Modules that `import dent` alone has always made available."""
 
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

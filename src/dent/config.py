@@ -1,4 +1,4 @@
-"""What a dynamic defense does: frozen, validated, and the same again after a trip through JSON."""
+"""The configuration of a dynamic defense: frozen, validated, with a JSON form."""
 
 import json
 import math
@@ -19,7 +19,7 @@ ViewsPrediction = Literal["logits", "probabilities", "image"]
 
 
 class JSONConfig:
-    """JSON round trip that refuses what it does not know; mixed into frozen dataclasses."""
+    """JSON round trip of a frozen dataclass. Unknown keys are refused."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types."""
@@ -31,7 +31,7 @@ class JSONConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a mapping of field names to values; absent fields take their defaults.
+        """Build from a mapping of field names to values; missing fields take their defaults.
 
         Raises:
             ConfigError: a key is unknown, a value is out of range, or two contradict each other.
@@ -104,10 +104,10 @@ def _decay(name: str, value: object) -> float:
 
 @dataclass(frozen=True)
 class SmoothingConfig(JSONConfig):
-    """Input adaptation Σ: Gaussian smoothing before the model (paper section 3.2).
+    """Gaussian smoothing of the input (Σ, paper section 3.2).
 
     Attributes:
-        sigma: standard deviation in pixels, static or where learning starts; greater than 0.
+        sigma: standard deviation in pixels, fixed or the initial value; greater than 0.
         learn: learn sigma jointly with the model's parameters under the same objective.
         lr: learning rate of sigma's logarithm (the paper's 0.25); sigma therefore stays positive.
         covariance: one sigma ("spherical"), one per axis ("diagonal"), or a full 2 x 2 covariance.
@@ -128,12 +128,12 @@ class SmoothingConfig(JSONConfig):
 
 @dataclass(frozen=True)
 class ViewsConfig(JSONConfig):
-    """Several views of every image: itself, its mirror image, and shifted crops of both.
+    """Several views of every image: the image, its mirror image, and shifted crops of both.
 
-    Always in this order, of which the first `count` are taken: the image, its mirror image, four
+    The order is fixed, and the first `count` views are used: the image, its mirror image, four
     crops shifted diagonally, the same four mirrored, four crops shifted along one axis, the same
     four mirrored, and again with twice the shift, three times, and so on. A crop is shifted by
-    whole pixels, and what it has beyond the image is 0 (black).
+    whole pixels, and is 0 (black) beyond the image.
 
     Attributes:
         count: how many views, at least 2.
@@ -158,32 +158,32 @@ class ViewsConfig(JSONConfig):
 
 @dataclass(frozen=True)
 class DentConfig(JSONConfig):
-    """Everything that decides what a defense answers. What only decides how fast is kept apart.
+    """The settings that determine what a defense predicts (`Performance` has those for speed).
 
-    The defaults are the preset `DENT`. Combinations that cannot mean anything are refused.
+    The defaults are the preset `DENT`. Meaningless combinations are refused.
 
     Attributes:
         steps: gradient steps per batch, at least 0. 0 takes no step: with test statistics or
-            static smoothing that is a defense of its own (paper Table 4 and Table 8), without
-            either it is the static model.
+            static smoothing this is still a defense (paper Table 4 and Table 8), otherwise it is
+            the static model.
         lr: learning rate of the normalization layers' scale and shift.
         optimizer: "adam", "adamod" (Ding et al. 2019) or "sgd" (with momentum), no weight decay.
         betas: decay of the first and second moment; for "sgd" the first is the momentum and the
             second is unused.
         beta3: decay of AdaMod's learning-rate average; required there, refused elsewhere.
         objective: "entropy" (equation 3) or "information-maximization" (Table 12, dent+), which
-            subtracts the entropy of the batch's mean prediction. With `views` both look at the
-            mean prediction over the views (MEMO, Zhang et al. 2022). "agreement" needs `views`: it
+            subtracts the entropy of the batch's mean prediction. With `views` both use the mean
+            prediction over the views (MEMO, Zhang et al. 2022). "agreement" needs `views`: it
             is the Jensen-Shannon divergence between their predictions.
         granularity: one set of parameters per "batch" (dent) or one per "sample" (dent+).
         statistics: normalize by the model's running statistics ("train", the paper's ×) or by the
             current batch's, at every forward ("test", the paper's √).
         adapt_affine: update scale γ and shift β.
-        last_layers: of the last so many normalization layers only, in the order in which the model
-            registers them; everything before them is then computed once, not at every step. None:
-            of all, as published.
-        views: adapt to several views of each image, and predict by all of them; None: to the image
-            alone, as published. With steps=0 this is test-time transformation ensembling.
+        last_layers: adapt only this many of the last normalization layers, in the order in which
+            the model registers them. Everything before them is computed once. None: adapt all, as
+            published.
+        views: adapt to several views of each image, and predict from all of them. None: only the
+            image, as published. With steps=0 this is test-time transformation ensembling.
         reduction: "mean" over the batch, as published, or "sum", which makes sample-wise entropy
             minimization independent of the batch.
         smoothing: Gaussian smoothing of the input, or None.
@@ -204,7 +204,7 @@ class DentConfig(JSONConfig):
     views: ViewsConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON types; `last_layers` and `views` only where set."""
+        """Return the fields as plain JSON types; `last_layers` and `views` only if set."""
         values = super().to_dict()
         for name in ("last_layers", "views"):
             if values[name] is None:  # so that records from before it was there still compare
@@ -212,7 +212,7 @@ class DentConfig(JSONConfig):
         return values
 
     def __post_init__(self) -> None:
-        """Check every field alone, then together."""
+        """Check every field, then their combination."""
         check_count("steps", self.steps, 0)
         object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
@@ -294,17 +294,17 @@ class DentConfig(JSONConfig):
 
     @property
     def learns(self) -> bool:
-        """Whether a step would have anything to update."""
+        """Whether a step has anything to update."""
         return self.adapt_affine or (self.smoothing is not None and self.smoothing.learn)
 
     @property
     def batch_dependent(self) -> bool:
-        """Whether a sample's prediction can depend on its neighbours, their number included.
+        """Whether a prediction can depend on the other members of the batch, or on their number.
 
-        False only where no step is taken or each sample is adapted by its own loss alone: sample
+        False only if no step is taken or each sample is adapted by its own loss: sample
         granularity, entropy or agreement, `reduction="sum"`, and train statistics. With
-        `reduction="mean"` the batch's size scales every gradient, which Adam nearly but not exactly
-        undoes.
+        `reduction="mean"` the batch size scales every gradient, which Adam undoes almost but not
+        exactly.
         """
         if self.statistics == "test":
             return True

@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose, by what its reader can do about it.
+"""Every error that the package raises on purpose.
 
 All of them are a `DentError`, so one `except` catches them; those about a wrong argument are also
 a `ValueError`. A message says what was expected, what came, where, and what to do.
@@ -22,11 +22,11 @@ class InputError(DentError, ValueError):
 
 
 class ExportError(DentError, RuntimeError):
-    """A defense cannot be recorded as a static graph: deploy it as the Python object it is."""
+    """A defense cannot be recorded as a static graph: deploy the Python object."""
 
 
 class DataError(DentError):
-    """A dataset cannot be found, fetched or trusted: the message says where it was looked for."""
+    """A dataset cannot be found, downloaded or trusted: the message lists where it looked."""
 
 
 class WeightsError(DentError):
@@ -38,44 +38,44 @@ class UnknownNameError(DentError, ValueError):
 
 
 class MissingExtraError(DentError, ImportError):
-    """An optional dependency is missing: the message says which `pip install` brings it."""
+    """An optional dependency is missing: the message has the `pip install` command."""
 
 
 class DentWarning(UserWarning):
-    """Base of every warning that torch-dent gives on its own account."""
+    """Base of every warning that torch-dent gives."""
 
 
 class CompileWarning(DentWarning):
-    """A model could not be compiled, so that its defense computes without: same answers, slower."""
+    """A model could not be compiled, so its defense runs uncompiled: same predictions, slower."""
 
 
 class WeightsWarning(DentWarning):
-    """A weights file holds more than what was taken: the message says what, and how to take it."""
+    """A weights file has more than was loaded: the message says what, and how to load it."""
 
 
 class DataWarning(DentWarning):
-    """Part of a folder of images was passed over: the message says what and why."""
+    """Part of a folder of images was skipped: the message says what and why."""
 
 
 class BudgetWarning(DentWarning):
-    """A radius is so large that it seems to be meant in other units than those of the pixels."""
+    """A radius is so large that it is probably in other units than the pixels."""
 
 
 class NotLogitsWarning(DentWarning):
-    """A model seems to return probabilities where logits are expected."""
+    """A model seems to return probabilities instead of logits."""
 
 
 class NoAdaptationWarning(DentWarning):
-    """The first step of a defense moves nothing, so that it is the static model."""
+    """The first step of a defense changes nothing, so the defense equals the static model."""
 
 
 class UnadaptedLayersWarning(DentWarning):
-    """A model has normalization layers of a kind that is not known, so they are not adapted."""
+    """A model has normalization layers of an unknown kind, which are not adapted."""
 
 
 class PixelRangeWarning(DentWarning):
-    """Images have values that only pixels from 0 to 255 have."""
+    """Images have pixel values that only occur in the range 0 to 255."""
 
 
 class StatefulModelWarning(DentWarning):
-    """A model keeps something from call to call, which a defense does not carry on."""
+    """A model keeps state between calls, which a defense does not keep."""

@@ -14,7 +14,7 @@ class Kind(NamedTuple):
     """One class that records name.
 
     Attributes:
-        recorded: What records call it. Frozen.
+        recorded: Its name in records, which never changes.
         name: Its short name, for code.
         where: Where the class is defined today, as `module:Class`.
     """

@@ -1,4 +1,4 @@
-"""Every name that the command line takes, without loading what the names stand for.
+"""Every name that the command line takes, without loading what the names refer to.
 
 Completion and misspelled names are answered from here, in a fraction of the time that torch takes
 to load. A test holds each list to the registry that it repeats.
@@ -42,7 +42,7 @@ ATTACKS: Final = (
     "surrogates",
     "zero-update",
 )
-"""What `dent.attacks.make` knows."""
+"""The names of `dent.attacks.make`."""
 
 ATTACK_ALIASES: Final[Mapping[str, str]] = {
     "autoattack": "standard",
@@ -51,7 +51,7 @@ ATTACK_ALIASES: Final[Mapping[str, str]] = {
     "autoattack+": "plus",
     "aa+": "plus",
 }
-"""How else attacks are written, in upper or lower case: AutoAttack's own name, and short for it."""
+"""Other names of attacks, in upper or lower case: AutoAttack's own name and its abbreviation."""
 
 DEFENSES: Final = (
     "static",
@@ -68,7 +68,7 @@ DEFENSES: Final = (
     "et3",
     "mean-sparse",
 )
-"""What `dent.defenses.make` knows."""
+"""The names of `dent.defenses.make`."""
 
 DATASETS: Final = (
     "cifar10",
@@ -81,7 +81,7 @@ DATASETS: Final = (
     "cifar10-c",
     "cifar100-c",
 )
-"""What `dent.data.load` knows."""
+"""The names of `dent.data.load`."""
 
 RECIPES: Final = (
     "nominal",
@@ -96,7 +96,7 @@ RECIPES: Final = (
 """The names of `dent.training.RECIPES`."""
 
 RECIPE_FAMILIES: Final = ("adversarial", "trades", "fast")
-"""What stands for a recipe together with a norm."""
+"""Names that become a recipe together with a norm."""
 
 TABLES: Final = (
     *(f"table{number}" for number in range(1, 15)),
@@ -105,10 +105,10 @@ TABLES: Final = (
     "section44",
     "readme",
 )
-"""What `dent.paper.load_table` knows."""
+"""The names of `dent.paper.load_table`."""
 
 SCALES: Final = ("full", "gpu", "cpu")
-"""What `dent.paper.load_scale` knows."""
+"""The names of `dent.paper.load_scale`."""
 
 FAMILY: Final = ("resnet-26-4", "resnet-32-10", "resnet-14-2")
 """Members of the family of nets that needs weights, for suggestions."""
@@ -123,10 +123,10 @@ WEIGHTS_FILES: Final = (
     ".tar",
     ".bin",
 )
-"""What the name of a weights file may end in."""
+"""Suffixes of weights files."""
 
 CATALOGUES: Final = ("robustbench", "torchvision", "timm")
-"""Zoos of others; their models are named `robustbench/...`."""
+"""Other model zoos; their models are named `robustbench/...`."""
 
 _MODELS: Final = Path(__file__).parent / "models"
 _CARD: Final = ".card.json"
@@ -355,7 +355,7 @@ def unknown_model(
         name: The unknown name.
         here: Models that come with this package.
         ends: Full names of other models by the short ones that may stand for them.
-        prefixes: Of the zoos of others.
+        prefixes: Prefixes of the other zoos.
     """
     if name.endswith(WEIGHTS_FILES):
         hint = " A weights file goes into weights=, beside the name of its architecture."

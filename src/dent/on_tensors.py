@@ -1,4 +1,4 @@
-"""Evaluate a defense on tensors in one call, as AutoAttack's `run_standard_evaluation` is used."""
+"""Evaluate a defense on tensors in one call, like AutoAttack's `run_standard_evaluation`."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -39,10 +39,10 @@ def evaluate(
     out: str | Path | None = None,
     progress: OnProgress | None = None,
 ) -> EvaluationResult:
-    """Attack a model with and without a defense, and rule on what the defense adds.
+    """Attack a model with and without a defense, and judge what the defense adds.
 
-    The static model is attacked with the same budget, and what breaks it is submitted to the
-    defense as well. Without `attack`, the whole dynamic suite runs, and the result has a verdict.
+    The static model is attacked with the same budget, and its adversarial images are submitted to
+    the defense as well. Without `attack`, the whole dynamic suite runs, and gives a verdict.
 
     Args:
         model: The static classifier, in eval mode, on the device to compute on: images in [0, 1]
@@ -51,27 +51,26 @@ def evaluate(
         labels: Integers (N,).
         defense: A name such as `"dent+"`, or several; a defense, such as `Dent(model)`, which the
             result calls `"defense"`; or defenses by name.
-        norm: `"linf"`, `"l2"` or `"l1"`, however it is written.
+        norm: `"linf"`, `"l2"` or `"l1"`, in any usual form.
         eps: The radius, as `"8/255"` or `0.5`.
         attack: A name such as `"apgd-ce"` or `"autoattack"`, with settings if wanted
-            (`"pgd:iterations=100"`); an attack; or several. In the place of a suite.
-        suite: `"dynamic"`, as is run without `attack`.
-        budget: Of the suite: `"small"`, `"standard"` or `"full"`.
+            (`"pgd:iterations=100"`); an attack; or several. It replaces the suite.
+        suite: `"dynamic"`, the default without `attack`.
+        budget: Budget of the suite: `"small"`, `"standard"` or `"full"`.
         batch_size: Images that are submitted together. Predictions of some defenses depend on it.
-        seed: What every draw derives from.
-        out: A folder for records and adversarial images; the same call goes on with it where it
-            stopped.
+        seed: Seed of all random draws.
+        out: A folder for records and adversarial images. The same call on it resumes the run.
         progress: Called before, within and after every unit of the work.
 
     Returns:
         The result: `result.defenses["dent+"]` has `natural`, `worst`, `difference` and `verdict`.
 
     Raises:
-        InputError: Images or labels are no such tensors, or a defense is none.
+        InputError: Images or labels are other tensors, or a defense is invalid.
         ConfigError: An argument is out of range, or contradicts another.
         UnknownNameError: There is no defense, attack or suite of that name.
-        UnsupportedModelError: The model does not answer with logits, or cannot be defended.
-        RecordError: `out` holds something else.
+        UnsupportedModelError: The model does not return logits, or cannot be defended.
+        RecordError: `out` contains another run, or something else.
 
     Example:
         >>> result = dent.evaluate(model, images, labels, defense="dent+", eps="8/255")

@@ -1,4 +1,4 @@
-"""What a model returns: logits, or something that holds them and can be unwrapped."""
+"""The output of a model: logits, or something that contains them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SHOWN: Final = 6
 
 
 class Logits(nn.Module):
-    """A model that returns a dict, a tuple or an object, as one that returns logits alone.
+    """Wrap a model that returns a dict, a tuple or an object, so that it returns only logits.
 
         model = Logits(ViTForImageClassification.from_pretrained(...))   # its output's .logits
         model = Logits(model, "out")                                     # output["out"]
         model = Logits(model, 1)                                         # output[1]
 
-    Without a part, the attribute or key `logits` is taken, else the only tensor (N, classes) there
-    is; nothing is guessed between two.
+    Without a part, it uses the attribute or key `logits`, or the only tensor (N, classes). If
+    several are possible, it raises an error.
 
     Args:
         model: Takes a batch.
@@ -54,7 +54,7 @@ class Logits(nn.Module):
 
 
 def described(output: object) -> str:
-    """Say what a model returned: a shape, or the type and shape of each of its parts."""
+    """Describe the output of a model: a shape, or the type and shape of each of its parts."""
     if isinstance(output, Tensor):
         return str(tuple(output.shape))
     parts = [
@@ -72,10 +72,10 @@ def described(output: object) -> str:
 
 
 def advice(output: object) -> str:
-    """Say how to turn what a model returned into logits; empty where nothing is known to help.
+    """Say how to turn an output into logits; empty if no advice is known.
 
     Args:
-        output: What came instead of logits.
+        output: The output, which is not logits.
     """
     parts = list(_parts(output))
     if not any(isinstance(part, Tensor) for _, part in parts):

@@ -1,4 +1,4 @@
-"""How fast a defense computes, apart from what it answers (`dent.config`)."""
+"""Settings for the speed of a defense. `dent.config` has those for its predictions."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,27 +11,26 @@ Precision = Literal["model", "bfloat16"]
 
 @dataclass(frozen=True)
 class Performance:
-    """Settings that change how fast a defense computes and, but for `precision`, no number.
+    """Settings that change the speed of a defense and, except `precision`, no number.
 
-    "No number" is up to floating-point rounding: another memory format sums in another order.
+    Numbers may still differ by rounding, because another memory format sums in another order.
 
     Attributes:
-        memory_format: in which order a batch of images (N, C, H, W) lies in memory.
-            "channels-last" suits the convolutions of CPUs. "preserve" takes it as it comes. "auto"
-            is channels-last where the batch is on a CPU and the model's convolutions are wide
-            enough for the batch to gain from it, and "preserve" elsewhere. A model is asked once
-            whether it answers channels-last alike, up to rounding. Where it fails (by `.view`, say)
-            or does not (it reads strides, or draws random numbers in the order of memory), "auto"
-            preserves and "channels-last" is refused.
+        memory_format: the memory order of a batch of images (N, C, H, W). "channels-last" suits
+            convolutions on CPUs. "preserve" keeps the order of the input. "auto" is channels-last
+            if the batch is on a CPU and the model's convolutions are wide enough to gain from it,
+            and otherwise "preserve". Each model is checked once. If it fails on channels-last
+            images (for example by `.view`) or gives other logits (it reads strides, or draws random
+            numbers in memory order), "auto" preserves and "channels-last" is refused.
         compile: compile the model's forward and backward by `torch.compile`, once for every model,
-            configuration, shape of a batch and grad mode, some ten seconds each; a model that
-            changes its attributes is compiled anew. Where that fails, for want of a C++ compiler or
-            because the model cannot be compiled whole, a `CompileWarning` says so and the defense
-            goes on without. Gradients in `x` (`predict` with a gradient, and
-            `adapt(differentiable=True)`) are never compiled, since a compiled gradient cannot be
+            configuration, batch shape and grad mode, some ten seconds each. A model that changes
+            its attributes is compiled again. If this fails (without a C++ compiler, or because the
+            model cannot be compiled as a whole), a `CompileWarning` says so, and the defense runs
+            uncompiled. Gradients in `x` (`predict` with a gradient, and
+            `adapt(differentiable=True)`) are never compiled, because a compiled gradient cannot be
             differentiated again.
-        precision: "model" computes as the model does; "bfloat16" by autocast, with parameters,
-            objective and optimizer in float32. It changes numbers, so run records name it.
+        precision: "model" keeps the model's; "bfloat16" uses autocast, with parameters, objective
+            and optimizer in float32. It changes numbers, so run records name it.
 
     Raises:
         ConfigError: a value is none of these.

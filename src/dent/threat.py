@@ -1,7 +1,7 @@
-"""The threat model: what an attacker may do to an image, and whether one stayed inside it.
+"""The threat model: what an attacker may do to an image, and whether an image is inside.
 
-Distances and checks are computed in float64, whatever the images are stored in, so that a record
-can be checked again by a stranger with the same answer.
+Distances and checks are computed in float64 for any data type, so that anyone who checks a record
+gets the same result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HUGE = 1e6  # pixel ranges; beyond any l1 ball that an image could fill
 
 @dataclass(frozen=True, init=False, repr=False)
 class ThreatModel:
-    """Every perturbed image lies within `eps` of its natural one, and every pixel in `bounds`.
+    """Every perturbed image is within `eps` of its natural image, and every pixel in `bounds`.
 
     Equality and hash are by value: `ThreatModel("linf", "8/255") == ThreatModel("linf", 8 / 255)`.
 
@@ -83,7 +83,7 @@ class ThreatModel:
 
     @property
     def label(self) -> str:
-        """Norm and radius for people: `"linf 8/255"`; with the bounds where they are unusual."""
+        """Norm and radius for people: `"linf 8/255"`, with the bounds if they are unusual."""
         low, high = self.bounds
         inside = "" if self.bounds == (0.0, 1.0) else f" in [{low:g}, {high:g}]"
         return f"{self.norm} {self.written}{inside}"
@@ -95,12 +95,12 @@ class ThreatModel:
         return f"ThreatModel({self.norm!r}, {self.written!r}, bounds={self.bounds!r})"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads them back to an equal threat model."""
+        """Return JSON values, which `from_dict` reads."""
         return {"norm": self.norm, "eps": self.written, "bounds": list(self.bounds)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ThreatModel:
-        """Read what `to_dict` wrote.
+        """Read the result of `to_dict`.
 
         Raises:
             ConfigError: If a key is unknown or missing, or a value is out of range.
@@ -116,10 +116,10 @@ class ThreatModel:
         return cls(values["norm"], values["eps"], tuple(bounds))
 
     def check_reach(self, shape: Sequence[int], *, warn: bool = False) -> None:
-        """Make sure that `eps` is a budget for images of some shape, in the units of a pixel.
+        """Check that `eps` is a plausible radius for images of a shape, in pixel units.
 
         Args:
-            shape: Of one image, (C, H, W).
+            shape: Shape of one image, (C, H, W).
             warn: Whether to warn of a radius that is possible, but hardly meant.
 
         Raises:
@@ -152,7 +152,7 @@ class ThreatModel:
             )
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Distance of every row of `x_adv` from the same row of `x` in this norm.
+        """Return the distance of every row of `x_adv` from the same row of `x` in this norm.
 
         Args:
             x_adv: Perturbed images, (N, ...).
@@ -175,7 +175,7 @@ class ThreatModel:
         return far.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def tolerance(self, pixels: int) -> float:
-        """How far beyond `eps` a row may lie and still count as inside.
+        """Return how far beyond `eps` a row may lie and still count as inside.
 
         An image kept in float32 is off by at most half a spacing of float32 in every value, and
         the sum that an attack formed before (`x + eps`) by as much again: together one spacing
@@ -192,7 +192,7 @@ class ThreatModel:
         return _ULP * (scale * spread + self.eps)
 
     def check(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """How far every row lies outside this threat model, in float64.
+        """Return how far every row lies outside this threat model, in float64.
 
         Args:
             x_adv: Perturbed images, (N, ...).
@@ -218,7 +218,7 @@ class ThreatModel:
         return excess.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest images (in Euclidean distance) that are inside this threat model.
+        """Return the nearest images (in Euclidean distance) inside this threat model.
 
         Exact for the ball and the bounds together, not one after the other: in l1 the
         difference matters (Croce & Hein, 2021). l1 is the simplex algorithm (Duchi et al., 2008)
@@ -253,7 +253,7 @@ class ThreatModel:
 
 
 def as_norm(name: object) -> Norm:
-    """Read a norm, however it is written: `L2`, `Linf`, `inf`, `l∞`.
+    """Read a norm in any usual form: `L2`, `Linf`, `inf`, `l∞`.
 
     Raises:
         ConfigError: If it is none.

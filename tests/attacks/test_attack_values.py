@@ -103,7 +103,7 @@ def test_autoattack_goes_by_its_name_too() -> None:
 
 
 def test_a_setting_that_no_record_would_say_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Hiding keeps 'strength', which is no field"):
+    with pytest.raises(ConfigError, match="Hiding keeps 'strength', which is not a field"):
         Hiding(2.0).settings()
     assert Named(2.0).settings() == {"strength": 2.0}
     assert (Named().name, Named().registered) == ("named", None)
@@ -154,5 +154,5 @@ def test_an_attack_that_does_not_know_its_passes_is_run_for_them(
     with pytest.raises(ConfigError, match=r"'broken' .* \(ArithmeticError: too small\).* queries"):
         Broken().queries(4)
     monkeypatch.setattr(counting, "_MOST", 20)
-    with pytest.raises(ConfigError, match="more than 20 times where nobody falls"):
+    with pytest.raises(ConfigError, match="more than 20 queries if nothing is fooled"):
         Stubborn().queries(4)

@@ -41,7 +41,7 @@ def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_no
         ends = tuple(100 * end for end in each["worst"]["served"]["interval"])
         assert any(found == pytest.approx(ends, abs=0.5) for found in shown)
     assert f"Computed in {lasting(result['timing']['total'])}. These are 4 images" in ran.out
-    assert "not that this one is robust" in ran.out
+    assert "not how robust this defense is" in ran.out
     assert defended["verdict"]["ruling"] == "no gain", "its model guesses"
     assert defended["verdict"]["sentence"] in ran.out.replace("\n", " ")
     assert Path("runs/demo/report.html").is_file()

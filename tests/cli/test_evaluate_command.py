@@ -111,7 +111,7 @@ def test_every_flag_stands_where_the_headline_stands(dent: Run) -> None:
     flagged = [row for row in table.splitlines() if "(a,b)" in row]
     for row, title in zip(flagged, ("defense", "worst case", "against static"), strict=True):
         assert title in row
-    assert "(a) own_evaluated:InPlace: The same batch and seed are answered differently" in table
+    assert "(a) own_evaluated:InPlace: Earlier queries change the answers" in table
     assert "(b) the run: The last batch is smaller" in table
     assert "upper bound" in table
     assert dent("show", "run").out == table
@@ -137,7 +137,7 @@ def test_several_shares_are_a_sweep_with_accuracy_on_each_part(dent: Run) -> Non
     assert "units" not in again.err  # nothing will run, so no cost is said
     assert set(json.loads(again.out)) == {"0.25", "0.5"}
     both = dent(*asked, "--mix", "0.25,0.5", "--sweep", "n=1,2")
-    assert (both.code, "both ask for several runs" in both.err) == (2, True)
+    assert (both.code, "both make several runs" in both.err) == (2, True)
     assert dent(*asked, "--mix", "half").code == 2
 
 
@@ -148,7 +148,7 @@ def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> No
     # A run cut short says what is there already.
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
-    assert "for 8 units, 3 of which are recorded already" in dent(*asked).err
+    assert "for 8 units, 3 of which are already recorded" in dent(*asked).err
     other = dent(*asked, "--seed", "1")
     assert other.code == 2
     assert "settings.seed" in other.err
@@ -171,7 +171,8 @@ def test_code_that_a_record_names_runs_only_where_it_is_trusted(dent: Run) -> No
     sys.modules.pop("own_evaluated")
     refused = dent("verify", "run")
     assert (refused.code, refused.out) == (2, "")
-    assert "own_evaluated:small, own_evaluated:Bare. If you trust it: --allow-code" in refused.err
+    assert "own_evaluated:small, own_evaluated:Bare. If you trust that code" in refused.err
+    assert "add --allow-code" in refused.err
     assert dent("verify", "run", "--records-only").code == 3
     trusted = dent("verify", "run", "--allow-code")
     assert trusted.code == 2

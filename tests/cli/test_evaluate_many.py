@@ -16,8 +16,8 @@ from dent.distributed import Cluster
     [
         (["--workers", "2"], "--workers: add --ray"),
         (["--gpus-per-worker", "1", "--cpus-per-worker", "2"], "--cpus-per-worker, --gpus"),
-        (["--ray", "--device", "cuda"], "--device cuda does not go with --ray"),
-        (["--ray", "--gpus-per-worker", "1", "--device", "cpu"], "--device cpu does not go"),
+        (["--ray", "--device", "cuda"], "--device cuda cannot be combined with --ray"),
+        (["--ray", "--gpus-per-worker", "1", "--device", "cpu"], "--device cpu cannot be combined"),
         (["--ray", "ray://host:10001"], "Ray's client"),
         (["--shard", "4/3"], "there is no shard 4/3"),
         (["--shard", "3"], "expected a shard as I/K"),

@@ -235,4 +235,4 @@ def test_more_samples_than_there_are_is_said(
     monkeypatch.setattr("dent.cli.running.announce", end)
     arguments = ("--model", "mine_for_blame:good", "--n", "100000", "--device", "cpu")
     assert status(monkeypatch, "evaluate", *arguments) == 130
-    assert "all 256 images of cifar10-sample are taken" in capsys.readouterr().err
+    assert "is larger than cifar10-sample: using all 256 images." in capsys.readouterr().err

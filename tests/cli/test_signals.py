@@ -103,7 +103,7 @@ def test_records_at_a_url_are_sent_before_a_signal_ends_an_evaluation(
     monkeypatch.setattr(running._RunReport, "__call__", signalled_at(number, 3))
     code, said = dent(*EVALUATE, "--out", URL)
     assert code == status, said
-    assert f"Stopped. What is done lies in {URL}" in said
+    assert f"Stopped. The records are in {URL}." in said
     assert "dent: interrupted" in said
     assert (number != signal.SIGINT) == (signal.Signals(number).name in said)
     assert store["/signals/run/journal.jsonl"].getvalue().count(b"\n") == 3
@@ -129,7 +129,7 @@ def test_what_cannot_be_sent_on_a_signal_stays_here_and_is_named(
 
     monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 3))
     monkeypatch.setattr(type(remote._open(URL)[0]), "pipe_file", refuse)
-    with pytest.warns(UserWarning, match=r"no credentials.*All that was recorded lies in") as told:
+    with pytest.warns(UserWarning, match=r"no credentials.*All records are in") as told:
         assert dent(*EVALUATE, "--out", URL)[0] == 143
     (kept_here,) = scratch.glob("dent-*/run")
     assert str(kept_here) in str(told[0].message)
@@ -161,7 +161,7 @@ def test_a_signal_ends_a_table_of_the_paper_with_its_records_kept(
     monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 1))
     code, said = dent("paper", "table6", "--scale", "cpu", "--device", "cpu", "--out", "paper")
     assert code == 143, said
-    assert "Stopped. What is done lies in paper" in said
+    assert "Stopped. The records are in paper." in said
     (run,) = Path("paper/runs").glob("*/run.json")
     assert json.loads(run.read_text())["status"] == "interrupted"
 
@@ -181,7 +181,7 @@ def test_a_signal_ends_training_with_how_to_go_on(
         "train", "--recipe", "nominal", "--model", "resnet-8-1", "--device", "cpu", "--out", "here"
     )
     assert code == 143, said
-    assert "Stopped. The same command goes on with what lies in here." in said
+    assert "Stopped. The checkpoint is in here. The same command resumes the training." in said
 
 
 @pytest.fixture
@@ -303,5 +303,5 @@ def test_a_process_that_is_told_to_end_says_so_and_can_be_gone_on_with(scratch: 
             if line.startswith("[2/"):
                 process.terminate()
     assert process.returncode == 143, said
-    assert "Stopped. What is done lies in run; the same command goes on from there." in said
+    assert "Stopped. The records are in run. The same command resumes the run." in said
     assert load_run(Path("run")).run.status == "interrupted"

@@ -45,7 +45,7 @@ def test_the_status_says_what_was_attacked_again(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--reattack", "2"), "name one, or run all again"),
+        (("--reattack", "2"), "pass a nonce, or run all again"),
         (("--nonce", "n"), "add --reattack K"),
         (("--reattack", "all", "--nonce", "n"), "leave out --nonce"),
         (("--reattack", "few", "--nonce", "n"), "a number or all, got 'few'"),
@@ -76,7 +76,7 @@ def test_a_file_that_a_record_names_is_not_read(
         pytest.fail(f"{self} was read")
 
     monkeypatch.setattr(Path, "read_text", opened)
-    with pytest.raises(ConfigError, match="cannot be made again from its record"):
+    with pytest.raises(ConfigError, match="cannot be restored from its record"):
         restore._defense(spec, make_model())
 
 

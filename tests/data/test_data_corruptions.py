@@ -74,12 +74,12 @@ def test_an_unknown_corruption_says_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"fog": np.zeros((20, 3, 32, 32), np.uint8)}, "its channels come first, and must come"),
+        ({"fog": np.zeros((20, 3, 32, 32), np.uint8)}, "its channels are first, but must be"),
         ({"fog": np.zeros((20, 32, 32, 3), np.float32)}, "holds float32"),
         ({"fog": np.zeros((19, 32, 32, 3), np.uint8)}, r"expected uint8 \(20, 32, 32, 3\)"),
         ({"labels": np.zeros(21, np.uint8)}, "as many for each of 5 severities"),
         ({"labels": np.zeros(20, np.float32)}, "expected whole numbers"),
-        ({"labels": np.arange(20) % 10}, "other labels at one severity than at another"),
+        ({"labels": np.arange(20) % 10}, "different labels at different severities"),
         ({"labels": np.full(20, 10)}, "labels must be in 0 to 9, got 10 to 10"),
         ({"labels": np.zeros(50_000, np.uint8)}, "not have the labels of CIFAR-10's test"),
         ({"fog": np.array([None] * 20, dtype=object)}, "is no intact .npy file"),

@@ -237,7 +237,7 @@ def test_a_damaged_cache_file_is_named_and_left_until_a_fetch_replaces_it(
     before = snapshot(tmp_path)
     with pytest.raises(DataError, match=re.escape(str(file))) as caught:
         load(tiny_spec(FakeSource()), tmp_path)
-    assert "`dent data tiny` fetches it anew" in str(caught.value)
+    assert "`dent data tiny` downloads it again" in str(caught.value)
     assert "or delete it" in str(caught.value)
     with pytest.raises(DataError, match="no route"):
         fetch(tiny_spec(failing("first", "no route")), tmp_path)

@@ -154,7 +154,7 @@ def test_an_npm_that_hangs_is_ended_with_its_children(
 ) -> None:
     lock = tmp_path / "lock"
     lay_npm(HANG.format(lock=str(lock)))
-    with pytest.raises(SourceError, match="nothing came for 1 s, 4 bytes before that"):
+    with pytest.raises(SourceError, match="nothing arrived for 1 s, 4 bytes before that"):
         npm_source(b"", stall_seconds=1.0).fetch(scratch, silent)
     assert free(lock)
 

@@ -84,14 +84,16 @@ def test_a_child_that_dies_without_a_word_is_reported(fake: Fake, scratch: Path)
 
 def test_a_download_that_hangs_is_ended(fake: Fake, scratch: Path) -> None:
     fake("(Path(root) / 'archive').write_bytes(b'half'); time.sleep(60)")
-    with pytest.raises(SourceError, match=r"nothing came for 1\.5 s, 4 bytes before that"):
+    with pytest.raises(SourceError, match=r"nothing arrived for 1\.5 s, 4 bytes before that"):
         source(stall_seconds=1.5).fetch(scratch, silent)
 
 
 def test_half_a_download_is_refused(fake: Fake, folder: Path, scratch: Path) -> None:
     fake(COPY.format(folder=str(folder), base=FOLDER.base))
     (folder / "data_batch_2").unlink()
-    with pytest.raises(SourceError, match=r"not whole: .*data_batch_2 is not there"):
+    with pytest.raises(
+        SourceError, match=r"the download is incomplete: .*data_batch_2 is not there"
+    ):
         source().fetch(scratch, silent)
 
 

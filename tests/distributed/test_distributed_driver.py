@@ -121,11 +121,14 @@ def test_a_batch_that_kills_every_worker_is_given_up_with_its_name(tmp_path: Pat
     def dies(task: Task | None) -> bool:
         return task is not None and (task.units[0].kind, task.units[0].batch) == ("natural", 1)
 
-    with pytest.raises(WorkerError, match=r"3 workers died over batch 1, .*: out of memory"):
+    with pytest.raises(WorkerError, match=r"3 workers died during batch 1, .*: out of memory"):
         evaluate_by_fakes(
             subject, SMALL, tmp_path / "run", size=1, dies=dies, notice=notices.append
         )
-    assert notices == ["A worker was lost over batch 1, which another will do: out of memory"] * 2
+    assert (
+        notices
+        == ["A worker died during batch 1, which another worker takes over: out of memory"] * 2
+    )
     run = load_run(tmp_path / "run")
     assert run.run.status == "failed"
     assert {record.batch for record in run.records.values()} == {0}
@@ -163,7 +166,7 @@ def test_an_attack_that_raises_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_defense_whose_memory_cannot_be_put_back_is_refused(tmp_path: Path) -> None:
     model = make_model()
     subject = make_subject({"leaky": Leaky(model)}, model=model)
-    with pytest.raises(InputError, match=r"'leaky' answers by what it was asked before.*reset\(\)"):
+    with pytest.raises(InputError, match=r"'leaky' depends on earlier queries.*reset\(\)"):
         evaluate_by_fakes(subject, SMALL, tmp_path)
     with pytest.raises(InputError, match="'leaky'"):  # and again, from the probe on record
         evaluate_by_fakes(subject, SMALL, tmp_path)
@@ -238,7 +241,7 @@ def test_dropped_tensors_are_dropped_here_too(tmp_path: Path) -> None:
         ({"workers": 0}, "workers must be at least 1"),
         ({"cpus_per_worker": 0}, "cpus_per_worker must be at least 1"),
         ({"gpus_per_worker": -1}, "must not be negative"),
-        ({"gpus_per_worker": 1.5}, "a part of 1, or whole"),
+        ({"gpus_per_worker": 1.5}, "a fraction of 1 or a whole"),
         ({"address": "ray://host:10001"}, "Ray's client"),
     ],
 )

@@ -192,7 +192,7 @@ def test_what_cannot_be_merged_is_refused_and_left_alone(
         merge([], tmp_path / "run")
     with pytest.raises(ConfigError, match="named twice"):
         merge([single, single / "." / ""], tmp_path / "run")
-    with pytest.raises(RecordError, match="is there already"):
+    with pytest.raises(RecordError, match="already exists"):
         merge(shards, single)
     broken = shutil.copytree(shards[0], tmp_path / "broken")
     next((broken / "adversarial").iterdir()).write_bytes(b"no")

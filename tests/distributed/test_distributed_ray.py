@@ -123,7 +123,7 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing_and_repeat_nothing(
     assert contents(out) == contents(tmp_path / "one")
     ends = [session.outcome for session in load_run(out).run.sessions]
     assert ends.count("failed") == 2
-    assert sum("A worker was lost over batch" in notice for notice in notices) == 2
+    assert sum("A worker died during batch" in notice for notice in notices) == 2
 
 
 @pytest.mark.slow

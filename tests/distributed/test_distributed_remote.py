@@ -111,7 +111,7 @@ def test_two_who_write_to_one_url_are_told_and_lose_nothing(
 
     with (
         pytest.raises(RecordError, match="is being written to by another process"),
-        pytest.warns(UserWarning, match=rf"All that was recorded lies in {tmp_path}"),
+        pytest.warns(UserWarning, match=rf"All records are in {tmp_path}"),
         written(URL, every=0) as place,
     ):
         evaluate(make_subject(), SMALL, out=place.folder, progress=place.watch(report))
@@ -123,7 +123,7 @@ def test_what_cannot_be_sent_stays_here(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
     with (
-        pytest.raises(RecordError, match=r"no credentials.*All that was recorded lies in") as told,
+        pytest.raises(RecordError, match=r"no credentials.*All records are in") as told,
         written(URL) as place,
     ):
         evaluate(make_subject(), SMALL, out=place.folder)
@@ -187,7 +187,7 @@ def test_every_command_takes_a_url(
     merged = dent("merge", "memory://b/1", "memory://b/2", "--out", "memory://b/all", "--json")
     assert merged[0] == 3
     assert json.loads(merged[1])["runs"] == ["memory://b/1", "memory://b/2"]
-    assert "The same `dent evaluate` with --out memory://b/all" in merged[2]
+    assert "the same `dent evaluate` with --out memory://b/all" in merged[2]
     assert dent("merge", "memory://b/1", "--out", "memory://b/all")[0] == 2  # is there already
     code, table, err = dent(*asked, "--out", "memory://b/all")
     assert (code, "Partial" in table) == (0, False), err

@@ -251,7 +251,7 @@ def test_a_set_is_followed_up_too_and_what_cannot_be_says_why() -> None:
     reasons = {
         d.name: d.sentence for d in look(Cut, [Guess()], full).diagnostics if d.state == "not-run"
     }
-    assert reasons["more iterations still help"].startswith("No attack followed a gradient")
+    assert reasons["more iterations still help"].startswith("No iterative gradient attack ran")
     assert reasons["huge eps does not break all"] == "The defense has no gradient to follow."
     cheap = {d.name: d.sentence for d in look().diagnostics if d.state == "not-run"}
     assert "full" in cheap["more iterations still help"]

@@ -122,7 +122,7 @@ SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
     "fifo": (os.mkfifo, "it is no regular file"),
     "folder": (Path.mkdir, "it is no regular file"),
     "link": (lambda path: path.symlink_to("/dev/zero"), "it is a symbolic link"),
-    "sparse": (sparse, "bytes, and no more than"),
+    "sparse": (sparse, "bytes, and at most"),
 }
 
 
@@ -155,7 +155,7 @@ def test_a_larger_tensor_than_its_record_says_is_not_read(folder: Path) -> None:
     tensor = sorted((folder / "adversarial").iterdir())[0]
     tensor.write_bytes(tensor.read_bytes() + bytes(2**17))
     problems = verify(folder, make_subject()).problems
-    assert any("no more than" in problem for problem in problems), problems
+    assert any("and at most" in problem for problem in problems), problems
 
 
 def test_a_run_that_fails_as_nobody_foresaw_does_not_hide_the_others(

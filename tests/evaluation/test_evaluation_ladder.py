@@ -56,7 +56,8 @@ def test_the_rung_that_leaves_least_wins_by_its_best_attack() -> None:
     ]
     assert found.won == "unrolled"
     assert found.sentence == (
-        "Of the gradient ladder, unrolled went furthest: 40.0% of 20 left; stop-gradient 45.0%."
+        "On the gradient ladder, unrolled broke the most: 40.0% of 20 are left; "
+        "stop-gradient 45.0%."
     )
 
 
@@ -64,7 +65,7 @@ def test_of_equals_the_cheapest_wins_and_the_sentence_says_that_they_are_equal()
     found = ladder_of(LADDER, [left("exact", 8), left("stop", 8)])
     assert found is not None
     assert found.won == "stop-gradient"
-    assert "stop-gradient went as far as every other" in found.sentence
+    assert "stop-gradient broke as many as every other" in found.sentence
 
 
 def test_what_was_replayed_is_the_rung_of_transfer_and_nothing_else_is() -> None:

@@ -168,7 +168,7 @@ def test_an_attack_that_did_nothing_is_told_by_its_records(honest: Path, forged:
         for flag in load_run(forged).result.defenses["static"].raised
         if flag.name == "attack moved nothing"
     )
-    assert "moved by nudge, push:" in sentence
+    assert "nudge, push moved no image:" in sentence
 
 
 def test_the_records_say_how_far_an_attack_went(honest: Path) -> None:

@@ -471,7 +471,7 @@ class _AtLeastTwo(nn.Module):
 
 def test_the_smallest_batch_is_tried_before_the_start(tmp_path: Path) -> None:
     subject = replace(make_subject({}), model=_AtLeastTwo().eval())
-    with pytest.raises(InputError, match=r"'static' does not answer a batch of 1 image, .*9 samp"):
+    with pytest.raises(InputError, match=r"'static' fails on a batch of 1 image, .*9 samp"):
         evaluate(subject, Settings(n=9, batch_size=4), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert set(_AtLeastTwo.batches) == {1, 4}
@@ -484,5 +484,5 @@ def test_a_batch_of_one_under_test_statistics_is_refused_before_the_start() -> N
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)).eval()
     config = DentConfig(steps=1, lr=1e-3, statistics="test")
     subject = replace(make_subject(), model=model, defenses={"dent": Dent(model, config)})
-    with pytest.raises(InputError, match="'dent' does not answer a batch of 1 image"):
+    with pytest.raises(InputError, match="'dent' fails on a batch of 1 image"):
         evaluate(subject, Settings(n=5, batch_size=4))

@@ -56,7 +56,7 @@ def test_a_defense_whose_steps_move_nothing_is_flagged_everywhere() -> None:
     result = evaluate(make_subject(defenses, [Push(), Guess()], model=model), SMALL)
     assert _raised(result, "idle") == {NOTHING_MOVED}
     (flag,) = (flag for flag in result.defenses["idle"].raised if flag.name == NOTHING_MOVED)
-    assert flag.sentence.startswith("No step moved anything in ")
+    assert flag.sentence.startswith("No step changed the entropy in ")
     assert not _raised(result, "none")  # it takes none, and does not say otherwise
     assert not _raised(result, "static")
 

@@ -130,5 +130,5 @@ def test_images_that_are_none_are_refused(
 
 
 def test_channels_that_come_last_are_recognized(images: Tensor) -> None:
-    with pytest.raises(InputError, match=r"whose channels come last: images\.permute\(0, 3, 1, 2"):
+    with pytest.raises(InputError, match=r"with the channels last: images\.permute\(0, 3, 1, 2"):
         check_model(Does(lambda y: y), 10, images.permute(0, 2, 3, 1))

@@ -127,7 +127,7 @@ def test_a_family_net_has_ten_classes_unless_told(tmp_path: Path) -> None:
 
 def test_a_family_net_without_weights_is_refused() -> None:
     with pytest.raises(
-        WeightsError, match=r"without trained weights: give weights=FILE .*resnet18-nominal"
+        WeightsError, match=r"without trained weights: pass weights=FILE .*resnet18-nominal"
     ):
         models.load("resnet-26-4")
 

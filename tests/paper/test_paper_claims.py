@@ -101,7 +101,7 @@ def test_nothing_is_told_from_batches_too_few_to_draw_anew() -> None:
         found = ruled(dependent, accuracy(second, per_batch=1))
         assert found.ruling == ruling
         assert found.measured == 80
-    assert "too few" in found.sentence
+    assert "needs at least 8 batches" in found.sentence
     assert ruled(accuracy(first, per_batch=100), accuracy(second)).ruling == "reproduced"
 
 

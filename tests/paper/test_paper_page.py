@@ -149,7 +149,7 @@ def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
 def test_differences_are_in_the_unit_of_their_cells(name: str, unit: str | None) -> None:
     plan = plan_table(load_table(name), load_scale("cpu"))
     text = to_page([plan], [summarize(plan, Path("nowhere"))], Links(OUT, Path()))
-    said = re.findall(r"Differences are the first cell less the second, in ([^.<]*)\.", text)
+    said = re.findall(r"Differences are the first cell minus the second, in ([^.<]*)\.", text)
     assert said == ([unit] if unit else [])
 
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_is_done(
     small(monkeypatch, replace(finished, cells=cells))
     ran = dent("table1", "--out", "elsewhere")
     assert ran.code == 3
-    assert "left out: " in ran.err
+    assert "skipped: " in ran.err
     assert "none.pt" in ran.err
     assert "not run" in ran.out
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_is_done(
     [
         (("table99",), "There are table1"),
         (("table1", "--scale", "huge"), "there are full, gpu, cpu"),
-        (("table1", "--all"), "--all is every table"),
+        (("table1", "--all"), "--all includes every table"),
     ],
 )
 def test_a_wrong_name_is_refused(dent: Any, arguments: tuple[str, ...], why: str) -> None:

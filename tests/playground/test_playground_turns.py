@@ -99,7 +99,7 @@ def test_a_visitor_an_address_and_all_have_so_many() -> None:
         asked(turns, 100, "here")
     for number in range(MOST_OF_ADDRESS, MOST_WAITING):
         asked(turns, number)
-    with pytest.raises(InputError, match=f"{MOST_WAITING} runs wait already"):
+    with pytest.raises(InputError, match=f"{MOST_WAITING} runs are already waiting"):
         asked(turns, 101)
     turns.stop("session 3")
     asked(turns, 101)

@@ -176,7 +176,7 @@ def test_no_number_of_a_flagged_defense_stands_without_its_flags(
         assert len(figures) == 4
         assert sum(f"{{{expected[name]}}}" in figure for figure in figures) == 3
         assert sum("{" not in figure for figure in figures) == 1, "the static worst case"
-    tables = [t for t in facts["tables"] if t["caption"].startswith(("Accuracy as", "Entropy in"))]
+    tables = [t for t in facts["tables"] if t["caption"].startswith(("Accuracy on", "Entropy in"))]
     assert len(tables) == 2
     for table in tables:
         group = ""
@@ -189,7 +189,7 @@ def test_no_number_of_a_flagged_defense_stands_without_its_flags(
 
 
 def test_lists_robust_accuracy_by_attack_as_recorded(facts: Any, result: EvaluationResult) -> None:
-    table = next(t for t in facts["tables"] if "by what was submitted" in t["caption"])
+    table = next(t for t in facts["tables"] if "by defense and submission" in t["caption"])
     rows = iter(table["rows"][1:])
     for found in result.defenses.values():
         next(rows)
@@ -227,7 +227,7 @@ def test_is_a_sound_document(facts: Any) -> None:
     assert all(scope for table in facts["tables"] for scope in table["scopes"])
     assert facts["dangling"] == facts["doubled"] == 0
     assert facts["reached"] == []
-    wanted = {"Headline", "Flags", "Robust accuracy by attack", "How the adaptation went", "Cost"}
+    wanted = {"Headline", "Flags", "Robust accuracy by attack", "Adaptation", "Cost"}
     assert wanted | {"Diagnostics", "Samples", "What was run", "Provenance"} == set(
         facts["headings"]
     )

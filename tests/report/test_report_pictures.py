@@ -236,8 +236,8 @@ def test_a_page_of_several_runs_has_every_name_once(run_path: Path, sample_run: 
 @pytest.mark.parametrize(
     ("right", "transferred", "said"),
     [
-        (False, False, "answered wrongly as it is"),
-        (True, False, "nothing that the attack tried did better"),
+        (False, False, "already misclassifies the natural image"),
+        (True, False, "the attack found nothing better"),
         (True, True, "the attack on the static model left this image"),
     ],
 )

@@ -131,7 +131,7 @@ def test_of_too_many_half_sent_bodies_the_oldest_is_given_up(
     for each in connections[:3]:
         answer = b"".join(iter(lambda each=each: each.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 408")
-        assert b"and this one for the longest" in answer
+        assert b"and this one was the oldest" in answer
     found = httpx.post(f"{pair[1]}{PREDICT}", content=npy(make_images(2)), headers=NPY)
     assert found.status_code == 200
     for each in connections:

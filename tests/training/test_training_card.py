@@ -120,7 +120,7 @@ def test_weights_that_are_not_the_cards_are_not_shipped(
     original = trained.best.read_bytes()
     trained.best.write_bytes(original[:-1] + b"\0")
     try:
-        with pytest.raises(ConfigError, match=r"is not what .* describes"):
+        with pytest.raises(ConfigError, match=r"does not match .*card\.json: measure"):
             ship(trained.folder, "tiny", tmp_path / "out")
     finally:
         trained.best.write_bytes(original)

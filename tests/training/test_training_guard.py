@@ -69,5 +69,5 @@ def test_measuring_counts_what_a_loop_counts_and_leaves_the_model_alone() -> Non
 
 
 def test_a_diverging_training_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DentError, match=r"the loss turned .* lower the learning rate"):
+    with pytest.raises(DentError, match=r"the loss became .* lower the learning rate"):
         run(tmp_path / "run", fast(None, lr=1e8, ema=0.0))

@@ -87,9 +87,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"eps": None}, "needs norm"),
     ({"eps": "0"}, "must be above 0"),
     ({"steps": 2}, "takes exactly 1 step, got steps=2"),
-    ({"noise": None}, "noise belongs to method='n-fgsm'"),
-    ({"beta": 6.0}, "beta belongs to method='trades'"),
-    ({"method": "nominal"}, "attacks nothing, so it has no norm, eps, step_size, steps, noise"),
+    ({"noise": None}, "noise is only for method='n-fgsm'"),
+    ({"beta": 6.0}, "beta is only for method='trades'"),
+    ({"method": "nominal"}, "makes no attack, so it has no norm, eps, step_size, steps, noise"),
 ]
 
 

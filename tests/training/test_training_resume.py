@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="192 images to train on, asked for are 500"):
+    with pytest.raises(ConfigError, match="only 192 images to train on, not 500"):
         run(tmp_path / "run", n=500)
     with pytest.raises(WeightsError, match="no weights file"):
         run(tmp_path / "run", weights=tmp_path / "missing.safetensors")

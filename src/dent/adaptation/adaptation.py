@@ -1,4 +1,4 @@
-"""What one batch made of a defense, as a value."""
+"""The adaptation to one batch, as a value."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,22 +15,23 @@ from dent.config import Covariance
 
 
 class Status(IntEnum):
-    """How a sample's adaptation ended."""
+    """How the adaptation of a sample ended."""
 
     ADAPTED = 0
     """All steps were taken."""
     INPUT_NON_FINITE = 1
-    """The input holds NaN or infinity: left out of the batch, its logits are NaN."""
+    """The input contains NaN or infinity. The sample is left out, and its logits are NaN."""
     STEP_NON_FINITE = 2
-    """A step turned non-finite: served with the trained parameters, as if `steps` were 0."""
+    """A step became non-finite. The sample is predicted with the trained parameters, as with
+    `steps=0`."""
     REVERTED = 3
-    """A neighbour's step turned non-finite where the batch shares parameters or objective:
-    served with the trained parameters, too."""
+    """A step of another sample became non-finite, and the batch shares parameters or the objective.
+    The sample is predicted with the trained parameters."""
 
 
 @dataclass(frozen=True, eq=False)
 class Adaptation:
-    """The parameters a defense adapted to one batch, and how it came to them.
+    """The parameters that a defense adapted to one batch, and their course.
 
     Attributes:
         parameters: scale and shift by dotted name, as in `model.named_parameters()`: the layer's
@@ -54,7 +55,7 @@ class Adaptation:
     sample_wise: bool
     smoothing_by_step: Tensor | None = None
     _prefix: Prefix | None = field(default=None, repr=False)
-    """What the layers before the first adapted one answered to the batch."""
+    """The outputs of the layers before the first adapted one."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be computed again."""

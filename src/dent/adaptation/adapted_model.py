@@ -46,7 +46,7 @@ _REFUSED = {
 }
 
 _RECOMPILE_LIMIT = 64
-"""How many models, configurations and shapes a process compiles; each is looked up in turn."""
+"""Largest number of models, configurations and shapes that a process compiles."""
 
 _GROUP_NORM_CRASHES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 """Before 2.14, PyTorch crashes the process when it computes the gradient of GroupNorm's scale and

@@ -28,9 +28,9 @@ def unadapted(model: nn.Module) -> str | None:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = type(unknown[0][1]).__name__
         sentences.append(
-            f"{listed} (first {unknown[0][0]!r}) look like normalizations and are not adapted: "
-            "scale, shift and statistics stay as they are. If they compute normalized * scale + "
-            f"shift, call dent.register_norm({first}) before Dent; if that is meant, ignore "
+            f"{listed} (first {unknown[0][0]!r}) look like normalizations, but are not adapted: "
+            "scale, shift and statistics stay fixed. If they compute normalized * scale + "
+            f"shift, call dent.register_norm({first}) before Dent; otherwise ignore "
             "dent.UnadaptedLayersWarning."
         )
     hidden = list(_hidden(model))
@@ -38,8 +38,8 @@ def unadapted(model: nn.Module) -> str | None:
         sentences.append(
             f"{counted(len(hidden), 'normalization layer')} (first {hidden[0]}) "
             f"{agreeing(len(hidden), 'are')} held in a plain list, "
-            "tuple or dict, where PyTorch does not see them, and are not adapted: hold them in "
-            "torch.nn.ModuleList or ModuleDict."
+            "tuple or dict, where PyTorch does not see them, so they are not adapted: put them "
+            "into torch.nn.ModuleList or ModuleDict."
         )
     return " ".join(sentences) or None
 

@@ -22,7 +22,7 @@ from dent.errors import UnsupportedModelError
 OnStep = Callable[[Tensor], None]
 """Called with logits (N, classes), with their graph to the batch."""
 Values = dict[str, Tensor]
-"""What a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
+"""The values that a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
 
 AFFINE: Final = "affine"
 SMOOTHING: Final = "smoothing"

@@ -33,7 +33,8 @@ _HOOKS: Final = (
 _NO_TENSORS: Final = frozenset({"_parameters", "_modules", *_HOOKS})
 _NO_CALLABLES: Final = frozenset({"_parameters", "_modules", "_buffers"})
 _COMPILED: Final = "_compiled_call_impl"
-"""What `module.compile()` leaves: it runs the original. PyTorch leaves it out of copies, too."""
+"""The attribute that `module.compile()` sets, which runs the original. PyTorch also leaves it out
+of copies."""
 _ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, torch.device})
 _CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
 _COPYING: Final = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")

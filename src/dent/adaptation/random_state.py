@@ -31,7 +31,7 @@ _REGISTERS: Final = tuple(vars(nn.Module()))
 _OF_PYTORCH: Final = frozenset(_REGISTERS)
 _NO_TENSORS: Final = tuple(name for name in _REGISTERS if name not in {"_parameters", "_buffers"})
 _DEPTH: Final = 3
-"""How many containers deep, in how many plain objects, a generator is looked for at each call."""
+"""Depth of containers and of plain objects in which each call looks for a generator."""
 
 
 @untraced

@@ -38,11 +38,12 @@ from dent.errors import (
 from dent.support.plural import counted
 
 _ROWS: Final = 8
-"""How many samples of the first batch are tried; all of them where the model takes no fewer."""
+"""Number of samples of the first batch that are checked; all of them if the model needs the whole
+batch."""
 _ULPS: Final = 1000
 _LOOSEST: Final = 0.05
-"""How far apart two answers may be: so many units in the last place of the largest, at most so
-much of it."""
+"""Largest distance of two equal answers: units in the last place of the largest value, and a share
+of it."""
 _LOCK: Final = threading.RLock()
 """The model itself is run, so by one thread at a time."""
 
@@ -73,9 +74,9 @@ class Trial:
             return
         self.warned_of_one = True
         warnings.warn(
-            "A batch of one sample is served by the static model: information maximization (dent+) "
-            "needs others to tell a sample from, and is constant without. Submit more samples at "
-            "once, or choose a defense that minimizes entropy, such as 'dent'.",
+            "A batch of one sample gets the static model's prediction, because information "
+            "maximization (dent+) is constant for a single sample. Submit more samples at once, "
+            "or choose a defense that minimizes entropy, such as 'dent'.",
             NoAdaptationWarning,
             stacklevel=5,
         )
@@ -118,10 +119,9 @@ def _warn_of_pixels(x: Tensor) -> bool:
     if not ((low >= 0 and high > _BYTES) or max(-low, high) > _BEYOND):
         return False
     warnings.warn(
-        f"Images with values from {low:g} to {high:g}: no model takes these but one of pixels from "
-        "0 to 255. Others take [0, 1], or what a normalization makes of it. Divide by 255. If the "
-        "model does take such values, say warnings.filterwarnings('ignore', "
-        "category=dent.PixelRangeWarning).",
+        f"Images have values from {low:g} to {high:g}, as pixels from 0 to 255 have. Most models "
+        "take [0, 1] or normalized pixels: divide by 255. If the model does take such values, "
+        "call warnings.filterwarnings('ignore', category=dent.PixelRangeWarning).",
         PixelRangeWarning,
         stacklevel=5,
     )
@@ -172,9 +172,9 @@ def _check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> boo
             return False
     if carries:
         warnings.warn(
-            f"{type(model).__name__} answers the same batch differently after another batch: it "
-            "keeps something from call to call. A Dent never writes to its model, so every call "
-            "starts from what the model keeps now, and nothing is added to it.",
+            f"{type(model).__name__} gives other logits for the same batch after another batch, "
+            "so it keeps state between calls. A Dent never writes to its model, so every call "
+            "starts from the model's current state and does not change it.",
             StatefulModelWarning,
             stacklevel=6,
         )
@@ -469,10 +469,10 @@ _CHECKPOINTING: Final = (
 def _refuse_cut(model: nn.Module, names: list[str], total: int) -> None:
     raise UnsupportedModelError(
         f"No gradient reaches {len(names)} of {total} adapted scales and shifts of "
-        f"{type(model).__name__} ({_listed(names)}), although its answer depends on them: they "
-        "would never move. Something cuts the graph: reentrant checkpointing, torch.no_grad(), "
-        f"detach() or NumPy. {_CHECKPOINTING} If the cut is meant, adapt only what comes after it "
-        "(last_layers)."
+        f"{type(model).__name__} ({_listed(names)}), although its logits depend on them, so they "
+        "would never change. Something cuts the graph: reentrant checkpointing, torch.no_grad(), "
+        f"detach() or NumPy. {_CHECKPOINTING} If the cut is intended, adapt only the layers after "
+        "it (last_layers)."
     )
 
 
@@ -499,12 +499,12 @@ def _warn_of_outputs(model: nn.Module, logits: Tensor) -> None:
 
 def _warn_of_no_gradient(model: nn.Module, logits: Tensor) -> None:
     warnings.warn(
-        f"The first step of the defense of {type(model).__name__} moves nothing: the gradient of "
-        "its objective is exactly 0 in every scale and shift (tried on "
+        f"The first step of the defense of {type(model).__name__} changes nothing: the gradient "
+        "of its objective is exactly 0 in every scale and shift (tried on "
         f"{counted(len(logits), 'sample')}). "
-        f"Its logits reach from {float(logits.min()):g} to {float(logits.max()):g}. Where they "
-        "are that far apart, the softmax is saturated: are the inputs in the model's units? Where "
-        "they are all alike, its head is not trained.",
+        f"Its logits reach from {float(logits.min()):g} to {float(logits.max()):g}. If they are "
+        "far apart, the softmax is saturated: check the units of the inputs. If they are all "
+        "alike, the head is not trained.",
         NoAdaptationWarning,
         stacklevel=7,
     )

@@ -74,7 +74,7 @@ _MODULES = {
         "settings_of",
     ),
 }
-"""Which module each public name is loaded from."""
+"""The module of each public name."""
 
 if not TYPE_CHECKING:  # a type checker would take any name for known
     __getattr__ = lazy(__name__, _MODULES)

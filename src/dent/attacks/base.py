@@ -31,18 +31,18 @@ _ROUNDING = 1e-3  # of eps: an attack further outside than this has a bug, not a
 
 
 class AttackError(DentError):
-    """An attack broke its own contract: a bug in the attack, not in its arguments."""
+    """An attack broke its contract. This is a bug in the attack, not in its arguments."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `Attack.run` returns.
+    """The return value of `Attack.run`.
 
     Attributes:
         adversarial: (N, C, H, W), inside the threat model.
-        fooled: bool (N,), where the attack saw the defense answer wrongly.
+        fooled: bool (N,), where the attack saw a wrong prediction.
         fooled_after: The same after each part of a set of attacks, by the part's name.
-        notes: What a reader of the numbers should know, such as a loss that was replaced.
+        notes: Remarks for readers of the numbers, such as a replaced loss.
     """
 
     adversarial: Tensor
@@ -53,22 +53,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack found on one batch.
+    """The result of an attack on one batch.
 
     Attributes:
         adversarial: float32 (N, C, H, W) inside the threat model (by `ThreatModel.check`). A
-            member that never fell may be its natural image.
-        fooled: bool (N,): the attack saw the defense answer this member wrongly, or not at all.
-            What the defense serves when the batch is submitted again is for the caller to score.
+            member that was never fooled may be its natural image.
+        fooled: bool (N,): the attack saw a wrong prediction, or none, for this member. The caller
+            scores the prediction when the batch is submitted again.
         fooled_after: The same after each part of a set of attacks, in order, by name.
         queries: Batches submitted to the defense.
-        backwards: Gradients taken to the input.
+        backwards: Gradients computed to the input.
         seconds: Wall time.
         non_finite: Rows of logits, over all queries, that were no prediction; none of them
             counted as correct.
-        gradients: Per member, the gradients taken.
-        zero_by_member: Those of them that were exactly zero: a sign of a defense that hides them.
-        notes: What a reader of the numbers should know.
+        gradients: Number of gradients computed for each member.
+        zero_by_member: Number of those that were exactly zero, a sign of a hidden gradient.
+        notes: Remarks for readers of the numbers.
     """
 
     adversarial: Tensor
@@ -102,13 +102,13 @@ class Attack(JSONConfig, ABC):
     """
 
     name: str = ""
-    """What results are kept under; by default what the attack is called."""
+    """The name for results; by default that of the attack."""
 
     named_by: ClassVar[str | None] = None
-    """The field that `registered` says by itself, if one does."""
+    """The field that `registered` already states, if any."""
 
     def __post_init__(self) -> None:
-        """Give the attack its name."""
+        """Set the name of the attack."""
         if not self.name:
             object.__setattr__(self, "name", self.default_name)
 
@@ -119,7 +119,7 @@ class Attack(JSONConfig, ABC):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of the other packages whose code the attack runs, for records."""
+        """Versions of the other packages that the attack uses, for records."""
         return {}
 
     @property
@@ -136,12 +136,12 @@ class Attack(JSONConfig, ABC):
         """
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records: all but the name.
+        """Return the hyper-parameters as JSON values, without the name, for records.
 
         `make(attack.registered, **attack.settings(norm))` gives the attack again.
 
         Args:
-            norm: Of the threat model; the defaults of some attacks depend on it.
+            norm: Norm of the threat model. Some defaults depend on it.
 
         Raises:
             ConfigError: The attack keeps hyper-parameters that are no fields.
@@ -153,8 +153,8 @@ class Attack(JSONConfig, ABC):
                 getattr(type(self), key, None), cached_property
             ):
                 raise ConfigError(
-                    f"{type(self).__name__} keeps {key!r}, which is no field, so that no record "
-                    "would say it: make the class a @dataclass(frozen=True) with a field for it"
+                    f"{type(self).__name__} keeps {key!r}, which is not a field, so records would "
+                    "miss it: make the class a @dataclass(frozen=True) with a field for it"
                 )
         values = self.to_dict()
         for entry in fields(self):
@@ -165,11 +165,11 @@ class Attack(JSONConfig, ABC):
         return values
 
     def covers(self, other: Attack, norm: Norm = "linf") -> bool:
-        """Whether this is the same kind of attack as another, and tries at least as long.
+        """Whether this is the same kind of attack as another, with at least the same effort.
 
         Args:
             other: The other attack. Names do not matter.
-            norm: Of the threat model.
+            norm: Norm of the threat model.
         """
         del norm
         return type(self) is type(other) and all(
@@ -179,7 +179,7 @@ class Attack(JSONConfig, ABC):
         )
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes one batch costs at most: fewer where all its members fall early.
+        """Return the passes for one batch at most. Fewer if all members are fooled early.
 
         Counted by running the attack on a model that is never fooled, unless overridden.
 
@@ -189,7 +189,7 @@ class Attack(JSONConfig, ABC):
         return counted(self, n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes of `queries` without adaptation: each costs as much as a static pass.
+        """Return the passes of `queries` without adaptation, each of which costs a static pass.
 
         They go to the static base, or to a model that the defense adapted before.
         """
@@ -197,12 +197,12 @@ class Attack(JSONConfig, ABC):
         return Queries(0, 0)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """The backwards of `queries` through the whole adaptation: the most expensive ones."""
+        """Return the backwards of `queries` through the whole adaptation, the costliest ones."""
         del n_classes, norm
         return 0
 
     def sized(self, batch_size: int) -> Attack:
-        """The same attack, set to an evaluation's batch size; itself where that has no effect.
+        """Return the attack for an evaluation's batch size; itself if the size has no effect.
 
         Only attacks that take all batches at once and make their own depend on it.
         """
@@ -210,14 +210,14 @@ class Attack(JSONConfig, ABC):
         return self
 
     def on_static(self) -> Attack:
-        """The attack as it is on a model that adapts nothing; itself unless it looks through that.
+        """Return the equivalent attack on a model without adaptation.
 
         Attacks that differ only in how they look through an adaptation are equal there.
         """
         return self
 
     def longer(self, norm: Norm = "linf") -> Attack | None:
-        """The same attack with twice its gradient iterations; None where it has none.
+        """Return the attack with twice its gradient iterations; None if it has none.
 
         An evaluation uses it to test whether the attack has converged.
         """
@@ -229,7 +229,7 @@ class Attack(JSONConfig, ABC):
         return replace(self, **changes)
 
     def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
-        """The passes for `size` images in one call: `queries`, unless the attack splits them."""
+        """Return the passes for `size` images in one call; an attack may split them."""
         del size
         return self.queries(n_classes, norm)
 
@@ -251,7 +251,7 @@ class Attack(JSONConfig, ABC):
             defense: A `DynamicDefense`, or a plain module in eval mode.
             x: Natural images, float32 (N, C, H, W) inside the threat model's bounds.
             y: Labels, int64 (N,).
-            threat: What the attack may do.
+            threat: The threat model.
             seed: Non-negative; fixes everything random in the attack, and in a defense that
                 draws from torch's global random state.
             progress: Called after every pass with (passes done, passes planned). The plan is
@@ -299,7 +299,7 @@ class Attack(JSONConfig, ABC):
 
 
 def _reaches(setting: Field[Any], own: Any, other: Any) -> bool:
-    """Whether the value of a field is at least another attack's."""
+    """Whether a value of a field is at least another attack's."""
     if not is_effort(setting):
         return bool(own == other)
     if isinstance(other, tuple):
@@ -308,7 +308,7 @@ def _reaches(setting: Field[Any], own: Any, other: Any) -> bool:
 
 
 def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None:
-    """Check what every attack is given.
+    """Check the arguments of an attack.
 
     Raises:
         InputError: Saying what was expected and what came.
@@ -356,7 +356,7 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def global_draws(device: torch.device) -> tuple[object, ...]:
-    """A value that changes whenever one of the process's global generators draws."""
+    """Return a value that changes whenever one of the process's global generators draws."""
     states = [torch.get_rng_state()]
     if own_generator(device):
         states.append(random_state(device))
@@ -376,7 +376,7 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def _unperturbed(target: Querier) -> Outcome:
-    """The only attack at eps 0: find the members that the defense misclassifies without one."""
+    """Run the only attack at eps 0: find the members that are already misclassified."""
     fooled = target(target.natural).argmax(dim=1) != target.labels
     return Outcome(target.natural, fooled)
 

@@ -1,4 +1,4 @@
-"""The strongest images an attack has found so far: by member, or by whole batch."""
+"""The strongest images that an attack has found so far: per member, or per batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Best:
-    """Keeps the best images of each member, or the best batch where only batches count.
+    """Keeps the best images of each member, or the best batch if only whole batches count.
 
     For a batch-independent defense, each member's own best image may be combined afterwards.
     Otherwise the members of a batch were answered together, and stay together: the batch with
@@ -52,14 +52,14 @@ class Best:
 
     @property
     def strongest(self) -> Tensor:
-        """Each member's images of the highest loss in whatever batch, (N, C, H, W).
+        """Each member's images with the highest loss, from any batch, (N, C, H, W).
 
         Of a batch-independent defense the same as `images`.
         """
         return self._strongest if self._target.batch_dependent else self.images
 
     def complete(self) -> bool:
-        """Whether every member is always answered wrongly."""
+        """Whether every member is always predicted wrong."""
         return bool(self.fallen.all())
 
     def offer(
@@ -99,7 +99,7 @@ class Best:
         self._highest = torch.where(higher, loss, self._highest)
 
     def offer_served(self, images: Tensor, part: Querier | None = None) -> Tensor:
-        """Submit a batch as it would be served, consider it, and return its logits (N, classes).
+        """Submit a batch, consider it, and return its logits (N, classes).
 
         Args:
             images: (N, C, H, W).
@@ -114,7 +114,7 @@ class Best:
     def outcome(
         self, fooled_after: Mapping[str, Tensor] | None = None, notes: tuple[str, ...] = ()
     ) -> Outcome:
-        """Submit the best images again: the claim is what was served then.
+        """Submit the best images again. The claim is the result of that submission.
 
         Of a batch-dependent defense first the members' strongest images, as one batch.
         """

@@ -10,14 +10,11 @@ _T = TypeVar("_T")
 _EFFORT: Final = "effort"
 _LATER: Final = "later"
 LATER: Final = {_LATER: True}
-"""Metadata of a field that its attack had not when it was first recorded.
-
-Records leave the field out where it has its default, so that those from before still compare.
-"""
+"""Metadata of a field that was added after its attack was first recorded."""
 
 
 def effort(default: _T, *, later: bool = False) -> _T:
-    """A field of an attack: the greater, the longer or the more the attack tries."""
+    """Return a field of an attack whose larger values mean more effort."""
     effort_field: Any = field(default=default, metadata={_EFFORT: True, _LATER: later})
     return effort_field  # type: ignore[no-any-return]
 

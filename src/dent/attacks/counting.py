@@ -1,4 +1,4 @@
-"""What an attack costs at most, found by running it on a model that is never fooled."""
+"""The largest cost of an attack, counted by running it on a model that is never fooled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SIDE: Final = 32
 
 
 class _Unfoolable(nn.Module):
-    """Answers every member with its label, whatever the images, with a gradient of zero."""
+    """Predicts the label of every member, for any images, with a gradient of zero."""
 
     batch_dependent = True
 
@@ -49,19 +49,19 @@ class _Unfoolable(nn.Module):
         self.eval()
 
     def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> None:
-        """There is nothing to adapt, and so no gradient through it."""
+        """Return nothing, since nothing adapts, and so no gradient through it."""
         del x, differentiable, last
 
     def unwrap(self) -> nn.Module:
-        """Itself."""
+        """Return the model itself."""
         return self
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        """The labels, as logits."""
+        """Return the labels as logits."""
         del adaptation
         self._asked += 1
         if self._asked > _MOST:
-            raise ConfigError(f"it asks more than {_MOST} times where nobody falls")
+            raise ConfigError(f"it makes more than {_MOST} queries if nothing is fooled")
         return self._logits + 0.0 * x.flatten(1).sum(dim=1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,12 +71,12 @@ class _Unfoolable(nn.Module):
 
 @lru_cache(maxsize=256)
 def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
-    """The passes of one batch of two 32 x 32 images that are never fooled.
+    """Return the passes for one batch of two 32 x 32 images that are never fooled.
 
     Args:
         attack: The attack.
-        n_classes: Of the defense.
-        norm: Of the threat model.
+        n_classes: Number of classes of the defense.
+        norm: Norm of the threat model.
 
     Raises:
         ConfigError: The attack fails there, or never ends.

@@ -57,8 +57,8 @@ class Foreign(Attack):
     attack: str
     """The name of the class in `foolbox.attacks`, or of the function in `adv_lib.attacks`."""
     keywords: Mapping[str, Any] | _Keywords = ()
-    """What the class or the function is called with: numbers, texts, true or false, None. The
-    model, images, labels, eps and norm are given by the run."""
+    """Arguments of the class or function: numbers, texts, true or false, None. The run supplies the
+    model, images, labels, eps and norm."""
 
     def __post_init__(self) -> None:
         """Check every field; the library is not imported."""
@@ -78,12 +78,12 @@ class Foreign(Attack):
 
     @property
     def default_name(self) -> str:
-        """The library and the attack."""
+        """The name of the library and the attack."""
         return f"{self.library}-{self.attack}"
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the library."""
+        """The version of the library."""
         try:
             return {self.library: version(self.library)}
         except PackageNotFoundError:
@@ -94,7 +94,7 @@ class Foreign(Attack):
         return super().to_dict() | {"keywords": dict(self.keywords)}
 
     def longer(self, norm: Norm = "linf") -> Foreign | None:
-        """The attack with twice the `steps`; None where they are not among the keywords."""
+        """Return the attack with twice the `steps`; None if they are not among the keywords."""
         del norm
         keywords = dict(self.keywords)
         if not is_count(keywords.get("steps")):
@@ -102,7 +102,7 @@ class Foreign(Attack):
         return replace(self, keywords=keywords | {"steps": 2 * keywords["steps"]})
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run the foreign attack, and submit what it found."""
+        """Run the foreign attack, and submit its result."""
         del seed  # the global generators are seeded, which it draws from
         best = Best(target)
         best.offer_served(target.natural)
@@ -117,11 +117,11 @@ class Foreign(Attack):
 
 
 def from_foolbox(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
-    """An attack of foolbox: `from_foolbox("LinfPGD", steps=40)`.
+    """Return an attack of foolbox: `from_foolbox("LinfPGD", steps=40)`.
 
     Args:
         attack: The name of its class in `foolbox.attacks`.
-        name: What results are kept under.
+        name: Name for results.
         **keywords: What the class is called with.
 
     Raises:
@@ -131,11 +131,11 @@ def from_foolbox(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
 
 
 def from_adv_lib(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
-    """An attack of adv-lib: `from_adv_lib("pgd_linf", steps=40)`.
+    """Return an attack of adv-lib: `from_adv_lib("pgd_linf", steps=40)`.
 
     Args:
         attack: The name of its function in `adv_lib.attacks`.
-        name: What results are kept under.
+        name: Name for results.
         **keywords: What the function is called with; eps and norm are the threat model's.
 
     Raises:
@@ -158,8 +158,8 @@ class _Door(nn.Module):
         if images.shape != natural.shape:
             raise ConfigError(
                 f"{self._name} asks about images {tuple(images.shape)} of a batch "
-                f"{tuple(natural.shape)}: a batch is attacked whole, or it is another batch. "
-                "Choose an attack that keeps all members to its end, or one restart"
+                f"{tuple(natural.shape)}: an attack must submit the whole batch. Choose an attack "
+                "that keeps all members, or a single restart"
             )
         if torch.is_grad_enabled() and images.requires_grad:
             logits: Tensor = _Apart.apply(images, self._ask)

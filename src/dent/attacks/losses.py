@@ -1,4 +1,4 @@
-"""The losses of attacks: one number per sample, larger where the answer is more wrong.
+"""The losses of attacks: one number per sample, larger for a more wrong prediction.
 
 With z the logits, y the label, t a target, and z₁ ≥ z₂ ≥ ... in order:
 
@@ -38,14 +38,14 @@ LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 _TINY = 1e-12  # as pyautoattack's
 _FALLEN = 0.5
-"""Of a margin in logits, from where on a member counts as fallen whatever the others do."""
+"""Margin in logits from which a member counts as fooled."""
 
 
 class Loss(Protocol):
-    """A loss by sample."""
+    """A loss per sample."""
 
     def __call__(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return (N,), to be ascended, from logits (N, classes), labels (N,) and targets (N,)."""
+        """Return (N,), to be maximized, from logits (N, classes), labels (N,) and targets (N,)."""
         ...
 
 
@@ -68,14 +68,14 @@ def loss_named(name: str) -> Loss:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The cross-entropy of the label; less that of the target, where there is one."""
+    """Return the cross-entropy of the label, minus that of the target if there is one."""
     if targets is None:
         return F.cross_entropy(logits, labels, reduction="none")
     return -F.cross_entropy(logits, targets, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The largest other logit, or the target's, less the label's."""
+    """Return the largest other logit, or the target's, minus the label's."""
     label_logit = _at(logits, labels)
     return (
         largest_other(logits, labels) if targets is None else _at(logits, targets)
@@ -83,12 +83,12 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Ten
 
 
 def hinge(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The margin, up to `_FALLEN`: above it there is no slope."""
+    """Return the margin up to `_FALLEN`. Above it there is no slope."""
     return margin(logits, labels, targets).clamp(max=_FALLEN)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The margin over a difference of the batch's own logits, so that no scale matters.
+    """Return the margin over a difference of the sample's own logits, which removes the scale.
 
     Targeted with three classes, the denominator is z₁ − z₃. With two, where the margin divided by
     itself has no gradient, it is the margin.
@@ -104,19 +104,19 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
 
 
 def confident(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The log-probability of the likeliest wrong class, or the target's, less the entropy."""
+    """Return the log-probability of the likeliest wrong class, or target, minus the entropy."""
     shares = logits.log_softmax(dim=1)
     wrong = largest_other(shares, labels) if targets is None else _at(shares, targets)
     return wrong - entropy(logits)
 
 
 def largest_other(logits: Tensor, labels: Tensor) -> Tensor:
-    """The largest logit of any class but the label's, (N,)."""
+    """Return the largest logit of any class except the label's, (N,)."""
     return logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(dim=1)
 
 
 def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """The `rank`-th likeliest wrong class of each sample, int64 (N,); the first is 1.
+    """Return the `rank`-th likeliest wrong class of each sample, int64 (N,). The first is 1.
 
     Raises:
         ConfigError: There are not so many.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class PGD(Attack):
-    """Ascend the cross-entropy in steps of fixed length, projecting back after each.
+    """Maximize the cross-entropy in steps of fixed length, with a projection after each.
 
     Steps follow the steepest ascent of the norm: the gradient's sign (linf), its direction (l2),
     or its `share` of largest coordinates, equally (l1: Tramer & Boneh, 2019). The projection is
@@ -38,15 +38,15 @@ class PGD(Attack):
     """
 
     iterations: int = effort(20)
-    """Steps from each start, at least 1."""
+    """Steps from each start; at least 1."""
     step: float = 0.25
-    """Length of a step relative to eps, above 0."""
+    """Length of a step as a share of eps; above 0."""
     restarts: int = effort(1)
-    """Starts, at least 1; all but a single one need `random_start`."""
+    """Number of starts; at least 1. More than one needs `random_start`."""
     random_start: bool = True
-    """Start uniformly in the ball, otherwise at the natural image."""
+    """Whether to start uniformly in the ball, or at the natural image."""
     share: float = 0.05
-    """For l1, the share of an image's values that one step moves, in (0, 1]."""
+    """In l1, the share of an image's values that one step changes, in (0, 1]."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -72,7 +72,7 @@ class PGD(Attack):
         return "pgd"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """One pass for the natural images, one forward more than backwards a restart."""
+        """Return a pass for the natural images, and per restart one forward more than backwards."""
         del n_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations)
         return Queries(1, 0) + per_restart.times(self.restarts)
@@ -98,7 +98,7 @@ class PGD(Attack):
 
 
 class _BestImages:
-    """The best image of each member so far, or the best batch where only batches count."""
+    """The best image of each member so far, or the best batch if only whole batches count."""
 
     def __init__(self, target: Querier) -> None:
         self._target = target
@@ -127,7 +127,7 @@ class _BestImages:
 
 
 def _loss_gradient(target: Querier, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits (N, classes) at `x`, and the gradient of the batch's summed cross-entropy."""
+    """Return the logits (N, classes) at `x`, and the gradient of the summed cross-entropy."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = target(leaf)

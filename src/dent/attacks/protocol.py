@@ -11,7 +11,7 @@ from dent.errors import InputError
 
 @runtime_checkable
 class DynamicDefense(Protocol):
-    """A defense that adapts to the submitted batch, anew at every call.
+    """A defense that adapts to the submitted batch, from the start at every call.
 
     It need not be callable; where it is, calling it must equal `predict(x, adapt(x))`. Logits are
     (N, C); a row that is not finite is no prediction, and counts as wrong.
@@ -19,7 +19,7 @@ class DynamicDefense(Protocol):
 
     @property
     def batch_dependent(self) -> bool:
-        """Whether a sample's prediction can depend on the other samples of its batch."""
+        """Whether a prediction can depend on the other members of the batch."""
         ...
 
     def adapt(self, x: Tensor) -> Any:
@@ -27,7 +27,7 @@ class DynamicDefense(Protocol):
         ...
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        """Logits (N, classes) of a batch under an adaptation."""
+        """Return logits (N, classes) of a batch under an adaptation."""
         ...
 
 
@@ -36,7 +36,7 @@ Defense: TypeAlias = DynamicDefense | nn.Module
 
 
 def answer(defense: Defense, x: Tensor) -> Tensor:
-    """The answer of a defense to a batch, after a fresh adaptation.
+    """Return the logits of a defense for a batch, after a fresh adaptation.
 
     Args:
         defense: A `DynamicDefense`, or a plain module.
@@ -58,10 +58,10 @@ def name_of(defense: object) -> str:
 
 
 def is_batch_dependent(defense: Defense) -> bool:
-    """Whether `defense` declares that a prediction can depend on the rest of the batch.
+    """Whether `defense` declares that predictions can depend on the rest of the batch.
 
     Args:
-        defense: A `DynamicDefense` (its own word is taken) or a plain module in eval mode
+        defense: A `DynamicDefense` (its declaration counts) or a plain module in eval mode
             (independent).
 
     Raises:

@@ -1,4 +1,4 @@
-"""The only access of an attack to a defense: every query goes through here and is counted."""
+"""An attack reaches a defense only through here, and every query is counted."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 OnPass = Callable[[int, int], None]
 
 View = Callable[[Tensor], Tensor]
-"""A batch (N, C, H, W) to logits (N, classes): a defense, or what stands in for it."""
+"""A function from a batch (N, C, H, W) to logits (N, classes): a defense, or a stand-in for it."""
 
 
 class NoGradientError(InputError):
-    """An attack asked for a gradient to the input, and there is none."""
+    """An attack needs a gradient to the input, and there is none."""
 
 
 class Queries(NamedTuple):
-    """The work of a defense, in passes of one batch each.
+    """Number of passes of a defense over one batch each.
 
     Attributes:
         forwards: Batches submitted (for a dynamic defense each includes its adaptation).
@@ -52,7 +52,7 @@ class Queries(NamedTuple):
 
 @dataclass(frozen=True)
 class QueriedBatch:
-    """One whole batch inside the threat model, as the defense answered it.
+    """One whole batch inside the threat model, with the answer of the defense.
 
     Attributes:
         images: (N, C, H, W).
@@ -73,7 +73,7 @@ class QueriedBatch:
 
 
 class Querier:
-    """Submits batches to a defense for an attack, and counts what they cost.
+    """Submits batches to a defense for an attack, and counts their cost.
 
     It counts forward and backward passes, reports progress, and replaces rows that are no
     prediction (not finite) by finite logits that are wrong, so that an attack neither crashes on
@@ -83,8 +83,8 @@ class Querier:
 
     Attributes:
         defense: The defense, for attacks that must ask more of it than an answer.
-        batch_dependent: What the defense declares.
-        members: Of the batch, those that are looked at, int64 (N,); None for all.
+        batch_dependent: Whether the defense declares that it depends on the batch.
+        members: The members of the batch in use, int64 (N,); None for all.
         natural: The natural images, (N, C, H, W).
         labels: int64 (N,).
         classes: Number of classes, None before the first query.
@@ -110,7 +110,7 @@ class Querier:
         """Wrap a defense for an attack on one batch.
 
         Args:
-            defense: What to attack.
+            defense: The defense to attack.
             natural: Images (N, C, H, W) in the threat model's bounds.
             labels: int64 (N,).
             threat: Decides which batches may be remembered as the worst.
@@ -147,7 +147,7 @@ class Querier:
         Args:
             images: (N, C, H, W); row i must belong to member i.
             asked: The rows, int64 (M,), whose gradients will be used; all by default.
-            view: Query this in place of the defense: its answers are not remembered.
+            view: Query this instead of the defense. Its answers are not remembered.
             members: Whose rows these are, int64 (N,), where not the whole batch is submitted:
                 for a batch-independent defense alone.
         """
@@ -166,7 +166,7 @@ class Querier:
         view: View | None = None,
         members: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Submit any rows as one batch: float32 logits as they come, and which rows are finite.
+        """Submit any rows as one batch; return raw float32 logits, and which rows are finite.
 
         The arguments are those of a call.
 
@@ -184,7 +184,7 @@ class Querier:
         if wants_gradient and not logits.requires_grad:
             raise NoGradientError(
                 f"{name_of(self.defense)} returned logits without a gradient to its "
-                "input; only an attack by queries alone, such as 'square', fits it"
+                "input; use an attack without gradients, such as 'square'"
             )
         logits = logits.float()
         finite = torch.isfinite(logits).all(dim=1)
@@ -198,11 +198,11 @@ class Querier:
             self._progress(self._planned, self._planned)
 
     def took(self, gradient: Tensor, of: Tensor) -> None:
-        """Count a gradient that was taken.
+        """Count a computed gradient.
 
         Args:
             gradient: (M, ...).
-            of: Whose rows these are, int64 (M,).
+            of: The members of these rows, int64 (M,).
         """
         self.gradients.index_add_(0, of, torch.ones_like(of))
         zero = gradient.flatten(1).count_nonzero(dim=1) == 0
@@ -222,7 +222,7 @@ class Querier:
         return gradient
 
     def count(self, passes: Queries) -> None:
-        """Count passes that an attack made by itself."""
+        """Count passes that an attack made without this object."""
         self.done = self.done + passes
         if self._progress is not None:
             self._progress(min(sum(self.done), self._planned), self._planned)

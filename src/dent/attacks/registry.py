@@ -31,7 +31,7 @@ _FACTORIES: dict[str, Callable[..., Attack]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `make` knows, in alphabetical order."""
+    """Return the names that `make` knows, in alphabetical order."""
     return tuple(sorted(_FACTORIES))
 
 
@@ -58,7 +58,7 @@ def make(name: str, **settings: Any) -> Attack:
 
 
 def settings_of(name: str) -> tuple[str, ...]:
-    """The settings that `make` takes for an attack.
+    """Return the settings that `make` takes for an attack.
 
     Raises:
         UnknownNameError: If there is no such attack; the message suggests one.
@@ -72,7 +72,7 @@ def settings_of(name: str) -> tuple[str, ...]:
 def make_from(
     text: str, *, iterations: int | None = None, protocol: Literal["frozen", "published"] = "frozen"
 ) -> Attack:
-    """Make an attack as the command line names it: `pgd`, or `pgd:iterations=30,restarts=5`.
+    """Make an attack from text for the command line: `pgd`, or `pgd:iterations=30,restarts=5`.
 
     Its name is the text as written, so that one attack may run with several settings, with its
     full name in place of an alias (`aa` is `standard`).

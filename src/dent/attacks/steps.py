@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
-    """Return the step of length one in `norm` that ascends the most.
+    """Return the step of length one in `norm` that increases the loss the most.
 
     Args:
         gradient: (N, ...), one row an image.

@@ -1,4 +1,4 @@
-"""The command line's entry point: which commands there are, and how they fail."""
+"""The command line's entry point: its commands and its exit statuses."""
 
 import signal
 import sys
@@ -25,14 +25,14 @@ from dent.support.blame import place
 from dent.support.signals import Received, as_interrupts
 
 REFUSED = 2
-"""Exit status when what was asked cannot be done as asked."""
+"""Exit status when a command refused or failed."""
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it; after another signal, 128 and its number."""
+"""Exit status after Ctrl-C, as in shells. After another signal: 128 plus its number."""
 
 app = typer.Typer(
     name="dent",
-    help="Dynamic defenses against adversarial attacks, and the truth about what they hold.",
+    help="Dynamic defenses against adversarial attacks, and their honest evaluation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -62,9 +62,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run a command; a refusal is one message on standard error and exit status 2.
+    """Run a command. A refusal prints one message on standard error and exits with status 2.
 
-    SIGTERM and SIGHUP end it as Ctrl-C does, with exit status 143 and 129 instead of 130.
+    SIGTERM and SIGHUP end it like Ctrl-C, with exit status 143 and 129 instead of 130.
     """
     with as_interrupts() as received:
         try:

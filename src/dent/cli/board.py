@@ -12,14 +12,14 @@ from dent.cli.console import OUT, print_json
 
 board_app = typer.Typer(
     name="board",
-    help="Rows of the board: what a defense keeps on a track that is the same for everybody.",
+    help="Evaluate a defense on a track of the board, which is the same for everybody.",
     no_args_is_help=True,
 )
 
 _Track = Annotated[
     str,
     typer.Argument(
-        help="A name of `dent board tracks`.",
+        help="A name from `dent board tracks`.",
         metavar="TRACK",
         autocompletion=completing.board_tracks,
     ),
@@ -59,28 +59,28 @@ def run_command(
     defense: Annotated[
         str,
         typer.Option(
-            help="A name of docs/defenses.md, a JSON configuration, or module:factory.",
+            help="A name from docs/defenses.md, a JSON configuration, or module:factory.",
             autocompletion=completing.defenses,
         ),
     ],
     nonce: Annotated[
         str | None,
         typer.Option(
-            help="Draws the other half of the samples; the fixed half alone without. Choose it "
-            "once the defense is handed in."
+            help="Draws the other half of the samples. Choose it after the defense was submitted. "
+            "Default: only the fixed half."
         ),
     ] = None,
     variant: Annotated[
         str,
         typer.Option(
-            help="headline, by-class, mix-0.25, or views (of tte, to compare the row with)."
+            help="headline, by-class, mix-0.25, or views (for tte, to compare with the row)."
         ),
     ] = "headline",
     to_the_end: Annotated[
         bool,
         typer.Option(
             "--to-the-end",
-            help="Run every attack of the suite, even once no gain is possible any more.",
+            help="Run every attack of the suite, even after a gain has become impossible.",
         ),
     ] = False,
     root: Annotated[Path | None, options.data()] = None,
@@ -88,13 +88,13 @@ def run_command(
     out: Annotated[
         str,
         typer.Option(
-            help="Folder of the row, or its URL; each variant is a run in it. The same command "
+            help="Folder of the row, or its URL. Each variant is a run in it. The same command "
             "resumes it."
         ),
     ] = "runs/board",
     as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
-    """Evaluate a defense on a track: its samples, batches and suite, and nothing to choose.
+    """Evaluate a defense with the samples, batches and suite of a track.
 
     Exit statuses are those of `dent evaluate`.
     """

@@ -17,7 +17,7 @@ def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Rea
 
     Args:
         count: How many, or `all`.
-        nonce: What draws them.
+        nonce: The nonce that draws them.
         records_only: Whether the model is not to be loaded.
 
     Raises:
@@ -28,7 +28,7 @@ def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Rea
             raise ConfigError("--nonce draws attacks to run again: add --reattack K.")
         return None
     if records_only:
-        raise ConfigError("--reattack takes the model: leave out --records-only.")
+        raise ConfigError("--reattack needs the model: leave out --records-only.")
     if count == "all":
         if nonce is not None:
             raise ConfigError("--reattack all draws nothing: leave out --nonce.")
@@ -53,10 +53,10 @@ def verify(
         folder: The run.
         weights: The model's weights file, where the record's model needs one.
         root: Folder of datasets.
-        device: Where to compute.
+        device: The device to compute on.
         records_only: Check records and digests alone.
         allow_code: Import and call the `module:factory` names that the run records.
-        reattack: Which attacks to run again; none if None.
+        reattack: The attacks to run again; none if None.
 
     Raises:
         ConfigError: It names code, which was not allowed.
@@ -68,8 +68,8 @@ def verify(
         code_names = restore.named_code(loaded.run.spec)
         if code_names and not allow_code:
             raise ConfigError(
-                f"{folder} names code of its own, which to submit its batches again is to run: "
-                f"{', '.join(code_names)}. If you trust it: --allow-code. Without it: "
+                f"Submitting the batches of {folder} again runs code that its records name: "
+                f"{', '.join(code_names)}. If you trust that code, add --allow-code. Otherwise use "
                 "--records-only."
             )
         subject = restore.subject(loaded, weights, root, device)

@@ -1,4 +1,4 @@
-"""How commands speak: results on standard output, progress and complaints on standard error."""
+"""How commands speak: results on standard output, progress and messages on standard error."""
 
 import json
 from collections.abc import Iterable, Sequence

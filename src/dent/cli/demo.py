@@ -1,4 +1,4 @@
-"""`dent demo`: the main job on what the package carries."""
+"""`dent demo`: an evaluation of the bundled model and images."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -25,9 +25,9 @@ def demo_command(
 ) -> None:
     """Static against dent+ on bundled CIFAR-10 images, under the dynamic suite; ends in a verdict.
 
-    An adversarially trained ResNet-14-2 is attacked as it is, at linf eps 8/255, by every attack of
-    the suite. What breaks it is replayed on dent+; then attack after attack meets dent+ itself,
-    until no gain is possible any more.
+    Every attack of the suite first attacks an adversarially trained ResNet-14-2 at linf eps 8/255.
+    The adversarial images are submitted to dent+. Then one attack after the other attacks dent+
+    itself, until a gain is impossible.
     """
     early.folder(out)
     from dent.cli import resolve, running, showing
@@ -63,7 +63,7 @@ def demo_command(
     OUT.print(f"Page: {page}    Figure: {out / 'figure.png'}", markup=False, soft_wrap=True)
     OUT.print(
         f"Computed in {lasting(result.timing['total'])}. These are {SAMPLES} images and the "
-        "smallest budget, chosen to finish soon: they show how a defense is evaluated, not that "
-        "this one is robust. For figures to rely on: dent evaluate --suite dynamic --help",
+        "smallest budget: they show how an evaluation works, not how robust this defense is. For "
+        "reliable numbers: dent evaluate --suite dynamic --help",
         soft_wrap=True,
     )

@@ -11,7 +11,7 @@ from dent.support.extras import check
 from dent.support.reaching import unreachable
 
 _ZOO: Final = {"timm": "a timm model", "robustbench": "a RobustBench model"}
-"""What an extra is needed for."""
+"""The features that need an extra."""
 
 
 def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
@@ -36,7 +36,7 @@ def folder(out: str | Path) -> None:
         return
     path = Path(out).expanduser()
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"{out} is a file, and a folder is to be written: choose another name")
+        raise ConfigError(f"{out} is a file, but a folder is needed: choose another name")
     _writable(path, out)
 
 
@@ -47,7 +47,7 @@ def file(out: Path) -> None:
         ConfigError: It is a folder, or lies where this user may not write.
     """
     if out.is_dir():
-        raise ConfigError(f"{out} is a folder, and a file is to be written: add a file's name")
+        raise ConfigError(f"{out} is a folder, but a file is needed: add a file name")
     _writable(out.parent, out)
 
 

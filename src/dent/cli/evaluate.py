@@ -1,4 +1,4 @@
-"""`dent evaluate`: attack defenses of a model, and score what they serve."""
+"""`dent evaluate`: attack a model's defenses, and score them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,14 @@ _MANY = "On many processes and machines"
 
 
 SUITE_SAMPLES: Final = 1024
-"""Samples of a suite, where the dataset has them: fewer can only show large gains."""
+"""Samples of a suite, if the dataset has as many. Fewer can only show large gains."""
 
 
 def evaluate_command(
     model: Annotated[
         str,
         typer.Option(
-            help="A name of `dent models`, torchvision/NAME, timm/NAME, resnet-DEPTH-WIDTH with "
+            help="A name from `dent models`, torchvision/NAME, timm/NAME, resnet-DEPTH-WIDTH with "
             "--weights, or module:factory.",
             autocompletion=completing.models,
             rich_help_panel=_INPUT,
@@ -49,14 +49,14 @@ def evaluate_command(
         typer.Option(
             "--n",
             min=1,
-            help="First N samples; 1024 of a suite and else all by default.",
+            help="First N samples. Default: 1024 with --suite, otherwise all.",
             rich_help_panel=_INPUT,
         ),
     ] = None,
     ids: Annotated[
         str | None,
         typer.Option(
-            help="Samples by their ids in the full split, as 0-511,600, in place of --n.",
+            help="Samples by their ids in the full split, as 0-511,600, instead of --n.",
             rich_help_panel=_INPUT,
         ),
     ] = None,
@@ -64,7 +64,7 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Repeatable. static, dent, dent+, dent-nominal, another of docs/defenses.md, a "
-            "JSON configuration, or module:factory. By default dent+.",
+            "JSON configuration, or module:factory. Default: dent+.",
             autocompletion=completing.defenses,
             rich_help_panel=_INPUT,
         ),
@@ -73,7 +73,7 @@ def evaluate_command(
         bool,
         typer.Option(
             "--static/--no-static",
-            help="Attack the static model, too, to compare with.",
+            help="Also attack the static model, for comparison.",
             rich_help_panel=_INPUT,
         ),
     ] = True,
@@ -86,27 +86,29 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Repeatable. apgd-ce, apgd-t, fab-t, square, standard (AutoAttack), plus, pgd, "
-            "pgd-imagenet, ...; with settings as pgd:iterations=30,step=0.1,restarts=5; or "
-            "module:factory. By default apgd-ce.",
+            "pgd-imagenet, ...; with settings: pgd:iterations=30,step=0.1,restarts=5; or "
+            "module:factory. Default: apgd-ce.",
             autocompletion=completing.attacks,
             rich_help_panel=_THREAT,
         ),
     ] = None,
     iterations: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each attack; its own by default.", rich_help_panel=_THREAT),
+        typer.Option(
+            min=1, help="Iterations of each attack. Default: its own.", rich_help_panel=_THREAT
+        ),
     ] = None,
     suite: Annotated[
         Literal["dynamic"] | None,
         typer.Option(
-            help="All attacks known to break dynamic defenses, and a verdict, instead of --attack.",
+            help="Instead of --attack: all attacks known to break dynamic defenses, and a verdict.",
             rich_help_panel=_THREAT,
         ),
     ] = None,
     budget: Annotated[
         Literal["small", "standard", "full"] | None,
         typer.Option(
-            help="How long the attacks of the suite try; small by default.",
+            help="How long the attacks of the suite run. Default: small.",
             rich_help_panel=_THREAT,
         ),
     ] = None,
@@ -114,14 +116,14 @@ def evaluate_command(
         bool,
         typer.Option(
             "--to-the-end",
-            help="Run every attack of the suite, even once no gain is possible any more.",
+            help="Run every attack of the suite, even after a gain has become impossible.",
             rich_help_panel=_THREAT,
         ),
     ] = False,
     protocol: Annotated[
         Literal["frozen", "published"],
         typer.Option(
-            help="frozen keeps every batch whole; published runs AutoAttack as it ships.",
+            help="frozen keeps every batch whole; published runs AutoAttack as released.",
             rich_help_panel=_THREAT,
         ),
     ] = "frozen",
@@ -134,17 +136,17 @@ def evaluate_command(
         ),
     ] = "private",
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Members of a batch.", rich_help_panel=_RUN)
+        int, typer.Option(min=1, help="Images per batch.", rich_help_panel=_RUN)
     ] = 128,
     order: Annotated[
         Literal["dataset", "shuffled", "by-class"],
-        typer.Option(help="How samples are laid into batches.", rich_help_panel=_RUN),
+        typer.Option(help="How samples form batches.", rich_help_panel=_RUN),
     ] = "dataset",
     mix: Annotated[
         str | None,
         typer.Option(
-            help="Share of each batch that is attacked, 0.0625 being one of 16; or several, "
-            "0.1,0.25,0.5, and one run for each.",
+            help="Attacked share of each batch: 0.0625 is one of 16. Several (0.1,0.25,0.5) give "
+            "one run each.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -156,15 +158,15 @@ def evaluate_command(
     diagnostics: Annotated[
         Literal["cheap", "full"],
         typer.Option(
-            help="full also attacks the first batch with a huge eps, and with more iterations.",
+            help="full also attacks the first batch with a huge eps and with more iterations.",
             rich_help_panel=_RUN,
         ),
     ] = "cheap",
     tensors: Annotated[
         Literal["keep", "drop"],
         typer.Option(
-            help="Whether adversarial images stay in the run folder; without them nobody can "
-            "verify it.",
+            help="keep stores the adversarial images in the run folder. Without them nobody can "
+            "verify the run.",
             rich_help_panel=_RUN,
         ),
     ] = "keep",
@@ -172,7 +174,7 @@ def evaluate_command(
         str | None,
         typer.Option(
             "--sweep",
-            help="One run for each value: batch-size=1,4,16 or eps=2/255,8/255, or order, mix, n.",
+            help="One run per value: batch-size=1,4,16 or eps=2/255,8/255, or order, mix, n.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -185,8 +187,8 @@ def evaluate_command(
         typer.Option(
             "--ray",
             metavar="[ADDRESS]",
-            help="Work on a Ray cluster: HOST:PORT, or without one RAY_ADDRESS, or else all cores "
-            "of this machine.",
+            help="Run on the Ray cluster at HOST:PORT or in RAY_ADDRESS. Without either: on all "
+            "cores of this machine.",
             rich_help_panel=_MANY,
         ),
     ] = None,
@@ -194,32 +196,36 @@ def evaluate_command(
         int | None,
         typer.Option(
             min=1,
-            help="How many processes work at once; as many as there is room for by default.",
+            help="Processes that work at once. Default: as many as fit.",
             rich_help_panel=_MANY,
         ),
     ] = None,
     cpus_per_worker: Annotated[
         int | None,
-        typer.Option(min=1, help="Cores, and threads, of each; 1.", rich_help_panel=_MANY),
+        typer.Option(
+            min=1, help="Cores and threads per worker. Default: 1.", rich_help_panel=_MANY
+        ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
-            min=0, help="GPUs of each, 0.5 for two to share one; 0.", rich_help_panel=_MANY
+            min=0,
+            help="GPUs per worker; 0.5 lets two share one. Default: 0.",
+            rich_help_panel=_MANY,
         ),
     ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
             metavar="I/K",
-            help="Do the I-th of K parts alone, for `dent merge`.",
+            help="Run only part I of K, for `dent merge`.",
             rich_help_panel=_MANY,
         ),
     ] = None,
     out: Annotated[
         str,
         typer.Option(
-            help="Run folder, or URL of one (s3://...); the same command resumes it.",
+            help="Run folder or its URL (s3://...). The same command resumes it.",
             rich_help_panel=_RUN,
         ),
     ] = "runs/evaluate",
@@ -228,13 +234,14 @@ def evaluate_command(
         options.as_json(_RUN),
     ] = False,
 ) -> None:
-    """Attack defenses of a model, and score what they serve.
+    """Attack a model's defenses, and score them.
 
-    The static model is attacked along with the same budget, and what breaks it is replayed on every
-    defense. Records are written as the run goes: interrupt it, and the same command goes on.
+    The static model is attacked with the same budget, and its adversarial images are submitted to
+    every defense. Records are written during the run. If it is interrupted, the same command
+    resumes it.
 
-    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by
-    Ctrl-C. 143: by SIGTERM, which ends it the same way.
+    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143:
+    interrupted by SIGTERM.
     """
     names.check(
         model=model, dataset=dataset, defenses=defense or (), attacks=attack or (), own=True

@@ -1,4 +1,4 @@
-"""`dent merge`: one run of several that hold parts of it."""
+"""`dent merge`: merge runs that are parts of one evaluation."""
 
 from contextlib import ExitStack
 from typing import Annotated
@@ -18,14 +18,14 @@ def merge_command(
         list[str],
         typer.Argument(help="Run folders of one evaluation, or their URLs.", metavar="RUN..."),
     ],
-    out: Annotated[str, typer.Option(help="Run folder to write, or its URL; a new or empty one.")],
+    out: Annotated[str, typer.Option(help="New or empty run folder to write, or its URL.")],
     as_json: Annotated[bool, options.as_json(what="what was done")] = False,
 ) -> None:
-    """Make one run of several that hold parts of it: shards, or runs of the same on two machines.
+    """Merge runs that are parts of one evaluation: shards, or runs on several machines.
 
     Exit status 0: the run is complete. 2: refused, and nothing was written; the message says where
-    the runs contradict each other. 3: written, but some units are in none of them. 130, 143:
-    interrupted by Ctrl-C or SIGTERM, and nothing was written.
+    the runs differ. 3: written, but units are missing. 130, 143: interrupted by Ctrl-C or SIGTERM,
+    and nothing was written.
     """
     early.folder(out)
     from dent.distributed import merge
@@ -42,7 +42,7 @@ def merge_command(
         OUT.print(
             f"{out}: {summary.units_done} of {counted(summary.units_planned, 'unit')} from "
             f"{counted(len(runs), 'run')}, {summary.duplicates} of them recorded more than "
-            "once, alike",
+            "once, with equal content",
             markup=False,
             soft_wrap=True,
         )
@@ -51,9 +51,9 @@ def merge_command(
         ERR.print(
             f"{counted(len(summary.missing), 'unit')} {agreeing(len(summary.missing), 'are')} in "
             "none of the runs"
-            + (f", of batches {batches}" if batches else "")
-            + f", the first being {summary.missing[0]}. The same `dent evaluate` with --out {out} "
-            "runs them.",
+            + (f", in batches {batches}" if batches else "")
+            + f". The first is {summary.missing[0]}. To run them, use the same `dent evaluate` "
+            f"with --out {out}.",
             markup=False,
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""`dent models`: list the registry."""
+"""`dent models`: list the models."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -15,23 +15,23 @@ def models_command(
     word: Annotated[
         str | None,
         typer.Argument(
-            help="Only models with this in their name, of every source.",
+            help="Only models with this text in their name, from every source.",
             autocompletion=completing.models,
         ),
     ] = None,
     source: Annotated[
         str | None,
         typer.Option(
-            help="All of robustbench, torchvision or timm.", autocompletion=completing.catalogues
+            help="All models of robustbench, torchvision or timm.",
+            autocompletion=completing.catalogues,
         ),
     ] = None,
     as_json: Annotated[bool, options.as_json(what="the list")] = False,
 ) -> None:
-    """List the models that `--model` takes by name, and what is known of each.
+    """List the models that `--model` takes by name.
 
-    Without arguments: those that come with this package, and those of the paper. Besides these,
-    `--model` takes a family name such as resnet-26-4 with --weights FILE, and
-    package.module:factory of your own.
+    Without arguments: the bundled models and the paper's. `--model` also takes a family name such
+    as resnet-26-4 with --weights FILE, and your own package.module:factory.
     """
     from dent import models
     from dent.cli import catalogued

@@ -1,7 +1,7 @@
-"""Options that several commands take, declared once: what they are called, and what help says.
+"""Options that several commands share: their names and help texts.
 
-Each function returns what `Annotated` wants; its `panel` is where help lists the option. Defaults
-stand in the commands' signatures; `tests/cli/test_options.py` holds them to each other.
+Each function returns an option for `Annotated`. `panel` is the section of the help page. Defaults
+are in the commands' signatures; `tests/cli/test_options.py` compares them.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ def as_json(panel: str | None = None, what: str = "the result") -> Any:
     """`--json`: print one document instead of text.
 
     Args:
-        panel: Where help lists it.
+        panel: The section of the help page.
         what: That is printed.
     """
     return typer.Option("--json", help=f"Print {what} as JSON.", rich_help_panel=panel)
@@ -21,7 +21,9 @@ def as_json(panel: str | None = None, what: str = "the result") -> Any:
 
 def device(panel: str | None = None) -> Any:
     """`--device`: where to compute."""
-    return typer.Option(help="cpu, cuda, cuda:1. By default the GPU if any.", rich_help_panel=panel)
+    return typer.Option(
+        help="cpu, cuda, cuda:1. Default: the GPU if there is one.", rich_help_panel=panel
+    )
 
 
 def data(panel: str | None = None) -> Any:
@@ -29,43 +31,49 @@ def data(panel: str | None = None) -> Any:
     return typer.Option(
         "--data",
         "--data-root",
-        help="Folder of datasets; with imagefolder, the folder itself.",
+        help="Folder of datasets. For imagefolder: the folder itself.",
         rich_help_panel=panel,
     )
 
 
 def weights(panel: str | None = None) -> Any:
-    """`--weights`: of the model that is evaluated or served."""
+    """`--weights`: the weights of the model."""
     return typer.Option(
-        help="Weights file: safetensors, or torch weights-only.", rich_help_panel=panel
+        help="Weights file: safetensors, or a torch file with weights only.", rich_help_panel=panel
     )
 
 
 def seed(panel: str | None = None) -> Any:
-    """`--seed`: of everything that is drawn."""
-    return typer.Option(min=0, help="What every seed derives from.", rich_help_panel=panel)
+    """`--seed`: the seed of all random draws."""
+    return typer.Option(min=0, help="Seed of all random draws.", rich_help_panel=panel)
 
 
 def norm(panel: str | None = None) -> Any:
-    """`--norm`: of the threat model."""
-    return typer.Option(help="Norm.", rich_help_panel=panel, case_sensitive=False)
+    """`--norm`: the norm of the threat model."""
+    return typer.Option(
+        help="Norm of the threat model.", rich_help_panel=panel, case_sensitive=False
+    )
 
 
 def eps(panel: str | None = None) -> Any:
-    """`--eps`: of the threat model."""
-    return typer.Option(help="Radius, as 8/255 or 0.5.", rich_help_panel=panel)
+    """`--eps`: the radius of the threat model."""
+    return typer.Option(
+        help="Radius of the threat model, such as 8/255 or 0.5.", rich_help_panel=panel
+    )
 
 
 def port(panel: str | None = None) -> Any:
-    """`--port`: to listen at."""
-    return typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=panel)
+    """`--port`: the port to listen on."""
+    return typer.Option(
+        min=0, max=65535, help="Port to listen on. 0 takes a free one.", rich_help_panel=panel
+    )
 
 
 def allowed_host(panel: str | None = None) -> Any:
-    """`--allowed-host`: what requests may call the server."""
+    """`--allowed-host`: a host name that requests may use."""
     return typer.Option(
         metavar="NAME",
-        help="Host name that requests may give, beside 127.0.0.1 and localhost: a proxy's. "
-        "Repeatable.",
+        help="Host name that requests may use, beside 127.0.0.1 and localhost, such as a "
+        "proxy's. Repeatable.",
         rich_help_panel=panel,
     )

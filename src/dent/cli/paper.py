@@ -1,4 +1,4 @@
-"""`dent paper`: the paper's tables again, beside the published figures."""
+"""`dent paper`: the paper's tables, beside the published figures."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,7 +11,7 @@ from dent.cli.console import ERR, OUT, print_json
 from dent.errors import ConfigError
 
 MISSING: Final = 3
-"""Exit status when what could be run was, and something could not: a model, a dataset."""
+"""Exit status when some runs were skipped because a model or dataset is missing."""
 
 
 def paper_command(
@@ -22,24 +22,24 @@ def paper_command(
             autocompletion=completing.tables,
         ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All tables.")] = False,
     scale: Annotated[
         str,
         typer.Option(
-            help="full: the paper's setting. gpu, cpu: the same in shape.",
+            help="full: the paper's setting. gpu, cpu: the same tables in miniature.",
             autocompletion=completing.scales,
         ),
     ] = "cpu",
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it takes, and run nothing.")
+        bool, typer.Option("--estimate", help="Print the cost, and run nothing.")
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="The page to write; by default paper.html in the output folder."),
+        typer.Option(help="Page to write. Default: paper.html in the output folder."),
     ] = None,
-    weights: Annotated[
-        Path, typer.Option(help="Folder of the weights that `dent train` made.")
-    ] = Path("runs/train"),
+    weights: Annotated[Path, typer.Option(help="Folder of weights from `dent train`.")] = Path(
+        "runs/train"
+    ),
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     out: Annotated[
@@ -47,28 +47,27 @@ def paper_command(
         typer.Option(help="Output folder; the same command resumes it. Default: runs/paper/SCALE."),
     ] = None,
     run: Annotated[
-        bool, typer.Option(help="Run what is missing, or make the page of what is there.")
+        bool, typer.Option(help="Run what is missing, or make the page from existing runs.")
     ] = True,
     publish_to: Annotated[
         Path | None,
         typer.Option(
             "--publish",
-            help="Folder for a copy of the records, without images, and their page: SCALE.html.",
+            help="Folder for a copy of the records, without images, and their page, SCALE.html.",
         ),
     ] = None,
     as_json: Annotated[bool, options.as_json(what="the results")] = False,
 ) -> None:
-    """Run tables of the paper, and judge its claims by what comes out; without a table, list them.
+    """Run tables of the paper, and check its claims. Without a table, list the tables.
 
-    Each figure is read off a run of `dent evaluate` that several tables may share. Interrupt it,
-    and the same command goes on.
+    Each figure comes from a run of `dent evaluate`, which several tables may share. If the command
+    is interrupted, the same command resumes it.
 
-    Exit status 0: done. 2: refused, or failed with one message. 3: something could not be run for
-    want of weights or data; the rest was. 130: interrupted by Ctrl-C. 143: by SIGTERM,
-    which ends it the same way.
+    Exit status 0: done. 2: refused, or failed with one message. 3: some runs were skipped because
+    weights or data are missing. 130: interrupted by Ctrl-C. 143: interrupted by SIGTERM.
     """
     if every and tables:
-        raise ConfigError(f"--all is every table: leave out {', '.join(tables)}, or --all")
+        raise ConfigError(f"--all includes every table: leave out {', '.join(tables)}, or --all")
     names.check_tables(tables or (), scale)
     early.written(out, publish_to, files=(report,))
     from dent import paper
@@ -102,6 +101,6 @@ def paper_command(
             shown.show(plan, result)
         OUT.print(f"Page: {page}", markup=False, soft_wrap=True)
     for name, reason in missing.items():
-        ERR.print(f"left out: {name}: {reason}", style="red", markup=False, soft_wrap=True)
+        ERR.print(f"skipped: {name}: {reason}", style="red", markup=False, soft_wrap=True)
     if missing:
         raise typer.Exit(MISSING)

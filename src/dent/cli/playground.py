@@ -1,4 +1,4 @@
-"""`dent playground`: a page to try it."""
+"""`dent playground`: a web page to attack an image."""
 
 from typing import Annotated
 
@@ -12,21 +12,21 @@ from dent.support.extras import check
 def playground_command(
     port: Annotated[int, options.port()] = 7860,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; the default is for this machine alone.")
+        str, typer.Option(help="Address to listen on. The default accepts only this machine.")
     ] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None,
         options.allowed_host(),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that one run may compute.")
+        float, typer.Option(min=1, help="Largest duration of a run, in seconds.")
     ] = 300.0,
     as_json: Annotated[bool, options.as_json(what="the page's address")] = False,
 ) -> None:
-    """Try it in a browser: attack an image, and watch what static and dent make of it.
+    """Attack an image in a browser, and watch the static model and dent.
 
-    Pick a bundled image or drop one in, choose model, defense, attack and eps. Everything runs on
-    this machine, on the models that the package carries. Ctrl-C ends it.
+    Pick an image, a model, a defense, an attack and eps. Everything runs on this machine, with the
+    bundled models. Ctrl-C ends it.
     """
     check("gradio", "the playground", extra="playground")
     from dent.playground import serve

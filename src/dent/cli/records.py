@@ -1,4 +1,4 @@
-"""`dent list | show | report | verify`: everything that starts from records."""
+"""`dent list | show | report | verify`: the commands that read records."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +20,10 @@ _Data = Annotated[Path | None, options.data()]
 
 
 def list_command(
-    root: Annotated[str, typer.Argument(help="Folder that holds runs, or its URL.")] = "runs",
+    root: Annotated[str, typer.Argument(help="Folder with runs, or its URL.")] = "runs",
     as_json: _Json = False,
 ) -> None:
-    """List the runs below a folder, one line for every defense."""
+    """List the runs in a folder and its subfolders, one line per defense."""
     from dent import report
     from dent.cli import telling
     from dent.evaluation import remote
@@ -50,11 +50,11 @@ def list_command(
 def show_command(
     run: _Run,
     sample: Annotated[
-        int | None, typer.Option(help="Id of one sample: what every attack did to it.")
+        int | None, typer.Option(help="Id of one sample: show what every attack did to it.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Show a run's result, or the story of one sample."""
+    """Show a run's result, or every prediction of one sample."""
     from dent import report
     from dent.cli import showing, telling
     from dent.evaluation import remote
@@ -79,12 +79,12 @@ def report_command(
         list[str], typer.Argument(help="Run folders or sweeps, or their URLs.", metavar="RUN...")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Its suffix decides: .html, .md, .csv or .json.")
+        Path, typer.Option("--out", "-o", help="File to write: .html, .md, .csv or .json.")
     ] = Path("report.html"),
     root: _Data = None,
-    as_json: Annotated[bool, options.as_json(what="what was written, and where,")] = False,
+    as_json: Annotated[bool, options.as_json(what="the path of the file")] = False,
 ) -> None:
-    """Write one page, table or file about one run, or several side by side."""
+    """Write a page, table or file about one run, or several side by side."""
     early.file(out)
     from dent import report
     from dent.evaluation import remote
@@ -106,26 +106,25 @@ def verify_command(
     root: _Data = None,
     device: Annotated[str | None, options.device()] = None,
     records_only: Annotated[
-        bool, typer.Option(help="Check records and digests; load and submit nothing.")
+        bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
     ] = False,
     allow_code: Annotated[
-        bool, typer.Option(help="Import and call the module:factory names that the run records.")
+        bool, typer.Option(help="Import and call the module:factory names in the records.")
     ] = False,
     reattack: Annotated[
         str | None,
-        typer.Option(help="Also run attacks again: how many, or all.", metavar="K|all"),
+        typer.Option(help="Also run this many attacks again, or all.", metavar="K|all"),
     ] = None,
     nonce: Annotated[
         str | None,
-        typer.Option(help="Decides which K attacks; fixed after the run was handed over."),
+        typer.Option(help="Draws the K attacks. Fix it after the run was handed over."),
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Check a run as a stranger would: digests, bounds, and every batch submitted again.
+    """Check a run independently: digests, bounds, and every batch submitted again.
 
-    Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not all was checked.
-    Without --reattack, verified is of the records alone: that the attacks find what they hold is
-    not checked.
+    Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not everything was
+    checked. Without --reattack, only the records are verified, not the attacks.
     """
     from dent.cli import checking
     from dent.evaluation import remote

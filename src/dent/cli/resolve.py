@@ -69,8 +69,8 @@ def cluster(
     )
     if device not in (None, requested.device):
         raise ConfigError(
-            f"--device {device} does not go with --ray: workers compute on the GPUs that "
-            "--gpus-per-worker gives them, and on the CPU without."
+            f"--device {device} cannot be combined with --ray: workers use the GPUs of "
+            "--gpus-per-worker, or the CPU."
         )
     return requested
 
@@ -83,7 +83,9 @@ def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "tes
     """
     if ":" in name:
         if root is not None:
-            raise ConfigError(f"--data is for datasets by name; {name} is a factory: leave it out")
+            raise ConfigError(
+                f"--data is for named datasets, and {name} is a factory: leave out --data"
+            )
         return data.from_factory(name)
     with data.progress_bar(ERR) as report:
         return data.load(name, split, root=root, progress=report)
@@ -118,8 +120,8 @@ def attacks(
 def _own_attack(spec: str, iterations: int | None, protocol: str) -> Attack:
     if iterations is not None or protocol != "frozen":
         raise ConfigError(
-            f"--iterations and --protocol are for attacks by name, and {spec} is a factory: have "
-            "it set what it needs, and write the others' as NAME:iterations=N"
+            f"--iterations and --protocol are for named attacks, and {spec} is a factory: set them "
+            "inside it, and write those of other attacks as NAME:iterations=N"
         )
     return from_factory(spec)
 
@@ -139,7 +141,7 @@ def check_suite(
     """
     if suite is None:
         raise ConfigError(
-            "--budget and --to-the-end are about a suite: add --suite dynamic, or leave them out."
+            "--budget and --to-the-end need a suite: add --suite dynamic, or leave them out."
         )
     options = {
         "--attack": bool(attack),
@@ -150,9 +152,8 @@ def check_suite(
     useless = [option for option, is_given in options.items() if is_given]
     if useless:
         raise ConfigError(
-            f"--suite {suite} is all of its attacks, with the iterations of its --budget, over "
-            "frozen batches, on the static model too: leave out "
-            f"{', '.join(useless)}, or leave out --suite."
+            f"--suite {suite} fixes its attacks, their iterations and the protocol, and needs the "
+            f"static model: leave out {', '.join(useless)}, or leave out --suite."
         )
 
 
@@ -166,10 +167,10 @@ def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defens
     for spec in specs:
         name = Path(spec).stem if spec.lower().endswith(".json") else spec
         if name in by_name:
-            raise ConfigError(f"two defenses are called {name!r}: name each one once")
+            raise ConfigError(f"two defenses are called {name!r}: pass each one once")
         if spec.lower().endswith(".json") and name in reference.names():
             raise ConfigError(
-                f"{spec} would be called {name!r}, as one of dent's own: rename the file"
+                f"{spec} would have the name {name!r} of a built-in defense: rename the file"
             )
         # The static reference is the model itself, whether it is asked for or comes along.
         by_name[name] = wrapped if spec == STATIC else reference.make(spec, wrapped)
@@ -219,7 +220,7 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
         return None
     if over is not None and mix is not None and ("," in mix or over.startswith("mix=")):
         raise ConfigError(
-            f"--sweep {over} and --mix {mix} both ask for several runs: ask for one of them."
+            f"--sweep {over} and --mix {mix} both make several runs: use one of them."
         )
     name, _, listed = (over or f"mix={mix}").partition("=")
     settings: dict[str, Over] = {setting.replace("_", "-"): setting for setting in get_args(Over)}
@@ -238,8 +239,7 @@ def say_how_many(n: int | None, images: ImageDataset) -> None:
     """Print a note if the user asked for more samples than there are."""
     if n is not None and n > len(images):
         ERR.print(
-            f"--n {n} is more than there are: all {counted(len(images), 'image')} of "
-            f"{images.name} are taken.",
+            f"--n {n} is larger than {images.name}: using all {counted(len(images), 'image')}.",
             markup=False,
             soft_wrap=True,
         )

@@ -73,7 +73,7 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
     if spec.name in reference.names() or (is_factory and not spec.name.lower().endswith(".json")):
         return spec.name, reference.make(spec.name, model)
     raise ConfigError(
-        f"the defense {spec.name!r} ({spec.kind}) cannot be made again from its record: expected "
+        f"the defense {spec.name!r} ({spec.kind}) cannot be restored from its record: expected "
         f"one of {', '.join(reference.names())}, a configuration of Dent, or module:factory"
     )
 
@@ -83,7 +83,7 @@ def _attack(spec: AttackSpec, threat: ThreatModel, batch_size: int) -> Attack:
     attack = from_factory(spec.name).sized(batch_size) if is_factory else attack_of(spec)
     if attack_spec(attack, threat) != spec:
         raise ConfigError(
-            f"the attack {spec.name!r} of this version is another: verify the run with the "
-            f"versions that made it. Recorded: {spec.attack}, {spec.settings}, {spec.versions}"
+            f"the attack {spec.name!r} differs in this version: verify the run with the versions "
+            f"that made it. Recorded: {spec.attack}, {spec.settings}, {spec.versions}"
         )
     return attack

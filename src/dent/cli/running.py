@@ -42,7 +42,7 @@ class How:
     Attributes:
         cluster: The Ray cluster; None computes in this process.
         shard: The part; None is all.
-        place: Where its records go.
+        place: The destination of the records.
     """
 
     cluster: Cluster | None = None
@@ -156,8 +156,10 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
     ERR.print(
         f"At most about {between(least, most)} and {size / 1e6:.0f} MB, for "
         f"{counted(sum(cost.units for cost in costs), 'unit')}{runs}"
-        + (f", {done} of which are recorded already" if done else "")
-        + (f"; one answer in static forwards: {costs_per_answer}." if costs_per_answer else "."),
+        + (f", {done} of which are already recorded" if done else "")
+        + (
+            f"; one prediction in static forwards: {costs_per_answer}." if costs_per_answer else "."
+        ),
         soft_wrap=True,
         markup=False,
     )
@@ -172,10 +174,10 @@ def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None
     shown = "no gain" if gain is None else f"a gain of {points(gain)} points or more"
     text = f"{counted(spec.samples, 'sample')} can show {shown} (4 runs of 5)."
     if settings.until == "decided":
-        text += " A defense is attacked until no gain is possible any more"
+        text += " Attacks on a defense stop when a gain is impossible"
         if cost.first_decision is not None:
             soonest = between(cost.first_decision / 2, cost.first_decision)
-            text += f", at the soonest after about {soonest}"
+            text += f", at the earliest after about {soonest}"
         text += "."
     ERR.print(text, soft_wrap=True, markup=False)
 
@@ -230,7 +232,7 @@ class _RunReport:
 
 def _stopped(out: str) -> None:
     ERR.print(
-        f"\nStopped. What is done lies in {out}; the same command goes on from there.",
+        f"\nStopped. The records are in {out}. The same command resumes the run.",
         soft_wrap=True,
         markup=False,
     )

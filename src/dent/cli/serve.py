@@ -25,7 +25,7 @@ def serve_command(
     model: Annotated[
         str,
         typer.Option(
-            help="As of dent evaluate.",
+            help="As in dent evaluate.",
             autocompletion=completing.models,
             rich_help_panel=_SERVED,
         ),
@@ -34,8 +34,8 @@ def serve_command(
     defense: Annotated[
         str,
         typer.Option(
-            help="static, dent, dent+, another of docs/defenses.md, a JSON configuration, or "
-            "module:factory.",
+            help="static, dent, dent+, another name from docs/defenses.md, a JSON configuration, "
+            "or module:factory.",
             autocompletion=completing.defenses,
             rich_help_panel=_SERVED,
         ),
@@ -43,8 +43,8 @@ def serve_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="What the model was trained for: names of classes, shape of images, and the "
-            "confidence that inputs are compared with. cifar10-sample unless --shape.",
+            help="Dataset of the model: class names, image shape, and the reference for the "
+            "confidence. Default: cifar10-sample, unless --shape.",
             autocompletion=completing.datasets,
             rich_help_panel=_SERVED,
         ),
@@ -52,41 +52,45 @@ def serve_command(
     root: Annotated[Path | None, options.data(_SERVED)] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="Instead of a dataset, as 3x224x224.", rich_help_panel=_SERVED),
+        typer.Option(help="Image shape instead of a dataset: 3x224x224.", rich_help_panel=_SERVED),
     ] = None,
     max_batch_size: Annotated[
-        int, typer.Option(help="Images of a batch, and of a request.", rich_help_panel=_LIMITS)
+        int, typer.Option(help="Images in a batch, and in a request.", rich_help_panel=_LIMITS)
     ] = _DEFAULT.max_batch_size,
     max_body_bytes: Annotated[
-        int, typer.Option(help="Bytes of a request's body.", rich_help_panel=_LIMITS)
+        int, typer.Option(help="Bytes in a request's body.", rich_help_panel=_LIMITS)
     ] = _DEFAULT.max_body_bytes,
     max_requests: Annotated[
         int,
-        typer.Option(help="Requests inside a replica; more get 503.", rich_help_panel=_LIMITS),
+        typer.Option(help="Requests in a replica. More get 503.", rich_help_panel=_LIMITS),
     ] = _DEFAULT.max_requests,
     timeout: Annotated[
         float,
         typer.Option(
-            help="Seconds to arrive, and to wait for a batch to start.", rich_help_panel=_LIMITS
+            help="Seconds for a body to arrive, and for its batch to start.",
+            rich_help_panel=_LIMITS,
         ),
     ] = _DEFAULT.timeout,
     deadline: Annotated[
         float | None,
         typer.Option(
-            help="Seconds in which to answer a request without a deadline of its own, with fewer "
-            "steps if need be. By default all steps are taken.",
+            help="Seconds to answer a request without its own deadline, with fewer steps if "
+            "necessary. Default: take all steps.",
             rich_help_panel=_LIMITS,
         ),
     ] = _DEFAULT.deadline,
     max_wait: Annotated[
         float,
         typer.Option(
-            help="Seconds to wait for more requests, where requests may share a batch.",
+            help="Seconds to wait for more requests, if requests may share a batch.",
             rich_help_panel=_LIMITS,
         ),
     ] = _DEFAULT.max_wait,
     host: Annotated[
-        str, typer.Option(help="There is no authentication.", rich_help_panel=_WHERE)
+        str,
+        typer.Option(
+            help="Address to listen on. There is no authentication.", rich_help_panel=_WHERE
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, options.port(_WHERE)] = 8000,
     allowed_host: Annotated[
@@ -96,24 +100,22 @@ def serve_command(
     replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=_WHERE)] = 1,
     threads: Annotated[
         int | None,
-        typer.Option(help="Of each replica; all cores by default.", rich_help_panel=_WHERE),
+        typer.Option(help="Threads per replica. Default: all cores.", rich_help_panel=_WHERE),
     ] = None,
     device: Annotated[
         str | None,
         options.device(_WHERE),
     ] = None,
-    num_gpus: Annotated[
-        float, typer.Option(help="GPUs that Ray sets aside by replica.", rich_help_panel=_WHERE)
-    ] = 0,
+    num_gpus: Annotated[float, typer.Option(help="GPUs per replica.", rich_help_panel=_WHERE)] = 0,
     as_json: Annotated[
         bool,
-        options.as_json(_WHERE, "one document, once ready,"),
+        options.as_json(_WHERE, "one document when ready,"),
     ] = False,
 ) -> None:
-    """Serve a defense over HTTP until SIGTERM or Ctrl-C, then answer what was taken in and stop.
+    """Serve a defense over HTTP until SIGTERM or Ctrl-C, then answer accepted requests and stop.
 
-    POST images to /v1/predict; /openapi.json describes the API. Requests share an adaptation only
-    where the defense is batch-independent: else every request is a batch of its own.
+    POST images to /v1/predict. /openapi.json describes the API. Requests share a batch only if the
+    defense is batch-independent. Otherwise every request is a separate batch.
     """
     names.check(model=model, dataset=dataset, defenses=(defense,))
     early.model(model)
@@ -156,13 +158,13 @@ def serve_command(
             print_json({"url": url, **options.model_dump(mode="json")})
         ERR.print(
             f"{defense} of {model} at {url}/v1/predict, described by {url}/openapi.json. "
-            "Ctrl-C stops.",
+            "Ctrl-C stops it.",
             markup=False,
             soft_wrap=True,
         )
 
     launch.run(options, host, port, announce, allowed=allowed_host or ())
-    ERR.print("Everything that was taken in is answered; stopped.")
+    ERR.print("Stopped. All accepted requests were answered.")
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -83,19 +83,24 @@ def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json
         for name, cost in costs.items()
     ]
     columns = ("table", "runs to do", "million forwards", "at most")
-    print_table("What it takes", columns, rows)
+    print_table("Cost", columns, rows)
     for plan in plans:
         if plan.profile is not None:
             OUT.print(
-                f"{plan.table.id} is no evaluation: {profile_forwards(plan):.0f} forwards of "
-                f"{plan.profile.model} at {plan.profile.size} pixels, not counted above."
+                f"{plan.table.id} is a profile, not an evaluation: "
+                f"{profile_forwards(plan):.0f} forwards of {plan.profile.model} at "
+                f"{plan.profile.size} pixels, not counted above."
             )
     missing = dict.fromkeys(name for cost in costs.values() for name in cost.missing)
     if missing:
-        OUT.print(f"Not here, so not timed: {', '.join(missing)}.", markup=False, soft_wrap=True)
+        OUT.print(
+            f"Not timed, because the models are missing: {', '.join(missing)}.",
+            markup=False,
+            soft_wrap=True,
+        )
     OUT.print(
-        "A forward is one image through the static model. Tables share runs: together they take "
-        "less than one by one.",
+        "A forward is one image through the static model. Tables share runs, so together they "
+        "cost less than separately.",
         soft_wrap=True,
     )
 
@@ -136,7 +141,7 @@ def run(plans: Sequence[PaperPlan], folder: Path, loader: Loader) -> dict[str, s
             return run_plans(plans, folder, loader, watch=watch)
     except KeyboardInterrupt:
         ERR.print(
-            f"\nStopped. What is done lies in {folder}; the same command goes on from there.",
+            f"\nStopped. The records are in {folder}. The same command resumes the runs.",
             markup=False,
             soft_wrap=True,
         )

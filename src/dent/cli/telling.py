@@ -38,8 +38,8 @@ def story(sample: SampleStory) -> None:
             str(answer.batch),
             "yes" if answer.attacked else "no",
             escape(answer.predicted_name or "none"),
-            "right" if answer.correct else "wrong",
-            "" if answer.claimed is None else ("fell" if answer.claimed else "stands"),
+            "correct" if answer.correct else "wrong",
+            "" if answer.claimed is None else ("fooled" if answer.claimed else "not fooled"),
         )
         for defense in sample.defenses
         for answer in defense.answers

@@ -1,4 +1,4 @@
-"""`dent train`: make a classifier to defend."""
+"""`dent train`: train a classifier to defend."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,8 +19,8 @@ def train_command(
     recipe: Annotated[
         str,
         typer.Option(
-            help="nominal, adversarial, trades (the paper's), or fast for CPUs; with --norm. Or a "
-            "full name such as fast-linf.",
+            help="nominal, adversarial, trades (the paper's), or fast (for CPUs), with --norm. Or "
+            "a full name such as fast-linf.",
             autocompletion=completing.recipes,
             rich_help_panel=_WHAT,
         ),
@@ -36,7 +36,7 @@ def train_command(
     dataset: Annotated[
         str,
         typer.Option(
-            help="Its train split is trained on.",
+            help="Dataset. Its train split is used.",
             autocompletion=completing.datasets,
             rich_help_panel=_WHAT,
         ),
@@ -47,7 +47,7 @@ def train_command(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights to start from; drawn by default.", rich_help_panel=_WHAT),
+        typer.Option(help="Weights to start from. Default: random.", rich_help_panel=_WHAT),
     ] = None,
     norm: Annotated[
         Literal["linf", "l2"] | None,
@@ -55,20 +55,21 @@ def train_command(
     ] = None,
     eps: Annotated[str | None, options.eps(_HOW)] = None,
     step_size: Annotated[
-        str | None, typer.Option(help="Length of an inner step.", rich_help_panel=_HOW)
+        str | None, typer.Option(help="Size of an inner attack step.", rich_help_panel=_HOW)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Inner PGD steps.", rich_help_panel=_HOW)
+        int | None, typer.Option(min=1, help="Steps of the inner PGD.", rich_help_panel=_HOW)
     ] = None,
     noise: Annotated[
-        float | None, typer.Option(help="N-FGSM's noise, in eps.", rich_help_panel=_HOW)
+        float | None, typer.Option(help="Noise of N-FGSM, in eps.", rich_help_panel=_HOW)
     ] = None,
     beta: Annotated[
-        float | None, typer.Option(help="TRADES' weight.", rich_help_panel=_HOW)
+        float | None,
+        typer.Option(help="TRADES' beta: weight of the KL divergence.", rich_help_panel=_HOW),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", rich_help_panel=_HOW)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step.", rich_help_panel=_HOW)
+        int | None, typer.Option(min=1, help="Images per step.", rich_help_panel=_HOW)
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Largest learning rate.", rich_help_panel=_HOW)
@@ -78,43 +79,43 @@ def train_command(
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(help="Decay of the weights' average.", rich_help_panel=_HOW),
+        typer.Option(help="Decay of the average of the weights.", rich_help_panel=_HOW),
     ] = None,
     seed: Annotated[int, options.seed(_RUN)] = 0,
     precision: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
-        typer.Option(help="auto is bf16 where hardware has it.", rich_help_panel=_RUN),
+        typer.Option(help="auto is bf16 if the hardware supports it.", rich_help_panel=_RUN),
     ] = "auto",
     watched: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Last images of the test split that the guard watches.",
+            help="Number of watched images, from the end of the test split.",
             rich_help_panel=_RUN,
         ),
     ] = 512,
     pgd: Annotated[
         int,
         typer.Option(
-            min=0, help="Images that the card measures under PGD-20.", rich_help_panel=_RUN
+            min=0, help="Images for the card's accuracy under PGD-20.", rich_help_panel=_RUN
         ),
     ] = 1000,
     autoattack: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Images that it measures under AutoAttack; 0 for none.",
+            help="Images for the card's accuracy under AutoAttack; 0 skips it.",
             rich_help_panel=_RUN,
         ),
     ] = 256,
     device: Annotated[
-        str | None, typer.Option(help="cpu keeps off the GPU.", rich_help_panel=_RUN)
+        str | None, typer.Option(help="cpu avoids the GPU.", rich_help_panel=_RUN)
     ] = None,
     root: Annotated[Path | None, options.data(_RUN)] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder; the same command resumes it. Default: runs/train/MODEL-RECIPE.",
+            help="Output folder. The same command resumes it. Default: runs/train/MODEL-RECIPE.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -122,11 +123,11 @@ def train_command(
 ) -> None:
     """Train a classifier: nominal, adversarial (Madry et al.), TRADES, or fast on a CPU.
 
-    Interrupt or kill it, and the same command goes on from the last minute, to the same weights.
-    At the end the weights are measured and a model card is written beside them.
+    If it is interrupted or killed, the same command resumes from the last minute and ends with the
+    same weights. At the end it measures the weights and writes a model card.
 
-    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143: by
-    SIGTERM, which ends it the same way.
+    Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143:
+    interrupted by SIGTERM.
     """
     names.check(dataset=dataset)
     names.check_recipe(recipe, norm)
@@ -184,7 +185,9 @@ def train_command(
                 progress=measuring,
             )
     except KeyboardInterrupt:
-        ERR.print(f"\nStopped. The same command goes on with what lies in {folder}.")
+        ERR.print(
+            f"\nStopped. The checkpoint is in {folder}. The same command resumes the training."
+        )
         raise
     if as_json:
         print_json(trained.plain(result, card))

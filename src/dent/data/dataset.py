@@ -60,7 +60,7 @@ class ImageDataset(ABC):
         """
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
-        """Give the labels at some positions, which may be much cheaper than their images.
+        """Return the labels at some positions, which may be much cheaper than their images.
 
         Args:
             indices: As in `batch`.
@@ -145,7 +145,7 @@ class ArrayDataset(ImageDataset):
         return scaled, torch.from_numpy(self.labels[rows])
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
-        """Give the labels alone; see `ImageDataset.labels_of`."""
+        """Return only the labels; see `ImageDataset.labels_of`."""
         labels: list[int] = self.labels[positions(indices, len(self), self.name)].tolist()
         return labels
 
@@ -171,10 +171,10 @@ class ArrayDataset(ImageDataset):
 
 
 def positions(indices: Sequence[int], length: int, name: str) -> NDArray[np.int64]:
-    """Check positions asked of a dataset before anything is read.
+    """Check positions before anything is read.
 
     Args:
-        indices: What the caller asked for.
+        indices: The requested positions.
         length: How many samples there are.
         name: The dataset's name, for the error.
 
@@ -202,7 +202,7 @@ def positions(indices: Sequence[int], length: int, name: str) -> NDArray[np.int6
 
 
 def label_bytes(labels: NDArray[np.int64]) -> bytes:
-    """Give labels as the bytes that digests are taken of: int64, little-endian."""
+    """Return labels as the bytes of digests: int64, little-endian."""
     return labels.astype("<i8", copy=False).tobytes()
 
 

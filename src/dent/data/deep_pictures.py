@@ -36,8 +36,8 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
     if bits is None:
         kind = "floating-point" if image.mode == "F" else "32-bit or signed"
         raise InputError(
-            f"its pixels are {kind} numbers, and nothing says which of them is white: convert it "
-            "to a picture of 8 or 16 bits a channel"
+            f"its pixels are {kind} numbers with an unknown white level: convert it to an image "
+            "with 8 or 16 bits per channel"
         )
     most = 2**bits - 1
     values = np.asarray(image).astype(np.int64)

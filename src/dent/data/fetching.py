@@ -1,4 +1,4 @@
-"""Find a dataset on this machine, or fetch it: folder, decoded cache, then each source."""
+"""Find a dataset on this machine, or download it."""
 
 import os
 import tempfile
@@ -22,11 +22,11 @@ CACHE: Final = "cache"
 
 @dataclass(frozen=True)
 class Attempt:
-    """A source that was tried without success.
+    """A source that failed.
 
     Attributes:
         source: `"folder"`, `"cache"`, or the name of a source.
-        reason: Why it did not do.
+        reason: Why it failed.
     """
 
     source: str
@@ -35,7 +35,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class FetchResult:
-    """Location of a dataset after a fetch, fully checked.
+    """The location of a dataset, fully checked.
 
     Attributes:
         name: The dataset's name.
@@ -44,7 +44,7 @@ class FetchResult:
         source: Where it came from: `"folder"` (found as it lies and left so), `"cache"`
             (decoded by an earlier fetch), `"bundled"`, `"torchvision"` or `"npm"`.
         digests: The digest of each split, as in `ImageDataset.digest`.
-        tried: What was tried before `source`, and why it did not do.
+        tried: Sources tried before `source`, and why they failed.
     """
 
     name: str
@@ -156,7 +156,7 @@ def _looks(spec: ArraySpec, root: Path) -> tuple[tuple[str, Path, _Look], ...]:
 
 def _from_folder(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
     path = root / spec.folder.base
-    advice = f"delete {path} and lay it anew, or choose another folder with `root=` or DENT_DATA"
+    advice = f"delete {path} and copy it again, or choose another folder with `root=` or DENT_DATA"
     try:
         arrays = spec.folder.read(root, split)
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def _from_cache(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
         reason = error.strerror or str(error)
         raise DataError(f"{path} could not be read: {reason}. What to do: {advice}") from error
     except DataError as error:
-        advice = f"`dent data {spec.name}` fetches it anew and replaces it, or delete it"
+        advice = f"`dent data {spec.name}` downloads it again and replaces it, or delete it"
         raise DataError(f"{path} is damaged: {error}. What to do: {advice}") from error
 
 
@@ -201,7 +201,7 @@ def _bring(
                 split: spec.recognize(split, arrays_by_split[split]) for split in spec.splits
             }
         except DataError as error:
-            raise SourceError(f"what it brought is not {spec.name}: {error}") from error
+            raise SourceError(f"its result is not {spec.name}: {error}") from error
         if not spec.recognizable:
             _keep_folder(spec, Path(folder), root)
     return datasets
@@ -214,7 +214,7 @@ def _keep_folder(spec: ArraySpec, scratch: Path, root: Path) -> None:
         os.rename(scratch / spec.folder.base, place)
     except OSError as error:
         raise DataError(
-            f"{place} could not be put in place: {error.strerror or error}. What to do: delete it, "
+            f"{place} could not be written: {error.strerror or error}. What to do: delete it, "
             "or choose another folder with `root=` or DENT_DATA"
         ) from error
 

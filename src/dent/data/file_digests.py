@@ -32,7 +32,7 @@ def file_digests(
         folder: The folder of the files.
         files: Paths below it.
         cache: Folder to remember in; what is there under another name is left alone.
-        report: Told how many bytes have been read.
+        report: Called with the number of bytes read.
 
     Returns:
         uint8 (len(files), 32).
@@ -47,7 +47,7 @@ def file_digests(
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     for name, file_stat in zip(files, stats, strict=True):
         if not stat.S_ISREG(file_stat.st_mode):  # a FIFO would never end, nor would /dev/zero
-            raise DataError(f"{folder / name} is no regular file: take it out of the folder")
+            raise DataError(f"{folder / name} is no regular file: remove it from the folder")
     sizes = [file_stat.st_size for file_stat in stats]
     listing = [
         str(folder.resolve()),
@@ -62,7 +62,7 @@ def file_digests(
         try:
             store.write(remembered, digests.tobytes())
         except DataError as error:
-            warnings.warn(f"the digests will be taken anew next time: {error}", stacklevel=2)
+            warnings.warn(f"the digests will be computed again next time: {error}", stacklevel=2)
     return digests
 
 

@@ -42,7 +42,7 @@ class Folder:
             split: `"test"` (subfolder val, validation or test, the first there is; `root` itself if
                 it has the classes) or `"train"` (subfolder train).
             cache: Folder in which digests are remembered.
-            report: Told how far the digests are.
+            report: Called with the progress of the digests.
 
         Raises:
             DataError: It is not there, lacks a class, or cannot be read.
@@ -74,12 +74,12 @@ class Folder:
             if split == "test" and classes and not classes & {*splits, IMAGENET}:
                 return base
         subfolders = " or ".join(_SUBFOLDERS[split])
-        licence = " ImageNet is not free to pass on: get it from its authors." if (
+        licence = " ImageNet may not be redistributed: get it from its authors." if (
             self.kind == IMAGENET) else ""  # fmt: skip
         raise DataError(
             f"{self.name}: there is no {split} split in {' or '.join(map(str, bases))}: expected a "
             f"subfolder {subfolders} with one folder a class (val/CLASS/IMAGE.jpg). What to do: "
-            f"name the folder with `root=` (--data FOLDER).{licence}"
+            f"pass the folder as `root=` (--data FOLDER).{licence}"
         )
 
 

@@ -30,7 +30,7 @@ SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".ti
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFolderDataset(ImageDataset):
-    """Images on disk, opened when a batch asks for them.
+    """Images on disk, opened when a batch needs them.
 
     The bytes of every image are compared with the digest that the dataset's own is made of, so a
     file that changed is an error and never another picture under the same digest. The digest says
@@ -96,7 +96,7 @@ class ImageFolderDataset(ImageDataset):
         except OSError as error:
             raise DataError(_changed(path, f"cannot be read ({error.strerror})")) from error
         if hashlib.sha256(content).digest() != self.digests[index].tobytes():
-            raise DataError(_changed(path, "is not what it was when the dataset was opened"))
+            raise DataError(_changed(path, "has changed since the dataset was opened"))
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 return self.preprocessing(image)
@@ -119,7 +119,7 @@ def open_image_folder(
     expected: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
 ) -> ImageFolderDataset:
-    """Open a folder with one subfolder a class, listed as torchvision's ImageFolder does.
+    """Open a folder with one subfolder per class, in the order of torchvision's ImageFolder.
 
     Classes and, within them, files are sorted by name. Hidden files and folders are passed over,
     as are files that are no images by their suffix and links to folders that are in the dataset
@@ -133,7 +133,7 @@ def open_image_folder(
         split: The split's name.
         preprocessing: How an image is brought to size.
         cache: Folder in which the files' digests are remembered.
-        report: Told how far the digests are.
+        report: Called with the progress of the digests.
         expected: The class folders that must be there, no more and no fewer; any by default.
         classes: Names for them; by default the folders'.
 
@@ -166,9 +166,8 @@ def open_image_folder(
     if passed:
         warnings.warn(
             f"{folder}: {counted(len(passed), 'link')} to folders "
-            f"{agreeing(len(passed), 'were')} not followed, as they "
-            "lead to what is "
-            f"in the dataset already, or to a folder above: {_some(passed)}",
+            f"{agreeing(len(passed), 'were')} not followed, because they lead to a folder of the "
+            f"dataset or to a parent folder: {_some(passed)}",
             DataWarning,
             stacklevel=2,
         )
@@ -222,8 +221,8 @@ def _check_links(folder: Path, class_names: Sequence[str]) -> None:
         if place == root or place in root.parents or linked_class is not None:
             target = f"the class {linked_class}" if linked_class else "a folder above"
             raise DataError(
-                f"{folder / name} is a link to {target} ({place}), so that its images would have "
-                "two labels: delete the link"
+                f"{folder / name} is a link to {target} ({place}), so its images would have two "
+                "labels: delete the link"
             )
         places[place] = name
 
@@ -236,8 +235,8 @@ def _compare(folder: Path, class_names: Sequence[str], expected: Sequence[str]) 
         problems += [f"{len(unknown)} are unknown: {_some(unknown)}"] if unknown else []
         raise DataError(
             f"{folder} must have the {len(expected)} class folders that its labels are numbered "
-            f"by; {'; '.join(problems)}. What to do: lay them there and take the others out, or "
-            "evaluate the folder by its own classes with --dataset imagefolder"
+            f"by; {'; '.join(problems)}. What to do: add the missing ones and remove the others, "
+            "or evaluate the folder by its own classes with --dataset imagefolder"
         )
 
 
@@ -279,13 +278,13 @@ def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, li
 
 
 def _changed(path: Path, what: str) -> str:
-    return f"{path} {what}. What to do: put it back as it was, or begin a new run"
+    return f"{path} {what}. What to do: restore it, or start a new run"
 
 
 def _unfit(path: Path, what: str) -> str:
     return (
-        f"{path} {what}. What to do: lay it anew or delete it; the dataset's digest then is "
-        "another, so begin a new run"
+        f"{path} {what}. What to do: copy it again or delete it. The digest of the dataset then "
+        "changes, so start a new run"
     )
 
 

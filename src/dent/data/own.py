@@ -67,7 +67,7 @@ def _looked_through(dataset: ImageDataset, spec: str) -> str:
         ) from error
     if ids != size or not has_split:
         raise DataError(
-            f"{spec}: expected a split that is a text and a sample id for each of "
+            f"{spec}: expected a text as split and one sample id for each of "
             f"{counted(size, 'image')}, "
             f"got {dataset.split!r} and {ids} ids"
         )

@@ -18,18 +18,18 @@ _WRITTEN: Final = re.compile(
 _SHORT: Final = {"224": "r256-c224", "288": "c288"}
 
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-"""What the suffixes of image files stand for. Pillow reads more, some by other programs (PostScript
-by Ghostscript), whatever a file is called."""
+"""Formats of the image suffixes. Pillow reads more, some by other programs (PostScript by
+Ghostscript)."""
 MOST_PIXELS: Final = 178_956_970
 """Limit for an image and for each intermediate size; Pillow opens no file with more."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, then center crop; or squash.
+    """Resize and then center crop, or squash.
 
     Attributes:
-        resize: What the shorter side becomes, keeping the proportions; None leaves the size.
+        resize: New length of the shorter side, keeping the proportions; None keeps the size.
         crop: Side of the square cut from the middle, filled up with black where the image is
             smaller; None where `squash` is given.
         squash: Side of the square that the whole image becomes, whatever its proportions.
@@ -57,9 +57,9 @@ class Preprocessing:
         match = _WRITTEN.fullmatch(_SHORT.get(text, text))
         if match is None or (match["squash"] and match["resize"]):
             raise UnknownNameError(
-                f"there is no preprocessing {text!r}: expected 224, 288, or resize and center crop "
-                "as r256-c224, a crop alone as c288, a squash to a square as s224, each with "
-                "-bicubic if that is meant"
+                f"there is no preprocessing {text!r}: expected 224, 288, resize and center crop "
+                "as r256-c224, only a crop as c288, or a squash to a square as s224, each "
+                "optionally with -bicubic"
             )
         resize, squash, crop = (
             int(match[group]) if match[group] else None for group in ("resize", "squash", "crop")
@@ -80,7 +80,7 @@ class Preprocessing:
         """Resize and crop an image.
 
         Args:
-            image: Of any size and mode.
+            image: An image of any size and mode.
 
         Returns:
             uint8 (side, side, 3), red first.
@@ -114,8 +114,8 @@ class Preprocessing:
         largest = max(wide * high for wide, high in sizes)
         if largest > self.most_pixels:
             raise InputError(
-                f"the image has {width} × {height} pixels, and to bring it to size takes a picture "
-                f"of {largest} pixels, expected at most {self.most_pixels}: cut it or scale it down"
+                f"the image has {width} × {height} pixels, and resizing it needs an image of "
+                f"{largest} pixels, expected at most {self.most_pixels}: cut it or scale it down"
             )
 
 

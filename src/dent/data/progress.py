@@ -19,7 +19,7 @@ def progress_bar(console: Console | None = None) -> Iterator[OnBytes]:
     """Show a fetch as a bar for each stage.
 
     Args:
-        console: Where to draw; standard error if left out. Nothing is drawn where the console is
+        console: The console; by default standard error. Nothing is drawn if the console is
             no terminal, so that logs stay clean.
 
     Yields:

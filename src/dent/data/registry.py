@@ -1,4 +1,4 @@
-"""Datasets by name: where `load` and `fetch` find the one that does the work."""
+"""Datasets by name."""
 
 import os
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _CORRUPTED: Final = {f"{base.name}-c": base for base in (CIFAR10, CIFAR100)}
 
 
 def names() -> tuple[str, ...]:
-    """Name the datasets that `load` knows.
+    """Return the names that `load` knows.
 
     `cifar10-c` and `cifar100-c` go on with a corruption and a severity (`cifar10-c/fog/3`), and
     `imagenet` and `imagefolder` may with a preprocessing (`imagenet-r232-c224`).
@@ -41,13 +41,13 @@ def names() -> tuple[str, ...]:
 
 
 def classes_of(name: str) -> tuple[str, ...] | None:
-    """Return a dataset's class names without loading it; None where they are not known."""
+    """Return a dataset's class names without loading it; None if they are unknown."""
     spec = _SPECS.get(name)
     return None if spec is None else spec.classes
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """Say which folder datasets are kept in.
+    """Return the folder of datasets.
 
     Args:
         root: Taken where given; else the environment variable DENT_DATA, else
@@ -65,7 +65,7 @@ def load(
     download: bool = True,
     progress: bool | OnBytes = True,
 ) -> ImageDataset:
-    """Load a dataset, fetching it first where it is not on this machine.
+    """Load a dataset, and download it first if necessary.
 
     CIFAR is looked for in this order: torchvision's own layout under the folder, the file that an
     earlier fetch has written there, and then the sources of `fetch`. Whatever it came from, the
@@ -165,8 +165,8 @@ def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
 def _root(entry: ArraySpec | Folder | Corrupted | str, root: str | os.PathLike[str] | None) -> Path:
     if isinstance(entry, Folder) and entry.kind == folders.IMAGEFOLDER and not root:
         raise DataError(
-            f"{entry.name}: which folder? What to do: name it with `root=` (--data FOLDER): one "
-            "folder a class, with the images of that class in it (CLASS/IMAGE.jpg)"
+            f"{entry.name} needs a folder. What to do: pass it as `root=` (--data FOLDER): one "
+            "folder per class, with the images of that class in it (CLASS/IMAGE.jpg)"
         )
     return data_root(root)
 

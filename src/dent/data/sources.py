@@ -39,7 +39,7 @@ class DataSource(Protocol):
 
         Args:
             scratch: An empty folder to work in, removed by the caller whatever happens.
-            report: Told how far it has come.
+            report: Called with the progress.
 
         Raises:
             SourceError: It cannot; the message says why.

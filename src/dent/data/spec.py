@@ -29,16 +29,16 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """A dataset small enough to be held decoded in memory, known by the digests of its splits.
+    """A dataset that fits into memory, identified by the digests of its splits.
 
     Attributes:
         name: The registry's name.
         classes: Class names, in the order of the labels.
         image_shape: (H, W, C).
         splits: Facts by split.
-        folder: Where and how torchvision lays it on disk.
-        sources: What fetches it, in the order tried.
-        by_hand: What to do where no source can be reached; `{root}` stands for the folder.
+        folder: Torchvision's layout on disk.
+        sources: Its sources, in the order tried.
+        by_hand: Instructions if no source can be reached; `{root}` stands for the folder.
     """
 
     name: str

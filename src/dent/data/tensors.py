@@ -23,7 +23,7 @@ class TensorDataset(ImageDataset):
         images: Float (N, C, H, W) in [0, 1], on any device; kept as float32 on the CPU.
         labels: Integers (N,), each in `range(classes)`.
         classes: How many classes there are.
-        name: What it is called in records.
+        name: Its name in records.
 
     Raises:
         InputError: Shapes, types or values are wrong; the message says what was passed.
@@ -63,7 +63,7 @@ class TensorDataset(ImageDataset):
 
 
 def as_images(images: object) -> Tensor:
-    """Check images, and give them as float32 on the CPU.
+    """Check images, and return them as float32 on the CPU.
 
     Args:
         images: Float (N, C, H, W) in [0, 1], N at least 1, on any device.

@@ -47,7 +47,7 @@ class TorchvisionFolder:
                 raise FileNotFoundError(f"{path} is not there")
             if not check_integrity(path, md5):
                 msg = f"{path} is damaged: its MD5 sum is not {md5}"
-                advice = f"delete {folder} and lay it anew, or choose another folder with `root=`"
+                advice = f"delete {folder} and copy it again, or choose another folder with `root=`"
                 raise DataError(f"{msg}. What to do: {advice} or DENT_DATA")
         lists = {"train_list": [], "test_list": [], f"{split}_list": files}
         only = type(f"{self.dataset}Split", (listed,), lists)(root, train=split == "train")

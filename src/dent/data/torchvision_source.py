@@ -30,7 +30,7 @@ class TorchvisionSource:
     """Fetches a dataset with torchvision's own downloader, which checks its archive's MD5 sum.
 
     Attributes:
-        folder: Where torchvision lays the dataset.
+        folder: Torchvision's folder of the dataset.
         splits: The splits to read.
         archive_bytes: Size of what is downloaded.
         stall_seconds: The download is given up after so long without a byte. A child needs about
@@ -60,4 +60,4 @@ class TorchvisionSource:
         try:
             return {split: self.folder.read(scratch, split) for split in self.splits}
         except (DataError, FileNotFoundError) as error:
-            raise SourceError(f"what it downloaded is not whole: {error}") from error
+            raise SourceError(f"the download is incomplete: {error}") from error

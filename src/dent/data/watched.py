@@ -33,10 +33,10 @@ def run_watched(
     Args:
         command: Program and arguments; no shell is involved.
         watch: The folder it downloads into, also its working directory.
-        stage: What to call this in reports.
+        stage: Name of the stage in reports.
         total: Bytes expected; reports stop there, since unpacked files lie in the folder too.
         stall_seconds: The command is ended when the folder has not changed in size for so long.
-        report: Told the stage, the bytes so far and the total.
+        report: Called with the stage, the bytes so far and the total.
 
     Returns:
         The exit status, and the last lines of standard error that are not blank.
@@ -82,7 +82,9 @@ def _wait(
             report(size)
         elif time.monotonic() - changed > stall_seconds:
             noun = "byte" if size == 1 else "bytes"
-            raise SourceError(f"nothing came for {stall_seconds:g} s, {size:,} {noun} before that")
+            raise SourceError(
+                f"nothing arrived for {stall_seconds:g} s, {size:,} {noun} before that"
+            )
 
 
 def _folder_size(folder: Path) -> int:

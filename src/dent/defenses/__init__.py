@@ -1,4 +1,4 @@
-"""Other defenses to compare with, small and on the protocol of Dent, and all defenses by name.
+"""All defenses by name: `Dent`, and other dynamic defenses to compare it with.
 
     from dent.defenses import make, names
 

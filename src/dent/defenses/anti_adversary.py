@@ -10,7 +10,7 @@ from dent.defenses.perturbation import InputDefense
 
 
 class AntiAdversary(InputDefense):
-    """Move the input to where the model is surer of what it says anyway, then predict.
+    """Move the input to where the model is more confident in its own prediction.
 
         ŷ = argmax model(x),   δ₀ = 0,   δₖ₊₁ = δₖ − α · sign ∇_δ CE(model(x + δₖ), ŷ)
 

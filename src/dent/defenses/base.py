@@ -1,4 +1,4 @@
-"""What the reference defenses share: the protocol, and how they describe themselves."""
+"""The base class of the reference defenses."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
@@ -11,7 +11,7 @@ from dent.defenses.dent import Dent
 from dent.errors import InputError, UnsupportedModelError
 
 STATIC = DentConfig(steps=0)
-"""No step, train statistics, no smoothing: the model itself."""
+"""No steps, train statistics, no smoothing: the model itself."""
 
 
 class ReferenceDefense(nn.Module, ABC):
@@ -42,22 +42,22 @@ class ReferenceDefense(nn.Module, ABC):
     @property
     @abstractmethod
     def batch_dependent(self) -> bool:
-        """Whether a sample's prediction can depend on its neighbours in the batch."""
+        """Whether a prediction can depend on the other members of the batch."""
 
     @property
     def stateful(self) -> bool:
-        """Whether a prediction can depend on the batches before, and so on their order."""
+        """Whether a prediction can depend on earlier batches."""
         return False
 
     @property
     def randomized(self) -> bool:
-        """Whether the same batch can be answered differently twice."""
+        """Whether the same batch can get different predictions."""
         return False
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything else that decides what the defense answers, as plain JSON types."""
+        """All other settings that determine the predictions, as plain JSON types."""
 
     @abstractmethod
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Any:
@@ -85,7 +85,7 @@ class ReferenceDefense(nn.Module, ABC):
 
     @final
     def describe(self) -> dict[str, Any]:
-        """Return what a record says of the defense, as plain JSON types."""
+        """Return the description for records, as plain JSON types."""
         return {
             "name": self.name,
             "settings": self.settings,
@@ -95,7 +95,7 @@ class ReferenceDefense(nn.Module, ABC):
         }
 
     def unwrap(self) -> nn.Module:
-        """Return the model, which is as it was handed in."""
+        """Return the model, unchanged."""
         return self.classifier.unwrap()
 
     def extra_repr(self) -> str:

@@ -33,7 +33,7 @@ from dent.performance import Performance
 from dent.support.plural import counted
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
-"""By defense, what the final forward of this very call shares with its steps."""
+"""For each defense, what the final forward of this call shares with its steps."""
 
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
@@ -51,22 +51,22 @@ Found = TypeVar("Found")
 class Dent(nn.Module):
     """Wrap a classifier in a dynamic defense (paper section 3.2).
 
-    Every call adapts to its batch from the trained parameters, predicts, and forgets: the model is
-    never written to. It always computes as in eval mode, whatever the training flags say. Weights
-    are constants to it: a gradient reaches the input and, of the model, nothing.
+    Every call adapts to its batch from the trained parameters, predicts, and forgets. It never
+    writes to the model, and always computes in eval mode. Weights are constants: gradients reach
+    only the input.
 
     Args:
-        model: takes a batch (N, ...) and returns logits (N, classes). Stays as it is, and stays
-            the caller's: changing its weights afterwards changes the defense.
+        model: takes a batch (N, ...) and returns logits (N, classes). It is not changed. If you
+            change its weights later, the defense changes, too.
         config: the defense; the paper's are `DENT`, `DENT_PLUS`, `DENT_NOMINAL`, or by name
             `"dent"`, `"dent+"`, `"dent-nominal"`. By default dent+: batch-wise dent of 30 steps
             costs adversarially trained models accuracy (docs/configuration.md).
-        performance: how to compute it; by default in whatever way is faster at the same answers.
+        performance: how to compute it; by default the fastest way with the same predictions.
 
     Raises:
         UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
-        UnknownNameError: `config` is the name of no configuration.
-        ConfigError: `config` is no `DentConfig`, or `performance` no `Performance`.
+        UnknownNameError: no configuration has the name `config`.
+        ConfigError: `config` is no `DentConfig`, or `performance` is no `Performance`.
 
     Example:
         >>> defended = Dent(model)
@@ -110,12 +110,12 @@ class Dent(nn.Module):
 
     @property
     def batch_dependent(self) -> bool:
-        """Whether a sample's prediction can depend on its neighbours in the batch."""
+        """Whether a prediction can depend on the other members of the batch."""
         return self.config.batch_dependent
 
     @property
     def steps(self) -> int:
-        """How many steps every batch takes."""
+        """The number of steps for every batch."""
         return self.config.steps
 
     def with_steps(self, steps: int, *, size: float = 1.0) -> "Dent":
@@ -134,7 +134,7 @@ class Dent(nn.Module):
         return variant
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model where disabled.
+        """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model if disabled.
 
         The gradient to `x` passes through the final forward only; for the exact gradient use
         `adapt(x, differentiable=True)`.
@@ -162,10 +162,10 @@ class Dent(nn.Module):
         checkpointed: bool = False,
         on_step: OnStep | None = None,
     ) -> Adaptation:
-        """Adapt to a batch and return the adaptation; nothing else changes.
+        """Adapt to a batch and return the adaptation. Nothing else changes.
 
-        Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay as
-        they were.
+        Parameters, buffers, training flags, `requires_grad`, `.grad` and the random state stay the
+        same.
 
         Args:
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
@@ -173,14 +173,14 @@ class Dent(nn.Module):
                 predicted with the result. Memory then grows with `steps`.
             last: with `differentiable`, keep the graph of these last steps only; the result of
                 earlier steps counts as constant.
-            checkpointed: with `differentiable`, let memory grow with the root of `steps`, for a
-                second computation of every step when the gradient is taken. The gradient is the
-                same, but cannot be differentiated again.
-            on_step: with `differentiable`, called before each step whose graph is kept with what
-                would be predicted then: logits (N, classes), with the exact gradient to `x`.
+            checkpointed: with `differentiable`, let memory grow with the square root of `steps`,
+                and compute every step twice. The gradient is the same, but cannot be
+                differentiated again.
+            on_step: with `differentiable`, called before each step whose graph is kept, with the
+                prediction at that point: logits (N, classes), with the exact gradient to `x`.
 
         Raises:
-            InputError: `x` is empty, not floating-point, or nothing the model can take.
+            InputError: `x` is empty, not floating-point, or not valid for the model.
             ConfigError: `last` is negative, or there is nothing to differentiate.
             ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
         """
@@ -224,8 +224,8 @@ class Dent(nn.Module):
         """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
 
         Args:
-            x: (N, ...). Rows with NaN or infinity get NaN logits and touch no other row. So do
-                rows whose largest logit is not finite: they are not a prediction.
+            x: (N, ...). Rows with NaN or infinity get NaN logits and affect no other row. So do
+                rows with a largest logit that is not finite: they are no prediction.
             adaptation: from `adapt`; sample-wise it must be of N samples.
 
         Raises:
@@ -285,8 +285,8 @@ class Dent(nn.Module):
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
             warnings.warn(
-                f"{type(self.model).__name__} could not be compiled, so its defense computes "
-                f"without; the answers are the same. Set Performance(compile=False), or mend: "
+                f"{type(self.model).__name__} could not be compiled, so its defense runs "
+                "uncompiled, with the same predictions. Set Performance(compile=False), or fix: "
                 f"{reason}",
                 CompileWarning,
                 stacklevel=4,
@@ -321,7 +321,7 @@ class Dent(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within this context, and this thread, calling the defense is calling the static model."""
+        """Within this context and thread, the defense computes the static model."""
         token = _DISABLED.set(_DISABLED.get() | {id(self)})
         try:
             yield
@@ -329,7 +329,7 @@ class Dent(nn.Module):
             _DISABLED.reset(token)
 
     def unwrap(self) -> nn.Module:
-        """Return the model, which is as it was handed in."""
+        """Return the model, unchanged."""
         return self.model
 
     def extra_repr(self) -> str:

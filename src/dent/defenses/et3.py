@@ -10,7 +10,7 @@ from dent.defenses.perturbation import InputDefense, positive
 from dent.errors import ConfigError
 
 _PUBLISHED = math.sqrt(3 * 224 * 224)
-"""By what the authors' l2 lengths, for ImageNet, are divided to be root mean squares."""
+"""Divisor that turns the authors' l2 lengths for ImageNet into root mean squares."""
 
 
 class ET3(InputDefense):

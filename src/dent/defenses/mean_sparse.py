@@ -29,7 +29,7 @@ _ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Sparsity:
-    """What `MeanSparse` makes of a batch: nothing but how its gradient is to be taken.
+    """The adaptation of `MeanSparse`, which only says how to compute the gradient.
 
     Attributes:
         status: (N,) int64, values of `dent.Status`.
@@ -41,7 +41,7 @@ class Sparsity:
 
 
 class MeanSparse(ReferenceDefense):
-    """Set what enters an activation function to its channel's mean wherever it is near it.
+    """Replace an activation function's input by its channel's mean if it is near that mean.
 
         a ← μ_c  where |a − μ_c| ≤ α σ_c,   else a
 
@@ -92,14 +92,14 @@ class MeanSparse(ReferenceDefense):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The threshold, and where mean and deviation are from; their values are buffers."""
+        """The threshold, and the source of mean and deviation, whose values are buffers."""
         return {
             "alpha": self.alpha,
             "statistics": "images" if self._from_images else "batch-norm",
         }
 
     def unwrap(self) -> nn.Module:
-        """Return the model, which is as it was handed in."""
+        """Return the model, unchanged."""
         sparse: Any = self.classifier.unwrap()
         model: nn.Module = sparse.model
         return model

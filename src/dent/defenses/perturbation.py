@@ -1,4 +1,4 @@
-"""Defenses that change the input instead of the model: gradient steps on each sample by itself."""
+"""Defenses that change the input instead of the model, by gradient steps on each sample."""
 
 import math
 from abc import abstractmethod
@@ -21,7 +21,7 @@ from dent.errors import ConfigError, InputError
 
 @dataclass(frozen=True, eq=False)
 class Perturbation:
-    """What a defense adds to each sample before the model sees it.
+    """The change of each sample before the model sees it.
 
     Attributes:
         perturbation: as the batch, (N, ...), in units of the input; 0 for samples left alone.
@@ -50,7 +50,7 @@ class Perturbation:
 
 
 class InputDefense(ReferenceDefense):
-    """Descend a loss of the sample's own prediction by gradient steps on the input.
+    """Minimize a loss of the sample's own prediction by gradient steps on the input.
 
         δ ← project(δ − step_size · direction(∇_δ loss(model(x + δ)))),   prediction: model(x + δ)
 
@@ -84,7 +84,7 @@ class InputDefense(ReferenceDefense):
 
     @property
     def batch_dependent(self) -> bool:
-        """False: every sample is perturbed by its own loss."""
+        """False: every sample has its own loss."""
         return False
 
     @final

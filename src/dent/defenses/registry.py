@@ -1,4 +1,4 @@
-"""All defenses by name, from a file, or of the user's own."""
+"""All defenses by name, from a file, or from the user's own factory."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
 }
 
 KINDS: Final[Mapping[str, str]] = {name: recorded_kind(name) for name in _CLASSES}
-"""The class of each of the others, as records have it."""
+"""The classes of the other defenses, as in records."""
 
 _PROTOCOL = ("adapt", "predict", "batch_dependent")
 
@@ -91,7 +91,7 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
 
 
 def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
-    """Return what a record says of a defense, as plain JSON types.
+    """Return the description of a defense for records, as plain JSON types.
 
     Args:
         defense: any defense. One of your own may bring a method `describe()` returning any of the

@@ -52,7 +52,7 @@ class StatisticsPrior(ReferenceDefense):
 
     @property
     def batch_dependent(self) -> bool:
-        """True: neighbours decide the batch's statistics."""
+        """True: the other members change the batch's statistics."""
         return True
 
     @property

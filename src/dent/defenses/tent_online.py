@@ -29,7 +29,7 @@ class TentState(NamedTuple):
 
 
 class TentOnline(ReferenceDefense):
-    """Minimize the entropy of each batch's predictions, and never forget.
+    """Minimize the entropy of each batch's predictions, and keep the change.
 
         prediction: model(x; θ),   then   θ ← θ − Adam(∇_θ mean entropy(model(x; θ)))
 
@@ -88,15 +88,15 @@ class TentOnline(ReferenceDefense):
         return self.config.to_dict()
 
     def reset(self) -> None:
-        """Return to the trained parameters and a fresh optimizer, as they now are."""
+        """Return to the trained parameters and a fresh optimizer."""
         self._state = None
 
     def snapshot(self) -> TentState | None:
-        """Return the state, None where it is fresh; for `restore`."""
+        """Return the state for `restore`; None if it is fresh."""
         return self._state
 
     def restore(self, state: TentState | None) -> None:
-        """Return to a state that `snapshot` gave."""
+        """Return to a state from `snapshot`."""
         self._state = state
 
     def adapt(

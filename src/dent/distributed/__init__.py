@@ -1,4 +1,4 @@
-"""Evaluate on many processes and machines, to the records that one process would make.
+"""Evaluate on many processes and machines, with the records of one process.
 
     from dent.distributed import Cluster, evaluate
 

@@ -45,18 +45,19 @@ class Cluster:
             )
         if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
             raise ConfigError(
-                "gpus_per_worker must be a part of 1, or whole, as Ray has it; got "
+                "gpus_per_worker must be a fraction of 1 or a whole number, as in Ray; got "
                 f"{self.gpus_per_worker:g}"
             )
         if self.address is not None and self.address.startswith("ray://"):
             raise ConfigError(
-                f"{self.address} is Ray's client, through which results cannot stream: start the "
-                "run on a machine of the cluster with its HOST:PORT, or by `ray job submit`"
+                f"{self.address} is an address of Ray's client, which cannot stream results: "
+                "start the run on a machine of the cluster with its HOST:PORT, or with `ray job "
+                "submit`"
             )
 
     @property
     def device(self) -> str:
-        """The kind of device that the workers compute on."""
+        """The kind of device that the workers use."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
     @property

@@ -182,7 +182,7 @@ class _Driver:
         if waited > self._patience:
             raise WorkerError(
                 f"no worker could be started within {counted(round(self._patience), 'second')}: "
-                f"{self._pool.lacking()}. The same command goes on once there is room"
+                f"{self._pool.lacking()}. The same command resumes when there is room"
             )
         if waited > _QUIET and not self._said:
             self._notice(f"Waiting for workers to start: {self._pool.lacking()}.")
@@ -228,16 +228,15 @@ class _Driver:
         name = _named(group)
         if len(deaths) >= self._attempts:
             raise WorkerError(
-                f"{counted(len(deaths), 'worker')} died over {name}, so it is not tried "
-                f"again: {cause}. All "
-                "else that was recorded is safe, and the same command goes on from there; if it "
-                "was for want of memory, give each worker more of a machine or take smaller batches"
+                f"{counted(len(deaths), 'worker')} died during {name}, so it is not tried again: "
+                f"{cause}. All other records are safe, and the same command resumes. If memory "
+                "was the problem, give each worker more of a machine, or use smaller batches"
             )
         if self._work.left(group):
             self._todo.appendleft(group)
         else:
             self._work.close(group)
-        self._notice(f"A worker was lost over {name}, which another will do: {cause}")
+        self._notice(f"A worker died during {name}, which another worker takes over: {cause}")
 
     def _tell(self) -> None:
         heard = self._pool.within()
@@ -260,9 +259,9 @@ class _Driver:
         if callable(getattr(defense, "reset", None)):
             return
         raise InputError(
-            f"the defense {record.defense!r} answers by what it was asked before, and has no "
-            "reset(), so its answers would depend on which worker gives them. Give it reset() (and "
-            "snapshot() and restore(state), if it is to remember), or evaluate it in one process"
+            f"the defense {record.defense!r} depends on earlier queries and has no reset(), so "
+            "its answers would depend on the worker. Add reset() (and snapshot() and "
+            "restore(state), if it should keep state), or evaluate it in one process"
         )
 
 

@@ -1,4 +1,4 @@
-"""Evaluate on a Ray cluster: the same plan, the same records, more hands."""
+"""Evaluate on a Ray cluster, with the plan and records of one process."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -123,8 +123,8 @@ class Worker:
         changed = differences(spec.to_json(), describe(subject, spec.settings).to_json())
         if changed:
             raise InputError(
-                f"what is evaluated changed on its way to a worker on {socket.gethostname()}: "
-                f"{'; '.join(changed[:4])}. Whatever a defense or model is made of must pickle"
+                f"the evaluation changed on its way to a worker on {socket.gethostname()}: "
+                f"{'; '.join(changed[:4])}. All parts of a defense or model must pickle"
             )
         self._run = open_run(prepared, Kept(spec))
         return new_session(device_of(subject.model))
@@ -166,7 +166,7 @@ def pack(prepared: Prepared, pickler: Any) -> bytes:
         torch.save(prepared, content, pickle_module=pickler)
     except Exception as error:
         raise InputError(
-            "what is evaluated cannot be sent to workers, as something of it does not pickle "
+            "the evaluation cannot be sent to workers, because a part of it does not pickle "
             f"({type(error).__name__}: {error}). Models, datasets, defenses and attacks must hold "
             "no open files, locks or handles; or evaluate in one process"
         ) from error
@@ -185,8 +185,8 @@ def unpack(content: bytes, device: str) -> Prepared:
         )
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"a worker on {socket.gethostname()} has no module {error.name!r}, which something "
-            "that is evaluated comes from: install it there, keep it in a folder that all "
-            "machines share, or start the run by `ray job submit --working-dir .`"
+            f"a worker on {socket.gethostname()} has no module {error.name!r}, which the "
+            "evaluation needs: install it there, put it into a folder that all machines share, "
+            "or start the run with `ray job submit --working-dir .`"
         ) from error
     return prepared

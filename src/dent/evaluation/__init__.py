@@ -1,12 +1,12 @@
-"""Evaluate defenses, static and dynamic, so that nobody has to take the result on faith.
+"""Evaluate defenses, static and dynamic, with results that anyone can check.
 
     from dent.evaluation import Settings, Subject, evaluate
 
     subject = Subject(model, dataset, {"dent+": Dent(model)}, [make("apgd-ce")], threat)
     result = evaluate(subject, Settings(n=256, batch_size=64), out=Path("runs/first"))
 
-The batch is the unit: its members never change, and what counts is what the defense serves when
-the whole batch is submitted once more. See docs/evaluation.
+The batch is the unit: its members never change. Only the prediction counts when the whole batch is
+submitted once more. See docs/evaluation.
 """
 
 from typing import TYPE_CHECKING
@@ -125,7 +125,7 @@ _MODULES = {
         "SpecMismatchError",
     ),
 }
-"""Which module each public name is loaded from."""
+"""The module of each public name."""
 
 if not TYPE_CHECKING:  # a type checker would take any name for known
     __getattr__ = lazy(__name__, _MODULES)

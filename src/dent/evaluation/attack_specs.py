@@ -1,4 +1,4 @@
-"""Attacks and their description as recorded values, one from the other."""
+"""Attacks and their descriptions in records, each made from the other."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def _made(name: str | None, kind: str, settings: str) -> Attack:
 
 
 def is_ours(spec: AttackSpec) -> bool:
-    """Whether a recorded attack is one of this package, so that it can be made from its record."""
+    """Whether a recorded attack is part of this package, so that its record can restore it."""
     if spec.attack is not None:
         return True
     attack_class = class_of(spec.kind)
@@ -45,7 +45,7 @@ def is_ours(spec: AttackSpec) -> bool:
 
 
 def attack_of(spec: AttackSpec) -> Attack:
-    """The attack that a record describes, under its recorded name.
+    """Return the attack that a record describes, under its recorded name.
 
     Raises:
         ConfigError: It is one of the user's own, or has settings that this version does not know.

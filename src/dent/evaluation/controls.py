@@ -1,4 +1,4 @@
-"""Positive controls: defenses with a true gain, on which to test the verdict.
+"""Positive controls: defenses with a true gain, to test the verdict.
 
     dent evaluate --suite dynamic --model resnet-14-2-nominal --dataset cifar10-sample
         --defense dent.evaluation.controls:gain --norm linf --eps 8/255 --n 64 --batch-size 8
@@ -20,7 +20,7 @@ _HIDDEN = "resnet-14-2-linf"
 
 
 class HiddenNet(nn.Module):
-    """Answers with another net than the one it claims to defend.
+    """Predicts with another net than the one that it claims to defend.
 
     Args:
         base: The net that it claims to defend; images (N, 3, 32, 32) to 10 logits.
@@ -41,15 +41,15 @@ class HiddenNet(nn.Module):
         return self.hidden.batch_dependent
 
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Any:
-        """Adapt the hidden net; without steps there is nothing to learn."""
+        """Adapt the hidden net. Without steps, nothing changes."""
         return self.hidden.adapt(x, differentiable=differentiable)
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        """Logits (N, 10) of the hidden net."""
+        """Return logits (N, 10) of the hidden net."""
         return self.hidden.predict(x, adaptation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 10) of the hidden net."""
+        """Return logits (N, 10) of the hidden net."""
         return self.predict(x, self.adapt(x))
 
     def unwrap(self) -> nn.Module:
@@ -58,7 +58,7 @@ class HiddenNet(nn.Module):
 
 
 def gain(model: nn.Module) -> HiddenNet:
-    """Make a defense with a true gain whose answers do not depend on the batch.
+    """Make a defense with a true gain and batch-independent predictions.
 
     Args:
         model: A CIFAR-10 net that is less robust than the shipped one.
@@ -67,7 +67,7 @@ def gain(model: nn.Module) -> HiddenNet:
 
 
 def batch_gain(model: nn.Module) -> HiddenNet:
-    """Make a defense with a true gain whose answers depend on the batch's statistics.
+    """Make a defense with a true gain that depends on the batch's statistics.
 
     Args:
         model: A CIFAR-10 net that is less robust than the shipped one.

@@ -1,4 +1,4 @@
-"""Merge what several processes recorded of one run, each in its own folder."""
+"""Merge the records of several processes about one run, each in its own folder."""
 
 import os
 import shutil
@@ -31,26 +31,26 @@ _DRAWN: Final = 8
 
 
 class Merged(Record):
-    """What came of merging."""
+    """The result of a merge."""
 
     path: str
     """The run folder that was written."""
     runs: tuple[str, ...]
-    """What it was made from."""
+    """The merged runs."""
     identity: str
-    """Of all of them."""
+    """The identity of all of them."""
     units_done: int
     units_planned: int
     duplicates: int
-    """Units that more than one recorded, all alike."""
+    """Number of units that several runs recorded, with equal content."""
     missing: tuple[str, ...]
-    """Keys of the units that none recorded."""
+    """Keys of the units that no run recorded."""
     missing_batches: tuple[int, ...]
     """Batches that are not complete."""
 
 
 class ConflictError(RecordError):
-    """Runs of one evaluation recorded different things of one unit: nothing was written.
+    """Runs of one evaluation recorded different results for a unit. Nothing was written.
 
     Attributes:
         conflicts: One sentence for every field that differs.
@@ -137,14 +137,14 @@ def _refuse_another(first: RecordedRun, other: RecordedRun) -> None:
         )
     if first.run.plan != other.run.plan:
         raise RecordError(
-            f"{other.path} lays the same samples into other batches than {first.path}: they were "
+            f"{other.path} has other batches than {first.path}: they were "
             "made by different versions of torch-dent, and cannot be merged"
         )
 
 
 def _refuse_what_is_there(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecordError(f"{out} is there already: choose a new or empty folder to merge into")
+        raise RecordError(f"{out} already exists: choose a new or empty folder to merge into")
 
 
 def _refuse_within(runs: Sequence[RecordedRun], out: Path) -> None:
@@ -167,7 +167,7 @@ def _remove_stale(out: Path) -> None:
 def _union(
     runs: Sequence[RecordedRun],
 ) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
-    """Every unit's record with the run it is taken from, and the number of duplicates."""
+    """Return every unit's record with its run, and the number of duplicates."""
     records: dict[str, tuple[RecordedRun, JournalRecord]] = {}
     duplicates: set[str] = set()
     conflicts: list[str] = []
@@ -186,9 +186,9 @@ def _union(
         listed = "\n  ".join(conflicts[:_SHOWN])
         more = f"\n  and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
         raise ConflictError(
-            "the same units were recorded differently, so that one of the runs is wrong or was "
-            "made on another kind of device or with another number of threads; nothing was "
-            f"written:\n  {listed}{more}\nLeave one of the runs out, and have the rest run again.",
+            "the runs differ in the same units: one of them is wrong, or was made on another kind "
+            f"of device or with another number of threads. Nothing was written:\n  {listed}{more}\n"
+            "Leave out one of the runs, and run the rest again.",
             tuple(conflicts),
         )
     return records, len(duplicates)
@@ -217,7 +217,7 @@ def _write(
 
 
 def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor | None:
-    """The submitted images, if the merged run keeps them."""
+    """Return the submitted images, if the merged run keeps them."""
     if not isinstance(record, UnitRecord) or record.kind != "attack":
         return None
     if whole and run.run.spec.settings.tensors == "drop":
@@ -226,7 +226,7 @@ def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor |
 
 
 def _sessions(runs: Sequence[RecordedRun]) -> Iterator[Session]:
-    """The sessions of all runs, each once, in the order in which they started."""
+    """Return the sessions of all runs, each once, in order of their start."""
     sessions: list[Session] = []
     for run in runs:
         sessions += [session for session in run.run.sessions if session not in sessions]

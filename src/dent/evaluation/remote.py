@@ -1,4 +1,4 @@
-"""Runs in an object store, by URL: fetched for reading, and mirrored during writing.
+"""Runs at a URL in an object store: downloaded for reading, and mirrored during writing.
 
 An object store has neither locks nor files that grow, which is what makes a run folder survive a
 crash. So a run is always written in a folder of this machine, and what is recorded goes to the URL
@@ -42,14 +42,14 @@ class Place:
         self.folder, self.name = folder, name
 
     def watch(self, report: OnProgress | None) -> OnProgress | None:
-        """Return a report that also sends off what is recorded."""
+        """Return a progress callback that also uploads records."""
         return report
 
     def push(self) -> None:
-        """Upload what is recorded and not uploaded yet."""
+        """Upload the records that are not uploaded yet."""
 
     def name_of(self, path: Path) -> str:
-        """What the user would call a path in the folder."""
+        """Return the user's name for a path in the folder."""
         return f"{self.name}/{path.relative_to(self.folder).as_posix()}".removesuffix("/.")
 
 
@@ -72,7 +72,7 @@ class _Mirror(Place):
         return existed
 
     def watch(self, report: OnProgress | None) -> OnProgress:
-        """Return a report that also sends off what is recorded, every few seconds."""
+        """Return a progress callback that also uploads records every few seconds."""
 
         def watched(state: Progress) -> None:
             due = time.monotonic() - self._last >= self._every
@@ -85,7 +85,7 @@ class _Mirror(Place):
         return watched
 
     def push(self) -> None:
-        """Upload what is recorded and not uploaded yet.
+        """Upload the records that are not uploaded yet.
 
         Raises:
             RecordError: It cannot be written, or somebody else is writing there.
@@ -174,13 +174,13 @@ class _Remote:
             raise
         except Exception as error:  # every store has its own errors
             raise RecordError(
-                f"cannot {verb} {self._url}: {type(error).__name__}: {error}. What was recorded "
-                "there before is safe: run the same command again once it can be reached"
+                f"cannot {verb} {self._url}: {type(error).__name__}: {error}. The earlier records "
+                "there are safe: run the same command again when it can be reached"
             ) from error
 
 
 def is_url(where: str) -> bool:
-    """Whether a text names a place by URL; a `file://` one is a path."""
+    """Whether a text is a URL; `file://` counts as a path."""
     return _URL.match(where) is not None
 
 
@@ -209,7 +209,7 @@ def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator
     try:
         mirror = _Mirror(scratch / _last_part(where), where.rstrip("/"), every)
         if mirror.fetch() and new:
-            raise RecordError(f"{where} is there already: choose another place")
+            raise RecordError(f"{where} already exists: choose another place")
         sent = False
         try:
             yield mirror
@@ -262,7 +262,7 @@ def _sent_at_last(mirror: _Mirror) -> bool:
 
 
 def _lies_in(mirror: _Mirror) -> str:
-    return f"All that was recorded lies in {mirror.folder}"
+    return f"All records are in {mirror.folder}"
 
 
 def _remote(where: str) -> bool:

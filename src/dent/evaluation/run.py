@@ -1,4 +1,4 @@
-"""Evaluate: the plan, unit by unit, into records, and from them the result."""
+"""Run an evaluation: the plan, unit by unit, into records, and from them the result."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ def evaluate(
     progress: OnProgress | None = None,
     shard: Shard | None = None,
 ) -> EvaluationResult:
-    """Attack every defense on the same samples with the same budget, and score what it serves.
+    """Attack every defense on the same samples with the same budget, and score the submissions.
 
     Args:
         subject: Model, dataset, defenses, attacks and threat model.
@@ -66,12 +66,12 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Work:
-    """The work left in a run, and where its records go: all that a worker needs.
+    """The work left in a run, and the destination of its records.
 
     Attributes:
-        prepared: What is evaluated.
+        prepared: The prepared evaluation.
         rounds: The rounds of independent groups of units, only those of the shard.
-        store: Where records are kept; existing records are not made again.
+        store: The store of the records. Existing records are kept.
         sessions: The processes that work on it.
         tracker: How far it is.
         progress: Called with the progress.
@@ -85,7 +85,7 @@ class Work:
     progress: OnProgress | None
 
     def begun(self) -> Iterator[tuple[Group, ...]]:
-        """Yield round after round, without the defenses that are decided by then."""
+        """Yield one round after the other, without the defenses that are already decided."""
         decided: set[str] = set()
         for groups_of_round in self.rounds:
             fresh = self._decided() - decided
@@ -106,11 +106,11 @@ class Work:
         return chain.from_iterable(self.rounds)
 
     def left(self, group: Sequence[Unit]) -> tuple[Unit, ...]:
-        """The units of a group that are not recorded."""
+        """Return the units of a group that are not recorded."""
         return tuple(unit for unit in group if unit.key not in self.store.done)
 
     def needed(self, group: Group) -> tuple[Unit, ...]:
-        """The units of earlier rounds that a group builds on: of its batch, and the probes."""
+        """Return the units of earlier rounds that a group needs: its batch's, and the probes."""
         if self.prepared.spec.schedule == "by-batch":
             return ()
         names = {STATIC, *(unit.defense for unit in group)}
@@ -140,13 +140,13 @@ class Work:
                 self.store.forget(record)
 
     def tell(self, *running: tuple[Unit, float]) -> None:
-        """Report how far the run is."""
+        """Report the progress of the run."""
         if self.progress is not None:
             self.progress(self.tracker.state(running, self.sessions.elapsed))
 
 
 Do = Callable[[Work], None]
-"""Makes all records that are missing, in whatever processes."""
+"""A function that makes all missing records, in any processes."""
 
 
 def conduct(
@@ -158,7 +158,7 @@ def conduct(
     progress: OnProgress | None,
     shard: Shard | None,
 ) -> EvaluationResult:
-    """Evaluate as `evaluate` does, the work being done by `do`."""
+    """Evaluate as `evaluate` does, with `do` doing the work."""
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
@@ -196,7 +196,7 @@ def conduct(
 
 
 def here(work: Work) -> None:
-    """Do the work in this process, group by group."""
+    """Do the work in this process, one group after the other."""
     run = open_run(work.prepared, work.store)
     batches = Batches(run)
     worker = work.sessions.open(new_session(device_of(work.prepared.subject.model)))

@@ -1,4 +1,4 @@
-"""What is evaluated: the objects, and their description as recorded values."""
+"""The evaluated objects, and their description in records."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from dent.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated.
+    """The model, dataset, defenses, attacks and threat model of an evaluation.
 
     Attributes:
         model: The static model, in eval mode, on the device to run on; images in [0, 1] to logits.
@@ -43,7 +43,7 @@ class Subject:
             static reference; otherwise `model` is.
         attacks: Attacks with different names; none measures clean accuracy alone.
         threat: The threat model of all attacks.
-        model_name: What the model is called in records; by default the name of its class.
+        model_name: Name of the model in records; by default that of its class.
     """
 
     model: nn.Module
@@ -54,12 +54,12 @@ class Subject:
     model_name: str | None = None
 
     def sized(self, settings: Settings) -> "Subject":
-        """The same subject, with its attacks set to the batch size."""
+        """Return the same subject, with its attacks set to the batch size."""
         attacks = tuple(attack.sized(settings.batch_size) for attack in self.attacks)
         return replace(self, attacks=attacks)
 
     def lineup(self, settings: Settings) -> dict[str, Defense]:
-        """The defenses by name, the static reference first.
+        """Return the defenses by name, with the static model first.
 
         Raises:
             ConfigError: There is none, or a name cannot be used.
@@ -77,7 +77,7 @@ class Subject:
         return static | defenses
 
     def surrogates(self) -> dict[str, nn.Module]:
-        """The shipped models for the dataset's classes, to transfer attacks from.
+        """Return the bundled models for the dataset's classes, to transfer attacks from.
 
         On the static model's device; without the static model itself, which attacks have anyway.
         """
@@ -93,7 +93,7 @@ class Subject:
         return models
 
     def attack(self, name: str) -> Attack:
-        """The attack of that name."""
+        """Return the attack of that name."""
         return next(attack for attack in self.attacks if attack.name == name)
 
 
@@ -165,7 +165,7 @@ def _check_public(attacks: Sequence[AttackSpec]) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An evaluation that is described and planned, so that it can be run anywhere.
+    """An evaluation with its description and plan, ready to run anywhere.
 
     Attributes:
         subject: The objects.
@@ -189,7 +189,7 @@ def prepare(subject: Subject, settings: Settings) -> Prepared:
 
 
 def threat_of(spec: ThreatSpec) -> ThreatModel:
-    """The threat model of a record."""
+    """Return the threat model of a record."""
     return ThreatModel(spec.norm, spec.eps, spec.bounds)
 
 

@@ -1,4 +1,4 @@
-"""The dynamic suite: the attacks a dynamic defense must have faced before a verdict.
+"""The dynamic suite: the attacks that a verdict needs.
 
 A suite is data. What differs between budgets is how long each attack tries, never which kinds of
 attack there are, but for the one that is marked.
@@ -16,11 +16,11 @@ from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.threat import Norm, ThreatModel
 
 SuiteName = Literal["dynamic", "dynamic-2", "dynamic-1"]
-"""`dynamic` is the newest version; each older one has its number."""
+"""`dynamic` is the newest version. Each older one has its number."""
 Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
-"""Each is at least the one before it, in everything."""
+"""From small to full; each is at least as large as the one before in every setting."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Member:
     """One attack of a suite.
 
     Attributes:
-        name: What it is called in tables and records.
-        attack: By which name `dent.attacks.make` knows it.
+        name: Name in tables and records.
+        attack: Name for `dent.attacks.make`.
         fixed: Settings of every budget.
         counts: Settings by budget: one value for each of `BUDGETS`.
         begins: The smallest budget that has it.
@@ -44,12 +44,12 @@ class Member:
     mixed: bool = False
 
     def settings(self, budget: Budget) -> dict[str, Any]:
-        """Its settings under a budget."""
+        """Return its settings under a budget."""
         level = BUDGETS.index(budget)
         return {**self.fixed, **{key: values[level] for key, values in self.counts.items()}}
 
     def make(self, budget: Budget) -> Attack:
-        """The attack under a budget."""
+        """Return the attack under a budget."""
         return replace(make(self.attack, **self.settings(budget)), name=self.name)
 
 
@@ -128,8 +128,8 @@ DYNAMIC: Final = (
     Member("collateral", "collateral", {}, _APGD, mixed=True),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""In the order in which they run: cheap ones and those that break much first, by what records show.
-What each finds against the static model is replayed on every defense by the engine."""
+"""In the order in which they run: cheap and strong attacks first, by published records. The engine
+submits what each finds against the static model to every defense."""
 
 _SECOND: Final = (
     # Looks at other models alone: passes without adaptation.
@@ -184,7 +184,7 @@ _SECOND: Final = (
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""The suite of version 2. It is not run any more."""
+"""The suite of version 2, which is no longer run."""
 
 _FIRST: Final = (
     # Looks at the static base alone: passes without adaptation.
@@ -227,13 +227,13 @@ _FIRST: Final = (
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""The suite of version 1. It is not run any more."""
+"""The suite of version 1, which is no longer run."""
 
 VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: _SECOND, 3: DYNAMIC}
 _BY_ATTACK: Final = 3
 """The first version that runs attack by attack."""
 VERSION: Final = max(VERSIONS)
-"""Of `dynamic`. Runs of the older ones are known by them."""
+"""Version of `dynamic`, which identifies older runs."""
 
 
 _NAMES: Final[Mapping[int, SuiteName]] = {
@@ -245,14 +245,14 @@ _VERSION_OF: Final[Mapping[str, int]] = {name: version for version, name in _NAM
 
 
 def name_of(version: int) -> SuiteName:
-    """The name of a version of the suite."""
+    """Return the name of a version of the suite."""
     return _NAMES[version]
 
 
 def members(
     name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
 ) -> tuple[Member, ...]:
-    """The members of a suite under a budget.
+    """Return the members of a suite under a budget.
 
     Args:
         name: `dynamic`, or an older version of it.
@@ -277,7 +277,7 @@ def members(
 def suite(
     name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
 ) -> tuple[Attack, ...]:
-    """The attacks of a suite, to hand to a `Subject`.
+    """Return the attacks of a suite, for a `Subject`.
 
     Args:
         name: `dynamic`, or an older version of it, to check an older run with.
@@ -299,9 +299,9 @@ class Coverage:
     """The suite as an evaluation runs it.
 
     Attributes:
-        version: Of the suite.
+        version: Version of the suite.
         budget: The largest that is covered whole.
-        ran_as: By member of the suite, the name of the attack.
+        ran_as: For each member of the suite, the name of its attack.
     """
 
     version: int
@@ -310,7 +310,7 @@ class Coverage:
 
 
 def coverage_of(spec: EvaluationSpec) -> Coverage | None:
-    """The suite and budget that an evaluation runs; None where it runs none whole.
+    """Return the suite and budget that an evaluation runs; None if it runs no whole suite.
 
     Those whose attacks are exactly its own; otherwise the newest suite that its attacks cover, and
     its largest budget that they cover.
@@ -328,7 +328,7 @@ def coverage_of(spec: EvaluationSpec) -> Coverage | None:
 
 
 def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict[str, str] | None:
-    """By which attacks of an evaluation the members of the suite are covered.
+    """Return which attacks of an evaluation cover the members of the suite.
 
     An attack covers a member if it is of the same kind and tries at least as long; so who chose a
     larger budget, or named every attack individually, has also run the suite.
@@ -347,13 +347,13 @@ def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict
 
 
 def budget_of(spec: EvaluationSpec) -> Budget | None:
-    """The largest budget under which an evaluation runs a whole suite; None where it does not."""
+    """Return the largest budget of the whole suite in an evaluation; None if there is none."""
     coverage = coverage_of(spec)
     return None if coverage is None else coverage.budget
 
 
 def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
-    """The suite and budget whose attacks are those of an evaluation, no more and no less."""
+    """Return the suite and budget with exactly the attacks of an evaluation."""
     recorded = [_described(entry) for entry in spec.attacks]
     for version in sorted(VERSIONS, reverse=True):
         for budget in BUDGETS:
@@ -364,7 +364,7 @@ def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
 
 
 def scheduled(spec: EvaluationSpec, *, plain_static: bool) -> EvaluationSpec:
-    """An evaluation with its schedule: by attack where it runs the whole suite, else by batch.
+    """Return an evaluation with its schedule: by attack for a whole suite, otherwise by batch.
 
     Args:
         spec: The evaluation, by batch.
@@ -385,12 +385,12 @@ def _same_on_static(spec: EvaluationSpec) -> dict[str, str]:
 
 
 def same_on_static(attacks: Sequence[Attack], classes: int, norm: Norm) -> dict[str, str]:
-    """By attack that another one makes superfluous on a static model, that other one.
+    """Return, for each attack that is redundant on a static model, the attack that covers it.
 
     Args:
         attacks: The attacks, with different names.
         classes: Number of classes.
-        norm: Of the threat model.
+        norm: Norm of the threat model.
     """
     there = {attack.name: attack.on_static() for attack in attacks}
     cost = {attack.name: sum(attack.queries(classes, norm)) for attack in attacks}
@@ -427,8 +427,8 @@ def is_exact(attack: AttackSpec) -> bool:
 
 
 Stand = Literal["white-box", "transfer", "other"]
-"""What an attack with gradients can show of them: those of the defense, of other models, or neither
-for sure, since it begins with what another attack has found."""
+"""The gradients that an attack tests: those of the defense, of other models, or neither for sure,
+because it starts from the result of another attack."""
 
 
 def stand_of(attack: AttackSpec) -> Stand:

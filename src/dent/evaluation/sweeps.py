@@ -42,7 +42,7 @@ class SweepRecord(Record):
     schema_version: Literal[1] = 1
     over: Over
     runs: dict[str, Annotated[str, Field(pattern=_FOLDER)]]
-    """By value, the folder's name."""
+    """Name of the run folder, by value."""
 
 
 def sweep(
@@ -58,7 +58,7 @@ def sweep(
     """Evaluate once for every value of one setting.
 
     Args:
-        subject: What is evaluated.
+        subject: The objects to evaluate.
         settings: All other settings.
         over: The setting; `eps` is the threat model's radius.
         values: Its values, in the order in which they run.
@@ -89,7 +89,7 @@ def sweep(
 def variants(
     subject: Subject, settings: Settings, over: Over, values: Sequence[Value]
 ) -> dict[str, tuple[Subject, Settings]]:
-    """What each run of a sweep evaluates, by value as text.
+    """Return the evaluation of each run of a sweep, by value as text.
 
     Raises:
         ConfigError: There are no values, one is there twice, or one is out of range.
@@ -110,12 +110,12 @@ def variants(
 
 
 def folder_name(over: str, value: str) -> str:
-    """The run folder of a value: `batch-size=16`, `eps=8_255`."""
+    """Return the run folder of a value: `batch-size=16`, `eps=8_255`."""
     return f"{over.replace('_', '-')}={re.sub(r'[^A-Za-z0-9.-]', '_', value)}"
 
 
 def read_sweep(path: Path) -> Mapping[str, Path]:
-    """The run folders of a sweep, by value.
+    """Return the run folders of a sweep, by value.
 
     Raises:
         RecordError: There is no sweep there, or it is damaged.

@@ -1,4 +1,4 @@
-"""Models to train: an architecture by name, with drawn weights or with given ones."""
+"""Models to train: an architecture by name, with random or given weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def build(name: str, num_classes: int, *, weights: Path | None = None) -> nn.Module:
-    """Builds an architecture, in training mode on the CPU.
+    """Build an architecture, in training mode on the CPU.
 
     Args:
         name: `resnet-{depth}-{width}`, or a factory of your own `package.module:factory`, which

@@ -1,4 +1,4 @@
-"""The nominally trained CIFAR-10 ResNet-18 that the package `pyautoattack` carries.
+"""The nominally trained CIFAR-10 ResNet-18 of the package `pyautoattack`.
 
 It is an example model of AutoAttack's authors, trained on CIFAR-10 without any defense, and takes
 pixels in [0, 1] as they are. Only its weights are taken from that package, and none of its code is

@@ -1,4 +1,4 @@
-"""What a model must do before anything is measured on it: take images, return logits."""
+"""Checks of a model before an evaluation: it takes images and returns logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHANNELS = (1, 3)
 
 
 def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None) -> None:
-    """Runs a model on two images and checks that it behaves as a classifier should.
+    """Run a model on two images, and check that it behaves like a classifier.
 
     It must be in eval mode throughout, leave its input as it is, treat a single image as a batch of
     one, and return finite logits (N, num_classes). Costs two forwards without gradient.
@@ -42,7 +42,7 @@ def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None
     if training:
         raise UnsupportedModelError(
             f"{_name(model)} is in training mode (in {len(training)} modules, first {training[0]}),"
-            " where batches change it and dropout changes its answers: call model.eval()"
+            " where batches change it and dropout changes its logits: call model.eval()"
         )
     images = _images_for(model) if images is None else _checked(images)[:2]
     logits = _run(model, images, num_classes)
@@ -72,7 +72,7 @@ def _checked(images: Tensor) -> Tensor:
         )
     if images.shape[1] not in _CHANNELS and images.shape[3] in _CHANNELS:
         raise InputError(
-            f"expected images (N, C, H, W), got {tuple(images.shape)}, whose channels come last: "
+            f"expected images (N, C, H, W), got {tuple(images.shape)}, with the channels last: "
             "images.permute(0, 3, 1, 2) puts them second"
         )
     low, high = images.aminmax()
@@ -100,7 +100,7 @@ def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     if not torch.equal(original, images):
         raise UnsupportedModelError(
             f"{_name(model)} writes into its input (an in-place operation such as x.sub_(mean) or "
-            "x /= 255): make it x = x - mean, or the attack's images change under it"
+            "x /= 255): use x = x - mean instead, otherwise it changes the attack's images"
         )
     if not isinstance(logits, Tensor):
         raise UnsupportedModelError(

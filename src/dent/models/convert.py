@@ -1,4 +1,4 @@
-"""Turns a file that holds Python objects into weights alone, once, on its owner's word.
+"""Convert a file with Python objects into weights, if its owner trusts it.
 
 `torch.load` refuses objects because rebuilding them runs code. Here the owner lists, by name, what
 may be rebuilt; nothing else is.
@@ -42,7 +42,7 @@ _HARMFUL_BUILTINS: Final = (
 
 
 def globals_in(data: bytes) -> list[str]:
-    """The names, beyond tensors and plain containers, that a file of torch.save asks for.
+    """Return the names, beyond tensors and plain containers, that a file of torch.save needs.
 
     Args:
         data: The file's content. Nothing of it is run.
@@ -57,7 +57,7 @@ def globals_in(data: bytes) -> list[str]:
 
 
 def is_harmful(name: str) -> bool:
-    """Whether a name is one that only malicious files ask for."""
+    """Whether only malicious files use a name."""
     module, _, last = name.rpartition(".")
     if module in ("builtins", "__builtin__"):
         return last in _HARMFUL_BUILTINS
@@ -65,7 +65,7 @@ def is_harmful(name: str) -> bool:
 
 
 def command(path: Path, names: Sequence[str]) -> str:
-    """The shell command that converts a file; it shows every name that it allows."""
+    """Return the shell command that converts a file, with every name that it allows."""
     call = f"convert({str(path)!r}, allow={list(names)!r})"
     return f'python -c "from dent.models.convert import convert; {call}"'
 
@@ -99,7 +99,7 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         missing = sorted({*globals_in(path.read_bytes())} - {*allow})
-        more = f" It also asks for {', '.join(missing)}: add those you trust." if missing else ""
+        more = f" It also needs {', '.join(missing)}: add those that you trust." if missing else ""
         first = str(error).split(". ")[0].splitlines()[0] if str(error) else ""
         raise WeightsError(
             f"{path} could not be rebuilt with {', '.join(allow)} alone "
@@ -133,13 +133,15 @@ def _without_modules(loaded: object) -> object:
 
 def _imported(name: str) -> object:
     if is_harmful(name):
-        raise WeightsError(f"{name} is never allowed: no weights file needs it; delete the file")
+        raise WeightsError(
+            f"{name} is never allowed, because no weights file needs it: delete the file"
+        )
     module, _, last = name.rpartition(".")
     try:
         value: object = getattr(importlib.import_module(module) if module else builtins, last)
     except (ImportError, AttributeError) as error:
         raise WeightsError(
-            f"{name} cannot be imported here ({error}): run this where the file was made, or name "
-            "it in full, as the refusal did"
+            f"{name} cannot be imported here ({error}): run this where the file was made, or use "
+            "the full name from the error message"
         ) from error
     return value

@@ -1,4 +1,4 @@
-"""Weights that are not on this machine: where they belong, and one attempt to download them."""
+"""Weights that are not on this machine: their path, and one attempt to download them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK: Final = 1 << 20
 
 
 def models_root() -> Path:
-    """The folder that weights of other zoos are kept in.
+    """Return the folder of the weights of other zoos.
 
     The environment variable DENT_MODELS, else `~/.cache/torch-dent/models`.
     """
@@ -32,8 +32,8 @@ class Download:
 
     Attributes:
         model: The model's full name, for messages.
-        file: Where it belongs on this machine.
-        url: Where it comes from.
+        file: The path on this machine.
+        url: The address of the download.
         digest: SHA-256 (hex) or its first digits; `None` where none is published.
         fetch: Writes what `url` gives to a path.
     """
@@ -45,7 +45,7 @@ class Download:
     fetch: Callable[[str, Path], None]
 
     def obtain(self) -> Path:
-        """Ensures that the file exists locally, and returns its path; its content is not checked.
+        """Ensure that the file exists locally, and return its path. Its content is not checked.
 
         The download gets the file's name only once it is complete.
 
@@ -78,13 +78,13 @@ class Download:
             f"  file:   {self.file}\n"
             f"  from:   {self.url}\n"
             f"  digest: {digest}\n"
-            "What to do: download that file with a browser or another machine and lay it there, or "
-            "name it with weights=FILE (--weights FILE)"
+            "What to do: download that file with a browser or on another machine and put it "
+            "there, or pass weights=FILE (--weights FILE)"
         )
 
 
 def fetch_url(url: str, path: Path) -> None:
-    """Downloads over HTTP(S), giving up when nothing comes for 20 seconds."""
+    """Download over HTTP(S), and give up if nothing arrives for 20 seconds."""
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"expected an http(s) address, got {url}")
     with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("xb") as file:  # noqa: S310 - the scheme is checked

@@ -1,4 +1,4 @@
-"""Recognizes, by content, files that people name as weights and that hold none."""
+"""Recognize files without weights by their content."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN: Final = 60
 
 
 def recognized(data: bytes) -> str | None:
-    """Says what a file is, if it is certainly no file of weights, and what to do.
+    """Say what a file is, if it certainly has no weights, and what to do.
 
     Args:
         data: All of its content.
@@ -39,16 +39,16 @@ def recognized(data: bytes) -> str | None:
     """
     start = data[:_TEXT].lstrip().lower()
     if not data:
-        return "is empty: the download or copy broke off. Download or copy it again"
+        return "is empty: the download or copy was interrupted. Download or copy it again"
     if data.startswith(_GIT_LFS):
         return (
-            "is a git-lfs pointer: git fetched a note about the file instead of the file. Run "
+            "is a git-lfs pointer, not the file itself. Run "
             "`git lfs install` and `git lfs pull` in that repository, or download the file itself"
         )
     if start.startswith(_PAGES):
         return (
-            "holds a web page instead of weights: the download was answered by one (a login, a "
-            "limit, a warning). Delete it, and download the file with a browser"
+            "contains a web page (a login, a limit or a warning) instead of weights. Delete it, "
+            "and download the file with a browser"
         )
     return _binary(data) or (_archive(data) if data.startswith(b"PK") else _text(data))
 
@@ -94,7 +94,7 @@ def _text(data: bytes) -> str | None:
     line = text.strip().splitlines()[0] if text.strip() else ""
     return (
         f"holds text instead of weights (it begins {line[:_SHOWN]!r}): it is a note about the "
-        "file or an answer to a failed download. Download or copy the file itself"
+        "file, or the response to a failed download. Download or copy the file itself"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the zoo knows of a model without loading it, and what a source of models must offer."""
+"""What the registry knows about a model without loading it, and the protocol of a source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A published or measured accuracy, as counts, with where it comes from.
+    """A published or measured accuracy, as counts, with its provenance.
 
     Args:
         correct: Images classified correctly.
@@ -55,7 +55,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class OnImages:
-    """What was measured on the same images, and so can be compared.
+    """Accuracies on the same images, which can be compared.
 
     Attributes:
         total: How many images.
@@ -69,7 +69,7 @@ class OnImages:
 
 
 def by_images(accuracies: Sequence[Accuracy]) -> tuple[OnImages, ...]:
-    """Accuracies by the images that they were measured on, in the order in which they come."""
+    """Group accuracies by their images, in their order."""
     totals = dict.fromkeys(accuracy.total for accuracy in accuracies)
     return tuple(
         OnImages(
@@ -83,7 +83,7 @@ def by_images(accuracies: Sequence[Accuracy]) -> tuple[OnImages, ...]:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model of the registry: plain values only, so that it turns into JSON as it is.
+    """A model of the registry, as plain values for JSON.
 
     Args:
         name: The name that `dent.models.load` takes.
@@ -92,14 +92,14 @@ class ModelInfo:
             says how the images are brought to size.
         num_classes: Logits per image.
         threat: Label of the threat model it was trained against; `None` for nominal training.
-        source: Where the weights come from.
+        source: The source of the weights.
         digest: SHA-256 (hex) of the weights file, or its first digits where no more is published;
             checked before the file is read. `None` where none is published.
         size: Size of the weights file in bytes; `None` where that is not known.
         accuracies: Natural and robust accuracies, each with its provenance.
         present: Whether the weights file existed locally when this entry was created.
         file: Path of the weights file, whether it exists or not; `None` if that is unknown.
-        url: Where to download it; `None` if it needs no download.
+        url: The address of the download; `None` if it needs none.
     """
 
     name: str
@@ -117,16 +117,16 @@ class ModelInfo:
 
 
 class Source(Protocol):
-    """A place whose models are here as soon as it is installed: shipped files, another package.
+    """A source whose models are always here: bundled files, or another package.
 
     The registry is a tuple of sources (`dent.models.zoo.SOURCES`); a further one is one more item.
     """
 
     def entries(self) -> tuple[ModelInfo, ...]:
-        """Every model of this source: cheap, nothing loaded, no network, no optional extra."""
+        """Return every model of this source, without loading, network or extras."""
 
     def load(self, name: str) -> nn.Module:
-        """Builds one of `entries()` by name on the CPU, its weights verified and loaded.
+        """Build one of `entries()` by name on the CPU, with verified weights.
 
         Raises:
             WeightsError: If the weights are not here or are not the ones registered.
@@ -134,27 +134,27 @@ class Source(Protocol):
 
 
 class Catalogue(Protocol):
-    """A third-party zoo: many models, named `{prefix}/...`, whose weights must be fetched.
+    """Another zoo: many models, named `{prefix}/...`, whose weights must be downloaded.
 
     `dent.models.zoo.CATALOGUES` lists them. Weights that you put in place yourself also work.
     """
 
     @property
     def prefix(self) -> str:
-        """What its models' names begin with, without the slash."""
+        """Prefix of its models' names, without the slash."""
 
     def names(self) -> tuple[str, ...]:
-        """Every name it knows, in full; no network.
+        """Return all names in full, without the network.
 
         Raises:
             MissingExtraError: If it needs a package that is not installed.
         """
 
     def candidates(self, short: str) -> tuple[str, ...]:
-        """The full names that a name without the prefix can mean; cheap, no extra needed."""
+        """Return the full names that a name without the prefix can mean."""
 
     def info(self, name: str) -> ModelInfo:
-        """What is known of a model, by its full name.
+        """Return what is known about a model, by its full name.
 
         Raises:
             UnknownNameError: If there is no such model.
@@ -162,7 +162,7 @@ class Catalogue(Protocol):
         """
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
-        """Builds a model on the CPU, its weights loaded, taking images in [0, 1].
+        """Build a model on the CPU, with its weights, for images in [0, 1].
 
         Args:
             name: Its full name.

@@ -15,7 +15,7 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 class Normalize(nn.Module):
-    """Subtracts a mean and divides by a standard deviation, channel by channel.
+    """Subtract a mean and divide by a standard deviation, channel by channel.
 
     Attacks, budgets and smoothing are all defined on pixels in [0, 1], so the normalization must
     happen inside the model. Both tensors are buffers: they move and cast with the model and are
@@ -43,7 +43,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes images.
+        """Normalize images.
 
         Args:
             x: Images (N, C, H, W) in [0, 1], with one channel per mean.

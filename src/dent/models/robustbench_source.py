@@ -106,8 +106,8 @@ class RobustBench:
         downloads = _downloads(name, entry)
         if weights is not None and len(downloads) > 1:
             raise ConfigError(
-                f"{name!r} is made of {counted(len(downloads), 'file')} and cannot take one: "
-                "lay them at " + ", ".join(str(download.file) for download in downloads)
+                f"{name!r} is made of {counted(len(downloads), 'file')} and cannot use one: put "
+                "them at " + ", ".join(str(download.file) for download in downloads)
             )
         files = [weights] if weights is not None else [download.obtain() for download in downloads]
         if downloads[0].url.startswith("https://github.com/"):
@@ -172,7 +172,7 @@ def _unfit(files: list[Path], entry: dict[str, Any], reason: str) -> str:
     return (
         f"{', '.join(map(str, files))} does not hold the weights of RobustBench's {entry['name']} "
         f"({entry['dataset']}, {entry['threat']}): {reason}\nDelete it and download it again, or "
-        "name the model that it belongs to"
+        "name its own model"
     )
 
 

@@ -1,4 +1,4 @@
-"""Models that the package itself carries: a safetensors file and a model card for each.
+"""The bundled models: a safetensors file and a model card for each.
 
 `NAME.safetensors` and `NAME.card.json` in `dent/models/shipped` make a model called `NAME`; nothing
 else has to be told about it. `dent train` writes such cards (see docs/models.md).
@@ -40,7 +40,7 @@ class CardWeights(_Part):
         file: Its name, in the card's folder.
         sha256: SHA-256 (hex) of its bytes.
         bytes: Its size.
-        dtype: Of the values as stored, such as `float16`.
+        dtype: Data type of the stored values, such as `float16`.
     """
 
     file: str
@@ -60,7 +60,7 @@ class CardAccuracy(_Part):
 
 
 class Card(_Part):
-    """What a model card must say for the model to be loaded and listed."""
+    """The fields of a model card that loading and listing need."""
 
     schema_: Literal[1] = Field(alias="schema")
     name: str
@@ -75,10 +75,10 @@ class Card(_Part):
 
 
 class ShippedModels:
-    """The source of the models in a folder of weights and cards.
+    """The models in a folder of weights and cards.
 
     Args:
-        folder: Where the pairs lie; the package's own by default.
+        folder: Folder of the pairs; by default the package's own.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
@@ -107,8 +107,8 @@ class ShippedModels:
         file = self._folder / card.weights.file
         if not file.is_file():
             raise WeightsError(
-                f"{file}, the weights of {name!r}, is missing: the card is there without them. "
-                "Reinstall torch-dent, or lay the file there"
+                f"{file}, the weights of {name!r}, is missing beside its card. Reinstall "
+                "torch-dent, or put the file there"
             )
         model = resnet(card.architecture, card.num_classes, mean=card.mean, std=card.std)
         exact = {"mean": model.normalize.mean.clone(), "std": model.normalize.std.clone()}
@@ -142,7 +142,7 @@ def _keep_exact(normalize: nn.Module, exact: dict[str, Tensor], file: Path) -> N
         if not torch.allclose(stored, value, rtol=0, atol=_HALF):
             raise WeightsError(
                 f"{file} was trained with the {what} {_values(stored)}, and its card says "
-                f"{_values(value)}: one of them is of another model"
+                f"{_values(value)}: one of them belongs to another model"
             )
         stored.copy_(value)
 
@@ -156,7 +156,7 @@ def _read(path: Path) -> Card:
         card = Card.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise WeightsError(
-            f"the model card {path} cannot be used: {error}\nMend it as docs/models.md says, or "
+            f"the model card {path} cannot be used: {error}\nCorrect it (see docs/models.md), or "
             "reinstall torch-dent"
         ) from error
     if path.name != f"{card.name}{_CARD}":

@@ -1,4 +1,4 @@
-"""Finds the state dict in what a training script saved, and says which one it took of several."""
+"""Find the state dict in a file from a training script."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_average(name: str) -> bool:
 
 
 def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Tensor]:
-    """The one state dict that a file holds.
+    """Return the one state dict in a file.
 
     Args:
         loaded: All that the file holds.
@@ -82,7 +82,7 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
 
 
 def state_dicts_in(loaded: Mapping[object, object]) -> dict[str, dict[str, Tensor]]:
-    """All state dicts that a file holds, by the keys that lead to each; "" for a bare one."""
+    """Return all state dicts in a file by their keys; "" for a bare one."""
     return dict(_state_dicts(loaded))
 
 

@@ -1,4 +1,4 @@
-"""Brings the names in a weights file to those of a model, where a framework wrapped the model.
+"""Map the names in a weights file to those of a model, if a framework wrapped the model.
 
 Wrappers put words before every name (`module.`, `model.`, `backbone.`) or between its parts
 (`features.module.0.weight`). A prefix is taken away only where every entry of the model is found
@@ -37,7 +37,7 @@ def aligned(
     Args:
         state: Tensors by name, from a file.
         expected: The model's names.
-        origin: Where they come from, for messages.
+        origin: The source of the weights, for messages.
 
     Returns:
         What belongs to the model, by its names; the names as they were where no prefix has all.
@@ -62,9 +62,9 @@ def aligned(
     if unknown := [name for name in leftover if not _of_training(name)]:
         raise WeightsError(
             f"{origin}: the entries below {chosen!r} fit, but the file holds "
-            f"{len(unknown)} more: {_some(unknown)}. If these change the answers (a normalization, "
-            "a layer in front), build the model with them; to leave them out, name the part to "
-            f"take: {origin}#{chosen.removesuffix('.')}"
+            f"{len(unknown)} more: {_some(unknown)}. If these change the logits (a normalization, "
+            "a layer in front), build the model with them. To leave them out, name the part to "
+            f"load: {origin}#{chosen.removesuffix('.')}"
         )
     _tell(chosen, others, leftover, origin)
     return inside

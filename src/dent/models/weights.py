@@ -1,4 +1,4 @@
-"""Weights files: read without running anything, fitted to a model, and told apart by digest.
+"""Weights files: read without running anything, fitted to a model, identified by digest.
 
 Nothing here ever unpickles more than tensors and plain containers (`weights_only=True`).
 """
@@ -32,7 +32,7 @@ _SHOWN = 4
 
 
 def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
-    """Reads a state dict from a file, on the CPU, running none of its content.
+    """Read a state dict from a file, on the CPU, without running any of its content.
 
     Args:
         path: A `.safetensors` file, or what `torch.save` wrote of a state dict (`.pt`, `.pth`,
@@ -65,7 +65,7 @@ def _parted(path: Path) -> tuple[Path, str | None]:
 
 
 def read_checkpoint(path: Path, digest: str | None = None) -> object:
-    """Reads the whole content of a file, on the CPU, without running any of it.
+    """Read the whole content of a file, on the CPU, without running any of it.
 
     Args:
         path: As in `read_weights`, without a key.
@@ -98,7 +98,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
     if digest and not actual.startswith(digest):
         raise WeightsError(
             f"{path} is not the registered file: expected SHA-256 {digest}, got {actual} "
-            f"({counted(len(data), 'byte')}). It is damaged or another version; nothing of it was "
+            f"({counted(len(data), 'byte')}). It is damaged or another version. Nothing was "
             "loaded"
         )
     if suffix == ".safetensors":
@@ -152,19 +152,19 @@ def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> str:
             "download it again"
         )
     refused = (
-        f"{path} was refused, and nothing in it was run: it holds Python objects "
+        f"{path} was refused, and nothing in it was run: it contains Python objects "
         f"({_some(names)}), and rebuilding those could run any code."
     )
     if harmful := [name for name in names if is_harmful(name)]:
         return f"{refused} No weights file needs {_some(harmful)}: delete it"
     return (
-        f"{refused} If you trust where it comes from, convert it once, which rebuilds these and "
-        f"no others:\n  {command(path, names)}"
+        f"{refused} If you trust its source, convert it once. This rebuilds these objects and no "
+        f"others:\n  {command(path, names)}"
     )
 
 
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Copies a state dict into a model and makes sure that all of it arrived.
+    """Copy a state dict into a model, and check that it is complete.
 
     Words that wrappers put before or into every name (`module.`, `model.`, `_orig_mod.`) are taken
     away where all of the model is then found. Values are cast to the model's dtypes. Of tensors
@@ -174,7 +174,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
     Args:
         model: The model to fill.
         state: Tensors by name.
-        origin: Where they come from, for the message.
+        origin: The source of the weights, for the message.
 
     Raises:
         WeightsError: If names or shapes differ, a weight is not a number, the file has different
@@ -243,8 +243,8 @@ def _check_shared(
         saved = [member for member in group if member in state]
         if name in saved and not torch.equal(state[name], state[saved[0]]):
             raise WeightsError(
-                f"{origin} has different values for {saved[0]} and {name}, which are one tensor in "
-                "the model: build the model without sharing them"
+                f"{origin} has different values for {saved[0]} and {name}, which are one tensor "
+                "in the model: build the model with separate tensors"
             )
 
 
@@ -258,11 +258,11 @@ def _fits(tensor: Tensor, expected: object) -> bool:
 
 
 def check_finite(model: nn.Module, origin: str) -> None:
-    """Makes sure that every weight of a model is a number.
+    """Check that every weight of a model is finite.
 
     Args:
         model: A model that was just filled.
-        origin: Where its weights come from, for the message.
+        origin: The source of its weights, for the message.
 
     Raises:
         WeightsError: If one is not.
@@ -279,7 +279,7 @@ def check_finite(model: nn.Module, origin: str) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The identity of a model's weights, for the provenance in records.
+    """Return the digest of a model's weights, for records.
 
     SHA-256 over the sorted state dict: each entry's name, dtype and shape and its values' bytes
     (little-endian, row by row). The same on every device and in every memory format; another as

@@ -1,4 +1,4 @@
-"""The one registry of models, and the one function that loads any model by name."""
+"""The registry of models, and the function that loads any model by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm())
 
 
 def names(catalogue: str | None = None) -> tuple[str, ...]:
-    """The names of registered models, present on this machine or not.
+    """Return the names of registered models, present on this machine or not.
 
     Args:
         catalogue: `"robustbench"`, `"torchvision"` or `"timm"` for all that these zoos have; by
@@ -54,7 +54,7 @@ def names(catalogue: str | None = None) -> tuple[str, ...]:
 
 
 def info(name: str) -> ModelInfo:
-    """What is known of a registered model without loading it.
+    """Return what is known about a registered model without loading it.
 
     Args:
         name: As in `load`, except family names and factories, which have no weights of their own.
@@ -77,7 +77,7 @@ def load(
     num_classes: int | None = None,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Loads a trained model in eval mode, taking images in [0, 1] and returning logits.
+    """Load a trained model in eval mode, from images in [0, 1] to logits.
 
     Args:
         name: A registered name: one of `names()`, of `names("robustbench")` in full
@@ -92,7 +92,7 @@ def load(
         num_classes: Logits per image: what a family net is built with (default 10), or a
             torchvision or timm model together with `weights`, and what a registered model must
             have. A factory decides alone; `check_model` then compares.
-        device: Where to put the model.
+        device: The device of the model.
 
     Returns:
         The model in eval mode. A factory's model is not run here; `check_model` does.
@@ -112,7 +112,7 @@ def load(
         parse(name)
         if path is None:
             raise WeightsError(
-                f"{name!r} is an architecture without trained weights: give weights=FILE "
+                f"{name!r} is an architecture without trained weights: pass weights=FILE "
                 f"(--weights FILE), or load one of {', '.join(_here())}. For random weights there "
                 f"is dent.models.resnet({name!r})"
             )

@@ -10,9 +10,10 @@ from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.measure import Interval, MeasuredCell
 from dent.paper.results import Judgement, Ruling, Unit
 from dent.paper.spec import Claim, Table
+from dent.support.plural import counted
 
 _ROUGHLY = 0.5
-"""Of a published difference, what a rough size is at least."""
+"""The least share of a published difference that counts as roughly the same."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def judge(
         table: The table.
         claim: The claim.
         cells: The pair, or the cell.
-        measured: What was measured, by cell.
+        measured: The measured values, by cell.
         unit: The unit of the cells.
     """
     published = _published(table, claim, cells)
@@ -120,17 +121,17 @@ def _rule(
     inside, outside, claimed = _sides(claim, published, low, high, unit)
     if compared.few and (inside or outside):
         return "cannot be told", (
-            f"{claimed} Members of a batch share an adaptation, and the batches are too few for an "
-            f"interval that allows for it: it takes {MIN_CLUSTERS}."
+            f"{claimed} Members of a batch share an adaptation. An interval that accounts for this "
+            f"needs at least {counted(MIN_CLUSTERS, 'batch')}."
         )
     if inside:
-        return "reproduced", f"{claimed} The interval says so."
+        return "reproduced", f"{claimed} The interval confirms it."
     if outside:
         reason = "The interval rules it out."
         if claim.kind == "higher" and low > 0:
-            reason = "The direction is the paper's, but the whole interval lies below."
+            reason = "The direction is the paper's, but the whole interval is below that."
         return "not reproduced", f"{claimed} {reason}"
-    return "cannot be told", f"{claimed} The interval allows for both."
+    return "cannot be told", f"{claimed} The interval allows both."
 
 
 def _sides(
@@ -146,11 +147,11 @@ def _sides(
         return (
             low > 0 and high >= lowest,
             high < lowest,
-            f"Claimed: above 0, and roughly {published:.4g} {points}, at least {lowest:.4g}.",
+            f"Claimed: above 0, and roughly {published:.4g} {points} (at least {lowest:.4g}).",
         )
     if claim.kind == "about":
         inside, outside = -within <= low and high <= within, high < -within or low > within
-        return inside, outside, f"Claimed: {within:g} {points} apart at most."
+        return inside, outside, f"Claimed: at most {within:g} {points} apart."
     if claim.kind == "not-lower":
         return low >= -within, high < -within, f"Claimed: at most {within:g} {points} lower."
     if claim.kind == "at-most":
@@ -162,7 +163,7 @@ def _sides(
     return (
         inside,
         outside,
-        f"Claimed: {middle:g}{unit}, {lowest:.3g} to {highest:.3g} taken for that.",
+        f"Claimed: {middle:g}{unit} ({lowest:.3g} to {highest:.3g} counts).",
     )
 
 

@@ -31,7 +31,7 @@ class PlanCost:
     Attributes:
         runs: Evaluations.
         forwards: Static forwards of one image that it all amounts to.
-        seconds: By this machine's speed; None where a model is not here to be timed.
+        seconds: Time on this machine; None if a model is missing.
         missing: Models that are not here.
     """
 

@@ -17,18 +17,18 @@ _Kind = TypeVar("_Kind", bound=Strict)
 
 
 def table_names() -> tuple[str, ...]:
-    """Every table and figure, in the paper's order."""
+    """Return the names of all tables and figures, in the paper's order."""
     return TABLES
 
 
 def scale_names() -> tuple[str, ...]:
-    """Every scale."""
+    """Return the names of all scales."""
     return tuple(_read("scales.toml"))
 
 
 @cache
 def load_table(name: str) -> Table:
-    """A table or figure by name.
+    """Return a table or figure by name.
 
     Raises:
         UnknownNameError: There is none of that name.
@@ -40,7 +40,7 @@ def load_table(name: str) -> Table:
 
 @cache
 def load_scale(name: str) -> Scale:
-    """A scale by name.
+    """Return a scale by name.
 
     Raises:
         UnknownNameError: There is none of that name.
@@ -52,7 +52,7 @@ def load_scale(name: str) -> Scale:
 
 @cache
 def load_roles() -> dict[str, Role]:
-    """The paper's models by the names that tables use.
+    """Return the paper's models by the names that tables use.
 
     Raises:
         ConfigError: models.toml has an unknown key.

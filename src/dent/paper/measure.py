@@ -28,7 +28,7 @@ class MeasuredCell:
         value: The figure, in the unit of the published one: percent, static forwards, seconds.
         interval: Its confidence interval; None if there are too few values for one.
         right: For an accuracy, whether each sample was right, by sample id; empty otherwise.
-        batch: By sample id, the batch of the sample.
+        batch: The batch of each sample, by sample id.
         shared: Whether the members of a batch depend on each other.
         numbers: For other measures, the single values by batch or round.
         flags: Diagnostics that the defense, or the run, raised.

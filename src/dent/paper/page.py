@@ -31,7 +31,7 @@ _IN_WORDS: Final[Mapping[Unit, str]] = {
     "pixels": "pixels",
     "GFLOPs": "GFLOPs",
 }
-"""What a difference of two cells is counted in."""
+"""The unit of a difference of two cells."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Links:
 
 @dataclass(frozen=True)
 class TablePart:
-    """What a page shows of one table.
+    """The parts of a page about one table.
 
     Attributes:
         plan: The table at its scale.
         result: The result of the table.
         charts: Its charts with any measured or published value.
         cells: The cells by `row/column`.
-        models: Which model stands for which model of the paper, in words.
-        commands: By command, the cells that are read from its run.
+        models: Sentences about which model replaces which model of the paper.
+        commands: For each command, the cells that come from its run.
     """
 
     plan: PaperPlan
@@ -284,7 +284,7 @@ def _values(
 
 
 def told(judgement: Judgement) -> str:
-    """A judgement in one line, for a terminal."""
+    """Return a judgement as one line, for a terminal."""
     measured = "not measured"
     if judgement.measured is not None:
         write = figure if len(judgement.cells) == 1 else signed

@@ -30,12 +30,12 @@ class PlannedRun:
     """One evaluation: the static model, and one defense of it or none.
 
     Attributes:
-        model: What is evaluated.
+        model: The evaluated model.
         defense: The defense; None for the static model alone.
-        norm: Of the threat model.
+        norm: Norm of the threat model.
         eps: Its radius as written.
         attacks: As `dent.attacks.make_from` takes them; none where `suite` is given.
-        suite: Budget of the dynamic suite, in the place of attacks.
+        suite: Budget of the dynamic suite, instead of attacks.
         samples: The first so many of the dataset.
         batch_size: Members of a batch.
         mix: Share of each batch that is attacked.
@@ -129,9 +129,9 @@ class PaperPlan:
     Attributes:
         table: The table.
         scale: The scale.
-        cells: By `row/column`.
-        suites: By defended cell, its run of the dynamic suite.
-        profile: What is profiled at this scale, if the table is one of computation.
+        cells: The runs of the cells, by `row/column`.
+        suites: For each defended cell, its run of the dynamic suite.
+        profile: The profile at this scale, if the table is about computation.
     """
 
     table: Table

@@ -25,20 +25,20 @@ _CPU: Final = torch.device("cpu")
 
 
 class ProfileRecord(Record):
-    """`profile.json`: what was measured, round by round."""
+    """`profile.json`: the measurements, round by round."""
 
     schema_version: Literal[1] = 1
     profile: dict[str, Any]
-    """`Profile`, at its scale."""
+    """The `Profile` at its scale."""
     configurations: dict[str, dict[str, Any]]
-    """By column, the defense."""
+    """The defense of each column."""
     flops: dict[str, int]
-    """By column, floating-point operations of one answer to the batch, counted by
-    torch.utils.flop_counter: a multiply-add is two."""
+    """For each column, the floating-point operations of one prediction of the batch, counted by
+    torch.utils.flop_counter. A multiply-add counts as two."""
     seconds: tuple[dict[str, float], ...]
-    """One a round, by column: seconds of one answer to the batch."""
+    """For each round and column, seconds of one prediction of the batch."""
     session: Session
-    """Of the process that began it."""
+    """The process that began it."""
 
 
 def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> ProfileRecord:
@@ -47,7 +47,7 @@ def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> Pro
     Args:
         plan: A table with a profile.
         path: The folder; the same call goes on where it stopped.
-        device: Where to run.
+        device: The device to run on.
 
     Raises:
         ConfigError: The table has no profile, or the folder holds another.
@@ -92,7 +92,7 @@ def read_profile(path: Path) -> ProfileRecord | None:
 
 
 def count_flops(defense: Dent, x: Tensor) -> int:
-    """Floating-point operations of one answer, forwards and backwards.
+    """Return the floating-point operations of one prediction, forwards and backwards.
 
     Those in matrix products and convolutions, which torch.utils.flop_counter counts; none of the
     trial that comes with a defense's first answer.

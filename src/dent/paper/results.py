@@ -1,4 +1,4 @@
-"""What a table came to: figures, judgements and what the dynamic suite leaves, as plain records."""
+"""The results of a table: figures, judgements and the dynamic suite, as plain records."""
 
 from typing import Literal
 
@@ -16,35 +16,35 @@ class CellResult(Record):
     row: str
     column: str
     published: str
-    """As printed; empty where the paper prints none."""
+    """The printed figure; empty if the paper prints none."""
     unit: Unit
     value: float | None
-    """Measured, in the unit; null where nothing is."""
+    """The measured figure; null if nothing was measured."""
     interval: Interval | None
-    """Its confidence interval: of an accuracy or of a median."""
+    """Confidence interval of an accuracy or of a median."""
     count: Count | None
-    """Of an accuracy."""
+    """The counts of an accuracy."""
     state: Literal["measured", "partial", "not run", "not at this scale"]
     why: str
-    """Why it is not measured."""
+    """Why the figure was not measured."""
     model: str
-    """What was run."""
+    """Name of the model that was run."""
     stands_for: str
-    """What the paper calls the model it stands for; empty where it is that one."""
+    """The paper's model that it replaces; empty if it is that model."""
     defense: str
     attacks: tuple[str, ...]
     flags: tuple[str, ...]
-    """Diagnostics raised."""
+    """Raised diagnostics."""
     run: str | None
-    """The run folder, below the output folder."""
+    """The run folder, relative to the output folder."""
     command: str | None
-    """What does, and resumes, that run."""
+    """The command that makes and resumes the run."""
     as_in: str | None
-    """An earlier cell that is read off the same records: not another piece of evidence."""
+    """An earlier cell with the same records, which is no additional evidence."""
 
 
 class Judgement(Record):
-    """A claim of the paper about one pair of cells, or one cell, held against the records."""
+    """The verdict on a claim of the paper about one pair of cells, or one cell."""
 
     claim: str
     says: str
@@ -56,7 +56,7 @@ class Judgement(Record):
     interval: Interval | None
     unit: Unit
     method: str
-    """How the interval was made, and what it assumes."""
+    """Method and assumptions of the interval."""
     ruling: Ruling
     sentence: str
     as_in: str | None
@@ -64,7 +64,7 @@ class Judgement(Record):
 
 
 class SuiteResult(Record):
-    """What the dynamic suite leaves of a defended cell."""
+    """The result of the dynamic suite for a defended cell."""
 
     cell: str
     model: str
@@ -76,7 +76,7 @@ class SuiteResult(Record):
     worst: Count | None
     difference: Difference | None
     ruling: str | None
-    """Of the engine's verdict; null where the suite was not run to its end."""
+    """The ruling of the verdict; null if the suite did not finish."""
     sentence: str
     flags: tuple[str, ...]
     run: str
@@ -100,4 +100,4 @@ class TableResult(Record):
     suite: tuple[SuiteResult, ...]
     status: Literal["complete", "partial", "not run"]
     command: str
-    """What runs, and resumes, the table."""
+    """The command that runs and resumes the table."""

@@ -1,4 +1,4 @@
-"""Run what tables need, each evaluation once, into run folders that resume."""
+"""Run the evaluations that tables need, each once, in run folders that resume."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from dent.storage.disk import write_atomically, writing
 
 REPORT = "report.html"
 OnRun = Callable[[int, int, str, Progress | None], None]
-"""Called with (runs done, runs in all, name of the run, how far it is)."""
+"""Called with (finished runs, all runs, name of the run, its progress)."""
 
 
 class Loader:
@@ -91,7 +91,7 @@ def run_plans(
     *,
     watch: OnRun | None = None,
 ) -> dict[str, str]:
-    """Run all evaluations that tables need and that are not done yet.
+    """Run all missing evaluations that tables need.
 
     A run that several tables need is done once. A run whose model or images cannot be loaded is
     skipped, so that the other runs are not lost.
@@ -100,7 +100,7 @@ def run_plans(
         plans: The tables.
         out: Run folders lie in `out/runs`, configurations in `out/defenses`. The same call goes
             on where it stopped.
-        loader: By default one for the CPU.
+        loader: The loader; by default one for the CPU.
         watch: Called before, within and after every run.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The scales of tables, and the models that stand for the paper's, read from data files."""
+"""The scales of tables, and the substitutes for the paper's models, from data files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,24 +13,24 @@ from dent.paper.spec import Profile, Strict
 
 
 class RoleTraining(Strict):
-    """How a model of the paper is made by `dent train`."""
+    """How `dent train` makes a model of the paper."""
 
     model: str
-    """`resnet-26-4`."""
+    """Name of the architecture, such as `resnet-26-4`."""
     recipe: str
-    """A full name of `dent.training.RECIPES`."""
+    """A full name in `dent.training.RECIPES`."""
 
 
 class Role(Strict):
     """A model of the paper."""
 
     paper: str
-    """What the paper calls it."""
+    """The paper's name for it."""
     zoo: str | None = None
     """Its name for `dent.models.load`."""
     train: RoleTraining | None = None
     dataset: str
-    """A name of `dent.data.load`."""
+    """Its name for `dent.data.load`."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -90,7 +90,7 @@ class TableScale(Strict):
     leave_out: tuple[str, ...] = ()
     """Columns that are not measured."""
     suite: tuple[str, ...] | None = None
-    """Of the cells beside which the dynamic suite is run, those that it is run for; else all."""
+    """The cells with a run of the dynamic suite at this scale; None for all."""
     profile: ProfileScale = ProfileScale()
 
 
@@ -100,15 +100,17 @@ class Scale(Strict):
     id: str
     says: str
     samples: int = Field(ge=1)
-    """The first so many of the dataset."""
+    """Number of samples, from the start of the dataset."""
     batch_size: int = Field(ge=1)
     dataset: str | None = None
-    """In the place of every model's own."""
+    """The dataset, instead of every model's own."""
     suite: SuiteScale
     attacks: dict[str, dict[str, str]]
-    """By the tables' name, by part, what `dent.attacks.make_from` takes."""
+    """For each attack of the tables and each of its parts, the text for `dent.attacks.make_from`.
+    """
     stand_ins: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """By the paper's model, names of the zoo or of models.toml: the first that there is."""
+    """For each model of the paper, names of the zoo or of models.toml. The first available one
+    counts."""
     tables: dict[str, TableScale] = Field(default_factory=dict)
 
     def of(self, table: str) -> TableScale:
@@ -118,7 +120,7 @@ class Scale(Strict):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The model that is run for one of the paper's.
+    """The model that replaces one of the paper's.
 
     Attributes:
         name: Its name for `dent.models.load`.
@@ -136,7 +138,7 @@ class Chosen:
 
 
 def choose(scale: Scale, role: str, roles: Mapping[str, Role], folder: Path) -> Chosen:
-    """Choose the model that is run for one of the paper's.
+    """Choose the model that replaces one of the paper's.
 
     Args:
         scale: The scale.

@@ -34,26 +34,26 @@ class Strict(BaseModel):
 
 
 class Fields(Strict):
-    """The settings of a figure. A table's defaults, its column and its row each give a part."""
+    """The settings of a figure. The table's defaults, its column and its row each give a part."""
 
     model: str | None = None
-    """A name of models.toml."""
+    """Name of a model in models.toml."""
     threat: str | None = None
     """Norm and radius: `linf 8/255`."""
     defense: str | None = None
-    """See `parse_defense`."""
+    """The defense, as `parse_defense` reads it."""
     attack: str | None = None
-    """Which of a scale's `attacks`; `autoattack` where none is named."""
+    """Name of an attack in the scale's `attacks`; `autoattack` if none is named."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Where the table itself says; else the scale's."""
+    """Batch size, if the table states one; otherwise the scale's."""
     mix: float | None = Field(default=None, gt=0, le=1)
-    """Share of each batch that is attacked."""
+    """Attacked share of each batch."""
     measure: Measure | None = None
-    """`robust` where none is named."""
+    """The measured quantity; `robust` if none is named."""
     through: str | None = None
-    """Of the attack's parts, those up to this one."""
+    """The last part of the attack that counts."""
     only: str | None = None
-    """Of the attack's parts, this one alone."""
+    """The only part of the attack that counts."""
 
 
 class TableColumn(Fields):
@@ -61,7 +61,7 @@ class TableColumn(Fields):
 
     id: str
     label: str
-    """As printed."""
+    """The printed heading."""
 
 
 class TableRow(Fields):
@@ -69,18 +69,18 @@ class TableRow(Fields):
 
     id: str
     label: str
-    """As printed."""
+    """The printed heading."""
     group: str = ""
-    """The heading it stands under."""
+    """The heading of its group."""
     note: str = ""
     published: tuple[str, ...]
-    """One text a column, exactly as printed; empty where the paper prints none."""
+    """One text per column, exactly as printed; empty if the paper prints none."""
     each: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """A field with one value a column."""
+    """A field with one value per column."""
 
 
 class Claim(Strict):
-    """What the paper says of its table, so that it can be judged.
+    """A claim of the paper about its table.
 
     `higher`: the first of a pair lies above the second, and by half the published difference or
     more. `about`: the two differ by `within` points at most. `not-lower`: the first lies below the
@@ -94,7 +94,7 @@ class Claim(Strict):
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     across: Literal["rows", "columns"] = "rows"
-    """`rows`: one pair a row, of the two columns. `columns`: one a column, of the two rows."""
+    """`rows`: one pair per row, of the two columns. `columns`: one per column, of the two rows."""
     pairs: tuple[tuple[str, str], ...] = ()
     """Pairs of cells, as `row/column`."""
     cells: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Claim(Strict):
     bound: float | None = Field(default=None, ge=0)
     factor: float | None = Field(default=None, gt=1)
     difference: float | None = Field(default=None, gt=0)
-    """Published, where it is not that of two published figures; none where none is printed."""
+    """The published difference, if it is not that of two published figures."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -122,7 +122,7 @@ class Claim(Strict):
         return self
 
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """Return all pairs of cells; the first of each is the one that the claim says is higher."""
+        """Return all pairs of cells. The claim says that the first of each is higher."""
         if self.pairs or not (self.rows and self.columns):
             return self.pairs
         if self.across == "rows":
@@ -138,11 +138,11 @@ class TableChart(Strict):
     title: str
     x_label: str
     along: Literal["rows", "columns"]
-    """Whether one curve runs over columns (and each row is one) or over rows."""
+    """Whether one curve runs over columns or over rows."""
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     x: tuple[float, ...] | None = None
-    """Where the values lie; evenly where they are not given."""
+    """Positions of the values; evenly spaced if not given."""
 
     @model_validator(mode="after")
     def _placed(self) -> Self:
@@ -153,16 +153,16 @@ class TableChart(Strict):
 
 
 class Suite(Strict):
-    """The defended cells beside which the dynamic suite is run."""
+    """The defended cells with a run of the dynamic suite."""
 
     cells: tuple[str, ...]
 
 
 class Profile(Strict):
-    """What is profiled in a table of computation (Table 14)."""
+    """The profile of a table about computation (Table 14)."""
 
     model: str
-    """An architecture of torchvision, with drawn weights."""
+    """An architecture of torchvision, with random weights."""
     classes: int = Field(ge=1)
     size: int = Field(ge=1)
     """Height and width in pixels."""
@@ -172,7 +172,7 @@ class Profile(Strict):
 
 @dataclass(frozen=True)
 class TableCell:
-    """One figure of a table, with the settings that the paper measured it at.
+    """One figure of a table, with the paper's settings.
 
     Attributes:
         key: `row/column`.
@@ -182,7 +182,7 @@ class TableCell:
         eps: Radius of the threat model, as written.
         defense: Configuration of the defense.
         attack: Name of an attack in the scale.
-        measure: What is measured.
+        measure: The measured quantity.
         batch_size: Batch size, if the table sets one.
         mix: Share of each batch that is attacked.
         through: See `Fields`.
@@ -204,7 +204,7 @@ class TableCell:
 
     @property
     def value(self) -> float | None:
-        """The published figure as a number; None where there is none."""
+        """The published figure as a number; None if there is none."""
         text = self.published.rstrip("×")
         return None if text in ("", "-") else float(text)
 
@@ -215,10 +215,10 @@ class Table(Strict):
     id: str
     title: str
     source: str
-    """Where it stands: `Table 4`."""
+    """The place in the paper: `Table 4`."""
     section: str
     notes: tuple[str, ...] = ()
-    """What the paper leaves open, and how it was read."""
+    """What the paper leaves open, and how we read it."""
     defaults: Fields = Fields()
     columns: tuple[TableColumn, ...]
     rows: tuple[TableRow, ...]
@@ -248,7 +248,7 @@ class Table(Strict):
 
     @cached_property
     def cells(self) -> Mapping[str, TableCell]:
-        """All cells by `row/column`, row by row.
+        """Return all cells by `row/column`, row by row.
 
         Raises:
             ValueError: A field is missing, or a row and a column contradict each other.

@@ -27,9 +27,9 @@ _FONT: Final = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans
 _MONO: Final = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 _MOST_SESSIONS: Final = 128
-"""Whose state is kept, each up to some megabytes of images."""
+"""Number of sessions whose state is kept, each up to some megabytes of images."""
 _MOST_EVENTS: Final = 64
-"""What waits to be answered, beside runs that wait for their turn."""
+"""Number of waiting events, beside runs that wait for their turn."""
 
 
 class _Policy:

@@ -17,7 +17,7 @@ COLOURS: Final[Mapping[CourseName, int]] = {
     "stop-gradient": 2,
     "unrolled": 3,
 }
-"""Which of the report's colours the answers to an attack have."""
+"""Colors of the report for the answers to an attack."""
 _NATURAL: Final = 4
 
 

@@ -48,7 +48,7 @@ class Sight:
 
     Attributes:
         course: Of which attack.
-        look: It.
+        look: The query.
         planned: Queries of this attack, at most.
         share: Of all attacks, the share that is done, in [0, 1].
     """

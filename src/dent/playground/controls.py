@@ -24,7 +24,7 @@ _USUAL: Final = Setup(usual_threat("resnet-14-2-linf"))
 _NORMS: Final = (("l∞", "linf"), ("l2", "l2"))
 _ATTACKS: Final = (("PGD", "pgd"), ("APGD-CE", "apgd-ce"))
 _RUNGS: Final[tuple[tuple[str, Rung], ...]] = (
-    ("Transfer: replay all that was tried on static", "transfer"),
+    ("Transfer: every image that was tried on static", "transfer"),
     ("Stop-gradient: through the last forward, as in the paper", "stop-gradient"),
     ("Unrolled: exact gradient through all steps, half the iterations", "unrolled"),
 )
@@ -64,7 +64,7 @@ def controls() -> Controls:
         list(_RUNGS),
         value=list(_USUAL.rungs),
         label="Against the defense",
-        info="An attack that knows more of the adaptation may break what another leaves.",
+        info="An attack that uses more of the adaptation may break more.",
         elem_id="rungs",
     )
     with gr.Accordion("More", open=False):

@@ -154,7 +154,7 @@ class RequestGuard:
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or not self._visitors.may_read(visitor, Path(path)):
             raise _Refused(
-                403, "Only a file that you have just uploaded is opened: upload it anew."
+                403, "Only a file that you have just uploaded can be opened: upload it again."
             )
         name = Path(path).name
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
@@ -215,7 +215,7 @@ class RequestGuard:
 
     def _check_session(self, visitor: Visitor, session: str) -> None:
         if not 8 <= len(session) <= 64 or not self._visitors.owns(visitor, session):
-            raise _Refused(403, "This session is another visitor's: load the page anew.")
+            raise _Refused(403, "This session belongs to another visitor: reload the page.")
 
     def _check_path(self, visitor: Visitor, path: str) -> None:
         """Refuse files outside of the cache, and files and heartbeats of other visitors."""

@@ -16,7 +16,7 @@ from dent.data.preprocessing import Preprocessing
 from dent.errors import InputError
 
 SIDE: Final = 32
-"""Of the images that the offered models take."""
+"""Height and width of the images for the offered models."""
 FIRST: Final = 10
 """The bundled image that the page begins with: rightly answered, and broken by the attack on the
 static model as the controls are set at first, so that there is something to see."""

@@ -31,9 +31,9 @@ _FORGET: Final = 3600  # seconds that what a visitor saw is kept
 _LOOK_EVERY: Final = 0.5  # seconds, at who waits for a turn
 
 _HEAD: Final = """<div class="play"><h1>Attack an image, with and without dent</h1>
-<p>dent adapts to the batch it is given, so an image stands in one here: the others are bundled
-images, drawn by the seed. What you see is what the few attacks run here leave, an upper bound: one
-that knows of the adaptation may break what another does not, and one image is no benchmark.</p>
+<p>dent adapts to a batch, so the page adds bundled images to yours, drawn by the seed. The result
+is an upper bound after a few attacks: an adaptive attack may break more, and one image is no
+benchmark.</p>
 </div>"""
 
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -119,7 +119,7 @@ def _shown(first: Picked, chosen: gr.HTML) -> Shown:
             0,
             step=1,
             label="Query",
-            info="Go back over the attacks: what they tried, and what was answered.",
+            info="Go through the queries of the attacks and their answers.",
             visible=False,
             elem_id="query",
         ),

@@ -16,15 +16,15 @@ Rung = Literal["transfer", "stop-gradient", "unrolled"]
 Target = Literal["batch", "image"]
 
 DATASET: Final = "cifar10-sample"
-"""Where the images to pick, and the company of every image, come from."""
+"""Source of the images on the page."""
 DEFENSES: Final[Mapping[str, DentConfig]] = {
     "dent+": DENT_PLUS,
     "dent": DENT,
     "dent-nominal": DENT_NOMINAL,
 }
-"""What can be chosen, the quickest first."""
+"""The choices, in order of speed."""
 RUNGS: Final[tuple[Rung, ...]] = get_args(Rung)
-"""What an attack knows of the defense, from nothing to everything."""
+"""How much of the defense an attack uses, from nothing to everything."""
 MOST_STEPS: Final = 30
 MOST_ITERATIONS: Final = 40
 MOST_MEMBERS: Final = 32

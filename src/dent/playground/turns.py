@@ -13,9 +13,9 @@ from dent.errors import InputError
 MOST_WAITING: Final = 16
 """Runs that wait or compute, of all visitors together."""
 MOST_OF_ADDRESS: Final = 4
-"""Of one network address."""
+"""Largest number of runs of one network address."""
 MOST_SECONDS: Final = 300.0
-"""That a run may compute."""
+"""Largest duration of a run."""
 _PATIENCE: Final = 10.0
 """Seconds in which who asks for a run must begin to listen for what comes of it."""
 
@@ -101,10 +101,10 @@ class Turns:
                 raise InputError("one run at a time: stop the other, or wait until it has ended")
             if sum(other.address == asker.address for other in waiting) >= MOST_OF_ADDRESS:
                 raise InputError(
-                    f"{MOST_OF_ADDRESS} runs from this address wait already: try again later"
+                    f"{MOST_OF_ADDRESS} runs from this address are already waiting: try again later"
                 )
             if len(waiting) >= MOST_WAITING:
-                raise InputError(f"{MOST_WAITING} runs wait already: try again later")
+                raise InputError(f"{MOST_WAITING} runs are already waiting: try again later")
             turn = Turn(self, asker, self.clock() + _PATIENCE)
             self._queue.append(turn)
             return turn

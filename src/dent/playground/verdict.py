@@ -77,11 +77,11 @@ def _of_image(name: str, now: Entry, earlier: Sequence[Entry], who: Who) -> str:
     if earlier:
         setup = earlier[0].setup
         return (
-            f"{name} held in this run, but an earlier one on this page broke it on this image "
-            f"({' and '.join(earlier[0].broken[who])}, {setup.threat.label}, batch of "
+            f"{name} is correct in this run, but an earlier one on this page broke it on this "
+            f"image ({' and '.join(earlier[0].broken[who])}, {setup.threat.label}, batch of "
             f"{setup.batch_size}, seed {setup.seed}), which counts."
         )
-    return f"{name} is right in everything that was submitted."
+    return f"{name} is correct in every submission."
 
 
 def _of_batch(outcome: PlaygroundOutcome, before: Sequence[Entry], now: Entry) -> Iterator[str]:
@@ -105,9 +105,9 @@ def _reach(setup: Setup, *, defense_falls: bool) -> str:
     if missing:
         return (
             f"Not run on {setup.defense}: {' and '.join(missing)}. Such attacks break defenses of "
-            "this kind, so that it holds says little."
+            "this kind, so this result says little."
         )
     return (
-        "That is what these few iterations left, an upper bound: a longer attack, or one on model "
+        "This is an upper bound after a few iterations: a longer attack, or one on model "
         "space, may still break it."
     )

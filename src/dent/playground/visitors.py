@@ -12,7 +12,7 @@ MOST: Final = 1024
 """Visitors that are known at once. The one that was away the longest must open the page again."""
 MOST_OF_ADDRESS: Final = 64
 MOST_SESSIONS: Final = 32
-"""Of one visitor: every time that the page is loaded makes one."""
+"""Largest number of sessions of one visitor; every time that the page is loaded makes one."""
 MOST_FILES: Final = 64
 """Files that are kept, of all visitors together, each of a visitor's the last they uploaded."""
 

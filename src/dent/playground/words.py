@@ -19,7 +19,7 @@ ATTACKS: Final[Mapping[CourseName | None, str]] = {
     "stop-gradient": "stop-gradient",
     "unrolled": "unrolled",
 }
-"""What an attack is called in a sentence."""
+"""The names of attacks in a sentence."""
 
 
 def target(course: CourseName, defense: str) -> str:

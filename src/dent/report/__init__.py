@@ -1,10 +1,10 @@
-"""Show what was evaluated, from records alone: pages, tables, figures.
+"""Show an evaluation from its records: pages, tables, figures.
 
     from dent.report import write_report
 
     write_report([Path("runs/first")], Path("report.html"))
 
-Nothing here sees a model. What a number should be doubted for stands beside it wherever it stands.
+Nothing here uses a model. Warnings stand beside every number.
 See docs/evaluation/reading-a-report.md.
 """
 

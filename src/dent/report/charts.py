@@ -14,7 +14,7 @@ from dent.support.rounding import percent
 HEIGHT: Final = 200.0
 SHAPES: Final = ("circle", "square", "diamond", "triangle", "down", "bar")
 COLOURS: Final = 7
-"""Colours of the style sheet, the first of them for the static reference."""
+"""Colors of the style sheet; the first is for the static model."""
 
 Pair = tuple[float, float]
 
@@ -26,8 +26,8 @@ class Value:
     Attributes:
         x: On the horizontal axis.
         y: On the vertical axis.
-        interval: Of `y`, if there is one.
-        text: What to say when it is pointed at.
+        interval: Interval of `y`, if there is one.
+        text: Text of its tooltip.
     """
 
     x: float
@@ -43,9 +43,9 @@ class Curve:
     Attributes:
         name: In the legend.
         flags: The marks that stand beside the name.
-        colour: Which of the style sheet's colours, from 0.
+        colour: Number of the style sheet's color, from 0.
         dashed: Natural images are dashed and hollow, adversarial ones solid and filled.
-        values: By rising x.
+        values: Points, in order of x.
     """
 
     name: str
@@ -79,8 +79,8 @@ class Drawn:
     """A curve as it is drawn.
 
     Attributes:
-        curve: What is drawn.
-        shape: Of its markers.
+        curve: The curve.
+        shape: Shape of its markers.
         dodge: Pixels to move it sideways, so that no interval hides another.
         exact: Whether only its intervals are moved: its markers stand at their values.
         markers: Its values.
@@ -104,9 +104,9 @@ class Chart:
 
     Attributes:
         title: Above it.
-        alt: What it shows, in words and numbers, for who cannot see it.
-        x_label: Of the horizontal axis.
-        y_label: Of the vertical axis.
+        alt: A description in words and numbers, for screen readers.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
         x_ticks: In percent of the width.
         y_ticks: In pixels.
         lines: The curves.
@@ -141,8 +141,8 @@ def chart(
     Args:
         title: Above it.
         curves: At least one, with at least one value in all.
-        x_label: Of the horizontal axis.
-        y_label: Of the vertical axis.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
         x_ticks: Values of x with their text; their range is the axis.
         y_top: Largest y; by default the largest value.
         share: Whether y is a share, written in percent, up to 1.

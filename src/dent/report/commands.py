@@ -1,4 +1,4 @@
-"""The commands that make a run again and check it, as far as its records tell."""
+"""The commands that repeat and verify a run, as far as its records tell."""
 
 import shlex
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from dent.support import ranges
 
 @dataclass(frozen=True)
 class Commands:
-    """What to type.
+    """The commands for a run.
 
     Attributes:
         again: The same evaluation in a new folder.
@@ -131,7 +131,7 @@ def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 
 
 def _same(recorded: AttackSpec, iterations: Any, spec: EvaluationSpec) -> bool:
-    """Return whether the command line's attack of that name has the settings on record."""
+    """Return whether the command line's attack of that name has the recorded settings."""
     try:
         attack = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
         made_spec = attack_spec(attack.sized(spec.settings.batch_size), threat_of(spec.threat))

@@ -1,4 +1,4 @@
-"""One figure for a README: what holds, and what the adaptation did."""
+"""One figure for a README: accuracies, and entropy by step."""
 
 import io
 import textwrap
@@ -194,7 +194,7 @@ def _entropies(axes: Any, result: EvaluationResult, curves: Sequence[_Steps]) ->
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("adaptation steps taken")
+    axes.set_xlabel("adaptation steps")
     axes.set_ylabel("mean entropy in nats")
     axes.grid(axis="y", color="#d5dae0", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -224,7 +224,7 @@ def _footnotes(result: EvaluationResult, flags: Flags) -> list[str]:
     for name, defense in result.defenses.items():
         units.setdefault(defense.worst.unit, []).append(name)
     per = "; ".join(f"per {unit}: {', '.join(names)}" for unit, names in units.items())
-    sentences = [f"Worst case over all that was submitted, {per}. Colours are as on the left."]
+    sentences = [f"Worst case over all submissions, {per}. Colors are as on the left."]
     sentences += [
         f"[{flag.letter}] {flag.name} ({', '.join(flag.raised_by)}): {flag.sentence}"
         for flag in flags.all

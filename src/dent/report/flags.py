@@ -1,4 +1,4 @@
-"""Raised diagnostics as marks: a letter for each, to stand beside every number it concerns."""
+"""Raised diagnostics as marks: a letter beside every number that may be wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ RUN_WIDE: Final = "the run"
 
 
 class Named(Protocol):
-    """A result among others on a page, and what it is called there."""
+    """A result on a page, with its name there."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the result."""
         ...
 
     @property
     def result(self) -> EvaluationResult:
-        """It."""
+        """The result."""
         ...
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One kind of raised diagnostic, wherever on a page it was raised.
+    """One kind of raised diagnostic on a page.
 
     Attributes:
         letter: Its mark, unique on the page.
         name: The diagnostic's.
-        sentence: What it means.
+        sentence: Its meaning.
         raised_by: Where: defense and run, for the list of flags.
     """
 
@@ -44,11 +44,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Raised:
-    """A raised diagnostic at one defense.
+    """A raised diagnostic of one defense.
 
     Attributes:
         letter: Its mark.
-        diagnostic: It.
+        diagnostic: The diagnostic.
         of_run: Whether it concerns the whole run, rather than the defense alone.
     """
 
@@ -107,14 +107,14 @@ class Flags:
 
 @dataclass(frozen=True)
 class _Only:
-    """A result that is shown alone."""
+    """A result that is shown without others."""
 
     name: str
     result: EvaluationResult
 
 
 def of_one(result: EvaluationResult) -> Flags:
-    """Return the flags of a result that is shown alone."""
+    """Return the flags of a result that is shown without others."""
     return Flags([_Only("", result)])
 
 

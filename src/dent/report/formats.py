@@ -20,7 +20,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def to_csv(runs: Sequence[NamedRun]) -> str:
-    """One line for every number; columns as in `rows.COLUMNS`.
+    """Return one line for every number, with the columns of `rows.COLUMNS`.
 
     A text that a spreadsheet would take for a formula is given a leading apostrophe.
     """
@@ -33,7 +33,7 @@ def to_csv(runs: Sequence[NamedRun]) -> str:
 
 
 def to_json(runs: Sequence[NamedRun]) -> str:
-    """One document with the keys that docs/evaluation/reading-a-report.md lists."""
+    """Return one document with the keys that docs/evaluation/reading-a-report.md lists."""
     flags = Flags(runs)
     document: dict[str, Any] = {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""A few samples to look at: natural, adversarial, the perturbation, and what was answered."""
+"""A few samples: natural image, adversarial image, perturbation, and predictions."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,25 +25,25 @@ SAMPLES: Final = 6
 _EACH: Final = 2
 _UNPERTURBED: Final = "no perturbation"
 _LARGEST: Final = 2**29
-"""Values of the largest tensor that is read: 2 GiB."""
+"""Number of values in the largest tensor that is read: 2 GiB."""
 _OUTCOMES: Final = (
-    "static holds, every defense falls",
-    "static falls, every defense holds",
-    "some hold, some fall",
-    "falls",
-    "holds",
+    "static model correct, every defense fooled",
+    "static model fooled, every defense correct",
+    "correct with some, fooled with others",
+    "fooled",
+    "correct",
     "wrong without an attack",
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what it is.
+    """An image with a description.
 
     Attributes:
         source: A data URI.
-        alt: In words.
-        caption: Below it.
+        alt: The description.
+        caption: The text below it.
     """
 
     source: str
@@ -53,17 +53,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class ExhibitAttempt:
-    """What was done to a sample against one defense.
+    """One submission of a sample to one defense.
 
     Attributes:
-        defense: By name.
-        submitted: What was submitted, in words; empty where nothing was.
-        pictures: Adversarial image, perturbation, smoothed input: those that there are.
-        natural: Class served for the natural image; None without a prediction.
-        adversarial: Class served for the adversarial one.
+        defense: Name of the defense.
+        submitted: Description of the submission; empty if there is none.
+        pictures: Adversarial image, perturbation and smoothed input, if available.
+        natural: Predicted class of the natural image; None without a prediction.
+        adversarial: Predicted class of the adversarial image.
         natural_right: Whether `natural` is the label.
         adversarial_right: Whether `adversarial` is the label.
-        claimed: Whether the attack said that the sample fell; None where it was transferred.
+        claimed: Whether the attack claims to have fooled it; None if it was transferred.
         transferred: Whether the attack was on the static model.
     """
 
@@ -79,18 +79,18 @@ class ExhibitAttempt:
 
     @property
     def unperturbed(self) -> str:
-        """Why the image that was submitted is the natural one; empty where it is not."""
+        """Why the attack submitted the natural image; empty if it did not."""
         if not any(picture.caption == _UNPERTURBED for picture in self.pictures):
             return ""
         if self.transferred:
-            return "No perturbation: the attack on the static model left this image as it was."
+            return "No perturbation: the attack on the static model left this image unchanged."
         if not self.natural_right:
-            return "No perturbation: the image is answered wrongly as it is, which the attack kept."
-        return "No perturbation: nothing that the attack tried did better than the natural image."
+            return "No perturbation: the defense already misclassifies the natural image."
+        return "No perturbation: the attack found nothing better than the natural image."
 
     @property
     def mismatch(self) -> bool:
-        """Whether the attack's claim differs from what was served."""
+        """Whether the attack's claim differs from the prediction on submission."""
         return self.claimed is not None and self.claimed == self.adversarial_right
 
 
@@ -101,7 +101,7 @@ class Exhibit:
     Attributes:
         sample: Its id in the full split.
         label: Name of its class.
-        why: Why it was chosen, in words.
+        why: Why it was chosen.
         natural: The natural image; None if it could not be loaded.
         attempts: One per defense.
     """
@@ -119,7 +119,7 @@ class Gallery:
 
     Attributes:
         exhibits: The samples; empty if nothing can be shown.
-        missing: What is missing, and why, in sentences.
+        missing: Sentences about what is missing, and why.
     """
 
     exhibits: tuple[Exhibit, ...]
@@ -127,7 +127,7 @@ class Gallery:
 
 
 def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
-    """Choose samples and draw them, from records alone.
+    """Choose samples and draw them from records.
 
     Args:
         loaded: The run.
@@ -177,12 +177,12 @@ def _outcome(natural: Mapping[str, bool], attacked: Mapping[str, bool]) -> str:
     if STATIC in attacked and set(others) == {not attacked[STATIC]}:
         return _OUTCOMES[0 if attacked[STATIC] else 1]
     if len(set(attacked.values())) > 1:
-        return "some hold, some fall"
-    return "holds" if all(attacked.values()) else "falls"
+        return "correct with some, fooled with others"
+    return "correct" if all(attacked.values()) else "fooled"
 
 
 def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | None:
-    """Return the submission to show of a defense: its strongest attack with images on record."""
+    """Return the submission to show of a defense: its strongest attack with recorded images."""
     summary = strongest(
         result.defenses[defense].model_copy(
             update={
@@ -313,10 +313,10 @@ class _Drawing:
         if record.tensor is None:
             return None
         if self._loaded.run.spec.settings.tensors == "drop":
-            self._miss("Adversarial images are missing: the run was made not to keep them.")
+            self._miss("Adversarial images are missing: the run did not keep them.")
             return None
         if math.prod(record.tensor.shape) > _LARGEST:
-            self._miss(f"Adversarial images of {record.key} are too many to be read for a page.")
+            self._miss(f"Adversarial images of {record.key} are too large for a page.")
             return None
         try:
             tensor = self._loaded.adversarial(record)

@@ -1,4 +1,4 @@
-"""The headline of a result as one value, which every format draws with the same figures.
+"""The headline table of a result as one value, which every format draws.
 
 A row is a defense; a column is what is known of it. A cell has its figure as a number and as it is
 written, so that no format rounds for itself. `tests/report/test_report_headline.py` holds the
@@ -34,7 +34,7 @@ _SUBMITTED: Final = {"attack": "{}", "transfer": "{} replayed", "assembled": "as
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: one figure of every defense.
+    """A column of the table: one figure for every defense.
 
     Attributes:
         key: Name of the column for programs: `natural`, `attack/apgd-ce`, `worst`, ...
@@ -168,7 +168,7 @@ def _columns(result: EvaluationResult) -> Iterator[Column]:
 def submitted(
     defense: DefenseResult, spec: EvaluationSpec
 ) -> dict[tuple[str, str | None], AttackSummary]:
-    """What was submitted to a defense, by kind and attack, as tables show it.
+    """Return the submissions to a defense, by kind and attack, as tables show them.
 
     A run by attack assembles a batch after every attack: the last one counts. Attacks that did not
     run there, because nothing was left to decide, have no column.
@@ -207,7 +207,7 @@ def _key(kind: str, attack: str | None) -> str:
 
 
 def of_count(count: Count, marks: tuple[Flag, ...] = ()) -> Cell:
-    """Return the cell of a share; it says so if nothing was scored."""
+    """Return the cell of a share, or of the reason if nothing was scored."""
     return Cell(
         text=wording.percent(count.share),
         value=count.share,

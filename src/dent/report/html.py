@@ -1,4 +1,4 @@
-"""The page: one file that needs nothing else, no network and no script."""
+"""The page: one file that needs no network and no script."""
 
 import json
 from collections.abc import Sequence
@@ -32,16 +32,16 @@ _HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class RunPart:
-    """What a page shows of one run, beyond its result.
+    """The parts of a page about one run, beyond its result.
 
     Attributes:
         anchor: Its address on the page.
-        run: It.
+        run: The run.
         headline: Its headline.
-        limits: What its numbers do not show.
+        limits: Sentences about what its numbers do not show.
         by_step: Charts of entropy and sigma, of each defense that reports its steps.
-        commands: To make it again, and to check it.
-        gallery: Samples.
+        commands: Commands to repeat and verify it.
+        gallery: The samples.
     """
 
     anchor: str
@@ -55,14 +55,14 @@ class RunPart:
 
 @dataclass(frozen=True)
 class SeriesPart:
-    """A series with its chart, where it has one."""
+    """A series with its chart, if there is one."""
 
     series: Series
     chart: Chart | None
 
     @property
     def title(self) -> str:
-        """The title of the chart; that of the table if there is no chart."""
+        """The title of the chart, or of the table if there is no chart."""
         over, label = self.series.over, self.series.label
         plain = f"Accuracy against {over} ({label})" if label else f"Accuracy against {over}"
         return plain if self.chart is None else self.chart.title

@@ -1,4 +1,4 @@
-"""What the numbers of a run do not show, said on every page that shows them."""
+"""What the numbers of a run do not show. Every page with the numbers says so."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -17,7 +17,7 @@ _KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
-    """Sentences on what was not run, and on what follows from it; at least one."""
+    """Return sentences on what was not run, and on what follows from it; at least one."""
     return tuple(_limits(result))
 
 
@@ -27,15 +27,12 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
         yield (
             f"The run is not finished: {result.units_done} of "
             f"{counted(result.units_planned, 'unit')} are "
-            "recorded, and every count is over those. Worst cases and differences are over the "
-            "batches of which every planned submission is recorded."
+            "recorded, and every count uses only these. Worst cases and differences use only the "
+            "batches with all planned submissions."
         )
-    yield (
-        "A robust accuracy is what these attacks left standing, an upper bound: a stronger attack "
-        "can only lower it."
-    )
+    yield ("Robust accuracy is an upper bound: a stronger attack can only lower it.")
     if not spec.attacks:
-        yield "No attack was run: the numbers are clean accuracies and nothing else."
+        yield "No attack was run: all numbers are clean accuracies."
     if any(defense.name != STATIC for defense in spec.defenses):
         yield from _of_dynamic(result)
     if result.samples:
@@ -50,10 +47,9 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
         if widest is not None:
             yield (
                 f"{counted(result.samples, 'sample')} {agreeing(result.samples, 'were')} "
-                f"attacked: the {LEVEL_TEXT} interval of a worst case is up "
-                f"to {100 * widest:{PLACES}} points wide, for other samples of the same kind, "
-                "not for "
-                "other attacks."
+                f"attacked. The {LEVEL_TEXT} interval of a worst case is up to "
+                f"{100 * widest:{PLACES}} points wide. It accounts for the choice of samples, not "
+                "for stronger attacks."
             )
 
 
@@ -62,32 +58,31 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
     for spared, kinds in _spared(result).items() if spec.attacks else ():
         where = f" on {', '.join(spared)}" if spared != _dynamic(result) else ""
         yield (
-            f"No {' and no '.join(kinds)} has been run{where}: other attacks follow at most the "
-            "gradient of a defense's final forward, or its replies, and such attacks are known to "
-            "break defenses of this kind."
+            f"No {' and no '.join(kinds)} was run{where}. Attacks of this kind are known to break "
+            "dynamic defenses that other attacks do not."
         )
     if spec.attacks and spec.has_static and budget_of(spec) is None:
-        yield "There is no verdict: only the whole dynamic suite (--suite dynamic) gives one."
+        yield "There is no verdict. Only the whole dynamic suite (--suite dynamic) gives one."
     if not spec.has_static:
-        yield "No static reference was attacked: whether a defense adds anything is not known."
+        yield "The static model was not attacked, so nobody knows whether a defense adds anything."
     elif not spec.settings.transfer:
-        yield "What was found against the static model was not submitted to the defenses."
+        yield "The adversarial images of the static model were not submitted to the defenses."
     if spec.settings.randomness == "public":
         yield (
-            "Randomness is public: attacks knew the seed of every submission, and accuracies are "
-            "those under it."
+            "Randomness is public: attacks knew the seed of every submission, and all accuracies "
+            "are under that seed."
         )
     elif any(defense.repeated is not None for defense in result.defenses.values()):
         yield (
-            "Randomness is private: no attack knew the seed of a submission. Who knows it may "
-            "break more (--randomness public)."
+            "Randomness is private: no attack knew the seed of a submission. An attacker who knows "
+            "it may break more (--randomness public)."
         )
     if any(
         item.state == "not-run"
         for defense in result.defenses.values()
         for item in defense.diagnostics
     ):
-        yield "Some diagnostics were not run; they are listed, and count neither way."
+        yield "Some diagnostics were not run. They show nothing either way."
 
 
 def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:

@@ -18,34 +18,34 @@ from dent.storage.plain_json import parse
 
 
 class DefenseLine(Record):
-    """What a list says of one defense."""
+    """The line of a defense in a list."""
 
     name: str
     natural: Count
     worst: Count
     unit: Literal["sample", "batch"]
-    """What the worst case is taken per."""
+    """Whether the worst case is per sample or per batch."""
     difference: Difference | None
     flags: tuple[str, ...]
-    """Names of the raised diagnostics, the run's own included: to be shown beside the numbers."""
+    """Names of the raised diagnostics of the defense and of the run."""
 
 
 class RunSummary(Record):
-    """What a list says of one run. Of a run that cannot be read, the path and `error` alone."""
+    """The entry of a run in a list. An unreadable run has only the path and `error`."""
 
     path: str
     error: str | None = None
-    """Why it cannot be read."""
+    """Why the run cannot be read; null if it can."""
     status: RunStatus | None = None
     started: str | None = None
-    """UTC, ISO 8601; null where no session began."""
+    """UTC, ISO 8601; null if no session began."""
     model: str | None = None
     dataset: str | None = None
     threat: str | None = None
-    """As `linf 8/255`."""
+    """The threat model, such as `linf 8/255`."""
     attacks: tuple[str, ...] = ()
     samples: int = 0
-    """Attacked samples that the plan holds."""
+    """Number of attacked samples in the plan."""
     units_done: int = 0
     units_planned: int = 0
     defenses: tuple[DefenseLine, ...] = ()

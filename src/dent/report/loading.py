@@ -1,4 +1,4 @@
-"""From paths to runs that can be shown: single run folders, and folders of a sweep."""
+"""From paths to runs: run folders, and folders of a sweep."""
 
 import os
 from collections import Counter
@@ -20,7 +20,7 @@ __all__ = ["LoadedRun", "NamedRun", "is_run", "is_sweep", "load_run", "load_runs
 
 @dataclass(frozen=True)
 class NamedRun:
-    """A run among others on a page.
+    """A run on a page, with its name there.
 
     Attributes:
         name: Short, and no other run on the page has it: the end of its path.
@@ -37,7 +37,7 @@ class NamedRun:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run, sound or not.
+    """Whether a folder contains a run, intact or not.
 
     Raises:
         RecordError: The folder cannot be looked into.
@@ -46,7 +46,7 @@ def is_run(path: Path) -> bool:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder holds several runs that differ in one setting.
+    """Whether a folder contains several runs that differ in one setting.
 
     Raises:
         RecordError: The folder cannot be looked into.
@@ -55,7 +55,7 @@ def is_sweep(path: Path) -> bool:
 
 
 def load_run(path: Path) -> LoadedRun:
-    """Read a run folder; nothing in it is changed, and it may still be running.
+    """Read a run folder without changing it. The run may still be going on.
 
     Returns:
         `.result`, derived anew from the records; `.run.spec`, `.plan`, `.records` (the journal, by
@@ -81,7 +81,7 @@ def load_run(path: Path) -> LoadedRun:
 
 
 def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
-    """Read several run folders; the folder of a sweep stands for all of its runs that were begun.
+    """Read several run folders. The folder of a sweep stands for all of its started runs.
 
     Raises:
         ConfigError: No run is named, or one is named twice.

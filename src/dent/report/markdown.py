@@ -1,4 +1,4 @@
-"""Markdown: the page's numbers, for a README, an issue or a paper's appendix."""
+"""The report in Markdown, for a README, an issue or a paper's appendix."""
 
 import html
 import re
@@ -21,7 +21,7 @@ _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def to_markdown(runs: Sequence[NamedRun]) -> str:
-    """The report on one run or several, as GitHub's flavour of Markdown.
+    """Return the report on one run or several in GitHub's Markdown.
 
     Raised diagnostics stand as letters in brackets beside the numbers, and are explained below.
     """
@@ -29,14 +29,14 @@ def to_markdown(runs: Sequence[NamedRun]) -> str:
 
 
 def escape(text: object) -> str:
-    """A text that Markdown shows as it is, on one line, in a table cell or elsewhere."""
+    """Return a text that Markdown shows unchanged, on one line."""
     plain = printable(" ".join(str(text).split()))
     # Not by a backslash, which not every Markdown takes for an escape there.
     return html.escape(_SPECIAL.sub(r"\\\1", plain), quote=False)
 
 
 def code(text: object) -> str:
-    """Return a text in a code span; it may hold backticks and pipes."""
+    """Return a text in a code span. It may contain backticks and pipes."""
     plain = printable(" ".join(str(text).split())).replace("|", r"\|")
     longest = max((len(ticks) for ticks in re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
@@ -68,9 +68,8 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
     result = run.result
     if result.status == "partial":
         yield (
-            f"**Not finished: {result.units_done} of {counted(result.units_planned, 'unit')}; "
-            "every number "
-            "is over those.**"
+            f"**Not finished: {result.units_done} of {counted(result.units_planned, 'unit')}. All "
+            "numbers use these units only.**"
         )
         yield ""
     yield from _headline(result, flags)
@@ -78,7 +77,7 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
     yield ""
     yield from (f"- {escape(sentence)}" for sentence in limits(result))
     yield ""
-    yield f"{level} Robust accuracy by attack, as served"
+    yield f"{level} Robust accuracy by attack"
     yield ""
     for name, defense in result.defenses.items():
         yield from _attacks(name, defense, flags.marks(result, name))
@@ -146,7 +145,7 @@ def _attacks(name: str, defense: DefenseResult, flagged: Sequence[Flag]) -> Iter
     yield f"**{escape(name)}**{marks}"
     yield ""
     yield from _header(
-        "submitted", "served", "claimed", "said to fall, served right", "served wrong, not said"
+        "submitted", "correct", "claimed", "claimed fooled, but correct", "wrong, but not claimed"
     )
     yield _row("natural images", f"{wording.count(defense.natural)}{marks}", "", "", "")
     ran = [attack for attack in defense.attacks if attack.batches or defense.decided is None]
@@ -189,7 +188,7 @@ def _adaptation(result: EvaluationResult, flags: Flags) -> Iterator[str]:
 
 
 def _diagnostics(result: EvaluationResult) -> Iterator[str]:
-    yield from _header("defense", "diagnostic", "state", "value", "threshold", "what it says")
+    yield from _header("defense", "diagnostic", "state", "value", "threshold", "meaning")
     of_defenses = [
         (name, item) for name, defense in result.defenses.items() for item in defense.diagnostics
     ]
@@ -207,9 +206,9 @@ def _diagnostics(result: EvaluationResult) -> Iterator[str]:
 
 def _provenance(run: NamedRun) -> Iterator[str]:
     spec, typed = run.result.spec, commands(run.loaded)
-    yield f"- make it again: {code(typed.again)}"
+    yield f"- repeat the run: {code(typed.again)}"
     for caveat in typed.caveats:
-        yield f"  - bring {escape(caveat)}"
+        yield f"  - you must supply {escape(caveat)}"
     yield f"- verify the records: {code(typed.verify)}"
     yield f"- model {escape(spec.model.name)}, weights {code(spec.model.weights)}"
     yield f"- dataset {escape(spec.dataset.name)}, digest {code(spec.dataset.digest)}"
@@ -244,10 +243,10 @@ def _series(series: Series, flags: Flags) -> Iterator[str]:
 
 def _differing(runs: Sequence[NamedRun]) -> Iterator[str]:
     fields = differing(runs)
-    yield "## In what the runs differ"
+    yield "## Differences between the runs"
     yield ""
     if not fields:
-        yield "In nothing: they are runs of the same evaluation."
+        yield "None: the runs are of the same evaluation."
     else:
         yield from _header("field", *(escape(run.name) for run in runs))
         yield from (_row(code(name), *map(escape, values)) for name, values in fields.items())

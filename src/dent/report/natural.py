@@ -1,4 +1,4 @@
-"""The natural images of a run, loaded again by the dataset's name where its digest matches."""
+"""The natural images of a run, loaded by the dataset's name if its digest matches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from dent.evaluation.records.spec import DatasetSpec
 
 @dataclass(frozen=True)
 class NaturalImages:
-    """The dataset of a run, or why it cannot be shown.
+    """The dataset of a run, or why it is missing.
 
     Attributes:
         dataset: The images with the digest on record; None if they could not be loaded.
@@ -33,8 +33,8 @@ def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages
     if spec.name not in data.names():
         return NaturalImages(
             None,
-            f"{spec.name} is not a dataset that dent.data knows by name, and records hold no "
-            "natural images",
+            f"{spec.name} is not a named dataset of dent.data, and records contain no natural "
+            "images",
         )
     split: Literal["test", "train"] = "train" if spec.split == "train" else "test"
     try:
@@ -44,7 +44,7 @@ def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages
     if dataset.digest != spec.digest:
         return NaturalImages(
             None,
-            f"{spec.name} on this machine has the digest {dataset.digest}, the run was made on "
-            f"{spec.digest}: they are not the same images",
+            f"{spec.name} on this machine has the digest {dataset.digest}, but the run used "
+            f"{spec.digest}: the images differ",
         )
     return NaturalImages(dataset, "")

@@ -1,4 +1,4 @@
-"""Images as PNG data URIs, and what is drawn of a perturbation and of a smoothed input."""
+"""PNG data URIs of images, perturbations and smoothed inputs."""
 
 import base64
 import struct
@@ -12,7 +12,7 @@ from dent.adaptation import smoothing
 from dent.config import Covariance
 
 CHANNELS: Final = (1, 3)
-"""Numbers of channels that a PNG is made of here."""
+"""Numbers of channels that can be drawn."""
 _COLOUR_TYPES: Final = {1: 0, 3: 2}
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
@@ -30,7 +30,7 @@ def data_uri(image: Tensor) -> str:
 
 
 def enlarged(adversarial: Tensor, natural: Tensor) -> tuple[Tensor, float]:
-    """Draw a perturbation around mid-gray, so that its largest value reaches black or white.
+    """Draw a perturbation around mid-gray, scaled to full contrast.
 
     Args:
         adversarial: (C, H, W).
@@ -48,7 +48,7 @@ def enlarged(adversarial: Tensor, natural: Tensor) -> tuple[Tensor, float]:
 
 
 def smoothed(image: Tensor, sigma: tuple[float, ...], kind: Covariance) -> Tensor:
-    """Smooth an image as a defense did, by the sigma on record.
+    """Smooth an image with the recorded sigma of a defense.
 
     Args:
         image: (C, H, W).
@@ -64,13 +64,13 @@ def smoothed(image: Tensor, sigma: tuple[float, ...], kind: Covariance) -> Tenso
 
 
 def smoothing_of(settings: Any) -> dict[str, Any] | None:
-    """The smoothing in a defense's recorded settings; None where it does not smooth."""
+    """Return the smoothing in a defense's recorded settings; None without smoothing."""
     smoothing_settings = settings.get("smoothing") if isinstance(settings, dict) else None
     return smoothing_settings if isinstance(smoothing_settings, dict) else None
 
 
 def _png(pixels: Tensor) -> bytes:
-    """Encode uint8 (C, H, W): 8 bits a channel, no filter, no interlacing."""
+    """Encode uint8 (C, H, W) with 8 bits per channel, no filter and no interlacing."""
     channels, height, width = pixels.shape
     rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
     unfiltered = torch.cat([rows.new_zeros(height, 1), rows], dim=1)

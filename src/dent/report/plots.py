@@ -15,7 +15,7 @@ _WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
 
 
 def colour_of(result: EvaluationResult, defense: str) -> int:
-    """Return the colour of a defense: 0 for the static one, the others in the order of the spec."""
+    """Return the color of a defense: 0 for static, the others in the order of the spec."""
     others = [name for name in result.defenses if name != STATIC]
     return 0 if defense == STATIC else 1 + others.index(defense) % (COLOURS - 1)
 
@@ -144,7 +144,7 @@ def traces(defense: DefenseResult) -> list[tuple[str, Trace]]:
 
 
 def strongest(defense: DefenseResult) -> AttackSummary | None:
-    """Return the attack that left the fewest members right; None if nothing was scored."""
+    """Return the attack that left the fewest members correct; None if nothing was scored."""
     scored = [attack for attack in defense.attacks if attack.served.share is not None]
     return min(scored, key=lambda attack: attack.served.share or 0.0, default=None)
 

@@ -1,4 +1,4 @@
-"""One row for every number: what CSV and JSON hold, in words that a program can rely on."""
+"""One row for every number, for CSV and JSON."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -34,15 +34,15 @@ COLUMNS: Final = (
     "flags",
     "verdict",
 )
-"""`value` is a share of 1 with its confidence interval, `low` to `high`; for `difference` a
-difference of shares; for `cost` the median of a prediction's time over that of a static forward.
-What does not apply or was not scored is empty (in JSON: null)."""
+"""`value` is a share between 0 and 1 with its interval, `low` to `high`. For `difference` it is a
+difference of shares, and for `cost` the median time of a prediction over that of a static forward.
+A value that does not apply or was not scored is empty (in JSON: null)."""
 
 Row = dict[str, str | int | float | None]
 
 
 def rows(runs: Sequence[NamedRun], flags: Flags) -> list[Row]:
-    """All numbers of several runs.
+    """Return all numbers of several runs.
 
     Returns:
         By run, defense, and measure: `natural`, `bystanders`, `attack`, `transfer`, `assembled`

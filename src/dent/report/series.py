@@ -1,4 +1,4 @@
-"""Runs that differ in one setting alone, as points of a series."""
+"""Runs that differ in one setting only, as points of a series."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ Over = Literal["eps", "batch size", "share attacked", "order", "seed", "samples"
 
 @dataclass(frozen=True)
 class SeriesPoint:
-    """Where a run stands in a series.
+    """One run of a series.
 
     Attributes:
         run: The run.

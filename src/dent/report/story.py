@@ -1,4 +1,4 @@
-"""All that happened to one sample, for `dent show RUN --sample ID`."""
+"""Everything about one sample, for `dent show RUN --sample ID`."""
 
 from typing import Literal
 
@@ -10,54 +10,56 @@ from dent.storage.errors import RecordError
 
 
 class StoryAnswer(Record):
-    """What a defense answered to one submission of the sample's batch."""
+    """The prediction of a defense for one submission of the sample's batch."""
 
     kind: Literal["natural", "attack", "transfer", "assembled"]
     attack: str | None
     batch: int
-    """The batch that the sample stood in."""
+    """Index of the sample's batch."""
     member: int
-    """Its place there."""
+    """Position of the sample in the batch."""
     attacked: bool
-    """Whether the sample itself was perturbed, or stood by as a natural image."""
+    """Whether the sample was attacked, or was a clean member."""
     predicted: int | None
-    """The class served; null where there was no prediction, which counts as wrong."""
+    """Predicted class; null without a prediction, which counts as wrong."""
     predicted_name: str | None
     correct: bool
     claimed: bool | None
-    """Whether the attack said that the sample fell; null where nothing attacked the defense."""
+    """Whether the attack claims to have fooled the sample; null without an attack on the defense.
+    """
     mismatch: bool
-    """The attack's word differs from what was served."""
+    """Whether the attack's claim differs from the submission."""
 
 
 class DefenseStory(Record):
-    """What one defense made of the sample."""
+    """The predictions of one defense for the sample."""
 
     defense: str
     answers: tuple[StoryAnswer, ...]
     """Natural submissions first, then in the order of the records."""
     broken_by: tuple[str, ...]
-    """The submissions of the attacked sample that were served wrongly, as `attack/apgd-ce`."""
+    """The submissions in which the attacked sample was predicted wrong, such as `attack/apgd-ce`.
+    """
     flags: tuple[str, ...]
     """Raised diagnostics of the defense and of the run."""
 
 
 class SampleStory(Record):
-    """All that one sample was answered in a run."""
+    """All predictions for one sample in a run."""
 
     sample: int
-    """Its id: the position in the full split."""
+    """Id of the sample: its position in the full split."""
     label: int
     label_name: str
     batches: tuple[int, ...]
-    """Those it stands in, attacked or as a clean member."""
+    """Batches with the sample, as an attacked or a clean member."""
     defenses: tuple[DefenseStory, ...]
     status: Literal["complete", "partial"]
-    """`partial`: units of the run are missing, so answers may be."""
+    """`partial`: units of the run are missing, so predictions may be missing."""
 
 
 def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
-    """Tell what every attack did to a sample, and what was served.
+    """Return what every attack did to a sample, and the predictions.
 
     Args:
         run: From `load_run`.

@@ -1,4 +1,4 @@
-"""How numbers and names are said, the same in every format."""
+"""Texts of numbers and names, the same in every format."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -24,12 +24,12 @@ Reading = Literal["above", "below", "level", "unknown"]
 
 
 def percent(share: float | None) -> str:
-    """`43.8%`; `not scored` where there is nothing to take a share of."""
+    """`43.8%`, or `not scored`."""
     return NOT_SCORED if share is None else rounding.percent(share)
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
-    """`[38.1, 49.6]`, in percent; empty where there is none."""
+    """`[38.1, 49.6]`, in percent; empty without an interval."""
     return "" if bounds is None else rounding.percent_bounds(bounds)
 
 
@@ -44,7 +44,7 @@ def of(accuracy: Count) -> str:
 
 
 def points(value: float | None) -> str:
-    """A difference in percentage points, its sign always shown: `+1.2`, `−3.1`, `0.0`."""
+    """A difference in percentage points, always with its sign: `+1.2`, `−3.1`, `0.0`."""
     return NOT_SCORED if value is None else rounding.points(value)
 
 
@@ -61,7 +61,7 @@ def difference(paired: Difference | None) -> str:
 
 
 def reading(paired: Difference | None) -> Reading:
-    """Return on which side of the static worst case the whole interval lies."""
+    """Return on which side of 0 the whole interval of a difference lies."""
     if paired is None or paired.interval is None:
         return "unknown"
     low, high = paired.interval
@@ -71,7 +71,7 @@ def reading(paired: Difference | None) -> Reading:
 READINGS: Final[dict[Reading, str]] = {
     "above": "above the static model under these attacks",
     "below": "below the static model under these attacks",
-    "level": "not told apart from the static model by these samples",
+    "level": "not significantly different from the static model",
     "unknown": "not compared with a static model",
 }
 
@@ -104,7 +104,7 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     if ruling is None:
         return ()
     shown = [(gate, "") for gate in ruling.gates]
-    shown += [(gate, " of the static model") for gate in ruling.static_gates if gate.open]
+    shown += [(gate, " (static model)") for gate in ruling.static_gates if gate.open]
     return (
         ruling.sentence,
         f"Clean accuracy against static: {difference(ruling.natural) or NOT_SCORED} points.",
@@ -116,22 +116,22 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
 
 
 def submitted(kind: str, attack: str | None) -> str:
-    """Return the name of a submission, in words."""
+    """Return the description of a submission."""
     return {
         "natural": "natural images",
         "attack": f"{attack} through the defense",
         "transfer": f"{attack} transferred from static",
-        "assembled": "assembled from what broke each member",
+        "assembled": "assembled from the images that broke each member",
     }[kind]
 
 
 def submission(summary: AttackSummary) -> str:
-    """Return the name of an attack's submission, in words."""
+    """Return the description of an attack's submission."""
     return submitted(summary.kind, summary.attack)
 
 
 def decided(name: str) -> str:
-    """Return a key of `WorstCase.by`, in words."""
+    """Return the description of a key of `WorstCase.by`."""
     kind, _, attack = name.partition("/")
     return submitted(kind, attack or None)
 

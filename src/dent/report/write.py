@@ -1,4 +1,4 @@
-"""Write a report in the format that its name asks for."""
+"""Write a report in the format of its file name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
     ".csv": to_csv,
     ".json": to_json,
 }
-"""By the suffix of the file."""
+"""The formats, by the suffix of the file."""
 
 
 def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = None) -> Path:
-    """Write a report on one run, or on several side by side, from their records alone.
+    """Write a report on one run, or on several side by side, from their records.
 
     The runs are only read; one that is still on can be reported, and the report says so. Runs that
     differ in one setting alone (eps, batch size) are also drawn against it. Equal records give an

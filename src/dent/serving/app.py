@@ -36,10 +36,10 @@ STATUSES: Final[dict[int, str]] = {
     400: "The body is not what its content type says.",
     408: "The body did not arrive in time, or too many were arriving.",
     413: "Too many bytes, or too many images.",
-    415: "A content type or encoding that is not read here.",
-    422: "Well-formed, but nothing the model takes: wrong shape, NaN, infinity, outside [0, 1].",
+    415: "An unsupported content type or encoding.",
+    422: "Well-formed, but not valid for the model: wrong shape, NaN, infinity, outside [0, 1].",
     500: "The defense failed; the log says why.",
-    503: "Full, shutting down, or just started anew; Retry-After says when to come back.",
+    503: "Full, shutting down, or restarting. Retry-After says when to try again.",
     504: "Not even one step fitted into the deadline, or the batch did not start in time.",
 }
 """The statuses other than 200 that a request to predict can get."""
@@ -194,7 +194,7 @@ def _add_predict(app: FastAPI, server: Server) -> None:
                 gt=0,
                 le=3600,
                 allow_inf_nan=False,
-                description="Seconds in which to answer, with fewer steps if need be.",
+                description="Seconds to answer, with fewer steps if necessary.",
             ),
         ] = None,
         logits: Annotated[bool, Query(description="Whether to return logits.")] = False,

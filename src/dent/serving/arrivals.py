@@ -10,7 +10,7 @@ from dent.serving.limits import Limits
 from dent.support.plural import counted
 
 AT_ONCE: Final = 16
-"""How many bodies may be arriving for each request of `max_requests`."""
+"""Number of bodies that may be arriving, for each of `max_requests`."""
 
 
 class Arrivals:
@@ -84,7 +84,7 @@ class Arrivals:
 
     def _late(self, arrival: "_Arrival") -> str:
         if arrival.given_up:
-            return "too many bodies were on their way, and this one for the longest: send it anew."
+            return "too many bodies were arriving, and this one was the oldest: send it again."
         return f"the body took more than {self._limits.timeout:g} s to arrive."
 
 

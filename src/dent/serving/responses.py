@@ -14,7 +14,9 @@ class Prediction(BaseModel):
 
     label: int | None = Field(description="The class, or null without a prediction.")
     name: str | None = Field(description="The name of the class, where names are known.")
-    probability: float | None = Field(description="Of that class, by softmax of the logits.")
+    probability: float | None = Field(
+        description="Probability of that class, by softmax of the logits."
+    )
     entropy_before: float | None = Field(description="In nats, before the first step.")
     entropy_after: float | None = Field(description="In nats, of this prediction.")
     status: str = Field(
@@ -35,7 +37,7 @@ class PredictResponse(BaseModel):
     steps_configured: int | None = Field(description="Gradient steps of a full answer.")
     degraded: bool = Field(description="Fewer steps were taken than configured.")
     late: bool = Field(description="The deadline was missed all the same.")
-    notes: list[str] = Field(description="What the client should know of this answer, in words.")
+    notes: list[str] = Field(description="Remarks about this answer.")
     seconds: float = Field(description="From the request's arrival to this answer.")
 
 

@@ -19,7 +19,7 @@ from dent.support.plural import counted
 
 TEMPORARY: Final = ".tmp-"
 LARGEST: Final = 2 * 2**30
-"""Bytes of the largest file that is read as a whole."""
+"""Size of the largest file that is read as a whole, in bytes."""
 # Not every system has all of them. Without O_NONBLOCK, opening a FIFO waits for ever.
 _SAFE: Final = sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
@@ -154,7 +154,7 @@ def read(path: Path, most: int = LARGEST) -> bytes:
     """Read a file.
 
     Args:
-        path: It.
+        path: The file.
         most: The bytes that it may have.
 
     Raises:
@@ -165,8 +165,8 @@ def read(path: Path, most: int = LARGEST) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise RecordError(
-                    f"{path} has {counted(size, 'byte')}, and no more than {most} are read: it is "
-                    "not what torch-dent writes there"
+                    f"{path} has {counted(size, 'byte')}, and at most {most} are read: torch-dent "
+                    "did not write it"
                 )
             return file.read(size)
     except FileNotFoundError:
@@ -195,6 +195,6 @@ def writing(path: Path) -> Iterator[None]:
                 "safe: free some space and run the same command again to resume"
             ) from error
         raise RecordError(
-            f"cannot write {path}: {error.strerror}. What was there is as it was: check that the "
-            "folder exists, is a folder, and that you may write to it"
+            f"cannot write {path}: {error.strerror}. The old content is unchanged. Check that the "
+            "folder exists and that you may write to it"
         ) from error

@@ -1,4 +1,4 @@
-"""Read JSON of a stranger: no deeper than what is written here, every key once, finite numbers."""
+"""Read untrusted JSON: limited depth, every key once, finite numbers."""
 
 import json
 import math

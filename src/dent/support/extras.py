@@ -15,9 +15,9 @@ def require(module: str, purpose: str, *, extra: str, package: str | None = None
 
     Args:
         module: Its name.
-        purpose: What needs it, for the message.
-        extra: Which extra brings it.
-        package: What to call what is missing; by default the module's package.
+        purpose: The feature that needs it, for the message.
+        extra: The extra that installs it.
+        package: Name of the missing package; by default the module's.
 
     Raises:
         MissingExtraError: It is not installed, or cannot be imported.
@@ -37,9 +37,9 @@ def check(module: str, purpose: str, *, extra: str, package: str | None = None) 
 
     Args:
         module: Its name.
-        purpose: What needs it, for the message.
-        extra: Which extra brings it.
-        package: What to call what is missing; by default the module's package.
+        purpose: The feature that needs it, for the message.
+        extra: The extra that installs it.
+        package: Name of the missing package; by default the module's.
 
     Raises:
         MissingExtraError: It is not installed.

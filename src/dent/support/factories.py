@@ -27,7 +27,7 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
     Args:
         spec: `package.module:factory`; the factory may be a class, or an attribute of one.
         *arguments: What it is called with.
-        kind: What a factory does, for messages: "makes a new model".
+        kind: The task of the factory, for messages: "makes a new model".
         called: How it is called, for messages: "without arguments: give each a default".
 
     Returns:
@@ -76,7 +76,7 @@ def _import(name: str, spec: str) -> ModuleType:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise UnknownNameError(
                 f"{spec}: no module named {error.name!r} in {Path.cwd()} or installed; run this "
-                "where the module lies, or install its package"
+                "in the folder of the module, or install its package"
             ) from None
         raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
     except Exception as error:

@@ -27,8 +27,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"cannot listen at {host}, port {port} ({error}): choose another --port, or 0 for any "
-            "that is free"
+            f"cannot listen at {host}, port {port} ({error}): choose another --port, or 0 for a "
+            "free one"
         ) from error
 
 
@@ -62,8 +62,8 @@ class Hosts:
 
 
 REFUSED_HOST: Final = (
-    "The request's Host header is none of this server, which listens at this machine alone: ask it "
-    "as 127.0.0.1 or localhost, or start it with --allowed-host NAME."
+    "The request's Host header does not name this server, which accepts only this machine: use "
+    "127.0.0.1 or localhost, or start it with --allowed-host NAME."
 )
 
 

@@ -9,7 +9,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 batch`, `3 batches`, `0 queries`.
 
     Args:
-        number: Of them.
+        number: How many.
         noun: One of them; of several words the last one changes.
         plural: Several of them, where a rule of English does not say it.
     """
@@ -29,8 +29,8 @@ def agreeing(number: int, verb: str) -> str:
     """A verb that stands behind so many: `are` and `is`, `stand` and `stands`.
 
     Args:
-        number: Of what does it.
-        verb: As of several.
+        number: How many subjects.
+        verb: The plural form.
     """
     return _OF_ONE.get(verb, f"{verb}s") if number == 1 else verb
 

@@ -4,7 +4,7 @@ from typing import Final
 
 MINUS: Final = "\N{MINUS SIGN}"
 PLACES: Final = ".1f"
-"""Of a percentage, of a difference in percentage points, and of a factor."""
+"""Format of a percentage, of a difference in percentage points, and of a factor."""
 
 Bounds = tuple[float, float]
 

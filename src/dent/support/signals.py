@@ -19,7 +19,7 @@ class Terminated(KeyboardInterrupt):
     """The process was told to end, by another way than Ctrl-C.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,7 +31,7 @@ class Received:
     """What was received while `as_interrupts` held.
 
     Attributes:
-        number: Of the signal; None where there was none.
+        number: Number of the signal; None if there was none.
     """
 
     def __init__(self) -> None:

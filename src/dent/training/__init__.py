@@ -1,4 +1,4 @@
-"""Train classifiers to stand on: nominal, adversarial and TRADES, exactly resumable."""
+"""Train classifiers: nominal, adversarial and TRADES, exactly resumable."""
 
 from dent.training.card import Measured, check_measured, write_card
 from dent.training.engine import accelerator

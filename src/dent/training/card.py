@@ -1,4 +1,4 @@
-"""The model card: how weights were trained, and the accuracies that they were measured to have."""
+"""The model card: how weights were trained, and their measured accuracies."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CARD: Final = "card.json"
 PAGE: Final = "card.md"
 SCHEMA: Final = 1
 NOMINAL_THREAT: Final = ThreatModel("linf", "1.5/255")
-"""What nominal models are measured under (paper section 4.4): 8/255 leaves nothing of them."""
+"""The threat model for nominal models (paper section 4.4). At 8/255 nothing would remain."""
 _SHOWN: Final = {"pgd": "PGD-20", "standard": "AutoAttack (standard)"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """How much a card measures.
+    """How many images a card measures.
 
     Attributes:
         pgd: images under PGD-20; 0 measures none.
@@ -50,7 +50,7 @@ class Measured:
 
 
 def check_measured(measured: Measured, test: ImageDataset, watched: int) -> int:
-    """Return how many images of `test` are not watched, and so free to be measured on.
+    """Return how many images of `test` are not watched, so that a card may use them.
 
     Raises:
         ConfigError: `measured` requests more images than that.
@@ -61,8 +61,8 @@ def check_measured(measured: Measured, test: ImageDataset, watched: int) -> int:
         raise ConfigError(
             f"{test.name} has {counted(free, 'image')} apart from the {watched} watched ones, "
             "too few to "
-            f"measure {measured.pgd} under PGD and {measured.autoattack} under AutoAttack: ask "
-            "for fewer (--pgd, --autoattack), or watch fewer (--watched)."
+            f"measure {measured.pgd} under PGD and {measured.autoattack} under AutoAttack: measure "
+            "fewer (--pgd, --autoattack), or watch fewer (--watched)."
         )
     return free
 

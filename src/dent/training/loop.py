@@ -1,4 +1,4 @@
-"""Train a classifier, so that a kill at any moment costs minutes and changes nothing."""
+"""The training loop, which resumes exactly after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CHECKPOINT_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The progress of a training, which the caller gets after every step and every epoch.
+    """The progress of a training, reported after every step and every epoch.
 
     Attributes:
         step: steps taken, those of earlier sittings included.
@@ -68,11 +68,11 @@ OnStep = Callable[[TrainingProgress], None]
 
 
 class CatastrophicOverfittingWarning(UserWarning):
-    """Accuracy under PGD collapsed: training was stopped, and the best weights were kept."""
+    """PGD accuracy collapsed: training stopped, and the best weights were kept."""
 
 
 class Training:
-    """A training in its folder, at some step.
+    """A training in its folder.
 
     Args:
         spec: what is trained.
@@ -169,7 +169,7 @@ class Training:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DentError(
-                f"the loss turned {value} at step {state.step} of {self.steps}: lower the learning "
+                f"the loss became {value} at step {state.step} of {self.steps}: lower the learning "
                 f"rate (now at most {recipe.lr:g}), or train in float32 (--precision no)."
             )
         state.loss += value
@@ -212,7 +212,7 @@ class Training:
         ]
         (watched,) = share(measured)
         if watched is None:
-            raise DentError("the main process has sent no measurement: did it fail?")
+            raise DentError("the main process sent no measurement: it probably failed")
         return watched
 
     def _log(self, epoch: int, watched: Watched, *, catastrophic: bool) -> None:
@@ -271,7 +271,7 @@ class Training:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a training's metrics, one an epoch."""
+    """Return the lines of a training's metrics, one per epoch."""
     text = read(folder / METRICS).decode() if is_there(folder / METRICS) else ""
     return [json.loads(line) for line in text.splitlines()]
 

@@ -16,7 +16,7 @@ Schedule = Literal["cosine", "one-cycle"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training, except the model, the data and the seed.
+    """Everything that determines a training, except the model, the data and the seed.
 
     Attributes:
         name: the recipe's name, for records.
@@ -90,7 +90,7 @@ class Recipe:
             chosen += [name for name in ("steps", "noise", "beta") if getattr(self, name)]
             if chosen:
                 raise ConfigError(
-                    f"method='nominal' attacks nothing, so it has no {', '.join(chosen)}: leave "
+                    f"method='nominal' makes no attack, so it has no {', '.join(chosen)}: leave "
                     "them out, or choose another method."
                 )
             return
@@ -109,7 +109,7 @@ class Recipe:
         for name, method in (("noise", "n-fgsm"), ("beta", "trades")):
             value = getattr(self, name)
             if (value is not None) != (self.method == method):
-                raise ConfigError(f"{name} belongs to method={method!r}, which needs it.")
+                raise ConfigError(f"{name} is only for method={method!r}, which needs it.")
             if value is not None:
                 _number(name, value, 0, math.inf)
 

@@ -1,4 +1,4 @@
-"""The paper's trainings and fast ones, by name."""
+"""The paper's recipes and fast ones, by name."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
     source = folder / card["weights"]["file"]
     content = read(source)
     if hashlib.sha256(content).hexdigest() != card["weights"]["sha256"]:
-        raise ConfigError(f"{source} is not what {folder / CARD} describes: measure it again.")
+        raise ConfigError(f"{source} does not match {folder / CARD}: measure it again.")
     target.mkdir(parents=True, exist_ok=True)
     card["name"] = name
     card["weights"]["file"] = f"{name}.safetensors"

@@ -13,7 +13,7 @@ SCHEMA: Final = 1
 
 
 class DataIdentity(Record):
-    """A dataset as it was trained on.
+    """A dataset of a training.
 
     Attributes:
         name: its `dent.data` name.
@@ -29,7 +29,7 @@ class DataIdentity(Record):
 
 
 class TrainingSpec(Record):
-    """Everything that decides the weights, except the machine's arithmetic.
+    """Everything that determines the weights, except the machine's arithmetic.
 
     Attributes:
         schema_version: of this record.
@@ -87,4 +87,6 @@ class TrainingSpec(Record):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{where} holds no training spec of this version: {error}") from error
+            raise ConfigError(
+                f"{where} contains no training spec of this version: {error}"
+            ) from error

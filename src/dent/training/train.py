@@ -1,4 +1,4 @@
-"""Train in a folder: check everything first, go on where an earlier sitting stopped."""
+"""Train in a folder: check everything first, and resume an earlier session."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WATCHED: Final = 512
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The files that a training left in its folder, and its course.
+    """The files of a finished training, and its course.
 
     Attributes:
         spec: what was trained.
@@ -115,12 +115,12 @@ def train(
     used = len(data) if n is None else n
     if not 1 <= used <= len(data):
         raise ConfigError(
-            f"{data.name} has {counted(len(data), 'image')} to train on, asked for are {used}."
+            f"{data.name} has only {counted(len(data), 'image')} to train on, not {used}."
         )
     if data.classes != watch.classes:
         raise ConfigError(
-            f"{data.name} has the classes {', '.join(data.classes)}, but {watch.name}, which is "
-            f"watched, has {', '.join(watch.classes)}: they must be the same, in the same order."
+            f"{data.name} has the classes {', '.join(data.classes)}, but the watched {watch.name} "
+            f"has {', '.join(watch.classes)}: they must be the same, in the same order."
         )
     torch.manual_seed(seed_of(seed, "initial weights"))
     model = models.build(architecture, len(data.classes), weights=weights)
@@ -184,7 +184,7 @@ def _run(
 
 
 def read_spec(folder: Path) -> TrainingSpec:
-    """Return what a folder's training is of.
+    """Return the spec of a folder's training.
 
     Raises:
         RecordError: there is none, or it cannot be read.
@@ -208,7 +208,7 @@ def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
         if differences := spec.differences(theirs):
             raise SpecMismatchError(
                 f"{folder} holds another training:\n  " + "\n  ".join(differences) + "\nChoose "
-                "another folder (--out), or ask for the same training to go on with it.",
+                "another folder (--out), or use the same settings to resume this one.",
                 differences,
             )
         sittings = parse(read(path)).get("sittings", [])

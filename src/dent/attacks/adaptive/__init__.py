@@ -1,4 +1,4 @@
-"""Attacks that know that a defense adapts: on its gradient, its models, and other members."""
+"""Attacks on the adaptation of a defense: through its gradient, its models, and other members."""
 
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ _MODULES = {
     "dent.attacks.adaptive.model_space": ("ModelSpace",),
     "dent.attacks.adaptive.rays": ("RayS",),
 }
-"""Which module each public name is loaded from."""
+"""The module of each public name."""
 
 if not TYPE_CHECKING:  # a type checker would take any name for known
     __getattr__ = lazy(__name__, _MODULES)

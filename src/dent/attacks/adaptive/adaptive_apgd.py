@@ -55,37 +55,36 @@ class AdaptiveAPGD(Attack):
     """
 
     rung: RungName = "unrolled"
-    """Whose gradient is followed."""
+    """The gradient to follow."""
     steps: int | None = None
-    """Of `fewer-steps` and `truncated`, how many."""
+    """Number of steps, for `fewer-steps` and `truncated`."""
     losses: tuple[LossName, ...] = effort(("ce", "margin"))
-    """Untargeted ones, each with `restarts` runs; as a text, `ce+margin`."""
+    """Untargeted losses, each with `restarts` runs; as text, `ce+margin`."""
     iterations: int = effort(50)
-    """Of APGD, in every run."""
+    """Iterations of APGD in every run."""
     restarts: int = effort(1)
     """Runs of every untargeted loss."""
     targets: int = effort(0)
-    """The likeliest wrong classes on the natural images that are aimed at, one run each; 0 leaves
-    targets out."""
+    """Number of the likeliest wrong classes on the natural images to target, with one run each; 0
+    skips targets."""
     targeted: LossName = "dlr"
     """The loss of the targeted runs."""
     rho: float = 0.75
-    """APGD's share of successful steps, in (0, 1)."""
+    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
     submissions: int = effort(1)
     """Passes per gradient, which is their mean (EOT)."""
     warm: bool = False
-    """Begin each loss where an attack on the static base ended, by the margin, and serve that too;
-    the result is then no weaker than that transfer."""
+    """Start each loss where an attack on the static base ended, by the margin, and submit that
+    image, too. The result is at least as strong as that transfer."""
     joint: bool = False
-    """Let the batch's mean loss decide on step sizes, not each member's."""
+    """Whether the batch's mean loss decides on step sizes, instead of each member's loss."""
     unmask: bool = effort(False, later=True)
-    """Look through outputs that saturate and through rounding (`unmasked`)."""
+    """Whether to see through saturated outputs and rounding (`unmasked`)."""
     pool: int = effort(0, later=True)
-    """With `warm`, so many of the likeliest wrong classes are aimed at on the static base as well,
-    and each member begins from that of its images that the defense answered most wrongly."""
+    """With `warm`: also attack the static base toward this many of the likeliest wrong classes.
+    Each member starts from the image that the defense misclassified most."""
     rounds: int = effort(0, later=True)
-    """With `pool`, so many rounds of `gmsa-min` add what they find to it, where the defense
-    adapts."""
+    """With `pool`: add the results of this many rounds of `gmsa-min`, if the defense adapts."""
     stride: float = field(default=2.0, metadata=LATER)
     """APGD's first step, in eps."""
     larger: bool = field(default=False, metadata=LATER)
@@ -139,7 +138,7 @@ class AdaptiveAPGD(Attack):
         return f"adaptive-{self.rung}"
 
     def on_static(self) -> AdaptiveAPGD:
-        """Every rung but the transfer, which goes on after success, is the exact gradient.
+        """Return the exact gradient for every rung but the transfer, which goes past success.
 
         What is chosen for an adaptation has no use there: a start, shorter strides, a hinge, or
         several submissions.
@@ -173,7 +172,7 @@ class AdaptiveAPGD(Attack):
         return total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The ascents of the static base."""
+        """Return the passes of the attacks on the static base."""
         del norm
         total = self._transfer.times(self._transfers_of(n_classes))
         if self.rung == "transfer":
@@ -182,7 +181,7 @@ class AdaptiveAPGD(Attack):
         return total + self._space.unadapted(n_classes) if self.rounds else total
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """All gradients of the ascents, on the rung of that name."""
+        """Return all gradients, for the unrolled rung."""
         del norm
         exact = self.rung == "unrolled"
         runs = self._runs_of(n_classes) * self.submissions
@@ -192,12 +191,12 @@ class AdaptiveAPGD(Attack):
         return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
 
     def _transfers_of(self, n_classes: int) -> int:
-        """How often the static base is attacked for a warm start."""
+        """Return how many attacks on the static base a warm start takes."""
         return 1 + min(self.pool, n_classes - 1) if self.warm else 0
 
     @property
     def _space(self) -> ModelSpace:
-        """The rounds of a pool."""
+        """Return the model-space attack that fills a pool."""
         return ModelSpace(rounds=max(1, self.rounds), iterations=self.iterations, rho=self.rho)
 
     @property
@@ -311,7 +310,7 @@ class AdaptiveAPGD(Attack):
         natural: Tensor,
         draws: torch.Generator,
     ) -> Tensor:
-        """Where the runs begin: what attacks on the static base have found."""
+        """Return the starting points of the runs, from attacks on the static base."""
         base = Rung("transfer").view(target.defense)
         warm = target.natural
         for rank in range(self._transfers_of(natural.shape[1])):

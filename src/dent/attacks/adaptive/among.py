@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @final
 class Among:
-    """A defense as seen by the attacked members of a batch with fixed clean members.
+    """A defense for an attacker of some members of a batch; the clean members stay fixed.
 
     A query about the members submits the whole batch, every member in its place; the answers for
     the others are hidden from attacks on the members. So any attack on this defense attacks
@@ -27,7 +27,7 @@ class Among:
 
     Attributes:
         inner: The defense of the whole batch.
-        labels: Of the others, int64 (M,).
+        labels: Labels of the clean members, int64 (M,).
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Among:
 
     @property
     def batch_dependent(self) -> bool:
-        """As the defense declares."""
+        """Whether the defense declares that it depends on the batch."""
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> Among:
-        """Return the same view of another defense."""
+        """Return this view for another defense."""
         copied = object.__new__(Among)
         copied.__dict__ = {**self.__dict__, "inner": defense}
         return copied
 
     def whole(self, x: Tensor) -> Tensor:
-        """The whole batch (N, C, H, W) with `x` in the members' places, with gradient to `x`.
+        """Return the whole batch (N, C, H, W) with `x` as the attacked members.
 
         Raises:
             InputError: There are not as many rows as members.
@@ -92,15 +92,15 @@ class Among:
         return adapt(self.whole(x), **how)
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        """Logits (len(x), classes) of the members alone."""
+        """Return logits (len(x), classes) of the attacked members."""
         return self.inner.predict(self.whole(x), adaptation)[self._controlled]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits (len(x), classes) of the members, the whole batch adapted afresh."""
+        """Return logits (len(x), classes) of the attacked members, after a fresh adaptation."""
         return answer(self.inner, self.whole(x))[self._controlled]
 
     def answer_others(self, x: Tensor, *, exact: bool = False) -> Tensor:
-        """Logits (M, classes) of the others in the batch that holds `x`.
+        """Return logits (M, classes) of the clean members in the batch with `x`.
 
         Args:
             x: The members' images.

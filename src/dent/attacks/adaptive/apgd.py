@@ -1,4 +1,4 @@
-"""APGD (Croce & Hein, ICML 2020; in l1 their ICML 2021) on a whole batch, whatever the gradient.
+"""APGD (Croce & Hein, ICML 2020; in l1 their ICML 2021) on a whole batch, for any gradient.
 
 pyautoattack's own takes a model and one of five losses by name. Here the loss and its gradient come
 from a function, so that they may be a mean over models, or of other members' answers. The schedule
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 
 
 Objective = Callable[[Tensor], Evaluation]
-"""A batch (N, ...), detached, to its loss and gradient."""
+"""A function from a batch (N, ...), detached, to its loss and gradient."""
 
 
 class Ascent(NamedTuple):
@@ -76,7 +76,7 @@ def apgd(
     stride: float = 2.0,
     stop: Callable[[], bool] | None = None,
 ) -> Ascent:
-    """Ascend an objective from `start`, inside the threat model around `natural`.
+    """Maximize an objective from `start`, inside the threat model around `natural`.
 
     Steps follow the gradient with momentum; at checkpoints a member whose loss rose in fewer than
     a share `rho` of the steps, or that found nothing better, halves its step and returns to its
@@ -128,7 +128,7 @@ def apgd(
 
 
 class _Halving:
-    """The schedule of l-inf and l2: halve a member's step where it stopped rising."""
+    """The schedule for l-inf and l2: halve a member's step if its loss stopped rising."""
 
     def __init__(
         self, threat: ThreatModel, natural: Tensor, iterations: int, rho: float, stride: float
@@ -168,7 +168,7 @@ class _Halving:
 
 
 class _Sparse:
-    """The schedule of l1: as sparse as the best images so far, shorter unless they got sparser."""
+    """The schedule for l1: as sparse as the best images so far; shorter if they got no sparser."""
 
     def __init__(self, threat: ThreatModel, natural: Tensor, period: int) -> None:
         self._threat = threat
@@ -215,7 +215,7 @@ def _make_schedule(
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of steepest ascent, of length one in l-inf or l2."""
+    """Return the direction of steepest ascent, with length one in l-inf or l2."""
     if norm == "linf":
         return gradient.sign()
     rows = gradient.flatten(1)
@@ -224,7 +224,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """A random start far out in the ball, as in APGD: drawn on the CPU, so that devices agree.
+    """Return a random start far out in the ball, as in APGD, drawn on the CPU for equal results.
 
     In l-inf uniform draws scaled to the surface, in l2 and l1 normal ones scaled or projected.
     """

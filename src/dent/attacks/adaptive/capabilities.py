@@ -1,4 +1,4 @@
-"""What a defense may offer beyond the protocol, for attacks through its adaptation.
+"""Optional methods of a defense, for attacks through its adaptation.
 
 All of it is optional and checked structurally: no defense has to inherit from anything here.
 Whatever is missing raises `Unavailable`, and becomes a note in the record.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dent.adaptation.minimize import OnStep
 
 NOT_AVAILABLE = "not available: "
-"""How the note of an attack begins that a defense does not offer what it takes."""
+"""Beginning of an attack's note if the defense does not offer what the attack needs."""
 
 
 class Unavailable(Exception):  # noqa: N818 (a finding, not an error)
@@ -41,7 +41,7 @@ class Unavailable(Exception):  # noqa: N818 (a finding, not an error)
 
 @runtime_checkable
 class SupportsUnwrap(Protocol):
-    """Names the static classifier it was made from."""
+    """A defense with a known static classifier."""
 
     def unwrap(self) -> nn.Module:
         """Return the static base: images (N, C, H, W) to logits (N, classes)."""
@@ -49,7 +49,7 @@ class SupportsUnwrap(Protocol):
 
 
 class SupportsDifferentiableAdapt(Protocol):
-    """Can keep the graph from the batch to what it adapted.
+    """A defense that can keep the graph from the batch to its adaptation.
 
     With it, `predict(x, adapt(x, differentiable=True))` must have the exact gradient in `x`, and
     must answer what a plain call answers. The keywords after it are optional.
@@ -71,21 +71,21 @@ class SupportsDifferentiableAdapt(Protocol):
 
 @runtime_checkable
 class SupportsSteps(Protocol):
-    """Can be made with another number of steps."""
+    """A defense that can run with another number of steps."""
 
     @property
     def steps(self) -> int:
-        """How many steps it takes as deployed."""
+        """The number of steps in use."""
         ...
 
     def with_steps(self, steps: int) -> DynamicDefense:
-        """Return the same defense taking so many steps; this one stays as it is."""
+        """Return the same defense with this many steps. This one does not change."""
         ...
 
 
 @runtime_checkable
 class WrapsDefense(Protocol):
-    """A defense that wraps another one, and offers whatever that offers."""
+    """A defense that wraps another one, with the same optional methods."""
 
     @property
     def inner(self) -> DynamicDefense:
@@ -112,7 +112,7 @@ def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
 
 
 def static_base(defense: Defense) -> nn.Module:
-    """Return the static classifier under a defense; a plain module is its own.
+    """Return the static classifier of a defense; a plain module is its own.
 
     Always in eval mode: a copy, if the classifier is not.
 
@@ -136,7 +136,7 @@ def static_base(defense: Defense) -> nn.Module:
 def with_fewer_steps(
     defense: DynamicDefense, steps: int | None = None, *, larger: bool = False
 ) -> DynamicDefense:
-    """Return the defense with fewer steps than deployed.
+    """Return the defense with fewer steps.
 
     Args:
         defense: Any.
@@ -164,7 +164,7 @@ def with_fewer_steps(
 
 
 def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
-    """Return `defense.adapt` after checking that it takes these keywords.
+    """Return `defense.adapt` after checking that it accepts these keywords.
 
     Raises:
         Unavailable: It does not.

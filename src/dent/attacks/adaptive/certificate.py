@@ -1,4 +1,4 @@
-"""Finite differences: does an attack follow the gradient of what is served?
+"""Finite differences: does an attack follow the gradient of the predictions?
 
 "White-box" is a claim about a gradient, and this is its proof or refutation. Along each direction d
 the view's gradient gives a slope ⟨∇, d⟩, and the defense's own answers another one,
@@ -43,14 +43,14 @@ class Certificate:
     """The result of checking a gradient by finite differences.
 
     Attributes:
-        rung: Whose gradient it is.
+        rung: The rung of the gradient.
         relative_error: The larger of two, at the step where that is least: along the gradient and
             its sign, |slope − difference| / |difference|; over all random directions, the same of
             the vectors of both. Infinite where a difference is exactly zero or not finite: what
             is flat certifies nothing.
-        threshold: What it must stay below.
+        threshold: Upper limit of the error.
         step: h, as a distance in l2 over all pixels of the batch.
-        dtype: In which it was computed: `float64` wherever the defense can be copied into it.
+        dtype: Precision of the check: `float64` if the defense can be copied into it.
         directions: How many, random ones and those two.
     """
 
@@ -63,7 +63,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether the gradient is that of what is served."""
+        """Whether the gradient is that of the predictions."""
         return self.relative_error < self.threshold
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def certificate(
     directions: int = 4,
     seed: int = 0,
 ) -> Certificate:
-    """Compare a rung's gradient with finite differences of what the defense serves.
+    """Compare a rung's gradient with finite differences of the defense's predictions.
 
     The defense is not touched: where it is a module it is copied into float64 first. A batch of a
     few images is enough, and keeps the ReLUs few.
@@ -93,8 +93,8 @@ def certificate(
         defense: Any.
         x: images (N, C, H, W), away from kinks of the loss.
         y: labels (N,).
-        rung: By default unrolled.
-        loss: Whose gradient; a smooth one.
+        rung: The rung; by default unrolled.
+        loss: A smooth loss.
         directions: Random directions, at least 1.
         seed: Of the directions, and of a defense that draws from torch's global random state: it
             draws the same at every answer.
@@ -150,7 +150,7 @@ def _gradient(
 
 
 def _directions(gradient: Tensor, count: int, seed: int) -> list[Tensor]:
-    """The gradient, its sign, and random ones, each of length one."""
+    """Return the gradient, its sign, and random directions, each of length one."""
     draws = torch.Generator().manual_seed(seed)
     lines = [gradient, gradient.sign()]
     lines += [
@@ -173,7 +173,7 @@ def _relative_error(slopes: list[float], differences: list[float]) -> float:
 
 
 def _in_double(defense: Defense, x: Tensor) -> tuple[Defense, torch.dtype]:
-    """A copy in float64, or the defense itself in float32 where it cannot be copied."""
+    """Return a copy in float64, or the defense itself in float32 if it cannot be copied."""
     if not isinstance(defense, nn.Module):
         return defense, torch.float32
     try:

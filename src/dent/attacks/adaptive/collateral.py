@@ -1,4 +1,4 @@
-"""The attack on clean members: attacked members that make the others be misclassified.
+"""The attack on clean members: the attacked members make the others be misclassified.
 
 Wu et al., "Uncovering Adversarial Risks of Test-Time Adaptation" (ICML 2023), call it distribution
 invading attack: with B the attacker's members and y the labels of the others,
@@ -42,13 +42,13 @@ class Collateral(Attack):
     """
 
     loss: LossName = "margin"
-    """Of the clean members, untargeted."""
+    """The untargeted loss of the clean members."""
     iterations: int = effort(50)
-    """Of APGD."""
+    """Iterations of APGD."""
     restarts: int = effort(1)
     """Random starts."""
     rho: float = 0.75
-    """APGD's share of successful steps, in (0, 1)."""
+    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -63,13 +63,13 @@ class Collateral(Attack):
         return "collateral"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """One pass more than iterations a restart; two of the natural images, one at the end."""
+        """Return `iterations + 1` passes per restart, two for the natural images, and one more."""
         del n_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations + 1)
         return Queries(3, 0) + per_restart.times(self.restarts)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """All of them, where the defense offers it."""
+        """Return all of them, if the defense offers an exact gradient."""
         return self.queries(n_classes, norm).backwards
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:

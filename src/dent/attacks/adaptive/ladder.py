@@ -1,4 +1,4 @@
-"""The gradient ladder: one defense, seen through different gradients.
+"""The gradient ladder: one defense with different gradients.
 
 A rung is a *view*: something that answers a batch with logits, whose graph gives the gradient.
 With a(x) what the defense adapted to x, f(x, a) its prediction, and s its static base:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 RungName = Literal["transfer", "stop-gradient", "bpda", "fewer-steps", "truncated", "unrolled"]
 RUNGS: tuple[RungName, ...] = get_args(RungName)
-"""Cheap ones first."""
+"""The rungs, in order of cost."""
 STAND_INS: tuple[RungName, ...] = ("transfer", "fewer-steps")
 THROUGH_STEPS: tuple[RungName, ...] = ("fewer-steps", "truncated", "unrolled")
 """Those whose gradient passes through steps of the adaptation."""
@@ -96,11 +96,11 @@ class Rung:
 
     @property
     def stands_in(self) -> bool:
-        """Whether it answers for a model other than the defense."""
+        """Whether its predictions are those of another model than the defense."""
         return self.name in STAND_INS
 
     def view(self, defense: Defense, on_step: OnStep | None = None) -> View:
-        """Look at a defense from this rung. A plain module adapts nothing: all rungs are itself.
+        """Return a view of a defense with this rung's gradient. Rungs of a plain module are equal.
 
         Args:
             defense: Any.

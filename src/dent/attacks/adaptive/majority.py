@@ -1,4 +1,4 @@
-"""Submit a batch several times to a defense with random answers."""
+"""Submit a batch several times to a randomized defense."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @final
 class Majority:
-    """The majority over several submissions of a batch, each adapted and drawn for afresh.
+    """The majority vote over several submissions of a batch, each with a fresh adaptation.
 
     Logits are votes, with up to half a vote more by mean probability, so that ties are decided by
     how sure the answers were. A submission that gives a member no prediction is no vote; without
@@ -30,7 +30,7 @@ class Majority:
     """
 
     def __init__(self, defense: DynamicDefense, submissions: int) -> None:
-        """Ask a defense several times.
+        """Wrap a defense.
 
         Args:
             defense: Any.
@@ -46,7 +46,7 @@ class Majority:
 
     @property
     def batch_dependent(self) -> bool:
-        """As the defense declares."""
+        """Whether the defense declares that it depends on the batch."""
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> Majority:
@@ -59,7 +59,7 @@ class Majority:
         return tuple(adapt(x, **how) for _ in range(self.submissions))
 
     def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
-        """Votes (N, classes); see the class."""
+        """Return votes (N, classes); see the class."""
         answers = torch.stack([self.inner.predict(x, draw) for draw in adaptation])
         voted = answers.isfinite().all(dim=2, keepdim=True)
         answers = torch.where(voted, answers, 0.0)
@@ -71,5 +71,5 @@ class Majority:
         return torch.where(voted.any(dim=0), logits + mean - mean.detach(), torch.nan)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Votes (N, classes)."""
+        """Return votes (N, classes)."""
         return self.predict(x, self.adapt(x))

@@ -57,21 +57,22 @@ class ModelSpace(Attack):
     """
 
     ensemble: Ensemble = "gmsa-min"
-    """How the models so far are attacked together."""
+    """How the attack combines the models so far."""
     loss: LossName = "margin"
-    """What is ascended."""
+    """The loss to maximize."""
     rounds: int = effort(10)
-    """Models after the natural batch's; the authors take 3 against dent."""
+    """Number of models after that of the natural batch. The authors use 3 against dent."""
     iterations: int = effort(20)
-    """Of APGD, in every round."""
+    """Iterations of APGD in every round."""
     restarts: int = effort(1)
-    """How often it begins again from the natural batch's model."""
+    """Number of starts from the natural batch's model."""
     targets: int = effort(0)
-    """The likeliest wrong classes on the natural images, aimed at by one more restart each."""
+    """Number of the likeliest wrong classes on the natural images to target, with one restart each.
+    """
     rho: float = 0.75
-    """APGD's share of successful steps, in (0, 1)."""
+    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
     unrolled: bool = False
-    """Take in the defense itself, by the exact gradient."""
+    """Whether to add the defense itself, by its exact gradient."""
 
     named_by: ClassVar = "ensemble"
 
@@ -95,15 +96,15 @@ class ModelSpace(Attack):
 
     @property
     def default_name(self) -> str:
-        """The ensemble's, with `-unrolled`."""
+        """The name of the ensemble, with `-unrolled` if set."""
         return self.ensemble + ("-unrolled" if self.unrolled else "")
 
     def on_static(self) -> ModelSpace:
-        """One model space of one model: all ensembles are the same."""
+        """Return the attack on a space of one model, for which all ensembles are the same."""
         return replace(self, ensemble="fpa", unrolled=False)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Three, and in every round each model's passes in every iteration, and one that is served.
+        """Return three passes, and per round those of each model's iterations and a submission.
 
         The least of several models is looked for before its gradient is taken.
         """
@@ -116,7 +117,7 @@ class ModelSpace(Attack):
         return total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes through models that are already adapted."""
+        """Return the passes through models that are already adapted."""
         adapted = Queries(3 + self.rounds * self._runs_of(n_classes), 0)
         if self.unrolled:
             loss_only = 1 if self.ensemble == "gmsa-min" else 0
@@ -126,14 +127,14 @@ class ModelSpace(Attack):
         return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """One per iteration, if the defense itself is in the ensemble."""
+        """Return one per iteration, if the defense itself is in the ensemble."""
         del norm
         ascents = self.rounds * self._runs_of(n_classes)
         return ascents * (self.iterations + 1) if self.unrolled else 0
 
     @property
     def _models(self) -> list[int]:
-        """How many models each round attacks."""
+        """Return how many models each round attacks."""
         counts = [1 if self.ensemble == "fpa" else index + 1 for index in range(self.rounds)]
         return [count + int(self.unrolled) for count in counts]
 
@@ -159,13 +160,13 @@ class ModelSpace(Attack):
         draws: torch.Generator,
         exact: View | None = None,
     ) -> dict[str, Tensor]:
-        """Offer what every round finds; returns who was fooled after each, by its name.
+        """Offer the images of every round; return the fooled members after each, by its name.
 
         Args:
             target: The whole batch.
-            threat: What the attack may do.
-            best: What is offered to.
-            parting: Decides whether members that have fallen are left out.
+            threat: The threat model.
+            best: The receiver of the offers.
+            parting: Decides whether fooled members are left out.
             draws: A CPU generator of random starts.
             exact: The defense itself, where it is one of the ensemble.
         """
@@ -208,7 +209,7 @@ class ModelSpace(Attack):
 
 
 def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:
-    """Submit a batch: its logits, and the model that the defense adapted to it."""
+    """Submit a batch; return its logits, and the model that the defense adapted to it."""
     defense = target.defense
     if not isinstance(defense, DynamicDefense):
         return best.offer_served(images, target), defense

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Aim(NamedTuple):
-    """What is ascended.
+    """The loss to maximize.
 
     Attributes:
-        loss: Of each prediction.
-        targets: Of a targeted loss, each member's, int64 (N,).
-        on_the_way: What would have been predicted before every step of the last query, if the mean
-            loss over all predictions is ascended. It is emptied before every query.
+        loss: Loss of each prediction.
+        targets: Each member's target, for a targeted loss, int64 (N,).
+        on_the_way: Predictions before every step of the last query, if the mean loss over all
+            predictions is maximized. It is emptied before every query.
     """
 
     loss: Loss
@@ -51,7 +51,7 @@ class Aim(NamedTuple):
 def ask(
     target: Querier, view: View | None, images: Tensor, aim: Aim, weights: Tensor | None = None
 ) -> tuple[Tensor, Evaluation]:
-    """One pass: logits (N, classes), detached, and the aim's loss with its gradient.
+    """Make one pass: return detached logits (N, classes), and the aim's loss with its gradient.
 
     Args:
         target: the door to the defense, which counts the pass.
@@ -83,7 +83,7 @@ def ask(
 def through(
     target: Querier, view: View | None, aim: Aim, best: Best | None, submissions: int = 1
 ) -> Objective:
-    """The mean over several submissions of an aim (EOT: Athalye et al., ICML 2018).
+    """Return the mean of an aim over several submissions (EOT: Athalye et al., ICML 2018).
 
     Args:
         target: the door to the defense.
@@ -109,7 +109,7 @@ def through(
 
 
 def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
-    """The mean of an aim over several models, one at a time in memory."""
+    """Return the mean of an aim over several models, one at a time in memory."""
 
     def objective(images: Tensor) -> Evaluation:
         evaluations = [ask(target, view, images, aim)[1] for view in views]
@@ -122,7 +122,7 @@ def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
 
 
 def least_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
-    """The least of an aim over several models, member by member: the model that resists most.
+    """Return the least of an aim over several models for each member: the most resistant model.
 
     All models are asked for their loss, then those that are some member's least for its gradient.
     """

@@ -1,4 +1,4 @@
-"""RayS (Chen & Gu, KDD 2020): an attack by decisions alone, on a whole batch.
+"""RayS (Chen & Gu, KDD 2020): an attack that uses only decisions, on a whole batch.
 
 For every member it seeks, among the corners of a cube, the direction d in which the answer turns
 wrong soonest:
@@ -46,7 +46,7 @@ class RayS(Attack):
     """
 
     iterations: int = effort(1000)
-    """Queries of the whole batch; the authors take up to 10,000."""
+    """Queries of the whole batch. The authors use up to 10,000."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -59,12 +59,12 @@ class RayS(Attack):
         return "rays"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The search, the natural images before it, and three submissions after it."""
+        """Return a pass for the natural images, the search, and three submissions."""
         del n_classes, norm
         return Queries(self.iterations + 4, 0)
 
     def longer(self, norm: Norm = "linf") -> None:
-        """None: it follows no gradient."""
+        """Return None: it follows no gradient."""
         del norm
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
@@ -113,7 +113,7 @@ class _Search:
         return done
 
     def ask(self) -> Tensor:
-        """The next batch to submit."""
+        """Return the next batch to submit."""
         middle = (self._below + self._above) / 2
         probe = self._radius.clamp(max=self._span)
         return self._at(torch.where(self._bisecting, middle, probe), self._tried)
@@ -134,7 +134,7 @@ class _Search:
         self._flip_next(~self._bisecting)
 
     def found(self) -> Tensor:
-        """Each member moved in its best direction, at most to the edge of the threat model."""
+        """Return each member moved in its best direction, within the threat model."""
         return self._at(self._radius.clamp(max=self._inside), self._direction)
 
     def _flip_next(self, moving: Tensor) -> None:

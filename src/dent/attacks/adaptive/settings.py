@@ -1,4 +1,4 @@
-"""What the adaptive attacks ask of their losses."""
+"""How the adaptive attacks read their losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members that have fallen are asked no more, where no member's answer depends on another's."""
+"""Leave out fooled members, if no member's answer depends on another's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Parting:
         self._allowed: bool | None = None
 
     def of(self, fallen: Tensor) -> Querier:
-        """The members to attack on: those that still stand, or the whole batch.
+        """Return the members to attack next: those that are still correct, or the whole batch.
 
         Args:
             fallen: bool (N,), the members that are asked no more.
@@ -83,7 +83,7 @@ class Standing(Querier):
         view: View | None = None,
         members: Tensor | None = None,
     ) -> Tensor:
-        """Logits (M, classes) of the members' images."""
+        """Return logits (M, classes) of the members' images."""
         own = self._rows if members is None else self._rows[members]
         return self._whole(images, asked, view, own)
 
@@ -97,5 +97,5 @@ class Standing(Querier):
 
 
 def rows_of(target: Querier, whole: Tensor) -> Tensor:
-    """Of a tensor with a row for every member of the batch, those of the members looked at."""
+    """Return the rows of these members from a tensor with a row for every member of the batch."""
     return whole if target.members is None else whole[target.members]

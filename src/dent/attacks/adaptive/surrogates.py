@@ -41,21 +41,21 @@ if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel
 
 _MOST = 4
-"""Surrogates at most, so that the cost of a batch is known beforehand."""
+"""Largest number of surrogates, so that the cost of a batch is known in advance."""
 _RATE = 0.02
 _TAUGHT = 3
-"""What a step of learning costs, in forwards."""
+"""Cost of a training step, in forwards."""
 
 
 @final
 @dataclass(frozen=True)
 class Surrogates(Attack):
-    """APGD on the margin of other models; the resulting images are submitted to the defense."""
+    """APGD on the margin of other models. The images are submitted to the defense."""
 
     iterations: int = effort(20)
-    """Of APGD on every model."""
+    """Iterations of APGD on every model."""
     lessons: int = effort(2)
-    """How often the copy is taught and attacked; each asks the defense about two batches more."""
+    """How often the copy is trained and attacked. Each lesson queries two more batches."""
     epochs: int = effort(4)
     """Passes over all answers so far in each lesson."""
 
@@ -71,7 +71,7 @@ class Surrogates(Attack):
         return "surrogates"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The natural images, each model's batch, two batches per lesson, and two submissions."""
+        """Return the natural images, each model's batch, two per lesson, and two submissions."""
         total = Queries(3 + _MOST + 1 + 2 * self.lessons, 0)
         return total + self.unadapted(n_classes, norm)
 
@@ -82,7 +82,7 @@ class Surrogates(Attack):
         )
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes through the models, and those that train the copy."""
+        """Return the passes through the models, and those that train the copy."""
         del n_classes, norm
         # Each model alone, all in every step together, and the copy.
         ascents = self._ascent.passes(2 * _MOST)
@@ -139,7 +139,7 @@ class Surrogates(Attack):
 
 
 class _Student:
-    """A copy of the model that answers most like the defense, which learns to answer like it.
+    """A copy of the model that agrees most with the defense, trained on the defense's answers.
 
     Attributes:
         model: The copy, in eval mode.
@@ -181,7 +181,7 @@ class _Student:
 
 
 def _models(target: Querier) -> dict[str, nn.Module]:
-    """The models to transfer from: the static base, and the surrogates on offer."""
+    """Return the models to transfer from: the static base, and the available surrogates."""
     models: dict[str, nn.Module] = {}
     with suppress(Unavailable):
         models["base"] = static_base(target.defense)

@@ -1,4 +1,4 @@
-"""Get a gradient from a defense that hides it, without changes by its author.
+"""Get a gradient from a defense that hides it, without help from its author.
 
 Two things hide a gradient in honest code. An output that saturates, such as a softmax of large
 logits, has a slope of exactly zero in float32. Here the scores that it was computed from are read
@@ -86,10 +86,10 @@ class _Watching(TorchFunctionMode):
 
 
 class Unmasked:
-    """A view that answers with scores that have a slope.
+    """A view whose answers are scores with a slope.
 
     Args:
-        view: What is looked at.
+        view: The original view.
 
     Attributes:
         helps: Whether it has found something to look through; known after the first answer with a
@@ -102,7 +102,7 @@ class Unmasked:
         self.helps = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Scores (N, classes), with a graph to `x` where gradients are enabled.
+        """Return scores (N, classes), with a graph to `x` if gradients are enabled.
 
         Without one, what the view answers.
         """

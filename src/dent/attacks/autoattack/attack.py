@@ -46,7 +46,7 @@ _T = TypeVar("_T", int, float)
 @final
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """One of AutoAttack's attacks, or one of its versions as a cumulative set.
+    """One of AutoAttack's attacks, or one of its sets.
 
     Frozen: every query submits the whole batch, members in their places. A member that falls
     keeps its adversarial image, and stands in the batch with it while the others are attacked; a
@@ -69,27 +69,27 @@ class AutoAttack(Attack):
     """
 
     attack: PartName | SetName | None = None
-    """`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`, or the set `standard` or `plus`;
-    by default what `name` says."""
+    """`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`, or the set `standard` or `plus`.
+    Default: `name`."""
     iterations: int | None = None
-    """Of every gradient attack; of `square` alone, its queries."""
+    """Iterations of every gradient attack; for `square` alone, its queries."""
     restarts: int | None = None
-    """Of a single attack."""
+    """Restarts of a single attack."""
     targets: int | None = None
     """Target classes of `apgd-t` and `fab-t`."""
     rho: float | None = None
-    """APGD's share of successful steps, in (0, 1)."""
+    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
     square_iterations: int | None = None
-    """Square's queries in a set."""
+    """Queries of Square in a set."""
     protocol: Protocol = "frozen"
     """`frozen` or `published`."""
     batch_size: int | None = None
-    """For `published`, the size that survivors are regrouped into; by default all images given, and
-    in an evaluation the size of its batches."""
+    """For `published`, the size of the regrouped batches. Default: all given images, and in an
+    evaluation its batch size."""
     ask: Ask = field(default="whole", metadata=LATER)
-    """For `frozen`: `standing` asks a batch-independent defense about those alone who still stand,
-    which is faster and the same but for rounding. A batch-dependent one is always asked about its
-    whole batch."""
+    """For `frozen`: `standing` queries only the members of a batch-independent defense that are
+    still correct, which is faster and the same except for rounding. A batch-dependent defense
+    always gets whole batches."""
 
     named_by: ClassVar = "attack"
 
@@ -151,13 +151,13 @@ class AutoAttack(Attack):
         return self.attack  # type: ignore[return-value]
 
     def sized(self, batch_size: int) -> AutoAttack:
-        """Published, survivors are regrouped into batches of this size if none was chosen."""
+        """Return the attack with this size of regrouped batches, if none was chosen (published)."""
         if self.protocol == "frozen" or self.batch_size is not None:
             return self
         return replace(self, batch_size=batch_size)
 
     def longer(self, norm: Norm = "linf") -> AutoAttack | None:
-        """The gradient attacks with twice the iterations, Square as it is; None of Square alone."""
+        """Double the iterations of the gradient attacks, not of Square; None for Square alone."""
         iterations = [part.iterations for part in self.parts(norm) if part.gradient]
         return replace(self, iterations=2 * max(iterations)) if iterations else None
 
@@ -189,7 +189,7 @@ class AutoAttack(Attack):
         )
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
-        """The hyper-parameters as JSON values, for records; what is AutoAttack's own, said.
+        """Return the hyper-parameters as JSON values, with AutoAttack's defaults, for records.
 
         None stays where the parts of a set differ.
         """
@@ -207,11 +207,11 @@ class AutoAttack(Attack):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of pyautoattack."""
+        """The version of pyautoattack."""
         return {"pyautoattack": version("pyautoattack")}
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """The passes of one batch at most, where no member falls."""
+        """Return the largest number of passes for one batch, if no member is fooled."""
         total = sum((part.queries(n_classes) for part in self.parts(norm)), Queries(1, 0))
         if self.protocol == "published":
             # Looking at the first batch seven times, and each attack's own look before and after.
@@ -219,12 +219,12 @@ class AutoAttack(Attack):
         return total
 
     def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
-        """As `queries`, for every batch that the published protocol makes of `size` images."""
+        """Return `queries`, for every batch that the published protocol makes of `size` images."""
         batches = math.ceil(size / self.batch_size) if self.batch_size else 1
         return self.queries(n_classes, norm).times(batches)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run the parts in order, each against the members still standing."""
+        """Run the parts in order, each against the members that are still correct."""
         parts = self.parts(threat.norm)
         for part in parts:
             check_part(part, threat, target.natural.shape)
@@ -247,6 +247,6 @@ class AutoAttack(Attack):
 
 
 def _common(values: Iterable[_T]) -> _T | None:
-    """The value that all share; None if there are no values or they differ."""
+    """Return the common value; None if there are no values or they differ."""
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else None

@@ -47,7 +47,7 @@ class FrozenBatch:
     """The model handed to pyautoattack: it asks about some members, this submits all of them.
 
     Attributes:
-        target: Where the whole batches go.
+        target: The receiver of the whole batches.
         current: (N, C, H, W), every member's current input: its natural image, or the
             adversarial one it fell to.
         standing: bool (N,), the members that still stand.

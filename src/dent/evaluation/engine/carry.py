@@ -34,10 +34,10 @@ def carried(
     """Per attacked member, the record of the attack that broke it; None where it is attacked.
 
     Args:
-        spec: What is evaluated.
+        spec: The specification.
         batch: The batch of the unit.
         unit: An attack.
-        done: What is recorded of the batch, and the probe of the defense.
+        done: The records of the batch, and the probe of the defense.
     """
     nobody = (None,) * batch.attacked
     if spec.schedule == "by-batch" or batch.attacked < batch.size or _is_shared(spec, unit):

@@ -38,7 +38,7 @@ class DefenseCost(Record):
     gradient_seconds: float | None
     """One answer and its gradient to the input; null where there is none."""
     relative: float
-    """Of an answer, to one static forward of the same batch."""
+    """Time of an answer relative to one static forward of the same batch."""
     unrolled_seconds: float | None
     """One answer and its exact gradient, through all of the adaptation; null where no attack takes
     it, or the defense does not offer it."""
@@ -51,24 +51,24 @@ class DefenseCost(Record):
     static_passes: int
     """Passes for which nothing adapts, at most, as static forwards: with a gradient it is three."""
     seconds: float
-    """By the slower of two measurements."""
+    """Seconds by the slower of two measurements."""
     least: float
-    """By the faster of them."""
+    """Seconds by the faster of them."""
 
 
 class CostEstimate(Record):
     """What a run costs at most: attacks stop early where all members are fooled."""
 
     seconds: float
-    """By the slower of two measurements of each defense."""
+    """Seconds by the slower of two measurements of each defense."""
     least: float
-    """By the faster."""
+    """Seconds by the faster of them."""
     static_seconds: float
     """One static forward of a whole batch."""
     defenses: dict[str, DefenseCost]
     units: int
     tensor_bytes: int
-    """What the run folder will hold of adversarial images."""
+    """Bytes of adversarial images in the run folder."""
     first_decision: float | None
     """Seconds until a run of the whole suite can first stop, by the slower measurement: the static
     model is attacked then, and what broke it is submitted to the defenses. Null of other runs."""
@@ -82,7 +82,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     Takes a few seconds. It overestimates on a GPU, which a few images do not keep busy.
 
     Args:
-        subject: What would be evaluated.
+        subject: The objects to evaluate.
         settings: How.
 
     Raises:

@@ -38,7 +38,7 @@ from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
 _KEPT_BYTES: Final = 2**29
-"""Of batches, and of copies of defenses, that are kept in case they are needed again."""
+"""Bytes of batches, and of copies of defenses, that are kept for reuse."""
 Within = Callable[[int, int], None]
 """Called by an attack after every pass with (passes done, passes planned)."""
 
@@ -49,7 +49,7 @@ class Run(Prepared):
 
     Attributes:
         stream: Gives each defense in the state in which a batch finds it.
-        store: Where records are kept.
+        store: The store of the records.
         guard: Notices a defense that writes into the static model.
         surrogates: Other models to transfer from.
         submitters: By defense and batch, what submits it; those used last.
@@ -71,8 +71,8 @@ def open_run(prepared: Prepared, store: Store) -> Run:
     """Prepare to run units of a plan in this process.
 
     Args:
-        prepared: What is evaluated.
-        store: Where records are kept.
+        prepared: The prepared evaluation.
+        store: The store of the records.
     """
     subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
     lineup = subject.lineup(spec.settings)
@@ -189,9 +189,9 @@ def submit_unit(
 
     Args:
         run: The run.
-        unit: Which defense and batches.
+        unit: The unit, with its defense and batches.
         adversarial: (members attacked, C, H, W) over the unit's batches; None for natural images.
-        batches: Where they are loaded from.
+        batches: The source of the batches.
     """
     answers, start = [], 0
     for batch in members_of(run.plan, unit):

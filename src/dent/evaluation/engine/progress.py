@@ -29,10 +29,10 @@ class Progress:
         elapsed: Seconds of this session.
         remaining: Seconds expected, by the slower of two measurements; None where there is none.
         least: The same by the faster.
-        decision: Of a run that stops once it is decided, the seconds expected until it may do so
-            for the first time, 0 from then on; `remaining` is then the most that it may take.
-        natural: By defense, (correct, of) attacked members in their natural batch.
-        robust: By defense, (correct, of) in the worst case over what was submitted, on the
+        decision: For a run that stops early, the expected seconds until it may first do so, then 0.
+            `remaining` is then an upper bound.
+        natural: For each defense, (correct, of) attacked members in their natural batch.
+        robust: For each defense, (correct, of) in the worst case over all submissions, on the
             batches that are done with it.
     """
 
@@ -136,7 +136,7 @@ class Tracker:
     """Counts units, and estimates from the finished ones how long the others will take.
 
     Args:
-        prepared: What is evaluated.
+        prepared: The prepared evaluation.
         units: Those to do, done already or not.
     """
 

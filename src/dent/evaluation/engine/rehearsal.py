@@ -25,7 +25,7 @@ def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
     not tried: what it has seen might change its answers.
 
     Args:
-        prepared: What is evaluated.
+        prepared: The prepared evaluation.
         left: Units that will run.
 
     Raises:
@@ -74,7 +74,7 @@ def _refusal(name: str, batch: Batch, plan: Plan, settings: Settings, error: Exc
     reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     batches = f"{counted(plan.attacked, 'sample')} in batches of {settings.batch_size}"
     return (
-        f"the defense {name!r} does not answer a batch of {images}, the smallest of this run "
+        f"the defense {name!r} fails on a batch of {images}, the smallest of this run "
         f"({batches}): {reason.rstrip('.')}. Choose the number of samples (n) or the batch size so "
         "that no batch is that small"
     )

@@ -28,11 +28,11 @@ from dent.threat import ThreatModel
 MOST_UNITS: Final = 10**7
 """Units of the largest run that is read."""
 _MOST: Final = 2**63 - 1
-"""Of anything that is counted, and of an id."""
+"""Largest count, and largest id."""
 _FAR: Final = 1e12
 """Beyond every second, nat and pixel; sums of as many as there are units stay finite."""
 _ROUNDING: Final = 0.01
-"""Of eps: what float32 adds to the smallest eps that anybody takes."""
+"""Share of eps that float32 rounding may add, for the smallest plausible eps."""
 _LARGEST_IMAGE: Final = 2**24
 """Values of one image."""
 

@@ -109,8 +109,8 @@ class RunFolder:
 
     Args:
         path: The folder; its parents are made where they are missing.
-        spec: What is evaluated.
-        plan: In which batches.
+        spec: The specification.
+        plan: The plan.
 
     Raises:
         SpecMismatchError: The folder holds a run of something else.

@@ -10,7 +10,7 @@ _DENT: Final = recorded_kind("dent")
 
 
 def contradiction(spec: DefenseSpec) -> str | None:
-    """Say what a defense is that bears the name of another one; None where it may have its name.
+    """Say what a defense is if it has the name of another one; None if it may have its name.
 
     A known name (`dent.defenses.names()`) is for the defense of that name. Another configuration
     of `Dent` under one is told apart by a diagnostic (`not as named`); another known defense under

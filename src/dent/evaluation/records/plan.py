@@ -34,9 +34,9 @@ class Batch(Record):
 
     index: int
     positions: tuple[int, ...]
-    """In the dataset."""
+    """Positions in the dataset."""
     ids: tuple[int, ...]
-    """In the full split; a sample keeps its id in every subset."""
+    """Ids in the full split. A sample keeps its id in every subset."""
     labels: tuple[int, ...]
     attacked: int
 
@@ -68,15 +68,16 @@ class Unit:
     """The smallest recorded piece of work: one line of the journal.
 
     Attributes:
-        kind: `probe` looks at a defense on the first batch; `natural` serves a batch as it is;
-            `attack` attacks the defense and serves what came of it; `transfer` serves what came of
-            attacking the static model; `assembled` serves one batch in which each member is what
-            broke it before; `certificate` asks, in runs by attack, what a claim of a gain needs.
-        defense: By name.
-        attack: By name; None for `probe`, `natural` and, in runs by batch, `assembled`. In runs by
-            attack, `assembled` names the last attack on the defense that it takes images from;
-            None where it takes those found on the static model alone.
-        batch: Index of the batch; None where it is all batches at once.
+        kind: `probe` tests a defense on the first batch; `natural` submits the natural batch;
+            `attack` attacks the defense and submits the result; `transfer` submits the result of
+            an attack on the static model; `assembled` submits one batch in which each member is
+            the image that broke it; `certificate`, in runs by attack, makes the checks that only a
+            claim of a gain needs.
+        defense: Name of the defense.
+        attack: Name of the attack; None for `probe`, `natural` and, in runs by batch, `assembled`.
+            In runs by attack, `assembled` names the last attack on the defense that it takes
+            images from; None if it takes only those of the static model.
+        batch: Index of the batch; None for all batches at once.
     """
 
     kind: Kind
@@ -285,8 +286,8 @@ def candidates(
     """The (kind, attack) of what a batch is assembled from, in the order of the run.
 
     Args:
-        spec: What is evaluated.
-        defense: By name.
+        spec: The specification.
+        defense: Name of the defense.
         after: The last attack on the defense that counts, of a run by attack; None for the
             transfers alone there, and for all attacks elsewhere.
     """

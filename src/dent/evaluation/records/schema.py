@@ -27,40 +27,40 @@ class TensorRef(Record):
 
     file: Annotated[str, Field(pattern=f"^{TENSORS}/[a-z0-9-]+[.]safetensors$")]
     sha256: Sha256
-    """Of the file."""
+    """SHA-256 of the file."""
     shape: tuple[int, ...]
-    """(members attacked, channels, height, width)."""
+    """(attacked members, channels, height, width)."""
 
 
 class Trace(Record):
-    """How the adaptation went, over the attacked members whose values are finite."""
+    """The course of the adaptation, over the attacked members with finite values."""
 
     rows: _Count
-    """How many members the means are over."""
+    """Number of members in the means."""
     entropy: tuple[float, ...] | None
-    """Mean entropy in nats, before every step and at last of what is served; null without rows."""
+    """Mean entropy in nats, before every step and of the prediction; null without rows."""
     sigma: tuple[float, ...] | None
-    """Mean sigma in pixels, one or one an axis; null where the defense does not smooth."""
+    """Mean sigma in pixels, one value or one per axis; null if the defense does not smooth."""
     sigma_by_step: tuple[tuple[float, ...], ...] | None = None
-    """The same before every step and at last; null where the defense does not say."""
+    """Sigma before every step and at the end; null if the defense does not record it."""
     status: dict[str, _Count]
-    """How many members' adaptation ended how; empty where the defense does not say."""
+    """Number of members by status of the adaptation; empty if the defense does not record it."""
 
 
 class UnitTiming(Record):
-    """Seconds of one unit."""
+    """Times of one unit, in seconds."""
 
     total: _Seconds
-    """All of it, up to the writing of its line."""
+    """The whole unit, until its line is written."""
     attack: _Seconds
     serve: _Seconds
-    """The defense's answer that is recorded."""
+    """The submission."""
     static: _Seconds | None
-    """One static forward of the same batch, right before; measured in natural units alone."""
+    """One static forward of the same batch just before; only in natural units."""
 
 
 class UnitRecord(Record):
-    """What a defense served for one batch (or, where `batch` is null, for all of them)."""
+    """Predictions of a defense for one batch, or for all batches if `batch` is null."""
 
     kind: Literal["natural", "attack", "transfer", "assembled"]
     defense: str
@@ -68,50 +68,52 @@ class UnitRecord(Record):
     batch: _Count | None
     seed: _Count
     served: tuple[int | None, ...]
-    """Predicted class of every member, clean members included, in the order of the plan; null where
+    """Predicted class of every member, clean members included, in the order of the plan. Null if
     the defense gave no prediction (not finite), which counts as wrong."""
     views: dict[str, tuple[int | None, ...]] = Field(default={})
-    """Other answers to the same batch and seed, where they differ: of a copy that was `experienced`
-    (it had answered the natural batch before), or asked `with gradients`. The worst counts."""
+    """Other predictions for the same batch and seed, if they differ: from a copy that was
+    `experienced` (it had answered the natural batch before), or `with gradients`. The worst one
+    counts."""
     apart: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
-    """By view, the largest change of a logit relative to the largest logit, where that is more than
-    arithmetic. `natural after`: of the natural batch, once this one had been answered."""
+    """By view, the largest change of a logit relative to the largest logit, if it is more than
+    rounding. `natural after`: of the natural batch after this one."""
     draws: tuple[tuple[int | None, ...], ...] = ()
-    """Answers under other seeds, where something is drawn at random: the first half chooses the
-    worst submission, the second half scores it."""
+    """Predictions under other seeds, if the defense is randomized. The first half chooses the worst
+    submission, and the second half scores it."""
     trace: Trace
     claimed: tuple[bool, ...] | None = None
-    """Per attacked member, whether the attack says that it fell; null where nothing attacked."""
+    """For each attacked member, whether the attack claims to have fooled it; null without an
+    attack."""
     claimed_after: dict[str, _Count] | None = None
-    """Of a set of attacks: how many had fallen after each part."""
+    """For a set of attacks: the number of fooled members after each part."""
     carried: tuple[bool, ...] | None = None
-    """Per attacked member, whether it was not attacked, since an earlier attack of the same kind
-    broke it: it keeps the image that did. Null where every member was attacked."""
+    """For each attacked member, whether this attack left it out because an earlier attack of the
+    same kind broke it. It keeps that image. Null if every member was attacked."""
     sources: tuple[_Count, ...] | None = None
-    """Of an assembled batch: for each attacked member, which candidate it is taken from."""
+    """In an assembled batch: for each attacked member, the candidate that its image comes from."""
     queries: _Count = 0
-    """Batches that the attack submitted."""
+    """Number of batches that the attack submitted."""
     backwards: _Count = 0
-    """Gradients that the attack took."""
+    """Number of gradients that the attack computed."""
     non_finite: _Count = 0
-    """Rows, over all of the attack's queries, that were no prediction."""
+    """Number of rows, over all queries of the attack, without a prediction."""
     planned: _Count | None = None
-    """Batches that the attack submits while members stand, at most; null where nothing attacked,
-    and in older records."""
+    """Largest number of batches that the attack submits while members are still correct; null
+    without an attack, and in older records."""
     used: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Per attacked member, how far it was moved, as a share of eps; null where `planned` is, and
-    where eps is 0."""
+    """For each attacked member, the size of its perturbation as a share of eps; null if `planned`
+    is null, and if eps is 0."""
     loss: float | None = None
-    """Mean cross-entropy of the attacked members as served, in nats; null where none was finite,
+    """Mean cross-entropy of the attacked members on submission, in nats; null if none was finite,
     and in older records."""
     gradients: tuple[_Count, ...] | None = None
-    """Per attacked member, the gradients that the attack took; null where nothing attacked, and in
-    records of older versions."""
+    """For each attacked member, the number of gradients that the attack computed; null without an
+    attack, and in older records."""
     zero_gradients: tuple[_Count, ...] | None = None
-    """Those of them that were exactly zero."""
+    """The number of those gradients that were exactly zero."""
     notes: tuple[str, ...] = ()
     tensor: TensorRef | None = None
-    """What was submitted; null where it is the natural batch or assembled, or was not kept."""
+    """The submitted images; null if the batch is natural or assembled, or was not kept."""
     timing: UnitTiming
 
     @property
@@ -121,16 +123,16 @@ class UnitRecord(Record):
 
 
 class Comparison(Record):
-    """What an answer did when only the rest of its batch changed."""
+    """How an answer changed when something else than the member changed."""
 
     members: _Count
-    """How many members were asked in both batches."""
+    """Number of members in both batches."""
     changed: _Count
-    """For how many the predicted class changed."""
+    """Number of members with another predicted class."""
     distance: float | None
-    """Largest change of a logit, relative to the largest logit (both less the mean over classes);
-    null where an answer was not finite. Not of a probability: those of a confident model hardly
-    move, however much its logits do."""
+    """Largest change of a logit relative to the largest logit, both minus the mean over classes;
+    null if an answer was not finite. Logits are compared because probabilities of a certain model
+    barely change."""
 
 
 class FollowUp(Record):
@@ -139,62 +141,62 @@ class FollowUp(Record):
     attack: str
     total: _Count
     correct: _Count
-    """Still right, as served."""
+    """Members that are correct on submission."""
     before: _Count | None
-    """Still right under the attack as it was configured, on the same members; null if huge eps."""
+    """Members that were correct under the attack with its own settings; null for the huge eps."""
 
 
 class GradientCheck(Record):
-    """What finite differences of what is served say of the exact gradient."""
+    """Comparison of the exact gradient with finite differences; in older versions."""
 
     members: _Count
-    """Of the first batch."""
+    """Number of members, from the first batch."""
     relative_error: Annotated[float, Field(ge=0)] | None = None
-    """Null where there is no such gradient, and where it is infinite: what is served does not
+    """Null if there is no such gradient, and if the error is infinite: the prediction does not
     change along the gradient, or not by a finite amount."""
     threshold: float | None = None
-    """What it must stay below; null where there is no such gradient."""
+    """Upper limit of the error; null if there is no such gradient."""
     dtype: str | None = None
-    """In which it was computed."""
+    """Precision of the check."""
     missing: str | None = None
-    """What the defense does not offer; null where there is a gradient."""
+    """What the defense does not offer; null if there is a gradient."""
 
 
 class GradientPoint(Record):
-    """What moving images says of a gradient, at one batch; see `gradient_check`."""
+    """Comparison of a gradient with finite differences at one batch; see `gradient_check`."""
 
     members: _Count
-    """How many were moved."""
+    """Number of members that were moved."""
     errors: tuple[Annotated[float, Field(ge=0)] | None, ...]
-    """By member moved, the relative error of the gradient; null where it is infinite: the answer
-    does not move, or not by a finite amount."""
+    """For each moved member, the relative error of the gradient; null if it is infinite: the answer
+    does not change, or not by a finite amount."""
     alike: Annotated[float, Field(ge=-1.001, le=1.001)]
-    """The least cosine, over all members, of the attack's own gradient with the one checked."""
+    """Least cosine, over all members, between the attack's own gradient and the checked one."""
     same: _Count
-    """Members put into the same class in the precision of the check as when served."""
+    """Number of members with the same class in the precision of the check as on submission."""
     of: _Count
     coarse: tuple[Annotated[float, Field(ge=0)] | None, ...] | None = None
-    """By member moved, the error of the attack's gradient over steps of half or a quarter of eps,
-    whichever is less; null where the gradient was exact."""
+    """For each moved member, the smaller error of the attack's gradient over steps of half or a
+    quarter of eps; null if the gradient was exact."""
 
 
 class GradientRecord(Record):
-    """Whether the gradient that attacks follow is that of what is served."""
+    """Whether the gradient that attacks follow is that of the predictions."""
 
     rung: str
-    """`unrolled`, through all of the adaptation, or `plain`, as the defense answers."""
+    """`unrolled`, through the whole adaptation, or `plain`, the gradient of the answer."""
     missing: str | None = None
-    """Why there is no gradient; null where there is one."""
+    """Why there is no gradient; null if there is one."""
     dtype: str | None = None
-    """In which it was checked."""
+    """Precision of the check."""
     threshold: float | None = None
-    """What every member's error must stay below."""
+    """Upper limit of every member's error."""
     points: tuple[GradientPoint, ...] = ()
-    """The natural images, and what a short attack reached."""
+    """The natural images, and the images of a short attack."""
 
 
 class ProbeRecord(Record):
-    """What a few questions about the first batch say of a defense; see `diagnostics`."""
+    """Answers of a defense to a few test queries about the first batch; see `diagnostics`."""
 
     kind: Literal["probe"] = "probe"
     defense: str
@@ -202,37 +204,37 @@ class ProbeRecord(Record):
     batch: _Count | None = 0
     seed: _Count
     repeated: Comparison
-    """The same few members, another seed."""
+    """The same few members with another seed."""
     again: Comparison
-    """The same members and seed once more, after other questions: does it carry state?"""
+    """The same members and seed again, after other queries. It detects state."""
     alone: Comparison | None
-    """The first members (half the batch, at most 16) without the rest; null of a batch of one."""
+    """The first members (half the batch, at most 16) alone; null for a batch of one."""
     strangers: Comparison | None
-    """The same members with noise in the place of the rest."""
+    """The same members, with noise instead of the other members."""
     permuted: Comparison | None
     """The same members in reverse order."""
     probabilities: _Count
-    """Rows that are probabilities: within [0, 1], summing to 1."""
+    """Rows that are probabilities: in [0, 1] with a sum of 1."""
     rows: _Count
-    """Rows looked at for `probabilities`."""
+    """Rows checked for `probabilities`."""
     gradient_rows: _Count
-    """Members whose input gradient was looked at: those predicted correctly."""
+    """Members checked for an input gradient: those predicted correctly."""
     zero_gradients: _Count | None
-    """Those of them with none, or one that is not finite; null if the defense has no gradient."""
+    """Those of them without a finite, nonzero gradient; null if the defense has no gradient."""
     huge_eps: FollowUp | None = None
     more_iterations: tuple[FollowUp, ...] | None = None
     gradient_check: GradientCheck | None = None
-    """Of older versions."""
+    """Only in older versions."""
     gradient: GradientRecord | None = None
-    """Null where no attack of the run follows the exact gradient, in older versions, and in runs by
+    """Null if no attack of the run follows the exact gradient, in older versions, and in runs by
     attack, which have a `CertificateRecord`."""
     calls: _Count | None = None
-    """What the copy behind `again` had answered before; null in older versions."""
+    """Queries to the copy before `again`; null in older versions."""
     again_gradient: float | None = None
-    """How far the gradient of that copy lies from that of a fresh one, relative to its length; null
-    where there is none, and in older versions."""
+    """Distance of the gradient of that copy from that of a fresh one, relative to its length; null
+    if there is none, and in older versions."""
     uncopied: str | None = None
-    """Why the defense could not be copied, so that it was experienced throughout."""
+    """Why the defense could not be copied. Then no query went to a fresh copy."""
     timing: UnitTiming
 
     @property
@@ -242,7 +244,7 @@ class ProbeRecord(Record):
 
 
 class CertificateRecord(Record):
-    """What a claim of a gain needs to know of a defense; asked last, as few defenses get so far."""
+    """Checks of a defense that only a claim of a gain needs. They run last."""
 
     kind: Literal["certificate"] = "certificate"
     defense: str
@@ -252,7 +254,7 @@ class CertificateRecord(Record):
     huge_eps: FollowUp | None = None
     more_iterations: tuple[FollowUp, ...] | None = None
     gradient: GradientRecord | None = None
-    """As in `ProbeRecord`, of runs by batch."""
+    """As in `ProbeRecord`, for runs by batch."""
     timing: UnitTiming
 
     @property
@@ -269,11 +271,11 @@ class Line(Record):
 
     record: Annotated[JournalRecord, Field(discriminator="kind")]
     sha256: Sha256
-    """Of the record's canonical JSON text."""
+    """SHA-256 of the record's canonical JSON text."""
 
 
 class Session(Record):
-    """One process that worked on the run: which software on which machine, and how long."""
+    """One process that worked on the run: software, machine and times."""
 
     versions: dict[str, str]
     platform: str
@@ -283,26 +285,25 @@ class Session(Record):
     started: str
     """UTC, ISO 8601."""
     ended: str | None = None
-    """Null while it runs, and where it was killed."""
+    """Null while the process runs, and if it was killed."""
     outcome: Literal["complete", "interrupted", "failed"] | None = None
     message: str | None = None
-    """Why it failed."""
+    """Why the process failed."""
     units: _Count = 0
-    """Units it recorded."""
+    """Number of units that it recorded."""
     timing: dict[str, _Seconds] = Field(default_factory=dict)
-    """Seconds in all, in attacks, in the defenses' answers and in probes."""
+    """Seconds in total, in attacks, in submissions and in probes."""
 
 
 RunStatus = Literal["running", "interrupted", "failed", "partial", "complete"]
-"""`running` is also left behind by a process that was killed; `partial` by one that did its shard
-of the run."""
+"""A killed process also leaves `running`. `partial` means that a process has done its shard."""
 
 
 class RunRecord(OfSpec):
     """`run.json`."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
-    """Of `spec`."""
+    """Schema version of `spec`."""
     status: RunStatus
     identity: Sha256
     """SHA-256 of the canonical text of `spec`."""
@@ -310,5 +311,5 @@ class RunRecord(OfSpec):
     plan: Sha256
     """SHA-256 of the canonical text of `plan.json`."""
     units: _Count
-    """Lines that the complete journal has."""
+    """Lines of the complete journal."""
     sessions: tuple[Session, ...]

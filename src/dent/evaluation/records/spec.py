@@ -19,9 +19,9 @@ from dent.storage.canonical import Record, digest
 
 SCHEMA_VERSION: Final = 2
 SchemaVersion = Literal[1, 2]
-"""A run stays of the schema that it was begun by."""
+"""A run keeps the schema version that it started with."""
 STATIC: Final = "static"
-"""The name of the reference: the model as it was trained, attacked with the same budget."""
+"""Name of the reference: the trained model, attacked with the same budget."""
 
 Order = Literal["dataset", "shuffled", "by-class"]
 Randomness = Literal["private", "public"]
@@ -29,40 +29,41 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Settings(Record):
-    """How the samples are batched, and what comes along.
+    """How the samples form batches, and what else runs.
 
     Raises:
         ConfigError: A key is unknown, or a value out of range.
     """
 
     n: int | None = Field(default=None, ge=1)
-    """Samples to attack: the first `n` of the dataset, or all."""
+    """Number of samples to attack: the first `n` of the dataset, or all."""
     batch_size: int = Field(default=128, ge=1)
-    """Members of a batch; the last one may be smaller, which is flagged."""
+    """Members per batch. A smaller last batch raises a flag."""
     order: Order = "dataset"
-    """How the samples are laid into batches. Which samples they are does not depend on it."""
+    """How the samples form batches. It does not change which samples are attacked."""
     mix: float | None = Field(default=None, gt=0, le=1)
-    """Share of every batch that is attacked; the rest are natural images drawn from the dataset.
-    None and 1: all are attacked. At least one member of a batch always is."""
+    """Attacked share of every batch, at least one member; the rest are natural images drawn from
+    the dataset. None and 1: all members are attacked."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """What every seed of the run is derived from."""
+    """Seed from which every other seed of the run is derived."""
     static: bool = True
-    """Attack the static model with the same budget, to compare with."""
+    """Attack the static model with the same budget, for comparison."""
     transfer: bool = True
-    """Submit to every defense also what was found against the static model."""
+    """Submit the adversarial images of the static model to every defense."""
     diagnostics: Literal["cheap", "full"] = "cheap"
-    """`cheap` asks each defense a few times about one batch; `full` also attacks that batch with
-    a huge eps, and with twice the iterations."""
+    """`cheap` makes a few queries about one batch. `full` also attacks that batch with a huge eps,
+    and with twice the iterations."""
     tensors: Literal["keep", "drop"] = "keep"
-    """Whether adversarial images stay in the run folder; without them nobody can verify it."""
+    """Whether the run folder keeps the adversarial images. Without them nobody can verify the run.
+    """
     until: Literal["decided", "end"] = "decided"
-    """`decided`: a run of the whole suite stops attacking a defense once its difference to the
-    static model can no longer end as a gain. `end`: every attack runs."""
+    """`decided`: a run of the whole suite stops attacking a defense when a gain is impossible.
+    `end`: every attack runs."""
     ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
-    """Samples to attack: those with these ids in the full split, in place of `n`. Kept in order."""
+    """Ids in the full split of the samples to attack, instead of `n`, in order."""
     randomness: Randomness = "private"
     """`public`: the attacker knows the seed of the submission, so every query of an attack draws
-    the random numbers that the submission will draw. `private`: the attacker does not know it."""
+    the random numbers of the submission. `private`: the attacker does not know it."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -89,7 +90,7 @@ class ModelSpec(Record):
 
     name: str
     kind: str
-    """Its class."""
+    """Class of the model."""
     weights: Sha256
     """`dent.models.weights_digest`."""
 
@@ -105,37 +106,37 @@ class DatasetSpec(Record):
 
 
 class DefenseSpec(Record):
-    """A defense, by what it says of itself."""
+    """A defense, as it describes itself."""
 
     name: str
     kind: str
     config: dict[str, JsonValue]
     weights: Sha256 | None
-    """Digest of its state dict, where it is a module."""
+    """Digest of its state dict, if it is a module."""
     batch_dependent: bool
-    """What it declares."""
+    """Whether the defense declares that it depends on its batch."""
 
 
 class AttackSpec(Record):
     """An attack and its hyper-parameters."""
 
     name: str
-    """What it is called in this run."""
+    """Name of the attack in this run."""
     attack: str | None
-    """By which name `dent.attacks.make` gives it; null of one of the user's own."""
+    """Name for `dent.attacks.make`; null for a user's own attack."""
     kind: str
-    """Its class."""
+    """Class of the attack."""
     settings: dict[str, JsonValue]
-    """What `dent.attacks.make(attack, **settings)` takes, defaults filled in; of one of the user's
-    own, its fields."""
+    """Arguments of `dent.attacks.make(attack, **settings)`, with defaults. For a user's own attack,
+    its fields."""
     versions: dict[str, str]
-    """Of the packages, beside this one, whose code it runs."""
+    """Versions of the other packages that the attack uses."""
     protocol: Literal["frozen", "published"]
-    """`published` attacks all samples in one call and regroups them as it likes."""
+    """`published` attacks all samples in one call and regroups them."""
 
 
 class ThreatSpec(Record):
-    """The threat model; `eps` as it was written."""
+    """The threat model, with `eps` as the user wrote it."""
 
     norm: Literal["linf", "l2", "l1"]
     eps: str
@@ -144,27 +145,27 @@ class ThreatSpec(Record):
 
 _LATER: Final = ("schedule", "same_on_static")
 _LATER_SETTINGS: Final = ("until", "ids", "randomness")
-"""Left out of records where they have their defaults, so that older ones still compare."""
+"""Left out of records with default values, so that older ones still compare."""
 Schedule = Literal["by-batch", "by-attack"]
 
 
 class EvaluationSpec(Record):
-    """All that decides the records of a run."""
+    """Everything that determines the records of a run."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     model: ModelSpec
     dataset: DatasetSpec
     defenses: tuple[DefenseSpec, ...]
-    """In the order in which they are attacked; the static reference first."""
+    """In the order of the attacks, with the static model first."""
     attacks: tuple[AttackSpec, ...]
     threat: ThreatSpec
     settings: Settings
     schedule: Schedule = "by-batch"
-    """`by-batch` runs every attack on a batch before the next batch. `by-attack`, of runs of the
-    whole suite, runs every attack on all batches before the next attack, the static model first;
-    members of independent defenses that fell keep the image that broke them."""
+    """`by-batch` runs every attack on a batch before the next batch. `by-attack`, for runs of the
+    whole suite, runs every attack on all batches before the next attack, with the static model
+    first. There, fooled members of independent defenses keep the image that broke them."""
     same_on_static: dict[str, str] = Field(default={})
-    """By attack that does not run on the static model, the attack that does the same there."""
+    """For each attack that does not run on the static model, the attack that is the same there."""
     _schema_1: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
@@ -244,10 +245,10 @@ def differences(
     """Describe, field by field, how two JSON values differ.
 
     Args:
-        recorded: What a run folder holds.
-        requested: What was asked for.
+        recorded: The value in a run folder.
+        requested: The requested value.
         path: Dotted name of the values, for the sentences.
-        names: What to say before either value.
+        names: Labels for the two values.
     """
     if recorded == requested:
         return ()

@@ -73,9 +73,9 @@ def left(
     """The units that are not recorded and that no decision makes superfluous.
 
     Args:
-        spec: What is evaluated.
+        spec: The specification.
         plan: Its batches.
-        records: By key; those of the units that are done.
+        records: Records of the finished units, by key.
         decided: The decisions of these records, where the caller has them.
     """
     if decided is None:

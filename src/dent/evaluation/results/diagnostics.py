@@ -120,7 +120,7 @@ def of_defense(
         stands: By attack, whose gradients it follows. An attack that is not named here follows
             those of the defense.
         symptoms: The symptoms in its records.
-        apart: By view, the largest distance of any answer from the one that was served.
+        apart: For each view, the largest distance of any answer from the submission.
     """
     defense = _DefenseRecords(
         name=name,
@@ -145,8 +145,8 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
             "uneven batches",
             float(uneven),
             0,
-            "The last batch is smaller than the others; a dynamic defense may answer it "
-            "differently.",
+            "The last batch is smaller than the others, and a dynamic defense may predict "
+            "differently in it.",
             "All batches have the same size.",
         ),
         _judge(
@@ -154,7 +154,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
             float(len(kinds) - 1),
             0,
             "The run was resumed with other software, on another device, or with other threads.",
-            "One software on one device did the whole run.",
+            "The whole run used the same software and device.",
         )
         if kinds
         else _not_run("mixed provenance", "The run has no session on record."),
@@ -217,7 +217,9 @@ def _black_box(defense: _DefenseRecords) -> float | str:
     comparable = {count.total for count in (*white, *black)}
     if black and white and len(comparable) == 1:
         within.append(min(c.correct for c in white) - min(c.correct for c in black))
-    return float(max(within)) if within else "No black-box attack ran beside a white-box one."
+    return (
+        float(max(within)) if within else "The run needs both a black-box and a white-box attack."
+    )
 
 
 def _square_gains(attack: AttackSummary) -> Iterator[int]:
@@ -234,13 +236,13 @@ def _transfer(defense: _DefenseRecords) -> float | str:
         attack.served for attack in defense.attacks if attack.kind == "transfer" and attack.batches
     ]
     if defense.name == STATIC:
-        return "The static model is what is transferred from."
+        return "The static model is the source of the transfer."
     if white and transferred:
         return float(min(c.correct for c in white) - min(c.correct for c in transferred))
     return (
-        "Nothing was transferred from the static model."
+        "No transfer from the static model ran."
         if defense.has_static
-        else "There is no static reference to transfer from."
+        else "The run has no static model to transfer from."
     )
 
 
@@ -250,7 +252,7 @@ def _more_iterations(defense: _DefenseRecords) -> float | str:
     gains = [
         (follow_up.before or 0) - follow_up.correct for follow_up in defense.probe.more_iterations
     ]
-    return float(max(gains)) if gains else "No attack followed a gradient for some iterations."
+    return float(max(gains)) if gains else "No iterative gradient attack ran."
 
 
 def _huge_eps(defense: _DefenseRecords) -> float | str:
@@ -274,7 +276,7 @@ def _mismatch(defense: _DefenseRecords) -> float | str:
 
 def _blind(defense: _DefenseRecords) -> float | str:
     if defense.symptoms is None or defense.symptoms.blind is None:
-        return "No attack that followed a gradient recorded for which members it had one."
+        return "No gradient attack recorded for which members it had a gradient."
     return float(defense.symptoms.blind)
 
 
@@ -289,113 +291,111 @@ def _non_finite(defense: _DefenseRecords) -> float:
     return float(defense.non_finite + sum(attacked))
 
 
-_UNMEASURABLE: Final = (
-    "It cannot be measured on a batch of one, nor where answers move by themselves."
-)
+_UNMEASURABLE: Final = "It cannot be measured on a batch of one or on a randomized defense."
 _JUDGEMENTS: Final = (
     _Judgement(
         "randomized",
         _of_probe(_randomized),
-        "The same batch is answered differently with another seed: attacks need expectation over "
-        "randomness, and a single submission is luck.",
-        "The same batch is answered the same whatever the seed.",
+        "Another seed changes the answers. Attacks must average over seeds, and one submission is "
+        "not enough.",
+        "The seed does not change the answers.",
         DISTANCE,
     ),
     _Judgement(
         "carries state",
         _state,
-        "The same batch and seed are answered differently after other queries: results depend on "
-        "what was asked before.",
-        "The same batch and seed are answered the same after other queries.",
+        "Earlier queries change the answers for the same batch and seed. The results depend on the "
+        "order of the queries.",
+        "Earlier queries do not change the answers.",
         DISTANCE,
     ),
     _Judgement(
         "not logits",
         _of_probe(lambda probe: probe.probabilities / probe.rows),
-        "The outputs are probabilities: losses on logits lose their gradient.",
+        "The outputs are probabilities. Losses on logits have a vanishing gradient.",
         "The outputs are not probabilities.",
         0.5,
     ),
     _Judgement(
         "zero gradient",
         _of_probe(_zero_gradient),
-        "Correctly classified members have no input gradient: white-box attacks are blind.",
+        "Correctly classified members have no input gradient. White-box attacks cannot work.",
         "The input gradients are not zero.",
         ZERO_GRADIENT,
     ),
     _Judgement(
         "batch dependent",
         _of_probe(_depends),
-        "A prediction depends on the rest of its batch: attacks on the other members count, and "
-        "the worst case is taken per batch.",
-        "No prediction changed with the rest of its batch.",
+        "Predictions depend on the other members of the batch. Attacks may use those members, and "
+        "the worst case is per batch.",
+        "No prediction depends on the other members of the batch.",
         DISTANCE,
     ),
     _Judgement(
         "undeclared dependence",
         _undeclared,
-        "The defense declares that predictions do not depend on their batch, and they do: attacks "
-        "that trusted it are too weak.",
-        "What the defense declares of its batches is not contradicted.",
+        "Predictions depend on the batch, but the defense declares that they do not. Attacks that "
+        "relied on this are too weak.",
+        "The measured batch dependence agrees with the declared one.",
     ),
     _Judgement(
         "black-box beats white-box",
         _black_box,
-        "An attack by queries alone broke members that gradients did not: the gradients mislead.",
-        "Gradients broke at least what queries alone did.",
+        "A black-box attack broke members that gradient attacks did not. The gradients mislead.",
+        "Gradient attacks broke at least as many members as black-box attacks.",
     ),
     _Judgement(
         "transfer beats white-box",
         _transfer,
-        "What was found against the static model breaks the defense more than attacks on the "
-        "defense itself: its gradients mislead, and its own figures overestimate it.",
-        "Attacks on the defense itself broke at least what those on the static model did.",
+        "Transfer from the static model breaks more than the attacks on the defense itself. Its "
+        "gradients mislead, and the accuracy under its own attacks is too high.",
+        "The attacks on the defense broke at least as many members as the transfer attacks.",
     ),
     _Judgement(
         "more iterations still help",
         _more_iterations,
-        "Twice the iterations broke more members: the attack had not converged.",
+        "Twice the iterations broke more members. The attack had not converged.",
         "Twice the iterations broke no more members.",
     ),
     _Judgement(
         "huge eps does not break all",
         _huge_eps,
-        "With an eps at which any image can become any other, members are still right: the "
-        "gradients lead nowhere.",
-        "With an eps at which any image can become any other, nobody is right.",
+        "With an eps at which any image can become any other, some predictions are still correct. "
+        "The gradients mislead.",
+        "With an eps at which any image can become any other, no prediction is correct.",
     ),
     _Judgement(
         "served differs from claimed",
         _mismatch,
-        "What attacks saw is not what is served when their batches are submitted again; only what "
-        "is served counts.",
-        "What attacks saw is what is served.",
+        "The predictions that attacks saw differ from those of the submission. Only the submission "
+        "counts.",
+        "The attacks saw the same predictions as the submission.",
         MISMATCH,
     ),
     _Judgement(
         "served differs with gradients",
         lambda defense: defense.apart.get(WITH_GRADIENTS, 0.0),
-        "The defense answers otherwise when it is asked with gradients, as attacks ask: they "
-        "attack something else than what is served.",
-        "No answer changed when it was asked with gradients, as attacks ask.",
+        "The answers change when gradients are on, as in attacks. The attacks see another defense "
+        "than the submission.",
+        "No answer changed when gradients were on, as in attacks.",
         DISTANCE,
     ),
     _Judgement(
         "no gradient where members stand",
         _blind,
-        "Members stand for which no attack had a gradient to follow.",
-        "For every member that stands, an attack had a gradient to follow.",
+        "For some members that are still correct, no attack had a gradient.",
+        "For every member that is still correct, an attack had a gradient.",
     ),
     _Judgement(
         "cannot be copied",
         _not_copied,
-        "{probe.uncopied}. So all answers are of a defense that has answered before.",
-        "What counts was answered by copies that had answered nothing before.",
+        "{probe.uncopied}. So no answer comes from a fresh copy of the defense.",
+        "Fresh copies of the defense gave every answer that counts.",
     ),
     _Judgement(
         "non-finite",
         _non_finite,
-        "Some answers were not finite; they count as wrong.",
+        "Some answers were not finite. They count as wrong.",
         "All answers were finite.",
     ),
 )
@@ -416,9 +416,9 @@ def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
         CERTIFICATE,
         worst,
         check.threshold,
-        "What is served does not move as the gradient says, for every member that was looked at: "
-        "attacks that follow it are not white-box.",
-        f"What is served moves as the {check.rung} gradient says, for every member looked at.",
+        "For some checked member, the predictions do not change as the gradient says. Attacks that "
+        "follow it are not white-box.",
+        f"For every checked member, the predictions change as the {check.rung} gradient says.",
     )
 
 
@@ -455,7 +455,7 @@ def _older_certificate(check: GradientCheck | None) -> Diagnostic:
         return _not_run(CERTIFICATE, f"There is no exact gradient to check: {check.missing}.")
     return _not_run(
         CERTIFICATE,
-        "An older version checked four members together, away from the attacks: run it again.",
+        "An older version made a weaker check: run it again.",
     )
 
 

@@ -15,7 +15,7 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
     Images that were made against the static model are on the rung `transfer`.
 
     Args:
-        spec: What was evaluated. The name of an attack says on which rung it is.
+        spec: The specification. The name of an attack contains its rung.
         attacks: The attacks on one defense. Those that were not available to it do not count.
 
     Returns:
@@ -57,12 +57,12 @@ def _sentence(rungs: Sequence[LadderRung], won: LadderRung) -> str:
     others = ", ".join(
         f"{rung.rung} {_share(rung.served)}" for rung in rungs if rung.rung != won.rung
     )
-    word = "furthest"
+    place = "the most"
     if all(rung.served.correct == won.served.correct for rung in rungs):
-        word = "as far as every other"
+        place = "as many as every other"
     return (
-        f"Of the gradient ladder, {won.rung} went {word}: {_share(won.served)} of "
-        f"{won.served.total} left; {others}."
+        f"On the gradient ladder, {won.rung} broke {place}: {_share(won.served)} of "
+        f"{won.served.total} are left; {others}."
     )
 
 

@@ -30,7 +30,7 @@ class Count(Record):
 
     @classmethod
     def of(cls, correct: int, total: int) -> Self:
-        """Count, with what is derived from it."""
+        """Return a count with its share and interval."""
         return cls(
             correct=correct,
             total=total,
@@ -40,40 +40,41 @@ class Count(Record):
 
 
 class AttackSummary(Record):
-    """What one attack left of a defense."""
+    """The accuracy under one attack."""
 
     kind: Literal["attack", "transfer", "assembled"]
     attack: str | None
-    """The attack's name; null for the assembled batches."""
+    """Name of the attack; null for the assembled batches."""
     served: Count
-    """Attacked members still classified correctly when their whole batch is submitted again: the
+    """Attacked members that are predicted correctly when their whole batch is submitted again: the
     robust accuracy."""
     bystanders: Count
-    """Natural members of attacked batches classified correctly meanwhile."""
+    """Clean members of the same batches that are predicted correctly."""
     claimed: Count | None
-    """The same by the attack's own word; null where nothing attacked the defense itself."""
+    """Attacked members that the attack itself says it did not fool; null for transferred and
+    assembled batches."""
     claimed_but_served: _Count
-    """Members that the attack says fell, and that were served correctly."""
+    """Members that the attack claims to have fooled, but that were predicted correctly."""
     served_wrong_unclaimed: _Count
-    """Members that were served wrongly without the attack saying that they fell."""
+    """Members that were predicted wrong, but that the attack did not claim."""
     after: dict[str, Count]
-    """Of a set of attacks: the claimed count after each part, in order."""
+    """For a set of attacks: the claimed count after each part, in order."""
     black_box: bool
-    """It took no gradient."""
+    """Whether the attack used no gradient."""
     queries: _Count
     backwards: _Count
     non_finite: _Count
-    """Attacked members for which the defense gave no prediction when served; they are wrong."""
+    """Attacked members without a prediction on submission. They count as wrong."""
     non_finite_in_attack: _Count
     trace: Trace
-    """Entropy by step, sigma and statuses of the served batches."""
+    """Entropy by step, sigma and statuses of the submitted batches."""
     notes: tuple[str, ...]
     batches: _Count
     timing: dict[str, float]
 
     @property
     def ran(self) -> bool:
-        """Whether an attack on the defense itself is recorded that had all that it takes."""
+        """Whether an attack ran on the defense itself and had everything that it needs."""
         return (
             self.kind == "attack"
             and self.batches > 0
@@ -82,89 +83,91 @@ class AttackSummary(Record):
 
 
 class WorstCase(Record):
-    """What the worst of all that was submitted leaves: natural batches, attacks, transfers."""
+    """The worst case over all submissions: natural batches, attacks and transfers."""
 
     served: Count
     unit: Literal["sample", "batch"]
-    """`sample`: a member counts as right if everything left it right. `batch`: of each batch, the
-    submission that left fewest right, since no other batch was ever answered as a whole."""
+    """`sample`: a member counts as correct if it was correct in every submission. `batch`: of each
+    batch, the submission with the fewest correct counts, because a batch is predicted as a whole.
+    """
     by: dict[str, _Count]
-    """By submission, the samples (the first that broke them) or batches that it decided."""
+    """For each submission, the number of samples that it broke first, or of batches that it
+    decided."""
 
 
 class Difference(Record):
-    """The defended worst case less the static one under the same budget, paired by sample."""
+    """The worst case of the defense minus that of the static model, paired by sample."""
 
     value: float | None
-    """In [-1, 1]; null without samples."""
+    """A number in [-1, 1]; null without samples."""
     interval: Interval | None
     level: float = LEVEL
     method: str
     assumes: str
     total: _Count
     only_defended: _Count
-    """Samples that only the defense gets right."""
+    """Samples that only the defense predicts correctly."""
     only_static: _Count
-    """Samples that only the static model gets right."""
+    """Samples that only the static model predicts correctly."""
     static: Count
     static_unit: Literal["sample", "batch"]
 
 
 class Dependence(Record):
-    """Whether a prediction depends on the rest of its batch."""
+    """Whether predictions depend on the other members of the batch."""
 
     declared: bool
     measured: bool | None
-    """Null where it could not be measured: a single member, or a randomized defense."""
+    """Null if it could not be measured: a single member, or a randomized defense."""
 
 
 class Diagnostic(Record):
-    """One sign that a number should not be taken at its word; see docs/evaluation/protocol.md."""
+    """A sign that a number may be wrong; see docs/evaluation/protocol.md."""
 
     name: str
     state: Literal["raised", "passed", "not-run"]
     value: float | None
     threshold: float | None
-    """Raised above it."""
+    """The diagnostic is raised if the value is above it."""
     sentence: str
 
     @property
     def raised(self) -> bool:
-        """Whether it was."""
+        """Whether the diagnostic is raised."""
         return self.state == "raised"
 
 
 class LadderRung(Record):
-    """What the best attack on one rung of the gradient ladder left of a defense."""
+    """The accuracy under the best attack on one rung of the gradient ladder."""
 
     rung: str
     attack: str
-    """Its name; of several on the rung, the one that left least."""
+    """Name of the attack; if several are on the rung, the one that left the fewest correct."""
     served: Count
     """As in `AttackSummary`."""
 
 
 class Ladder(Record):
-    """The rungs of the gradient ladder that attacked a defense, and which went furthest."""
+    """The rungs of the gradient ladder that attacked a defense, and the one that broke the most."""
 
     rungs: tuple[LadderRung, ...]
-    """At least two, cheap ones first."""
+    """At least two, in order of cost."""
     won: str
-    """The rung that left least; of equals the cheapest."""
+    """The rung that left the fewest correct; among equals, the cheapest."""
     sentence: str
 
 
 class Decision(Record):
-    """Where a run of the suite stopped attacking a defense: no gain was possible any more."""
+    """Where a run of the suite stopped attacking a defense, because no gain was possible."""
 
     after: _Count
-    """Attacks on the defense that had run by then, beside what was found on the static model."""
+    """Attacks on the defense that had run, beside the transfer from the static model."""
     of: _Count
     """Attacks of the run."""
     at_most: float
-    """The difference then, in [-1, 1]: more attacks only lower it."""
+    """The difference at that point, in [-1, 1]. More attacks only lower it."""
     below: bool
-    """Whether its whole interval lay below 0."""
+    """Whether its whole interval was below 0."""
 
 
 class OverViews(Record):
@@ -179,98 +182,98 @@ class OverViews(Record):
 
 
 class Gate(Record):
-    """Something that stands between a defense's numbers and a verdict."""
+    """A doubt that prevents a verdict of a gain."""
 
     name: str
-    """The diagnostic's, or what else it is."""
+    """Name of the diagnostic, or of another doubt."""
     open: bool
-    """Whether it still stands: a claim may not pass."""
+    """Whether the doubt remains."""
     follow_ups: tuple[str, ...]
-    """The attacks that were run because of it."""
+    """The attacks that ran because of it."""
     sentence: str
 
 
 class Verdict(Record):
-    """What the dynamic suite says of a defense; see docs/evaluation/suite.md."""
+    """The verdict of the dynamic suite on a defense; see docs/evaluation/suite.md."""
 
     ruling: Literal["robust gain", "no gain", "harmful", "inconclusive"]
     suite: Literal["dynamic"] = "dynamic"
     version: int = 1
-    """Of the suite."""
+    """Version of the suite."""
     rules: int = 1
-    """Version of the rules by which it was ruled; see docs/evaluation/suite.md."""
+    """Version of the rules; see docs/evaluation/suite.md."""
     budget: Literal["small", "standard", "full"]
-    """The largest under which the run had the whole suite."""
+    """The largest budget for which the run has the whole suite."""
     ground: Literal["exact gradient certified", "surrogate gradient, unbeaten"] | None = None
-    """What a robust gain stands on; null without one."""
+    """The evidence for a robust gain; null for other verdicts."""
     gates: tuple[Gate, ...]
-    """Of the defense: all that were put up, open or closed."""
+    """Gates of the defense, open or closed."""
     static_gates: tuple[Gate, ...]
-    """Of the static model: they stand between its numbers and the word harmful."""
+    """Gates of the static model. Open ones prevent the verdict *harmful*."""
     natural: Difference
-    """Of the clean accuracies, paired by sample as the worst cases are."""
+    """Difference of the clean accuracies, paired by sample."""
     sentence: str
 
 
 class Repeated(Record):
-    """A defense whose answers are drawn at random, over several submissions."""
+    """Accuracies of a randomized defense over several submissions."""
 
     draws: _Count
-    """That score each submission; as many others chose the worst one."""
+    """Number of draws that score each submission. As many others choose the worst one."""
     natural: float
-    """Mean clean accuracy over them."""
+    """Mean clean accuracy over these draws."""
     robust: float
     """Mean accuracy under the worst submissions."""
     natural_always: Count
-    """Members right in every draw without an attack: what repeating alone takes."""
+    """Members that are correct in every draw without an attack."""
     robust_always: Count
-    """Members right in every draw under the worst submissions."""
+    """Members that are correct in every draw under the worst submissions."""
     risk: tuple[float, ...] = ()
     """Resubmission risk under the worst submissions, for 1, 2, ... `draws` submissions: the share
     of members that at least one of so many submissions of the same images gets wrong."""
     natural_risk: tuple[float, ...] = ()
-    """The same without an attack."""
+    """Resubmission risk without an attack."""
 
 
 class DefenseResult(Record):
-    """All about one defense."""
+    """All results of one defense."""
 
     natural: Count
-    """Members to be attacked, served in their natural batch."""
+    """Clean accuracy on the members that are attacked later."""
     bystanders: Count
-    """The others, there."""
+    """Clean accuracy on the other members of mixed batches."""
     attacks: tuple[AttackSummary, ...]
     worst: WorstCase
     difference: Difference | None
-    """Null for the static reference, and where there is none."""
+    """Null for the static model, and without a static model."""
     dependence: Dependence
     trace: Trace
-    """Of the natural batches."""
+    """Adaptation on the natural batches."""
     non_finite: _Count
     """Natural members without a prediction."""
     diagnostics: tuple[Diagnostic, ...]
     timing: dict[str, float]
-    """`seconds` and `static_seconds`: medians over natural batches, measured side by side;
-    `relative`: the median of their ratio; `batches`; and `total_seconds` of all units."""
+    """`seconds` and `static_seconds`: medians over natural batches, measured side by side.
+    `relative`: the median of their ratio. `batches`, and `total_seconds` of all units."""
     ladder: Ladder | None = None
-    """Null for the static reference, and where fewer than two rungs of the gradient ladder attacked
-    the same batches."""
+    """Null for the static model, and if fewer than two rungs of the gradient ladder attacked the
+    same batches."""
     verdict: Verdict | None = None
-    """Null for the static reference, and wherever the dynamic suite was not run as a whole."""
+    """Null for the static model, and without the whole dynamic suite."""
     repeated: Repeated | None = None
-    """Null where nothing is drawn at random."""
+    """Null unless the defense is randomized."""
     decided: Decision | None = None
-    """Null where every attack that was planned ran, or has yet to run."""
+    """Null unless the attacks stopped early."""
     over_views: OverViews | None = None
-    """Null without a mean over views in the run, and where the run stopped early on either."""
+    """Null without a mean over views in the run, and if the run stopped early on either."""
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:
-        """The flags to show beside every number of this defense."""
+        """The flags of this defense, which stand beside every number of it."""
         return tuple(diagnostic for diagnostic in self.diagnostics if diagnostic.raised)
 
     def attack(self, name: str, kind: str = "attack") -> AttackSummary:
-        """The summary of an attack by name.
+        """Return the summary of an attack by name.
 
         Raises:
             KeyError: There is none.
@@ -282,26 +285,26 @@ class DefenseResult(Record):
 
 
 class EvaluationResult(OfSpec):
-    """`result.json`: what a run found."""
+    """`result.json`: the results of a run."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
-    """Of `spec`."""
+    """Schema version of `spec`."""
     rules: int = 1
-    """Version of the rules by which diagnostics and verdicts were derived from the records."""
+    """Version of the rules for diagnostics and verdicts."""
     status: Literal["complete", "partial"]
-    """`partial`: units are missing; counts are over those that are there."""
+    """`partial`: units are missing, and counts use only the recorded ones."""
     identity: Sha256
     spec: EvaluationSpec
     samples: _Count
-    """Attacked samples of the plan."""
+    """Number of attacked samples in the plan."""
     batches: _Count
     units_done: _Count
     units_planned: _Count
     defenses: dict[str, DefenseResult]
-    """By name, in the order of the spec."""
+    """Results by name, in the order of the spec."""
     diagnostics: tuple[Diagnostic, ...]
-    """Of the run as a whole."""
+    """Diagnostics of the whole run."""
     sessions: tuple[Session, ...]
     timing: dict[str, float]
-    """`total`, `attack`, `serve`, `probe` in seconds over all sessions; `overhead`: the share of
+    """`total`, `attack`, `serve` and `probe`: seconds over all sessions. `overhead`: the share of
     the total that is none of these."""

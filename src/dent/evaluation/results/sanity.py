@@ -17,7 +17,7 @@ AT_CHANCE: Final = "natural accuracy at chance"
 NOTHING_MOVED: Final = "no step moved anything"
 
 _FEWEST: Final = 10
-"""Fewest natural images that tell guessing from knowing."""
+"""Fewest natural images that distinguish a model from a guesser."""
 _SIGNIFICANT: Final = 0.05
 _BETTER: Final = 1.25
 _SKILL: Final = 0.02
@@ -52,9 +52,9 @@ def _at_chance(natural: Count, classes: int) -> Iterator[Diagnostic]:
             state="raised",
             value=luck,
             threshold=_SIGNIFICANT,
-            sentence="Natural images are classified no better than by guessing, so no other figure "
-            "means anything: check the units of pixels (the model gets [0, 1]), its normalization, "
-            "its weights, and the order of its classes.",
+            sentence="The clean accuracy is no better than guessing, so no other number means "
+            "anything. Check the pixel range (the model gets [0, 1]), the normalization, the "
+            "weights, and the order of the classes.",
         )
 
 
@@ -67,9 +67,9 @@ def _nothing_moved(records: Sequence[UnitRecord]) -> Iterator[Diagnostic]:
             state="raised",
             value=len(unchanged) / len(stepped),
             threshold=_HALF,
-            sentence=f"No step moved anything in {len(unchanged)} of {len(stepped)} submissions: "
-            "what is measured there is the static model. Do gradients reach the adapted layers, "
-            "and are the logits so far apart that their softmax is saturated?",
+            sentence=f"No step changed the entropy in {len(unchanged)} of {len(stepped)} "
+            "submissions, so the defense equals the static model there. Check that gradients "
+            "reach the adapted layers, and that the softmax is not saturated.",
         )
 
 

@@ -43,7 +43,7 @@ def summarize(
     """Derive a result; equal records give an equal result.
 
     Args:
-        spec: What was evaluated.
+        spec: The specification.
         plan: Its batches.
         records: The records of the finished units, by key.
         planned: The number of planned units.

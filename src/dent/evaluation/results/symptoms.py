@@ -52,7 +52,7 @@ def symptoms_of(scores: Scores, spec: EvaluationSpec, *, by_sample: bool) -> Sym
 
     Args:
         scores: The scores of the defense.
-        spec: What was evaluated.
+        spec: The specification.
         by_sample: Whether the worst case may combine members of different submissions.
     """
     stands = {attack.name: stand_of(attack) for attack in spec.attacks}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOVED: Final = 0.01
 """Share of eps. An attack that moved no image this far moved nothing."""
 GAINED: Final = 1e-3
-"""In nats. An attack that raised the mean loss by less gained nothing."""
+"""Smallest gain in nats: an attack that raised the mean loss by less gained nothing."""
 MANY: Final = 8
 """Members that must remain correct before an attack without effect is suspicious."""
 SPARED: Final = 0.5
@@ -134,10 +134,10 @@ def _moved_nothing(attacks: _Attacks) -> Diagnostic:
         value=float(len(unmoved)),
         threshold=0,
         sentence=(
-            f"No image was moved by {', '.join(unmoved)}: either nobody fell to it and it gave the "
-            "natural images back, or it did not attack. Have it run again: dent verify --reattack."
+            f"{', '.join(unmoved)} moved no image: either no member was broken and the natural "
+            "images were returned, or nothing was attacked. To find out: dent verify --reattack."
             if unmoved
-            else f"Every attack that left {MANY} members standing moved images."
+            else f"Every attack moved images, or left fewer than {MANY} members correct."
         ),
     )
 
@@ -166,10 +166,11 @@ def _gained_nothing(
         value=float(len(fruitless)),
         threshold=0,
         sentence=(
-            f"On no batch did {', '.join(fruitless)} raise the loss or break a member: what it "
-            "found is answered as the natural images are."
+            f"{', '.join(fruitless)} raised the loss on no batch and broke no member. The defense "
+            "predicts its images like the natural ones."
             if fruitless
-            else f"Every attack that left {MANY} members standing broke one or raised the loss."
+            else "Every attack broke a member, raised the loss, or left fewer than "
+            f"{MANY} members correct."
         ),
     )
 
@@ -206,10 +207,10 @@ def _fewer_queries(attacks: _Attacks) -> Diagnostic:
         value=max(worst, 0.0),
         threshold=SPARED,
         sentence=(
-            f"Less than half of the queries planned for {', '.join(short)} were asked, while "
-            "members stood: it ended early, or it is not the attack that its name says."
+            f"{', '.join(short)} used less than half of its planned queries, although members were "
+            "still correct: they ended early, or are not the attacks that their names say."
             if short
-            else "Attacks went on while members stood."
+            else "The attacks used their planned queries while members were correct."
         ),
     )
 
@@ -222,14 +223,14 @@ def _not_as_named(defense: DefenseSpec) -> Diagnostic:
         value=float(not fits),
         threshold=0,
         sentence=(
-            "The defense is called what it is."
+            "The name of the defense fits its settings."
             if fits
-            else "The defense bears the name of a known configuration and has other settings: read "
-            "them in the spec before you compare it."
+            else "The defense has the name of a known configuration, but other settings. See the "
+            "spec before you compare it."
         ),
     )
 
 
 def _not_run(name: str) -> Diagnostic:
-    why = "No attack ran on the defense itself, or its records do not say it."
+    why = "No attack ran on the defense itself, or the records do not tell."
     return Diagnostic(name=name, state="not-run", value=None, threshold=None, sentence=why)

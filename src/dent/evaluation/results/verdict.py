@@ -35,9 +35,9 @@ from dent.support.rounding import points
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
 UNFINISHED: Final = "unfinished"
-_GONE: Final = "What raised it is gone."
+_GONE: Final = "The symptom is gone."
 _KNOWN: Final = (
-    "Attacks knew the seed of every submission, under which answers are the same each time."
+    "Attacks knew the seed of every submission, and answers under that seed are always the same."
 )
 FEW_BATCHES: Final = "few batches"
 
@@ -73,7 +73,7 @@ def _needs(*names: str) -> Callable[[Evidence], str | None]:
 
     def problem(evidence: Evidence) -> str | None:
         missing = [name for name in names if name not in evidence.ran]
-        return f"it takes {', '.join(missing)}, which did not attack it" if missing else None
+        return f"these attacks did not run on it: {', '.join(missing)}" if missing else None
 
     return problem
 
@@ -89,16 +89,16 @@ def _by_expectation(evidence: Evidence) -> str | None:
 def _unbeaten(evidence: Evidence) -> str | None:
     symptoms = evidence.symptoms
     for kind, ahead in (
-        ("by queries alone", symptoms.black_box),
-        ("on other models", symptoms.transfer),
+        ("black-box attacks", symptoms.black_box),
+        ("transfer attacks", symptoms.transfer),
     ):
         beaten = symptoms.beaten(ahead)
         if beaten is None:
-            return f"attacks by the gradient and attacks {kind} have not both run"
+            return f"it needs both gradient attacks and {kind}"
         if beaten:
             return (
-                f"attacks {kind} still break {counted(ahead or 0, 'member')} more than all by "
-                "its gradient"
+                f"{kind} break {counted(ahead or 0, 'member')} more than all gradient "
+                "attacks together"
             )
     return None
 
@@ -106,17 +106,17 @@ def _unbeaten(evidence: Evidence) -> str | None:
 def _sighted(evidence: Evidence) -> str | None:
     blind = evidence.symptoms.blind
     if blind is None:
-        return "the records do not say for which members attacks had a gradient"
+        return "the records do not say for which members the attacks had a gradient"
     if blind:
         return (
-            f"{counted(blind, 'member')} {agreeing(blind, 'stand')} for which no attack "
-            "had a gradient"
+            f"no attack had a gradient for {counted(blind, 'member')} that "
+            f"{agreeing(blind, 'are')} still correct"
         )
     return _unbeaten(evidence)
 
 
 def _never(_: Evidence) -> str | None:
-    return "no attack of the suite settles it"
+    return "the suite cannot rule it out"
 
 
 SYMPTOMS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
@@ -135,8 +135,8 @@ SYMPTOMS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
     "served differs with gradients": _never,
     "cannot be copied": _never,
 }
-"""By diagnostic, the condition that closes its gate: it returns the problem, or None. A prediction
-that is not finite opens no gate: it counts as wrong."""
+"""For each diagnostic, the condition that closes its gate: it returns the problem, or None. A
+prediction that is not finite opens no gate: it counts as wrong."""
 
 _SCORING: Final = ("randomized", "served differs with gradients")
 """Diagnostics of a defense whose numbers may be too low."""
@@ -147,7 +147,7 @@ def gates_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> tuple[Gat
 
     Args:
         diagnostics: The diagnostics of one defense.
-        evidence: What its records say about the gates.
+        evidence: The evidence in its records about the gates.
     """
     return tuple(_gates(diagnostics, evidence))
 
@@ -182,7 +182,7 @@ def conclude(
         static_gates: The gates of the static model.
         ground: The ground of a gain. Without one, the gate of the certificate is open.
         version: The version of the suite.
-        decided: Where the attacks stopped; None of a run to the end.
+        decided: Where the attacks stopped early; None if they ran to the end.
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground)
     if decided is not None:
@@ -213,8 +213,8 @@ def _ruling(
     side, natural_side = _side(difference), _side(natural)
     opened = [gate.name for gate in gates if gate.open]
     if side == "unknown" or UNFINISHED in opened:
-        why = "no batch has been through all of the suite"
-        return "inconclusive", why if side == "unknown" else "the suite has not run to its end"
+        why = "no batch has finished the suite"
+        return "inconclusive", why if side == "unknown" else "the suite has not finished"
     if side == "above":
         return _above(opened, ground)
     if side == "below":
@@ -223,31 +223,32 @@ def _ruling(
         return "harmful", "natural accuracy is lower, and no robust gain was found"
     why = "the interval of the difference contains 0"
     if difference.value == 0 and not difference.only_defended:
-        why = "no sample is right with the defense alone, nor with the static one alone"
+        why = "the defense and the static model are correct on the same samples"
     return "no gain", why
 
 
 def _at_most(decided: Decision) -> str:
     if not decided.after:
-        return f"at most {points(decided.at_most)} after what breaks the static model"
+        return f"at most {points(decided.at_most)} after transfer from the static model"
     attacks = counted(decided.of, "attack")
     return f"at most {points(decided.at_most)} after {decided.after} of {attacks}"
 
 
 def _above(opened: Sequence[str], ground: Ground | None) -> tuple[Ruling, str]:
-    if opened or ground is None:
-        reasons = ", ".join(opened) or "no gradient is known"
-        return "inconclusive", f"the defended worst case is higher, but open: {reasons}"
+    if opened:
+        return "inconclusive", f"its worst case is higher, but gates are open: {', '.join(opened)}"
+    if ground is None:
+        return "inconclusive", "its worst case is higher, but no gradient is certified"
     return "robust gain", f"the whole interval of the difference lies above 0 ({ground})"
 
 
 def _below(
     natural_side: str, opened: Sequence[str], static_gates: tuple[Gate, ...]
 ) -> tuple[Ruling, str]:
-    doubts = [f"{gate.name} of the static model" for gate in static_gates if gate.open]
+    doubts = [f"{gate.name} (static model)" for gate in static_gates if gate.open]
     doubts += [name for name in opened if name in _SCORING]
     if doubts:
-        return "inconclusive", f"the defended worst case is lower, but open: {', '.join(doubts)}"
+        return "inconclusive", f"its worst case is lower, but gates are open: {', '.join(doubts)}"
     if natural_side == "below":
         return "harmful", "robust and natural accuracy are lower than the static model's"
     return "harmful", "robust accuracy is lower than the static model's"
@@ -265,7 +266,7 @@ def with_verdicts(
     Args:
         results: The results by name, without verdicts.
         scores: The scores by name.
-        spec: What was evaluated.
+        spec: The specification.
         complete: Whether every planned unit is recorded.
     """
     coverage = coverage_of(spec)
@@ -312,8 +313,8 @@ def evidence_of(
     Args:
         result: The result of the defense, without a verdict.
         scores: The scores of its records.
-        spec: What was evaluated.
-        ran_as: By member of the suite, the attack of the run that covers it.
+        spec: The specification.
+        ran_as: For each member of the suite, the attack of the run that covers it.
     """
     attacks_run = {summary.attack for summary in result.attacks if summary.ran}
     if result.difference is None:  # the static model, on which some attacks are the same
@@ -361,16 +362,14 @@ def _certificate(
     sentence = diagnostic.sentence
     if ground is not None:
         sentence += (
-            " Yet over large steps it does, no attack without it breaks more, and a huge eps "
-            "breaks all."
+            " But over large steps the gradient predicts the answers, no other attack breaks more, "
+            "and a huge eps breaks all."
         )
     yield Gate(name=CERTIFICATE, open=ground is None, follow_ups=(), sentence=sentence)
 
 
 def _unfinished() -> Gate:
-    return Gate(
-        name=UNFINISHED, open=True, follow_ups=(), sentence="Some of what was planned is undone."
-    )
+    return Gate(name=UNFINISHED, open=True, follow_ups=(), sentence="The run is not finished.")
 
 
 def _few_batches(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
@@ -378,8 +377,8 @@ def _few_batches(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
     if by_sample(result.dependence) or batches >= MIN_CLUSTERS:
         return ()
     sentence = (
-        f"Members of a batch share an adaptation, and {counted(batches, 'batch')} "
-        f"{agreeing(batches, 'are')} too few for an "
-        f"interval that allows for it: it takes {MIN_CLUSTERS}."
+        f"Members of a batch share an adaptation. {counted(batches, 'batch')} "
+        f"{agreeing(batches, 'are')} too few for an interval that accounts for this: "
+        f"{MIN_CLUSTERS} are needed."
     )
     return (Gate(name=FEW_BATCHES, open=True, follow_ups=(), sentence=sentence),)

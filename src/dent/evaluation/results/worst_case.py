@@ -126,7 +126,7 @@ def paired(
     """Return the difference of two sets of answers to the same batches: ours less theirs.
 
     Args:
-        ours: By batch index, which members were right.
+        ours: For each batch index, whether each member was correct.
         theirs: The same for the same members.
         samples: Whether members of one batch are independent. If not, the interval allows for
             their dependence, from `MIN_CLUSTERS` batches on.

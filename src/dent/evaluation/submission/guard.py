@@ -59,9 +59,9 @@ class Guard:
     def _compare(self, suspect: str, model: nn.Module) -> None:
         if weights_digest(model) != self._weights:
             raise InputError(
-                f"the defense {suspect!r} wrote into the static model it was made from: what is "
-                "attacked as the static reference would no longer be the trained model. Give the "
-                "defense a model of its own, copy.deepcopy(model). What it did was not recorded"
+                f"the defense {suspect!r} wrote into the static model it was made from, so the "
+                "static reference would no longer be the trained model. Give the defense its own "
+                "copy, copy.deepcopy(model). This unit was not recorded"
             )
 
 

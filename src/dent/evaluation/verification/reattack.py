@@ -22,7 +22,7 @@ from dent.support.devices import device_of
 from dent.support.plural import agreeing, counted
 
 LEVEL: Final = 0.001
-"""Of the paired test, over all defenses together."""
+"""Level of the paired test, over all defenses together."""
 _ALWAYS: Final = frozenset({"claimed", "claimed_after", "tensor"})
 """Optional fields that every attack's record has had."""
 
@@ -49,8 +49,8 @@ class Reattack:
             raise ConfigError(f"expected at least 1 attack to run again, or all, got {self.count}")
         if self.count is not None and not self.nonce:
             raise ConfigError(
-                "which attacks to run again is drawn by a nonce that is fixed after the run, so "
-                "that the maker of the run could not know them: name one, or run all again"
+                "a nonce, fixed after the run, draws the attacks, so that the maker of the run "
+                "could not know them: pass a nonce, or run all again"
             )
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
@@ -70,40 +70,40 @@ class Reattack:
 
 
 class Paired(Record):
-    """Of one defense, who stood after the recorded attacks and after those that were run again."""
+    """For one defense, the members that were correct as recorded and when attacked again."""
 
     defense: str
     members: int
     stood: int
-    """As recorded."""
+    """Members that were correct, as recorded."""
     stands: int
-    """When attacked again."""
+    """Members that are correct when attacked again."""
     only_stood: int
-    """Members that stood as recorded, and fall when they are attacked again."""
+    """Members that were correct as recorded, but not when attacked again."""
     only_stands: int
-    """The other way round."""
+    """Members that are correct when attacked again, but were not as recorded."""
     p_value: float
-    """Two-sided exact sign test of the two (McNemar's), taking members for independent."""
+    """Two-sided exact sign test of the two (McNemar's), which treats members as independent."""
 
 
 class Reattacked(Record):
-    """What attacking again found."""
+    """The result of attacking again."""
 
     drawn: Literal["some", "all"]
     nonce: str | None
-    """Null of all."""
+    """The nonce that drew the attacks; null if all ran."""
     units: tuple[str, ...]
-    """Keys of what was attacked again."""
+    """Keys of the units that were attacked again."""
     of: int
-    """How many attack units are recorded."""
+    """Number of recorded attack units."""
     same: int
-    """Those that came out the same: images, predictions, claims and queries, bit for bit."""
+    """Number of units with equal results: images, predictions, claims and queries, bit for bit."""
     same_place: bool
-    """Whether the software and the kind of device are those of the run, so that they must."""
+    """Whether software and kind of device are those of the run, so that results must be equal."""
     level: float = LEVEL
-    """What a p-value must stay above, over the number of defenses."""
+    """Limit for the p-values, over the number of defenses."""
     paired: tuple[Paired, ...]
-    """By defense, over the units that did not come out the same."""
+    """For each defense, the comparison over the units with other results."""
 
 
 class Attacker:
@@ -111,7 +111,7 @@ class Attacker:
 
     Args:
         recorded: The run.
-        subject: What was evaluated.
+        subject: The evaluated objects.
     """
 
     def __init__(self, recorded: RecordedRun, subject: Subject) -> None:

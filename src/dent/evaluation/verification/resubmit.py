@@ -53,8 +53,8 @@ class Finding:
     """The outcome of one check of one unit.
 
     Attributes:
-        check: Which check it belongs to.
-        problem: What is wrong, or None.
+        check: Name of the check.
+        problem: The problem, or None.
         skipped: Whether it could not be looked at; `problem` then says why.
     """
 
@@ -88,7 +88,7 @@ class Resubmission:
 
     Args:
         recorded: The run.
-        subject: What was evaluated.
+        subject: The evaluated objects.
     """
 
     def __init__(self, recorded: RecordedRun, subject: Subject) -> None:

@@ -37,9 +37,9 @@ class Check(Record):
     name: str
     state: Literal["passed", "failed", "not-run"]
     looked_at: int
-    """How many things were."""
+    """Number of checked items."""
     problems: tuple[str, ...]
-    """What was found wrong, the first of many; or why it was not run."""
+    """The first problems found, or why the check was not run."""
 
 
 class Verification(Record):
@@ -49,12 +49,12 @@ class Verification(Record):
     status: Literal["verified", "failed", "incomplete"]
     """`incomplete`: nothing is wrong, but something could not be checked."""
     identity: str | None
-    """Of the run; null where not even that could be read."""
+    """Identity of the run; null if it could not be read."""
     attacks: Literal["not re-run", "some re-run", "all re-run"] = "not re-run"
     """Whether any attack was run again. Without, `verified` is of the records alone: what they
     hold was submitted again, but that it is what the attack finds was not."""
     reattacked: Reattacked | None = None
-    """What that found."""
+    """Result of running attacks again."""
     checks: tuple[Check, ...]
 
     @property
@@ -102,9 +102,9 @@ def verify(
 
     Args:
         path: The run folder.
-        subject: What was evaluated, as it would be evaluated again.
+        subject: The evaluated objects, as for another evaluation.
         progress: Called after every unit.
-        reattack: Which attacks to run again; none if None.
+        reattack: The attacks to run again; none if None.
     """
     try:
         recorded = load_run(Path(path))
