@@ -125,6 +125,31 @@ def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) ->
     torch.testing.assert_close(defense(images), defense(images.flip(-1)))
 
 
+@pytest.mark.slow
+def test_break_a_defense(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each step leaves no more than the one before, as the page's comments say."""
+    path = TUTORIALS / "break-a-defense.md"
+    names = run(path, page)
+    printed = capsys.readouterr().out.split()
+    promised = [
+        word
+        for comment in re.findall(r"^ *print\(.*\) +# (.*)$", path.read_text(), re.MULTILINE)
+        for word in comment.split()
+    ]
+    assert len(printed) == len(promised)
+    for word, expected in zip(printed, promised, strict=True):
+        if expected.isdigit():
+            assert abs(int(word) - int(expected)) <= 1
+        else:
+            assert word == expected
+    standing, defense = names["standing"], names["defense"]
+    transfer, exact = standing(defense, names["transfer"]), standing(defense, names["exact"])
+    assert names["looks"] - names["static"] >= 3
+    assert names["looks"] > transfer >= exact >= names["left"]
+    for batch in names["batches"]:
+        assert not names["threat"].check(batch, names["images"]).any()
+
+
 @pytest.mark.parametrize("name", ROOT_PAGES)
 def test_what_a_page_links_to_exists(name: str) -> None:
     """Of the pages in docs/, `make docs` checks it, anchors included."""
