@@ -27,6 +27,9 @@ ROOT: Final = Path(__file__).parent.parent
 KEPT: Final = ROOT / "docs/evaluation/results"
 PAGE: Final = ROOT / "docs/evaluation/results.md"
 PICTURE: Final = PAGE.with_suffix(".svg")
+FINDING: Final = ROOT / "docs/figures/finding.svg"
+"""Of the README: the rows of `FOUND`."""
+FOUND: Final = "dent+"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 SAMPLES: Final = 256
@@ -54,7 +57,7 @@ Results = dict[tuple[str, "Column"], EvaluationResult]
 
 @dataclass(frozen=True)
 class Column:
-    """One way to attack every defense."""
+    """One way to attack every defense; without options, one of earlier versions."""
 
     key: str
     title: str
@@ -65,10 +68,11 @@ class Column:
 COLUMNS: Final = (
     Column("published", "AutoAttack, published", ("--attack", CUT, "--protocol", "published")),
     Column("frozen", "AutoAttack, frozen", ("--attack", CUT, "--protocol", "frozen")),
-    Column("dynamic", "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
+    Column("decided", "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
+    Column("dynamic", "dynamic suite 1, small", (), by_default=False),
     Column(
         "cut",
-        "dynamic suite, cut",
+        "dynamic suite 1, cut",
         tuple(word for attack in SUITE_CUT for word in ("--attack", attack)),
         by_default=False,
     ),
@@ -138,9 +142,10 @@ def chart(found: Results) -> None:
         gain = result.defenses[name].difference
         if gain is not None and gain.value is not None and gain.interval is not None:
             low, high = gain.interval
-            attacked = f"{column.title}{_unfinished(result, name)}"
+            attacked = f"{column.title}{_unfinished(result)}"
             rows.append(Row(defense, attacked, 100 * gain.value, (100 * low, 100 * high)))
     draw(rows, PICTURE)
+    draw([row for row in rows if row.defense == FOUND], FINDING)
 
 
 def table(found: Results) -> Iterator[str]:
@@ -152,7 +157,7 @@ def table(found: Results) -> Iterator[str]:
         cells, static = (headline(result).row(each).cells for each in (name, "static"))
         verdict = cells["verdict"].text if "verdict" in cells else ""
         yield (
-            f"| {defense} | {column.title}{_unfinished(result, name)} | "
+            f"| {defense} | {column.title}{_unfinished(result)} | "
             f"{cells['natural'].text} | {cells['worst'].full} | {static['worst'].text} | "
             f"{cells['difference'].full} | {verdict} |"
         )
@@ -162,9 +167,42 @@ def table(found: Results) -> Iterator[str]:
         for sentence in wording.findings(result.defenses[name]):
             yield f"- **{defense}**, {column.title}: {sentence}"
     yield ""
+    yield from durations(found)
     yield "```"
-    yield from (f"dent {shlex.join(command(defense, column))}" for defense, column in found)
+    for defense, column in found:
+        if column.options:
+            yield f"dent {shlex.join(command(defense, column))}"
     yield "```"
+
+
+def durations(found: Results) -> Iterator[str]:
+    """How long the suite took as it was, every attack on every batch, and as it is."""
+    rows = []
+    by_key = {(defense, column.key): result for (defense, column), result in found.items()}
+    for defense in DEFENSES:
+        before, after = by_key.get((defense, "dynamic")), by_key.get((defense, "decided"))
+        if after is None:
+            continue
+        decided = after.defenses[_defended(after)].decided
+        rows.append(
+            f"| {defense} | {'not run' if before is None else _took(before)} | {_took(after)} | "
+            f"{'its end' if decided is None else f'{decided.after} of {decided.of} attacks'} |"
+        )
+    if rows:
+        yield "| defense | suite 1, to its end | suite 3, until decided | decided after |"
+        yield "| --- | ---: | ---: | --- |"
+        yield from rows
+        yield ""
+
+
+def _took(result: EvaluationResult) -> str:
+    seconds = sum(each.timing["total_seconds"] for each in result.defenses.values())
+    time = f"{seconds / 60:.0f} min"
+    return time if result.status == "complete" else f"{time} for {_scored(result)} of {SAMPLES}"
+
+
+def _scored(result: EvaluationResult) -> int:
+    return result.defenses[_defended(result)].worst.served.total
 
 
 def _defended(result: EvaluationResult) -> str:
@@ -172,9 +210,9 @@ def _defended(result: EvaluationResult) -> str:
     return name
 
 
-def _unfinished(result: EvaluationResult, name: str) -> str:
-    served = result.defenses[name].worst.served
-    return "" if result.status == "complete" else f" (unfinished: {served.total} of {SAMPLES})"
+def _unfinished(result: EvaluationResult) -> str:
+    done = result.status == "complete"
+    return "" if done else f" (unfinished: {_scored(result)} of {SAMPLES})"
 
 
 def page(found: Results) -> None:
@@ -191,7 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("--defense", action="append", choices=DEFENSES)
-    parser.add_argument("--by", action="append", choices=[column.key for column in COLUMNS])
+    parser.add_argument(
+        "--by", action="append", choices=[each.key for each in COLUMNS if each.options]
+    )
     options = parser.parse_args()
     if options.what == "run":
         columns = [
