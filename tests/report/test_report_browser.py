@@ -269,7 +269,7 @@ def test_several_runs_stand_side_by_side_and_against_eps(asked: Any) -> None:
     chart = facts["charts"][0]
     assert chart["alt"].startswith("Line chart. Worst-case robust accuracy against eps: static")
     assert chart["markers"] == 2 * 3, "natural accuracy at eps 0, and two values of eps"
-    series = next(t for t in facts["tables"] if "differ in eps alone" in t["caption"])
+    series = next(t for t in facts["tables"] if "differ only in eps" in t["caption"])
     assert [row[0] for row in series["rows"]] == ["eps", "1/255", "4/255"]
     assert facts["dangling"] == facts["doubled"] == facts["sideways"] == 0
 
