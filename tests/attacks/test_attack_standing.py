@@ -143,6 +143,6 @@ def test_a_gradient_of_some_rows_of_some_members_is_counted_for_these() -> None:
 
 def test_passes_of_some_members_are_passes() -> None:
     model, x, y = subject()
-    found = attacked("adaptive-transfer", model, x, y)
-    planned = make("adaptive-transfer", **SETTINGS["adaptive-transfer"]).queries(4)
+    found = attacked("adaptive-stop-gradient", model, x, y)
+    planned = make("adaptive-stop-gradient", **SETTINGS["adaptive-stop-gradient"]).queries(4)
     assert planned.forwards // 2 < found.queries <= planned.forwards

@@ -37,9 +37,10 @@ def left(
 def spec(**rungs: str | None) -> Any:
     """A spec of attacks by name, with the rung on which each stands."""
     made = {name: "square" if rung is None else f"adaptive-{rung}" for name, rung in rungs.items()}
-    return SimpleNamespace(
-        attacks=[SimpleNamespace(name=name, attack=attack) for name, attack in made.items()]
-    )
+    attacks = [
+        SimpleNamespace(name=name, attack=attack, settings={}) for name, attack in made.items()
+    ]
+    return SimpleNamespace(attacks=attacks)
 
 
 LADDER = spec(square=None, stop="stop-gradient", eot="stop-gradient", exact="unrolled")
@@ -97,3 +98,16 @@ def test_all_rungs_are_in_their_order() -> None:
     assert found is not None
     assert tuple(each.rung for each in found.rungs) == RUNGS
     assert found.won == RUNGS[0]
+
+
+def test_a_gradient_through_smooth_signs_is_of_no_rung() -> None:
+    through = spec(stop="stop-gradient", exact="unrolled", smooth="unrolled")
+    summaries = [left("stop", 12), left("exact", 8), left("smooth", 2)]
+    plain = ladder_of(through, summaries)
+    assert plain is not None
+    assert plain.won == "unrolled"
+    assert plain.rungs[-1].served.correct == 2
+    through.attacks[-1].settings["smooth_signs"] = 0.3
+    smoothed = ladder_of(through, summaries)
+    assert smoothed is not None
+    assert smoothed.rungs[-1].served.correct == 8
