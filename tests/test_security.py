@@ -85,7 +85,15 @@ def test_templates_switch_no_escaping_off() -> None:
     assert len(templates) > 3
     for path in templates:
         assert "autoescape" not in path.read_text(), path
-        assert "<script" not in path.read_text(), path
+        scripts = path.read_text().count("<script")
+        assert scripts == (path.name == "board.html.j2"), path
+
+
+def test_the_page_of_the_board_runs_the_script_of_the_package_and_no_other() -> None:
+    template = Path(__file__).parents[1] / "src/dent/board/templates/board.html.j2"
+    assert "<script>{{ script }}</script>" in template.read_text()
+    assert "script-src 'sha256-{{ script_hash }}'" in template.read_text()
+    assert "unsafe" not in re.sub("style-src 'unsafe-inline'", "", template.read_text())
 
 
 class Trap:

@@ -8,6 +8,9 @@ to the page that its file became, or, where the site has no page of the file, to
 import os
 import posixpath
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from dent.board.listing import list_rows
+from dent.board.page import write_page, write_reports
 
 ROOT = Path(__file__).parents[1]
 #: Files of the repository, by the page that each becomes.
@@ -24,6 +30,8 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
 } | {f"examples/{path.stem}.md": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
+BOARD = "docs/board/index.html"
+"""The page of the board, which is made from board/."""
 _BECOMES = {file: page for page, file in PAGES.items()}
 _LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -41,7 +49,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if source.endswith(".py"):
             text = f"# {Path(source).name}\n\n```python\n{text}```\n"
         files.append(File.generated(config, page, content=text))
+    for page, text in _board():
+        files.append(File.generated(config, page, content=text))
     return files
+
+
+def _board() -> Iterator[tuple[str, str]]:
+    """The page of the board, and the report of each row, from the records in board/."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "board"
+        shutil.copytree(ROOT / "board", folder)
+        rows = list_rows(folder)
+        write_reports(rows)
+        write_page(list_rows(folder), folder / "index.html")
+        for path in sorted(folder.rglob("*.html")):
+            yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -64,7 +86,7 @@ def _turned(link: re.Match[str], source: str, here: str) -> str:
     if not target or "://" in target or target.startswith("mailto:"):
         return link[0]
     file = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-    if not (ROOT / file).exists():
+    if file != BOARD and not (ROOT / file).exists():
         raise PluginError(f"{source} links to {link['target']}, and there is no {file}")
     if file in _BECOMES:
         page = _BECOMES[file]

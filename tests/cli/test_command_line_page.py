@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from dent.attacks import make_from
+from dent.board.check import RowCheck
+from dent.board.pack import Manifest, PackedFile
+from dent.board.submission import FileOnline, KnownAttack, RowSubmission
 from dent.board.tracks import Track, Variant
 from dent.data import FetchResult
 from dent.distributed import Merged
@@ -30,6 +33,9 @@ PAGES = {
     "models": [ModelInfo],
     "serve": [ServerOptions, Limits],
     "board tracks": [Track, Variant],
+    "board submit": [RowSubmission, FileOnline, KnownAttack],
+    "board check": [RowCheck, Check],
+    "pack": [Manifest, PackedFile],
     "paper": [TableResult, CellResult, Judgement, SuiteResult],
 }
 
@@ -38,7 +44,7 @@ def paragraph(command: str) -> set[str]:
     """All that stands in code in what the page says of a command's JSON."""
     _, _, text = PAGE.partition("## JSON")
     (found,) = re.findall(rf"\*\*`{command}`.*?\*\*:(.*?)(?=\*\*`|\Z)", text, re.DOTALL)
-    return set(re.findall(r"`([a-z_]+)`", found))
+    return set(re.findall(r"`([a-z_][a-z_0-9]*)`", found))
 
 
 @pytest.mark.parametrize("command", PAGES)

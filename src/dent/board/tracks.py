@@ -124,6 +124,7 @@ class Track(Record):
             mix=laid.mix,
             seed=self.seed,
             until=until,
+            randomness=self.randomness,
         )
 
     @property

@@ -17,7 +17,13 @@ from dent.cli.merge import merge_command
 from dent.cli.models import models_command
 from dent.cli.paper import paper_command
 from dent.cli.playground import playground_command
-from dent.cli.records import list_command, report_command, show_command, verify_command
+from dent.cli.records import (
+    list_command,
+    pack_command,
+    report_command,
+    show_command,
+    verify_command,
+)
 from dent.cli.serve import serve_command
 from dent.cli.train import train_command
 from dent.errors import DentError
@@ -49,6 +55,7 @@ app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("report")(report_command)
 app.command("verify")(verify_command)
+app.command("pack")(pack_command)
 app.add_typer(board_app)
 app.command("data")(data_command)
 app.command("models")(models_command)

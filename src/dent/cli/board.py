@@ -9,6 +9,7 @@ from rich.markup import escape
 from dent import names
 from dent.cli import completing, early, options
 from dent.cli.console import OUT, print_json
+from dent.support.plural import counted
 
 board_app = typer.Typer(
     name="board",
@@ -24,6 +25,8 @@ _Track = Annotated[
         autocompletion=completing.board_tracks,
     ),
 ]
+
+_Row = Annotated[Path, typer.Argument(help="Folder of a row.", metavar="ROW")]
 
 
 @board_app.command("tracks")
@@ -133,3 +136,130 @@ def run_command(
         print_json(result.to_json())
         return
     showing.show(result, f"{out}/{variant}")
+
+
+@board_app.command("page")
+def page_command(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds rows.", metavar="FOLDER")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("board.html"),
+    reports: Annotated[
+        bool,
+        typer.Option("--reports", help="Also write the report of each row's run, and link to it."),
+    ] = False,
+    root: Annotated[Path | None, options.data()] = None,
+    as_json: Annotated[bool, options.as_json(what="the rows")] = False,
+) -> None:
+    """Write the page of the board, one file that needs nothing else, from the rows in a folder."""
+    early.file(out)
+    from dent.board.listing import list_rows
+    from dent.board.page import write_page, write_reports
+
+    rows = list_rows(folder)
+    if reports:
+        write_reports(rows, root)
+    write_page(rows, out)
+    if as_json:
+        print_json([row.to_json() for row in rows])
+        return
+    OUT.print(f"Written to {out}, {counted(len(rows), 'row')}", markup=False, soft_wrap=True)
+
+
+@board_app.command("submit")
+def submit_command(
+    row: _Row,
+    fields: Annotated[
+        Path | None,
+        typer.Option("--from", help="JSON file with fields of the submission; options add to it."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
+    repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
+    commit: Annotated[str | None, typer.Option(help="Of the repository, 40 digits.")] = None,
+    paper: Annotated[str | None, typer.Option(help="URL of the paper.")] = None,
+    contact: Annotated[str | None, typer.Option(help="Who answers questions.")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of the code, as SPDX writes it.")
+    ] = None,
+    evaluated_by: Annotated[str | None, typer.Option(help="Who ran the evaluation.")] = None,
+    records_only: Annotated[
+        bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
+    ] = False,
+    root: Annotated[Path | None, options.data()] = None,
+    device: Annotated[str | None, options.device()] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Archive of the records, which ends in .tar.gz."),
+    ] = None,
+    as_json: Annotated[bool, options.as_json(what="the submission")] = False,
+) -> None:
+    """Hand in a row: verify it, pack it, write submission.json, and say how to open the request.
+
+    Exit status 0: done. 1: something is wrong with the row. 2: a field is missing or wrong.
+    """
+    from dent.cli import submitting
+
+    given = {
+        "name": name,
+        "repository": repository,
+        "commit": commit,
+        "paper": paper,
+        "contact": contact,
+        "license": license_,
+        "evaluated_by": evaluated_by,
+    }
+    how = submitting.Verifying(root, device, records_only=records_only)
+    done = submitting.submit(row, fields, given, out, how)
+    if done is None:
+        raise typer.Exit(1)
+    submission, packed = done
+    if as_json:
+        print_json(submission.to_json())
+        return
+    submitting.say_next(row, submission, packed)
+
+
+@board_app.command("check")
+def check_command(
+    row: _Row,
+    images: Annotated[
+        Path | None, typer.Option(help="Archive of the row's images, as `dent pack` wrote it.")
+    ] = None,
+    reattack: Annotated[
+        str | None,
+        typer.Option(help="Also run this many attacks again, or all.", metavar="K|all"),
+    ] = None,
+    nonce: Annotated[
+        str | None,
+        typer.Option(help="Draws the K attacks. Fix it after the run was handed over."),
+    ] = None,
+    records_only: Annotated[
+        bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
+    ] = False,
+    allow_code: Annotated[
+        bool, typer.Option(help="Import and call the module:factory names in the records.")
+    ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option("--record", help="Who checked: add what was passed to the row's trust.json."),
+    ] = None,
+    root: Annotated[Path | None, options.data()] = None,
+    device: Annotated[str | None, options.device()] = None,
+    as_json: Annotated[bool, options.as_json()] = False,
+) -> None:
+    """Check a row as a maintainer does: fields, digests, track, bounds, every batch and attacks.
+
+    ROW is the folder of a row, or an archive that `dent pack` wrote of one.
+
+    Exit statuses are those of `dent verify`. 0: verified. 1: something is wrong. 3: nothing is
+    wrong, but not all was checked.
+    """
+    from dent.cli import checking, submitting
+
+    again = checking.reattack(reattack, nonce, records_only=records_only)
+    how = submitting.Verifying(root, device, records_only=records_only, allow_code=allow_code)
+    checked = submitting.check(row, images, how, again, by)
+    if as_json:
+        print_json(checked.to_json())
+    else:
+        checking.show(str(row), checked.says, checked.checks)
+    if checked.status != "verified":
+        raise typer.Exit(1 if checked.status == "failed" else 3)

@@ -1,15 +1,19 @@
 """Verify a run in a terminal: restore what it evaluated, and submit its batches again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dent import evaluation, report
 from dent.cli import restore
-from dent.cli.console import ERR
+from dent.cli.console import ERR, OUT, print_table
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, RecordedRun, RecordError, SchemaVersionError, Verification
+from dent.evaluation.verification.verify import Check
 from dent.report.loading import is_run
+from dent.support.printable import one_line
 
 
 def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Reattack | None:
@@ -82,6 +86,16 @@ def verify(
             progress=lambda done, of: bar.update(task, completed=done, total=of),
             reattack=reattack,
         )
+
+
+def show(name: str, says: str, checks: Sequence[Check]) -> None:
+    """Print what was checked, and every problem."""
+    rows = [(check.name, check.state, str(check.looked_at)) for check in checks]
+    OUT.print(f"[bold]{escape(one_line(name))}: {says}[/]", soft_wrap=True)
+    print_table("What was checked", ("check", "state", "looked at"), rows)
+    for check in checks:
+        for problem in check.problems:
+            OUT.print(f"{check.name}: {one_line(problem)}", markup=False, soft_wrap=True)
 
 
 def _readable(run: Path) -> RecordedRun | None:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from dent.cli import early, options
-from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.cli.console import ERR, OUT, print_json
 from dent.support.printable import one_line
 
 FAILED = 1
@@ -137,11 +136,27 @@ def verify_command(
     if as_json:
         print_json(verification.model_dump(mode="json"))
     else:
-        rows = [(check.name, check.state, str(check.looked_at)) for check in verification.checks]
-        OUT.print(f"[bold]{escape(one_line(run))}: {verification.says}[/]", soft_wrap=True)
-        print_table("What was checked", ("check", "state", "looked at"), rows)
-        for check in verification.checks:
-            for problem in check.problems:
-                OUT.print(f"{check.name}: {one_line(problem)}", markup=False, soft_wrap=True)
+        checking.show(run, verification.says, verification.checks)
     if verification.status != "verified":
         raise typer.Exit(FAILED if verification.status == "failed" else 3)
+
+
+def pack_command(
+    run: Annotated[Path, typer.Argument(help="Run folder, or folder of a row.", metavar="RUN")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Archive of the records, which ends in .tar.gz.")
+    ] = Path("run.tar.gz"),
+    as_json: Annotated[bool, options.as_json(what="what was written")] = False,
+) -> None:
+    """Pack the records of a run into one archive, and its adversarial images into another."""
+    early.file(out)
+    from dent.board import pack
+
+    packed = pack.pack(run, out)
+    if as_json:
+        images = None if packed.images is None else str(packed.images)
+        print_json({"records": str(out), "images": images, **packed.manifest.to_json()})
+        return
+    for path in filter(None, (packed.records, packed.images)):
+        OUT.print(f"Written to {path}", markup=False, soft_wrap=True)
+    OUT.print(f"Manifest {packed.manifest.digest}", markup=False, soft_wrap=True)

@@ -1,0 +1,193 @@
+"""Check a row as a maintainer does: what is declared, what is recorded, and what attacks find."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from scipy.stats import ttest_ind
+
+from dent.board.listing import BoardRow
+from dent.board.pack import manifest_of
+from dent.board.tracks import VIEWS
+from dent.board.views import defense_of
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.scoring import score, worst_case
+from dent.evaluation.results.worst_case import by_sample, dependence_of
+from dent.evaluation.verification.verify import Check, Verification
+from dent.storage.canonical import Record
+from dent.support.plural import counted
+
+HALVES_LEVEL: Final = 0.001
+"""Of the test that compares the two halves of the samples."""
+
+
+class RowCheck(Record):
+    """What checking a row found."""
+
+    status: str
+    """`verified`, `failed`, or `incomplete`: nothing is wrong, but not everything was checked."""
+    says: str
+    """The status in words, with what was attacked again."""
+    checks: tuple[Check, ...]
+    verification: Verification | None = None
+    """Of the headline run."""
+
+
+def checks_of(row: BoardRow) -> tuple[Check, ...]:
+    """What can be checked of a row without loading its model.
+
+    `submission`: there is one, and it is of this track and run. `manifest`: the files are those
+    that it was handed in with. `track`: every run is what the track says. `defense`: every run is
+    of the same defense. `halves`: the gain on the half that was drawn is not far below that on the
+    fixed one.
+    """
+    return tuple(
+        _check(name, list(found))
+        for name, found in (
+            ("submission", _of_submission(row)),
+            ("manifest", _of_manifest(row)),
+            ("track", _of_track(row)),
+            ("defense", _of_defense(row)),
+            ("halves", _of_halves(row)),
+        )
+    )
+
+
+def conclude(
+    checks: tuple[Check, ...], verification: Verification | None, reason: str = ""
+) -> RowCheck:
+    """Put the checks of a row and of its run together.
+
+    Args:
+        checks: Of the row.
+        verification: Of the headline run; None if it was not verified.
+        reason: Why not.
+    """
+    if verification is None:
+        skipped = Check(name="records", state="not-run", looked_at=0, problems=(reason,))
+        checks = (*checks, skipped)
+    else:
+        checks = (*checks, *verification.checks)
+    states = {check.state for check in checks}
+    status = "failed" if "failed" in states else "incomplete"
+    if states == {"passed"}:
+        status = "verified"
+    says = status if verification is None or status == "failed" else verification.says
+    return RowCheck(status=status, says=says, checks=checks, verification=verification)
+
+
+def _check(name: str, problems: list[str]) -> Check:
+    return Check(
+        name=name,
+        state="failed" if problems else "passed",
+        looked_at=1,
+        problems=tuple(problems),
+    )
+
+
+def _of_submission(row: BoardRow) -> Iterator[str]:
+    submission = row.submission
+    if submission is None:
+        yield "there is no submission.json: `dent board submit` writes it"
+        return
+    identity = row.headline.result.identity
+    if submission.track != row.track.name:
+        yield f"the submission is of {submission.track}, the row is of {row.track.name}"
+    if submission.identity != identity:
+        yield f"the submission is of the run {submission.identity}, the headline run is {identity}"
+    if row.headline.result.status != "complete":
+        yield "the headline run is not finished"
+
+
+def _of_manifest(row: BoardRow) -> Iterator[str]:
+    submission = row.submission
+    if submission is None or row.headline.run is None:
+        return
+    found = manifest_of(row.folder).declared
+    if submission.manifest != found:
+        yield f"the records have the digest {found}, the submission says {submission.manifest}"
+
+
+def _of_track(row: BoardRow) -> Iterator[str]:
+    views = () if row.views is None else (row.views,)
+    for variant in (row.headline, *row.variants, *views):
+        for departure in variant.departures:
+            yield f"{variant.name}: {departure}"
+
+
+def _of_defense(row: BoardRow) -> Iterator[str]:
+    specs = {
+        variant.name: _others(variant.result.spec) for variant in (row.headline, *row.variants)
+    }
+    headline = specs[row.headline.name]
+    if len(headline) > 1:
+        yield f"the headline run is of {counted(len(headline), 'defense')}, expected one"
+    for name, found in specs.items():
+        if found != headline:
+            yield f"{name}: it is of another defense than the headline run"
+    submission = row.submission
+    name = row.headline.defense_name
+    if submission is not None and _called(submission.factory) != name:
+        yield f"the submission is of {submission.factory}, the headline run is of {name}"
+    if row.views is not None and not row.views.result.spec.has_static:
+        yield f"{VIEWS}: there is no static model to compare with"
+
+
+def _called(factory: str) -> str:
+    """What a run calls the defense of a factory."""
+    return Path(factory).stem if factory.lower().endswith(".json") else factory
+
+
+def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
+    return [defense.to_json() for defense in spec.defenses if defense.name != STATIC]
+
+
+def _of_halves(row: BoardRow) -> Iterator[str]:
+    """Find a defense that was tuned on the half that everybody knows."""
+    run = row.headline.run
+    if run is None or row.nonce is None or row.headline.defense_name == STATIC:
+        return
+    fixed_ids = set(row.track.fixed_ids)
+    gains = gain_by_id(run)
+    fixed = [gain for id_, gain in gains.items() if id_ in fixed_ids]
+    drawn = [gain for id_, gain in gains.items() if id_ not in fixed_ids]
+    p_value = above(fixed, drawn)
+    if p_value is not None and p_value < HALVES_LEVEL:
+        means = [100 * sum(half) / len(half) for half in (fixed, drawn)]
+        yield (
+            f"the gain is {means[0]:+.1f} points on the fixed half and {means[1]:+.1f} on the half "
+            f"that was drawn (p = {p_value:.2g}): was the defense made with the fixed half?"
+        )
+
+
+def above(fixed: list[float], drawn: list[float]) -> float | None:
+    """P-value that the mean of the first is above that of the second; None of too few samples.
+
+    Welch's one-sided t-test.
+    """
+    if min(len(fixed), len(drawn)) < 2:
+        return None
+    if len(set(fixed)) == len(set(drawn)) == 1:  # no variance: the test has no answer
+        return 0.0 if fixed[0] > drawn[0] else 1.0
+    return float(ttest_ind(fixed, drawn, equal_var=False, alternative="greater").pvalue)
+
+
+def gain_by_id(run: RecordedRun) -> dict[int, float]:
+    """By id, whether the defense is right in the worst case, less whether the static model is."""
+    name, spec = defense_of(run), run.run.spec
+    scores = score(spec, run.plan, run.records)
+    rights = {}
+    for each in (STATIC, name):
+        described = next(defense for defense in spec.defenses if defense.name == each)
+        samples = by_sample(dependence_of(described, scores[each]))
+        rights[each], _ = worst_case(scores[each], scores[each].whole, by_sample=samples)
+    gains: dict[int, float] = {}
+    for batch in run.plan.batches:
+        if batch.index in rights[name] and batch.index in rights[STATIC]:
+            pairs = zip(rights[name][batch.index], rights[STATIC][batch.index], strict=True)
+            gains |= {
+                id_: float(ours) - float(theirs)
+                for id_, (ours, theirs) in zip(batch.ids, pairs, strict=False)
+            }
+    return gains

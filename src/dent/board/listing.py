@@ -1,0 +1,294 @@
+"""Rows of the board, from the folders that hold them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from dent.board.matching import departures
+from dent.board.row import ROW, read_row, track_of
+from dent.board.submission import RowSubmission, read_submission
+from dent.board.tracks import HEADLINE, VIEWS, Track
+from dent.board.trust import State, TrustEntry, read_trust, state_of
+from dent.board.views import less_views
+from dent.evaluation.records.folder import RESULT, RUN, read_record
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
+from dent.evaluation.results.result import (
+    DefenseResult,
+    Dependence,
+    Difference,
+    EvaluationResult,
+)
+from dent.evaluation.suites import VERSION, coverage_of
+from dent.storage.disk import is_there
+from dent.storage.errors import RecordError
+from dent.support.plural import counted
+
+REPORT: Final = "report.html"
+Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What a run of a row found.
+
+    Attributes:
+        name: The variant.
+        result: Derived from the records; as it was stored where there are no records.
+        run: The records; None where the row has only the result.
+        departures: In what it is another evaluation than the track's.
+    """
+
+    name: str
+    result: EvaluationResult
+    run: RecordedRun | None
+    departures: tuple[str, ...]
+
+    @property
+    def defense_name(self) -> str:
+        """The defense of the run; `static` where there is no other."""
+        return next((name for name in self.result.defenses if name != STATIC), STATIC)
+
+    @property
+    def defense(self) -> DefenseResult:
+        """What was found of it."""
+        return self.result.defenses[self.defense_name]
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """One row of the board.
+
+    Attributes:
+        folder: That holds it.
+        track: It is on.
+        nonce: That drew half of the samples; None where the fixed half alone was evaluated.
+        submission: What the submitter says; None where nothing was handed in.
+        headline: The run that the row is ranked by.
+        variants: The other runs, but for the views.
+        views: The run of the mean over views; None where there is none.
+        checks: That the headline run has passed.
+        void: Why the row does not count; None where it does.
+    """
+
+    folder: Path
+    track: Track
+    nonce: str | None
+    submission: RowSubmission | None
+    headline: VariantResult
+    variants: tuple[VariantResult, ...]
+    views: VariantResult | None
+    checks: tuple[TrustEntry, ...]
+    void: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.headline.defense_name if self.submission is None else self.submission.name
+
+    @property
+    def ruling(self) -> Ruling:
+        """The ruling of its verdict; `none` where the suite was not run whole."""
+        if self.headline.defense_name == STATIC:
+            return "the reference"
+        verdict = self.headline.defense.verdict
+        return "none" if verdict is None else verdict.ruling
+
+    @property
+    def difference(self) -> Difference | None:
+        """To its own base, over official and outside attacks."""
+        return self.headline.defense.difference
+
+    @property
+    def natural(self) -> Difference | None:
+        """The same of the clean accuracies."""
+        verdict = self.headline.defense.verdict
+        return None if verdict is None else verdict.natural
+
+    @property
+    def less_views(self) -> Difference | None:
+        """To the mean over views; None where that was not measured to the end."""
+        beside = self.headline.defense.over_views
+        if beside is not None:
+            return beside.difference
+        if self.views is None or self.views.run is None or self.headline.run is None:
+            return None
+        if self.stopped:
+            return None
+        return less_views(self.headline.run, self.views.run)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its run or that of the views stopped early, which gives an upper bound alone."""
+        views = () if self.views is None else (self.views.defense,)
+        return any(each.decided is not None for each in (self.headline.defense, *views))
+
+    @property
+    def cost(self) -> float | None:
+        """Of one prediction, in static forwards."""
+        return self.headline.defense.timing.get("relative")
+
+    @property
+    def dependence(self) -> Dependence:
+        """Whether its predictions depend on their batch."""
+        return self.headline.defense.dependence
+
+    @property
+    def decided_by(self) -> str | None:
+        """The submission that decided most of the worst case."""
+        by = self.headline.defense.worst.by
+        return max(by, key=by.__getitem__) if by else None
+
+    @property
+    def suite(self) -> int | None:
+        """Version of the suite; None where it was not run whole."""
+        coverage = coverage_of(self.headline.result.spec)
+        return None if coverage is None else coverage.version
+
+    @property
+    def stale(self) -> bool:
+        """Whether there is a newer suite than the row's."""
+        return self.suite is not None and self.suite < VERSION
+
+    @property
+    def broken_by(self) -> tuple[Any, ...]:
+        """The outside attacks that lowered its worst case."""
+        challenges: Sequence[Any] = getattr(self.headline.defense, "challenges", ())
+        return tuple(each for each in challenges if each.lowered)
+
+    @property
+    def state(self) -> State:
+        """How far it was checked. Without records, nobody can have checked any."""
+        return "claimed" if self.headline.run is None else state_of(self.checks)
+
+    @property
+    def trust(self) -> str:
+        """The same in words, with who broke it."""
+        words: str = self.state
+        if words == "re-attacked":
+            last = max(self.checks, key=lambda entry: entry.units)
+            words = f"re-attacked ({last.units} of {counted(last.of, 'attack')})"
+        if self.broken_by:
+            words += f", broken by {', '.join(each.by for each in self.broken_by)}"
+        return words
+
+    @property
+    def report(self) -> str | None:
+        """The report of its run, beside it; None where there is none."""
+        path = self.folder / HEADLINE / REPORT
+        return f"{HEADLINE}/{REPORT}" if path.is_file() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain JSON values."""
+        differences = {
+            "difference": self.difference,
+            "natural": self.natural,
+            "less_views": self.less_views,
+        }
+        plain = {
+            name: None if each is None else each.to_json() for name, each in differences.items()
+        }
+        return {
+            "name": self.name,
+            "folder": str(self.folder),
+            "track": self.track.name,
+            "nonce": self.nonce,
+            "identity": self.headline.result.identity,
+            "status": self.headline.result.status,
+            "defense": self.headline.defense_name,
+            "ruling": self.ruling,
+            "samples": self.headline.result.samples,
+            **plain,
+            "cost": self.cost,
+            "dependence": self.dependence.to_json(),
+            "decided_by": self.decided_by,
+            "suite": self.suite,
+            "stale": self.stale,
+            "trust": self.trust,
+            "void": self.void,
+            "departures": list(self.headline.departures),
+            "variants": [
+                {
+                    "name": each.name,
+                    "difference": None
+                    if each.defense.difference is None
+                    else each.defense.difference.to_json(),
+                    "departures": list(each.departures),
+                }
+                for each in self.variants
+            ],
+            "submission": None if self.submission is None else self.submission.to_json(),
+        }
+
+
+def list_rows(root: Path) -> tuple[BoardRow, ...]:
+    """Read every row below a folder: track by track, the largest gain first.
+
+    Raises:
+        RecordError: The folder is missing, or a row is damaged.
+        UnknownNameError: A row is of no track of this version.
+    """
+    if not root.is_dir():
+        raise RecordError(f"there is no folder {root}")
+    rows = [read_board_row(folder) for folder in _folders(root)]
+    return tuple(sorted(rows, key=lambda row: (row.track.name, *_rank(row))))
+
+
+def read_board_row(folder: Path) -> BoardRow:
+    """Read one row.
+
+    Raises:
+        RecordError: It is damaged, or has no headline run.
+        UnknownNameError: It is of no track of this version.
+    """
+    record = read_row(folder)
+    chosen = track_of(record, folder)
+    runs = {
+        variant: found
+        for variant in chosen.variants
+        if (found := _variant(folder, chosen, variant, record.nonce)) is not None
+    }
+    if HEADLINE not in runs:
+        raise RecordError(
+            f"{folder} has no {HEADLINE} run yet: `dent board run {chosen.name} ... --out {folder}`"
+        )
+    headline, trust = runs[HEADLINE], read_trust(folder)
+    return BoardRow(
+        folder=folder,
+        track=chosen,
+        nonce=record.nonce,
+        submission=read_submission(folder),
+        headline=headline,
+        variants=tuple(found for name, found in runs.items() if name not in (HEADLINE, VIEWS)),
+        views=runs.get(VIEWS),
+        checks=trust.of(headline.result.identity),
+        void=trust.void,
+    )
+
+
+def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> VariantResult | None:
+    path = folder / variant
+    run = load_run(path) if is_there(path / RUN) else None
+    if run is not None:
+        result = run.result
+    elif is_there(path / RESULT):
+        result = read_record(path / RESULT, EvaluationResult)
+    else:
+        return None
+    return VariantResult(variant, result, run, departures(chosen, variant, nonce, result.spec))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        names.sort()
+        if ROW in files:
+            names.clear()
+            yield Path(folder)
+
+
+def _rank(row: BoardRow) -> tuple[bool, float, str]:
+    difference = row.difference
+    value = None if difference is None else difference.value
+    return (row.void is not None, 0.0 if value is None else -value, row.name)

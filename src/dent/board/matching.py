@@ -1,0 +1,66 @@
+"""Whether a run is what its track says."""
+
+from collections.abc import Iterator
+
+from dent.board.tracks import Track
+from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.suites import BUDGETS, Coverage, coverage_of
+
+_FREE = ("until", "ids", "n", "tensors")
+"""Settings that a row may choose, or that are compared on their own."""
+
+
+def departures(
+    chosen: Track, variant: str, nonce: str | None, spec: EvaluationSpec
+) -> tuple[str, ...]:
+    """Say in what a run is another evaluation than its track's; nothing where it is the same.
+
+    Args:
+        chosen: The track.
+        variant: Of the track.
+        nonce: That drew the second half of the samples; None for the fixed half alone.
+        spec: What was evaluated.
+    """
+    return tuple(_departures(chosen, variant, nonce, spec))
+
+
+def _departures(
+    chosen: Track, variant: str, nonce: str | None, spec: EvaluationSpec
+) -> Iterator[str]:
+    pairs = (
+        ("the base model", spec.model.weights, chosen.weights),
+        ("the dataset", spec.dataset.digest, chosen.digest),
+        ("the split", spec.dataset.split, chosen.split),
+        ("the norm", spec.threat.norm, chosen.norm),
+        ("eps", spec.threat.eps, chosen.eps),
+        ("the pixel bounds", spec.threat.bounds, (0.0, 1.0)),
+    )
+    for what, got, expected in pairs:
+        if expected is not None and got != expected:
+            yield f"{what}: the track says {expected}, the run has {got}"
+    settings = chosen.settings(variant, nonce)
+    expected_settings, got_settings = settings.to_json(), spec.settings.to_json()
+    for name, value in expected_settings.items():
+        if name not in _FREE and got_settings[name] != value:
+            yield f"{name}: the track says {value}, the run has {got_settings[name]}"
+    if spec.settings.ids != settings.ids:
+        yield _of_ids(settings.ids or (), spec.settings.ids or ())
+    yield from _of_suite(chosen, coverage_of(spec))
+
+
+def _of_ids(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    shared = len(set(expected) & set(got))
+    return (
+        f"samples: the run has {len(got)}, and {shared} of the {len(expected)} that the track and "
+        "the nonce say"
+    )
+
+
+def _of_suite(chosen: Track, coverage: Coverage | None) -> Iterator[str]:
+    wanted = f"version {chosen.suite}, {chosen.budget}"
+    if coverage is None:
+        yield f"the suite: the track says {wanted}, and the run has no whole suite"
+    elif coverage.version > chosen.suite:
+        yield f"the suite: the track says {wanted}, the run has version {coverage.version}"
+    elif BUDGETS.index(coverage.budget) < BUDGETS.index(chosen.budget):
+        yield f"the suite: the track says {wanted}, the run has the budget {coverage.budget}"

@@ -1,0 +1,230 @@
+"""Pack records into one archive, and adversarial images into another: the same bytes every time.
+
+The manifest names every file with its digest. Its own digest stands for all of them, so that the
+records alone can be published and the images, which are large, lie elsewhere.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from dent.board.row import ROW
+from dent.evaluation.records.folder import LARGEST_JSON, PLAN, RESULT, RUN, dump
+from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.schema import TENSORS
+from dent.evaluation.records.spec import Sha256
+from dent.evaluation.sweeps import SWEEP
+from dent.storage.canonical import Record, digest
+from dent.storage.disk import LARGEST, read, write_atomically, writing
+from dent.storage.errors import RecordError
+from dent.storage.plain_json import problem_of
+from dent.support.plural import counted
+
+MANIFEST: Final = "manifest.json"
+CHALLENGES: Final = "challenges.jsonl"
+_FIXED: Final = (RUN, PLAN, JOURNAL, ROW)
+_RECORDS: Final = (*_FIXED, RESULT, SWEEP, CHALLENGES)
+_NAME: Final = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._=+-]*/){0,3}[A-Za-z0-9][A-Za-z0-9._=+-]*")
+_IMAGES: Final = ".safetensors"
+_MOST_FILES: Final = 100_000
+
+
+class PackedFile(Record):
+    """A file of the archive."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+    images: bool = False
+    """Whether it lies in the archive of images."""
+
+
+class Manifest(Record):
+    """`manifest.json`: every file of a run or row."""
+
+    schema_version: Literal[1] = 1
+    files: dict[str, PackedFile]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that stands for all files."""
+        return digest(self.to_json())
+
+    @property
+    def declared(self) -> str:
+        """SHA-256 of what a submission declares: the files that outside attacks do not change.
+
+        The journal has the digest of every image, so that this stands for the images, too.
+        """
+        fixed = {
+            name: file.to_json()
+            for name, file in self.files.items()
+            if PurePosixPath(name).name in _FIXED
+        }
+        return digest(fixed)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was written.
+
+    Attributes:
+        manifest: Of everything.
+        records: The archive of records.
+        images: The archive of images; None where there are none.
+    """
+
+    manifest: Manifest
+    records: Path
+    images: Path | None
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Read every record and image of a run or row, and take their digests.
+
+    Raises:
+        RecordError: There is no run, or a file cannot be read.
+    """
+    files = {name: _packed(folder, name) for name in sorted(_names(folder))}
+    if not any(PurePosixPath(name).name == RUN for name in files):
+        raise RecordError(f"{folder} holds no run: there is no {RUN} in it")
+    return Manifest(files=files)
+
+
+def pack(folder: Path, out: Path) -> Packed:
+    """Write the records of a run or row into one archive, and its images into another beside it.
+
+    Args:
+        folder: The run or row.
+        out: The archive of records, which ends in `.tar.gz`. That of images is called alike.
+
+    Raises:
+        RecordError: There is no run, or a file cannot be read or written.
+    """
+    manifest = manifest_of(folder)
+    names = [name for name, file in manifest.files.items() if not file.images]
+    write_atomically(out, gzip.compress(_tar(folder, names, dump(manifest)), mtime=0))
+    images = [name for name, file in manifest.files.items() if file.images]
+    beside = images_of(out)
+    if images:
+        write_atomically(beside, _tar(folder, images, None))
+    return Packed(manifest, out, beside if images else None)
+
+
+def images_of(archive: Path) -> Path:
+    """The archive of images that belongs to one of records."""
+    return archive.with_name(f"{archive.name.removesuffix('.tar.gz')}.images.tar")
+
+
+def unpack(archive: Path, folder: Path) -> Manifest:
+    """Unpack records into a new or empty folder, and check their digests.
+
+    Only files that the manifest names are written, and nothing outside the folder.
+
+    Raises:
+        RecordError: The archive is damaged, or holds something else than its manifest says.
+    """
+    content = _members(archive, compressed=True)
+    if MANIFEST not in content:
+        raise RecordError(f"{archive} has no {MANIFEST}: `dent pack` writes one")
+    manifest = _read_manifest(archive, content.pop(MANIFEST))
+    expected = {name for name, file in manifest.files.items() if not file.images}
+    unlike = sorted(content.keys() ^ expected)
+    if unlike:
+        raise RecordError(f"{archive} does not hold what its manifest says: {unlike[0]}")
+    for name, data in content.items():
+        if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+            raise RecordError(f"{archive}: {name} is not what its manifest says")
+    _write(content, folder)
+    return manifest
+
+
+def add_images(archive: Path, folder: Path) -> None:
+    """Unpack images to the records that they belong to; `dent verify` compares their digests.
+
+    Raises:
+        RecordError: The archive is damaged, or holds anything but images.
+    """
+    content = _members(archive, compressed=False)
+    for name in content:
+        path = PurePosixPath(name)
+        if path.parent.name != TENSORS or path.suffix != _IMAGES:
+            raise RecordError(f"{archive} is of images, and holds {name}")
+    _write(content, folder)
+
+
+def _write(content: dict[str, bytes], folder: Path) -> None:
+    for name, data in content.items():
+        with writing(folder / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, data)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for place, inside, files in os.walk(folder):
+        inside.sort()
+        for file in files:
+            path = Path(place, file)
+            is_image = path.parent.name == TENSORS and file.endswith(_IMAGES)
+            if file in _RECORDS or is_image:
+                name = path.relative_to(folder).as_posix()
+                if not _NAME.fullmatch(name):
+                    raise RecordError(f"{path} is no file that torch-dent writes into a run")
+                yield name
+
+
+def _packed(folder: Path, name: str) -> PackedFile:
+    content = read(folder / name)
+    return PackedFile(
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        images=name.endswith(_IMAGES),
+    )
+
+
+def _tar(folder: Path, names: list[str], manifest: bytes | None) -> bytes:
+    """The bytes of an archive that depend on its files alone."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        contents = [] if manifest is None else [(MANIFEST, manifest)]
+        for name, content in (*contents, *((name, read(folder / name)) for name in names)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mode = 0o644
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
+    content, found, total = read(archive), dict[str, bytes](), 0
+    mode: Literal["r:gz", "r:"] = "r:gz" if compressed else "r:"
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode=mode) as opened:
+            for member in opened:
+                total += member.size
+                if not member.isreg() or not _NAME.fullmatch(member.name) or member.name in found:
+                    raise RecordError(f"{archive} holds {member.name!r}, which no archive does")
+                if total > LARGEST or len(found) >= _MOST_FILES:
+                    raise RecordError(f"{archive} is larger than {counted(LARGEST, 'byte')}")
+                file = opened.extractfile(member)
+                found[member.name] = b"" if file is None else file.read()
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise RecordError(f"{archive} is no archive that `dent pack` wrote: {error}") from None
+    return found
+
+
+def _read_manifest(archive: Path, content: bytes) -> Manifest:
+    if len(content) > LARGEST_JSON:
+        raise RecordError(f"{archive}: its {MANIFEST} has {counted(len(content), 'byte')}")
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise RecordError(f"{archive}: {MANIFEST}: {problem_of(error)}") from None

@@ -1,0 +1,356 @@
+"""The page of the board: one file that needs nothing else and no network, from records alone."""
+
+import base64
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from markupsafe import Markup
+
+from dent.board.listing import REPORT, BoardRow, Ruling
+from dent.board.tracks import Track
+from dent.evaluation.results.result import Difference
+from dent.report import wording
+from dent.report.charts import HEIGHT, Tick, nice_ticks
+from dent.report.html import environment, to_html
+from dent.report.loading import NamedRun
+from dent.storage.disk import write_atomically
+from dent.support.plural import counted
+from dent.support.rounding import MINUS, factor
+
+LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
+    "robust gain": (3, "diamond"),
+    "no gain": (0, "circle"),
+    "harmful": (2, "down"),
+    "inconclusive": (5, "square"),
+    "the reference": (1, "bar"),
+    "none": (4, "triangle"),
+}
+"""The colour of the style sheet, and the shape, by ruling."""
+_TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
+_LEAST_COST: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column: what it is called, and how it is sorted."""
+
+    title: str
+    kind: Literal["text", "number"]
+
+
+COLUMNS: Final = (
+    Heading("Defense", "text"),
+    Heading("Verdict", "text"),
+    Heading("Against its base", "number"),
+    Heading("Against views", "number"),
+    Heading("Clean, against its base", "number"),
+    Heading("Cost", "number"),
+    Heading("Depends on its batch", "text"),
+    Heading("Decided by", "text"),
+    Heading("Samples", "number"),
+    Heading("Suite", "number"),
+    Heading("Trust", "text"),
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link of the page."""
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
+class BoardCell:
+    """A cell of the table.
+
+    Attributes:
+        text: The figure or word; empty where there is none.
+        value: What the column is sorted by; None where there is none, which sorts last.
+        interval: Beside it.
+        missing: What stands where there is no text.
+        notes: Below it.
+        links: Below those.
+        tone: `good`, `bad`, `quiet` or nothing.
+    """
+
+    text: str = ""
+    value: float | str | None = None
+    interval: str = ""
+    missing: str = ""
+    notes: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
+    tone: str = "quiet"
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A row of the table, as it is shown."""
+
+    number: int
+    name: str
+    track: str
+    links: tuple[Link, ...]
+    known_attacks: tuple[Any, ...]
+    departures: tuple[str, ...]
+    void: str | None
+    cells: tuple[BoardCell, ...]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row in the plot: x in percent of the width, the others in pixels from the top."""
+
+    number: int
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    colour: int
+    shape: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Gain against cost, of the rows of a track."""
+
+    track: str
+    title: str
+    alt: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    zero: float
+    dots: tuple[Dot, ...]
+    rulings: frozenset[Ruling]
+    height: float = HEIGHT
+
+
+def write_page(rows: Sequence[BoardRow], out: Path) -> None:
+    """Write the page.
+
+    Args:
+        rows: In the order in which they are shown first.
+        out: The file; links to reports are relative to it.
+
+    Raises:
+        RecordError: It cannot be written.
+    """
+    write_atomically(out, to_page(rows, out.parent).encode())
+
+
+def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> None:
+    """Write the report of each row's headline run beside its records; rows without any have none.
+
+    Args:
+        rows: The rows.
+        data_root: Folder of datasets, for the images in the reports.
+
+    Raises:
+        RecordError: A report cannot be written.
+    """
+    for row in rows:
+        run = row.headline.run
+        if run is not None:
+            page = to_html([NamedRun(row.name, run)], data_root=data_root)
+            write_atomically(run.path / REPORT, page.encode())
+
+
+def to_page(rows: Sequence[BoardRow], base: Path) -> str:
+    """Return the page.
+
+    Args:
+        rows: In the order in which they are shown first.
+        base: The folder that links are relative to.
+    """
+    used = list(dict.fromkeys(row.track.name for row in rows))
+    by_name: dict[str, Track] = {row.track.name: row.track for row in rows}
+    numbers = {id(row): number for number, row in enumerate(rows, start=1)}
+    charts = (
+        scatter(by_name[name], [(numbers[id(r)], r) for r in rows if r.track.name == name])
+        for name in used
+    )
+    return (
+        environment("dent.board")
+        .get_template("board.html.j2")
+        .render(
+            rows=[_line(numbers[id(row)], row, base) for row in rows],
+            tracks=[by_name[name] for name in used],
+            columns=COLUMNS,
+            charts=[chart for chart in charts if chart is not None],
+            looks=LOOKS,
+            script=Markup(_script()),  # noqa: S704 (a file of this package)
+            script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
+        )
+    )
+
+
+@cache
+def _script() -> str:
+    return files("dent.board").joinpath("templates/board.js").read_text("utf-8")
+
+
+def _line(number: int, row: BoardRow, base: Path) -> TableLine:
+    submission = row.submission
+    return TableLine(
+        number=number,
+        name=row.name,
+        track=row.track.name,
+        links=tuple(_links(row, base)),
+        known_attacks=() if submission is None else submission.known_attacks,
+        departures=row.headline.departures,
+        void=row.void,
+        cells=tuple(_cells(row)),
+    )
+
+
+def _links(row: BoardRow, base: Path) -> Iterator[Link]:
+    submission = row.submission
+    if submission is not None and submission.paper is not None:
+        yield Link("paper", submission.paper)
+    if submission is not None and submission.repository is not None:
+        yield Link("code", submission.repository)
+    if row.report is not None:
+        relative = os.path.relpath(row.folder / row.report, base)
+        yield Link("report", Path(relative).as_posix())
+
+
+def _cells(row: BoardRow) -> Iterator[BoardCell]:
+    yield _verdict(row)
+    variants = tuple(
+        f"{variant.name}: {wording.difference(variant.defense.difference)}"
+        for variant in row.variants
+        if variant.defense.difference is not None
+    )
+    absent = "the reference" if row.ruling == "the reference" else "not measured"
+    yield _paired(row.difference, absent, variants, _TONES.get(row.ruling, ""))
+    views = row.views
+    named = () if views is None or row.less_views is None else (f"of {views.defense_name}",)
+    unknown = "stopped early" if views is not None and row.stopped else "not measured"
+    yield _paired(row.less_views, unknown, named)
+    yield _paired(row.natural, absent)
+    cost = row.cost
+    yield BoardCell("" if cost is None else factor(cost), cost, missing="not measured")
+    dependence = row.dependence
+    depends = dependence.declared or dependence.measured is True
+    yield BoardCell("yes" if depends else "no", "yes" if depends else "no")
+    decided = None if row.decided_by is None else _decided(row.decided_by)
+    yield BoardCell(decided or "", decided, missing="nothing fell")
+    yield _samples(row)
+    stale = ("stale: a newer suite is out",) if row.stale else ()
+    yield BoardCell(str(row.suite or ""), row.suite, missing="not whole", notes=stale, tone="quiet")
+    links = tuple(
+        Link(f"images of {each.by}", each.url) for each in row.broken_by if _is_web(each.url)
+    )
+    yield BoardCell(row.trust, row.trust, links=links, tone="bad" if row.broken_by else "quiet")
+
+
+def _verdict(row: BoardRow) -> BoardCell:
+    verdict = row.headline.defense.verdict
+    if row.void is not None:
+        return BoardCell("void", "void", tone="bad")
+    if verdict is None:
+        word = "" if row.ruling == "none" else row.ruling
+        return BoardCell(word, word or None, missing="no verdict")
+    ground = () if verdict.ground is None else (verdict.ground,)
+    if row.headline.result.status == "partial":
+        ground = (*ground, "not finished")
+    return BoardCell(
+        verdict.ruling, verdict.ruling, notes=ground, tone=_TONES.get(row.ruling, "quiet")
+    )
+
+
+def _paired(
+    difference: Difference | None, missing: str, notes: tuple[str, ...] = (), tone: str = ""
+) -> BoardCell:
+    if difference is None or difference.value is None:
+        return BoardCell(missing=missing, notes=notes)
+    return BoardCell(
+        wording.points(difference.value),
+        round(difference.value, 6),
+        wording.points_interval(difference.interval),
+        notes=notes,
+        tone=tone,
+    )
+
+
+def _samples(row: BoardRow) -> BoardCell:
+    drawn = "the fixed half alone" if row.nonce is None else f"half drawn by {row.nonce[:16]}"
+    return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=(drawn,))
+
+
+def _decided(name: str) -> str:
+    kind, _, attack = name.partition("/")
+    return "an outside attack" if kind == "challenge" else wording.submitted(kind, attack or None)
+
+
+def _is_web(url: str | None) -> bool:
+    return url is not None and url.startswith(("https://", "http://"))
+
+
+def _signed(step: float) -> str:
+    return f"{step:+g}".replace("-", MINUS) if step else "0"
+
+
+def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | None:
+    """Lay out gain against cost; None where no row has both.
+
+    Args:
+        track: Whose rows they are.
+        rows: With their numbers.
+    """
+    placed = [
+        (number, row, row.cost, row.difference.value, row.difference.interval)
+        for number, row in rows
+        if row.cost is not None
+        and row.void is None
+        and row.difference is not None
+        and row.difference.value is not None
+    ]
+    if not placed:
+        return None
+    edges = [0.0, *(100 * each[3] for each in placed)]
+    edges += [100 * edge for each in placed if each[4] is not None for edge in each[4]]
+    steps = nice_ticks(max(edges), min(edges))
+    doublings = max(1, math.ceil(math.log2(max(2.0, *(each[2] for each in placed)))))
+
+    def across(cost: float) -> float:
+        return round(100 * math.log2(max(cost, _LEAST_COST)) / doublings, 3)
+
+    def down(gain: float) -> float:
+        return round(HEIGHT * (1 - (gain - steps[0]) / (steps[-1] - steps[0])), 2)
+
+    dots, said = [], []
+    for number, row, cost, gain, interval in placed:
+        colour, shape = LOOKS[row.ruling]
+        text = (
+            f"{number} {row.name}: {wording.difference(row.difference)} points at "
+            f"{factor(cost)}, {row.ruling}"
+        )
+        said.append(text)
+        low, high = (None, None) if interval is None else (down(100 * e) for e in interval)
+        dots.append(Dot(number, across(cost), down(100 * gain), low, high, colour, shape, text))
+    title = f"Gain against cost: {track.title}"
+    return Scatter(
+        track=track.name,
+        title=title,
+        alt=f"{title}. {counted(len(said), 'row')}: {'; '.join(said)}.",
+        x_ticks=tuple(
+            Tick(across(2**power), f"{2**power}×")
+            for power in range(0, doublings + 1, 1 if doublings < 8 else 2)
+        ),
+        y_ticks=tuple(
+            Tick(down(step), f"{step:+g}".replace("-", MINUS) if step else "0") for step in steps
+        ),
+        zero=down(0.0),
+        dots=tuple(dots),
+        rulings=frozenset(row.ruling for _, row, *_ in placed),
+    )

@@ -1,0 +1,73 @@
+"""How far a row has been checked, and who did. Entries are added, and never taken away."""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.spec import Sha256
+from dent.storage.canonical import Record
+from dent.storage.disk import is_there, write_atomically
+
+TRUST: Final = "trust.json"
+State = Literal["claimed", "records verified", "re-attacked"]
+STATES: Final[tuple[State, ...]] = ("claimed", "records verified", "re-attacked")
+"""Each is more than the one before."""
+
+
+class TrustEntry(Record):
+    """One check that a row has passed."""
+
+    state: Literal["records verified", "re-attacked"]
+    identity: Sha256
+    """Of the run that was checked: a check of another run says nothing of this one."""
+    by: Annotated[str, Field(min_length=1, max_length=200)]
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    nonce: str | None = None
+    """What drew the attacks that were run again."""
+    units: Annotated[int, Field(ge=0)] = 0
+    """Attacks that were run again."""
+    of: Annotated[int, Field(ge=0)] = 0
+    """Attacks on record."""
+
+
+class TrustRecord(Record):
+    """`trust.json` in the folder of a row."""
+
+    schema_version: Literal[1] = 1
+    entries: tuple[TrustEntry, ...] = ()
+    void: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """Why the row does not count, as a maintainer says; null where it does."""
+
+    def of(self, identity: str) -> tuple[TrustEntry, ...]:
+        """The checks of one run."""
+        return tuple(entry for entry in self.entries if entry.identity == identity)
+
+
+def read_trust(folder: Path) -> TrustRecord:
+    """Read the checks of a row.
+
+    Raises:
+        RecordError: They are damaged.
+    """
+    if not is_there(folder / TRUST):
+        return TrustRecord()
+    return read_record(folder / TRUST, TrustRecord)
+
+
+def add_trust(folder: Path, entry: TrustEntry) -> None:
+    """Add a check to those of a row.
+
+    Raises:
+        RecordError: They are damaged, or cannot be written.
+    """
+    record = read_trust(folder)
+    if entry not in record.entries:
+        changed = record.model_copy(update={"entries": (*record.entries, entry)})
+        write_atomically(folder / TRUST, dump(changed))
+
+
+def state_of(entries: tuple[TrustEntry, ...]) -> State:
+    """The most that a run's checks say."""
+    return max((entry.state for entry in entries), key=STATES.index, default="claimed")

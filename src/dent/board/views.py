@@ -1,0 +1,43 @@
+"""The difference between a row and the mean over views of each image, paired by sample."""
+
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.result import Difference
+from dent.evaluation.results.scoring import Rights, score, worst_case
+from dent.evaluation.results.worst_case import bootstrap_seed, by_sample, dependence_of, paired
+
+
+def defense_of(run: RecordedRun) -> str:
+    """The defense that a row's run is of; `static` where there is no other."""
+    names = [defense.name for defense in run.run.spec.defenses]
+    return next((name for name in names if name != STATIC), STATIC)
+
+
+def less_views(row: RecordedRun, views: RecordedRun) -> Difference | None:
+    """The worst case of a row's defense less that of the views, on the batches of both.
+
+    None if the two are not of the same batches, or a run has no scored batch yet.
+    """
+    if row.plan != views.plan:
+        return None
+    ours, samples = _worst(row)
+    theirs, theirs_by_sample = _worst(views)
+    batches = sorted(ours.keys() & theirs.keys())
+    if not batches:
+        return None
+    return paired(
+        {index: ours[index] for index in batches},
+        {index: theirs[index] for index in batches},
+        samples and theirs_by_sample,
+        theirs_by_sample,
+        bootstrap_seed(row.run.spec),
+    )
+
+
+def _worst(run: RecordedRun) -> tuple[dict[int, Rights], bool]:
+    name = defense_of(run)
+    scores = score(run.run.spec, run.plan, run.records)[name]
+    spec = next(defense for defense in run.run.spec.defenses if defense.name == name)
+    samples = by_sample(dependence_of(spec, scores))
+    rights, _ = worst_case(scores, scores.whole, by_sample=samples)
+    return rights, samples

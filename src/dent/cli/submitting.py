@@ -1,0 +1,205 @@
+"""Hand in a row of the board, and check one, in a terminal."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dent.board import pack
+from dent.board.check import RowCheck, checks_of, conclude
+from dent.board.listing import BoardRow, read_board_row
+from dent.board.pack import Packed
+from dent.board.submission import (
+    SUBMISSION,
+    RowSubmission,
+    read_plain,
+    submission_of,
+    write_submission,
+)
+from dent.board.tracks import HEADLINE
+from dent.board.trust import TrustEntry, add_trust
+from dent.cli import checking
+from dent.cli.console import OUT
+from dent.errors import ConfigError
+from dent.evaluation import Reattack, Verification
+from dent.evaluation.records.schema import TENSORS
+from dent.storage.disk import read
+from dent.storage.errors import RecordError
+
+_PACKED = ".tar.gz"
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """How the run of a row is verified.
+
+    Attributes:
+        root: Folder of datasets.
+        device: Where to compute.
+        records_only: Load and submit nothing.
+        allow_code: Import and call the `module:factory` names that the run records.
+    """
+
+    root: Path | None
+    device: str | None
+    records_only: bool = False
+    allow_code: bool = False
+
+
+def submit(
+    folder: Path,
+    file: Path | None,
+    given: Mapping[str, str | None],
+    out: Path | None,
+    how: Verifying,
+) -> tuple[RowSubmission, Packed] | None:
+    """Verify a row, pack it and write its submission; None if something is wrong with it.
+
+    Args:
+        folder: The row.
+        file: With fields of the submission; by default the row's own, where it has one.
+        given: Fields by option.
+        out: The archive; beside the folder by default.
+        how: To verify it.
+
+    Raises:
+        ConfigError: A field is missing or wrong.
+        RecordError: There is no row, or it is damaged.
+    """
+    row = read_board_row(folder)
+    archive = out or folder.with_name(f"{folder.name}{_PACKED}")
+    if not archive.name.endswith(_PACKED):
+        raise ConfigError(f"{archive} is an archive: its name must end in {_PACKED}")
+    chosen = file or (folder / SUBMISSION if (folder / SUBMISSION).exists() else None)
+    values = {} if chosen is None else read_plain(chosen)
+    values |= {name: value for name, value in given.items() if value is not None}
+    values["track"] = row.track.name
+    values.setdefault("factory", row.headline.defense_name)
+    values["identity"] = row.headline.result.identity
+    values["manifest"] = pack.manifest_of(folder).declared
+    submission = submission_of(values, str(chosen or "submission"))
+    row = BoardRow(**{**vars(row), "submission": submission})
+    # A submitter runs code of their own.
+    own = Verifying(how.root, how.device, how.records_only, allow_code=True)
+    checked = conclude(checks_of(row), *_verified(row, own, None))
+    if checked.status == "failed":
+        checking.show(str(folder), checked.says, checked.checks)
+        return None
+    write_submission(folder, submission)
+    return submission, pack.pack(folder, archive)
+
+
+def say_next(folder: Path, submission: RowSubmission, packed: Packed) -> None:
+    """Print how to open the pull request."""
+    place = f"board/{submission.track.replace('/', '_')}/{folder.name}"
+    images = "" if packed.images is None else f", and {packed.images} with the images"
+    for line in (
+        f"Written: {folder / SUBMISSION}, and {packed.records} with the records{images}.",
+        "To submit it:",
+        f"  1. Fork the repository of torch-dent, and unpack {packed.records} into {place}/.",
+        f"  2. Copy {folder / SUBMISSION} there.",
+        "  3. Upload the archive of images, and add its URL and SHA-256 to submission.json.",
+        f'  4. Open a pull request called "Row: {submission.name} on {submission.track}".',
+        "A maintainer then draws the other half of the samples, and runs `dent board check`.",
+    ):
+        OUT.print(line, markup=False, soft_wrap=True)
+
+
+def check(
+    path: Path, images: Path | None, how: Verifying, reattack: Reattack | None, by: str | None
+) -> RowCheck:
+    """Check a row, or an archive of one.
+
+    Args:
+        path: The folder of the row, or the archive.
+        images: The archive of its images.
+        how: To verify it.
+        reattack: Which attacks to run again; none if None.
+        by: Who checks: what was passed is then added to the row's checks.
+
+    Raises:
+        ConfigError: It names code, which was not allowed; or the archive cannot be added to.
+        RecordError: There is no row, or the archive is damaged.
+    """
+    if by is not None and path.is_file():
+        raise ConfigError("--record writes into the folder of a row, and an archive has none")
+    with _folder(path, images) as folder:
+        row = read_board_row(folder)
+        checked = conclude(checks_of(row), *_verified(row, how, reattack))
+    if by is not None and checked.status == "verified" and checked.verification is not None:
+        _record(path, row, checked.verification, by)
+    return checked
+
+
+def _verified(
+    row: BoardRow, how: Verifying, reattack: Reattack | None
+) -> tuple[Verification | None, str]:
+    path = row.folder / HEADLINE
+    if row.headline.run is None:
+        return None, "the row has no records"
+    records_only = how.records_only or not (path / TENSORS).is_dir()
+    if reattack is not None and records_only:
+        raise ConfigError(
+            "--reattack takes the images of the run, which are not here: give their archive by "
+            "--images"
+        )
+    verification = checking.verify(
+        path, None, how.root, how.device, records_only, how.allow_code, reattack
+    )
+    return verification, ""
+
+
+def _record(folder: Path, row: BoardRow, verification: Verification, by: str) -> None:
+    again = verification.reattacked
+    add_trust(
+        folder,
+        TrustEntry(
+            state="records verified" if again is None else "re-attacked",
+            identity=row.headline.result.identity,
+            by=by,
+            date=datetime.now(UTC).date().isoformat(),
+            nonce=None if again is None else again.nonce,
+            units=0 if again is None else len(again.units),
+            of=0 if again is None else again.of,
+        ),
+    )
+
+
+@contextmanager
+def _folder(path: Path, images: Path | None) -> Iterator[Path]:
+    """The folder of a row with its images: itself, or a temporary one."""
+    if path.is_dir() and images is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="dent-") as temporary:
+        folder = Path(temporary) / "row"
+        packed = Path(temporary) / "row.tar.gz" if path.is_dir() else path
+        if path.is_dir():
+            pack.pack(path, packed)
+        pack.unpack(packed, folder)
+        submission = _copy_submission(path if path.is_dir() else path.parent, folder)
+        if images is not None:
+            _check_images(images, submission)
+            pack.add_images(images, folder)
+        yield folder
+
+
+def _check_images(images: Path, submission: RowSubmission) -> None:
+    sha256 = hashlib.sha256(read(images)).hexdigest()
+    if submission.images is not None and submission.images.sha256 != sha256:
+        raise RecordError(
+            f"{images} has SHA-256 {sha256}, and the submission names images with "
+            f"{submission.images.sha256}"
+        )
+
+
+def _copy_submission(source: Path, folder: Path) -> RowSubmission:
+    file = source / SUBMISSION
+    if not file.is_file():
+        raise RecordError(f"there is no {SUBMISSION} in {source}")
+    submission = submission_of(read_plain(file), str(file))
+    write_submission(folder, submission)
+    return submission

@@ -1,0 +1,165 @@
+"""Rows from their folders: what a row says follows from its records, and what it is not is said."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dent.board.listing import BoardRow, list_rows, read_board_row
+from dent.board.matching import departures
+from dent.board.tracks import HEADLINE, VIEWS
+from dent.board.trust import TrustEntry, add_trust
+from dent.evaluation import load_run
+from dent.evaluation.results.intervals import tango
+from dent.evaluation.results.result import Decision
+from dent.storage.errors import RecordError
+from tests.board.conftest import Put
+from tests.board.rows import NAME, make_row
+from tests.board.toys import model, same, shifted, toy
+from tests.cli.here import dent
+
+SMALL = toy(half=4, batch_size=4, fixed="0-3")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A row with a run of views: here, of a defense that does nothing."""
+    folder = tmp_path_factory.mktemp("board") / "toy" / "shifted"
+    base = model()
+    return make_row(folder, SMALL, "1f", {HEADLINE: shifted(base), VIEWS: same(base)}, "end")
+
+
+@pytest.fixture
+def row(made: Path, put: Put) -> BoardRow:
+    put(SMALL)
+    return read_board_row(made)
+
+
+def test_a_row_says_what_its_records_say(row: BoardRow) -> None:
+    defense = row.headline.result.defenses[NAME]
+    assert row.headline.departures == ()
+    assert row.name == NAME
+    assert row.ruling == (defense.verdict.ruling if defense.verdict else None)
+    assert row.difference == defense.difference
+    assert row.suite == 3
+    assert not row.stale
+    assert row.trust == "claimed"
+    assert row.decided_by in defense.worst.by
+
+
+def test_the_difference_to_views_is_paired_by_sample(row: BoardRow) -> None:
+    """A defense that does nothing keeps what its base keeps: both differences are then the same."""
+    found = row.less_views
+    assert found is not None
+    assert row.difference is not None
+    assert found.value == row.difference.value
+    assert found.total == 8
+    assert found.interval == tango(found.only_defended, found.only_static, found.total)
+    assert replace(row, views=None).less_views is None
+
+
+def test_runs_that_stopped_early_are_not_compared_with_views(row: BoardRow) -> None:
+    headline = row.headline
+    stopped = headline.defense.model_copy(
+        update={"decided": Decision(after=1, of=18, at_most=0.1, below=False)}
+    )
+    defenses = {**headline.result.defenses, NAME: stopped}
+    result = headline.result.model_copy(update={"defenses": defenses})
+    early = replace(row, headline=replace(headline, result=result))
+    assert early.less_views is None
+    assert early.stopped
+
+
+def test_a_run_of_anything_else_is_said_to_depart_from_its_track(row: BoardRow) -> None:
+    spec = row.headline.result.spec
+    assert departures(SMALL, HEADLINE, "1f", spec) == ()
+    assert "samples: the run has 8, and" in departures(SMALL, HEADLINE, "2f", spec)[0]
+    assert "samples: the run has 8, and 4 of the 4" in departures(SMALL, HEADLINE, None, spec)[0]
+    assert departures(SMALL, "by-class", "1f", spec) == (
+        "order: the track says by-class, the run has dataset",
+    )
+    others = {
+        "the base model": spec.model_copy(
+            update={"model": spec.model.model_copy(update={"weights": "0" * 64})}
+        ),
+        "eps": spec.model_copy(update={"threat": spec.threat.model_copy(update={"eps": "1/255"})}),
+        "seed": spec.model_copy(update={"settings": spec.settings.model_copy(update={"seed": 1})}),
+        "transfer": spec.model_copy(
+            update={"settings": spec.settings.model_copy(update={"transfer": False})}
+        ),
+        "the suite": spec.model_copy(update={"attacks": spec.attacks[:3]}),
+    }
+    for what, changed in others.items():
+        assert [each.partition(":")[0] for each in departures(SMALL, HEADLINE, "1f", changed)] == [
+            what
+        ]
+    to_the_end = spec.settings.model_copy(update={"until": "end"})
+    assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"settings": to_the_end})) == ()
+
+
+def test_trust_is_of_the_run_that_was_checked(made: Path, put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    shutil.copytree(made, folder)
+    identity = load_run(folder / HEADLINE).run.identity
+    entry = TrustEntry(state="records verified", identity=identity, by="us", date="2026-01-02")
+    add_trust(folder, entry.model_copy(update={"identity": "0" * 64, "state": "re-attacked"}))
+    assert read_board_row(folder).trust == "claimed"
+    add_trust(folder, entry)
+    add_trust(folder, entry)
+    assert read_board_row(folder).trust == "records verified"
+    assert len(read_board_row(folder).checks) == 1
+    again = entry.model_copy(update={"state": "re-attacked", "nonce": "n", "units": 2, "of": 9})
+    add_trust(folder, again)
+    assert read_board_row(folder).trust == "re-attacked (2 of 9 attacks)"
+    shutil.copytree(folder, tmp_path / "void")
+    trust = tmp_path / "void" / "trust.json"
+    trust.write_text(json.dumps(json.loads(trust.read_text()) | {"void": "Tuned on the half"}))
+    assert [row.void for row in list_rows(tmp_path)] == [None, "Tuned on the half"]
+
+
+def test_a_row_without_records_shows_its_result_and_is_only_claimed(
+    made: Path, put: Put, tmp_path: Path, row: BoardRow
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    shutil.copytree(made, folder)
+    identity = row.headline.result.identity
+    add_trust(
+        folder,
+        TrustEntry(state="re-attacked", identity=identity, by="us", date="2026-01-02"),
+    )
+    for name in ("run.json", "plan.json", "journal.jsonl"):
+        (folder / HEADLINE / name).unlink()
+    bare = read_board_row(folder)
+    assert bare.headline.result == row.headline.result
+    assert (bare.trust, bare.less_views) == ("claimed", None)
+
+
+def test_rows_are_found_below_a_folder_and_damaged_ones_refused(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    shutil.copytree(made.parents[1], tmp_path / "board")
+    shutil.copytree(made, tmp_path / "board" / "toy" / "other")
+    assert len(list_rows(tmp_path / "board")) == 2
+    listed = json.loads(
+        dent("board", "page", str(tmp_path / "board"), "-o", str(tmp_path / "b.html"), "--json").out
+    )
+    assert [each["name"] for each in listed] == [NAME, NAME]
+    assert "headline/report.html" not in (tmp_path / "b.html").read_text()
+    for folder in (tmp_path / "board").rglob("adversarial"):
+        shutil.rmtree(folder)
+    out = tmp_path / "c.html"
+    assert dent("board", "page", str(tmp_path / "board"), "-o", str(out), "--reports").code == 0
+    assert 'href="board/toy/shifted/headline/report.html"' in out.read_text()
+    report = (tmp_path / "board" / "toy" / "shifted" / "headline" / "report.html").read_text()
+    assert "torch-dent evaluation report" in report
+    shutil.rmtree(tmp_path / "board" / "toy" / "other" / HEADLINE)
+    with pytest.raises(RecordError, match="has no headline run yet"):
+        list_rows(tmp_path / "board")
+    put(SMALL.model_copy(update={"seed": 3}))
+    with pytest.raises(RecordError, match="the track 'toy-v1' had the identity"):
+        list_rows(tmp_path / "board")

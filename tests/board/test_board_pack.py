@@ -1,0 +1,115 @@
+"""Archives of records: the same bytes every time, and nothing in them that does not belong."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dent.board.pack import add_images, images_of, manifest_of, pack, unpack
+from dent.evaluation import load_run
+from dent.storage.errors import RecordError
+from tests.board.rows import make_row
+from tests.board.toys import toy
+from tests.cli.here import dent
+
+SMALL = toy(half=4, batch_size=4, fixed="0-3")
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_row(tmp_path_factory.mktemp("board") / "row", SMALL, None)
+
+
+def test_what_is_packed_is_unpacked_and_nothing_else(row: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(row, copy)
+    (copy / "notes.txt").write_text("mine")
+    (copy / "headline" / ".lock").write_text("")
+    packed = pack(copy, tmp_path / "a.tar.gz")
+    assert packed.images == tmp_path / "a.images.tar"
+    again = pack(row, tmp_path / "b.tar.gz")
+    assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "b.tar.gz").read_bytes()
+    assert packed.images.read_bytes() == images_of(tmp_path / "b.tar.gz").read_bytes()
+    assert packed.manifest == again.manifest == unpack(packed.records, tmp_path / "out")
+    bare = load_run(tmp_path / "out" / "headline")
+    assert bare.result == load_run(row / "headline").result
+    assert not (tmp_path / "out" / "headline" / "adversarial").exists()
+    add_images(packed.images, tmp_path / "out")
+    assert manifest_of(tmp_path / "out") == packed.manifest
+    assert not list((tmp_path / "out").rglob("notes.txt"))
+    records = packed.records.stat().st_size
+    assert records < packed.images.stat().st_size
+
+
+def test_what_a_submission_declares_does_not_depend_on_outside_attacks(
+    row: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(row, copy)
+    before = manifest_of(copy)
+    (copy / "headline" / "challenges.jsonl").write_text("{}\n")
+    (copy / "headline" / "result.json").write_text("{}")
+    after = manifest_of(copy)
+    assert after.declared == before.declared
+    assert after.digest != before.digest
+    journal = copy / "headline" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + b"\n")
+    assert manifest_of(copy).declared != before.declared
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("../out.json", tarfile.REGTYPE, "which no archive does"),
+        ("/etc/out.json", tarfile.REGTYPE, "which no archive does"),
+        ("headline/run.json", tarfile.SYMTYPE, "which no archive does"),
+        ("headline/other.json", tarfile.REGTYPE, "does not hold what its manifest says"),
+    ],
+)
+def test_an_archive_that_holds_anything_else_is_refused(
+    name: str, kind: bytes, said: str, row: Path, tmp_path: Path
+) -> None:
+    pack(row, tmp_path / "a.tar.gz")
+    content = io.BytesIO(gzip.decompress((tmp_path / "a.tar.gz").read_bytes()))
+    with tarfile.open(fileobj=content, mode="a") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.size = kind, "/etc/passwd", 0
+        archive.addfile(member)
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(content.getvalue()))
+    with pytest.raises(RecordError, match=said):
+        unpack(tmp_path / "b.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_file_and_what_is_no_archive_are_refused(row: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(row, copy)
+    pack(copy, tmp_path / "a.tar.gz")
+    content = gzip.decompress((tmp_path / "a.tar.gz").read_bytes())
+    changed = content.replace(b'"toy-v1"', b'"toy-v2"')
+    assert changed != content
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(changed))
+    with pytest.raises(RecordError, match=r"row.json is not what its manifest says"):
+        unpack(tmp_path / "b.tar.gz", tmp_path / "out")
+    (tmp_path / "c.tar.gz").write_bytes(b"nothing")
+    with pytest.raises(RecordError, match="is no archive that `dent pack` wrote"):
+        unpack(tmp_path / "c.tar.gz", tmp_path / "out")
+    (tmp_path / "d.tar").write_bytes(content)
+    with pytest.raises(RecordError, match=r"is of images, and holds manifest.json"):
+        add_images(tmp_path / "d.tar", tmp_path / "out")
+    with pytest.raises(RecordError, match=r"holds no run: there is no run.json in it"):
+        pack(tmp_path / "nothing", tmp_path / "e.tar.gz")
+
+
+def test_the_command_says_what_it_wrote(row: Path, tmp_path: Path) -> None:
+    ran = dent("pack", str(row), "-o", str(tmp_path / "a.tar.gz"), "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["images"] == str(tmp_path / "a.images.tar")
+    assert "headline/journal.jsonl" in told["files"]
+    shown = dent("pack", str(row), "-o", str(tmp_path / "a.tar.gz")).out
+    assert manifest_of(row).digest in shown

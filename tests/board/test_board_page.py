@@ -1,0 +1,188 @@
+"""The page as a reader has it: sorted, filtered, on a phone, in the dark."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dent.board.listing import BoardRow, read_board_row
+from dent.board.page import scatter, to_page
+from dent.board.submission import KnownAttack, RowSubmission
+from dent.board.tracks import HEADLINE
+from dent.evaluation.results.intervals import tango
+from tests.board.conftest import Put
+from tests.board.rows import NAME, make_row
+from tests.board.toys import toy
+from tests.report.browser import Question, ask, needs_chromium
+from tests.report.test_report_browser import CONTRAST, EVIL
+
+SMALL = toy(half=4, batch_size=4, fixed="0-3")
+OTHER = toy(name="other-v1", half=4, batch_size=4, fixed="0-3")
+SUBMISSION = RowSubmission(
+    name="first",
+    track="toy-v1",
+    factory="dent+",
+    contact="us",
+    license="MIT",
+    evaluated_by="us",
+    paper="https://example.org/paper",
+    known_attacks=(KnownAttack(title="An attack", url="https://example.org/attack"),),
+)
+GAINS = {"a": 3, "b": -2, "c": 0, EVIL[:60]: 1}
+COSTS = {"a": 30.0, "b": 4.0, "c": 1.5, EVIL[:60]: 7.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_row(tmp_path_factory.mktemp("board") / "row", SMALL)
+
+
+@pytest.fixture
+def rows(made: Path, put: Put) -> list[BoardRow]:
+    """Four rows on two tracks, with gains and costs of our own."""
+    put(SMALL)
+    row = read_board_row(made)
+    return [_row(row, name, index) for index, name in enumerate(GAINS)]
+
+
+def _row(row: BoardRow, name: str, index: int) -> BoardRow:
+    result = row.headline.result
+    defense = result.defenses[NAME]
+    assert defense.difference is not None
+    gained, lost = max(GAINS[name], 0), max(-GAINS[name], 0)
+    difference = defense.difference.model_copy(
+        update={
+            "value": GAINS[name] / 8,
+            "only_defended": gained,
+            "only_static": lost,
+            "interval": tango(gained, lost, 8),
+        }
+    )
+    timing = {**defense.timing, "relative": COSTS[name]}
+    changed = defense.model_copy(update={"difference": difference, "timing": timing})
+    headline = replace(
+        row.headline,
+        result=result.model_copy(update={"defenses": {**result.defenses, NAME: changed}}),
+    )
+    return replace(
+        row,
+        track=SMALL if index < 2 else OTHER,
+        submission=SUBMISSION.model_copy(update={"name": name}),
+        headline=headline,
+    )
+
+
+def test_every_figure_of_a_row_is_on_the_page(rows: list[BoardRow]) -> None:
+    page = to_page(rows, Path())
+    for text in ("+37.5", "−25.0", "30.0×", "not measured", "half drawn by 1f", "claimed"):
+        assert text in page, text
+    assert 'href="https://example.org/paper"' in page
+    assert "An attack" in page
+    assert "Not as the track says" not in page
+    strange = replace(rows[0], headline=replace(rows[0].headline, departures=("eps: other",)))
+    assert "Not as the track says: eps: other" in to_page([strange], Path())
+
+
+def test_a_void_row_stays_and_says_why(rows: list[BoardRow]) -> None:
+    void = replace(rows[0], void="Tuned on the fixed half")
+    page = to_page([void], Path())
+    assert "Void: Tuned on the fixed half" in page
+    assert rows[0].ruling not in page.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert scatter(SMALL, [(1, void)]) is None
+
+
+def test_the_plot_has_a_dot_for_every_row_where_its_numbers_are(rows: list[BoardRow]) -> None:
+    found = scatter(SMALL, list(enumerate(rows, start=1)))
+    assert found is not None
+    by_number = {dot.number: dot for dot in found.dots}
+    assert by_number[1].y < by_number[4].y < by_number[3].y == found.zero < by_number[2].y
+    assert by_number[1].x > by_number[4].x > by_number[2].x > by_number[3].x > 0
+    assert all(0 <= dot.x <= 100 for dot in found.dots)
+    assert all(dot.low is not None and dot.low > dot.y > (dot.high or 0) for dot in found.dots)
+    assert all(0 <= (dot.high or 0) < (dot.low or 0) <= found.height for dot in found.dots)
+    assert "30.0×" in found.alt
+
+
+def test_links_to_reports_are_relative_to_the_page(rows: list[BoardRow], tmp_path: Path) -> None:
+    folder = tmp_path / "board" / "it"
+    (folder / HEADLINE).mkdir(parents=True)
+    (folder / HEADLINE / "report.html").write_text("")
+    page = to_page([replace(rows[0], folder=folder)], tmp_path / "site")
+    assert 'href="../board/it/headline/report.html"' in page
+
+
+ASKED = """
+const rows = () => [...doc.querySelectorAll("table.board tbody tr")];
+const names = () => rows().filter((row) => win.getComputedStyle(row).display !== "none")
+  .map((row) => row.querySelector("th").dataset.sort);
+const heads = [...doc.querySelectorAll("table.board thead th")];
+const click = (column) => { heads[column].querySelector("button").click(); return names(); };
+const choose = (value) => {
+  const radio = doc.querySelector(`input[name=track][value="${value}"]`);
+  radio.click(); return names();
+};
+const charts = () => [...doc.querySelectorAll(".scatter")]
+  .map((chart) => win.getComputedStyle(chart).display !== "none");
+const select = doc.querySelector("select[name=sort]");
+return {
+  first: names(), gain: click(2), again: click(2), sorted: heads[2].getAttribute("aria-sort"),
+  missing: click(3), cost: click(5), name: click(0),
+  other: choose("other-v1"), shown: doc.getElementById("shown").textContent, charts: charts(),
+  all: choose(""), every: charts(),
+  chosen: (() => {
+    select.value = "2"; select.dispatchEvent(new win.Event("change", {bubbles: true}));
+    return names();
+  })(),
+  markers: doc.querySelectorAll(".scatter .dot").length,
+  pwned: win.top.pwned ?? null,
+  scripts: doc.querySelectorAll("script, img").length,
+  reached: win.performance.getEntriesByType("resource").length,
+  sideways: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
+  cut: [...doc.querySelectorAll("table.board td")].filter((n) =>
+    n.scrollWidth > n.clientWidth + 1 && n.clientWidth > 0).length,
+  headers: win.getComputedStyle(doc.querySelector("thead")).position,
+};
+"""
+
+
+@needs_chromium
+def test_a_reader_sorts_and_filters_it_at_any_width(rows: list[BoardRow]) -> None:
+    page = to_page(rows, Path())
+    evil = EVIL[:60].lower()
+    asked: dict[str, Any] = ask(
+        {"desk": Question(page, ASKED), "phone": Question(page, ASKED, width=360)}
+    )
+    for name, found in asked.items():
+        assert not isinstance(found, str), found
+        assert found["first"] == ["a", "b", "c", evil], name
+        assert found["gain"] == ["a", evil, "c", "b"]
+        assert found["again"] == ["b", "c", evil, "a"]
+        assert found["sorted"] == "ascending"
+        assert found["missing"] == ["a", "b", "c", evil], "what has no value keeps its order"
+        assert found["cost"] == ["a", evil, "b", "c"]
+        assert found["name"] == [evil, "a", "b", "c"]
+        assert sorted(found["other"]) == sorted([evil, "c"])
+        assert found["shown"] == "2 of 4 rows are shown."
+        assert found["charts"] == [False, True]
+        assert found["every"] == [True, True]
+        assert len(found["all"]) == 4
+        assert found["chosen"] == ["a", evil, "c", "b"]
+        assert found["markers"] == 4
+        assert (found["pwned"], found["scripts"], found["reached"]) == (None, 1, 0)
+        assert (found["sideways"], found["cut"]) == (0, 0), name
+    assert asked["phone"]["headers"] == "absolute"
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_can_be_read_in_both_schemes(rows: list[BoardRow], dark: bool) -> None:
+    found = ask({"it": Question(to_page(rows, Path()), CONTRAST)}, dark=dark)["it"]
+    assert found["worst"][0] >= 4.5, found
+    assert (found["paper"] == "rgb(20, 23, 27)") == dark
+
+
+def test_an_empty_board_is_a_page() -> None:
+    page = to_page([], Path())
+    assert "There are no rows yet" in page
+    assert "<script>" not in page

@@ -1,0 +1,184 @@
+"""From a defense of one's own to a row, and how a cheat is caught on the way."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dent.board.check import above, checks_of
+from dent.board.json_schema import text
+from dent.board.listing import read_board_row
+from dent.board.submission import RowSubmission, submission_of
+from dent.board.tracks import HEADLINE
+from dent.errors import ConfigError
+from tests.board.conftest import Put
+from tests.board.rows import NAME, make_row
+from tests.board.toys import toy
+from tests.cli.here import Ran, dent
+
+SMALL = toy(half=4, batch_size=4, fixed="0-3")
+ROOT = Path(__file__).parents[2]
+FIELDS = (
+    *("--name", "shifted", "--contact", "me@example.org", "--license", "MIT"),
+    *("--repository", "https://example.org/code", "--commit", "a" * 40),
+    *("--evaluated-by", "me"),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_row(tmp_path_factory.mktemp("board") / "row", SMALL)
+
+
+@pytest.fixture
+def row(made: Path, put: Put, tmp_path: Path) -> Path:
+    put(SMALL)
+    shutil.copytree(made, tmp_path / "row")
+    return tmp_path / "row"
+
+
+def submit(row: Path, *more: str) -> Ran:
+    return dent("board", "submit", str(row), *FIELDS, "--records-only", *more)
+
+
+def states(ran: Ran) -> dict[str, str]:
+    return {check["name"]: check["state"] for check in json.loads(ran.out)["checks"]}
+
+
+def test_a_newcomer_submits_and_a_maintainer_checks(row: Path, tmp_path: Path) -> None:
+    ran = dent("board", "submit", str(row), *FIELDS, "--device", "cpu")
+    assert ran.code == 0, ran.err + ran.out
+    assert "Open a pull request" in ran.out
+    assert (tmp_path / "row.tar.gz").exists()
+    assert (tmp_path / "row.images.tar").exists()
+    again = ("board", "check", str(row), "--reattack", "1", "--nonce", "9", "--device", "cpu")
+    assert "--allow-code" in dent(*again).err
+    checked = dent(*again, "--allow-code", "--record", "us", "--json")
+    assert checked.code == 0, checked.out
+    assert set(states(checked).values()) == {"passed"}
+    assert {"submission", "manifest", "track", "defense", "halves", "served", "attacks"} <= set(
+        states(checked)
+    )
+    found = read_board_row(row)
+    assert found.name == "shifted"
+    assert found.trust.startswith("re-attacked (1 of ")
+
+
+def test_an_archive_can_be_checked_with_its_images_apart(row: Path, tmp_path: Path) -> None:
+    assert submit(row).code == 0
+    place = tmp_path / "inbox"
+    place.mkdir()
+    shutil.copy(row / "submission.json", place)
+    shutil.copy(tmp_path / "row.tar.gz", place / "it.tar.gz")
+    asked = ("board", "check", str(place / "it.tar.gz"), "--device", "cpu", "--allow-code")
+    bare = dent(*asked, "--json")
+    assert bare.code == 3, bare.out + bare.err
+    assert states(bare)["served"] == "not-run"
+    whole = dent(*asked, "--images", str(tmp_path / "row.images.tar"), "--json")
+    assert whole.code == 0, whole.out + whole.err
+    refused = dent(*asked, "--reattack", "1", "--nonce", "1")
+    assert "--reattack takes the images of the run" in refused.err
+
+
+def test_fields_are_asked_for_and_kept(row: Path) -> None:
+    bare = dent("board", "submit", str(row), "--records-only")
+    assert bare.code == 2
+    assert all(name in bare.err for name in ("name", "contact", "license", "evaluated_by"))
+    assert not (row / "submission.json").exists()
+    assert submit(row).code == 0
+    changed = dent("board", "submit", str(row), "--records-only", "--name", "other", "--json")
+    assert changed.code == 0, changed.err
+    told = json.loads(changed.out)
+    assert (told["name"], told["contact"]) == ("other", "me@example.org")
+    assert told["factory"] == NAME
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"repository": "javascript:alert(1)"}, "repository"),
+        ({"commit": "main"}, "commit"),
+        ({"repository": None}, "is code of your own: give the repository and the commit"),
+        ({"paper": "https://a b"}, "paper"),
+        ({"size": 3}, "size"),
+        ({"name": " "}, "name"),
+        ({"known_attacks": [{"title": "x"}]}, "known_attacks.0.url"),
+    ],
+)
+def test_fields_that_mean_nothing_are_refused(values: dict[str, Any], said: str) -> None:
+    fields = {
+        "name": "n",
+        "track": "toy-v1",
+        "factory": "package.module:factory",
+        "repository": "https://example.org/code",
+        "commit": "a" * 40,
+        "contact": "me",
+        "license": "MIT",
+        "evaluated_by": "me",
+    }
+    assert isinstance(submission_of(fields, "it"), RowSubmission)
+    with pytest.raises(ConfigError, match=said):
+        submission_of(fields | values, "it")
+
+
+def test_the_schema_is_that_of_the_code() -> None:
+    assert (ROOT / "docs" / "reference" / "submission.schema.json").read_text() == text()
+
+
+def edit(path: Path, change: Any) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def failed(row: Path) -> dict[str, list[str]]:
+    return {c.name: list(c.problems) for c in checks_of(read_board_row(row)) if c.problems}
+
+
+def test_records_changed_after_the_submission_are_found(row: Path) -> None:
+    assert submit(row).code == 0
+    assert failed(row) == {}
+    edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
+    assert list(failed(row)) == ["manifest"]
+
+
+def test_another_nonce_than_the_one_that_was_drawn_is_found(row: Path) -> None:
+    """A submitter who draws until the half is easy has to say another nonce than was used."""
+    edit(row / "row.json", lambda values: values.update(nonce="2f"))
+    assert "samples: the run has 8" in failed(row)["track"][0]
+    assert submit(row).code == 1
+    assert not (row / "submission.json").exists()
+
+
+def test_a_submission_under_another_name_or_of_another_run_is_found(row: Path) -> None:
+    assert submit(row).code == 0
+    edit(row / "submission.json", lambda values: values.update(factory="dent+"))
+    assert "the submission is of dent+" in failed(row)["defense"][0]
+    edit(row / "submission.json", lambda values: values.update(factory=NAME, identity="0" * 64))
+    assert "the headline run is" in failed(row)["submission"][0]
+
+
+def test_a_variant_of_another_defense_is_found(row: Path) -> None:
+    shutil.copytree(row / HEADLINE, row / "by-class")
+    found = failed(row)["track"]
+    assert found == ["by-class: order: the track says by-class, the run has dataset"]
+
+
+def test_a_weaker_attack_than_the_records_say_is_found(row: Path) -> None:
+    """Records whose images were never attacked verify only until they are submitted again."""
+    assert submit(row).code == 0
+    journal = row / HEADLINE / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"kind":"attack"', '"kind":"natural"', 1))
+    ran = dent("board", "check", str(row), "--records-only", "--json")
+    assert ran.code in (1, 2)
+
+
+def test_a_defense_that_was_tuned_on_the_fixed_half_is_found() -> None:
+    tuned, honest = [1.0] * 40 + [0.0] * 472, [1.0] * 12 + [-1.0] * 10 + [0.0] * 490
+    assert (above(tuned, honest) or 0) < 1e-3
+    assert (above(honest, honest) or 0) > 0.1
+    assert (above(honest, tuned) or 0) > 0.9
+    assert above([0.0] * 4, [0.0] * 4) == 1.0
+    assert above([1.0], [0.0]) is None
