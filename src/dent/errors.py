@@ -53,6 +53,10 @@ class WeightsWarning(DentWarning):
     """A weights file has more than was loaded: the message says what, and how to load it."""
 
 
+class ClassNamesWarning(DentWarning):
+    """A model names its classes, and none of the names is one of the dataset's."""
+
+
 class DataWarning(DentWarning):
     """Part of a folder of images was skipped: the message says what and why."""
 

@@ -125,13 +125,16 @@ WEIGHTS_FILES: Final = (
 )
 """Suffixes of weights files."""
 
-CATALOGUES: Final = ("robustbench", "torchvision", "timm")
+CATALOGUES: Final = ("robustbench", "torchvision", "timm", "hf")
 """Other model zoos; their models are named `robustbench/...`."""
 
 _MODELS: Final = Path(__file__).parent / "models"
 _CARD: Final = ".card.json"
 _FAMILY_NAME: Final = re.compile(r"resnet-[0-9]{1,5}-[0-9]{1,5}")
 _SHOWN: Final = 3
+_HUB_NAME: Final = re.compile(
+    r"hf/(?:(?:\.{1,2}|~)?/.*|\.{1,2}|[\w-][\w.-]*/[\w-][\w.-]*(?:@[\w-][\w./-]*)?)", re.ASCII
+)
 
 
 def models() -> tuple[str, ...]:
@@ -141,7 +144,12 @@ def models() -> tuple[str, ...]:
 
 @cache
 def catalogue(name: str) -> tuple[str, ...]:
-    """Models of a zoo in full, as the release knew them for which its table was written."""
+    """Models of a zoo in full, as the release knew them for which its table was written.
+
+    None of the Hugging Face hub, which has no list.
+    """
+    if name == "hf":
+        return ()
     if name == "robustbench":
         table = _table(name)["models"]
         return tuple("/".join((name, m["dataset"], m["threat"], m["name"])) for m in table)
@@ -300,6 +308,9 @@ def check_model(name: str) -> None:
     if ":" in name or name in models() or is_family(name):
         return
     prefix = name.partition("/")[0]
+    if prefix == "hf" and "/" in name:
+        check_hub(name)
+        return
     if prefix in CATALOGUES and "/" in name:
         _check_listed(prefix, name)
         return
@@ -309,6 +320,19 @@ def check_model(name: str) -> None:
     for catalogue_name in CATALOGUES:
         add_ends(ends, catalogue(catalogue_name))
     raise UnknownNameError(unknown_model(name, models(), ends, CATALOGUES))
+
+
+def check_hub(name: str) -> None:
+    """Refuse a name that has not the form of a model of the Hugging Face hub.
+
+    Raises:
+        UnknownNameError: The message says which forms there are.
+    """
+    if _HUB_NAME.fullmatch(name) is None or ".." in name.partition("@")[2]:
+        raise UnknownNameError(
+            f"{name!r} names no model of the Hugging Face hub: expected hf/ORG/NAME, "
+            "hf/ORG/NAME@REVISION, or a folder as hf/./FOLDER or hf//FOLDER"
+        )
 
 
 def is_family(name: str) -> bool:

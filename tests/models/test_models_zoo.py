@@ -146,7 +146,7 @@ def test_a_family_name_that_is_no_member_says_so(tmp_path: Path) -> None:
         ("resnet26-4", "Did you mean 'resnet-26-4'?"),
         (
             "nothing",
-            "resnet18-nominal; more under robustbench/, torchvision/, timm/ (`dent models`",
+            "resnet18-nominal; more under robustbench/, torchvision/, timm/, hf/ (`dent models`",
         ),
         ("nothing", "with weights of your own resnet-{depth}-{width}"),
         ("runs/best.pt", "goes into weights=, beside the name of its architecture"),

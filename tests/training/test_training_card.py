@@ -3,15 +3,18 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dent import models
 from dent.attacks import PGD
 from dent.errors import ConfigError
 from dent.training import Measured, TrainingResult, write_card
-from dent.training.ship import ship
+from dent.training.card_page import page
+from dent.training.ship import SHIPPED, TERMS, ship
 from tests.training.subjects import MODEL, fast, halves, run
 
 CPU = torch.device("cpu")
@@ -127,3 +130,32 @@ def test_weights_that_are_not_the_cards_are_not_shipped(
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"has no card\.json"):
         ship(tmp_path, "tiny", tmp_path / "out")
+
+
+def test_the_hub_reads_the_front_matter_of_shipped_cards() -> None:
+    """Oracle: a reader of YAML. To write a page anew: `card_page.page(card, terms=TERMS)`."""
+    cards = sorted(SHIPPED.glob("*.card.json"))
+    assert cards
+    for file in cards:
+        card = json.loads(file.read_text())
+        text = (SHIPPED / f"{card['name']}.card.md").read_text()
+        assert text == page(card, terms=TERMS)
+        empty, front, rest = text.split("---\n", 2)
+        metadata = yaml.safe_load(front)
+        assert empty == ""
+        assert rest.startswith(f"\n# {card['name']}\n")
+        assert (metadata["license"], metadata["library_name"]) == ("mit", "torch-dent")
+        assert metadata["datasets"] == ["uoft-cs/cifar10"]
+        (model,) = metadata["model-index"]
+        (result,) = model["results"]
+        assert [round(m["value"], 4) for m in result["metrics"]] == [
+            round(a["correct"] / a["total"], 4) for a in card["accuracies"]
+        ]
+        assert len({m["name"] for m in result["metrics"]}) == len(card["accuracies"])
+
+
+def test_a_card_of_ones_own_states_no_terms(trained: TrainingResult, card: dict[str, Any]) -> None:
+    front = yaml.safe_load((trained.folder / "card.md").read_text().split("---\n", 2)[1])
+    assert "license" not in front
+    assert front["model-index"][0]["name"] == card["name"]
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == card["dataset"]

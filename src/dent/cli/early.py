@@ -10,8 +10,12 @@ from dent.errors import ConfigError, WeightsError
 from dent.support.extras import check
 from dent.support.reaching import unreachable
 
-_ZOO: Final = {"timm": "a timm model", "robustbench": "a RobustBench model"}
-"""The features that need an extra."""
+_ZOO: Final = {
+    "timm": ("timm", "a timm model", "zoo"),
+    "robustbench": ("robustbench", "a RobustBench model", "zoo"),
+    "hf": ("transformers", "a model of the Hugging Face hub", "hf"),
+}
+"""The module that models of a zoo need, the feature, and its extra."""
 
 
 def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
@@ -81,7 +85,8 @@ def model(name: str) -> None:
         is_complete = ":" in name or name in names.models() or names.is_family(name)
         prefix = "" if is_complete else "robustbench"  # by the end of its name
     if prefix in _ZOO:
-        check(prefix, _ZOO[prefix], extra="zoo")
+        module, purpose, extra = _ZOO[prefix]
+        check(module, purpose, extra=extra)
 
 
 def cluster(address: str | None) -> None:

@@ -24,8 +24,8 @@ def evaluate_command(
     model: Annotated[
         str,
         typer.Option(
-            help="A name from `dent models`, torchvision/NAME, timm/NAME, resnet-DEPTH-WIDTH with "
-            "--weights, or module:factory.",
+            help="A name from `dent models`, torchvision/NAME, timm/NAME, hf/ORG/NAME, "
+            "resnet-DEPTH-WIDTH with --weights, or module:factory.",
             autocompletion=completing.models,
             rich_help_panel=_INPUT,
         ),

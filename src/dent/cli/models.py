@@ -22,7 +22,7 @@ def models_command(
     source: Annotated[
         str | None,
         typer.Option(
-            help="All models of robustbench, torchvision or timm.",
+            help="All models of robustbench, torchvision or timm; of hf, those on this machine.",
             autocompletion=completing.catalogues,
         ),
     ] = None,
@@ -52,7 +52,7 @@ def models_command(
     if word is None and source is None:
         OUT.print(
             "More: `dent models --source robustbench`, torchvision or timm, and `dent models WORD` "
-            "to search all of them.",
+            "to search all of them. From the Hugging Face hub: `--model hf/ORG/NAME`.",
             markup=False,
             soft_wrap=True,
         )

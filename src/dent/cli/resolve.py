@@ -98,6 +98,7 @@ def model(
     loaded = models.load(name, weights=weights, num_classes=len(images.classes), device=device)
     sample, _ = images.batch(range(min(2, len(images))))
     models.check_model(loaded, len(images.classes), sample.to(device))
+    models.check_class_names(loaded, images.classes)
     return loaded
 
 

@@ -3,6 +3,7 @@
 from dent.errors import NotLogitsWarning
 from dent.models.architecture import build
 from dent.models.check import check_model
+from dent.models.class_names import check_class_names
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.normalize import CIFAR10_MEAN, CIFAR10_STD, Normalize
 from dent.models.residual import ResNet, resnet
@@ -18,6 +19,7 @@ __all__ = [
     "NotLogitsWarning",
     "ResNet",
     "build",
+    "check_class_names",
     "check_model",
     "info",
     "load",

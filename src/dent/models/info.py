@@ -100,6 +100,7 @@ class ModelInfo:
         present: Whether the weights file existed locally when this entry was created.
         file: Path of the weights file, whether it exists or not; `None` if that is unknown.
         url: The address of the download; `None` if it needs none.
+        classes: The names of the classes, by logit, if the source states them.
     """
 
     name: str
@@ -114,6 +115,7 @@ class ModelInfo:
     present: bool
     file: str | None = None
     url: str | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class Source(Protocol):
@@ -144,7 +146,7 @@ class Catalogue(Protocol):
         """Prefix of its models' names, without the slash."""
 
     def names(self) -> tuple[str, ...]:
-        """Return all names in full, without the network.
+        """Return all names in full, or, without a list, those on this machine; no network.
 
         Raises:
             MissingExtraError: If it needs a package that is not installed.
@@ -154,11 +156,12 @@ class Catalogue(Protocol):
         """Return the full names that a name without the prefix can mean."""
 
     def info(self, name: str) -> ModelInfo:
-        """Return what is known about a model, by its full name.
+        """Return what is known about a model, by its full name, without reading its weights.
 
         Raises:
             UnknownNameError: If there is no such model.
             MissingExtraError: If it needs a package that is not installed.
+            WeightsError: If a description has to be fetched and cannot be.
         """
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dent.errors import ConfigError, MissingExtraError, UnknownNameError, WeightsError
 from dent.models import factory, robustbench_source
 from dent.models.autoattack_resnet18 import AutoAttackExample
+from dent.models.hub_source import HuggingFace
 from dent.models.residual import is_member, parse, resnet
 from dent.models.robustbench_source import RobustBench
 from dent.models.shipped_source import ShippedModels
@@ -29,19 +30,20 @@ if TYPE_CHECKING:
 SOURCES: tuple[Source, ...] = (ShippedModels(), AutoAttackExample())
 
 #: Zoos of others, whose models are named `{prefix}/...` and have to be fetched.
-CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm())
+CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm(), HuggingFace())
 
 
 def names(catalogue: str | None = None) -> tuple[str, ...]:
     """Return the names of registered models, present on this machine or not.
 
     Args:
-        catalogue: `"robustbench"`, `"torchvision"` or `"timm"` for all that these zoos have; by
-            default the models that come with this package, and those of the paper.
+        catalogue: `"robustbench"`, `"torchvision"` or `"timm"` for all that these zoos have, `"hf"`
+            for those of the Hugging Face hub on this machine; by default the models that come with
+            this package, and those of the paper.
 
     Raises:
         UnknownNameError: If there is no such catalogue.
-        MissingExtraError: If it needs a package that is not installed (timm does).
+        MissingExtraError: If it needs a package that is not installed (timm and hf do).
     """
     if catalogue is None:
         return (*_here(), *robustbench_source.PAPER)
@@ -82,15 +84,16 @@ def load(
     Args:
         name: A registered name: one of `names()`, of `names("robustbench")` in full
             (`robustbench/cifar10/Linf/Carmon2019Unlabeled`) or as much of its end as is unambiguous
-            (`Carmon2019Unlabeled`), `torchvision/resnet50`, `timm/resnet50.a1_in1k`. Or a family
-            name `resnet-{depth}-{width}` together with `weights`. Or a factory of your own
+            (`Carmon2019Unlabeled`), `torchvision/resnet50`, `timm/resnet50.a1_in1k`,
+            `hf/ORG/NAME` of the Hugging Face hub or `hf/./FOLDER`. Or a family name
+            `resnet-{depth}-{width}` together with `weights`. Or a factory of your own
             `package.module:factory`, found from the current folder or installed, which is imported
             and called without arguments.
         weights: A `.safetensors` or weights-only torch file for a family or a factory (a factory
             may also load its own), or for a model of a catalogue, instead of downloading it. The
             models that come with this package bring theirs.
         num_classes: Logits per image: what a family net is built with (default 10), or a
-            torchvision or timm model together with `weights`, and what a registered model must
+            torchvision, timm or hf model together with `weights`, and what a registered model must
             have. A factory decides alone; `check_model` then compares.
         device: The device of the model.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from dent import data, models
 from dent import defenses as reference
 from dent.models.check import check_model
+from dent.models.class_names import check_class_names
 from dent.serving.app import Server
 from dent.serving.engine import Engine
 from dent.serving.metrics import Metrics
@@ -52,6 +53,7 @@ def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tenso
     )
     if classes:
         check_model(model, len(classes), images[:2].to(device))
+        check_class_names(model, classes)
     defense = reference.make(options.defense, model)
     return Engine(defense, images, device=device), images, classes
 

@@ -1,13 +1,26 @@
-"""The model card as a page for people."""
+"""The model card as a page for people, which the Hugging Face hub reads as well."""
 
-from typing import Any
+import json
+from typing import Any, Final
 
 from dent.support.plural import counted
 from dent.support.rounding import percent
 
+_HUB_DATASETS: Final = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "imagenet": "ILSVRC/imagenet-1k",
+}
+"""What the hub calls datasets."""
 
-def page(card: dict[str, Any]) -> str:
-    """Return a card as Markdown."""
+
+def page(card: dict[str, Any], *, terms: str | None = None) -> str:
+    """Return a card as Markdown, after the front matter that the Hugging Face hub reads.
+
+    Args:
+        card: The card.
+        terms: The license of the weights, as the hub writes it (`mit`); None says nothing of it.
+    """
     purpose = "nominally" if card["threat"] is None else f"for {card['threat']}"
     summary = (
         f"{card['architecture']} for {card['dataset']} "
@@ -21,7 +34,49 @@ def page(card: dict[str, Any]) -> str:
     ]
     facts = [f"- {name}: {value}" for name, value in _facts(card).items()]
     header = ["| accuracy | attack | threat model | how |", "| ---: | --- | --- | --- |"]
-    return "\n".join([f"# {card['name']}", "", summary, "", *header, *rows, "", *facts, ""])
+    title = f"# {card['name']}"
+    return front_matter(card, terms) + "\n".join(
+        [title, "", summary, "", *header, *rows, "", *facts, ""]
+    )
+
+
+def front_matter(card: dict[str, Any], terms: str | None = None) -> str:
+    """Return what the Hugging Face hub reads of a page, in YAML between two lines `---`.
+
+    Args:
+        card: The card.
+        terms: As in `page`.
+    """
+    kind = _HUB_DATASETS.get(card["dataset"].partition("-")[0])
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": card["dataset"], "type": kind or card["dataset"], "split": "test"},
+        "metrics": [
+            {
+                "type": "accuracy",
+                "name": _metric(row),
+                "value": round(row["correct"] / row["total"], 4),
+            }
+            for row in card["accuracies"]
+        ],
+    }
+    fields = {
+        "license": terms,
+        "library_name": "torch-dent",
+        "pipeline_tag": "image-classification",
+        "tags": ["adversarial-robustness", "pytorch"],
+        "datasets": kind and [kind],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": card["name"], "results": [result]}],
+    }
+    # JSON is YAML.
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value is not None]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _metric(row: dict[str, Any]) -> str:
+    attacked = f"under {row['attack']} at {row['threat']}" if row["attack"] else "natural"
+    return f"accuracy, {attacked}, {counted(row['total'], 'image')}"
 
 
 def share(accuracy: dict[str, Any]) -> str:

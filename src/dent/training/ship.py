@@ -16,6 +16,8 @@ from dent.training.card import CARD
 from dent.training.card_page import page
 
 SHIPPED: Final = Path(models.__file__).parent / "shipped"
+TERMS: Final = "mit"
+"""The license of what the package carries, as the Hugging Face hub writes it."""
 
 
 def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
@@ -39,7 +41,7 @@ def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
     card["name"] = name
     card["weights"]["file"] = f"{name}.safetensors"
     write_atomically(target / card["weights"]["file"], content)
-    write_atomically(target / f"{name}.card.md", page(card).encode())
+    write_atomically(target / f"{name}.card.md", page(card, terms=TERMS).encode())
     path = target / f"{name}.card.json"
     write_atomically(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     return path

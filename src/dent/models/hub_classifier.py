@@ -1,0 +1,178 @@
+"""A classifier of transformers as this package takes one: pixels in [0, 1] in, logits out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dent.errors import UnsupportedModelError
+from dent.models.normalize import Normalize
+
+_SIDE: Final = 1031  # of the probes: no model's own size, and no crop has to pad it
+_FLAT: Final = 1e-4
+_BICUBIC: Final = 3  # Pillow's number
+_CROPPED_BELOW: Final = 384  # ConvNeXt's rule for `crop_pct`
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a repository's image processor does to an image, before its model sees it.
+
+    Attributes:
+        mean: One mean per channel, in pixels of [0, 1], red first.
+        std: One standard deviation per channel.
+        order: Which channel the model's first, second and third is: `(2, 1, 0)` for blue first.
+        size: Height and width that every image is brought to; None if images keep their size.
+        bicubic: Whether that interpolates bicubically, or else bilinearly.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: tuple[int, ...]
+    size: tuple[int, int] | None
+    bicubic: bool
+
+
+class HubClassifier(nn.Module):
+    """A model of transformers behind what its image processor does, without rounding.
+
+    Args:
+        model: An image classifier whose output has `logits`.
+        preparation: What its images need.
+        classes: The names of its classes, by logit; None where they are not known.
+    """
+
+    def __init__(
+        self, model: nn.Module, preparation: Preparation, classes: tuple[str, ...] | None
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.preparation = preparation
+        self.normalize = Normalize(preparation.mean, preparation.std)
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images (N, 3, H, W) in [0, 1].
+
+        Images of another size than the model's are resized first, with an exact gradient.
+        """
+        size = self.preparation.size
+        if size is not None and x.ndim == 4 and tuple(x.shape[-2:]) != size:
+            mode = "bicubic" if self.preparation.bicubic else "bilinear"
+            # Bicubic interpolation overshoots; in a processor, bytes cut that off.
+            x = F.interpolate(x, size, mode=mode, antialias=True).clamp(0, 1)
+        x = self.normalize(x)
+        if self.preparation.order != (0, 1, 2):
+            x = x[:, list(self.preparation.order)]
+        logits: Tensor = self.model(pixel_values=x).logits
+        return logits
+
+
+def measured(processor: Any, where: str) -> Preparation:
+    """Find out what an image processor does by what it makes of images of one color.
+
+    Classes of processors scale, normalize and order channels each by settings of their own; what
+    comes out of them says it for all.
+
+    Args:
+        processor: An image processor of transformers.
+        where: What it was read from, for messages.
+
+    Raises:
+        UnsupportedModelError: It does more than to resize, crop, normalize and order channels.
+    """
+    outputs = torch.stack([_colored(processor, color, where) for color in range(4)])
+    flat = outputs.mean((-2, -1))
+    if float((outputs - flat[..., None, None]).abs().max()) > _FLAT * float(flat.abs().max()):
+        raise _unsupported(where, "makes an image of one color one of several")
+    black, gains = flat[0], (flat[1:] - flat[0]).T  # gains: (model's channel, image's channel)
+    order = gains.abs().argmax(1)
+    expected = torch.zeros_like(gains)
+    expected[range(3), order] = gains[range(3), order]
+    if order.unique().numel() != 3 or not torch.allclose(gains, expected, atol=1e-4):
+        raise _unsupported(where, "mixes colors")
+    scale = gains[range(3), order]
+    if not bool((scale > 0).all()):
+        raise _unsupported(where, "inverts or drops a color")
+    std, mean = torch.empty_like(scale), torch.empty_like(scale)
+    std[order], mean[order] = 1 / scale, -black / scale
+    height, width = outputs.shape[-2:]
+    return Preparation(
+        mean=_stated(processor, "image_mean", mean),
+        std=_stated(processor, "image_std", std),
+        order=tuple(order.tolist()),
+        size=None if (height, width) == (_SIDE, _SIDE) else (height, width),
+        bicubic=_is_bicubic(processor),
+    )
+
+
+def preprocessing(processor: Any, size: tuple[int, int] | None) -> str:
+    """How images of any size are brought to the model's, as `dent.data` writes it; or empty."""
+    if size is None or size[0] != size[1]:
+        return ""
+    side, shortest = size[0], _shortest(processor)
+    if shortest is None:
+        written = f"s{side}"
+    elif (part := getattr(processor, "crop_pct", None)) is not None:
+        written = f"r{int(shortest / part)}-c{side}" if side < _CROPPED_BELOW else f"s{side}"
+    else:
+        written = f"r{shortest}-c{side}"
+    return written + ("-bicubic" if _is_bicubic(processor) else "")
+
+
+def _colored(processor: Any, color: int, where: str) -> Tensor:
+    """What a processor makes of a black, red, green or blue image: (3, H, W)."""
+    image = np.zeros((_SIDE, _SIDE, 3), np.uint8)
+    if color:
+        image[..., color - 1] = 255
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            output: Tensor = processor(images=image, return_tensors="pt")["pixel_values"]
+    except Exception as error:  # another package's code, on another's settings
+        reason = f"{type(error).__name__}: {error}"
+        raise _unsupported(
+            where, f"fails on an image of {_SIDE} x {_SIDE} pixels ({reason})"
+        ) from (error)
+    if output.ndim != 4 or output.shape[:2] != (1, 3):
+        raise _unsupported(where, f"makes an image one of shape {tuple(output.shape)}")
+    return output[0].double()
+
+
+def _stated(processor: Any, name: str, found: Tensor) -> tuple[float, ...]:
+    """The processor's own value where it is what was found, which has float32's rounding."""
+    stated = getattr(processor, name, None)
+    if (
+        isinstance(stated, Sequence)
+        and len(stated) == 3
+        and torch.allclose(found.new_tensor(stated), found, atol=1e-5, rtol=1e-4)
+    ):
+        return tuple(map(float, stated))
+    return tuple(round(value, 6) for value in found.tolist())
+
+
+def _is_bicubic(processor: Any) -> bool:
+    return getattr(processor, "resample", None) == _BICUBIC
+
+
+def _shortest(processor: Any) -> int | None:
+    size = getattr(processor, "size", None)
+    try:
+        shortest = size["shortest_edge"]  # type: ignore[index]
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return None if shortest is None else int(shortest)
+
+
+def _unsupported(where: str, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{where}: its image processor {what}, expected one that resizes, crops and normalizes. "
+        "What to do: build the model in a function of your own, package.module:factory"
+    )
