@@ -1,6 +1,6 @@
 """foolbox attacks a `Dent` through the forward that everybody calls.
 
-    pip install foolbox
+    pip install "torch-dent[foolbox]"
     python examples/foolbox_attack.py
 
 What to know before the number is quoted:

@@ -1,6 +1,6 @@
 """A timm model under dent: what is adapted in a BatchNorm net and in a vision transformer.
 
-    pip install 'torch-dent[zoo]'
+    pip install "torch-dent[zoo]"
     python examples/timm_model.py
 
 The weights here are random (`pretrained=False`, nothing is downloaded), so this shows how a model

@@ -1,7 +1,7 @@
 """What MkDocs alone does not do: pages from files outside docs/, their links, and a check.
 
-README, CHANGELOG, CONTRIBUTING, SECURITY and the examples stand in the root of the repository, and
-become pages without a copy. Links are written as they work in the repository; here each is turned
+README, CHANGELOG, CONTRIBUTING and the like, and the examples, stand outside of docs/, and become
+pages without a copy. Links are written as they work in the repository; here each is turned
 to the page that its file became, or, where the site has no page of the file, to plain text.
 """
 
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
+    "code-of-conduct.md": "CODE_OF_CONDUCT.md",
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
 } | {f"examples/{path.stem}.md": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}

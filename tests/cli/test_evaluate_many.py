@@ -45,7 +45,7 @@ def test_without_ray_the_message_says_what_to_install(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert "pip install 'torch-dent[ray]'" in capsys.readouterr().err
+    assert 'pip install "torch-dent[ray]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

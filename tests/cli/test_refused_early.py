@@ -189,7 +189,7 @@ def test_extras_are_looked_for_first(
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("a dataset was loaded"))
     assert status(monkeypatch, *arguments) == 2
-    assert f"pip install 'torch-dent[{extra}]'" in capsys.readouterr().err
+    assert f'pip install "torch-dent[{extra}]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "--ray"], ["serve"]])

@@ -43,7 +43,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, Tensor, T
     """
     pytest.importorskip("timm")
     if find_spec("robustbench") is None:
-        pytest.skip("robustbench is not installed: pip install 'torch-dent[zoo]'")
+        pytest.skip("robustbench is not installed: pip install torch-dent[zoo]")
     data, module = map(import_robustbench, ("robustbench.data", "robustbench.eval"))
     monkeypatch.setattr(module, "AutoAttack", TheirAutoAttack)
 

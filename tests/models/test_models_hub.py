@@ -35,7 +35,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 @pytest.fixture
 def transformers() -> Any:
     return pytest.importorskip(
-        "transformers", reason="pip install 'torch-dent[hf]' brings transformers"
+        "transformers", reason="pip install torch-dent[hf] brings transformers"
     )
 
 
@@ -252,7 +252,7 @@ def test_without_transformers_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     for act in (models.load, models.info):
-        with pytest.raises(MissingExtraError, match=r"pip install 'torch-dent\[hf\]'"):
+        with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[hf\]"'):
             act("hf/./repository")
 
 

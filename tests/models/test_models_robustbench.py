@@ -38,7 +38,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 needs_robustbench = pytest.mark.skipif(
     importlib.util.find_spec("robustbench") is None,
-    reason="robustbench is not installed: pip install 'torch-dent[zoo]'",
+    reason="robustbench is not installed: pip install torch-dent[zoo]",
 )
 
 
@@ -124,7 +124,7 @@ def test_another_number_of_classes_is_refused_before_anything_is_fetched() -> No
 def test_without_robustbench_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("robustbench", "robustbench.utils"):
         monkeypatch.setitem(sys.modules, name, None)  # what Python takes for "not to be imported"
-    with pytest.raises(MissingExtraError, match=r"pip install 'torch-dent\[zoo\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[zoo\]"'):
         models.load(DING)
 
 

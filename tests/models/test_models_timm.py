@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture
 def timm() -> Any:
-    return pytest.importorskip("timm", reason="pip install 'torch-dent[zoo]' brings timm")
+    return pytest.importorskip("timm", reason="pip install torch-dent[zoo] brings timm")
 
 
 def build(timm: Any, **settings: Any) -> nn.Module:
@@ -103,7 +103,7 @@ def test_unknown_names(timm: Any, name: str, said: str) -> None:
 def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     for act in (models.load, models.info):
-        with pytest.raises(MissingExtraError, match=r"pip install 'torch-dent\[zoo\]'"):
+        with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[zoo\]"'):
             act(NAME)
     with pytest.raises(UnknownNameError, match="no model named 'resnet5'"):
         models.load("resnet5")  # and the others go on

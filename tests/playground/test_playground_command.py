@@ -24,5 +24,5 @@ def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         if name.endswith((".app", ".page", ".controls")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'torch-dent\[playground\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[playground\]"'):
         serve("127.0.0.1", 0, print)

@@ -48,7 +48,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray", None)
     result = CliRunner().invoke(app, ["serve"])
     assert isinstance(result.exception, MissingExtraError)
-    assert "pip install 'torch-dent[ray]'" in str(result.exception)
+    assert 'pip install "torch-dent[ray]"' in str(result.exception)
 
 
 def test_a_loaded_server_knows_the_dataset_and_what_batches_cost() -> None:

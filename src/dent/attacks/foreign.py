@@ -22,7 +22,7 @@ from dent.attacks.checks import is_count
 from dent.attacks.losses import margin
 from dent.config import check_choice
 from dent.errors import ConfigError, DentError, MissingExtraError
-from dent.support.extras import require
+from dent.support.extras import installing, require
 from dent.support.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def _module(attack: Foreign) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            f"{purpose} needs adv-lib, which cannot be imported here ({error}): pip install adv-lib"
+            f"{purpose} needs adv-lib, which cannot be imported here ({error}): "
+            f"{installing('adv-lib')}"
         ) from error
 
 

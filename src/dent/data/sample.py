@@ -10,6 +10,7 @@ from dent.data import store
 from dent.data.cifar10 import CIFAR10
 from dent.data.dataset import ArrayDataset
 from dent.errors import DataError
+from dent.support.extras import installing
 
 SAMPLE: Final = "cifar10-sample"
 SAMPLE_FILE: Final = Path(__file__).parent / "bundled" / f"{SAMPLE}.safetensors"
@@ -42,5 +43,8 @@ def load_sample() -> ArrayDataset:
 
 
 def _reinstall(what: str) -> str:
-    advice = "reinstall torch-dent (`pip install --force-reinstall --no-deps torch-dent`)"
+    advice = (
+        f"reinstall torch-dent (`{installing('torch-dent', again=True)}`), or, in a clone, restore "
+        "the file with git"
+    )
     return f"the bundled sample {SAMPLE_FILE} {what}. What to do: {advice}"

