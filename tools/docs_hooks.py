@@ -33,8 +33,11 @@ PAGES = {
 } | {f"examples/{path.stem}.md": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
 BOARD = "docs/board/index.html"
 """The page of the board, which is made from board/."""
+COLAB = "https://colab.research.google.com/github"
+"""Opens a notebook of a public repository."""
 _BECOMES = {file: page for page, file in PAGES.items()}
 _LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+_NOTEBOOK = re.compile(r"\]\((?:\.\./)*notebooks/([\w-]+\.ipynb)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LOADED = re.compile(  # what a browser loads by itself; an <a> is followed by its reader alone
     r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\s>]+"
@@ -79,6 +82,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     text = _FENCE.sub(put_aside, markdown)
     text = _LINK.sub(lambda link: _turned(link, source, here), text)
+    if repository := os.environ.get("GITHUB_REPOSITORY"):  # set where the site is published
+        text = _NOTEBOOK.sub(rf"]({COLAB}/{repository}/blob/main/docs/notebooks/\1)", text)
     return re.sub(r"\0(\d+)\0", lambda index: kept[int(index[1])], text)
 
 

@@ -1,0 +1,78 @@
+"""The notebooks are the tutorials, and their code runs from top to bottom."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import nbformat
+import pytest
+
+from tools.docs_hooks import on_page_markdown
+from tools.notebooks import FOLDER, NAMES, TUTORIALS, notebook, written
+
+SLOW = ("break-a-defense",)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_in_step_with_its_tutorial(name: str) -> None:
+    """If not: `python tools/notebooks.py`."""
+    assert (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8") == written(name)
+    page = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
+    assert f"](../notebooks/{name}.ipynb)" in page.partition("\n## ")[0]
+
+
+def test_there_are_no_other_notebooks() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.md")), ids=lambda path: path.stem)
+def test_any_tutorial_makes_a_notebook_of_all_its_code(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    made = notebook(page)
+    nbformat.validate(made)
+    first, *code = [cell.source for cell in made.cells if cell.cell_type == "code"]
+    assert first == "%pip install torch-dent"
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert code == [block.strip("\n") for block in blocks]
+    text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
+    for heading in re.findall(r"^#+ .+$", page, re.MULTILINE):
+        assert heading in text
+    assert not re.search(r"\]\((?!https?://)", text)
+    assert "```python" not in text
+
+
+def test_a_page_without_code_makes_none() -> None:
+    with pytest.raises(ValueError, match="no block of Python"):
+        notebook("# Only text\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES],
+)
+def test_the_cells_run_in_plain_python(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("cells")
+    monkeypatch.setitem(sys.modules, "cells", module)
+    file = FOLDER / f"{name}.ipynb"
+    for cell in nbformat.read(file, as_version=4).cells:
+        if cell.cell_type == "code" and not cell.source.startswith("%"):
+            exec(compile(cell.source, f"{file}:{cell.id}", "exec"), vars(module))  # noqa: S102
+    assert vars(module)
+
+
+def test_where_the_site_is_published_the_badge_opens_colab(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/evaluate.md"))
+    text = (TUTORIALS / "evaluate.md").read_text(encoding="utf-8")
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    here = on_page_markdown(text, page)  # type: ignore[arg-type]
+    assert "](../notebooks/evaluate.ipynb)" in here
+    monkeypatch.setenv("GITHUB_REPOSITORY", "some/fork")
+    published = on_page_markdown(text, page)  # type: ignore[arg-type]
+    address = "https://colab.research.google.com/github/some/fork/blob/main/docs/notebooks/"
+    assert published == here.replace("](../notebooks/", f"]({address}")

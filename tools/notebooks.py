@@ -1,0 +1,81 @@
+"""Writes docs/notebooks/*.ipynb anew from the tutorials that the tests run.
+
+    python tools/notebooks.py
+
+Python becomes code, everything else text. Links that work in the repository alone become their
+text. Nothing is run, so there are no outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import nbformat
+
+from dent.support.extras import installing
+
+ROOT: Final = Path(__file__).parents[1]
+TUTORIALS: Final = ROOT / "docs" / "tutorials"
+FOLDER: Final = ROOT / "docs" / "notebooks"
+NAMES: Final = ("break-a-defense", "evaluate")
+"""Tutorials that become notebooks; any can."""
+
+_BADGE: Final = re.compile(r"^\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\.ipynb\)\n+", re.MULTILINE)
+_CODE: Final = re.compile(r"^```python\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
+_LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+://)[^)\s]+\)")
+
+
+def notebook(page: str) -> nbformat.NotebookNode:
+    """A tutorial as a notebook.
+
+    Args:
+        page: The tutorial, in Markdown.
+
+    Raises:
+        ValueError: It has no Python.
+    """
+    pieces = _CODE.split(_BADGE.sub("", page))
+    if len(pieces) == 1:
+        raise ValueError("the tutorial has no block of Python, so that it makes no notebook")
+    # At even places stands what was between the blocks of Python.
+    cells = [_cell(piece, is_code=bool(place % 2)) for place, piece in enumerate(pieces)]
+    install = nbformat.v4.new_code_cell(f"%{installing('torch-dent')}")
+    cells = [cell for cell in [cells[0], install, *cells[1:]] if cell.source]
+    for place, cell in enumerate(cells):
+        cell.id = f"cell-{place}"  # else it is drawn anew each time
+    made = nbformat.v4.new_notebook(cells=cells)
+    made.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    made.nbformat_minor = 5
+    nbformat.validate(made)
+    return made
+
+
+def written(name: str) -> str:
+    """The file of a tutorial's notebook.
+
+    Args:
+        name: The tutorial's, without a suffix.
+    """
+    page = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
+    return nbformat.writes(notebook(page)) + "\n"
+
+
+def _cell(piece: str, *, is_code: bool) -> nbformat.NotebookNode:
+    if is_code:
+        return nbformat.v4.new_code_cell(piece.strip("\n"))
+    return nbformat.v4.new_markdown_cell(_LINK.sub(_text, piece).strip("\n"))
+
+
+def _text(link: re.Match[str]) -> str:
+    return "" if link[1] else link[2]
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in NAMES:
+        (FOLDER / f"{name}.ipynb").write_text(written(name), encoding="utf-8")
