@@ -45,7 +45,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
     cells = [cell for cell in [cells[0], install, *cells[1:]] if cell.source]
     for place, cell in enumerate(cells):
         cell.id = f"cell-{place}"  # else it is drawn anew each time
-    made = nbformat.v4.new_notebook(cells=cells)
+    made: nbformat.NotebookNode = nbformat.v4.new_notebook(cells=cells)
     made.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -62,13 +62,16 @@ def written(name: str) -> str:
         name: The tutorial's, without a suffix.
     """
     page = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
-    return nbformat.writes(notebook(page)) + "\n"
+    return f"{nbformat.writes(notebook(page))}\n"
 
 
 def _cell(piece: str, *, is_code: bool) -> nbformat.NotebookNode:
+    cell: nbformat.NotebookNode
     if is_code:
-        return nbformat.v4.new_code_cell(piece.strip("\n"))
-    return nbformat.v4.new_markdown_cell(_LINK.sub(_text, piece).strip("\n"))
+        cell = nbformat.v4.new_code_cell(piece.strip("\n"))
+    else:
+        cell = nbformat.v4.new_markdown_cell(_LINK.sub(_text, piece).strip("\n"))
+    return cell
 
 
 def _text(link: re.Match[str]) -> str:

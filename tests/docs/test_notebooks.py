@@ -11,8 +11,6 @@ import pytest
 from tools.docs_hooks import on_page_markdown
 from tools.notebooks import FOLDER, NAMES, TUTORIALS, notebook, written
 
-SLOW = ("break-a-defense",)
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_is_in_step_with_its_tutorial(name: str) -> None:
@@ -47,10 +45,8 @@ def test_a_page_without_code_makes_none() -> None:
         notebook("# Only text\n")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES],
-)
+@pytest.mark.slow  # the same code runs on the pages, which other tests run always
+@pytest.mark.parametrize("name", NAMES)
 def test_the_cells_run_in_plain_python(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dent import models
+from dent.cli import catalogued
 from dent.errors import (
     ClassNamesWarning,
     ConfigError,
@@ -221,6 +222,18 @@ def test_a_file_of_the_hub_is_downloaded_once(
     again = models.load("hf/org/name@v1.0")
     assert len(asked) == 3
     assert models.weights_digest(again) == models.weights_digest(loaded)
+
+
+def test_a_model_that_cannot_be_read_does_not_end_the_list(
+    transformers: Any, repository: Path, models_folder: Path
+) -> None:
+    for name in ("good", "broken"):
+        shutil.copytree(repository, models_folder / "hf" / "org" / name)
+    (models_folder / "hf" / "org" / "broken" / "preprocessor_config.json").write_text("[]")
+    assert models.names("hf") == ("hf/org/broken", "hf/org/good")
+    (listed,), unreadable = catalogued.entries(models.names("hf"))
+    assert listed.name == "hf/org/good"
+    assert list(unreadable) == ["hf/org/broken"]
 
 
 def http(code: int) -> urllib.error.HTTPError:

@@ -1,8 +1,16 @@
 """Print what the registry of models knows."""
 
+from collections.abc import Iterable
+
 from dent import models, names
 from dent.cli.console import OUT
-from dent.errors import MissingExtraError
+from dent.errors import (
+    ConfigError,
+    DentError,
+    MissingExtraError,
+    UnsupportedModelError,
+    WeightsError,
+)
 from dent.models import ModelInfo
 from dent.models.info import OnImages, by_images
 from dent.support.rounding import percent
@@ -21,6 +29,21 @@ def chosen(word: str | None, source: str | None) -> tuple[list[str], list[Missin
         except MissingExtraError as error:
             missing.append(error)
     return [name for name in dict.fromkeys(all_names) if word.lower() in name.lower()], missing
+
+
+def entries(listed: Iterable[str]) -> tuple[list[ModelInfo], dict[str, DentError]]:
+    """Return what is known about models, and an error for each whose files cannot be read.
+
+    Anyone may have put files of the Hugging Face hub on this machine, for any purpose.
+    """
+    known: list[ModelInfo] = []
+    unreadable: dict[str, DentError] = {}
+    for name in listed:
+        try:
+            known.append(models.info(name))
+        except (ConfigError, UnsupportedModelError, WeightsError) as error:
+            unreadable[name] = error
+    return known, unreadable
 
 
 def none(word: str | None, source: str | None) -> str:

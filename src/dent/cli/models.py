@@ -33,11 +33,12 @@ def models_command(
     Without arguments: the bundled models and the paper's. `--model` also takes a family name such
     as resnet-26-4 with --weights FILE, and your own package.module:factory.
     """
-    from dent import models
     from dent.cli import catalogued
 
     names, missing = catalogued.chosen(word, source)
-    entries = [models.info(name) for name in names]
+    entries, unreadable = catalogued.entries(names)
+    for name, problem in unreadable.items():
+        ERR.print(f"Not listed: {name}: {problem}", markup=False, soft_wrap=True)
     if as_json:
         print_json([asdict(entry) for entry in entries])
         return
