@@ -24,6 +24,7 @@ from dent.support.devices import own_generator, random_state, seed_generator, se
 from dent.support.plural import counted as number_of
 
 if TYPE_CHECKING:
+    from dent.attacks.history import History
     from dent.attacks.protocol import Defense
     from dent.threat import Norm, ThreatModel
 
@@ -69,6 +70,7 @@ class AttackResult:
         gradients: Number of gradients computed for each member.
         zero_by_member: Number of those that were exactly zero, a sign of a hidden gradient.
         notes: Remarks for readers of the numbers.
+        history: Progress of the attack by gradient; None without gradients.
     """
 
     adversarial: Tensor
@@ -81,6 +83,7 @@ class AttackResult:
     gradients: tuple[int, ...]
     zero_by_member: tuple[int, ...]
     notes: tuple[str, ...]
+    history: History | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +298,7 @@ class Attack(JSONConfig, ABC):
             gradients=tuple(target.gradients.tolist()),
             zero_by_member=tuple(target.zero_by_member.tolist()),
             notes=outcome.notes + notes,
+            history=target.recorder.history(outcome.fooled),
         )
 
 

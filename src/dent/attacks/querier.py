@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dent.attacks.history import Recorder
 from dent.attacks.protocol import Defense, answer, is_batch_dependent, name_of
 from dent.errors import InputError
 from dent.outputs import advice, described
@@ -94,6 +95,7 @@ class Querier:
         gradients: Gradients taken so far, by member, int64 (N,).
         zero_by_member: Those of them that were exactly zero.
         worst: For a batch-dependent defense, the worst batch seen inside the threat model.
+        recorder: Records the progress of the attack.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Querier:
         self.gradients = torch.zeros_like(labels)
         self.zero_by_member = torch.zeros_like(labels)
         self.worst: QueriedBatch | None = None
+        self.recorder = Recorder(labels, batch_dependent=self.batch_dependent)
         self._threat = threat
         self._plan = plan
         self._planned = 0
@@ -155,6 +158,7 @@ class Querier:
         labels = self.labels if members is None else self.labels[members]
         wrong = torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), -1.0)
         logits = torch.where(finite.unsqueeze(1), logits, wrong)
+        self._record(images.detach(), logits, members, view)
         if self.batch_dependent and view is None:
             self._remember(images.detach(), logits.detach())
         return logits
@@ -219,6 +223,7 @@ class Querier:
         owners = owners if asked is None else owners[asked]
         if len(owners) == len(rows):
             self.took(rows, owners)
+            self.recorder.took(rows)
         return gradient
 
     def count(self, passes: Queries) -> None:
@@ -226,6 +231,20 @@ class Querier:
         self.done = self.done + passes
         if self._progress is not None:
             self._progress(min(sum(self.done), self._planned), self._planned)
+
+    def _record(
+        self, images: Tensor, logits: Tensor, members: Tensor | None, view: View | None
+    ) -> None:
+        differentiable = logits.requires_grad
+        logits = logits.detach()
+        wrong = self.recorder.answered(logits, members)
+        if view is None or view is self.defense:
+            natural = self.natural if members is None else self.natural[members]
+            if bool(wrong.any()):  # some attacks ask about images that are further away
+                wrong = wrong & (self._threat.check(images, natural) <= 0).to(wrong.device)
+            self.recorder.broke(wrong, members, along=differentiable)
+        else:
+            self.recorder.broke_stand_in(wrong, members, along=differentiable)
 
     def _remember(self, images: Tensor, logits: Tensor) -> None:
         fooled = logits.argmax(dim=1) != self.labels

@@ -22,7 +22,14 @@ from dent.report.headline import Headline, headline, of_difference
 from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.pictures import smoothing_of
-from dent.report.plots import accuracy_chart, colour_of, entropy_chart, sigma_chart, traces
+from dent.report.plots import (
+    accuracy_chart,
+    colour_of,
+    entropy_chart,
+    sigma_chart,
+    success_chart,
+    traces,
+)
 from dent.report.series import Series, differing, find_series
 from dent.support.plural import counted
 from dent.support.printable import printable
@@ -40,6 +47,7 @@ class RunPart:
         headline: Its headline.
         limits: Sentences about what its numbers do not show.
         by_step: Charts of entropy and sigma, of each defense that reports its steps.
+        by_gradient: Charts of the progress of the attacks, one per defense.
         commands: Commands to repeat and verify it.
         gallery: The samples.
     """
@@ -49,6 +57,7 @@ class RunPart:
     headline: Headline
     limits: tuple[str, ...]
     by_step: tuple[Chart, ...]
+    by_gradient: tuple[Chart, ...]
     commands: Commands
     gallery: Gallery
 
@@ -100,6 +109,11 @@ def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> Ru
         headline=headline(result, flags),
         limits=limits(result),
         by_step=tuple(chart for chart in charts if chart is not None),
+        by_gradient=tuple(
+            chart
+            for chart in (success_chart(result, name, flags) for name in result.defenses)
+            if chart is not None
+        ),
         commands=commands(run.loaded),
         gallery=gallery(run.loaded, data_root),
     )
@@ -131,6 +145,7 @@ def environment(*packages: str) -> Environment:
         "reading": wording.reading,
         "submission": wording.submission,
         "findings": wording.findings,
+        "indicators": wording.indicators,
         "decided": wording.decided,
         "seconds": wording.seconds,
         "nats": wording.nats,

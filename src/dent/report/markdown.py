@@ -81,6 +81,7 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
     yield ""
     for name, defense in result.defenses.items():
         yield from _attacks(name, defense, flags.marks(result, name))
+        yield from _indicators(defense)
     yield f"{level} Entropy (nats) and sigma (pixels)"
     yield ""
     yield from _adaptation(result, flags)
@@ -158,6 +159,13 @@ def _attacks(name: str, defense: DefenseResult, flagged: Sequence[Flag]) -> Iter
     worst = f"{wording.count(defense.worst.served)}{marks}"
     yield _row(f"**worst case, per {defense.worst.unit}**", worst, "", "", "")
     yield ""
+
+
+def _indicators(defense: DefenseResult) -> Iterator[str]:
+    sentences = wording.indicators(defense)
+    yield from (f"- {escape(sentence)}" for sentence in sentences)
+    if sentences:
+        yield ""
 
 
 def _claimed(attack: AttackSummary, marks: str) -> tuple[str, str, str]:

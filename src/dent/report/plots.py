@@ -135,6 +135,48 @@ def _step_chart(title: str, curves: Sequence[Curve], y_label: str) -> Chart | No
     )
 
 
+def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
+    """Draw the share of members that each attack broke, by gradients; None without gradients.
+
+    Shows the attacks that broke the most, at most one per color.
+    """
+    drawn = [
+        (attack.attack or "", attack.curve)
+        for attack in result.defenses[defense].attacks
+        if attack.curve is not None
+    ]
+    strongest_first = sorted(drawn, key=lambda pair: -pair[1].broken[-1] / pair[1].total)
+    curves = [
+        Curve(
+            name=name,
+            flags=flags.marks(result, defense),
+            colour=index,
+            dashed=False,
+            values=[
+                Value(
+                    float(at),
+                    broken / curve.total,
+                    None,
+                    f"{broken} of {curve.total} broken after {counted(at, 'gradient')}",
+                )
+                for at, broken in zip(curve.gradients, curve.broken, strict=True)
+            ],
+        )
+        for index, (name, curve) in enumerate(strongest_first[:COLOURS])
+    ]
+    if not curves:
+        return None
+    return chart(
+        f"{defense}: broken by number of gradients",
+        curves,
+        x_label="gradients per batch",
+        y_label="members broken so far",
+        x_ticks=whole_ticks(max(curve.gradients[-1] for _, curve in strongest_first[:COLOURS])),
+        share=True,
+        numeric=True,
+    )
+
+
 def traces(defense: DefenseResult) -> list[tuple[str, Trace]]:
     """Return the traces of a defense's adaptation: on natural batches, and under each attack."""
     return [

@@ -96,6 +96,16 @@ def resubmission(repeated: Repeated | None) -> tuple[str, ...]:
     return (f"Resubmission risk, {what}: {shares}. Of natural images {natural}.",)
 
 
+def indicators(result: DefenseResult) -> tuple[str, ...]:
+    """Return the raised indicators of attack failure of all attacks on a defense, in sentences."""
+    return tuple(
+        f"{attack.attack}, {indicator.name}: {indicator.sentence}"
+        for attack in result.attacks
+        for indicator in attack.indicators
+        if indicator.raised
+    )
+
+
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     """Return a verdict in sentences: the ruling, the clean accuracies, and each gate.
 

@@ -216,7 +216,9 @@ def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:
     adaptation = defense.adapt(images)
     model: Callable[[Tensor], Tensor] = partial(_predict, defense, adaptation)
     logits = target(images, view=model)
-    best.offer(images, logits.argmax(dim=1) != target.labels, margin(logits, target.labels))
+    wrong = logits.argmax(dim=1) != target.labels
+    best.offer(images, wrong, margin(logits, target.labels))
+    target.recorder.broke(wrong, target.members, along=False)
     return logits, model
 
 

@@ -102,7 +102,9 @@ def through(
             wrong.append((logits.argmax(dim=1) != target.labels).to(widest(logits.device)))
             margins.append(margin(logits, target.labels))
         if best is not None:
-            best.offer(images, _mean(wrong), _mean(margins), target.members)
+            share = _mean(wrong)
+            best.offer(images, share, _mean(margins), target.members)
+            target.recorder.broke(share > 0.5, target.members, along=True)
         return Evaluation(_mean(losses), _mean(gradients))
 
     return objective

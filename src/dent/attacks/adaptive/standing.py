@@ -75,6 +75,7 @@ class Standing(Querier):
         self.labels = whole.labels[members]
         self.classes = whole.classes
         self.worst = None
+        self.recorder = whole.recorder
 
     def __call__(
         self,

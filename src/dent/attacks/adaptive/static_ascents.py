@@ -27,6 +27,7 @@ from dent.attacks.querier import Queries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dent.attacks.history import Recorder
     from dent.attacks.querier import Querier, View
     from dent.threat import ThreatModel
 
@@ -79,6 +80,7 @@ class StaticAscent:
                 _KEPT.put(key, found)
         else:
             found.count(target)
+        target.recorder.join(found.recorder, own=all(m is target.defense for m in models))
         return found.images.to(target.natural)
 
     def _ascend(
@@ -87,20 +89,25 @@ class StaticAscent:
         gradients, zeros = target.gradients.clone(), target.zero_by_member.clone()
         done, non_finite = target.done, target.non_finite
         targets = runner_up(natural, target.labels, self.rank) if self.rank else None
-        images = apgd(
-            mean_of(target, models, Aim(loss_named(self.loss), targets)),
-            target.natural,
-            random_start(target.natural, threat, self._draws(target)),
-            threat,
-            iterations=self.iterations,
-            rho=self.rho,
-        ).images
+        outer, target.recorder = target.recorder, target.recorder.again()
+        try:
+            images = apgd(
+                mean_of(target, models, Aim(loss_named(self.loss), targets)),
+                target.natural,
+                random_start(target.natural, threat, self._draws(target)),
+                threat,
+                iterations=self.iterations,
+                rho=self.rho,
+            ).images
+        finally:
+            recorder, target.recorder = target.recorder, outer
         return _Found(
             images.cpu(),
             target.gradients - gradients,
             target.zero_by_member - zeros,
             target.non_finite - non_finite,
             Queries(target.done.forwards - done.forwards, target.done.backwards - done.backwards),
+            recorder,
         )
 
     def _draws(self, target: Querier) -> torch.Generator:
@@ -126,6 +133,8 @@ class _Found:
     zero_by_member: Tensor
     non_finite: int
     passes: Queries
+    recorder: Recorder
+    """Progress of the ascent, as an attack on the models themselves."""
 
     def count(self, target: Querier) -> None:
         target.gradients += self.gradients.to(target.gradients)

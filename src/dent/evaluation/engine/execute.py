@@ -6,7 +6,7 @@ this process. That is what lets a run be resumed, and batches be run elsewhere.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -16,13 +16,20 @@ from torch import Tensor, nn
 from dent.attacks import Attack, AttackResult, Defense
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.attacks.adaptive.among import among
+from dent.attacks.history import History
 from dent.attacks.querier import NoGradientError
 from dent.errors import DataError
 from dent.evaluation.engine.carry import carried
 from dent.evaluation.probe.unit import certificate_record, probe_record
 from dent.evaluation.records.folder import Store
 from dent.evaluation.records.plan import Batch, Plan, Unit, candidates, seed_of
-from dent.evaluation.records.schema import CertificateRecord, ProbeRecord, UnitRecord, UnitTiming
+from dent.evaluation.records.schema import (
+    AttackHistory,
+    CertificateRecord,
+    ProbeRecord,
+    UnitRecord,
+    UnitTiming,
+)
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results import tells
 from dent.evaluation.results.scoring import Piece, piece_of
@@ -370,7 +377,13 @@ def _widened(result: AttackResult, standing: Tensor) -> AttackResult:
         fooled_after={name: over_all(part) for name, part in result.fooled_after.items()},
         gradients=counts(result.gradients),
         zero_by_member=counts(result.zero_by_member),
+        history=None if result.history is None else _with_carried(result.history, standing),
     )
+
+
+def _with_carried(history: History, standing: Tensor) -> History:
+    carried = int((~standing).sum())
+    return replace(history, broken=tuple(count + carried for count in history.broken))
 
 
 def _not_attacked(x: Tensor, *notes: str) -> AttackResult:
@@ -399,6 +412,7 @@ def _of_attack(result: AttackResult) -> dict[str, Any]:
         "non_finite": result.non_finite,
         "gradients": result.gradients,
         "zero_gradients": result.zero_by_member,
+        "history": None if result.history is None else AttackHistory(**asdict(result.history)),
         "notes": tuple(result.notes),
     }
 

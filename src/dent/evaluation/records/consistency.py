@@ -6,11 +6,13 @@ finite.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from dent.errors import ConfigError
 from dent.evaluation.records.plan import Batch, Plan, candidates, tensor_file
 from dent.evaluation.records.schema import (
+    AttackHistory,
     CertificateRecord,
     Comparison,
     FollowUp,
@@ -33,6 +35,8 @@ _FAR: Final = 1e12
 """Beyond every second, nat and pixel; sums of as many as there are units stay finite."""
 _ROUNDING: Final = 0.01
 """Share of eps that float32 rounding may add, for the smallest plausible eps."""
+_POINTS: Final = 1000
+"""Most points of the history of an attack. This version writes fewer."""
 _LARGEST_IMAGE: Final = 2**24
 """Values of one image."""
 
@@ -158,10 +162,29 @@ def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
         yield "more members fell after a part of the attack than were attacked"
     if record.used is not None and not _is_share(record.used, attacked):
         yield f"{len(record.used)} shares of eps, up to {_shown(max(record.used, default=0))}"
+    if record.history is not None:
+        yield from (f"history: {problem}" for problem in _of_history(record.history, attacked))
     if abs(record.loss or 0.0) > _FAR:
         yield "the loss is out of range"
     if max(record.queries, record.backwards, record.non_finite, record.planned or 0) > _MOST:
         yield "queries, backwards or non_finite is out of range"
+
+
+def _of_history(history: AttackHistory, attacked: int) -> Iterator[str]:
+    series = (history.gradients, history.broken, history.loss, history.norm)
+    if len({len(values) for values in series}) > 1 or not 0 < len(history.gradients) <= _POINTS:
+        yield f"{[len(values) for values in series]} values a point, or more than {_POINTS} points"
+    if any(a >= b for a, b in pairwise(history.gradients)):
+        yield "gradients do not rise from point to point"
+    if any(a > b for a, b in pairwise(history.broken)):
+        yield "members that were broken are no longer"
+    sizes = (history.late, history.rising, history.silent, history.untransferred)
+    if not _within((*history.broken, *sizes), attacked):
+        yield f"more than {counted(attacked, 'attacked member')}"
+    if not _within(history.gradients, _MOST):
+        yield "gradients are out of range"
+    if not all(abs(value) <= _FAR for value in (*history.loss, *history.norm)):
+        yield "a value is out of range"
 
 
 def _is_share(used: Sequence[float], attacked: int) -> bool:

@@ -47,6 +47,36 @@ class Trace(Record):
     """Number of members by status of the adaptation; empty if the defense does not record it."""
 
 
+class AttackHistory(Record):
+    """Progress of an attack, one value per point: at evenly spaced gradients, and at the last one.
+
+    An attack with several models, submissions, losses or targets computes several gradients per
+    iteration or starts again. Its gradients are numbered through.
+    """
+
+    gradients: tuple[_Count, ...]
+    """Number of gradients so far, including the one at this point."""
+    broken: tuple[_Count, ...]
+    """Number of attacked members that the defense itself misclassified at least once so far,
+    including `carried` ones. The last value is from the end of the attack."""
+    loss: tuple[float, ...]
+    """Mean cross-entropy, in nats, of the latest prediction for each member that is not carried: by
+    the defense, or by the model that the attack uses in its place."""
+    norm: tuple[Annotated[float, Field(ge=0)], ...]
+    """Mean l2 length of a member's gradient of the attack's own loss."""
+    late: _Count
+    """Number of members that were first misclassified in the last tenth of the gradients."""
+    rising: _Count
+    """Number of members that the attack does not claim, and whose highest cross-entropy rose by
+    more than 1% of its whole rise in the last tenth of the gradients."""
+    silent: _Count
+    """Number of members that the attack broke but does not claim. If members of a batch depend on
+    each other: number of members by which its most broken batch exceeds its claim."""
+    untransferred: _Count
+    """Number of members that the model in place of the defense misclassified, and the defense never
+    did."""
+
+
 class UnitTiming(Record):
     """Times of one unit, in seconds."""
 
@@ -111,6 +141,9 @@ class UnitRecord(Record):
     attack, and in older records."""
     zero_gradients: tuple[_Count, ...] | None = None
     """The number of those gradients that were exactly zero."""
+    history: AttackHistory | None = None
+    """Progress of the attack. Null without an attack, without gradients of the batch in its order,
+    and in older records."""
     notes: tuple[str, ...] = ()
     tensor: TensorRef | None = None
     """The submitted images; null if the batch is natural or assembled, or was not kept."""

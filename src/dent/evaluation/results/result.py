@@ -39,6 +39,40 @@ class Count(Record):
         )
 
 
+class Diagnostic(Record):
+    """A sign that a number may be wrong; see docs/evaluation/protocol.md."""
+
+    name: str
+    state: Literal["raised", "passed", "not-run"]
+    value: float | None
+    threshold: float | None
+    """The diagnostic is raised if the value is above it."""
+    sentence: str
+
+    @property
+    def raised(self) -> bool:
+        """Whether the diagnostic is raised."""
+        return self.state == "raised"
+
+
+class AttackCurve(Record):
+    """Progress of an attack over all its batches, one value per point.
+
+    A batch that ended earlier keeps its last value.
+    """
+
+    gradients: tuple[_Count, ...]
+    """Number of gradients of each batch so far."""
+    broken: tuple[_Count, ...]
+    """Number of attacked members that the defense itself misclassified at least once so far."""
+    total: _Count
+    """Number of attacked members."""
+    loss: tuple[float, ...]
+    """Mean cross-entropy of the latest predictions, in nats; see `AttackHistory`."""
+    norm: tuple[float, ...]
+    """Mean l2 length of a member's gradient."""
+
+
 class AttackSummary(Record):
     """The accuracy under one attack."""
 
@@ -71,6 +105,10 @@ class AttackSummary(Record):
     notes: tuple[str, ...]
     batches: _Count
     timing: dict[str, float]
+    curve: AttackCurve | None = None
+    """Null without gradients, and in older records."""
+    indicators: tuple[Diagnostic, ...] = ()
+    """Indicators of attack failure; empty without gradients, and in older records."""
 
     @property
     def ran(self) -> bool:
@@ -119,22 +157,6 @@ class Dependence(Record):
     declared: bool
     measured: bool | None
     """Null if it could not be measured: a single member, or a randomized defense."""
-
-
-class Diagnostic(Record):
-    """A sign that a number may be wrong; see docs/evaluation/protocol.md."""
-
-    name: str
-    state: Literal["raised", "passed", "not-run"]
-    value: float | None
-    threshold: float | None
-    """The diagnostic is raised if the value is above it."""
-    sentence: str
-
-    @property
-    def raised(self) -> bool:
-        """Whether the diagnostic is raised."""
-        return self.state == "raised"
 
 
 class LadderRung(Record):

@@ -9,6 +9,7 @@ from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.results import diagnostics, tells
 from dent.evaluation.results.averaged_views import over_views
 from dent.evaluation.results.decision import decisions, left
+from dent.evaluation.results.indicators import curve_of, indicators_of
 from dent.evaluation.results.ladder import ladder_of
 from dent.evaluation.results.result import (
     AttackSummary,
@@ -161,6 +162,8 @@ def _attack(name: str, scores: Scores) -> AttackSummary:
             "attack": sum(record.timing.attack for record in records),
             "serve": sum(record.timing.serve for record in records),
         },
+        curve=curve_of(records),
+        indicators=indicators_of(records),
     )
 
 
