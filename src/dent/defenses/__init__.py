@@ -17,6 +17,7 @@ from dent.defenses.perturbation import Perturbation
 from dent.defenses.registry import CONFIGS, KINDS, describe, load_config, make, names
 from dent.defenses.statistics_prior import StatisticsPrior
 from dent.defenses.tent_online import TENT, TentOnline, TentState
+from dent.defenses.tta import TestTimeAdaptation
 
 __all__ = [
     "CONFIGS",
@@ -32,6 +33,7 @@ __all__ = [
     "StatisticsPrior",
     "TentOnline",
     "TentState",
+    "TestTimeAdaptation",
     "describe",
     "load_config",
     "make",

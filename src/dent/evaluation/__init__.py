@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         WorstCase,
     )
     from dent.evaluation.run import evaluate
+    from dent.evaluation.streams import StreamBatch, StreamResult, stream
     from dent.evaluation.subject import Subject, describe
     from dent.evaluation.suites import suite
     from dent.evaluation.sweeps import read_sweep, sweep
@@ -61,6 +62,8 @@ __all__ = [
     "SchemaVersionError",
     "Settings",
     "SpecMismatchError",
+    "StreamBatch",
+    "StreamResult",
     "Subject",
     "Verification",
     "WorstCase",
@@ -69,6 +72,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "read_sweep",
+    "stream",
     "suite",
     "sweep",
     "verify",
@@ -100,6 +104,11 @@ _MODULES = {
         "WorstCase",
     ),
     "dent.evaluation.run": ("evaluate",),
+    "dent.evaluation.streams": (
+        "StreamBatch",
+        "StreamResult",
+        "stream",
+    ),
     "dent.evaluation.subject": (
         "Subject",
         "describe",

@@ -8,7 +8,7 @@ Nothing here uses a model. Warnings stand beside every number.
 See docs/evaluation/reading-a-report.md.
 """
 
-from dent.report.figures import figure
+from dent.report.figures import figure, stream_figure
 from dent.report.listing import RunSummary, list_runs
 from dent.report.loading import LoadedRun, load_run
 from dent.report.story import DefenseStory, SampleStory, StoryAnswer, sample_story
@@ -25,5 +25,6 @@ __all__ = [
     "list_runs",
     "load_run",
     "sample_story",
+    "stream_figure",
     "write_report",
 ]

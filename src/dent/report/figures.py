@@ -2,9 +2,9 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,6 +22,9 @@ from dent.report.loading import load_run
 from dent.report.plots import colour_of, strongest
 from dent.storage.disk import write_atomically, writing
 from dent.support.plural import counted
+
+if TYPE_CHECKING:
+    from dent.evaluation.streams import StreamResult
 
 SUFFIXES: Final = (".png", ".svg")
 _COLOURS: Final = ("#57606a", "#0b62ab", "#c04a00", "#00795a", "#9c3f7a", "#8a6a00", "#2b84b5")
@@ -69,15 +72,43 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
         RecordError: The run cannot be read, or `out` cannot be written.
         SchemaVersionError: The run was written by a newer torch-dent.
     """
+    out = _checked(out)
+    result = run if isinstance(run, EvaluationResult) else load_run(Path(run)).result
+    return _save(lambda: _draw(result), out)
+
+
+def stream_figure(result: "StreamResult", out: Path) -> Path:
+    """Draw the accuracy of a stream by batch: unattacked, attacked, and with a reset before each.
+
+    The attacker's batches are shaded. Equal results give an equal file.
+
+    Args:
+        result: Of `dent.evaluation.stream`.
+        out: A `.png` or `.svg` file, replaced if it is there.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: The suffix is neither of these.
+        RecordError: `out` cannot be written.
+    """
+    return _save(lambda: _draw_stream(result), _checked(out))
+
+
+def _checked(out: Path) -> Path:
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"a figure's file name must end in {' or '.join(SUFFIXES)}, got {out.name!r}"
         )
-    result = run if isinstance(run, EvaluationResult) else load_run(Path(run)).result
+    return out
+
+
+def _save(draw: Callable[[], Figure], out: Path) -> Path:
     content = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        drawing = _draw(result)
+        drawing = draw()
         kind = out.suffix.lower().removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         drawing.savefig(content, format=kind, dpi=160, metadata=metadata)
@@ -85,6 +116,33 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content.getvalue())
     return out
+
+
+def _draw_stream(result: "StreamResult") -> Figure:
+    drawing = Figure(figsize=(_WIDTH, 3.4))
+    FigureCanvasAgg(drawing)
+    axes: Any = drawing.subplots()
+    attacked = sum(batch.attacked for batch in result.batches)
+    axes.axvspan(0.5, attacked + 0.5, color="#f0e6d8", linewidth=0)
+    at = range(1, len(result.batches) + 1)
+    lines = (
+        ("unattacked stream", "--", [batch.unattacked.share for batch in result.batches]),
+        ("attacked stream", "-", [batch.served.share for batch in result.batches]),
+        ("reset before each batch", ":", [batch.after_reset.share for batch in result.batches]),
+    )
+    for index, (name, style, shares) in enumerate(lines):
+        colour, marker = _COLOURS[index], _MARKERS[index]
+        axes.plot(at, shares, ls=style, color=colour, marker=marker, markersize=4, label=name)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("batch of the stream; the attacker's are shaded")
+    axes.set_ylabel("accuracy as served")
+    axes.grid(axis="y", color="#d5dae0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, fontsize=8)
+    drawing.tight_layout()
+    return drawing
 
 
 def _draw(result: EvaluationResult) -> Figure:

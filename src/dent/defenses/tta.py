@@ -1,0 +1,145 @@
+"""A wrapper that makes any test-time adaptation method a defense that keeps state."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dent.errors import UnsupportedModelError
+from dent.kinds import path_of
+
+
+class Answered(NamedTuple):
+    """Result of one call of a method."""
+
+    images: Tensor
+    """The batch, detached."""
+    logits: Tensor
+    """The method's logits (N, classes), detached."""
+    model: Callable[[Tensor], Tensor]
+    """A copy of its model after the batch."""
+
+
+class TestTimeAdaptation(nn.Module):
+    """A test-time adaptation method, such as the published code of tent, EATA, SAR or CoTTA.
+
+    The method is a module. Its `forward(x)` predicts a batch and changes its own state, and its
+    `reset()` returns to the initial state. Every `adapt` (and so every call) changes the state,
+    including an attacker's queries, as in the method itself. `snapshot` and `restore` save a state,
+    so that an evaluation can attack without a trace in the stream.
+
+    The logits are exactly the method's. Their gradient is that of the method's `model` after the
+    batch, at the same images, because methods free their own graph when they take their step. So
+    gradient attacks use a substitute here, as BPDA does.
+
+    The method is copied and keeps its modes (tent predicts in training mode): `eval()` and
+    `train()` on this wrapper have no effect. It is not thread-safe.
+
+    Args:
+        method: Has `forward(x)`, `reset()`, and `model`, the classifier that it adapts.
+        model: The static classifier before the method changed it, in eval mode. It must be another
+            object than the method's. It is not changed.
+
+    Raises:
+        UnsupportedModelError: The method lacks one of these or cannot be copied, or `model` is in
+            training mode.
+    """
+
+    __test__: ClassVar[bool] = False  # for pytest, which collects classes of such names
+    name: ClassVar[str] = "test-time-adaptation"
+
+    def __init__(self, method: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        parts = ("forward", "reset", "model")
+        missing = [part for part in parts if not callable(getattr(method, part, None))]
+        if missing:
+            raise UnsupportedModelError(
+                "TestTimeAdaptation expects a torch.nn.Module with forward(x), reset() and the "
+                f"classifier that it adapts as `model`, got {type(method).__name__} without "
+                f"{', '.join(missing)}."
+            )
+        if any(module.training for module in model.modules()):
+            raise UnsupportedModelError(
+                "TestTimeAdaptation expects the static classifier in eval mode: give it a copy "
+                "from before the method was set up, such as copy.deepcopy(model).eval()."
+            )
+        self._kind = path_of(method)
+        self.base = model
+        self.method: Any = _copied(method)
+
+    @property
+    def batch_dependent(self) -> bool:
+        """True: such methods adapt to the whole batch."""
+        return True
+
+    @property
+    def stateful(self) -> bool:
+        """True: the state carries over from batch to batch."""
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description of the defense for records."""
+        return {
+            "name": self.name,
+            "settings": {"method": self._kind},
+            "batch_dependent": True,
+            "stateful": True,
+            "randomized": False,
+        }
+
+    def unwrap(self) -> nn.Module:
+        """Return the static classifier."""
+        return self.base
+
+    def reset(self) -> None:
+        """Reset the method to its initial state."""
+        self.method.reset()
+
+    def snapshot(self) -> nn.Module:
+        """Return the state, for `restore`: a copy of the method."""
+        state: nn.Module = _copied(self.method)
+        return state
+
+    def restore(self, state: nn.Module) -> None:
+        """Return to a state from `snapshot`."""
+        self.method = _copied(state)
+
+    def train(self, mode: bool = True) -> "TestTimeAdaptation":
+        """Change nothing: the modes are the method's own."""
+        del mode
+        return self
+
+    def adapt(self, x: Tensor) -> Answered:
+        """Call the method on a batch (N, ...), which changes its state."""
+        images = x.detach().clone()
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            logits: Tensor = self.method(images.clone())
+        return Answered(images, logits.detach(), _copied(self.method.model))
+
+    def predict(self, x: Tensor, adaptation: Answered) -> Tensor:
+        """Return the method's logits for the batch of the adaptation, with a gradient to `x`.
+
+        For other images, return the logits of its model after that batch, without another step.
+        """
+        if x.shape != adaptation.images.shape or not torch.equal(x.detach(), adaptation.images):
+            return adaptation.model(x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return adaptation.logits
+        logits = adaptation.model(x)
+        return logits + (adaptation.logits - logits).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `predict(x, adapt(x))`."""
+        return self.predict(x, self.adapt(x))
+
+
+def _copied(method: Any) -> Any:
+    try:
+        return copy.deepcopy(method)
+    except Exception as error:  # a method of the user's own may raise anything
+        raise UnsupportedModelError(
+            f"{type(method).__name__} cannot be copied ({error}), so an attack could not query it "
+            "without a change of its state."
+        ) from error
