@@ -1,6 +1,6 @@
 """The page as a reader has it: sorted, filtered, on a phone, in the dark."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,33 @@ def test_every_figure_of_a_row_is_on_the_page(rows: list[BoardRow]) -> None:
     assert "Not as the track says" not in page
     strange = replace(rows[0], headline=replace(rows[0].headline, departures=("eps: other",)))
     assert "Not as the track says: eps: other" in to_page([strange], Path())
+
+
+@dataclass(frozen=True)
+class Outside:
+    """An attack from outside, as a result lists it."""
+
+    by: str
+    url: str | None
+    lowered: int
+
+
+def test_an_outside_attack_that_lowers_a_row_is_named_and_linked(rows: list[BoardRow]) -> None:
+    attacks = (
+        Outside("Eve", "https://example.org/images", 3),
+        Outside("Mallory", "javascript:alert(1)", 1),
+        Outside("Trudy", "https://example.org/other", 0),
+    )
+    headline = rows[0].headline
+    defense = headline.defense.model_copy(update={"challenges": attacks})
+    defenses = {**headline.result.defenses, NAME: defense}
+    result = headline.result.model_copy(update={"defenses": defenses})
+    row = replace(rows[0], headline=replace(headline, result=result))
+    assert row.trust == "claimed, broken by Eve, Mallory"
+    page = to_page([row], Path())
+    assert '<a href="https://example.org/images">images of Eve</a>' in page
+    assert "javascript:" not in page
+    assert "Trudy" not in page
 
 
 def test_a_void_row_stays_and_says_why(rows: list[BoardRow]) -> None:

@@ -193,6 +193,8 @@ def test_odd_runs_have_reports(subject: Subject, tmp_path: Path) -> None:
     """No attack; no static reference, some members natural, no tensors kept."""
     bare = replace(small(subject), attacks=())
     evaluate(bare, Settings(n=4, batch_size=4), out=tmp_path / "bare")
+    evaluate(bare, Settings(ids=(5, 1, 2), batch_size=4), out=tmp_path / "ids")
+    assert "--ids 1-2,5 --" in commands(load_run(tmp_path / "ids")).again
     odd = Settings(n=4, batch_size=4, mix=0.5, static=False, tensors="drop")
     evaluate(small(subject), odd, out=tmp_path / "odd")
     page = write_report([tmp_path / "bare"], tmp_path / "bare.html").read_text()
