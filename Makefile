@@ -7,7 +7,7 @@ SOURCES := src tests benchmarks examples tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types format docs docs-serve audit dist bench bench-short bench-serve browser clean
+.PHONY: help demo test test-slow lint types format docs docs-serve audit dist bench bench-short bench-serve gpu browser clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ bench-short: $(VENV)/.dev  ## Print a few of these ratios; says nothing about ti
 
 bench-serve: $(VENV)/.dev  ## Measure dent serve under load, on this machine alone.
 	$(BIN)/python benchmarks/serve.py
+
+gpu:  ## Run tests, bench, trainings and a verdict on a GPU; needs no network, installs nothing here.
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 browser:  ## Install the browser that tests the report page (Debian, as root); without it they skip.
 	@command -v chromium >/dev/null || \
