@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,15 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import nn
 
+from tests import on_device, pretended
 from tests.small_models import make_tiny_cnn
 
 torch.set_num_threads(1)
+if on_device.DEVICE.type == "cuda":
+    on_device.reproducible()
+_elsewhere = ExitStack()
+if on_device.DEVICE == pretended.ELSEWHERE:  # for the whole session, imports included
+    _elsewhere.enter_context(pretended.pretending())
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
@@ -22,19 +29,39 @@ settings.register_profile("dent", deadline=None, derandomize=True, max_examples=
 settings.load_profile("dent")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where the tests do not compute on one."""
+    if on_device.DEVICE.type != "cuda":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs DENT_TEST_DEVICE=cuda"))
+
+
+def pytest_unconfigure() -> None:
+    """End what was pretended."""
+    _elsewhere.close()
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where tests compute: the CPU, or what DENT_TEST_DEVICE names."""
+    return on_device.DEVICE
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def tiny_cnn() -> nn.Sequential:
+def tiny_cnn(device: torch.device) -> nn.Sequential:
     model = make_tiny_cnn()
     model.load_state_dict(load_file(Path(__file__).parent / "golden" / "tiny_cnn.safetensors"))
-    return model.eval()
+    return model.eval().to(device)
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
+def images(device: torch.device) -> torch.Tensor:
     """16 CIFAR-10 test images."""
-    return load_file(Path(__file__).parent / "golden" / "golden.safetensors")["inputs"]
+    inputs = load_file(Path(__file__).parent / "golden" / "golden.safetensors")["inputs"]
+    return inputs.to(device)

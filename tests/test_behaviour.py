@@ -12,6 +12,7 @@ from torch import nn
 
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defenses.dent import Dent
+from tests.on_device import DEVICE, random_states, same_states
 from tests.small_models import BATCH_NORM, MODELS, make_images
 
 CONFIGS = {
@@ -31,7 +32,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def built() -> Callable[[str], nn.Module]:
+def built(device: torch.device) -> Callable[[str], nn.Module]:
     """Return a function that builds a model by name, its random weights always the same."""
     cache: dict[str, nn.Module] = {}
 
@@ -40,7 +41,7 @@ def built() -> Callable[[str], nn.Module]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 cache[name] = MODELS[name]()
-        return deepcopy(cache[name]).eval()
+        return deepcopy(cache[name]).eval().to(device)
 
     return build
 
@@ -66,14 +67,15 @@ def _flags(model: nn.Module) -> list[Any]:
 def test_a_defense_adapts_predicts_and_forgets(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]
 ) -> None:
-    model, config, x = built(model_name), CONFIGS[config_name], make_images()
+    model, config = built(model_name), CONFIGS[config_name]
+    x = make_images().to(DEVICE)
     frozen, other = itertools.islice(model.parameters(), 2)
     frozen.requires_grad_(False)
     other.grad = torch.ones_like(other)
     x.requires_grad_()
     model.register_forward_hook(lambda *_: None)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    flags, random_state, given = _flags(model), torch.get_rng_state(), x.clone()
+    flags, drawn, given = _flags(model), random_states(), x.clone()
     trained = dict(model.named_parameters())
 
     defense = Dent(model, config)
@@ -98,7 +100,7 @@ def test_a_defense_adapts_predicts_and_forgets(
     assert all(torch.equal(after[name], value) for name, value in state.items())
     assert torch.equal(other.grad, torch.ones_like(other))
     assert all(p.grad is None for p in (x, *model.parameters()) if p is not other)
-    assert torch.equal(torch.get_rng_state(), random_state)
+    assert same_states(random_states(), drawn)
     assert torch.equal(x, given)
 
 
@@ -108,14 +110,15 @@ def test_a_defense_adapts_predicts_and_forgets(
 def test_training_mode_changes_nothing(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]
 ) -> None:
-    model, x = nn.Sequential(nn.Dropout(0.5), built(model_name), nn.Dropout(0.5)), make_images()
+    model = nn.Sequential(nn.Dropout(0.5), built(model_name), nn.Dropout(0.5))
+    x = make_images().to(DEVICE)
     defense = Dent(model, CONFIGS[config_name])
     expected = defense.eval()(x)
-    random_state = torch.get_rng_state()
+    drawn = random_states()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert torch.equal(defense.train()(x), expected)
     assert all(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), random_state)
+    assert same_states(random_states(), drawn)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -133,6 +136,6 @@ def test_small_steps_lower_the_objective(
         "reduction": "sum",
     }
     defense = Dent(built(model_name).double(), DentConfig.from_dict(values))
-    entropy = defense.adapt(make_images(torch.float64)).entropy
+    entropy = defense.adapt(make_images(torch.float64).to(DEVICE)).entropy
     objective = entropy.sum(1, keepdim=True) if granularity == "batch" else entropy
     assert (objective.diff(dim=0) < 0).all()

@@ -18,8 +18,9 @@ CASES = json.loads((GOLDEN / "cases.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    return load_file(GOLDEN / "golden.safetensors")
+def golden(device: torch.device) -> dict[str, Tensor]:
+    found = load_file(GOLDEN / "golden.safetensors")
+    return {name: value.to(device) for name, value in found.items()}
 
 
 def config(case: dict[str, object]) -> DentConfig:

@@ -4,7 +4,9 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,7 @@ import torch
 from dent import data
 from dent.data.dataset import ArrayDataset
 from dent.errors import DataError
+from tests.pretended import ELSEWHERE, pretending
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "bench", "train", "verdict")
@@ -48,7 +51,7 @@ def test_every_part_runs_in_tiny_form_on_a_cpu(tmp_path: Path) -> None:
         assert record["small"] is True
         assert record["complete"] is True
         assert record["machine"]["device"].startswith("cpu")
-        assert record["machine"]["versions"]["torch"] == torch.__version__
+        assert record["machine"]["versions"]["torch"] == version("torch")
         (sitting,) = record["sittings"]
         assert sitting["status"] == 0
         assert sitting["seconds"] > 0
@@ -159,3 +162,14 @@ def test_a_dataset_on_a_device_gives_the_same_batches() -> None:
         for found, expected in zip(there.batch(positions), sample.batch(positions), strict=True):
             assert torch.equal(found, expected)
             assert found.dtype == expected.dtype
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize(("part", "where"), [("bench", "gpu_bench"), ("verdict", "gpu_parts")])
+def test_a_part_keeps_to_its_device(part: str, where: str, tmp_path: Path) -> None:
+    with pretending():
+        deadline = time.monotonic() + 120
+        job = module("gpu_job").Job(part, ELSEWHERE, tmp_path, deadline, small=True)
+        getattr(module(where), "run" if part == "bench" else part)(job)
+    assert job.done["complete"] is True, job.done

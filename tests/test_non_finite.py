@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Status
 from dent.config import DentConfig
-from dent.defenses.dent import Dent
+from dent.defenses.dent import Dent, _finite_rows
 from tests.configurations import ALONE, CONFIGS, STATISTICS_ONLY, TEST, Around
 
 
@@ -208,3 +208,26 @@ def test_the_status_says_what_its_number_means() -> None:
     assert [status.value for status in Status] == [0, 1, 2, 3]
     names = ["ADAPTED", "INPUT_NON_FINITE", "STEP_NON_FINITE", "REVERTED"]
     assert [status.name for status in Status] == names
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(6, 3, 4, 4), (6, 37), (6, 2, 2, 2, 2)])
+def test_a_look_at_a_batch_tells_finite_rows_and_their_range(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    clean = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert _finite_rows(clean) == (None, (float(clean.min()), float(clean.max())))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for rows in ([0], [5], [1, 2, 4]):
+            x = clean.clone()
+            for row in rows:
+                x[row].view(-1)[row] = bad
+            finite, pixels = _finite_rows(x)
+            assert finite is not None
+            assert finite.tolist() == [row not in rows for row in range(6)]
+            kept = clean[finite]
+            assert pixels == (float(kept.min()), float(kept.max()))
+    finite, pixels = _finite_rows(clean * torch.nan)
+    assert finite is not None
+    assert not finite.any()
+    assert pixels == (0.0, 0.0)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dent.attacks.adaptive import RUNGS
+from tests.on_device import DEVICE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SINGLES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -37,12 +38,13 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def golden_labels() -> Tensor:
     """The labels of the fixture `images`."""
-    return load_file(GOLDEN / "golden.safetensors")["labels"].long()
+    return load_file(GOLDEN / "golden.safetensors")["labels"].long().to(DEVICE)
 
 
 def small_images(count: int = 5, side: int = 6, seed: int = 0) -> Tensor:
     """Images (count, 3, side, side), far from each other and from the bounds."""
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return images.to(DEVICE)
 
 
 def linear(classes: int = 4, pixels: int = 108, seed: int = 0) -> nn.Sequential:
@@ -52,7 +54,7 @@ def linear(classes: int = 4, pixels: int = 108, seed: int = 0) -> nn.Sequential:
     with torch.no_grad():
         layer.weight.normal_(generator=draws)
         layer.bias.normal_(generator=draws)
-    return nn.Sequential(nn.Flatten(), layer).eval()
+    return nn.Sequential(nn.Flatten(), layer).eval().to(DEVICE)
 
 
 class Base(nn.Module):
@@ -119,7 +121,7 @@ class Places(Toy):
     def __init__(self, places: int, classes: int = 4, pixels: int = 108) -> None:
         super().__init__(nn.Identity())
         draws = torch.Generator().manual_seed(1)
-        self.weight = nn.Parameter(torch.randn(places, classes, pixels, generator=draws))
+        self.weight = nn.Parameter(torch.randn(places, classes, pixels, generator=draws).to(DEVICE))
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return torch.einsum("ncp,np->nc", self.weight, x.flatten(1) - 0.5)
@@ -175,7 +177,7 @@ class Speechless(Toy):
         logits: Tensor = self.model(x)
         if len(x) != self.size:
             return logits
-        mute = torch.zeros(len(x), 1)
+        mute = torch.zeros(len(x), 1, device=x.device)
         mute[list(self.members)] = float("nan")
         return logits + mute
 

@@ -31,8 +31,10 @@ from tests.attacks.attack_toys import (
     linear,
     small_images,
 )
+from tests.on_device import DEVICE, random_states, same_states
 
 LINF = ThreatModel("linf", 0.1)
+FIRST_THREE = torch.arange(4, device=DEVICE) < 3
 ALONE = tuple(name for name in names() if name != "collateral")
 """All attacks on the members themselves."""
 LEAVE_OUT = (
@@ -65,7 +67,7 @@ def test_every_attack_is_under_these_tests() -> None:
 
 def _snapshot(defense: nn.Module) -> dict[str, bytes]:
     kept = {**dict(defense.named_parameters()), **dict(defense.named_buffers())}
-    return {key: value.detach().numpy().tobytes() for key, value in kept.items()}
+    return {key: value.detach().cpu().numpy().tobytes() for key, value in kept.items()}
 
 
 SMOOTHED = replace(
@@ -92,7 +94,7 @@ def test_no_attack_writes_anywhere(
     y[:2] = answers(model, x)[:2]
     target: Any = defense
     if name == "collateral" and kind != "static":  # of one's own batch it has nobody to attack
-        target = Among(target, images[:4, :, 8:20, 8:20], golden_labels()[:4], torch.arange(4) < 3)
+        target = Among(target, images[:4, :, 8:20, 8:20], golden_labels()[:4], FIRST_THREE)
     x.requires_grad_()
     before = _snapshot(defense)
     flags = [module.training for module in defense.modules()]
@@ -102,7 +104,7 @@ def test_no_attack_writes_anywhere(
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
-    states = (random.getstate(), str(np.random.get_state()), torch.get_rng_state())  # noqa: NPY002
+    states = (random.getstate(), str(np.random.get_state()), random_states())  # noqa: NPY002
     protocols: list[dict[str, Any]] = [{}]
     if name in SINGLES + SETS:
         protocols.append({"protocol": "published"})
@@ -112,9 +114,9 @@ def test_no_attack_writes_anywhere(
             found = attack(name, target, x, y, **protocol)
             if kind.startswith("dent"):  # or nothing was tested
                 assert not any(note.startswith(NOT_AVAILABLE) for note in found.notes)
-    after = (random.getstate(), str(np.random.get_state()), torch.get_rng_state())  # noqa: NPY002
+    after = (random.getstate(), str(np.random.get_state()), random_states())  # noqa: NPY002
     assert after[:2] == states[:2]
-    assert torch.equal(after[2], states[2])
+    assert same_states(after[2], states[2])
     assert torch.is_grad_enabled()
     assert _snapshot(defense) == before
     assert all(parameter.grad is None for parameter in defense.parameters())
@@ -174,8 +176,8 @@ def test_results_lie_inside_the_threat_model(
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
     # Many pixels at the bounds, as natural images have.
-    x = (1.4 * torch.rand(size, generator=draws) - 0.2).clamp(0, 1)
-    y = torch.randint(classes, size[:1], generator=draws)
+    x = (1.4 * torch.rand(size, generator=draws) - 0.2).clamp(0, 1).to(DEVICE)
+    y = torch.randint(classes, size[:1], generator=draws).to(DEVICE)
     model = linear(classes, size[1] * size[2] * size[3], seed)
     defense = Company(model) if batch_dependent else model
     threat = ThreatModel(norm, eps)
@@ -201,7 +203,7 @@ def test_no_attack_leaves_the_threat_model_through_dent(
     dent: Any = Dent(tiny_cnn, BY_THE_BATCH)
     y = answers(dent, x)
     if name == "collateral":
-        dent, x, y = Among(dent, x, y, torch.arange(4) < 3), x[:3], y[:3]
+        dent, x, y = Among(dent, x, y, FIRST_THREE), x[:3], y[:3]
     found = attack(name, dent, x, y, threat)
     assert not any(note.startswith(NOT_AVAILABLE) for note in found.notes)
     # Counted here, not by the threat model that attacks project with.
@@ -298,7 +300,7 @@ def test_no_prediction_is_not_correct(name: str, extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> None:
-    x, y = small_images(), torch.tensor([0, 1, 2, 3, 4])
+    x, y = small_images(), torch.arange(5, device=DEVICE)
     seen: list[tuple[int, int]] = []
     result = attack(
         name,

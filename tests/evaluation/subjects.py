@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dent import Dent, DentConfig
 from dent.attacks import Attack, Defense, Outcome, Querier
-from dent.data.dataset import ArrayDataset
+from dent.data.dataset import ArrayDataset, ImageDataset
 from dent.evaluation import Settings, Subject
 from dent.threat import ThreatModel
+from tests.on_device import DEVICE
 
 SIDE = 6
 CLASSES = 4
@@ -30,7 +31,7 @@ def make_model(seed: int = 0) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(4 * SIDE * SIDE, CLASSES),
         )
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def make_dataset(size: int = 40, seed: int = 0, name: str = "toy") -> ArrayDataset:
@@ -39,7 +40,7 @@ def make_dataset(size: int = 40, seed: int = 0, name: str = "toy") -> ArrayDatas
     pixels = draw.integers(0, 256, (size, SIDE, SIDE, 3), dtype=np.uint8)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        labels = make_model()(images).argmax(dim=1).numpy().astype(np.int64)
+        labels = make_model()(images.to(DEVICE)).argmax(dim=1).cpu().numpy().astype(np.int64)
     labels[::7] = (labels[::7] + 1) % CLASSES
     return ArrayDataset(
         name=name,
@@ -76,6 +77,7 @@ class Guess(Attack):
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
         noise = torch.rand(target.natural.shape, generator=draws).round() * 2 - 1
+        noise = noise.to(target.natural.device)
         images = threat.project(target.natural + threat.eps * noise, target.natural)
         return Outcome(images, target(images).argmax(dim=1) != target.labels)
 
@@ -162,7 +164,9 @@ class Sociable(Wrapper):
     """Lets the mean of the batch into every answer, and does not declare it."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        return super().predict(x, adaptation) + 20 * x.mean() * torch.eye(CLASSES)[0]
+        return (
+            super().predict(x, adaptation) + 20 * x.mean() * torch.eye(CLASSES, device=x.device)[0]
+        )
 
 
 class Probabilities(Wrapper):
@@ -196,6 +200,12 @@ def make_subject(
     if attacks is None:
         attacks = [Push(0.5, name="nudge"), Push()]
     return Subject(model, make_dataset(size), defenses, attacks, ThreatModel("linf", eps))
+
+
+def batch_of(dataset: ImageDataset, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A batch on the device that tests compute on."""
+    x, y = dataset.batch(positions)
+    return x.to(DEVICE), y.to(DEVICE)
 
 
 def with_threat(subject: Subject, eps: str) -> Subject:

@@ -35,10 +35,12 @@ from tests.evaluation.subjects import (
     Push,
     Remembering,
     Wrapper,
+    batch_of,
     make_dataset,
     make_model,
     make_subject,
 )
+from tests.on_device import DEVICE, random_states, same_states
 
 
 def comparable(result: EvaluationResult) -> object:
@@ -53,7 +55,7 @@ def test_counts_are_what_a_loop_by_hand_counts() -> None:
     for name, defense in {"static": subject.model, **subject.defenses}.items():
         natural, robust = 0, {"nudge": 0, "push": 0}
         for start in (0, 8, 16):
-            x, y = subject.dataset.batch(range(start, min(start + 8, 20)))
+            x, y = batch_of(subject.dataset, range(start, min(start + 8, 20)))
             natural += int((defense(x).argmax(1) == y).sum())
             for attack in subject.attacks:
                 found = attack(defense, x, y, subject.threat, seed=0)
@@ -72,7 +74,7 @@ def test_transfers_serve_what_broke_the_static_model() -> None:
     dent = subject.defenses["dent"]
     count = 0
     for start in (0, 8, 16):
-        x, y = subject.dataset.batch(range(start, min(start + 8, 20)))
+        x, y = batch_of(subject.dataset, range(start, min(start + 8, 20)))
         found = Push()(subject.model, x, y, subject.threat, seed=0)
         count += int((dent(found.adversarial).argmax(1) == y).sum())
     result = evaluate(subject, SMALL).defenses["dent"]
@@ -122,7 +124,7 @@ def test_no_prediction_is_wrong_and_counted_and_null(tmp_path: Path) -> None:
     model = make_model()
     subject = make_subject({"broken": Broken(model)}, model=model)
     result = evaluate(subject, SMALL, out=tmp_path / "run").defenses["broken"]
-    x, y = subject.dataset.batch(range(20))
+    x, y = batch_of(subject.dataset, range(20))
     dark = x[:, 0, 0, 0] < 0.25
     assert result.non_finite == int(dark.sum()) > 0
     assert result.natural.correct == int(((model(x).argmax(1) == y) & ~dark).sum())
@@ -142,7 +144,7 @@ def test_adaptations_leave_their_trace() -> None:
     dent = Dent(model, config)
     means = []
     for start in (0, 8):
-        x, _ = subject.dataset.batch(range(start, start + 8))
+        x, _ = batch_of(subject.dataset, range(start, start + 8))
         a = dent.adapt(x)
         p = dent.predict(x, a).softmax(1)
         means.append([*a.entropy.mean(1).tolist(), float(-(p * p.log()).sum(1).mean())])
@@ -182,7 +184,7 @@ def test_in_a_mixed_batch_the_company_stays_natural() -> None:
     assert [batch.attacked for batch in plan.batches] == [2, 2, 2]
     whole = [x for x in recorder.seen if len(x) == 8]
     for batch in plan.batches:
-        x, _ = data.batch(batch.positions)
+        x, _ = batch_of(data, batch.positions)
         among = [seen for seen in whole if torch.equal(seen[2:], x[2:])]
         # natural, the attack's two looks, and what is served at last
         assert len(among) >= 4
@@ -194,7 +196,12 @@ def test_in_a_mixed_batch_the_company_stays_natural() -> None:
     assert defended.attack("push").bystanders.total == 18
     labels = [batch.labels[2:] for batch in plan.batches]
     right = sum(
-        int((model(data.batch(b.positions[2:])[0]).argmax(1) == torch.tensor(y)).sum())
+        int(
+            (
+                model(batch_of(data, b.positions[2:])[0]).argmax(1)
+                == torch.tensor(y, device=DEVICE)
+            ).sum()
+        )
         for b, y in zip(plan.batches, labels, strict=True)
     )
     assert defended.attack("push").bystanders.correct == right
@@ -211,7 +218,7 @@ def test_a_defense_that_remembers_finds_every_unit_as_the_stream_left_it(tmp_pat
     data = make_dataset(40)
     right = 0
     for at, start in enumerate((0, 8, 16)):
-        x, y = data.batch(range(start, min(start + 8, 20)))
+        x, y = batch_of(data, range(start, min(start + 8, 20)))
         right += int((model(x).roll((at + 1) % 2, dims=1).argmax(1) == y).sum())
     assert result.defenses["stream"].natural.correct == right
 
@@ -234,7 +241,7 @@ def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
     assert result.status == "complete"
     published = result.defenses["dent"].attack("apgd-ce")
     assert published.served.total == 20
-    x, y = subject.dataset.batch(range(20))
+    x, y = batch_of(subject.dataset, range(20))
     found = attacks[0](model, x, y, subject.threat, seed=0)
     static = result.defenses["static"].attack("apgd-ce")
     assert static.claimed is not None
@@ -254,7 +261,7 @@ def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> No
     result = evaluate(subject, SMALL)
     (attack,) = result.spec.attacks
     assert attack.settings["batch_size"] == SMALL.batch_size
-    x, y = subject.dataset.batch(range(20))
+    x, y = batch_of(subject.dataset, range(20))
     alone = make("apgd-ce", iterations=2, protocol="published", batch_size=8)
     found = alone(subject.model, x, y, subject.threat, seed=0)
     assert result.defenses["static"].attack("apgd-ce").queries == found.queries
@@ -383,13 +390,13 @@ def test_a_defense_that_answers_with_something_else_is_refused() -> None:
 
 
 def test_randomness_outside_is_left_alone() -> None:
-    before = torch.get_rng_state()
+    before = random_states()
     evaluate(make_subject(attacks=[Guess()]), Settings(n=8, batch_size=8))
-    assert torch.equal(before, torch.get_rng_state())
+    assert same_states(before, random_states())
 
 
 def test_serving_takes_a_batch_of_one() -> None:
-    x, _ = make_dataset().batch([3])
+    x, _ = batch_of(make_dataset(), [3])
     served = submit(Dent(make_model(), DentConfig(steps=1)), x, seed=0)
     assert len(served.predictions) == 1
 
@@ -400,13 +407,13 @@ def test_a_sample_can_be_followed_through_all_units(tmp_path: Path) -> None:
     recorded = load_run(tmp_path / "run")
     answers = recorded.sample(109)
     assert len(answers) == 9
-    x, _ = subject.dataset.batch([9])
+    x, _ = batch_of(subject.dataset, [9])
     for answer in answers:
         assert (answer.batch.index, answer.member) == (1, 1)
         assert answer.predicted == answer.record.served[1]
         if answer.row is not None:
             image = recorded.adversarial(answer.record)[answer.row]
-            assert float((image - x[0]).abs().max()) <= 8 / 255 + 1e-6
+            assert float((image - x[0].cpu()).abs().max()) <= 8 / 255 + 1e-6
 
 
 class Told(Wrapper):
@@ -422,7 +429,7 @@ class Told(Wrapper):
 
 
 def test_sigma_is_read_in_every_shape() -> None:
-    x, _ = make_dataset().batch(range(2))
+    x, _ = batch_of(make_dataset(), range(2))
 
     def trace(**told: object) -> Trace:
         return submit(Told(make_model(), SimpleNamespace(**told)), x, seed=0, attacked=1).trace
@@ -481,7 +488,7 @@ def test_the_smallest_batch_is_tried_before_the_start(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_one_under_test_statistics_is_refused_before_the_start() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)).eval().to(DEVICE)
     config = DentConfig(steps=1, lr=1e-3, statistics="test")
     subject = replace(make_subject(), model=model, defenses={"dent": Dent(model, config)})
     with pytest.raises(InputError, match="'dent' fails on a batch of 1 image"):

@@ -29,7 +29,8 @@ from dent.evaluation.suites import (
     stand_of,
 )
 from dent.threat import Norm, ThreatModel
-from tests.evaluation.subjects import SIDE, make_dataset, make_subject
+from tests.evaluation.subjects import SIDE, batch_of, make_dataset, make_subject
+from tests.on_device import DEVICE
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation" / "suite.md"
 
@@ -189,10 +190,10 @@ def test_two_classes_are_enough() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws))
         layer.bias.copy_(-layer.weight.sum(dim=1) / 2)
-    model = nn.Sequential(nn.Flatten(), layer).eval()
+    model = nn.Sequential(nn.Flatten(), layer).eval().to(DEVICE)
     data = make_dataset(6)
     with torch.no_grad():
-        labels = model(data.batch(range(6))[0]).argmax(dim=1).numpy()
+        labels = model(batch_of(data, range(6))[0]).argmax(dim=1).cpu().numpy()
     few = replace(data, classes=("a", "b"), labels=labels)
     subject = Subject(model, few, {}, suite("dynamic", "small"), ThreatModel("linf", "8/255"))
     result = evaluate(subject, Settings(batch_size=6))

@@ -225,6 +225,7 @@ class AdaptedModel:
         self._last_layers = config.last_layers
         self._prefix = prefix
         self._pixels_for_channels_last = _pixels_for_channels_last(model)
+        self._copied: tuple[Tensor, int, Tensor, int, bool] | None = None
         self._copy()
 
     def _copy(self) -> None:
@@ -302,7 +303,7 @@ class AdaptedModel:
         self._bind(parameters)
         try:
             images = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
-            images = _own(images, channels_last=channels_last)
+            images = self._owned(images, channels_last=channels_last)
             if channels_last and not self._weights_channels_last:
                 _reorder_weights(self._module)
                 self._weights_channels_last = True
@@ -316,6 +317,27 @@ class AdaptedModel:
             if isinstance(error, InputError | UnsupportedModelError):
                 raise
             raise InputError(self._refusal(x, error)) from error
+
+    def _owned(self, x: Tensor, *, channels_last: bool) -> Tensor:
+        """Copy what a model may work in place on.
+
+        Where a prefix answers for modules, the same batch gives the same copy, as long as nothing
+        wrote to either: so the prefix knows it without a comparison, for which a GPU would have to
+        be waited for at every step.
+        """
+        inference = x.is_inference() or torch.is_inference_mode_enabled()  # nothing tells of writes
+        if self._last_layers is None or x.requires_grad or inference:
+            return _own(x, channels_last=channels_last)
+        if self._copied is not None:
+            given, version, copied, copied_version, layout = self._copied
+            if (given is x and layout == channels_last) and (x._version, copied._version) == (
+                version,
+                copied_version,
+            ):
+                return copied
+        copied = _own(x, channels_last=channels_last)
+        self._copied = (x, x._version, copied, copied._version, channels_last)
+        return copied
 
     def _prefers_channels_last(self, x: Tensor) -> bool:
         memory_format = self._performance.memory_format

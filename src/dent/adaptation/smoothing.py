@@ -92,7 +92,7 @@ def smooth(x: Tensor, parameter: Tensor, kind: Covariance) -> Tensor:
         )
     parameter = parameter.expand(x.shape[0], -1)
     reach = radius(parameter, kind, max(x.shape[-2:]))
-    vertical, horizontal = (int(axis) for axis in reach.amax(0))
+    vertical, horizontal = reach.amax(0).tolist()  # a GPU is waited for, once
     padded = F.pad(x, (horizontal, horizontal, vertical, vertical), mode="replicate")
     if kind == "full":
         return _filter(padded, _kernel_full(parameter, reach, vertical, horizontal))

@@ -82,19 +82,22 @@ class Trial:
         )
 
     @untraced
-    def run(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
+    def run(
+        self, model: nn.Module, config: DentConfig, x: Tensor, pixels: tuple[float, float]
+    ) -> None:
         """Try a defense on its first batch; returns at once where that was done.
 
         Args:
             model: the model, which is run and left as it is.
             config: the defense; without steps, only the copy is tried.
             x: (N, ...), finite.
+            pixels: the least and the largest value of `x`.
 
         Raises:
             UnsupportedModelError: the defense would not be what it says.
         """
         if not self.warned_of_pixels:
-            self.warned_of_pixels = _warn_of_pixels(x)
+            self.warned_of_pixels = _warn_of_pixels(x, *pixels)
         if not len(x) or (self.copied and (self.stepped or not config.steps)):
             return
         with _LOCK, isolated(x, differentiable=False):
@@ -112,10 +115,9 @@ def seem_probabilities(logits: Tensor) -> bool:
     return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-2)
 
 
-def _warn_of_pixels(x: Tensor) -> bool:
+def _warn_of_pixels(x: Tensor, low: float, high: float) -> bool:
     if x.dim() != 4 or x.shape[1] not in _CHANNELS or not x.numel():
         return False
-    low, high = (float(end) for end in x.detach().aminmax())
     if not ((low >= 0 and high > _BYTES) or max(-low, high) > _BEYOND):
         return False
     warnings.warn(

@@ -1,6 +1,7 @@
 """Dent: a trained classifier that adapts to every batch before it predicts."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -147,8 +148,8 @@ class Dent(nn.Module):
         """
         if id(self) in _DISABLED.get():
             _check_batch(x)
-            finite = _finite_rows(x)
-            self._trial.run(self.model, _STATIC, x if finite is None else x[finite])
+            finite, pixels = _finite_rows(x)
+            self._trial.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
             adapted = AdaptedModel(self.model, _STATIC, shares_generators=True)
             return adapted(x, {})  # to the last bit
         return self.predict(x, self.adapt(x))
@@ -192,9 +193,9 @@ class Dent(nn.Module):
         if not differentiable and (last is not None or checkpointed or on_step is not None):
             raise ConfigError("last, checkpointed and on_step need differentiable=True.")
         with isolated(x, differentiable=differentiable):
-            finite = _finite_rows(x)
+            finite, pixels = _finite_rows(x)
             images = x if finite is None else x[finite]
-            self._trial.run(self.model, self.config, images)
+            self._trial.run(self.model, self.config, images, pixels)
             self._trial.adapts(self.config, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
@@ -234,8 +235,8 @@ class Dent(nn.Module):
         """
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
-        finite = _finite_rows(x)
-        self._trial.run(self.model, self.config, x if finite is None else x[finite])
+        finite, pixels = _finite_rows(x)
+        self._trial.run(self.model, self.config, x if finite is None else x[finite], pixels)
         if finite is None:
             return _predictions(self._logits(x, adaptation))
         if not finite.any():  # run for the number of classes alone; batch statistics need two rows
@@ -388,7 +389,21 @@ def _predictions(logits: Tensor) -> Tensor:
     return torch.where(logits.amax(1, keepdim=True).isfinite(), logits, torch.nan)
 
 
-def _finite_rows(x: Tensor) -> Tensor | None:
-    """Return which rows are finite, (N,) bool, or None where all are."""
+def _finite_rows(x: Tensor) -> tuple[Tensor | None, tuple[float, float]]:
+    """Look at a batch once, since a GPU has to be waited for.
+
+    Returns:
+        Which rows are finite, (N,) bool, or None where all are; and the least and the largest value
+        of those that are.
+    """
+    pixels = _ends(x)
+    if all(map(math.isfinite, pixels)):  # of a NaN both ends are NaN
+        return None, pixels
     finite = x.detach().flatten(1).isfinite().all(1)
-    return None if bool(finite.all()) else finite
+    remaining = x[finite]
+    return finite, _ends(remaining) if len(remaining) else (0.0, 0.0)
+
+
+def _ends(x: Tensor) -> tuple[float, float]:
+    low, high = torch.stack(x.detach().aminmax()).tolist()
+    return low, high

@@ -15,6 +15,7 @@ from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
 from dent.defenses.dent import Dent
 from dent.defenses.perturbation import positive
 from dent.errors import InputError, UnsupportedModelError
+from dent.support.devices import device_of, wide
 from dent.support.plural import counted
 
 _ACTIVATIONS = frozenset(
@@ -246,7 +247,7 @@ class _Measuring(_Activations):
         self._sums = sums
 
     def look(self, values: Tensor) -> Tensor:
-        flat = values.detach().movedim(self.axis(values), 0).flatten(1).double()
+        flat = wide(values.detach().movedim(self.axis(values), 0).flatten(1))
         count = flat.new_full((len(flat),), flat.shape[1])
         added = torch.stack([count, flat.sum(1), flat.square().sum(1)])
         before = self._sums.get(self.place)
@@ -271,11 +272,11 @@ def _measure(model: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[
             f"MeanSparse found nothing to sparsify in {type(model).__name__}: there are no images, "
             "or its forward calls no activation function such as relu."
         )
-    statistics = []
+    device, statistics = device_of(model), []
     for _, (count, total, squares) in sorted(sums.items()):
         mean = total / count
         deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-        statistics.append((mean.to(dtype), deviation.to(dtype)))
+        statistics.append((mean.to(dtype).to(device), deviation.to(dtype).to(device)))
     return statistics
 
 

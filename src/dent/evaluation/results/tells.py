@@ -44,7 +44,7 @@ def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> floa
     rows: list[Tensor] = []
     for answer, batch in zip(answers, batches, strict=True):
         labels = torch.tensor(batch.labels[: batch.attacked])
-        logits = answer.logits[: batch.attacked].double().cpu()
+        logits = answer.logits[: batch.attacked].cpu().double()
         if int(labels.max()) < logits.shape[1]:
             rows.append(F.cross_entropy(logits, labels, reduction="none"))
     losses = torch.cat(rows) if rows else torch.empty(0)

@@ -1,0 +1,154 @@
+"""A device that is none: its tensors lie on the CPU, and say that they are elsewhere.
+
+PyTorch knows it as `meta`. Everything computes, values included, but where a GPU would refuse so
+does this: operations on tensors of two devices. What a GPU would have to be waited for is counted.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ELSEWHERE = torch.device("meta")
+_ATEN = torch.ops.aten
+_READS = (
+    _ATEN._local_scalar_dense,
+    _ATEN.equal,
+    _ATEN.nonzero,
+    _ATEN.masked_select,
+    _ATEN._unique2,
+    _ATEN.unique_consecutive,
+    _ATEN.bincount,
+)
+_MOVES = (_ATEN._to_copy, _ATEN.copy_)
+_MAKERS = (torch.tensor, torch.as_tensor)
+_TAKES_INDICES = (_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_)
+
+
+class Elsewhere(Tensor):
+    """A tensor of the pretended device."""
+
+    is_meta = False  # it holds values
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> "Elsewhere":
+        new: Elsewhere = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            here.size(),
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            layout=here.layout,
+            device="cpu",
+            dispatch_device=True,
+        )
+        new.here = here
+        return new
+
+    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+        return f"elsewhere: {self.here!r}"
+
+    def tolist(self) -> Any:
+        """PyTorch's own refuses subclasses."""
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.prim.device.default:
+            return ELSEWHERE
+        raise RuntimeError(f"{func} outside of `pretending()`")
+
+
+class _Mode(TorchDispatchMode):
+    def __init__(self, *, float64: bool) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+        self.float64 = float64
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return ELSEWHERE
+        given = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        away = [each for each in given if isinstance(each, Elsewhere)]
+        asked = kwargs.get("device")
+        goes = bool(away) if asked is None else torch.device(asked) == ELSEWHERE
+        packet = func.overloadpacket
+        if asked is not None:
+            kwargs = kwargs | {"device": torch.device("cpu")} if goes else kwargs
+        if away:
+            self._look(func, packet, args, given, goes=goes)
+        if packet is _ATEN.copy_:
+            goes = isinstance(args[0], Elsewhere)
+        of = {id(each.here): each for each in away}
+        found = func(*pytree.tree_map(_here, args), **pytree.tree_map(_here, kwargs))
+
+        def wrapped(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if id(value) in of:  # written to in place
+                return of[id(value)]
+            if goes and value.dtype == torch.float64 and not self.float64:
+                raise TypeError(f"{func}: the device has no float64")
+            return Elsewhere(value) if goes else value
+
+        return pytree.tree_map(wrapped, found)
+
+    def _look(self, func: Any, packet: Any, args: Any, given: list[Tensor], *, goes: bool) -> None:
+        """Refuse what a GPU refuses, and note what it is waited for."""
+        others = [each for each in given if not isinstance(each, Elsewhere) and each.dim()]
+        if others and packet not in (*_MOVES, *_TAKES_INDICES):
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+        masks = packet in _TAKES_INDICES and any(
+            isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8) for each in args[1]
+        )
+        leaves = packet in _MOVES and not (
+            isinstance(args[0], Elsewhere) if packet is _ATEN.copy_ else goes
+        )
+        if packet in _READS or masks or leaves:
+            self.reads.append(str(func))
+
+
+class _Makers(TorchFunctionMode):
+    """Makes tensors of numbers, which PyTorch would else make without asking `_Mode`."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        asked = kwargs.get("device")
+        if func in _MAKERS and asked is not None and torch.device(asked) == ELSEWHERE:
+            kwargs.pop("device")
+            return func(*args, **kwargs).to(ELSEWHERE)
+        return func(*args, **kwargs)
+
+
+def _here(value: Any) -> Any:
+    return value.here if isinstance(value, Elsewhere) else value
+
+
+@contextmanager
+def pretending(*, float64: bool = True) -> Iterator[list[str]]:
+    """Let there be a device `ELSEWHERE`; yield the names of the operations that were waited for.
+
+    Args:
+        float64: whether it computes in float64.
+    """
+    future = torch.__future__
+    before = future.get_overwrite_module_params_on_conversion()
+    future.set_overwrite_module_params_on_conversion(True)  # parameters cannot change their device
+    try:
+        with _Mode(float64=float64) as mode, _Makers():
+            yield mode.reads
+    finally:
+        future.set_overwrite_module_params_on_conversion(before)
