@@ -13,7 +13,14 @@ from dent.board.submission import FileOnline, KnownAttack, RowSubmission
 from dent.board.tracks import Track, Variant
 from dent.data import FetchResult
 from dent.distributed import Merged
-from dent.evaluation import Check, Count, DefenseResult, EvaluationResult, Verification
+from dent.evaluation import (
+    ChallengeSummary,
+    Check,
+    Count,
+    DefenseResult,
+    EvaluationResult,
+    Verification,
+)
 from dent.models import ModelInfo
 from dent.paper import CellResult, Judgement, SuiteResult, TableResult
 from dent.report import DefenseStory, RunSummary, SampleStory, StoryAnswer
@@ -29,6 +36,7 @@ PAGES = {
     "show --sample": [SampleStory, DefenseStory, StoryAnswer],
     "merge": [Merged],
     "verify": [Verification, Check],
+    "challenge": [ChallengeSummary],
     "data": [FetchResult],
     "models": [ModelInfo],
     "serve": [ServerOptions, Limits],

@@ -6,6 +6,8 @@ from typing import Any
 from tests.cli.here import commands
 
 OWN_HELP = {
+    "--images": "of a challenge, or the archive of a row of the board",
+    "--attack": "evaluate takes several, challenge one instead of images",
     "--out": "a run folder, a folder of weights, a page",
     "--model": "what train makes, and what others take",
     "--weights": "of the model; to start training from; the folder of the paper's",

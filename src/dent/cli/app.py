@@ -9,6 +9,7 @@ import typer
 from dent import __version__
 from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.board import board_app
+from dent.cli.challenge import challenge_command
 from dent.cli.console import ERR, OUT
 from dent.cli.data import data_command
 from dent.cli.demo import demo_command
@@ -57,6 +58,7 @@ app.command("report")(report_command)
 app.command("verify")(verify_command)
 app.command("pack")(pack_command)
 app.add_typer(board_app)
+app.command("challenge")(challenge_command)
 app.command("data")(data_command)
 app.command("models")(models_command)
 

@@ -234,9 +234,7 @@ def check_command(
     records_only: Annotated[
         bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
     ] = False,
-    allow_code: Annotated[
-        bool, typer.Option(help="Import and call the module:factory names in the records.")
-    ] = False,
+    allow_code: Annotated[bool, options.allow_code()] = False,
     by: Annotated[
         str | None,
         typer.Option("--record", help="Who checked: add what was passed to the row's trust.json."),

@@ -62,6 +62,14 @@ def eps(panel: str | None = None) -> Any:
     )
 
 
+def allow_code(panel: str | None = None) -> Any:
+    """`--allow-code`: run code that records name."""
+    return typer.Option(
+        help="Import and call module:factory names, those that the run records included.",
+        rich_help_panel=panel,
+    )
+
+
 def port(panel: str | None = None) -> Any:
     """`--port`: the port to listen on."""
     return typer.Option(

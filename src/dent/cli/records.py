@@ -107,9 +107,7 @@ def verify_command(
     records_only: Annotated[
         bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
     ] = False,
-    allow_code: Annotated[
-        bool, typer.Option(help="Import and call the module:factory names in the records.")
-    ] = False,
+    allow_code: Annotated[bool, options.allow_code()] = False,
     reattack: Annotated[
         str | None,
         typer.Option(help="Also run this many attacks again, or all.", metavar="K|all"),

@@ -25,6 +25,9 @@ def line(run: RunSummary) -> None:
             markup=False,
             soft_wrap=True,
         )
+        if line.broken_by:
+            makers = one_line(", ".join(line.broken_by))
+            OUT.print(f"        broken by: {makers}", markup=False, soft_wrap=True)
         if line.flags:
             OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
 
@@ -34,7 +37,11 @@ def story(sample: SampleStory) -> None:
     rows = [
         (
             escape(defense.defense),
-            " ".join(filter(None, (answer.kind, answer.attack))),
+            escape(
+                f"challenge by {one_line(answer.by)}"
+                if answer.by
+                else " ".join(filter(None, (answer.kind, answer.attack)))
+            ),
             str(answer.batch),
             "yes" if answer.attacked else "no",
             escape(answer.predicted_name or "none"),

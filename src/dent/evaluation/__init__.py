@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from dent.support.lazy import lazy
 
 if TYPE_CHECKING:
+    from dent.evaluation.challenges.challenge import Challenged, challenge
     from dent.evaluation.engine.cost import CostEstimate, DefenseCost, estimate
     from dent.evaluation.engine.progress import Progress
     from dent.evaluation.records.spec import EvaluationSpec, Settings
     from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer, load_run
     from dent.evaluation.results.result import (
         AttackSummary,
+        ChallengeSummary,
         Count,
         DefenseResult,
         Diagnostic,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttackSummary",
+    "ChallengeSummary",
+    "Challenged",
     "Check",
     "CostEstimate",
     "Count",
@@ -67,6 +71,7 @@ __all__ = [
     "Subject",
     "Verification",
     "WorstCase",
+    "challenge",
     "describe",
     "estimate",
     "evaluate",
@@ -79,6 +84,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "dent.evaluation.challenges.challenge": ("Challenged", "challenge"),
     "dent.evaluation.engine.cost": (
         "CostEstimate",
         "DefenseCost",
@@ -96,6 +102,7 @@ _MODULES = {
     ),
     "dent.evaluation.results.result": (
         "AttackSummary",
+        "ChallengeSummary",
         "Count",
         "DefenseResult",
         "Diagnostic",

@@ -12,9 +12,9 @@ from typing import Any, Final
 from pydantic.json_schema import models_json_schema
 
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.evaluation.records.plan import Plan
-from dent.evaluation.records.schema import Line, RunRecord
+from dent.evaluation.records.schema import ChallengeLine, Line, RunRecord
 from dent.evaluation.records.spec import SCHEMA_VERSION
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.sweeps import SWEEP, SweepRecord
@@ -24,6 +24,7 @@ FILES: Final = {
     RUN: RunRecord,
     PLAN: Plan,
     f"{JOURNAL} (each line)": Line,
+    f"{CHALLENGES} (each line)": ChallengeLine,
     RESULT: EvaluationResult,
     SWEEP: SweepRecord,
     "dent verify --json": Verification,

@@ -13,9 +13,14 @@ from typing import Final
 from torch import Tensor
 
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import RESULT, RunFolder
+from dent.evaluation.records.folder import RESULT, RunFolder, packed_as
 from dent.evaluation.records.plan import rounds
-from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.records.schema import (
+    ChallengeRecord,
+    JournalRecord,
+    Session,
+    UnitRecord,
+)
 from dent.evaluation.records.spec import differences
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
@@ -84,6 +89,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     _refuse_within(runs, out)
     first = runs[0]
     records, duplicates = _union(runs)
+    challenges = tuple(_challenges(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(out)
     with writing(out):
@@ -91,6 +97,9 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     try:
         with closing(RunFolder(scratch, first.run.spec, first.plan)) as folder:
             _write(folder, runs, records)
+            for source, challenge in challenges:
+                folder.add(challenge, _files(source, challenge))
+            _summarize(folder, first)
             with writing(out):  # locked until it has its name, so that nobody takes it for stale
                 scratch.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
                 os.replace(scratch, out)
@@ -182,6 +191,11 @@ def _union(
                 without_timing(entry.to_json()) for entry in (earlier, record)
             )
             conflicts += differences(earlier_json, later_json, key, _names(source, run))
+    _refuse_conflicts(conflicts)
+    return records, len(duplicates)
+
+
+def _refuse_conflicts(conflicts: Sequence[str]) -> None:
     if conflicts:
         listed = "\n  ".join(conflicts[:_SHOWN])
         more = f"\n  and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
@@ -191,7 +205,6 @@ def _union(
             "Leave out one of the runs, and run the rest again.",
             tuple(conflicts),
         )
-    return records, len(duplicates)
 
 
 def _write(
@@ -211,9 +224,39 @@ def _write(
                 folder.put(record, _tensor(run, record, whole=complete))
     status = "complete" if all_done else "partial"
     folder.update(status=status, sessions=tuple(_sessions(runs)))
-    run_record = folder.run
-    result = summarize(spec, plan, folder.done, run_record.units, run_record.sessions)
+
+
+def _summarize(folder: RunFolder, first: RecordedRun) -> None:
+    run, plan = folder.run, first.plan
+    result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
     folder.write(RESULT, result)
+
+
+def _challenges(
+    runs: Sequence[RecordedRun],
+) -> Iterator[tuple[RecordedRun, ChallengeRecord]]:
+    """The challenges of all runs by date, each batch of each once, and where their images lie."""
+    seen: dict[str, tuple[RecordedRun, UnitRecord]] = {}
+    every = [(run, challenge) for run in runs for challenge in run.challenges]
+    conflicts: list[str] = []
+    for run, challenge in sorted(every, key=lambda entry: entry[1].date):
+        new = tuple(unit for unit in challenge.units if unit.key not in seen)
+        for unit in challenge.units:
+            source, earlier = seen.setdefault(unit.key, (run, unit))
+            then, now = (without_timing(entry.to_json()) for entry in (earlier, unit))
+            conflicts += differences(then, now, unit.key, _names(source, run))
+        if new:
+            yield run, challenge.model_copy(update={"units": new})
+    _refuse_conflicts(conflicts)
+
+
+def _files(run: RecordedRun, challenge: ChallengeRecord) -> dict[str, bytes]:
+    """The files with a challenge's images."""
+    return {
+        unit.tensor.file: packed_as(unit.tensor.file, run.adversarial(unit))[1]
+        for unit in challenge.units
+        if unit.tensor is not None
+    }
 
 
 def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor | None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dent.errors import ConfigError, MissingExtraError
 from dent.evaluation.engine.progress import OnProgress, Progress
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
 from dent.storage.lock import HOLDER, LOCK
@@ -279,7 +279,7 @@ def _last_part(where: str) -> str:
 
 
 def _is_journal(name: str) -> bool:
-    return name.rpartition("/")[2] == JOURNAL
+    return name.rpartition("/")[2] in (JOURNAL, CHALLENGES)
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -190,7 +190,7 @@ def conduct(
             with Sessions(folder, plan) as sessions:
                 do(work(folder, sessions))
         run = folder.run
-        result = summarize(run.spec, plan, folder.done, run.units, run.sessions)
+        result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
         folder.write(RESULT, result)
     return result
 

@@ -205,8 +205,8 @@ def _served(
         return None
     kind, attack = shown
     for index in (batch.index, None):
-        record = loaded.records.get(f"{kind}/{index}/{defense}/{attack}")
-        if isinstance(record, UnitRecord):
+        record = loaded.unit(f"{kind}/{index}/{defense}/{attack}")
+        if record is not None:
             before = loaded.plan.batches[: batch.index] if index is None else ()
             start = sum(earlier_batch.size for earlier_batch in before)
             return record.served[start : start + batch.size]
@@ -221,6 +221,7 @@ class _Drawing:
         self._images = images
         self._tensors: dict[str, Tensor | None] = {}
         self._shown = {name: _shown(loaded.result, name) for name in loaded.result.defenses}
+        self._makers = {entry.short: entry.by for entry in loaded.challenges}
         self._configs = {
             spec.name: pictures.smoothing_of(spec.config.get("settings"))
             for spec in loaded.run.spec.defenses
@@ -262,7 +263,9 @@ class _Drawing:
             ),
             None,
         )
-        words = "" if after is None or shown is None else wording.submitted(*shown)
+        words = ""
+        if after is not None and shown is not None:
+            words = wording.submitted(*shown, by=self._makers.get(shown[1] or ""))
         return ExhibitAttempt(
             defense=name,
             submitted=words,
@@ -312,7 +315,7 @@ class _Drawing:
     def _load(self, record: UnitRecord) -> Tensor | None:
         if record.tensor is None:
             return None
-        if self._loaded.run.spec.settings.tensors == "drop":
+        if self._loaded.run.spec.settings.tensors == "drop" and record.kind != "challenge":
             self._miss("Adversarial images are missing: the run did not keep them.")
             return None
         if math.prod(record.tensor.shape) > _LARGEST:

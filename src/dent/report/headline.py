@@ -29,7 +29,12 @@ OVER_VIEWS: Final = "over-views"
 VERDICT: Final = "verdict"
 COST: Final = "cost"
 
-_SUBMITTED: Final = {"attack": "{}", "transfer": "{} replayed", "assembled": "assembled"}
+_SUBMITTED: Final = {
+    "attack": "{}",
+    "transfer": "{} replayed",
+    "assembled": "assembled",
+    "challenge": "challenge by {}",
+}
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,9 @@ def _columns(result: EvaluationResult) -> Iterator[Column]:
     if any(defense.bystanders.total for defense in defenses):
         yield Column(BYSTANDERS, "clean members")
     keys = dict.fromkeys(key for defense in defenses for key in submitted(defense, result.spec))
+    makers = {each.attack: each.by for defense in defenses for each in defense.attacks if each.by}
     for kind, attack in sorted(keys, key=lambda submission: list(_SUBMITTED).index(submission[0])):
-        yield Column(_key(kind, attack), _SUBMITTED[kind].format(attack))
+        yield Column(_key(kind, attack), _SUBMITTED[kind].format(makers.get(attack, attack)))
     yield Column(WORST, "worst case")
     if STATIC in result.defenses:
         yield Column(STATIC_WORST, "static")

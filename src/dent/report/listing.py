@@ -26,6 +26,8 @@ class DefenseLine(Record):
     unit: Literal["sample", "batch"]
     """Whether the worst case is per sample or per batch."""
     difference: Difference | None
+    broken_by: tuple[str, ...] = ()
+    """Who made the challenges that lowered the worst case."""
     flags: tuple[str, ...]
     """Names of the raised diagnostics of the defense and of the run."""
 
@@ -124,6 +126,7 @@ def _of(loaded: LoadedRun) -> RunSummary:
                 worst=defense.worst.served,
                 unit=defense.worst.unit,
                 difference=defense.difference,
+                broken_by=tuple(dict.fromkeys(entry.by for entry in defense.broken_by)),
                 flags=tuple(flag.name for flag in defense.raised) + of_run,
             )
             for name, defense in result.defenses.items()

@@ -1,5 +1,6 @@
 """Everything about one sample, for `dent show RUN --sample ID`."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from dent.evaluation.records.spec import EvaluationSpec
@@ -12,8 +13,10 @@ from dent.storage.errors import RecordError
 class StoryAnswer(Record):
     """The prediction of a defense for one submission of the sample's batch."""
 
-    kind: Literal["natural", "attack", "transfer", "assembled"]
+    kind: Literal["natural", "attack", "transfer", "assembled", "challenge"]
     attack: str | None
+    by: str | None = None
+    """Who made the images of a challenge; null of the run's own attacks."""
     batch: int
     """Index of the sample's batch."""
     member: int
@@ -77,6 +80,7 @@ def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
     answers = run.sample(sample_id)
     spec, result = run.run.spec, run.result
     of_run = tuple(flag.name for flag in result.diagnostics if flag.raised)
+    makers = {entry.short: entry.by for entry in run.challenges}
     return SampleStory(
         sample=sample_id,
         label=label,
@@ -87,6 +91,7 @@ def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
                 spec,
                 name,
                 [answer for answer in answers if answer.record.defense == name],
+                makers,
                 tuple(flag.name for flag in result.defenses[name].raised) + of_run,
             )
             for name in result.defenses
@@ -102,9 +107,13 @@ def class_name(spec: EvaluationSpec, label: int) -> str:
 
 
 def _of_defense(
-    spec: EvaluationSpec, name: str, samples: list[SampleAnswer], flags: tuple[str, ...]
+    spec: EvaluationSpec,
+    name: str,
+    samples: list[SampleAnswer],
+    makers: Mapping[str, str],
+    flags: tuple[str, ...],
 ) -> DefenseStory:
-    answers = tuple(_answer(spec, sample) for sample in samples)
+    answers = tuple(_answer(spec, sample, makers) for sample in samples)
     return DefenseStory(
         defense=name,
         answers=tuple(sorted(answers, key=lambda answer: answer.kind != "natural")),
@@ -117,11 +126,12 @@ def _of_defense(
     )
 
 
-def _answer(spec: EvaluationSpec, sample: SampleAnswer) -> StoryAnswer:
+def _answer(spec: EvaluationSpec, sample: SampleAnswer, makers: Mapping[str, str]) -> StoryAnswer:
     record = sample.record
     return StoryAnswer(
         kind=record.kind,
         attack=record.attack,
+        by=makers.get(record.attack or "") if record.kind == "challenge" else None,
         batch=sample.batch.index,
         member=sample.member,
         attacked=sample.member < sample.batch.attacked and record.kind != "natural",

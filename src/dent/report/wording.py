@@ -7,6 +7,7 @@ from typing import Final, Literal
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.result import (
     AttackSummary,
+    ChallengeSummary,
     Count,
     DefenseResult,
     Difference,
@@ -79,10 +80,11 @@ READINGS: Final[dict[Reading, str]] = {
 def findings(result: DefenseResult) -> tuple[str, ...]:
     """Return what is found about a defense, in sentences.
 
-    The verdict, the best rung of the gradient ladder, and the resubmission risk.
+    Who broke it, the verdict, the best rung of the gradient ladder, and the resubmission risk.
     """
     ladder = () if result.ladder is None else (result.ladder.sentence,)
-    return verdict(result.verdict) + ladder + resubmission(result.repeated)
+    outside = tuple(map(challenged, result.challenges))
+    return outside + verdict(result.verdict) + ladder + resubmission(result.repeated)
 
 
 def resubmission(repeated: Repeated | None) -> tuple[str, ...]:
@@ -106,6 +108,16 @@ def indicators(result: DefenseResult) -> tuple[str, ...]:
     )
 
 
+def challenged(entry: ChallengeSummary) -> str:
+    """Return what a challenge took from a defense, and who made it, in one sentence."""
+    day, link = entry.date[:10], f", {entry.url}" if entry.url else ""
+    left = f"{entry.correct} of {counted(entry.total, 'sample')} still correct"
+    if not entry.lowered:
+        return f"Challenged by {entry.by} ({day}{link}): {left}, and the worst case did not fall."
+    fell = counted(entry.lowered, "sample")
+    return f"Broken by {entry.by} ({day}{link}): {left}, and the worst case fell by {fell}."
+
+
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     """Return a verdict in sentences: the ruling, the clean accuracies, and each gate.
 
@@ -125,25 +137,32 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     )
 
 
-def submitted(kind: str, attack: str | None) -> str:
-    """Return the description of a submission."""
+def submitted(kind: str, attack: str | None, by: str | None = None) -> str:
+    """Return the description of a submission; a challenge is named by who made it."""
     return {
         "natural": "natural images",
         "attack": f"{attack} through the defense",
         "transfer": f"{attack} transferred from static",
         "assembled": "assembled from the images that broke each member",
+        "challenge": f"challenge by {by or attack}",
     }[kind]
 
 
 def submission(summary: AttackSummary) -> str:
     """Return the description of an attack's submission."""
-    return submitted(summary.kind, summary.attack)
+    return submitted(summary.kind, summary.attack, summary.by)
 
 
-def decided(name: str) -> str:
-    """Return the description of a key of `WorstCase.by`."""
+def decided(name: str, challenges: Sequence[ChallengeSummary] = ()) -> str:
+    """Return the description of a key of `WorstCase.by`.
+
+    Args:
+        name: The key.
+        challenges: The challenges of the defense.
+    """
     kind, _, attack = name.partition("/")
-    return submitted(kind, attack or None)
+    by = next((entry.by for entry in challenges if entry.key == name), None)
+    return submitted(kind, attack or None, by)
 
 
 def seconds(value: float | None) -> str:

@@ -150,25 +150,51 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         natural = torch.cat([batches.load(batch)[0][: batch.attacked] for batch in members])
         attack, classes = run.subject.attack(unit.attack or ""), answers[0].first.logits.shape[1]
         extra |= tells.of_attack(attack, run.threat, adversarial, natural, classes)
-    record = UnitRecord(
-        kind=unit.kind,
+    record = record_of(
+        run, unit, answers, start=start, attack=attack_seconds, static=static, **extra
+    )
+    run.store.put(record, adversarial if unit.kind == "attack" else None)
+
+
+def record_of(
+    run: Run,
+    unit: Unit,
+    answers: Sequence[Answers],
+    *,
+    start: float,
+    attack: float = 0.0,
+    static: float | None = None,
+    **extra: Any,
+) -> UnitRecord:
+    """The record of a unit whose batches were submitted.
+
+    Args:
+        run: The run.
+        unit: It.
+        answers: By batch of the unit.
+        start: When the unit began, by `clock`.
+        attack: Seconds of the attack.
+        static: Seconds of a static forward.
+        extra: Other fields of the record.
+    """
+    return UnitRecord(
+        kind=unit.kind,  # type: ignore[arg-type]
         defense=unit.defense,
         attack=unit.attack,
         batch=unit.batch,
-        seed=seed,
+        seed=unit_seed(run.spec, unit),
         served=tuple(prediction for answer in answers for prediction in answer.first.predictions),
         **views_of(answers),
         trace=merge_traces([answer.first.trace for answer in answers]),
-        loss=tells.loss_of([answer.first for answer in answers], members),
+        loss=tells.loss_of([answer.first for answer in answers], members_of(run.plan, unit)),
         timing=UnitTiming(
             total=clock(device_of(run.subject.model)) - start,
-            attack=attack_seconds,
+            attack=attack,
             serve=sum(answer.first.seconds for answer in answers),
             static=static,
         ),
         **extra,
     )
-    run.store.put(record, adversarial if unit.kind == "attack" else None)
 
 
 def certify(
@@ -294,17 +320,31 @@ def _submission(
         progress=within,
         shared_seed=seed_of(run.spec.settings.seed, "static", unit.batch),
     )
-    known = None
-    if run.spec.settings.randomness == "public":
-        known = serve_seed(run.spec.settings.seed, members[0].index)
-    origin = run.stream.origin(unit.defense, members[0].index)
-    defense = fresh(origin, seed, run.surrogates, known=known)
+    defense = as_attacked(run, unit.defense, members[0], seed, run.surrogates)
     if len(members) == 1:
         return _attack_batch(run, unit, members[0], batches, defense, attack)
     loaded = [batches.load(batch) for batch in members]
     x, y = (torch.cat(tensors) for tensors in zip(*loaded, strict=True))
     result = attack(defense, x, y)
     return result.adversarial, _of_attack(result), result.seconds
+
+
+def as_attacked(
+    run: Run, defense: str, batch: Batch, seed: int, surrogates: Mapping[str, nn.Module]
+) -> Defense:
+    """Return a defense as an attack on a batch queries it: every query goes to a fresh copy.
+
+    Args:
+        run: The run.
+        defense: By name.
+        batch: The batch that is attacked.
+        seed: Of the attack.
+        surrogates: Other models to transfer from.
+    """
+    known = None
+    if run.spec.settings.randomness == "public":
+        known = serve_seed(run.spec.settings.seed, batch.index)
+    return fresh(run.stream.origin(defense, batch.index), seed, surrogates, known=known)
 
 
 def _attack(run: Run, unit: Unit) -> Attack:

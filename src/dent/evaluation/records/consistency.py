@@ -5,15 +5,22 @@ lists have one entry for each thing they are about, that nothing is there twice,
 finite.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
 from dent.errors import ConfigError
-from dent.evaluation.records.plan import Batch, Plan, candidates, tensor_file
+from dent.evaluation.records.plan import (
+    Batch,
+    Plan,
+    candidates,
+    challenge_file,
+    tensor_file,
+)
 from dent.evaluation.records.schema import (
     AttackHistory,
     CertificateRecord,
+    ChallengeRecord,
     Comparison,
     FollowUp,
     JournalRecord,
@@ -22,6 +29,7 @@ from dent.evaluation.records.schema import (
     TensorRef,
     Trace,
     UnitRecord,
+    UnitTiming,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.support.plural import counted
@@ -124,8 +132,52 @@ def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterat
         yield from _of_unit(spec, record, batches)
         yield from _of_tensor(spec, record, batches)
         timing = record.timing
+    yield from _of_timing(timing, record.seed)
+
+
+def of_challenge(spec: EvaluationSpec, plan: Plan, challenge: ChallengeRecord) -> Iterator[str]:
+    """Problems of a challenge, on its own and against the plan."""
+    names = {defense.name for defense in spec.defenses}
+    if not challenge.by.strip():
+        yield "it does not say who made it"
+    if challenge.defense not in names:
+        yield f"the run has no defense {_shown(challenge.defense)!r}"
+    keys = [unit.key for unit in challenge.units]
+    if len(set(keys)) < len(keys):
+        yield "a batch is submitted twice to one defense"
+    yield from of_sessions([challenge.session])
+    for unit in challenge.units:
+        yield from (
+            f"{_shown(unit.key)}: {problem}"
+            for problem in _of_outside(spec, plan, unit, challenge, names)
+        )
+
+
+def _of_outside(
+    spec: EvaluationSpec,
+    plan: Plan,
+    unit: UnitRecord,
+    challenge: ChallengeRecord,
+    names: Collection[str],
+) -> Iterator[str]:
+    """Problems of a unit of a challenge."""
+    if unit.kind != "challenge" or unit.attack != challenge.short or unit.defense not in names:
+        yield "it is no unit of this challenge"
+        return
+    if unit.batch is None or unit.batch >= len(plan.batches):
+        yield "there is no such batch"
+        return
+    batches = (plan.batches[unit.batch],)
+    yield from _of_unit(spec, unit, batches)
+    yield from _of_tensor(spec, unit, batches)
+    yield from _of_timing(unit.timing, unit.seed)
+    if unit.tensor is None:
+        yield "it has no tensor"
+
+
+def _of_timing(timing: UnitTiming, seed: int) -> Iterator[str]:
     seconds = (timing.total, timing.attack, timing.serve, timing.static or 0.0)
-    if not all(value <= _FAR for value in seconds) or record.seed > _MOST:
+    if not all(value <= _FAR for value in seconds) or seed > _MOST:
         yield "a time or the seed is out of range"
 
 
@@ -207,11 +259,14 @@ def _of_tensor(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch
     ref = record.tensor
     if ref is None:
         return
-    if record.kind not in ("attack", "transfer"):
+    if record.kind not in ("attack", "transfer", "challenge"):
         yield f"a {record.kind} unit has a tensor"
         return
     owner = STATIC if record.kind == "transfer" else record.defense
-    expected = tensor_file(spec, owner, record.attack, record.batch)
+    if record.kind == "challenge":
+        expected = challenge_file(record.attack or "", record.batch or 0)
+    else:
+        expected = tensor_file(spec, owner, record.attack, record.batch)
     if ref.file != expected:
         yield f"its tensor is {ref.file}, expected {expected}"
     if not _is_images(ref, sum(batch.attacked for batch in batches)):

@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, get_args
 
@@ -15,10 +16,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dent.evaluation.records import consistency
-from dent.evaluation.records.journal import JOURNAL, JournalWriter, read_journal, repair
+from dent.evaluation.records.journal import (
+    CHALLENGES,
+    JOURNAL,
+    JournalWriter,
+    read_challenges,
+    read_journal,
+    repair,
+)
 from dent.evaluation.records.plan import Plan, tensor_file, units
 from dent.evaluation.records.schema import (
     TENSORS,
+    ChallengeRecord,
     JournalRecord,
     RunRecord,
     Session,
@@ -49,7 +58,8 @@ LARGEST_JSON: Final = 64 * 2**20
 _HEADER: Final = 64 * 2**10
 """Bytes of a safetensors file beside its values, at most."""
 _BYTES: Final = 4  # of a float32
-_ENTRY: Final = "adversarial"
+ENTRY: Final = "adversarial"
+"""What the tensor of a file is called."""
 _Kept = TypeVar("_Kept", bound=Record)
 
 
@@ -130,6 +140,7 @@ class RunFolder:
             self._run = self._set_up(spec, plan)
             self.torn = repair(path / JOURNAL)
             self._done = _by_key(self.path, self._run, plan)
+            self._challenges = read_outside(self.path, self._run, plan)
             self._writer = JournalWriter(path / JOURNAL)
         except BaseException:
             self._lock.close()
@@ -151,6 +162,24 @@ class RunFolder:
             record = record.model_copy(update={"tensor": self._save(record, adversarial)})
         self._writer.append(record)
         self._done[record.key] = record
+
+    @property
+    def challenges(self) -> tuple[ChallengeRecord, ...]:
+        """What came from outside, in the order of submission."""
+        return self._challenges
+
+    def add(self, challenge: ChallengeRecord, files: Mapping[str, bytes]) -> None:
+        """Record a challenge: first its images, by name of the file, then its line, as a whole."""
+        for name, content in files.items():
+            write_atomically(self.path / name, content)
+        path = self.path / CHALLENGES
+        if is_there(path):
+            repair(path)
+        else:
+            write_atomically(path, b"")
+        with closing(JournalWriter(path)) as writer:
+            writer.append(challenge)
+        self._challenges += (challenge,)
 
     def adversarial(self, record: UnitRecord) -> Tensor:
         """What was submitted in a recorded unit, its digest checked."""
@@ -217,13 +246,15 @@ def packed(
     spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
 ) -> tuple[TensorRef, bytes]:
     """The record's reference to its unit's tensor, and the bytes of that file."""
-    content = save({_ENTRY: adversarial.detach().cpu().contiguous()})
-    ref = TensorRef(
-        file=tensor_file(spec, record.defense, record.attack, record.batch),
-        sha256=hashlib.sha256(content).hexdigest(),
-        shape=tuple(adversarial.shape),
-    )
-    return ref, content
+    file = tensor_file(spec, record.defense, record.attack, record.batch)
+    return packed_as(file, adversarial)
+
+
+def packed_as(file: str, adversarial: Tensor) -> tuple[TensorRef, bytes]:
+    """The reference to a tensor in a file of the run folder, and the bytes of that file."""
+    content = save({ENTRY: adversarial.detach().cpu().contiguous()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    return TensorRef(file=file, sha256=sha256, shape=tuple(adversarial.shape)), content
 
 
 def read_run(path: Path) -> RunRecord:
@@ -265,6 +296,26 @@ def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRec
     return _by_key(path, run, plan)
 
 
+def read_outside(path: Path, run: RunRecord, plan: Plan) -> tuple[ChallengeRecord, ...]:
+    """Read the challenges of a run, in the order of submission; none where there is no file.
+
+    Raises:
+        RecordError: A line is damaged, contradicts itself or the plan, or submits a batch once more
+            that another line has.
+    """
+    challenges: list[ChallengeRecord] = []
+    seen: set[str] = set()
+    for number, challenge in enumerate(read_challenges(path / CHALLENGES), start=1):
+        location = f"{path / CHALLENGES}, line {number}"
+        _refuse_first(location, consistency.of_challenge(run.spec, plan, challenge))
+        for unit in challenge.units:
+            if unit.key in seen:
+                raise RecordError(f"{location}: {unit.key} is there twice; nothing was changed")
+            seen.add(unit.key)
+        challenges.append(challenge)
+    return tuple(challenges)
+
+
 def load_tensor(path: Path, record: UnitRecord) -> Tensor:
     """Load what was submitted in a recorded unit.
 
@@ -285,9 +336,9 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
             f"{path / ref.file} is not what was written: SHA-256 {sha256}, recorded {ref.sha256}"
         )
     try:
-        tensor = load(content)[_ENTRY]
+        tensor = load(content)[ENTRY]
     except (SafetensorError, KeyError, ValueError) as error:
-        raise RecordError(f"{path / ref.file} does not hold {_ENTRY!r}: {error}") from None
+        raise RecordError(f"{path / ref.file} does not hold {ENTRY!r}: {error}") from None
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
         raise RecordError(f"{path / ref.file} holds {tensor.dtype} {tuple(tensor.shape)}")
     return tensor

@@ -4,20 +4,28 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from dent.evaluation.records.schema import JournalRecord, Line
+from dent.evaluation.records.schema import (
+    ChallengeLine,
+    ChallengeRecord,
+    JournalRecord,
+    Line,
+)
 from dent.storage.canonical import canonical, digest
-from dent.storage.disk import open_regular, read, write_all, writing
+from dent.storage.disk import is_there, open_regular, read, write_all, writing
 from dent.storage.errors import RecordError
 from dent.storage.plain_json import parse, problem_of
 
 JOURNAL: Final = "journal.jsonl"
+CHALLENGES: Final = "challenges.jsonl"
+"""A second journal, of what came from outside: a run is complete without it."""
+_Any = TypeVar("_Any", Line, ChallengeLine)
 
 
-def line_of(record: JournalRecord) -> bytes:
+def line_of(record: JournalRecord | ChallengeRecord) -> bytes:
     """Return a record's line, with its checksum and newline."""
     plain = record.to_json()
     return f"{canonical({'record': plain, 'sha256': digest(plain)})}\n".encode()
@@ -32,7 +40,7 @@ class JournalWriter:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             self._handle = open_regular(path, flags, in_place=True)
 
-    def append(self, record: JournalRecord) -> None:
+    def append(self, record: JournalRecord | ChallengeRecord) -> None:
         """Append a line; on return it is on the disk.
 
         Raises:
@@ -63,7 +71,18 @@ def read_journal(path: Path) -> Iterator[JournalRecord]:
             is missing.
     """
     for number, line in enumerate(_whole_lines(read(path)), start=1):
-        yield _parse(path, number, line)
+        yield _parse(path, number, line, Line).record
+
+
+def read_challenges(path: Path) -> Iterator[ChallengeRecord]:
+    """Read all complete lines of `challenges.jsonl`; nothing where there is no such file.
+
+    Raises:
+        RecordError: A line is not what was written.
+    """
+    if is_there(path):
+        for number, line in enumerate(_whole_lines(read(path)), start=1):
+            yield _parse(path, number, line, ChallengeLine).record
 
 
 def repair(path: Path) -> int:
@@ -91,7 +110,7 @@ def _whole_lines(content: bytes) -> list[bytes]:
     return content[: content.rfind(b"\n") + 1].splitlines()
 
 
-def _parse(path: Path, number: int, line: bytes) -> JournalRecord:
+def _parse(path: Path, number: int, line: bytes, kind: type[_Any]) -> _Any:
     location = f"{path}, line {number}"
     try:
         plain = parse(line)
@@ -105,7 +124,7 @@ def _parse(path: Path, number: int, line: bytes) -> JournalRecord:
             f"has {computed}): {_ADVICE}"
         )
     try:
-        return Line.model_validate(plain).record
+        return kind.model_validate(plain)
     except ValidationError as error:
         raise RecordError(f"{location}: {problem_of(error)}. {_ADVICE}") from None
 

@@ -20,7 +20,7 @@ from dent.support.plural import counted
 if TYPE_CHECKING:
     from dent.data.dataset import ImageDataset
 
-Kind = Literal["probe", "natural", "attack", "transfer", "assembled", "certificate"]
+Kind = Literal["probe", "natural", "attack", "transfer", "assembled", "certificate", "challenge"]
 APART: Final = ("probe", "certificate")
 """The kinds that submit no batch of the plan."""
 _CHUNK = 256
@@ -72,7 +72,7 @@ class Unit:
             `attack` attacks the defense and submits the result; `transfer` submits the result of
             an attack on the static model; `assembled` submits one batch in which each member is
             the image that broke it; `certificate`, in runs by attack, makes the checks that only a
-            claim of a gain needs.
+            claim of a gain needs; `challenge`, which no plan has, submits images from outside.
         defense: Name of the defense.
         attack: Name of the attack; None for `probe`, `natural` and, in runs by batch, `assembled`.
             In runs by attack, `assembled` names the last attack on the defense that it takes
@@ -309,6 +309,16 @@ def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: i
     prefix = "all" if batch is None else f"{batch:06d}"
     indices = f"{defenses.index(defense):02d}-{attacks.index(attack or ''):02d}"
     return f"{TENSORS}/{prefix}-{indices}.safetensors"
+
+
+def challenge_file(challenge: str, batch: int) -> str:
+    """The file in a run folder with a challenge's images of a batch.
+
+    Args:
+        challenge: `ChallengeRecord.short`.
+        batch: Index of the batch.
+    """
+    return f"{TENSORS}/challenge-{challenge}-{batch:06d}.safetensors"
 
 
 def seed_of(seed: int, *parts: object) -> int:

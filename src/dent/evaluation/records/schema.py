@@ -92,9 +92,10 @@ class UnitTiming(Record):
 class UnitRecord(Record):
     """Predictions of a defense for one batch, or for all batches if `batch` is null."""
 
-    kind: Literal["natural", "attack", "transfer", "assembled"]
+    kind: Literal["natural", "attack", "transfer", "assembled", "challenge"]
     defense: str
     attack: str | None
+    """By name; of a challenge, its `ChallengeRecord.short`."""
     batch: _Count | None
     seed: _Count
     served: tuple[int | None, ...]
@@ -326,6 +327,46 @@ class Session(Record):
     """Number of units that it recorded."""
     timing: dict[str, _Seconds] = Field(default_factory=dict)
     """Seconds in total, in attacks, in submissions and in probes."""
+
+
+class ChallengeRecord(Record):
+    """Adversarial images from outside the run, as they were submitted to its defenses."""
+
+    by: Annotated[str, Field(min_length=1, max_length=200)]
+    """Who made them."""
+    url: Annotated[str, Field(max_length=2000)] | None = None
+    """Where to read more."""
+    note: Annotated[str, Field(max_length=2000)] | None = None
+    date: str
+    """When they were submitted: UTC, ISO 8601."""
+    digest: Sha256
+    """SHA-256 of the file of images; of an attack, of the file that its images would be."""
+    defense: str
+    """The defense, by name, that the images were made for."""
+    attack: str | None = None
+    """What made them here, as `package.module:factory`; null of a file of images."""
+    units: Annotated[tuple[UnitRecord, ...], Field(min_length=1)]
+    """One for each batch and each defense that they were submitted to."""
+    session: Session
+    """The process that submitted them."""
+
+    @property
+    def short(self) -> str:
+        """What its units call it: the first digits of the digest."""
+        return short_digest(self.digest)
+
+
+def short_digest(digest: str) -> str:
+    """Return what the units of a challenge call it."""
+    return digest[:12]
+
+
+class ChallengeLine(Record):
+    """One line of `challenges.jsonl`."""
+
+    record: ChallengeRecord
+    sha256: Sha256
+    """Of the record's canonical JSON text."""
 
 
 RunStatus = Literal["running", "interrupted", "failed", "partial", "complete"]

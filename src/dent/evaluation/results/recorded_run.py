@@ -8,9 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dent.evaluation.records.folder import load_tensor, read_plan, read_records, read_run
+from dent.evaluation.records.folder import (
+    load_tensor,
+    read_outside,
+    read_plan,
+    read_records,
+    read_run,
+)
 from dent.evaluation.records.plan import Batch, Plan
-from dent.evaluation.records.schema import JournalRecord, RunRecord, UnitRecord
+from dent.evaluation.records.schema import (
+    ChallengeRecord,
+    JournalRecord,
+    RunRecord,
+    UnitRecord,
+)
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.storage.errors import RecordError
@@ -50,22 +61,35 @@ class RecordedRun:
         run: `run.json`.
         plan: `plan.json`.
         records: The journal, by the unit's key, in the order of writing.
+        challenges: `challenges.jsonl`: what came from outside, in the order of submission.
     """
 
     path: Path
     run: RunRecord
     plan: Plan
     records: Mapping[str, JournalRecord]
+    challenges: tuple[ChallengeRecord, ...] = ()
 
     @cached_property
     def result(self) -> EvaluationResult:
         """The result, derived from the records at first use."""
         run = self.run
-        return summarize(run.spec, self.plan, self.records, run.units, run.sessions)
+        return summarize(
+            run.spec, self.plan, self.records, run.units, run.sessions, self.challenges
+        )
 
     def units(self) -> tuple[UnitRecord, ...]:
-        """Return all records except those of probes."""
-        return tuple(item for item in self.records.values() if isinstance(item, UnitRecord))
+        """Return all records except those of probes; those of challenges come last."""
+        own = (item for item in self.records.values() if isinstance(item, UnitRecord))
+        return (*own, *(unit for challenge in self.challenges for unit in challenge.units))
+
+    @cached_property
+    def _units_by_key(self) -> dict[str, UnitRecord]:
+        return {unit.key: unit for unit in self.units()}
+
+    def unit(self, key: str) -> UnitRecord | None:
+        """Return the record of a submission by its key; None if there is none."""
+        return self._units_by_key.get(key)
 
     def adversarial(self, record: UnitRecord) -> Tensor:
         """Return the images that a unit submitted in place of its attacked members.
@@ -175,4 +199,5 @@ def load_run(path: Path) -> RecordedRun:
         raise RecordError(f"{path} is no run folder: there is no such folder")
     run = read_run(path)
     plan = read_plan(path, run)
-    return RecordedRun(path, run, plan, read_records(path, run, plan))
+    records, challenges = read_records(path, run, plan), read_outside(path, run, plan)
+    return RecordedRun(path, run, plan, records, challenges)

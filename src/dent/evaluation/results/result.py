@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from dent.attacks.adaptive import NOT_AVAILABLE
-from dent.evaluation.records.schema import Session, Trace
+from dent.evaluation.records.schema import Session, Trace, short_digest
 from dent.evaluation.records.spec import (
     SCHEMA_VERSION,
     EvaluationSpec,
@@ -76,9 +76,12 @@ class AttackCurve(Record):
 class AttackSummary(Record):
     """The accuracy under one attack."""
 
-    kind: Literal["attack", "transfer", "assembled"]
+    kind: Literal["attack", "transfer", "assembled", "challenge"]
     attack: str | None
-    """Name of the attack; null for the assembled batches."""
+    """Name of the attack; null for the assembled batches; the first 12 digits of the digest of a
+    challenge."""
+    by: str | None = None
+    """Who made the images of a challenge; null for the run's own attacks."""
     served: Count
     """Attacked members that are predicted correctly when their whole batch is submitted again: the
     robust accuracy."""
@@ -120,8 +123,37 @@ class AttackSummary(Record):
         )
 
 
+class ChallengeSummary(Record):
+    """What adversarial images from outside left of a defense; see docs/evaluation/challenge.md."""
+
+    by: str
+    """Who made them."""
+    url: str | None
+    note: str | None
+    date: str
+    """When they were submitted: UTC, ISO 8601."""
+    digest: Sha256
+    """As in `ChallengeRecord`."""
+    made_for: str
+    """The defense that they were made for. Those made for the static model are submitted to all."""
+    attack: str | None
+    """What made them here; null of a file of images."""
+    correct: _Count
+    """Attacked members of the submitted batches still classified correctly, as served."""
+    total: _Count
+    """Attacked members of the submitted batches."""
+    lowered: _Count
+    """By how many members the worst case fell, beside the run's own attacks and the challenges
+    before it; 0 where it took nothing more."""
+
+    @property
+    def key(self) -> str:
+        """The name of its submission, as in `WorstCase.by`."""
+        return f"challenge/{short_digest(self.digest)}"
+
+
 class WorstCase(Record):
-    """The worst case over all submissions: natural batches, attacks and transfers."""
+    """The worst case over all submissions: natural batches, attacks, transfers and challenges."""
 
     served: Count
     unit: Literal["sample", "batch"]
@@ -288,6 +320,14 @@ class DefenseResult(Record):
     """Null unless the attacks stopped early."""
     over_views: OverViews | None = None
     """Null without a mean over views in the run, and if the run stopped early on either."""
+    challenges: tuple[ChallengeSummary, ...] = ()
+    """Adversarial images from outside that were submitted to it, in the order of submission. They
+    count in `attacks`, `worst` and `difference`, and not in diagnostics."""
+
+    @property
+    def broken_by(self) -> tuple[ChallengeSummary, ...]:
+        """The challenges that lowered the worst case."""
+        return tuple(challenge for challenge in self.challenges if challenge.lowered)
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:

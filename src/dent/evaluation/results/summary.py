@@ -4,18 +4,25 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from dent.evaluation.records.plan import Plan
-from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.records.schema import (
+    ChallengeRecord,
+    JournalRecord,
+    Session,
+    UnitRecord,
+)
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.results import diagnostics, tells
 from dent.evaluation.results.averaged_views import over_views
 from dent.evaluation.results.decision import decisions, left
 from dent.evaluation.results.indicators import curve_of, indicators_of
 from dent.evaluation.results.ladder import ladder_of
+from dent.evaluation.results.outside import WithOutside, summaries, with_challenges
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,
     Decision,
     DefenseResult,
+    Difference,
     EvaluationResult,
 )
 from dent.evaluation.results.sanity import suspicions
@@ -40,6 +47,7 @@ def summarize(
     records: Mapping[str, JournalRecord],
     planned: int,
     sessions: Sequence[Session],
+    challenges: Sequence[ChallengeRecord] = (),
 ) -> EvaluationResult:
     """Derive a result; equal records give an equal result.
 
@@ -49,15 +57,20 @@ def summarize(
         records: The records of the finished units, by key.
         planned: The number of planned units.
         sessions: The processes that worked on the run.
+        challenges: Images from outside, as they were submitted.
     """
     scores = score(spec, plan, records)
+    challenged = with_challenges(scores, plan, challenges)
     decided = {} if len(records) == planned else decisions(spec, plan, records)
     complete = len(records) == planned or not left(spec, plan, records, decided)
     defenses = {
-        defense.name: _defense(defense, scores, spec, decided.get(defense.name))
+        defense.name: _defense(
+            defense, scores[defense.name], challenged, spec, decided.get(defense.name)
+        )
         for defense in spec.defenses
     }
-    defenses = over_views(spec.defenses, defenses, scores, bootstrap_seed(spec))
+    with_outside = {name: each.scores for name, each in challenged.items()}
+    defenses = over_views(spec.defenses, defenses, with_outside, bootstrap_seed(spec))
     return EvaluationResult(
         schema_version=spec.written_as,
         status="complete" if complete else "partial",
@@ -68,7 +81,9 @@ def summarize(
         batches=len(plan.batches),
         units_done=len(records),
         units_planned=planned,
-        defenses=with_verdicts(defenses, scores, spec, complete=complete),
+        defenses=with_verdicts(
+            defenses, scores, spec, complete=complete, spared=_spared(scores, challenged, spec)
+        ),
         diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
         timing=_total_timing(sessions),
@@ -77,24 +92,27 @@ def summarize(
 
 def _defense(
     defense: DefenseSpec,
-    all_scores: Mapping[str, Scores],
+    scores: Scores,
+    challenged: Mapping[str, WithOutside],
     spec: EvaluationSpec,
     decided: Decision | None,
 ) -> DefenseResult:
-    scores = all_scores[defense.name]
+    own = challenged[defense.name]
     dependence = dependence_of(defense, scores)
     natural = list(scores.submissions["natural"].values())
     missing = sum(piece.missing for piece in natural)
     attacks = tuple(_attack(name, scores) for name in scores.submissions if name != "natural")
+    outside = summaries(own, dependence)
     difference = None
-    if defense.name != STATIC and STATIC in all_scores:
-        difference = difference_to(all_scores[STATIC], scores, dependence, bootstrap_seed(spec))
+    if defense.name != STATIC and STATIC in challenged:
+        static = challenged[STATIC].scores
+        difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
     unattacked = _count([piece.attacked for piece in natural])
     return DefenseResult(
         natural=unattacked,
         bystanders=_count([piece.clean for piece in natural]),
-        attacks=attacks,
-        worst=worst_of(scores, dependence),
+        attacks=attacks + tuple(_attack(entry.key, own.scores, by=entry.by) for entry in outside),
+        worst=worst_of(own.scores, dependence),
         difference=difference,
         dependence=dependence,
         trace=merge_traces([record.trace for record in scores.records["natural"]]),
@@ -115,9 +133,28 @@ def _defense(
         + tells.of_defense(defense, scores.records, unattacked.correct, attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
-        repeated=repeated_of(scores, dependence),
+        repeated=repeated_of(own.scores, dependence),
         decided=decided,
+        challenges=outside,
     )
+
+
+def _spared(
+    scores: Mapping[str, Scores], challenged: Mapping[str, WithOutside], spec: EvaluationSpec
+) -> dict[str, Difference]:
+    """The differences of all defenses without the challenges to the static model, if any."""
+    if STATIC not in challenged or not challenged[STATIC].challenges:
+        return {}
+    return {
+        defense.name: difference_to(
+            scores[STATIC],
+            challenged[defense.name].scores,
+            dependence_of(defense, scores[defense.name]),
+            bootstrap_seed(spec),
+        )
+        for defense in spec.defenses
+        if defense.name != STATIC
+    }
 
 
 def _apart(scores: Scores) -> dict[str, float]:
@@ -130,7 +167,7 @@ def _apart(scores: Scores) -> dict[str, float]:
     return furthest
 
 
-def _attack(name: str, scores: Scores) -> AttackSummary:
+def _attack(name: str, scores: Scores, by: str | None = None) -> AttackSummary:
     kind, _, attack = name.partition("/")
     records = scores.records[name]
     pieces = list(scores.submissions[name].values())
@@ -140,6 +177,7 @@ def _attack(name: str, scores: Scores) -> AttackSummary:
     return AttackSummary(
         kind=kind,  # type: ignore[arg-type]
         attack=attack or None,
+        by=by,
         served=_count([piece.attacked for piece in pieces]),
         bystanders=_count([piece.clean for piece in pieces]),
         claimed=Count.of(len(fooled) - sum(fooled), len(fooled)) if is_attack else None,

@@ -67,10 +67,17 @@ def of_attack(
     planned: int | None = attack.passes(classes, threat.norm, len(natural)).forwards
     if attack.registered == "surrogates":  # how many models there are decides what it asks
         planned = None
+    return {"planned": planned, "used": used_of(threat, adversarial, natural)}
+
+
+def used_of(
+    threat: "ThreatModel", adversarial: "Tensor", natural: "Tensor"
+) -> tuple[float, ...] | None:
+    """Return per image how far it was moved, as a share of eps; None where eps is 0."""
     if threat.eps == 0:
-        return {"planned": planned}
+        return None
     share = threat.distance(adversarial.cpu(), natural.cpu()) / threat.eps
-    return {"planned": planned, "used": tuple(round(distance, 4) for distance in share.tolist())}
+    return tuple(round(distance, 4) for distance in share.tolist())
 
 
 def of_defense(

@@ -8,6 +8,7 @@ not too high, so doubts about those two open gates as well.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
@@ -171,6 +172,7 @@ def conclude(
     ground: Ground | None = "exact gradient certified",
     version: int = VERSION,
     decided: Decision | None = None,
+    spared: Difference | None = None,
 ) -> Verdict:
     """Rule on a defense.
 
@@ -183,8 +185,10 @@ def conclude(
         ground: The ground of a gain. Without one, the gate of the certificate is open.
         version: The version of the suite.
         decided: Where the attacks stopped early; None if they ran to the end.
+        spared: The difference without the challenges to the static model; None if there are none.
+            No gain rests on those, because nobody need have attacked the defense as hard.
     """
-    ruling, why = _ruling(difference, natural, gates, static_gates, ground)
+    ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared)
     if decided is not None:
         why = f"{_at_most(decided)}; {why}"
     return Verdict(
@@ -209,12 +213,15 @@ def _ruling(
     gates: tuple[Gate, ...],
     static_gates: tuple[Gate, ...],
     ground: Ground | None,
+    spared: Difference | None,
 ) -> tuple[Ruling, str]:
     side, natural_side = _side(difference), _side(natural)
     opened = [gate.name for gate in gates if gate.open]
     if side == "unknown" or UNFINISHED in opened:
         why = "no batch has finished the suite"
         return "inconclusive", why if side == "unknown" else "the suite has not finished"
+    if side == "above" and spared is not None and _side(spared) != "above":
+        return "no gain", "only challenges to the static model put the difference above 0"
     if side == "above":
         return _above(opened, ground)
     if side == "below":
@@ -260,6 +267,7 @@ def with_verdicts(
     spec: EvaluationSpec,
     *,
     complete: bool,
+    spared: Mapping[str, Difference] = MappingProxyType({}),
 ) -> dict[str, DefenseResult]:
     """Add a verdict to each defense, if the run has the whole suite and a static model.
 
@@ -268,6 +276,7 @@ def with_verdicts(
         scores: The scores by name.
         spec: The specification.
         complete: Whether every planned unit is recorded.
+        spared: By name, the difference without the challenges to the static model, if any.
     """
     coverage = coverage_of(spec)
     if coverage is None or STATIC not in results:
@@ -300,6 +309,7 @@ def with_verdicts(
             ground=ground_of(result.diagnostics, evidence[name]),
             version=coverage.version,
             decided=result.decided,
+            spared=spared.get(name),
         )
         judged[name] = result.model_copy(update={"verdict": verdict})
     return judged

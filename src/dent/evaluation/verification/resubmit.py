@@ -25,6 +25,7 @@ from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.readings import depends, randomized, stateful
 from dent.evaluation.records.schema import (
     CertificateRecord,
+    ChallengeRecord,
     JournalRecord,
     ProbeRecord,
     Trace,
@@ -112,14 +113,22 @@ class Resubmission:
         record = self._recorded.records[unit.key]
         if isinstance(record, ProbeRecord):
             yield self._probe(unit, record)
-            return
-        if isinstance(record, CertificateRecord):
+        elif isinstance(record, CertificateRecord):
             yield self._certificate(unit, record)
-            return
+        else:
+            yield from self._submitted(unit, record)
+
+    def check_challenge(self, challenge: ChallengeRecord) -> Iterator[Finding]:
+        """Check the images of a challenge, and submit them again."""
+        for record in challenge.units:
+            unit = Unit("challenge", record.defense, record.attack, record.batch)
+            yield from self._submitted(unit, record)
+
+    def _submitted(self, unit: Unit, record: UnitRecord) -> Iterator[Finding]:
         try:
             adversarial = self._found(unit, record)
         except RecordError as error:
-            dropped = self._run.spec.settings.tensors == "drop"
+            dropped = self._run.spec.settings.tensors == "drop" and unit.kind != "challenge"
             for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
                 yield Finding(check, _DROPPED if dropped else str(error), skipped=dropped)
             return
@@ -305,5 +314,8 @@ def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
     return all(
         (session.versions, session.device, session.threads)
         == (current.versions, current.device, current.threads)
-        for session in recorded.run.sessions
+        for session in (
+            *recorded.run.sessions,
+            *(challenge.session for challenge in recorded.challenges),
+        )
     )

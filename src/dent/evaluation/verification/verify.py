@@ -1,6 +1,7 @@
 """Check a run folder as an outsider would: whatever can be recomputed is not taken on trust."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -130,7 +131,8 @@ def verify(
     if plan_mismatches:
         return _stop(recorded, checks, names[2:], "the plan does not follow from the dataset")
     units_again = () if reattack is None else reattack.draw(recorded)
-    watch = _Counting(progress, len(recorded.records) + len(units_again))
+    outside = len(recorded.challenges)
+    watch = _Counting(progress, len(recorded.records) + outside + len(units_again))
     checks += _resubmit(recorded, subject, watch)
     if reattack is None:
         return _conclude(recorded, checks)
@@ -195,6 +197,11 @@ def _seeds(recorded: RecordedRun) -> Iterator[str]:
         record = recorded.records.get(unit.key)
         if record is not None and record.seed != unit_seed_of(recorded.run.spec, unit):
             yield f"{unit.key} was run with a seed that does not follow from the run's"
+    for challenge in recorded.challenges:
+        for entry in challenge.units:
+            unit = Unit("challenge", entry.defense, entry.attack, entry.batch)
+            if entry.seed != unit_seed_of(recorded.run.spec, unit):
+                yield f"{unit.key} was run with a seed that does not follow from the run's"
 
 
 def _completeness(recorded: RecordedRun) -> Iterator[str]:
@@ -216,14 +223,26 @@ def _result(recorded: RecordedRun) -> Check:
         stored = read_record(recorded.path / RESULT, EvaluationResult)
     except RecordError as error:
         return _check("result", 1, [str(error)])
+    mismatches = _mismatches(stored, recorded)
+    if mismatches and recorded.challenges:
+        before = replace(recorded, challenges=recorded.challenges[:-1])
+        if not _mismatches(stored, before):  # ended between the line and the result
+            return _not_run(
+                "result",
+                f"{RESULT} is without the last challenge, by {recorded.challenges[-1].by}: repeat "
+                "that `dent challenge` to have it written",
+            )
+    problems = [f"{RESULT} does not follow from the records: {item}" for item in mismatches]
+    return _check("result", 1, problems)
+
+
+def _mismatches(stored: EvaluationResult, recorded: RecordedRun) -> tuple[str, ...]:
     # Wording is not compared: every version words a result itself when it shows a run.
     # Nor are rulings, where the rules are of another version.
     pair = tuple(without_wording(result.to_json()) for result in (stored, recorded.result))
     if stored.rules != recorded.result.rules:
         pair = tuple(without_rulings(result) for result in pair)
-    mismatches = differences(*pair)
-    problems = [f"{RESULT} does not follow from the records: {item}" for item in mismatches]
-    return _check("result", 1, problems)
+    return differences(*pair)
 
 
 def _subject(recorded: RecordedRun, subject: Subject) -> list[str]:
@@ -254,6 +273,10 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
     ]
     for unit in recorded_units:
         for finding in resubmission.check(unit):
+            _note(finding, problems, looked_at, skipped)
+        watch.one()
+    for challenge in recorded.challenges:
+        for finding in resubmission.check_challenge(challenge):
             _note(finding, problems, looked_at, skipped)
         watch.one()
     problems["served"] += resubmission.too_many_changed()

@@ -1,0 +1,249 @@
+"""Adversarial images that somebody else made: read from a file, and checked before all else."""
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dent.errors import InputError
+from dent.evaluation.records.folder import ENTRY
+from dent.evaluation.records.plan import Batch, Plan
+from dent.storage.disk import read
+from dent.support.plural import agreeing, counted
+from dent.threat import ThreatModel
+
+IDS: Final = "ids"
+_SUFFIXES: Final = (".safetensors", ".npy")
+_OVERHEAD: Final = 2**20
+"""Bytes of a file beside its images and ids, at most."""
+_WIDEST: Final = 8
+"""Bytes of a float64, and of an id."""
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a file holds.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        images: float32 (N, C, H, W).
+        ids: Per image, the id of its sample; None where the file does not say.
+    """
+
+    digest: str
+    images: Tensor
+    ids: tuple[int, ...] | None = None
+
+
+def read_images(path: Path, plan: Plan, image: tuple[int, ...]) -> Given:
+    """Read adversarial images.
+
+    Args:
+        path: `.npy` with an array (N, C, H, W), or `.safetensors` with the entry `adversarial` of
+            that shape and, if it is of some batches alone, `ids` (N,).
+        plan: The batches of the run.
+        image: Shape of an image (C, H, W).
+
+    Raises:
+        InputError: It holds something else.
+        RecordError: It is missing or cannot be read.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InputError(
+            f"{path}: expected a file of images named {' or '.join(_SUFFIXES)}, got "
+            f"{path.suffix or 'no suffix'}"
+        )
+    content = read(path.expanduser().resolve(), _most(plan, image))
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        if path.suffix.lower() == ".npy":
+            images, ids = _from_npy(content), None
+        else:
+            images, ids = _from_safetensors(path, load(content))
+    except (SafetensorError, ValueError, EOFError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no {path.suffix} file: {error}") from None
+    return Given(digest, _as_float32(path, images, image), ids)
+
+
+def given_by(images: Mapping[int, Tensor], plan: Plan) -> Given:
+    """Return images of whole batches as if they had been read from a file.
+
+    Args:
+        images: By batch index.
+        plan: The batches of the run.
+    """
+    tensor = torch.cat([images[index].detach().cpu().float() for index in images]).contiguous()
+    ids = tuple(sample for index in images for sample in _attacked_ids(plan.batches[index]))
+    content = save({ENTRY: tensor, IDS: torch.tensor(ids)})
+    return Given(hashlib.sha256(content).hexdigest(), tensor, ids)
+
+
+def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
+    """Lay images into the batches of a run.
+
+    Without ids, there is one image for each attacked sample, in the order of their ids.
+
+    Returns:
+        By index of the batch, the images of its attacked members, in their order.
+
+    Raises:
+        InputError: There are too many, too few, or the images of a batch are not all there.
+    """
+    every = sorted(sample for batch in plan.batches for sample in _attacked_ids(batch))
+    ids = _ids(given, every)
+    rows = {sample: row for row, sample in enumerate(ids)}
+    laid = {}
+    for batch in plan.batches:
+        members = _attacked_ids(batch)
+        missing = [sample for sample in members if sample not in rows]
+        if missing and len(missing) < len(members):
+            raise InputError(
+                f"a batch is submitted as a whole, and batch {batch.index} lacks the images of "
+                f"{counted(len(missing), 'sample')} of {len(members)}: {_listed(missing)}. Give "
+                "the natural image where you have no other, or leave the whole batch out"
+            )
+        if not missing:
+            laid[batch.index] = given.images[[rows[sample] for sample in members]]
+    return laid
+
+
+def refuse_outside(
+    images: Mapping[int, Tensor],
+    plan: Plan,
+    threat: ThreatModel,
+    natural: Callable[[Batch], Tensor],
+) -> None:
+    """Refuse images that are not inside the threat model, in float64.
+
+    Args:
+        images: By batch index, (members attacked, C, H, W).
+        plan: The batches of the run.
+        threat: The threat model of the run.
+        natural: The natural images of a batch.
+
+    Raises:
+        InputError: Some are not. The message names the samples and how far they lie outside.
+    """
+    outside: list[tuple[int, str]] = []
+    for index, rows in images.items():
+        batch = plan.batches[index]
+        clean = natural(batch)[: batch.attacked].cpu()
+        excess = threat.check(rows, clean).tolist()
+        for member, sample in enumerate(_attacked_ids(batch)):
+            if excess[member] > 0:
+                why = _why(rows[member : member + 1], clean[member : member + 1], threat)
+                outside.append((sample, why))
+    if outside:
+        listed = "\n  ".join(f"sample {sample}: {why}" for sample, why in outside[:_SHOWN])
+        more = f"\n  and {len(outside) - _SHOWN} more" if len(outside) > _SHOWN else ""
+        raise InputError(
+            f"{counted(len(outside), 'image')} {agreeing(len(outside), 'lie')} outside the threat "
+            f"model {threat}; nothing was submitted or written:\n  {listed}{more}"
+        )
+
+
+def _why(image: Tensor, natural: Tensor, threat: ThreatModel) -> str:
+    if not bool(image.isfinite().all()):
+        return "a value is not finite"
+    low, high = threat.bounds
+    found = []
+    distance = float(threat.distance(image, natural))
+    if distance - threat.eps > threat.tolerance(image[0].numel()):
+        found.append(
+            f"its {threat.norm} distance is {distance:.6g}, {distance - threat.eps:.3g} more than "
+            f"eps {threat.written}"
+        )
+    least, most = float(image.min()), float(image.max())
+    if min(least - low, high - most) < 0:
+        found.append(f"its values are from {least:.6g} to {most:.6g}, expected {low:g} to {high:g}")
+    return ", and ".join(found)
+
+
+def _ids(given: Given, every: list[int]) -> tuple[int, ...]:
+    """The sample of each image."""
+    count = len(given.images)
+    if given.ids is None:
+        if count != len(every):
+            raise InputError(
+                f"expected {counted(len(every), 'image')}, one for each attacked sample in the "
+                f"order of their ids, got {count}. For some batches alone, write a .safetensors "
+                f"file with {ENTRY!r} and {IDS!r}"
+            )
+        return tuple(every)
+    if len(given.ids) != count:
+        raise InputError(
+            f"expected one id for each of {counted(count, 'image')}, got {len(given.ids)}"
+        )
+    if len(set(given.ids)) < count:
+        twice = [sample for sample in sorted(set(given.ids)) if given.ids.count(sample) > 1]
+        raise InputError(f"two images have the id of one sample: {_listed(twice)}")
+    unknown = sorted(set(given.ids) - set(every))
+    if unknown:
+        raise InputError(
+            f"the run attacks no sample with the id {_listed(unknown)}; its ids are from "
+            f"{every[0]} to {every[-1]} (plan.json lists them)"
+        )
+    return given.ids
+
+
+def _from_npy(content: bytes) -> Tensor:
+    array = np.load(io.BytesIO(content), allow_pickle=False)
+    if not isinstance(array, np.ndarray):  # .npz under another name
+        raise InputError("expected one array, got several")
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"expected an array of floats, got {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+
+
+def _from_safetensors(
+    path: Path, entries: Mapping[str, Tensor]
+) -> tuple[Tensor, tuple[int, ...] | None]:
+    if ENTRY not in entries or set(entries) - {ENTRY, IDS}:
+        raise InputError(
+            f"{path}: expected the entry {ENTRY!r} and, for some batches alone, {IDS!r}; got "
+            f"{', '.join(map(repr, sorted(entries))) or 'none'}"
+        )
+    ids = entries.get(IDS)
+    if ids is None:
+        return entries[ENTRY], None
+    if ids.ndim != 1 or ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"{path}: {IDS!r} must be int64 (N,), got {ids.dtype} {tuple(ids.shape)}")
+    return entries[ENTRY], tuple(ids.tolist())
+
+
+def _as_float32(path: Path, images: Tensor, image: tuple[int, ...]) -> Tensor:
+    if not images.is_floating_point():
+        raise InputError(
+            f"{path}: expected floats in [0, 1], got {images.dtype}: divide pixels of 0..255 by 255"
+        )
+    if images.ndim != len(image) + 1 or tuple(images.shape[1:]) != image:
+        expected = ", ".join(("N", *map(str, image)))
+        raise InputError(f"{path}: expected images ({expected}), got {tuple(images.shape)}")
+    return images.float().contiguous()
+
+
+def _most(plan: Plan, image: tuple[int, ...]) -> int:
+    values = plan.attacked
+    for side in image:
+        values *= side
+    return _OVERHEAD + _WIDEST * (values + plan.attacked)
+
+
+def _attacked_ids(batch: Batch) -> tuple[int, ...]:
+    return batch.ids[: batch.attacked]
+
+
+def _listed(samples: list[int]) -> str:
+    shown = ", ".join(map(str, samples[:_SHOWN]))
+    return shown if len(samples) <= _SHOWN else f"{shown} and {len(samples) - _SHOWN} more"

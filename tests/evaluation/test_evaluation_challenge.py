@@ -1,0 +1,568 @@
+"""Images from outside: they are checked, submitted afresh, and count; nothing else changes."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dent import Dent, DentConfig
+from dent.errors import ConfigError, InputError
+from dent.evaluation import (
+    EvaluationResult,
+    RecordError,
+    Settings,
+    SpecMismatchError,
+    Subject,
+    challenge,
+    evaluate,
+    load_run,
+    verify,
+)
+from dent.evaluation.merge import ConflictError, merge
+from dent.evaluation.records.journal import CHALLENGES
+from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.results.result import Difference
+from dent.evaluation.results.verdict import conclude
+from dent.storage.canonical import canonical, digest
+from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
+
+RADIUS = 8 / 255
+
+
+def weak() -> Subject:
+    """A model and a defense that is the model, under an attack that hardly moves anything."""
+    model = make_model()
+    return make_subject({"plain": Wrapper(model)}, [Push(0.02)], model=model)
+
+
+def batchwise() -> Subject:
+    model = make_model()
+    defense = Dent(model, DentConfig(steps=1, lr=0.05, statistics="test"))
+    return make_subject({"dent": defense}, [Push(0.02)], model=model)
+
+
+def natural(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
+    return subject.dataset.batch(list(range(count)))
+
+
+def strong(subject: Subject, count: int = 20, share: float = 1.0) -> Tensor:
+    """A step against the gradient of the model, as far as is allowed."""
+    x, y = natural(subject, count)
+    leaf = x.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(subject.model(leaf), y)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return subject.threat.project(x + share * RADIUS * gradient.sign(), x)
+
+
+def to_file(folder: Path, images: Tensor, ids: list[int] | None = None) -> Path:
+    path = folder / "images.safetensors"
+    entries = {"adversarial": images.contiguous()}
+    if ids is not None:
+        entries["ids"] = torch.tensor(ids)
+    save_file(entries, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("challenge") / "run"
+    evaluate(weak(), SMALL, out=path)
+    return path
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def result_of(folder: Path) -> EvaluationResult:
+    return EvaluationResult.model_validate_json((folder / "result.json").read_text())
+
+
+def test_the_worst_case_is_over_the_images_as_well(folder: Path) -> None:
+    subject, before = weak(), content(folder)
+    images = strong(subject)
+    path = to_file(folder.parent, images)
+    found = challenge(
+        folder, subject, path, by="Ada", url="https://example.org/ada", note="one step"
+    )
+    x, y = natural(subject, 20)
+    recorded = load_run(folder)
+    own = recorded.images("plain", "push")
+    with torch.no_grad():
+        rights = [subject.model(each).argmax(dim=1) == y for each in (x, own, images)]
+    old, new = (rights[0] & rights[1]), (rights[0] & rights[1] & rights[2])
+    assert int(old.sum()) > int(new.sum()), "the test needs images that break something"
+    defense = found.result.defenses["plain"]
+    assert defense.worst.served.correct == int(new.sum())
+    assert defense.difference is not None
+    assert defense.difference.value == pytest.approx(float((new.int() - old.int()).sum()) / 20)
+    (entry,) = defense.challenges
+    assert (entry.by, entry.url, entry.note) == ("Ada", "https://example.org/ada", "one step")
+    assert (entry.correct, entry.total) == (int(rights[2].sum()), 20)
+    assert entry.lowered == int(old.sum()) - int(new.sum())
+    assert entry.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert defense.broken_by == (entry,)
+    assert defense.worst.by[entry.key] == entry.lowered
+    assert defense.attacks[-1].by == "Ada"
+    assert defense.attacks[-1].served.correct == entry.correct
+    assert found.result.defenses["static"].challenges == ()
+    # All that the run had is as it was, and the new is derived from the records.
+    after = content(folder)
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed - {"result.json", "lock"} == {
+        CHALLENGES,
+        *(
+            f"adversarial/challenge-{entry.digest[:12]}-{index:06d}.safetensors"
+            for index in range(3)
+        ),
+    }
+    assert recorded.result == found.result == result_of(folder)
+    checked = verify(folder, weak())
+    assert checked.status == "verified", checked.problems
+    stories = recorded.sample(100)
+    assert [story.record.kind for story in stories if story.record.defense == "plain"][-1] == (
+        "challenge"
+    )
+
+
+def test_a_batch_is_submitted_as_a_whole_and_afresh(tmp_path: Path) -> None:
+    subject = batchwise()
+    before = evaluate(subject, SMALL, out=tmp_path / "run").defenses["dent"]
+    images = strong(subject)
+    found = challenge(tmp_path / "run", subject, to_file(tmp_path, images), by="Ada")
+    _, y = natural(subject, 20)
+    left = []
+    for unit in load_run(tmp_path / "run").units():
+        if unit.defense == "dent" and unit.batch is not None:
+            labels = y[8 * unit.batch : 8 * unit.batch + 8].tolist()
+            right = sum(a == b for a, b in zip(unit.served, labels, strict=True))
+            left.append((unit.batch, unit.kind, right))
+    by_batch = [min(right for index, _, right in left if index == batch) for batch in range(3)]
+    defense = found.result.defenses["dent"]
+    assert (defense.worst.unit, defense.worst.served.correct) == ("batch", sum(by_batch))
+    for start in (0, 8, 16):
+        direct = subject.defenses["dent"]
+        logits = direct(images[start : start + 8])  # type: ignore[operator]
+        (unit,) = (
+            each
+            for each in load_run(tmp_path / "run").units()
+            if each.kind == "challenge" and each.batch == start // 8
+        )
+        assert list(unit.served) == logits.argmax(dim=1).tolist()
+    assert defense.challenges[0].lowered == before.worst.served.correct - sum(by_batch) > 0
+    assert verify(tmp_path / "run", batchwise()).status == "verified"
+
+
+def far(images: Tensor) -> Tensor:
+    moved = images.clone()
+    moved[13] = (weak().dataset.batch([13])[0][0] + 0.1).clamp(0, 1)
+    return moved
+
+
+def dark(images: Tensor) -> Tensor:
+    x = weak().dataset.batch(list(range(20)))[0]
+    moved = images.clone()
+    moved[4] = x[4] - RADIUS
+    return moved
+
+
+def infinite(images: Tensor) -> Tensor:
+    moved = images.clone()
+    moved[19, 0, 0, 0] = float("nan")
+    return moved
+
+
+OUTSIDE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "too far": (far, r"1 image lies outside .*sample 113: its linf distance is 0\.1, 0\.0686 more"),
+    "below 0": (dark, r"sample 104: its values are from -0\.0\d+ to .*, expected 0 to 1"),
+    "not a number": (infinite, "sample 119: a value is not finite"),
+    "too few": (lambda x: x[:-1], "expected 20 images, one for each attacked sample .* got 19"),
+    "another shape": (lambda x: x[:, :, :-1], r"expected images \(N, 3, 6, 6\), got \(20, 3, 5, 6"),
+    "one image": (lambda x: x[0], r"expected images \(N, 3, 6, 6\), got \(3, 6, 6\)"),
+    "pixels": (lambda x: (x * 255).byte(), "expected floats in .*divide pixels of 0..255 by 255"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(OUTSIDE))
+def test_what_is_no_attack_within_the_threat_model_is_refused(case: str, folder: Path) -> None:
+    change, says = OUTSIDE[case]
+    before = content(folder)
+    path = to_file(folder.parent, change(strong(weak())))
+    with pytest.raises(InputError, match=f"(?s){says}"):
+        challenge(folder, weak(), path, by="Ada")
+    assert content(folder) == before
+
+
+IDS: dict[str, tuple[list[int], str]] = {
+    "part of a batch": (
+        [*range(100, 107), 116, 117, 118, 119],
+        "batch 0 lacks .* 1 sample of 8: 107",
+    ),
+    "twice": ([*range(100, 107), 106], "two images have the id of one sample: 106"),
+    "of nobody": (
+        [*range(100, 107), 120],
+        "attacks no sample with the id 120; its ids are from 100",
+    ),
+    "too few": ([*range(100, 107)], "one id for each of 8 images, got 7"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(IDS))
+def test_ids_are_of_whole_batches(case: str, folder: Path) -> None:
+    ids, says = IDS[case]
+    count = 8 if case == "too few" else len(ids)
+    images = strong(weak())[[min(each - 100, 19) for each in [*ids, 101][:count]]]
+    with pytest.raises(InputError, match=f"(?s){says}"):
+        challenge(folder, weak(), to_file(folder.parent, images, ids), by="Ada")
+    assert load_run(folder).challenges == ()
+
+
+def test_some_batches_in_any_order_are_as_good_as_all(folder: Path) -> None:
+    images = strong(weak())
+    order = [*range(16, 20), *range(7, -1, -1)]
+    path = to_file(folder.parent, images[order], [100 + row for row in order])
+    part = challenge(folder, weak(), path, by="Ada")
+    whole = challenge(folder, weak(), to_file(folder.parent, images), by="Grace")
+    ada, grace = part.challenge.units, whole.challenge.units
+    assert [unit.batch for unit in ada] == [0, 2]
+    assert [unit.served for unit in ada] == [grace[0].served, grace[2].served]
+    first, second = whole.result.defenses["plain"].challenges
+    assert (first.by, first.total, second.by, second.total) == ("Ada", 12, "Grace", 20)
+    # The second lowers what the first left.
+    direct = evaluate(weak(), SMALL).defenses["plain"].worst.served.correct
+    assert whole.result.defenses["plain"].worst.served.correct == (
+        direct - first.lowered - second.lowered
+    )
+
+
+def test_an_array_is_in_the_order_of_the_ids(tmp_path: Path) -> None:
+    subject = weak()
+    shuffled = Settings(n=20, batch_size=8, order="shuffled")
+    evaluate(subject, shuffled, out=tmp_path / "run")
+    images = strong(subject)
+    np.save(tmp_path / "images.npy", images.double().numpy())
+    units = challenge(tmp_path / "run", subject, tmp_path / "images.npy", by="Ada").challenge.units
+    recorded = load_run(tmp_path / "run")
+    for unit, batch in zip(units, recorded.plan.batches, strict=True):
+        assert torch.equal(recorded.adversarial(unit), images[list(batch.positions)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("images.npy", b"no array", "no .npy file"),
+        ("images.safetensors", b"nothing", "no .safetensors file"),
+        ("images.png", b"", r"named .safetensors or .npy, got .png"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(
+    name: str, text: bytes, says: str, folder: Path
+) -> None:
+    (folder.parent / name).write_bytes(text)
+    with pytest.raises(InputError, match=says):
+        challenge(folder, weak(), folder.parent / name, by="Ada")
+    with pytest.raises(RecordError, match="is missing"):
+        challenge(folder, weak(), folder.parent / "none.npy", by="Ada")
+
+
+def test_code_in_an_array_is_not_run(folder: Path) -> None:
+    np.save(folder.parent / "bad.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="allow_pickle"):
+        challenge(folder, weak(), folder.parent / "bad.npy", by="Ada")
+
+
+def test_the_same_images_are_recorded_once(folder: Path) -> None:
+    path = to_file(folder.parent, strong(weak()))
+    first = challenge(folder, weak(), path, by="Ada")
+    before = content(folder)
+    second = challenge(folder, weak(), path, by="somebody else")
+    assert (first.new, second.new) == (True, False)
+    assert second.challenge.by == "Ada"
+    assert content(folder) == before
+
+
+def test_images_for_the_static_model_go_to_every_defense(folder: Path) -> None:
+    path = to_file(folder.parent, strong(weak()))
+    found = challenge(folder, weak(), path, by="Ada", defense="static")
+    assert {name: each.made_for for name, each in found.summaries.items()} == {
+        "static": "static",
+        "plain": "static",
+    }
+    assert found.summaries["static"].lowered == found.summaries["plain"].lowered > 0
+    assert not challenge(folder, weak(), path, by="Ada", defense="plain").new
+    assert verify(folder, weak()).status == "verified"
+
+
+def test_images_of_a_defense_do_not_count_for_another(folder: Path) -> None:
+    path = to_file(folder.parent, strong(weak()))
+    challenge(folder, weak(), path, by="Ada", defense="plain")
+    found = challenge(folder, weak(), path, by="Ada", defense="static")
+    assert [unit.defense for unit in found.challenge.units] == ["static"] * 3
+    assert load_run(folder).result.defenses["plain"].challenges[0].made_for == "plain"
+
+
+def paired(low: float, high: float) -> Difference:
+    count = {"correct": 50, "total": 100, "share": 0.5, "interval": (0.4, 0.6)}
+    return Difference.model_validate(
+        {
+            "value": (low + high) / 2,
+            "interval": (low, high),
+            "method": "tango",
+            "assumes": "",
+            "total": 100,
+            "only_defended": 9,
+            "only_static": 1,
+            "static": count,
+            "static_unit": "sample",
+        }
+    )
+
+
+def test_no_gain_stands_on_challenges_to_the_static_model_alone() -> None:
+    higher, level = paired(0.02, 0.1), paired(-0.02, 0.06)
+    ruled = [
+        conclude("small", higher, level, (), (), spared=spared).ruling
+        for spared in (None, higher, level)
+    ]
+    assert ruled == ["robust gain", "robust gain", "no gain"]
+
+
+def test_an_attack_from_outside_makes_its_images_here(folder: Path) -> None:
+    subject = weak()
+    found = challenge(folder, subject, Push(name="theirs:push"), by="Ada", defense="plain")
+    assert found.challenge.attack == "theirs:push"
+    recorded = load_run(folder)
+    made = torch.cat([recorded.adversarial(unit) for unit in found.challenge.units])
+    x, y = natural(subject, 20)
+    expected = [
+        Push()(
+            subject.model, x[at : at + 8], y[at : at + 8], threat=subject.threat, seed=0
+        ).adversarial
+        for at in (0, 8, 16)
+    ]
+    assert torch.equal(made, torch.cat(expected))
+    assert not challenge(folder, subject, Push(name="again"), by="B", defense="plain").new
+    assert verify(folder, weak()).status == "verified"
+
+
+def test_only_attacked_members_of_a_mixed_batch_are_replaced(tmp_path: Path) -> None:
+    subject = weak()
+    evaluate(subject, Settings(n=4, batch_size=8, mix=0.25), out=tmp_path / "run")
+    found = challenge(tmp_path / "run", subject, to_file(tmp_path, strong(subject, 4)), by="Ada")
+    assert [len(unit.served) for unit in found.challenge.units] == [8, 8]
+    assert found.summaries["plain"].total == 4
+    assert found.result.defenses["plain"].attacks[-1].bystanders.total == 12
+    assert verify(tmp_path / "run", weak()).status == "verified"
+
+
+def test_images_of_challenges_stay_where_others_are_dropped(tmp_path: Path) -> None:
+    evaluate(weak(), Settings(n=8, batch_size=8, tensors="drop"), out=tmp_path / "run")
+    challenge(tmp_path / "run", weak(), to_file(tmp_path, strong(weak(), 8)), by="Ada")
+    assert len(list((tmp_path / "run" / "adversarial").iterdir())) == 1
+    assert verify(tmp_path / "run", weak()).problems == ()
+
+
+def test_a_run_that_goes_on_keeps_its_challenges(tmp_path: Path) -> None:
+    def stop(state: object) -> None:
+        if getattr(state, "done", 0) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(weak(), SMALL, out=tmp_path / "run", progress=stop)
+    path = to_file(tmp_path, strong(weak()))
+    begun = challenge(tmp_path / "run", weak(), path, by="Ada")
+    assert begun.result.status == "partial"
+    evaluate(weak(), SMALL, out=tmp_path / "run")
+    evaluate(weak(), SMALL, out=tmp_path / "other")
+    other = challenge(tmp_path / "other", weak(), path, by="Ada").result
+    finished = result_of(tmp_path / "run")
+    assert finished.status == "complete"
+    assert finished.defenses["plain"].worst == other.defenses["plain"].worst
+    assert finished.identity == other.identity
+    assert verify(tmp_path / "run", weak()).status == "verified"
+
+
+def test_another_subject_is_refused(folder: Path) -> None:
+    model = make_model(seed=1)
+    other = make_subject({"plain": Wrapper(model)}, [Push(0.02)], model=model)
+    with pytest.raises(SpecMismatchError, match=r"model\.weights"):
+        challenge(folder, other, to_file(folder.parent, strong(weak())), by="Ada")
+    with pytest.raises(ConfigError, match=r"no defense 'dent\+': expected one of static, plain"):
+        challenge(folder, weak(), folder.parent / "x.npy", by="Ada", defense="dent+")
+    with pytest.raises(ConfigError, match="needs the name"):
+        challenge(folder, weak(), folder.parent / "x.npy", by=" ")
+    assert not (folder / CHALLENGES).exists()
+
+
+def test_a_merge_keeps_every_challenge_once(folder: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(folder, tmp_path / "twin"))
+    ada, grace = strong(weak()), strong(weak(), share=0.5)
+    for path in (folder, twin):
+        challenge(path, weak(), to_file(tmp_path, ada), by="Ada")
+    challenge(twin, weak(), to_file(tmp_path, grace), by="Grace")
+    merge([folder, twin], tmp_path / "merged")
+    merged = load_run(tmp_path / "merged")
+    assert [entry.by for entry in merged.challenges] == ["Ada", "Grace"]
+    assert merged.result == result_of(tmp_path / "merged")
+    assert merged.result.defenses["plain"].worst == load_run(twin).result.defenses["plain"].worst
+    assert verify(tmp_path / "merged", weak()).status == "verified"
+    relabel(twin, lambda record: flip(record, 0))
+    with pytest.raises(ConflictError, match="challenge/0/plain/"):
+        merge([folder, twin], tmp_path / "again")
+
+
+def relabel(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Edit the first challenge, and give it the checksum that it should then have."""
+    lines = (folder / CHALLENGES).read_text().splitlines()
+    record = json.loads(lines[0])["record"]
+    change(record)
+    lines[0] = canonical({"record": record, "sha256": digest(record)})
+    (folder / CHALLENGES).write_text("\n".join(lines) + "\n")
+
+
+def flip(record: dict[str, Any], member: int) -> None:
+    served = record["units"][0]["served"]
+    served[member] = (served[member] + 1) % 4
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no name": (lambda r: r.update(by="  "), "does not say who made it"),
+    "of nothing": (lambda r: r.update(units=[]), "units"),
+    "another defense": (lambda r: r.update(defense="dent"), "no defense 'dent'"),
+    "another kind": (lambda r: r["units"][0].update(kind="natural"), "no unit of this challenge"),
+    "another digest": (lambda r: r.update(digest="0" * 64), "no unit of this challenge"),
+    "no such batch": (lambda r: r["units"][0].update(batch=9), "no such batch"),
+    "all batches": (lambda r: r["units"][0].update(batch=None), "no such batch"),
+    "twice": (lambda r: r["units"].append(r["units"][0]), "submitted twice"),
+    "no images": (lambda r: r["units"][0].update(tensor=None), "no tensor"),
+    "too few served": (lambda r: r["units"][0]["served"].pop(), "7 predictions for 8 members"),
+    "images elsewhere": (
+        lambda r: r["units"][0]["tensor"].update(file="adversarial/000000-00-00.safetensors"),
+        "expected adversarial/challenge-",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def challenged(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("challenged")
+    path = Path(shutil.copytree(finished, parent / "run"))
+    challenge(path, weak(), to_file(parent, strong(weak())), by="Ada")
+    return path
+
+
+@pytest.mark.parametrize("case", sorted(FORGED))
+def test_contradictory_challenges_are_refused(case: str, challenged: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(challenged, tmp_path / "run"))
+    change, says = FORGED[case]
+    relabel(folder, change)
+    with pytest.raises(RecordError, match=says):
+        load_run(folder)
+
+
+def test_a_check_finds_forged_answers_and_images(challenged: Path, tmp_path: Path) -> None:
+    def problems(change: Callable[[Path], None], name: str) -> str:
+        folder = Path(shutil.copytree(challenged, tmp_path / name))
+        change(folder)
+        return "\n".join(verify(folder, weak()).problems)
+
+    def forge(folder: Path) -> None:
+        relabel(folder, lambda record: flip(record, 3))
+
+    def edit(folder: Path) -> None:
+        text = (folder / CHALLENGES).read_text()
+        (folder / CHALLENGES).write_text(text.replace("Ada", "Bob"))
+
+    def move(folder: Path) -> None:
+        path = next((folder / "adversarial").glob("challenge-*"))
+        images = load_file(path)["adversarial"]
+        images[0] = (images[0] + 0.2).clamp(0, 1)
+        save_file({"adversarial": images}, path)
+        fresh = hashlib.sha256(path.read_bytes()).hexdigest()
+        number = int(path.stem[-6:])
+
+        def tell(record: dict[str, Any]) -> None:
+            record["units"][number]["tensor"]["sha256"] = fresh
+
+        relabel(folder, tell)
+
+    assert "member 3 is served" in problems(forge, "forged")
+    assert "does not match its checksum" in problems(edit, "edited")
+    assert "threat model: challenge/" in problems(move, "moved")
+
+
+class Died(BaseException):
+    """As a kill does, this ends the process wherever it is."""
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """End within the `call`-th operation on the disk; of a write, only half is done."""
+    left = [call]
+    write, fsync, replace = os.write, os.fsync, os.replace
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                if real is write:
+                    write(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                raise Died
+            return real(*arguments)
+
+        return operation
+
+    for name, real in (("write", write), ("fsync", fsync), ("replace", replace)):
+        monkeypatch.setattr(os, name, counted(real))
+
+
+@pytest.mark.slow
+def test_a_run_is_whole_wherever_a_challenge_is_killed(tmp_path: Path) -> None:
+    subject = weak()
+    evaluate(subject, Settings(n=4, batch_size=4), out=tmp_path / "run")
+    before = load_run(tmp_path / "run").result
+    path = to_file(tmp_path, strong(subject, 4))
+    for call in range(1, 100):
+        folder = Path(shutil.copytree(tmp_path / "run", tmp_path / f"run-{call}"))
+        with pytest.MonkeyPatch.context() as patch:
+            die_at(patch, call)
+            try:
+                challenge(folder, subject, path, by="Ada")
+            except Died:
+                pass
+            else:
+                break
+        assert verify(folder).problems == ()
+        recorded = load_run(folder)
+        assert len(recorded.challenges) in (0, 1)
+        assert recorded.challenges or recorded.result == before
+        again = challenge(folder, subject, path, by="Ada")
+        assert again.new is not bool(recorded.challenges)
+        assert result_of(folder) == again.result == load_run(folder).result
+    assert call > 8
+    assert verify(folder, weak()).status == "verified"
+
+
+def test_old_runs_have_no_challenges() -> None:
+    golden = Path(__file__).parent / "golden"
+    for path in golden.glob("v*"):
+        recorded = load_run(path)
+        assert recorded.challenges == ()
+        assert all(isinstance(unit, UnitRecord) for unit in recorded.units())
