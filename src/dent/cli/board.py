@@ -86,6 +86,7 @@ def run_command(
             help="Run every attack of the suite, even after a gain has become impossible.",
         ),
     ] = False,
+    static_from: Annotated[Path | None, options.static_from()] = None,
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     out: Annotated[
@@ -131,7 +132,9 @@ def run_command(
         row.begin(place.folder, chosen, nonce)
         folder = place.folder / variant
         running.announce(subject, settings, folder)
-        result = running.run(subject, settings, folder, running.How(place=place))
+        result = running.run(
+            subject, settings, folder, running.How(place=place, static_from=static_from)
+        )
     if as_json:
         print_json(result.to_json())
         return

@@ -9,6 +9,7 @@ import typer
 from dent import names
 from dent.cli import completing, early, options
 from dent.cli.console import print_json
+from dent.errors import ConfigError
 
 _INPUT = "What is evaluated"
 _THREAT = "The attack"
@@ -222,6 +223,7 @@ def evaluate_command(
             rich_help_panel=_MANY,
         ),
     ] = None,
+    static_from: Annotated[Path | None, options.static_from(_RUN)] = None,
     out: Annotated[
         str,
         typer.Option(
@@ -260,6 +262,8 @@ def evaluate_command(
 
     swept = resolve.swept(over, mix)
     threat = ThreatModel(norm, eps)
+    if swept is not None and static_from is not None:
+        raise ConfigError("--static-from is for a single run: leave out --sweep")
     if suite is not None or budget is not None or to_the_end:
         resolve.check_suite(
             suite, attack=attack, iterations=iterations, protocol=protocol, static=static
@@ -272,6 +276,7 @@ def evaluate_command(
     how = running.How(
         resolve.cluster(ray, workers, cpus_per_worker, gpus_per_worker, device),
         None if shard is None else Shard.parse(shard),
+        static_from=static_from,
     )
     settings = Settings(
         n=n,

@@ -36,6 +36,15 @@ def data(panel: str | None = None) -> Any:
     )
 
 
+def static_from(panel: str | None = None) -> Any:
+    """`--static-from`: a run whose records of the static model are taken."""
+    return typer.Option(
+        help="Run folder of the same evaluation with another defense. Copies its records of the "
+        "static model, so that they are not computed again.",
+        rich_help_panel=panel,
+    )
+
+
 def weights(panel: str | None = None) -> Any:
     """`--weights`: the weights of the model."""
     return typer.Option(

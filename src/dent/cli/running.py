@@ -43,11 +43,13 @@ class How:
         cluster: The Ray cluster; None computes in this process.
         shard: The part; None is all.
         place: The destination of the records.
+        static_from: A run folder whose records of the static model are taken.
     """
 
     cluster: Cluster | None = None
     shard: Shard | None = None
     place: Place | None = None
+    static_from: Path | None = None
 
     def name_of(self, out: Path) -> str:
         """Return the user's name of the folder of a run."""
@@ -60,7 +62,14 @@ class How:
         if self.place is not None:
             progress = self.place.watch(progress)
         if self.cluster is None or out is None:
-            return evaluate(subject, settings, out=out, progress=progress, shard=self.shard)
+            return evaluate(
+                subject,
+                settings,
+                out=out,
+                progress=progress,
+                shard=self.shard,
+                static_from=self.static_from,
+            )
         return distributed.evaluate(
             subject,
             settings,
@@ -68,6 +77,7 @@ class How:
             out=out,
             progress=progress,
             shard=self.shard,
+            static_from=self.static_from,
             notice=lambda text: ERR.print(text, markup=False, soft_wrap=True),
         )
 

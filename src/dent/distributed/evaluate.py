@@ -22,6 +22,7 @@ def evaluate(
     out: Path,
     progress: OnProgress | None = None,
     shard: Shard | None = None,
+    static_from: Path | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> EvaluationResult:
     """Evaluate as `dent.evaluation.evaluate` does, on many processes and machines.
@@ -40,6 +41,8 @@ def evaluate(
             by one.
         progress: Called as units are done, and in between.
         shard: Do this part of the run alone.
+        static_from: A run folder of the same evaluation with other defenses. What it recorded of
+            the static model is copied.
         notice: Told, in a sentence, of workers that were lost and of waiting.
 
     Raises:
@@ -56,4 +59,6 @@ def evaluate(
         with RayPool(chosen, work.prepared) as pool:
             drive(work, pool, attempts=chosen.attempts, patience=chosen.patience, notice=notice)
 
-    return conduct(subject, settings, do, out=out, progress=progress, shard=shard)
+    return conduct(
+        subject, settings, do, out=out, progress=progress, shard=shard, static_from=static_from
+    )

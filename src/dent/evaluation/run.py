@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from dent.errors import ConfigError
 from dent.evaluation.engine.execute import Batches, execute, open_run
 from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
@@ -21,6 +22,7 @@ from dent.evaluation.records.spec import STATIC, Settings
 from dent.evaluation.results.decision import left, superfluous
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
+from dent.evaluation.static_part import take_static_part
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.support.devices import device_of
 
@@ -32,6 +34,7 @@ def evaluate(
     out: Path | None = None,
     progress: OnProgress | None = None,
     shard: Shard | None = None,
+    static_from: Path | None = None,
 ) -> EvaluationResult:
     """Attack every defense on the same samples with the same budget, and score the submissions.
 
@@ -45,6 +48,8 @@ def evaluate(
             can then be resumed.
         shard: Do this part of the run alone; the result is `partial` until all parts lie in one
             folder (`dent.distributed.merge`).
+        static_from: A run folder of the same evaluation with other defenses. What it recorded of
+            the static model is copied, and not computed again.
 
     Returns:
         The result, also written to `out/result.json`.
@@ -61,7 +66,9 @@ def evaluate(
         >>> result = evaluate(subject, Settings(n=256), out=Path("runs/first"))
         >>> result.defenses["dent+"].worst.served.share
     """
-    return conduct(subject, settings, here, out=out, progress=progress, shard=shard)
+    return conduct(
+        subject, settings, here, out=out, progress=progress, shard=shard, static_from=static_from
+    )
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,7 @@ def conduct(
     out: Path | None,
     progress: OnProgress | None,
     shard: Shard | None,
+    static_from: Path | None = None,
 ) -> EvaluationResult:
     """Evaluate as `evaluate` does, with `do` doing the work."""
     settings = settings or Settings()
@@ -179,12 +187,16 @@ def conduct(
         return Work(prepared, unit_rounds, store, sessions, tracker, progress)
 
     if out is None:
+        if static_from is not None:
+            raise ConfigError("static_from is for a run in a folder: give out, too")
         memory = Memory()
         with Sessions(None, plan) as sessions:
             do(work(memory, sessions))
         count = sum(1 for _ in units(spec, plan))
         return summarize(spec, plan, memory.done, count, sessions.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
+        if static_from is not None:
+            take_static_part(folder, static_from)
         waiting = left(spec, plan, folder.done) if shard is None else todo
         if any(unit.key not in folder.done for unit in waiting):
             with Sessions(folder, plan) as sessions:

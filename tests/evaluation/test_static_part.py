@@ -1,0 +1,117 @@
+"""Runs of several defenses share what was recorded of the static model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dent.attacks import make
+from dent.errors import ConfigError
+from dent.evaluation import Settings, Subject, evaluate, load_run, suite, verify
+from dent.evaluation.records.spec import STATIC
+from dent.storage.canonical import without_timing
+from dent.storage.errors import SpecMismatchError
+from dent.threat import ThreatModel
+from tests.attacks.known_defenses import Identity
+from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear
+
+SETTINGS = Settings(n=8, batch_size=4)
+
+
+class Shifted(Identity):
+    """Answers a little otherwise than its model."""
+
+    def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
+        return super().predict(x, adaptation) + torch.tensor([0.2, 0.0, 0.0, 0.0])
+
+
+def subject(defense: type[Identity], model: nn.Module | None = None, eps: str = EPS) -> Subject:
+    model = model or linear()
+    return Subject(model, dataset(), {"it": defense(model)}, suite(), ThreatModel("linf", eps))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "identity"
+    evaluate(subject(Identity), SETTINGS, out=out)
+    return out
+
+
+def records(run: Path) -> dict[str, Any]:
+    return {key: without_timing(each.to_json()) for key, each in load_run(run).records.items()}
+
+
+def test_a_run_that_takes_the_static_part_is_the_run_that_computes_it(
+    source: Path, tmp_path: Path
+) -> None:
+    whole, taken = tmp_path / "whole", tmp_path / "taken"
+    evaluate(subject(Shifted), SETTINGS, out=whole)
+    evaluate(subject(Shifted), SETTINGS, out=taken, static_from=source)
+    assert records(taken) == records(whole)
+    static = [key for key, each in load_run(taken).records.items() if each.defense == STATIC]
+    assert len(static) > 10
+    original = load_run(source)
+    for key in static:  # clocks included: they were not computed again
+        assert load_run(taken).records[key] == original.records[key]
+    sessions = load_run(taken).run.sessions
+    assert original.run.sessions[0] in sessions
+    assert len(sessions) == len(original.run.sessions) + 1
+    checked = verify(taken, subject=subject(Shifted))
+    assert checked.status == "verified", checked.checks
+
+
+def test_a_resumed_run_takes_what_it_lacks(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "begun"
+
+    def stop(state: Any) -> None:
+        if state.done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(subject(Shifted), SETTINGS, out=out, progress=stop)
+    evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)
+    evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)  # nothing is left to take
+    assert load_run(out).result.status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("other", "settings", "named"),
+    [
+        ({"eps": "0.01"}, SETTINGS, "threat.eps"),
+        ({}, Settings(n=8, batch_size=8), "settings.batch_size"),
+        ({}, Settings(n=8, batch_size=4, seed=1), "settings.seed"),
+    ],
+)
+def test_the_static_part_of_another_evaluation_is_refused(
+    source: Path, tmp_path: Path, other: dict[str, Any], settings: Settings, named: str
+) -> None:
+    with pytest.raises(SpecMismatchError, match=named):
+        evaluate(subject(Shifted, **other), settings, out=tmp_path / "run", static_from=source)
+    assert not load_run(tmp_path / "run").records
+
+
+def test_another_model_is_refused(source: Path, tmp_path: Path) -> None:
+    model = linear()
+    with torch.no_grad():
+        next(model.parameters()).add_(0.01)
+    with pytest.raises(SpecMismatchError, match="weights"):
+        evaluate(subject(Shifted, model), SETTINGS, out=tmp_path / "run", static_from=source)
+
+
+def test_a_run_to_the_end_takes_the_part_of_one_that_stopped(source: Path, tmp_path: Path) -> None:
+    to_the_end = Settings(n=8, batch_size=4, until="end")
+    evaluate(subject(Shifted), to_the_end, out=tmp_path / "end", static_from=source)
+    assert load_run(tmp_path / "end").result.status == "complete"
+
+
+def test_where_there_is_nothing_to_take_it_is_said(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give out"):
+        evaluate(subject(Shifted), SETTINGS, static_from=source)
+    model = linear()
+    attacks = [make("pgd", iterations=2)]
+    alone = Subject(model, dataset(), {"it": Shifted(model)}, attacks, ThreatModel("linf", EPS))
+    without = Settings(n=8, batch_size=4, static=False, transfer=False)
+    with pytest.raises(ConfigError, match="no static model"):
+        evaluate(alone, without, out=tmp_path / "run", static_from=source)
