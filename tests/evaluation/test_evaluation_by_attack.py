@@ -5,12 +5,22 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dent.attacks import make
-from dent.evaluation import Settings, Subject, describe, evaluate, load_run, suite, verify
+from dent.evaluation import (
+    Settings,
+    Subject,
+    challenge,
+    describe,
+    evaluate,
+    load_run,
+    suite,
+    verify,
+)
 from dent.evaluation.records.plan import Unit, candidates, groups, make_plan, rounds, units
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
@@ -151,6 +161,27 @@ def test_whole_batches_are_decided_only_where_no_exchange_of_members_could_gain(
     assert can_gain(found(10, 5), by_sample=False)  # 5 more, with nobody lost, would be a gain
     assert tango(5, 0, 64)[0] > 0
     assert can_gain(found(12, 0), by_sample=True)
+
+
+def test_a_decided_run_can_be_challenged(folder: Path, tmp_path: Path) -> None:
+    path = Path(copytree(folder, tmp_path / "run"))
+    before = load_run(path).result.defenses["it"]
+    images = subject().dataset.batch(list(range(load_run(path).plan.attacked)))[0]
+    np.save(tmp_path / "images.npy", images.numpy())  # they break nobody, but they count
+    natural = challenge(path, subject(), tmp_path / "images.npy", by="Ada")
+    after = natural.result.defenses["it"]
+    assert (natural.summaries["it"].lowered, after.worst.served) == (0, before.worst.served)
+    assert after.decided == before.decided
+    assert after.verdict == before.verdict
+    # Of the static model as well: no gain comes of it, though the difference rises.
+    eps = subject().threat.eps
+    np.save(tmp_path / "dark.npy", (images - eps).clamp(min=0).numpy())
+    found = challenge(path, subject(), tmp_path / "dark.npy", by="Grace", defense="static")
+    assert set(found.summaries) == {"static", "it"}
+    assert found.result.status == "complete"
+    assert found.result.defenses["it"].verdict is not None
+    assert found.result.defenses["it"].verdict.ruling != "robust gain"
+    assert verify(path).problems == ()
 
 
 def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> None:
