@@ -65,7 +65,7 @@ class Track(Record):
     """Samples of either half."""
     batch_size: int = 128
     variants: dict[str, Variant] = VARIANTS
-    suite: int = 3
+    suite: int
     """Version of the dynamic suite."""
     budget: Literal["small", "standard", "full"] = "small"
     seed: int = 0
