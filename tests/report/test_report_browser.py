@@ -228,6 +228,7 @@ def test_is_a_sound_document(facts: Any) -> None:
     assert facts["dangling"] == facts["doubled"] == 0
     assert facts["reached"] == []
     wanted = {"Headline", "Flags", "Robust accuracy by attack", "Adaptation", "Cost"}
+    wanted |= {"Progress of the attacks"}
     assert wanted | {"Diagnostics", "Samples", "What was run", "Provenance"} == set(
         facts["headings"]
     )
@@ -235,7 +236,8 @@ def test_is_a_sound_document(facts: Any) -> None:
     for chart in facts["charts"]:
         assert chart["alt"].startswith("Line chart. ")
         assert chart["drawn"]
-        assert chart["markers"] >= 6
+        # The attack took 3 iterations; the other charts show two defenses.
+        assert chart["markers"] >= (4 if "by number of gradients" in chart["alt"] else 6)
 
 
 @pytest.mark.parametrize("where", ["phone", "wide", "several on a phone"])
