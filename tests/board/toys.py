@@ -61,5 +61,6 @@ def toy(**changes: Any) -> Track:
         "pool": "8-23",
         "half": 8,
         "batch_size": 8,
+        "suite": 3,
     }
     return Track(**values | changes)
