@@ -183,9 +183,7 @@ def submit_command(
         str | None, typer.Option("--license", help="Of the code, as SPDX writes it.")
     ] = None,
     evaluated_by: Annotated[str | None, typer.Option(help="Who ran the evaluation.")] = None,
-    records_only: Annotated[
-        bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
-    ] = False,
+    records_only: Annotated[bool, options.records_only()] = False,
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     out: Annotated[
@@ -226,17 +224,9 @@ def check_command(
     images: Annotated[
         Path | None, typer.Option(help="Archive of the row's images, as `dent pack` wrote it.")
     ] = None,
-    reattack: Annotated[
-        str | None,
-        typer.Option(help="Also run this many attacks again, or all.", metavar="K|all"),
-    ] = None,
-    nonce: Annotated[
-        str | None,
-        typer.Option(help="Draws the K attacks. Fix it after the run was handed over."),
-    ] = None,
-    records_only: Annotated[
-        bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
-    ] = False,
+    reattack: Annotated[str | None, options.reattack()] = None,
+    nonce: Annotated[str | None, options.nonce()] = None,
+    records_only: Annotated[bool, options.records_only()] = False,
     allow_code: Annotated[bool, options.allow_code()] = False,
     by: Annotated[
         str | None,

@@ -45,6 +45,21 @@ def static_from(panel: str | None = None) -> Any:
     )
 
 
+def reattack() -> Any:
+    """`--reattack`: how many attacks a check runs again."""
+    return typer.Option(help="Also run this many attacks again, or all.", metavar="K|all")
+
+
+def nonce() -> Any:
+    """`--nonce` of a check: which attacks it runs again."""
+    return typer.Option(help="Draws the K attacks. Fix it after the run was handed over.")
+
+
+def records_only() -> Any:
+    """`--records-only`: what a check leaves out."""
+    return typer.Option(help="Check records and digests only. Load no model, submit nothing.")
+
+
 def weights(panel: str | None = None) -> Any:
     """`--weights`: the weights of the model."""
     return typer.Option(

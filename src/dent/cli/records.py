@@ -104,18 +104,10 @@ def verify_command(
     ] = None,
     root: _Data = None,
     device: Annotated[str | None, options.device()] = None,
-    records_only: Annotated[
-        bool, typer.Option(help="Check records and digests only. Load no model, submit nothing.")
-    ] = False,
+    records_only: Annotated[bool, options.records_only()] = False,
     allow_code: Annotated[bool, options.allow_code()] = False,
-    reattack: Annotated[
-        str | None,
-        typer.Option(help="Also run this many attacks again, or all.", metavar="K|all"),
-    ] = None,
-    nonce: Annotated[
-        str | None,
-        typer.Option(help="Draws the K attacks. Fix it after the run was handed over."),
-    ] = None,
+    reattack: Annotated[str | None, options.reattack()] = None,
+    nonce: Annotated[str | None, options.nonce()] = None,
     as_json: _Json = False,
 ) -> None:
     """Check a run independently: digests, bounds, and every batch submitted again.

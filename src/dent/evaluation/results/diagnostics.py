@@ -89,7 +89,7 @@ class _Judgement:
         if isinstance(value, str):
             return _not_run(self.name, value)
         raised = self.raised.format(probe=defense.probe)
-        return _judge(self.name, value, self.threshold, raised, self.passed)
+        return Diagnostic.judge(self.name, value, self.threshold, raised, self.passed)
 
 
 def of_defense(
@@ -141,7 +141,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
     """Return the diagnostics of a whole run, which do not depend on the defense."""
     kinds = {(tuple(sorted(s.versions.items())), s.platform, s.device, s.threads) for s in sessions}
     return (
-        _judge(
+        Diagnostic.judge(
             "uneven batches",
             float(uneven),
             0,
@@ -149,7 +149,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
             "differently in it.",
             "All batches have the same size.",
         ),
-        _judge(
+        Diagnostic.judge(
             "mixed provenance",
             float(len(kinds) - 1),
             0,
@@ -412,7 +412,7 @@ def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
     if check.missing is not None or check.threshold is None:
         return _not_run(CERTIFICATE, f"There is no gradient to check: {check.missing}.")
     worst = max(_error(point) for point in check.points)
-    return _judge(
+    return Diagnostic.judge(
         CERTIFICATE,
         worst,
         check.threshold,
@@ -462,17 +462,6 @@ def _older_certificate(check: GradientCheck | None) -> Diagnostic:
 def _distance(comparison: Comparison) -> float:
     """Return the distance of two answers; 1 if only one of them is finite."""
     return 1.0 if comparison.distance is None else comparison.distance
-
-
-def _judge(name: str, value: float, threshold: float, raised: str, passed: str) -> Diagnostic:
-    is_raised = value > threshold
-    return Diagnostic(
-        name=name,
-        state="raised" if is_raised else "passed",
-        value=value,
-        threshold=threshold,
-        sentence=raised if is_raised else passed,
-    )
 
 
 def _not_run(name: str, why: str) -> Diagnostic:

@@ -79,7 +79,7 @@ def _unavailable(records: Sequence[UnitRecord]) -> Diagnostic:
     ]
     zero, taken = sum(zero for zero, _ in counts), sum(taken for _, taken in counts)
     share = zero / taken if taken else 0.0
-    return _judge(
+    return Diagnostic.judge(
         "unavailable gradients",
         share,
         TOLERATED,
@@ -92,7 +92,7 @@ def _unavailable(records: Sequence[UnitRecord]) -> Diagnostic:
 def _silent(records: Sequence[UnitRecord], histories: Sequence[AttackHistory]) -> Diagnostic:
     del records
     count = sum(history.silent for history in histories)
-    return _judge(
+    return Diagnostic.judge(
         "silent success",
         float(count),
         0,
@@ -107,7 +107,7 @@ def _incomplete(records: Sequence[UnitRecord], histories: Sequence[AttackHistory
     rising = sum(history.rising for history in histories)
     standing = sum(not claimed for record in records for claimed in record.claimed or ())
     share = min((late + rising) / (late + standing), 1.0) if late + standing else 0.0
-    return _judge(
+    return Diagnostic.judge(
         "incomplete optimization",
         share,
         TOLERATED,
@@ -121,7 +121,7 @@ def _untransferred(records: Sequence[UnitRecord], histories: Sequence[AttackHist
     count = sum(history.untransferred for history in histories)
     total = sum(_attacked(record) for record in records)
     share = count / total if total else 0.0
-    return _judge(
+    return Diagnostic.judge(
         "transfer failure",
         share,
         TOLERATED,
@@ -161,14 +161,3 @@ def _means(
         for row in points
     )
     return tuple(float(f"{each / total:.6g}") for each in sums)
-
-
-def _judge(name: str, value: float, threshold: float, raised: str, passed: str) -> Diagnostic:
-    is_raised = value > threshold
-    return Diagnostic(
-        name=name,
-        state="raised" if is_raised else "passed",
-        value=value,
-        threshold=threshold,
-        sentence=raised if is_raised else passed,
-    )

@@ -49,6 +49,20 @@ class Diagnostic(Record):
     """The diagnostic is raised if the value is above it."""
     sentence: str
 
+    @classmethod
+    def judge(
+        cls, name: str, value: float, threshold: float, raised: str, passed: str
+    ) -> "Diagnostic":
+        """Return the diagnostic of a value, with the sentence that fits it."""
+        is_raised = value > threshold
+        return cls(
+            name=name,
+            state="raised" if is_raised else "passed",
+            value=value,
+            threshold=threshold,
+            sentence=raised if is_raised else passed,
+        )
+
     @property
     def raised(self) -> bool:
         """Whether the diagnostic is raised."""
