@@ -57,8 +57,8 @@ def challenge(
     code_names = restore.named_code(loaded.run.spec)
     if code_names and not allow_code:
         raise ConfigError(
-            f"{folder} names code of its own, which to submit to it is to run: "
-            f"{', '.join(code_names)}. If you trust it: --allow-code."
+            f"A challenge of {folder} runs code that its records name: {', '.join(code_names)}. "
+            "If you trust that code, add --allow-code."
         )
     subject = restore.subject(loaded, weights, root, device)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
