@@ -52,6 +52,8 @@ SUITE_CUT: Final = (
 stop-gradient, fewer steps and unrolled by the margin alone, with half of them or a quarter."""
 
 
+SUITE: Final = "decided"
+"""The column of the suite as it is: its static model is attacked once for all defenses."""
 Results = dict[tuple[str, "Column"], EvaluationResult]
 
 
@@ -68,7 +70,7 @@ class Column:
 COLUMNS: Final = (
     Column("published", "AutoAttack, published", ("--attack", CUT, "--protocol", "published")),
     Column("frozen", "AutoAttack, frozen", ("--attack", CUT, "--protocol", "frozen")),
-    Column("decided", "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
+    Column(SUITE, "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
     Column("dynamic", "dynamic suite 1, small", (), by_default=False),
     Column(
         "cut",
@@ -89,10 +91,13 @@ before it are its 10 steps of the paper's ablations, the second with a learned s
 
 def command(defense: str, column: Column) -> list[str]:
     """The arguments of `dent` for one cell of the table."""
+    first = next(iter(DEFENSES))
+    shared = column.key == SUITE and defense != first
     return [
         *("evaluate", "--model", MODEL, "--dataset", "cifar10"),
         *("--n", str(SAMPLES), "--batch-size", str(BATCH_SIZE), "--eps", "8/255"),
         *("--defense", DEFENSES[defense], *column.options),
+        *(("--static-from", f"runs/results/{first}-{column.key}") if shared else ()),
         *("--out", f"runs/results/{defense}-{column.key}"),
     ]
 

@@ -21,11 +21,13 @@ from mkdocs.structure.pages import Page
 
 from dent.board.listing import list_rows
 from dent.board.page import write_page, write_reports
+from dent.report import wording
+from dent.support.rounding import factor
 
 ROOT = Path(__file__).parents[1]
 #: Files of the repository, by the page that each becomes.
 PAGES = {
-    "index.md": "README.md",
+    "overview.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "code-of-conduct.md": "CODE_OF_CONDUCT.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -33,6 +35,8 @@ PAGES = {
 } | {f"examples/{path.stem}.md": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
 BOARD = "docs/board/index.html"
 """The page of the board, which is made from board/."""
+LANDING, ROWS = "index.md", "<!-- board -->"
+"""The page that shows the rows of the board first, and where."""
 COLAB = "https://colab.research.google.com/github"
 """Opens a notebook of a public repository."""
 _BECOMES = {file: page for page, file in PAGES.items()}
@@ -70,9 +74,27 @@ def _board() -> Iterator[tuple[str, str]]:
             yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
 
 
+def _rows() -> Iterator[str]:
+    """The rows of the board as a table, track by track."""
+    track = None
+    for row in (row for row in list_rows(ROOT / "board") if row.void is None):
+        if row.track != track:
+            track = row.track
+            yield from ("", f"**{track.title}**", "")
+            yield "| defense | verdict | against its base | cost | trust |"
+            yield "| --- | --- | ---: | ---: | --- |"
+        cost = "" if row.cost is None else factor(row.cost)
+        gain = wording.difference(row.difference) if row.difference else "the reference"
+        yield f"| {row.name} | {row.ruling} | {gain} | {cost} | {row.trust} |"
+    if track is None:
+        yield "No rows yet."
+
+
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turn every link to a file of the repository to the page that the file became."""
     here = page.file.src_uri
+    if here == LANDING:
+        markdown = markdown.replace(ROWS, "\n".join(_rows()))
     source = PAGES.get(here, f"docs/{here}")
     kept: list[str] = []
 

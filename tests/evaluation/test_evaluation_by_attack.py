@@ -116,8 +116,11 @@ def test_the_static_model_comes_first_and_then_attack_after_attack() -> None:
         assert {unit.defense for group in by_round[1] for unit in group} == {STATIC}
         attacks = [
             {unit.attack for group in groups_of for unit in group if unit.kind == "attack"}
-            for groups_of in by_round[3:-1]
+            for groups_of in by_round[4:-1]
         ]
+        first = spec.attacks[0].name
+        assert {unit.attack for group in by_round[2] for unit in group} == {None, first}
+        assert first not in {unit.attack for group in by_round[3] for unit in group}
         assert attacks == [{entry.name} for entry in spec.attacks]
         assert {unit.kind for group in by_round[-1] for unit in group} == {"certificate"}
         # A shard takes whole batches, since what is left out depends on what came before.

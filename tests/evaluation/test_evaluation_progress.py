@@ -134,12 +134,9 @@ def test_a_run_that_stops_once_decided_says_when_at_the_soonest(run: Run) -> Non
     spec = prepared.spec.model_copy(update={"schedule": "by-attack"})
     by_attack = replace(prepared, spec=spec)
     first = before_decision(spec, prepared.plan)
-    assert {unit.kind for unit in first if unit.defense != STATIC} == {
-        "probe",
-        "natural",
-        "transfer",
-        "assembled",
-    }
+    others = [unit for unit in first if unit.defense != STATIC]
+    assert {unit.kind for unit in others} == {"probe", "natural", "transfer"}
+    assert {unit.attack for unit in others} == {None, spec.attacks[0].name}
     todo = list(units(spec, prepared.plan))
     tracker = Tracker(by_attack, todo)
     left = sum(seconds(unit, passes_of(by_attack, unit)) for unit in first)

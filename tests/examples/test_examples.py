@@ -1,6 +1,7 @@
 """The files of examples/ do what they print, against the library."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -131,3 +132,54 @@ def test_a_timm_model_adapts_its_norm_layers(
         assert f"{name}: {2 * len(layers)} scales and shifts" in printed
         assert adaptation.entropy[-1].mean() < adaptation.entropy[0].mean()
         assert not torch.equal(defenses[name](images), model.eval()(images))
+
+
+def test_clip_gives_the_logits_of_the_library_that_it_is_loaded_from(
+    example: Example, tmp_path: Path
+) -> None:
+    """The oracle is CLIPModel itself, on a small checkpoint with a vocabulary of two letters."""
+    transformers = pytest.importorskip("transformers")
+    names = example("clip_zero_shot")
+    vocabulary = {"a": 2, "a</w>": 3, "o": 4, "o</w>": 5, "<|startoftext|>": 0, "<|endoftext|>": 1}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
+    tokenizer.save_pretrained(tmp_path)
+    layers = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    config = transformers.CLIPConfig(
+        text_config={**layers, "num_attention_heads": 2, "vocab_size": 6, "bos_token_id": 0}
+        | {"eos_token_id": 1},
+        vision_config={**layers, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    torch.manual_seed(1)
+    clip = transformers.CLIPModel(config).eval()
+    clip.save_pretrained(tmp_path)
+    images, _ = load("cifar10-sample").batch(range(4))
+    mean, std = (torch.tensor(names[each]).view(3, 1, 1) for each in ("MEAN", "STD"))
+    tokens = tokenizer(
+        [f"a photo of a {each}" for each in names["CLASSES"]], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = clip(pixel_values=(images - mean) / std, **tokens).logits_per_image
+        logits = names["published"](str(tmp_path))(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.01
+
+
+def test_clip_adapts_the_norms_of_its_image_encoder_alone(example: Example) -> None:
+    names = example("clip_zero_shot")
+    model = names["random"]()
+    images, _ = load("cifar10-sample").batch(range(4))
+    adaptation = Dent(model, DENT_PLUS).adapt(images)
+    norms = [name for name, each in model.named_modules() if isinstance(each, nn.LayerNorm)]
+    assert {name.rpartition(".")[0] for name in adaptation.parameters} == set(norms)
+    assert len(norms) == 6
+
+
+@pytest.mark.slow
+def test_clip_gets_a_verdict(example: Example) -> None:
+    result = example("clip_zero_shot")["main"]()
+    assert result.defenses["dent+"].verdict is not None

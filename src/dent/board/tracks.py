@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from dent.errors import ConfigError, UnknownNameError
-from dent.evaluation.records.spec import Order, Settings, Sha256
+from dent.evaluation.records.spec import Order, Randomness, Settings, Sha256
 from dent.storage.canonical import Record, digest
 from dent.support import ranges
 from dent.support.suggest import did_you_mean
@@ -31,12 +31,15 @@ class Variant(Record):
 
     order: Order = "dataset"
     mix: float | None = None
+    randomness: Randomness = "private"
+    """Whether an attacker knows what a defense draws at random when it serves."""
 
 
 VARIANTS: Final[dict[str, Variant]] = {
     HEADLINE: Variant(),
     "by-class": Variant(order="by-class"),
     "mix-0.25": Variant(mix=0.25),
+    "public": Variant(randomness="public"),
     VIEWS: Variant(),
 }
 """Of every track; each is a run of its own."""
@@ -69,8 +72,6 @@ class Track(Record):
     """Version of the dynamic suite."""
     budget: Literal["small", "standard", "full"] = "small"
     seed: int = 0
-    randomness: Literal["private"] = "private"
-    """An attacker does not know what a defense draws at random when it serves."""
 
     @property
     def fixed_ids(self) -> tuple[int, ...]:
@@ -124,7 +125,7 @@ class Track(Record):
             mix=laid.mix,
             seed=self.seed,
             until=until,
-            randomness=self.randomness,
+            randomness=laid.randomness,
         )
 
     @property

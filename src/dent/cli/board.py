@@ -76,7 +76,8 @@ def run_command(
     variant: Annotated[
         str,
         typer.Option(
-            help="headline, by-class, mix-0.25, or views (for tte, to compare with the row)."
+            help="headline, by-class, mix-0.25, public (randomness that the attacker knows), or "
+            "views (for tte, to compare with the row)."
         ),
     ] = "headline",
     to_the_end: Annotated[
@@ -165,6 +166,42 @@ def page_command(
         print_json([row.to_json() for row in rows])
         return
     OUT.print(f"Written to {out}, {counted(len(rows), 'row')}", markup=False, soft_wrap=True)
+
+
+@board_app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds rows.", metavar="FOLDER")],
+    to: Annotated[str, typer.Option(help="huggingface or every-eval-ever.", metavar="PLACE")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the files; existing ones are replaced.")
+    ] = Path("exported"),
+    url: Annotated[
+        str | None, typer.Option(help="Where the board is online; named as the source.")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="For huggingface: the dataset on the hub that is the benchmark, ORG/NAME. Adds "
+            ".eval_results files."
+        ),
+    ] = None,
+    as_json: Annotated[bool, options.as_json(what="the files and the rows left out")] = False,
+) -> None:
+    """Write the rows in the format of another place that lists evaluation results.
+
+    Rows that are void, incomplete or not the evaluation of their track are left out, and named.
+    """
+    from dent.cli import exporting
+
+    exported = exporting.export(folder, to, out, url, benchmark)
+    if as_json:
+        print_json(exported.to_json())
+        return
+    for name, reason in exported.omitted:
+        OUT.print(f"Left out {name}: {reason}", markup=False, soft_wrap=True)
+    OUT.print(
+        f"{counted(len(exported.files), 'file')} written to {out}", markup=False, soft_wrap=True
+    )
 
 
 @board_app.command("submit")

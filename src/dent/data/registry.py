@@ -28,6 +28,12 @@ _FOLDERS: Final = (
     folders.IMAGEFOLDER,
     f"{folders.IMAGEFOLDER}-288",
 )
+HUB_NAMES: Final = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "imagenet": "ILSVRC/imagenet-1k",
+}
+"""What the Hugging Face hub calls datasets."""
 _CORRUPTED: Final = {f"{base.name}-c": base for base in (CIFAR10, CIFAR100)}
 
 

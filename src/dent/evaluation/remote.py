@@ -22,6 +22,7 @@ from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
 from dent.storage.lock import HOLDER, LOCK
 from dent.support.extras import installing, require
+from dent.support.filenames import portable
 from dent.support.plural import counted
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.:-]+)://")
@@ -275,7 +276,7 @@ def _path(where: str) -> Path:
 
 
 def _last_part(where: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=_-]", "_", where.rstrip("/").rpartition("/")[2]) or "run"
+    return portable(where.rstrip("/").rpartition("/")[2]) or "run"
 
 
 def _is_journal(name: str) -> bool:

@@ -1,17 +1,11 @@
 """The model card as a page for people, which the Hugging Face hub reads as well."""
 
 import json
-from typing import Any, Final
+from typing import Any
 
+from dent.data.registry import HUB_NAMES
 from dent.support.plural import counted
 from dent.support.rounding import percent
-
-_HUB_DATASETS: Final = {
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "imagenet": "ILSVRC/imagenet-1k",
-}
-"""What the hub calls datasets."""
 
 
 def page(card: dict[str, Any], *, terms: str | None = None) -> str:
@@ -47,7 +41,7 @@ def front_matter(card: dict[str, Any], terms: str | None = None) -> str:
         card: The card.
         terms: As in `page`.
     """
-    kind = _HUB_DATASETS.get(card["dataset"].partition("-")[0])
+    kind = HUB_NAMES.get(card["dataset"].partition("-")[0])
     result = {
         "task": {"type": "image-classification"},
         "dataset": {"name": card["dataset"], "type": kind or card["dataset"], "split": "test"},

@@ -162,8 +162,9 @@ def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
     """Yield the rounds of a run: each has independent groups, and builds on the rounds before.
 
     By batch, everything is one round. By attack, the rounds are the probes; the static model; the
-    natural batches of each defense and what was found on the static model; then attack after
-    attack. After each of these a run may stop.
+    natural batches of each defense and what the first attack found on the static model, which
+    decides most runs; what the others found there; then attack after attack. After each of these a
+    run may stop.
     """
     if spec.schedule == "by-batch":
         yield tuple(groups(spec, plan))
@@ -248,15 +249,23 @@ _Part = Callable[[DefenseSpec, int], Iterator[Unit]]
 
 
 def _by_attack(spec: EvaluationSpec) -> Iterator[_Part]:
-    yield partial(_transferred, spec)
+    yield partial(_natural_and_first_transfer, spec)
+    yield partial(_other_transfers, spec)
     for attack in _frozen(spec):
         yield partial(_attacked, spec, attack)
 
 
-def _transferred(spec: EvaluationSpec, defense: DefenseSpec, batch: int) -> Iterator[Unit]:
+def _natural_and_first_transfer(
+    spec: EvaluationSpec, defense: DefenseSpec, batch: int
+) -> Iterator[Unit]:
     yield Unit("natural", defense.name, None, batch)
-    transfers = _distinct(spec) if spec.settings.transfer else []
-    for attack in transfers:
+    for attack in _transfers(spec)[:1]:
+        yield Unit("transfer", defense.name, attack, batch)
+
+
+def _other_transfers(spec: EvaluationSpec, defense: DefenseSpec, batch: int) -> Iterator[Unit]:
+    transfers = _transfers(spec)
+    for attack in transfers[1:]:
         yield Unit("transfer", defense.name, attack, batch)
     if defense.batch_dependent and len(transfers) > 1:
         yield Unit("assembled", defense.name, None, batch)
@@ -273,6 +282,11 @@ def _attacked(
 
 def _frozen(spec: EvaluationSpec) -> list[str]:
     return [attack.name for attack in spec.attacks if attack.protocol == "frozen"]
+
+
+def _transfers(spec: EvaluationSpec) -> list[str]:
+    """The attacks on the static model whose images are submitted to the defenses."""
+    return _distinct(spec) if spec.settings.transfer else []
 
 
 def _distinct(spec: EvaluationSpec) -> list[str]:
@@ -294,7 +308,7 @@ def candidates(
     if spec.schedule == "by-batch":
         attack_units = tuple(_attacks(spec, defense, _frozen(spec), 0))
         return tuple((unit.kind, unit.attack) for unit in attack_units if unit.attack is not None)
-    transfers = _distinct(spec) if spec.settings.transfer else []
+    transfers = _transfers(spec)
     attacks = _frozen(spec)
     own = attacks[: attacks.index(after) + 1] if after is not None else []
     return tuple(

@@ -1,0 +1,167 @@
+"""Rows in the format of Every Eval Ever, a common store of evaluation results.
+
+Its schema, version 0.2.2: `every_eval_ever/schemas/eval.schema.json` of evaleval/every_eval_ever.
+Values that have no field of their own there go into `additional_details`, as text.
+"""
+
+import json
+import uuid
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from dent import __version__
+from dent.board.listing import BoardRow
+from dent.board.metrics import OURS, Metric, maker, metrics
+from dent.data.registry import HUB_NAMES
+from dent.support.filenames import portable
+
+SCHEMA: Final = "0.2.2"
+COLLECTION: Final = "torch-dent-board"
+_IDS: Final = uuid.UUID("6f3c4e0e-6f0f-5b0b-9a6e-1d6f1d0c7a11")
+"""Ours alone, so that a row gets the same file name wherever it is exported."""
+
+
+def every_eval_ever(row: BoardRow, now: float, url: str | None = None) -> tuple[str, bytes]:
+    """Return the path in their repository, and the record, of a row.
+
+    Args:
+        row: It must be one that `reason_to_omit` finds nothing against.
+        now: Seconds since 1970, for the time at which the record was made.
+        url: Of the board, if it is online.
+    """
+    result, spec = row.headline.result, row.headline.result.spec
+    developer, name = portable(maker(row)), portable(row.name)
+    versions = result.sessions[-1].versions if result.sessions else {}
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA,
+        "evaluation_id": f"{COLLECTION}/{row.track.name}/{developer}/{name}/{result.identity[:12]}",
+        "retrieved_timestamp": f"{now:.0f}",
+        "source_metadata": {
+            "source_name": f"{OURS} board",
+            "source_type": "evaluation_run",
+            "source_organization_name": OURS,
+            "evaluator_relationship": _relationship(row),
+            "additional_details": _texts(
+                evaluated_by=None if row.submission is None else row.submission.evaluated_by,
+                trust=row.trust,
+            ),
+        },
+        "eval_library": {
+            "name": OURS,
+            "version": versions.get(OURS, __version__),
+            "additional_details": _texts(
+                suite="dynamic",
+                suite_version=row.suite,
+                budget=row.track.budget,
+                versions=versions,
+            ),
+        },
+        "model_info": {
+            "name": row.name,
+            "id": f"{developer}/{name}",
+            "developer": developer,
+            "inference_engine": {"name": "torch", "version": versions.get("torch", "unknown")},
+            "additional_details": _texts(
+                kind="dynamic defense",
+                base_model=spec.model.name,
+                base_model_weights_sha256=spec.model.weights,
+                factory=None if row.submission is None else row.submission.factory,
+                repository=None if row.submission is None else row.submission.repository,
+                commit=None if row.submission is None else row.submission.commit,
+                paper=None if row.submission is None else row.submission.paper,
+                cost_in_static_forwards=row.cost,
+                predictions_depend_on_the_batch=row.dependence.declared,
+            ),
+        },
+        "evaluation_results": [_result(row, metric) for metric in metrics(row)],
+    }
+    if result.sessions:
+        record["evaluation_timestamp"] = result.sessions[-1].started
+    if url is not None:
+        record["source_metadata"]["source_organization_url"] = url
+    path = PurePosixPath("data", COLLECTION, developer, name, f"{_file_id(row)}.json")
+    return str(path), (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _result(row: BoardRow, metric: Metric) -> dict[str, Any]:
+    score: dict[str, Any] = {
+        "score": metric.value,
+        "uncertainty": {"num_samples": metric.samples},
+        "details": _texts(verdict=row.ruling, decided_by=row.decided_by),
+    }
+    if metric.interval is not None:
+        lower, upper = metric.interval
+        score["uncertainty"]["confidence_interval"] = {
+            "lower": lower,
+            "upper": upper,
+            "confidence_level": metric.level,
+            "method": metric.method,
+        }
+    least, most = metric.bounds
+    own = f"{OURS}.{metric.key}"
+    return {
+        "evaluation_result_id": f"{row.headline.result.identity}/{metric.key}",
+        "evaluation_name": f"{COLLECTION}.{row.track.name}.{metric.key}",
+        "source_data": _source(row),
+        "metric_config": {
+            "evaluation_description": metric.description,
+            "metric_id": "accuracy" if metric.key == "clean_accuracy" else own,
+            "metric_name": metric.title,
+            "metric_kind": "accuracy",
+            "metric_unit": "proportion",
+            "lower_is_better": False,
+            "score_type": "continuous",
+            "min_score": least,
+            "max_score": most,
+            "additional_details": _texts(
+                norm=row.track.norm,
+                eps=row.track.eps,
+                batch_size=row.track.batch_size,
+                randomness=row.headline.result.spec.settings.randomness,
+                track_identity=row.track.identity,
+                nonce=row.nonce,
+            ),
+        },
+        "score_details": score,
+    }
+
+
+def _source(row: BoardRow) -> dict[str, Any]:
+    dataset = row.headline.result.spec.dataset
+    details = _texts(digest=dataset.digest, split_size=dataset.size)
+    if dataset.name not in HUB_NAMES:
+        return {
+            "dataset_name": dataset.name,
+            "source_type": "other",
+            "additional_details": details,
+        }
+    ids = row.track.ids(row.nonce)
+    return {
+        "dataset_name": dataset.name,
+        "source_type": "hf_dataset",
+        "hf_repo": HUB_NAMES[dataset.name],
+        "hf_split": dataset.split,
+        "samples_number": len(ids),
+        "sample_ids": [str(each) for each in ids],
+        "additional_details": details,
+    }
+
+
+def _relationship(row: BoardRow) -> str:
+    """Who evaluated, as seen from who made the defense."""
+    if row.submission is None or ":" not in row.submission.factory:
+        return "third_party"
+    return "first_party" if row.state == "claimed" else "collaborative"
+
+
+def _file_id(row: BoardRow) -> uuid.UUID:
+    return uuid.uuid5(_IDS, f"{row.track.name}/{row.headline.result.identity}")
+
+
+def _texts(**values: Any) -> dict[str, str]:
+    """Those that there are, as text: the schema takes nothing else in details."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+        if value is not None
+    }

@@ -1,0 +1,126 @@
+"""What a row measured, as single figures, for the formats of other places that list results."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from dent.board.listing import BoardRow
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.intervals import LEVEL, OF_PROPORTION
+from dent.evaluation.results.result import Count
+from dent.support.plural import counted
+
+OURS: Final = "torch-dent"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a row.
+
+    Attributes:
+        key: Its name in lower case, with underscores.
+        title: Its name for readers.
+        description: How it is measured.
+        value: A share in [0, 1], or a difference of shares in [-1, 1].
+        bounds: The least and the largest value that it could have.
+        interval: Around the value; None where there is none.
+        level: Of the interval.
+        method: Of the interval.
+        samples: That it was measured on.
+    """
+
+    key: Literal["robust_accuracy", "clean_accuracy", "base_robust_accuracy", "robust_gain"]
+    title: str
+    description: str
+    value: float
+    bounds: tuple[float, float]
+    interval: tuple[float, float] | None
+    level: float
+    method: str
+    samples: int
+
+
+def metrics(row: BoardRow) -> tuple[Metric, ...]:
+    """The figures of a row: robust and clean accuracy, and what the defense adds to its base."""
+    return tuple(_metrics(row))
+
+
+def reason_to_omit(row: BoardRow) -> str | None:
+    """Why other places must not show a row; None where they may."""
+    if row.void is not None:
+        return f"void: {row.void}"
+    if row.headline.result.status != "complete":
+        return "its evaluation is not complete"
+    if row.headline.departures:
+        return f"not the evaluation of its track: {'; '.join(row.headline.departures)}"
+    if row.ruling == "none":
+        return "it has no verdict, because it was not evaluated by the whole suite"
+    return None
+
+
+def maker(row: BoardRow) -> str:
+    """Who made the defense: the owner of its repository, or `torch-dent` for one of ours."""
+    if row.submission is None or row.submission.repository is None:
+        return OURS
+    address = urlsplit(str(row.submission.repository))
+    owner = address.path.strip("/").partition("/")[0]
+    return owner or address.netloc
+
+
+def _metrics(row: BoardRow) -> Iterator[Metric]:
+    track, result = row.track, row.headline.result
+    defense, static = row.headline.defense, result.defenses[STATIC]
+    suite = (
+        f"Worst case over the attacks of the dynamic suite {row.suite} of torch-dent, budget "
+        f"{track.budget}, and over attacks from outside, at {track.norm} {track.eps}, in batches "
+        f"of {track.batch_size} that are submitted whole and afresh."
+    )
+    if defense.decided is not None:
+        suite += (
+            f" An upper bound: the run stopped after {defense.decided.after} of "
+            f"{counted(defense.decided.of, 'attack')}, because no gain was possible any more."
+        )
+    yield from _share("robust_accuracy", "Robust accuracy", suite, defense.worst.served)
+    yield from _share("clean_accuracy", "Clean accuracy", "Without an attack.", defense.natural)
+    if row.headline.defense_name == STATIC:
+        return
+    yield from _share(
+        "base_robust_accuracy",
+        "Robust accuracy of the base model",
+        "The same worst case of the base model without the defense.",
+        static.worst.served,
+    )
+    difference = row.difference
+    if difference is not None and difference.value is not None:
+        yield Metric(
+            "robust_gain",
+            "Robust accuracy less that of the base model",
+            f"{suite} Paired by sample. The verdict is: {row.ruling}.",
+            difference.value,
+            (-1.0, 1.0),
+            difference.interval,
+            difference.level,
+            difference.method,
+            difference.total,
+        )
+
+
+def _share(
+    key: Literal["robust_accuracy", "clean_accuracy", "base_robust_accuracy"],
+    title: str,
+    description: str,
+    count: Count,
+) -> Iterator[Metric]:
+    if count.share is not None:
+        yield Metric(
+            key,
+            title,
+            description,
+            count.share,
+            (0.0, 1.0),
+            count.interval,
+            LEVEL,
+            OF_PROPORTION,
+            count.total,
+        )

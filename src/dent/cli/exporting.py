@@ -1,0 +1,80 @@
+"""Write rows of the board for other places, in a terminal."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dent.board.every_eval_ever import every_eval_ever
+from dent.board.hugging_face import hugging_face
+from dent.board.listing import BoardRow, list_rows
+from dent.board.metrics import reason_to_omit
+from dent.errors import ConfigError, UnknownNameError
+from dent.storage.disk import write_atomically, writing
+from dent.support.suggest import did_you_mean
+
+PLACES: Final = ("huggingface", "every-eval-ever")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what was not.
+
+    Attributes:
+        files: Paths within the folder.
+        omitted: Name of each row that was left out, and why.
+    """
+
+    files: tuple[str, ...]
+    omitted: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "files": list(self.files),
+            "omitted": [{"name": name, "reason": reason} for name, reason in self.omitted],
+        }
+
+
+def export(folder: Path, place: str, out: Path, url: str | None, benchmark: str | None) -> Exported:
+    """Write the rows below a folder.
+
+    Raises:
+        UnknownNameError: There is no such place.
+        ConfigError: A benchmark is given for a place that has none, or is not ORG/NAME.
+        RecordError: The folder is missing, a row is damaged, or a file cannot be written.
+        MissingExtraError: The place needs a package that is not installed.
+    """
+    write = _writer(place, url, benchmark)
+    files: dict[str, bytes] = {}
+    omitted = []
+    for row in list_rows(folder):
+        reason = reason_to_omit(row)
+        if reason is None:
+            files.update(write(row))
+        else:
+            omitted.append((row.name, reason))
+    for path, content in files.items():
+        with writing(out):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / path, content)
+    return Exported(tuple(files), tuple(omitted))
+
+
+def _writer(
+    place: str, url: str | None, benchmark: str | None
+) -> Callable[[BoardRow], Mapping[str, bytes]]:
+    if place not in PLACES:
+        raise UnknownNameError(
+            f"there is no place {place!r}.{did_you_mean(place, PLACES)} --to takes "
+            f"{' or '.join(PLACES)}"
+        )
+    if place == "huggingface":
+        if benchmark is not None and (benchmark.count("/") != 1 or not all(benchmark.split("/"))):
+            raise ConfigError(f"--benchmark expected ORG/NAME, got {benchmark!r}")
+        return lambda row: hugging_face(row, benchmark, url)
+    if benchmark is not None:
+        raise ConfigError(f"--benchmark is for huggingface, and {place} has none")
+    now = time.time()
+    return lambda row: dict([every_eval_ever(row, now, url)])

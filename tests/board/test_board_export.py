@@ -1,0 +1,243 @@
+"""Rows in the formats of other places: their parsers read them, and the figures are the row's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from dent.board.every_eval_ever import every_eval_ever
+from dent.board.hugging_face import hugging_face
+from dent.board.listing import BoardRow, read_board_row
+from dent.board.metrics import maker, metrics, reason_to_omit
+from dent.board.submission import RowSubmission, write_submission
+from dent.evaluation.results.result import Decision
+from tests.board.conftest import Put
+from tests.board.rows import NAME, make_row
+from tests.board.toys import toy
+from tests.cli.here import dent
+
+SMALL = toy(half=4, batch_size=4, fixed="0-3")
+OWN = RowSubmission(
+    name="Our defense+",
+    track="toy-v1",
+    factory=NAME,
+    repository="https://example.org/lab/defense",
+    commit="0" * 40,
+    contact="us",
+    license="MIT",
+    evaluated_by="us",
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_row(tmp_path_factory.mktemp("board") / "row", SMALL)
+    write_submission(folder, OWN)
+    return folder
+
+
+@pytest.fixture
+def row(made: Path, put: Put) -> BoardRow:
+    put(SMALL)
+    return read_board_row(made)
+
+
+def with_defense(row: BoardRow, **changes: Any) -> BoardRow:
+    """The row with another result of its defense."""
+    result = row.headline.result
+    defenses = {**result.defenses, NAME: result.defenses[NAME].model_copy(update=changes)}
+    changed = result.model_copy(update={"defenses": defenses})
+    return replace(row, headline=replace(row.headline, result=changed))
+
+
+def test_the_metrics_are_what_the_row_measured(row: BoardRow) -> None:
+    found = {metric.key: metric for metric in metrics(row)}
+    defense = row.headline.defense
+    assert defense.difference is not None
+    assert {key: metric.value for key, metric in found.items()} == {
+        "robust_accuracy": defense.worst.served.share,
+        "clean_accuracy": defense.natural.share,
+        "base_robust_accuracy": row.headline.result.defenses["static"].worst.served.share,
+        "robust_gain": defense.difference.value,
+    }
+    assert found["robust_gain"].interval == defense.difference.interval
+    assert {metric.samples for metric in found.values()} == {8}
+    for metric in found.values():
+        assert metric.interval is not None
+        assert metric.bounds[0] <= metric.interval[0] <= metric.value <= metric.interval[1]
+
+
+def test_a_run_that_stopped_early_is_called_an_upper_bound(row: BoardRow) -> None:
+    whole = with_defense(row, decided=None)
+    assert not any("upper bound" in metric.description for metric in metrics(whole))
+    stopped = Decision(after=3, of=18, at_most=0.1, below=False)
+    early = {m.key: m.description for m in metrics(with_defense(row, decided=stopped))}
+    assert "An upper bound: the run stopped after 3 of 18 attacks" in early["robust_accuracy"]
+    assert "An upper bound" in early["robust_gain"]
+    assert "An upper bound" not in early["base_robust_accuracy"] + early["clean_accuracy"]
+
+
+def test_rows_that_do_not_count_are_omitted(row: BoardRow) -> None:
+    assert reason_to_omit(row) is None
+    assert reason_to_omit(replace(row, void="Tuned on the half")) == "void: Tuned on the half"
+    departed = replace(row, headline=replace(row.headline, departures=("eps: other",)))
+    assert reason_to_omit(departed) == "not the evaluation of its track: eps: other"
+    partial = row.headline.result.model_copy(update={"status": "partial"})
+    unfinished = replace(row, headline=replace(row.headline, result=partial))
+    assert reason_to_omit(unfinished) == "its evaluation is not complete"
+    assert "no verdict" in str(reason_to_omit(with_defense(row, verdict=None)))
+
+
+def test_a_defense_is_its_repository_owners(row: BoardRow) -> None:
+    assert maker(row) == "lab"
+    assert maker(replace(row, submission=None)) == "torch-dent"
+
+
+REQUIRED = {
+    (): {
+        "schema_version",
+        "evaluation_id",
+        "retrieved_timestamp",
+        "source_metadata",
+        "model_info",
+        "eval_library",
+        "evaluation_results",
+    },
+    ("source_metadata",): {
+        "source_type",
+        "source_organization_name",
+        "evaluator_relationship",
+    },
+    ("eval_library",): {"name", "version"},
+    ("model_info",): {"name", "id"},
+    ("evaluation_results", 0): {
+        "evaluation_name",
+        "source_data",
+        "metric_config",
+        "score_details",
+    },
+    ("evaluation_results", 0, "metric_config"): {
+        "lower_is_better",
+        "score_type",
+        "min_score",
+        "max_score",
+    },
+    ("evaluation_results", 0, "source_data"): {"dataset_name", "source_type"},
+    ("evaluation_results", 0, "score_details"): {"score"},
+}
+"""Of the schema of Every Eval Ever, version 0.2.2."""
+
+
+def test_every_eval_ever_gets_what_its_schema_asks_for(row: BoardRow) -> None:
+    path, content = every_eval_ever(row, now=1.6e9)
+    record = json.loads(content)
+    for place, keys in REQUIRED.items():
+        part = record
+        for key in place:
+            part = part[key]
+        assert keys <= set(part), place
+    assert record["schema_version"] == "0.2.2"
+    assert record["retrieved_timestamp"] == "1600000000"
+    assert record["source_metadata"]["evaluator_relationship"] == "first_party"
+    assert record["model_info"]["id"] == "lab/Our_defenseplus"
+    assert path.startswith("data/torch-dent-board/lab/Our_defenseplus/")
+    assert path.endswith(".json")
+    assert [each["score_details"]["score"] for each in record["evaluation_results"]] == [
+        metric.value for metric in metrics(row)
+    ]
+    assert not details_that_are_no_text(record)
+
+
+def details_that_are_no_text(part: Any) -> list[Any]:
+    """Values in `details` and `additional_details`, which the schema wants as text."""
+    found = []
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key in ("details", "additional_details"):
+                found += [each for each in value.values() if not isinstance(each, str)]
+            found += details_that_are_no_text(value)
+    elif isinstance(part, list):
+        for value in part:
+            found += details_that_are_no_text(value)
+    return found
+
+
+def test_a_row_has_the_same_path_each_time_and_another_run_has_another(row: BoardRow) -> None:
+    path = every_eval_ever(row, now=1.0)[0]
+    assert every_eval_ever(row, now=2.0)[0] == path
+    other = row.headline.result.model_copy(update={"identity": "0" * 64})
+    changed = replace(row, headline=replace(row.headline, result=other))
+    assert every_eval_ever(changed, now=1.0)[0] != path
+
+
+def test_a_dataset_on_the_hub_is_named_with_the_samples(row: BoardRow) -> None:
+    result = row.headline.result
+    spec = result.spec.model_copy(
+        update={"dataset": result.spec.dataset.model_copy(update={"name": "cifar10"})}
+    )
+    known = replace(
+        row,
+        headline=replace(row.headline, result=result.model_copy(update={"spec": spec})),
+    )
+    record = json.loads(every_eval_ever(known, now=1.0)[1])
+    source = record["evaluation_results"][0]["source_data"]
+    assert source["source_type"] == "hf_dataset"
+    assert source["hf_repo"] == "uoft-cs/cifar10"
+    assert source["sample_ids"] == [str(each) for each in SMALL.ids("1f")]
+
+
+def test_the_hub_reads_the_card(row: BoardRow) -> None:
+    (path, content), *rest = hugging_face(row, url="https://example.org/board").items()
+    assert path == "toy-v1/row/README.md"
+    assert rest == []
+    data = ModelCard(content.decode()).data
+    assert data.model_name == "Our defense+"
+    assert [(each.metric_name, each.metric_value) for each in data.eval_results] == [
+        (metric.title, metric.value) for metric in metrics(row)
+    ]
+    assert {each.source_url for each in data.eval_results} == {"https://example.org/board"}
+
+
+def test_the_hub_reads_the_entries_of_a_benchmark(row: BoardRow) -> None:
+    files = hugging_face(row, benchmark="lab/board")
+    content = files["toy-v1/row/.eval_results/toy-v1.yaml"]
+    entries = parse_eval_result_entries(yaml.safe_load(content))
+    assert {each.dataset_id for each in entries} == {"lab/board"}
+    assert {each.task_id: each.value for each in entries} == {
+        f"toy-v1_{metric.key}": metric.value for metric in metrics(row)
+    }
+
+
+@pytest.mark.parametrize("place", ["huggingface", "every-eval-ever"])
+def test_the_command_writes_the_rows_of_a_folder(
+    made: Path, put: Put, tmp_path: Path, place: str
+) -> None:
+    put(SMALL)
+    said = dent("board", "export", str(made.parent), "--to", place, "--out", str(tmp_path / "out"))
+    assert said.code == 0, said.err
+    assert "1 file written" in said.out
+    (written,) = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert b"Robust accuracy" in written.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "hugingface"), "Did you mean 'huggingface'"),
+        (("--to", "huggingface", "--benchmark", "board"), "expected ORG/NAME, got 'board'"),
+        (("--to", "every-eval-ever", "--benchmark", "a/b"), "--benchmark is for huggingface"),
+    ],
+)
+def test_what_no_place_takes_is_refused(
+    made: Path, put: Put, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    put(SMALL)
+    out = tmp_path / "out"
+    said = dent("board", "export", str(made.parent), *arguments, "--out", str(out))
+    assert said.code != 0
+    assert message in " ".join(said.err.split())
+    assert not out.exists()
