@@ -4,7 +4,8 @@
     python benchmarks/results.py page    docs/evaluation/results.md and .svg, from what is there
 
 An evaluation is an ordinary `dent evaluate`, whose command the page shows; interrupted, `run` goes
-on where it stopped. Results are kept in docs/evaluation/results/, whole runs in runs/results/.
+on where it stopped. Results are kept in docs/evaluation/results/, whole runs in runs/results/. The
+rows of the board on the same model are shown beside them.
 """
 
 import argparse
@@ -22,16 +23,19 @@ from results_chart import Row, draw
 from dent.evaluation import EvaluationResult, load_run
 from dent.report import wording
 from dent.report.headline import headline
+from dent.support.filenames import portable
 
 ROOT: Final = Path(__file__).parent.parent
 KEPT: Final = ROOT / "docs/evaluation/results"
 PAGE: Final = ROOT / "docs/evaluation/results.md"
 PICTURE: Final = PAGE.with_suffix(".svg")
 FINDING: Final = ROOT / "docs/figures/finding.svg"
-"""Of the README: the rows of `FOUND`."""
+"""Of the README: these columns of one defense."""
 FOUND: Final = "dent+"
+SHOWN: Final = ("published", "frozen", "dynamic", "board")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
+BOARD: Final = ROOT / "board/cifar10-linf-8_255-v1"
 SAMPLES: Final = 256
 BATCH_SIZE: Final = 32
 """Eight batches, the least from which an interval over batches can be drawn."""
@@ -71,6 +75,7 @@ COLUMNS: Final = (
     Column("published", "AutoAttack, published", ("--attack", CUT, "--protocol", "published")),
     Column("frozen", "AutoAttack, frozen", ("--attack", CUT, "--protocol", "frozen")),
     Column(SUITE, "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
+    Column("board", "dynamic suite, small, 1,024 images", (), by_default=False),
     Column("dynamic", "dynamic suite 1, small", (), by_default=False),
     Column(
         "cut",
@@ -118,14 +123,15 @@ def keep() -> None:
     KEPT.mkdir(exist_ok=True)
     for defense in DEFENSES:
         for column in COLUMNS:
-            folder = ROOT / command(defense, column)[-1]
-            if (folder / "run.json").exists():
-                plain = load_run(folder).result.model_dump(mode="json")
+            if column.options and (ROOT / command(defense, column)[-1] / "run.json").exists():
+                plain = load_run(ROOT / command(defense, column)[-1]).result.model_dump(mode="json")
                 kept(defense, column).write_text(json.dumps(plain, indent=1) + "\n")
 
 
 def kept(defense: str, column: Column) -> Path:
     """Where the result of a cell is kept."""
+    if column.key == "board":
+        return BOARD / portable(defense) / "headline/result.json"
     return KEPT / f"{defense}-{column.key}.json"
 
 
@@ -140,17 +146,18 @@ def results() -> Results:
 
 
 def chart(found: Results) -> None:
-    """Draw what is kept and scored beside the page."""
-    rows = []
+    """Draw what is kept and scored beside the page, and the finding for the README."""
+    rows = {}
     for (defense, column), result in found.items():
         name = _defended(result)
         gain = result.defenses[name].difference
         if gain is not None and gain.value is not None and gain.interval is not None:
             low, high = gain.interval
             attacked = f"{column.title}{_unfinished(result)}"
-            rows.append(Row(defense, attacked, 100 * gain.value, (100 * low, 100 * high)))
-    draw(rows, PICTURE)
-    draw([row for row in rows if row.defense == FOUND], FINDING)
+            value, interval = 100 * gain.value, (100 * low, 100 * high)
+            rows[defense, column.key] = Row(defense, attacked, value, interval)
+    draw([*rows.values()], PICTURE)
+    draw([rows[FOUND, key] for key in SHOWN if (FOUND, key) in rows], FINDING)
 
 
 def table(found: Results) -> Iterator[str]:
