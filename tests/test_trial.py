@@ -6,6 +6,8 @@ import random
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from dent.errors import (
     NoAdaptationWarning,
     NotLogitsWarning,
     PixelRangeWarning,
+    SmallBatchWarning,
     StatefulModelWarning,
     UnsupportedModelError,
 )
@@ -600,6 +603,35 @@ def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -
     defense(x[:1])
     defense(x)
     Dent(model, STEPS)(x[:1])
+
+
+def test_a_batch_of_one_that_is_normalized_by_itself_is_said_once(x: Tensor) -> None:
+    """A single sample's own statistics leave of it what is the same in every image."""
+    defense = Dent(_net(), replace(STEPS, statistics="test"))
+    with pytest.warns(SmallBatchWarning, match="one sample is normalized by its own statistics"):
+        defense(x[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SmallBatchWarning)
+        defense(x[:1])
+        Dent(_net(), replace(STEPS, statistics="test"))(x)
+        pixels = x[0].numel()
+        layers = (nn.Flatten(), nn.LayerNorm(pixels), nn.Linear(pixels, 3))
+        Dent(nn.Sequential(*layers), replace(STEPS, statistics="test"))(x[:1])
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda defense, x: defense(x),
+        lambda defense, x: defense.adapt(x),
+        lambda defense, x: nn.Sequential(nn.Identity(), defense)(x),
+    ],
+    ids=["module", "method", "inside"],
+)
+def test_a_warning_names_the_line_of_the_user(ask: Callable[..., Any], x: Tensor) -> None:
+    with pytest.warns(NoAdaptationWarning) as caught:
+        ask(Dent(_net(), DENT_PLUS), x[:1])
+    assert {Path(each.filename).name for each in caught} == {Path(__file__).name}
 
 
 def _standardized(images: Tensor, mean: float, std: float) -> Tensor:

@@ -73,6 +73,10 @@ class NoAdaptationWarning(DentWarning):
     """The first step of a defense changes nothing, so the defense equals the static model."""
 
 
+class SmallBatchWarning(DentWarning):
+    """A batch of one sample is normalized by its own statistics, so its prediction is noise."""
+
+
 class UnadaptedLayersWarning(DentWarning):
     """A model has normalization layers of an unknown kind, which are not adapted."""
 

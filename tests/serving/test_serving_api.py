@@ -111,6 +111,19 @@ def test_all_forms_of_the_same_images_get_the_same_answer() -> None:
     asyncio.run(ask())
 
 
+def test_one_image_is_told_that_its_own_statistics_are_noise() -> None:
+    async def ask() -> None:
+        async with serving(Dent(make_model(), DENT_NOMINAL)) as client:
+            alone = await client.ask(make_images(1))
+            two = await client.ask(make_images(2))
+        assert alone["predictions"][0]["status"] == "own-statistics"
+        assert "noise" in alone["notes"][0]
+        assert two["notes"] == []
+        assert {each["status"] for each in two["predictions"]} == {"adapted"}
+
+    asyncio.run(ask())
+
+
 def test_one_image_is_told_that_information_maximization_did_nothing() -> None:
     model = make_model()
     image = make_images(1)

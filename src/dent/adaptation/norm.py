@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dent.config import DentConfig
 from dent.errors import ConfigError, UnsupportedModelError
 from dent.support.plural import counted
 
@@ -143,6 +144,13 @@ def use_test_statistics(layer: nn.Module) -> None:
     if isinstance(layer, _BatchNorm | _InstanceNorm):
         layer.track_running_stats = False
         layer._buffers.update(running_mean=None, running_var=None)
+
+
+def normalizes_by_batch(model: nn.Module, config: DentConfig) -> bool:
+    """Whether a defense normalizes each sample by the statistics of its batch."""
+    return config.statistics == "test" and any(
+        isinstance(layer, _BatchNorm) for _, layer in norm_layers(model)
+    )
 
 
 class OutsideAffine:

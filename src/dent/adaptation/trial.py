@@ -6,7 +6,6 @@ must be logits. None of it can be seen before there is a batch; all of it would 
 
 import copy
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
 from dent.adaptation.isolation import isolated
-from dent.adaptation.norm import norm_layers, registered_kind
+from dent.adaptation.norm import norm_layers, normalizes_by_batch, registered_kind
 from dent.adaptation.objectives import loss
 from dent.adaptation.private_copy import kept_tensors, private_copy
 from dent.adaptation.random_state import same_random_numbers
@@ -32,10 +31,12 @@ from dent.errors import (
     NoAdaptationWarning,
     NotLogitsWarning,
     PixelRangeWarning,
+    SmallBatchWarning,
     StatefulModelWarning,
     UnsupportedModelError,
 )
 from dent.support.plural import counted
+from dent.support.warned import warn
 
 _ROWS: Final = 8
 """Number of samples of the first batch that are checked; all of them if the model needs the whole
@@ -67,19 +68,26 @@ class Trial:
         del memo
         return self
 
-    def adapts(self, config: DentConfig, x: Tensor) -> None:
-        """Warn, once, of a batch to which nothing can adapt."""
-        alone = len(x) == 1 and config.steps > 0
-        if self.warned_of_one or not alone or config.objective != "information-maximization":
+    def adapts(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
+        """Warn, once, of a single sample to which nothing can adapt, or that becomes noise."""
+        if self.warned_of_one or len(x) != 1:
             return
-        self.warned_of_one = True
-        warnings.warn(
-            "A batch of one sample gets the static model's prediction, because information "
-            "maximization (dent+) is constant for a single sample. Submit more samples at once, "
-            "or choose a defense that minimizes entropy, such as 'dent'.",
-            NoAdaptationWarning,
-            stacklevel=5,
-        )
+        if normalizes_by_batch(eager(model), config):
+            self.warned_of_one = True
+            warn(
+                "A batch of one sample is normalized by its own statistics, which makes its "
+                "prediction noise. Submit 32 samples or more at once, or configure "
+                "statistics='train'.",
+                SmallBatchWarning,
+            )
+        elif config.steps > 0 and config.objective == "information-maximization":
+            self.warned_of_one = True
+            warn(
+                "A batch of one sample gets the static model's prediction, because information "
+                "maximization (dent+) is constant for a single sample. Submit more samples at "
+                "once.",
+                NoAdaptationWarning,
+            )
 
     @untraced
     def run(
@@ -120,12 +128,11 @@ def _warn_of_pixels(x: Tensor, low: float, high: float) -> bool:
         return False
     if not ((low >= 0 and high > _BYTES) or max(-low, high) > _BEYOND):
         return False
-    warnings.warn(
+    warn(
         f"Images have values from {low:g} to {high:g}, as pixels from 0 to 255 have. Most models "
         "take [0, 1] or normalized pixels: divide by 255. If the model does take such values, "
         "call warnings.filterwarnings('ignore', category=dent.PixelRangeWarning).",
         PixelRangeWarning,
-        stacklevel=5,
     )
     return True
 
@@ -173,12 +180,11 @@ def _check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> boo
         except _Unanswered:
             return False
     if carries:
-        warnings.warn(
+        warn(
             f"{type(model).__name__} gives other logits for the same batch after another batch, "
             "so it keeps state between calls. A Dent never writes to its model, so every call "
             "starts from the model's current state and does not change it.",
             StatefulModelWarning,
-            stacklevel=6,
         )
     return True
 
@@ -491,16 +497,15 @@ def _warn_of_outputs(model: nn.Module, logits: Tensor) -> None:
         )
     else:
         return
-    warnings.warn(
+    warn(
         f"{name} returns {what} out of the model: the entropy of a softmax over them means "
         "nothing, and adaptation hardly moves.",
         NotLogitsWarning,
-        stacklevel=8,
     )
 
 
 def _warn_of_no_gradient(model: nn.Module, logits: Tensor) -> None:
-    warnings.warn(
+    warn(
         f"The first step of the defense of {type(model).__name__} changes nothing: the gradient "
         "of its objective is exactly 0 in every scale and shift (tried on "
         f"{counted(len(logits), 'sample')}). "
@@ -508,7 +513,6 @@ def _warn_of_no_gradient(model: nn.Module, logits: Tensor) -> None:
         "far apart, the softmax is saturated: check the units of the inputs. If they are all "
         "alike, the head is not trained.",
         NoAdaptationWarning,
-        stacklevel=7,
     )
 
 

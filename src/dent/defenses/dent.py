@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +31,7 @@ from dent.errors import (
 )
 from dent.performance import Performance
 from dent.support.plural import counted
+from dent.support.warned import warn
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
 """For each defense, what the final forward of this call shares with its steps."""
@@ -97,9 +97,7 @@ class Dent(nn.Module):
             )
         missed = unadapted(eager(model)) if config.adapt_affine and config.steps else None
         if missed:
-            warnings.warn(
-                f"Of {type(model).__name__}, {missed}", UnadaptedLayersWarning, stacklevel=2
-            )
+            warn(f"Of {type(model).__name__}, {missed}", UnadaptedLayersWarning, stacklevel=2)
         self.model = model
         self.config = config
         self.performance = performance
@@ -196,7 +194,7 @@ class Dent(nn.Module):
             finite, pixels = _finite_rows(x)
             images = x if finite is None else x[finite]
             self._trial.run(self.model, self.config, images, pixels)
-            self._trial.adapts(self.config, images)
+            self._trial.adapts(self.model, self.config, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 
@@ -285,12 +283,11 @@ class Dent(nn.Module):
             result = run(self._adapted(prefix, predicts=predicts))
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
-            warnings.warn(
+            warn(
                 f"{type(self.model).__name__} could not be compiled, so its defense runs "
                 "uncompiled, with the same predictions. Set Performance(compile=False), or fix: "
                 f"{reason}",
                 CompileWarning,
-                stacklevel=4,
             )
             return result
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dent.adaptation.norm import normalizes_by_batch
 from dent.adaptation.objectives import entropy
 from dent.attacks import DynamicDefense
 from dent.attacks.adaptive.capabilities import SupportsSteps
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 NO_STEP = "no-step"
+OWN_STATISTICS = "own-statistics"
 """Status of an image for which no gradient step changed the model."""
 
 NO_PREDICTION = "no-prediction"
@@ -43,7 +45,7 @@ class ServedAnswer:
 
     Attributes:
         logits: (N, classes), float32 on the CPU.
-        statuses: N, by `dent.Status`, or `no-step`, `no-prediction`, `answered`.
+        statuses: N, by `dent.Status`, or `no-step`, `own-statistics`, `no-prediction`, `answered`.
         entropy_before: N, in nats, before the first step; None where the defense does not say.
         entropy_after: N, in nats, of the answer; None where that is no prediction.
         sigma: in pixels, one for each image or one for all; empty without smoothing.
@@ -178,6 +180,12 @@ class Engine:
         status = statuses(adaptation) or ["answered"] * count
         if not self.adapts(count):
             status = [NO_STEP] * count
+        if (
+            count == 1
+            and isinstance(defense, Dent)
+            and normalizes_by_batch(defense.model, defense.config)
+        ):
+            status = [OWN_STATISTICS]
         entropies = getattr(adaptation, "entropy", None)
         initial = torch.full((count,), math.nan)
         if isinstance(entropies, Tensor) and entropies.ndim == 2 and entropies.shape[1] == count:

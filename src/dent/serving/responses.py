@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from dent.serving.engine import NO_PREDICTION, NO_STEP, ServedAnswer
+from dent.serving.engine import NO_PREDICTION, NO_STEP, OWN_STATISTICS, ServedAnswer
 from dent.support.plural import counted
 
 
@@ -20,8 +20,9 @@ class Prediction(BaseModel):
     entropy_before: float | None = Field(description="In nats, before the first step.")
     entropy_after: float | None = Field(description="In nats, of this prediction.")
     status: str = Field(
-        description=f"adapted; step-non-finite or reverted (trained parameters were served); "
-        f"{NO_STEP} (no gradient step moved anything); {NO_PREDICTION}; or answered, where the "
+        description="adapted; step-non-finite or reverted (trained parameters were served); "
+        f"{NO_STEP} (no gradient step moved anything); {OWN_STATISTICS} (a single image was "
+        f"normalized by its own statistics: noise); {NO_PREDICTION}; or answered, where the "
         "defense does not say."
     )
     logits: list[float | None] | None = Field(
@@ -75,6 +76,11 @@ def respond(
         notes.append(
             "Information maximization of a single image is constant: this is the static model's "
             "answer. Send several images in one request."
+        )
+    if OWN_STATISTICS in answer.statuses:
+        notes.append(
+            "A single image is normalized by its own statistics, which makes its prediction "
+            "noise. Send 32 images or more in one request."
         )
     return PredictResponse(
         predictions=_predictions(answer, classes, logits=logits),
