@@ -27,7 +27,7 @@ def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_no
 ) -> None:
     (tmp_path / "own_shown.py").write_text(MODEL)
     monkeypatch.setattr(demo, "MODEL", "own_shown:small")
-    monkeypatch.setattr(demo, "SAMPLES", 4)
+    monkeypatch.setattr(demo, "SAMPLES", 8)
     monkeypatch.chdir(tmp_path)
     ran = here.dent("demo")
     assert ran.code == 0, ran.err
@@ -40,7 +40,7 @@ def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_no
     for each in (static, defended):
         ends = tuple(100 * end for end in each["worst"]["served"]["interval"])
         assert any(found == pytest.approx(ends, abs=0.5) for found in shown)
-    assert f"Computed in {lasting(result['timing']['total'])}. These are 4 images" in ran.out
+    assert f"Computed in {lasting(result['timing']['total'])}. These are 8 images" in ran.out
     assert "not how robust this defense is" in ran.out
     assert defended["verdict"]["ruling"] == "no gain", "its model guesses"
     assert defended["verdict"]["sentence"] in ran.out.replace("\n", " ")

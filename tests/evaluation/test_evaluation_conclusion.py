@@ -13,6 +13,7 @@ from dent.evaluation.results.diagnostics import CERTIFICATE
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,
+    Decision,
     DefenseResult,
     Dependence,
     Diagnostic,
@@ -35,7 +36,7 @@ from dent.evaluation.results.verdict import (
     ground_of,
     with_verdicts,
 )
-from dent.evaluation.suites import VERSION, members
+from dent.evaluation.suites import VERSION, _asked, members, stand_of
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -95,6 +96,38 @@ def test_every_case(side: str, natural: str) -> None:
             assert not any(each.open for each in own)
         if found.ruling == "inconclusive" and side == "above" and END not in own:
             assert "zero gradient" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("samples", "ruling", "said"),
+    [
+        (4, "inconclusive", ": 4 samples cannot show any gain."),
+        (8, "no gain", "and 8 samples probably show only a gain of +76.0 points or more."),
+        (256, "no gain", "and 256 samples probably show only a gain of +5.3 points or more."),
+        (1024, "no gain", "): the interval of the difference contains 0. Suite"),
+    ],
+)
+def test_no_gain_says_which_gain_the_samples_show(samples: int, ruling: str, said: str) -> None:
+    level = difference("level").model_copy(update={"total": samples})
+    found = conclude("small", level, difference("level"), (), ())
+    assert found.ruling == ruling
+    assert said in found.sentence
+
+
+def test_a_run_that_stopped_gives_the_interval_at_which_it_did() -> None:
+    decided = Decision(after=0, of=18, at_most=0.0, below=False)
+    found = conclude("small", difference("level"), difference("level"), (), (), decided=decided)
+    assert "at most 0.0 [−10.0, +10.0] after transfer from the static model; " in found.sentence
+    later = decided.model_copy(update={"after": 2, "at_most": 0.1})
+    found = conclude("small", difference("level"), difference("level"), (), (), decided=later)
+    assert "at most +10.0 after 2 of 18 attacks; " in found.sentence
+
+
+def test_a_transfer_follows_the_gradient_of_the_static_model_itself() -> None:
+    spec = {each.attack: each for each in _asked("small", "linf", False, VERSION)}
+    assert stand_of(spec["adaptive-transfer"]) == "transfer"
+    assert stand_of(spec["adaptive-transfer"], on_static=True) == "white-box"
+    assert stand_of(spec["surrogates"], on_static=True) == "transfer"
 
 
 def test_harmful_says_in_what() -> None:

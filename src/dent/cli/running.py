@@ -181,8 +181,10 @@ def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None
     if spec.schedule == "by-batch":
         return
     gain = detectable_gain(spec.samples)
-    shown = "no gain" if gain is None else f"a gain of {points(gain)} points or more"
-    text = f"{counted(spec.samples, 'sample')} can show {shown} (4 runs of 5)."
+    samples = counted(spec.samples, "sample")
+    text = f"{samples} cannot show any gain: take more (--n)."
+    if gain is not None:
+        text = f"A true gain of {points(gain)} points or more shows on {samples} in 4 runs of 5."
     if settings.until == "decided":
         text += " Attacks on a defense stop when a gain is impossible"
         if cost.first_decision is not None:

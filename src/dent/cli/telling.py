@@ -11,17 +11,18 @@ def line(run: RunSummary) -> None:
     """Print a run's line, and one for each of its defenses."""
     about = "unreadable"
     if not run.error:
-        about = (
-            f"{run.status} {run.units_done}/{run.units_planned}, {run.model}, "
-            f"{run.samples} of {run.dataset}, {run.threat}"
-        )
+        done = f"{run.units_done}/{run.units_planned}"
+        if run.status == "complete" and run.units_done < run.units_planned:
+            done = f"(stopped early, {done})"
+        about = f"{run.status} {done}, {run.model}, {run.samples} of {run.dataset}, {run.threat}"
     OUT.print(f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True)
     for line in run.defenses:
         gained = wording.difference(line.difference)
         OUT.print(
             f"    {one_line(line.name)}: natural {wording.percent(line.natural.share)}, "
             f"worst case {wording.count(line.worst)}"
-            + (f", against static {gained}" if gained else ""),
+            + (f", against static {gained}" if gained else "")
+            + (f": {line.ruling}" if line.ruling else ""),
             markup=False,
             soft_wrap=True,
         )

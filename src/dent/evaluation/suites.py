@@ -431,9 +431,14 @@ Stand = Literal["white-box", "transfer", "other"]
 because it starts from the result of another attack."""
 
 
-def stand_of(attack: AttackSpec) -> Stand:
-    """Which model's gradients an attack follows, if any."""
-    if attack.attack in ("adaptive-transfer", "surrogates"):
+def stand_of(attack: AttackSpec, *, on_static: bool = False) -> Stand:
+    """Which model's gradients an attack follows, if any.
+
+    Args:
+        attack: The attack.
+        on_static: Whether it attacks the static model, whose own gradients a transfer follows.
+    """
+    if attack.attack == "surrogates" or (attack.attack == "adaptive-transfer" and not on_static):
         return "transfer"
     weaker = attack.attack == "adaptive-fewer-steps" or attack.settings.get("warm") is True
     return "other" if weaker else "white-box"

@@ -26,6 +26,8 @@ class DefenseLine(Record):
     unit: Literal["sample", "batch"]
     """Whether the worst case is per sample or per batch."""
     difference: Difference | None
+    ruling: str | None = None
+    """The verdict of the dynamic suite, such as `no gain`; null without the whole suite."""
     broken_by: tuple[str, ...] = ()
     """Who made the challenges that lowered the worst case."""
     flags: tuple[str, ...]
@@ -126,6 +128,7 @@ def _of(loaded: LoadedRun) -> RunSummary:
                 worst=defense.worst.served,
                 unit=defense.worst.unit,
                 difference=defense.difference,
+                ruling=None if defense.verdict is None else defense.verdict.ruling,
                 broken_by=tuple(dict.fromkeys(entry.by for entry in defense.broken_by)),
                 flags=tuple(flag.name for flag in defense.raised) + of_run,
             )

@@ -36,7 +36,8 @@ COARSE: Final = 0.6
 of a wrong model has an error of about 1."""
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
-_ASK: Final = "Ask for it with diagnostics='full'."
+HUGE_EPS: Final = "huge eps does not break all"
+_ASK: Final = "Ask for it with --diagnostics full."
 _NOT_PROBED: Final = "The defense has not been probed yet."
 
 
@@ -239,6 +240,8 @@ def _transfer(defense: _DefenseRecords) -> float | str:
         return "The static model is the source of the transfer."
     if white and transferred:
         return float(min(c.correct for c in white) - min(c.correct for c in transferred))
+    if transferred:
+        return "No attack by the defense's own gradient ran."
     return (
         "No transfer from the static model ran."
         if defense.has_static
@@ -358,7 +361,7 @@ _JUDGEMENTS: Final = (
         "Twice the iterations broke no more members.",
     ),
     _Judgement(
-        "huge eps does not break all",
+        HUGE_EPS,
         _huge_eps,
         "With an eps at which any image can become any other, some predictions are still correct. "
         "The gradients mislead.",
@@ -462,6 +465,27 @@ def _older_certificate(check: GradientCheck | None) -> Diagnostic:
 def _distance(comparison: Comparison) -> float:
     """Return the distance of two answers; 1 if only one of them is finite."""
     return 1.0 if comparison.distance is None else comparison.distance
+
+
+def stopped(diagnostics: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """Say of what did not run on a defense that its run stopped early."""
+    return tuple(
+        each.model_copy(update={"sentence": _STOPPED})
+        if each.state == "not-run" and each.name in _LATE
+        else each
+        for each in diagnostics
+    )
+
+
+_STOPPED: Final = "The run stopped before it, because no gain was possible (--to-the-end)."
+_LATE: Final = (
+    "black-box beats white-box",
+    "transfer beats white-box",
+    HUGE_EPS,
+    "no gradient where members stand",
+    CERTIFICATE,
+)
+"""What a run of the whole suite measures last, or needs its last attacks for."""
 
 
 def _not_run(name: str, why: str) -> Diagnostic:

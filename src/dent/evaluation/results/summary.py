@@ -69,6 +69,13 @@ def summarize(
         )
         for defense in spec.defenses
     }
+    if decided:  # nor is the static model certified then
+        defenses = {
+            name: each.model_copy(update={"diagnostics": diagnostics.stopped(each.diagnostics)})
+            if name in decided or name == STATIC
+            else each
+            for name, each in defenses.items()
+        }
     with_outside = {name: each.scores for name, each in challenged.items()}
     defenses = over_views(spec.defenses, defenses, with_outside, bootstrap_seed(spec))
     return EvaluationResult(
@@ -108,6 +115,7 @@ def _defense(
         static = challenged[STATIC].scores
         difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
     unattacked = _count([piece.attacked for piece in natural])
+    on_static = defense.name == STATIC
     return DefenseResult(
         natural=unattacked,
         bystanders=_count([piece.clean for piece in natural]),
@@ -125,8 +133,10 @@ def _defense(
             missing,
             has_static=spec.has_static,
             looks_through=looks_through(spec),
-            stands={attack.name: stand_of(attack) for attack in spec.attacks},
-            symptoms=symptoms_of(scores, spec, by_sample=by_sample(dependence)),
+            stands={attack.name: stand_of(attack, on_static=on_static) for attack in spec.attacks},
+            symptoms=symptoms_of(
+                scores, spec, by_sample=by_sample(dependence), on_static=on_static
+            ),
             apart=_apart(scores),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)

@@ -47,15 +47,18 @@ class Symptoms:
         return None if ahead is None else ahead > self.allowed
 
 
-def symptoms_of(scores: Scores, spec: EvaluationSpec, *, by_sample: bool) -> Symptoms:
+def symptoms_of(
+    scores: Scores, spec: EvaluationSpec, *, by_sample: bool, on_static: bool = False
+) -> Symptoms:
     """Read the symptoms of a defense from its records.
 
     Args:
         scores: The scores of the defense.
         spec: The specification.
         by_sample: Whether the worst case may combine members of different submissions.
+        on_static: Whether the defense is the static model.
     """
-    stands = {attack.name: stand_of(attack) for attack in spec.attacks}
+    stands = {attack.name: stand_of(attack, on_static=on_static) for attack in spec.attacks}
     kinds: dict[str, dict[str, Mapping[int, Piece]]] = {
         "white-box": {},
         "black": {},

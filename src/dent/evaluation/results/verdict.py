@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import CERTIFICATE, stands_in
+from dent.evaluation.results.diagnostics import CERTIFICATE, HUGE_EPS, stands_in
+from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import (
     Decision,
     DefenseResult,
@@ -31,20 +32,20 @@ from dent.evaluation.results.worst_case import (
 )
 from dent.evaluation.suites import VERSION, Budget, coverage_of
 from dent.support.plural import agreeing, counted
-from dent.support.rounding import points
+from dent.support.rounding import points, points_bounds
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
 UNFINISHED: Final = "unfinished"
-_GONE: Final = "The symptom is gone."
 _KNOWN: Final = (
     "Attacks knew the seed of every submission, and answers under that seed are always the same."
 )
 FEW_BATCHES: Final = "few batches"
 
-HUGE_EPS: Final = "huge eps does not break all"
-RULES: Final = 3
+RULES: Final = 4
 """Version of these rules."""
+FEW: Final = 0.05
+"""A verdict of no gain says what gain the samples show, if that is more than this."""
 
 Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
 
@@ -139,6 +140,26 @@ SYMPTOMS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
 """For each diagnostic, the condition that closes its gate: it returns the problem, or None. A
 prediction that is not finite opens no gate: it counts as wrong."""
 
+_SEEN: Final = (
+    "Some attack had a gradient for every member that is still correct, and no attack without it "
+    "does better."
+)
+_AHEAD: Final = (
+    "All attacks by the defense's own gradient together break as many members as the others, but "
+    "for 1% of the samples at most."
+)
+_GONE: Final[Mapping[str, str]] = {
+    "randomized": "Every submission was repeated under several seeds, and eot attacked it.",
+    "not logits": _SEEN,
+    "zero gradient": _SEEN,
+    "no gradient where members stand": _SEEN,
+    "batch dependent": "The attacks gmsa-avg and gmsa-min attacked it.",
+    "black-box beats white-box": _AHEAD,
+    "transfer beats white-box": _AHEAD,
+    "served differs from claimed": "It is randomized, and was scored over several draws.",
+}
+"""Why the gate of a diagnostic is closed."""
+
 _SCORING: Final = ("randomized", "served differs with gradients")
 """Diagnostics of a defense whose numbers may be too low."""
 
@@ -190,7 +211,7 @@ def conclude(
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared)
     if decided is not None:
-        why = f"{_at_most(decided)}; {why}"
+        why = f"{_at_most(decided, difference)}; {why}"
     return Verdict(
         ruling=ruling,
         version=version,
@@ -228,17 +249,29 @@ def _ruling(
         return _below(natural_side, opened, static_gates)
     if natural_side == "below":
         return "harmful", "natural accuracy is lower, and no robust gain was found"
+    return _level(difference)
+
+
+def _level(difference: Difference) -> tuple[Ruling, str]:
+    samples = counted(difference.total, "sample")
+    shown = detectable_gain(difference.total)
+    if shown is None:
+        return "inconclusive", f"{samples} cannot show any gain"
     why = "the interval of the difference contains 0"
     if difference.value == 0 and not difference.only_defended:
         why = "the defense and the static model are correct on the same samples"
+    if shown > FEW:
+        why += f", and {samples} probably show only a gain of {points(shown)} points or more"
     return "no gain", why
 
 
-def _at_most(decided: Decision) -> str:
+def _at_most(decided: Decision, difference: Difference) -> str:
+    most = f"at most {points(decided.at_most)}"
+    if difference.interval is not None and difference.value == decided.at_most:
+        most += f" {points_bounds(difference.interval)}"
     if not decided.after:
-        return f"at most {points(decided.at_most)} after transfer from the static model"
-    attacks = counted(decided.of, "attack")
-    return f"at most {points(decided.at_most)} after {decided.after} of {attacks}"
+        return f"{most} after transfer from the static model"
+    return f"{most} after {decided.after} of {counted(decided.of, 'attack')}"
 
 
 def _above(opened: Sequence[str], ground: Ground | None) -> tuple[Ruling, str]:
@@ -332,7 +365,12 @@ def evidence_of(
     units = [record for records in scores.records.values() for record in records]
     return Evidence(
         ran={member for member, attack in ran_as.items() if attack in attacks_run},
-        symptoms=symptoms_of(scores, spec, by_sample=by_sample(result.dependence)),
+        symptoms=symptoms_of(
+            scores,
+            spec,
+            by_sample=by_sample(result.dependence),
+            on_static=result.difference is None,
+        ),
         drawn=bool(units) and all(record.draws for record in units),
         known=spec.settings.randomness == "public" and not any(record.draws for record in units),
         stands_in=stands_in(scores.probe),
@@ -354,13 +392,18 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             yield Gate(name=HUGE_EPS, open=True, follow_ups=(), sentence=diagnostic.sentence)
         elif diagnostic.raised and diagnostic.name in SYMPTOMS:
             problem = SYMPTOMS[diagnostic.name](evidence)
-            gone = _KNOWN if evidence.known and diagnostic.name == "randomized" else _GONE
             yield Gate(
                 name=diagnostic.name,
                 open=problem is not None,
                 follow_ups=(),
-                sentence=f"{problem[0].upper()}{problem[1:]}." if problem else gone,
+                sentence=_closed(diagnostic.name, evidence)
+                if problem is None
+                else f"{problem[0].upper()}{problem[1:]}.",
             )
+
+
+def _closed(name: str, evidence: Evidence) -> str:
+    return _KNOWN if evidence.known and name == "randomized" else _GONE[name]
 
 
 def _certificate(
