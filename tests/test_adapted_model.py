@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.config import DentConfig, SmoothingConfig
 from dent.defenses.dent import Dent
+from dent.errors import InputError
 from tests.configurations import (
     BATCH,
     CONFIGS,
@@ -416,3 +417,24 @@ def test_it_adapts_under_autocast(config: DentConfig, tiny_cnn: nn.Sequential, x
         assert value.dtype == torch.float32
         assert not torch.equal(value, tiny_cnn.get_parameter(name).expand_as(value))
     torch.testing.assert_close(logits.float(), defense.predict(x, expected), rtol=0.05, atol=0.05)
+
+
+class _Adapting(nn.Module):
+    """Takes a gradient in its own forward, and does not ask for one to be recorded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.ones((), requires_grad=True)
+        (slope,) = torch.autograd.grad(self.model(x * scale).sum(), scale)
+        return self.model(x * (scale - slope))  # type: ignore[no-any-return]
+
+
+def test_a_model_that_takes_gradients_itself_is_told_how(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    run = AdaptedModel(_Adapting(tiny_cnn), DentConfig(steps=0))
+    with torch.no_grad(), pytest.raises(InputError, match=r"within `with torch.enable_grad\(\):`"):
+        run(x, {})

@@ -399,8 +399,19 @@ class AdaptedModel:
         )
         return (
             f"{type(self._module).__name__}{model} could not take a batch of shape "
-            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}"
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}{_advice(error)}"
         )
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of a model that takes gradients in its own forward."""
+    if "does not require grad" not in str(error):
+        return ""
+    return (
+        ". It seems to take gradients itself, and dent calls models under torch.no_grad(): compute "
+        "them within `with torch.enable_grad():`, and give a defense of your own the methods adapt "
+        "and predict (docs/defenses.md#your-own)"
+    )
 
 
 def _pixels_for_channels_last(model: nn.Module) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The first known name that begins with another, else the closest, upper and lower case aside.
+    """The shortest known name that begins with another, else the closest; case does not count.
 
     Args:
         name: The unknown name.
@@ -17,9 +17,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
         The known name; `None` where none is close.
     """
     by_lower = {candidate.lower(): candidate for candidate in known}
-    completions = [
-        candidate for candidate in by_lower if name and candidate.startswith(name.lower())
-    ]
+    completions = sorted(
+        (candidate for candidate in by_lower if name and candidate.startswith(name.lower())),
+        key=len,
+    )
     close = completions or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return by_lower[close[0]] if close else None
 
