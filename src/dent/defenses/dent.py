@@ -97,7 +97,7 @@ class Dent(nn.Module):
             )
         missed = unadapted(eager(model)) if config.adapt_affine and config.steps else None
         if missed:
-            warn(f"Of {type(model).__name__}, {missed}", UnadaptedLayersWarning, stacklevel=2)
+            warn(f"Of {type(model).__name__}, {missed}", UnadaptedLayersWarning)
         self.model = model
         self.config = config
         self.performance = performance
