@@ -201,6 +201,15 @@ def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> N
     assert "at most" in found.verdict.sentence
     assert found.difference is not None
     assert found.difference.value == found.decided.at_most
+    said = {
+        (name, each.name): each.sentence
+        for name, defense in result.defenses.items()
+        for each in defense.diagnostics
+        if each.state == "not-run"
+    }
+    for name in (STATIC, "it"):
+        assert said[name, "gradient certificate"].startswith("The run stopped before it")
+    assert said[STATIC, "transfer beats white-box"].startswith("The static model is the source")
     # To the end, the difference only falls, and the verdict is the same.
     end = full.result.defenses["it"]
     assert (end.decided, full.run.status) == (None, "complete")

@@ -38,6 +38,7 @@ ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
 HUGE_EPS: Final = "huge eps does not break all"
 _ASK: Final = "Ask for it with --diagnostics full."
+_SOURCE: Final = "The static model is the source of the transfer."
 _NOT_PROBED: Final = "The defense has not been probed yet."
 
 
@@ -237,7 +238,7 @@ def _transfer(defense: _DefenseRecords) -> float | str:
         attack.served for attack in defense.attacks if attack.kind == "transfer" and attack.batches
     ]
     if defense.name == STATIC:
-        return "The static model is the source of the transfer."
+        return _SOURCE
     if white and transferred:
         return float(min(c.correct for c in white) - min(c.correct for c in transferred))
     if transferred:
@@ -471,7 +472,7 @@ def stopped(diagnostics: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
     """Say of what did not run on a defense that its run stopped early."""
     return tuple(
         each.model_copy(update={"sentence": _STOPPED})
-        if each.state == "not-run" and each.name in _LATE
+        if each.state == "not-run" and each.name in _LATE and each.sentence != _SOURCE
         else each
         for each in diagnostics
     )
