@@ -1,6 +1,7 @@
 """Rulings by intervals: what may be told, what may not, and that nothing is told by eye."""
 
 import random
+from dataclasses import replace
 from math import comb
 from typing import Any
 
@@ -14,6 +15,7 @@ from dent.paper.claims import compare, judge
 from dent.paper.load import read_spec
 from dent.paper.measure import MeasuredCell, of_numbers
 from dent.paper.results import Judgement
+from dent.paper.rules import rule
 from dent.paper.spec import Claim, Table
 from tests.paper.conftest import TABLE
 
@@ -84,6 +86,74 @@ def test_a_pair_is_ruled_by_its_interval(
     assert found.interval == pytest.approx((100 * low, 100 * high))
     assert found.measured == pytest.approx(dent - static)
     assert found.ruling == ruling, found
+
+
+UNSETTLED = (
+    "Claimed: +17.0. The interval lies above 0 and reaches half of that (8.5): reproduced in "
+    "direction; the size is not settled."
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "bounds", "ruling", "said"),
+    [
+        # Published +17: half is 8.5.
+        ("higher", {}, (9.0, 20.0), "reproduced", "above 0 and above half of that (8.5)."),
+        (
+            "higher",
+            {},
+            (5.0, 16.9),
+            "reproduced",
+            UNSETTLED,
+        ),
+        ("higher", {}, (1.0, 8.0), "not reproduced", "lies above 0, but below half of that (8.5)"),
+        ("higher", {}, (-1.0, 8.0), "not reproduced", "contains 0 and lies below half of that"),
+        ("higher", {}, (-3.0, 0.0), "not reproduced", "The interval does not reach above 0."),
+        ("higher", {}, (-1.0, 9.0), "cannot be told", "contains 0 and reaches half of that (8.5)."),
+        ("higher", {"published": None}, (0.1, 9.0), "reproduced", "Claimed: above 0. The interval"),
+        ("higher", {"published": None}, (-1.0, 9.0), "cannot be told", "The interval contains 0."),
+        (
+            "about",
+            {"within": 2.0},
+            (-2.0, 2.0),
+            "reproduced",
+            "The interval lies inside that range.",
+        ),
+        (
+            "about",
+            {"within": 2.0},
+            (-2.0, 2.1),
+            "cannot be told",
+            "lies partly outside that range.",
+        ),
+        ("about", {"within": 2.0}, (2.1, 3.0), "not reproduced", "lies outside that range."),
+        ("not-lower", {"within": 2.0}, (-2.0, 1.0), "reproduced", "does not reach below −2."),
+        ("not-lower", {"within": 2.0}, (-3.0, 1.0), "cannot be told", "contains −2."),
+        ("not-lower", {"within": 2.0}, (-4.0, -3.0), "not reproduced", "lies below −2."),
+    ],
+)
+def test_a_ruling_says_what_was_checked(
+    kind: str, fields: dict[str, Any], bounds: tuple[float, float], ruling: str, said: str
+) -> None:
+    limits = {name: value for name, value in fields.items() if name != "published"}
+    claim = Claim.model_validate(
+        {"id": "c", "says": "So.", "kind": kind, "pairs": [CELLS], **limits}
+    )
+    published = fields.get("published", 17.0)
+    found, sentence = rule(claim, published, bounds, "%", few=False)
+    assert found == ruling
+    assert said in sentence
+
+
+def test_what_is_not_finished_is_not_judged() -> None:
+    half = replace(accuracy(some(90)), partial=True)
+    for first, second in ((half, accuracy(some(10))), (accuracy(some(90)), half)):
+        found = ruled(first, second)
+        assert (found.ruling, found.sentence) == (
+            "not finished",
+            "Not finished: batches are missing.",
+        )
+    assert ruled(accuracy(some(90)), accuracy(some(10))).ruling == "reproduced"
 
 
 def test_a_difference_of_nothing_is_no_published_figure() -> None:

@@ -1,19 +1,19 @@
-"""Judge a claim by the records: reproduced, not reproduced, or cannot be told."""
+"""Judge a claim by the records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.intervals import OF_MEDIAN, OF_PROPORTION, of_median
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.measure import Interval, MeasuredCell
 from dent.paper.results import Judgement, Ruling, Unit
+from dent.paper.rules import rule
 from dent.paper.spec import Claim, Table
-from dent.support.plural import counted
 
-_ROUGHLY = 0.5
-"""The least share of a published difference that counts as roughly the same."""
+_UNFINISHED: Final[tuple[Ruling, str]] = ("not finished", "Not finished: batches are missing.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def judge(
 
     A pair is compared by sample, on the samples that both cells have. The difference has the
     direction of the claim. An interval that ignores the dependence of members of one batch decides
-    nothing.
+    nothing, and neither does a run that has not finished.
 
     Args:
         table: The table.
@@ -60,7 +60,10 @@ def judge(
         compared = _single(measured[cells[0]])
     else:
         compared = compare(measured[cells[0]], measured[cells[1]])
-    ruling, sentence = _rule(claim, published, compared, unit)
+    if any(measured[cell].partial for cell in cells):
+        ruling, sentence = _UNFINISHED
+    else:
+        ruling, sentence = rule(claim, published, compared.interval, unit, few=compared.few)
     return _judgement(claim, cells, published, compared, unit, ruling, sentence)
 
 
@@ -110,61 +113,6 @@ def _published(table: Table, claim: Claim, cells: tuple[str, ...]) -> float | No
         return None
     numbers = [value for value in values if value is not None]
     return numbers[0] if len(numbers) == 1 else round(numbers[0] - numbers[1], 6)
-
-
-def _rule(
-    claim: Claim, published: float | None, compared: Compared, unit: Unit
-) -> tuple[Ruling, str]:
-    if compared.interval is None:
-        return "cannot be told", "Too few values for an interval."
-    low, high = compared.interval
-    inside, outside, claimed = _sides(claim, published, low, high, unit)
-    if compared.few and (inside or outside):
-        return "cannot be told", (
-            f"{claimed} Members of a batch share an adaptation. An interval that accounts for this "
-            f"needs at least {counted(MIN_CLUSTERS, 'batch')}."
-        )
-    if inside:
-        return "reproduced", f"{claimed} The interval confirms it."
-    if outside:
-        reason = "The interval rules it out."
-        if claim.kind == "higher" and low > 0:
-            reason = "The direction is the paper's, but the whole interval is below that."
-        return "not reproduced", f"{claimed} {reason}"
-    return "cannot be told", f"{claimed} The interval allows both."
-
-
-def _sides(
-    claim: Claim, published: float | None, low: float, high: float, unit: Unit
-) -> tuple[bool, bool, str]:
-    """Return whether the interval lies inside the claim, or outside, and the claim in words."""
-    within = claim.within or 0.0
-    points = {"%": "points", "×": "static forwards", "s": "s"}.get(unit, unit)
-    if claim.kind == "higher":
-        lowest = max(_ROUGHLY * (published or 0.0), 0.0)
-        if not lowest:
-            return low > 0, high <= 0, "Claimed: above 0."
-        return (
-            low > 0 and high >= lowest,
-            high < lowest,
-            f"Claimed: above 0, and roughly {published:.4g} {points} (at least {lowest:.4g}).",
-        )
-    if claim.kind == "about":
-        inside, outside = -within <= low and high <= within, high < -within or low > within
-        return inside, outside, f"Claimed: at most {within:g} {points} apart."
-    if claim.kind == "not-lower":
-        return low >= -within, high < -within, f"Claimed: at most {within:g} {points} lower."
-    if claim.kind == "at-most":
-        bound = claim.bound or 0.0
-        return high <= bound, low > bound, f"Claimed: at most {bound:g}{unit}."
-    factor, middle = claim.factor or 1.0, published or 0.0
-    lowest, highest = middle / factor, middle * factor
-    inside, outside = lowest <= low and high <= highest, high < lowest or low > highest
-    return (
-        inside,
-        outside,
-        f"Claimed: {middle:g}{unit} ({lowest:.3g} to {highest:.3g} counts).",
-    )
 
 
 def _judgement(

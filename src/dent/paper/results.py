@@ -7,7 +7,7 @@ from dent.storage.canonical import Record
 
 Interval = tuple[float, float]
 Unit = Literal["%", "×", "s", "pixels", "GFLOPs"]
-Ruling = Literal["reproduced", "not reproduced", "cannot be told", "not measured"]
+Ruling = Literal["reproduced", "not reproduced", "cannot be told", "not finished", "not measured"]
 
 
 class CellResult(Record):
@@ -44,7 +44,7 @@ class CellResult(Record):
 
 
 class Judgement(Record):
-    """The verdict on a claim of the paper about one pair of cells, or one cell."""
+    """The ruling on a claim of the paper about one pair of cells, or one cell."""
 
     claim: str
     says: str
@@ -60,7 +60,8 @@ class Judgement(Record):
     ruling: Ruling
     sentence: str
     as_in: str | None
-    """The cells of an earlier judgement of the same claim on the same records."""
+    """The cells of another judgement of the same claim on the same records, which counts instead:
+    the first with the ruling that is worst for the claim."""
 
 
 class SuiteResult(Record):

@@ -1,0 +1,46 @@
+"""Write figures, differences and intervals in the unit of their cells."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from dent.paper.results import Judgement, Unit
+from dent.support.rounding import MINUS, PLACES
+
+_PLACES: Final[Mapping[Unit, str]] = {"%": PLACES, "×": PLACES, "s": ".3g", "pixels": ".3f"}
+
+
+def figure(value: float, unit: Unit) -> str:
+    """`62.1`, `25.3×`, `0.213 s`: percent without its sign, as the paper's tables have it."""
+    text = format(value, _PLACES.get(unit, ".4g"))
+    return text + {"×": "×", "s": " s"}.get(unit, "")
+
+
+def signed(value: float, unit: Unit) -> str:
+    """Return a difference with its sign: `+15.2`; without a sign if it rounds to 0."""
+    text = format(value, f"+{_PLACES.get(unit, '.4g')}")
+    return (text if float(text) else text[1:]).replace("-", MINUS)
+
+
+def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
+    """`[53.1, 70.2]`; empty where there is none."""
+    if bounds is None:
+        return ""
+    low, high = (format(bound, _PLACES.get(unit, ".4g")) for bound in bounds)
+    return f"[{low}, {high}]".replace("-", MINUS)
+
+
+def measured(judgement: Judgement) -> str:
+    """Return what was measured for a judgement: a difference with its sign, or a figure."""
+    return _written(judgement, judgement.measured) or "not measured"
+
+
+def printed(judgement: Judgement) -> str:
+    """Return what the paper prints for a judgement, or `no figure`."""
+    return _written(judgement, judgement.published) or "no figure"
+
+
+def _written(judgement: Judgement, value: float | None) -> str:
+    if value is None:
+        return ""
+    write = figure if len(judgement.cells) == 1 else signed
+    return write(value, judgement.unit)
