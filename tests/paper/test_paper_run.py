@@ -18,13 +18,15 @@ from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import load_run, verify
 from dent.evaluation.records.folder import RUN
 from dent.evaluation.results.recorded_run import RecordedRun
-from dent.paper import PaperPlan, run_plans, summarize
+from dent.paper import Judgement, PaperPlan, Table, run_plans, summarize, summary
+from dent.paper.counts import by_sentence
 from dent.paper.estimate import profile_forwards
 from dent.paper.measure import measure
 from dent.paper.planning import RUNS, PlannedRun
 from dent.paper.profile import count_flops, read_profile, run_profile
 from dent.paper.runner import Loader
 from dent.paper.scales import Chosen
+from dent.paper.spec import Claim
 from tests.paper.conftest import COLUMNS, NO_SUITE, OUT, TABLE, MakePlan
 
 
@@ -88,6 +90,30 @@ def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
     one, other, breaks = result.judgements
     assert (one.published, other.as_in) == (30.0, "small/dent and small/static")
     assert breaks.measured == cells["small/static"].value
+
+
+@pytest.mark.parametrize("rows", [["small", "again"], ["again", "small"]])
+def test_of_the_same_runs_the_ruling_that_is_worst_for_the_claim_counts(
+    finished: PaperPlan, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, rows: list[str]
+) -> None:
+    del finished
+    judge = summary.judge
+
+    def judged(table: Table, claim: Claim, cells: tuple[str, ...], *rest: Any) -> Judgement:
+        ruling = "not reproduced" if cells[0] == "again/dent" else "reproduced"
+        return judge(table, claim, cells, *rest).model_copy(update={"ruling": ruling})
+
+    monkeypatch.setattr(summary, "judge", judged)
+    plan = make_plan(**NO_SUITE, claims=[TABLE["claims"][0] | {"rows": rows}])
+    result = summarize(plan, OUT)
+    found = {each.cells[0]: each for each in result.judgements}
+    assert found["again/dent"].as_in is None
+    assert found["small/dent"].as_in == "again/dent and again/static"
+    (sentence,) = by_sentence(result.judgements)
+    assert sentence.says == "Dent improves."
+    assert {name: count for name, count in sentence.rulings.items() if count} == {
+        "not reproduced": 1
+    }
 
 
 def test_the_same_call_goes_on_where_it_stopped(make_plan: MakePlan, loader: Loader) -> None:

@@ -1,29 +1,30 @@
-"""The page: every table, published beside measured, with the verdict on every claim."""
+"""The page: every table, published beside measured, with the ruling on every claim."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Final, get_args
+from typing import Final
 from urllib.parse import quote
 
 from dent.evaluation.records.folder import RUN
+from dent.evaluation.results.power import detectable_gain
+from dent.paper.counts import RULINGS, Sentence, by_sentence, count_rulings
+from dent.paper.figures import figure, interval, measured, printed
+from dent.paper.labels import label
 from dent.paper.load import load_roles
 from dent.paper.planning import PaperPlan
 from dent.paper.profile import PROFILE
-from dent.paper.results import CellResult, Judgement, Ruling, SuiteResult, TableResult, Unit
+from dent.paper.results import CellResult, Ruling, TableResult, Unit
 from dent.paper.runner import REPORT
-from dent.paper.spec import TableChart
+from dent.paper.spec import Table, TableChart
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag
 from dent.report.html import environment
 from dent.storage.disk import write_atomically, writing
-from dent.support.rounding import MINUS, PLACES
+from dent.support.plural import counted
 
-RULINGS: Final[tuple[Ruling, ...]] = get_args(Ruling)
-_PLACES: Final[Mapping[Unit, str]] = {"%": PLACES, "×": PLACES, "s": ".3g", "pixels": ".3f"}
 _IN_WORDS: Final[Mapping[Unit, str]] = {
     "%": "percentage points",
     "×": "static forwards",
@@ -79,11 +80,13 @@ class TablePart:
 
     @property
     def rulings(self) -> Mapping[Ruling, int]:
-        """The number of claims by ruling; the same records count once a claim."""
-        counts = Counter(
-            judgement.ruling for judgement in self.result.judgements if judgement.as_in is None
-        )
-        return {ruling: counts[ruling] for ruling in RULINGS}
+        """The number of distinct comparisons by ruling."""
+        return count_rulings(self.result.judgements)
+
+    @property
+    def sentences(self) -> tuple[Sentence, ...]:
+        """The paper's sentences about the table, with their rulings."""
+        return by_sentence(self.result.judgements)
 
     @property
     def units(self) -> str:
@@ -95,12 +98,7 @@ class TablePart:
 
     def label(self, key: str) -> str:
         """Return the name of a cell by row and column, as printed in the paper."""
-        row, _, column = key.partition("/")
-        rows = {table_row.id: table_row for table_row in self.plan.table.rows}
-        columns = {table_column.id: table_column.label for table_column in self.plan.table.columns}
-        table_row = rows[row]
-        row_label = f"{table_row.group}, {table_row.label}" if table_row.group else table_row.label
-        return f"{row_label}: {columns[column]}"
+        return label(self.plan.table, key)
 
 
 def write_page(
@@ -131,37 +129,25 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
     """The page as HTML; see `write_page`."""
     flags = _flags(results)
     templates = environment("dent.paper")
-    templates.filters |= {"figure": figure, "range": interval, "signed": signed}
+    templates.filters |= {
+        "figure": figure,
+        "range": interval,
+        "printed": printed,
+        "value": measured,
+    }
     parts = [_part(plan, result, flags) for plan, result in zip(plans, results, strict=True)]
+    total = {ruling: sum(part.rulings[ruling] for part in parts) for ruling in RULINGS}
     return templates.get_template("paper.html.j2").render(
         parts=parts,
         scale=plans[0].scale,
         links=links,
         flags=flags,
-        rulings=RULINGS,
+        rulings=[each for each in RULINGS if total[each] or each != "not finished"],
+        methods=_methods(results),
+        detectable=_detectable(plans[0].scale.suite.samples),
         marks_of=lambda names: [flags[name] for name in names],
-        total={ruling: sum(part.rulings[ruling] for part in parts) for ruling in RULINGS},
+        total=total,
     )
-
-
-def figure(value: float, unit: Unit) -> str:
-    """`62.1`, `25.3×`, `0.213 s`: percent without its sign, as the paper's tables have it."""
-    text = format(value, _PLACES.get(unit, ".4g"))
-    return text + {"×": "×", "s": " s"}.get(unit, "")
-
-
-def signed(value: float, unit: Unit) -> str:
-    """Return a difference with its sign: `+15.2`; without a sign if it rounds to 0."""
-    text = format(value, f"+{_PLACES.get(unit, '.4g')}")
-    return (text if float(text) else text[1:]).replace("-", MINUS)
-
-
-def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
-    """`[53.1, 70.2]`; empty where there is none."""
-    if bounds is None:
-        return ""
-    low, high = (format(bound, _PLACES.get(unit, ".4g")) for bound in bounds)
-    return f"[{low}, {high}]".replace("-", MINUS)
 
 
 def _part(plan: PaperPlan, result: TableResult, flags: Mapping[str, Flag]) -> TablePart:
@@ -173,7 +159,7 @@ def _part(plan: PaperPlan, result: TableResult, flags: Mapping[str, Flag]) -> Ta
         charts=tuple(drawn for drawn in charts if drawn is not None),
         cells=cells,
         models=tuple(_models(plan)),
-        commands=_commands(result.cells, result.suite),
+        commands=_commands(plan.table, result),
     )
 
 
@@ -187,16 +173,35 @@ def _models(plan: PaperPlan) -> Iterable[str]:
         yield f"{chosen.name} on {chosen.dataset}{stands_for}"
 
 
-def _commands(
-    cells: Sequence[CellResult], suite: Sequence[SuiteResult]
-) -> dict[str, tuple[str, ...]]:
+def _commands(table: Table, result: TableResult) -> dict[str, tuple[str, ...]]:
     cells_by_command: dict[str, list[str]] = {}
-    for cell in cells:
+    for cell in result.cells:
         if cell.command is not None:
-            cells_by_command.setdefault(cell.command, []).append(f"{cell.row}/{cell.column}")
-    for suite_result in suite:
-        cells_by_command.setdefault(suite_result.command, []).append(f"suite, {suite_result.cell}")
+            cells_by_command.setdefault(cell.command, []).append(
+                label(table, f"{cell.row}/{cell.column}")
+            )
+    for suite_result in result.suite:
+        name = f"dynamic suite, {label(table, suite_result.cell)}"
+        cells_by_command.setdefault(suite_result.command, []).append(name)
     return {command: tuple(names) for command, names in cells_by_command.items()}
+
+
+def _methods(results: Sequence[TableResult]) -> dict[str, int]:
+    """Return every method of an interval with its number, in the order of the page."""
+    methods = dict.fromkeys(
+        judgement.method
+        for result in results
+        for judgement in result.judgements
+        if judgement.method
+    )
+    return {method: number for number, method in enumerate(methods, start=1)}
+
+
+def _detectable(samples: int) -> str:
+    """Return which gain so many samples of the dynamic suite are too few to show."""
+    gain = detectable_gain(samples)
+    under = "" if gain is None else f" below {100 * gain:.0f} points"
+    return f"{counted(samples, 'sample')}: too few to show a gain{under}"
 
 
 def _flags(results: Sequence[TableResult]) -> dict[str, Flag]:
@@ -240,13 +245,13 @@ def _chart(
         marks = [
             flags[flag] for flag in dict.fromkeys(f for cell in line_cells for f in cell.flags)
         ]
-        measured = _values(
+        values = _values(
             x, texts, [(cell.value, cell.interval) for cell in line_cells], line_cells[0].unit
         )
         printed = [(table.cells[key].value, None) for key in keys]
         published = _values(x, texts, printed, line_cells[0].unit)
-        if measured:
-            curves.append(Curve(f"{name}, measured", marks, index % COLOURS, False, measured))
+        if values:
+            curves.append(Curve(f"{name}, measured", marks, index % COLOURS, False, values))
         if published:
             curves.append(Curve(f"{name}, paper", (), index % COLOURS, True, published))
     if not curves:
@@ -281,12 +286,3 @@ def _values(
         for position, text, (value, bounds) in zip(x, texts, points, strict=True)
         if value is not None
     ]
-
-
-def told(judgement: Judgement) -> str:
-    """Return a judgement as one line, for a terminal."""
-    measured = "not measured"
-    if judgement.measured is not None:
-        write = figure if len(judgement.cells) == 1 else signed
-        measured = write(judgement.measured, judgement.unit)
-    return f"{measured} {interval(judgement.interval, judgement.unit)}".strip()

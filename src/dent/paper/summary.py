@@ -1,4 +1,4 @@
-"""From the records in a folder to what a table came to; nothing is run."""
+"""Derive the result of a table from the records in a folder. Nothing is run."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,7 @@ from dent.paper.measure import MeasuredCell, measure, of_profile
 from dent.paper.planning import RUNS, PaperPlan, PlannedCell, PlannedRun
 from dent.paper.profile import read_profile
 from dent.paper.results import CellResult, Judgement, SuiteResult, TableResult, Unit
+from dent.paper.rules import WORST_FIRST
 from dent.paper.spec import Measure
 
 _UNITS: Final[dict[Measure, Unit]] = {
@@ -162,15 +163,20 @@ def _count(cell: MeasuredCell) -> Count:
 
 def _judgements(plan: PaperPlan, measured: Mapping[str, MeasuredCell]) -> Iterator[Judgement]:
     for claim in plan.table.claims:
-        first_judged: dict[object, str] = {}
+        same_runs: dict[object, list[Judgement]] = {}
         all_cells: list[tuple[str, ...]] = [*claim.compared(), *((cell,) for cell in claim.cells)]
+        judged = []
         for cells in all_cells:
             unit = _UNITS[plan.table.cells[cells[0]].measure]
             judgement = judge(plan.table, claim, cells, measured, unit)
-            runs = tuple(_evidence(plan.cells[cell]) for cell in cells)
-            name = " and ".join(cells)
-            first = first_judged.setdefault(runs, name) if plan.profile is None else name
-            yield judgement.model_copy(update={"as_in": None if first == name else first})
+            runs: object = tuple(_evidence(plan.cells[cell]) for cell in cells)
+            group = same_runs.setdefault(cells if plan.profile else runs, [])
+            group.append(judgement)
+            judged.append((judgement, group))
+        for judgement, group in judged:
+            counts = min(group, key=lambda each: WORST_FIRST.index(each.ruling))
+            as_in = None if counts is judgement else " and ".join(counts.cells)
+            yield judgement.model_copy(update={"as_in": as_in})
 
 
 def _suites(plan: PaperPlan, folder: _Folder, said: Path) -> Iterator[SuiteResult]:
