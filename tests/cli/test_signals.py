@@ -84,7 +84,7 @@ def dent(
 def signalled_at(number: int, unit: int) -> Callable[..., None]:
     """A report that sends this process a signal once as many units are done."""
 
-    def report(self: Any, state: Any, where: str = "") -> None:
+    def report(self: Any, state: Any, *_: str) -> None:
         if state.done == unit:
             os.kill(os.getpid(), number)
 

@@ -11,19 +11,22 @@ import pytest
 
 from dent.cli.app import main
 from dent.cli.console import OUT as CONSOLE
+from dent.cli.costs import forwards_in_words
 from dent.evaluation.records.folder import RESULT
 from dent.paper import (
     PaperPlan,
     load_scale,
     load_table,
     plan_table,
+    run_plans,
     summarize,
     table_names,
     write_page,
 )
+from dent.paper.labels import label, label_of
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS
-from dent.paper.runner import REPORT
+from dent.paper.runner import REPORT, Loader
 from tests.paper.conftest import NO_SUITE, OUT, TABLE, MakePlan
 from tests.report.browser import Question, ask, needs_chromium
 
@@ -127,10 +130,10 @@ def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
     plans = [plan_table(load_table(name), scale) for name in table_names()]
     results = [summarize(plan, Path("nowhere")) for plan in plans]
     facts = ask({"page": Question(to_page(plans, results, Links(OUT, Path())), FACTS)})["page"]
-    assert len(facts["headings"]) == len(plans) + 2  # and contents and overview
+    assert len(facts["headings"]) == len(plans) + 3  # and contents, sentences and overview
     assert facts["back"]
     assert facts["up"] == "fixed"
-    assert {"overview", *table_names()} <= set(facts["contents"])
+    assert {"sentences", "overview", *table_names()} <= set(facts["contents"])
     assert len(facts["cells"]) == sum(len(plan.cells) for plan in plans)
     assert {cell.get("measured") for cell in facts["cells"]} == {None}
     assert set(facts["rulings"]) == {"not measured"}
@@ -163,6 +166,41 @@ def test_what_the_paper_does_not_print_is_no_number() -> None:
             if stated[each.claim] is None and not all(printed[cell] for cell in each.cells):
                 assert each.published is None, (name, each.claim)
             assert stated[each.claim] != 0
+
+
+def test_the_page_opens_with_one_row_for_each_sentence() -> None:
+    plans = [plan_table(load_table(name), load_scale("cpu")) for name in table_names()]
+    results = [summarize(plan, Path("nowhere")) for plan in plans]
+    text = to_page(plans, results, Links(OUT, Path()))
+    first = text[text.index('id="sentences"') : text.index('id="overview"')]
+    said = [claim.says for plan in plans for claim in plan.table.claims]
+    assert first.count('<th scope="row">') == len(said)
+    # One sentence about six models, two of which stand for all of them.
+    assert re.search(r'In every case, dent.*?>2 <span class="ruling', first, re.S)
+
+
+def test_the_overview_says_that_the_suite_had_too_few_samples() -> None:
+    plan = plan_table(load_table("table4"), load_scale("cpu"))
+    text = to_page([plan], [summarize(plan, Path("nowhere"))], Links(OUT, Path()))
+    assert "dynamic suite (12 samples: too few to show a gain below 57 points)</th>" in text
+    found = summarize(plan, Path("nowhere"))
+    suite = tuple(each.model_copy(update={"ruling": "no gain"}) for each in found.suite)
+    text = to_page([plan], [found.model_copy(update={"suite": suite})], Links(OUT, Path()))
+    assert ">no gain shown</td>" in text
+    assert ">no gain</td>" not in text
+
+
+def test_a_comparison_names_what_its_cells_share_once() -> None:
+    table = load_table("table4")
+    static, dynamic = "∆ ×, Σ NONE, STEP 0", "∆ √, Σ DYNA., STEP 10"
+    assert label(table, "static/natural") == f"{static}: NATURAL"
+    assert label_of(table, ("static/natural",)) == f"{static}: NATURAL"
+    rows = label_of(table, ("dynamic-10/natural", "static/natural"))
+    assert rows == f"{dynamic} against {static}: NATURAL"
+    columns = label_of(table, ("static/natural", "static/time"))
+    assert columns == f"{static}: NATURAL against TIME"
+    both = label_of(table, ("dynamic-10/natural", "static/time"))
+    assert both == f"{dynamic}: NATURAL against {static}: TIME"
 
 
 class Ran:
@@ -210,9 +248,13 @@ def test_the_command_shows_and_writes_what_was_measured(
     assert ran.code == 0, ran.err
     result = summarize(finished, OUT)
     for cell in result.cells:
-        line = next(row for row in ran.out.splitlines() if f" {cell.row}/{cell.column} " in row)
+        name = label(finished.table, f"{cell.row}/{cell.column}")
+        line = next(row for row in ran.out.splitlines() if f" {name} " in row)
         assert f"{cell.value:.1f} [" in line
         assert cell.published in line
+    assert "Claim: Dent improves.\n" in ran.out
+    assert "; ε∞, SMALL: DENT against STATIC\n" in ran.out
+    assert "Estimating what is left to run ..." in ran.err
     assert "Page: here.html" in ran.out
     assert "A small table" in Path("here.html").read_text()
     plain = json.loads(dent("table1", "--out", str(OUT), "--json").out)
@@ -250,9 +292,97 @@ def test_what_cannot_be_run_is_said_and_the_rest_is_done(
     small(monkeypatch, replace(finished, cells=cells))
     ran = dent("table1", "--out", "elsewhere")
     assert ran.code == 3
-    assert "skipped: " in ran.err
-    assert "none.pt" in ran.err
-    assert "not run" in ran.out
+    assert len(re.findall("none.pt", ran.err)) == 1
+    assert "2 runs skipped: paper_model:make has no weights at none.pt" in ran.err
+    assert "a time that is not known, because models are missing" in ran.err
+    assert "Table 0: A small table: not run. dent paper tiny" in ran.out
+    assert "measured" not in ran.out
+
+
+def test_a_table_that_was_interrupted_is_shown_as_unfinished(
+    dent: Any, make_plan: MakePlan, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(**NO_SUITE)
+    small(monkeypatch, plan)
+
+    def stop(done: int, total: int, name: str, state: Any) -> None:
+        """Stop the defense's run once a batch of two has all its records."""
+        del total, name
+        if done == 1 and state is not None and state.done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plans([plan], OUT, loader, watch=stop)
+    result = summarize(plan, OUT)
+    partial = [cell for cell in result.cells if cell.state == "partial"]
+    assert {(cell.count.total if cell.count else None) for cell in partial} == {4}
+    ran = dent("table1", "--no-run", "--out", str(OUT))
+    assert ran.code == 0, ran.err
+    assert ran.out.count("partial, 4 of 8") == len(partial) > 0
+    assert f"Not finished. {result.command} resumes it.\n" in ran.out
+    unfinished = [each for each in result.judgements if each.ruling == "not finished"]
+    assert [each.claim for each in unfinished] == ["improves", "improves"]
+    assert "  not finished: " in ran.out
+    assert "reproduced: " not in ran.out.split("Claim: It breaks.")[0]
+    text = to_page([plan], [result], Links(OUT, Path()))
+    assert '<th scope="col">not finished</th>' in text
+    assert "1 are not finished" in text
+
+
+def test_the_estimate_names_what_the_scale_uses_and_how_to_make_it(
+    dent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
+    ran = dent("table1", "table14", "--scale", "gpu", "--estimate", "--out", "elsewhere")
+    assert ran.code == 0, ran.err
+    assert ran.err == "Timing one prediction of each model ...\n"
+    assert "Carmon" not in ran.out
+    for recipe in ("adversarial-linf", "adversarial-l2"):
+        making = f"  resnet-26-4 on cifar10: make it by: dent train --recipe {recipe} "
+        assert ran.out.count(making) == 1
+    assert "212.1 million" in ran.out
+    assert "stops early on a batch whose members are all wrong, and a suite stops once" in ran.out
+
+
+def test_a_profile_is_not_timed(dent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = dent("table14", "--estimate", "--out", "elsewhere")
+    (line,) = [row for row in ran.out.splitlines() if row.startswith("│ table14 ")]
+    assert [part.strip() for part in line.split("│")[1:-1]] == ["table14", "0", "0", "not timed"]
+    (own, _) = json.loads(dent("table14", "--estimate", "--json", "--out", "elsewhere").out)
+    assert own["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0"),
+        (3184, "3,184"),
+        (123_456, "0.1 million"),
+        (5.2e6, "5.2 million"),
+        (13_020_500_000, "13.0 billion"),
+    ],
+)
+def test_forwards_are_written_in_words(count: float, words: str) -> None:
+    assert forwards_in_words(count) == words
+
+
+def test_the_progress_names_the_row_and_says_whose_time_is_left(
+    dent: Any, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(**NO_SUITE)
+    small(monkeypatch, plan)
+    monkeypatch.setattr("dent.cli.paper.early.written", lambda *_, **__: None)
+    monkeypatch.setattr("dent.paper.estimate.timer", lambda _: lambda _: 0.001)
+    ran = dent("table1", "--out", "fresh")
+    assert ran.code == 0, ran.err
+    assert "tiny, run 1 of 2 (ε∞, SMALL: STATIC): " in ran.err
+    assert "tiny, run 2 of 2 (ε∞, SMALL: DENT): " in ran.err
+    lines = ran.err.splitlines()
+    left = [line for line in lines if " left in this run" in line]
+    first = [line for line in left if "run 1 of 2" in line]
+    assert all(re.search(r" left in this run, at most .* in the later runs$", x) for x in first)
+    assert all(line.endswith("left in this run") for line in left if "run 2 of 2" in line)
+    assert [line for line in left if "run 2 of 2" in line]
 
 
 @pytest.mark.parametrize(

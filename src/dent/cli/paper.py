@@ -13,6 +13,13 @@ from dent.errors import ConfigError
 MISSING: Final = 3
 """Exit status when some runs were skipped because a model or dataset is missing."""
 
+_FIRST: Final = (
+    "Timing one prediction of each model",
+    "Estimating what is left to run",
+    "Reading the records",
+)
+"""What takes the first seconds: with --estimate, with runs, and without."""
+
 
 def paper_command(
     tables: Annotated[
@@ -70,8 +77,11 @@ def paper_command(
         raise ConfigError(f"--all includes every table: leave out {', '.join(tables)}, or --all")
     names.check_tables(tables or (), scale)
     early.written(out, publish_to, files=(report,))
+    if (tables or every) and not as_json:
+        # Printed before anything slow is imported.
+        ERR.print(f"{_FIRST[0 if estimate else 1 if run else 2]} ...", markup=False)
     from dent import paper
-    from dent.cli import resolve
+    from dent.cli import costs, resolve
     from dent.cli import tables as shown
     from dent.paper.estimate import timer
     from dent.paper.runner import Loader
@@ -84,23 +94,22 @@ def paper_command(
     chosen_tables = names.TABLES if every else dict.fromkeys(tables or ())
     plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in chosen_tables]
     compute_device = resolve.device(device)
+    timed = timer(compute_device)
     if estimate:
-        shown.estimated(plans, folder, timer(compute_device), as_json=as_json)
+        costs.estimated(plans, folder, timed, as_json=as_json)
         return
-    if run and not as_json:
-        shown.announce(plans, folder, timer(compute_device))
-    missing = shown.run(plans, folder, Loader(compute_device, root, fetched=True)) if run else {}
+    loader = Loader(compute_device, root, fetched=True)
+    missing = shown.run(plans, folder, loader, None if as_json else timed) if run else {}
     results = [paper.summarize(plan, folder) for plan in plans]
     page = paper.write_page(plans, results, folder, report or folder / "paper.html")
     if publish_to is not None:
         page = paper.publish(plans, folder, publish_to)
+    shown.skipped(missing)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:
         for plan, result in zip(plans, results, strict=True):
             shown.show(plan, result)
         OUT.print(f"Page: {page}", markup=False, soft_wrap=True)
-    for name, reason in missing.items():
-        ERR.print(f"skipped: {name}: {reason}", style="red", markup=False, soft_wrap=True)
     if missing:
         raise typer.Exit(MISSING)

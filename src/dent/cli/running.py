@@ -216,16 +216,17 @@ class _RunReport:
         self._task = bar.add_task("starting", total=1.0, left="", robust="")
         self._unit = ""
 
-    def __call__(self, state: State, where: str = "") -> None:
+    def __call__(self, state: State, where: str = "", left_in: str = "") -> None:
         unit = state.unit
         doing = f"{where} done".strip()
         if unit is not None:
             doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
         time_left = ""
         if unit is not None and state.least is not None and state.remaining is not None:
-            time_left = f"about {between(state.least, state.remaining)} left"
+            left = f"{between(state.least, state.remaining)} left {left_in}".rstrip()
+            time_left = f"about {left}"
             if state.decision is not None:
-                time_left = f"at most {between(state.least, state.remaining)} left"
+                time_left = f"at most {left}"
                 if state.decision > 0:
                     time_left += f", a decision in {lasting(state.decision)} at the soonest"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())

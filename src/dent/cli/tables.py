@@ -1,34 +1,30 @@
-"""Tables of the paper in a terminal: which there are, what they take, and what came out."""
+"""Tables of the paper in a terminal: which there are, how far they are, and their results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
 from dent.cli import running
 from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.cli.costs import Timer, announce, seconds_left
 from dent.cli.durations import lasting
 from dent.evaluation import Progress
-from dent.evaluation.records.folder import RESULT
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.paper import (
+    CellResult,
+    Judgement,
     PaperPlan,
-    PlannedRun,
     TableResult,
     load_table,
     run_plans,
     scale_names,
     table_names,
 )
-from dent.paper.estimate import PlanCost, plan_cost, profile_forwards, undone
-from dent.paper.page import figure, interval, told
-from dent.paper.planning import RUNS
+from dent.paper.figures import figure, interval, measured, printed
+from dent.paper.labels import label, label_of
 from dent.paper.runner import Loader
-from dent.paper.scales import Chosen
 from dent.support.plural import counted
-
-Timer = Callable[[Chosen], float | None]
-"""Returns the seconds of a model's forward of one image, or None if they cannot be measured."""
 
 
 def listed(*, as_json: bool) -> None:
@@ -54,127 +50,115 @@ def listed(*, as_json: bool) -> None:
     OUT.print(f"Scales: {', '.join(scale_names())}. Run one: dent paper table4 --scale cpu")
 
 
-def _is_done(folder: Path, run: PlannedRun) -> bool:
-    return (folder / RUNS / run.folder / RESULT).is_file()
+def run(
+    plans: Sequence[PaperPlan], folder: Path, loader: Loader, timed: Timer | None = None
+) -> dict[str, str]:
+    """Run the missing runs with a progress bar; return those that failed, with the reason.
 
-
-def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json: bool) -> None:
-    """Print what tables take, one by one and together."""
-    costs: dict[str, PlanCost] = {}
-    for plan in plans:
-        costs[plan.table.id] = _cost([plan], folder, timed)
-    costs["together"] = _cost(plans, folder, timed)
-    if as_json:
-        print_json(
-            [
-                {
-                    "id": name,
-                    "runs": cost.runs,
-                    "forwards": cost.forwards,
-                    "seconds": cost.seconds,
-                    "missing": cost.missing,
-                }
-                for name, cost in costs.items()
-            ]
-        )
-        return
-    rows = [
-        (name, str(cost.runs), f"{cost.forwards / 1e6:.1f}", _time(cost))
-        for name, cost in costs.items()
-    ]
-    columns = ("table", "runs to do", "million forwards", "at most")
-    print_table("Cost", columns, rows)
-    for plan in plans:
-        if plan.profile is not None:
-            OUT.print(
-                f"{plan.table.id} is a profile, not an evaluation: "
-                f"{profile_forwards(plan):.0f} forwards of {plan.profile.model} at "
-                f"{plan.profile.size} pixels, not counted above."
-            )
-    missing = dict.fromkeys(name for cost in costs.values() for name in cost.missing)
-    if missing:
-        OUT.print(
-            f"Not timed, because the models are missing: {', '.join(missing)}.",
-            markup=False,
-            soft_wrap=True,
-        )
-    OUT.print(
-        "A forward is one image through the static model. Tables share runs, so together they "
-        "cost less than separately.",
-        soft_wrap=True,
-    )
-
-
-def _cost(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> PlanCost:
-    remaining = undone(plans, lambda run: _is_done(folder, run))
-    return plan_cost(remaining, timed)
-
-
-def _time(cost: PlanCost) -> str:
-    if cost.seconds is None:
-        return "not timed"
-    return lasting(cost.seconds)
-
-
-def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
-    """Print what is left to run, and its cost."""
-    cost = _cost(plans, folder, timed)
-    if cost.runs:
-        ERR.print(
-            f"{counted(cost.runs, 'run')}, {cost.forwards / 1e6:.1f} million forwards of an "
-            "image, at most "
-            f"{_time(cost)}; into {folder}.",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def run(plans: Sequence[PaperPlan], folder: Path, loader: Loader) -> dict[str, str]:
-    """Run the missing runs with a progress bar; return those that failed, with the reason."""
+    Args:
+        plans: The tables.
+        folder: The output folder.
+        loader: The loader.
+        timed: Times a model, for the cost before and during the runs; None to leave that out.
+    """
+    names, later = _names(plans), dict[str, float | None]()
+    if timed is not None:
+        announce(plans, folder, timed)
+        later = seconds_left(plans, folder, timed)
     try:
         with running.progress() as bar:
 
             def watch(done: int, total: int, name: str, state: Progress | None) -> None:
+                later.pop(name, None)
                 if state is not None:
-                    bar(state, f"[{done + 1} of {total}] {name}")
+                    table, row = names[name]
+                    bar(state, f"{table}, run {done + 1} of {total} ({row}):", _later(later))
 
             return run_plans(plans, folder, loader, watch=watch)
     except KeyboardInterrupt:
-        ERR.print(
-            f"\nStopped. The records are in {folder}. The same command resumes the runs.",
-            markup=False,
-            soft_wrap=True,
-        )
+        _warn(f"\nStopped. The records are in {folder}. The same command resumes the runs.")
         raise
+
+
+def skipped(missing: Mapping[str, str]) -> None:
+    """Print why runs were skipped, each reason once."""
+    names: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        names.setdefault(reason, []).append(name)
+    for reason, runs in names.items():
+        _warn(f"{counted(len(runs), 'run')} skipped: {reason}", style="red")
 
 
 def show(plan: PaperPlan, result: TableResult) -> None:
     """Print published and measured figures side by side, then the rulings."""
-    cells = {f"{cell.row}/{cell.column}": cell for cell in result.cells}
-    rows = []
-    for row in plan.table.rows:
-        for column in plan.table.columns:
-            cell = cells[f"{row.id}/{column.id}"]
-            measured: str = cell.state
-            if cell.value is not None:
-                bounds = interval(cell.interval, cell.unit)
-                measured = f"{figure(cell.value, cell.unit)} {bounds}".strip()
-            name = f"{row.id}/{column.id}"
-            flags = "same run as " + cell.as_in if cell.as_in else ", ".join(cell.flags)
-            rows.append((name, cell.published, escape(measured), flags))
     title = f"{result.source}: {result.title}"
+    if result.status == "not run":
+        _say(f"{title}: not run. {result.command} runs it.")
+        return
+    rows = [_row(plan, cell) for cell in result.cells]
     print_table(escape(title), ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
-    judged = [
-        (escape(" > ".join(judgement.cells)), judgement.ruling, escape(told(judgement)))
-        for judgement in result.judgements
-        if judgement.as_in is None
-    ]
-    if judged:
-        print_table("Claims", ("cells", "ruling", "measured"), judged)
+    if result.status == "partial":
+        _say(f"Not finished. {result.command} resumes it.")
+    said = ""
+    for judgement in result.judgements:
+        if judgement.as_in is None:
+            if judgement.says != said:
+                said = judgement.says
+                _say(f"Claim: {said}")
+            _say(f"  {_judged(plan, judgement)}")
     for suite_result in result.suite:
         if suite_result.as_in is None:
-            OUT.print(
-                f"Dynamic suite, {suite_result.cell}: {suite_result.sentence}",
-                markup=False,
-                soft_wrap=True,
-            )
+            name = label(plan.table, suite_result.cell)
+            _say(f"Dynamic suite, {name}: {suite_result.sentence}")
+
+
+def _names(plans: Sequence[PaperPlan]) -> dict[str, tuple[str, str]]:
+    """Return for each run's folder a table that needs it, and the name of one of its cells."""
+    names: dict[str, tuple[str, str]] = {}
+    for plan in plans:
+        # A run is best known by the cell with its robust accuracy.
+        cells = sorted(plan.cells.items(), key=lambda item: item[1].cell.measure != "robust")
+        for key, cell in cells:
+            if cell.run is not None:
+                names.setdefault(cell.run.folder, (plan.table.id, label(plan.table, key)))
+        for key, suite_run in plan.suites.items():
+            name = f"dynamic suite, {label(plan.table, key)}"
+            names.setdefault(suite_run.folder, (plan.table.id, name))
+    return names
+
+
+def _later(seconds: Mapping[str, float | None]) -> str:
+    """Return how long the later runs take, if it is known."""
+    known = [value for value in seconds.values() if value is not None]
+    if not known or len(known) < len(seconds):
+        return "in this run"
+    return f"in this run, at most {lasting(sum(known))} in the later runs"
+
+
+def _row(plan: PaperPlan, cell: CellResult) -> tuple[str, str, str, str]:
+    key = f"{cell.row}/{cell.column}"
+    found: str = cell.state
+    if cell.value is not None:
+        bounds = interval(cell.interval, cell.unit)
+        found = f"{figure(cell.value, cell.unit)} {bounds}".strip()
+    flags = [f"same run as {label(plan.table, cell.as_in)}"] if cell.as_in else [*cell.flags]
+    if cell.state == "partial":
+        planned = plan.cells[key].run
+        of = f", {cell.count.total} of {planned.samples}" if cell.count and planned else ""
+        flags.insert(0, f"partial{of}")
+    return escape(label(plan.table, key)), cell.published, escape(found), escape(", ".join(flags))
+
+
+def _judged(plan: PaperPlan, judgement: Judgement) -> str:
+    bounds = interval(judgement.interval, judgement.unit)
+    found = f"{measured(judgement)} {bounds}".strip()
+    name = label_of(plan.table, judgement.cells)
+    return f"{judgement.ruling}: {found}, paper {printed(judgement)}; {name}"
+
+
+def _say(text: str) -> None:
+    OUT.print(text, markup=False, soft_wrap=True)
+
+
+def _warn(text: str, style: str | None = None) -> None:
+    ERR.print(text, style=style, markup=False, soft_wrap=True)

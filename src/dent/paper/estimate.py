@@ -26,7 +26,7 @@ _PIXELS: Final = {"imagenet-288": 288}
 
 @dataclass(frozen=True)
 class PlanCost:
-    """An upper bound of the work that is left: attacks stop early when members are fooled.
+    """An upper bound of the work that is left: attacks stop early on a batch that is all wrong.
 
     Attributes:
         runs: Evaluations.
@@ -38,7 +38,7 @@ class PlanCost:
     runs: int
     forwards: float
     seconds: float | None
-    missing: tuple[str, ...]
+    missing: tuple[Chosen, ...]
 
 
 def plan_cost(
@@ -52,14 +52,14 @@ def plan_cost(
             measured. By default nothing is timed.
     """
     count, forwards, seconds = 0, 0.0, 0.0
-    missing: dict[str, None] = {}
+    missing: dict[Chosen, None] = {}
     for run in runs:
         count += 1
         run_forwards = forwards_of(run)
         forwards += run_forwards
         seconds_per_forward = None if timer is None else timer(run.model)
         if seconds_per_forward is None:
-            missing[run.model.stands_for or run.model.name] = None
+            missing[run.model] = None
         else:
             seconds += seconds_per_forward * run_forwards
     return PlanCost(count, forwards, None if missing else seconds, tuple(missing))
