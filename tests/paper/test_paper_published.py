@@ -16,6 +16,8 @@ from dent.paper import (
     summarize,
     table_names,
 )
+from dent.paper.counts import count_rulings
+from dent.paper.figures import figure, interval
 from dent.paper.page import Links, to_page
 from dent.paper.planning import RUNS
 from dent.storage.errors import RecordError
@@ -92,3 +94,28 @@ def test_the_published_page_is_what_the_published_records_say() -> None:
         for each in result.judgements:
             assert each.ruling in page
     assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
+
+
+def test_the_docs_say_what_the_published_records_say() -> None:
+    plans = [plan_table(load_table(name), load_scale("cpu")) for name in table_names()]
+    results = {plan.table.id: summarize(plan, DOCS / "cpu") for plan in plans}
+    counts = count_rulings(each for result in results.values() for each in result.judgements)
+    text = " ".join((DOCS.parent / "paper.md").read_text().split())
+    assert (
+        f"{counts['reproduced']} comparisons are reproduced, {counts['not reproduced']} are not, "
+        f"{counts['cannot be told']} cannot be told at this sample size, "
+        f"{counts['not measured']} are not measured at this scale."
+    ) in text
+    assert "every comparison of Tables 2, 6, 9, 10, 11 and 12 that was measured" in text
+    for number in (2, 6, 9, 10, 11, 12):
+        rulings = {each.ruling for each in results[f"table{number}"].judgements}
+        assert rulings <= {"cannot be told", "not measured"}
+    table, cells = load_table("table4"), results["table4"].cells
+    for row in table.rows:
+        found = [
+            f"{cell.published}: {figure(cell.value or 0.0, cell.unit)} "
+            f"{interval(cell.interval, cell.unit)}"
+            for cell in cells
+            if cell.row == row.id
+        ]
+        assert f"| {' | '.join([row.label, *found])} |" in text
