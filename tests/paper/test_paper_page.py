@@ -341,11 +341,12 @@ def test_the_estimate_names_what_the_scale_uses_and_how_to_make_it(
         making = f"  resnet-26-4 on cifar10: make it by: dent train --recipe {recipe} "
         assert ran.out.count(making) == 1
     assert "212.1 million" in ran.out
-    assert "stops early on a batch whose members are all wrong, and a suite stops once" in ran.out
+    assert "At most: " not in ran.out  # nothing is timed
 
 
-def test_a_profile_is_not_timed(dent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_is_not_timed(dent: Any) -> None:
     ran = dent("table14", "--estimate", "--out", "elsewhere")
+    assert "At most: if every attack runs to its end. " in ran.out
     (line,) = [row for row in ran.out.splitlines() if row.startswith("│ table14 ")]
     assert [part.strip() for part in line.split("│")[1:-1]] == ["table14", "0", "0", "not timed"]
     (own, _) = json.loads(dent("table14", "--estimate", "--json", "--out", "elsewhere").out)

@@ -66,7 +66,8 @@ def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json
         "A forward is one image through the static model. Tables share runs, so together they "
         "cost less than separately."
     )
-    _say(AT_MOST)
+    if any(cost.seconds is not None for cost in costs.values()):
+        _say(AT_MOST)
 
 
 def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:

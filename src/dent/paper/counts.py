@@ -22,11 +22,6 @@ class Sentence:
     says: str
     rulings: Mapping[Ruling, int]
 
-    @property
-    def in_words(self) -> str:
-        """Its rulings in one line: `2 reproduced, 1 cannot be told`."""
-        return ", ".join(f"{count} {ruling}" for ruling, count in self.rulings.items() if count)
-
 
 def count_rulings(judgements: Iterable[Judgement]) -> dict[Ruling, int]:
     """Count judgements by ruling. Comparisons of the same runs count once for each claim."""
