@@ -384,6 +384,9 @@ def test_the_progress_names_the_row_and_says_whose_time_is_left(
     assert all(re.search(r" left in this run, at most .* in the later runs$", x) for x in first)
     assert all(line.endswith("left in this run") for line in left if "run 2 of 2" in line)
     assert [line for line in left if "run 2 of 2" in line]
+    assert all(
+        re.match(r"tiny, run \d of 2 \(.*\): .* \[unit \d+ of \d+\]  about ", x) for x in left
+    )
 
 
 @pytest.mark.parametrize(

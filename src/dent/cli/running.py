@@ -239,7 +239,10 @@ class _RunReport:
         )
         if not ERR.is_terminal and doing != self._unit:
             self._unit = doing
-            line = f"[{state.done}/{state.total}] {doing}  {time_left}".rstrip()
+            line = f"[{state.done}/{state.total}] {doing}"
+            if where:  # which run comes before which unit of it
+                line = f"{doing} [unit {state.done} of {state.total}]"
+            line = f"{line}  {time_left}".rstrip()
             ERR.print(line, markup=False, soft_wrap=True)
 
 
