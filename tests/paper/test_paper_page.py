@@ -295,7 +295,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_is_done(
     assert len(re.findall("none.pt", ran.err)) == 1
     assert "2 runs skipped: paper_model:make has no weights at none.pt" in ran.err
     assert "a time that is not known, because models are missing" in ran.err
-    assert "Table 0: A small table: not run. dent paper tiny" in ran.out
+    assert "Table 0: A small table: not run. To run it: dent paper tiny" in ran.out
     assert "measured" not in ran.out
 
 
@@ -319,7 +319,7 @@ def test_a_table_that_was_interrupted_is_shown_as_unfinished(
     ran = dent("table1", "--no-run", "--out", str(OUT))
     assert ran.code == 0, ran.err
     assert ran.out.count("partial, 4 of 8") == len(partial) > 0
-    assert f"Not finished. {result.command} resumes it.\n" in ran.out
+    assert f"Not finished. To resume it: {result.command}\n" in ran.out
     unfinished = [each for each in result.judgements if each.ruling == "not finished"]
     assert [each.claim for each in unfinished] == ["improves", "improves"]
     assert "  not finished: " in ran.out

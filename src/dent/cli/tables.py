@@ -93,12 +93,12 @@ def show(plan: PaperPlan, result: TableResult) -> None:
     """Print published and measured figures side by side, then the rulings."""
     title = f"{result.source}: {result.title}"
     if result.status == "not run":
-        _say(f"{title}: not run. {result.command} runs it.")
+        _say(f"{title}: not run. To run it: {result.command}")
         return
     rows = [_row(plan, cell) for cell in result.cells]
     print_table(escape(title), ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
     if result.status == "partial":
-        _say(f"Not finished. {result.command} resumes it.")
+        _say(f"Not finished. To resume it: {result.command}")
     said = ""
     for judgement in result.judgements:
         if judgement.as_in is None:
