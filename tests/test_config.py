@@ -82,6 +82,11 @@ def test_smoothing_json_round_trip(config: SmoothingConfig) -> None:
     assert SmoothingConfig.from_dict(config.to_dict()) == config
 
 
+def test_smoothing_starts_at_the_presets_sigma() -> None:
+    assert SmoothingConfig() == DENT_NOMINAL.smoothing
+    assert DentConfig.from_dict({"smoothing": {}}).smoothing == SmoothingConfig(sigma=0.5)
+
+
 def test_json_is_one_line_with_sorted_keys() -> None:
     text = DENT_NOMINAL.to_json()
     assert "\n" not in text
@@ -193,7 +198,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"reduction": None}, r"reduction must be one of 'mean', 'sum', got None"),
     ({"adapt_affine": 1}, r"adapt_affine must be True or False, got 1"),
     ({"smoothing": 0.5}, r"smoothing must be a SmoothingConfig or None, got 0\.5"),
-    ({"smoothing": {}}, r"SmoothingConfig: .*missing.*'sigma'"),
     ({"smoothing": {"sigma": 0}}, r"smoothing\.sigma must be finite, greater than 0, got 0"),
     ({"smoothing": {"sigma": 1, "lr": 0}}, r"smoothing\.lr must be finite, greater than 0"),
     ({"smoothing": {"sigma": 1, "learn": "yes"}}, r"smoothing\.learn must be True or False"),

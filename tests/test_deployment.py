@@ -20,7 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dent import CompileWarning, Dent, DentConfig, ExportError, Performance, UnsupportedModelError
+from dent import (
+    CompileWarning,
+    Dent,
+    DentConfig,
+    ExportError,
+    Performance,
+    SmoothingConfig,
+    UnsupportedModelError,
+)
 from dent.adaptation import adapted_model
 from tests.configurations import BATCH, SAMPLE
 from tests.small_models import make_tiny_cnn
@@ -254,8 +262,10 @@ def test_quantized_layers_does_not(config: DentConfig, tiny_cnn: nn.Sequential) 
 def test_fused_batchnorm_does_not(tiny_cnn: nn.Sequential) -> None:
     """Folded into the convolutions, nothing is left to adapt."""
     fused = torch.ao.quantization.fuse_modules(tiny_cnn.eval(), [["0", "1", "2"], ["3", "4", "5"]])
-    with pytest.raises(UnsupportedModelError, match="no normalization layer"):
+    with pytest.raises(UnsupportedModelError, match="no normalization layer") as refused:
         Dent(fused, BATCH)
+    assert "Was BatchNorm fused into the convolutions?" in str(refused.value)
+    Dent(fused, DentConfig(adapt_affine=False, smoothing=SmoothingConfig(sigma=0.5)))
 
 
 def test_threads_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:

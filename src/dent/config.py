@@ -46,10 +46,7 @@ class JSONConfig:
             if key not in names:
                 hint = did_you_mean(str(key), names) or f" Known: {', '.join(names)}."
                 raise ConfigError(f"{cls.__name__} has no field {key!r}.{hint}")
-        try:
-            return cls(**values)
-        except TypeError as error:  # a required field is absent
-            raise ConfigError(f"{cls.__name__}: {error}.") from error
+        return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -113,7 +110,7 @@ class SmoothingConfig(JSONConfig):
         covariance: one sigma ("spherical"), one per axis ("diagonal"), or a full 2 x 2 covariance.
     """
 
-    sigma: float
+    sigma: float = 0.5
     learn: bool = True
     lr: float = 0.25
     covariance: Covariance = "spherical"

@@ -176,8 +176,10 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
         what += f". {unknown}" if unknown else ""
         raise UnsupportedModelError(
             f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
-            f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Use a model with such "
-            "layers, or adapt the input alone (adapt_affine=False with smoothing)."
+            f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Was BatchNorm fused "
+            "into the convolutions? Then wrap the model before that. For a model without such "
+            "layers, adapt the input alone: DentConfig(adapt_affine=False, "
+            "smoothing=SmoothingConfig(sigma=0.5))."
         )
     if config.last_layers is not None and config.last_layers > affine_count:
         raise UnsupportedModelError(
