@@ -95,11 +95,22 @@ def test_fields_are_asked_for_and_kept(row: Path) -> None:
     assert told["factory"] == NAME
 
 
+def test_a_run_that_is_not_finished_is_named_before_any_field(row: Path) -> None:
+    journal = row / HEADLINE / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
+    ran = dent("board", "submit", str(row), "--records-only")
+    assert ran.code == 2
+    assert "the headline run is not finished (" in ran.err
+    assert f"`dent board run toy-v1 --defense {NAME}" in ran.err
+    assert "evaluated_by" not in ran.err
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"repository": "javascript:alert(1)"}, "repository"),
         ({"commit": "main"}, "commit"),
+        ({"commit": "0123abc"}, "commit: expected the full hash of 40 .*`git rev-parse HEAD`"),
         ({"repository": None}, "is code of your own: give the repository and the commit"),
         ({"paper": "https://a b"}, "paper"),
         ({"size": 3}, "size"),

@@ -16,6 +16,9 @@ from dent.storage.plain_json import parse
 
 SUBMISSION: Final = "submission.json"
 _LARGEST: Final = 2**20
+_COMMIT: Final = (
+    "expected the full hash of 40 hexadecimal digits, as `git rev-parse HEAD` prints it"
+)
 
 _Url = Annotated[str, Field(pattern=r"^https?://[^\s<>\"']+$", max_length=500)]
 _Line = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\r\n]*\S[^\r\n]*$")]
@@ -95,7 +98,8 @@ def submission_of(values: Mapping[str, Any], where: str) -> RowSubmission:
         submission = RowSubmission.model_validate(values, strict=False)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'submission'}: {each['msg'].lower()}"
+            f"{'.'.join(map(str, each['loc'])) or 'submission'}: "
+            f"{_COMMIT if each['loc'] == ('commit',) else each['msg'].lower()}"
             for each in error.errors()
         )
         raise ConfigError(f"{where}: {problems}. docs/board.md describes every field") from None

@@ -69,8 +69,9 @@ def run_command(
     nonce: Annotated[
         str | None,
         typer.Option(
-            help="Draws the other half of the samples. Choose it after the defense was submitted. "
-            "Default: only the fixed half."
+            help="Draws the other half of the samples. For maintainers: they draw it after the "
+            "defense was submitted, and a row with a nonce of your own is void. Default: only the "
+            "fixed half, which is your claim."
         ),
     ] = None,
     variant: Annotated[
@@ -213,7 +214,10 @@ def submit_command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
-    commit: Annotated[str | None, typer.Option(help="Of the repository, 40 digits.")] = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(help="Of the repository: the full hash, 40 digits (`git rev-parse HEAD`)."),
+    ] = None,
     paper: Annotated[str | None, typer.Option(help="URL of the paper.")] = None,
     contact: Annotated[str | None, typer.Option(help="Who answers questions.")] = None,
     license_: Annotated[

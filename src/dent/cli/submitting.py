@@ -28,6 +28,7 @@ from dent.evaluation import Reattack, Verification
 from dent.evaluation.records.schema import TENSORS
 from dent.storage.disk import read
 from dent.storage.errors import RecordError
+from dent.support.plural import counted
 
 _PACKED = ".tar.gz"
 
@@ -66,13 +67,14 @@ def submit(
         how: To verify it.
 
     Raises:
-        ConfigError: A field is missing or wrong.
+        ConfigError: The headline run is not finished, or a field is missing or wrong.
         RecordError: There is no row, or it is damaged.
     """
     row = read_board_row(folder)
     archive = out or folder.with_name(f"{folder.name}{_PACKED}")
     if not archive.name.endswith(_PACKED):
         raise ConfigError(f"{archive} is an archive: its name must end in {_PACKED}")
+    _check_finished(row)
     chosen = file or (folder / SUBMISSION if (folder / SUBMISSION).exists() else None)
     values = {} if chosen is None else read_plain(chosen)
     values |= {name: value for name, value in given.items() if value is not None}
@@ -90,6 +92,16 @@ def submit(
         return None
     write_submission(folder, submission)
     return submission, pack.pack(folder, archive)
+
+
+def _check_finished(row: BoardRow) -> None:
+    result = row.headline.result
+    if result.status != "complete":
+        raise ConfigError(
+            f"the headline run is not finished ({result.units_done} of "
+            f"{counted(result.units_planned, 'unit')}): `dent board run {row.track.name} --defense "
+            f"{row.headline.defense_name} ... --out {row.folder}` resumes it"
+        )
 
 
 def say_next(folder: Path, submission: RowSubmission, packed: Packed) -> None:
