@@ -7,8 +7,8 @@ The weights here are random (`pretrained=False`, nothing is downloaded), so this
 is wrapped and what moves, and says nothing of accuracy. With published weights use
 `dent.models.load("timm/resnet50.a1_in1k")`, which brings the normalization of those weights.
 
-- timm's models expect normalized images. Put the normalization *inside* what dent wraps: its
-  smoothing blurs pixels in [0, 1], and so do eps and every attack count.
+- timm's models expect normalized images. Put the normalization *inside* what dent wraps: eps and
+  every attack count pixels in [0, 1].
 - LayerNorm keeps no running statistics: `statistics="test"` changes nothing in a transformer.
   `DENT_NOMINAL` still adapts its scales and shifts and its smoothing.
 - Models that put another dimension than the batch first are refused; timm's do not.
