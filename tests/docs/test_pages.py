@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dent import DENT_PLUS, Dent, DentConfig, Status, models
+from dent import DENT_PLUS, Dent, DentConfig, Status, entropy, models
 from tests.small_models import make_tiny_cnn
 
 ROOT = Path(__file__).parents[2]
@@ -116,11 +116,22 @@ def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "no normalization layer" in printed
     assert isinstance(names["defended"].config, DentConfig)
-    mirror, dent = (names["result"].defenses[name] for name in ("mirror", "dent+"))
-    assert (mirror.worst.unit, dent.worst.unit) == ("sample", "batch")
-    raised = {diagnostic.name for diagnostic in mirror.raised}
-    assert not raised & {"undeclared dependence", "randomized", "zero gradient"}
+    mirror, descent, dent = (
+        names["result"].defenses[name] for name in ("mirror", "descent", "dent+")
+    )
+    assert [each.worst.unit for each in (mirror, descent, dent)] == ["sample", "sample", "batch"]
+    for each in (mirror, descent):
+        raised = {diagnostic.name for diagnostic in each.raised}
+        assert not raised & {"undeclared dependence", "randomized", "zero gradient"}
     images = torch.rand(3, 3, 32, 32)
+    moving = names["Descent"](names["model"])
+    with torch.no_grad():
+        certain = entropy(moving(images)).mean()
+        assert certain < entropy(names["model"](images)).mean()
+    exact = moving.adapt(images.requires_grad_(), differentiable=True)
+    assert exact.requires_grad
+    assert not moving.adapt(images).requires_grad
+    torch.testing.assert_close(exact.detach(), moving.adapt(images))
     defense = names["Mirror"](names["model"])
     torch.testing.assert_close(defense(images), defense(images.flip(-1)))
 
