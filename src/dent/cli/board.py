@@ -177,7 +177,8 @@ def export_command(
         Path, typer.Option("--out", "-o", help="Folder for the files; existing ones are replaced.")
     ] = Path("exported"),
     url: Annotated[
-        str | None, typer.Option(help="Where the board is online; named as the source.")
+        str | None,
+        typer.Option("--board-url", help="Where the board is online; named as the source."),
     ] = None,
     benchmark: Annotated[
         str | None,
