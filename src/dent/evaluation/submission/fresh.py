@@ -236,6 +236,17 @@ class FreshModule(nn.Module):
         """Other models to transfer from."""
         return self._asked.surrogates
 
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no adaptation: an attack also runs on the static model."""
+        if name in ("adapt", "predict"):
+            raise AttributeError(
+                f"the model has no {name}: the static model is a plain module without adapt and "
+                "predict, and an attack also runs on it. Use target(x) there",
+                name=name,
+                obj=self,
+            )
+        return super().__getattr__(name)
+
     @property
     def _asked(self) -> _Queries:
         queries: _Queries = object.__getattribute__(self, "_queries")
