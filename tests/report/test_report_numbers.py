@@ -15,6 +15,7 @@ import pytest
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import EvaluationResult
 from dent.evaluation.results.intervals import wilson
+from dent.evaluation.results.result import ChallengeSummary
 from dent.report import wording, write_report
 from dent.report.formats import to_csv
 from dent.report.limits import limits
@@ -216,6 +217,32 @@ def test_what_was_not_run_is_said_and_what_was_is_not(
     said = " ".join(limits(result.model_copy(update={"spec": spec})))
     assert says in said
     assert not silent or silent not in said
+
+
+def test_what_challenges_used_is_not_said_to_be_missing(result: EvaluationResult) -> None:
+    entry = ChallengeSummary(
+        by="Ada",
+        url=None,
+        note=None,
+        date="2026-11-28T00:00:00Z",
+        digest="0" * 64,
+        made_for="dent",
+        attack=None,
+        correct=1,
+        total=2,
+        lowered=1,
+    )
+    challenged = {
+        name: found.model_copy(update={"challenges": (entry,) if name == "dent" else ()})
+        for name, found in result.defenses.items()
+    }
+    said = " ".join(limits(result.model_copy(update={"defenses": challenged})))
+    assert (
+        "The run's own attacks include no exact-gradient attack (unrolled through all adaptation "
+        "steps) and no attack on model space (GMSA), and what the challenges used is not known to "
+        "the run. Attacks of this kind are known to break"
+    ) in said
+    assert "No exact-gradient attack" not in said
 
 
 def test_an_attack_that_was_not_available_was_not_run(result: EvaluationResult) -> None:

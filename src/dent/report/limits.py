@@ -57,9 +57,16 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
     spec = result.spec
     for spared, kinds in _spared(result).items() if spec.attacks else ():
         where = f" on {', '.join(spared)}" if spared != _dynamic(result) else ""
+        missing = f"no {' and no '.join(kinds)}"
+        said = f"N{missing[1:]} was run{where}"
+        if any(result.defenses[name].challenges for name in spared):
+            said = (
+                f"The run's own attacks include {missing}{where}, and what the challenges used is "
+                "not known to the run"
+            )
         yield (
-            f"No {' and no '.join(kinds)} was run{where}. Attacks of this kind are known to break "
-            "dynamic defenses that other attacks do not."
+            f"{said}. Attacks of this kind are known to break dynamic defenses that other attacks "
+            "do not."
         )
     if spec.attacks and spec.has_static and budget_of(spec) is None:
         yield "There is no verdict. Only the whole dynamic suite (--suite dynamic) gives one."
