@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dent import Dent, DentConfig
+from dent.data.dataset import ArrayDataset
 from dent.errors import ConfigError, InputError
 from dent.evaluation import (
     EvaluationResult,
+    Progress,
     RecordError,
     Settings,
     SpecMismatchError,
     Subject,
     challenge,
+    estimate_challenge,
     evaluate,
     load_run,
     verify,
 )
+from dent.evaluation.challenges import challenger
 from dent.evaluation.merge import ConflictError, merge
 from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.schema import UnitRecord
@@ -118,7 +123,9 @@ def test_the_worst_case_is_over_the_images_as_well(folder: Path) -> None:
     assert (entry.by, entry.url, entry.note) == ("Ada", "https://example.org/ada", "one step")
     assert (entry.correct, entry.total) == (int(rights[2].sum()), 20)
     assert entry.lowered == int(old.sum()) - int(new.sum())
-    assert entry.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    ids = np.arange(100, 120, dtype="<i8")
+    content_of_images = ids.tobytes() + images.numpy().astype("<f4").tobytes()
+    assert entry.digest == hashlib.sha256(content_of_images).hexdigest()
     assert defense.broken_by == (entry,)
     assert defense.worst.by[entry.key] == entry.lowered
     assert defense.attacks[-1].by == "Ada"
@@ -190,10 +197,20 @@ def infinite(images: Tensor) -> Tensor:
     return moved
 
 
+def rounded(images: Tensor) -> Tensor:
+    x = weak().dataset.batch(list(range(20)))[0]
+    moved = images.clone()
+    moved[3] = x[3]
+    moved[3, 0, 0, 0] += (RADIUS + 3e-6) * (1 if float(x[3, 0, 0, 0]) < 0.5 else -1)
+    return moved
+
+
 OUTSIDE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "too far": (far, r"1 image lies outside .*sample 113: its linf distance is 0\.1, 0\.0686 more"),
     "below 0": (dark, r"sample 104: its values are from -0\.0\d+ to .*, expected 0 to 1"),
     "not a number": (infinite, "sample 119: a value is not finite"),
+    "rounded": (rounded, r"project again, x_adv = threat\.project.*sample 103: .* more than eps"),
+    "0..255 as floats": (lambda x: x * 255, r"go up to 2\d\d.*: divide pixels of 0..255 by 255$"),
     "too few": (lambda x: x[:-1], "expected 20 images, one for each attacked sample .* got 19"),
     "another shape": (lambda x: x[:, :, :-1], r"expected images \(N, 3, 6, 6\), got \(20, 3, 5, 6"),
     "one image": (lambda x: x[0], r"expected images \(N, 3, 6, 6\), got \(3, 6, 6\)"),
@@ -265,12 +282,38 @@ def test_an_array_is_in_the_order_of_the_ids(tmp_path: Path) -> None:
         assert torch.equal(recorded.adversarial(unit), images[list(batch.positions)])
 
 
+@pytest.mark.parametrize("order", ["plan.json", "the dataset"])
+def test_another_order_is_recognized(order: str, tmp_path: Path) -> None:
+    subject = weak()
+    if order == "the dataset":
+        assert isinstance(subject.dataset, ArrayDataset)
+        ids = tuple(reversed(subject.dataset.sample_ids))
+        subject = replace(subject, dataset=replace(subject.dataset, sample_ids=ids))
+    evaluate(subject, Settings(n=20, batch_size=8, order="shuffled"), out=tmp_path / "run")
+    images = strong(subject)
+    plan = load_run(tmp_path / "run").plan
+    positions = [position for batch in plan.batches for position in batch.positions]
+    if order == "the dataset":
+        positions = sorted(positions)
+    order_ids = [subject.dataset.sample_ids[position] for position in positions]
+    np.save(tmp_path / "images.npy", images[positions].numpy())
+    with pytest.raises(InputError, match=f"(?s)In the order of {order} all .*argsort") as refused:
+        challenge(tmp_path / "run", subject, tmp_path / "images.npy", by="Ada")
+    assert "sample 1" not in str(refused.value)
+    np.save(tmp_path / "images.npy", images[positions].numpy()[np.argsort(order_ids)])
+    found = challenge(tmp_path / "run", subject, tmp_path / "images.npy", by="Ada")
+    path = to_file(tmp_path, images[positions], order_ids)
+    assert not challenge(tmp_path / "run", subject, path, by="Ada").new
+    assert found.summaries["plain"].total == 20
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
         ("images.npy", b"no array", "no .npy file"),
         ("images.safetensors", b"nothing", "no .safetensors file"),
         ("images.png", b"", r"named .safetensors or .npy, got .png"),
+        ("images.npz", b"", r"got .npz.*numpy.save\(\"broken.npy\", x.cpu\(\).numpy\(\)\)"),
     ],
 )
 def test_a_file_of_something_else_is_refused(
@@ -297,6 +340,66 @@ def test_the_same_images_are_recorded_once(folder: Path) -> None:
     assert (first.new, second.new) == (True, False)
     assert second.challenge.by == "Ada"
     assert content(folder) == before
+
+
+def test_the_same_images_in_another_format_are_recorded_once(folder: Path) -> None:
+    images = strong(weak())
+    first = challenge(folder, weak(), to_file(folder.parent, images), by="Ada")
+    np.save(folder.parent / "images.npy", images.double().numpy())
+    order = list(range(19, -1, -1))
+    with_ids = to_file(folder.parent, images[order], [100 + row for row in order])
+    for path in (folder.parent / "images.npy", with_ids):
+        again = challenge(folder, weak(), path, by="somebody else")
+        assert (again.new, again.challenge.digest) == (False, first.challenge.digest)
+
+
+def test_a_file_counts_once_where_older_records_have_its_own_digest(folder: Path) -> None:
+    path = to_file(folder.parent, strong(weak()))
+    older = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(challenger, "digest_of", lambda *_: older)
+        challenge(folder, weak(), path, by="Ada")
+    before = content(folder)
+    again = challenge(folder, weak(), path, by="somebody else")
+    assert (again.new, again.challenge.by, again.challenge.digest) == (False, "Ada", older)
+    assert content(folder) == before
+    assert verify(folder, weak()).status == "verified"
+
+
+def test_a_dry_run_answers_and_writes_nothing(folder: Path) -> None:
+    path, before = to_file(folder.parent, strong(weak())), content(folder)
+    dry = challenge(folder, weak(), path, by="Ada", dry_run=True)
+    assert content(folder) == before
+    found = challenge(folder, weak(), path, by="Ada")
+    assert (dry.new, found.new) == (True, True)
+    lowered = dry.summaries["plain"].lowered
+    assert lowered == found.summaries["plain"].lowered > 0
+    assert dry.result.defenses["plain"].worst == found.result.defenses["plain"].worst
+    assert not challenge(folder, weak(), path, by="Ada", dry_run=True).new
+
+
+def test_an_attack_tells_how_far_it_is_and_what_it_costs(folder: Path) -> None:
+    states: list[Progress] = []
+    challenge(
+        folder, weak(), Push(), by="Ada", defense="plain", progress=states.append, dry_run=True
+    )
+    units = [state.unit.key if state.unit else "" for state in states]
+    assert [key.split("/")[:2] for key in dict.fromkeys(units)] == [
+        *(["attack", str(batch)] for batch in range(3)),
+        *(["challenge", str(batch)] for batch in range(3)),
+        [""],
+    ]
+    shares = [state.share for state in states]
+    assert (shares, shares[0], shares[-1]) == (sorted(shares), 0.0, 1.0)
+    assert (states[-1].done, states[-1].total, states[-1].remaining) == (6, 6, 0.0)
+    assert 0 < shares[1] < 1
+    assert states[1].remaining is not None
+    cost = estimate_challenge(folder, weak(), Push(), defense="plain")
+    passes = Push().queries(4)
+    assert cost.gradients == 3 * passes.backwards > 0
+    assert cost.seconds >= cost.least > 0
+    with pytest.raises(ConfigError, match="no defense 'mine'"):
+        estimate_challenge(folder, weak(), Push(), defense="mine")
 
 
 def test_images_for_the_static_model_go_to_every_defense(folder: Path) -> None:
@@ -504,9 +607,23 @@ def test_a_check_finds_forged_answers_and_images(challenged: Path, tmp_path: Pat
 
         relabel(folder, tell)
 
-    assert "member 3 is served" in problems(forge, "forged")
+    forged = problems(forge, "forged")
+    assert "member 3 is served" in forged
+    assert "challenges: the challenge by Ada fails: served" in forged
     assert "does not match its checksum" in problems(edit, "edited")
-    assert "threat model: challenge/" in problems(move, "moved")
+    moved = problems(move, "moved")
+    assert "threat model: challenge/" in moved
+    assert "challenges: the challenge by Ada fails: threat model" in moved
+
+
+def test_a_check_counts_the_challenges(finished: Path, challenged: Path) -> None:
+    def counted(folder: Path, subject: Subject | None) -> list[tuple[str, int]]:
+        checks = verify(folder, subject).checks
+        return [(each.state, each.looked_at) for each in checks if each.name == "challenges"]
+
+    assert counted(challenged, weak()) == [("passed", 1)]
+    assert counted(challenged, None) == [("not-run", 0)]
+    assert counted(finished, weak()) == []
 
 
 class Died(BaseException):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dent.support.lazy import lazy
 
 if TYPE_CHECKING:
-    from dent.evaluation.challenges.challenge import Challenged, challenge
+    from dent.evaluation.challenges.challenge import Challenged, challenge, estimate_challenge
     from dent.evaluation.engine.cost import CostEstimate, DefenseCost, estimate
     from dent.evaluation.engine.progress import Progress
     from dent.evaluation.records.spec import EvaluationSpec, Settings
@@ -74,6 +74,7 @@ __all__ = [
     "challenge",
     "describe",
     "estimate",
+    "estimate_challenge",
     "evaluate",
     "load_run",
     "read_sweep",
@@ -84,7 +85,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "dent.evaluation.challenges.challenge": ("Challenged", "challenge"),
+    "dent.evaluation.challenges.challenge": ("Challenged", "challenge", "estimate_challenge"),
     "dent.evaluation.engine.cost": (
         "CostEstimate",
         "DefenseCost",

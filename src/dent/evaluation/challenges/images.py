@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ _OVERHEAD: Final = 2**20
 _WIDEST: Final = 8
 """Bytes of a float64, and of an id."""
 _SHOWN: Final = 5
+_ABOVE_ONE: Final = 1.5
+"""Pixels of [0, 1] may end somewhat above 1 by mistake, but not above this."""
+_ROUNDING: Final = 0.01
+"""Of eps: what float16 and a missing projection add is less."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,12 @@ class Given:
     """What a file holds.
 
     Attributes:
-        digest: SHA-256 of the file.
+        of_file: SHA-256 of the file, by which challenges were told apart at first.
         images: float32 (N, C, H, W).
         ids: Per image, the id of its sample; None where the file does not say.
     """
 
-    digest: str
+    of_file: str
     images: Tensor
     ids: tuple[int, ...] | None = None
 
@@ -60,10 +65,11 @@ def read_images(path: Path, plan: Plan, image: tuple[int, ...]) -> Given:
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"{path}: expected a file of images named {' or '.join(_SUFFIXES)}, got "
-            f"{path.suffix or 'no suffix'}"
+            f"{path.suffix or 'no suffix'}. To convert a tensor x of images: "
+            'numpy.save("broken.npy", x.cpu().numpy())'
         )
     content = read(path.expanduser().resolve(), _most(plan, image))
-    digest = hashlib.sha256(content).hexdigest()
+    of_file = hashlib.sha256(content).hexdigest()
     try:
         if path.suffix.lower() == ".npy":
             images, ids = _from_npy(content), None
@@ -73,7 +79,7 @@ def read_images(path: Path, plan: Plan, image: tuple[int, ...]) -> Given:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no {path.suffix} file: {error}") from None
-    return Given(digest, _as_float32(path, images, image), ids)
+    return Given(of_file, _as_float32(path, images, image), ids)
 
 
 def given_by(images: Mapping[int, Tensor], plan: Plan) -> Given:
@@ -92,7 +98,7 @@ def given_by(images: Mapping[int, Tensor], plan: Plan) -> Given:
 def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
     """Lay images into the batches of a run.
 
-    Without ids, there is one image for each attacked sample, in the order of their ids.
+    Without ids, there is one image for each attacked sample, in ascending order of their ids.
 
     Returns:
         By index of the batch, the images of its attacked members, in their order.
@@ -118,11 +124,33 @@ def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
     return laid
 
 
+def digest_of(images: Mapping[int, Tensor], plan: Plan) -> str:
+    """Return the digest of images, which is the same for every format and order of a file.
+
+    SHA-256 of the samples' ids in ascending order, as int64, followed by their images in that
+    order, as float32; little-endian.
+
+    Args:
+        images: By batch index, the images of its attacked members.
+        plan: The batches of the run.
+    """
+    rows = {
+        sample: row
+        for index, laid in images.items()
+        for sample, row in zip(_attacked_ids(plan.batches[index]), laid, strict=True)
+    }
+    digest = hashlib.sha256(np.array(sorted(rows), dtype="<i8").tobytes())
+    for sample in sorted(rows):
+        digest.update(rows[sample].cpu().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
 def refuse_outside(
     images: Mapping[int, Tensor],
     plan: Plan,
     threat: ThreatModel,
     natural: Callable[[Batch], Tensor],
+    given: Given,
 ) -> None:
     """Refuse images that are not inside the threat model, in float64.
 
@@ -131,26 +159,75 @@ def refuse_outside(
         plan: The batches of the run.
         threat: The threat model of the run.
         natural: The natural images of a batch.
+        given: The images as they came, to find out whether only their order is wrong.
 
     Raises:
-        InputError: Some are not. The message names the samples and how far they lie outside.
+        InputError: Some are not. The message says what is probably wrong, or names the samples and
+            how far they lie outside.
     """
-    outside: list[tuple[int, str]] = []
+    outside: dict[int, str] = {}
+    total, farthest = 0, 0.0
     for index, rows in images.items():
         batch = plan.batches[index]
         clean = natural(batch)[: batch.attacked].cpu()
         excess = threat.check(rows, clean).tolist()
+        total, farthest = total + len(rows), max(farthest, *excess)
         for member, sample in enumerate(_attacked_ids(batch)):
             if excess[member] > 0:
                 why = _why(rows[member : member + 1], clean[member : member + 1], threat)
-                outside.append((sample, why))
-    if outside:
-        listed = "\n  ".join(f"sample {sample}: {why}" for sample, why in outside[:_SHOWN])
-        more = f"\n  and {len(outside) - _SHOWN} more" if len(outside) > _SHOWN else ""
+                outside[sample] = why
+    if not outside:
+        return
+    told = (
+        f"{counted(len(outside), 'image')} {agreeing(len(outside), 'lie')} outside the threat "
+        f"model {threat}; nothing was submitted or written"
+    )
+    most = float(given.images.max())
+    if threat.bounds == (0.0, 1.0) and _ABOVE_ONE < most < math.inf:
+        raise InputError(f"{told}. Their values go up to {most:g}: divide pixels of 0..255 by 255")
+    order = None
+    if given.ids is None and 2 * len(outside) > total:
+        order = _fitting_order(given.images, plan, threat, natural)
+    if order is not None:
         raise InputError(
-            f"{counted(len(outside), 'image')} {agreeing(len(outside), 'lie')} outside the threat "
-            f"model {threat}; nothing was submitted or written:\n  {listed}{more}"
+            f"{told}. In the order of {order} all images lie inside, but the file must be in "
+            "ascending order of the samples' ids. Reorder it, images[numpy.argsort(ids)], with the "
+            f"ids of the attacked samples in the order of {order}; or write these ids as {IDS!r} "
+            "into a .safetensors file"
         )
+    hint = ""
+    if farthest <= _ROUNDING * threat.eps:
+        hint = ". Rounding may be the cause: project again, x_adv = threat.project(x_adv, x)"
+    listed = [f"sample {sample}: {why}" for sample, why in outside.items()][:_SHOWN]
+    if len(outside) > _SHOWN:
+        listed.append(f"and {len(outside) - _SHOWN} more")
+    raise InputError("\n  ".join([f"{told}{hint}:", *listed]))
+
+
+def _fitting_order(
+    images: Tensor, plan: Plan, threat: ThreatModel, natural: Callable[[Batch], Tensor]
+) -> str | None:
+    """Return another usual order in which all images lie inside the threat model, if any."""
+    members = [
+        (sample, position)
+        for batch in plan.batches
+        for sample, position in zip(_attacked_ids(batch), batch.positions, strict=False)
+    ]
+    in_dataset = [sample for sample, _ in sorted(members, key=lambda member: member[1])]
+    for order, ids in (
+        ("plan.json", [sample for sample, _ in members]),
+        ("the dataset", in_dataset),
+    ):
+        rows = {sample: row for row, sample in enumerate(ids)}
+        if all(
+            not threat.check(
+                images[[rows[sample] for sample in _attacked_ids(batch)]],
+                natural(batch)[: batch.attacked].cpu(),
+            ).any()
+            for batch in plan.batches
+        ):
+            return order
+    return None
 
 
 def _why(image: Tensor, natural: Tensor, threat: ThreatModel) -> str:
@@ -176,9 +253,9 @@ def _ids(given: Given, every: list[int]) -> tuple[int, ...]:
     if given.ids is None:
         if count != len(every):
             raise InputError(
-                f"expected {counted(len(every), 'image')}, one for each attacked sample in the "
-                f"order of their ids, got {count}. For some batches alone, write a .safetensors "
-                f"file with {ENTRY!r} and {IDS!r}"
+                f"expected {counted(len(every), 'image')}, one for each attacked sample in "
+                f"ascending order of their ids, got {count}. For some batches alone, write a "
+                f".safetensors file with {ENTRY!r} and {IDS!r}"
             )
         return tuple(every)
     if len(given.ids) != count:

@@ -1,6 +1,7 @@
 """What a run will cost, measured on a few images before it starts."""
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dent.attacks import Defense
+from dent.attacks import Attack, Defense
 from dent.attacks import answer as ask
 from dent.attacks.adaptive import Rung, Unavailable
 from dent.attacks.base import isolated_random_state
@@ -91,9 +92,8 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
-    size = max(batch.size for batch in plan.batches)
-    x, y, static = _sample(subject, plan, size)
-    scale = size / len(x)
+    sample = _sample(subject, plan)
+    scale = sample.scale
     planned: dict[str, list[Unit]] = defaultdict(list)
     for unit in units(spec, plan):
         planned[unit.defense].append(unit)
@@ -103,32 +103,8 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     guard = Guard(subject.model, spec.model.weights)
     costs, first_decision = {}, 0.0
     for name, defense in subject.lineup(settings).items():
-        passes = _passes(prepared, planned[name])
-        with put_back(defense):
-            timings = []
-            for _ in range(2):
-                instance = Origin(defense, subject.model).new()
-                defense_copy = instance.defense
-                timed = _time(partial(ask, defense_copy), defense_copy, x, y)
-                exact = _exact(defense_copy, x, y) if passes.unrolled else None
-                timings.append(_Timing(*timed, exact, _static(subject.model, x)))
-                guard.check_copy(name, instance, thorough=True)
-            guard.check(name)
-        fast, slow = sorted(timings, key=passes.seconds)
+        costs[name], slow = _cost(prepared, name, defense, planned[name], sample, guard)
         first_decision += scale * _passes(prepared, early[name]).seconds(slow)
-        answer, gradient, exact, _ = slow
-        costs[name] = DefenseCost(
-            answer_seconds=answer * scale,
-            gradient_seconds=None if gradient is None else gradient * scale,
-            relative=answer / static,
-            unrolled_seconds=None if exact is None else exact * scale,
-            answers=passes.answers,
-            gradients=passes.gradients,
-            unrolled=passes.unrolled,
-            static_passes=passes.static,
-            seconds=scale * passes.seconds(slow),
-            least=scale * passes.seconds(fast),
-        )
     kept_images = sum(
         plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
         for unit in units(spec, plan)
@@ -137,17 +113,87 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     return CostEstimate(
         seconds=sum(cost.seconds for cost in costs.values()),
         least=sum(cost.least for cost in costs.values()),
-        static_seconds=static * scale,
+        static_seconds=sample.static * scale,
         defenses=costs,
         units=sum(map(len, planned.values())),
-        tensor_bytes=kept_images * x[0].numel() * 4,
+        tensor_bytes=kept_images * sample.x[0].numel() * 4,
         first_decision=first_decision if spec.schedule == "by-attack" else None,
-        measured_on=len(x),
+        measured_on=len(sample.x),
     )
 
 
-def _sample(subject: Subject, plan: Plan, size: int) -> tuple[Tensor, Tensor, float]:
-    """Enough images for a forward pass long enough to time, and the seconds it took."""
+def estimate_attack(prepared: Prepared, defense: str, attack: Attack) -> DefenseCost:
+    """Return what one attack on one defense costs at most, with the submission of its images.
+
+    Args:
+        prepared: The evaluation. Its own attacks do not matter.
+        defense: The defense, by name.
+        attack: The attack.
+
+    Raises:
+        ConfigError: The passes of the attack cannot be counted.
+    """
+    spec, plan = prepared.spec, prepared.plan
+    subject = replace(prepared.subject, attacks=[attack]).sized(spec.settings)
+    prepared = Prepared(subject, spec, plan)
+    (attack,) = subject.attacks
+    planned = [Unit("attack", defense, attack.name, batch.index) for batch in plan.batches]
+    guard = Guard(subject.model, spec.model.weights)
+    target = subject.lineup(spec.settings)[defense]
+    return _cost(prepared, defense, target, planned, _sample(subject, plan), guard)[0]
+
+
+def _cost(
+    prepared: Prepared,
+    name: str,
+    defense: Defense,
+    planned: list[Unit],
+    sample: "_Sample",
+    guard: Guard,
+) -> tuple[DefenseCost, "_Timing"]:
+    """What the units of a defense cost, and the slower of two measurements."""
+    model, x, y, scale = prepared.subject.model, sample.x, sample.y, sample.scale
+    passes = _passes(prepared, planned)
+    with put_back(defense):
+        timings = []
+        for _ in range(2):
+            instance = Origin(defense, model).new()
+            defense_copy = instance.defense
+            timed = _time(partial(ask, defense_copy), defense_copy, x, y)
+            exact = _exact(defense_copy, x, y) if passes.unrolled else None
+            timings.append(_Timing(*timed, exact, _static(model, x)))
+            guard.check_copy(name, instance, thorough=True)
+        guard.check(name)
+    fast, slow = sorted(timings, key=passes.seconds)
+    answer, gradient, exact, _ = slow
+    cost = DefenseCost(
+        answer_seconds=answer * scale,
+        gradient_seconds=None if gradient is None else gradient * scale,
+        relative=answer / sample.static,
+        unrolled_seconds=None if exact is None else exact * scale,
+        answers=passes.answers,
+        gradients=passes.gradients,
+        unrolled=passes.unrolled,
+        static_passes=passes.static,
+        seconds=scale * passes.seconds(slow),
+        least=scale * passes.seconds(fast),
+    )
+    return cost, slow
+
+
+class _Sample(NamedTuple):
+    """Images that are timed, and the seconds of a static forward of them."""
+
+    x: Tensor
+    y: Tensor
+    static: float
+    scale: float
+    """Images of a batch to each of them."""
+
+
+def _sample(subject: Subject, plan: Plan) -> _Sample:
+    """Enough images for a forward pass long enough to time."""
+    size = max(batch.size for batch in plan.batches)
     positions = plan.batches[0].positions
     count = min(_FEW, size)
     device = device_of(subject.model)
@@ -157,7 +203,7 @@ def _sample(subject: Subject, plan: Plan, size: int) -> tuple[Tensor, Tensor, fl
             subject.model(x)
         seconds = _static(subject.model, x)
         if seconds >= _LONG_ENOUGH or count >= min(size, len(positions)):
-            return x, y, seconds
+            return _Sample(x, y, seconds, size / len(x))
         count = min(2 * count, size, len(positions))
 
 

@@ -340,7 +340,8 @@ class ChallengeRecord(Record):
     date: str
     """When they were submitted: UTC, ISO 8601."""
     digest: Sha256
-    """SHA-256 of the file of images; of an attack, of the file that its images would be."""
+    """SHA-256 of the samples' ids in ascending order, as int64, and of their images in that order,
+    as float32, little-endian; in older records of the file of images."""
     defense: str
     """The defense, by name, that the images were made for."""
     attack: str | None = None

@@ -119,7 +119,11 @@ def verify(
         _check("completeness", recorded.run.units, list(_completeness(recorded))),
         _result(recorded),
     ]
-    names = (*_WITH_SUBJECT, *(["attacks"] if reattack is not None else []))
+    names = (
+        *_WITH_SUBJECT,
+        *(["challenges"] if recorded.challenges else []),
+        *(["attacks"] if reattack is not None else []),
+    )
     if subject is None:
         return _stop(recorded, checks, names, "the model and the dataset were not given")
     mismatches = _subject(recorded, subject)
@@ -285,6 +289,22 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
             yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked_at[name]})
         else:
             yield _check(name, looked_at[name], problems[name])
+    if recorded.challenges:
+        yield _check("challenges", len(recorded.challenges), list(_failed(recorded, problems)))
+
+
+def _failed(recorded: RecordedRun, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The challenges that have problems, and in which checks."""
+    for challenge in recorded.challenges:
+        marks = [unit.tensor.file for unit in challenge.units if unit.tensor is not None]
+        marks += [f"{unit.key}{end}" for unit in challenge.units for end in (":", " ")]
+        checks = [
+            name
+            for name, found in problems.items()
+            if any(mark in problem for problem in found for mark in marks)
+        ]
+        if checks:
+            yield f"the challenge by {challenge.by} fails: {', '.join(checks)}"
 
 
 def _note(

@@ -1,0 +1,228 @@
+"""Makes, checks and submits the images of one challenge."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from dent.attacks import Attack
+from dent.attacks.adaptive.among import among
+from dent.errors import ConfigError
+from dent.evaluation.challenges.images import (
+    Given,
+    by_batch,
+    digest_of,
+    given_by,
+    read_images,
+    refuse_outside,
+)
+from dent.evaluation.challenges.watch import Watch
+from dent.evaluation.engine.execute import (
+    Batches,
+    Run,
+    as_attacked,
+    record_of,
+    submit_unit,
+    unit_seed,
+)
+from dent.evaluation.engine.progress import OnProgress
+from dent.evaluation.records.folder import packed_as
+from dent.evaluation.records.plan import Batch, Unit, challenge_file
+from dent.evaluation.records.provenance import new_session, now
+from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.tells import used_of
+from dent.evaluation.submission.submission import clock
+from dent.support.devices import device_of
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who made the images, and what else is recorded.
+
+    Attributes:
+        by: The name.
+        url: Where to read more.
+        note: What else to record.
+    """
+
+    by: str
+    url: str | None
+    note: str | None
+
+
+class Challenger:
+    """Makes, checks and submits the images of one challenge.
+
+    Args:
+        run: The run, without its folder.
+        images: A file of images, or the attack that makes them.
+        target: The defense that they were made for.
+        progress: Called before, during and after every batch.
+    """
+
+    def __init__(
+        self, run: Run, images: Path | Attack, target: str, progress: OnProgress | None
+    ) -> None:
+        self._run, self._images, self._target = run, images, target
+        self._batches = Batches(run)
+        self._passes: tuple[int, ...] | None = None
+        attacked: tuple[int, ...] = ()
+        if isinstance(images, Attack):
+            refuse_published(images)
+            self._images = images = images.sized(run.spec.settings.batch_size)
+            self._passes = self._planned(images)
+            attacked = self._passes or (1,) * len(run.plan.batches)
+        submissions = len(run.plan.batches) * len(targets_of(run.spec, target))
+        self._watch = Watch(progress, attacked, submissions)
+
+    def challenge(
+        self, maker: Maker, known: Sequence[ChallengeRecord]
+    ) -> tuple[ChallengeRecord, dict[str, bytes]]:
+        """Return the record of the challenge, and the files of the run folder with its images.
+
+        The record has no files if it is one of those known.
+
+        Args:
+            maker: Who made the images.
+            known: The challenges that the run has.
+        """
+        run, target = self._run, self._target
+        given = self._given()
+        laid = by_batch(given, run.plan)
+        refuse_outside(laid, run.plan, run.threat, self._natural, given)
+        digest = digest_of(laid, run.plan)
+        there = _covered(known, {digest, given.of_file})
+        targets = [name for name in targets_of(run.spec, target) if name not in there]
+        if not targets:
+            return there[target], {}
+        session = new_session(device_of(run.subject.model))
+        submitted, files = self._submitted(targets, laid, short_digest(digest))
+        record = ChallengeRecord(
+            by=maker.by,
+            url=maker.url,
+            note=maker.note,
+            date=now(),
+            digest=digest,
+            defense=target,
+            attack=self._images.name if isinstance(self._images, Attack) else None,
+            units=submitted,
+            session=_ended(session, submitted),
+        )
+        return record, files
+
+    def _natural(self, batch: Batch) -> Tensor:
+        return self._batches.load(batch)[0]
+
+    def _given(self) -> Given:
+        """The images, read from a file or made by an attack."""
+        plan = self._run.plan
+        if isinstance(self._images, Attack):
+            return given_by(self._attacked(self._images), plan)
+        shape = tuple(self._natural(plan.batches[0]).shape[1:])
+        return read_images(Path(self._images), plan, shape)
+
+    def _planned(self, attack: Attack) -> tuple[int, ...] | None:
+        """The passes for each batch at most; None if they cannot be counted."""
+        run = self._run
+        classes, norm = len(run.spec.dataset.classes), run.threat.norm
+        try:
+            return tuple(
+                sum(attack.passes(classes, norm, batch.attacked)) for batch in run.plan.batches
+            )
+        except ConfigError:  # an evaluation needs the count, a challenge does not
+            return None
+
+    def _attacked(self, attack: Attack) -> dict[int, Tensor]:
+        run, found = self._run, {}
+        surrogates = run.subject.surrogates() if attack.registered == "surrogates" else {}
+        for batch in run.plan.batches:
+            unit = Unit("attack", self._target, attack.name, batch.index)
+            self._watch.within(unit, 0, 1)
+            x, y = self._batches.load(batch)
+            seed = unit_seed(run.spec, unit)
+            whole = as_attacked(run, self._target, batch, seed, surrogates)
+            members = among(whole, x, y, batch.attacked)
+            natural, labels = x[: batch.attacked], y[: batch.attacked]
+            watched = None if self._passes is None else partial(self._watch.within, unit)
+            result = attack(
+                members, natural, labels, threat=run.threat, seed=seed, progress=watched
+            )
+            run.guard.check(self._target)
+            found[batch.index] = result.adversarial
+            self._watch.next()
+        return found
+
+    def _submitted(
+        self, targets: Sequence[str], images: Mapping[int, Tensor], name: str
+    ) -> tuple[tuple[UnitRecord, ...], dict[str, bytes]]:
+        records: list[UnitRecord] = []
+        files: dict[str, bytes] = {}
+        self._watch.submits(len(images) * len(targets))
+        for index, rows in images.items():
+            file = challenge_file(name, index)
+            ref, files[file] = packed_as(file, rows)
+            for target in targets:
+                unit = Unit("challenge", target, name, index)
+                self._watch.within(unit, 0, 1)
+                record = self._submit(unit, rows)
+                records.append(record.model_copy(update={"tensor": ref}))
+                self._watch.next()
+        return tuple(records), files
+
+    def _submit(self, unit: Unit, rows: Tensor) -> UnitRecord:
+        run = self._run
+        device = device_of(run.subject.model)
+        start = clock(device)
+        answers = submit_unit(run, unit, rows, self._batches)
+        run.guard.check(unit.defense)
+        batch = run.plan.batches[unit.batch or 0]
+        used = used_of(run.threat, rows, self._natural(batch)[: batch.attacked])
+        return record_of(run, unit, answers, start=start, used=used)
+
+
+def refuse_published(attack: Attack) -> None:
+    """Refuse an attack that takes the batches apart.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if getattr(attack, "protocol", "") == "published":
+        raise ConfigError(
+            f"{attack.name}: a published attack takes the batches apart; expected one that "
+            "attacks whole batches (protocol=frozen)"
+        )
+
+
+def targets_of(spec: EvaluationSpec, target: str) -> list[str]:
+    """The defenses that images are submitted to: as in a run, those made for static go to all."""
+    if target != STATIC or not spec.settings.transfer:
+        return [target]
+    return [entry.name for entry in spec.defenses]
+
+
+def _covered(
+    challenges: Sequence[ChallengeRecord], digests: set[str]
+) -> dict[str, ChallengeRecord]:
+    """By defense that these images were submitted to, the challenge that did it."""
+    return {
+        unit.defense: entry
+        for entry in challenges
+        if entry.digest in digests
+        for unit in entry.units
+    }
+
+
+def _ended(session: Session, submitted: Sequence[UnitRecord]) -> Session:
+    seconds = sum(record.timing.total for record in submitted)
+    timing = {"total": seconds, "serve": sum(record.timing.serve for record in submitted)}
+    return session.model_copy(
+        update={
+            "ended": now(),
+            "outcome": "complete",
+            "units": len(submitted),
+            "timing": timing,
+        }
+    )
