@@ -4,10 +4,12 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import Tensor
+from safetensors.torch import save_file
 
+from dent import evaluation
 from dent.cli import restore
 from dent.evaluation import Settings, Subject, evaluate, load_run
 from dent.evaluation.records.journal import CHALLENGES
@@ -39,9 +41,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("runs/first")
 
 
-def my_attack(x: Tensor, y: Tensor) -> Tensor:
+def make_images() -> None:
+    """Write the images of a strong attack."""
     made = subject()
-    return Push()(made.model, x, y, threat=made.threat, seed=0).adversarial
+    x, y = made.dataset.batch(list(range(12)))
+    images = Push()(made.model, x, y, threat=made.threat, seed=0).adversarial
+    save_file({"adversarial": images}, "broken.safetensors")
 
 
 def blocks(language: str) -> list[str]:
@@ -54,37 +59,97 @@ def commands() -> list[list[str]]:
     return [[word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)[1:]] for line in lines]
 
 
-def test_the_page_runs_and_says_what_comes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_images, from_python = blocks("python")
-    names = {"dataset": subject().dataset, "my_attack": my_attack, "subject": subject()}
-    exec(make_images, names)  # noqa: S102
+@pytest.mark.slow
+def test_the_page_runs_and_says_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    by_exact_gradient, from_python = blocks("python")
+    first, show, verify, run, theirs = commands()
+    told = dent(*run)
+    assert told.code == 0, told.err
+    names: dict[str, Any] = {}
+    exec(by_exact_gradient, names)  # noqa: S102
     Path("theirs.py").write_text(ATTACK)
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
-    first, show, verify, theirs = commands()
     told = dent(*first)
     assert told.code == 0, told.err
-    assert "mine: Broken by Ada Lovelace (" in told.out
+    assert "dent+: Broken by Ada Lovelace, lowered by " in told.out
     assert "https://example.org/broken): " in told.out
     shown = dent(*show)
-    assert "mine: Broken by Ada Lovelace (" in shown.out
+    assert "dent+: Broken by Ada Lovelace (" in shown.out
     assert "challenge by Ada Lovelace" in shown.out
-    assert "records verified, attacks not re-run" in dent(*verify).out
+    assert "The run's own attacks include no exact-gradient attack" in shown.out
     told = dent(*theirs)
     assert told.code == 0, told.err
     assert "Grace Hopper" in told.out
-    assert [entry.attack for entry in load_run(run).challenges] == [None, "theirs:strong"]
-    assert dent(*verify).code == 0
+    assert [entry.attack for entry in load_run("runs/first").challenges] == [None, "theirs:strong"]
+    checked = dent(*verify)
+    assert "records verified, attacks not re-run" in checked.out
+    assert re.search(r"challenges\W+passed\W+2", checked.out)
     exec(from_python, names)  # noqa: S102
-    assert names["found"].new is False  # type: ignore[attr-defined]
+    found = names["found"]
+    assert found.new is False
+    assert found.summaries["dent+"].lowered > 0
+    assert "Ada Lovelace" in [each.by for each in found.result.defenses["dent+"].broken_by]
+
+
+def test_a_dry_run_answers_the_same_and_writes_nothing(run: Path) -> None:
+    make_images()
+    before = contents()
+    options = ("challenge", str(run), "--images", "broken.safetensors", "--by", "Ada")
+    dry = dent(*options, "--dry-run")
+    assert (dry.code, contents()) == (0, before), dry.err
+    plain = json.loads(dent(*options, "--dry-run", "--json").out)
+    assert (plain["dry_run"], plain["new"], contents()) == (True, True, before)
+    told = dent(*options)
+    assert dry.out == f"Dry run: nothing was written. A challenge would record:\n{told.out}"
+    lowered = plain["defenses"]["mine"]["challenge"]["lowered"]
+    assert re.search(rf"mine: Broken by Ada, lowered by {lowered} samples? \(", told.out)
+    assert (run / CHALLENGES).exists()
+
+
+def test_an_attack_says_what_it_takes_and_how_far_it_is(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("theirs.py").write_text(ATTACK)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    told = dent(
+        "challenge", str(run), "--attack", "theirs:strong", "--allow-code", "--by", "Grace Hopper"
+    )
+    assert "by Grace Hopper" in told.out
+    assert re.match(
+        r"At most about \d.*\. A challenge cannot be resumed: if it stops, nothing is recorded\.\n",
+        told.err,
+    )
+    attacked = re.findall(r"batch (\d) of 3 attack theirs:strong · mine", told.err)
+    submitted = re.findall(r"batch (\d) of 3 challenge \w+ · mine", told.err)
+    assert (attacked, submitted) == (["1", "2", "3"],) * 2
+
+
+def test_a_stopped_challenge_says_that_nothing_is_recorded(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "challenge", stop)
+    stopped = dent("challenge", str(run), "--attack", "pgd:iterations=1", "--by", "Ada")
+    assert "Stopped. Nothing was recorded." in stopped.err
+    assert stopped.code == 130
+
+
+def contents() -> dict[str, bytes]:
+    """All files of the run."""
+    return {str(path): path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
 
 
 def test_every_format_names_who_broke_it(run: Path) -> None:
-    names = {"dataset": subject().dataset, "my_attack": my_attack}
-    exec(blocks("python")[0], names)  # noqa: S102
+    make_images()
     name = "<b>Ada</b> [red]"
     told = dent("challenge", str(run), "--images", "broken.safetensors", "--by", name, "--json")
     plain = json.loads(told.out)
     assert (plain["run"], plain["new"], plain["by"]) == (str(run), True, name)
+    assert plain["dry_run"] is False
     entry = plain["defenses"]["mine"]["challenge"]
     assert entry["lowered"] > 0
     assert plain["defenses"]["mine"]["worst"]["served"]["total"] == entry["total"] == 12
@@ -116,7 +181,10 @@ def test_every_format_names_who_broke_it(run: Path) -> None:
     [
         ((), "either --images FILE or --attack ATTACK"),
         (("--images", "x.npy", "--attack", "pgd"), "either --images FILE or --attack ATTACK"),
-        (("--attack", "theirs:strong"), "--attack theirs:strong is code"),
+        (
+            ("--attack", "theirs:strong"),
+            "theirs:strong is code that would be run to make the images. If you trust it, add --",
+        ),
         (("--images", "x.npy", "--defense", "dent+"), "expected one of static, mine"),
         (("--images", "x.npy"), "x.npy is missing"),
         (("--attack", "standard:protocol=published"), "expected one that attacks whole batches"),

@@ -1,5 +1,7 @@
 """`dent challenge`: break a defense of a run with images, or an attack, from outside."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,10 +9,12 @@ import typer
 
 from dent.cli import early, options
 from dent.cli.console import OUT, print_json
+from dent.support.plural import counted
 from dent.support.printable import one_line
 
 if TYPE_CHECKING:
     from dent.evaluation import Challenged
+    from dent.evaluation.results.result import ChallengeSummary
 
 
 def challenge_command(
@@ -18,7 +22,12 @@ def challenge_command(
     by: Annotated[str, typer.Option(help="Who made the images, or the attack.", metavar="NAME")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Adversarial images: .safetensors or .npy.", metavar="FILE"),
+        typer.Option(
+            help="Adversarial images: .npy (N, C, H, W), floats in [0, 1], in ascending order of "
+            "the samples' ids; or .safetensors with the key adversarial and, in another order or "
+            "of some batches alone, ids (N,), int64.",
+            metavar="FILE",
+        ),
     ] = None,
     attack: Annotated[
         str | None,
@@ -40,40 +49,59 @@ def challenge_command(
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     allow_code: Annotated[bool, options.allow_code()] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check and submit the images, but write nothing."),
+    ] = False,
     as_json: Annotated[bool, options.as_json(what="what came of it")] = False,
 ) -> None:
     """Submit adversarial images from outside to a defense of a run, and record the answers.
 
     They are checked against the threat model and submitted as whole batches. They count in the
-    worst case and in the difference to static, under the name of their maker. Exit status 0:
-    recorded, or already there. 2: refused, and nothing was recorded.
+    worst case and in the difference to static, under the name of their maker. A challenge is
+    permanent and cannot be resumed. Exit status 0: recorded, or already there. 2: refused, and
+    nothing was recorded.
     """
     early.given(weights)
     from dent.cli import challenging
 
     source = challenging.source(images, attack, allow_code=allow_code)
-    from dent.evaluation import remote
 
-    with remote.written(run) as place:
+    with _opened(run, dry_run=dry_run) as folder:
         found = challenging.challenge(
-            place.folder,
+            folder,
             source,
             by=by,
             defense=defense,
             url=url,
             note=note,
+            dry_run=dry_run,
             restored=(weights, root, device, allow_code),
         )
     if as_json:
-        print_json(challenging.plain(found, run))
+        print_json(challenging.plain(found, run, dry_run=dry_run))
         return
-    _tell(found)
+    _tell(found, dry_run=dry_run)
 
 
-def _tell(found: "Challenged") -> None:
+@contextmanager
+def _opened(run: str, *, dry_run: bool) -> Iterator[Path]:
+    from dent.evaluation import remote
+
+    if dry_run:
+        with remote.fetched(run) as folder:
+            yield folder
+        return
+    with remote.written(run) as place:
+        yield place.folder
+
+
+def _tell(found: "Challenged", *, dry_run: bool) -> None:
     from dent.report import wording
 
     record = found.challenge
+    if dry_run and found.new:
+        OUT.print("Dry run: nothing was written. A challenge would record:")
     if not found.new:
         OUT.print(
             one_line(
@@ -89,9 +117,21 @@ def _tell(found: "Challenged") -> None:
         against = f", against static {gain}" if gain else ""
         OUT.print(
             one_line(
-                f"{name}: {wording.challenged(summary)} Worst case "
+                f"{name}: {_said(summary)} Worst case "
                 f"{wording.count(defense.worst.served)}{against}."
             ),
             markup=False,
             soft_wrap=True,
         )
+
+
+def _said(summary: "ChallengeSummary") -> str:
+    """Return what a challenge took; where it broke the defense, how much comes first."""
+    from dent.report import wording
+
+    said = wording.challenged(summary)
+    if not summary.lowered:
+        return said
+    name = f"Broken by {summary.by}"
+    fell = f"{name}, lowered by {counted(summary.lowered, 'sample')}"
+    return said.replace(name, fell, 1)

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from dent import evaluation, names, report
 from dent.attacks import Attack
-from dent.cli import resolve, restore
+from dent.cli import durations, resolve, restore, running
 from dent.cli.console import ERR
 from dent.errors import ConfigError
-from dent.evaluation import Challenged
+from dent.evaluation import Challenged, Progress, Subject
 
 _Restored = tuple[Path | None, Path | None, str | None, bool]
 """Weights file, folder of datasets, device, and whether to run code that the run names."""
@@ -29,8 +27,8 @@ def source(images: Path | None, attack: str | None, *, allow_code: bool) -> Path
     text = attack or ""
     if names.is_own_attack(text) and not allow_code:
         raise ConfigError(
-            f"--attack {text} is code, which to make its images is to run. If you trust it: "
-            "--allow-code. Without it: have its author make the images, and pass --images."
+            f"--attack {text} is code that would be run to make the images. If you trust it, add "
+            "--allow-code. If not, ask its author for the images and pass --images."
         )
     (made,) = resolve.attacks([text], None, "frozen")
     return made
@@ -44,9 +42,10 @@ def challenge(
     defense: str | None,
     url: str | None,
     note: str | None,
+    dry_run: bool,
     restored: _Restored,
 ) -> Challenged:
-    """Challenge a run, with a progress bar.
+    """Challenge a run: say what an attack will take, and show the progress.
 
     Raises:
         ConfigError: The run names code, which was not allowed.
@@ -61,26 +60,50 @@ def challenge(
             "If you trust that code, add --allow-code."
         )
     subject = restore.subject(loaded, weights, root, device)
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
-        task = bar.add_task("batches", total=None)
-        return evaluation.challenge(
-            folder,
-            subject,
-            source,
-            by=by,
-            defense=defense,
-            url=url,
-            note=note,
-            progress=lambda done, of: bar.update(task, completed=done, total=of),
-        )
+    if isinstance(source, Attack):
+        _announce(folder, subject, source, defense)
+    batches = len(loaded.plan.batches)
+    try:
+        with running.progress() as shown:
+            return evaluation.challenge(
+                folder,
+                subject,
+                source,
+                by=by,
+                defense=defense,
+                url=url,
+                note=note,
+                progress=lambda state: shown(state, _where(state, batches)),
+                dry_run=dry_run,
+            )
+    except KeyboardInterrupt:
+        ERR.print("\nStopped. Nothing was recorded.", soft_wrap=True, markup=False)
+        raise
 
 
-def plain(found: Challenged, run: str) -> dict[str, Any]:
+def _announce(folder: Path, subject: Subject, attack: Attack, defense: str | None) -> None:
+    """Print the largest cost of an attack before it starts."""
+    text = "A challenge cannot be resumed: if it stops, nothing is recorded."
+    try:
+        cost = evaluation.estimate_challenge(folder, subject, attack, defense=defense)
+    except ConfigError:  # it cannot be counted, or the challenge will be refused
+        pass
+    else:
+        text = f"At most about {durations.between(cost.least, cost.seconds)}. {text}"
+    ERR.print(text, soft_wrap=True, markup=False)
+
+
+def _where(state: Progress, batches: int) -> str:
+    batch = None if state.unit is None else state.unit.batch
+    return "" if batch is None else f"batch {batch + 1} of {batches}"
+
+
+def plain(found: Challenged, run: str, *, dry_run: bool) -> dict[str, Any]:
     """Return what came of a challenge, as JSON values."""
     return {
         "run": run,
         "new": found.new,
+        "dry_run": dry_run,
         "digest": found.challenge.digest,
         "by": found.challenge.by,
         "defenses": {
