@@ -20,7 +20,6 @@ OWN_HELP = {
     "--host": "with or without a warning that there is no authentication",
     "--source": "of datasets, of models",
     "--nonce": "of verify: draws attacks; of the board: draws samples",
-    "--url": "where to read more of a challenge; where the board is online",
 }
 OWN_DEFAULT = {
     "--out": "of each command",
