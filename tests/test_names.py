@@ -108,3 +108,9 @@ def test_an_unknown_dataset_gets_the_answer_of_the_registry(name: str) -> None:
     with pytest.raises(UnknownNameError) as registry:
         data.load(name)
     assert str(early.value) == str(registry.value)
+
+
+def test_a_name_of_the_same_case_is_suggested_first() -> None:
+    assert closest("scal", ["ScaleNaive", "scale"]) == "scale"
+    assert closest("Scal", ["scale", "ScaleNaive"]) == "ScaleNaive"
+    assert closest("SCAL", ["scale", "ScaleNaive"]) == "scale"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The shortest known name that begins with another, else the closest; case does not count.
+    """The first known name that begins with another, else the closest; same case comes first.
 
     Args:
         name: The unknown name.
@@ -19,7 +19,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     by_lower = {candidate.lower(): candidate for candidate in known}
     completions = sorted(
         (candidate for candidate in by_lower if name and candidate.startswith(name.lower())),
-        key=len,
+        key=lambda candidate: not by_lower[candidate].startswith(name),
     )
     close = completions or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return by_lower[close[0]] if close else None
