@@ -11,6 +11,7 @@ from dent.models.residual import EXAMPLES
 from dent.models.robustbench_source import PAPER
 from dent.models.weights import SUFFIXES
 from dent.paper import scale_names
+from dent.support.suggest import closest
 from tools import tabulate_catalogues
 
 
