@@ -137,6 +137,7 @@ def test_performance_compile_true_works(
     torch.testing.assert_close(logits, Dent(tiny_cnn, BATCH)(x))
 
 
+@pytest.mark.slow
 def test_torch_compile_around_a_dent_fullgraph_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
     """Without `fullgraph` it runs uncompiled in part, and answers the same."""
     torch._dynamo.reset()

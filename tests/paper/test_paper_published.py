@@ -9,6 +9,7 @@ from dent.cli.app import main
 from dent.evaluation.records.folder import RESULT
 from dent.paper import (
     PaperPlan,
+    TableResult,
     load_scale,
     load_table,
     plan_table,
@@ -81,12 +82,18 @@ def test_without_running_the_command_makes_a_page_of_what_is_there(
     assert not list(out.rglob(RESULT))
 
 
-def test_the_published_page_is_what_the_published_records_say() -> None:
+@pytest.fixture(scope="module")
+def published() -> tuple[list[PaperPlan], list[TableResult]]:
+    """The tables that are published, and what their records say."""
+    plans = [plan_table(load_table(name), load_scale("cpu")) for name in table_names()]
+    return plans, [summarize(plan, DOCS / "cpu", said=Path("runs/paper/cpu")) for plan in plans]
+
+
+def test_the_published_page_is_what_the_published_records_say(
+    published: tuple[list[PaperPlan], list[TableResult]],
+) -> None:
     """`dent paper --all --no-run --publish docs/paper` makes it of `runs/paper/cpu`."""
-    scale = load_scale("cpu")
-    plans = [plan_table(load_table(name), scale) for name in table_names()]
-    out = Path("runs/paper/cpu")
-    results = [summarize(plan, DOCS / "cpu", said=out) for plan in plans]
+    plans, results = published
     assert all(result.status != "not run" for result in results)
     page = (DOCS / "cpu.html").read_text()
     for result in results:
@@ -96,9 +103,10 @@ def test_the_published_page_is_what_the_published_records_say() -> None:
     assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
 
 
-def test_the_docs_say_what_the_published_records_say() -> None:
-    plans = [plan_table(load_table(name), load_scale("cpu")) for name in table_names()]
-    results = {plan.table.id: summarize(plan, DOCS / "cpu") for plan in plans}
+def test_the_docs_say_what_the_published_records_say(
+    published: tuple[list[PaperPlan], list[TableResult]],
+) -> None:
+    results = {result.id: result for result in published[1]}
     counts = count_rulings(each for result in results.values() for each in result.judgements)
     text = " ".join((DOCS.parent / "paper.md").read_text().split())
     assert (
