@@ -123,8 +123,9 @@ def keep() -> None:
     KEPT.mkdir(exist_ok=True)
     for defense in DEFENSES:
         for column in COLUMNS:
-            if column.options and (ROOT / command(defense, column)[-1] / "run.json").exists():
-                plain = load_run(ROOT / command(defense, column)[-1]).result.model_dump(mode="json")
+            folder = ROOT / command(defense, column)[-1]
+            if column.options and (folder / "run.json").exists():
+                plain = load_run(folder).result.model_dump(mode="json")
                 kept(defense, column).write_text(json.dumps(plain, indent=1) + "\n")
 
 

@@ -69,7 +69,7 @@ def _board() -> Iterator[tuple[str, str]]:
         shutil.copytree(ROOT / "board", folder)
         rows = list_rows(folder)
         write_reports(rows)
-        write_page(list_rows(folder), folder / "index.html")
+        write_page(rows, folder / "index.html")
         for path in sorted(folder.rglob("*.html")):
             yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
 

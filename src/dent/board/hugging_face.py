@@ -44,7 +44,7 @@ def hugging_face(
 
 
 def _card(hub: Any, row: BoardRow, url: str | None) -> str:
-    dataset = row.headline.result.spec.dataset
+    dataset, found = row.headline.result.spec.dataset, metrics(row)
     results = [
         hub.EvalResult(
             task_type=_TASK,
@@ -63,7 +63,7 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
             source_name=None if url is None else f"{OURS} board",
             source_url=url,
         )
-        for metric in metrics(row)
+        for metric in found
     ]
     data = hub.ModelCardData(
         model_name=row.name, eval_results=results, tags=["adversarial-robustness", OURS]
@@ -79,10 +79,10 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
             f"| {metric.title} | {metric.value:.4f} | "
             + ("" if metric.interval is None else "{:.4f} to {:.4f}".format(*metric.interval))
             + f" | {metric.samples} |"
-            for metric in metrics(row)
+            for metric in found
         ),
         "",
-        *dict.fromkeys(f"{metric.title}: {metric.description}" for metric in metrics(row)),
+        *dict.fromkeys(f"{metric.title}: {metric.description}" for metric in found),
     ]
     return f"---\n{data.to_yaml()}\n---\n" + "\n".join(lines) + "\n"
 
