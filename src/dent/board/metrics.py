@@ -1,4 +1,4 @@
-"""What a row measured, as single figures, for the formats of other places that list results."""
+"""The accuracies and the gain of a row, one by one, for other sites that list results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -191,7 +191,7 @@ def export_command(
 ) -> None:
     """Write the rows in the format of another place that lists evaluation results.
 
-    Rows that are void, incomplete or not the evaluation of their track are left out, and named.
+    Rows that are void, incomplete, or not evaluated as their track says are left out and named.
     """
     from dent.cli import exporting
 
