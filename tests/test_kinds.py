@@ -37,6 +37,7 @@ FROZEN = {
     "dent.defense.Dent",
     "dent.defenses.et3.ET3",
     "dent.defenses.mean_sparse.MeanSparse",
+    "dent.defenses.med_bn.MedBN",
     "dent.models.autoattack_resnet18.ResNet18",
     "dent.models.normalize.Normalize",
     "dent.models.residual.ResNet",

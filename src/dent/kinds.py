@@ -82,6 +82,7 @@ KINDS: Final = (
         "mean-sparse",
         "dent.defenses.mean_sparse:MeanSparse",
     ),
+    Kind("dent.defenses.med_bn.MedBN", "med-bn", "dent.defenses.med_bn:MedBN"),
     Kind("dent.models.residual.ResNet", "resnet", "dent.models.residual:ResNet"),
     Kind(
         "dent.models.autoattack_resnet18.ResNet18",

@@ -67,6 +67,7 @@ DEFENSES: Final = (
     "hedge",
     "et3",
     "mean-sparse",
+    "med-bn",
 )
 """The names of `dent.defenses.make`."""
 

@@ -1,5 +1,7 @@
 """What several attacks find on the static base is computed once, and changes nothing."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.attacks import make
-from dent.attacks.adaptive.static_ascents import StaticAscent, _Kept, forget
+from dent.attacks.adaptive.static_ascents import StaticAscent, _Kept, forget, kept_in
 from dent.attacks.querier import Querier, Queries
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import small_images
@@ -156,3 +158,49 @@ def test_the_oldest_results_go_first() -> None:
     assert kept.get(bytes([0])) is None
     assert kept.get(bytes([1])) is found[1]
     assert kept.get(bytes([2])) is found[2]
+
+
+def test_files_serve_another_process_with_the_same_bits(tmp_path: Path) -> None:
+    model = Counted()
+    with kept_in(tmp_path / "mine"):
+        first, asked = run(model, rank=2)
+    forget()  # as another process
+    before = model.calls
+    with kept_in(tmp_path / "other", tmp_path / "mine"):
+        second, kept = run(model, rank=2)
+    assert model.calls - before == 2  # labels of the batch, and the natural images
+    assert torch.equal(first, second)
+    assert (kept.done, kept.non_finite) == (asked.done, asked.non_finite)
+    assert torch.equal(kept.gradients, asked.gradients)
+    assert torch.equal(kept.zero_by_member, asked.zero_by_member)
+    fooled = torch.zeros(6, dtype=torch.bool)
+    assert kept.recorder.history(fooled) == asked.recorder.history(fooled)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:
+    model = Counted()
+    with kept_in(tmp_path):
+        first, _ = run(model)
+        (file,) = tmp_path.iterdir()
+        whole = file.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"no tensor", pickle.dumps({"images": 1})):
+            file.write_bytes(content)
+            forget()
+            assert torch.equal(run(model)[0], first)
+            assert file.read_bytes() == whole
+        forget()
+        run(model, seed=8)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_outside_no_file_is_read_or_written(tmp_path: Path) -> None:
+    model = Counted()
+    with kept_in(tmp_path):
+        run(model)
+    forget()
+    before = model.calls
+    run(model)
+    run(model, seed=9)
+    assert model.calls - before > 10
+    assert len(list(tmp_path.iterdir())) == 1

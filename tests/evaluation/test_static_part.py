@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from dent.attacks import make
+from dent.attacks.adaptive.static_ascents import StaticAscent, forget
 from dent.errors import ConfigError
 from dent.evaluation import Settings, Subject, evaluate, load_run, suite, verify
+from dent.evaluation.records.folder import ASCENTS
 from dent.evaluation.records.spec import STATIC
 from dent.storage.canonical import without_timing
 from dent.storage.errors import SpecMismatchError
@@ -90,6 +92,41 @@ def test_the_static_part_of_another_evaluation_is_refused(
     with pytest.raises(SpecMismatchError, match=named):
         evaluate(subject(Shifted, **other), settings, out=tmp_path / "run", static_from=source)
     assert not load_run(tmp_path / "run").records
+
+
+def test_ascents_of_the_static_model_are_taken_along(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list((source / ASCENTS).iterdir())
+    forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(StaticAscent, "_ascend", not_again)
+        evaluate(subject(Shifted), SETTINGS, out=tmp_path / "taken", static_from=source)
+    assert not (tmp_path / "taken" / ASCENTS).exists()
+    forget()
+    drop = Settings(n=8, batch_size=4, tensors="drop")
+    evaluate(subject(Shifted), drop, out=tmp_path / "dropped")
+    assert not (tmp_path / "dropped" / ASCENTS).exists()
+
+
+def not_again(*_: Any) -> None:
+    raise AssertionError("computed again")
+
+
+def test_redundant_attacks_may_run_in_another_order(source: Path, tmp_path: Path) -> None:
+    spec = load_run(source).run.spec
+    redundant = [attack for attack in suite() if attack.name in spec.same_on_static]
+    assert len(redundant) > 2
+    others = [attack for attack in suite() if attack not in redundant]
+    model = linear()
+    threat = ThreatModel("linf", EPS)
+    shifted = {"it": Shifted(model)}
+    reordered = Subject(model, dataset(), shifted, [*others, *redundant], threat)
+    evaluate(reordered, SETTINGS, out=tmp_path / "run", static_from=source)
+    assert load_run(tmp_path / "run").result.status == "complete"
+    other = Subject(model, dataset(), shifted, [*others[::-1], *redundant], threat)
+    with pytest.raises(SpecMismatchError, match="attacks"):
+        evaluate(other, SETTINGS, out=tmp_path / "other", static_from=source)
 
 
 def test_another_model_is_refused(source: Path, tmp_path: Path) -> None:

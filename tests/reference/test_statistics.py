@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import ConfigError, UnsupportedModelError
-from dent.defenses import StatisticsPrior, make
+from dent.defenses import MedBN, StatisticsPrior, make
 
 
 def test_statistics_only_is_batch_norm_in_train_mode(small: nn.Sequential, batch: Tensor) -> None:
@@ -50,6 +50,26 @@ def test_prior_gives_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> 
     assert torch.autograd.gradcheck(defense, batch[:2].clone().requires_grad_())
 
 
+def test_med_bn_against_the_formula() -> None:
+    norm = nn.BatchNorm2d(2).double().eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([3.0, -1.0]))
+        norm.bias.copy_(torch.tensor([0.5, 1.0]))
+    first = [[[0.0, 1.0, 9.0]], [[5.0, 5.0, 2.0]]]
+    second = [[[4.0, 2.0, 3.0]], [[5.0, 7.0, 0.0]]]
+    x = torch.tensor([first, second], dtype=torch.float64)
+    # The lower middle value of 0 1 2 3 4 9 and of 0 2 5 5 5 7, and the squares around it.
+    scale = [(s / 6 + norm.eps) ** -0.5 for s in (4 + 1 + 0 + 1 + 4 + 49, 25 + 9 + 0 + 0 + 0 + 4)]
+    one = (x[:, 0] - 2) * scale[0] * 3 + 0.5
+    two = (x[:, 1] - 5) * scale[1] * -1 + 1
+    logits = MedBN(nn.Sequential(norm, nn.Flatten()))(x)
+    torch.testing.assert_close(logits, torch.stack([one, two], dim=1).flatten(1))
+
+
+def test_med_bn_gives_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
+    assert torch.autograd.gradcheck(MedBN(small), batch[:3].clone().requires_grad_())
+
+
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), "16", True])
 def test_strength_out_of_range_is_refused(strength: float, small: nn.Sequential) -> None:
     with pytest.raises(ConfigError, match="strength"):
@@ -59,6 +79,8 @@ def test_strength_out_of_range_is_refused(strength: float, small: nn.Sequential)
 def test_model_without_running_statistics_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="no layer of Linear keeps any"):
         StatisticsPrior(nn.Linear(2, 2))
+    with pytest.raises(UnsupportedModelError, match="no layer of Linear keeps any"):
+        MedBN(nn.Linear(2, 2))
 
 
 def test_smoothing_is_static_and_smooths(images: Tensor, tiny_cnn: nn.Module) -> None:

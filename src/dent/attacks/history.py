@@ -6,7 +6,7 @@ The indicators of attack failure (Pintor et al., NeurIPS 2022) are derived from 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +175,24 @@ class Recorder:
         self._highest = torch.maximum(self._highest, part._highest)
         self._loss = torch.where(part._first.isinf(), self._loss, part._loss)
         self._taken += part._taken
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as tensors and numbers."""
+        points = [tuple(point) for point in self._points]
+        return dict(vars(self)) | {
+            "_points": points,
+            "_last": None if self._last is None else tuple(self._last),
+        }
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> Recorder:
+        """Return what `to_plain` describes."""
+        recorder = cls(plain["labels"], batch_dependent=False)
+        points = [_Point(*point) for point in plain["_points"]]
+        last = None if plain["_last"] is None else _Point(*plain["_last"])
+        vars(recorder).update({name: plain[name] for name in vars(recorder)})
+        recorder._points, recorder._last = points, last
+        return recorder
 
     def _add(self, point: _Point) -> None:
         self._last = point

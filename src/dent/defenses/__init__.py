@@ -13,6 +13,7 @@ from dent.defenses.base import ReferenceDefense
 from dent.defenses.et3 import ET3
 from dent.defenses.hedge import Hedge
 from dent.defenses.mean_sparse import MeanSparse, Sparsity
+from dent.defenses.med_bn import MedBN
 from dent.defenses.perturbation import Perturbation
 from dent.defenses.registry import CONFIGS, KINDS, describe, load_config, make, names
 from dent.defenses.statistics_prior import StatisticsPrior
@@ -27,6 +28,7 @@ __all__ = [
     "AntiAdversary",
     "Hedge",
     "MeanSparse",
+    "MedBN",
     "Perturbation",
     "ReferenceDefense",
     "Sparsity",

@@ -15,6 +15,7 @@ from dent.defenses.dent import Dent
 from dent.defenses.et3 import ET3
 from dent.defenses.hedge import Hedge
 from dent.defenses.mean_sparse import MeanSparse
+from dent.defenses.med_bn import MedBN
 from dent.defenses.tent_online import TentOnline
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from dent.kinds import path_of, recorded_kind
@@ -40,6 +41,7 @@ _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
     "hedge": Hedge,
     "et3": ET3,
     "mean-sparse": MeanSparse,
+    "med-bn": MedBN,
 }
 
 KINDS: Final[Mapping[str, str]] = {name: recorded_kind(name) for name in _CLASSES}

@@ -1,21 +1,20 @@
 """Statistics between the model's and the batch's (Schneider et al., NeurIPS 2020)."""
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import check_supported
 from dent.config import DentConfig
 from dent.defenses.base import ReferenceDefense
+from dent.defenses.batch_norm import OtherStatistics
 from dent.errors import ConfigError
 
-_STATISTICS_ONLY = DentConfig(steps=0, statistics="test")
+STATISTICS_ONLY: Final = DentConfig(steps=0, statistics="test")
+"""Nothing adapts but the statistics."""
 
 
 class StatisticsPrior(ReferenceDefense):
@@ -46,7 +45,7 @@ class StatisticsPrior(ReferenceDefense):
         real = isinstance(number, int | float) and not isinstance(number, bool)
         if not real or not 0 <= strength < math.inf:
             raise ConfigError(f"strength must be a finite number, at least 0, got {strength!r}.")
-        check_supported(model, _STATISTICS_ONLY)
+        check_supported(model, STATISTICS_ONLY)
         super().__init__(model)
         self.strength = float(strength)
 
@@ -66,52 +65,21 @@ class StatisticsPrior(ReferenceDefense):
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
-        with _MixedStatistics(self.strength):
+        with _Mixed(self.strength):
             return self.classifier.predict(x, adaptation)
 
 
-class _MixedStatistics(TorchFunctionMode):
-    """Within it, batch_norm normalizes by mixed statistics; in this thread alone."""
+class _Mixed(OtherStatistics):
+    """The model's statistics and the batch's, mixed."""
 
     def __init__(self, strength: float) -> None:
         super().__init__()
         self._strength = strength
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _batch_norm(
-        self,
-        input: Tensor,  # noqa: A002 - torch passes it by this name
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if running_mean is None or running_var is None:
-            return F.batch_norm(input, None, None, weight, bias, training, momentum, eps)
-        over = [axis for axis in range(input.dim()) if axis != 1]
-        shape = [-1 if axis == 1 else 1 for axis in range(input.dim())]
-        values = input.to(running_mean.dtype)
-        batch_var, batch_mean = torch.var_mean(values, over, correction=0)
-        share = self._strength / (self._strength + len(input))
+    def statistics(
+        self, values: Tensor, running_mean: Tensor, running_var: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch_var, batch_mean = torch.var_mean(values, (0, 2), correction=0)
+        share = self._strength / (self._strength + len(values))
         mean = share * running_mean + (1 - share) * batch_mean
-        scale = (share * running_var + (1 - share) * batch_var + eps).rsqrt()
-        normalized = (values - mean.view(shape)) * scale.view(shape)
-        if weight is not None:
-            normalized = normalized * weight.view(shape)
-        if bias is not None:
-            normalized = normalized + bias.view(shape)
-        return normalized.to(input.dtype)
+        return mean, share * running_var + (1 - share) * batch_var

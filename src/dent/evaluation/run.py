@@ -3,22 +3,23 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from dent.attacks.adaptive.static_ascents import kept_in
 from dent.errors import ConfigError
 from dent.evaluation.engine.execute import Batches, execute, open_run
 from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
-from dent.evaluation.records.folder import RESULT, RUN, Memory, RunFolder, Store
+from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, Memory, RunFolder, Store
 from dent.evaluation.records.plan import Group, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.shard import Shard
-from dent.evaluation.records.spec import STATIC, Settings
+from dent.evaluation.records.spec import STATIC, EvaluationSpec, Settings
 from dent.evaluation.results.decision import left, superfluous
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
@@ -199,12 +200,21 @@ def conduct(
             take_static_part(folder, static_from)
         waiting = left(spec, plan, folder.done) if shard is None else todo
         if any(unit.key not in folder.done for unit in waiting):
-            with Sessions(folder, plan) as sessions:
+            with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
                 do(work(folder, sessions))
         run = folder.run
         result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
         folder.write(RESULT, result)
     return result
+
+
+def _kept(
+    spec: EvaluationSpec, out: Path, static_from: Path | None
+) -> AbstractContextManager[None]:
+    if spec.settings.tensors == "drop":
+        return nullcontext()
+    folders = [Path(each) / ASCENTS for each in (out, static_from) if each is not None]
+    return kept_in(*folders)
 
 
 def here(work: Work) -> None:

@@ -67,8 +67,16 @@ def take_static_part(folder: RunFolder, source: Path) -> int:
 
 
 def _static_part(spec: EvaluationSpec) -> dict[str, Any]:
-    """Return an evaluation without its other defenses and without when it stops."""
+    """Return an evaluation without its other defenses, and without when it stops.
+
+    The static model is not attacked by what is redundant on it, so the place of these attacks among
+    the others does not matter.
+    """
     values: dict[str, Any] = spec.newest.to_json()
     values["defenses"] = [each for each in values["defenses"] if each["name"] == STATIC]
     values["settings"].pop("until", None)
+    redundant = values.get("same_on_static") or {}
+    values["attacks"] = sorted(
+        values["attacks"], key=lambda each: each["name"] if each["name"] in redundant else ""
+    )
     return values

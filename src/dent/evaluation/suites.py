@@ -81,7 +81,16 @@ DYNAMIC: Final = (
         {},
         {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
     ),
-    # What breaks most of what a static model's attacks break.
+    # What breaks most of what is left of defenses that adapt, in few adaptations.
+    Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
+    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
+    Member(
+        "adaptive-unrolled-warm",
+        "adaptive-unrolled",
+        {"losses": "hinge", "warm": True, "pool": 9, "rounds": 3, "stride": 0.5},
+        {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
+    ),
+    # What breaks most of what is left of others.
     Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
     Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
@@ -91,16 +100,8 @@ DYNAMIC: Final = (
         {"losses": "margin", "unmask": True},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
-    # What breaks most of what is left of defenses that adapt.
-    Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
-    Member("adaptive-bpda", "adaptive-bpda", _MARGIN, _RUNS),
-    Member(
-        "adaptive-unrolled-warm",
-        "adaptive-unrolled",
-        {"losses": "hinge", "warm": True, "pool": 9, "rounds": 3, "stride": 0.5},
-        {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
-    ),
     # What breaks single members more.
+    Member("adaptive-bpda", "adaptive-bpda", _MARGIN, _RUNS),
     Member("fpa", "fpa", {}, _AIMED_ROUNDS),
     Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
     Member(
@@ -109,7 +110,6 @@ DYNAMIC: Final = (
         {**_MARGIN, "unmask": True},
         {**_RUNS, "targets": (0, 3, 9)},
     ),
-    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
     Member("adaptive-truncated", "adaptive-truncated", _MARGIN, _RUNS),
     Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
     Member(

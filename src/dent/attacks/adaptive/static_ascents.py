@@ -2,17 +2,21 @@
 
 What it finds depends on the batch, the models and a seed, and on nothing of the defense: so an
 attack on the static model, the transfer of the same images to a defense and a warm start there
-take the same ascents. The last ones are kept in this process, and a kept one is, bit for bit, what
-computing it again would give.
+take the same ascents. The last ones are kept in this process, and within `kept_in` also in files. A
+kept one is, bit for bit, what computing it again would give.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import OrderedDict
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import astuple, dataclass
+from pickle import UnpicklingError
 from threading import Lock
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
 from torch import Tensor
@@ -21,18 +25,25 @@ from dent.adaptation.random_state import kept_generators
 from dent.attacks.adaptive.apgd import apgd, random_start
 from dent.attacks.adaptive.objectives import Aim, mean_of
 from dent.attacks.base import global_draws
+from dent.attacks.history import Recorder
 from dent.attacks.losses import LossName, loss_named, runner_up
 from dent.attacks.querier import Queries
+from dent.storage.disk import read, write_atomically
+from dent.storage.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from dent.attacks.history import Recorder
     from dent.attacks.querier import Querier, View
     from dent.threat import ThreatModel
 
 _KEPT_BYTES: Final = 2**29
 """Of images."""
+_LARGEST: Final = 2**32
+"""Bytes of a file."""
+_DAMAGED: Final = (RuntimeError, ValueError, TypeError, LookupError, EOFError, UnpicklingError)
+"""What torch.load raises, or the content that it gives."""
 
 
 @final
@@ -71,13 +82,14 @@ class StaticAscent:
         """
         logits = [target(target.natural, view=model) for model in models]
         key = self._key(target, logits, threat)
-        found = _KEPT.get(key)
+        found = _KEPT.get(key) or _read(key, target)
         if found is None:
             before = global_draws(target.labels.device)
             found = self._ascend(target, models, logits[0], threat)
             drew = global_draws(target.labels.device) != before
             if not (drew or any(kept_generators(model, everywhere=True) for model in models)):
                 _KEPT.put(key, found)
+                _write(key, found)
         else:
             found.count(target)
         target.recorder.join(found.recorder, own=all(m is target.defense for m in models))
@@ -142,6 +154,21 @@ class _Found:
         target.non_finite += self.non_finite
         target.count(self.passes)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as tensors and numbers."""
+        passes = (self.passes.forwards, self.passes.backwards)
+        return dict(vars(self)) | {"passes": passes, "recorder": self.recorder.to_plain()}
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> _Found:
+        """Return what `to_plain` describes."""
+        changed = {
+            "images": plain["images"].cpu(),
+            "passes": Queries(*plain["passes"]),
+            "recorder": Recorder.of_plain(plain["recorder"]),
+        }
+        return cls(**plain | changed)
+
 
 class _Kept:
     """The results used last, up to a number of bytes."""
@@ -175,6 +202,50 @@ class _Kept:
 
 
 _KEPT: Final = _Kept(_KEPT_BYTES)
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of static ascents", default=())
+
+
+@contextmanager
+def kept_in(folder: Path, *others: Path) -> Iterator[None]:
+    """Within it, also keep results in files, for other processes.
+
+    Args:
+        folder: Every result goes here; made when there is one.
+        others: Folders that are only read. They may be missing.
+    """
+    token = _FOLDERS.set((folder, *others))
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(token)
+
+
+def _write(key: bytes, found: _Found) -> None:
+    for folder in _FOLDERS.get()[:1]:
+        content = io.BytesIO()
+        torch.save(found.to_plain(), content)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(_file(folder, key), content.getvalue())
+
+
+def _read(key: bytes, target: Querier) -> _Found | None:
+    """Return a result from the files. A damaged one is computed anew."""
+    shape = target.natural.shape
+    for folder in _FOLDERS.get():
+        try:
+            content = io.BytesIO(read(_file(folder, key), _LARGEST))
+            plain = torch.load(content, map_location=target.labels.device, weights_only=True)
+            found = _Found.of_plain(plain)
+        except (RecordError, *_DAMAGED):
+            continue
+        if found.images.shape == shape:
+            _KEPT.put(key, found)
+            return found
+    return None
+
+
+def _file(folder: Path, key: bytes) -> Path:
+    return folder / f"{key.hex()}.pt"
 
 
 def forget() -> None:

@@ -53,6 +53,8 @@ from dent.storage.plain_json import parse, problem_of
 RUN: Final = "run.json"
 PLAN: Final = "plan.json"
 RESULT: Final = "result.json"
+ASCENTS: Final = "ascents"
+"""Folder of what attacks computed on the static model. No record refers to it."""
 LARGEST_JSON: Final = 64 * 2**20
 """Bytes of the largest file that holds one record; the plan of a million samples has half."""
 _HEADER: Final = 64 * 2**10

@@ -1,0 +1,69 @@
+"""MedBN (Park et al., CVPR 2024): normalize by the median of the batch, not by its mean."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dent.adaptation.adaptation import Adaptation
+from dent.adaptation.adapted_model import check_supported
+from dent.defenses.base import ReferenceDefense
+from dent.defenses.batch_norm import OtherStatistics
+from dent.defenses.statistics_prior import STATISTICS_ONLY
+
+
+class MedBN(ReferenceDefense):
+    """Normalize by the current batch's median, and by its mean square around the median.
+
+        μ = median(z),   σ² = mean((z − μ)²)
+
+    for the inputs z of a channel, over all samples and positions, at every BatchNorm layer in turn.
+    Nothing else adapts. A few attacked samples move a median less than they move a mean, which
+    defends the other members of the batch: its authors' threat model attacks a part of the batch.
+    An attack on the whole batch moves the median as well. Of an even number of inputs, the median
+    is the lower of the two in the middle.
+
+    Source: Park, Hwang, Mun, Park and Ok, "MedBN: Robust Test-Time Adaptation against Malicious
+    Test Samples", and the authors' code, which also adapts scales and shifts by other methods.
+
+    Args:
+        model: the classifier; its BatchNorm layers keep running statistics.
+
+    Raises:
+        UnsupportedModelError: the model cannot be computed, or no layer keeps running statistics.
+    """
+
+    name: ClassVar[str] = "med-bn"
+
+    def __init__(self, model: nn.Module) -> None:
+        check_supported(model, STATISTICS_ONLY)
+        super().__init__(model)
+
+    @property
+    def batch_dependent(self) -> bool:
+        """True: the other members change the batch's statistics."""
+        return True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+        """Return an empty adaptation: the statistics are computed anew at every forward."""
+        return self.classifier.adapt(x, differentiable=differentiable)
+
+    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
+        with _Median():
+            return self.classifier.predict(x, adaptation)
+
+
+class _Median(OtherStatistics):
+    """The median, and the mean square around it."""
+
+    def statistics(
+        self, values: Tensor, running_mean: Tensor, running_var: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        by_channel = values.transpose(0, 1).flatten(1)
+        median = by_channel.median(dim=1).values
+        return median, (by_channel - median[:, None]).square().mean(dim=1)
