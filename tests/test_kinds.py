@@ -38,6 +38,7 @@ FROZEN = {
     "dent.defenses.et3.ET3",
     "dent.defenses.mean_sparse.MeanSparse",
     "dent.defenses.med_bn.MedBN",
+    "dent.defenses.purifier.Purifier",
     "dent.models.autoattack_resnet18.ResNet18",
     "dent.models.normalize.Normalize",
     "dent.models.residual.ResNet",

@@ -83,6 +83,7 @@ KINDS: Final = (
         "dent.defenses.mean_sparse:MeanSparse",
     ),
     Kind("dent.defenses.med_bn.MedBN", "med-bn", "dent.defenses.med_bn:MedBN"),
+    Kind("dent.defenses.purifier.Purifier", "purifier", "dent.defenses.purifier:Purifier"),
     Kind("dent.models.residual.ResNet", "resnet", "dent.models.residual:ResNet"),
     Kind(
         "dent.models.autoattack_resnet18.ResNet18",

@@ -77,7 +77,9 @@ class RowSubmission(Record):
         Raises:
             ConfigError: A factory of the submitter's own comes without repository and commit.
         """
-        if ":" in self.factory and (self.repository is None or self.commit is None):
+        ours = self.factory.partition(":")[0].split(".")[0] == "dent"
+        own = ":" in self.factory and not ours
+        if own and (self.repository is None or self.commit is None):
             raise ConfigError(
                 f"the factory {self.factory!r} is code of your own: give the repository and the "
                 "commit (40 hexadecimal digits) that hold it"

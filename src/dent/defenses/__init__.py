@@ -15,6 +15,7 @@ from dent.defenses.hedge import Hedge
 from dent.defenses.mean_sparse import MeanSparse, Sparsity
 from dent.defenses.med_bn import MedBN
 from dent.defenses.perturbation import Perturbation
+from dent.defenses.purifier import Denoiser, Purifier
 from dent.defenses.registry import CONFIGS, KINDS, describe, load_config, make, names
 from dent.defenses.statistics_prior import StatisticsPrior
 from dent.defenses.tent_online import TENT, TentOnline, TentState
@@ -26,10 +27,12 @@ __all__ = [
     "KINDS",
     "TENT",
     "AntiAdversary",
+    "Denoiser",
     "Hedge",
     "MeanSparse",
     "MedBN",
     "Perturbation",
+    "Purifier",
     "ReferenceDefense",
     "Sparsity",
     "StatisticsPrior",

@@ -1,0 +1,89 @@
+"""A denoiser in front of the model (Liao et al., CVPR 2018)."""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from dent.adaptation.adaptation import Adaptation
+from dent.defenses.base import ReferenceDefense
+
+BUNDLED: Final = Path(__file__).parent / "weights" / "denoiser-cifar10.safetensors"
+"""Weights of a `Denoiser` of CIFAR-10 images."""
+
+
+class Denoiser(nn.Sequential):
+    """Five convolutions that estimate the perturbation of an image.
+
+    Args:
+        channels: of the images.
+        width: channels of the hidden layers.
+    """
+
+    def __init__(self, channels: int = 3, width: int = 32) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        for _ in range(3):
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1))
+
+
+class Purifier(ReferenceDefense):
+    """Subtract an estimate of the perturbation, then predict.
+
+        model(x − g(x))
+
+    for a denoiser g. Nothing adapts, and the gradient of `predict` is exact.
+
+    The bundled g is trained like the denoisers of Liao et al.: its loss is the distance of the
+    model's logits, |f(x̃ − g(x̃)) − f(x)|, for FGSM images x̃ at 8/255 in l∞ of
+    `resnet-14-2-linf` (`examples/train_purifier.py`). Athalye and Carlini ("On the Robustness of
+    the CVPR 2018 White-Box Adversarial Example Defenses") broke theirs by following this gradient.
+
+    Source: Liao, Liang, Dong, Pang, Hu and Zhu, "Defense against Adversarial Attacks Using
+    High-Level Representation Guided Denoiser". They use a U-Net.
+
+    Args:
+        model: the classifier.
+        denoiser: g, from images (N, C, H, W) to images of that shape. It is copied, and always in
+            eval mode. By default the bundled one, of images with 3 channels in [0, 1].
+
+    Raises:
+        UnsupportedModelError: the model cannot be computed.
+    """
+
+    name: ClassVar[str] = "purifier"
+
+    def __init__(self, model: nn.Module, denoiser: nn.Module | None = None) -> None:
+        super().__init__(model)
+        if denoiser is None:
+            denoiser = Denoiser()
+            denoiser.load_state_dict(safetensors.torch.load_file(BUNDLED))
+        self.denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
+
+    @property
+    def batch_dependent(self) -> bool:
+        """False: each image is denoised by itself."""
+        return False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """SHA-256 of the denoiser's weights, as a safetensors file."""
+        state = {key: value.cpu() for key, value in self.denoiser.state_dict().items()}
+        return {"denoiser": hashlib.sha256(safetensors.torch.save(state)).hexdigest()}
+
+    def train(self, mode: bool = True) -> "Purifier":
+        """Set the mode; the denoiser stays in eval mode."""
+        super().train(mode)
+        self.denoiser.eval()
+        return self
+
+    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
+        """Return an empty adaptation."""
+        return self.classifier.adapt(x, differentiable=differentiable)
+
+    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
+        """Return logits (N, classes) of the denoised images, with the exact gradient to `x`."""
+        return self.classifier.predict(x - self.denoiser(x), adaptation)

@@ -1,0 +1,60 @@
+"""The purifier against its formula, and the bundled denoiser on real images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dent.board.submission import submission_of
+from dent.data import load
+from dent.defenses import Denoiser, Purifier, describe
+from dent.errors import ConfigError
+from dent.models import load as load_model
+
+
+def test_the_estimate_is_subtracted(small: nn.Sequential, batch: Tensor) -> None:
+    denoiser = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Dropout(0.5)).double()
+    defense = Purifier(small, denoiser)
+    expected = small.eval()(batch - denoiser.eval()(batch))
+    torch.testing.assert_close(defense.train()(batch), expected)
+    assert torch.autograd.gradcheck(defense, batch[:2].clone().requires_grad_())
+    assert all(weight.requires_grad for weight in denoiser.parameters())  # the caller's stays
+    before = describe(defense)["settings"]
+    with torch.no_grad():
+        denoiser[0].bias.add_(1)
+    assert describe(defense)["settings"] == before
+    assert describe(Purifier(small, denoiser))["settings"] != before
+    torch.testing.assert_close(defense(batch), expected)
+
+
+def test_the_bundled_denoiser_undoes_part_of_a_step_on_its_model() -> None:
+    model = load_model("resnet-14-2-linf")
+    x, y = load("cifar10-sample").batch(range(64))
+    moved = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(moved), y), moved)
+    attacked = (x + 8 / 255 * gradient.sign()).clamp(0, 1)
+    with torch.no_grad():
+        clean = model(x)
+        purified = Purifier(model)(attacked)
+        assert float((purified - clean).abs().mean()) < float((model(attacked) - clean).abs().mean())
+        assert int((Purifier(model)(x).argmax(1) == y).sum()) >= int((clean.argmax(1) == y).sum()) - 4
+
+
+def test_a_denoiser_has_the_shape_of_its_images() -> None:
+    x = torch.rand(2, 1, 9, 7)
+    assert Denoiser(channels=1, width=4)(x).shape == x.shape
+
+
+def test_a_row_of_this_package_needs_no_repository() -> None:
+    fields = {
+        "name": "it",
+        "track": "cifar10-linf-8/255-v1",
+        "contact": "me",
+        "license": "MIT",
+        "evaluated_by": "me",
+    }
+    for factory in ("tte", "dent.defenses:Purifier"):
+        assert submission_of({**fields, "factory": factory}, "row.json").factory == factory
+    for factory in ("mine:Purifier", "dental:Purifier"):
+        with pytest.raises(ConfigError, match="give the repository"):
+            submission_of({**fields, "factory": factory}, "row.json")
