@@ -1,7 +1,7 @@
 """Train a purifier for a classifier, and put it in front of the classifier.
 
     python examples/train_purifier.py                         # a few steps on bundled images
-    python examples/train_purifier.py cifar10 600             # what the bundled denoiser had
+    python examples/train_purifier.py cifar10 400             # what the bundled denoiser had
 
 The denoiser g learns to keep the logits of the model f where they are without an attack: it
 minimizes |f(x̃ - g(x̃)) - f(x)| for FGSM images x̃ of f from a random start. Afterwards:
@@ -43,8 +43,8 @@ def train(model: nn.Module, dataset: str = "cifar10-sample", steps: int = 5) -> 
     torch.manual_seed(0)
     images = load(dataset, "train" if dataset == "cifar10" else "test")
     denoiser = Denoiser()
-    nn.init.zeros_(denoiser[-1].weight)  # it begins with no change
-    nn.init.zeros_(denoiser[-1].bias)
+    for parameter in denoiser[-1].parameters():  # it begins with no change
+        nn.init.zeros_(parameter)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for step in range(steps):
@@ -66,7 +66,7 @@ def train(model: nn.Module, dataset: str = "cifar10-sample", steps: int = 5) -> 
 def main() -> None:
     """Train, save, and answer a few images."""
     model = load_model("resnet-14-2-linf").requires_grad_(False)
-    denoiser = train(model, *sys.argv[1:2], *map(int, sys.argv[2:3]))
+    denoiser = train(model, sys.argv[1], int(sys.argv[2])) if sys.argv[2:] else train(model)
     out = Path("denoiser.safetensors")
     save_file(denoiser.half().state_dict(), out)
     x, y = load("cifar10-sample").batch(range(32))

@@ -194,7 +194,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "sgd", "beta3": 0.6}, r"beta3=0\.6 belongs to optimizer='adamod'.*'sgd'"),
     ({"objective": "tent"}, r"objective must be one of 'entropy', 'information-maximization'"),
     ({"granularity": "both"}, r"granularity must be one of 'batch', 'sample', got 'both'"),
-    ({"statistics": ["test"]}, r"statistics must be one of 'train', 'test', got \['test'\]"),
+    ({"statistics": ["test"]}, r"one of 'train', 'test', 'moving', got \['test'\]"),
     ({"reduction": None}, r"reduction must be one of 'mean', 'sum', got None"),
     ({"adapt_affine": 1}, r"adapt_affine must be True or False, got 1"),
     ({"smoothing": 0.5}, r"smoothing must be a SmoothingConfig or None, got 0\.5"),

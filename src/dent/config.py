@@ -12,7 +12,7 @@ from dent.support.suggest import did_you_mean
 OptimizerName = Literal["adam", "adamod", "sgd"]
 ObjectiveName = Literal["entropy", "information-maximization", "agreement"]
 Granularity = Literal["batch", "sample"]
-Statistics = Literal["train", "test"]
+Statistics = Literal["train", "test", "moving"]
 Reduction = Literal["mean", "sum"]
 Covariance = Literal["spherical", "diagonal", "full"]
 ViewsPrediction = Literal["logits", "probabilities", "image"]
@@ -174,7 +174,10 @@ class DentConfig(JSONConfig):
             is the Jensen-Shannon divergence between their predictions.
         granularity: one set of parameters per "batch" (dent) or one per "sample" (dent+).
         statistics: normalize by the model's running statistics ("train", the paper's ×) or by the
-            current batch's, at every forward ("test", the paper's √).
+            current batch's, at every forward ("test", the paper's √). Or as the paper's Listing 1
+            ("moving"): each step normalizes by the batch's, and moves the running ones toward them
+            with the layer's momentum; the prediction normalizes by the moved ones. Scales and
+            shifts per sample do not change that these are the batch's.
         adapt_affine: update scale γ and shift β.
         last_layers: adapt only this many of the last normalization layers, in the order in which
             the model registers them. Everything before them is computed once. None: adapt all, as
@@ -222,6 +225,7 @@ class DentConfig(JSONConfig):
         self._check_smoothing()
         self._check_last_layers()
         self._check_views()
+        self._check_moving()
         if self.steps and not self.learns:
             raise ConfigError(
                 f"steps={self.steps} has nothing to update: adapt_affine is False and no smoothing "
@@ -273,6 +277,14 @@ class DentConfig(JSONConfig):
                 "Set views=ViewsConfig(), or minimize the 'entropy'."
             )
 
+    def _check_moving(self) -> None:
+        beside = [name for name in ("views", "last_layers") if getattr(self, name) is not None]
+        if self.statistics == "moving" and beside:
+            raise ConfigError(
+                f"statistics='moving' moves the statistics of every layer once per step, and "
+                f"{beside[0]} is set. Remove {beside[0]}, or choose statistics='test'."
+            )
+
     def with_steps(self, steps: int, *, size: float = 1.0) -> Self:
         """Return the same defense with another number of steps.
 
@@ -303,7 +315,7 @@ class DentConfig(JSONConfig):
         `reduction="mean"` the batch size scales every gradient, which Adam undoes almost but not
         exactly.
         """
-        if self.statistics == "test":
+        if self.statistics == "test" or (self.statistics == "moving" and self.steps):
             return True
         alone = (
             self.granularity == "sample"

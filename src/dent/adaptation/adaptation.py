@@ -54,6 +54,9 @@ class Adaptation:
     status: Tensor
     sample_wise: bool
     smoothing_by_step: Tensor | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Moved running statistics by dotted name, each (C,), which the batch shares; see
+    `DentConfig.statistics`. Empty where they do not move."""
     _prefix: Prefix | None = field(default=None, repr=False)
     """The outputs of the layers before the first adapted one."""
 

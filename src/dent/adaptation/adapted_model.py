@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dent.adaptation.lookalikes import unadapted
+from dent.adaptation.moving import MovingStatistics, batch_norm_layers
 from dent.adaptation.norm import (
     Affine,
     OutsideAffine,
@@ -118,7 +119,7 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
     _check_layers(model, layers, config)
     for name, layer in layers.items():
         if (
-            config.statistics == "test"
+            config.statistics != "train"
             and registered_kind(layer) is not None
             and own_tensor(layer, "running_mean") is not None
         ):
@@ -128,13 +129,22 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
                 "Configure statistics='train', or make it a torch.nn.BatchNorm2d."
             )
         if (
-            config.statistics == "train"
+            config.statistics != "test"
             and isinstance(layer, nn.modules.batchnorm._BatchNorm)
             and layer.running_mean is None
         ):
             raise UnsupportedModelError(
                 f"Layer {name!r} ({type(layer).__name__}) keeps no running statistics, so there "
                 "are no train statistics to normalize by. Configure statistics='test'."
+            )
+        if (
+            config.statistics == "moving"
+            and isinstance(layer, nn.modules.instancenorm._InstanceNorm)
+            and layer.running_mean is not None
+        ):
+            raise UnsupportedModelError(
+                f"Layer {name!r} ({type(layer).__name__}) has running statistics, and "
+                "statistics='moving' moves those of BatchNorm alone. Configure 'train' or 'test'."
             )
     private_copy(model)
 
@@ -223,6 +233,7 @@ class AdaptedModel:
         self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
         self._sample_wise = config.granularity == "sample"
         self._test_statistics = config.statistics == "test"
+        self._moves = config.statistics == "moving" and config.steps > 0
         self._performance = performance or Performance(memory_format="preserve")
         self._last_layers = config.last_layers
         self._prefix = prefix
@@ -251,13 +262,18 @@ class AdaptedModel:
                 self._bindings.append(binding)
             if self._test_statistics:
                 use_test_statistics(copies[layer_name])
+        self._moving = MovingStatistics(batch_norm_layers(self._module)) if self._moves else None
         if self._prefix is not None and self._last_layers is not None:
             adapted = norm_parameters(self._model, self._last_layers)
             bound = {layer for layer, _, name, _ in self._bindings if name in adapted}
             self._prefix.attach(self._module, bound)
 
     def __call__(
-        self, x: Tensor, parameters: Mapping[str, Tensor], smoothing: Tensor | None = None
+        self,
+        x: Tensor,
+        parameters: Mapping[str, Tensor],
+        smoothing: Tensor | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Return logits (N, C) for x (N, ...).
 
@@ -266,6 +282,8 @@ class AdaptedModel:
             parameters: scales and shifts by dotted name: (*shape), or (N or 1, *shape) where the
                 granularity is "sample". Layers not named keep their own.
             smoothing: the smoothing's parameter, or None to leave x as it is.
+            statistics: where the running statistics move, those to normalize by, by dotted name;
+                layers not named keep their own. None: the batch's, as in a step.
 
         Raises:
             InputError: the model cannot take x.
@@ -273,11 +291,15 @@ class AdaptedModel:
         """
         channels_last = self._prefers_channels_last(x) and self._answers_alike(x)
         try:
+            if self._moving is not None:
+                self._moving.give(statistics)
             logits = self._run(x, parameters, smoothing, channels_last=channels_last)
         except InputError:
             if not channels_last or self._performance.memory_format != "auto":
                 raise
             self._copy()
+            if self._moving is not None:
+                self._moving.give(statistics)
             logits = self._run(x, parameters, smoothing, channels_last=False)
             _REFUSED_CHANNELS_LAST.add(self._model)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
@@ -293,6 +315,10 @@ class AdaptedModel:
                 "model that returns two logits: torch.cat([torch.zeros_like(z), z], 1)."
             )
         return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Return running statistics after the last step; see `MovingStatistics.moved`."""
+        return {} if self._moving is None else self._moving.moved(statistics, step)
 
     def _run(
         self,

@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ Values = dict[str, Tensor]
 
 AFFINE: Final = "affine"
 SMOOTHING: Final = "smoothing"
+STATISTICS: Final = "statistics"
+"""Moves in every step, but is not learned, and the batch shares it: (D,)."""
 
 
 class Point(NamedTuple):
@@ -52,6 +55,7 @@ def minimize(
     last: int | None = None,
     checkpointed: bool = False,
     on_step: OnStep | None = None,
+    running: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Adaptation:
     """Adapt to one batch: per step a forward, the objective's gradient, and an update (Figure 2).
 
@@ -65,8 +69,10 @@ def minimize(
         checkpointed: store about sqrt(`steps`) states instead of the graph, and rerun the steps
             from each during the backward pass.
         on_step: called with what is predicted before each step whose graph is kept.
+        running: where they move, the running statistics by dotted name, from which every batch
+            starts.
     """
-    start = _start(trained, config, x)
+    start = _start(trained, config, x) | ({STATISTICS: flatten(running)} if running else {})
     optimizers = _optimizers(config, start)
     values = dict(start)
     states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
@@ -96,8 +102,9 @@ def minimize(
                     values[name], states[name] = optimizer.step(
                         learned[name], gradients[name], states[name]
                     )
-                moved = {name: values[name] for name in optimizers}
-                values |= gate.accept(moved, start, _entropies(logits.detach()))
+                updated = {name: values[name] for name in optimizers}
+                values |= gate.accept(updated, start, _entropies(logits.detach()))
+                values |= _moved(model, running, values, states, gate)
         return Point(values, states, tuple(predictions))
 
     point = Point(values, states)
@@ -119,7 +126,23 @@ def minimize(
         status=gate.status(),
         sample_wise=config.granularity == "sample",
         smoothing_by_step=torch.stack(gate.smoothings) if gate.smoothings else None,
+        statistics=unflatten(values.get(STATISTICS), running),
     )
+
+
+def _moved(
+    model: AdaptedModel,
+    running: Mapping[str, Tensor],
+    values: Values,
+    states: Mapping[str, State],
+    gate: "_NonFiniteGate",
+) -> Values:
+    """Return the running statistics after a step, where they move."""
+    if not running:
+        return {}
+    taken = max(state.step for state in states.values())
+    moved = model.moved(unflatten(values[STATISTICS], running), taken)
+    return {STATISTICS: gate.accept_shared(_joined(moved.values()), flatten(running))}
 
 
 def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
@@ -166,15 +189,16 @@ def _recomputing(
     Memory holds one state in place of the graph of all these steps (see `recomputed`).
     """
     untouched_gate = copy.copy(gate)
+    moving = [*start.states, *({STATISTICS} & start.values.keys())]
 
     def pack(point: Point) -> list[Tensor]:
         averages = [tensor for state in point.states.values() for tensor in state.averages]
-        moved = [point.values[name] for name in start.states]
+        moved = [point.values[name] for name in moving]
         return [*moved, *averages, *point.predictions]
 
     def unpack(tensors: Sequence[Tensor], steps_taken: int) -> Point:
         remaining = iter(tensors)
-        values = start.values | {name: next(remaining) for name in start.states}
+        values = start.values | {name: next(remaining) for name in moving}
         return Point(
             values,
             {
@@ -247,10 +271,15 @@ def flatten(trained: Mapping[str, Tensor]) -> Tensor:
 
     In at least float32: beside 1, a step of 1e-3 would round away in bfloat16.
     """
-    dtype, device = torch.float32, next(iter(trained.values())).device
-    for tensor in trained.values():
+    return _joined(tensor.detach() for tensor in trained.values())
+
+
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
+    first, *others = tensors
+    dtype = torch.promote_types(torch.float32, first.dtype)
+    for tensor in others:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return torch.cat([tensor.detach().to(device, dtype).flatten() for tensor in trained.values()])
+    return torch.cat([tensor.to(first.device, dtype).flatten() for tensor in (first, *others)])
 
 
 def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
@@ -302,6 +331,13 @@ class _NonFiniteGate:
         self._all_finite = False
         self._follow(gated)
         return gated
+
+    def accept_shared(self, updated: Tensor, start: Tensor) -> Tensor:
+        """Return a value of the whole batch, or `start` where the batch goes back to its start."""
+        keep = updated.detach().isfinite().all()
+        if not self._sample_wise:
+            keep = keep & self._kept.all()
+        return torch.where(keep, updated, start)
 
     def _finite_so_far(self, updated: Values, entropies: Tensor) -> bool:
         """Whether there is nothing to gate, where asking does not wait for a device."""

@@ -147,7 +147,7 @@ def use_test_statistics(layer: nn.Module) -> None:
 
 
 def normalizes_by_batch(model: nn.Module, config: DentConfig) -> bool:
-    """Whether a defense normalizes each sample by the statistics of its batch."""
+    """Whether a defense predicts each sample by the statistics of its batch alone."""
     return config.statistics == "test" and any(
         isinstance(layer, _BatchNorm) for _, layer in norm_layers(model)
     )
@@ -258,13 +258,25 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         normalized = F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
         return _scale_and_shift(normalized, weight, bias, channels_last=False)
-    # Train statistics are constants: fold them into scale and shift, and pass over x only once.
+    return fixed_batch_norm(input, running_mean, running_var, weight, bias, eps)
+
+
+def fixed_batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Affine | None,
+    bias: Affine | None,
+    eps: float,
+) -> Tensor:
+    """Normalize by statistics that do not depend on `x`, each (C,), with their gradient."""
+    # Fold them into scale and shift, and pass over x only once.
     # In float32 at least, as the kernels do: half precision would round the scale.
-    precision = torch.promote_types(running_var.dtype, torch.float32)
-    inverse = (running_var.to(precision) + eps).rsqrt()
+    precision = torch.promote_types(variance.dtype, torch.float32)
+    inverse = (variance.to(precision) + eps).rsqrt()
     scale = inverse if weight is None else weight.value * inverse
-    shift = -running_mean * scale if bias is None else bias.value - running_mean * scale
-    return _scale_and_shift(input, Affine(scale), Affine(shift), channels_last=False)
+    shift = -mean * scale if bias is None else bias.value - mean * scale
+    return _scale_and_shift(x, Affine(scale), Affine(shift), channels_last=False)
 
 
 def _instance_norm(

@@ -17,6 +17,7 @@ from dent.adaptation.adapted_model import AdaptedModel, check_supported, eager, 
 from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import unadapted
 from dent.adaptation.minimize import OnStep, minimize, spread_to
+from dent.adaptation.moving import running_statistics
 from dent.adaptation.prefix import Prefix
 from dent.adaptation.trial import Trial
 from dent.adaptation.views import predict
@@ -210,6 +211,7 @@ class Dent(nn.Module):
                     last=last,
                     checkpointed=checkpointed,
                     on_step=spread_to(on_step, finite),
+                    running=self._running(),
                 )
 
             adaptation = (
@@ -244,6 +246,10 @@ class Dent(nn.Module):
         nothing = logits.new_full((len(x), logits.shape[1]), torch.nan)
         return nothing.index_put((finite,), logits)
 
+    def _running(self) -> dict[str, Tensor]:
+        moves = self.config.statistics == "moving" and self.config.steps > 0
+        return running_statistics(eager(self.model)) if moves else {}
+
     def _adapted(self, prefix: Prefix, *, predicts: bool = False) -> AdaptedModel:
         eagerly = replace(self.performance, compile=False)
         return AdaptedModel(self.model, self.config, eagerly, prefix, shares_generators=predicts)
@@ -251,12 +257,16 @@ class Dent(nn.Module):
     def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         def run(model: AdaptedModel) -> Tensor:
             answer = partial(
-                model, parameters=adaptation.parameters, smoothing=adaptation.smoothing
+                model,
+                parameters=adaptation.parameters,
+                smoothing=adaptation.smoothing,
+                statistics=adaptation.statistics,
             )
             return predict(answer, x, self.config.views)
 
         prefix = adaptation._prefix or Prefix()
-        inputs = [x, adaptation.smoothing, *adaptation.parameters.values()]
+        moved = adaptation.statistics.values()
+        inputs = [x, adaptation.smoothing, *adaptation.parameters.values(), *moved]
         needs_gradient = any(value is not None and value.requires_grad for value in inputs)
         if needs_gradient and torch.is_grad_enabled():
             return run(self._adapted(prefix, predicts=True))

@@ -135,12 +135,12 @@ def _name(config: DentConfig) -> str:
             return name
     if config.steps:
         return "dent-custom"
+    own = config.statistics != "test"  # without a step, nothing moves
     if config.views is not None and config.views.predict != "image":
-        alone = config.smoothing is None and config.statistics == "train"
-        return "tte" if alone else "dent-custom"
+        return "tte" if config.smoothing is None and own else "dent-custom"
     if config.smoothing is None:
-        return "static" if config.statistics == "train" else "statistics-only"
-    return "smoothing" if config.statistics == "train" else "dent-custom"
+        return "static" if own else "statistics-only"
+    return "smoothing" if own else "dent-custom"
 
 
 def _own(spec: str, defense: object) -> "DynamicDefense":

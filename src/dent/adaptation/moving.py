@@ -1,0 +1,90 @@
+"""Running statistics that move while a model adapts, as in the paper's Listing 1.
+
+A BatchNorm layer in train mode normalizes by its batch, and moves its running statistics toward
+those of the batch. In eval mode it then normalizes by the moved ones.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dent.adaptation.norm import Affine, fixed_batch_norm, norm_layers
+
+MEAN, VARIANCE = "running_mean", "running_var"
+
+
+def batch_norm_layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """The BatchNorm layers that keep running statistics, by dotted name."""
+    for name, layer in norm_layers(model):
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            yield name, layer
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of a model by dotted name, each (C,)."""
+    return {
+        f"{name}.{attribute}": getattr(layer, attribute)
+        for name, layer in batch_norm_layers(model)
+        for attribute in (MEAN, VARIANCE)
+    }
+
+
+class MovingStatistics:
+    """Makes the BatchNorm layers of a private copy normalize by batch statistics or by given ones.
+
+    Args:
+        layers: the layers by dotted name. Their forward is replaced.
+    """
+
+    def __init__(self, layers: Iterable[tuple[str, _BatchNorm]]) -> None:
+        self._layers = dict(layers)
+        self._given: Mapping[str, Tensor] | None = None
+        self._seen: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name, layer in self._layers.items():
+            vars(layer)["forward"] = partial(self._forward, name, layer)
+
+    def give(self, statistics: Mapping[str, Tensor] | None) -> None:
+        """Normalize the next forward by these running statistics; None: by the batch."""
+        self._given = statistics
+        self._seen.clear()
+
+    def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Return running statistics after the last forward, which normalized by the batch.
+
+        Args:
+            statistics: before it, by dotted name.
+            step: number of this step of the adaptation, from 1.
+        """
+        moved = dict(statistics)
+        for name, layer in self._layers.items():
+            for seen in self._seen[name]:
+                share = layer.momentum
+                if share is None:  # the mean over all batches so far
+                    share = 1 / (int(layer.num_batches_tracked or 0) + step)
+                for attribute, value in zip((MEAN, VARIANCE), seen, strict=True):
+                    key = f"{name}.{attribute}"
+                    moved[key] = (1 - share) * moved[key] + share * value.to(moved[key].dtype)
+        return moved
+
+    def _forward(self, name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
+        if self._given is not None:
+            mean, variance = (
+                self._given.get(f"{name}.{attribute}", getattr(layer, attribute))
+                for attribute in (MEAN, VARIANCE)
+            )
+            weight, bias = _rows(layer.weight), _rows(layer.bias)
+            return fixed_batch_norm(x, mean, variance, weight, bias, layer.eps)
+        over = [axis for axis in range(x.dim()) if axis != 1]
+        variance, mean = torch.var_mean(x, over, correction=1)  # as torch keeps it
+        self._seen[name].append((mean, variance))
+        return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+
+
+def _rows(value: Any) -> Affine | None:
+    return value if value is None or isinstance(value, Affine) else Affine(value.unsqueeze(0))

@@ -1,0 +1,175 @@
+"""Moving statistics against the paper's Listing 1, written out with torch's own train mode."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import ConfigError, Dent, DentConfig, Status, UnsupportedModelError
+from dent.defenses import describe
+
+
+def make_model(*, affine: bool = True, momentum: float | None = 0.1) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2),
+        nn.BatchNorm2d(6, affine=affine, momentum=momentum),
+        nn.Tanh(),
+        nn.Conv2d(6, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(45, 4),
+    ).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.7, generator=generator)
+        for layer in (model[1], model[4]):
+            layer.running_mean.normal_(0, 0.3, generator=generator)
+            layer.running_var.uniform_(0.3, 2, generator=generator)
+            layer.num_batches_tracked.fill_(7)
+    return model.eval()
+
+
+def images(count: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.rand(count, 3, 12, 12, dtype=torch.float64, generator=generator)
+
+
+def listing_1(model: nn.Sequential, x: Tensor, steps: int, lr: float) -> tuple[Tensor, nn.Module]:
+    """The paper's Listing 1, on a copy: logits, and the adapted copy."""
+    model = copy.deepcopy(model)
+    layers = [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
+    parameters = [p for layer in layers for p in layer.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    model.train()
+    for _ in range(steps):
+        log = model(x).log_softmax(1)
+        loss = -(log.exp() * log).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return model(x), model
+
+
+def config(steps: int = 4, **changes: Any) -> DentConfig:
+    return DentConfig(steps=steps, lr=0.05, statistics="moving", **changes)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("changes", [{}, {"momentum": None}, {"momentum": 0.3}, {"affine": False}])
+def test_it_is_listing_1(steps: int, changes: dict[str, Any]) -> None:
+    model, x = make_model(**changes), images()
+    expected, adapted = listing_1(model, x, steps, 0.05)
+    defense = Dent(model, config(steps))
+    adaptation = defense.adapt(x)
+    torch.testing.assert_close(defense.predict(x, adaptation), expected, rtol=0, atol=1e-9)
+    buffers = dict(adapted.named_buffers())
+    assert len(adaptation.statistics) == 4
+    for name, value in adaptation.statistics.items():
+        torch.testing.assert_close(value, buffers[name], rtol=0, atol=1e-12)
+    assert defense.batch_dependent
+    assert not torch.allclose(expected, model(x))
+    for other in ("train", "test"):
+        alternative = DentConfig.from_dict({"steps": steps, "lr": 0.05, "statistics": other})
+        assert not torch.allclose(Dent(model, alternative)(x), expected)
+
+
+def test_nothing_stays_behind() -> None:
+    model, x = make_model(), images()
+    before = copy.deepcopy(model.state_dict())
+    defense = Dent(model, config())
+    first = defense(x)
+    assert torch.equal(defense(x), first)
+    defense(images(3))
+    assert torch.equal(defense(x), first)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_without_steps_nothing_moves() -> None:
+    model, x = make_model(), images()
+    defense = Dent(model, config(0))
+    torch.testing.assert_close(defense(x), model(x))
+    assert not defense.batch_dependent
+    assert describe(defense)["name"] == "static"
+
+
+def by_differences(answer: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> Tensor:
+    step = 1e-6
+    return (answer(x + step * along) - answer(x - step * along)) / (2 * step)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("how", [{}, {"checkpointed": True}])
+def test_the_exact_gradient_passes_through_the_moved_statistics(
+    granularity: Any, how: dict[str, Any]
+) -> None:
+    model, x = make_model(), images(4)
+    defense = Dent(model, config(3, granularity=granularity))
+
+    def answer(x: Tensor) -> Tensor:
+        return defense(x).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    adaptation = defense.adapt(leaf, differentiable=True, **how)
+    logits = defense.predict(leaf, adaptation)
+    torch.testing.assert_close(logits.detach(), defense(x))
+    (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
+    along = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
+    expected = by_differences(answer, x, along)
+    torch.testing.assert_close((gradient * along).sum(), expected, rtol=1e-5, atol=1e-7)
+    stale = x.clone().requires_grad_()
+    (constant,) = torch.autograd.grad(answer(stale), stale)
+    assert not torch.allclose(constant, gradient, rtol=1e-3)
+
+
+def test_one_set_of_scales_per_sample_shares_the_statistics() -> None:
+    model, x = make_model(), images()
+    adaptation = Dent(model, config(granularity="sample", reduction="sum")).adapt(x)
+    assert adaptation.parameters["1.weight"].shape == (8, 6)
+    assert adaptation.statistics["1.running_mean"].shape == (6,)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_a_batch_that_turns_non_finite_goes_back_to_its_start(granularity: Any) -> None:
+    model, x = make_model(), images()
+    x[2] = 1.7e308
+    x[2, :, ::2] *= -1
+    defense = Dent(model, config(granularity=granularity))
+    adaptation = defense.adapt(x)
+    assert not bool((adaptation.status == Status.ADAPTED).any())
+    others = torch.arange(8) != 2
+    torch.testing.assert_close(defense.predict(x, adaptation)[others], model(x)[others])
+
+
+def test_a_bad_row_is_left_out_of_the_statistics() -> None:
+    model, x = make_model(), images()
+    bad = x.clone()
+    bad[2, 0, 0, 0] = torch.nan
+    kept = torch.arange(8) != 2
+    defense = Dent(model, config())
+    torch.testing.assert_close(defense(bad)[kept], defense(x[kept]))
+
+
+@pytest.mark.parametrize("beside", ["views", "last_layers"])
+def test_what_it_does_not_go_with_is_refused(beside: str) -> None:
+    value = {"count": 2} if beside == "views" else 1
+    with pytest.raises(ConfigError, match=f"{beside} is set"):
+        DentConfig.from_dict({"statistics": "moving", beside: value})
+
+
+def test_layers_that_cannot_move_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="BatchNorm alone"):
+        Dent(nn.Sequential(nn.InstanceNorm1d(3, affine=True, track_running_stats=True)), config())
+    without = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(UnsupportedModelError, match="no running statistics"):
+        Dent(without, config())
