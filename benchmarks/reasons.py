@@ -1,0 +1,147 @@
+"""Why batch-wise dent does not reproduce its gain on the bundled l-inf net: one change at a time.
+
+    python benchmarks/reasons.py run                what is missing; an hour on 2 cores, resumable
+    python benchmarks/reasons.py page               the table of docs/paper/what-reproduces.md
+
+Every configuration faces the paper's kind of attack: APGD-CE through the whole defense, whose
+gradient passes the last forward only. What the same attack finds against the static model is
+submitted as well. Runs are in runs/reasons/, what the table needs in docs/paper/reasons.json.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dent import Dent, DentConfig, ThreatModel, data, models
+from dent.attacks import make
+from dent.evaluation import Settings, Subject, evaluate
+from dent.evaluation.results.intervals import tango, wilson
+from dent.storage.disk import write_atomically
+
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = ROOT / "docs/paper/what-reproduces.md"
+KEPT: Final = ROOT / "docs/paper/reasons.json"
+MODEL: Final = "resnet-14-2-linf"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One configuration.
+
+    Attributes:
+        says: How it differs from batch-wise dent of 10 steps.
+        fields: Of `DentConfig`.
+        batch_size: Images that are submitted together.
+    """
+
+    says: str
+    fields: Mapping[str, Any]
+    batch_size: int = 128
+
+
+CHANGES: Final = (
+    Change("dent, 10 steps, batches of 128", {}),
+    Change("batches of 16", {}, batch_size=16),
+    Change("statistics of the batch", {"statistics": "test"}),
+    Change("statistics that move (Listing 1)", {"statistics": "moving"}),
+    Change("a tenth of the learning rate", {"lr": 1e-4}),
+    Change("3 times the learning rate", {"lr": 3e-3}),
+    Change("SGD with momentum, learning rate 0.01", {"optimizer": "sgd", "lr": 1e-2}),
+    Change("one set of scales and shifts per sample", {"granularity": "sample"}),
+    Change("information maximization", {"objective": "information-maximization"}),
+    Change("30 steps (the paper's)", {"steps": 30}),
+    Change("30 steps, statistics that move", {"steps": 30, "statistics": "moving"}),
+)
+
+
+def run(samples: int, iterations: int) -> None:
+    """Measure what is missing, and keep it."""
+    model, threat = models.load(MODEL), ThreatModel("linf", "8/255")
+    dataset = data.load("cifar10")
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for index, change in enumerate(CHANGES):
+        if change.says in kept:
+            continue
+        config = DentConfig.from_dict({"steps": 10, **change.fields})
+        subject = Subject(
+            model,
+            dataset,
+            {"dent": Dent(model, config)},
+            [make("apgd-ce", iterations=iterations)],
+            threat,
+        )
+        settings = Settings(n=samples, batch_size=change.batch_size)
+        result = evaluate(subject, settings, out=ROOT / f"runs/reasons/{index:02d}", progress=_tell)
+        of = {name: _counts(each) for name, each in result.defenses.items()}
+        kept[change.says] = {"samples": samples, "iterations": iterations, "counts": of}
+        write_atomically(KEPT, (json.dumps(kept, indent=1) + "\n").encode())
+        print(f"\n{change.says}: {of}", flush=True)
+
+
+def _tell(state: Any) -> None:
+    print(f"\r{state.done} of {state.total} units", end="", flush=True)
+
+
+def _counts(result: Any) -> dict[str, int]:
+    counts = {each.kind: each.served.correct for each in result.attacks}
+    counts["natural"] = result.natural.served.correct
+    if result.difference is not None:
+        counts |= {"gained": result.difference.only_defended, "lost": result.difference.only_static}
+    return counts
+
+
+def page() -> None:
+    """Write the table into the page."""
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text("\n".join([before + BEGIN, *table(json.loads(KEPT.read_text())), END + after]))
+
+
+def table(kept: Mapping[str, Any]) -> list[str]:
+    """The lines of the table, from what is kept."""
+    lines = [
+        "| change | clean | APGD-CE through the defense | transferred from the static model "
+        "| worst case against static, points |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for says, of in kept.items():
+        count, defended = of["samples"], of["counts"]["dent"]
+        if len(lines) == 2:
+            static = of["counts"]["static"]
+            robust = _share(static["attack"], count)
+            lines.append(f"| static model | {static['natural'] / count:.1%} | {robust} | | |")
+        low, high = tango(defended["gained"], defended["lost"], count)
+        difference = (defended["gained"] - defended["lost"]) / count
+        lines.append(
+            f"| {says} | {defended['natural'] / count:.1%} | {_share(defended['attack'], count)} | "
+            f"{_share(defended['transfer'], count)} | "
+            f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
+        )
+    return lines
+
+
+def _share(correct: int, count: int) -> str:
+    low, high = wilson(correct, count)
+    return f"{correct / count:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def main() -> None:
+    """Run, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--iterations", type=int, default=10)
+    asked = parser.parse_args()
+    if asked.what == "run":
+        run(asked.samples, asked.iterations)
+    else:
+        page()
+
+
+if __name__ == "__main__":
+    main()
