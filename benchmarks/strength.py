@@ -7,7 +7,9 @@ Every attack runs alone and from scratch; what it made is served once more, and 
   gradient of a process of fewer, larger steps, both from where `adaptive-unrolled-warm` begins;
 - the fixed point attack and GMSA as Chen et al. (ICLR 2022) describe them, with plain sign steps;
 - `pool`: transfers to every target and GMSA's rounds, assembled member by member by the margin that
-  the defense gave them, then the exact gradient of a hinge from there.
+  the defense gave them, then the exact gradient of a hinge from there;
+- `library`: PGD and APGD of foolbox, adv-lib and torchattacks, of those that are installed. They
+  follow the gradient of the last forward, as they do around any model.
 
 One JSON file a batch and attack, so that it goes on where it stopped; then a table in Markdown.
 *By member* counts who stood under every attack of a row, *by whole batch* the worst of its batches,
@@ -22,6 +24,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,7 +33,7 @@ import torch
 from torch import Tensor
 
 from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
-from dent.attacks import Attack
+from dent.attacks import Attack, from_adv_lib, from_foolbox
 from dent.attacks.losses import margin
 from dent.evaluation.results.intervals import wilson
 from dent.evaluation.suites import BUDGETS, members
@@ -185,6 +189,28 @@ def options(budget: str) -> Iterator[tuple[str, Attack]]:
     yield "larger-steps", replace(warm, rung="fewer-steps", larger=True)  # type: ignore[call-arg]
 
 
+def libraries() -> Iterator[tuple[str, Strong]]:
+    """Attacks of other libraries, where they are installed."""
+    foreign = {}
+    if find_spec("foolbox"):
+        foreign["library/foolbox-pgd"] = from_foolbox("LinfPGD", steps=40)
+    if find_spec("adv_lib"):
+        foreign["library/adv-lib-apgd"] = from_adv_lib("apgd", n_iter=40)
+    for name, made in foreign.items():
+        yield (
+            name,
+            lambda defense, x, y, made=made: made(defense, x, y, THREAT, seed=0).adversarial,  # type: ignore[misc]
+        )
+    if find_spec("torchattacks"):
+        yield "library/torchattacks-apgd", torchattacks_apgd
+
+
+def torchattacks_apgd(defense: Any, x: Tensor, y: Tensor) -> Tensor:
+    """APGD of torchattacks, which keeps its batch together."""
+    images = import_module("torchattacks").APGD(defense.eval(), eps=THREAT.eps, steps=40)(x, y)
+    return THREAT.project(images.detach(), x)
+
+
 def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
     """All attacks by name: the suite's, its options, then others'."""
     ours = {
@@ -197,6 +223,7 @@ def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
             name,
             lambda defense, x, y, made=made: made(defense, x, y, THREAT, seed=0).adversarial,  # type: ignore[misc]
         )
+    yield from libraries()
     yield "published/fpa", published("last")
     yield "published/gmsa-avg", published("mean")
     yield "published/gmsa-min", published("least")
