@@ -46,16 +46,16 @@ class Change:
 
 CHANGES: Final = (
     Change("dent, 10 steps, batches of 128", {}),
-    Change("batches of 16", {}, batch_size=16),
-    Change("statistics of the batch", {"statistics": "test"}),
     Change("statistics that move (Listing 1)", {"statistics": "moving"}),
+    Change("statistics of the batch", {"statistics": "test"}),
     Change("a tenth of the learning rate", {"lr": 1e-4}),
-    Change("3 times the learning rate", {"lr": 3e-3}),
-    Change("SGD with momentum, learning rate 0.01", {"optimizer": "sgd", "lr": 1e-2}),
     Change("one set of scales and shifts per sample", {"granularity": "sample"}),
     Change("information maximization", {"objective": "information-maximization"}),
+    Change("batches of 16", {}, batch_size=16),
     Change("30 steps (the paper's)", {"steps": 30}),
     Change("30 steps, statistics that move", {"steps": 30, "statistics": "moving"}),
+    Change("3 times the learning rate", {"lr": 3e-3}),
+    Change("SGD with momentum, learning rate 0.01", {"optimizer": "sgd", "lr": 1e-2}),
 )
 
 
@@ -84,12 +84,13 @@ def run(samples: int, iterations: int) -> None:
 
 
 def _tell(state: Any) -> None:
-    print(f"\r{state.done} of {state.total} units", end="", flush=True)
+    if not state.within:  # a unit begins
+        print(f"\r{state.done} of {state.total} units", end="", flush=True)
 
 
 def _counts(result: Any) -> dict[str, int]:
     counts = {each.kind: each.served.correct for each in result.attacks}
-    counts["natural"] = result.natural.served.correct
+    counts["natural"] = result.natural.correct
     if result.difference is not None:
         counts |= {"gained": result.difference.only_defended, "lost": result.difference.only_static}
     return counts
@@ -131,7 +132,7 @@ def main() -> None:
     """Run, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("run", "page"))
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--iterations", type=int, default=10)
     asked = parser.parse_args()
     if asked.what == "run":

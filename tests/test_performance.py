@@ -1,5 +1,6 @@
 """Settings that change speed change no answer."""
 
+import copy
 from typing import Any, ClassVar
 
 import pytest
@@ -115,6 +116,28 @@ def test_the_memory_format_is_what_was_asked_for(
     seen.clear()
     defense(x[..., :pixels, :pixels])
     assert seen == [expected] * (BATCH.steps + 1)
+
+
+class _Counting(Around):
+    """Notes how many images each call has."""
+
+    counts: list[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts.append(len(x))
+        return super().forward(x)
+
+
+def test_the_first_batch_of_a_copy_costs_one_forward_and_questions_about_few_images() -> None:
+    model = _Counting(_convolutional(32))
+    type(model).counts = counts = []
+    x = torch.rand(64, 3, 16, 16)
+    defense = Dent(model, DentConfig(steps=0))
+    copied = copy.deepcopy(defense)
+    for each in (defense, copied):
+        counts.clear()
+        each(x)
+        assert [count for count in counts if count > 8] == [64]
 
 
 class _SeeingWeights(nn.Conv2d):

@@ -59,6 +59,8 @@ _WEIGHTS_A_PIXEL = 3000
 """Weights of convolutions for each pixel of a batch, above which their reordering costs more than
 channels-last saves. Both are measured (docs/speed.md)."""
 
+_ROWS = 8
+"""Samples on which the two memory formats are compared; all where a model takes no fewer."""
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models whose forward on channels-last images has failed or answered otherwise than on others."""
 _CHECKED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
@@ -384,7 +386,8 @@ class AdaptedModel:
         if self._model in _CHECKED_CHANNELS_LAST:
             return True
         with self._autocast(x):
-            alike = _alike(self._model, x.detach())
+            few = _alike(self._model, x[:_ROWS].detach())
+            alike = _alike(self._model, x.detach()) if few is None else few
         if alike:
             _CHECKED_CHANNELS_LAST.add(self._model)
         elif alike is not None:
