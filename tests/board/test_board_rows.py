@@ -1,0 +1,25 @@
+"""The rows that the repository has are what they say."""
+
+from pathlib import Path
+
+import pytest
+
+from dent.board.check import checks_of
+from dent.board.listing import list_rows, read_board_row
+from dent.evaluation import verify
+
+BOARD = Path(__file__).parents[2] / "board"
+ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
+
+
+def test_every_folder_with_a_row_is_listed() -> None:
+    assert len(ROWS) >= 4
+    assert len(list_rows(BOARD)) == len(ROWS)
+
+
+@pytest.mark.parametrize("folder", ROWS, ids=lambda folder: folder.name)
+def test_a_row_is_of_its_track_and_its_records_are_whole(folder: Path) -> None:
+    row = read_board_row(folder)
+    assert [(each.name, each.problems) for each in checks_of(row) if each.state != "passed"] == []
+    checked = verify(folder / "headline")
+    assert [each.problems for each in checked.checks if each.state == "failed"] == []

@@ -1,0 +1,30 @@
+"""The table of docs/paper/what-reproduces.md follows from what benchmarks/reasons.py kept."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_is_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("reasons")
+    kept = json.loads((ROOT / "docs/paper/reasons.json").read_text())
+    known = [change.says for change in module.CHANGES]
+    assert [says for says in known if says in kept] == list(kept)
+    lines = module.table(kept)
+    assert len(lines) == 3 + len(kept)
+    page = (ROOT / "docs/paper/what-reproduces.md").read_text()
+    inside = page.split(module.BEGIN)[1].split(module.END)[0]
+    assert inside.strip().splitlines() == lines
+
+
+def test_a_configuration_that_nothing_changes_is_batch_wise_dent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    first = importlib.import_module("reasons").CHANGES[0]
+    assert (dict(first.fields), first.batch_size) == ({}, 128)
