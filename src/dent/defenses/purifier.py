@@ -2,10 +2,10 @@
 
 import copy
 import hashlib
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import safetensors.torch
 from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Adaptation
@@ -13,6 +13,11 @@ from dent.defenses.base import ReferenceDefense
 
 BUNDLED: Final = Path(__file__).parent / "weights" / "denoiser-cifar10.safetensors"
 """Weights of a `Denoiser` of CIFAR-10 images."""
+
+
+def _safetensors() -> Any:
+    """Load safetensors where it is needed: `import dent` does not."""
+    return import_module("safetensors.torch")
 
 
 class Denoiser(nn.Sequential):
@@ -60,7 +65,7 @@ class Purifier(ReferenceDefense):
         super().__init__(model)
         if denoiser is None:
             denoiser = Denoiser()
-            denoiser.load_state_dict(safetensors.torch.load_file(BUNDLED))
+            denoiser.load_state_dict(_safetensors().load_file(BUNDLED))
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
 
     @property
@@ -72,7 +77,7 @@ class Purifier(ReferenceDefense):
     def settings(self) -> dict[str, Any]:
         """SHA-256 of the denoiser's weights, as a safetensors file."""
         state = {key: value.cpu() for key, value in self.denoiser.state_dict().items()}
-        return {"denoiser": hashlib.sha256(safetensors.torch.save(state)).hexdigest()}
+        return {"denoiser": hashlib.sha256(_safetensors().save(state)).hexdigest()}
 
     def train(self, mode: bool = True) -> "Purifier":
         """Set the mode; the denoiser stays in eval mode."""
