@@ -6,6 +6,7 @@ import pytest
 
 from dent.board.check import checks_of
 from dent.board.listing import list_rows, read_board_row
+from dent.board.trust import state_of
 from dent.evaluation import verify
 
 BOARD = Path(__file__).parents[2] / "board"
@@ -14,7 +15,9 @@ ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
 
 def test_every_folder_with_a_row_is_listed() -> None:
     assert len(ROWS) >= 4
-    assert len(list_rows(BOARD)) == len(ROWS)
+    rows = list_rows(BOARD)
+    assert len(rows) == len(ROWS)
+    assert {state_of(row.checks) for row in rows} == {"re-attacked"}
 
 
 @pytest.mark.parametrize("folder", ROWS, ids=lambda folder: folder.name)
