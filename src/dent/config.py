@@ -307,6 +307,11 @@ class DentConfig(JSONConfig):
         return self.adapt_affine or (self.smoothing is not None and self.smoothing.learn)
 
     @property
+    def moves_statistics(self) -> bool:
+        """Whether steps move the running statistics."""
+        return self.statistics == "moving" and self.steps > 0
+
+    @property
     def batch_dependent(self) -> bool:
         """Whether a prediction can depend on the other members of the batch, or on their number.
 
@@ -315,7 +320,7 @@ class DentConfig(JSONConfig):
         `reduction="mean"` the batch size scales every gradient, which Adam undoes almost but not
         exactly.
         """
-        if self.statistics == "test" or (self.statistics == "moving" and self.steps):
+        if self.statistics == "test" or self.moves_statistics:
             return True
         alone = (
             self.granularity == "sample"

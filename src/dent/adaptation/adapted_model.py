@@ -59,7 +59,7 @@ _WEIGHTS_A_PIXEL = 3000
 """Weights of convolutions for each pixel of a batch, above which their reordering costs more than
 channels-last saves. Both are measured (docs/speed.md)."""
 
-_ROWS = 8
+FEW_ROWS = 8
 """Samples on which the two memory formats are compared; all where a model takes no fewer."""
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models whose forward on channels-last images has failed or answered otherwise than on others."""
@@ -235,7 +235,7 @@ class AdaptedModel:
         self._kind: Covariance | None = config.smoothing.covariance if config.smoothing else None
         self._sample_wise = config.granularity == "sample"
         self._test_statistics = config.statistics == "test"
-        self._moves = config.statistics == "moving" and config.steps > 0
+        self._moves = config.moves_statistics
         self._performance = performance or Performance(memory_format="preserve")
         self._last_layers = config.last_layers
         self._prefix = prefix
@@ -293,16 +293,12 @@ class AdaptedModel:
         """
         channels_last = self._prefers_channels_last(x) and self._answers_alike(x)
         try:
-            if self._moving is not None:
-                self._moving.give(statistics)
-            logits = self._run(x, parameters, smoothing, channels_last=channels_last)
+            logits = self._run(x, parameters, smoothing, statistics, channels_last=channels_last)
         except InputError:
             if not channels_last or self._performance.memory_format != "auto":
                 raise
             self._copy()
-            if self._moving is not None:
-                self._moving.give(statistics)
-            logits = self._run(x, parameters, smoothing, channels_last=False)
+            logits = self._run(x, parameters, smoothing, statistics, channels_last=False)
             _REFUSED_CHANNELS_LAST.add(self._model)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             how = wrapping(logits) or " Wrap the model so that forward returns them."
@@ -327,10 +323,13 @@ class AdaptedModel:
         x: Tensor,
         parameters: Mapping[str, Tensor],
         smoothing: Tensor | None,
+        statistics: Mapping[str, Tensor] | None,
         *,
         channels_last: bool,
     ) -> Any:
         self._bind(parameters)
+        if self._moving is not None:
+            self._moving.give(statistics)
         try:
             images = smooth(x, smoothing, self._kind) if smoothing is not None and self._kind else x
             images = self._owned(images, channels_last=channels_last)
@@ -386,7 +385,7 @@ class AdaptedModel:
         if self._model in _CHECKED_CHANNELS_LAST:
             return True
         with self._autocast(x):
-            few = _alike(self._model, x[:_ROWS].detach())
+            few = _alike(self._model, x[:FEW_ROWS].detach())
             alike = _alike(self._model, x.detach()) if few is None else few
         if alike:
             _CHECKED_CHANNELS_LAST.add(self._model)

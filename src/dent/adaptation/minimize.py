@@ -104,7 +104,7 @@ def minimize(
                     )
                 updated = {name: values[name] for name in optimizers}
                 values |= gate.accept(updated, start, _entropies(logits.detach()))
-                values |= _moved(model, running, values, states, gate)
+                values |= _moved(model, running, start, values, states, gate)
         return Point(values, states, tuple(predictions))
 
     point = Point(values, states)
@@ -133,6 +133,7 @@ def minimize(
 def _moved(
     model: AdaptedModel,
     running: Mapping[str, Tensor],
+    start: Values,
     values: Values,
     states: Mapping[str, State],
     gate: "_NonFiniteGate",
@@ -142,7 +143,7 @@ def _moved(
         return {}
     taken = max(state.step for state in states.values())
     moved = model.moved(unflatten(values[STATISTICS], running), taken)
-    return {STATISTICS: gate.accept_shared(_joined(moved.values()), flatten(running))}
+    return {STATISTICS: gate.accept_shared(_joined(moved.values()), start[STATISTICS])}
 
 
 def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
+from dent.adaptation.adapted_model import FEW_ROWS, AdaptedModel, eager, norm_parameters
 from dent.adaptation.isolation import isolated
 from dent.adaptation.norm import norm_layers, normalizes_by_batch, registered_kind
 from dent.adaptation.objectives import loss
@@ -38,9 +38,6 @@ from dent.errors import (
 from dent.support.plural import counted
 from dent.support.warned import warn
 
-_ROWS: Final = 8
-"""Number of samples of the first batch that are checked; all of them if the model needs the whole
-batch."""
 _ULPS: Final = 1000
 _LOOSEST: Final = 0.05
 """Largest distance of two equal answers: units in the last place of the largest value, and a share
@@ -146,7 +143,7 @@ def _first(
         Whether the model gave an output to check. If not, the caller's own forward pass reports
         the error.
     """
-    for rows in (x[:_ROWS], x):
+    for rows in (x[:FEW_ROWS], x):
         with same_random_numbers(model, x.device) as restore:
             if check(model, rows, restore):
                 return True

@@ -247,8 +247,7 @@ class Dent(nn.Module):
         return nothing.index_put((finite,), logits)
 
     def _running(self) -> dict[str, Tensor]:
-        moves = self.config.statistics == "moving" and self.config.steps > 0
-        return running_statistics(eager(self.model)) if moves else {}
+        return running_statistics(eager(self.model)) if self.config.moves_statistics else {}
 
     def _adapted(self, prefix: Prefix, *, predicts: bool = False) -> AdaptedModel:
         eagerly = replace(self.performance, compile=False)

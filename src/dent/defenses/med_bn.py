@@ -2,16 +2,12 @@
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dent.adaptation.adaptation import Adaptation
-from dent.adaptation.adapted_model import check_supported
-from dent.defenses.base import ReferenceDefense
-from dent.defenses.batch_norm import OtherStatistics
-from dent.defenses.statistics_prior import STATISTICS_ONLY
+from dent.defenses.batch_norm import BatchNormDefense
 
 
-class MedBN(ReferenceDefense):
+class MedBN(BatchNormDefense):
     """Normalize by the current batch's median, and by its mean square around the median.
 
         μ = median(z),   σ² = mean((z − μ)²)
@@ -34,36 +30,15 @@ class MedBN(ReferenceDefense):
 
     name: ClassVar[str] = "med-bn"
 
-    def __init__(self, model: nn.Module) -> None:
-        check_supported(model, STATISTICS_ONLY)
-        super().__init__(model)
-
-    @property
-    def batch_dependent(self) -> bool:
-        """True: the other members change the batch's statistics."""
-        return True
-
     @property
     def settings(self) -> dict[str, Any]:
         """None."""
         return {}
 
-    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
-        """Return an empty adaptation: the statistics are computed anew at every forward."""
-        return self.classifier.adapt(x, differentiable=differentiable)
-
-    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
-        """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
-        with _Median():
-            return self.classifier.predict(x, adaptation)
-
-
-class _Median(OtherStatistics):
-    """The median, and the mean square around it."""
-
     def statistics(
         self, values: Tensor, running_mean: Tensor, running_var: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the batch's median, and its mean square around it."""
         by_channel = values.transpose(0, 1).flatten(1)
         median = by_channel.median(dim=1).values
         return median, (by_channel - median[:, None]).square().mean(dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Adaptation
 from dent.defenses.base import ReferenceDefense
+from dent.support.devices import device_of
 
 BUNDLED: Final = Path(__file__).parent / "weights" / "denoiser-cifar10.safetensors"
 """Weights of a `Denoiser` of CIFAR-10 images."""
@@ -52,8 +53,9 @@ class Purifier(ReferenceDefense):
 
     Args:
         model: the classifier.
-        denoiser: g, from images (N, C, H, W) to images of that shape. It is copied, and always in
-            eval mode. By default the bundled one, of images with 3 channels in [0, 1].
+        denoiser: g, from images (N, C, H, W) to images of that shape. A copy of it is taken to the
+            model's device, and is always in eval mode. By default the bundled one, of images with
+            3 channels in [0, 1].
 
     Raises:
         UnsupportedModelError: the model cannot be computed.
@@ -66,7 +68,7 @@ class Purifier(ReferenceDefense):
         if denoiser is None:
             denoiser = Denoiser()
             denoiser.load_state_dict(_safetensors().load_file(BUNDLED))
-        self.denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        self.denoiser = copy.deepcopy(denoiser).to(device_of(model)).requires_grad_(False).eval()
 
     @property
     def batch_dependent(self) -> bool:

@@ -1,23 +1,16 @@
 """Statistics between the model's and the batch's (Schneider et al., NeurIPS 2020)."""
 
 import math
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dent.adaptation.adaptation import Adaptation
-from dent.adaptation.adapted_model import check_supported
-from dent.config import DentConfig
-from dent.defenses.base import ReferenceDefense
-from dent.defenses.batch_norm import OtherStatistics
+from dent.defenses.batch_norm import BatchNormDefense
 from dent.errors import ConfigError
 
-STATISTICS_ONLY: Final = DentConfig(steps=0, statistics="test")
-"""Nothing adapts but the statistics."""
 
-
-class StatisticsPrior(ReferenceDefense):
+class StatisticsPrior(BatchNormDefense):
     """Normalize by a mean of the model's running statistics and the current batch's.
 
         μ = N/(N+n) μ_train + n/(N+n) μ_batch,   and the same for the variance
@@ -45,41 +38,19 @@ class StatisticsPrior(ReferenceDefense):
         real = isinstance(number, int | float) and not isinstance(number, bool)
         if not real or not 0 <= strength < math.inf:
             raise ConfigError(f"strength must be a finite number, at least 0, got {strength!r}.")
-        check_supported(model, STATISTICS_ONLY)
         super().__init__(model)
         self.strength = float(strength)
-
-    @property
-    def batch_dependent(self) -> bool:
-        """True: the other members change the batch's statistics."""
-        return True
 
     @property
     def settings(self) -> dict[str, Any]:
         """The prior's strength."""
         return {"strength": self.strength}
 
-    def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
-        """Return an empty adaptation: the statistics are computed anew at every forward."""
-        return self.classifier.adapt(x, differentiable=differentiable)
-
-    def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
-        """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
-        with _Mixed(self.strength):
-            return self.classifier.predict(x, adaptation)
-
-
-class _Mixed(OtherStatistics):
-    """The model's statistics and the batch's, mixed."""
-
-    def __init__(self, strength: float) -> None:
-        super().__init__()
-        self._strength = strength
-
     def statistics(
         self, values: Tensor, running_mean: Tensor, running_var: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the model's statistics and the batch's, mixed."""
         batch_var, batch_mean = torch.var_mean(values, (0, 2), correction=0)
-        share = self._strength / (self._strength + len(values))
+        share = self.strength / (self.strength + len(values))
         mean = share * running_mean + (1 - share) * batch_mean
         return mean, share * running_var + (1 - share) * batch_var

@@ -28,7 +28,7 @@ from dent.attacks.base import global_draws
 from dent.attacks.history import Recorder
 from dent.attacks.losses import LossName, loss_named, runner_up
 from dent.attacks.querier import Queries
-from dent.storage.disk import read, write_atomically
+from dent.storage.disk import read, write_atomically, writing
 from dent.storage.errors import RecordError
 
 if TYPE_CHECKING:
@@ -224,7 +224,8 @@ def _write(key: bytes, found: _Found) -> None:
     for folder in _FOLDERS.get()[:1]:
         content = io.BytesIO()
         torch.save(found.to_plain(), content)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_atomically(_file(folder, key), content.getvalue())
 
 
