@@ -151,6 +151,16 @@ def test_a_batch_that_turns_non_finite_goes_back_to_its_start(granularity: Any) 
     torch.testing.assert_close(defense.predict(x, adaptation)[others], model(x)[others])
 
 
+def test_statistics_of_a_step_that_is_taken_back_do_not_move() -> None:
+    model, x = make_model(), images()
+    x = 100 * x  # so that a gradient is above 1
+    overflowing = {"steps": 1, "lr": 1.7e308, "optimizer": "sgd", "reduction": "sum"}
+    defense = Dent(model, DentConfig.from_dict({**overflowing, "statistics": "moving"}))
+    adaptation = defense.adapt(x)
+    assert not bool((adaptation.status == Status.ADAPTED).any())
+    torch.testing.assert_close(defense.predict(x, adaptation), model(x))
+
+
 def test_a_bad_row_is_left_out_of_the_statistics() -> None:
     model, x = make_model(), images()
     bad = x.clone()
