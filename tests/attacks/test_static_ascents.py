@@ -178,6 +178,18 @@ def test_files_serve_another_process_with_the_same_bits(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_what_this_process_kept_before_goes_into_the_files_as_well(tmp_path: Path) -> None:
+    model = Counted()
+    first, _ = run(model)
+    with kept_in(tmp_path):
+        run(model)
+    forget()
+    before = model.calls
+    with kept_in(tmp_path):
+        assert torch.equal(run(model)[0], first)
+    assert model.calls - before == 2  # labels of the batch, and the natural images
+
+
 def test_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:
     model = Counted()
     with kept_in(tmp_path):

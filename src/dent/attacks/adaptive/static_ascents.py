@@ -28,7 +28,7 @@ from dent.attacks.base import global_draws
 from dent.attacks.history import Recorder
 from dent.attacks.losses import LossName, loss_named, runner_up
 from dent.attacks.querier import Queries
-from dent.storage.disk import read, write_atomically, writing
+from dent.storage.disk import is_there, read, write_atomically, writing
 from dent.storage.errors import RecordError
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class StaticAscent:
                 _write(key, found)
         else:
             found.count(target)
+            _KEPT.put(key, found)
+            if not any(is_there(_file(folder, key)) for folder in _FOLDERS.get()):
+                _write(key, found)
         target.recorder.join(found.recorder, own=all(m is target.defense for m in models))
         return found.images.to(target.natural)
 
@@ -240,7 +243,6 @@ def _read(key: bytes, target: Querier) -> _Found | None:
         except (RecordError, *_DAMAGED):
             continue
         if found.images.shape == shape:
-            _KEPT.put(key, found)
             return found
     return None
 
