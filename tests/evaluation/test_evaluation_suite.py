@@ -78,6 +78,8 @@ def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -
     assert (exactly(spec), budget_of(spec)) == (("dynamic", budget), budget)
     assert looks_through(spec)
     assert list(ran_as(spec, budget) or ()) == [attack.name for attack in subject.attacks]
+    other_order = spec.model_copy(update={"attacks": spec.attacks[::-1]})
+    assert (exactly(other_order), budget_of(other_order)) == (("dynamic", budget), budget)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -75,12 +75,6 @@ DYNAMIC: Final = (
         {"iterations": (20, 50, 100), "targets": (9, 9, 9)},
     ),
     Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
-    Member(
-        "surrogates",
-        "surrogates",
-        {},
-        {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
-    ),
     # What breaks most of what is left of defenses that adapt, in few adaptations.
     Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
     Member("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
@@ -93,6 +87,13 @@ DYNAMIC: Final = (
     # What breaks most of what is left of others.
     Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
     Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    # Breaks defenses whose gradients are of no use, and little of others.
+    Member(
+        "surrogates",
+        "surrogates",
+        {},
+        {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
+    ),
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member(
         "eot",
@@ -129,7 +130,8 @@ DYNAMIC: Final = (
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
 """In the order in which they run: cheap and strong attacks first, by published records. The engine
-submits what each finds against the static model to every defense."""
+submits what each finds against the static model to every defense. A version fixes the attacks and
+the order of those that run on the static model; the order of the others may change."""
 
 _SECOND: Final = (
     # Looks at other models alone: passes without adaptation.
@@ -353,12 +355,12 @@ def budget_of(spec: EvaluationSpec) -> Budget | None:
 
 
 def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
-    """Return the suite and budget with exactly the attacks of an evaluation."""
-    recorded = [_described(entry) for entry in spec.attacks]
+    """Return the suite and budget with exactly the attacks of an evaluation, in any order."""
+    recorded = _described(spec.attacks)
     for version in sorted(VERSIONS, reverse=True):
         for budget in BUDGETS:
             suite_attacks = _asked(budget, spec.threat.norm, _mixed(spec), version)
-            if [_described(entry) for entry in suite_attacks] == recorded:
+            if _described(suite_attacks) == recorded:
                 return name_of(version), budget
     return None
 
@@ -471,8 +473,8 @@ def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[Attac
     return tuple(attack_spec(attack, threat) for attack in attacks)
 
 
-def _described(attack: AttackSpec) -> tuple[str, str | None, dict[str, Any]]:
-    return attack.name, attack.attack, attack.settings
+def _described(attacks: Sequence[AttackSpec]) -> dict[str, tuple[str | None, dict[str, Any]]]:
+    return {attack.name: (attack.attack, attack.settings) for attack in attacks}
 
 
 def _covers(recorded: AttackSpec, wanted: Attack, norm: Norm) -> bool:
