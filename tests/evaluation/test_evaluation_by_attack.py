@@ -1,6 +1,7 @@
 """Runs of the whole suite: attack by attack, over the members that stand, until it is decided."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dent.attacks import make
+from dent import Dent, DentConfig
+from dent.attacks import Defense, make
 from dent.evaluation import (
     Settings,
     Subject,
@@ -30,7 +32,7 @@ from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import piece_of
 from dent.evaluation.results.worst_case import paired
-from dent.evaluation.suites import kind_of_attack
+from dent.evaluation.suites import exactly, kind_of_attack
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import Identity
@@ -55,7 +57,9 @@ class Declared(Identity):
     batch_dependent = True
 
 
-def subject(defense: type[Identity] = Shifted, model: nn.Module | None = None) -> Subject:
+def subject(
+    defense: Callable[[nn.Module], Defense] = Shifted, model: nn.Module | None = None
+) -> Subject:
     model = model or linear()
     return Subject(model, dataset(), {"it": defense(model)}, suite(), ThreatModel("linf", EPS))
 
@@ -104,6 +108,26 @@ def test_attacks_that_are_one_on_the_static_model_run_there_once() -> None:
     assert not set(spec.same_on_static.values()) & set(spec.same_on_static)
     transfers = [unit.attack for unit in units(spec, plan) if unit.kind == "transfer"]
     assert set(transfers) == set(on_static)
+
+
+def test_defenses_without_steps_get_the_order_of_the_static_model() -> None:
+    """An attack on the adaptation costs them more than the plain ones, and finds little."""
+    names = [attack.name for attack in suite()]
+    model = nn.Sequential(nn.BatchNorm2d(3), linear()).eval()
+    cases: list[tuple[Defense, bool]] = [
+        (model, True),
+        (Dent(model, DentConfig(steps=0)), True),
+        (Dent(model, DentConfig(steps=1)), False),
+        (Identity(model), False),  # does not say how many steps it takes
+    ]
+    for defense, without in cases:
+        spec = spec_of(model=model, defense=lambda _, made=defense: made)
+        got = [entry.name for entry in spec.attacks]
+        same = spec.same_on_static
+        ordered = [name for name in names if name not in same] + [*filter(same.get, names)]
+        assert got == (ordered if without else names)
+        assert [name for name in got if name not in same] == ordered[: -len(same)]
+        assert exactly(spec) == ("dynamic", "small")
 
 
 def test_the_static_model_comes_first_and_then_attack_after_attack() -> None:

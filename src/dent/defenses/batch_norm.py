@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class BatchNormDefense(ReferenceDefense):
     Raises:
         UnsupportedModelError: the model cannot be computed, or no layer keeps running statistics.
     """
+
+    steps: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
         check_supported(model, _STATISTICS_ONLY)

@@ -75,6 +75,7 @@ class MeanSparse(ReferenceDefense):
     """
 
     name: ClassVar[str] = "mean-sparse"
+    steps: ClassVar[int] = 0
     batch_dependent = False
 
     def __init__(

@@ -62,6 +62,7 @@ class Purifier(ReferenceDefense):
     """
 
     name: ClassVar[str] = "purifier"
+    steps: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module, denoiser: nn.Module | None = None) -> None:
         super().__init__(model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
+from dent.attacks.adaptive.capabilities import takes_no_steps
 from dent.data.dataset import ImageDataset
 from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
@@ -142,8 +143,12 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         ),
         settings=settings,
     )
-    static = subject.lineup(settings).get(STATIC)
-    return scheduled(spec, plain_static=not isinstance(static, DynamicDefense))
+    lineup = subject.lineup(settings)
+    return scheduled(
+        spec,
+        plain_static=not isinstance(lineup.get(STATIC), DynamicDefense),
+        no_steps=all(map(takes_no_steps, lineup.values())),
+    )
 
 
 def _check_mixed(attacks: Sequence[AttackSpec]) -> None:

@@ -365,19 +365,26 @@ def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
     return None
 
 
-def scheduled(spec: EvaluationSpec, *, plain_static: bool) -> EvaluationSpec:
+def scheduled(spec: EvaluationSpec, *, plain_static: bool, no_steps: bool) -> EvaluationSpec:
     """Return an evaluation with its schedule: by attack for a whole suite, otherwise by batch.
 
     Args:
         spec: The evaluation, by batch.
         plain_static: The static model adapts nothing, so that attacks that differ in how they look
             through an adaptation do the same on it.
+        no_steps: No defense takes steps, so that the attacks that run on the static model come
+            first on the defenses, too.
     """
     coverage = coverage_of(spec) if spec.has_static else None
     if coverage is None or coverage.version < _BY_ATTACK:
         return spec
     same = _same_on_static(spec) if plain_static else {}
-    return spec.model_copy(update={"schedule": "by-attack", "same_on_static": same})
+    attacks = spec.attacks
+    if no_steps:
+        attacks = tuple(sorted(attacks, key=lambda attack: attack.name in same))
+    return spec.model_copy(
+        update={"schedule": "by-attack", "same_on_static": same, "attacks": attacks}
+    )
 
 
 def _same_on_static(spec: EvaluationSpec) -> dict[str, str]:
