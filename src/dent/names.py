@@ -108,7 +108,7 @@ TABLES: Final = (
 )
 """The names of `dent.paper.load_table`."""
 
-SCALES: Final = ("full", "gpu", "cpu")
+SCALES: Final = ("full", "gpu", "cpu-wide", "cpu")
 """The names of `dent.paper.load_scale`."""
 
 FAMILY: Final = ("resnet-26-4", "resnet-32-10", "resnet-14-2")

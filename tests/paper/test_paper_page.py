@@ -393,7 +393,7 @@ def test_the_progress_names_the_row_and_says_whose_time_is_left(
     ("arguments", "why"),
     [
         (("table99",), "There are table1"),
-        (("table1", "--scale", "huge"), "there are full, gpu, cpu"),
+        (("table1", "--scale", "huge"), "there are full, gpu, cpu-wide, cpu"),
         (("table1", "--all"), "--all includes every table"),
     ],
 )

@@ -310,7 +310,7 @@ def test_a_table_that_contradicts_itself_is_refused(path: str, value: object, wh
 def test_unknown_names_are_refused_with_what_there_is() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'table4'"):
         load_table("tabel4")
-    with pytest.raises(UnknownNameError, match="full, gpu, cpu"):
+    with pytest.raises(UnknownNameError, match="full, gpu, cpu-wide, cpu"):
         load_scale("tiny")
     with pytest.raises(UnknownNameError, match=r"models\.toml has no 'karmon'"):
         choose(load_scale("cpu"), "karmon", load_roles(), Path())

@@ -33,7 +33,7 @@ def paper_command(
     scale: Annotated[
         str,
         typer.Option(
-            help="full: the paper's setting. gpu, cpu: the same tables in miniature.",
+            help="full: the paper's setting. gpu, cpu-wide, cpu: the same tables in miniature.",
             autocompletion=completing.scales,
         ),
     ] = "cpu",
