@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from dent import DENT, DENT_NOMINAL, DENT_PLUS, Dent, DentConfig, Performance
 from dent.attacks import make
 from dent.config import ViewsConfig
-from dent.defenses import MeanSparse
+from dent.defenses import (
+    ET3,
+    AntiAdversary,
+    Hedge,
+    MeanSparse,
+    MedBN,
+    Purifier,
+    StatisticsPrior,
+    TentOnline,
+)
 from dent.evaluation import Settings, evaluate, verify
 from dent.evaluation.probe import gradient_check
 from dent.support import devices
@@ -115,6 +124,31 @@ def test_answers_are_the_same_elsewhere(model_name: str, config_name: str) -> No
         assert all(value.device == ELSEWHERE for value in found.parameters.values())
         torch.testing.assert_close(answer.cpu(), logits, rtol=1e-4, atol=1e-5)
         assert torch.equal(found.status.cpu(), expected.status)
+
+
+@pytest.mark.parametrize(
+    "make_defense",
+    [
+        AntiAdversary,
+        ET3,
+        lambda model: Hedge(model, steps=2, seed=3),
+        MeanSparse,
+        MedBN,
+        Purifier,
+        StatisticsPrior,
+        TentOnline,
+    ],
+    ids=["anti-adversary", "et3", "hedge", "mean-sparse", "med-bn", "purifier", "prior", "tent"],
+)
+def test_other_defenses_answer_the_same_elsewhere(
+    make_defense: Callable[[nn.Module], Callable[[Tensor], Tensor]],
+) -> None:
+    x = make_images()
+    logits = make_defense(built("tiny-cnn"))(x)
+    with pretending():
+        answer = make_defense(built("tiny-cnn").to(ELSEWHERE))(x.to(ELSEWHERE))
+        assert answer.device == ELSEWHERE
+        torch.testing.assert_close(answer.cpu(), logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
