@@ -233,6 +233,7 @@ def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> N
     }
     for name in (STATIC, "it"):
         assert said[name, "gradient certificate"].startswith("The run stopped before it")
+    assert said["it", "black-box beats white-box"].startswith("The run stopped before it")
     assert said[STATIC, "transfer beats white-box"].startswith("The static model is the source")
     # To the end, the difference only falls, and the verdict is the same.
     end = full.result.defenses["it"]
@@ -343,6 +344,22 @@ def test_verify_tells_a_stopped_run_from_one_that_lost_records(
     (copy / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
     problems = verify(copy).problems
     assert any("missing" in problem for problem in problems), problems
+
+
+def test_few_attacks_on_a_defense_are_not_compared_with_all_on_the_static_model(
+    complete: Path, tmp_path: Path
+) -> None:
+    copy = Path(copytree(complete, tmp_path / "copy"))
+    lines = (copy / "journal.jsonl").read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"gmsa-min"' in line)
+    for count, compared in ((last + 1, False), (len(lines), True)):
+        (copy / "journal.jsonl").write_text("".join(lines[:count]))
+        found = load_run(copy).result.defenses["it"].diagnostics
+        states = {each.name: (each.state, each.sentence) for each in found}
+        for name in ("black-box beats white-box", "transfer beats white-box"):
+            state, sentence = states[name]
+            assert (state != "not-run") == compared
+            assert compared or sentence.startswith("The run stopped before every attack")
 
 
 def test_verify_finds_other_images_of_members_that_had_fallen(

@@ -211,7 +211,14 @@ def _undeclared(defense: _DefenseRecords) -> float | str:
     )
 
 
+def _attacks_missing(defense: _DefenseRecords) -> bool:
+    """Whether an attack on the defense itself is still to run, or is left out by a decision."""
+    return any(attack.kind == "attack" and not attack.batches for attack in defense.own_attacks)
+
+
 def _black_box(defense: _DefenseRecords) -> float | str:
+    if _attacks_missing(defense):
+        return _TOO_FEW
     ran = [attack for attack in defense.own_attacks if attack.ran]
     white = [attack.served for attack in ran if not attack.black_box]
     black = [attack.served for attack in ran if attack.black_box]
@@ -239,6 +246,8 @@ def _transfer(defense: _DefenseRecords) -> float | str:
     ]
     if defense.name == STATIC:
         return _SOURCE
+    if white and transferred and _attacks_missing(defense):
+        return _TOO_FEW
     if white and transferred:
         return float(min(c.correct for c in white) - min(c.correct for c in transferred))
     if transferred:
@@ -295,6 +304,7 @@ def _non_finite(defense: _DefenseRecords) -> float:
     return float(defense.non_finite + sum(attacked))
 
 
+_TOO_FEW: Final = "The run stopped before every attack on the defense itself had run."
 _UNMEASURABLE: Final = "It cannot be measured on a batch of one or on a randomized defense."
 _JUDGEMENTS: Final = (
     _Judgement(
