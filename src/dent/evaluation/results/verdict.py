@@ -261,7 +261,7 @@ def _level(difference: Difference) -> tuple[Ruling, str]:
     if difference.value == 0 and not difference.only_defended:
         why = "the defense and the static model are correct on the same samples"
     if shown > FEW:
-        why += f", and {samples} probably show only a gain of {points(shown)} points or more"
+        why += f", and a gain below {points(shown)} points can go unseen with {samples}"
     return "no gain", why
 
 
