@@ -37,7 +37,7 @@ class RowCheck(Record):
 def checks_of(row: BoardRow) -> tuple[Check, ...]:
     """What can be checked of a row without loading its model.
 
-    `submission`: there is one, and it is of this track and run. `manifest`: the files are those
+    `submission`: there is one, for this track and run. `manifest`: the files are those
     that it was handed in with. `track`: every run is what the track says. `defense`: every run is
     of the same defense. `halves`: the gain on the half that was drawn is not far below that on the
     fixed one.
@@ -125,7 +125,7 @@ def _of_defense(row: BoardRow) -> Iterator[str]:
         yield f"the headline run is of {counted(len(headline), 'defense')}, expected one"
     for name, found in specs.items():
         if found != headline:
-            yield f"{name}: it is of another defense than the headline run"
+            yield f"{name}: it evaluates another defense than the headline run does"
     submission = row.submission
     name = row.headline.defense_name
     if submission is not None and _called(submission.factory) != name:

@@ -241,7 +241,7 @@ def read_board_row(folder: Path) -> BoardRow:
 
     Raises:
         RecordError: It is damaged, or has no headline run.
-        UnknownNameError: It is of no track of this version.
+        UnknownNameError: This version has no such track.
     """
     record = read_row(folder)
     chosen = track_of(record, folder)

@@ -26,10 +26,10 @@ class RowRecord(Record):
 
 
 def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
-    """Set up the folder of a row, or ensure that it is of the same track and nonce.
+    """Set up the folder of a row, or ensure that it has the same track and nonce.
 
     Raises:
-        ConfigError: It is of another one.
+        ConfigError: It has others.
         RecordError: It holds something else, or cannot be written to.
     """
     record = RowRecord(track=chosen.name, identity=chosen.identity, nonce=nonce)

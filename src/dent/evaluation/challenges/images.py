@@ -54,7 +54,7 @@ def read_images(path: Path, plan: Plan, image: tuple[int, ...]) -> Given:
 
     Args:
         path: `.npy` with an array (N, C, H, W), or `.safetensors` with the entry `adversarial` of
-            that shape and, if it is of some batches alone, `ids` (N,).
+            that shape and, if it has only some batches, `ids` (N,).
         plan: The batches of the run.
         image: Shape of an image (C, H, W).
 
