@@ -29,7 +29,7 @@ def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
     """Set up the folder of a row, or ensure that it has the same track and nonce.
 
     Raises:
-        ConfigError: It has others.
+        ConfigError: The folder has another track or nonce.
         RecordError: It holds something else, or cannot be written to.
     """
     record = RowRecord(track=chosen.name, identity=chosen.identity, nonce=nonce)

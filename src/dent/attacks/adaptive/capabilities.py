@@ -11,7 +11,7 @@ Whatever is missing raises `Unavailable`, and becomes a note in the record.
 | `adapt(..., last=k)` | the gradient through the last k steps ("truncated") |
 | `adapt(..., on_step=f)` | losses of what would be predicted before every step, too |
 | `adapt(..., smooth_signs=t)` | a gradient through signs, where it is not kept anyway |
-| `steps` | if it is 0, the order of the attacks on the static model |
+| `steps` | if it is 0, attacks run in the order of the static model |
 | `steps`, `with_steps(k)` | the same defense with fewer steps than are deployed |
 | `with_steps(k, size=c)` | the same with steps c times as large |
 | `surrogates() -> Mapping[str, nn.Module]` | other models to transfer from |
@@ -135,7 +135,7 @@ def static_base(defense: Defense) -> nn.Module:
 
 
 def takes_no_steps(defense: Defense) -> bool:
-    """Whether nothing is minimized: a plain module, or a defense whose `steps` are 0."""
+    """Whether a defense takes no gradient steps: a plain module, or `steps` is 0."""
     if isinstance(defense, WrapsDefense):
         return takes_no_steps(defense.inner)
     return not isinstance(defense, DynamicDefense) or getattr(defense, "steps", None) == 0

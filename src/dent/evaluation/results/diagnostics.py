@@ -246,9 +246,9 @@ def _transfer(defense: _DefenseRecords) -> float | str:
     ]
     if defense.name == STATIC:
         return _SOURCE
-    if white and transferred and _attacks_missing(defense):
-        return _TOO_FEW
     if white and transferred:
+        if _attacks_missing(defense):
+            return _TOO_FEW
         return float(min(c.correct for c in white) - min(c.correct for c in transferred))
     if transferred:
         return "No attack by the defense's own gradient ran."
