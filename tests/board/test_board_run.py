@@ -78,7 +78,7 @@ def test_variants_are_runs_of_their_own_in_the_folder_of_the_row(
     ("arguments", "said"),
     [
         (("--variant", "mixed"), "no variant 'mixed' of toy-v1, only headline, by-class"),
-        (("--variant", "views"), "the variant views is of a mean over views, such as tte"),
+        (("--variant", "views"), "the variant views takes a mean over views, such as tte"),
         (("--nonce", " "), "a nonce is a text of 1 to 200 characters"),
     ],
 )

@@ -179,7 +179,7 @@ def test_runs_of_another_evaluation_are_refused(
     single: Path, shards: list[Path], tmp_path: Path
 ) -> None:
     evaluate(make_subject(attacks=[], size=20), SETTINGS, out=tmp_path / "other")
-    with pytest.raises(SpecMismatchError, match=r"other is of another evaluation") as refused:
+    with pytest.raises(SpecMismatchError, match=r"other records another evaluation") as refused:
         merge([shards[0], tmp_path / "other"], tmp_path / "run")
     assert any("attacks" in item and "other has" in item for item in refused.value.differences)
     assert not (tmp_path / "run").exists()

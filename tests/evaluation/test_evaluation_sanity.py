@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
+from dent.defenses import TentOnline
 from dent.errors import InputError
 from dent.evaluation import EvaluationResult, Settings, evaluate
 from dent.evaluation.results.result import Count
@@ -59,6 +60,18 @@ def test_a_defense_whose_steps_move_nothing_is_flagged_everywhere() -> None:
     assert flag.sentence.startswith("No step changed the entropy in ")
     assert not _raised(result, "none")  # it takes none, and does not say otherwise
     assert not _raised(result, "static")
+
+
+def test_a_defense_whose_steps_move_later_batches_is_not_flagged() -> None:
+    model = make_model()
+    online = TentOnline(model)
+    result = evaluate(make_subject({"online": online}, [Push()], model=model), SMALL)
+    entropy = result.defenses["online"].trace.entropy
+    assert entropy is not None
+    assert len(entropy) == 2
+    assert entropy[0] == entropy[1]  # it predicts before its step
+    assert not _raised(result, "online")
+    assert "carries state" in {flag.name for flag in result.defenses["online"].raised}
 
 
 def test_a_model_that_guesses_is_flagged_whatever_defends_it() -> None:

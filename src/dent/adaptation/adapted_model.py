@@ -126,8 +126,8 @@ def check_supported(model: nn.Module, config: DentConfig) -> None:
             and own_tensor(layer, "running_mean") is not None
         ):
             raise UnsupportedModelError(
-                f"Layer {name!r} ({type(layer).__name__}) has running statistics, and is of a "
-                "registered kind, of which dent knows no way to normalize by the batch's own. "
+                f"Layer {name!r} ({type(layer).__name__}) has running statistics, and its "
+                "registered kind does not say how to normalize by the batch's own. "
                 "Configure statistics='train', or make it a torch.nn.BatchNorm2d."
             )
         if (

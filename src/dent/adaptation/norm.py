@@ -58,7 +58,7 @@ def register_norm(
     refuses a kind that computes something else.
 
     Args:
-        kind: its class; subclasses are of the kind, too.
+        kind: its class; its subclasses belong to the kind, too.
         scale: the attribute that holds its scale, a parameter or buffer; None where it has none.
         shift: the same of its shift.
         channels: which axis of its output they belong to: `"second"`, as in BatchNorm, or

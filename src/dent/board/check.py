@@ -95,7 +95,7 @@ def _of_submission(row: BoardRow) -> Iterator[str]:
     if submission.track != row.track.name:
         yield f"the submission is of {submission.track}, the row is of {row.track.name}"
     if submission.identity != identity:
-        yield f"the submission is of the run {submission.identity}, the headline run is {identity}"
+        yield f"the submission names the run {submission.identity}, the headline run is {identity}"
     if row.headline.result.status != "complete":
         yield "the headline run is not finished"
 

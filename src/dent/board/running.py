@@ -54,12 +54,12 @@ def check_defenses(chosen: Track, variant: str, spec: EvaluationSpec) -> None:
     others = [defense for defense in spec.defenses if defense.name != STATIC]
     if len(others) > 1:
         raise ConfigError(
-            f"a row of {chosen.name} is of one defense beside the static model, got "
+            f"a row of {chosen.name} has one defense beside the static model, got "
             f"{', '.join(defense.name for defense in others)}"
         )
     if variant == VIEWS and not (others and others[0].config.get("name") in _AVERAGES):
         got = others[0].name if others else STATIC
         raise ConfigError(
-            f"the variant {VIEWS} is of a mean over views, such as tte or tte-13 (as many views as "
+            f"the variant {VIEWS} takes a mean over views, such as tte or tte-13 (as many views as "
             f"the row's defense costs forwards), got {got}"
         )

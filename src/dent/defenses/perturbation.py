@@ -174,7 +174,7 @@ class InputDefense(ReferenceDefense):
         """Return the model's logits (N, classes) for the perturbed batch, with gradient to `x`.
 
         Raises:
-            InputError: the perturbation is of another shape, or `x` is nothing the model can take.
+            InputError: the perturbation has another shape, or the model cannot take `x`.
         """
         if adaptation.perturbation.shape != x.shape:
             raise InputError(

@@ -140,7 +140,7 @@ def _refuse_another(first: RecordedRun, other: RecordedRun) -> None:
     if mismatches:
         listed = "\n  ".join(mismatches[:_SHOWN])
         raise SpecMismatchError(
-            f"{other.path} is of another evaluation than {first.path}; nothing was written. They "
+            f"{other.path} records another evaluation than {first.path}; nothing was written. They "
             f"differ in\n  {listed}",
             mismatches,
         )

@@ -46,7 +46,7 @@ def take_static_part(folder: RunFolder, source: Path) -> int:
     if mismatches:
         listed = "\n  ".join(mismatches[:_SHOWN])
         raise SpecMismatchError(
-            f"the static model's part of {source} does not fit: it must be of the same model, "
+            f"the static model's part of {source} does not fit: it must have the same model, "
             f"samples, batches, threat model and attacks. They differ in\n  {listed}",
             mismatches,
         )

@@ -332,8 +332,8 @@ def coverage_of(spec: EvaluationSpec) -> Coverage | None:
 def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict[str, str] | None:
     """Return which attacks of an evaluation cover the members of the suite.
 
-    An attack covers a member if it is of the same kind and tries at least as long; so who chose a
-    larger budget, or named every attack individually, has also run the suite.
+    An attack covers a member if it is of the same kind and tries at least as long. So a run with a
+    larger budget, or one that names every attack individually, is also a run of the suite.
 
     Returns:
         By member, the name of the attack; None where a member is not covered.

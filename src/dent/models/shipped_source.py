@@ -161,6 +161,6 @@ def _read(path: Path) -> Card:
         ) from error
     if path.name != f"{card.name}{_CARD}":
         raise WeightsError(
-            f"the model card {path} is of a model named {card.name!r}: call it {card.name}{_CARD}"
+            f"the model card {path} describes model {card.name!r}: call it {card.name}{_CARD}"
         )
     return card

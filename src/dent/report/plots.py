@@ -68,7 +68,7 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
 def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
     """Draw entropy by step of a defense, natural and adversarial; None if it reports no steps.
 
-    The adversarial curve is of the strongest attack; the other submissions are in the table.
+    The adversarial curve shows the strongest attack; the other submissions are in the table.
     """
     curves = [
         _by_step(result, defense, flags, name, natural, trace.entropy, "nats")

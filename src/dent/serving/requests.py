@@ -137,7 +137,7 @@ def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
 
 
 def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) -> NDArray[np.uint8]:
-    """Decode one file to uint8 (C, H, W), if its header says that it is of the right size."""
+    """Decode one file to uint8 (C, H, W), if its header says that it has the right size."""
     source = "the body" if index is None else f"image {index}"
     channels, height, width = shape
     if channels not in (1, 3):

@@ -84,7 +84,7 @@ class Among:
         return self._batch.to(x).index_copy(0, self._members, x)
 
     def adapt(self, x: Tensor, **how: Any) -> Any:
-        """Adapt to the whole batch. What is told on the way is of the members alone."""
+        """Adapt to the whole batch. What it reports on the way covers the members alone."""
         adapt: Any = self.inner.adapt
         on_step = how.get("on_step")
         if on_step is not None:

@@ -38,7 +38,7 @@ class Collateral(Attack):
 
     The defense must be an `Among`, which knows the others and their labels. Elsewhere the natural
     images come back with a note that it is not available. The outcome for the clean members is in
-    the notes; the result itself is of the attacker's members, as for every attack.
+    the notes; the result itself covers the attacker's members, as for every attack.
     """
 
     loss: LossName = "margin"

@@ -292,8 +292,8 @@ def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRec
     """Read the journal: every record once, by its unit's key, in the order they were written.
 
     Raises:
-        RecordError: A line is damaged, contradicts itself or the plan, or is of a unit that is not
-            planned or recorded twice.
+        RecordError: A line is damaged, contradicts itself or the plan, or records a unit that is
+            not planned or already recorded.
     """
     return _by_key(path, run, plan)
 

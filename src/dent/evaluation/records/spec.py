@@ -190,7 +190,7 @@ class EvaluationSpec(Record):
         return values
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; one with changes is of the newest schema."""
+        """Return a copy; one with changes has the newest schema."""
         copied = super().model_copy(update=update, deep=deep)
         if update:
             copied._schema_1 = None

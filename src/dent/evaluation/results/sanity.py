@@ -1,7 +1,7 @@
 """Two signs that a run does not measure what it says. Every evaluation looks for them.
 
 A model that expects other pixel units or another order of classes guesses. A defense whose steps
-move nothing is the static model. In both cases the numbers look normal.
+move nothing is a defense without steps. In both cases the numbers look normal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from typing import Final
 
 from scipy.stats import binom
 
+from dent.evaluation.records.readings import stateful
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.results.result import Count, Diagnostic
 from dent.evaluation.results.scoring import Scores
@@ -37,7 +38,9 @@ def suspicions(natural: Count, classes: int, scores: Scores) -> tuple[Diagnostic
         scores: The records of the defense.
     """
     records = [record for units in scores.records.values() for record in units]
-    return (*_at_chance(natural, classes), *_nothing_moved(records))
+    # Online adaptation predicts before its step, so a step changes only the batches after it.
+    online = scores.probe is not None and stateful(scores.probe)
+    return (*_at_chance(natural, classes), *(() if online else _nothing_moved(records)))
 
 
 def _at_chance(natural: Count, classes: int) -> Iterator[Diagnostic]:
@@ -68,8 +71,8 @@ def _nothing_moved(records: Sequence[UnitRecord]) -> Iterator[Diagnostic]:
             value=len(unchanged) / len(stepped),
             threshold=_HALF,
             sentence=f"No step changed the entropy in {len(unchanged)} of {len(stepped)} "
-            "submissions, so the defense equals the static model there. Check that gradients "
-            "reach the adapted layers, and that the softmax is not saturated.",
+            "submissions, so the steps have no effect there. Check that gradients reach the "
+            "adapted layers, and that the softmax is not saturated.",
         )
 
 

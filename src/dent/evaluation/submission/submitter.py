@@ -34,7 +34,7 @@ Predictions = tuple[int | None, ...]
 def submissions_per_batch(kind: Kind) -> int:
     """Return how many submissions a unit takes per batch if all answers are equal.
 
-    One counts, and one is of the copy that has answered before. After an attack the natural batch
+    One counts, and one asks the copy that has answered before. After an attack the natural batch
     is submitted once more. The unit of the natural batch also makes the copy answer before.
     """
     return 3 if kind in ("natural", "attack") else 2

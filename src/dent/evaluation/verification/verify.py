@@ -52,8 +52,8 @@ class Verification(Record):
     identity: str | None
     """Identity of the run; null if it could not be read."""
     attacks: Literal["not re-run", "some re-run", "all re-run"] = "not re-run"
-    """Whether any attack was run again. Without, `verified` is of the records alone: what they
-    hold was submitted again, but that it is what the attack finds was not."""
+    """Whether any attack was run again. If none was, `verified` covers the records alone: their
+    images were submitted again, but nobody checked that the attack finds these images."""
     reattacked: Reattacked | None = None
     """Result of running attacks again."""
     checks: tuple[Check, ...]
@@ -242,7 +242,7 @@ def _result(recorded: RecordedRun) -> Check:
 
 def _mismatches(stored: EvaluationResult, recorded: RecordedRun) -> tuple[str, ...]:
     # Wording is not compared: every version words a result itself when it shows a run.
-    # Nor are rulings, where the rules are of another version.
+    # Nor are rulings, if the rules have another version.
     pair = tuple(without_wording(result.to_json()) for result in (stored, recorded.result))
     if stored.rules != recorded.result.rules:
         pair = tuple(without_rulings(result) for result in pair)
