@@ -93,7 +93,7 @@ def _of_submission(row: BoardRow) -> Iterator[str]:
         return
     identity = row.headline.result.identity
     if submission.track != row.track.name:
-        yield f"the submission is of {submission.track}, the row is of {row.track.name}"
+        yield f"the submission names the track {submission.track}, the row has {row.track.name}"
     if submission.identity != identity:
         yield f"the submission names the run {submission.identity}, the headline run is {identity}"
     if row.headline.result.status != "complete":

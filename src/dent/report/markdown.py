@@ -254,7 +254,7 @@ def _differing(runs: Sequence[NamedRun]) -> Iterator[str]:
     yield "## Differences between the runs"
     yield ""
     if not fields:
-        yield "None: both runs are the same evaluation."
+        yield "None: the runs are the same evaluation."
     else:
         yield from _header("field", *(escape(run.name) for run in runs))
         yield from (_row(code(name), *map(escape, values)) for name, values in fields.items())
