@@ -23,7 +23,7 @@ from dent.adaptation.random_state import (
     seeded_generators,
     set_state,
 )
-from dent.config import DENT_PLUS, DentConfig
+from dent.config import DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defenses.dent import Dent
 from dent.errors import (
     DentWarning,
@@ -597,12 +597,22 @@ def test_an_objective_without_any_slope_is_said(factor: float, x: Tensor) -> Non
 def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -> None:
     model = _net()
     defense = Dent(model, DENT_PLUS)
-    with pytest.warns(NoAdaptationWarning, match="A batch of one sample gets the static"):
+    with pytest.warns(NoAdaptationWarning, match="A batch of one sample is not adapted"):
         answer = defense(x[:1])
     torch.testing.assert_close(answer, model(x[:1]))
     defense(x[:1])
     defense(x)
     Dent(model, STEPS)(x[:1])
+
+
+def test_a_smoothed_batch_of_one_is_not_said_to_be_static(x: Tensor) -> None:
+    """Without a gradient the smoothing stays, but its first scale is applied."""
+    model = _net()
+    config = replace(DENT_PLUS, smoothing=SmoothingConfig())
+    with pytest.warns(NoAdaptationWarning, match="is not adapted"):
+        answer = Dent(model, config)(x[:1])
+    torch.testing.assert_close(answer, Dent(model, replace(config, steps=0))(x[:1]))
+    assert not torch.allclose(answer, model(x[:1]))
 
 
 def test_a_batch_of_one_that_is_normalized_by_itself_is_said_once(x: Tensor) -> None:

@@ -70,7 +70,7 @@ class NotLogitsWarning(DentWarning):
 
 
 class NoAdaptationWarning(DentWarning):
-    """The first step of a defense changes nothing, so the defense equals the static model."""
+    """The first step of a defense changes nothing, so it predicts as it would without steps."""
 
 
 class SmallBatchWarning(DentWarning):

@@ -166,7 +166,7 @@ def test_another_nonce_than_the_one_that_was_drawn_is_found(row: Path) -> None:
 def test_a_submission_under_another_name_or_of_another_run_is_found(row: Path) -> None:
     assert submit(row).code == 0
     edit(row / "submission.json", lambda values: values.update(factory="dent+"))
-    assert "the submission is of dent+" in failed(row)["defense"][0]
+    assert "the submission names the defense dent+" in failed(row)["defense"][0]
     edit(row / "submission.json", lambda values: values.update(factory=NAME, identity="0" * 64))
     assert "the headline run is" in failed(row)["submission"][0]
 

@@ -1,7 +1,8 @@
 """Runs of the whole suite: attack by attack, over the members that stand, until it is decided."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -31,7 +32,6 @@ from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import piece_of
-from dent.evaluation.results.worst_case import paired
 from dent.evaluation.suites import exactly, kind_of_attack
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
@@ -173,21 +173,49 @@ def test_a_fallen_member_never_raises_the_interval(total: int) -> None:
 
 
 def test_whole_batches_are_decided_only_where_no_exchange_of_members_could_gain() -> None:
-    def found(only_defended: int, only_static: int) -> Any:
-        ours = {
-            0: (1.0,) * only_defended
-            + (0.0,) * only_static
-            + (1.0,) * (64 - only_defended - only_static)
-        }
-        theirs = {0: (0.0,) * only_defended + (1.0,) * (64 - only_defended)}
-        return paired(ours, theirs, True, True, 0)
+    def gains(only_ours: int, only_theirs: int, *, by_sample: bool) -> bool:
+        both = 64 - only_ours - only_theirs
+        ours = (1.0,) * only_ours + (0.0,) * only_theirs + (1.0,) * both
+        theirs = (0.0,) * only_ours + (1.0,) * (64 - only_ours)
+        return can_gain({0: ours}, {0: theirs}, by_sample=by_sample)
 
-    assert not can_gain(found(6, 5), by_sample=True)
-    assert not can_gain(found(6, 5), by_sample=False)
-    assert not can_gain(found(10, 5), by_sample=True)
-    assert can_gain(found(10, 5), by_sample=False)  # 5 more, with nobody lost, would be a gain
-    assert tango(5, 0, 64)[0] > 0
-    assert can_gain(found(12, 0), by_sample=True)
+    assert not gains(6, 5, by_sample=True)
+    assert not gains(6, 5, by_sample=False)
+    assert not gains(10, 5, by_sample=True)
+    assert not gains(9, 5, by_sample=False)  # another submission leaves fewer: 3 more at best
+    assert gains(10, 5, by_sample=False)  # 4 more, with nobody lost, would be a gain
+    assert tango(3, 0, 64)[0] <= 0 < tango(4, 0, 64)[0]
+    assert gains(12, 0, by_sample=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_gain_is_possible_exactly_where_some_end_of_the_run_has_one(seed: int) -> None:
+    """Against all ends of three small batches: each stays, or leaves fewer members right."""
+    draw = np.random.default_rng(seed)
+    size = 8
+    theirs = {index: tuple(float(draw.random() < 0.4) for _ in range(size)) for index in range(3)}
+    more = draw.choice((0.2, 0.3, 0.5))
+    ours = {
+        index: tuple(float(draw.random() < (0.8 if right else more)) for right in rights)
+        for index, rights in theirs.items()
+    }
+    ends = [
+        {_discordant(now, rights)}
+        | {
+            _discordant(other, rights)
+            for other in product((0.0, 1.0), repeat=size)
+            if sum(other) < sum(now)
+        }
+        for now, rights in zip(ours.values(), theirs.values(), strict=True)
+    ]
+    totals = {tuple(map(sum, zip(*end, strict=True))) for end in product(*ends)}
+    expected = any(tango(only_ours, less, 3 * size)[0] > 0 for only_ours, less in totals)
+    assert can_gain(ours, theirs, by_sample=False) == expected
+
+
+def _discordant(ours: Sequence[float], theirs: Sequence[float]) -> tuple[int, int]:
+    pairs = list(zip(ours, theirs, strict=True))
+    return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
 
 
 def test_a_decided_run_can_be_challenged(folder: Path, tmp_path: Path) -> None:
@@ -266,6 +294,12 @@ def test_where_it_stops_follows_from_the_records_alone(complete: Path) -> None:
     first = decisions(spec, run.plan, records)
     assert first == decisions(spec, run.plan, records)
     assert decisions(run.run.spec, run.plan, records) == {}  # to the end
+    # What ran after that counts as well, up to the last attack that is recorded whole.
+    last = [unit for unit in order if unit.kind == "attack" and unit.defense == "it"][-1]
+    more = {key: record for key, record in run.records.items() if key != last.key}
+    further = decisions(spec, run.plan, more)["it"]
+    assert first["it"].after < further.after == len(spec.attacks) - 1
+    assert further.at_most <= first["it"].at_most
 
 
 def test_members_that_fell_keep_their_image_and_are_asked_no_more(complete: Path) -> None:

@@ -80,9 +80,8 @@ class Trial:
         elif config.steps > 0 and config.objective == "information-maximization":
             self.warned_of_one = True
             warn(
-                "A batch of one sample gets the static model's prediction, because information "
-                "maximization (dent+) is constant for a single sample. Submit more samples at "
-                "once.",
+                "A batch of one sample is not adapted, because information maximization (dent+) is "
+                "constant for a single sample. Submit more samples at once.",
                 NoAdaptationWarning,
             )
 

@@ -38,9 +38,9 @@ def checks_of(row: BoardRow) -> tuple[Check, ...]:
     """What can be checked of a row without loading its model.
 
     `submission`: there is one, for this track and run. `manifest`: the files are those
-    that it was handed in with. `track`: every run is what the track says. `defense`: every run is
-    of the same defense. `halves`: the gain on the half that was drawn is not far below that on the
-    fixed one.
+    that it was handed in with. `track`: every run is what the track says. `defense`: every run
+    evaluates the same defense. `halves`: the gain on the half that was drawn is not far below
+    that on the fixed one.
     """
     return tuple(
         _check(name, list(found))
@@ -122,14 +122,17 @@ def _of_defense(row: BoardRow) -> Iterator[str]:
     }
     headline = specs[row.headline.name]
     if len(headline) > 1:
-        yield f"the headline run is of {counted(len(headline), 'defense')}, expected one"
+        yield f"the headline run evaluates {counted(len(headline), 'defense')}, expected one"
     for name, found in specs.items():
         if found != headline:
             yield f"{name}: it evaluates another defense than the headline run does"
     submission = row.submission
     name = row.headline.defense_name
     if submission is not None and _called(submission.factory) != name:
-        yield f"the submission is of {submission.factory}, the headline run is of {name}"
+        yield (
+            f"the submission names the defense {submission.factory}, "
+            f"the headline run evaluates {name}"
+        )
     if row.views is not None and not row.views.result.spec.has_static:
         yield f"{VIEWS}: there is no static model to compare with"
 

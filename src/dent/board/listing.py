@@ -228,7 +228,7 @@ def list_rows(root: Path) -> tuple[BoardRow, ...]:
 
     Raises:
         RecordError: The folder is missing, or a row is damaged.
-        UnknownNameError: A row is of no track of this version.
+        UnknownNameError: This version has no track that a row names.
     """
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")

@@ -87,7 +87,7 @@ DYNAMIC: Final = (
     # What breaks most of what is left of others.
     Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
     Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
-    # Breaks defenses whose gradients are of no use, and little of others.
+    # Breaks defenses whose gradients are useless, and little of others.
     Member(
         "surrogates",
         "surrogates",

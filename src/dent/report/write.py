@@ -41,7 +41,7 @@ def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = No
         `out`.
 
     Raises:
-        ConfigError: The suffix is of no format, no run is given, or one is given twice.
+        ConfigError: No format has the suffix, no run is given, or one is given twice.
         RecordError: A run cannot be read, or `out` cannot be written.
         SchemaVersionError: A run was written by a newer torch-dent.
     """

@@ -12,13 +12,14 @@ from dent.evaluation.records.plan import Group, Plan, Unit, rounds, units
 from dent.evaluation.records.schema import JournalRecord
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.results.intervals import tango
-from dent.evaluation.results.result import Decision, Difference
-from dent.evaluation.results.scoring import Scorer, is_partial
+from dent.evaluation.results.result import Decision, Dependence, Difference
+from dent.evaluation.results.scoring import Rights, Scorer, Scores, is_partial
 from dent.evaluation.results.worst_case import (
     bootstrap_seed,
     by_sample,
     dependence_of,
     difference_to,
+    worst_cases,
 )
 
 
@@ -123,57 +124,78 @@ class _Watched:
         records: Mapping[str, JournalRecord],
         static: "_Watched",
     ) -> Decision | None:
-        """Where the first round ended after which no gain was possible."""
+        """The last whole round, if no gain is possible after it, of a run that is not whole."""
         if all(unit.key in records for groups in by_round for unit in self._own(groups)):
             return None
         attacks: set[str] = set()
+        found: Decision | None = None
         for groups in by_round:
             units = self._own(groups)
             if any(unit.key not in records for unit in units):
-                return None
+                break
             self.add([groups], records)
             attacks |= {unit.attack or "" for unit in units if unit.kind == "attack"}
             if not any(unit.kind in ("attack", "transfer") for unit in units):
                 continue
+            if self._drawn or (found is None and self._can_gain(static)):
+                continue
             difference = self._difference(static)
-            if not (self._drawn or can_gain(difference, by_sample=self._by_sample)):
-                return Decision(
-                    after=len(attacks),
-                    of=len(self._spec.attacks),
-                    at_most=difference.value or 0.0,
-                    below=difference.interval is not None and difference.interval[1] < 0,
-                )
-        return None
+            found = Decision(
+                after=len(attacks),
+                of=len(self._spec.attacks),
+                at_most=difference.value or 0.0,
+                below=difference.interval is not None and difference.interval[1] < 0,
+            )
+        return found
 
     def _own(self, groups: Sequence[Group]) -> list[Unit]:
         return [unit for group in groups for unit in group if unit.defense == self._defense.name]
-
-    @property
-    def _by_sample(self) -> bool:
-        return by_sample(dependence_of(self._defense, self._scorer.scores))
 
     @property
     def _drawn(self) -> bool:
         """Whether its answers are drawn at random: then more can be right after another attack."""
         return any(record.draws for of in self._scorer.scores.records.values() for record in of)
 
+    def _can_gain(self, static: "_Watched") -> bool:
+        scores, dependence = self._scores_with_dependence()
+        ours, theirs = worst_cases(static._scorer.scores, scores, dependence)
+        return can_gain(ours, theirs, by_sample=by_sample(dependence))
+
     def _difference(self, static: "_Watched") -> Difference:
+        scores, dependence = self._scores_with_dependence()
+        return difference_to(static._scorer.scores, scores, dependence, bootstrap_seed(self._spec))
+
+    def _scores_with_dependence(self) -> tuple[Scores, Dependence]:
         scores = self._scorer.scores
-        dependence = dependence_of(self._defense, scores)
-        seed = bootstrap_seed(self._spec)
-        return difference_to(static._scorer.scores, scores, dependence, seed)
+        return scores, dependence_of(self._defense, scores)
 
 
-def can_gain(difference: Difference, *, by_sample: bool) -> bool:
+def can_gain(ours: Mapping[int, Rights], theirs: Mapping[int, Rights], *, by_sample: bool) -> bool:
     """Whether more attacks on the defense could still leave the whole interval above 0.
 
     Where members are taken one by one, each that falls lowers the interval. Where whole batches
-    are, their sum falls, but who is right may change: the interval is then at best that of as many
-    members more with no member lost.
+    are, another submission counts only if it leaves fewer members right, but it may leave others
+    right. A batch then either stays as it is, or at best loses one of the members that the defense
+    has more, and no member that the static model has. So for each number of batches that could
+    change, those change that have the most to win by it.
+
+    Args:
+        ours: For each batch index, whether the defense is right about each member (1 or 0), in
+            its worst case.
+        theirs: The same of the static model, which is final.
+        by_sample: Whether members are taken one by one.
     """
-    if difference.value is None or difference.interval is None:
-        return True
-    if by_sample:
-        return difference.interval[0] > 0
-    surplus = max(round(difference.value * difference.total), 0)
-    return tango(surplus, 0, difference.total)[0] > 0
+    only_ours, only_theirs, total, exchanged = 0, 0, 0, []
+    for index, rights in ours.items():
+        more = sum(a > b for a, b in zip(rights, theirs[index], strict=True))
+        less = sum(a < b for a, b in zip(rights, theirs[index], strict=True))
+        only_ours, only_theirs, total = only_ours + more, only_theirs + less, total + len(rights)
+        exchanged.append(less - max(0, 1 - (more - less)))
+    possible = [(only_ours, only_theirs)]
+    if not by_sample:
+        for fewer in sorted(exchanged, reverse=True):
+            if fewer <= 0:
+                break
+            only_ours, only_theirs = only_ours - fewer - 1, only_theirs - fewer
+            possible.append((only_ours, only_theirs))
+    return not total or any(tango(*found, total)[0] > 0 for found in possible)

@@ -87,18 +87,24 @@ def resubmission_risk(rights: Sequence[float], draws: int) -> tuple[float, ...]:
 def difference_to(
     static: Scores, defended: Scores, dependence: Dependence, seed: int
 ) -> Difference:
-    """Pair the defended worst case with the static one.
+    """Pair the defended worst case with the static one; see `worst_cases`."""
+    ours, theirs = worst_cases(static, defended, dependence)
+    return paired(ours, theirs, by_sample(dependence), _static_samples(defended, dependence), seed)
+
+
+def worst_cases(
+    static: Scores, defended: Scores, dependence: Dependence
+) -> tuple[dict[int, Rights], dict[int, Rights]]:
+    """Return the worst cases of the defense and of the static model, on the batches of both.
 
     The attacker of the static model may not have more freedom than that of the defense. So if the
     defense's worst case is per batch and there are no assembled batches, the static model's is per
     batch as well.
     """
     batches = tuple(sorted(set(static.whole) & set(defended.whole)))
-    samples = by_sample(dependence)
-    static_samples = samples or any(name.startswith("assembled") for name in defended.submissions)
-    ours, _ = worst_case(defended, batches, by_sample=samples)
-    theirs, _ = worst_case(static, batches, by_sample=static_samples)
-    return paired(ours, theirs, samples, static_samples, seed)
+    ours, _ = worst_case(defended, batches, by_sample=by_sample(dependence))
+    theirs, _ = worst_case(static, batches, by_sample=_static_samples(defended, dependence))
+    return ours, theirs
 
 
 def natural_difference(
@@ -182,6 +188,12 @@ def paired(
 def bootstrap_seed(spec: EvaluationSpec) -> int:
     """What batches are drawn anew with: fixed by what was evaluated."""
     return int(spec.identity[:12], 16)
+
+
+def _static_samples(defended: Scores, dependence: Dependence) -> bool:
+    """Whether the static model's worst case may combine members of different submissions."""
+    assembled = any(name.startswith("assembled") for name in defended.submissions)
+    return by_sample(dependence) or assembled
 
 
 def _count(rights: Iterable[Rights]) -> Count:
