@@ -94,6 +94,7 @@ def test_every_case(side: str, natural: str) -> None:
         assert found.sentence.lower().startswith(found.ruling)
         if found.ruling == "robust gain":
             assert not any(each.open for each in own)
+            assert ("clean accuracy is lower" in found.sentence) == (natural == "below")
         if found.ruling == "inconclusive" and side == "above" and END not in own:
             assert "zero gradient" in found.sentence
 

@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial
+from scipy.stats import t as student
 
-from dent.evaluation.results.intervals import cluster_bootstrap, tango, wilson
+from dent.evaluation.results.intervals import (
+    cluster_bootstrap,
+    of_cluster_means,
+    of_mean,
+    tango,
+    wilson,
+)
 
 Z = 1.959963984540054
 
@@ -93,3 +100,30 @@ def test_the_bootstrap_draws_batches_and_not_samples() -> None:
 
 def test_the_bootstrap_of_equal_batches_has_no_width() -> None:
     assert cluster_bootstrap([2] * 9, [8] * 9, seed=0) == (0.25, 0.25)
+
+
+def test_the_interval_over_batches_is_students_or_the_ratio_estimators() -> None:
+    differences = [3, -2, 5, 0, 1, 4, -1, 2]
+    alike = of_cluster_means(differences, [16] * 8)
+    assert alike == pytest.approx(of_mean([each / 16 for each in differences]))
+    # The ratio estimator's variance: sum (y - R x)^2 / (n (n - 1) mean(x)^2).
+    sizes = [16, 16, 16, 16, 16, 16, 16, 5]
+    ratio, size = sum(differences) / sum(sizes), sum(sizes) / 8
+    spread = sum((y - ratio * x) ** 2 for y, x in zip(differences, sizes, strict=True))
+    reach = student.ppf(0.975, 7) * (spread / (8 * 7)) ** 0.5 / size
+    assert of_cluster_means(differences, sizes) == pytest.approx((ratio - reach, ratio + reach))
+
+
+def test_with_eight_batches_it_keeps_the_level_that_the_bootstrap_does_not() -> None:
+    """Without a true difference, the lower end may lie above 0 in 2.5% of runs."""
+    rng = np.random.default_rng(0)
+    runs, size = 2000, 128
+    chances = 0.5 + 0.1 * rng.standard_normal((runs, 8, 2))
+    both = rng.binomial(size, chances.clip(0, 1))
+    above = {"bootstrap": 0, "students": 0}
+    for ours, theirs in both.transpose(0, 2, 1):
+        differences = [int(each) for each in ours - theirs]
+        above["bootstrap"] += cluster_bootstrap(differences, [size] * 8, seed=0)[0] > 0
+        above["students"] += of_cluster_means(differences, [size] * 8)[0] > 0
+    assert above["bootstrap"] / runs > 0.045
+    assert above["students"] / runs < 0.035

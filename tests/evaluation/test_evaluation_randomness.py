@@ -19,6 +19,7 @@ from dent.errors import ConfigError
 from dent.evaluation import Settings, Subject, evaluate
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.result import Count, EvaluationResult, Repeated
+from dent.evaluation.results.scoring import Piece, worst_of_batch
 from dent.evaluation.results.worst_case import resubmission_risk
 from dent.evaluation.subject import describe
 from dent.evaluation.submission.fresh import Origin, fresh
@@ -211,6 +212,30 @@ def test_public_randomness_without_meaning_is_refused() -> None:
         describe(published, Settings(randomness="public"))
     with pytest.raises(ConfigError, match="randomness"):
         Settings(randomness="known")
+
+
+def test_few_draws_do_not_choose_weak_submissions_over_a_strong_one() -> None:
+    """The strongest of many submissions leaves 20%; the worst case may not leave more."""
+    rng, members, draws = np.random.default_rng(0), 512, 5
+
+    def drawn(chance: float) -> tuple[float, ...]:
+        return tuple(rng.binomial(draws, chance, members) / draws)
+
+    def piece(chance: float) -> Piece:
+        return Piece(attacked=drawn(chance), clean=(), missing=0, choosing=drawn(chance))
+
+    pieces = {"strong": piece(0.2), **{f"weak {k}": piece(0.6) for k in range(30)}}
+    rights, breaking = worst_of_batch(pieces, by_sample=True)
+    assert rights == pieces["strong"].attacked
+    assert set(breaking) == {"strong"}
+    # Where each member has an attack of its own that breaks it, they count together.
+    half = (1.0,) * 4 + (0.0,) * 4
+    apart = {
+        name: Piece(attacked=of, clean=(), missing=0, choosing=of)
+        for name, of in (("first", half), ("second", half[::-1]))
+    }
+    assert worst_of_batch(apart, by_sample=True)[0] == (0.0,) * 8
+    assert worst_of_batch(apart, by_sample=False)[0] == half
 
 
 def test_the_resubmission_risk_is_the_mean_over_all_choices_of_draws() -> None:

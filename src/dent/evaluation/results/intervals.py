@@ -90,6 +90,25 @@ def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
     return max(mean - reach, -1.0), min(mean + reach, 1.0)
 
 
+def of_cluster_means(
+    differences: Sequence[float], sizes: Sequence[int], level: float = LEVEL
+) -> tuple[float, float]:
+    """Student's interval of a difference of proportions, over whole batches.
+
+    With batches of one size it is the interval of the mean of their differences. With others it is
+    that of the ratio estimator, linearized (Cochran, Sampling Techniques, 1977, section 6.4).
+
+    Args:
+        differences: Per batch, how many members the first got right less those of the second.
+        sizes: Per batch, the number of members.
+        level: Confidence level.
+    """
+    value, size = sum(differences) / sum(sizes), sum(sizes) / len(sizes)
+    return of_mean(
+        [value + (d - value * n) / size for d, n in zip(differences, sizes, strict=True)], level
+    )
+
+
 def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """Interval of a median by order statistics, for any distribution of the values.
 

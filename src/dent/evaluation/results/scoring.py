@@ -228,12 +228,22 @@ def worst_of_batch(pieces: Mapping[str, Piece], *, by_sample: bool) -> tuple[Rig
 
 
 def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[str]:
-    """Return the submission that counts for each attacked member; see `worst_of_batch`."""
+    """Return the submission that counts for each attacked member; see `worst_of_batch`.
+
+    Where answers are drawn at random, few draws choose among many submissions, and often choose a
+    weak one for a member. So a single submission counts for all members if it leaves fewer right.
+    """
     members = range(len(next(iter(pieces.values())).attacked))
-    if by_sample:
-        return [min(pieces, key=lambda name: pieces[name].chooses[member]) for member in members]
     worst = min(pieces, key=lambda name: sum(pieces[name].chooses))
-    return [worst for _ in members]
+    single = [worst for _ in members]
+    if not by_sample:
+        return single
+    each = [min(pieces, key=lambda name: pieces[name].chooses[member]) for member in members]
+    return min(each, single, key=lambda chosen: _left(pieces, chosen))
+
+
+def _left(pieces: Mapping[str, Piece], chosen: Sequence[str]) -> float:
+    return sum(pieces[name].attacked[member] for member, name in enumerate(chosen))
 
 
 def worst_case(

@@ -244,7 +244,7 @@ def _ruling(
     if side == "above" and spared is not None and _side(spared) != "above":
         return "no gain", "only challenges to the static model put the difference above 0"
     if side == "above":
-        return _above(opened, ground)
+        return _above(opened, ground, natural)
     if side == "below":
         return _below(natural_side, opened, static_gates)
     if natural_side == "below":
@@ -274,12 +274,16 @@ def _at_most(decided: Decision, difference: Difference) -> str:
     return f"{most} after {decided.after} of {counted(decided.of, 'attack')}"
 
 
-def _above(opened: Sequence[str], ground: Ground | None) -> tuple[Ruling, str]:
+def _above(opened: Sequence[str], ground: Ground | None, natural: Difference) -> tuple[Ruling, str]:
     if opened:
         return "inconclusive", f"its worst case is higher, but gates are open: {', '.join(opened)}"
     if ground is None:
         return "inconclusive", "its worst case is higher, but no gradient is certified"
-    return "robust gain", f"the whole interval of the difference lies above 0 ({ground})"
+    why = f"the whole interval of the difference lies above 0 ({ground})"
+    if _side(natural) == "below" and natural.interval is not None:
+        lost = f"{points(natural.value or 0.0)} {points_bounds(natural.interval)}"
+        why += f", but clean accuracy is lower: {lost} points"
+    return "robust gain", why
 
 
 def _below(

@@ -6,7 +6,7 @@ from typing import Final
 
 from dent.evaluation.records.readings import depends
 from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
-from dent.evaluation.results.intervals import cluster_bootstrap, of_mean, tango
+from dent.evaluation.results.intervals import cluster_bootstrap, of_cluster_means, of_mean, tango
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
 from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_submissions
 from dent.support.plural import agreeing, counted
@@ -135,7 +135,8 @@ def paired(
         ours: For each batch index, whether each member was correct.
         theirs: The same for the same members.
         samples: Whether members of one batch are independent. If not, the interval allows for
-            their dependence, from `MIN_CLUSTERS` batches on.
+            their dependence, from `MIN_CLUSTERS` batches on. A bootstrap alone is too narrow for
+            few batches, so Student's interval over batches counts as well.
         static_samples: Whether `theirs` is a per-sample worst case.
         seed: Seed of the bootstrap over batches.
     """
@@ -158,13 +159,14 @@ def paired(
         method = "wider of tango on the majority of draws and student on their means"
     if interval is not None and not samples:
         if len(pairs) >= MIN_CLUSTERS:
-            bootstrap = cluster_bootstrap(
-                [sum(differences[index]) for index in pairs],
-                [len(differences[index]) for index in pairs],
-                seed,
+            sums = [sum(differences[index]) for index in pairs]
+            sizes = [len(differences[index]) for index in pairs]
+            over = (cluster_bootstrap(sums, sizes, seed), of_cluster_means(sums, sizes))
+            interval = (
+                min(interval[0], *(low for low, _ in over)),
+                max(interval[1], *(high for _, high in over)),
             )
-            interval = (min(interval[0], bootstrap[0]), max(interval[1], bootstrap[1]))
-            method = f"wider of {method} and a bootstrap over batches"
+            method = f"widest of {method}, a bootstrap over batches and student on their means"
             assumes = "that batches are independent; members of one may not be"
         else:
             assumes += (
