@@ -183,3 +183,42 @@ def test_layers_that_cannot_move_are_refused() -> None:
     without = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(UnsupportedModelError, match="no running statistics"):
         Dent(without, config())
+
+
+class Activated(nn.BatchNorm2d):
+    """Does more than normalize, as timm's BatchNormAct2d does."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input).tanh()
+
+
+class Handmade(nn.BatchNorm2d):
+    """Normalizes by its own arithmetic."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        shape = (1, -1, 1, 1)
+        scale = self.weight / (self.running_var + self.eps).sqrt()  # type: ignore[operator]
+        return (input - self.running_mean.view(shape)) * scale.view(shape) + self.bias.view(shape)  # type: ignore[union-attr]
+
+
+def replaced(kind: type[nn.BatchNorm2d]) -> nn.Sequential:
+    """The model with layers of another kind, and without its activations."""
+    model = make_model()
+    for index in (1, 4):
+        layer = kind(model[index].num_features)
+        layer.load_state_dict(model[index].state_dict())
+        model[index], model[index + 1] = layer.double(), nn.Identity()
+    return model.eval()
+
+
+def test_what_a_subclass_does_after_normalizing_stays() -> None:
+    for steps in (1, 3):
+        expected, _ = listing_1(replaced(Activated), images(), steps, 0.05)
+        config = DentConfig(steps=steps, lr=0.05, statistics="moving")
+        torch.testing.assert_close(Dent(replaced(Activated), config)(images()), expected)
+
+
+def test_a_layer_with_its_own_arithmetic_is_refused() -> None:
+    defense = Dent(replaced(Handmade), DentConfig(steps=1, lr=0.05, statistics="moving"))
+    with pytest.raises(UnsupportedModelError, match=r"The layer 1 \(Handmade\) does not call"):
+        defense(images())

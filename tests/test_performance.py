@@ -316,3 +316,24 @@ def test_group_norm_gets_its_input_in_the_usual_order_where_torch_would_crash(
     assert Seeing.seen == [True] * (BATCH.steps + 1)
     torch.testing.assert_close(answered, expected)
     assert not list(model[1]._forward_pre_hooks)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_one_image_adapts_as_the_same_image_given_twice(granularity: Any) -> None:
+    """torch's CPU backward of InstanceNorm misreads one channels-last image."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2, 1),
+        nn.InstanceNorm2d(32, affine=True),
+        nn.GELU(),
+        nn.Conv2d(32, 32, 3, 2, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    model = model.double().eval()
+    image = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    reduction: Any = "mean" if granularity == "batch" else "sum"
+    config = DentConfig(steps=3, lr=0.05, granularity=granularity, reduction=reduction)
+    defense = Dent(model, config)
+    torch.testing.assert_close(defense(image), defense(image.repeat(2, 1, 1, 1))[:1])

@@ -208,3 +208,46 @@ def test_copies_are_gone_without_the_garbage_collector() -> None:
         assert seen() is None
     finally:
         gc.enable()
+
+
+class Encoder(nn.Module):
+    """Keeps what a later module takes up, as U-Nets written by hand do."""
+
+    def __init__(self, *, inside: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.inside = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), inside
+        self.skips: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.conv(x))
+        if self.inside:
+            self.skips[:] = [found]
+        else:
+            self.skip = found
+        return found.relu()
+
+
+class Skipping(nn.Module):
+    def __init__(self, *, inside: bool) -> None:
+        super().__init__()
+        self.encoder, self.middle = Encoder(inside=inside), nn.Conv2d(6, 6, 1)
+        self.norm, self.head = nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm(self.middle(self.encoder(x)))
+        skip = self.encoder.skips[0] if self.encoder.inside else self.encoder.skip
+        logits: Tensor = self.head((inner + skip).relu().mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_module_that_keeps_something_for_later_ones_runs_every_time(inside: bool) -> None:
+    torch.manual_seed(0)
+    model = Skipping(inside=inside).double().eval()
+    x, other = torch.rand(2, 5, 3, 8, 8, dtype=torch.float64)
+    defense = Dent(model, DentConfig(steps=2, lr=0.05, last_layers=1))
+    expected = defense(x)
+    model(other)
+    torch.testing.assert_close(defense(x), expected)
+    still = Dent(model, DentConfig(steps=1, lr=1e-12, last_layers=1))(x)
+    torch.testing.assert_close(still, model(x))

@@ -185,7 +185,7 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
             else f"it has no normalization layer; its modules are {', '.join(module_types)}"
         )
         unknown = unadapted(model)
-        what += f". {unknown}" if unknown else ""
+        what += f". {unknown.removesuffix('.')}" if unknown else ""
         raise UnsupportedModelError(
             f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
             f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Was BatchNorm fused "
@@ -372,6 +372,8 @@ class AdaptedModel:
         memory_format = self._performance.memory_format
         if x.dim() != 4 or memory_format != "auto":
             return x.dim() == 4 and memory_format == "channels-last"
+        if len(x) == 1:  # torch's CPU backward of normalization misreads some such tensors
+            return False
         pixels = x.numel() // x.shape[1]
         suits = x.device.type == "cpu" and pixels >= self._pixels_for_channels_last
         return suits and self._model not in _REFUSED_CHANNELS_LAST

@@ -30,8 +30,8 @@ def unadapted(model: nn.Module) -> str | None:
         sentences.append(
             f"{listed} (first {unknown[0][0]!r}) look like normalizations, but are not adapted: "
             "scale, shift and statistics stay fixed. If they compute normalized * scale + "
-            f"shift, call dent.register_norm({first}) before Dent; otherwise ignore "
-            "dent.UnadaptedLayersWarning."
+            f"shift, call dent.register_norm({first}) before Dent, with channels='last' if they "
+            "normalize the last axis; otherwise ignore dent.UnadaptedLayersWarning."
         )
     hidden = list(_hidden(model))
     if hidden:

@@ -4,8 +4,10 @@ Where only the last layers are adapted, everything before them gives the same at
 modules up to there keep what they answered, and answer it again as long as they are asked the same.
 """
 
+import operator
 import weakref
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +41,9 @@ class Prefix:
     """Cache of the outputs of the modules before the first adapted layer, for one batch.
 
     The cache serves a module only if it takes one tensor, bit-identical to the last one, returns
-    one tensor, draws no random numbers, and needs no gradient. Everything else is computed, and so
-    is everything whose input or output was modified in place since.
+    one tensor, draws no random numbers, keeps nothing in an attribute, and needs no gradient.
+    Everything else is computed, and so is everything whose input or output was modified in place
+    since.
     """
 
     def __init__(self) -> None:
@@ -70,13 +73,31 @@ class Prefix:
             if remembered is not None and remembered.intact() and remembered.answers(x):
                 return remembered.answer
             given_version = None if x.is_inference() else x._version  # before it is written to
-            random_state = torch.get_rng_state()
+            random_state, before = torch.get_rng_state(), _attributes(reference())
             output = forward(reference(), x)
-            if given_version is not None and _constant(output, random_state):
+            kept = not _same(before, _attributes(reference()))
+            if given_version is not None and not kept and _constant(output, random_state):
                 self._kept[name] = _RememberedAnswer(x, given_version, output, output._version)
             return output
 
         return answer
+
+
+def _attributes(module: nn.Module | None) -> list[Any]:
+    """The attributes of a module and of its submodules, and what lists and the like hold."""
+    found: list[Any] = []
+    for each in module.modules() if module is not None else ():
+        for name, value in vars(each).items():
+            found += [name, value]
+            if isinstance(value, Mapping):
+                found += value.values()
+            elif isinstance(value, list | tuple | set | deque):
+                found += value
+    return found
+
+
+def _same(before: list[Any], after: list[Any]) -> bool:
+    return len(before) == len(after) and all(map(operator.is_, before, after))
 
 
 def _constant(output: Any, random_state: Tensor) -> bool:
