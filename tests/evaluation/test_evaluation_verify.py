@@ -18,7 +18,7 @@ from dent.attacks import make
 from dent.evaluation import Settings, Subject, evaluate, load_run, verify
 from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
-from dent.storage.canonical import canonical, digest
+from dent.storage.canonical import canonical, digest, without_rulings
 from tests.evaluation.subjects import (
     SMALL,
     Masked,
@@ -286,6 +286,34 @@ def test_elsewhere_few_answers_may_differ_and_the_result_by_as_little(
             r"\d+ of 400 as submitted again",
             problem,
         )
+
+
+@pytest.mark.parametrize("rules", [None, 1])
+@pytest.mark.parametrize(
+    ("field", "value", "follows"),
+    [
+        ("interval", [-0.5, 0.5], True),
+        ("method", "another", True),
+        ("assumes", "another", True),
+        ("value", 0.125, False),
+        ("only_static", 7, False),
+    ],
+)
+def test_other_rules_may_change_the_statistics_and_no_count(
+    folder: Path, rules: int | None, field: str, value: object, *, follows: bool
+) -> None:
+    plain = json.loads((folder / "result.json").read_text())
+    plain["defenses"]["dent"]["difference"][field] = value
+    plain["rules"] = rules or plain["rules"]
+    (folder / "result.json").write_text(json.dumps(plain))
+    check = next(check for check in verify(folder).checks if check.name == "result")
+    assert (check.state == "passed") == (follows and rules is not None), check.problems
+
+
+def test_other_rules_may_decide_otherwise() -> None:
+    then = {"dent": {"decided": None, "worst": {"correct": 3}}}
+    now = {"dent": {"decided": {"after": 2}, "worst": {"correct": 3}}}
+    assert without_rulings(then) == without_rulings(now)
 
 
 def changed(what: str) -> Subject:

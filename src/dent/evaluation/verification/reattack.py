@@ -14,6 +14,7 @@ from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
+from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
 from dent.storage.canonical import Record, without_timing
@@ -123,6 +124,7 @@ class Attacker:
         self._batches = Batches(self._run)
         self._same_place = _same_place(recorded, subject)
         self._others: dict[str, list[tuple[bool, bool]]] = {}
+        self._misclaimed: dict[tuple[str, str | None], _Misclaimed] = {}
         self._unlike: list[str] = []
         self._done: list[str] = []
 
@@ -134,6 +136,10 @@ class Attacker:
         if not isinstance(recorded, UnitRecord):
             raise RecordError(f"{unit.key} is no attack")
         self._done.append(unit.key)
+        if not recorded.draws:  # else claim and submission differ by chance
+            then, now = (self._misclaims(unit, record) for record in (recorded, repeated))
+            so_far = self._misclaimed.setdefault((unit.defense, unit.attack), _Misclaimed())
+            so_far.add(len(repeated.claimed or ()), then, now)
         differing = _differing_fields(recorded, repeated)
         if differing:
             self._unlike.append(
@@ -162,7 +168,13 @@ class Attacker:
         """Problems: any difference on the run's own platform, a significant one elsewhere."""
         if reattacked.same_place:
             return self._unlike
-        return [
+        misclaimed = [
+            f"{defense}: the claims of {attack} differ from the submission for {found.now} of "
+            f"{counted(found.members, 'member')} when attacked again, for {found.then} as recorded"
+            for (defense, attack), found in self._misclaimed.items()
+            if found.hidden
+        ]
+        return misclaimed + [
             f"{paired.defense}: {paired.stood} of {counted(paired.members, 'member')} stand as "
             f"recorded, {paired.stands} when attacked again (only then {paired.only_stands}, only "
             f"as recorded {paired.only_stood}; p = {paired.p_value:.2g})"
@@ -182,6 +194,11 @@ class Attacker:
             and 2 * 0.5**paired.members >= reattacked.level / len(reattacked.paired)
         ]
 
+    def _misclaims(self, unit: Unit, record: UnitRecord) -> int:
+        """The attacked members of which the attack claims something else than the submission."""
+        pairs = zip(record.claimed or (), self._right(unit, record.served), strict=False)
+        return sum(claimed == right for claimed, right in pairs)
+
     def _right(self, unit: Unit, served: Sequence[int | None]) -> list[bool]:
         plan = self._recorded.plan
         batches = plan.batches if unit.batch is None else (plan.batches[unit.batch],)
@@ -194,6 +211,24 @@ class Attacker:
             ]
             start += batch.size
         return rights
+
+
+@dataclass
+class _Misclaimed:
+    """Members of which an attack claims something else than the submission."""
+
+    members: int = 0
+    then: int = 0
+    now: int = 0
+
+    def add(self, members: int, then: int, now: int) -> None:
+        self.members, self.then, self.now = self.members + members, self.then + then, self.now + now
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the symptom "served differs from claimed" shows now, and more than chance."""
+        allowed = MISMATCH * self.members
+        return self.now > allowed and self.now - self.then > max(1.0, allowed)
 
 
 class _Kept:
