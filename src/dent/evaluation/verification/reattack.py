@@ -124,7 +124,7 @@ class Attacker:
         self._batches = Batches(self._run)
         self._same_place = _same_place(recorded, subject)
         self._others: dict[str, list[tuple[bool, bool]]] = {}
-        self._misclaimed: dict[tuple[str, str | None], _Misclaimed] = {}
+        self._symptoms: dict[tuple[str, str, str | None], _Symptom] = {}
         self._unlike: list[str] = []
         self._done: list[str] = []
 
@@ -136,10 +136,11 @@ class Attacker:
         if not isinstance(recorded, UnitRecord):
             raise RecordError(f"{unit.key} is no attack")
         self._done.append(unit.key)
-        if not recorded.draws:  # else claim and submission differ by chance
-            then, now = (self._misclaims(unit, record) for record in (recorded, repeated))
-            so_far = self._misclaimed.setdefault((unit.defense, unit.attack), _Misclaimed())
-            so_far.add(len(repeated.claimed or ()), then, now)
+        for name, count in (("claims", self._misclaims), ("gradients", _blind)):
+            symptom = self._symptoms.setdefault((name, unit.defense, unit.attack), _Symptom())
+            symptom.members += len(repeated.claimed or ())
+            symptom.then += count(unit, recorded)
+            symptom.now += count(unit, repeated)
         differing = _differing_fields(recorded, repeated)
         if differing:
             self._unlike.append(
@@ -168,13 +169,14 @@ class Attacker:
         """Problems: any difference on the run's own platform, a significant one elsewhere."""
         if reattacked.same_place:
             return self._unlike
-        misclaimed = [
-            f"{defense}: the claims of {attack} differ from the submission for {found.now} of "
-            f"{counted(found.members, 'member')} when attacked again, for {found.then} as recorded"
-            for (defense, attack), found in self._misclaimed.items()
-            if found.hidden
+        hidden = [
+            f"{defense}: {_SYMPTOMS[name].format(attack=attack)} for {symptom.now} of "
+            f"{counted(symptom.members, 'member')} when attacked again, for {symptom.then} as "
+            "recorded"
+            for (name, defense, attack), symptom in self._symptoms.items()
+            if symptom.hidden
         ]
-        return misclaimed + [
+        return hidden + [
             f"{paired.defense}: {paired.stood} of {counted(paired.members, 'member')} stand as "
             f"recorded, {paired.stands} when attacked again (only then {paired.only_stands}, only "
             f"as recorded {paired.only_stood}; p = {paired.p_value:.2g})"
@@ -196,6 +198,8 @@ class Attacker:
 
     def _misclaims(self, unit: Unit, record: UnitRecord) -> int:
         """The attacked members of which the attack claims something else than the submission."""
+        if record.draws:  # they differ by chance
+            return 0
         pairs = zip(record.claimed or (), self._right(unit, record.served), strict=False)
         return sum(claimed == right for claimed, right in pairs)
 
@@ -214,21 +218,29 @@ class Attacker:
 
 
 @dataclass
-class _Misclaimed:
-    """Members of which an attack claims something else than the submission."""
+class _Symptom:
+    """Members that show a symptom of an attack, as recorded and when attacked again."""
 
     members: int = 0
     then: int = 0
     now: int = 0
 
-    def add(self, members: int, then: int, now: int) -> None:
-        self.members, self.then, self.now = self.members + members, self.then + then, self.now + now
-
     @property
     def hidden(self) -> bool:
-        """Whether the symptom "served differs from claimed" shows now, and more than chance."""
-        allowed = MISMATCH * self.members
-        return self.now > allowed and self.now - self.then > max(1.0, allowed)
+        """Whether the record hides it: more members show it now, beyond rounding."""
+        return self.now - self.then > max(1.0, MISMATCH * self.members)
+
+
+_SYMPTOMS: Final = {
+    "claims": "the claims of {attack} differ from the submission",
+    "gradients": "{attack} has no gradient in half of its steps",
+}
+
+
+def _blind(_: Unit, record: UnitRecord) -> int:
+    """Members for which half of the gradients of an attack were zero."""
+    pairs = zip(record.gradients or (), record.zero_gradients or (), strict=False)
+    return sum(0 < gradients <= 2 * zero for gradients, zero in pairs)
 
 
 class _Kept:
