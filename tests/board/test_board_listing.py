@@ -9,11 +9,15 @@ import pytest
 
 from dent.board.listing import BoardRow, list_rows, read_board_row
 from dent.board.matching import departures
+from dent.board.pack import declared_of, manifest_of
+from dent.board.page import to_page
 from dent.board.tracks import HEADLINE, VIEWS
 from dent.board.trust import TrustEntry, add_trust
 from dent.evaluation import load_run
+from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.result import Decision
+from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
@@ -104,10 +108,19 @@ def test_trust_is_of_the_run_that_was_checked(made: Path, put: Put, tmp_path: Pa
     folder = tmp_path / "row"
     shutil.copytree(made, folder)
     identity = load_run(folder / HEADLINE).run.identity
-    entry = TrustEntry(state="records verified", identity=identity, by="us", date="2026-01-02")
+    entry = TrustEntry(
+        state="records verified",
+        identity=identity,
+        manifest=declared_of(folder),
+        by="us",
+        date="2026-01-02",
+    )
+    assert entry.manifest == manifest_of(folder).declared
     add_trust(folder, entry.model_copy(update={"identity": "0" * 64, "state": "re-attacked"}))
     assert read_board_row(folder).trust == "claimed"
+    assert read_board_row(folder).unbound == "trust.json has 1 check of another run"
     add_trust(folder, entry)
+    assert read_board_row(folder).unbound is None
     add_trust(folder, entry)
     assert read_board_row(folder).trust == "records verified"
     assert len(read_board_row(folder).checks) == 1
@@ -120,22 +133,72 @@ def test_trust_is_of_the_run_that_was_checked(made: Path, put: Put, tmp_path: Pa
     assert [row.void for row in list_rows(tmp_path)] == [None, "Tuned on the half"]
 
 
-def test_a_row_without_records_shows_its_result_and_is_only_claimed(
-    made: Path, put: Put, tmp_path: Path, row: BoardRow
+def forge_natural(folder: Path) -> None:
+    """Change a natural answer of the static model, and forge its checksum."""
+    journal = folder / HEADLINE / JOURNAL
+    lines = []
+    for line in journal.read_text().splitlines():
+        record = json.loads(line)["record"]
+        if record["kind"] == "natural" and record["defense"] == "static":
+            record["served"][0] = (record["served"][0] + 1) % 4
+        lines.append(canonical({"record": record, "sha256": digest(record)}))
+    journal.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_trust_is_of_the_records_that_were_checked(
+    made: Path, put: Put, tmp_path: Path, old: bool
 ) -> None:
     put(SMALL)
     folder = tmp_path / "row"
     shutil.copytree(made, folder)
-    identity = row.headline.result.identity
-    add_trust(
-        folder,
-        TrustEntry(state="re-attacked", identity=identity, by="us", date="2026-01-02"),
+    entry = TrustEntry(
+        state="re-attacked",
+        identity=load_run(folder / HEADLINE).run.identity,
+        manifest=None if old else declared_of(folder),
+        by="us",
+        date="2026-01-02",
+        nonce="n",
+        units=1,
+        of=9,
     )
-    for name in ("run.json", "plan.json", "journal.jsonl"):
+    add_trust(folder, entry)
+    if old:
+        trust = json.loads((folder / "trust.json").read_text())
+        del trust["entries"][0]["manifest"]
+        (folder / "trust.json").write_text(json.dumps(trust))
+        reason = "trust.json has 1 check that names no records"
+    else:
+        assert read_board_row(folder).trust == "re-attacked (1 of 9 attacks)"
+        forge_natural(folder)
+        reason = "the records have changed since the 1 check in trust.json"
+    row = read_board_row(folder)
+    assert (row.trust, row.unbound, row.to_json()["unbound"]) == ("claimed", reason, reason)
+    page = to_page([row], tmp_path)
+    assert reason in page
+    assert "re-attacked" not in page.partition("<tbody>")[2].partition("</tbody>")[0]
+
+
+@pytest.mark.parametrize(
+    ("deleted", "said"),
+    [
+        (("run.json", "plan.json", JOURNAL), "has no run.json, plan.json, journal.jsonl: the boa"),
+        (("run.json",), "has no run.json: the board shows only what follows from the records"),
+        ((JOURNAL,), "has no journal.jsonl: the board"),
+    ],
+)
+def test_a_result_without_its_records_is_refused(
+    made: Path, put: Put, tmp_path: Path, deleted: tuple[str, ...], said: str
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    shutil.copytree(made, folder)
+    for name in deleted:
         (folder / HEADLINE / name).unlink()
-    bare = read_board_row(folder)
-    assert bare.headline.result == row.headline.result
-    assert (bare.trust, bare.less_views) == ("claimed", None)
+    with pytest.raises(RecordError, match=said):
+        read_board_row(folder)
+    assert dent("board", "page", str(tmp_path), "-o", str(tmp_path / "page.html")).code != 0
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_rows_are_found_below_a_folder_and_damaged_ones_refused(

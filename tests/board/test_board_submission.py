@@ -64,6 +64,11 @@ def test_a_newcomer_submits_and_a_maintainer_checks(row: Path, tmp_path: Path) -
     found = read_board_row(row)
     assert found.name == "shifted"
     assert found.trust.startswith("re-attacked (1 of ")
+    (entry,) = found.checks
+    assert found.submission is not None
+    assert entry.manifest == found.submission.manifest
+    edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
+    assert read_board_row(row).trust == "claimed"
 
 
 def test_an_archive_can_be_checked_with_its_images_apart(row: Path, tmp_path: Path) -> None:

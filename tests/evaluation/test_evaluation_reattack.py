@@ -18,7 +18,7 @@ from dent.evaluation.records.folder import RUN
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.schema import UnitRecord
 from dent.storage.canonical import canonical, digest
-from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
+from tests.evaluation.subjects import SMALL, Boast, Masked, Push, Wrapper, make_model, make_subject
 
 WHOLE = Settings(n=24, batch_size=8)
 
@@ -125,6 +125,40 @@ def test_elsewhere_a_single_flip_is_no_finding_and_few_members_are_too_few(
     assert few.status == "incomplete"
     check = next(check for check in few.checks if check.name == "attacks")
     assert "too few to tell" in check.problems[0]
+
+
+@pytest.mark.parametrize("symptom", ["claims", "gradients"])
+def test_elsewhere_forged_symptoms_are_found(tmp_path: Path, symptom: str) -> None:
+    """The attack claims what the submission does not show, or has no gradient to follow."""
+    folder = tmp_path / "run"
+    model = make_model()
+    subject = make_subject({"it": Masked(model)}, [Boast() if symptom == "claims" else Push()])
+    evaluate(subject, WHOLE, out=folder)
+    elsewhere(folder)
+    assert verify(folder, subject, reattack=Reattack()).problems == ()
+    lines = (folder / JOURNAL).read_text().splitlines()
+    for at, line in enumerate(lines):
+        record = json.loads(line)["record"]
+        if record["kind"] == "attack" and record["defense"] == "it":
+            if symptom == "claims":
+                record["claimed"] = [False] * len(record["claimed"])
+            else:
+                assert sum(record["zero_gradients"])
+                record["zero_gradients"] = [0] * len(record["zero_gradients"])
+            lines[at] = canonical({"record": record, "sha256": digest(record)})
+    (folder / JOURNAL).write_text("\n".join(lines) + "\n")
+    assert verify(folder, subject).problems == ()  # it has no claims to compare with
+    found = verify(folder, subject, reattack=Reattack())
+    assert len(found.problems) == 1
+    says = {
+        "claims": "the claims of boast differ from the submission",
+        "gradients": "push has no gradient in half of its steps",
+    }
+    assert re.fullmatch(
+        rf"attacks: it: {says[symptom]} for \d+ of 24 members when attacked again, for \d as "
+        "recorded",
+        found.problems[0],
+    )
 
 
 def test_the_nonce_decides_which_and_all_are_drawn_by_some(honest: Path) -> None:

@@ -15,10 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from dent import Dent, DentConfig
 from dent.attacks import make
-from dent.evaluation import Settings, Subject, evaluate, verify
+from dent.evaluation import Settings, Subject, evaluate, load_run, verify
+from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
-from dent.storage.canonical import canonical, digest
-from tests.evaluation.subjects import SMALL, make_dataset, make_model, make_subject
+from dent.storage.canonical import canonical, digest, without_rulings
+from tests.evaluation.subjects import (
+    SMALL,
+    Masked,
+    Push,
+    Wrapper,
+    make_dataset,
+    make_model,
+    make_subject,
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,19 +187,133 @@ def test_tampering_is_found(folder: Path, name: str) -> None:
     assert any(re.search(message, problem) for problem in found.problems), found.problems
 
 
-def test_the_gradient_certificate_is_made_anew(tmp_path: Path) -> None:
+def forge_certificate(record: dict[str, Any]) -> None:
+    point = record["gradient"]["points"][0]
+    assert max(point["errors"]) < 1e-3
+    point["errors"][0] = 0.25
+
+
+def forge_huge_eps(record: dict[str, Any]) -> None:
+    record["huge_eps"]["correct"] = (record["huge_eps"]["correct"] + 3) % 8
+
+
+def drop_huge_eps(record: dict[str, Any]) -> None:
+    record["huge_eps"] = None
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (forge_certificate, "probes: probe/0/dent/None has another gradient certificate now"),
+        (forge_huge_eps, r"probes: probe/0/dent/None: under the huge eps, \d of 8 members"),
+        (drop_huge_eps, "probes: .* are correct now, recorded as nothing was attacked"),
+    ],
+)
+def test_what_a_gain_rests_on_is_made_anew(
+    tmp_path: Path, forge: Callable[[dict[str, Any]], None], message: str
+) -> None:
     subject = make_subject(attacks=[make("adaptive-unrolled", iterations=1)])
+    evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path / "run")
+    assert verify(tmp_path / "run", subject).status == "verified"
+    relabel(tmp_path / "run", forge, 1)
+    found = verify(tmp_path / "run", subject)
+    assert any(re.search(message, problem) for problem in found.problems), found.problems
+
+
+def test_the_errors_of_a_surrogate_gradient_are_made_anew(tmp_path: Path) -> None:
+    attacks = [make("adaptive-unrolled", iterations=1)]
+    subject = make_subject(attacks=attacks, defenses={"it": Masked(make_model())})
     evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path / "run")
     assert verify(tmp_path / "run", subject).status == "verified"
 
     def forge(record: dict[str, Any]) -> None:
-        point = record["gradient"]["points"][0]
-        assert max(point["errors"]) < 1e-3
-        point["errors"][0] = 0.25
+        for point in record["gradient"]["points"]:
+            point["coarse"] = [0.1] * point["members"]
 
     relabel(tmp_path / "run", forge, 1)
     found = verify(tmp_path / "run", subject)
-    assert "probes: probe/0/dent/None has another gradient certificate now" in found.problems
+    assert any("over large steps" in problem for problem in found.problems), found.problems
+
+
+def large() -> Subject:
+    return make_subject({"it": Wrapper(make_model())}, [Push()], size=400)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in batches of 100, which says that it was made with other threads."""
+    path = tmp_path_factory.mktemp("elsewhere") / "run"
+    evaluate(large(), Settings(batch_size=100, transfer=False), out=path)
+    run = json.loads((path / "run.json").read_text())
+    for session in run["sessions"]:
+        session["threads"] += 7
+    (path / "run.json").write_text(json.dumps(run))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("by_unit", "units", "failed"),
+    [(2, 1, []), (3, 1, ["served"]), (2, 4, ["verdict"]), (3, 4, ["served", "verdict"])],
+)
+def test_elsewhere_few_answers_may_differ_and_the_result_by_as_little(
+    elsewhere: Path, tmp_path: Path, by_unit: int, units: int, failed: list[str]
+) -> None:
+    folder = Path(shutil.copytree(elsewhere, tmp_path / "run"))
+    plan = json.loads((folder / "plan.json").read_text())
+    lines = [json.loads(line)["record"] for line in (folder / JOURNAL).read_text().splitlines()]
+    attacks = [
+        index
+        for index, record in enumerate(lines)
+        if (record["kind"], record["defense"]) == ("attack", "it")
+    ]
+    for line in attacks[:units]:
+
+        def right(record: dict[str, Any]) -> None:
+            labels = plan["batches"][record["batch"]]["labels"]
+            pairs = enumerate(zip(record["served"], labels, strict=True))
+            broken = [member for member, (served, label) in pairs if served != label]
+            for member in broken[:by_unit]:
+                record["served"][member] = labels[member]
+
+        relabel(folder, right, line)
+    (folder / "result.json").write_bytes(dump(load_run(folder).result))
+    found = verify(folder, large())
+    assert [check.name for check in found.checks if check.state == "failed"] == failed
+    if "verdict" in failed:
+        problem = next(check for check in found.checks if check.name == "verdict").problems[0]
+        assert re.fullmatch(
+            r"it: \d+ of 400 members are correct in the worst case as recorded, "
+            r"\d+ of 400 as submitted again",
+            problem,
+        )
+
+
+@pytest.mark.parametrize("rules", [None, 1])
+@pytest.mark.parametrize(
+    ("field", "value", "follows"),
+    [
+        ("interval", [-0.5, 0.5], True),
+        ("method", "another", True),
+        ("assumes", "another", True),
+        ("value", 0.125, False),
+        ("only_static", 7, False),
+    ],
+)
+def test_other_rules_may_change_the_statistics_and_no_count(
+    folder: Path, rules: int | None, field: str, value: object, *, follows: bool
+) -> None:
+    plain = json.loads((folder / "result.json").read_text())
+    plain["defenses"]["dent"]["difference"][field] = value
+    plain["rules"] = rules or plain["rules"]
+    (folder / "result.json").write_text(json.dumps(plain))
+    check = next(check for check in verify(folder).checks if check.name == "result")
+    assert (check.state == "passed") == (follows and rules is not None), check.problems
+
+
+def test_other_rules_may_decide_otherwise() -> None:
+    then = {"dent": {"decided": None, "worst": {"correct": 3}}}
+    now = {"dent": {"decided": {"after": 2}, "worst": {"correct": 3}}}
+    assert without_rulings(then) == without_rulings(now)
 
 
 def changed(what: str) -> Subject:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from scipy.stats import ttest_ind
 
 from dent.board.listing import BoardRow
-from dent.board.pack import manifest_of
+from dent.board.pack import declared_of
 from dent.board.tracks import VIEWS
 from dent.board.views import defense_of
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
@@ -30,7 +30,7 @@ class RowCheck(Record):
     says: str
     """The status in words, with what was attacked again."""
     checks: tuple[Check, ...]
-    verification: Verification | None = None
+    verification: Verification
     """Of the headline run."""
 
 
@@ -54,26 +54,19 @@ def checks_of(row: BoardRow) -> tuple[Check, ...]:
     )
 
 
-def conclude(
-    checks: tuple[Check, ...], verification: Verification | None, reason: str = ""
-) -> RowCheck:
+def conclude(checks: tuple[Check, ...], verification: Verification) -> RowCheck:
     """Put the checks of a row and of its run together.
 
     Args:
         checks: Of the row.
-        verification: Of the headline run; None if it was not verified.
-        reason: Why not.
+        verification: Of the headline run.
     """
-    if verification is None:
-        skipped = Check(name="records", state="not-run", looked_at=0, problems=(reason,))
-        checks = (*checks, skipped)
-    else:
-        checks = (*checks, *verification.checks)
+    checks = (*checks, *verification.checks)
     states = {check.state for check in checks}
     status = "failed" if "failed" in states else "incomplete"
     if states == {"passed"}:
         status = "verified"
-    says = status if verification is None or status == "failed" else verification.says
+    says = status if status == "failed" else verification.says
     return RowCheck(status=status, says=says, checks=checks, verification=verification)
 
 
@@ -102,9 +95,9 @@ def _of_submission(row: BoardRow) -> Iterator[str]:
 
 def _of_manifest(row: BoardRow) -> Iterator[str]:
     submission = row.submission
-    if submission is None or row.headline.run is None:
+    if submission is None:
         return
-    found = manifest_of(row.folder).declared
+    found = declared_of(row.folder)
     if submission.manifest != found:
         yield f"the records have the digest {found}, the submission says {submission.manifest}"
 
@@ -149,7 +142,7 @@ def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
 def _of_halves(row: BoardRow) -> Iterator[str]:
     """Find a defense that was tuned on the half that everybody knows."""
     run = row.headline.run
-    if run is None or row.nonce is None or row.headline.defense_name == STATIC:
+    if row.nonce is None or row.headline.defense_name == STATIC:
         return
     fixed_ids = set(row.track.fixed_ids)
     gains = gain_by_id(run)

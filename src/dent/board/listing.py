@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dent.board.matching import departures
+from dent.board.pack import declared_of
 from dent.board.row import ROW, read_row, track_of
 from dent.board.submission import RowSubmission, read_submission
 from dent.board.tracks import HEADLINE, VIEWS, Track
 from dent.board.trust import State, TrustEntry, read_trust, state_of
 from dent.board.views import less_views
-from dent.evaluation.records.folder import RESULT, RUN, read_record
+from dent.evaluation.records.folder import PLAN, RESULT, RUN
+from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import (
@@ -27,6 +29,7 @@ from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
 REPORT: Final = "report.html"
+_RECORDS: Final = (RUN, PLAN, JOURNAL)
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
 
 
@@ -36,14 +39,14 @@ class VariantResult:
 
     Attributes:
         name: The variant.
-        result: Derived from the records; as it was stored where there are no records.
-        run: The records; None where the row has only the result.
+        result: Derived from the records.
+        run: The records.
         departures: In what it is another evaluation than the track's.
     """
 
     name: str
     result: EvaluationResult
-    run: RecordedRun | None
+    run: RecordedRun
     departures: tuple[str, ...]
 
     @property
@@ -69,7 +72,8 @@ class BoardRow:
         headline: The run that the row is ranked by.
         variants: The other runs, but for the views.
         views: The run of the mean over views; None where there is none.
-        checks: That the headline run has passed.
+        checks: That the headline run has passed, with the records that the row has now.
+        unbound: Why no check counts, although there are some; None otherwise.
         void: Why the row does not count; None where it does.
     """
 
@@ -81,6 +85,7 @@ class BoardRow:
     variants: tuple[VariantResult, ...]
     views: VariantResult | None
     checks: tuple[TrustEntry, ...]
+    unbound: str | None = None
     void: str | None = None
 
     @property
@@ -113,9 +118,7 @@ class BoardRow:
         beside = self.headline.defense.over_views
         if beside is not None:
             return beside.difference
-        if self.views is None or self.views.run is None or self.headline.run is None:
-            return None
-        if self.stopped:
+        if self.views is None or self.stopped:
             return None
         return less_views(self.headline.run, self.views.run)
 
@@ -160,8 +163,8 @@ class BoardRow:
 
     @property
     def state(self) -> State:
-        """How far it was checked. Without records, nobody can have checked any."""
-        return "claimed" if self.headline.run is None else state_of(self.checks)
+        """How far it was checked."""
+        return state_of(self.checks)
 
     @property
     def trust(self) -> str:
@@ -207,6 +210,7 @@ class BoardRow:
             "suite": self.suite,
             "stale": self.stale,
             "trust": self.trust,
+            "unbound": self.unbound,
             "void": self.void,
             "departures": list(self.headline.departures),
             "variants": [
@@ -240,7 +244,7 @@ def read_board_row(folder: Path) -> BoardRow:
     """Read one row.
 
     Raises:
-        RecordError: It is damaged, or has no headline run.
+        RecordError: It is damaged, or has no headline run, or a result without its records.
         UnknownNameError: This version has no such track.
     """
     record = read_row(folder)
@@ -255,6 +259,7 @@ def read_board_row(folder: Path) -> BoardRow:
             f"{folder} has no {HEADLINE} run yet: `dent board run {chosen.name} ... --out {folder}`"
         )
     headline, trust = runs[HEADLINE], read_trust(folder)
+    identity, manifest = headline.result.identity, declared_of(folder)
     return BoardRow(
         folder=folder,
         track=chosen,
@@ -263,20 +268,24 @@ def read_board_row(folder: Path) -> BoardRow:
         headline=headline,
         variants=tuple(found for name, found in runs.items() if name not in (HEADLINE, VIEWS)),
         views=runs.get(VIEWS),
-        checks=trust.of(headline.result.identity),
+        checks=trust.of(identity, manifest),
+        unbound=trust.unbound(identity, manifest),
         void=trust.void,
     )
 
 
 def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> VariantResult | None:
     path = folder / variant
-    run = load_run(path) if is_there(path / RUN) else None
-    if run is not None:
-        result = run.result
-    elif is_there(path / RESULT):
-        result = read_record(path / RESULT, EvaluationResult)
-    else:
+    missing = [name for name in _RECORDS if not is_there(path / name)]
+    if len(missing) == len(_RECORDS) and not is_there(path / RESULT):
         return None
+    if RUN in missing or (missing and is_there(path / RESULT)):
+        raise RecordError(
+            f"{path} has no {', '.join(missing)}: the board shows only what follows from the "
+            "records of a run"
+        )
+    run = load_run(path)
+    result = run.result
     return VariantResult(variant, result, run, departures(chosen, variant, nonce, result.spec))
 
 

@@ -64,12 +64,9 @@ class Manifest(Record):
 
         The journal has the digest of every image, so that this stands for the images, too.
         """
-        fixed = {
-            name: file.to_json()
-            for name, file in self.files.items()
-            if PurePosixPath(name).name in _FIXED
-        }
-        return digest(fixed)
+        return digest(
+            {name: file.to_json() for name, file in self.files.items() if _is_fixed(name)}
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,20 @@ class Packed:
     manifest: Manifest
     records: Path
     images: Path | None
+
+
+def declared_of(folder: Path) -> str:
+    """Return `Manifest.declared` of a run or row, without reading its images.
+
+    Raises:
+        RecordError: A file cannot be read.
+    """
+    names = [name for name in sorted(_names(folder)) if _is_fixed(name)]
+    return Manifest(files={name: _packed(folder, name) for name in names}).declared
+
+
+def _is_fixed(name: str) -> bool:
+    return PurePosixPath(name).name in _FIXED
 
 
 def manifest_of(folder: Path) -> Manifest:

@@ -148,7 +148,7 @@ def write_page(rows: Sequence[BoardRow], out: Path) -> None:
 
 
 def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> None:
-    """Write the report of each row's headline run beside its records; rows without any have none.
+    """Write the report of each row's headline run beside its records.
 
     Args:
         rows: The rows.
@@ -159,9 +159,8 @@ def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> No
     """
     for row in rows:
         run = row.headline.run
-        if run is not None:
-            page = to_html([NamedRun(row.name, run)], data_root=data_root)
-            write_atomically(run.path / REPORT, page.encode())
+        page = to_html([NamedRun(row.name, run)], data_root=data_root)
+        write_atomically(run.path / REPORT, page.encode())
 
 
 def to_page(rows: Sequence[BoardRow], base: Path) -> str:
@@ -250,7 +249,9 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     links = tuple(
         Link(f"images of {each.by}", each.url) for each in row.broken_by if _is_web(each.url)
     )
-    yield BoardCell(row.trust, row.trust, links=links, tone="bad" if row.broken_by else "quiet")
+    notes = () if row.unbound is None else (row.unbound,)
+    tone = "bad" if row.broken_by or notes else "quiet"
+    yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
 
 
 def _verdict(row: BoardRow) -> BoardCell:

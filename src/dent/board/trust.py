@@ -1,4 +1,8 @@
-"""How far a row has been checked, and who did. Entries are added, and never taken away."""
+"""How far a row has been checked, and who did. Entries are added, and never taken away.
+
+An entry counts only for the files that were checked: it names their digest, which is compared
+whenever the row is read.
+"""
 
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -9,6 +13,7 @@ from dent.evaluation.records.folder import dump, read_record
 from dent.evaluation.records.spec import Sha256
 from dent.storage.canonical import Record
 from dent.storage.disk import is_there, write_atomically
+from dent.support.plural import agreeing, counted
 
 TRUST: Final = "trust.json"
 State = Literal["claimed", "records verified", "re-attacked"]
@@ -22,6 +27,9 @@ class TrustEntry(Record):
     state: Literal["records verified", "re-attacked"]
     identity: Sha256
     """Of the run that was checked: a check of another run says nothing of this one."""
+    manifest: Sha256 | None = None
+    """Digest of the records that were checked, as in `submission.json`; null in older entries,
+    which count for nothing."""
     by: Annotated[str, Field(min_length=1, max_length=200)]
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     nonce: str | None = None
@@ -40,9 +48,25 @@ class TrustRecord(Record):
     void: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """Why the row does not count, as a maintainer says; null where it does."""
 
-    def of(self, identity: str) -> tuple[TrustEntry, ...]:
-        """The checks of one run."""
-        return tuple(entry for entry in self.entries if entry.identity == identity)
+    def of(self, identity: str, manifest: str) -> tuple[TrustEntry, ...]:
+        """The checks of one run with these records."""
+        return tuple(
+            entry
+            for entry in self.entries
+            if (entry.identity, entry.manifest) == (identity, manifest)
+        )
+
+    def unbound(self, identity: str, manifest: str) -> str | None:
+        """Why no check counts for these records, although there are some; null otherwise."""
+        if not self.entries or self.of(identity, manifest):
+            return None
+        own = [entry for entry in self.entries if entry.identity == identity]
+        checks = counted(len(self.entries), "check")
+        if not own:
+            return f"{TRUST} has {checks} of another run"
+        if all(entry.manifest is None for entry in own):
+            return f"{TRUST} has {checks} that {agreeing(len(self.entries), 'name')} no records"
+        return f"the records have changed since the {checks} in {TRUST}"
 
 
 def read_trust(folder: Path) -> TrustRecord:

@@ -81,12 +81,12 @@ def submit(
     values["track"] = row.track.name
     values.setdefault("factory", row.headline.defense_name)
     values["identity"] = row.headline.result.identity
-    values["manifest"] = pack.manifest_of(folder).declared
+    values["manifest"] = pack.declared_of(folder)
     submission = submission_of(values, str(chosen or "submission"))
     row = BoardRow(**{**vars(row), "submission": submission})
     # A submitter runs code of their own.
     own = Verifying(how.root, how.device, how.records_only, allow_code=True)
-    checked = conclude(checks_of(row), *_verified(row, own, None))
+    checked = conclude(checks_of(row), _verified(row, own, None))
     if checked.status == "failed":
         checking.show(str(folder), checked.says, checked.checks)
         return None
@@ -139,38 +139,35 @@ def check(
     if by is not None and path.is_file():
         raise ConfigError("--record writes into the folder of a row, and an archive has none")
     with _folder(path, images) as folder:
+        manifest = pack.declared_of(folder)  # before anything is read: it may change meanwhile
         row = read_board_row(folder)
-        checked = conclude(checks_of(row), *_verified(row, how, reattack))
-    if by is not None and checked.status == "verified" and checked.verification is not None:
-        _record(path, row, checked.verification, by)
+        checked = conclude(checks_of(row), _verified(row, how, reattack))
+    if by is not None and checked.status == "verified":
+        _record(path, row, manifest, checked.verification, by)
     return checked
 
 
-def _verified(
-    row: BoardRow, how: Verifying, reattack: Reattack | None
-) -> tuple[Verification | None, str]:
+def _verified(row: BoardRow, how: Verifying, reattack: Reattack | None) -> Verification:
     path = row.folder / HEADLINE
-    if row.headline.run is None:
-        return None, "the row has no records"
     records_only = how.records_only or not (path / TENSORS).is_dir()
     if reattack is not None and records_only:
         raise ConfigError(
             "--reattack takes the images of the run, which are not here: give their archive by "
             "--images"
         )
-    verification = checking.verify(
-        path, None, how.root, how.device, records_only, how.allow_code, reattack
-    )
-    return verification, ""
+    return checking.verify(path, None, how.root, how.device, records_only, how.allow_code, reattack)
 
 
-def _record(folder: Path, row: BoardRow, verification: Verification, by: str) -> None:
+def _record(
+    folder: Path, row: BoardRow, manifest: str, verification: Verification, by: str
+) -> None:
     again = verification.reattacked
     add_trust(
         folder,
         TrustEntry(
             state="records verified" if again is None else "re-attacked",
             identity=row.headline.result.identity,
+            manifest=manifest,
             by=by,
             date=datetime.now(UTC).date().isoformat(),
             nonce=None if again is None else again.nonce,

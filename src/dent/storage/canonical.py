@@ -40,8 +40,14 @@ def without_wording(value: Any) -> Any:
 
 
 def without_rulings(value: Any) -> Any:
-    """Return a JSON value without the parts that depend on the rules of a version."""
-    return _without(value, "verdict", "diagnostics", "rules")
+    """Return a JSON value without the parts that depend on the rules of a version.
+
+    These are the rulings, and the statistics that they rest on. Counts, worst cases and the values
+    of differences remain.
+    """
+    return _without(
+        value, "verdict", "diagnostics", "rules", "interval", "method", "assumes", "decided"
+    )
 
 
 def _without(value: Any, *names: str) -> Any:

@@ -197,9 +197,7 @@ def record_of(
     )
 
 
-def certify(
-    run: Run, unit: Unit, batches: Batches, *, follow_ups: bool = True
-) -> CertificateRecord:
+def certify(run: Run, unit: Unit, batches: Batches, *, more: bool = True) -> CertificateRecord:
     """Check the gradient of a defense that the run has probed."""
     probed = run.store.done.get(Unit("probe", unit.defense, None, 0).key)
     if not isinstance(probed, ProbeRecord):
@@ -211,7 +209,7 @@ def certify(
         run.spec,
         batches.load(run.plan.batches[0]),
         differentiable=probed.zero_gradients is not None,
-        follow_ups=follow_ups,
+        more=more,
     )
 
 

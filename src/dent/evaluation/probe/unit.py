@@ -54,7 +54,7 @@ def probe_record(
     batch: tuple[Tensor, Tensor],
     *,
     guard: Guard,
-    follow_ups: bool = True,
+    more: bool = True,
 ) -> ProbeRecord:
     """Probe a defense, as far as the settings say.
 
@@ -65,7 +65,7 @@ def probe_record(
         spec: Gives the settings.
         batch: Images and labels of the first batch.
         guard: Notices writes to the static model.
-        follow_ups: Whether to run the extra attacks.
+        more: Whether to attack again with more iterations, if the settings say so.
 
     Raises:
         InputError: The defense wrote into the static model.
@@ -82,9 +82,7 @@ def probe_record(
     checks: dict[str, Any] = {}
     if spec.schedule == "by-batch":
         differentiable = useless is not None
-        checks = _checks(
-            origin, subject, spec, batch, differentiable=differentiable, follow_ups=follow_ups
-        )
+        checks = _checks(origin, subject, spec, batch, differentiable=differentiable, more=more)
     return ProbeRecord(
         defense=unit.defense,
         seed=seed,
@@ -113,7 +111,7 @@ def certificate_record(
     batch: tuple[Tensor, Tensor],
     *,
     differentiable: bool,
-    follow_ups: bool = True,
+    more: bool = True,
 ) -> CertificateRecord:
     """Check the gradient of a defense and run the extra attacks, as far as the settings say.
 
@@ -124,12 +122,10 @@ def certificate_record(
         spec: Gives the settings.
         batch: Images and labels of the first batch.
         differentiable: Whether the probe found a gradient to the input.
-        follow_ups: Whether to run the extra attacks.
+        more: Whether to attack again with more iterations, if the settings say so.
     """
     start = clock(batch[0].device)
-    checks = _checks(
-        origin, subject, spec, batch, differentiable=differentiable, follow_ups=follow_ups
-    )
+    checks = _checks(origin, subject, spec, batch, differentiable=differentiable, more=more)
     seconds = clock(batch[0].device) - start
     return CertificateRecord(
         defense=unit.defense,
@@ -146,7 +142,7 @@ def _checks(
     batch: tuple[Tensor, Tensor],
     *,
     differentiable: bool,
-    follow_ups: bool,
+    more: bool,
 ) -> dict[str, Any]:
     """Return the fields about the gradient and the extra attacks."""
     x, y = batch
@@ -155,9 +151,9 @@ def _checks(
     checks: dict[str, Any] = {}
     if looks_through(spec):
         checks["gradient"] = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
-    if follow_ups and differentiable and (full or looks_through(spec)):
+    if differentiable and (full or looks_through(spec)):
         checks["huge_eps"] = huge_eps(origin, x, y, subject.threat, seed)
-    if follow_ups and full:
+    if more and full:
         attacks = subject.attacks if differentiable else ()  # else no gradient to follow
         checks["more_iterations"] = tuple(
             follow_up

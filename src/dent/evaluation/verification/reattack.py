@@ -14,6 +14,7 @@ from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
+from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
 from dent.storage.canonical import Record, without_timing
@@ -123,6 +124,7 @@ class Attacker:
         self._batches = Batches(self._run)
         self._same_place = _same_place(recorded, subject)
         self._others: dict[str, list[tuple[bool, bool]]] = {}
+        self._symptoms: dict[tuple[str, str, str | None], _Symptom] = {}
         self._unlike: list[str] = []
         self._done: list[str] = []
 
@@ -134,6 +136,11 @@ class Attacker:
         if not isinstance(recorded, UnitRecord):
             raise RecordError(f"{unit.key} is no attack")
         self._done.append(unit.key)
+        for name, count in (("claims", self._misclaims), ("gradients", _blind)):
+            symptom = self._symptoms.setdefault((name, unit.defense, unit.attack), _Symptom())
+            symptom.members += len(repeated.claimed or ())
+            symptom.then += count(unit, recorded)
+            symptom.now += count(unit, repeated)
         differing = _differing_fields(recorded, repeated)
         if differing:
             self._unlike.append(
@@ -162,7 +169,14 @@ class Attacker:
         """Problems: any difference on the run's own platform, a significant one elsewhere."""
         if reattacked.same_place:
             return self._unlike
-        return [
+        hidden = [
+            f"{defense}: {_SYMPTOMS[name].format(attack=attack)} for {symptom.now} of "
+            f"{counted(symptom.members, 'member')} when attacked again, for {symptom.then} as "
+            "recorded"
+            for (name, defense, attack), symptom in self._symptoms.items()
+            if symptom.hidden
+        ]
+        return hidden + [
             f"{paired.defense}: {paired.stood} of {counted(paired.members, 'member')} stand as "
             f"recorded, {paired.stands} when attacked again (only then {paired.only_stands}, only "
             f"as recorded {paired.only_stood}; p = {paired.p_value:.2g})"
@@ -182,6 +196,13 @@ class Attacker:
             and 2 * 0.5**paired.members >= reattacked.level / len(reattacked.paired)
         ]
 
+    def _misclaims(self, unit: Unit, record: UnitRecord) -> int:
+        """The attacked members of which the attack claims something else than the submission."""
+        if record.draws:  # they differ by chance
+            return 0
+        pairs = zip(record.claimed or (), self._right(unit, record.served), strict=False)
+        return sum(claimed == right for claimed, right in pairs)
+
     def _right(self, unit: Unit, served: Sequence[int | None]) -> list[bool]:
         plan = self._recorded.plan
         batches = plan.batches if unit.batch is None else (plan.batches[unit.batch],)
@@ -194,6 +215,32 @@ class Attacker:
             ]
             start += batch.size
         return rights
+
+
+@dataclass
+class _Symptom:
+    """Members that show a symptom of an attack, as recorded and when attacked again."""
+
+    members: int = 0
+    then: int = 0
+    now: int = 0
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the record hides it: more members show it now, beyond rounding."""
+        return self.now - self.then > max(1.0, MISMATCH * self.members)
+
+
+_SYMPTOMS: Final = {
+    "claims": "the claims of {attack} differ from the submission",
+    "gradients": "{attack} has no gradient in half of its steps",
+}
+
+
+def _blind(_: Unit, record: UnitRecord) -> int:
+    """Members for which half of the gradients of an attack were zero."""
+    pairs = zip(record.gradients or (), record.zero_gradients or (), strict=False)
+    return sum(0 < gradients <= 2 * zero for gradients, zero in pairs)
 
 
 class _Kept:

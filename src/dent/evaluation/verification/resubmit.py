@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +27,17 @@ from dent.evaluation.records.readings import depends, randomized, stateful
 from dent.evaluation.records.schema import (
     CertificateRecord,
     ChallengeRecord,
+    FollowUp,
+    GradientRecord,
     JournalRecord,
     ProbeRecord,
     Trace,
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import certificate_of
+from dent.evaluation.results.diagnostics import certificate_of, stands_in
 from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.result import DefenseResult, EvaluationResult
 from dent.evaluation.results.tells import loss_of
 from dent.evaluation.subject import Prepared, Subject, threat_of
 from dent.evaluation.submission.submission import Submission, merge_traces
@@ -43,9 +47,26 @@ from dent.support.devices import device_of
 from dent.support.plural import agreeing, counted
 
 TOLERATED = 0.01
-"""Share of members that may be answered differently on other hardware or software: near ties."""
+"""Share of members that may be answered differently on other hardware or software: near ties. It
+limits the whole run, each unit (and one member more), and every worst case."""
 _CLOSE = 1e-3
 _COUNTED = ("rows", "probabilities", "gradient_rows", "zero_gradients")
+_PROBED = (
+    "repeated",
+    "again",
+    "alone",
+    "strangers",
+    "permuted",
+    "probabilities",
+    "rows",
+    "gradient_rows",
+    "zero_gradients",
+    "huge_eps",
+    "calls",
+    "again_gradient",
+    "uncopied",
+)
+"""Fields of a probe that are found again, beside the gradient."""
 _DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
 
 
@@ -105,8 +126,9 @@ class Resubmission:
             isinstance(record, ProbeRecord) and record.calls is not None
             for record in recorded.records.values()
         )
-        self._changed: list[str] = []
-        self._members = 0
+        self._changed: dict[str, list[str]] = {}
+        self._members: dict[str, int] = {}
+        self._again: dict[str, JournalRecord] = {}
 
     def check(self, unit: Unit) -> Iterator[Finding]:
         """Check a recorded unit."""
@@ -143,8 +165,30 @@ class Resubmission:
 
     def too_many_changed(self) -> list[str]:
         """Changed answers: any on the run's own platform, more than the tolerated few elsewhere."""
-        allowed = 0 if self._same_place else math.floor(TOLERATED * self._members)
-        return self._changed if len(self._changed) > allowed else []
+        changed = [problem for problems in self._changed.values() for problem in problems]
+        if self._same_place or len(changed) > TOLERATED * sum(self._members.values()):
+            return changed
+        return [
+            problem
+            for key, problems in self._changed.items()
+            if len(problems) > 1 + math.ceil(TOLERATED * self._members[key])
+            for problem in problems
+        ]
+
+    def scored_otherwise(self) -> list[str]:
+        """What the run gives otherwise, if it is scored with the answers that were given now."""
+        if not self._again:
+            return []
+        recorded = self._recorded
+        challenges = tuple(
+            challenge.model_copy(
+                update={"units": tuple(self._again.get(unit.key, unit) for unit in challenge.units)}
+            )
+            for challenge in recorded.challenges
+        )
+        records = {key: self._again.get(key, record) for key, record in recorded.records.items()}
+        again = replace(recorded, records=records, challenges=challenges)
+        return list(_unlike(recorded.result, again.result))
 
     def _found(self, unit: Unit, record: UnitRecord) -> Tensor | None:
         if unit.kind == "natural":
@@ -219,17 +263,35 @@ class Resubmission:
     def _served(self, unit: Unit, record: UnitRecord, adversarial: Tensor | None) -> str | None:
         answers = submit_unit(self._run, unit, adversarial, self._batches)
         served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
-        self._members += len(served)
-        self._changed += [
+        self._members[unit.key] = len(served)
+        changed = [
             f"{unit.key}: member {member} is served {current}, recorded as {recorded}"
             for member, (current, recorded) in enumerate(zip(served, record.served, strict=True))
             if current != recorded
         ]
+        if changed:
+            self._changed[unit.key] = changed
+        self._keep(record, {"served": served, **self._fields(answers, record)})
         loss = loss_of([answer.first for answer in answers], members_of(self._run.plan, unit))
         if record.loss is not None and not _close(loss, record.loss):
             return f"{unit.key}: the loss is not as recorded"
         problem = self._views_problem(unit, answers, record)
         return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
+
+    def _fields(self, answers: list[Answers], record: UnitRecord) -> dict[str, Any]:
+        """Return what the other answers give; of older records nothing, which have one answer."""
+        if not self._complete:
+            return {}
+        fields = views_of(answers)
+        names = sorted(record.apart.keys() | fields["apart"].keys())
+        values = (record.apart, fields["apart"])
+        fields["apart"] = {name: max(apart.get(name, 0.0) for apart in values) for name in names}
+        return fields
+
+    def _keep(self, record: JournalRecord, fields: Mapping[str, Any]) -> None:
+        """Keep what was found now for `scored_otherwise`, where it is not as recorded."""
+        if any(getattr(record, name) != value for name, value in fields.items()):
+            self._again[record.key] = record.model_copy(update=dict(fields))
 
     def _views_problem(self, unit: Unit, answers: list[Answers], record: UnitRecord) -> str | None:
         """Compare views and draws with the record, on the machine of the record."""
@@ -247,29 +309,111 @@ class Resubmission:
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
         batch = self._batches.load(run.plan.batches[0])
         repeated = probe_record(
-            origin, unit, run.subject, run.spec, batch, guard=run.guard, follow_ups=False
+            origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
         )
+        if record.calls is not None:  # else recorded before the newer fields
+            kept = {name: getattr(repeated, name) for name in _PROBED}
+            kept["gradient"] = _comparable(record.gradient, repeated.gradient)
+            self._keep(record, kept)
         readings = (depends, randomized, stateful)
         if any(reading(repeated) != reading(record) for reading in readings) or any(
             getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):
             return Finding("probes", f"{unit.key} is answered differently now")
-        if certificate_of(repeated).state != certificate_of(record).state:
-            return Finding("probes", f"{unit.key} has another gradient certificate now")
-        return Finding("probes")
+        older = record.calls is None
+        return Finding("probes", self._checks_problem(unit, record, record, repeated, older=older))
 
     def _certificate(self, unit: Unit, record: CertificateRecord) -> Finding:
         probed = self._recorded.records[Unit("probe", unit.defense, None, 0).key]
         if not isinstance(probed, ProbeRecord):
             return Finding("probes", f"{unit.key} comes before the probe of its defense")
-        repeated = certify(self._run, unit, self._batches, follow_ups=False)
-        states = [
-            certificate_of(probed.model_copy(update={"gradient": entry.gradient})).state
-            for entry in (record, repeated)
-        ]
-        if states[0] != states[1]:
-            return Finding("probes", f"{unit.key} has another gradient certificate now")
-        return Finding("probes")
+        repeated = certify(self._run, unit, self._batches, more=False)
+        gradient = _comparable(record.gradient, repeated.gradient)
+        self._keep(record, {"gradient": gradient, "huge_eps": repeated.huge_eps})
+        return Finding("probes", self._checks_problem(unit, probed, record, repeated))
+
+    def _checks_problem(
+        self,
+        unit: Unit,
+        probed: ProbeRecord,
+        record: ProbeRecord | CertificateRecord,
+        repeated: ProbeRecord | CertificateRecord,
+        *,
+        older: bool = False,
+    ) -> str | None:
+        """Compare what verdicts rest on: the certificate, its coarse errors and the huge eps."""
+        then, now = (
+            probed.model_copy(update={"gradient": gradient})
+            for gradient in (record.gradient, _comparable(record.gradient, repeated.gradient))
+        )
+        if certificate_of(then).state != certificate_of(now).state:
+            return f"{unit.key} has another gradient certificate now"
+        if stands_in(then) != stands_in(now):
+            return f"{unit.key}: over large steps, the gradient has other errors than recorded"
+        if older or self._huge_alike(record.huge_eps, repeated.huge_eps):
+            return None
+        said, found = map(_said, (record.huge_eps, repeated.huge_eps))
+        return f"{unit.key}: under the huge eps, {found} now, recorded as {said}"
+
+    def _huge_alike(self, recorded: FollowUp | None, repeated: FollowUp | None) -> bool:
+        if recorded is None or repeated is None:
+            return recorded is repeated
+        allowed = 0 if self._same_place else max(1, math.floor(TOLERATED * repeated.total))
+        same = recorded.total == repeated.total
+        return same and abs(recorded.correct - repeated.correct) <= allowed
+
+
+def _comparable(
+    recorded: GradientRecord | None, repeated: GradientRecord | None
+) -> GradientRecord | None:
+    """Return the repeated check without the coarse errors that the recorded one does not have."""
+    if recorded is None or repeated is None or len(recorded.points) != len(repeated.points):
+        return repeated
+    points = tuple(
+        now.model_copy(update={"coarse": None}) if then.coarse is None else now
+        for then, now in zip(recorded.points, repeated.points, strict=True)
+    )
+    return repeated.model_copy(update={"points": points})
+
+
+def _said(huge: FollowUp | None) -> str:
+    if huge is None:
+        return "nothing was attacked"
+    members = counted(huge.total, "member")
+    return f"{huge.correct} of {members} {agreeing(huge.correct, 'are')} correct"
+
+
+def _unlike(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str]:
+    """Yield how two results of a run differ by more than the tolerance, and in any ruling."""
+    # A run that stopped early, and that now would not, has no ruling yet.
+    ruled = recorded.status == again.status
+    for name, then in recorded.defenses.items():
+        now = again.defenses[name]
+        for where, before, after in (
+            ("in the worst case", then.worst.served, now.worst.served),
+            ("without an attack", then.natural, now.natural),
+        ):
+            allowed = max(1, math.floor(TOLERATED * before.total))
+            if before.total != after.total or abs(before.correct - after.correct) > allowed:
+                yield (
+                    f"{name}: {before.correct} of {counted(before.total, 'member')} "
+                    f"{agreeing(before.correct, 'are')} correct {where} as recorded, "
+                    f"{after.correct} of {after.total} as submitted again"
+                )
+        ruling, ruling_now = (_ruling(each, ruled=ruled) for each in (then, now))
+        if ruling != ruling_now:
+            yield f"{name}: {ruling} as recorded, {ruling_now} as submitted again"
+
+
+def _ruling(result: DefenseResult, *, ruled: bool) -> str:
+    """Return the ruling in words; without a verdict, on which side of 0 the difference lies."""
+    if ruled and result.verdict is not None:
+        return f"the verdict is {result.verdict.ruling}"
+    if result.difference is None or result.difference.interval is None:
+        return "there is no difference"
+    low, high = result.difference.interval
+    side = "above" if low > 0 else "below" if high < 0 else "around"
+    return f"the interval of the difference lies {side} 0"
 
 
 def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:

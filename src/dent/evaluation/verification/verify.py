@@ -22,7 +22,7 @@ from dent.storage.errors import RecordError
 from dent.support.plural import agreeing, counted
 
 _SHOWN = 20
-_RESUBMITTED = ("tensors", "threat model", "served", "probes")
+_RESUBMITTED = ("tensors", "threat model", "served", "probes", "verdict")
 _WITH_SUBJECT = ("subject", "plan", *_RESUBMITTED)
 _RERUN: Final[Mapping[str, Literal["some re-run", "all re-run"]]] = {
     "some": "some re-run",
@@ -93,8 +93,10 @@ def verify(
     Always: checksums, digests, identity, the plan against the journal, and that `result.json`
     follows from the records. With the subject also: that model, dataset, defenses and attacks are
     those of the record; that the plan follows from the dataset; that every adversarial image lies
-    in the threat model, in float64; that every batch, submitted again, is served as recorded; and
-    that the probes, the gradient certificate among them, find again what they found.
+    in the threat model, in float64; that every batch, submitted again, is served as recorded;
+    that the probes, the gradient certificate and the huge eps among them, find again what they
+    found; and that no ruling changes, and no worst case by more than the tolerance, if the run is
+    scored with the answers that were given now.
 
     What cannot be redone without attacking again is what the attacks found and claimed, what they
     cost, and the extra attacks of the full diagnostics. With `reattack`, attacks are run again from
@@ -284,6 +286,10 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
             _note(finding, problems, looked_at, skipped)
         watch.one()
     problems["served"] += resubmission.too_many_changed()
+    problems["verdict"] += resubmission.scored_otherwise()
+    looked_at["verdict"] = len(recorded.run.spec.defenses)
+    if "served" in skipped:
+        skipped["verdict"] = skipped["served"]
     for name in names:
         if name in skipped and not problems[name]:
             yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked_at[name]})
