@@ -492,6 +492,7 @@ def _unit_record(run: Run, unit: Unit) -> UnitRecord:
 
 
 def _static_seconds(run: Run, x: Tensor) -> float:
+    x = x.clone()  # which the model may write into
     with torch.no_grad():
         start = clock(x.device)
         run.subject.model(x)

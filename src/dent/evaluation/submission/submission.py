@@ -73,8 +73,8 @@ def submit(
         torch.inference_mode(mode=False),
         torch.set_grad_enabled(gradients),
     ):
-        if gradients:
-            x = x.detach().clone().requires_grad_()
+        # A copy, which the defense may write into; not a leaf, as in attacks.
+        x = x.detach().requires_grad_(gradients).clone()
         before = global_draws(x.device), states_of(generators)
         start = clock(x.device)
         adaptation = None
