@@ -51,7 +51,13 @@ def kept_generators(thing: object, *, everywhere: bool = False) -> list[Any]:
 
 
 def reachable(
-    thing: object, containers: float = inf, objects: float = inf, *, values: bool = False
+    thing: object,
+    containers: float = inf,
+    objects: float = inf,
+    *,
+    values: bool = False,
+    visited: dict[int, object] | None = None,
+    closed: Callable[[type], bool] | None = None,
 ) -> Iterator[object]:
     """Yield an object and everything it holds, each once; equal objects yield in equal order.
 
@@ -62,8 +68,11 @@ def reachable(
         objects: how many objects inside each other are. Modules count for neither, and are always
             looked into.
         values: also yield leaves: tensors, numbers, text.
+        visited: what an earlier traversal has visited, by id, to which this one adds.
+        closed: says of a class whether its objects are not looked into.
     """
-    visited: dict[int, object] = {}  # holds references, so that no id is reused
+    # It holds references, so that no id is reused.
+    visited = {} if visited is None else visited
     pending = [(thing, containers, objects)]
     while pending:
         current, deep, inside = pending.pop()
@@ -75,6 +84,8 @@ def reachable(
             continue
         visited[id(current)] = current
         yield current
+        if closed is not None and closed(kind):
+            continue
         if issubclass(kind, nn.Module):
             contents, deep, inside = _of_module(current, values=values), containers, objects
         elif issubclass(kind, _CONTAINERS):

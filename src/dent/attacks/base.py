@@ -284,8 +284,9 @@ class Attack(JSONConfig, ABC):
                 shared_seed=seed if shared_seed is None else shared_seed,
             )
             outcome = self.run(target, threat, seed) if threat.eps > 0 else _unperturbed(target)
-            _check_outcome(self.name, outcome, target.natural)
-            adversarial, notes = _inside(self.name, outcome.adversarial, target.natural, threat)
+            # Against the caller's images: the attack may have written into its own.
+            _check_outcome(self.name, outcome, x)
+            adversarial, notes = _inside(self.name, outcome.adversarial, x.detach(), threat)
         target.finish()
         return AttackResult(
             adversarial=adversarial,

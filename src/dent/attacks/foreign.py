@@ -245,7 +245,7 @@ def _foolbox(
     model = foolbox.PyTorchModel(door, bounds=threat.bounds, device=target.natural.device)
     try:
         adversarial: Tensor = foreign_attack(
-            model, target.natural, target.labels, epsilons=threat.eps
+            model, target.natural.clone(), target.labels.clone(), epsilons=threat.eps
         )[1]
     except DentError:
         raise
@@ -271,7 +271,7 @@ def _adv_lib(
             raise ConfigError(
                 f"{attack.attack} of adv-lib takes no {key!r}.{did_you_mean(key, parameters)}"
             )
-    adversarial: Tensor = function(door, target.natural, target.labels, **keywords)
+    adversarial: Tensor = function(door, target.natural.clone(), target.labels.clone(), **keywords)
     return adversarial
 
 

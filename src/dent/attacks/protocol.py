@@ -40,12 +40,13 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
 
     Args:
         defense: A `DynamicDefense`, or a plain module.
-        x: Images (N, C, H, W).
+        x: Images (N, C, H, W). The defense gets a copy, so it may write into it.
 
     Returns:
         Logits (N, classes), with a graph to `x` where gradients are enabled.
     """
     untyped: Any = defense
+    x = x.clone()
     logits: Tensor = untyped(x) if callable(untyped) else untyped.predict(x, untyped.adapt(x))
     return logits
 

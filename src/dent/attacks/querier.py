@@ -172,7 +172,8 @@ class Querier:
     ) -> tuple[Tensor, Tensor]:
         """Submit any rows as one batch; return raw float32 logits, and which rows are finite.
 
-        The arguments are those of a call.
+        The arguments are those of a call. The defense or the view gets a copy of the images, so it
+        may write into it.
 
         Raises:
             InputError: If the answer is not (N, classes) logits or has too few classes for the
@@ -180,8 +181,8 @@ class Querier:
             NoGradientError: If it has no gradient where the attack needs one.
         """
         wants_gradient = torch.is_grad_enabled() and images.requires_grad
+        images = images.clone()
         if wants_gradient:
-            images = images.view_as(images)
             images.register_hook(partial(self._on_backward, asked, members))
         logits = answer(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))

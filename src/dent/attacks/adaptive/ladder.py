@@ -25,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from torch import nn
+
 from dent.adaptation.signs import SmoothSigns, check_temperature
 from dent.attacks.adaptive.capabilities import (
     adapt_accepts,
@@ -115,7 +117,12 @@ class Rung:
             self._check_through("on_step")
         if not isinstance(defense, DynamicDefense):
             return defense
-        return _VIEWS[self.name](defense, self, on_step)
+        return _on_copies(_VIEWS[self.name](defense, self, on_step))
+
+
+def _on_copies(view: View) -> View:
+    """Return a view whose defense may write into the images that it gets."""
+    return view if isinstance(view, nn.Module) else lambda x: view(x.clone())
 
 
 def _transfer(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
@@ -133,7 +140,7 @@ def _bpda(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
     base = static_base(defense)
 
     def view(x: Tensor) -> Tensor:
-        logits: Tensor = base(x)
+        logits: Tensor = base(x.clone())
         detached = x.detach()
         return logits + (defense.predict(detached, defense.adapt(detached)) - logits).detach()
 

@@ -213,7 +213,7 @@ def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:
     defense = target.defense
     if not isinstance(defense, DynamicDefense):
         return best.offer_served(images, target), defense
-    adaptation = defense.adapt(images)
+    adaptation = defense.adapt(images.clone())
     model: Callable[[Tensor], Tensor] = partial(_predict, defense, adaptation)
     logits = target(images, view=model)
     wrong = logits.argmax(dim=1) != target.labels

@@ -96,7 +96,7 @@ class StaticAscent:
             if not any(is_there(_file(folder, key)) for folder in _FOLDERS.get()):
                 _write(key, found)
         target.recorder.join(found.recorder, own=all(m is target.defense for m in models))
-        return found.images.to(target.natural)
+        return found.images.to(target.natural, copy=True)
 
     def _ascend(
         self, target: Querier, models: Sequence[View], natural: Tensor, threat: ThreatModel

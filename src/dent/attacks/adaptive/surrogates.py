@@ -170,7 +170,7 @@ class _Student:
         for _ in range(epochs):
             for images, labels in self._heard:
                 with torch.enable_grad():
-                    loss = F.cross_entropy(self.model(images).float(), labels)
+                    loss = F.cross_entropy(self.model(images.clone()).float(), labels)
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient

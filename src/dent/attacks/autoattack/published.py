@@ -69,7 +69,7 @@ def run_published(
         )
         attack.fab.n_target_classes = min(attack.fab.n_target_classes, classes - 1)
         adversarial, answers = attack.run_standard_evaluation(
-            target.natural, target.labels, batch_size=size
+            target.natural.clone(), target.labels.clone(), batch_size=size
         )
     fooled = answers != target.labels
     if target.non_finite:

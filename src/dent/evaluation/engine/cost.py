@@ -200,7 +200,7 @@ def _sample(subject: Subject, plan: Plan) -> _Sample:
     while True:
         x, y = (tensor.to(device) for tensor in subject.dataset.batch(positions[:count]))
         with torch.no_grad():
-            subject.model(x)
+            subject.model(x.clone())
         seconds = _static(subject.model, x)
         if seconds >= _LONG_ENOUGH or count >= min(size, len(positions)):
             return _Sample(x, y, seconds, size / len(x))
@@ -209,6 +209,7 @@ def _sample(subject: Subject, plan: Plan) -> _Sample:
 
 def _static(model: nn.Module, x: Tensor) -> float:
     """Seconds of a static forward."""
+    x = x.clone()
     with torch.no_grad():
         start = clock(x.device)
         model(x)

@@ -37,7 +37,7 @@ from dent.evaluation.subject import Prepared
 from dent.evaluation.submission.fresh import fresh
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import Stream, serve_seed
-from dent.evaluation.submission.submission import clock, merge_traces
+from dent.evaluation.submission.submission import Submission, clock, merge_traces, submit
 from dent.evaluation.submission.submitter import DRAWS, Answers, Submitter
 from dent.evaluation.suites import looks_through
 from dent.storage.errors import RecordError
@@ -235,6 +235,15 @@ def submit_unit(
         submitter = _submitter(run, unit.defense, batch, natural)
         answers.append(submitter.submit(x, natural_after=unit.kind == "attack"))
     return answers
+
+
+def submit_once(run: Run, unit: Unit, adversarial: Tensor, batches: Batches) -> Submission:
+    """Submit a unit's only batch to one fresh copy, and nothing else to any copy."""
+    (batch,) = members_of(run.plan, unit)
+    x, _ = batches.load(batch)
+    seed = serve_seed(run.spec.settings.seed, batch.index)
+    defense = run.stream.origin(unit.defense, batch.index).new(seed).defense
+    return submit(defense, torch.cat([adversarial.to(x), x[batch.attacked :]]), seed=seed)
 
 
 def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
@@ -490,6 +499,7 @@ def _unit_record(run: Run, unit: Unit) -> UnitRecord:
 
 
 def _static_seconds(run: Run, x: Tensor) -> float:
+    x = x.clone()  # which the model may write into
     with torch.no_grad():
         start = clock(x.device)
         run.subject.model(x)

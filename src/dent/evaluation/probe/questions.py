@@ -11,6 +11,7 @@ from dent.evaluation.probe.gradient_check import exact_view
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import Comparison
 from dent.evaluation.submission.fresh import Origin, footprint
+from dent.evaluation.submission.shared import differ, marks_of
 from dent.evaluation.submission.submission import Submission, apart, submit
 from dent.support.devices import wide
 
@@ -63,8 +64,8 @@ class Probe:
         """Compare the answers of a fresh copy and of one that has answered many queries.
 
         Returns:
-            The comparison of the answers to the same members and seed. And the distance of the
-            gradients, relative to their length; None if there is no gradient.
+            The comparison of the answers to the same members and seed. And the largest distance of
+            a member's gradients, relative to their length; None if there is no gradient.
         """
         seed, few = seed_of(self._seed, 0), self._x[: self.members]
         old = self._origin.new(seed)
@@ -85,8 +86,7 @@ class Probe:
         )
         distance: float | None = None
         if before is not None and after is not None:
-            size = wide(before).norm().clamp(min=_TINY)
-            distance = float((wide(before) - wide(after)).norm() / size)
+            distance = _turned(before, after)
         elif (before is None) != (after is None):
             distance = 1.0
         comparisons = [self._compare(self._few, submission) for submission in submissions]
@@ -94,6 +94,21 @@ class Probe:
         return max(
             unlike or comparisons, key=lambda comparison: comparison.distance or 0.0
         ), distance
+
+    def shares(self) -> bool | None:
+        """Whether a copy that is never queried changes when others answer about new images.
+
+        Returns:
+            None if the defense cannot be copied.
+        """
+        if self._origin.missing is not None:
+            return None
+        few, marks = self._x[: self.members], []
+        # The first one may fill honest caches, and the second one moves honest counters.
+        for images in (few, few, few.flip(-1)):
+            self._ask(images)
+            marks.append(marks_of(self._origin.defense))
+        return differ(*marks)
 
     def _gradient(self, defense: Defense) -> Tensor | None:
         """Return the gradient of the few members' margins, NaN as 0; None if there is none."""
@@ -180,13 +195,24 @@ class Probe:
         return Comparison(
             members=count,
             changed=int((_classes(before) != _classes(after)).sum()),
-            distance=apart(before, after),
+            distance=apart(before, after, self._whole.logits),
         )
 
 
 def few_of(size: int) -> int:
     """Return how many members of a batch of this size are queried without the others."""
     return max(1, min(size // 2, _FEW))
+
+
+def _turned(before: Tensor, after: Tensor) -> float:
+    """Return the largest distance of two gradients of a member, relative to the first one's length.
+
+    A length below the median counts as the median: rounding may be all there is of such a gradient.
+    """
+    rows, others = (wide(gradient).flatten(1) for gradient in (before, after))
+    size = rows.norm(dim=1)
+    size = size.clamp(min=max(float(size.median()), _TINY))
+    return float(((rows - others).norm(dim=1) / size).amax())
 
 
 def _classes(logits: Tensor) -> Tensor:

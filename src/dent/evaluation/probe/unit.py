@@ -18,7 +18,7 @@ from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.submission import clock
 from dent.evaluation.suites import looks_through
 
-_CHEAP: Final = Queries(8, 3)
+_CHEAP: Final = Queries(10, 3)
 """The probe's own queries: two whole batches, and some halves, three of them with a gradient."""
 _PAIRS: Final = 12
 """Queries about two members."""
@@ -79,6 +79,7 @@ def probe_record(
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     correct, useless = probe.gradients()
     repeated, (again, again_gradient) = probe.repeated(), probe.again()
+    shares = probe.shares()
     checks: dict[str, Any] = {}
     if spec.schedule == "by-batch":
         differentiable = useless is not None
@@ -98,6 +99,7 @@ def probe_record(
         calls=probe.calls,
         again_gradient=again_gradient,
         uncopied=origin.missing,
+        shares=shares,
         **checks,
         timing=UnitTiming(total=clock(x.device) - start, attack=0.0, serve=0.0, static=None),
     )

@@ -5,7 +5,7 @@ from typing import Final
 from dent.evaluation.records.schema import Comparison, ProbeRecord
 
 DISTANCE: Final = 2e-3
-"""Relative changes of a logit up to this are arithmetic: kernels differ with the batch's size, and
+"""Relative changes of a margin up to this are arithmetic: kernels differ with the batch's size, and
 on GPUs they round to ten bits."""
 
 

@@ -106,8 +106,8 @@ class UnitRecord(Record):
     `experienced` (it had answered the natural batch before), or `with gradients`. The worst one
     counts."""
     apart: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
-    """By view, the largest change of a logit relative to the largest logit, if it is more than
-    rounding. `natural after`: of the natural batch after this one."""
+    """By view, the largest change of a margin relative to its size, if it is more than rounding.
+    `natural after`: of the natural batch after this one."""
     draws: tuple[tuple[int | None, ...], ...] = ()
     """Predictions under other seeds, if the defense is randomized. The first half chooses the worst
     submission, and the second half scores it."""
@@ -164,8 +164,9 @@ class Comparison(Record):
     changed: _Count
     """Number of members with another predicted class."""
     distance: float | None
-    """Largest change of a logit relative to the largest logit, both minus the mean over classes;
-    null if an answer was not finite. Logits are compared because probabilities of a certain model
+    """Largest change of a margin (of a class to the predicted one) relative to its size, or to the
+    usual size of margins if that is larger; null if an answer was not finite. Older versions: of a
+    logit, relative to the largest one. Logits are compared because probabilities of a certain model
     barely change."""
 
 
@@ -265,10 +266,13 @@ class ProbeRecord(Record):
     calls: _Count | None = None
     """Queries to the copy before `again`; null in older versions."""
     again_gradient: float | None = None
-    """Distance of the gradient of that copy from that of a fresh one, relative to its length; null
-    if there is none, and in older versions."""
+    """Largest distance, over members, of the gradient of that copy from that of a fresh one,
+    relative to its length; null if there is none, and in older versions."""
     uncopied: str | None = None
     """Why the defense could not be copied. Then no query went to a fresh copy."""
+    shares: bool | None = None
+    """Whether its copies share a memory that new images change: a copy that was never queried had
+    changed. Null if it could not be copied, and in older versions."""
     timing: UnitTiming
 
     @property

@@ -182,6 +182,7 @@ def _state(defense: _DefenseRecords) -> float | str:
     )
     return max(
         _distance(defense.probe.again) if stateful(defense.probe) else 0.0,
+        1.0 if defense.probe.shares else 0.0,
         defense.probe.again_gradient or 0,
         *remembered,
     )
@@ -318,8 +319,8 @@ _JUDGEMENTS: Final = (
     _Judgement(
         "carries state",
         _state,
-        "Earlier queries change the answers for the same batch and seed. The results depend on the "
-        "order of the queries.",
+        "Earlier queries change the answers for the same batch and seed, or a memory that copies "
+        "of the defense share. The results depend on the order of the queries.",
         "Earlier queries do not change the answers.",
         DISTANCE,
     ),

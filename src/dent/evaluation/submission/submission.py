@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final
 
 import torch
@@ -22,6 +23,10 @@ from dent.support.devices import synchronize, wide
 from dent.support.plural import counted
 
 _TINY: Final = 1e-12
+_SPREAD: Final = 32
+"""The largest margins of honest models are at most about this multiple of the second class's."""
+_FEW: Final = 4
+"""Fewer members, or fewer classes, have no typical ones."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ def submit(
         torch.inference_mode(mode=False),
         torch.set_grad_enabled(gradients),
     ):
-        if gradients:
-            x = x.detach().clone().requires_grad_()
+        # A copy, which the defense may write into; not a leaf, as in attacks.
+        x = x.detach().requires_grad_(gradients).clone()
         before = global_draws(x.device), states_of(generators)
         start = clock(x.device)
         adaptation = None
@@ -102,12 +107,19 @@ def submit(
     )
 
 
-def apart(first: Tensor, second: Tensor) -> float | None:
-    """Return the distance of two answers (N, classes): the largest change of a logit.
+def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
+    """Return the distance of two answers (N, classes): the largest change of a margin.
 
-    Each row is centered first, since its mean over classes does not matter for the prediction. The
-    change is relative to the largest logit of the first answer. Rows without a prediction in both
-    answers are equal.
+    A margin is the distance of a class from the class that the first answer predicts. Its change is
+    relative to the margin, or to the usual size of margins if that is larger. So 1 is a change that
+    suffices for another prediction, except of near ties. Huge logits of other classes hide no
+    change. Rows without a prediction in both answers are equal.
+
+    Args:
+        first: Logits.
+        second: Logits of the same members.
+        natural: Answers to natural images, each of which limits the usual size of margins; `first`
+            if there are none.
 
     Returns:
         None if a row is a prediction in only one of them.
@@ -115,15 +127,53 @@ def apart(first: Tensor, second: Tensor) -> float | None:
     finite = first.isfinite().all(dim=1)
     if not finite.equal(second.isfinite().all(dim=1)):
         return None
-    before, after = (_centred(logits[finite]) for logits in (first, second))
-    if not len(before):
+    if not bool(finite.any()):
         return 0.0
-    return float((before - after).abs().amax() / before.abs().amax().clamp(min=_TINY))
+    predicted = first[finite].argmax(dim=1, keepdim=True)
+    before, after = (_margins(logits[finite], predicted) for logits in (first, second))
+    natural = natural or (first,)
+    largest = max(_largest(first), min(map(_largest, natural)))
+    usual = min(largest, _typical(first), *map(_sure, natural))
+    return float(((after - before).abs() / before.clamp(min=max(usual, _TINY))).amax())
 
 
-def _centred(logits: Tensor) -> Tensor:
+def _largest(logits: Tensor) -> float:
+    margins = _sorted_margins(logits)
+    return float(margins.amax()) if len(margins) else 0.0
+
+
+def _sure(natural: Tensor) -> float:
+    """Return a limit of honest margins: that of the second class of natural images, many times.
+
+    A defense can only raise it by being that sure of most members.
+    """
+    margins = _sorted_margins(natural)
+    if len(margins) < _FEW:  # which may all be near ties
+        return _typical(natural)
+    return _SPREAD * float(margins[:, 0].median()) or _typical(natural)
+
+
+def _typical(logits: Tensor) -> float:
+    """Return a limit of honest margins: the median class's, many times.
+
+    It is not low if most members are near ties, as the images of some attacks are.
+    """
+    margins = _sorted_margins(logits)
+    if not len(margins) or margins.shape[1] < _FEW - 1:
+        return inf
+    return _SPREAD * float(margins.median(dim=1).values.median()) or inf
+
+
+def _sorted_margins(logits: Tensor) -> Tensor:
+    """Return the margins of all classes but the predicted one, (finite rows, classes - 1)."""
+    logits = logits[logits.isfinite().all(dim=1)]
+    margins = _margins(logits, logits.argmax(dim=1, keepdim=True))
+    return margins.sort(dim=1).values[:, 1:]
+
+
+def _margins(logits: Tensor, of: Tensor) -> Tensor:
     logits = wide(logits)
-    return logits - logits.mean(dim=1, keepdim=True)
+    return logits.gather(1, of.to(logits.device)) - logits
 
 
 def reset(defense: Defense) -> None:

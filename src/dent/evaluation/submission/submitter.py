@@ -6,7 +6,7 @@ does not, its answer is kept as well, and the worse one counts. A randomized def
 several times.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -106,17 +106,19 @@ class Submitter:
         first = self._ask(fresh, x)
         drew = not self._public and (first.drew or draws_before != fresh.drawn())
         experienced, natural_answer = self._experienced()
+        naturals = [natural_answer]
         distances: dict[str, float] = {}
         if natural_after and not is_stream(fresh.defense):
-            distances[NATURAL_AFTER] = _distance(
-                natural_answer, self._once_more(fresh, self._natural)
-            )
+            naturals.append(self._once_more(fresh, self._natural))
+            distances[NATURAL_AFTER] = _distance(natural_answer, naturals[-1], naturals)
+        elif x.equal(self._natural):
+            naturals.append(first)
         experienced_copy = experienced.new()
         experienced_answer = self._once_more(experienced_copy, x, gradients=True)
         views: dict[str, Predictions] = {}
-        if _distance(first, experienced_answer) > DISTANCE:
+        if _distance(first, experienced_answer, naturals) > DISTANCE:
             for name, submission in self._possible_causes(x):
-                distances[name] = _distance(first, submission)
+                distances[name] = _distance(first, submission, naturals)
                 views[name] = submission.predictions
             # Equal queries with different answers: something draws that cannot be seeded.
             drew = distances.pop("", 0.0) > DISTANCE or drew
@@ -176,6 +178,6 @@ class Submitter:
         return submit(instance.defense, x, seed=self._seed, attacked=self._attacked)
 
 
-def _distance(first: Submission, second: Submission) -> float:
-    distance = apart(first.logits, second.logits)
+def _distance(first: Submission, second: Submission, naturals: Sequence[Submission]) -> float:
+    distance = apart(first.logits, second.logits, *(natural.logits for natural in naturals))
     return 1.0 if distance is None else distance

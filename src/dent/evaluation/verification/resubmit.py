@@ -1,6 +1,7 @@
 """Submit a run's recorded images again, and compare."""
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,12 +17,13 @@ from dent.evaluation.engine.execute import (
     certify,
     members_of,
     open_run,
+    submit_once,
     submit_unit,
     unit_seed,
     views_of,
 )
 from dent.evaluation.probe.unit import probe_record
-from dent.evaluation.records.plan import APART, Unit, seed_of
+from dent.evaluation.records.plan import APART, Unit, seed_of, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.readings import depends, randomized, stateful
 from dent.evaluation.records.schema import (
@@ -139,6 +141,46 @@ class Resubmission:
             yield self._certificate(unit, record)
         else:
             yield from self._submitted(unit, record)
+
+    def check_first(self) -> Iterator[Finding]:
+        """Submit one adversarial batch per batch and defense, before all natural images.
+
+        A defense whose copies share a memory may have learned the natural images during the run.
+        In a new process that memory is empty, and a later submission would fill it.
+        """
+        run = self._run
+        for batch in run.plan.batches:
+            for defense in run.spec.defenses:
+                unit = self._strongest(defense.name, batch.index)
+                record = None if unit is None else self._recorded.records[unit.key]
+                if unit is None or not isinstance(record, UnitRecord):
+                    continue
+                try:
+                    adversarial = self._found(unit, record)
+                except RecordError:
+                    continue  # `check` says so
+                if adversarial is None:
+                    continue
+                served = submit_once(run, unit, adversarial, self._batches).predictions
+                changed = sum(map(operator.ne, served, record.served))
+                problem = None
+                if changed > (0 if self._same_place else 1 + math.floor(TOLERATED * batch.size)):
+                    problem = (
+                        f"{unit.key}: {counted(changed, 'member')} {agreeing(changed, 'are')} "
+                        "served otherwise before the defense has seen any natural image"
+                    )
+                yield Finding("served", problem)
+
+    def _strongest(self, defense: str, index: int) -> Unit | None:
+        """The attack on a defense that raised the loss of a batch most, or else a transfer."""
+        found = [
+            (record.kind == "attack", record.loss or 0.0, -place, unit)
+            for place, unit in enumerate(units(self._run.spec, self._run.plan))
+            if (unit.defense, unit.batch) == (defense, index)
+            and unit.kind in ("attack", "transfer")
+            and isinstance(record := self._recorded.records.get(unit.key), UnitRecord)
+        ]
+        return max(found)[-1] if found else None
 
     def check_challenge(self, challenge: ChallengeRecord) -> Iterator[Finding]:
         """Check the images of a challenge, and submit them again."""

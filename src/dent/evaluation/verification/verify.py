@@ -277,6 +277,8 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
     recorded_units: list[Unit] = [
         unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
     ]
+    for finding in resubmission.check_first():
+        _note(finding, problems, looked_at, skipped)
     for unit in recorded_units:
         for finding in resubmission.check(unit):
             _note(finding, problems, looked_at, skipped)

@@ -1,0 +1,150 @@
+"""Memory that the copies of a defense share.
+
+`copy.deepcopy` copies what an object holds. It does not copy what its class, the closures and
+globals of its functions, and `functools` caches hold, nor what refuses to be copied. A copy that
+is never queried sees all of that change when others are queried.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from functools import cache, partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, Final
+
+import numpy as np
+from torch import Tensor, nn
+
+from dent.adaptation.random_state import reachable
+
+_FOREIGN: Final = frozenset(sys.stdlib_module_names) | {
+    "dent",
+    "functorch",
+    "numpy",
+    "scipy",
+    "torch",
+    "torchvision",
+}
+"""Packages whose classes and functions are not looked into."""
+_MEMORIES: Final = (dict, list, set, deque, bytearray, Tensor, np.ndarray)
+_OPEN: Final = (
+    nn.Module,
+    dict,
+    list,
+    tuple,
+    set,
+    frozenset,
+    deque,
+    FunctionType,
+    MethodType,
+    partial,
+)
+_CACHE: Final = "_lru_cache_wrapper"
+_VALUES: Final = (str, bytes, complex)
+_NUMBERS: Final = (bool, int, float)
+_MOST: Final = 100_000
+"""Parts of a defense that are looked at."""
+Marks = list[tuple[bool, int]]
+"""By part, whether it is a number, and a value that changes when the part does."""
+
+
+def marks_of(defense: object) -> Marks:
+    """Return marks of everything that a defense reaches, in an order that does not change.
+
+    What changed between two calls shows in `differ`. Tensors change when PyTorch counts a write.
+    """
+    marks: Marks = []
+    visited: dict[int, object] = {}
+    classes: set[type] = set()
+    pending: list[object] = [defense]
+    while pending and len(marks) < _MOST:
+        for part in reachable(pending.pop(), values=True, visited=visited, closed=_is_closed):
+            marks.append(_mark(part))
+            if isinstance(part, FunctionType):
+                pending += _of_function(part)
+            kinds = part.__mro__ if isinstance(part, type) else type(part).__mro__
+            for kind in kinds:
+                if kind not in classes:
+                    classes.add(kind)
+                    pending += _of_class(kind)
+    return marks
+
+
+def differ(first: Marks, repeated: Marks, later: Marks) -> bool:
+    """Return whether a defense changed between the marks.
+
+    Args:
+        first: After a query.
+        repeated: After the same query again. A number that changes here is a counter.
+        later: After a query about other images.
+    """
+    if not len(first) == len(repeated) == len(later):
+        return True
+    return any(
+        after != again and not (after[0] and again != before)
+        for before, again, after in zip(first, repeated, later, strict=True)
+    )
+
+
+def _mark(part: object) -> tuple[bool, int]:
+    if isinstance(part, Tensor):
+        return False, hash((id(part), 0 if part.is_inference() else part._version))
+    if isinstance(part, _NUMBERS):
+        return True, hash(part)
+    if isinstance(part, _VALUES):
+        return False, hash(part)
+    if isinstance(part, bytearray | np.ndarray):
+        return False, hash(bytes(part) if isinstance(part, bytearray) else part.tobytes())
+    info = getattr(part, "cache_info", None) if _is_cache(part) else None
+    return False, hash((type(part), info().misses if info is not None else 0))
+
+
+def _of_class(kind: type) -> Iterator[object]:
+    if not _is_own(kind.__module__):
+        return
+    for value in vars(kind).values():
+        if isinstance(value, property):
+            yield from (value.fget, value.fset, value.fdel)
+        elif isinstance(value, staticmethod | classmethod):
+            yield value.__func__
+        elif _may_hold(value):
+            yield value
+
+
+def _of_function(function: FunctionType) -> Iterator[object]:
+    yield from (function.__defaults__, function.__kwdefaults__, vars(function))
+    known: dict[str, Any] = function.__globals__
+    if not _is_own(known.get("__name__", "")):
+        return
+    names = set(_names(function.__code__))
+    for value in (known[name] for name in sorted(names & known.keys())):
+        if isinstance(value, ModuleType) and _is_own(value.__name__):
+            inside = vars(value)
+            yield from filter(_may_hold, (inside[name] for name in sorted(names & inside.keys())))
+        elif _may_hold(value) or isinstance(value, type):
+            yield value
+
+
+def _names(code: Any) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if hasattr(constant, "co_names"):
+            yield from _names(constant)
+
+
+def _may_hold(value: object) -> bool:
+    return isinstance(value, (FunctionType, *_MEMORIES)) or _is_cache(value)
+
+
+@cache
+def _is_closed(kind: type) -> bool:
+    """Whether objects of a class keep caches of their own, as loggers and what dent makes do."""
+    return not _is_own(kind.__module__) and not issubclass(kind, _OPEN) and kind.__name__ != _CACHE
+
+
+def _is_cache(value: object) -> bool:
+    return type(value).__name__ == _CACHE
+
+
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] not in _FOREIGN
