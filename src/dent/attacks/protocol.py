@@ -50,6 +50,18 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     return logits
 
 
+def as_queried(x: Tensor) -> Tensor:
+    """Return images as a query with gradients submits them: contiguous, and never a leaf.
+
+    Attacks, the probe and the gradient check all send images through here. So a defense cannot tell
+    them apart by the tensor that it gets.
+
+    Args:
+        x: Images (N, C, H, W) that require a gradient.
+    """
+    return x.contiguous().view_as(x)
+
+
 def name_of(defense: object) -> str:
     """Return the name of a defense's class, looking through wrappers."""
     while hasattr(defense, "inner"):

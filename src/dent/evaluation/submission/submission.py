@@ -14,6 +14,7 @@ from dent.adaptation.objectives import entropy
 from dent.adaptation.random_state import kept_generators, seeded_generators
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.base import global_draws, isolated_random_state
+from dent.attacks.protocol import as_queried
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
@@ -74,7 +75,7 @@ def submit(
         torch.set_grad_enabled(gradients),
     ):
         if gradients:
-            x = x.detach().clone().requires_grad_()
+            x = as_queried(x.detach().clone().requires_grad_())
         before = global_draws(x.device), states_of(generators)
         start = clock(x.device)
         adaptation = None
