@@ -32,6 +32,7 @@ from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import runner_up
 from dent.attacks.protocol import as_queried
 from dent.attacks.querier import NoGradientError, View
+from dent.attacks.steps import enlarged
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import GradientPoint, GradientRecord
 from dent.evaluation.submission.fresh import Origin
@@ -342,7 +343,7 @@ def _random(like: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    flat = rows.flatten(1)
+    flat = enlarged(rows).flatten(1)
     length = flat.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     unit: Tensor = flat / length
     return unit.reshape(rows.shape)
