@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
-from dent.attacks.adaptive.apgd import Evaluation, Objective, apgd, random_start
+from dent.attacks import Attack, make
+from dent.attacks.adaptive import AdaptiveAPGD
+from dent.attacks.adaptive.apgd import Evaluation, Objective, apgd, random_start, steepest
 from dent.attacks.losses import LOSSES, dlr, loss_named, runner_up
+from dent.attacks.steps import ascent, enlarged
 from dent.errors import ConfigError
 from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import small_images
@@ -189,3 +192,39 @@ def test_it_can_be_stopped() -> None:
 
     apgd(objective, x, x, threat, iterations=50, stop=lambda: len(calls) == 3)
     assert len(calls) == 3
+
+
+def test_tiny_gradients_are_enlarged_and_others_stay_to_the_bit() -> None:
+    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    rows[1] *= 1e-30
+    rows[2] = 0
+    found = enlarged(rows)
+    assert found[0].equal(rows[0])
+    assert found[1].abs().max() == 1
+    assert found[2].equal(rows[2])
+    assert steepest(rows, "l2").norm(dim=1).tolist() == pytest.approx([1, 1, 0])
+    assert ascent(rows, "l2").norm(dim=1).tolist() == pytest.approx([1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        AdaptiveAPGD("unrolled", losses=("margin",), iterations=10),
+        AdaptiveAPGD("unrolled", losses=(), targets=2, iterations=10),
+        make("apgd-t", iterations=10, targets=2),
+        make("fab-t", iterations=10, targets=2),
+    ],
+    ids=["margin", "targeted-dlr", "apgd-t", "fab-t"],
+)
+def test_tiny_logits_hide_nobody_in_l2(attack: Attack) -> None:
+    class Tiny(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = net(x)
+            return 1e-20 * logits
+
+    net, x = curved(), small_images(12)
+    y = net(x).argmax(dim=1)
+    threat = ThreatModel("l2", "0.5")
+    fooled = int(attack(net, x, y, threat, seed=0).fooled.sum())
+    assert fooled > 0
+    assert int(attack(Tiny().eval(), x, y, threat, seed=0).fooled.sum()) >= fooled - 1

@@ -8,8 +8,9 @@ import pytest
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
+from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import CERTIFICATE
+from dent.evaluation.results.diagnostics import CERTIFICATE, SIGHTED
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,
@@ -26,6 +27,7 @@ from dent.evaluation.results.symptoms import Symptoms
 from dent.evaluation.results.verdict import (
     FEW_BATCHES,
     HUGE_EPS,
+    LARGE_STEPS,
     RULES,
     SYMPTOMS,
     UNFINISHED,
@@ -150,7 +152,7 @@ GONE = Symptoms(samples=200, black_box=-3, transfer=0, blind=0, standing=90)
 
 def evidence(**changes: Any) -> Evidence:
     """Of a defense that every attack of the suite met, and of which every symptom is gone."""
-    return replace(Evidence(ran=ALL, symptoms=GONE, drawn=True, stands_in=True), **changes)
+    return replace(Evidence(ran=ALL, symptoms=GONE, drawn=True, large_steps=True), **changes)
 
 
 @pytest.mark.parametrize("name", SYMPTOMS)
@@ -225,12 +227,17 @@ def test_a_huge_eps_that_was_not_tried_is_a_gate() -> None:
 @pytest.mark.parametrize("state", ["passed", "raised", "not-run"])
 def test_what_a_gain_stands_on(state: str, huge: str) -> None:
     told = [diagnostic(CERTIFICATE, state), diagnostic(HUGE_EPS, huge)]
-    weaker = (
-        {"stands_in": False},
+    none: tuple[dict[str, Any], ...] = (
+        {"large_steps": False},
+        {"large_steps": None},
         {"symptoms": replace(GONE, blind=1)},
+        {"symptoms": replace(GONE, blind=None)},
+    )
+    weaker = (
         {"symptoms": replace(GONE, black_box=3)},
         {"symptoms": replace(GONE, transfer=None)},
     )
+    assert not any(ground_of(told, evidence(**each)) for each in none)
     if state == "passed":
         assert all(ground_of(told, evidence(**each)) == EXACT for each in weaker)
     else:
@@ -242,6 +249,22 @@ def test_what_a_gain_stands_on(state: str, huge: str) -> None:
 
 
 EXACT, SURROGATE = get_args(Ground)
+
+
+@pytest.mark.parametrize("measured", [False, None])
+def test_an_exact_gradient_must_also_hold_over_large_steps(measured: bool | None) -> None:
+    told = [diagnostic(CERTIFICATE, "passed")]
+    (gate,) = gates_of(told, evidence(large_steps=measured))
+    assert (gate.name, gate.open) == (LARGE_STEPS, True)
+    assert ("older version" in gate.sentence) == (measured is None)
+    assert gates_of(told, evidence()) == ()
+
+
+def test_a_gradient_for_every_member_must_be_on_record_while_any_stands() -> None:
+    told = [diagnostic(SIGHTED, "not-run")]
+    (gate,) = gates_of(told, evidence(symptoms=replace(GONE, blind=None)))
+    assert (gate.name, gate.open) == (SIGHTED, True)
+    assert gates_of(told, evidence(symptoms=replace(GONE, blind=None, standing=0))) == ()
 
 
 def test_what_counts_as_wrong_is_no_doubt() -> None:
@@ -280,9 +303,24 @@ def found(
 
 
 def scores(batches: int, right: bool = True) -> Scores:
+    """What is looked at of a defense whose gradient every attack followed, and which is certified.
+
+    Args:
+        batches: How many.
+        right: Whether every member is always right.
+    """
     piece = Piece(attacked=(right,) * 8, clean=(), missing=0)
-    natural = dict.fromkeys(range(batches), piece)
-    return Scores({"natural": natural}, {}, None, tuple(range(batches)))
+    pieces = dict.fromkeys(range(batches), piece)
+    attacked = tuple(
+        UnitRecord.model_construct(
+            batch=index, backwards=9, gradients=(9,) * 8, zero_gradients=(0,) * 8, draws=()
+        )
+        for index in range(batches)
+    )
+    point = GradientPoint(members=8, errors=(0.0,) * 8, alike=1, same=8, of=8, coarse=(0.1,) * 8)
+    probe = ProbeRecord.model_construct(gradient=GradientRecord(rung="plain", points=(point,)))
+    submissions = {"natural": pieces, "attack/apgd-ce": pieces}
+    return Scores(submissions, {"attack/apgd-ce": attacked}, probe, tuple(range(batches)))
 
 
 def ruled(

@@ -10,6 +10,9 @@ is hidden inside, whatever it shows to whoever looks.
 | `Forger` | the net | another net's gradient, where it thinks nobody checks |
 | `TwoFaced` | the net | another net to whoever asks with gradients |
 | `Tires` | the net | another net after some calls |
+| `Rippled` | the net | the exact gradient of a small wave on the input |
+| `Decoys` | the net | more classes, whose slopes hide those of the classes that win |
+| `OnlyOnTheGrid` | the net | a gradient at natural images, and none where attacks go |
 | `OwnNoise` | the net, on average | logits with noise from a generator of its own |
 | `Hidden` | the hidden net | the plain gradient, which is exact: nothing adapts |
 | `Quantized` | the hidden net | 8-bit pixels, with an honest straight-through gradient |
@@ -212,3 +215,34 @@ class Quantized(Hidden):
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         rounded: Tensor = _Rounded.apply(x, 255)
         return super().predict(rounded, adaptation)
+
+
+class Rippled(Trick):
+    """Adds a small sine wave to the input. The gradient is exact, and that of the wave."""
+
+    def __init__(self, net: nn.Module, height: float = 1 / 255, slope: float = 10.0) -> None:
+        super().__init__(net)
+        self.height, self.slope = height, slope
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        wave = self.height * torch.sin(self.slope / self.height * x)
+        return super().predict(x + wave, adaptation)
+
+
+class Decoys(Trick):
+    """Adds classes just below the largest logit, which have a steep slope and never win."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        waves = [torch.sin(40 * x.flatten(1).sum(dim=1) + phase) for phase in range(4)]
+        decoys = logits.amax(dim=1, keepdim=True) - 0.1 + 1e-3 * torch.stack(waves, dim=1)
+        return torch.cat([logits, decoys], dim=1)
+
+
+class OnlyOnTheGrid(Trick):
+    """Has a gradient at 8-bit images alone. Its weights may still require one."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        pixels = x.detach() * 255
+        on_the_grid = bool(((pixels - pixels.round()).abs() < 1e-2).all())
+        return super().predict(x if on_the_grid else x.detach(), adaptation)

@@ -100,7 +100,9 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
     scale = ordered[:, 0] - ordered[:, 2]
     if targets is not None and classes > 3:
         scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
-    return margin(logits, labels, targets) / (scale + _TINY)
+    # Tiny logits keep their ratios; nearly equal ones give no number, and keep the constant.
+    tiny = (scale > 1e-30) & (scale < 1e-10)
+    return margin(logits, labels, targets) / torch.where(tiny, scale, scale + _TINY)
 
 
 def confident(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:

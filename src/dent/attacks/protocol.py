@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from dent.errors import InputError
@@ -49,6 +50,18 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     x = x.clone()
     logits: Tensor = untyped(x) if callable(untyped) else untyped.predict(x, untyped.adapt(x))
     return logits
+
+
+def as_queried(x: Tensor) -> Tensor:
+    """Return a copy of images as a query submits it: contiguous, and no leaf if it needs a gradient.
+
+    Attacks, the probe and the gradient check all send images through here. So a defense may write
+    into what it gets, and cannot tell them apart by it.
+
+    Args:
+        x: Images (N, C, H, W).
+    """
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def name_of(defense: object) -> str:

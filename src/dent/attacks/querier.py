@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.history import Recorder
-from dent.attacks.protocol import Defense, answer, is_batch_dependent, name_of
+from dent.attacks.protocol import Defense, answer, as_queried, is_batch_dependent, name_of
 from dent.errors import InputError
 from dent.outputs import advice, described
 from dent.support.plural import counted
@@ -181,12 +181,12 @@ class Querier:
             NoGradientError: If it has no gradient where the attack needs one.
         """
         wants_gradient = torch.is_grad_enabled() and images.requires_grad
-        images = images.clone()
+        images = as_queried(images)
         if wants_gradient:
             images.register_hook(partial(self._on_backward, asked, members))
         logits = answer(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
-        if wants_gradient and not logits.requires_grad:
+        if wants_gradient and not _depends_on(logits, images):
             raise NoGradientError(
                 f"{name_of(self.defense)} returned logits without a gradient to its "
                 "input; use an attack without gradients, such as 'square'"
@@ -275,3 +275,19 @@ class Querier:
                 self._planned = sum(self._plan(classes))
         elif classes != self.classes:
             raise InputError(f"{name} returned {self.classes} classes before and {classes} now")
+
+
+def _depends_on(logits: Tensor, images: Tensor) -> bool:
+    """Whether the graph of the logits leads to the images: weights may require a gradient alone."""
+    goal, start = images.grad_fn, logits.grad_fn
+    pending, seen = [start], {start}
+    while pending:
+        node = pending.pop()
+        if node is goal:
+            return True
+        # The first input of an operation comes last, so that it is followed first.
+        for following, _ in reversed(() if node is None else node.next_functions):
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return False

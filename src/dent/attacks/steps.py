@@ -25,6 +25,7 @@ def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
         return gradient.sign()
     rows = gradient.flatten(1)
     if norm == "l2":
+        rows = enlarged(rows, below=1e-18)
         length = rows.norm(dim=1, keepdim=True)
         rows = torch.where(length > 0, rows / length, 0.0)
     else:
@@ -32,6 +33,23 @@ def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
         largest = rows.abs().topk(count, dim=1).indices
         rows = torch.zeros_like(rows).scatter(1, largest, rows.gather(1, largest).sign() / count)
     return rows.reshape(gradient.shape)
+
+
+def enlarged(gradient: Tensor, below: float = 1e-10) -> Tensor:
+    """Return gradients with the rows of a tiny l2 norm divided by their largest magnitude.
+
+    Attacks in l2 divide by the norm plus 1e-12, and a norm underflows below 1e-19. So a defense
+    with tiny logits would make them stand still. All other rows stay as they are, to the bit.
+
+    Args:
+        gradient: (N, ...), one row an image.
+        below: Norm below which a row is tiny.
+    """
+    rows = gradient.flatten(1)
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    tiny = (rows.norm(dim=1, keepdim=True) < below) & (largest > 0)
+    divisor = torch.where(tiny, largest, 1.0)
+    return torch.where(tiny, rows / divisor, rows).reshape(gradient.shape)
 
 
 def uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.capabilities import adapt_accepts
-from dent.attacks.protocol import DynamicDefense, answer
+from dent.attacks.protocol import DynamicDefense, answer, as_queried
 from dent.errors import InputError
 from dent.support.plural import agreeing, counted
 
@@ -81,7 +81,8 @@ class Among:
                 "but the "
                 f"attack asks about {len(x)}: it must keep its batch together"
             )
-        return self._batch.to(x).index_copy(0, self._members, x)
+        batch = self._batch.to(x).index_copy(0, self._members, x)
+        return as_queried(batch) if batch.requires_grad else batch
 
     def adapt(self, x: Tensor, **how: Any) -> Any:
         """Adapt to the whole batch. What it reports on the way covers the members alone."""

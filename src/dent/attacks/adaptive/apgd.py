@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dent.attacks.steps import enlarged
+
 if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel
 
@@ -218,7 +220,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """Return the direction of steepest ascent, with length one in l-inf or l2."""
     if norm == "linf":
         return gradient.sign()
-    rows = gradient.flatten(1)
+    rows = enlarged(gradient).flatten(1)
     length: Tensor = rows.norm(dim=1, keepdim=True) + 1e-12
     return (rows / length).reshape(gradient.shape)
 

@@ -33,6 +33,7 @@ from dent.attacks.autoattack.parts import (
     dlr_is_undefined,
 )
 from dent.attacks.base import AttackError, reseed
+from dent.attacks.steps import enlarged
 from dent.support.plural import counted
 
 if TYPE_CHECKING:
@@ -53,11 +54,14 @@ class FrozenBatch:
         standing: bool (N,), the members that still stand.
         members: int64 (M,), whose rows the next call brings, in order.
         whole: Whether the other members are submitted along.
+        enlarges: Whether tiny gradients are made larger, for an attack that follows their direction
+            alone.
     """
 
     def __init__(self, target: Querier, *, whole: bool = True) -> None:
         self.target = target
         self.whole = whole
+        self.enlarges = False
         self.current = target.natural.clone()
         self.standing = self._right()
         self.members = torch.arange(len(self.current), device=self.current.device)
@@ -78,6 +82,9 @@ class FrozenBatch:
         if not len(members):  # Square asks about nobody where all margins are exactly zero
             return rows.new_zeros(0, self.target.classes or 0)
         rows = rows.to(self.current.dtype)
+        if self.enlarges and torch.is_grad_enabled() and rows.requires_grad:
+            rows = rows.view_as(rows)
+            rows.register_hook(enlarged)
         if not self.whole:
             return self.target(rows, members=members)
         return self.target(self.current.index_copy(0, members, rows), asked=members)[members]
@@ -140,6 +147,7 @@ def runs_of(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> I
     """The runs of one part, seeded as AutoAttack seeds it."""
     device = batch.current.device
     reseed(seed, device)
+    batch.enlarges = part.name.startswith("apgd") and threat.norm == "l2"
     if part.name.startswith("apgd"):
         return _apgd_runs(part, batch, threat, seed)
     if part.name.startswith("fab"):

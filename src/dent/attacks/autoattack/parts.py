@@ -12,6 +12,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
 from dent.attacks.querier import Queries
+from dent.attacks.steps import enlarged
 from dent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -238,8 +239,9 @@ class FAB(FABAttack_PT):
         stacked = torch.stack(gradients, dim=1)
         rows = torch.arange(len(imgs), device=imgs.device)
         df = logits.detach() - logits.detach()[rows, labels].unsqueeze(1)
+        df, dg = _enlarged(df, stacked - stacked[rows, labels].unsqueeze(1))
         df[rows, labels] = 1e10  # never the nearest boundary
-        return df, stacked - stacked[rows, labels].unsqueeze(1)
+        return df, dg
 
     def get_diff_logits_grads_batch_targeted(
         self, imgs: Tensor, la: Tensor, la_target: Tensor
@@ -251,4 +253,13 @@ class FAB(FABAttack_PT):
             logits, labels = self._answer(leaf, la)
             difference = logits[rows, la_target] - logits[rows, labels]
             (gradient,) = torch.autograd.grad(difference.sum(), leaf)
-        return difference.detach().unsqueeze(1), gradient.unsqueeze(1)
+        return _enlarged(difference.detach().unsqueeze(1), gradient.unsqueeze(1))
+
+
+def _enlarged(difference: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply differences (N, C) and tiny gradients (N, C, *image) alike: the boundary stays."""
+    before = gradient.flatten(0, 1)
+    after = enlarged(before)
+    sizes = [rows.flatten(1).abs().amax(dim=1) for rows in (before, after)]
+    factor = torch.where(sizes[0] == sizes[1], 1.0, sizes[1] / sizes[0])
+    return difference * factor.reshape(difference.shape), after.reshape(gradient.shape)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dent.attacks import PGD, Attack, Queries
 from dent.attacks.adaptive import AdaptiveAPGD
+from dent.attacks.querier import NoGradientError
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import FollowUp
 from dent.evaluation.records.spec import EvaluationSpec
@@ -28,7 +29,8 @@ def huge_eps(origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: in
     """Attack with an eps at which any image can become any other.
 
     A defense that is still right under every attack hides its gradient, or the attacks are broken.
-    Returns the attack that left the fewest members right.
+    An attack that finds no gradient leaves the natural images. Returns the attack that left the
+    fewest members right.
     """
     low, high = threat.bounds
     pixels = x[0].numel()
@@ -36,7 +38,10 @@ def huge_eps(origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: in
     wide = ThreatModel(threat.norm, eps, threat.bounds)
     follow_ups: list[FollowUp] = []
     for attack in _HUGE:
-        follow_ups.append(_attack(origin, attack, x, y, wide, seed))
+        try:
+            follow_ups.append(_attack(origin, attack, x, y, wide, seed))
+        except NoGradientError:
+            follow_ups.append(_submitted(origin, attack, x, y, seed))
         if not follow_ups[-1].correct:
             break
     return min(follow_ups, key=lambda follow_up: follow_up.correct)
@@ -50,12 +55,20 @@ def huge_passes(spec: EvaluationSpec) -> Queries:
 def more_iterations(
     origin: Origin, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> FollowUp | None:
-    """Attack with the given iterations and with twice as many; None if it has no iterations."""
+    """Attack with the given iterations and with twice as many.
+
+    Returns:
+        None if the attack has no iterations, or if it finds no gradient to follow.
+    """
     longer = attack.longer(threat.norm)
     if longer is None:
         return None
-    before = _attack(origin, attack, x, y, threat, seed)
-    return _attack(origin, longer, x, y, threat, seed).model_copy(update={"before": before.correct})
+    try:
+        before = _attack(origin, attack, x, y, threat, seed)
+        after = _attack(origin, longer, x, y, threat, seed)
+    except NoGradientError:
+        return None
+    return after.model_copy(update={"before": before.correct})
 
 
 def passes(attacks: Sequence[Attack], classes: int, norm: Norm, size: int) -> Queries:
@@ -78,8 +91,12 @@ def _attack(
     origin: Origin, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> FollowUp:
     result = attack(fresh(origin, seed), x, y, threat, seed=seed_of(seed, "attack"))
+    return _submitted(origin, attack, result.adversarial, y, seed)
+
+
+def _submitted(origin: Origin, attack: Attack, images: Tensor, y: Tensor, seed: int) -> FollowUp:
     instance = origin.new(seed_of(seed, "serve"))
-    submission = submit(instance.defense, result.adversarial, seed=seed_of(seed, "serve"))
+    submission = submit(instance.defense, images, seed=seed_of(seed, "serve"))
     correct = sum(
         predicted == label
         for predicted, label in zip(submission.predictions, y.tolist(), strict=True)

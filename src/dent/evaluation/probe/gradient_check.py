@@ -8,7 +8,8 @@ with what the gradient predicts:
     exact     In float64, by tiny steps. The float64 gradient must predict the change, and the
               attack's own gradient must point the same way.
     coarse    In the defense's own precision, by steps of half and a quarter of eps. This shows what
-              a surrogate gradient (straight-through, BPDA) is worth to an attack.
+              the gradient is worth to an attack. A surrogate (straight-through, BPDA) may pass. An
+              exact gradient may fail: that of a small ripple on the input hides the slope below it.
 
 Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
 """
@@ -29,7 +30,9 @@ from dent.attacks.adaptive.apgd import random_start, steepest
 from dent.attacks.adaptive.capabilities import adapt_accepts
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import runner_up
-from dent.attacks.querier import View
+from dent.attacks.protocol import as_queried
+from dent.attacks.querier import NoGradientError, View
+from dent.attacks.steps import enlarged
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import GradientPoint, GradientRecord
 from dent.evaluation.submission.fresh import Origin
@@ -40,6 +43,9 @@ THRESHOLD: Final = {torch.float64: 1e-3, torch.float32: 5e-2}
 """The relative error of a member must stay below this."""
 _STEPS: Final = {torch.float64: (1e-7, 1e-8, 1e-6, 1e-9), torch.float32: (0.1, 0.3, 0.03)}
 """Lengths in l2 by which a member moves. The first ones pass most often."""
+COARSE: Final = 0.6
+"""Over large steps, a gradient with an error up to this is worth following. The gradient of a wrong
+model has an error of about 1."""
 _SHARES: Final = (0.5, 0.25)
 """Lengths of coarse steps, in eps: larger than a rounding to 8 bits."""
 _MEMBERS: Final = (2, 4)
@@ -52,8 +58,9 @@ _SHORT: Final = 3
 
 def passes(size: int) -> Queries:
     """Return the most passes of a batch that the check takes; one in float64 counts as two."""
-    single = sum(_MEMBERS) * (1 + _LINES) * 2
-    return Queries(2 * (single * 2 + 2) + single + _SHORT, 2 * 3 + _SHORT)
+    exact = sum(_MEMBERS) * (1 + _LINES) * 2
+    coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
+    return Queries(2 * (exact * 2 + 2) + coarse + _SHORT, 2 * 3 + _SHORT)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,11 @@ class _DefenseView:
 
     def served(self, x: Tensor) -> Tensor:
         """Return the logits that the defense serves."""
-        with isolated_random_state(self.seed, x.device), torch.no_grad():
+        with (
+            isolated_random_state(self.seed, x.device),
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+        ):
             return answer(self.defense(), x.to(self.dtype))
 
     def gradient(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor | None:
@@ -84,7 +95,7 @@ class _DefenseView:
             torch.enable_grad(),
         ):
             leaf = x.detach().to(self.dtype).requires_grad_()
-            logits = exact_view(self.defense())(leaf)
+            logits = exact_view(self.defense())(as_queried(leaf))
             if not logits.requires_grad:
                 return None
             total = _loss(logits, y, targets).sum()
@@ -125,11 +136,11 @@ def check_gradient(
     dependent = isinstance(defense, DynamicDefense) and bool(defense.batch_dependent)
     native = _DefenseView(origin, x.dtype, dependent, seed)
     rung = name_of(defense)
-    natural = _attack_point(native, x, y)
-    if natural is None:
-        missing = f"{type(defense).__name__} answers without a gradient to the images"
-        return GradientRecord(rung=rung, missing=missing)
-    reached = _short_attack(native, natural, threat, seed)
+    try:
+        natural = _attack_point(native, x, y)
+        reached = _short_attack(native, natural, threat, seed)
+    except NoGradientError as missing:  # at the natural images, or where an attack goes
+        return GradientRecord(rung=rung, missing=str(missing))
     finer = _in_double(native, x)
     points = tuple(
         _check_point(native, finer, point, threat, members, seed_of(seed, index))
@@ -153,11 +164,14 @@ class _AttackPoint:
     gradient: Tensor
 
 
-def _attack_point(view: _DefenseView, x: Tensor, y: Tensor) -> _AttackPoint | None:
+def _attack_point(view: _DefenseView, x: Tensor, y: Tensor) -> _AttackPoint:
     logits = view.served(x).nan_to_num()
     targets = runner_up(logits, y, 1)
     gradient = view.gradient(x, y, targets)
-    return None if gradient is None else _AttackPoint(x, y, targets, gradient)
+    if gradient is None:
+        name = type(view.origin.defense).__name__
+        raise NoGradientError(f"{name} answers without a gradient to the images")
+    return _AttackPoint(x, y, targets, gradient)
 
 
 def _short_attack(
@@ -167,13 +181,13 @@ def _short_attack(
     draws = torch.Generator().manual_seed(seed_of(seed, "short attack"))
     steps = int(torch.randint(1, _SHORT + 1, (), generator=draws))
     start = random_start(natural.x, threat, draws)
-    point = _attack_point(view, start, natural.y) or natural
+    point = _attack_point(view, start, natural.y)
     for _ in range(steps):
         if threat.norm == "l1" or threat.eps == 0:
             break  # a step in l1 moves few pixels: the start is as good a point
         length = threat.eps / 2
         moved = point.x + length * steepest(point.gradient.nan_to_num(), threat.norm)
-        point = _attack_point(view, threat.project(moved, natural.x), natural.y) or point
+        point = _attack_point(view, threat.project(moved, natural.x), natural.y)
     return point
 
 
@@ -218,25 +232,23 @@ def _check_point(
         THRESHOLD[finer.dtype],
         together=not native.dependent,
     )
-    coarse = None
-    if max(exact) >= THRESHOLD[finer.dtype] or float(alike.min()) < ALIKE:
-        coarse = _errors(
-            lambda images: native.loss(images, y, targets),
-            point.gradient,
-            x,
-            moved.to(x.device),
-            [_strides(point.gradient, draws, threat, share) for share in _SHARES],
-            0.0,
-            together=not native.dependent,
-            bounds=threat.bounds,
-        )
+    coarse = _errors(
+        lambda images: native.loss(images, y, targets),
+        point.gradient,
+        x,
+        moved.to(x.device),
+        [_strides(point.gradient, draws, threat, share) for share in _SHARES],
+        COARSE,
+        together=not native.dependent,
+        bounds=threat.bounds,
+    )
     return GradientPoint(
         members=len(moved),
         errors=tuple(_finite(error) for error in exact),
         alike=float(alike.nan_to_num(nan=0.0).min()),
         same=int(same.sum()),
         of=len(x),
-        coarse=None if coarse is None else tuple(_finite(error) for error in coarse),
+        coarse=tuple(_finite(error) for error in coarse),
     )
 
 
@@ -331,7 +343,7 @@ def _random(like: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    flat = rows.flatten(1)
+    flat = enlarged(rows).flatten(1)
     length = flat.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     unit: Tensor = flat / length
     return unit.reshape(rows.shape)

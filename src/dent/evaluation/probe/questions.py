@@ -7,6 +7,7 @@ from torch import Tensor
 from dent.attacks import Defense, answer
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import margin
+from dent.attacks.protocol import as_queried
 from dent.evaluation.probe.gradient_check import exact_view
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import Comparison
@@ -119,7 +120,7 @@ class Probe:
             torch.enable_grad(),
         ):
             leaf = x.detach().clone().requires_grad_()
-            logits = exact_view(defense)(leaf)
+            logits = exact_view(defense)(as_queried(leaf))
             if not logits.requires_grad:
                 return None
             gradient: Tensor | None = torch.autograd.grad(
@@ -163,7 +164,7 @@ class Probe:
         defense = self._origin.new(seed_of(self._seed, 0)).defense
         with isolated_random_state(seed_of(self._seed, 0), x.device), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            logits = answer(defense, leaf)
+            logits = answer(defense, as_queried(leaf))
             correct = logits.detach().argmax(dim=1) == y
             if not logits.requires_grad:
                 return int(correct.sum()), None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from dent.evaluation.probe.gradient_check import ALIKE
+from dent.evaluation.probe.gradient_check import ALIKE, COARSE
 from dent.evaluation.records.readings import (
     DISTANCE,
     depends,
@@ -31,9 +31,7 @@ from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WIT
 from dent.evaluation.suites import Stand
 
 CERTIFICATE: Final = "gradient certificate"
-COARSE: Final = 0.6
-"""Over large steps, a surrogate gradient with an error up to this is worth following. The gradient
-of a wrong model has an error of about 1."""
+SIGHTED: Final = "no gradient where members stand"
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
 HUGE_EPS: Final = "huge eps does not break all"
@@ -396,7 +394,7 @@ _JUDGEMENTS: Final = (
         DISTANCE,
     ),
     _Judgement(
-        "no gradient where members stand",
+        SIGHTED,
         _blind,
         "For some members that are still correct, no attack had a gradient.",
         "For every member that is still correct, an attack had a gradient.",
@@ -444,23 +442,26 @@ def _error(point: GradientPoint) -> float:
     return min(max(error for error in point.errors if error is not None), 1.0)
 
 
-def stands_in(probe: ProbeRecord | None) -> bool:
-    """Return whether an inexact gradient still predicts how the served answers change.
+def over_large_steps(probe: ProbeRecord | None) -> bool | None:
+    """Return whether the gradient predicts how the served answers change over large steps.
 
-    It must do so over steps of a quarter or half of eps, for all members but one in fifty.
+    It must do so over steps of a quarter or half of eps, for all members but one in fifty, whether
+    it is exact or not: an exact gradient may be that of a small ripple on the input.
+
+    Returns:
+        None if it was not checked. Older versions checked inexact gradients alone.
     """
     check = None if probe is None else probe.gradient
     if check is None or check.missing is not None or not check.points:
+        return None
+    errors = [point.coarse for point in check.points]
+    if any(coarse is not None and not _few_are_wrong(coarse) for coarse in errors):
         return False
-    return all(
-        _error(point) < (check.threshold or 0.0)
-        or (
-            point.coarse is not None
-            and sum(error is None or error > COARSE for error in point.coarse)
-            <= len(point.coarse) // 50
-        )
-        for point in check.points
-    )
+    return None if None in errors else True
+
+
+def _few_are_wrong(errors: Sequence[float | None]) -> bool:
+    return sum(error is None or error > COARSE for error in errors) <= len(errors) // 50
 
 
 def _older_certificate(check: GradientCheck | None) -> Diagnostic:
@@ -494,7 +495,7 @@ _LATE: Final = (
     "black-box beats white-box",
     "transfer beats white-box",
     HUGE_EPS,
-    "no gradient where members stand",
+    SIGHTED,
     CERTIFICATE,
 )
 """What a run of the whole suite measures last, or needs its last attacks for."""

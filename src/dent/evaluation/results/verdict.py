@@ -12,7 +12,12 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import CERTIFICATE, HUGE_EPS, stands_in
+from dent.evaluation.results.diagnostics import (
+    CERTIFICATE,
+    HUGE_EPS,
+    SIGHTED,
+    over_large_steps,
+)
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import (
     Decision,
@@ -41,8 +46,9 @@ _KNOWN: Final = (
     "Attacks knew the seed of every submission, and answers under that seed are always the same."
 )
 FEW_BATCHES: Final = "few batches"
+LARGE_STEPS: Final = "gradient over large steps"
 
-RULES: Final = 4
+RULES: Final = 5
 """Version of these rules."""
 FEW: Final = 0.05
 """A verdict of no gain says what gain the samples show, if that is more than this."""
@@ -58,7 +64,8 @@ class Evidence:
         ran: Members of the suite that attacked it, without those that were not available to it.
         symptoms: Signs that the attacks by its gradient were too weak.
         drawn: Whether every submission was repeated under several seeds.
-        stands_in: Whether its inexact gradient still predicts how the served answers change.
+        large_steps: Whether its gradient predicts how the served answers change over large steps;
+            None if that was not checked.
         known: Whether attacks knew the seed of every submission (public randomness), and so asked
             what answers the same each time.
     """
@@ -66,7 +73,7 @@ class Evidence:
     ran: Collection[str]
     symptoms: Symptoms
     drawn: bool
-    stands_in: bool
+    large_steps: bool | None
     known: bool = False
 
 
@@ -105,8 +112,10 @@ def _unbeaten(evidence: Evidence) -> str | None:
     return None
 
 
-def _sighted(evidence: Evidence) -> str | None:
+def _seen(evidence: Evidence) -> str | None:
     blind = evidence.symptoms.blind
+    if not evidence.symptoms.standing:
+        return None
     if blind is None:
         return "the records do not say for which members the attacks had a gradient"
     if blind:
@@ -114,7 +123,11 @@ def _sighted(evidence: Evidence) -> str | None:
             f"no attack had a gradient for {counted(blind, 'member')} that "
             f"{agreeing(blind, 'are')} still correct"
         )
-    return _unbeaten(evidence)
+    return None
+
+
+def _sighted(evidence: Evidence) -> str | None:
+    return _seen(evidence) or _unbeaten(evidence)
 
 
 def _never(_: Evidence) -> str | None:
@@ -126,7 +139,7 @@ SYMPTOMS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
     "carries state": _never,
     "not logits": _sighted,
     "zero gradient": _sighted,
-    "no gradient where members stand": _sighted,
+    SIGHTED: _sighted,
     "batch dependent": _needs("gmsa-avg", "gmsa-min"),
     "undeclared dependence": _never,
     "black-box beats white-box": _unbeaten,
@@ -152,13 +165,22 @@ _GONE: Final[Mapping[str, str]] = {
     "randomized": "Every submission was repeated under several seeds, and eot attacked it.",
     "not logits": _SEEN,
     "zero gradient": _SEEN,
-    "no gradient where members stand": _SEEN,
+    SIGHTED: _SEEN,
     "batch dependent": "The attacks gmsa-avg and gmsa-min attacked it.",
     "black-box beats white-box": _AHEAD,
     "transfer beats white-box": _AHEAD,
     "served differs from claimed": "It is randomized, and was scored over several draws.",
 }
 """Why the gate of a diagnostic is closed."""
+
+_LOST: Final = (
+    "The gradient is exact, but over steps of a quarter or half of eps it does not predict how the "
+    "answers change. Attacks that follow it may be lost."
+)
+_NOT_CHECKED: Final = (
+    "An older version did not check the gradient over steps of a quarter or half of eps: run it "
+    "again."
+)
 
 _SCORING: Final = ("randomized", "served differs with gradients")
 """Diagnostics of a defense whose numbers may be too low."""
@@ -175,12 +197,18 @@ def gates_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> tuple[Gat
 
 
 def ground_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Ground | None:
-    """Return the ground of a gain: an exact gradient, or one that no other attack has beaten."""
+    """Return the ground of a gain: an exact gradient, or one that no other attack has beaten.
+
+    Either must predict the answers over large steps, and attacks must have followed it for every
+    member that is still correct.
+    """
+    if not evidence.large_steps or _seen(evidence) is not None:
+        return None
     states = {diagnostic.name: diagnostic.state for diagnostic in diagnostics}
     if states.get(CERTIFICATE) == "passed":
         return "exact gradient certified"
-    unbeaten = _sighted(evidence) is None and states.get(HUGE_EPS) == "passed"
-    return "surrogate gradient, unbeaten" if unbeaten and evidence.stands_in else None
+    unbeaten = _unbeaten(evidence) is None and states.get(HUGE_EPS) == "passed"
+    return "surrogate gradient, unbeaten" if unbeaten else None
 
 
 def conclude(
@@ -324,6 +352,8 @@ def with_verdicts(
     }
     unfinished = () if complete else (_unfinished(),)
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
+    # Only a claim of a gain needs it. Undefended nets curve over such steps, too.
+    static_gates = tuple(gate for gate in static_gates if gate.name != LARGE_STEPS)
     judged = dict(results)
     for name, result in results.items():
         if result.difference is None:
@@ -377,7 +407,7 @@ def evidence_of(
         ),
         drawn=bool(units) and all(record.draws for record in units),
         known=spec.settings.randomness == "public" and not any(record.draws for record in units),
-        stands_in=stands_in(scores.probe),
+        large_steps=over_large_steps(scores.probe),
     )
 
 
@@ -394,6 +424,9 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             yield from _certificate(diagnostic, diagnostics, evidence)
         elif diagnostic.name == HUGE_EPS and diagnostic.state == "not-run":
             yield Gate(name=HUGE_EPS, open=True, follow_ups=(), sentence=diagnostic.sentence)
+        elif diagnostic.name == SIGHTED and diagnostic.state == "not-run":
+            if _seen(evidence) is not None:
+                yield Gate(name=SIGHTED, open=True, follow_ups=(), sentence=diagnostic.sentence)
         elif diagnostic.raised and diagnostic.name in SYMPTOMS:
             problem = SYMPTOMS[diagnostic.name](evidence)
             yield Gate(
@@ -414,6 +447,9 @@ def _certificate(
     diagnostic: Diagnostic, diagnostics: Sequence[Diagnostic], evidence: Evidence
 ) -> Iterator[Gate]:
     if diagnostic.state == "passed":
+        if not evidence.large_steps:
+            sentence = _NOT_CHECKED if evidence.large_steps is None else _LOST
+            yield Gate(name=LARGE_STEPS, open=True, follow_ups=(), sentence=sentence)
         return
     ground = ground_of(diagnostics, evidence)
     sentence = diagnostic.sentence

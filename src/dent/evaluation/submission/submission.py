@@ -15,6 +15,7 @@ from dent.adaptation.objectives import entropy
 from dent.adaptation.random_state import kept_generators, seeded_generators
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.base import global_draws, isolated_random_state
+from dent.attacks.protocol import as_queried
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
@@ -78,8 +79,7 @@ def submit(
         torch.inference_mode(mode=False),
         torch.set_grad_enabled(gradients),
     ):
-        # A copy, which the defense may write into; not a leaf, as in attacks.
-        x = x.detach().requires_grad_(gradients).clone()
+        x = as_queried(x.detach().requires_grad_(gradients))
         before = global_draws(x.device), states_of(generators)
         start = clock(x.device)
         adaptation = None

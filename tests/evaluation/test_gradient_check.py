@@ -1,0 +1,162 @@
+"""The check of the gradient that attacks follow, on defenses made to fool it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dent import Dent, DentConfig, SmoothingConfig
+from dent.attacks import make
+from dent.attacks.querier import NoGradientError
+from dent.config import ViewsConfig
+from dent.evaluation.probe.follow_ups import huge_eps, more_iterations
+from dent.evaluation.probe.gradient_check import check_gradient
+from dent.evaluation.probe.questions import Probe
+from dent.evaluation.records.schema import ProbeRecord
+from dent.evaluation.results.diagnostics import (
+    CERTIFICATE,
+    SIGHTED,
+    certificate_of,
+    over_large_steps,
+)
+from dent.evaluation.results.verdict import LARGE_STEPS
+from dent.evaluation.submission.fresh import Origin, fresh
+from dent.evaluation.submission.submission import submit
+from dent.threat import ThreatModel
+from tests.evaluation.test_evaluation_suite_answers import X, Y
+from tests.evaluation.test_evaluation_tricks import EPS, NET, ROBUST, judged
+from tests.evaluation.tricks import Decoys, OnlyOnTheGrid, Rippled, Trick
+
+THREAT = ThreatModel("linf", EPS)
+
+
+def probed(defense: Any, x: Tensor = X[:8], y: Tensor = Y[:8]) -> ProbeRecord:
+    record = check_gradient(Origin(defense), x, y, THREAT, seed=0)
+    return ProbeRecord.model_construct(gradient=record, gradient_check=None)
+
+
+@pytest.mark.parametrize("net", [NET, ROBUST], ids=["linear", "nearest"])
+def test_an_honest_gradient_holds_over_large_steps(net: nn.Module) -> None:
+    probe = probed(Trick(net))
+    assert certificate_of(probe).state == "passed"
+    assert over_large_steps(probe)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DentConfig(steps=0),
+        DentConfig(steps=0, views=ViewsConfig()),
+        DentConfig(steps=0, smoothing=SmoothingConfig(sigma=0.5, learn=False)),
+    ],
+    ids=["static", "tte", "smoothing"],
+)
+def test_honest_defenses_hold_over_large_steps(config: DentConfig) -> None:
+    probe = probed(Dent(NET, config))
+    assert certificate_of(probe).state == "passed"
+    assert over_large_steps(probe)
+
+
+@pytest.mark.parametrize("trick", [Rippled, Decoys])
+def test_an_exact_gradient_that_leads_nowhere_is_seen(trick: Any) -> None:
+    probe = probed(trick(ROBUST))
+    assert certificate_of(probe).state == "passed"
+    assert over_large_steps(probe) is False
+
+
+def test_a_record_without_large_steps_is_not_checked() -> None:
+    probe = probed(Trick(NET))
+    assert probe.gradient is not None
+    points = tuple(point.model_copy(update={"coarse": None}) for point in probe.gradient.points)
+    older = probe.gradient.model_copy(update={"points": points})
+    assert over_large_steps(ProbeRecord.model_construct(gradient=older)) is None
+    assert over_large_steps(None) is None
+
+
+def test_a_gradient_at_natural_images_alone_is_none() -> None:
+    probe = probed(OnlyOnTheGrid(ROBUST))
+    assert probe.gradient is not None
+    assert probe.gradient.missing == "OnlyOnTheGrid answers without a gradient to the images"
+    assert certificate_of(probe).state == "not-run"
+    assert over_large_steps(probe) is None
+
+
+def test_follow_ups_without_a_gradient_fail_and_do_not_raise() -> None:
+    origin, attack = Origin(OnlyOnTheGrid(NET)), make("apgd-ce", iterations=3)
+    huge = huge_eps(origin, X[:8], Y[:8], THREAT, seed=0)
+    assert (huge.correct, huge.total) == (8, 8)
+    assert more_iterations(origin, attack, X[:8], Y[:8], THREAT, seed=0) is None
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "pgd"])
+def test_an_input_without_a_part_in_the_answer_is_no_gradient(name: str) -> None:
+    class Rounds(Trick):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            return super().predict((x * 15).int() / 15, adaptation)
+
+    assert Rounds(NET)(X.clone().requires_grad_()).requires_grad  # of the weights
+    with pytest.raises(NoGradientError, match="without a gradient to its input"):
+        make(name, iterations=3)(Rounds(NET), X, Y, THREAT, seed=0)
+
+
+KINDS: list[tuple[object, ...]] = []
+
+
+class Watches(Trick):
+    """Notes what kind of tensor it is asked with."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        KINDS.append(
+            (
+                x.requires_grad,
+                x.is_leaf,
+                type(x.grad_fn).__name__,
+                x.is_contiguous(),
+                x.stride() == X.stride(),
+                torch.is_grad_enabled(),
+                torch.is_inference_mode_enabled(),
+            )
+        )
+        return super().predict(x, adaptation)
+
+
+def test_attacks_checks_and_submissions_ask_with_the_same_kind_of_tensor() -> None:
+    origin = Origin(Watches(NET))
+
+    def kinds() -> set[tuple[object, ...]]:
+        found = {kind for kind in KINDS if kind[0]}
+        assert {kind for kind in KINDS if not kind[0]} <= {PLAIN}
+        KINDS.clear()
+        return found
+
+    KINDS.clear()
+    found = []
+    for name in ("apgd-ce", "apgd-t", "fab-t", "pgd", "adaptive-stop-gradient"):
+        make(name, iterations=2)(fresh(origin, 0), X, Y, THREAT, seed=0)
+        found.append(kinds())
+    check_gradient(origin, X, Y, THREAT, seed=0)
+    found.append(kinds())
+    Probe(origin, X, Y, (0.0, 1.0), 0).gradients()
+    found.append(kinds())
+    submit(origin.new().defense, X, seed=0, gradients=True)
+    found.append(kinds())
+    assert all(each == found[0] for each in found)
+    assert len(found[0]) == 1
+
+
+PLAIN = (False, True, "NoneType", True, True, False, False)
+
+
+def test_a_ripple_on_a_robust_net_is_no_gain() -> None:
+    found, verdict, gates = judged(Rippled(ROBUST))
+    assert found.worst.served.correct == len(X)
+    assert verdict.ruling == "inconclusive"
+    assert gates == {LARGE_STEPS: True}
+
+
+def test_what_no_gradient_attack_could_follow_is_no_gain() -> None:
+    found, verdict, gates = judged(OnlyOnTheGrid(ROBUST))
+    assert found.worst.served.correct == len(X)
+    assert verdict.ruling == "inconclusive"
+    assert {CERTIFICATE, SIGHTED} <= {name for name, is_open in gates.items() if is_open}
