@@ -22,8 +22,8 @@ def test_a_long_name_never_costs_a_figure(
 
 
 def test_a_warning_is_a_message_and_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    # pytest records what is left to Python: the warnings of other packages.
-    with pytest.warns(UserWarning) as left, warnings_as_messages():
+    with warnings.catch_warnings(record=True) as left, warnings_as_messages():
+        warnings.simplefilter("always")
         for _ in range(2):
             warnings.warn("a batch [of] one", SmallBatchWarning, stacklevel=1)
         warnings.warn("a stranger's", UserWarning, stacklevel=1)

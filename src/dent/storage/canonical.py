@@ -41,7 +41,7 @@ def without_wording(value: Any) -> Any:
 
 def without_rulings(value: Any) -> Any:
     """Return a JSON value without the parts that depend on the rules of a version."""
-    return _without(value, "verdict", "diagnostics", "rules")
+    return _without(value, "verdict", "diagnostics", "rules", "black_box", "carried")
 
 
 def _without(value: Any, *names: str) -> Any:
