@@ -10,10 +10,12 @@ from torch import Tensor, nn
 import dent
 from dent import DENT_PLUS, Dent, ThreatModel
 from dent.attacks import make, make_from
+from dent.attacks.pgd import PGD
 from dent.data.tensors import TensorDataset
 from dent.errors import ConfigError, InputError, UnknownNameError, UnsupportedModelError
 from dent.evaluation import RecordError, Settings, Subject, load_run, suite
 from dent.evaluation import evaluate as engine
+from tests.attacks.known_defenses import Identity
 
 CHEAP = "pgd:iterations=2"
 
@@ -30,6 +32,33 @@ def data(n: int = 6) -> tuple[Tensor, Tensor]:
     draws = torch.Generator().manual_seed(1)
     images = torch.rand(n, 3, 8, 8, generator=draws)
     return images, net()(images).argmax(1)
+
+
+def broken() -> Tensor:
+    images, _ = data()
+    images[4, 0, 0, 0] = float("nan")
+    return images
+
+
+def test_the_radius_of_l2_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("dent.evaluation.evaluate", lambda subject, *_, **__: seen.append(
+        subject.threat.label))  # fmt: skip
+    for norm in ("linf", "l2"):
+        dent.evaluate(net(), *data(), norm=norm, defense="static", attack=CHEAP)
+    assert seen == ["linf 8/255", "l2 0.5"]
+    with pytest.raises(ConfigError, match="eps has no default in l1: pass one, such as 12"):
+        dent.evaluate(net(), *data(), norm="l1", defense="static", attack=CHEAP)
+
+
+def test_a_name_is_no_defense_or_model_of_a_subject() -> None:
+    dataset, threat = TensorDataset(*data(), 3), ThreatModel("linf", "8/255")
+    model: Any = net()
+    with pytest.raises(InputError, match=r"dent\.defenses\.make\('dent\+', model\) makes it"):
+        engine(Subject(model, dataset, {"a": "dent+"}, [make("pgd")], threat))  # type: ignore[dict-item]
+    model = "resnet-14-2-linf"
+    with pytest.raises(InputError, match=r"dent\.models\.load\('resnet-14-2-linf'\) loads it"):
+        engine(Subject(model, dataset, {}, [make("pgd")], threat))
 
 
 def test_it_is_the_engine_on_these_tensors(tmp_path: Path) -> None:
@@ -104,6 +133,7 @@ def test_the_suite_ends_in_a_verdict() -> None:
         (["static", "statistics-only"], ["static", "statistics-only"]),
         (Dent(net(), DENT_PLUS).with_steps(1), ["static", "defense"]),
         ({"mine": Dent(net(), DENT_PLUS).with_steps(1)}, ["static", "mine"]),
+        ({"mine": "statistics-only", "static": "static"}, ["static", "mine"]),
     ],
 )
 def test_defenses_by_name_and_as_they_are(defense: Any, names: list[str]) -> None:
@@ -131,12 +161,25 @@ def test_labels_may_be_of_any_integers_and_images_of_any_floats() -> None:
         ({"images": data()[0] * 255}, InputError, r"in \[0, 1\].*divide bytes by 255"),
         ({"images": (data()[0] * 255).byte()}, InputError, r"images\.float\(\) / 255"),
         ({"images": data()[0][0]}, InputError, r"\(N, C, H, W\)"),
-        ({"images": data()[0].numpy()}, InputError, "got ndarray"),
+        ({"images": data()[0].numpy()}, InputError, r"got ndarray: pass torch\.from_numpy\(images"),
+        ({"images": data()[0].tolist()}, InputError, r"got list: pass torch\.tensor\(images"),
+        ({"images": broken()}, InputError, r"got NaN or infinity in images\[4\]"),
         ({"images": data()[0][:0], "labels": data()[1][:0]}, InputError, "at least 1"),
         ({"labels": data()[1][:3]}, InputError, r"6 integers.*got shape \(3,\)"),
         ({"labels": data()[1].float()}, InputError, "got float32"),
         ({"labels": data()[1] + 3}, InputError, "from 0 to 2, got values from 5"),
-        ({"labels": [0] * 6}, InputError, "got list"),
+        ({"labels": [0] * 6}, InputError, r"got list: pass torch\.tensor\(labels\)"),
+        ({"labels": data()[1].numpy()}, InputError, r"got ndarray: pass torch\.from_numpy\(labels"),
+        ({"model": "resnet-14-2-linf"}, InputError,
+         r"Module, got the name 'resnet-14-2-linf': dent\.models\.load\('resnet-14-2-linf'\)"),
+        ({"model": nn.Linear}, InputError, "got the class Linear: pass an instance"),
+        ({"defense": Identity}, InputError, r"got the class Identity: pass Identity\(model\)"),
+        ({"defense": {"it": Identity}}, InputError, r"'it'.*pass Identity\(model\)"),
+        ({"defense": 5}, InputError, "got int"),
+        ({"defense": [Dent(net())]}, ConfigError, "names .*got Dent: pass a dict"),
+        ({"attack": 5}, ConfigError, "attack must be a name .*got 5"),
+        ({"attack": ["pgd", 5]}, ConfigError, "attack must be a name .*got 5"),
+        ({"attack": PGD}, ConfigError, r"got the class PGD: pass PGD\(\)"),
         ({"model": net().train()}, UnsupportedModelError, "training mode"),
         ({"attack": "pgdd"}, UnknownNameError, "pgd"),
         ({"defense": "dent++"}, UnknownNameError, "dent"),

@@ -34,6 +34,7 @@ from dent.errors import (
     StatefulModelWarning,
     UnsupportedModelError,
 )
+from dent.support.warned import own_batches
 from tests.configurations import Around
 
 STEPS = DentConfig(steps=2, lr=1e-2)
@@ -603,6 +604,16 @@ def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -
     defense(x[:1])
     defense(x)
     Dent(model, STEPS)(x[:1])
+
+
+def test_a_batch_of_one_that_torch_dent_chose_is_not_said(x: Tensor) -> None:
+    defense = Dent(_net(), DENT_PLUS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with own_batches():
+            defense(x[:1])
+    with pytest.warns(NoAdaptationWarning, match="is not adapted"):
+        defense(x[:1])
 
 
 def test_a_smoothed_batch_of_one_is_not_said_to_be_static(x: Tensor) -> None:

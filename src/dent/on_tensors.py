@@ -17,8 +17,9 @@ from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.suites import Budget, SuiteName
+from dent.models.check import check_is_module
 from dent.support.devices import device_of
-from dent.threat import ThreatModel
+from dent.threat import ThreatModel, usual_eps
 
 _NAME: Final = "defense"
 
@@ -28,9 +29,9 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     *,
-    defense: str | Defense | Sequence[str] | Mapping[str, Defense] = "dent+",
+    defense: str | Defense | Sequence[str] | Mapping[str, str | Defense] = "dent+",
     norm: str = "linf",
-    eps: str | float | Fraction = "8/255",
+    eps: str | float | Fraction | None = None,
     attack: str | Attack | Sequence[str | Attack] | None = None,
     suite: SuiteName | None = None,
     budget: Budget = "small",
@@ -50,9 +51,11 @@ def evaluate(
         images: Float (N, C, H, W) in [0, 1].
         labels: Integers (N,).
         defense: A name such as `"dent+"`, or several; a defense, such as `Dent(model)`, which the
-            result calls `"defense"`; or defenses by name.
+            result calls `"defense"`; or a dict of either kind, by the names that the result shall
+            use.
         norm: `"linf"`, `"l2"` or `"l1"`, in any usual form.
-        eps: The radius, as `"8/255"` or `0.5`.
+        eps: The radius, as `"8/255"` or `0.5`. The default is 8/255 in linf and 0.5 in l2; l1 has
+            none.
         attack: A name such as `"apgd-ce"` or `"autoattack"`, with settings if wanted
             (`"pgd:iterations=100"`); an attack; or several. It replaces the suite.
         suite: `"dynamic"`, the default without `attack`.
@@ -80,7 +83,8 @@ def evaluate(
         raise ConfigError(
             f"suite={suite!r} is all of its attacks: leave out attack={attack!r}, or the suite"
         )
-    threat = ThreatModel(norm, eps)
+    check_is_module(model)
+    threat = ThreatModel(norm, usual_eps(norm) if eps is None else eps)
     chosen = evaluation.suite(suite or "dynamic", budget) if attack is None else _attacks(attack)
     images = as_images(images)
     dataset = TensorDataset(images, labels, _classes(model, images[:2].to(device_of(model))))
@@ -104,7 +108,18 @@ def _classes(model: nn.Module, images: Tensor) -> int:
 
 
 def _attacks(attack: str | Attack | Sequence[str | Attack]) -> tuple[Attack, ...]:
-    several = [attack] if isinstance(attack, str | Attack) else attack
+    several = attack if isinstance(attack, Sequence) and not isinstance(attack, str) else [attack]
+    for one_attack in several:
+        if not isinstance(one_attack, str | Attack):
+            got = (
+                f"the class {one_attack.__name__}: pass {one_attack.__name__}()"
+                if isinstance(one_attack, type)
+                else repr(one_attack)
+            )
+            raise ConfigError(
+                "attack must be a name such as 'apgd-ce', a dent.attacks.Attack, or a list of "
+                f"these, got {got}"
+            )
     return tuple(
         make_from(one_attack) if isinstance(one_attack, str) else one_attack
         for one_attack in several
@@ -112,13 +127,26 @@ def _attacks(attack: str | Attack | Sequence[str | Attack]) -> tuple[Attack, ...
 
 
 def _defenses(
-    defense: str | Defense | Sequence[str] | Mapping[str, Defense], model: nn.Module
+    defense: str | Defense | Sequence[str] | Mapping[str, str | Defense], model: nn.Module
 ) -> dict[str, Defense]:
     if isinstance(defense, Mapping):
-        return dict(defense)
+        return {
+            name: _named(item, model) if isinstance(item, str) else item
+            for name, item in defense.items()
+        }
     names = [defense] if isinstance(defense, str) else defense
     if not isinstance(names, Sequence) or isinstance(names, nn.Module):
         return {_NAME: names}
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"a list of defenses takes names such as 'dent+', got {type(name).__name__}: pass "
+                "a dict of defenses by name"
+            )
     if len(set(names)) < len(names):
         raise ConfigError(f"a defense is named twice: {', '.join(names)}")
-    return {name: model if name == STATIC else reference.make(name, model) for name in names}
+    return {name: _named(name, model) for name in names}
+
+
+def _named(name: str, model: nn.Module) -> Defense:
+    return model if name == STATIC else reference.make(name, model)

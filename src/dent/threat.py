@@ -31,6 +31,7 @@ _ALIASES: dict[str, Norm] = {
     "inf": "linf", "l-inf": "linf", "l_inf": "linf", "l∞": "linf", "ℓ∞": "linf",
     "2": "l2", "l_2": "l2", "ℓ2": "l2", "1": "l1", "l_1": "l1", "ℓ1": "l1",
 }  # fmt: skip
+_USUAL_EPS: dict[Norm, str] = {"linf": "8/255", "l2": "0.5"}
 _WIDE = {"linf": 0.5, "l2": 0.2, "l1": 0.2}  # shares of the diameter
 _HUGE = 1e6  # pixel ranges; beyond any l1 ball that an image could fill
 
@@ -264,6 +265,18 @@ def as_norm(name: object) -> Norm:
         if normalized == norm:
             return norm
     raise ConfigError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
+
+
+def usual_eps(norm: Norm | str) -> str:
+    """Return the usual radius of a norm, for who names none: 8/255 in linf, 0.5 in l2.
+
+    Raises:
+        ConfigError: If the norm is unknown, or is l1, which has no usual radius.
+    """
+    norm = as_norm(norm)
+    if norm not in _USUAL_EPS:
+        raise ConfigError(f"eps has no default in {norm}: pass one, such as 12 for CIFAR-10")
+    return _USUAL_EPS[norm]
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:

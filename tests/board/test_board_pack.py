@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dent.board.pack import add_images, images_of, manifest_of, pack, unpack
+from dent.errors import ConfigError
 from dent.evaluation import load_run
 from dent.storage.errors import RecordError
 from tests.board.rows import make_row
@@ -103,6 +104,13 @@ def test_a_changed_file_and_what_is_no_archive_are_refused(row: Path, tmp_path: 
         add_images(tmp_path / "d.tar", tmp_path / "out")
     with pytest.raises(RecordError, match=r"holds no run: there is no run.json in it"):
         pack(tmp_path / "nothing", tmp_path / "e.tar.gz")
+
+
+def test_an_archive_of_another_name_is_refused(row: Path, tmp_path: Path) -> None:
+    for name in ("x.zip", "x.tar", "x.gz", "x"):
+        with pytest.raises(ConfigError, match=rf"must end in \.tar\.gz, got '{name}'"):
+            pack(row, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_says_what_it_wrote(row: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Tables in a terminal: figures stay whole, whatever the names."""
 
+import warnings
+
 import pytest
 
-from dent.cli.console import OUT, print_table
+from dent.cli.console import OUT, print_table, warnings_as_messages
+from dent.errors import SmallBatchWarning
 
 
 @pytest.mark.parametrize("length", [10, 40, 41, 200])
@@ -16,3 +19,14 @@ def test_a_long_name_never_costs_a_figure(
     assert "[44, 56]" in printed
     assert printed.count("n") >= length
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_warning_is_a_message_and_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as left, warnings_as_messages():
+        warnings.simplefilter("always")
+        for _ in range(2):
+            warnings.warn("a batch [of] one", SmallBatchWarning, stacklevel=1)
+        warnings.warn("a stranger's", UserWarning, stacklevel=1)
+    told = capsys.readouterr()
+    assert (told.err, told.out) == ("dent: warning: a batch [of] one\n", "")
+    assert [str(each.message) for each in left] == ["a stranger's"]

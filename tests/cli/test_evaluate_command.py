@@ -278,12 +278,12 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
 def test_norms_and_autoattack_are_taken_as_others_write_them(dent: Run) -> None:
     small = ("--n", "2", "--batch-size", "2", "--defense", "static")
     ran = dent(
-        *EVALUATE, *small, "--norm", "L2", "--eps", "0.5",
+        *EVALUATE, *small, "--norm", "L2",
         *("--attack", "AA:square_iterations=1,targets=1", "--out", "run"),
     )  # fmt: skip
     assert ran.code == 0, ran.err
     spec = load_run(Path("run")).run.spec
-    assert spec.threat.norm == "l2"
+    assert (spec.threat.norm, spec.threat.eps) == ("l2", "0.5")
     assert [attack.name for attack in spec.attacks] == ["standard:square_iterations=1,targets=1"]
 
 

@@ -28,7 +28,6 @@ OWN_DEFAULT = {
     "--dataset": "of each command",
     "--defense": "several, one, or one that has to be named",
     "--norm": "train's is the recipe's",
-    "--eps": "train's is the recipe's",
     "--batch-size": "train's is the recipe's",
     "--port": "one for each server",
     "--source": "of datasets, of models",

@@ -25,13 +25,14 @@ from dent.evaluation import (
     verify,
 )
 from dent.evaluation.records.plan import Unit, candidates, groups, make_plan, rounds, units
-from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.schema import JournalRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.decision import can_gain, decisions, left, superfluous
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import piece_of
+from dent.evaluation.results.summary import summarize
 from dent.evaluation.suites import exactly, kind_of_attack
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
@@ -300,6 +301,26 @@ def test_where_it_stops_follows_from_the_records_alone(complete: Path) -> None:
     further = decisions(spec, run.plan, more)["it"]
     assert first["it"].after < further.after == len(spec.attacks) - 1
     assert further.at_most <= first["it"].at_most
+
+
+def test_a_gradient_attack_with_nothing_left_to_attack_is_no_black_box(complete: Path) -> None:
+    run = load_run(complete)
+    kinds = {entry.name: kind_of_attack(entry) for entry in run.run.spec.attacks}
+
+    def carried_whole(record: JournalRecord) -> JournalRecord:
+        if not isinstance(record, UnitRecord) or record.attack != "apgd-ce":
+            return record
+        nothing = {"queries": 0, "backwards": 0, "carried": (True,) * len(record.claimed or ())}
+        return record.model_copy(update=nothing if record.kind == "attack" else {})
+
+    records = {key: carried_whole(record) for key, record in run.records.items()}
+    result = summarize(run.run.spec, run.plan, records, run.run.units, run.run.sessions)
+    for defense in result.defenses.values():
+        for each in defense.attacks:
+            if each.kind == "attack" and each.batches:
+                assert each.black_box == (kinds[each.attack or ""] == "queries"), each.attack
+        assert defense.attack("apgd-ce").had_nothing_left
+        assert not defense.attack("adaptive-transfer").had_nothing_left
 
 
 def test_members_that_fell_keep_their_image_and_are_asked_no_more(complete: Path) -> None:

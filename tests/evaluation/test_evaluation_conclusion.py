@@ -22,6 +22,7 @@ from dent.evaluation.results.result import (
     Gate,
     Verdict,
 )
+from dent.evaluation.results.sanity import AT_CHANCE
 from dent.evaluation.results.scoring import Piece, Scores
 from dent.evaluation.results.symptoms import Symptoms
 from dent.evaluation.results.verdict import (
@@ -362,6 +363,17 @@ def test_a_run_that_is_not_finished_rules_on_nobody(spec: EvaluationSpec) -> Non
         assert verdict.ruling == "inconclusive"
         assert [each.name for each in verdict.gates] == [UNFINISHED]
         assert verdict.gates == verdict.static_gates
+
+
+@pytest.mark.parametrize("side", ["above", "below", "level"])
+def test_no_verdict_on_a_model_that_guesses(spec: EvaluationSpec, side: str) -> None:
+    guesses = (AT_CHANCE,)
+    verdict = ruled(spec, found(guesses, side), found(guesses))
+    assert verdict.ruling == "inconclusive"
+    assert f"{AT_CHANCE} (static, dent)" in verdict.sentence
+    # A defense that turns a good model into a guesser is harmful.
+    alone = ruled(spec, found(guesses, side), found())
+    assert alone.ruling == ("harmful" if side == "below" else "inconclusive")
 
 
 @pytest.mark.parametrize(

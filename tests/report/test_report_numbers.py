@@ -219,6 +219,27 @@ def test_what_was_not_run_is_said_and_what_was_is_not(
     assert not silent or silent not in said
 
 
+def test_custom_attacks_are_said_not_to_count_as_those_known_to_break(
+    result: EvaluationResult,
+) -> None:
+    (first, *rest) = result.spec.attacks
+    asked = (first.model_copy(update={"attack": None, "name": "theirs:strong"}), *rest)
+    spec = result.spec.model_copy(update={"attacks": asked})
+    (said,) = (each for each in limits(result.model_copy(update={"spec": spec})) if "GMSA" in each)
+    assert "was run, not counting custom attacks (theirs:strong" in said
+
+
+def test_a_partial_run_says_how_many_samples_it_has_attacked(result: EvaluationResult) -> None:
+    def said(samples: int, status: str) -> str:
+        changed = result.model_copy(update={"samples": samples, "status": status})
+        return " ".join(limits(changed))
+
+    attacked = result.samples
+    assert f"{attacked} samples were attacked. " in said(attacked, "complete")
+    twice = 2 * attacked
+    assert f"{attacked} of {twice} samples were attacked so far. " in said(twice, "partial")
+
+
 def test_what_challenges_used_is_not_said_to_be_missing(result: EvaluationResult) -> None:
     entry = ChallengeSummary(
         by="Ada",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dent.cli import telling
 from dent.errors import ConfigError
 from dent.evaluation import (
     EvaluationResult,
@@ -169,6 +170,15 @@ def test_a_story_is_what_the_journal_says_of_one_sample(run_path: Path, member: 
     assert not told
 
 
+def test_a_story_says_which_submissions_attacked_the_sample(
+    run_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telling.story(sample_story(load_run(run_path), 0))
+    said = capsys.readouterr().out
+    assert "attacked" in said
+    assert "perturbed" not in said
+
+
 def test_a_story_of_no_sample_names_some(run_path: Path) -> None:
     with pytest.raises(RecordError, match=r"no sample with the id 77; it holds 0, 1, .*16 in all"):
         sample_story(load_run(run_path), 77)
@@ -209,6 +219,17 @@ def test_odd_runs_have_reports(subject: Subject, tmp_path: Path) -> None:
     assert "--no-static" in found.again
     assert "--mix 0.5 --tensors drop" in found.again
     assert "the setting transfer=True" in found.caveats
+
+
+def test_a_complete_run_that_lost_records_is_listed_as_partial(
+    run_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_path, tmp_path / "a")
+    journal = tmp_path / "a" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:3]))
+    (cut,) = list_runs(tmp_path)
+    assert (cut.status, cut.units_done) == ("partial", 3)
 
 
 def test_an_unfinished_run_says_so_everywhere(partial_run: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from dent.errors import (
     UnsupportedModelError,
 )
 from dent.support.plural import counted
-from dent.support.warned import warn
+from dent.support.warned import are_own_batches, warn
 
 _ULPS: Final = 1000
 _LOOSEST: Final = 0.05
@@ -67,7 +67,7 @@ class Trial:
 
     def adapts(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
         """Warn, once, of a single sample to which nothing can adapt, or that becomes noise."""
-        if self.warned_of_one or len(x) != 1:
+        if self.warned_of_one or len(x) != 1 or are_own_batches():
             return
         if normalizes_by_batch(eager(model), config):
             self.warned_of_one = True

@@ -18,6 +18,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, ValidationError
 
 from dent.board.row import ROW
+from dent.errors import ConfigError
 from dent.evaluation.records.folder import LARGEST_JSON, PLAN, RESULT, RUN, dump
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.schema import TENSORS
@@ -118,8 +119,10 @@ def pack(folder: Path, out: Path) -> Packed:
         out: The archive of records, which ends in `.tar.gz`. That of images is called alike.
 
     Raises:
+        ConfigError: The archive would have another suffix.
         RecordError: There is no run, or a file cannot be read or written.
     """
+    check_name(out)
     manifest = manifest_of(folder)
     names = [name for name, file in manifest.files.items() if not file.images]
     write_atomically(out, gzip.compress(_tar(folder, names, dump(manifest)), mtime=0))
@@ -128,6 +131,18 @@ def pack(folder: Path, out: Path) -> Packed:
     if images:
         write_atomically(beside, _tar(folder, images, None))
     return Packed(manifest, out, beside if images else None)
+
+
+def check_name(archive: Path) -> None:
+    """Refuse another suffix than that of what is written.
+
+    Raises:
+        ConfigError: The name does not end in `.tar.gz`.
+    """
+    if not archive.name.endswith(".tar.gz"):
+        raise ConfigError(
+            f"an archive of records must end in .tar.gz, got {archive.name!r}: choose another name"
+        )
 
 
 def images_of(archive: Path) -> Path:

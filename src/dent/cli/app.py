@@ -10,7 +10,7 @@ from dent import __version__
 from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.board import board_app
 from dent.cli.challenge import challenge_command
-from dent.cli.console import ERR, OUT
+from dent.cli.console import ERR, OUT, warnings_as_messages
 from dent.cli.data import data_command
 from dent.cli.demo import demo_command
 from dent.cli.evaluate import evaluate_command
@@ -75,7 +75,7 @@ def main() -> None:
 
     SIGTERM and SIGHUP end it like Ctrl-C, with exit status 143 and 129 instead of 130.
     """
-    with as_interrupts() as received:
+    with as_interrupts() as received, warnings_as_messages():
         try:
             app()
         except DentError as error:

@@ -1,13 +1,16 @@
 """How commands speak: results on standard output, progress and messages on standard error."""
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
+from dent.errors import DentWarning
 from dent.support.printable import one_line, printable
 
 
@@ -27,6 +30,34 @@ OUT = _Plain(highlight=False)
 
 ERR = _Plain(stderr=True, highlight=False)
 """For progress, warnings and errors."""
+
+
+@contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """Print warnings of torch-dent once each, without the line that they are about."""
+    usual, said = warnings.showwarning, set[str]()
+
+    def say(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, DentWarning):
+            usual(message, category, filename, lineno, file, line)
+            return
+        text = str(message)
+        if text not in said:
+            said.add(text)
+            ERR.print(f"dent: warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    warnings.showwarning = say
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 _LONGEST_NAME = 40

@@ -30,7 +30,7 @@ def evaluate_command(
             autocompletion=completing.models,
             rich_help_panel=_INPUT,
         ),
-    ] = "resnet18-nominal",
+    ] = "resnet-14-2-linf",
     weights: Annotated[
         Path | None,
         options.weights(_INPUT),
@@ -82,7 +82,7 @@ def evaluate_command(
         Literal["linf", "l2", "l1"],
         options.norm(_THREAT),
     ] = "linf",
-    eps: Annotated[str, options.eps(_THREAT)] = "8/255",
+    eps: Annotated[str | None, options.eps(_THREAT)] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -258,10 +258,12 @@ def evaluate_command(
     from dent.evaluation.records.shard import Shard
     from dent.evaluation.sweeps import folder_name
     from dent.support import ranges
-    from dent.threat import ThreatModel
+    from dent.threat import ThreatModel, usual_eps
 
     swept = resolve.swept(over, mix)
-    threat = ThreatModel(norm, eps)
+    if eps is None and swept is not None and swept[0] == "eps":
+        eps = str(swept[1][0])
+    threat = ThreatModel(norm, usual_eps(norm) if eps is None else eps)
     if swept is not None and static_from is not None:
         raise ConfigError("--static-from is for a single run: leave out --sweep")
     if suite is not None or budget is not None or to_the_end:

@@ -82,7 +82,8 @@ def norm(panel: str | None = None) -> Any:
 def eps(panel: str | None = None) -> Any:
     """`--eps`: the radius of the threat model."""
     return typer.Option(
-        help="Radius of the threat model, such as 8/255 or 0.5.", rich_help_panel=panel
+        help="Radius of the threat model. Default: 8/255 in linf, 0.5 in l2, none in l1.",
+        rich_help_panel=panel,
     )
 
 

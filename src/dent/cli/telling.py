@@ -53,7 +53,7 @@ def story(sample: SampleStory) -> None:
         for answer in defense.answers
     ]
     title = f"Sample {sample.sample}, a {sample.label_name}"
-    columns = ("defense", "submitted", "batch", "perturbed", "served", "is", "attack's claim")
+    columns = ("defense", "submitted", "batch", "attacked", "served", "is", "attack's claim")
     print_table(title, columns, rows)
     for defense in sample.defenses:
         if defense.flags:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dent.data import store
 from dent.data.progress import OnBytes
-from dent.errors import DataError
+from dent.errors import DataError, DataWarning
 
 SIZE: Final = 32
 _SETTLED_NS: Final = 2_000_000_000  # a file changed again within its clock's tick looks the same
@@ -62,7 +62,9 @@ def file_digests(
         try:
             store.write(remembered, digests.tobytes())
         except DataError as error:
-            warnings.warn(f"the digests will be computed again next time: {error}", stacklevel=2)
+            warnings.warn(
+                f"the digests will be computed again next time: {error}", DataWarning, stacklevel=2
+            )
     return digests
 
 

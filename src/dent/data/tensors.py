@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,13 +74,16 @@ def as_images(images: object) -> Tensor:
     """
     expected = "images must be a float tensor (N, C, H, W) in [0, 1], N at least 1"
     if not isinstance(images, Tensor):
-        raise InputError(f"{expected}, got {type(images).__name__}")
+        raise InputError(f"{expected}, got {type(images).__name__}{_conversion(images, 'images')}")
     if images.ndim != 4 or not images.numel() or not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         hint = "" if images.is_floating_point() else "; for bytes: images.float() / 255"
         raise InputError(f"{expected}, got {kind} {tuple(images.shape)}{hint}")
+    unusable = first_not_finite(images)
+    if unusable is not None:
+        raise InputError(f"{expected}, got NaN or infinity in images[{unusable}]")
     low, high = (float(edge) for edge in images.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # also refuses NaN
+    if not (low >= 0 and high <= 1):
         raise InputError(
             f"{expected}, got values from {low:g} to {high:g}: divide bytes by 255, and leave the "
             "normalization to the model"
@@ -87,10 +91,23 @@ def as_images(images: object) -> Tensor:
     return images.detach().to("cpu", torch.float32).contiguous()
 
 
+def first_not_finite(images: Tensor) -> int | None:
+    """Return the index of the first image with a value that is not finite; None without one."""
+    broken = (~images.detach().isfinite()).flatten(1).any(dim=1).nonzero()
+    return int(broken[0]) if len(broken) else None
+
+
+def _conversion(value: object, name: str) -> str:
+    """Say how to make a tensor of an array or list."""
+    if isinstance(value, np.ndarray):
+        return f": pass torch.from_numpy({name})"
+    return f": pass torch.tensor({name})" if isinstance(value, list | tuple) else ""
+
+
 def _check_labels(labels: object, rows: int, classes: int) -> None:
     expected = f"labels must be a tensor of {rows} integers from 0 to {classes - 1}"
     if not isinstance(labels, Tensor):
-        raise InputError(f"{expected}, got {type(labels).__name__}")
+        raise InputError(f"{expected}, got {type(labels).__name__}{_conversion(labels, 'labels')}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"{expected}, got {str(labels.dtype).removeprefix('torch.')}")
     if labels.shape != (rows,):

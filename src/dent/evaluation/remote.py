@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from dent.errors import ConfigError, MissingExtraError
+from dent.errors import ConfigError, DentWarning, MissingExtraError
 from dent.evaluation.engine.progress import OnProgress, Progress
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.storage.disk import TEMPORARY
@@ -257,7 +257,7 @@ def _sent_at_last(mirror: _Mirror) -> bool:
     try:
         mirror.push()
     except RecordError as error:
-        warnings.warn(f"{error}. {_lies_in(mirror)}", stacklevel=2)
+        warnings.warn(f"{error}. {_lies_in(mirror)}", DentWarning, stacklevel=2)
         return False
     return True
 

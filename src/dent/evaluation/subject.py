@@ -27,6 +27,7 @@ from dent.evaluation.records.spec import (
 )
 from dent.evaluation.suites import scheduled
 from dent.kinds import kind_of
+from dent.models.check import check_is_module
 from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
 from dent.support.devices import device_of
@@ -104,9 +105,10 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     Raises:
         ConfigError: Names are missing, used twice, a combination means nothing, or the radius is
             larger than any image could use.
-        InputError: A defense is none.
+        InputError: The model or a defense is none.
         WeightsError: A state dict holds something other than tensors.
     """
+    check_is_module(subject.model)
     subject = subject.sized(settings)
     names = [attack.name for attack in subject.attacks]
     for name in names:
@@ -219,11 +221,18 @@ def _check_name(what: str, name: object) -> None:
 
 
 def _check_defense(name: str, defense: Defense) -> None:
-    if not isinstance(defense, DynamicDefense | nn.Module):
+    expected = (
+        f"the defense {name!r} must be a torch.nn.Module or have adapt, predict and "
+        "batch_dependent, got"
+    )
+    if isinstance(defense, type):  # has them, too
+        raise InputError(f"{expected} the class {defense.__name__}: pass {defense.__name__}(model)")
+    if isinstance(defense, str):
         raise InputError(
-            f"the defense {name!r} must be a torch.nn.Module or have adapt, predict and "
-            f"batch_dependent, got {type(defense).__name__}"
+            f"{expected} the name {defense!r}: dent.defenses.make({defense!r}, model) makes it"
         )
+    if not isinstance(defense, DynamicDefense | nn.Module):
+        raise InputError(f"{expected} {type(defense).__name__}")
     if not isinstance(defense, nn.Module):
         return
     forwarded = [

@@ -463,6 +463,18 @@ def kind_of_attack(attack: AttackSpec) -> AttackKind | None:
     return "queries" if attack.attack in ("square", "rays") else stand_of(attack)
 
 
+def is_black_box(attack: AttackSpec, *, took_gradients: bool) -> bool:
+    """Whether an attack only queries the defense.
+
+    Args:
+        attack: The attack.
+        took_gradients: Whether it computed any. It decides about a custom attack alone: an attack
+            of the suite takes none where every member has fallen to earlier attacks.
+    """
+    kind = kind_of_attack(attack)
+    return not took_gradients if kind is None else kind == "queries"
+
+
 def is_model_space(attack: AttackSpec) -> bool:
     """Whether an attack targets the models that a defense may adapt to."""
     return attack.attack in ("fpa", "gmsa-avg", "gmsa-min")

@@ -16,6 +16,22 @@ _SHAPE = (2, 3, 32, 32)
 _CHANNELS = (1, 3)
 
 
+def check_is_module(model: object) -> None:
+    """Refuse as a model what is no module, such as a name.
+
+    Raises:
+        InputError: If it is none; the message says what to pass.
+    """
+    if isinstance(model, nn.Module):
+        return
+    expected = "model must be a torch.nn.Module, got"
+    if isinstance(model, str):
+        raise InputError(f"{expected} the name {model!r}: dent.models.load({model!r}) loads it")
+    if isinstance(model, type):
+        raise InputError(f"{expected} the class {model.__name__}: pass an instance of it")
+    raise InputError(f"{expected} {type(model).__name__}")
+
+
 def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None) -> None:
     """Run a model on two images, and check that it behaves like a classifier.
 
@@ -29,7 +45,8 @@ def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None
             two are used. Without them, noise (2, 3, 32, 32) on the model's device.
 
     Raises:
-        InputError: If `images` are no such batch, or the model cannot take them.
+        InputError: If `model` is no module, `images` are no such batch, or the model cannot take
+            them.
         UnsupportedModelError: If the model does something else than described; the message says
             what, and how to wrap or change it.
 
@@ -38,6 +55,7 @@ def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None
             the model, losses and entropies are computed on the wrong scale and gradients vanish, so
             an attack seems to fail.
     """
+    check_is_module(model)
     training = [name or "the model itself" for name, m in model.named_modules() if m.training]
     if training:
         raise UnsupportedModelError(
@@ -75,6 +93,8 @@ def _checked(images: Tensor) -> Tensor:
             f"expected images (N, C, H, W), got {tuple(images.shape)}, with the channels last: "
             "images.permute(0, 3, 1, 2) puts them second"
         )
+    if not images.isfinite().all():
+        raise InputError("expected pixels in [0, 1], got NaN or infinity in the images")
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):
         raise InputError(

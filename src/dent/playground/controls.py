@@ -18,7 +18,7 @@ from dent.playground.setup import (
     offered_models,
     usual_threat,
 )
-from dent.threat import Norm, ThreatModel
+from dent.threat import Norm, ThreatModel, usual_eps
 
 _USUAL: Final = Setup(usual_threat("resnet-14-2-linf"))
 _NORMS: Final = (("l∞", "linf"), ("l2", "l2"))
@@ -135,7 +135,7 @@ def for_model(model: str) -> tuple[Any, Any]:
 
 def for_norm(norm: Norm) -> Any:
     """Give eps the norm's range, with a usual radius."""
-    return gr.Slider(**_scale(ThreatModel(norm, "8/255" if norm == "linf" else "0.5")))
+    return gr.Slider(**_scale(ThreatModel(norm, usual_eps(norm))))
 
 
 def for_defense(defense: str) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dent.evaluation.records.spec import STATIC, AttackSpec
+from dent.evaluation.records.spec import STATIC, AttackSpec, EvaluationSpec
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.suites import budget_of, is_exact, is_model_space
@@ -46,11 +46,25 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
         )
         if widest is not None:
             yield (
-                f"{counted(result.samples, 'sample')} {agreeing(result.samples, 'were')} "
-                f"attacked. The {LEVEL_TEXT} interval of a worst case is up to "
+                f"{_attacked(result)} The {LEVEL_TEXT} interval of a worst case is up to "
                 f"{100 * widest:{PLACES}} points wide. It accounts for the choice of samples, not "
                 "for stronger attacks."
             )
+
+
+def _attacked(result: EvaluationResult) -> str:
+    samples = counted(result.samples, "sample")
+    if result.status == "complete":
+        return f"{samples} {agreeing(result.samples, 'were')} attacked."
+    attacked = max(
+        count.total
+        for defense in result.defenses.values()
+        for count in (
+            defense.worst.served,
+            *(each.served for each in defense.attacks if each.kind == "attack"),
+        )
+    )
+    return f"{attacked} of {samples} {agreeing(attacked, 'were')} attacked so far."
 
 
 def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
@@ -58,7 +72,7 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
     for spared, kinds in _spared(result).items() if spec.attacks else ():
         where = f" on {', '.join(spared)}" if spared != _dynamic(result) else ""
         missing = f"no {' and no '.join(kinds)}"
-        said = f"N{missing[1:]} was run{where}"
+        said = f"N{missing[1:]} was run{where}{_not_counted(spec)}"
         if any(result.defenses[name].challenges for name in spared):
             said = (
                 f"The run's own attacks include {missing}{where}, and what the challenges used is "
@@ -90,6 +104,11 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
         for item in defense.diagnostics
     ):
         yield "Some diagnostics were not run. They show nothing either way."
+
+
+def _not_counted(spec: EvaluationSpec) -> str:
+    custom = [attack.name for attack in spec.attacks if attack.attack is None]
+    return f", not counting custom attacks ({', '.join(custom)})" if custom else ""
 
 
 def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:

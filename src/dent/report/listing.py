@@ -107,12 +107,18 @@ def _summarize(path: Path) -> RunSummary:
         return RunSummary(path=str(path), error=f"unreadable: {type(error).__name__}: {error}")
 
 
+def _status(loaded: LoadedRun) -> RunStatus:
+    """The status in `run.json`; `partial` of a complete run that has since lost records."""
+    status = loaded.run.status
+    return "partial" if status == "complete" != loaded.result.status else status
+
+
 def _of(loaded: LoadedRun) -> RunSummary:
     result, run = loaded.result, loaded.run
     of_run = tuple(flag.name for flag in result.diagnostics if flag.raised)
     return RunSummary(
         path=str(loaded.path),
-        status=run.status,
+        status=_status(loaded),
         started=run.sessions[0].started if run.sessions else None,
         model=run.spec.model.name,
         dataset=run.spec.dataset.name,

@@ -42,12 +42,11 @@ def without_wording(value: Any) -> Any:
 def without_rulings(value: Any) -> Any:
     """Return a JSON value without the parts that depend on the rules of a version.
 
-    These are the rulings, and the statistics that they rest on. Counts, worst cases and the values
-    of differences remain.
+    These are the rulings, the kinds of attacks, and the statistics that they rest on. Counts, worst
+    cases and the values of differences remain.
     """
-    return _without(
-        value, "verdict", "diagnostics", "rules", "interval", "method", "assumes", "decided"
-    )
+    rulings = ("verdict", "diagnostics", "rules", "decided")
+    return _without(value, *rulings, "interval", "method", "assumes", "black_box", "carried")
 
 
 def _without(value: Any, *names: str) -> Any:

@@ -2,6 +2,9 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +13,24 @@ import torch
 _INSIDE: Final = tuple(
     str(Path(file).parent) + "/" for file in (Path(__file__).parent, torch.__file__)
 )
+
+
+_OWN_BATCHES: ContextVar[bool] = ContextVar("own batches", default=False)
+
+
+@contextmanager
+def own_batches() -> Iterator[None]:
+    """Within it, torch-dent chooses the batches, so nobody is warned of their size."""
+    token = _OWN_BATCHES.set(True)
+    try:
+        yield
+    finally:
+        _OWN_BATCHES.reset(token)
+
+
+def are_own_batches() -> bool:
+    """Whether torch-dent chose the batches; see `own_batches`."""
+    return _OWN_BATCHES.get()
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks import PGD
-from dent.errors import ConfigError, DentError
+from dent.errors import ConfigError, DentError, DentWarning
 from dent.evaluation.records.plan import seed_of
 from dent.storage.disk import is_there, open_regular, read, write_all, writing
 from dent.support.devices import widest
@@ -67,7 +67,7 @@ class TrainingProgress:
 OnStep = Callable[[TrainingProgress], None]
 
 
-class CatastrophicOverfittingWarning(UserWarning):
+class CatastrophicOverfittingWarning(DentWarning):
     """PGD accuracy collapsed: training stopped, and the best weights were kept."""
 
 

@@ -17,6 +17,7 @@ from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.submission import clock
 from dent.evaluation.suites import looks_through
+from dent.support.warned import own_batches
 
 _CHEAP: Final = Queries(10, 3)
 """The probe's own queries: two whole batches, and some halves, three of them with a gradient."""
@@ -46,6 +47,7 @@ def certificate_passes(prepared: Prepared) -> Queries:
     return total + Queries(*(math.ceil(count * few / size) for count in more)) + huge_passes(spec)
 
 
+@own_batches()
 def probe_record(
     origin: Origin,
     unit: Unit,
@@ -105,6 +107,7 @@ def probe_record(
     )
 
 
+@own_batches()
 def certificate_record(
     origin: Origin,
     unit: Unit,

@@ -111,7 +111,11 @@ class AttackSummary(Record):
     after: dict[str, Count]
     """For a set of attacks: the claimed count after each part, in order."""
     black_box: bool
-    """Whether the attack used no gradient."""
+    """Whether the attack only queries the defense. Of a custom attack: whether it took no gradient.
+    """
+    carried: _Count = 0
+    """Attacked members that this attack left out, because they had already fallen; see
+    `UnitRecord`."""
     queries: _Count
     backwards: _Count
     non_finite: _Count
@@ -126,6 +130,11 @@ class AttackSummary(Record):
     """Null without gradients, and in older records."""
     indicators: tuple[Diagnostic, ...] = ()
     """Indicators of attack failure; empty without gradients, and in older records."""
+
+    @property
+    def had_nothing_left(self) -> bool:
+        """Whether every member had already fallen, so that the attack made no query."""
+        return 0 < self.served.total == self.carried
 
     @property
     def ran(self) -> bool:

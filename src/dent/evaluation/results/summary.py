@@ -10,7 +10,7 @@ from dent.evaluation.records.schema import (
     Session,
     UnitRecord,
 )
-from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
 from dent.evaluation.results import diagnostics, tells
 from dent.evaluation.results.averaged_views import over_views
 from dent.evaluation.results.decision import decisions, left
@@ -38,7 +38,7 @@ from dent.evaluation.results.worst_case import (
     worst_of,
 )
 from dent.evaluation.submission.submission import merge_traces
-from dent.evaluation.suites import looks_through, stand_of
+from dent.evaluation.suites import is_black_box, looks_through, stand_of
 
 
 def summarize(
@@ -108,7 +108,10 @@ def _defense(
     dependence = dependence_of(defense, scores)
     natural = list(scores.submissions["natural"].values())
     missing = sum(piece.missing for piece in natural)
-    attacks = tuple(_attack(name, scores) for name in scores.submissions if name != "natural")
+    specs = {attack.name: attack for attack in spec.attacks}
+    attacks = tuple(
+        _attack(name, scores, specs) for name in scores.submissions if name != "natural"
+    )
     outside = summaries(own, dependence)
     difference = None
     if defense.name != STATIC and STATIC in challenged:
@@ -119,7 +122,8 @@ def _defense(
     return DefenseResult(
         natural=unattacked,
         bystanders=_count([piece.clean for piece in natural]),
-        attacks=attacks + tuple(_attack(entry.key, own.scores, by=entry.by) for entry in outside),
+        attacks=attacks
+        + tuple(_attack(entry.key, own.scores, specs, by=entry.by) for entry in outside),
         worst=worst_of(own.scores, dependence),
         difference=difference,
         dependence=dependence,
@@ -177,7 +181,9 @@ def _apart(scores: Scores) -> dict[str, float]:
     return furthest
 
 
-def _attack(name: str, scores: Scores, by: str | None = None) -> AttackSummary:
+def _attack(
+    name: str, scores: Scores, specs: Mapping[str, AttackSpec], by: str | None = None
+) -> AttackSummary:
     kind, _, attack = name.partition("/")
     records = scores.records[name]
     pieces = list(scores.submissions[name].values())
@@ -198,7 +204,10 @@ def _attack(name: str, scores: Scores, by: str | None = None) -> AttackSummary:
             sum(not a and not b for a, b in zip(fooled, rights, strict=True)) if is_attack else 0
         ),
         after=_after(records, len(fooled)),
-        black_box=is_attack and bool(records) and not any(record.backwards for record in records),
+        black_box=is_attack
+        and bool(records)
+        and is_black_box(specs[attack], took_gradients=any(record.backwards for record in records)),
+        carried=sum(sum(record.carried or ()) for record in records),
         queries=sum(record.queries for record in records),
         backwards=sum(record.backwards for record in records),
         non_finite=sum(piece.missing for piece in pieces),

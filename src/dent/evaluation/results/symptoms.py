@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dent.evaluation.records.schema import UnitRecord
-from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
-from dent.evaluation.suites import Stand, stand_of
+from dent.evaluation.suites import is_black_box, stand_of
 
 TOLERATED = 0.01
 """Share of the samples by which another kind of attack may be ahead by chance."""
@@ -58,7 +58,7 @@ def symptoms_of(
         by_sample: Whether the worst case may combine members of different submissions.
         on_static: Whether the defense is the static model.
     """
-    stands = {attack.name: stand_of(attack, on_static=on_static) for attack in spec.attacks}
+    specs = {attack.name: attack for attack in spec.attacks}
     kinds: dict[str, dict[str, Mapping[int, Piece]]] = {
         "white-box": {},
         "black": {},
@@ -67,7 +67,7 @@ def symptoms_of(
     white: list[UnitRecord] = []
     for name, pieces in scores.submissions.items():
         records = scores.records.get(name, ())
-        kind = _kind(name, records, stands)
+        kind = _kind(name, records, specs, on_static)
         if kind in kinds:
             kinds[kind][name] = pieces
         if kind == "white-box":
@@ -92,16 +92,18 @@ def symptoms_of(
     )
 
 
-def _kind(name: str, records: Sequence[UnitRecord], stands: Mapping[str, Stand]) -> str:
+def _kind(
+    name: str, records: Sequence[UnitRecord], specs: Mapping[str, AttackSpec], on_static: bool
+) -> str:
     submitted, _, attack = name.partition("/")
     if submitted == "transfer":
         return "transfer"
     if submitted != "attack" or not records:
         return "none"
-    stand = stands.get(attack, "other")
-    if stand == "white-box" and not any(record.backwards for record in records):
+    took_gradients = any(record.backwards for record in records)
+    if is_black_box(specs[attack], took_gradients=took_gradients):
         return "black"
-    return stand
+    return stand_of(specs[attack], on_static=on_static)
 
 
 def _remaining(

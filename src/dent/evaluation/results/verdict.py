@@ -27,6 +27,7 @@ from dent.evaluation.results.result import (
     Gate,
     Verdict,
 )
+from dent.evaluation.results.sanity import AT_CHANCE
 from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.symptoms import Symptoms, symptoms_of
 from dent.evaluation.results.worst_case import (
@@ -222,6 +223,7 @@ def conclude(
     version: int = VERSION,
     decided: Decision | None = None,
     spared: Difference | None = None,
+    guessing: Sequence[str] = (),
 ) -> Verdict:
     """Rule on a defense.
 
@@ -236,8 +238,11 @@ def conclude(
         decided: Where the attacks stopped early; None if they ran to the end.
         spared: The difference without the challenges to the static model; None if there are none.
             No gain rests on those, because nobody need have attacked the defense as hard.
+        guessing: The names of the two models whose natural accuracy is at chance.
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared)
+    if guessing and (STATIC in guessing or ruling in ("robust gain", "no gain")):
+        ruling, why = "inconclusive", f"{AT_CHANCE} ({', '.join(guessing)})"
     if decided is not None:
         why = f"{_at_most(decided, difference)}; {why}"
     return Verdict(
@@ -377,6 +382,7 @@ def with_verdicts(
             version=coverage.version,
             decided=result.decided,
             spared=spared.get(name),
+            guessing=[each for each in (STATIC, name) if _guesses(results[each])],
         )
         judged[name] = result.model_copy(update={"verdict": verdict})
     return judged
@@ -409,6 +415,10 @@ def evidence_of(
         known=spec.settings.randomness == "public" and not any(record.draws for record in units),
         large_steps=over_large_steps(scores.probe),
     )
+
+
+def _guesses(result: DefenseResult) -> bool:
+    return any(diagnostic.name == AT_CHANCE for diagnostic in result.raised)
 
 
 def _side(difference: Difference) -> Literal["above", "below", "level", "unknown"]:
