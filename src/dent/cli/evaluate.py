@@ -260,6 +260,8 @@ def evaluate_command(
     from dent.support import ranges
     from dent.threat import ThreatModel
 
+    if n is not None and ids is not None:
+        raise ConfigError("--n and --ids both choose the samples: give one")
     swept = resolve.swept(over, mix)
     threat = ThreatModel(norm, eps)
     if swept is not None and static_from is not None:
