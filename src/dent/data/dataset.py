@@ -110,7 +110,7 @@ class ArrayDataset(ImageDataset):
             msg = f"{where}: expected uint8 pixels (N, H, W, C), got {_describe(self.pixels)}"
             raise InputError(msg)
         _, first, _, last = self.pixels.shape
-        if first in CHANNELS and last not in CHANNELS:
+        if first in CHANNELS and last > max(CHANNELS):
             raise InputError(
                 f"{where}: ArrayDataset takes (N, H, W, C), got {self.pixels.shape}, with the "
                 "channels first: pixels.transpose(0, 2, 3, 1) puts them last"

@@ -88,7 +88,7 @@ def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) 
         or len(images) != rows
     ):
         raise DataError(f"{where}: expected float32 images ({rows}, C, H, W), got {_told(images)}")
-    if images.shape[1] not in CHANNELS and images.shape[3] in CHANNELS:
+    if images.shape[1] > max(CHANNELS) and images.shape[3] in CHANNELS:
         raise DataError(
             f"{where}: expected images ({rows}, C, H, W), got {tuple(images.shape)}, with the "
             "channels last: images.permute(0, 3, 1, 2) puts them second"

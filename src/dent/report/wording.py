@@ -177,7 +177,7 @@ def interval_of(difference: Difference) -> str:
         return (
             f"{method[:1].upper()}{method[1:]} interval. It treats samples as independent, but "
             "members of a batch share an adaptation. A bootstrap over batches needs "
-            f"{MIN_CLUSTERS} batches; this run has {few[1]}."
+            f"{counted(MIN_CLUSTERS, 'batch')}; this run has {few[1]}."
         )
     return f"Interval: {difference.method}. It assumes {difference.assumes}."
 
