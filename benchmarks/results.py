@@ -1,4 +1,4 @@
-"""The honest table: what attacks of three kinds leave of each defense on the shipped models.
+"""The honest table: what attacks of three kinds leave of each defense on the bundled models.
 
     python benchmarks/results.py run     every evaluation, cheap ones first; hours on 2 cores
     python benchmarks/results.py page    docs/evaluation/results.md and .svg, from what is there

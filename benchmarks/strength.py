@@ -142,7 +142,7 @@ def published(how: str, rounds: int = 3, iterations: int = 30, targets: int = 9)
 
 
 def transfers(defense: Any, x: Tensor, y: Tensor, iterations: int, targets: int) -> list[Found]:
-    """The static base attacked untargeted and toward each target; each batch as it is served."""
+    """The static model attacked untargeted and toward each target; each batch as it is served."""
     base = defense.unwrap()
     with torch.no_grad():
         aims: list[Tensor | None] = [None, *ranked(base(x), y, targets)]

@@ -4,7 +4,7 @@
     python benchmarks/views.py page     the tables of docs/evaluation/views.md, from what is kept
     python benchmarks/views.py run --half claim --hard ...        six attacks in place of one
 
-On CIFAR-10 and the shipped l-inf net. The test images are drawn in a fixed order, of which one half
+On CIFAR-10 and the bundled l-inf net. The test images are drawn in a fixed order, of which one half
 is for choosing among defenses and the other for what is claimed of the chosen ones.
 
 Every defense faces the same: what APGD by the margin makes of the static model, and the same

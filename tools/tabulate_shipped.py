@@ -1,4 +1,4 @@
-"""Writes the table of shipped models in a Markdown page anew from their cards.
+"""Writes the table of bundled models in a Markdown page anew from their cards.
 
 python tools/tabulate_shipped.py docs/models.md
 """
@@ -23,7 +23,7 @@ def table(models: ShippedModels) -> str:
     """The table in Markdown, without a final line break; a sentence where there is no model."""
     entries = models.entries()
     if not entries:
-        return "No model is shipped yet."
+        return "No model is bundled yet."
     rows = [
         "| name | dataset | trained for | size | images | natural | attacked, the same images |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",

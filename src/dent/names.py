@@ -182,7 +182,7 @@ def check(
         UnknownNameError: There is none of that name; the message suggests one.
     """
     if dataset is not None and not (own and ":" in dataset):
-        check_dataset(dataset)
+        check_dataset(dataset, own=own)
     for spec in defenses:
         check_defense(spec)
     for text in attacks:
@@ -230,15 +230,20 @@ def check_defense(spec: str) -> None:
         raise UnknownNameError(unknown_defense(spec, DEFENSES))
 
 
-def check_dataset(name: str) -> None:
+def check_dataset(name: str, *, own: bool = False) -> None:
     """Refuse an unknown dataset; what follows its name is left to `dent.data.load`.
+
+    Args:
+        name: The dataset's.
+        own: Whether the message names a factory as another choice.
 
     Raises:
         UnknownNameError: There is none of that name.
     """
     begins = ("imagenet-", "imagefolder-", "cifar10-c/", "cifar100-c/")
     if name not in DATASETS and not name.startswith(begins):
-        raise UnknownNameError(unknown("dataset", name, DATASETS))
+        factory = "; or package.module:factory for your own (docs/data.md)" if own else ""
+        raise UnknownNameError(unknown("dataset", name, DATASETS) + factory)
 
 
 def check_table(name: str) -> None:

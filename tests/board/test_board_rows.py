@@ -20,6 +20,17 @@ def test_every_folder_with_a_row_is_listed() -> None:
     assert {state_of(row.checks) for row in rows} == {"re-attacked"}
 
 
+def test_rows_lie_in_the_order_of_their_verdicts_and_then_their_differences() -> None:
+    order = ["robust gain", "the reference", "no gain", "inconclusive", "none", "harmful"]
+    places = [
+        (row.track.name, order.index(row.ruling), -(row.difference.value or 0.0))
+        for row in list_rows(BOARD)
+        if row.difference is not None
+    ]
+    assert places == sorted(places)
+    assert {row.ruling for row in list_rows(BOARD)} >= {"no gain", "harmful"}
+
+
 @pytest.mark.parametrize("folder", ROWS, ids=lambda folder: folder.name)
 def test_a_row_is_of_its_track_and_its_records_are_whole(folder: Path) -> None:
     row = read_board_row(folder)

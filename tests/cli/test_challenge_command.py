@@ -118,7 +118,7 @@ def test_an_attack_says_what_it_takes_and_how_far_it_is(
     )
     assert "by Grace Hopper" in told.out
     assert re.match(
-        r"At most about \d.*\. A challenge cannot be resumed: if it stops, nothing is recorded\.\n",
+        r"About \d.* early\. A challenge cannot be resumed: if it stops, nothing is recorded\.\n",
         told.err,
     )
     attacked = re.findall(r"batch (\d) of 3 attack theirs:strong · mine", told.err)

@@ -144,7 +144,7 @@ def test_several_shares_are_a_sweep_with_accuracy_on_each_part(dent: Run) -> Non
 def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
-    assert first.err.index("At most about") < first.err.index("probe")
+    assert first.err.index("About") < first.err.index("probe")
     # A run cut short says what is there already.
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
@@ -294,4 +294,22 @@ def test_a_radius_in_units_of_bytes_is_refused_before_anything_runs(
     ran = dent(*EVALUATE, "--n", "2", "--norm", norm, "--eps", eps, "--attack", "pgd")
     assert ran.code == 2
     assert f"did you mean '{eps}/255'?" in ran.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--n", "8", "--ids", "0-5"), "--n and --ids both choose the samples: give one"),
+        (("--mix", "2"), "--mix expected a share above 0, up to 1, such as 0.25, got '2'"),
+        (("--mix", "0.5,2"), "--mix expected a share above 0, up to 1, such as 0.25, got '2'"),
+        (("--dataset", "x.npz"), "or package.module:factory for your own (docs/data.md)"),
+    ],
+)
+def test_messages_name_the_options_as_they_were_typed(
+    dent: Run, options: tuple[str, ...], says: str
+) -> None:
+    ran = dent("evaluate", "--model", "resnet-14-2-linf", *options)
+    assert ran.code == 2
+    assert says in " ".join(ran.err.split())
     assert not Path("runs").exists()

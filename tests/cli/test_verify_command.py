@@ -45,7 +45,7 @@ def test_the_status_says_what_was_attacked_again(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--reattack", "2"), "pass a nonce, or run all again"),
+        (("--reattack", "2"), "--reattack 2 needs --nonce TEXT"),
         (("--nonce", "n"), "add --reattack K"),
         (("--reattack", "all", "--nonce", "n"), "leave out --nonce"),
         (("--reattack", "few", "--nonce", "n"), "a number or all, got 'few'"),

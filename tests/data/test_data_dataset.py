@@ -151,6 +151,12 @@ LABELS = np.zeros(2, dtype=np.int64)
     [
         (PIXELS.astype(np.float32), LABELS, (), "expected uint8 pixels .* got float32"),
         (PIXELS[0], LABELS, (), r"expected uint8 pixels .* got uint8 \(2, 2, 3\)"),
+        (
+            np.zeros((2, 3, 32, 32), dtype=np.uint8),
+            LABELS,
+            (),
+            r"takes \(N, H, W, C\), got \(2, 3, 32, 32\).* pixels.transpose\(0, 2, 3, 1\)",
+        ),
         (PIXELS, LABELS.astype(np.int32), (), "expected int64 labels .* got int32"),
         (PIXELS, LABELS[:1], (), r"expected int64 labels \(2,\)"),
         (PIXELS, LABELS + 3, (), "labels must be in 0 to 2, got 3 to 3"),

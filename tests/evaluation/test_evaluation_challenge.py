@@ -310,7 +310,7 @@ def test_another_order_is_recognized(order: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("images.npy", b"no array", "no .npy file"),
+        ("images.npy", b"no array", "is not a .npy file"),
         ("images.safetensors", b"nothing", "no .safetensors file"),
         ("images.png", b"", r"named .safetensors or .npy, got .png"),
         ("images.npz", b"", r"got .npz.*numpy.save\(\"broken.npy\", x.cpu\(\).numpy\(\)\)"),

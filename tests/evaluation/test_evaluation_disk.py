@@ -113,6 +113,18 @@ def test_a_link_where_a_temporary_file_would_lie_is_not_followed(
     assert mine.read_bytes() == MINE
 
 
+def test_an_old_content_is_unchanged_only_where_there_was_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecordError, match=r"such file or directory\. Check that the folder exists"):
+        write_atomically(tmp_path / "none" / "page.html", b"a page")
+    (tmp_path / "page.html").write_bytes(b"old")
+    monkeypatch.setattr("dent.storage.disk.secrets.token_hex", lambda _: "known")
+    (tmp_path / ".tmp-page.html-known").mkdir()
+    with pytest.raises(RecordError, match=r"\. The old content is unchanged\. Check"):
+        write_atomically(tmp_path / "page.html", b"new")
+
+
 def sparse(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**40)

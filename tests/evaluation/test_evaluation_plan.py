@@ -86,9 +86,10 @@ def test_units_are_planned_batch_by_batch_with_the_static_reference_first() -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"n": 0}, "n: input should be greater than or equal to 1, got 0"),
-        ({"mix": 1.5}, "mix: .* got 1.5"),
-        ({"order": "random"}, "order: .*'by-class', got 'random'"),
+        ({"n": 0}, "n must be greater than or equal to 1, got 0"),
+        ({"mix": 1.5}, "mix must be .* got 1.5"),
+        ({"order": "random"}, "order must be .*'by-class', got 'random'"),
+        ({"n": 8, "ids": (0, 1)}, "settings: n and ids both choose the samples: give one of them$"),
         ({"batchsize": 3}, "there is no setting 'batchsize', only n, batch_size"),
     ],
 )
@@ -128,9 +129,9 @@ def test_the_plan_of_the_first_ids_is_that_of_n() -> None:
     ("values", "said"),
     [
         ({"ids": (1, 2, 1)}, "an id is there twice"),
-        ({"ids": ()}, "ids: tuple should have at least 1 item"),
+        ({"ids": ()}, "ids: Tuple should have at least 1 item"),
         ({"ids": (-1,)}, "greater than or equal to 0"),
-        ({"ids": (1,), "n": 3}, "n and ids both say which samples are attacked"),
+        ({"ids": (1,), "n": 3}, "n and ids both choose the samples"),
     ],
 )
 def test_ids_that_mean_nothing_are_refused(values: dict[str, object], said: str) -> None:

@@ -16,6 +16,7 @@ from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import EvaluationResult
 from dent.evaluation.results.intervals import wilson
 from dent.evaluation.results.result import ChallengeSummary
+from dent.evaluation.results.worst_case import paired
 from dent.report import wording, write_report
 from dent.report.formats import to_csv
 from dent.report.limits import limits
@@ -343,3 +344,19 @@ def test_every_gate_is_open_or_closed_as_on_record() -> None:
                 said[state] = gate.name
     assert said.keys() == {"open", "closed"}
     assert "| raised | closed when |" in (DOCS / "suite.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("batches", "says"),
+    [
+        (
+            1,
+            "A bootstrap over batches needs 8 batches; this run has 1.",
+        ),
+        (8, "It assumes that batches are independent; members of one may not be."),
+    ],
+)
+def test_an_interval_says_how_it_was_made(batches: int, says: str) -> None:
+    rights = dict.fromkeys(range(batches), (1.0, 0.0))
+    found = paired(rights, rights, samples=False, static_samples=False, seed=0)
+    assert wording.interval_of(found).endswith(says)

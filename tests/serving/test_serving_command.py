@@ -24,8 +24,8 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
     [
         (["--max-requests", "0"], ConfigError, "--max-requests.*greater than or equal to 1"),
         (["--timeout", "nan"], ConfigError, "--timeout"),
-        (["--shape", "3xx"], ConfigError, "^--shape: .*valid integer"),
-        (["--shape", "3x32"], ConfigError, "^--shape: "),
+        (["--shape", "3xx"], ConfigError, "^--shape expected CHANNELSxHEIGHTxWIDTH, .* got '3xx'"),
+        (["--shape", "3x32"], ConfigError, "^--shape expected .*3x224x224, got '3x32'"),
         (["--shape", "3x32x32", "--dataset", "cifar10-sample"], ConfigError, "either a dataset or"),
         (["--defense", "dnet"], UnknownNameError, "dnet"),
         (["--model", "nothing"], UnknownNameError, "nothing"),

@@ -194,7 +194,7 @@ class Attack(JSONConfig, ABC):
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes of `queries` without adaptation, each of which costs a static pass.
 
-        They go to the static base, or to a model that the defense adapted before.
+        They go to the static model, or to a model that the defense adapted before.
         """
         del n_classes, norm
         return Queries(0, 0)
@@ -260,7 +260,7 @@ class Attack(JSONConfig, ABC):
             progress: Called after every pass with (passes done, passes planned). The plan is
                 known from the first query on, and is an upper bound.
             shared_seed: Of what several attacks on one batch compute alike, such as what they
-                transfer from the static base; where they are given the same, it is computed once.
+                transfer from the static model; where they are given the same, it is computed once.
                 `seed` by default.
 
         Raises:

@@ -48,7 +48,7 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
     results = [
         hub.EvalResult(
             task_type=_TASK,
-            task_name=row.track.title,
+            task_name=row.track.label,
             dataset_type=HUB_NAMES.get(dataset.name, dataset.name),
             dataset_name=dataset.name,
             dataset_split=dataset.split,
@@ -71,7 +71,7 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
     lines = [
         f"# {row.name}",
         "",
-        f"{row.track.title}. Verdict: **{row.ruling}**. Trust: {row.trust}.",
+        f"{row.track.label}. Verdict: **{row.ruling}**. Trust: {row.trust}.",
         "",
         "| metric | value | 95% interval | samples |",
         "| --- | ---: | ---: | ---: |",

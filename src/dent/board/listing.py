@@ -31,6 +31,14 @@ from dent.support.plural import counted
 REPORT: Final = "report.html"
 _RECORDS: Final = (RUN, PLAN, JOURNAL)
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
+_ORDER: Final[tuple[Ruling, ...]] = (
+    "robust gain",
+    "the reference",
+    "no gain",
+    "inconclusive",
+    "none",
+    "harmful",
+)
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ class BoardRow:
 
 
 def list_rows(root: Path) -> tuple[BoardRow, ...]:
-    """Read every row below a folder: track by track, the largest gain first.
+    """Read every row below a folder: track by track, by verdict and then the largest difference.
 
     Raises:
         RecordError: The folder is missing, or a row is damaged.
@@ -297,7 +305,8 @@ def _folders(root: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _rank(row: BoardRow) -> tuple[bool, float, str]:
+def _rank(row: BoardRow) -> tuple[bool, int, float, str]:
     difference = row.difference
     value = None if difference is None else difference.value
-    return (row.void is not None, 0.0 if value is None else -value, row.name)
+    place = _ORDER.index(row.ruling)
+    return (row.void is not None, place, 0.0 if value is None else -value, row.name)

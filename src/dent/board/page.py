@@ -339,7 +339,7 @@ def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | Non
         said.append(text)
         low, high = (None, None) if interval is None else (down(100 * e) for e in interval)
         dots.append(Dot(number, across(cost), down(100 * gain), low, high, colour, shape, text))
-    title = f"Gain against cost: {track.title}"
+    title = f"Gain against cost: {track.label}"
     return Scatter(
         track=track.name,
         title=title,

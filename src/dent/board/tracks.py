@@ -50,6 +50,7 @@ class Track(Record):
 
     name: str
     title: str
+    """Part of the identity of recorded rows, so its wording stays; `label` is what is shown."""
     model: str
     """The base model, by a name of `dent models`; a defense is given it, and compared with it."""
     weights: Sha256 | None = None
@@ -127,6 +128,11 @@ class Track(Record):
             until=until,
             randomness=laid.randomness,
         )
+
+    @property
+    def label(self) -> str:
+        """The title in today's words."""
+        return self.title.replace("the shipped", "the bundled")
 
     @property
     def identity(self) -> str:

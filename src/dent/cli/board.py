@@ -48,7 +48,7 @@ def tracks_command(
         OUT.print(f"[bold]{escape(track.name)}[/]", soft_wrap=True)
         fixed = "" if track.weights else "; weights to be fixed"
         OUT.print(
-            f"    {track.title} ({track.model}{fixed})\n    {track.half} fixed samples and "
+            f"    {track.label} ({track.model}{fixed})\n    {track.half} fixed samples and "
             f"{track.half} drawn by a nonce, in batches of {track.batch_size}; dynamic suite "
             f"{track.suite}, {track.budget}",
             markup=False,

@@ -78,7 +78,7 @@ def print_sources(entries: list[ModelInfo]) -> None:
         weights.setdefault(entry.source, []).append(entry.name)
         for accuracy in entry.accuracies:
             measured.setdefault(accuracy.provenance, []).append(entry.name)
-    for heading, by_source in (("Weights from", weights), ("Accuracy:", measured)):
+    for heading, by_source in (("Weights:", weights), ("Accuracy:", measured)):
         for source, models_of in by_source.items():
             distinct = list(dict.fromkeys(models_of))
             shown = (

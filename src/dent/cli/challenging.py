@@ -89,7 +89,8 @@ def _announce(folder: Path, subject: Subject, attack: Attack, defense: str | Non
     except ConfigError:  # it cannot be counted, or the challenge will be refused
         pass
     else:
-        text = f"At most about {durations.between(cost.least, cost.seconds)}. {text}"
+        time = durations.between(cost.least, cost.seconds)
+        text = f"About {time} at this machine's present speed, if it does not stop early. {text}"
     ERR.print(text, soft_wrap=True, markup=False)
 
 

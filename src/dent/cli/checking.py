@@ -39,7 +39,12 @@ def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Rea
         return Reattack()
     if not count.isdecimal():
         raise ConfigError(f"--reattack expected a number or all, got {count!r}.")
-    return Reattack(int(count), nonce or "")
+    if not nonce:
+        raise ConfigError(
+            f"--reattack {count} needs --nonce TEXT, which draws the attacks: fix it after the "
+            "run, so that its maker could not know them. Or use --reattack all."
+        )
+    return Reattack(int(count), nonce)
 
 
 def verify(

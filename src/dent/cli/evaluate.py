@@ -260,6 +260,8 @@ def evaluate_command(
     from dent.support import ranges
     from dent.threat import ThreatModel, usual_eps
 
+    if n is not None and ids is not None:
+        raise ConfigError("--n and --ids both choose the samples: give one")
     swept = resolve.swept(over, mix)
     if eps is None and swept is not None and swept[0] == "eps":
         eps = str(swept[1][0])

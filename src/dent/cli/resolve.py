@@ -1,6 +1,7 @@
 """Make models, datasets, defenses, attacks and threat models from what the user typed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -229,9 +230,17 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
         raise ConfigError(
             f"--sweep expected SETTING=VALUE,VALUE with one of {', '.join(settings)}, got {over!r}."
         )
-    kind = {"batch_size": int, "n": int, "seed": int, "mix": float}.get(settings[name], str)
+    kinds: dict[str, Callable[[str], Value]] = {
+        "batch_size": int,
+        "n": int,
+        "seed": int,
+        "mix": _share,
+    }
+    kind = kinds.get(settings[name], str)
     try:
         return settings[name], [kind(value) for value in listed.split(",")]
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"{name}={listed}: {error}.") from error
 
@@ -250,9 +259,16 @@ def share(mix: str | None) -> float | None:
     """Read one share of a batch.
 
     Raises:
-        ConfigError: it is no number.
+        ConfigError: it is no share.
     """
+    return None if mix is None else _share(mix)
+
+
+def _share(text: str) -> float:
     try:
-        return None if mix is None else float(mix)
+        read = float(text)
     except ValueError:
-        raise ConfigError(f"--mix expected a share such as 0.25, got {mix!r}.") from None
+        read = math.nan
+    if not 0 < read <= 1:
+        raise ConfigError(f"--mix expected a share above 0, up to 1, such as 0.25, got {text!r}.")
+    return read

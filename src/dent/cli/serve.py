@@ -128,7 +128,7 @@ def serve_command(
         defense=str(Path(defense).resolve()) if defense.lower().endswith(".json") else defense,
         dataset=dataset or (None if shape else "cifar10-sample"),
         data_root=_absolute(root),
-        shape=shape and shape.split("x"),
+        shape=_shape(shape),
         device=device,
         replicas=replicas,
         threads=threads,
@@ -165,6 +165,17 @@ def serve_command(
 
     launch.run(options, host, port, announce, allowed=allowed_host or ())
     ERR.print("Stopped. All accepted requests were answered.")
+
+
+def _shape(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ConfigError(
+            f"--shape expected CHANNELSxHEIGHTxWIDTH, such as 3x224x224, got {text!r}."
+        )
+    return [int(side) for side in sides]
 
 
 def _absolute(path: Path | None) -> str | None:

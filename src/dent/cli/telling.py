@@ -52,7 +52,7 @@ def story(sample: SampleStory) -> None:
         for defense in sample.defenses
         for answer in defense.answers
     ]
-    title = f"Sample {sample.sample}, a {sample.label_name}"
+    title = f"Sample {sample.sample}, class {sample.label_name}"
     columns = ("defense", "submitted", "batch", "attacked", "served", "is", "attack's claim")
     print_table(title, columns, rows)
     for defense in sample.defenses:

@@ -5,7 +5,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, final
+from typing import Final, TypeVar, final
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from dent.errors import InputError
 from dent.support.plural import counted
+
+CHANNELS: Final = (1, 3, 4)
+"""Numbers of channels by which images with the channels in the wrong place are found."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -106,6 +109,12 @@ class ArrayDataset(ImageDataset):
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
             msg = f"{where}: expected uint8 pixels (N, H, W, C), got {_describe(self.pixels)}"
             raise InputError(msg)
+        _, first, _, last = self.pixels.shape
+        if first in CHANNELS and last > max(CHANNELS):
+            raise InputError(
+                f"{where}: ArrayDataset takes (N, H, W, C), got {self.pixels.shape}, with the "
+                "channels first: pixels.transpose(0, 2, 3, 1) puts them last"
+            )
         if self.labels.dtype != np.int64 or self.labels.shape != self.pixels.shape[:1]:
             expected = f"int64 labels ({len(self.pixels)},), one for every image"
             raise InputError(f"{where}: expected {expected}, got {_describe(self.labels)}")

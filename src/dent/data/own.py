@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dent.data.dataset import ArrayDataset, ImageDataset, label_bytes
+from dent.data.dataset import CHANNELS, ArrayDataset, ImageDataset, label_bytes
 from dent.data.image_folder import ImageFolderDataset
 from dent.errors import DataError
 from dent.support.factories import call_factory, type_name
@@ -88,6 +88,11 @@ def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) 
         or len(images) != rows
     ):
         raise DataError(f"{where}: expected float32 images ({rows}, C, H, W), got {_told(images)}")
+    if images.shape[1] > max(CHANNELS) and images.shape[3] in CHANNELS:
+        raise DataError(
+            f"{where}: expected images ({rows}, C, H, W), got {tuple(images.shape)}, with the "
+            "channels last: images.permute(0, 3, 1, 2) puts them second"
+        )
     if (
         not isinstance(labels, Tensor)
         or labels.dtype != torch.int64

@@ -4,7 +4,7 @@
         --defense dent.evaluation.controls:gain --norm linf --eps 8/255 --n 64 --batch-size 8
 
 Each pretends to defend a nominally trained CIFAR-10 net, which falls at once, and answers with the
-shipped net that was trained against l-inf attacks. What it gains is what that net keeps, and nobody
+bundled net that was trained against l-inf attacks. What it gains is what that net keeps, and nobody
 calls it a defense: an evaluation that cannot see this gain cannot see any.
 """
 
@@ -61,7 +61,7 @@ def gain(model: nn.Module) -> HiddenNet:
     """Make a defense with a true gain and batch-independent predictions.
 
     Args:
-        model: A CIFAR-10 net that is less robust than the shipped one.
+        model: A CIFAR-10 net that is less robust than the bundled one.
     """
     return HiddenNet(model, Dent(_hidden_net(model), DentConfig(steps=0)))
 
@@ -70,7 +70,7 @@ def batch_gain(model: nn.Module) -> HiddenNet:
     """Make a defense with a true gain that depends on the batch's statistics.
 
     Args:
-        model: A CIFAR-10 net that is less robust than the shipped one.
+        model: A CIFAR-10 net that is less robust than the bundled one.
     """
     return HiddenNet(model, Dent(_hidden_net(model), DentConfig(steps=0, statistics="test")))
 

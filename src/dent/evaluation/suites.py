@@ -189,7 +189,7 @@ _SECOND: Final = (
 """The suite of version 2, which is no longer run."""
 
 _FIRST: Final = (
-    # Looks at the static base alone: passes without adaptation.
+    # Looks at the static model alone: passes without adaptation.
     Member(
         "adaptive-transfer",
         "adaptive-transfer",

@@ -124,7 +124,7 @@ class ShippedModels:
             dataset=card.dataset,
             num_classes=card.num_classes,
             threat=card.threat,
-            source="shipped with torch-dent",
+            source="bundled with torch-dent",
             digest=card.weights.sha256,
             size=card.weights.bytes,
             accuracies=tuple(Accuracy(**accuracy.model_dump()) for accuracy in card.accuracies),

@@ -162,7 +162,7 @@ def _columns(result: EvaluationResult) -> Iterator[Column]:
         yield Column(_key(kind, attack), _SUBMITTED[kind].format(makers.get(attack, attack)))
     yield Column(WORST, "worst case")
     if STATIC in result.defenses:
-        yield Column(STATIC_WORST, "static model")
+        yield Column(STATIC_WORST, "static, worst case")
     yield Column(DIFFERENCE, "against static, points")
     if any(defense.over_views for defense in defenses):
         yield Column(OVER_VIEWS, "against averaged views, points")

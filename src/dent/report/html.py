@@ -137,6 +137,7 @@ def environment(*packages: str) -> Environment:
     templates.filters |= {
         "percent": wording.percent,
         "interval": wording.interval,
+        "interval_of": wording.interval_of,
         "batches": wording.batches,
         "counted": counted,
         "of": wording.of,

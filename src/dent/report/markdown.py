@@ -116,8 +116,8 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
             yield (
                 f"- **{escape(name)}** is {wording.READINGS[wording.reading(defense.difference)]} "
                 f"({wording.difference(defense.difference)} points"
-                f"{_marks(flags.marks_of_difference(result, name))}; interval: "
-                f"{defense.difference.method}, assumes {defense.difference.assumes})."
+                f"{_marks(flags.marks_of_difference(result, name))}). "
+                f"{wording.interval_of(defense.difference)}"
             )
         for sentence in wording.findings(defense):
             yield f"- **{escape(name)}**: {escape(sentence)}"

@@ -1,5 +1,6 @@
 """Texts of numbers and names, the same in every format."""
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
@@ -15,11 +16,14 @@ from dent.evaluation.results.result import (
     Repeated,
     Verdict,
 )
+from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.evaluation.subject import threat_of
 from dent.support import rounding
 from dent.support.plural import counted
 
 NOT_SCORED: Final = "not scored"
+_FEW_BATCHES: Final = re.compile(r"(\d+) batch(?:es)? (?:is|are) too few")
+"""How `Difference.assumes` says that there are too few batches, and how many there are."""
 
 Reading = Literal["above", "below", "level", "unknown"]
 
@@ -163,6 +167,19 @@ def decided(name: str, challenges: Sequence[ChallengeSummary] = ()) -> str:
     kind, _, attack = name.partition("/")
     by = next((entry.by for entry in challenges if entry.key == name), None)
     return submitted(kind, attack or None, by)
+
+
+def interval_of(difference: Difference) -> str:
+    """Return how the interval of a difference was made and what it assumes, in sentences."""
+    few = _FEW_BATCHES.search(difference.assumes)
+    if few is not None:
+        method = difference.method
+        return (
+            f"{method[:1].upper()}{method[1:]} interval. It treats samples as independent, but "
+            "members of a batch share an adaptation. A bootstrap over batches needs "
+            f"{counted(MIN_CLUSTERS, 'batch')}; this run has {few[1]}."
+        )
+    return f"Interval: {difference.method}. It assumes {difference.assumes}."
 
 
 def seconds(value: float | None) -> str:

@@ -194,7 +194,8 @@ def writing(path: Path) -> Iterator[None]:
                 f"no space left to write {path} ({error.strerror}). Everything recorded before is "
                 "safe: free some space and run the same command again to resume"
             ) from error
+        unchanged = " The old content is unchanged." if os.path.isfile(path) else ""
         raise RecordError(
-            f"cannot write {path}: {error.strerror}. The old content is unchanged. Check that the "
-            "folder exists and that you may write to it"
+            f"cannot write {path}: {error.strerror}.{unchanged} Check that the folder exists and "
+            "that you may write to it"
         ) from error

@@ -74,14 +74,14 @@ class AdaptiveAPGD(Attack):
     submissions: int = effort(1)
     """Passes per gradient, which is their mean (EOT)."""
     warm: bool = False
-    """Start each loss where an attack on the static base ended, by the margin, and submit that
+    """Start each loss where an attack on the static model ended, by the margin, and submit that
     image, too. The result is at least as strong as that transfer."""
     joint: bool = False
     """Whether the batch's mean loss decides on step sizes, instead of each member's loss."""
     unmask: bool = effort(False, later=True)
     """Whether to see through saturated outputs and rounding (`unmasked`)."""
     pool: int = effort(0, later=True)
-    """With `warm`: also attack the static base toward this many of the likeliest wrong classes.
+    """With `warm`: also attack the static model toward this many of the likeliest wrong classes.
     Each member starts from the image that the defense misclassified most."""
     rounds: int = effort(0, later=True)
     """With `pool`: add the results of this many rounds of `gmsa-min`, if the defense adapts."""
@@ -172,7 +172,7 @@ class AdaptiveAPGD(Attack):
         return total
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return the passes of the attacks on the static base."""
+        """Return the passes of the attacks on the static model."""
         del norm
         total = self._transfer.times(self._transfers_of(n_classes))
         if self.rung == "transfer":
@@ -191,7 +191,7 @@ class AdaptiveAPGD(Attack):
         return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
 
     def _transfers_of(self, n_classes: int) -> int:
-        """Return how many attacks on the static base a warm start takes."""
+        """Return how many attacks on the static model a warm start takes."""
         return 1 + min(self.pool, n_classes - 1) if self.warm else 0
 
     @property
@@ -209,12 +209,12 @@ class AdaptiveAPGD(Attack):
 
     @property
     def _transfer(self) -> Queries:
-        """The passes of an ascent of the static base."""
+        """The passes of an ascent of the static model."""
         return StaticAscent(iterations=self.iterations).passes()
 
     @property
     def _is_shared(self) -> bool:
-        """Whether the runs ascend the static base as other attacks do, too."""
+        """Whether the runs ascend the static model as other attacks do, too."""
         changed = self.joint or self.unmask or self.warm or self.stride != 2.0
         return self.rung == "transfer" and self.submissions == 1 and not changed
 
@@ -278,7 +278,7 @@ class AdaptiveAPGD(Attack):
     def _transfers(
         self, target: Querier, threat: ThreatModel, best: Best, base: View, classes: int
     ) -> Outcome:
-        """Submit what ascents of the static base end in."""
+        """Submit what ascents of the static model end in."""
         fooled_after: dict[str, Tensor] = {}
         for index, run in enumerate(self._planned(classes)):
             if best.complete():
@@ -310,7 +310,7 @@ class AdaptiveAPGD(Attack):
         natural: Tensor,
         draws: torch.Generator,
     ) -> Tensor:
-        """Return the starting points of the runs, from attacks on the static base."""
+        """Return the starting points of the runs, from attacks on the static model."""
         base = Rung("transfer").view(target.defense)
         warm = target.natural
         for rank in range(self._transfers_of(natural.shape[1])):

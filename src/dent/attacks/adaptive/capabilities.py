@@ -5,7 +5,7 @@ Whatever is missing raises `Unavailable`, and becomes a note in the record.
 
 | offered | what it opens |
 | --- | --- |
-| `unwrap() -> nn.Module` | transfer from the static base, BPDA |
+| `unwrap() -> nn.Module` | transfer from the static model, BPDA |
 | `adapt(x, differentiable=True)` | the exact gradient ("unrolled") |
 | `adapt(..., checkpointed=True)` | the same in less memory, where many steps need it |
 | `adapt(..., last=k)` | the gradient through the last k steps ("truncated") |
@@ -45,7 +45,7 @@ class SupportsUnwrap(Protocol):
     """A defense with a known static classifier."""
 
     def unwrap(self) -> nn.Module:
-        """Return the static base: images (N, C, H, W) to logits (N, classes)."""
+        """Return the static model: images (N, C, H, W) to logits (N, classes)."""
         ...
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ADAPTIVE: dict[str, Callable[..., Attack]] = {
     **{f"adaptive-{rung}": partial(AdaptiveAPGD, rung) for rung in RUNGS},
-    # Toward confident and wrong on the static base, where a defense that follows the entropy's
+    # Toward confident and wrong on the static model, where a defense that follows the entropy's
     # gradient has nothing left to follow.
     "zero-update": partial(AdaptiveAPGD, "transfer", losses=("confident",), name="zero-update"),
     **{ensemble: partial(ModelSpace, ensemble) for ensemble in ENSEMBLES},

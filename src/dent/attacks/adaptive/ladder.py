@@ -1,9 +1,9 @@
 """The gradient ladder: one defense with different gradients.
 
 A rung is a *view*: something that answers a batch with logits, whose graph gives the gradient.
-With a(x) what the defense adapted to x, f(x, a) its prediction, and s its static base:
+With a(x) what the defense adapted to x, f(x, a) its prediction, and s its static model:
 
-    transfer        s(x)                               answers for the static base
+    transfer        s(x)                               answers for the static model
     stop-gradient   f(x, sg[a(x)])                     the paper's: through the final forward only
     bpda            s(x) + sg[f(x, a(x)) − s(x)]       Athalye et al., ICML 2018
     fewer-steps     f(x, a′(x)), a′ of fewer steps     answers for a weaker defense; the steps may
@@ -12,8 +12,8 @@ With a(x) what the defense adapted to x, f(x, a) its prediction, and s its stati
     unrolled        f(x, a(x))                         exact
 
 where sg[·] counts as constant. BPDA passes forward through the defense and backward through its
-static base at the same input: the loss is that of the defense's answer, its Jacobian the base's. So
-it gets through what masks gradients in front of the base.
+static model at the same input: the loss is that of the defense's answer, its Jacobian that of the
+static model. So it gets through what masks gradients in front of the static model.
 
 `transfer` and `fewer-steps` are stand-ins: they answer otherwise than the defense, which is then
 served what broke them (Croce et al., ICML 2022). The other rungs answer what is served.

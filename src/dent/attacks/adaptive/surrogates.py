@@ -1,7 +1,7 @@
 """Transfer from several models, and from one trained on the defense's answers.
 
 Whatever a defense does to its gradient, images that fool other models fool many defenses
-(Papernot et al. 2017). The models are those that the defense's surroundings offer, its static base
+(Papernot et al. 2017). The models are those that the defense's surroundings offer, its static model
 among them, each alone and all together; then a copy of the one that answers most like the defense
 is taught the defense's own answers around this batch, and attacked in its place.
 """
@@ -181,7 +181,7 @@ class _Student:
 
 
 def _models(target: Querier) -> dict[str, nn.Module]:
-    """Return the models to transfer from: the static base, and the available surrogates."""
+    """Return the models to transfer from: the static model, and the available surrogates."""
     models: dict[str, nn.Module] = {}
     with suppress(Unavailable):
         models["base"] = static_base(target.defense)

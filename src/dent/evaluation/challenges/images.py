@@ -23,6 +23,8 @@ from dent.threat import ThreatModel
 
 IDS: Final = "ids"
 _SUFFIXES: Final = (".safetensors", ".npy")
+_NPY: Final = b"\x93NUMPY"
+"""What every .npy file begins with."""
 _OVERHEAD: Final = 2**20
 """Bytes of a file beside its images and ids, at most."""
 _WIDEST: Final = 8
@@ -72,7 +74,7 @@ def read_images(path: Path, plan: Plan, image: tuple[int, ...]) -> Given:
     of_file = hashlib.sha256(content).hexdigest()
     try:
         if path.suffix.lower() == ".npy":
-            images, ids = _from_npy(content), None
+            images, ids = _from_npy(path, content), None
         else:
             images, ids = _from_safetensors(path, load(content))
     except (SafetensorError, ValueError, EOFError, OSError) as error:
@@ -274,7 +276,9 @@ def _ids(given: Given, every: list[int]) -> tuple[int, ...]:
     return given.ids
 
 
-def _from_npy(content: bytes) -> Tensor:
+def _from_npy(path: Path, content: bytes) -> Tensor:
+    if not content.startswith(_NPY):
+        raise InputError(f"{path} is not a .npy file: write it by numpy.save, or .safetensors")
     array = np.load(io.BytesIO(content), allow_pickle=False)
     if not isinstance(array, np.ndarray):  # .npz under another name
         raise InputError("expected one array, got several")
@@ -306,7 +310,10 @@ def _as_float32(path: Path, images: Tensor, image: tuple[int, ...]) -> Tensor:
         )
     if images.ndim != len(image) + 1 or tuple(images.shape[1:]) != image:
         expected = ", ".join(("N", *map(str, image)))
-        raise InputError(f"{path}: expected images ({expected}), got {tuple(images.shape)}")
+        hint = ""
+        if images.ndim == 4 and tuple(images.permute(0, 3, 1, 2).shape[1:]) == image:
+            hint = ", with the channels last: images.transpose(0, 3, 1, 2) puts them second"
+        raise InputError(f"{path}: expected images ({expected}), got {tuple(images.shape)}{hint}")
     return images.float().contiguous()
 
 

@@ -6,7 +6,7 @@ members that are wrong without an attack, and those that attacks of its own kind
 since the gates of the verdict compare the kinds: by the defense's own gradient, by queries alone,
 and from other models. On the static model, attacks by queries leave out all that fell before, and
 attacks from other models none that are wrong without an attack: a defense may be right there. The
-transfer from the static base leaves out nobody: it is computed once, for the whole batch.
+transfer from the static model leaves out nobody: it is computed once, for the whole batch.
 """
 
 from collections.abc import Iterable, Iterator

@@ -81,7 +81,7 @@ class Settings(Record):
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
         if self.n is not None and self.ids is not None:
-            raise ValueError("n and ids both say which samples are attacked: give one of them")
+            raise ValueError("n and ids both choose the samples: give one of them")
         return self
 
 
@@ -307,5 +307,12 @@ def _settings_error(error: ValidationError) -> str:
             messages.append(f"there is no setting {name!r}, only {settings}")
         else:
             where = f"{name}: " if name else ""
-            messages.append(f"{where}{problem['msg'].lower()}, got {_short(problem['input'])}")
+            # A validator of ours has said all; pydantic puts its own words before that.
+            if problem["type"] == "value_error":
+                messages.append(f"{where}{problem['ctx']['error']}")
+                continue
+            message = problem["msg"]
+            told = message.removeprefix("Input should be ")
+            message = f"{where}{message}" if told == message else f"{name} must be {told}"
+            messages.append(f"{message}, got {_short(problem['input'])}")
     return f"evaluation settings: {'; '.join(messages)}"

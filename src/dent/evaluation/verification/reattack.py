@@ -50,8 +50,8 @@ class Reattack:
             raise ConfigError(f"expected at least 1 attack to run again, or all, got {self.count}")
         if self.count is not None and not self.nonce:
             raise ConfigError(
-                "a nonce, fixed after the run, draws the attacks, so that the maker of the run "
-                "could not know them: pass a nonce, or run all again"
+                f"Reattack({self.count}) needs a nonce, which draws the attacks: fix it after the "
+                "run, so that its maker could not know them. Or use Reattack() to run all again"
             )
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
