@@ -53,7 +53,7 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
 
 
 def as_queried(x: Tensor) -> Tensor:
-    """Return a copy of images as a query submits it: contiguous, and no leaf if it needs a gradient.
+    """Return a copy of images as a query submits it: contiguous, and no leaf of a graph.
 
     Attacks, the probe and the gradient check all send images through here. So a defense may write
     into what it gets, and cannot tell them apart by it.

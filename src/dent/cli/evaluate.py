@@ -258,14 +258,11 @@ def evaluate_command(
     from dent.evaluation.records.shard import Shard
     from dent.evaluation.sweeps import folder_name
     from dent.support import ranges
-    from dent.threat import ThreatModel, usual_eps
 
     if n is not None and ids is not None:
         raise ConfigError("--n and --ids both choose the samples: give one")
     swept = resolve.swept(over, mix)
-    if eps is None and swept is not None and swept[0] == "eps":
-        eps = str(swept[1][0])
-    threat = ThreatModel(norm, usual_eps(norm) if eps is None else eps)
+    threat = resolve.threat(norm, eps, swept)
     if swept is not None and static_from is not None:
         raise ConfigError("--static-from is for a single run: leave out --sweep")
     if suite is not None or budget is not None or to_the_end:

@@ -18,7 +18,7 @@ from dent.evaluation import Subject
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.sweeps import Over, Value
 from dent.support.plural import counted
-from dent.threat import ThreatModel
+from dent.threat import ThreatModel, usual_eps
 
 
 def device(name: str | None) -> torch.device:
@@ -206,6 +206,22 @@ def subject(
         threat=threat,
         model_name=model_name,
     )
+
+
+def threat(norm: str, eps: str | None, swept: tuple[Over, list[Value]] | None) -> ThreatModel:
+    """Make the threat model of a run, or of the first one of a sweep over radii.
+
+    Args:
+        norm: `linf`, `l2` or `l1`.
+        eps: The radius; None for the usual one.
+        swept: What a sweep goes over, if there is one.
+
+    Raises:
+        ConfigError: the radius is no number, or there is no usual one.
+    """
+    if eps is None and swept is not None and swept[0] == "eps":
+        eps = str(swept[1][0])
+    return ThreatModel(norm, usual_eps(norm) if eps is None else eps)
 
 
 def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:

@@ -37,7 +37,7 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import certificate_of, stands_in
+from dent.evaluation.results.diagnostics import certificate_of, over_large_steps
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import DefenseResult, EvaluationResult
 from dent.evaluation.results.tells import loss_of
@@ -390,7 +390,7 @@ class Resubmission:
         )
         if certificate_of(then).state != certificate_of(now).state:
             return f"{unit.key} has another gradient certificate now"
-        if stands_in(then) != stands_in(now):
+        if over_large_steps(then) != over_large_steps(now):
             return f"{unit.key}: over large steps, the gradient has other errors than recorded"
         if older or self._huge_alike(record.huge_eps, repeated.huge_eps):
             return None
