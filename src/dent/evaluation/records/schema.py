@@ -212,7 +212,8 @@ class GradientPoint(Record):
     of: _Count
     coarse: tuple[Annotated[float, Field(ge=0)] | None, ...] | None = None
     """For each moved member, the smaller error of the attack's gradient over steps of half or a
-    quarter of eps; null if the gradient was exact."""
+    quarter of eps; null in older versions if the gradient was exact. The quarter is tried if half
+    of eps is too much for some member."""
 
 
 class GradientRecord(Record):
