@@ -238,7 +238,7 @@ def conclude(
         decided: Where the attacks stopped early; None if they ran to the end.
         spared: The difference without the challenges to the static model; None if there are none.
             No gain rests on those, because nobody need have attacked the defense as hard.
-        guessing: The names of the two models whose natural accuracy is at chance.
+        guessing: If the defense's natural accuracy is at chance, which of the two models guess.
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared)
     if guessing and (STATIC in guessing or ruling in ("robust gain", "no gain")):
@@ -382,7 +382,9 @@ def with_verdicts(
             version=coverage.version,
             decided=result.decided,
             spared=spared.get(name),
-            guessing=[each for each in (STATIC, name) if _guesses(results[each])],
+            guessing=[each for each in (STATIC, name) if _guesses(results[each])]
+            if _guesses(result)
+            else [],
         )
         judged[name] = result.model_copy(update={"verdict": verdict})
     return judged
