@@ -17,6 +17,7 @@ from dent.evaluation.records.schema import ProbeRecord
 from dent.evaluation.results.diagnostics import (
     CERTIFICATE,
     SIGHTED,
+    answered_classes,
     certificate_of,
     over_large_steps,
 )
@@ -63,6 +64,18 @@ def test_an_exact_gradient_that_leads_nowhere_is_seen(trick: Any) -> None:
     probe = probed(trick(ROBUST))
     assert certificate_of(probe).state == "passed"
     assert over_large_steps(probe) is False
+
+
+def test_decoys_with_an_honest_slope_are_counted() -> None:
+    class Smooth(Trick):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            logits = super().predict(x, adaptation)
+            slope = (X[:1] - x).flatten(1).sum(dim=1, keepdim=True)
+            return torch.cat([logits, logits.amax(dim=1, keepdim=True) - 1 + slope / 1e3], dim=1)
+
+    probe = probed(Smooth(ROBUST))
+    assert (certificate_of(probe).state, over_large_steps(probe)) == ("passed", True)
+    assert (answered_classes(probe), answered_classes(None)) == (5, None)
 
 
 def test_a_record_without_large_steps_is_not_checked() -> None:

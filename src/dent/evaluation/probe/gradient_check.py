@@ -151,6 +151,7 @@ def check_gradient(
         dtype=str(finer.dtype).removeprefix("torch."),
         threshold=THRESHOLD[finer.dtype],
         points=points,
+        classes=native.served(x).shape[1],
     )
 
 
