@@ -29,6 +29,7 @@ from dent.evaluation.results.verdict import (
     FEW_BATCHES,
     HUGE_EPS,
     LARGE_STEPS,
+    MORE_CLASSES,
     RULES,
     SYMPTOMS,
     UNFINISHED,
@@ -259,6 +260,12 @@ def test_an_exact_gradient_must_also_hold_over_large_steps(measured: bool | None
     assert (gate.name, gate.open) == (LARGE_STEPS, True)
     assert ("older version" in gate.sentence) == (measured is None)
     assert gates_of(told, evidence()) == ()
+
+
+def test_logits_beyond_the_classes_of_the_dataset_are_a_gate() -> None:
+    (gate,) = gates_of([], evidence(surplus=3))
+    assert (gate.name, gate.open) == (MORE_CLASSES, True)
+    assert "3 logits more" in gate.sentence
 
 
 def test_a_gradient_for_every_member_must_be_on_record_while_any_stands() -> None:

@@ -17,6 +17,7 @@ from dent.evaluation.records.schema import ProbeRecord
 from dent.evaluation.results.diagnostics import (
     CERTIFICATE,
     SIGHTED,
+    answered_classes,
     certificate_of,
     over_large_steps,
 )
@@ -25,7 +26,7 @@ from dent.evaluation.submission.fresh import Origin, fresh
 from dent.evaluation.submission.submission import submit
 from dent.threat import ThreatModel
 from tests.evaluation.test_evaluation_suite_answers import X, Y
-from tests.evaluation.test_evaluation_tricks import EPS, NET, ROBUST, judged
+from tests.evaluation.test_evaluation_tricks import EPS, NET, ROBUST, judged, other
 from tests.evaluation.tricks import Decoys, OnlyOnTheGrid, Rippled, Trick
 
 THREAT = ThreatModel("linf", EPS)
@@ -65,6 +66,18 @@ def test_an_exact_gradient_that_leads_nowhere_is_seen(trick: Any) -> None:
     assert over_large_steps(probe) is False
 
 
+def test_decoys_with_an_honest_slope_are_counted() -> None:
+    class Smooth(Trick):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            logits = super().predict(x, adaptation)
+            slope = (X[:1] - x).flatten(1).sum(dim=1, keepdim=True)
+            return torch.cat([logits, logits.amax(dim=1, keepdim=True) - 1 + slope / 1e3], dim=1)
+
+    probe = probed(Smooth(ROBUST))
+    assert (certificate_of(probe).state, over_large_steps(probe)) == ("passed", True)
+    assert (answered_classes(probe), answered_classes(None)) == (5, None)
+
+
 def test_a_record_without_large_steps_is_not_checked() -> None:
     probe = probed(Trick(NET))
     assert probe.gradient is not None
@@ -80,6 +93,25 @@ def test_a_gradient_at_natural_images_alone_is_none() -> None:
     assert probe.gradient.missing == "OnlyOnTheGrid answers without a gradient to the images"
     assert certificate_of(probe).state == "not-run"
     assert over_large_steps(probe) is None
+
+
+def test_a_gradient_that_does_not_run_in_float64_is_checked_in_float32() -> None:
+    class Outside(Trick):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            logits = super().predict(x, adaptation)
+            if not x.requires_grad or x.is_leaf:
+                return logits
+            shown: Tensor = OUTSIDE(x)  # another net's gradient, to attacks alone
+            return shown + (logits - shown).detach()
+
+    probe = probed(Outside(ROBUST))
+    assert probe.gradient is not None
+    assert probe.gradient.dtype == "float32"
+    assert certificate_of(probe).state == "raised"
+    assert over_large_steps(probe) is False
+
+
+OUTSIDE = other()
 
 
 def test_follow_ups_without_a_gradient_fail_and_do_not_raise() -> None:

@@ -141,7 +141,7 @@ def check_gradient(
         reached = _short_attack(native, natural, threat, seed)
     except NoGradientError as missing:  # at the natural images, or where an attack goes
         return GradientRecord(rung=rung, missing=str(missing))
-    finer = _in_double(native, x)
+    finer = _in_double(native, natural)
     points = tuple(
         _check_point(native, finer, point, threat, members, seed_of(seed, index))
         for index, (point, members) in enumerate(zip((natural, reached), _MEMBERS, strict=True))
@@ -151,6 +151,7 @@ def check_gradient(
         dtype=str(finer.dtype).removeprefix("torch."),
         threshold=THRESHOLD[finer.dtype],
         points=points,
+        classes=native.served(x).shape[1],
     )
 
 
@@ -191,8 +192,9 @@ def _short_attack(
     return point
 
 
-def _in_double(native: _DefenseView, x: Tensor) -> _DefenseView:
-    """Return the defense in float64; unchanged if it does not run in float64."""
+def _in_double(native: _DefenseView, point: _AttackPoint) -> _DefenseView:
+    """Return the defense in float64; unchanged if it or its gradient does not run in float64."""
+    x, y, targets = point.x[:2], point.y[:2], point.targets[:2]
     finer = _DefenseView(native.origin, torch.float64, native.dependent, native.seed)
     if not isinstance(native.origin.defense, nn.Module) or native.origin.missing is not None:
         return native
@@ -200,7 +202,8 @@ def _in_double(native: _DefenseView, x: Tensor) -> _DefenseView:
         return native
     try:
         copy.deepcopy(native.origin.defense).double()
-        logits = finer.served(x[:2])
+        logits = finer.served(x)
+        finer.gradient(x, y, targets)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
         return native
     return finer if logits.dtype == torch.float64 else native

@@ -229,6 +229,8 @@ class GradientRecord(Record):
     """Upper limit of every member's error."""
     points: tuple[GradientPoint, ...] = ()
     """The natural images, and the images of a short attack."""
+    classes: _Count | None = None
+    """Number of logits of an image; null in older versions and if there is no gradient."""
 
 
 class ProbeRecord(Record):

@@ -460,6 +460,11 @@ def over_large_steps(probe: ProbeRecord | None) -> bool | None:
     return None if None in errors else True
 
 
+def answered_classes(probe: ProbeRecord | None) -> int | None:
+    """Return how many logits the defense answers per image; None if that is not recorded."""
+    return None if probe is None or probe.gradient is None else probe.gradient.classes
+
+
 def _few_are_wrong(errors: Sequence[float | None]) -> bool:
     return sum(error is None or error > COARSE for error in errors) <= len(errors) // 50
 

@@ -16,6 +16,7 @@ from dent.evaluation.results.diagnostics import (
     CERTIFICATE,
     HUGE_EPS,
     SIGHTED,
+    answered_classes,
     over_large_steps,
 )
 from dent.evaluation.results.power import detectable_gain
@@ -48,6 +49,7 @@ _KNOWN: Final = (
 )
 FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
+MORE_CLASSES: Final = "more logits than classes"
 
 RULES: Final = 5
 """Version of these rules."""
@@ -67,6 +69,7 @@ class Evidence:
         drawn: Whether every submission was repeated under several seeds.
         large_steps: Whether its gradient predicts how the served answers change over large steps;
             None if that was not checked.
+        surplus: Logits of the defense beyond the classes of the dataset.
         known: Whether attacks knew the seed of every submission (public randomness), and so asked
             what answers the same each time.
     """
@@ -76,6 +79,7 @@ class Evidence:
     drawn: bool
     large_steps: bool | None
     known: bool = False
+    surplus: int = 0
 
 
 def _needs(*names: str) -> Callable[[Evidence], str | None]:
@@ -358,7 +362,8 @@ def with_verdicts(
     unfinished = () if complete else (_unfinished(),)
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
     # Only a claim of a gain needs it. Undefended nets curve over such steps, too.
-    static_gates = tuple(gate for gate in static_gates if gate.name != LARGE_STEPS)
+    needless = (LARGE_STEPS, MORE_CLASSES)
+    static_gates = tuple(gate for gate in static_gates if gate.name not in needless)
     judged = dict(results)
     for name, result in results.items():
         if result.difference is None:
@@ -415,6 +420,7 @@ def evidence_of(
         ),
         drawn=bool(units) and all(record.draws for record in units),
         known=spec.settings.randomness == "public" and not any(record.draws for record in units),
+        surplus=max(0, (answered_classes(scores.probe) or 0) - len(spec.dataset.classes)),
         large_steps=over_large_steps(scores.probe),
     )
 
@@ -431,6 +437,12 @@ def _side(difference: Difference) -> Literal["above", "below", "level", "unknown
 
 
 def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Gate]:
+    if evidence.surplus:
+        sentence = (
+            f"It answers {counted(evidence.surplus, 'logit')} more than the dataset has classes. "
+            "Attacks may follow classes that can never win: cut the others off."
+        )
+        yield Gate(name=MORE_CLASSES, open=True, follow_ups=(), sentence=sentence)
     for diagnostic in diagnostics:
         if diagnostic.name == CERTIFICATE:
             yield from _certificate(diagnostic, diagnostics, evidence)
