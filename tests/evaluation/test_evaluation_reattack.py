@@ -174,7 +174,7 @@ def test_the_nonce_decides_which_and_all_are_drawn_by_some(honest: Path) -> None
 
 @pytest.mark.parametrize(
     ("count", "nonce", "says"),
-    [(0, "n", "at least 1"), (3, "", "fixed after the run")],
+    [(0, "n", "at least 1"), (3, "", "fix it after the run")],
 )
 def test_a_draw_without_a_nonce_is_refused(count: int, nonce: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

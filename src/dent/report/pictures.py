@@ -3,7 +3,7 @@
 import base64
 import struct
 import zlib
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
@@ -64,9 +64,10 @@ def smoothed(image: Tensor, sigma: tuple[float, ...], kind: Covariance) -> Tenso
 
 
 def smoothing_of(settings: Any) -> dict[str, Any] | None:
-    """Return the smoothing in a defense's recorded settings; None without smoothing."""
-    smoothing_settings = settings.get("smoothing") if isinstance(settings, dict) else None
-    return smoothing_settings if isinstance(smoothing_settings, dict) else None
+    """Return the smoothing in a defense's recorded settings; None without a known one."""
+    found = settings.get("smoothing") if isinstance(settings, dict) else None
+    known = isinstance(found, dict) and found.get("covariance") in get_args(Covariance)
+    return found if known else None
 
 
 def _png(pixels: Tensor) -> bytes:
