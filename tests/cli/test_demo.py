@@ -49,6 +49,6 @@ def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_no
 
 
 def test_the_readme_has_a_row_for_each_defense_of_the_demo() -> None:
-    table = README.read_text().partition("What `make demo` printed")[2].partition("\n\n|")[2]
+    table = README.read_text().partition("`make demo` printed this")[2].partition("\n\n|")[2]
     rows = [line.split("|")[1].strip() for line in table.partition("\n\n")[0].splitlines()[1:]]
     assert [row for row in rows if row.strip("-")] == ["static", *demo.DEFENSES]

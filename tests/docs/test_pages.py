@@ -117,7 +117,7 @@ def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) ->
     assert "no normalization layer" in printed
     assert isinstance(names["defended"].config, DentConfig)
     mirror, descent, dent = (
-        names["result"].defenses[name] for name in ("mirror", "descent", "dent+")
+        names["result"].defenses[name] for name in ("mirror", "descent", "dent+ (2 steps)")
     )
     assert [each.worst.unit for each in (mirror, descent, dent)] == ["sample", "sample", "batch"]
     for each in (mirror, descent):
