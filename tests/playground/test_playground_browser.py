@@ -169,7 +169,7 @@ def test_drop_an_image_and_stop_and_run_again(page: Any, tmp_path: Path) -> None
     choose(page, iterations=40, batch_size=1)
     playwright.expect(shown).to_contain_text("In a batch of 1, dent+ is the static model")
     page.click("#run")
-    page.wait_for_selector("#watched .card >> nth=1")
+    page.wait_for_selector("#watched .card")
     page.click("#stop")
     playwright.expect(page.locator("#status")).to_contain_text("Nothing is concluded")
     playwright.expect(page.locator("#run")).to_be_enabled()
