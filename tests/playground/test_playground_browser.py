@@ -166,8 +166,7 @@ def test_drop_an_image_and_stop_and_run_again(page: Any, tmp_path: Path) -> None
     playwright.expect(shown).to_contain_text("90 × 60 pixels, resized and cut to the square")
     playwright.expect(shown).to_contain_text("It has no label")
 
-    choose(page, iterations=40, batch_size=1)
-    playwright.expect(shown).to_contain_text("In a batch of 1, dent+ is the static model")
+    choose(page, iterations=40, batch_size=32)  # which takes long enough to be stopped
     page.click("#run")
     page.wait_for_selector("#watched .card")
     page.click("#stop")
@@ -175,8 +174,9 @@ def test_drop_an_image_and_stop_and_run_again(page: Any, tmp_path: Path) -> None
     playwright.expect(page.locator("#run")).to_be_enabled()
     assert text(page, "#verdict").strip() == ""
 
-    page.get_by_role("spinbutton", name="Iterations").fill("1")
-    page.get_by_role("spinbutton", name="Iterations").press("Enter")
+    for name in ("Iterations", "Batch size"):
+        _type(page.get_by_role("spinbutton", name=name), 1)
+    playwright.expect(shown).to_contain_text("In a batch of 1, dent+ is the static model")
     page.get_by_label("Unrolled").uncheck()
     page.click("#run")
     page.wait_for_selector("#verdict h2")
