@@ -23,7 +23,6 @@ from results_chart import Row, draw
 from dent.evaluation import EvaluationResult, load_run
 from dent.report import wording
 from dent.report.headline import headline
-from dent.support.filenames import portable
 
 ROOT: Final = Path(__file__).parent.parent
 KEPT: Final = ROOT / "docs/evaluation/results"
@@ -132,7 +131,7 @@ def keep() -> None:
 def kept(defense: str, column: Column) -> Path:
     """Where the result of a cell is kept."""
     if column.key == "board":
-        return BOARD / portable(defense) / "headline/result.json"
+        return BOARD / defense / "headline/result.json"
     return KEPT / f"{defense}-{column.key}.json"
 
 
