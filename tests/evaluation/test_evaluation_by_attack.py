@@ -195,9 +195,9 @@ def test_a_gain_is_possible_exactly_where_some_end_of_the_run_has_one(seed: int)
     draw = np.random.default_rng(seed)
     size = 8
     theirs = {index: tuple(float(draw.random() < 0.4) for _ in range(size)) for index in range(3)}
-    more = draw.choice((0.2, 0.3, 0.5))
+    more = draw.choice((0.6, 0.8, 0.9))
     ours = {
-        index: tuple(float(draw.random() < (0.8 if right else more)) for right in rights)
+        index: tuple(float(draw.random() < (0.5 if right else more)) for right in rights)
         for index, rights in theirs.items()
     }
     ends = [

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dent.evaluation import Settings, evaluate
-from dent.evaluation.results.intervals import tango
+from dent.evaluation.results.intervals import of_cluster_means, tango
 from dent.evaluation.results.result import Dependence
 from dent.evaluation.results.scoring import Piece, Scores, worst_of_batch
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, difference_to, worst_of
@@ -120,6 +120,8 @@ def test_many_batches_that_share_their_luck_widen_the_interval() -> None:
     assert shared.value == alone.value == 0.0
     assert shared.interval[1] - shared.interval[0] > 2 * (alone.interval[1] - alone.interval[0])
     assert "bootstrap over batches" in shared.method
+    sums = [20 if at % 2 == 0 else -20 for at in range(count)]
+    assert shared.interval == pytest.approx(of_cluster_means(sums, [20] * count))  # the widest
     few = difference_to(scores(lost[:3]), scores(won[:3]), DEPENDENT, seed=0)
     assert few.method == "tango"
     assert "3 batches are too few to draw anew" in few.assumes

@@ -5,7 +5,7 @@ those of the batch. In eval mode it then normalizes by the moved ones.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.norm import Affine, fixed_batch_norm, norm_layers
+from dent.adaptation.other_batch_norm import BatchNormCall, OtherBatchNorm
 from dent.errors import UnsupportedModelError
 
 MEAN, VARIANCE = "running_mean", "running_var"
@@ -76,9 +76,9 @@ class MovingStatistics:
 
     def _forward(self, name: str, layer: _BatchNorm, *args: Any, **keywords: Any) -> Any:
         # Its own forward, which may do more than normalize: timm's BatchNormAct2d activates.
-        with _Normalizing(partial(self._normalize, name, layer)) as normalizing:
+        with OtherBatchNorm(partial(self._normalize, name, layer)) as other:
             output = type(layer).forward(layer, *args, **keywords)
-        if not normalizing.asked:
+        if not other.asked:
             raise UnsupportedModelError(
                 f"The layer {name} ({type(layer).__name__}) does not call "
                 "torch.nn.functional.batch_norm, so its statistics cannot move. Call that in its "
@@ -86,9 +86,8 @@ class MovingStatistics:
             )
         return output
 
-    def _normalize(
-        self, name: str, layer: _BatchNorm, x: Tensor, weight: Any, bias: Any, eps: float
-    ) -> Tensor:
+    def _normalize(self, name: str, layer: _BatchNorm, call: BatchNormCall) -> Tensor:
+        x, weight, bias, eps = call.input, call.weight, call.bias, call.eps
         if self._given is not None:
             mean, variance = (
                 self._given.get(f"{name}.{attribute}", getattr(layer, attribute))
@@ -99,45 +98,6 @@ class MovingStatistics:
         variance, mean = torch.var_mean(x, over, correction=1)  # as torch keeps it
         self._seen[name].append((mean, variance))
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
-
-
-class _Normalizing(TorchFunctionMode):
-    """Within it, batch_norm normalizes as `normalize` does, in this thread alone.
-
-    Args:
-        normalize: the input, scale, shift and eps to the output.
-    """
-
-    def __init__(self, normalize: Callable[[Tensor, Any, Any, float], Tensor]) -> None:
-        super().__init__()
-        self._normalize = normalize
-        self.asked = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _batch_norm(
-        self,
-        input: Tensor,  # noqa: A002 - torch passes it by this name
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Any = None,
-        bias: Any = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        del running_mean, running_var, training, momentum
-        self.asked = True
-        return self._normalize(input, weight, bias, eps)
 
 
 def _rows(value: Any) -> Affine | None:

@@ -46,8 +46,12 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     Returns:
         Logits (N, classes), with a graph to `x` where gradients are enabled.
     """
+    return query(defense, as_queried(x))
+
+
+def query(defense: Defense, x: Tensor) -> Tensor:
+    """Return the logits of a defense for images of `as_queried`, which it may write into."""
     untyped: Any = defense
-    x = x.clone()
     logits: Tensor = untyped(x) if callable(untyped) else untyped.predict(x, untyped.adapt(x))
     return logits
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.history import Recorder
-from dent.attacks.protocol import Defense, answer, as_queried, is_batch_dependent, name_of
+from dent.attacks.protocol import Defense, as_queried, is_batch_dependent, name_of, query
 from dent.errors import InputError
 from dent.outputs import advice, described
 from dent.support.plural import counted
@@ -184,7 +184,7 @@ class Querier:
         images = as_queried(images)
         if wants_gradient:
             images.register_hook(partial(self._on_backward, asked, members))
-        logits = answer(self.defense, images) if view is None else view(images)
+        logits = query(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not _depends_on(logits, images):
             raise NoGradientError(

@@ -2,14 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from functools import partial
+from typing import ClassVar, Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import check_supported
+from dent.adaptation.other_batch_norm import BatchNormCall, OtherBatchNorm
 from dent.config import DentConfig
 from dent.defenses.base import ReferenceDefense
 
@@ -59,49 +60,22 @@ class BatchNormDefense(ReferenceDefense):
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
-        with _OtherStatistics(self.statistics):
+        with OtherBatchNorm(partial(_normalize, self.statistics)):
             return self.classifier.predict(x, adaptation)
 
 
-class _OtherStatistics(TorchFunctionMode):
-    """Within it, batch_norm with running statistics normalizes by others; in this thread alone."""
-
-    def __init__(self, statistics: Statistics) -> None:
-        super().__init__()
-        self._statistics = statistics
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _batch_norm(
-        self,
-        input: Tensor,  # noqa: A002 - torch passes it by this name
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if running_mean is None or running_var is None:
-            return F.batch_norm(input, None, None, weight, bias, training, momentum, eps)
-        shape = [-1 if axis == 1 else 1 for axis in range(input.dim())]
-        values = input.to(running_mean.dtype)
-        by_position = values.reshape(*values.shape[:2], -1)
-        mean, variance = self._statistics(by_position, running_mean, running_var)
-        normalized = (values - mean.view(shape)) * (variance + eps).rsqrt().view(shape)
-        if weight is not None:
-            normalized = normalized * weight.view(shape)
-        if bias is not None:
-            normalized = normalized + bias.view(shape)
-        return normalized.to(input.dtype)
+def _normalize(statistics: Statistics, call: BatchNormCall) -> Tensor:
+    """Normalize by other statistics where the layer keeps running ones."""
+    x, mean, variance, weight, bias = call[:5]
+    if mean is None or variance is None:
+        return F.batch_norm(x, None, None, weight, bias, call.training, call.momentum, call.eps)
+    shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
+    values = x.to(mean.dtype)
+    by_position = values.reshape(*values.shape[:2], -1)
+    mean, variance = statistics(by_position, mean, variance)
+    normalized = (values - mean.view(shape)) * (variance + call.eps).rsqrt().view(shape)
+    if weight is not None:
+        normalized = normalized * weight.view(shape)
+    if bias is not None:
+        normalized = normalized + bias.view(shape)
+    return normalized.to(x.dtype)

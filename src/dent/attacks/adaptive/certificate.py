@@ -24,7 +24,7 @@ from dent.attacks.adaptive.capabilities import Unavailable
 from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import LossName, loss_named
-from dent.attacks.protocol import answer
+from dent.attacks.protocol import answer, as_queried
 from dent.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _gradient(
     view = rung.view(defense)
     with isolated_random_state(seed, x.device), torch.enable_grad():
         leaf = x.clone().requires_grad_()
-        logits = view(leaf)
+        logits = view(as_queried(leaf))
         if not logits.requires_grad:
             raise Unavailable(f"{type(defense).__name__} has no gradient by {rung.name}")
         total = loss_named(loss)(logits.to(x.dtype), y).sum()

@@ -25,8 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import nn
-
 from dent.adaptation.signs import SmoothSigns, check_temperature
 from dent.attacks.adaptive.capabilities import (
     adapt_accepts,
@@ -117,12 +115,7 @@ class Rung:
             self._check_through("on_step")
         if not isinstance(defense, DynamicDefense):
             return defense
-        return _on_copies(_VIEWS[self.name](defense, self, on_step))
-
-
-def _on_copies(view: View) -> View:
-    """Return a view whose defense may write into the images that it gets."""
-    return view if isinstance(view, nn.Module) else lambda x: view(x.clone())
+        return _VIEWS[self.name](defense, self, on_step)
 
 
 def _transfer(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dent.attacks.losses import margin
+from dent.attacks.protocol import as_queried
 
 if TYPE_CHECKING:
     from dent.attacks.querier import View
@@ -110,7 +111,7 @@ class Unmasked:
             return self._view(x)
         watching = _Watching(len(x))
         with watching:
-            answer = self._view(x)
+            answer = self._view(as_queried(x))  # gradients are taken to x as it is
         candidates = [scores for scores in watching.scores if scores.shape == answer.shape]
         if self._from_last is None:
             self._from_last = _last_alive(answer, candidates, x)

@@ -30,7 +30,7 @@ from dent.attacks.adaptive.apgd import random_start, steepest
 from dent.attacks.adaptive.capabilities import adapt_accepts
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import runner_up
-from dent.attacks.protocol import as_queried
+from dent.attacks.protocol import as_queried, query
 from dent.attacks.querier import NoGradientError, View
 from dent.attacks.steps import enlarged
 from dent.evaluation.records.plan import seed_of
@@ -111,7 +111,7 @@ def exact_view(defense: Defense) -> View:
     """Return the defense with its best gradient: through the adaptation, if it offers that."""
     if isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable"):
         return Rung("unrolled").view(defense)
-    return lambda x: answer(defense, x)
+    return lambda x: query(defense, x)
 
 
 def name_of(defense: Defense) -> str:

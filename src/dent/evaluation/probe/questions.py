@@ -164,7 +164,7 @@ class Probe:
         defense = self._origin.new(seed_of(self._seed, 0)).defense
         with isolated_random_state(seed_of(self._seed, 0), x.device), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            logits = answer(defense, as_queried(leaf))
+            logits = answer(defense, leaf)
             correct = logits.detach().argmax(dim=1) == y
             if not logits.requires_grad:
                 return int(correct.sum()), None
