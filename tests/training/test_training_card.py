@@ -14,7 +14,7 @@ from dent.attacks import PGD
 from dent.errors import ConfigError
 from dent.training import Measured, TrainingResult, write_card
 from dent.training.card_page import page
-from dent.training.ship import SHIPPED, TERMS, ship
+from dent.training.ship import SHIPPED, TERMS, halve, ship
 from tests.training.subjects import MODEL, fast, halves, run
 
 CPU = torch.device("cpu")
@@ -114,6 +114,27 @@ def test_shipping_copies_what_the_card_describes(
     assert hashlib.sha256(content).hexdigest() == shipped["weights"]["sha256"]
     assert shipped["accuracies"] == card["accuracies"]
     assert "# tiny" in (tmp_path / "tiny.card.md").read_text()
+
+
+def test_half_precision_is_measured_and_shipped(
+    trained: TrainingResult, card: dict[str, Any], tmp_path: Path
+) -> None:
+    test = halves()[1]
+    path = ship(halve(trained.folder, test, SMALL), "tiny", tmp_path)
+    half = json.loads(path.read_text())
+    assert (half["weights"]["dtype"], card["weights"]["dtype"]) == ("float16", "float32")
+    assert half["weights"]["bytes"] < 0.6 * card["weights"]["bytes"]
+    assert half["identity"] == card["identity"]
+    whole, rounded = (
+        models.load(MODEL, weights=f) for f in (trained.best, tmp_path / "tiny.safetensors")
+    )
+    for exact, value in zip(
+        whole.state_dict().values(), rounded.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, exact.half().float() if exact.is_floating_point() else exact)
+    x, y = test.batch(range(32))
+    with torch.no_grad():
+        assert half["accuracies"][0]["correct"] == int((rounded(x).argmax(1) == y).sum())
 
 
 def test_weights_that_are_not_the_cards_are_not_shipped(

@@ -16,6 +16,7 @@ from dent.storage.disk import read, write_atomically
 from dent.support.plural import counted
 from dent.threat import ThreatModel
 from dent.training.card_page import page
+from dent.training.state import stored_dtype
 from dent.training.train import RUN, TrainingResult
 from dent.training.watch import measure
 
@@ -167,7 +168,7 @@ def _card(
             "file": result.best.name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "bytes": len(content),
-            "dtype": "float32",
+            "dtype": str(stored_dtype(content)).removeprefix("torch."),
         },
         "accuracies": accuracies,
     }

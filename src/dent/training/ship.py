@@ -1,23 +1,31 @@
 """Put a trained model's weights and card among those that the package carries.
 
 python -m dent.training.ship runs/train/resnet-14-2-fast-linf resnet-14-2-linf
+
+With --half: rounds the weights to half precision first, and measures the rounded ones for the card.
 """
 
+import argparse
 import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from dent import models
+import torch
+
+from dent import data, models
 from dent.errors import ConfigError, DentError
-from dent.storage.disk import read, write_atomically
-from dent.training.card import CARD
+from dent.storage.disk import read, write_atomically, writing
+from dent.training.card import CARD, Measured, write_card
 from dent.training.card_page import page
+from dent.training.state import write_half
+from dent.training.train import RUN, TrainingResult, read_spec
 
 SHIPPED: Final = Path(models.__file__).parent / "shipped"
 TERMS: Final = "mit"
 """The license of what the package carries, as the Hugging Face hub writes it."""
+HALF: Final = "half"
 
 
 def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
@@ -30,9 +38,7 @@ def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
         ConfigError: the folder has no card, or the weights are not those it was written for.
         RecordError: a file cannot be read or written.
     """
-    if not (folder / CARD).exists():
-        raise ConfigError(f"{folder} has no {CARD}: run its `dent train` to the end first.")
-    card = json.loads(read(folder / CARD))
+    card = _card(folder)
     source = folder / card["weights"]["file"]
     content = read(source)
     if hashlib.sha256(content).hexdigest() != card["weights"]["sha256"]:
@@ -47,10 +53,65 @@ def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
     return path
 
 
+def halve(folder: Path, test: data.ImageDataset, measured: Measured) -> Path:
+    """Round a training's best weights to half precision, and measure those for a card.
+
+    Args:
+        folder: A finished training.
+        test: The test split, as for `write_card`.
+        measured: How many images the card measures.
+
+    Returns:
+        The folder of the rounded weights and their card, `folder / "half"`.
+
+    Raises:
+        ConfigError: the folder has no card, or `measured` requests too many images.
+        RecordError: a file cannot be read or written.
+    """
+    card = _card(folder)
+    half = folder / HALF
+    with writing(half):
+        half.mkdir(exist_ok=True)
+    write_atomically(half / RUN, read(folder / RUN))
+    weights = half / card["weights"]["file"]
+    write_half(weights, read(folder / weights.name))
+    rounded = TrainingResult(
+        spec=read_spec(folder),
+        folder=half,
+        last=weights,
+        best=weights,
+        **{key: card[key] for key in ("best_epoch", "metrics", "stopped", "seconds")},
+    )
+    write_card(rounded, test, torch.device("cpu"), measured)
+    return half
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    if not (folder / CARD).exists():
+        raise ConfigError(f"{folder} has no {CARD}: run its `dent train` to the end first.")
+    card: dict[str, Any] = json.loads(read(folder / CARD))
+    return card
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dent.training.ship", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of a finished training")
+    parser.add_argument("name", help="name of the model in the package")
+    parser.add_argument(
+        "--half", action="store_true", help="round to half precision, measure again"
+    )
+    parser.add_argument("--pgd", type=int, default=1000, help="with --half: images under PGD-20")
+    parser.add_argument("--autoattack", type=int, default=256, help="with --half: under AutoAttack")
+    args = parser.parse_args()
+    folder = args.folder
+    if args.half:
+        test = data.load(read_spec(folder).watch.name)
+        folder = halve(folder, test, Measured(pgd=args.pgd, autoattack=args.autoattack))
+    sys.stdout.write(f"{ship(folder, args.name)}\n")
+
+
 if __name__ == "__main__":
     try:
-        print(ship(Path(sys.argv[1]), sys.argv[2]))  # noqa: T201
+        _main()
     except DentError as error:
         sys.exit(f"{error}")
-    except IndexError:
-        sys.exit(__doc__)

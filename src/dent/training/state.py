@@ -143,5 +143,18 @@ def write_weights(path: Path, model: nn.Module, metadata: dict[str, Any] | None 
     return content
 
 
+def stored_dtype(weights: bytes) -> torch.dtype:
+    """Return the dtype of the floating-point values in a safetensors file's bytes."""
+    stored: dict[str, Tensor] = safetensors.torch.load(weights)
+    return next(value.dtype for value in stored.values() if value.is_floating_point())
+
+
+def write_half(path: Path, weights: bytes) -> None:
+    """Write a safetensors file's floating-point values in half precision (float16)."""
+    stored: dict[str, Tensor] = safetensors.torch.load(weights)
+    rounded = {k: v.half() if v.is_floating_point() else v for k, v in stored.items()}
+    write_atomically(path, safetensors.torch.save(rounded))
+
+
 def _is(name: str, part: str) -> bool:
     return name.startswith(f"{part}.")
