@@ -30,7 +30,6 @@ SHEETS: Final = ROOT / ".sheets"
 TESTS: Final = (
     "tests/test_golden.py",
     "tests/test_gpu.py",
-    "tests/test_gpu.py",
     "tests/test_behaviour.py",
     "tests/attacks/test_attack_contract.py",
     "tests/evaluation/test_evaluation_suite.py",

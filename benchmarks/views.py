@@ -159,8 +159,9 @@ def run(journal: Path, half: str, images: int, names: Sequence[str], hard: bool)
             continue
         x, y = dataset.batch(halves()[half][first : min(first + BATCH, images)])
         found = measured(model, names, attacks, x, y, seed=first)
+        torn = journal.exists() and not journal.read_bytes().endswith(b"\n")
         with journal.open("a") as file:
-            file.write(json.dumps({"first": first, "found": found}) + "\n")
+            file.write("\n" * torn + json.dumps({"first": first, "found": found}) + "\n")
         kept = {name: sum(each["pooled"]) for name, each in found.items()}
         print(first + len(y), kept, flush=True)
 

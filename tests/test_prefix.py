@@ -2,10 +2,12 @@
 
 import gc
 import pickle
+import random
 import weakref
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,6 +183,32 @@ def test_what_draws_from_a_generator_of_its_own_is_computed_every_time() -> None
             return x + torch.rand(x.shape, generator=self.source, dtype=x.dtype)
 
     defense = tried(make(Draws(), Counted(3, 3, 3, padding=1)), CONFIG)
+    assert calls(lambda: defense(images())) == 10
+
+
+@pytest.mark.parametrize("draw", [random.random, numpy.random.rand])
+def test_what_draws_random_numbers_elsewhere_is_computed_every_time(
+    draw: Callable[[], float],
+) -> None:
+    class Draws(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + float(draw())
+
+    defense = tried(make(Draws(), Counted(3, 3, 3, padding=1)), CONFIG)
+    assert calls(lambda: defense(images())) == 10
+
+
+def test_what_counts_in_a_buffer_is_computed_every_time() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("runs", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            return x + self.runs
+
+    defense = tried(make(Counts(), Counted(3, 3, 3, padding=1)), CONFIG)
     assert calls(lambda: defense(images())) == 10
 
 

@@ -33,7 +33,7 @@ _ALIASES: dict[str, Norm] = {
 }  # fmt: skip
 _USUAL_EPS: dict[Norm, str] = {"linf": "8/255", "l2": "0.5"}
 _WIDE = {"linf": 0.5, "l2": 0.2, "l1": 0.2}  # shares of the diameter
-_HUGE = 1e6  # pixel ranges; beyond any l1 ball that an image could fill
+_HUGE = 1e9  # pixel ranges; beyond any l1 ball that an image could fill
 
 
 @dataclass(frozen=True, init=False, repr=False)

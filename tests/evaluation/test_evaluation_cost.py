@@ -164,6 +164,9 @@ def test_a_sweep_over_eps_moves_the_threat(tmp_path: Path) -> None:
 
 def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path: Path) -> None:
     subject = make_subject({}, [])
+    for same in (["8/255", 8 / 255], [0, None]):
+        with pytest.raises(ConfigError, match=r"the sweep over eps has the value .* twice"):
+            sweep(subject, Settings(n=8), over="eps", values=same)
     with pytest.raises(ConfigError, match="has the value 4 twice"):
         sweep(subject, Settings(n=8), over="batch_size", values=[4, "4"])
     with pytest.raises(ConfigError, match="needs values"):

@@ -157,6 +157,9 @@ def test_what_makes_no_stream_is_refused() -> None:
     for poisoned in (0, 6, True):
         with pytest.raises(ConfigError, match="1 to 5"):
             lifted(poisoned=poisoned)
+    for batch_size in (0, -1, 2.0):
+        with pytest.raises(ConfigError, match="batch_size"):
+            stream(defense, IMAGES, LABELS, [Lift()], THREAT, batch_size=batch_size, poisoned=1)
     with pytest.raises(ConfigError, match="'now' or 'later'"):
         lifted(aim="soon")
     with pytest.raises(ConfigError, match="at least one attack"):

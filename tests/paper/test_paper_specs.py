@@ -293,6 +293,8 @@ def put(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("rows.0.treat", "linf 8/255", "rows.0.treat"),
         ("rows.0.published", ["1.0"], "1 published for 4 columns"),
         ("rows.1.id", "carmon-linf", "stands twice"),
+        ("rows.0.each", {"defence": ["dent"] * 4}, "defence"),
+        ("rows.0.each", {"batch_size": ["16"] * 4}, "batch_size"),
         ("rows.0.defense", "dent+", "row carmon-linf has defense"),
         ("rows.0.threat", "linf eight", "eight"),
         ("columns.2.measure", "robustness", "columns.2.measure"),

@@ -98,6 +98,46 @@ def test_without_images_as_the_norm_layer_remembers(net: Net, batch: Tensor) -> 
     assert defense.settings == {"alpha": 0.5, "statistics": "batch-norm"}
 
 
+@pytest.mark.parametrize("with_images", [False, True])
+def test_a_convolution_in_one_dimension_has_its_channels_before_the_positions(
+    with_images: bool,
+) -> None:
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv1d(2, 4, 3).double(), nn.BatchNorm1d(4).double().eval()
+    norm.weight.data.uniform_(0.5, 1.5)
+    norm.bias.data.normal_()
+    net = nn.Sequential(convolution, norm, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 3).double())
+    x = torch.rand(3, 2, 8, dtype=torch.float64)
+    made = norm(convolution(x))
+    mean, deviation = statistics(made) if with_images else (norm.bias, norm.weight.abs())
+    expected = net[3:](F.relu(sparse(made, mean, deviation, 0.5)))
+    defense = MeanSparse(net.eval(), alpha=0.5, images=x if with_images else None)
+    torch.testing.assert_close(defense(x), expected)
+
+
+class InPlace(nn.Module):
+    """A shortcut that is added in place, or not."""
+
+    def __init__(self, net: Net, in_place: bool) -> None:
+        super().__init__()
+        self.net, self.in_place = net, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.net.norm(self.net.first(x)))
+        second = self.net.norm(first)
+        if self.in_place:
+            second += first
+        else:
+            second = second + first
+        logits: Tensor = self.net.second(F.relu(second)).mean((2, 3))
+        return logits
+
+
+def test_a_shortcut_added_in_place_is_no_output_of_the_norm(net: Net, batch: Tensor) -> None:
+    ways = [MeanSparse(InPlace(net, in_place), alpha=0.5)(batch) for in_place in (True, False)]
+    torch.testing.assert_close(*ways)
+
+
 def test_a_wide_threshold_leaves_nothing_of_the_image(net: Net, batch: Tensor) -> None:
     logits = MeanSparse(net, alpha=1e6, images=batch)(batch)
     torch.testing.assert_close(logits, logits[:1].expand_as(logits))

@@ -160,6 +160,7 @@ def test_differentiable_is_the_exact_gradient(small: nn.Sequential, batch: Tenso
         DentConfig(steps=0),
         DentConfig(smoothing=SmoothingConfig(sigma=0.5)),
         DentConfig(views=ViewsConfig()),
+        DentConfig(statistics="moving"),
         DentConfig(adapt_affine=False, smoothing=SmoothingConfig(sigma=0.5)),
     ],
 )

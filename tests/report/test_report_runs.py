@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dent import ThreatModel
 from dent.cli import telling
 from dent.errors import ConfigError
 from dent.evaluation import (
@@ -91,6 +92,30 @@ def test_a_sweep_stands_for_its_runs(eps_sweep: Path, tmp_path: Path) -> None:
     assert series.over == "eps"
     assert [place.text for place in series.places] == ["1/255", "4/255"]
     assert differing(runs) == {"threat.eps": ["4/255", "1/255"]}
+
+
+def test_series_over_eps_in_two_norms_are_told_apart_by_the_norm(
+    subject: Subject, tmp_path: Path
+) -> None:
+    paths = []
+    for norm, eps in (("linf", "2/255"), ("linf", "4/255"), ("l2", "0.2"), ("l2", "0.5")):
+        threat = ThreatModel(norm, eps)
+        run = replace(small(subject), threat=threat, attacks=(), defenses={})
+        paths.append(tmp_path / f"{norm}-{len(paths)}")
+        evaluate(run, Settings(n=4, batch_size=4), out=paths[-1])
+    found = find_series(load_runs(paths))
+    assert [series.label for series in found] == ["threat.norm linf", "threat.norm l2"]
+
+
+def test_the_command_of_a_run_on_a_zoo_model_asks_for_no_factory(run_path: Path) -> None:
+    loaded = load_run(run_path)
+    spec = loaded.run.spec
+    for name, is_known in (("torchvision/resnet50", True), ("hf/org/name", True), ("timm", False)):
+        model = spec.model.model_copy(update={"name": name})
+        changed = spec.model_copy(update={"model": model})
+        run = replace(loaded, run=loaded.run.model_copy(update={"spec": changed}))
+        factory = any(caveat.startswith("the model ") for caveat in commands(run).caveats)
+        assert factory is not is_known
 
 
 def test_runs_over_eps_and_batch_size_are_a_series_each(eps_sweep: Path, batch_sweep: Path) -> None:

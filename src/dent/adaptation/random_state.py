@@ -244,6 +244,23 @@ def shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], A
     return states
 
 
+def shared_fingerprint(device: torch.device) -> tuple[Any, ...]:
+    """Return a value that changes when anything draws from a generator that the process shares.
+
+    The generators are those of `shared_states`.
+    """
+    return tuple(_comparable(state) for _, state in shared_states(device))
+
+
+def _comparable(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.cpu().numpy().tobytes()
+    if isinstance(state[1], tuple):  # Python's
+        return state
+    name, keys, *rest = state  # NumPy's
+    return (name, keys.tobytes(), *rest)
+
+
 def seed_one(generator: Any, seed: int) -> None:
     """Seed a generator.
 

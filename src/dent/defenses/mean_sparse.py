@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -162,13 +162,20 @@ class _Sparse(nn.Module):
         return logits
 
 
+class _BatchNormOutput(NamedTuple):
+    values: Tensor
+    version: int
+    scale: Tensor | None
+    shift: Tensor | None
+
+
 class _Activations(TorchFunctionMode):
     """Within it, every activation function's input is looked at first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.place = 0
-        self._normalized: tuple[Tensor, Tensor | None, Tensor | None] | None = None
+        self._normalized: _BatchNormOutput | None = None
         self._linear: Tensor | None = None
 
     def __torch_function__(
@@ -191,7 +198,7 @@ class _Activations(TorchFunctionMode):
         if func is F.batch_norm:
             scale = args[3] if len(args) > 3 else kwargs.get("weight")
             shift = args[4] if len(args) > 4 else kwargs.get("bias")
-            self._normalized = (result, scale, shift)
+            self._normalized = _BatchNormOutput(result, result._version, scale, shift)
         return result
 
     def look(self, values: Tensor) -> Tensor:
@@ -200,15 +207,22 @@ class _Activations(TorchFunctionMode):
 
     def axis(self, values: Tensor) -> int:
         """Return which axis holds the channels: the last one of tokens and of linear layers."""
+        if self._is_normalized(values):
+            return 1
         return values.dim() - 1 if values.dim() == 3 or values is self._linear else 1
 
     def remembered(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return mean and deviation, (C,) each, where a BatchNorm layer has given these values."""
-        if self._normalized is None or values is not self._normalized[0]:
+        if self._normalized is None or not self._is_normalized(values):
             return None
-        _, scale, shift = self._normalized
+        scale, shift = self._normalized.scale, self._normalized.shift
         ones = values.new_ones(values.shape[1])
         return (0 * ones if shift is None else shift, ones if scale is None else scale.abs())
+
+    def _is_normalized(self, values: Tensor) -> bool:
+        made = self._normalized
+        # The version tells that nothing was added in place, such as a shortcut.
+        return made is not None and values is made.values and values._version == made.version
 
 
 class _Sparsifying(_Activations):

@@ -47,7 +47,7 @@ class TentOnline(ReferenceDefense):
 
     Args:
         model: the classifier.
-        config: batch-wise, at least one step, no smoothing, no views.
+        config: batch-wise, at least one step, statistics that do not move, no smoothing, no views.
 
     Raises:
         ConfigError: `config` is none that tent knows.
@@ -63,10 +63,11 @@ class TentOnline(ReferenceDefense):
             or config.smoothing is not None
             or config.views is not None
             or not config.adapt_affine
+            or config.statistics == "moving"
         ):
             raise ConfigError(
-                "tent-online needs granularity='batch', steps of at least 1, adapt_affine=True, no "
-                f"smoothing and no views, got {config!r}."
+                "tent-online needs granularity='batch', steps of at least 1, adapt_affine=True, "
+                f"statistics 'train' or 'test', no smoothing and no views, got {config!r}."
             )
         super().__init__(model, config)
         self.config = config

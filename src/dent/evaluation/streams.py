@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dent.attacks import Attack, Defense
-from dent.attacks.checks import is_count
+from dent.attacks.checks import check_counts, is_count
 from dent.data.tensors import as_images
 from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.evaluation.records.plan import seed_of
@@ -130,6 +130,7 @@ def stream(
         ConfigError: A number is out of range.
         InputError: Images or labels are no such tensors.
     """
+    check_counts(1, batch_size=batch_size)
     images, labels = _checked(images, labels)
     batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     _check(defense, attacks, aim, len(batches), poisoned)

@@ -96,14 +96,15 @@ def variants(
     """
     runs: dict[str, tuple[Subject, Settings]] = {}
     for value in values:
-        if str(value) in runs:
-            raise ConfigError(f"the sweep over {over} has the value {value} twice")
+        name, swept, its_settings = str(value), subject, settings
         if over == "eps":
             threat = ThreatModel(subject.threat.norm, value or 0, subject.threat.bounds)
-            runs[threat.written] = replace(subject, threat=threat), settings
+            name, swept = threat.written, replace(subject, threat=threat)
         else:
-            value_settings = Settings(**{**settings.to_json(), over: value})
-            runs[str(value)] = subject, value_settings
+            its_settings = Settings(**{**settings.to_json(), over: value})
+        if name in runs:
+            raise ConfigError(f"the sweep over {over} has the value {name} twice")
+        runs[name] = swept, its_settings
     if not runs:
         raise ConfigError(f"a sweep over {over} needs values")
     return runs

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Final
 from urllib.parse import quote
 
@@ -20,7 +19,7 @@ from dent.paper.results import CellResult, Ruling, TableResult, Unit
 from dent.paper.runner import REPORT
 from dent.paper.spec import Table, TableChart
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
-from dent.report.flags import Flag
+from dent.report.flags import Flag, letter
 from dent.report.html import environment
 from dent.storage.disk import write_atomically, writing
 from dent.support.plural import counted
@@ -215,7 +214,7 @@ def _flags(results: Sequence[TableResult]) -> dict[str, Flag]:
                 raised.setdefault(name, {})[defense] = None
     return {
         name: Flag(
-            letter=ascii_lowercase[index % len(ascii_lowercase)],
+            letter=letter(index),
             name=name,
             sentence="See docs/evaluation/protocol.md, section 5.",
             raised_by=tuple(raised[name]),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dent.config import DentConfig
 from dent.paper.defenses import parse_defense
@@ -77,6 +77,14 @@ class TableRow(Fields):
     """One text per column, exactly as printed; empty if the paper prints none."""
     each: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """A field with one value per column."""
+
+    @field_validator("each")
+    @classmethod
+    def _check_each(cls, each: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, values in each.items():
+            for value in values:
+                Fields.model_validate({name: value}, strict=True)
+        return each
 
 
 class Claim(Strict):

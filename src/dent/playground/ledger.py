@@ -77,8 +77,8 @@ def earlier_breaks(entries: Sequence[Entry], now: Entry, who: Who) -> tuple[Entr
 def least_right(entries: Sequence[Entry], now: Entry, who: Who) -> int:
     """Return the fewest members right in this run and earlier ones of its batch and threat."""
 
-    def batch(entry: Entry) -> tuple[int, int]:
-        return entry.setup.batch_size, entry.setup.seed
+    def batch(entry: Entry) -> tuple[int, int, str]:
+        return entry.setup.batch_size, entry.setup.seed, entry.setup.target
 
     same_batch = [
         entry.least[who]

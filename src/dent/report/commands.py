@@ -12,6 +12,7 @@ from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.subject import threat_of
 from dent.evaluation.suites import exactly
+from dent.names import CATALOGUES
 from dent.report.loading import LoadedRun
 from dent.support import ranges
 
@@ -65,7 +66,7 @@ def _pieces(spec: EvaluationSpec) -> Iterator[tuple[list[str], list[str]]]:
 def _model(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     name = spec.model.name
     digest = f"weights with the digest {spec.model.weights}"
-    if name in models.names():
+    if name in models.names() or ("/" in name and name.partition("/")[0] in CATALOGUES):
         return ["--model", name], []
     return ["--model", name], [f"the model {name!r}: your own factory or --weights; {digest}"]
 
@@ -108,6 +109,13 @@ def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
         name, budget = suite
         words = ["--suite", name, "--budget", budget]
         return [*words, *(["--to-the-end"] if spec.settings.until == "end" else [])], []
+    until = spec.settings.until
+    early = [] if until == Settings().until else [f"the setting until={until!r}"]
+    words, caveats = _named_attacks(spec)
+    return words, [*caveats, *early]
+
+
+def _named_attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     words = [word for attack in spec.attacks for word in ("--attack", attack.name)]
     protocols = {attack.protocol for attack in spec.attacks}
     if protocols == {"published"} and not all("protocol=" in a.name for a in spec.attacks):

@@ -79,7 +79,7 @@ class Flags:
                     names.setdefault(diagnostic.name, (diagnostic, []))[1].append(
                         f"{RUN_WIDE}{where}"
                     )
-        self._letters = {name: _letter(index) for index, name in enumerate(names)}
+        self._letters = {name: letter(index) for index, name in enumerate(names)}
         self.all = tuple(
             Flag(self._letters[name], name, diagnostic.sentence, tuple(raised_by))
             for name, (diagnostic, raised_by) in names.items()
@@ -123,6 +123,7 @@ def letters(flags: Sequence[Flag]) -> str:
     return ",".join(flag.letter for flag in flags)
 
 
-def _letter(index: int) -> str:
+def letter(index: int) -> str:
+    """Return the mark of a flag, by its number from 0: a, ..., z, a2, ..., z2, a3, ..."""
     turn, position = divmod(index, len(ascii_lowercase))
     return ascii_lowercase[position] + (str(turn + 1) if turn else "")

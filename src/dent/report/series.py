@@ -99,7 +99,11 @@ def find_series(runs: Sequence[NamedRun]) -> tuple[Series, ...]:
         series_places = [places for places in groups.values() if len({p.text for p in places}) > 1]
         others = differing([places[0].run for places in series_places])
         for index, places in enumerate(series_places):
-            label = ", ".join(f"{name} {values[index]}" for name, values in others.items())
+            label = ", ".join(
+                f"{name} {values[index]}"
+                for name, values in others.items()
+                if name != ".".join(axis.path)
+            )
             all_series.append(_series(axis, places, label))
     return tuple(all_series)
 

@@ -174,13 +174,16 @@ class Batcher:
 
     async def _run(self, jobs: list[Job], steps: int) -> None:
         self._metrics.batch_starts([self._clock() - job.arrived for job in jobs])
+        await self._answer(jobs, steps)
+
+    async def _answer(self, jobs: list[Job], steps: int) -> None:
         loop = asyncio.get_running_loop()
         try:
             answer = await loop.run_in_executor(self._thread, self._compute, jobs, steps)
         except Exception as error:
             if len(jobs) > 1:  # one of them may be the cause, and the others must not fail with it
                 for job in jobs:
-                    await self._run([job], steps)
+                    await self._answer([job], steps)
                 return
             _LOG.exception("A batch of %d images failed", len(jobs[0].images))
             failed = RefusedError(500, "failed", f"the defense failed: {type(error).__name__}.")

@@ -338,16 +338,18 @@ def _strides(
     """Return moves by a share of eps in the threat model's norm: along the gradient, and random."""
     lines = [gradient, *(_random(gradient, draws) for _ in range(2 * _LINES))]
     length = share * threat.eps
-    return [length * (line.sign() if threat.norm == "linf" else _unit(line)) for line in lines]
+    if threat.norm == "linf":
+        return [length * line.sign() for line in lines]
+    return [length * _unit(line, order=1 if threat.norm == "l1" else 2) for line in lines]
 
 
 def _random(like: Tensor, draws: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=draws, dtype=torch.float64).to(like)
 
 
-def _unit(rows: Tensor) -> Tensor:
+def _unit(rows: Tensor, order: int = 2) -> Tensor:
     flat = enlarged(rows).flatten(1)
-    length = flat.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    length = flat.norm(p=order, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     unit: Tensor = flat / length
     return unit.reshape(rows.shape)
 
