@@ -1,13 +1,13 @@
-"""What attacking a defense takes.
+"""The cost of attacking a defense.
 
-Two questions, each answered by ratios from rounds in which all contestants take turns.
+It answers two questions by ratios of times, from rounds in which all contestants take turns.
 
-How much faster is an AutoAttack run than by the plain eager path (the memory format the model comes
-in, whole batches)? Both find adversarial images; how many of them is printed beside the time, since
-rounding differs.
+How much faster is AutoAttack than on the plain eager path (the model's original memory format, and
+whole batches)? The number of fooled members is printed beside the time, because rounding differs
+between the two.
 
-How much more than a query by the stop-gradient does one by the exact, checkpointed gradient through
-all steps take, in time, and in memory by the number of steps?
+How much more does a query by the exact, checkpointed gradient through all steps cost than one by
+the stop-gradient, in time, and in memory by the number of steps?
 """
 
 import argparse
@@ -37,7 +37,7 @@ STEPS: Final = (4, 9, 16, 25, 36)
 
 
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> list[object]:
-    """AutoAttack on the static model and on defenses, by both paths."""
+    """Time AutoAttack on the static model and on defenses, on both paths; return the rows."""
     budget = {
         "iterations": options.iterations,
         "targets": options.targets,
@@ -47,7 +47,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespa
     rows: list[object] = []
     pairs: dict[str, tuple[nn.Module, nn.Module]] = {"static": (model, model)}
     for name, config in CONFIGS.items():
-        # Where members that fell are left out, every batch has another shape to compile.
+        # Without the fooled members, every batch has a new shape, which would be compiled again.
         fast = Performance(compile=config.batch_dependent)
         pairs[name] = Dent(model, config, PLAIN), Dent(model, config, fast)
     for name, (slow, quick) in pairs.items():
@@ -72,7 +72,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespa
 
 
 def query(defense: Dent, x: Tensor, y: Tensor, *, exact: bool) -> None:
-    """Take the gradient of one query."""
+    """Compute the gradient of one query."""
     x = x.clone().requires_grad_()
     how: dict[str, Any] = {"differentiable": True, "checkpointed": True} if exact else {}
     logits = defense.predict(x, defense.adapt(x, **how))
@@ -80,7 +80,7 @@ def query(defense: Dent, x: Tensor, y: Tensor, *, exact: bool) -> None:
 
 
 def exact(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> list[object]:
-    """The exact gradient's cost in queries by the stop-gradient."""
+    """Measure the exact gradient's cost in queries by the stop-gradient; return the rows."""
     rows: list[object] = []
     for name in EXACT:
         defense = Dent(model, CONFIGS[name])
@@ -100,7 +100,7 @@ def exact(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -
 
 
 def memory(options: argparse.Namespace) -> list[object]:
-    """By number of steps, the peak of both kinds of query of dent, in MB above the loaded model."""
+    """Measure both kinds of query of dent by number of steps: peak MB above the loaded model."""
     rows: list[object] = []
     for steps in STEPS:
         stop, full = (

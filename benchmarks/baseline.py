@@ -1,6 +1,6 @@
-"""dent as the paper's listing has it (appendix A), and dent+ in the same manner: plain and eager.
+"""dent as in the paper's listing (appendix A), and dent+ in the same style: plain and eager.
 
-The yardsticks that the package's own implementation is measured against.
+The benchmarks compare the package's own implementation with these.
 """
 
 from copy import deepcopy
@@ -54,7 +54,7 @@ class PlainDent(nn.Module):
 
 
 class SampleBatchNorm(nn.Module):
-    """Batch normalization by running statistics, then one scale and shift for every sample."""
+    """Batch normalization by running statistics, followed by one scale and shift per sample."""
 
     def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SampleBatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(layer.weight), nn.Parameter(layer.bias)
 
     def start(self, samples: int) -> list[nn.Parameter]:
-        """Begin anew from the trained scale and shift, once for every sample."""
+        """Reset scale and shift to the trained ones for every sample; return the new parameters."""
         self.weight, self.bias = (
             nn.Parameter(trained.detach().expand(samples, -1).clone())
             for trained in (self.layer.weight, self.layer.bias)
@@ -70,7 +70,7 @@ class SampleBatchNorm(nn.Module):
         return [self.weight, self.bias]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize, scale and shift."""
+        """Normalize, scale and shift the input."""
         statistics = (self.layer.running_mean, self.layer.running_var)
         normal = F.batch_norm(x, *statistics, eps=self.layer.eps)
         shape = (*self.weight.shape, *[1] * (x.dim() - 2))
@@ -78,7 +78,7 @@ class SampleBatchNorm(nn.Module):
 
 
 class PlainDentPlus(nn.Module):
-    """dent+: sample-wise, by AdaMod, on the information maximization of a batch."""
+    """dent+: sample-wise information maximization of a batch, by AdaMod."""
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class PlainDentPlus(nn.Module):
                     setattr(parent, name, self.layers[-1])
 
     def start(self, samples: int) -> list[nn.Parameter]:
-        """Begin anew from the trained scales and shifts."""
+        """Reset all scales and shifts to the trained ones; return the new parameters."""
         return [each for layer in self.layers for each in layer.start(samples)]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""`make bench`: everything measured in turns on this machine, into one JSON file and one page.
+"""`make bench`: measure all parts on this machine, and write one JSON file and one page.
 
-    runs/bench/*.json       a part each, kept when it is done: the same command goes on from there
-    runs/bench/bench.json   all of them, with the machine
+    runs/bench/*.json       one part each, saved when it is done; the same command then continues
+    runs/bench/bench.json   all parts, with a description of the machine
     runs/bench/index.html   the page
 
-Remove runs/bench to measure anew. `--publish` copies both to docs/bench/.
+Remove runs/bench to measure again. `--publish` copies bench.json and the page to docs/bench/.
 """
 
 import argparse
@@ -33,11 +33,11 @@ _ORDER: Final = ("eager", LISTING, *SETTINGS)
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Run the parts that are not there yet; all of them."""
+    """Run the parts that are missing; return the figures of all parts by name."""
     found = {}
     for name in PARTS:
         path = folder / f"{name}.json"
-        if name == "cost" or not path.exists():  # cost goes on by itself, cell by cell
+        if name == "cost" or not path.exists():  # cost itself continues, cell by cell
             print(f"\n== {name}", flush=True)
             command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(path)]
             subprocess.run(command, check=True)  # noqa: S603 - our own scripts
@@ -46,7 +46,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """What it ran on, but for its name."""
+    """Return a description of the machine, without its name."""
     cpu = torch.backends.cpu.get_cpu_capability()
     return {
         "cores": str(os.cpu_count()),
@@ -57,9 +57,9 @@ def machine() -> dict[str, str]:
 
 
 def in_order(figures: Mapping[str, Any]) -> list[Any]:
-    """Rows as a reader looks for them: by defense, by rising steps, by what is done to be faster.
+    """Return the rows in the order of the page: by defense, by number of steps, then by setting.
 
-    They are measured, and recorded, in another order.
+    They are measured and recorded in another order.
     """
     defenses = list(dict.fromkeys(_named(each["what"])[0] for each in figures.values()))
 
@@ -71,13 +71,13 @@ def in_order(figures: Mapping[str, Any]) -> list[Any]:
 
 
 def _named(what: str) -> tuple[str, int]:
-    """`dent, 10 steps, test statistics`: the defense apart from its steps."""
+    """Split `dent, 10 steps, test statistics` into `dent, test statistics` and 10, or 0 if none."""
     steps = re.search(r", (\d+) steps", what)
     return (what, 0) if steps is None else (what.replace(steps[0], ""), int(steps[1]))
 
 
 def by_steps(cells: Mapping[str, Any]) -> list[Chart]:
-    """Cost against steps, of every cell that has them all."""
+    """Return a chart of cost by steps for every cell that was measured at all of `STEPS`."""
     charts = []
     for title, figures in cells.items():
         settings = dict.fromkeys(each["setting"] for each in figures.values())
@@ -114,7 +114,7 @@ def _value(steps: int, each: Mapping[str, float]) -> Value:
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The figures as one HTML page that needs nothing else."""
+    """Return the figures as one self-contained HTML page."""
     template = environment("dent.paper").from_string((HERE / "bench.html.j2").read_text())
     return template.render(
         record=record, charts=by_steps(record["cost"]["cells"]), in_order=in_order
@@ -122,7 +122,7 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the record and the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--publish", action="store_true", help="copy to docs/bench/")

@@ -1,4 +1,4 @@
-"""What is timed: our defenses in every setting, and plain ones written from the paper's listing."""
+"""The contestants: our defenses in every setting, and plain ones after the paper's listing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,18 +19,18 @@ SETTINGS: Final = {
 LISTING: Final = "the listing, eager"
 _PLUS_STEPS: Final = 6
 _MAIN: Final = ("default", "compiled")
-"""Settings in which the lesser defenses are timed, too."""
+"""Settings in which the defenses with test statistics are timed as well."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One that takes its turn.
+    """A defense in one setting, or the static model, to be timed.
 
     Attributes:
-        what: The defense: `dent, 10 steps`.
-        setting: A name of `SETTINGS`, or `LISTING`.
-        steps: Its steps.
-        run: Answers a batch.
+        what: Name of the defense, such as `dent, 10 steps`.
+        setting: A name in `SETTINGS`, or `LISTING`; `eager` for the static model.
+        steps: Number of steps.
+        run: Returns the logits of a batch.
     """
 
     what: str
@@ -40,19 +40,20 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """Another for every contestant."""
+        """A name that is unique for every contestant."""
         return f"{self.what}, {self.setting}"
 
 
 def contestants(
     model: nn.Module, steps: Sequence[int], settings: Sequence[str]
 ) -> Mapping[str, Contestant]:
-    """Return all of them by name, the static model first.
+    """Return all contestants by name, the static model first.
 
     Args:
-        model: In eval mode.
-        steps: Of batch-wise dent; 10 of them also with test statistics.
-        settings: Names of `SETTINGS`.
+        model: The static model, in eval mode.
+        steps: Numbers of steps of batch-wise dent. If 10 is among them, dent with 10 steps is also
+            timed with test statistics, as dent-nominal, and as the listing.
+        settings: Names in `SETTINGS`.
     """
     plus, few = f"dent+, {_PLUS_STEPS} steps", [count for count in steps if count == 10]
     found = [Contestant("static", "eager", 0, model)]

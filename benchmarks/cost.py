@@ -1,12 +1,13 @@
-"""What a defense costs, in static forwards of the same model and batch.
+"""The cost of a defense, in static forwards of the same model and batch.
 
-Within a cell (a model and a batch size) all contestants take turns in every round. The figures are
-medians over rounds of each contestant's ratio to the static forward of the same round (eager, in
-the memory format the model comes in), with their quartiles. Absolute times are not reported.
+Within a cell (a model and a batch size), all contestants take turns in every round. The figures are
+the median and quartiles over rounds of a contestant's time divided by the static forward of the
+same round (eager, in the model's original memory format). Absolute times are not reported for
+cells.
 
-The last part puts our default beside the plain listing on every model of the behaviour suite.
+The last part compares our default with the plain listing on every model of the behaviour suite.
 
-A cell is written when it is done, and the same command again goes on with those that are not.
+Each cell is saved when it is done. The same command then continues with the others.
 """
 
 import argparse
@@ -34,7 +35,8 @@ sys.path.insert(0, str(ROOT))
 from tests.small_models import BATCH_NORM, MODELS  # noqa: E402 - from the checkout, no package
 
 TABLE_14: Final = {0: 1.0, 1: 3.4, 5: 12.8, 10: 25.3, 20: 49.1, 30: 75.9, 40: 99.9, 50: 125.3}
-"""Relative cost by steps: the paper's ResNet-50 on ImageNet, 288 x 288, batches of 16."""
+"""Cost by number of steps, in static forwards: the paper's ResNet-50 on ImageNet, at 288 x 288, in
+batches of 16."""
 
 STEPS: Final = (1, 5, 10, 20, 30, 40, 50)
 
@@ -44,11 +46,11 @@ class Cell:
     """A model at a batch size.
 
     Attributes:
-        model: A name of `dent models`, or of an architecture, with random weights.
-        batch_size: Images.
-        steps: Of dent.
-        settings: Names of `SETTINGS`.
-        memory: Whether the peak of memory is measured, too.
+        model: A name of `dent models`, or of an architecture, which gets random weights.
+        batch_size: Number of images.
+        steps: Numbers of steps of dent.
+        settings: Names in `SETTINGS`.
+        memory: Whether to measure the peak memory as well.
     """
 
     model: str
@@ -59,11 +61,11 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """What it is called in the record."""
+        """The name of the cell in the record."""
         return f"{self.model}, batch {self.batch_size}"
 
     def load(self) -> tuple[nn.Module, Tensor]:
-        """The model and a batch."""
+        """Return the model and a random batch."""
         known = self.model in models.names()
         model = (models.load(self.model) if known else models.resnet(self.model)).eval()
         generator = torch.Generator().manual_seed(0)
@@ -80,7 +82,7 @@ SHORT: Final = (Cell("resnet-14-2-linf", 8, (1, 10), ("preserve", "default")),)
 
 
 def measure(cell: Cell, rounds: int) -> dict[str, Any]:
-    """Measure one cell: by contestant, what its turns came to."""
+    """Measure one cell, and return its figures by contestant."""
     model, x = cell.load()
     runs = contestants(model, cell.steps, cell.settings)
     with torch.no_grad():
@@ -90,7 +92,7 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
     figures = {}
     for name, each in runs.items():
         low, median, high = ratios(times[name], static)
-        compiled = "compiled" in each.setting  # whose operations nobody sees
+        compiled = "compiled" in each.setting  # the counter does not see compiled operations
         figures[name] = {
             "what": each.what,
             "setting": each.setting,
@@ -107,13 +109,13 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
 
 
 def _faster(one: Contestant, times: Mapping[str, Sequence[float]]) -> float | None:
-    """How many times faster than the plain listing of the same defense, in the same rounds."""
+    """Return how many times faster it is than the listing of its defense in the same rounds."""
     listing = times.get(f"{one.what}, {LISTING}")
     return None if listing is None else ratios(listing, times[one.name])[1]
 
 
 def operations(run: Any, x: Tensor) -> int:
-    """Return how many floating-point operations a call takes, by PyTorch's own counter."""
+    """Return the number of floating-point operations of a call, by PyTorch's own counter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run(x)
     return int(counter.get_total_flops())
@@ -128,7 +130,7 @@ def _memory(cell: Cell, one: Contestant) -> float | None:
 
 
 def print_peak(model: str, batch_size: str, name: str) -> None:
-    """Print by how many MB one answer of a contestant lifts the peak of this process."""
+    """Print by how many MB one call of a contestant raises the peak memory of this process."""
     cell = Cell(model, int(batch_size))
     loaded, x = cell.load()
     with torch.no_grad():
@@ -137,7 +139,7 @@ def print_peak(model: str, batch_size: str, name: str) -> None:
 
 
 def everywhere(batch_size: int, rounds: int) -> dict[str, Any]:
-    """By model of the behaviour suite, how many times faster than the listing our default is."""
+    """Return how many times faster our default is than the listing, by model of the test suite."""
     found: dict[str, Any] = {}
     x = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for name, build in MODELS.items():
@@ -164,7 +166,7 @@ def everywhere(batch_size: int, rounds: int) -> dict[str, Any]:
 
 
 def show(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a cell."""
+    """Print the figures of a cell."""
     print(f"\n{title}\n{'':48}{'median':>8}{'quartiles':>16}{'floor':>7}{'faster':>8}{'MB':>8}")
     for name, each in figures.items():
         spread = f"{each['lower_quartile']:.1f} to {each['upper_quartile']:.1f}"

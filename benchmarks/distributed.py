@@ -1,11 +1,11 @@
-"""What workers of a Ray cluster on this machine gain over one process, in one run.
+"""How much faster one run is on the workers of a local Ray cluster than in one process.
 
 `python benchmarks/distributed.py --n 64 --batch-size 8 --iterations 5 --rounds 2`
 
-Evaluates dent+ on the bundled images three ways, in turns: one process of one thread, one of as
-many threads as workers, and workers of one thread each. Prints the seconds of each round, the
-start of the workers apart, and the ratios of their sums. A Ray worker is nice (15) where others
-compute on the machine; set RAY_worker_niceness=0 to compare like with like.
+It evaluates dent+ on the bundled images in three ways, in turns: in one process with one thread, in
+one with as many threads as workers, and on workers with one thread each. It prints the seconds of
+each round, the start of the workers separately, and the ratios of the sums. Ray runs its workers at
+nice 15, so other processes slow them down; set RAY_worker_niceness=0 for a fair comparison.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from dent.threat import ThreatModel
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the times and their ratios."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--model", default="resnet-14-2-linf")
     asked.add_argument("--n", type=int, default=64)

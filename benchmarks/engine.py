@@ -1,12 +1,12 @@
 """What the evaluation itself costs, beyond attacks and defenses: `python benchmarks/engine.py`.
 
-Within every round the same work is done twice, in turns: by `evaluate` with all its records on
-disk, and by a bare loop that makes the same attacks and submits the same batches, nothing else. The
-figure is the median over rounds of the ratio of their times. Counted as the evaluation's own are
-plan, records, tensors, digests, traces, and also the probe, which the bare loop does not have.
+Every round does the same work twice, in turns: by `evaluate` with all its records on disk, and by a
+bare loop that only runs the same attacks and submits the same batches. The figure is the median
+over rounds of the extra time of `evaluate`, as a share of the bare loop's. It contains the plan,
+records, tensors, digests and traces, and also the probe, which the bare loop does not have.
 
-`--memory` measures how far the peak of memory grows with the dataset instead, each size in a
-process of its own, on images that are made when they are asked for.
+`--memory` instead measures how the peak memory grows with the size of the dataset. Each size runs
+in its own process, on images that are generated on access.
 """
 
 import argparse
@@ -35,7 +35,7 @@ THREAT = ThreatModel("linf", "1.5/255")
 
 
 class Made(ImageDataset):
-    """As many images as one likes, none of which lies in memory."""
+    """A dataset of any size, whose images are generated on access."""
 
     def __init__(self, size: int) -> None:
         self.name, self.split, self.classes = "made", "test", tuple("0123456789")
@@ -46,20 +46,20 @@ class Made(ImageDataset):
         return len(self.sample_ids)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images that depend on their positions alone."""
+        """Return images and labels that depend only on their positions."""
         draws = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in indices]
         return torch.stack(draws), torch.tensor([i % 10 for i in indices])
 
 
 def subject_of(model: nn.Module, images: ImageDataset, attack: str, iterations: int) -> Subject:
-    """The static model, dent with few steps, and dent+ under one attack."""
+    """Return a subject: the static model, dent with 2 steps, and dent+, under one attack."""
     few = replace(DENT, steps=2)
     defenses = {"dent": Dent(model, few), "dent+": Dent(model, DENT_PLUS)}
     return Subject(model, images, defenses, [make(attack, iterations=iterations)], THREAT)
 
 
 def bare(subject: Subject, settings: Settings) -> float:
-    """Attack and submit what an evaluation does, and keep nothing; seconds."""
+    """Run the attacks and submissions of an evaluation without records; return the seconds."""
     start = time.perf_counter()
     (attack,) = subject.attacks
     with torch.no_grad():
@@ -69,7 +69,7 @@ def bare(subject: Subject, settings: Settings) -> float:
             found: dict[str, Tensor] = {}
             for name, defense in {"static": subject.model, **subject.defenses}.items():
                 if name != "static":
-                    subject.model(x)  # the forward that the relative cost is measured by
+                    subject.model(x)  # `evaluate` measures the relative cost by this forward
                 answer(defense, x)
                 seed = seed_of(settings.seed, "unit", first // settings.batch_size, attack.name)
                 found[name] = attack(defense, x, y, subject.threat, seed=seed).adversarial
@@ -81,7 +81,7 @@ def bare(subject: Subject, settings: Settings) -> float:
 
 
 def whole(subject: Subject, settings: Settings) -> float:
-    """The same by `evaluate`, into a folder; seconds."""
+    """Do the same with `evaluate`, into a folder; return the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         evaluate(subject, settings, out=Path(folder) / "run")
@@ -89,7 +89,7 @@ def whole(subject: Subject, settings: Settings) -> float:
 
 
 def overhead(options: argparse.Namespace) -> dict[str, float]:
-    """Median and quartiles of what `evaluate` takes more, as a share of the bare loop."""
+    """Return median and quartiles of the extra time of `evaluate`, as a share of the bare loop."""
     model = models.load(options.model)
     subject = subject_of(model, data.load("cifar10-sample"), "apgd-ce", options.iterations)
     settings = Settings(n=options.n, batch_size=options.batch_size)
@@ -104,7 +104,7 @@ def overhead(options: argparse.Namespace) -> dict[str, float]:
 
 
 def peak(size: int) -> float:
-    """Evaluate `size` made images in this process; its peak of memory in MB."""
+    """Evaluate `size` generated images in this process; return its peak memory in MB."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 225, 10)

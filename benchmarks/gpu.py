@@ -1,14 +1,14 @@
 """`make gpu`: tests, speed, trainings and a verdict on a GPU, without a network.
 
     python benchmarks/gpu.py                        all parts in order, each within its minutes
-    python benchmarks/gpu.py --part bench           one of them; the same command goes on
-    python benchmarks/gpu.py --device cpu --small   all of them in tiny form; measures nothing
-    python benchmarks/gpu.py --collect              beforehand: fetch wheels into .wheels/
-    python benchmarks/gpu.py --pack                 beforehand: the training set into .sheets/
+    python benchmarks/gpu.py --part bench           one part; the same command continues it
+    python benchmarks/gpu.py --device cpu --small   all parts in tiny form; measures nothing
+    python benchmarks/gpu.py --collect              before: fetch wheels into .wheels/
+    python benchmarks/gpu.py --pack                 before: pack the training set into .sheets/
 
-Beforehand is where there is a network. A part writes PART.json into --out, with the device, its
-driver and the versions; a part that is complete there is not run again. Where the environment names
-a folder in OUT, the files of --out (not its folders) are copied there, too.
+Run the last two before, on a machine with a network. A part writes PART.json into --out, with the
+device, its driver and the versions. A part that is complete there is not run again. If the
+environment variable OUT names a folder, the files in --out (not its folders) are copied there too.
 """
 
 import argparse
@@ -27,11 +27,11 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent
 MINUTES: Final = {"tests": 4.0, "bench": 3.0, "train": 8.0, "verdict": 2.0}
 _GRACE: Final = 20.0
-"""Seconds after its time that a part has to stop by itself."""
+"""Seconds that a part gets to stop by itself after its time is over."""
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Run the command line, and return the exit status."""
     options = _options()
     if options.collect:
         for wheel in wheels.collect():
@@ -75,7 +75,10 @@ def _options() -> argparse.Namespace:
 
 
 def _within(part: str, options: argparse.Namespace, environment: dict[str, str]) -> bool:
-    """Run a part in a process of its own, which is ended if it does not stop in time."""
+    """Run a part in its own process, and return whether it is complete.
+
+    The process is killed if it does not stop in time.
+    """
     path = options.out / f"{part}.json"
     if _record(path).get("complete"):
         print(f"== {part}: complete in {path}", flush=True)
@@ -106,7 +109,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run a part in this process."""
+    """Run a part in this process, and return the exit status."""
     import gpu_bench  # noqa: PLC0415 - what they need may lie in wheels
     import gpu_parts  # noqa: PLC0415
     import torch  # noqa: PLC0415

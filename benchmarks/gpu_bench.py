@@ -1,7 +1,8 @@
 """The bench of `make gpu`: milliseconds, static forwards and peak memory of the defenses.
 
-Every measurement is interleaved with static forwards of its own, and is kept once it is there. The
-most telling come first: what the time does not suffice for is listed as left out.
+Every measurement is interleaved with its own static forwards, and is saved as soon as it is done.
+The most informative ones come first. Those for which the time does not suffice are listed as left
+out.
 """
 
 import gc
@@ -45,10 +46,10 @@ MODELS: Final[dict[str, Callable[[], nn.Module]]] = {
     "resnet-8-1": lambda: models.resnet("resnet-8-1"),
 }
 PHASES: Final = ((LISTING, "default", "bfloat16"), ("compiled", "compiled bfloat16"))
-"""Settings in the order in which cells are measured in them: the compiler takes its time."""
+"""Groups of settings in the order of measurement; compilation is slow, so it comes last."""
 ROUNDS: Final = 5
 _ENOUGH: Final = 4.0
-"""Seconds that the rounds of one measurement may take; then there are fewer of them."""
+"""Seconds that the rounds of one measurement may take; slow measurements get fewer rounds."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """What it is called in the record."""
+        """The name of the cell in the record."""
         return f"{self.model} at {self.side}, batch {self.batch_size}"
 
     def load(self, device: torch.device) -> tuple[nn.Module, Tensor]:
-        """The model with random weights and a batch, on a device."""
+        """Return the model with random weights, and a random batch, on a device."""
         torch.manual_seed(0)
         model = MODELS[self.model]().eval().to(device)
         x = torch.rand(self.batch_size, 3, self.side, self.side)
@@ -84,7 +85,7 @@ SMALL: Final = (Cell("resnet-8-1", 16, 4),)
 
 
 def run(job: Job) -> None:
-    """Measure until all is done, or the time is over."""
+    """Measure until everything is done or the time is over."""
     cells = SMALL if job.small else CELLS
     phases = PHASES[:1] if job.small else PHASES
     cost: dict[str, dict[str, Any]] = job.done.setdefault("cost", {})
@@ -130,7 +131,7 @@ def _measure(job: Job, cell: Cell, phase: tuple[str, ...], figures: dict[str, An
                 else Dent(model, DEFENSES[what], SETTINGS[setting])
             )
             cost = cost_of(job, model, defense, x, listed.get(what))
-        except Exception as error:  # one that fails must not cost the others their time
+        except Exception as error:  # the other measurements must still run
             cost = {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
         figures[f"{what}, {setting}"] = cost
         job.keep()
@@ -139,14 +140,15 @@ def _measure(job: Job, cell: Cell, phase: tuple[str, ...], figures: dict[str, An
 def cost_of(
     job: Job, model: nn.Module, defense: nn.Module, x: Tensor, listed: Tensor | None
 ) -> dict[str, Any]:
-    """Milliseconds and static forwards of a prediction, medians and quartiles, and its peak.
+    """Return the time of a prediction in milliseconds and in static forwards, and its peak memory.
 
     Args:
-        job: Says where.
+        job: The part that is run.
         model: The static model.
-        defense: What is measured.
-        x: A batch.
-        listed: The logits of the listing, to which those of the defense are compared.
+        defense: The defense to measure.
+        x: A batch (N, C, H, W).
+        listed: The logits of the paper's listing, with which those of the defense are compared;
+            None if there is no listing of this defense.
     """
 
     def ask(module: nn.Module) -> None:
@@ -181,7 +183,7 @@ def cost_of(
 
 
 def peak(job: Job, run: Callable[[], object]) -> float | None:
-    """By how many MB a call lifts the device's memory; None on a CPU."""
+    """Return by how many MB a call raises the peak of the device's memory; None on a CPU."""
     if job.device.type != "cuda":
         run()
         return None
@@ -193,7 +195,7 @@ def peak(job: Job, run: Callable[[], object]) -> float | None:
 
 
 def _attacks(job: Job, cell: Cell) -> None:
-    """Queries a second of APGD through dent+ and the listing, and the exact gradient's price."""
+    """Measure APGD's queries per second through dent+ and the listing, and the exact gradient."""
     if "attack" in job.done or job.left() < 1:
         return
     model, x = cell.load(job.device)
@@ -206,7 +208,7 @@ def _attacks(job: Job, cell: Cell) -> None:
         LISTING: LISTINGS["dent+, 6 steps"](model).eval(),
         "default": Dent(model, DENT_PLUS),
     }.items():
-        threat = ThreatModel("linf", "1/2550")  # few fall, so that all queries are asked
+        threat = ThreatModel("linf", "1/2550")  # so few are fooled that all queries are made
         if not job.small:
             apgd(defense, x, y, threat, seed=0)
         job.settled()
@@ -239,7 +241,7 @@ def _attacks(job: Job, cell: Cell) -> None:
 
 
 def show(record: Mapping[str, Any]) -> None:
-    """Print the figures."""
+    """Print the measurements as tables."""
     for title, figures in record["cost"].items():
         print(f"\n{title}\n{'':48}{'ms':>10}{'forwards':>10}{'faster':>8}{'MB':>8}")
         for name, each in figures.items():

@@ -1,4 +1,4 @@
-"""What the parts of `make gpu` share: where they run, until when, and what they keep."""
+"""What the parts of `make gpu` share: the device, the deadline and the record."""
 
 import json
 import subprocess
@@ -14,15 +14,15 @@ from dent.evaluation.records.provenance import new_session
 
 @dataclass(frozen=True)
 class Job:
-    """A part to be run.
+    """A part of `make gpu` to run.
 
     Attributes:
-        part: Its name.
-        device: Where it computes.
+        part: Name of the part.
+        device: Device on which it computes.
         out: The folder of all parts.
-        deadline: When it has to be done, by `time.monotonic`.
-        small: In tiny form, which measures nothing.
-        done: What of it is done, written to `out/PART.json` by `keep`.
+        deadline: Time at which it must end, by `time.monotonic`.
+        small: Whether it runs in tiny form, which measures nothing.
+        done: Its record so far, which `keep` writes to `out/PART.json`.
     """
 
     part: str
@@ -34,28 +34,28 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """The part's record."""
+        """The file of the record."""
         return self.out / f"{self.part}.json"
 
     def left(self) -> float:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline."""
         return self.deadline - time.monotonic()
 
     def keep(self, **found: Any) -> None:
-        """Add to the record, and write it."""
+        """Add to the record, and write it to its file."""
         self.done.update(found)
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.done, indent=1) + "\n")
         part.replace(self.path)
 
     def settled(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What it ran on: device, driver, versions, and how it multiplies."""
+    """Return what a part ran on: the device, its driver, versions, and whether TF32 is allowed."""
     session = new_session(device)
     return {
         "device": session.device,

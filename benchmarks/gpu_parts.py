@@ -1,4 +1,4 @@
-"""Tests, trainings and the verdict of `make gpu`."""
+"""The tests, the trainings and the verdict of `make gpu`."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from dent.training.loop import read_metrics
 
 ROOT: Final = Path(__file__).parent.parent
 SHEETS: Final = ROOT / ".sheets"
-"""Where the parts of the training set are carried; git ignores it."""
+"""Folder in which the parts of the training set are carried; git ignores it."""
 TESTS: Final = (
     "tests/test_golden.py",
     "tests/test_gpu.py",
@@ -39,15 +39,15 @@ RECIPES: Final = ("fast-linf", "fast-nominal", "fast-l2")
 ARCHITECTURE: Final = "resnet-26-4"
 EPOCHS: Final = 30
 SUBSTITUTE: Final = "resnet-14-2-linf"
-"""What is evaluated as long as no net was trained."""
+"""The model that is evaluated until a net has been trained."""
 VERDICT_ON: Final = 1000
-"""Images for which the time is extrapolated."""
+"""Number of images for which the time is extrapolated."""
 _PIECE: Final = 15 * 2**20
-"""Bytes of a piece of weights, which come back in pieces."""
+"""Largest size of a piece of a weights file, in bytes. Weights are brought back in pieces."""
 
 
 class OutOfTimeError(Exception):
-    """The part's time is over; the same command goes on."""
+    """The time of the part is over. The same command continues it."""
 
 
 def tests(job: Job) -> None:
@@ -97,7 +97,7 @@ def _pytest(name: str, job: Job) -> dict[str, Any]:
 
 
 def _light() -> bool:
-    """Whether the wheel with the weights of `resnet18-nominal` was left where it came from."""
+    """Return whether `wheels.lighten` has removed the weights of `resnet18-nominal`."""
     try:
         models.load("resnet18-nominal")
     except WeightsError:
@@ -107,27 +107,27 @@ def _light() -> bool:
 
 @final
 class OnDevice(ImageDataset):
-    """A dataset whose pixels lie on a device, so that a batch is gathered there."""
+    """A dataset whose pixels are on a device, so that batches are gathered there."""
 
     def __init__(self, dataset: ArrayDataset, device: torch.device) -> None:
         self.name, self.split, self.classes = dataset.name, dataset.split, dataset.classes
         self.digest, self.sample_ids = dataset.digest, dataset.sample_ids
         self._pixels = torch.tensor(dataset.pixels).permute(0, 3, 1, 2).contiguous().to(device)
         self._labels = torch.tensor(dataset.labels).to(device)
-        # Looked up, not divided: a device may round a quotient otherwise.
+        # A lookup table in place of a division, because a device may round a quotient differently.
         self._shares = (torch.arange(256, dtype=torch.float32) / 255).to(device)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the samples at some positions, on the device."""
+        """Return the images and labels at some positions, on the device."""
         rows = torch.tensor(indices, dtype=torch.int64).to(self._labels.device)
         return self._shares[self._pixels[rows].int()], self._labels[rows]
 
 
 def train(job: Job) -> None:
-    """Train by one recipe after the other, each going on where it stopped."""
+    """Train by one recipe after the other. Each training continues where it stopped."""
     small = job.small
     found = training_set(small=small)
     watch = data.load("cifar10-sample")
@@ -171,7 +171,10 @@ def train(job: Job) -> None:
 
 
 def training_set(*, small: bool) -> ArrayDataset:
-    """CIFAR-10's train split, from the parts that were carried if it is nowhere else."""
+    """Return CIFAR-10's train split, from the carried parts if the dataset is not on this machine.
+
+    The small one is 16 images of the bundled sample.
+    """
     if small:
         sample = data.load("cifar10-sample")
         assert isinstance(sample, ArrayDataset)
@@ -182,13 +185,13 @@ def training_set(*, small: bool) -> ArrayDataset:
     except DataError:
         pixels, labels = sheets.unpack(SHEETS)
         store.write(path, store.encode({"pixels": pixels, "labels": labels}))
-        found = data.load("cifar10", "train", download=False)  # which checks its digest
+        found = data.load("cifar10", "train", download=False)  # this checks its digest
     assert isinstance(found, ArrayDataset)
     return found
 
 
 def cut(path: Path, out: Path, name: str) -> list[Path]:
-    """Cut a file into pieces that are small enough to come back: `cat NAME.*` joins them."""
+    """Cut a file into pieces that are small enough to be brought back; `cat NAME.*` joins them."""
     content = path.read_bytes()
     pieces = []
     for number, at in enumerate(range(0, len(content), _PIECE)):
@@ -199,7 +202,7 @@ def cut(path: Path, out: Path, name: str) -> list[Path]:
 
 
 def verdict(job: Job) -> None:
-    """Evaluate dent+ by the dynamic suite, or as much of it as the time suffices for."""
+    """Evaluate dent+ under the dynamic suite, or as much of it as the time allows."""
     small = job.small
     name, model = _evaluated(job)
     images = data.load("cifar10-sample")

@@ -1,10 +1,11 @@
-"""Whether a defense could do less work: stopping what has converged, and warm starts of attacks.
+"""Whether a defense could do less work: stopping converged batches, and warm starts in attacks.
 
-Measured before anything is offered. *Stopping*: how far dent+'s samples get by each step, on
-natural and on attacked images; which steps a rule would save that stops a batch when its mean
-entropy falls by less than a share of what it was; and what is served then. *Warm starts*: APGD
-through a dent+ whose adaptation goes on from the last query's, with fewer steps; what it finds is
-submitted to dent+ itself, which starts anew as ever.
+These measurements come before any such option. *Stopping* measures the progress of dent+ by step,
+on natural and on adversarial images. It then applies a rule that stops a batch when its mean
+entropy falls by less than a given share of its value, and reports the steps that remain and the
+accuracy. *Warm starts* runs APGD through a dent+ with fewer steps whose adaptation continues that
+of the last query. Its images are submitted to dent+ itself, which starts from the trained
+parameters as usual.
 """
 
 import argparse
@@ -28,14 +29,14 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Warm(PlainDentPlus):
-    """dent+ that goes on from its last call, as no defense may, but an attack's surrogate can."""
+    """dent+ that continues its last adaptation. A defense may not; an attack's surrogate may."""
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         super().__init__(model, steps)
         self.begun = False
 
     def start(self, samples: int) -> list[nn.Parameter]:
-        """Begin anew at the first call alone."""
+        """Start from the trained parameters in the first call only."""
         if not self.begun:
             self.begun = True
             return super().start(samples)
@@ -43,13 +44,16 @@ class Warm(PlainDentPlus):
 
 
 def attacked(target: nn.Module, batch: Batch, iterations: int) -> Tensor:
-    """What APGD on the cross-entropy makes of a batch."""
+    """Return the adversarial images of APGD on the cross-entropy for a batch."""
     x, y = batch
     return make("apgd-ce", iterations=iterations)(target, x, y, THREAT, seed=0).adversarial
 
 
 def courses(defense: Dent, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """By number of steps, from 0 to all: (steps + 1, N) of entropy, rightness, and update."""
+    """Return entropy, correctness and size of the last update, (steps + 1, N) each.
+
+    Row k is for an adaptation with k steps.
+    """
     known: dict[str, list[Tensor]] = {"entropy": [], "right": [], "update": []}
     before: Mapping[str, Tensor] | None = None
     for steps in range(defense.steps + 1):
@@ -68,7 +72,7 @@ def courses(defense: Dent, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def stopping(name: str, defense: Dent, batches: Sequence[Batch]) -> dict[str, Any]:
-    """What stopping would save and serve."""
+    """Measure the progress by step, and the steps and accuracy under each stopping rule."""
     each = [courses(defense, x, y) for x, y in batches]
     whole = {key: torch.cat([one[key] for one in each], 1) for key in each[0]}
     figures: dict[str, Any] = {
@@ -101,7 +105,7 @@ def stopping(name: str, defense: Dent, batches: Sequence[Batch]) -> dict[str, An
 def warm_starts(
     model: nn.Module, defense: Dent, batches: Sequence[Batch], iterations: int
 ) -> list[dict[str, Any]]:
-    """What attacks through cheaper dent+s leave of the whole one, and their time."""
+    """Attack through cheaper versions of dent+; return dent+'s accuracy and the time for each."""
     makers: dict[str, Any] = {
         "all 6 steps (the paper's attack)": lambda: defense,
         "6 steps, plain": lambda: PlainDentPlus(model, 6),

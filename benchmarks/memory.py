@@ -1,4 +1,4 @@
-"""Peaks of memory, each measured in a process of its own."""
+"""Measure peak memory, each measurement in its own process."""
 
 import gc
 import os
@@ -12,10 +12,11 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_of(script: str, *arguments: str) -> float | None:
-    """Run a script that prints `rise`; MB, or None where the system cannot tell (no Linux)."""
+    """Run a script that prints `rise`, and return it in MB; None if the system is not Linux."""
     if not _STATUS.exists():
         return None
-    # Freed memory goes back to the system at once, so that what is kept does not hide a peak.
+    # These make malloc return freed memory to the system at once. Otherwise, memory that it keeps
+    # would hide a peak.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     ran = subprocess.run(  # noqa: S603 - one of these scripts
         [sys.executable, script, *arguments],
@@ -28,10 +29,10 @@ def peak_of(script: str, *arguments: str) -> float | None:
 
 
 def rise(run: Callable[[], object]) -> float:
-    """By how many MB a call lifts the peak of this process, once all is warm and compiled."""
+    """Return by how many MB a call raises the peak memory of this process, after a warm-up."""
     run()
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _read("VmRSS")
     run()
     return _read("VmHWM") - before

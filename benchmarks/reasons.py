@@ -1,11 +1,11 @@
 """Why batch-wise dent does not reproduce its gain on the bundled l-inf net: one change at a time.
 
-    python benchmarks/reasons.py run                what is missing; an hour on 2 cores, resumable
-    python benchmarks/reasons.py page               the table of docs/paper/what-reproduces.md
+    python benchmarks/reasons.py run      measure what is missing: an hour on 2 cores, resumable
+    python benchmarks/reasons.py page     write the table of docs/paper/what-reproduces.md
 
-Every configuration faces the paper's kind of attack: APGD-CE through the whole defense, whose
-gradient passes the last forward only. What the same attack finds against the static model is
-submitted as well. Runs are in runs/reasons/, what the table needs in docs/paper/reasons.json.
+Every configuration is attacked as in the paper: by APGD-CE through the whole defense, with the
+gradient of the last forward only. The adversarial images of the same attack on the static model are
+submitted to it as well. The runs are in runs/reasons/, the figures in docs/paper/reasons.json.
 """
 
 import argparse
@@ -34,9 +34,9 @@ class Change:
     """One configuration.
 
     Attributes:
-        says: How it differs from batch-wise dent of 10 steps.
-        fields: Of `DentConfig`.
-        batch_size: Images that are submitted together.
+        says: How it differs from batch-wise dent with 10 steps.
+        fields: The fields of `DentConfig` that differ.
+        batch_size: Number of images that are submitted together.
     """
 
     says: str
@@ -60,7 +60,7 @@ CHANGES: Final = (
 
 
 def run(samples: int, iterations: int) -> None:
-    """Measure what is missing, and keep it."""
+    """Measure the configurations that are missing, and save their counts."""
     model, threat = models.load(MODEL), ThreatModel("linf", "8/255")
     dataset = data.load("cifar10")
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
@@ -105,7 +105,7 @@ def page() -> None:
 
 
 def table(kept: Mapping[str, Any]) -> list[str]:
-    """The lines of the table, from what is kept."""
+    """Return the lines of the table, from the saved counts."""
     lines = [HEADER, "| --- " * 5 + "|"]
     for says, of in kept.items():
         count, defended = of["samples"], of["counts"]["dent"]
@@ -129,7 +129,7 @@ def _share(correct: int, count: int) -> str:
 
 
 def main() -> None:
-    """Run, or write the page."""
+    """Run the measurements, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("--samples", type=int, default=256)

@@ -1,11 +1,11 @@
-"""The honest table: what attacks of three kinds leave of each defense on the bundled models.
+"""The results table: the robust accuracy of each defense under three kinds of attack.
 
     python benchmarks/results.py run     every evaluation, cheap ones first; hours on 2 cores
-    python benchmarks/results.py page    docs/evaluation/results.md and .svg, from what is there
+    python benchmarks/results.py page    docs/evaluation/results.md and .svg, from saved results
 
-An evaluation is an ordinary `dent evaluate`, whose command the page shows; interrupted, `run` goes
-on where it stopped. Results are kept in docs/evaluation/results/, whole runs in runs/results/. The
-rows of the board on the same model are shown beside them.
+An evaluation is an ordinary `dent evaluate`, whose command the page shows. If `run` is interrupted,
+the same command continues it. Results are saved in docs/evaluation/results/, whole runs in
+runs/results/. The rows of the board on the same model are shown beside them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ KEPT: Final = ROOT / "docs/evaluation/results"
 PAGE: Final = ROOT / "docs/evaluation/results.md"
 PICTURE: Final = PAGE.with_suffix(".svg")
 FINDING: Final = ROOT / "docs/figures/finding.svg"
-"""Of the README: these columns of one defense."""
+"""The figure in the README: the columns `SHOWN` of the defense `FOUND`."""
 FOUND: Final = "dent+"
 SHOWN: Final = ("published", "frozen", "dynamic", "board")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -37,10 +37,10 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 BOARD: Final = ROOT / "board/cifar10-linf-8_255-v1"
 SAMPLES: Final = 256
 BATCH_SIZE: Final = 32
-"""Eight batches, the least from which an interval over batches can be drawn."""
+"""It gives eight batches, the fewest for which there is an interval over batches."""
 MODEL: Final = "resnet-14-2-linf"
 CUT: Final = "standard:iterations=20,targets=1,square_iterations=50"
-"""AutoAttack as 2 cores bear it: of 100 iterations 20, of 9 targets 1, of 5000 queries 50."""
+"""AutoAttack cut for 2 cores: 20 of 100 iterations, 1 of 9 targets, 50 of 5000 queries."""
 SUITE_CUT: Final = (
     "adaptive-transfer:losses=margin,targeted=margin,iterations=20",
     "zero-update:iterations=10",
@@ -51,18 +51,22 @@ SUITE_CUT: Final = (
     "adaptive-fewer-steps:losses=margin,iterations=10",
     "adaptive-unrolled:losses=margin,iterations=5,warm=true",
 )
-"""Of the small suite: transfer and model space attacks whole, zero update with half the iterations,
-stop-gradient, fewer steps and unrolled by the margin alone, with half of them or a quarter."""
+"""A cut of the small suite. Transfer and model-space attacks are whole, and zero update has half of
+the iterations. Stop-gradient, fewer steps and unrolled use only the margin, with half of the
+iterations or a quarter."""
 
 
 SUITE: Final = "decided"
-"""The column of the suite as it is: its static model is attacked once for all defenses."""
+"""Key of the column of the current suite. It attacks the static model once for all defenses."""
 Results = dict[tuple[str, "Column"], EvaluationResult]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way to attack every defense; without options, one of earlier versions."""
+    """One way to attack every defense.
+
+    Without options, its results come from an earlier version or from the board, and cannot be run.
+    """
 
     key: str
     title: str
@@ -89,12 +93,12 @@ DEFENSES: Final = {
     "dent-smoothing": "benchmarks/configurations/dent-smoothing.json",
     "dent": "dent",
 }
-"""By name, what `--defense` takes; the cheapest first. `dent` is the preset's 30 steps, the two
-before it are its 10 steps of the paper's ablations, the second with a learned smoothing."""
+"""The value of `--defense` by name, the cheapest first. `dent` is the preset with 30 steps. The two
+before it have 10 steps, as in the paper's ablations, the second with a learned smoothing."""
 
 
 def command(defense: str, column: Column) -> list[str]:
-    """The arguments of `dent` for one cell of the table."""
+    """Return the arguments of `dent` for one cell of the table."""
     first = next(iter(DEFENSES))
     shared = column.key == SUITE and defense != first
     return [
@@ -107,7 +111,7 @@ def command(defense: str, column: Column) -> list[str]:
 
 
 def run(defenses: Sequence[str], columns: Sequence[Column]) -> None:
-    """Evaluate what is not evaluated yet."""
+    """Run the evaluations of some cells; those that are complete are not repeated."""
     for column in columns:
         for defense in defenses:
             arguments = command(defense, column)
@@ -118,7 +122,7 @@ def run(defenses: Sequence[str], columns: Sequence[Column]) -> None:
 
 
 def keep() -> None:
-    """Copy the results of all runs that are here, finished or not, to where they are kept."""
+    """Copy the results of all runs on this machine, finished or not, to the folder `KEPT`."""
     KEPT.mkdir(exist_ok=True)
     for defense in DEFENSES:
         for column in COLUMNS:
@@ -129,14 +133,14 @@ def keep() -> None:
 
 
 def kept(defense: str, column: Column) -> Path:
-    """Where the result of a cell is kept."""
+    """Return the path of the saved result of a cell."""
     if column.key == "board":
         return BOARD / defense / "headline/result.json"
     return KEPT / f"{defense}-{column.key}.json"
 
 
 def results() -> Results:
-    """All that is kept, by defense and column."""
+    """Return all saved results by defense and column."""
     return {
         (defense, column): EvaluationResult.model_validate(json.loads(path.read_text()))
         for defense in DEFENSES
@@ -146,7 +150,7 @@ def results() -> Results:
 
 
 def chart(found: Results) -> None:
-    """Draw what is kept and scored beside the page, and the finding for the README."""
+    """Draw the results that have an interval, for the page and for the README."""
     rows = {}
     for (defense, column), result in found.items():
         name = _defended(result)
@@ -161,7 +165,7 @@ def chart(found: Results) -> None:
 
 
 def table(found: Results) -> Iterator[str]:
-    """The table in Markdown, from the results that are kept, and the commands that make it."""
+    """Yield the lines of the table in Markdown, and the commands that reproduce it."""
     yield "| defense | attacked by | clean | robust | static | difference | verdict |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (defense, column), result in found.items():
@@ -188,7 +192,7 @@ def table(found: Results) -> Iterator[str]:
 
 
 def durations(found: Results) -> Iterator[str]:
-    """How long the suite took as it was, every attack on every batch, and as it is."""
+    """Yield a table of the suite's time: earlier, with every attack on every batch, and now."""
     rows = []
     by_key = {(defense, column.key): result for (defense, column), result in found.items()}
     for defense in DEFENSES:
@@ -228,7 +232,7 @@ def _unfinished(result: EvaluationResult) -> str:
 
 
 def page(found: Results) -> None:
-    """Write the table between its marks in the page."""
+    """Write the table between its markers in the page."""
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
@@ -237,7 +241,7 @@ def page(found: Results) -> None:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("--defense", action="append", choices=DEFENSES)

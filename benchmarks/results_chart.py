@@ -1,4 +1,4 @@
-"""The honest table as a picture: what each kind of attack leaves of a defense's gain."""
+"""The results table as a picture: the gain of a defense under each kind of attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ _ROW: Final = 0.27
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the table.
+    """One line of the picture.
 
     Attributes:
-        defense: Its name, under which its rows stand together.
-        attacked: By what.
-        value: Difference to the static worst case, in points.
-        interval: Of the difference, 95%, in points.
+        defense: Name of the defense.
+        attacked: Name of the attack.
+        value: Robust accuracy minus that of the static model, in percentage points.
+        interval: 95% interval of the difference, in percentage points.
     """
 
     defense: str
@@ -39,13 +39,13 @@ class Row:
 
     @property
     def colour(self) -> str:
-        """By the side of 0 on which the whole interval lies."""
+        """The color: for a gain, a loss, or an interval that contains 0."""
         low, high = self.interval
         return _GAIN if low > 0 else _LOSS if high < 0 else _NOTHING
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """Draw differences with their intervals, a line each, into an SVG file."""
+    """Draw differences with their intervals, one line each, into an SVG file."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.0, 0.9 + _ROW * len(rows)))
         FigureCanvasSVG(figure)

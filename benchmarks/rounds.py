@@ -1,4 +1,4 @@
-"""Rounds in which all take turns, so that a machine whose speed drifts drifts for all of them."""
+"""Timing in rounds: in each, all calls take turns, so a drift of the machine's speed hits all."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ Run = Callable[[], object]
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each, one a round, after one that warms up and compiles."""
+    """Return the seconds of each call in every round, after a first round that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, run in runs.items():
@@ -20,12 +20,12 @@ def interleaved(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
-    """Return the quartiles of the ratio, round by round."""
+    """Return the quartiles of the ratios `of / to` of each round."""
     return quartiles([a / b for a, b in zip(of, to, strict=True)])
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Return lower quartile, median and upper quartile; a single value is all three."""
+    """Return the lower quartile, the median and the upper quartile; a single value is all three."""
     if len(values) == 1:
         return [*values] * 3
     return statistics.quantiles(values, n=4, method="inclusive")

@@ -1,18 +1,17 @@
-"""What `dent serve` makes of the machine's throughput, and of twice the load it can take.
+"""How much of the machine's throughput `dent serve` keeps, and how it behaves at twice its load.
 
     python benchmarks/serve.py               a few minutes
     python benchmarks/serve.py --minutes 10  the overload for ten minutes
 
-A server is started as a process on 127.0.0.1, and stopped at the end; everything is bounded in
-count and time. Three things are measured:
+A server runs as a process on 127.0.0.1, and is stopped at the end. Everything is bounded in count
+and time. The script measures three things:
 
-- **saturation**: in turns, the raw loop (`evaluation.serving.serve` on the same batch, in this
-  process, while the server idles) and a few clients that always have a request open. The figure is
-  the median over rounds of the ratio of images per second. Loop and server compute with equally
-  many threads.
-- **overload**: requests at twice the rate just measured, without waiting for answers, for
-  `--minutes`: statuses, latency of what is answered, and the memory of replica and proxy.
-- **drain**: SIGTERM under load: what was taken in is answered.
+- **saturation**: in turns, the raw loop (`submit` on the same batch, in this process, while the
+  server is idle) and a few clients that always have a request open. The figure is the median over
+  rounds of the ratio of images per second. Loop and server compute with the same number of threads.
+- **overload**: for `--minutes`, requests at twice the rate just measured, sent without waiting for
+  answers. It records statuses, the latency of answers, and the memory of replica and proxy.
+- **drain**: SIGTERM under load. Every admitted request must be answered.
 """
 
 import argparse
@@ -49,12 +48,13 @@ _WATCHED: Final = {"replica": "ServeReplica", "proxy": "ProxyActor"}
 
 @dataclass(frozen=True)
 class Reply:
-    """How one request went.
+    """The outcome of one request.
 
     Attributes:
-        status: of the response; 0 where there was none.
-        seconds: as the client saw it.
-        inside: as the server saw it, from the request's arrival at the replica; of answers alone.
+        status: HTTP status of the response; 0 if there was none.
+        seconds: duration as measured by the client.
+        inside: duration as measured by the server, from the request's arrival at the replica; 0
+            unless it was answered.
     """
 
     status: int
@@ -63,7 +63,7 @@ class Reply:
 
 
 class Target:
-    """The server under load, and the one request it is sent."""
+    """The server under load, and the request that is sent to it."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, images: Tensor) -> None:
         self.process = process
@@ -74,7 +74,7 @@ class Target:
         self._local = threading.local()
 
     def ask(self) -> Reply:
-        """Send the request on this thread's connection."""
+        """Send the request on this thread's connection, and return the outcome."""
         start = time.perf_counter()
         try:
             connection = getattr(self._local, "connection", None)
@@ -95,7 +95,7 @@ class Target:
 
 @contextmanager
 def server(options: argparse.Namespace, images: Tensor) -> Iterator[Target]:
-    """A server process, told to stop at the end."""
+    """Run a server process, and stop it at the end."""
     command = [
         *(sys.executable, "-m", "dent", "serve", "--json", "--port", "0"),
         *("--model", options.model, "--defense", options.defense),
@@ -123,7 +123,7 @@ def server(options: argparse.Namespace, images: Tensor) -> Iterator[Target]:
 
 
 def raw(defense: Any, images: Tensor, seconds: float) -> float:
-    """Images a second by a bare loop."""
+    """Return the images per second of a bare loop."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds or not done:
         submit(defense, images, seed=0)
@@ -132,7 +132,7 @@ def raw(defense: Any, images: Tensor, seconds: float) -> float:
 
 
 def closed(target: Target, clients: int, seconds: float) -> list[Reply]:
-    """Clients that always have one request open, for about that long."""
+    """Run clients that always have one request open, for about `seconds`; return the replies."""
     until = time.perf_counter() + seconds
 
     def client() -> list[Reply]:
@@ -147,7 +147,7 @@ def closed(target: Target, clients: int, seconds: float) -> list[Reply]:
 
 
 def saturate(target: Target, defense: Any, images: Tensor, options: argparse.Namespace) -> Any:
-    """Server and raw loop in turns."""
+    """Measure the server and the raw loop in turns."""
     raw(defense, images, 1)
     closed(target, options.clients, 1)
     rounds, replies = [], []
@@ -170,7 +170,7 @@ def saturate(target: Target, defense: Any, images: Tensor, options: argparse.Nam
 
 
 def overload(target: Target, rate: float, seconds: float) -> Any:
-    """Requests at a fixed rate, whoever answers, and the memory meanwhile."""
+    """Send requests at a fixed rate without waiting for answers, and record the memory."""
     replies: list[Reply] = []
     skipped, sizes = 0, list[dict[str, float]]()
     start, sent = time.perf_counter(), 0
@@ -203,13 +203,16 @@ def overload(target: Target, rate: float, seconds: float) -> Any:
 
 
 def growth(values: Sequence[float]) -> float:
-    """The median of the last quarter less that of the second, when everything has warmed up."""
+    """Return the growth in MB: the median of the last quarter minus that of the second.
+
+    The first quarter is the warm-up.
+    """
     quarter = max(1, len(values) // 4)
     return statistics.median(values[-quarter:]) - statistics.median(values[quarter : 2 * quarter])
 
 
 def drain(target: Target, clients: int) -> Any:
-    """SIGTERM while requests are open."""
+    """Send SIGTERM while requests are open, and return what becomes of them."""
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(target.ask) for _ in range(clients)]
         time.sleep(0.5)
@@ -219,7 +222,7 @@ def drain(target: Target, clients: int) -> Any:
 
 
 def summary(replies: Sequence[Reply]) -> dict[str, Any]:
-    """Statuses, and the latency of answers and refusals."""
+    """Return the count of each status, and the latency of answers and refusals."""
     counted = Counter(str(reply.status) for reply in replies)
     return {
         "statuses": dict(sorted(counted.items())),
@@ -230,7 +233,7 @@ def summary(replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float] | None:
-    """p50 and p99; None of nothing."""
+    """Return p50 and p99; None if there are no values."""
     if not seconds:
         return None
     p50, p99 = np.quantile(seconds, [0.5, 0.99])
@@ -238,7 +241,7 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float] | None:
 
 
 def memory(server_pid: int) -> dict[str, float]:
-    """Resident MB of the server's replica and proxy, found below its session's raylet."""
+    """Return the resident MB of the server's replica and proxy, among its descendant processes."""
     found = dict.fromkeys(_WATCHED, 0.0)
     page = os.sysconf("SC_PAGE_SIZE") / 2**20
     for pid, name in _family(server_pid):
@@ -250,7 +253,7 @@ def memory(server_pid: int) -> dict[str, float]:
 
 
 def _family(ancestor: int) -> list[tuple[int, str]]:
-    """Every process below one, and its name."""
+    """Return a process and its descendants, each with its command line."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -308,7 +311,7 @@ def main() -> None:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print what matters."""
+    """Print the main figures."""
     saturation, over = figures["saturation"], figures["overload"]
     print(f"throughput at saturation   {saturation['ratio']:.1%} of the raw loop")
     for name in ("one_client", "saturated"):

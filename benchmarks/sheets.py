@@ -1,9 +1,10 @@
-"""A dataset as picture sheets, in parts small enough to be carried one by one.
+"""A dataset as sheets of images, in parts that are small enough to be carried one by one.
 
     folder/1/000.png ...   sheets of images, 50 to a row
-    folder/1/part.json     which images of how many, and their labels
+    folder/1/part.json     positions of its images in the dataset, and their labels
 
-A part holds whole sheets, and is at most so many bytes. All parts together are the dataset.
+A part holds whole sheets, and has at most a given number of bytes. All parts together are the
+dataset.
 """
 
 import io
@@ -23,7 +24,7 @@ from dent.errors import DataError
 A_ROW: Final = 50
 A_SHEET: Final = 2500
 LIMIT: Final = 40_000_000
-"""Bytes of a part: beside the checkout and its wheels it stays under 64 MiB."""
+"""Largest size of a part in bytes. With the checkout and its wheels, it stays under 64 MiB."""
 _FACTS: Final = "part.json"
 
 Pixels = NDArray[np.uint8]
@@ -31,16 +32,19 @@ Labels = NDArray[np.int64]
 
 
 def pack(pixels: Pixels, labels: Labels, folder: Path, *, limit: int = LIMIT) -> list[Path]:
-    """Write a dataset as parts of nearly the same number of sheets.
+    """Write a dataset as parts with nearly the same number of sheets.
 
     Args:
-        pixels: (N, H, W, 3).
-        labels: (N,).
-        folder: Emptied first.
-        limit: Bytes that a part may have.
+        pixels: Images, uint8 (N, H, W, 3).
+        labels: Labels, int64 (N,).
+        folder: Folder for the parts; its content is deleted first.
+        limit: Largest size of a part in bytes.
 
     Returns:
         The folders of the parts.
+
+    Raises:
+        DataError: A single sheet is larger than `limit`.
     """
     sheets = [
         (start, _encoded(pixels[start : start + A_SHEET]))
@@ -74,10 +78,10 @@ def pack(pixels: Pixels, labels: Labels, folder: Path, *, limit: int = LIMIT) ->
 
 
 def unpack(folder: Path) -> tuple[Pixels, Labels]:
-    """Read all parts again.
+    """Read all parts, and return the pixels and labels of the dataset.
 
     Raises:
-        DataError: A part is missing, or is not one.
+        DataError: There are no parts, or one is missing.
     """
     found = {
         facts["part"]: (path.parent, facts)

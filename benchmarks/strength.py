@@ -1,19 +1,21 @@
-"""How strong the dynamic suite is beside attacks that others published, on the same images.
+"""How strong the dynamic suite is, compared with published attacks by others on the same images.
 
-Every attack runs alone and from scratch; what it made is served once more, and counted. Attacks:
+Every attack runs separately and from scratch. Its images are submitted once more to a new defense,
+and the result is counted. The attacks are:
 
-- each member of the suite under a budget;
-- options that no member takes (`options`): losses at every step of the adaptation, and the exact
-  gradient of a process of fewer, larger steps, both from where `adaptive-unrolled-warm` begins;
+- each attack of the suite under a budget;
+- options that no attack of the suite uses (`options`): losses at every step of the adaptation, and
+  the exact gradient of fewer, larger steps. Both begin where `adaptive-unrolled-warm` begins;
 - the fixed point attack and GMSA as Chen et al. (ICLR 2022) describe them, with plain sign steps;
-- `pool`: transfers to every target and GMSA's rounds, assembled member by member by the margin that
-  the defense gave them, then the exact gradient of a hinge from there;
+- `pool`: transfers toward every target and the rounds of GMSA. They are assembled by the margin of
+  each member under the defense, and then follow the exact gradient of a hinge;
 - `library`: PGD and APGD of foolbox, adv-lib and torchattacks, of those that are installed. They
-  follow the gradient of the last forward, as they do around any model.
+  follow the gradient of the last forward, as with any model.
 
-One JSON file a batch and attack, so that it goes on where it stopped; then a table in Markdown.
-*By member* counts who stood under every attack of a row, *by whole batch* the worst of its batches,
-which is what a defense can be held to whose members are answered together:
+There is one JSON file per batch and attack, so the same command continues an interrupted run; then
+there is a table in Markdown. *By member* is the per-sample worst case over the attacks of a row.
+*By whole batch* is the per-batch worst case, which is the fair count for a defense whose members
+are predicted together:
 
     python benchmarks/strength.py run --out strength --n 128
     python benchmarks/strength.py table --out strength
@@ -43,24 +45,24 @@ MODEL: Final = "resnet-14-2-linf"
 DEFENSES: Final = {"dent+": DENT_PLUS, "dent-10": replace(DENT, steps=10)}
 BATCH: Final = 32
 Strong = Callable[[Any, Tensor, Tensor], Tensor]
-"""A defense, images and labels to adversarial images."""
+"""A function from a defense, images and labels to adversarial images."""
 
 
 class Found(NamedTuple):
-    """Candidates with the margin that the defense answered them with."""
+    """Candidate images (N, C, H, W) with their margins (N,) under the defense."""
 
     images: Tensor
     margins: Tensor
 
 
 def served(defense: Any, images: Tensor, labels: Tensor) -> Found:
-    """What the defense answers to a batch, by margin: above 0 is wrong."""
+    """Return a batch with its margins under the defense; above 0 the prediction is wrong."""
     with torch.no_grad():
         return Found(images, margin(defense(images), labels))
 
 
 def ranked(logits: Tensor, labels: Tensor, count: int) -> list[Tensor]:
-    """The likeliest wrong classes, likeliest first."""
+    """Return up to `count` wrong classes for each member, the most likely first."""
     others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
     return [others[:, rank] for rank in range(min(count, logits.shape[1] - 1))]
 
@@ -68,7 +70,7 @@ def ranked(logits: Tensor, labels: Tensor, count: int) -> list[Tensor]:
 def signed(
     loss_of: Callable[[Tensor], Tensor], natural: Tensor, start: Tensor, iterations: int
 ) -> Tensor:
-    """Sign steps of a quarter of eps, halved twice; each member's best by the loss."""
+    """Take sign steps of eps / 4, halved twice; return each member's image of highest loss."""
     x = best = start
     highest = torch.full((len(x),), -torch.inf)
     for at in range(iterations + 1):
@@ -84,18 +86,18 @@ def signed(
 
 
 def random_start(natural: Tensor) -> Tensor:
-    """Uniform in the ball."""
+    """Return a uniformly random point in the eps-ball around each image."""
     noise = (2 * torch.rand(natural.shape) - 1) * THREAT.eps
     return THREAT.project(natural + noise, natural)
 
 
 def keep_worst(defense_found: Sequence[Found]) -> Tensor:
-    """The whole batch that most members were answered wrongly in."""
+    """Return the whole batch in which most members are predicted wrongly."""
     return max(defense_found, key=lambda found: int((found.margins > 0).sum())).images
 
 
 def assemble(candidates: Sequence[Found]) -> Tensor:
-    """Each member's images of the highest margin."""
+    """Return each member's image with the highest margin, as one batch."""
     best = torch.stack([found.margins for found in candidates]).argmax(dim=0)
     stacked = torch.stack([found.images for found in candidates])
     return stacked[best, torch.arange(len(best))]
@@ -104,7 +106,7 @@ def assemble(candidates: Sequence[Found]) -> Tensor:
 def model_space(
     defense: Any, x: Tensor, y: Tensor, how: str, *, rounds: int, iterations: int, targets: int
 ) -> list[Found]:
-    """Every round's batch of FPA (`last`), GMSA-AVG (`mean`) or GMSA-MIN (`least`)."""
+    """Return every round's batch of FPA (`last`), GMSA-AVG (`mean`) or GMSA-MIN (`least`)."""
 
     def combined(adaptations: list[Any], aimed: Tensor | None) -> Callable[[Tensor], Tensor]:
         def loss(images: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ def model_space(
 
 
 def published(how: str, rounds: int = 3, iterations: int = 30, targets: int = 9) -> Strong:
-    """An attack of Chen et al.: the worst whole batch of all rounds, and all put together."""
+    """Return an attack of Chen et al. It takes the worst of its rounds and the assembled batch."""
 
     def attack(defense: Any, x: Tensor, y: Tensor) -> Tensor:
         found = model_space(
@@ -142,7 +144,7 @@ def published(how: str, rounds: int = 3, iterations: int = 30, targets: int = 9)
 
 
 def transfers(defense: Any, x: Tensor, y: Tensor, iterations: int, targets: int) -> list[Found]:
-    """The static model attacked untargeted and toward each target; each batch as it is served."""
+    """Attack the static model untargeted and toward each target; return the submitted batches."""
     base = defense.unwrap()
     with torch.no_grad():
         aims: list[Tensor | None] = [None, *ranked(base(x), y, targets)]
@@ -156,7 +158,7 @@ def transfers(defense: Any, x: Tensor, y: Tensor, iterations: int, targets: int)
 def pool(
     *, targets: int = 9, transfer: int = 40, rounds: int = 3, gmsa: int = 20, exact: int = 40
 ) -> Strong:
-    """Transfers and GMSA's rounds by the defense's margin, then the exact gradient of a hinge."""
+    """Return an attack of transfers, rounds of GMSA, then the exact gradient of a hinge."""
 
     def attack(defense: Any, x: Tensor, y: Tensor) -> Tensor:
         found = transfers(defense, x, y, transfer, targets)
@@ -179,7 +181,7 @@ def pool(
 
 
 def options(budget: str) -> Iterator[tuple[str, Attack]]:
-    """The suite's exact gradient, changed in one thing each."""
+    """Yield the suite's warm unrolled attack with one option changed in each."""
     warm = next(
         member.make(budget)  # type: ignore[arg-type]
         for member in members("dynamic", budget)  # type: ignore[arg-type]
@@ -190,7 +192,7 @@ def options(budget: str) -> Iterator[tuple[str, Attack]]:
 
 
 def libraries() -> Iterator[tuple[str, Strong]]:
-    """Attacks of other libraries, where they are installed."""
+    """Yield the attacks of other libraries that are installed."""
     foreign = {}
     if find_spec("foolbox"):
         foreign["library/foolbox-pgd"] = from_foolbox("LinfPGD", steps=40)
@@ -206,13 +208,13 @@ def libraries() -> Iterator[tuple[str, Strong]]:
 
 
 def torchattacks_apgd(defense: Any, x: Tensor, y: Tensor) -> Tensor:
-    """APGD of torchattacks, which keeps its batch together."""
+    """Run APGD of torchattacks, which always queries the whole batch."""
     images = import_module("torchattacks").APGD(defense.eval(), eps=THREAT.eps, steps=40)(x, y)
     return THREAT.project(images.detach(), x)
 
 
 def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
-    """All attacks by name: the suite's, its options, then others'."""
+    """Yield all attacks with their names: the suite's, its options, then those by others."""
     ours = {
         f"{budget}/{member.name}": member.make(budget)  # type: ignore[arg-type]
         for member in members("dynamic", budget)  # type: ignore[arg-type]
@@ -233,7 +235,7 @@ def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
 
 
 def run(out: Path, n: int, names: Sequence[str], defenses: Sequence[str], budget: str) -> None:
-    """Run what is not done."""
+    """Run the attacks that have no record yet, batch by batch."""
     model = models.load(MODEL)
     images = data.load("cifar10")
     known = dict(contestants(budget))
@@ -263,7 +265,7 @@ def run(out: Path, n: int, names: Sequence[str], defenses: Sequence[str], budget
 
 
 def table(out: Path) -> str:
-    """What each left of its images, and all members of a budget together, batch by batch."""
+    """Return a table of the correct members under each attack, and under all of a budget."""
     lines = ["| defense | attack | images | seconds | left by member | left by whole batch |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for defense in sorted(path for path in out.iterdir() if path.is_dir()):
@@ -298,7 +300,7 @@ def _row(defense: str, name: str, runs: Sequence[dict[int, dict[str, Any]]]) -> 
 
 
 def main() -> None:
-    """Parse and go."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--out", type=Path, default=Path("strength"))

@@ -1,16 +1,17 @@
-"""Whether anything that adapts to views keeps more than the mean of as many views.
+"""Whether a defense that adapts to views is more robust than the mean of as many views.
 
-    python benchmarks/views.py run --half choose --images 128     adds what is not measured yet
-    python benchmarks/views.py page     the tables of docs/evaluation/views.md, from what is kept
-    python benchmarks/views.py run --half claim --hard ...        six attacks in place of one
+    python benchmarks/views.py run --half choose --images 128     measure the missing batches
+    python benchmarks/views.py run --half claim --hard ...        six attacks instead of one
+    python benchmarks/views.py page                  write the tables of docs/evaluation/views.md
 
-On CIFAR-10 and the bundled l-inf net. The test images are drawn in a fixed order, of which one half
-is for choosing among defenses and the other for what is claimed of the chosen ones.
+It uses CIFAR-10 and the bundled l-inf net. The test images are drawn in a fixed order. One half
+is for choosing among defenses, and the other for claims about the chosen ones.
 
-Every defense faces the same: what APGD by the margin makes of the static model, and the same
-attack through the whole defense by its exact gradient, which starts from the former. Where a
-defense answers each image by itself, only images that still stand are attacked further. At last
-each is served what was made for all others (`pooled`). Every line of the journal holds one batch.
+Every defense faces the same two attacks: APGD by the margin on the static model, and the same
+attack through the whole defense by its exact gradient, which starts from the former. If a defense
+predicts each image independently, only images that are still correct are attacked further. In the
+end, each defense gets the images that were made for all others (`pooled`). Every line of the
+journal holds one batch.
 """
 
 import argparse
@@ -47,24 +48,25 @@ HARD: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("gmsa-min", {"rounds": 3, "iterations": 10}),
     ("adaptive-unrolled", {"losses": (), "iterations": ITERATIONS, "targets": 1}),
 )
-"""The first is through the whole defense; `--hard` runs all, each on what still stands."""
+"""The attacks. The first one goes through the whole defense. `--hard` runs all of them, each on the
+images that are still correct."""
 
 ALONE: Final = replace(DENT_PLUS, objective="entropy", reduction="sum")
-"""dent+ without information maximization: each image by itself."""
+"""dent+ without information maximization, so that it adapts to each image independently."""
 STEP: Final = DentConfig(
     steps=1, lr=0.1, optimizer="sgd", betas=(0.0, 0.0), granularity="sample", reduction="sum"
 )
-"""One plain gradient step, which has a smooth exact gradient: Adam's first is a sign."""
+"""One plain gradient step, whose exact gradient is smooth: the first step of Adam is a sign."""
 FOUR: Final = ViewsConfig(count=4)
 
 
 def of(config: DentConfig) -> Callable[[nn.Module], Dent]:
-    """A defense of any model, by its configuration."""
+    """Return a factory that makes a defense of any model, by its configuration."""
     return partial(Dent, config=config)
 
 
 def views(count: int, **fields: Any) -> Callable[[nn.Module], Dent]:
-    """The mean of so many views, without adaptation."""
+    """Return a factory for the mean of `count` views, without adaptation."""
     return of(DentConfig(steps=0, views=ViewsConfig(count=count, **fields)))
 
 
@@ -86,22 +88,22 @@ CANDIDATES: Final[Mapping[str, tuple[Callable[[nn.Module], Any], int]]] = {
     "et3": (ET3, 11),
     "mean-sparse": (MeanSparse, 1),
 }
-"""Every defense, and what one prediction costs in forwards; a step counts as two."""
+"""The factory of each defense, and the cost of a prediction in forwards; a step costs two."""
 
 
 def halves() -> dict[str, list[int]]:
-    """The places of the test images of each half, in the order in which they are taken."""
+    """Return the positions of the test images of each half, in the order of their use."""
     order = torch.randperm(10_000, generator=torch.Generator().manual_seed(16)).tolist()
     return {"choose": order[:5000], "claim": order[5000:]}
 
 
 def steps_of(defense: nn.Module) -> int:
-    """How many steps a defense takes; without any there are no models to attack but one."""
+    """Return the number of steps of a defense; without any, GMSA has only one model to attack."""
     return int(getattr(defense, "steps", 0))
 
 
 def correct(defense: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which images a defense answers correctly, (N,) bool."""
+    """Return which images a defense predicts correctly, bool (N,)."""
     with torch.no_grad():
         right: Tensor = defense(x).argmax(1) == y
     return right
@@ -115,7 +117,7 @@ def measured(
     y: Tensor,
     seed: int,
 ) -> dict[str, Any]:
-    """By defense: correct on clean images, under its own attacks, and under everyone's."""
+    """Return which images are correct, by defense: clean, under its own attacks, and under all."""
     made: dict[str, list[Tensor]] = {}
     found: dict[str, Any] = {}
     for name in names:
@@ -123,7 +125,7 @@ def measured(
         defense = CANDIDATES[name][0](model)
         clean = correct(defense, x, y)
         stands = clean
-        for adversarial in made.get(names[0], []):  # the static model's come first
+        for adversarial in made.get(names[0], []):  # the images made for the static model
             stands = stands & correct(defense, adversarial, y)
         own = []
         for attack in attacks:
@@ -149,7 +151,7 @@ def measured(
 
 
 def run(journal: Path, half: str, images: int, names: Sequence[str], hard: bool) -> None:
-    """Measure the batches that are not in the journal yet, one line each."""
+    """Measure the batches that are not in the journal yet, and append one line for each."""
     model, dataset = models.load(MODEL).eval(), data.load("cifar10")
     journal.parent.mkdir(parents=True, exist_ok=True)
     attacks = [make(name, **settings) for name, settings in HARD[: None if hard else 1]]
@@ -167,7 +169,7 @@ def run(journal: Path, half: str, images: int, names: Sequence[str], hard: bool)
 
 
 def lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of a journal; one that a kill cut short is left out."""
+    """Yield every complete line of a journal; one that was cut off is left out."""
     for line in journal.read_text().splitlines() if journal.exists() else []:
         try:
             yield json.loads(line)
@@ -176,7 +178,7 @@ def lines(journal: Path) -> Iterator[dict[str, Any]]:
 
 
 def together(journal: Path, names: Sequence[str]) -> dict[str, dict[str, list[bool]]]:
-    """Put the batches together in which exactly these defenses were measured."""
+    """Join the batches in which exactly these defenses were measured."""
     total: dict[str, dict[str, list[bool]]] = {
         name: {"clean": [], "own": [], "pooled": []} for name in names
     }
@@ -193,7 +195,7 @@ def tables(journal: Path) -> Iterator[str]:
     for names in dict.fromkeys(tuple(line["found"]) for line in lines(journal)):
         total = together(journal, names)
         size = len(total[names[0]]["pooled"])
-        # Against the model alone, and against the most views that nothing adapts to.
+        # Compare with the static model, and with the mean of the most views, which comes last.
         against = [names[0], *[name for name in names if name.startswith("tte")][-1:]]
         heads = [f"{size} images", "forwards", "clean", "under attack"]
         rows = [heads + [f"less {other}" for other in against]]
@@ -218,7 +220,7 @@ def _less(mine: Sequence[bool], other: Sequence[bool]) -> str:
 
 
 def page() -> None:
-    """Write the tables of the kept journals into the page, between their marks."""
+    """Write the tables of the saved journals into the page, between their markers."""
     text = PAGE.read_text()
     for journal in sorted(KEPT.glob("*.jsonl")):
         begin, end = (f"<!-- {journal.stem}: {word} -->" for word in ("begin", "end"))
@@ -229,7 +231,7 @@ def page() -> None:
 
 
 def main() -> None:
-    """Measure, or write the page."""
+    """Run the measurements, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["run", "page"])
     parser.add_argument("--half", choices=HALVES, default="choose")

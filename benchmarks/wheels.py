@@ -1,4 +1,4 @@
-"""Wheels for a machine without a network: fetched here, carried in a folder, installed there."""
+"""Wheels for a machine without a network: fetch them here, carry the folder, install them there."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent.parent / ".wheels"
-"""Git ignores it."""
+"""The folder of the wheels, which git ignores."""
 LACKING: Final = (
     "pyautoattack",
     "pytorch_optimizer",
@@ -19,16 +19,16 @@ LACKING: Final = (
     "foolbox",
     "eagerpy",
 )
-"""What `dent` and its tests need beyond torch, torchvision, timm, accelerate, hypothesis, pytest,
-scipy, matplotlib, typer, rich, safetensors, filelock and jinja2."""
+"""The packages that `dent` and its tests need beyond torch, torchvision, timm, accelerate,
+hypothesis, pytest, scipy, matplotlib, typer, rich, safetensors, filelock and jinja2."""
 PYTHON: Final = "3.12"
 _PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 _LARGEST: Final = 10_000_000
-"""Bytes of a file in a wheel: above it the file is data that nothing imports, and stays here."""
+"""Largest size of a file in a wheel, in bytes. Larger files are data that no module imports."""
 
 
 def collect(folder: Path = FOLDER) -> list[Path]:
-    """Fetch the wheels of the versions that are installed here, where there is a network."""
+    """Download wheels of the versions that are installed here, and return their paths."""
     from importlib.metadata import version  # noqa: PLC0415 - only where they are installed
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def collect(folder: Path = FOLDER) -> list[Path]:
 
 
 def lighten(wheel: Path, largest: int = _LARGEST) -> None:
-    """Take files of more than `largest` bytes out of a wheel."""
+    """Remove the files of more than `largest` bytes from a wheel."""
     with zipfile.ZipFile(wheel) as before:
         if all(each.file_size <= largest for each in before.infolist()):
             return
@@ -59,10 +59,10 @@ def lighten(wheel: Path, largest: int = _LARGEST) -> None:
 
 
 def install(folder: Path = FOLDER) -> Path | None:
-    """Unpack the wheels beside nothing else, without a network.
+    """Unpack the wheels into a new folder, without a network.
 
     Returns:
-        The folder for PYTHONPATH; None where there are no wheels, or not for this Python.
+        The folder for PYTHONPATH; None if there are no wheels, or they are for another Python.
     """
     found = sorted(map(str, folder.glob("*.whl")))
     if not found:

@@ -1,4 +1,4 @@
-"""Where the time of an answer goes: by kind of operation, its share of the CPU time."""
+"""Where the time of a prediction goes: the share of CPU time by kind of operation."""
 
 import argparse
 import json
@@ -40,7 +40,7 @@ KINDS: Final = {
 
 
 def kind_of(operation: str) -> str:
-    """The kind that an operation's name tells."""
+    """Return the kind of an operation, by its name."""
     for kind, words in KINDS.items():
         if any(word in operation for word in words):
             return kind
@@ -48,7 +48,7 @@ def kind_of(operation: str) -> str:
 
 
 def shares(config: Any, setting: str, batch_size: int) -> dict[str, float]:
-    """By kind, its share."""
+    """Return the share of CPU time by kind of operation, the largest first."""
     defense = Dent(models.load("resnet-14-2-linf"), config, SETTINGS[setting])
     x = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -1,13 +1,13 @@
-"""A CLIP-like zero-shot classifier under dent and under the dynamic suite.
+"""A CLIP-like zero-shot classifier with dent, evaluated under the dynamic suite.
 
     pip install "torch-dent[hf]"
     python examples/clip_zero_shot.py                                   # random weights
     python examples/clip_zero_shot.py openai/clip-vit-base-patch32      # downloads 600 MB
 
-An image encoder gives an embedding, and the class with the nearest text embedding wins. The text
-embeddings are fixed. Test-time defenses for CLIP adapt prompts, counter-perturb the image or tune
-the encoder, and each fits `--defense my_code:factory`. Here dent+ adapts the scales and shifts of
-the encoder's LayerNorms. From the command line:
+An image encoder computes an embedding, and the prediction is the class with the nearest text
+embedding. The text embeddings are fixed. Test-time defenses for CLIP adapt prompts, counter-perturb
+the image or tune the encoder; each can be evaluated with `--defense my_code:factory`. Here, dent+
+adapts the scales and shifts of the encoder's LayerNorms. From the command line:
 
     dent evaluate --model examples.clip_zero_shot:published --dataset cifar10 --n 256 \
         --defense dent+ --suite dynamic --norm linf --eps 1/255 --out runs/clip
@@ -31,7 +31,10 @@ CLASSES = load("cifar10-sample").classes
 
 
 class ZeroShot(nn.Module):
-    """Images (n, 3, h, w) in [0, 1] to logits (n, classes): scaled cosine similarities."""
+    """A classifier from images (n, 3, h, w) in [0, 1] to logits (n, classes).
+
+    The logits are scaled cosine similarities.
+    """
 
     def __init__(self, clip: Any, text: Tensor) -> None:
         super().__init__()
@@ -41,14 +44,14 @@ class ZeroShot(nn.Module):
         self.text = nn.Parameter(clip.logit_scale.detach().exp() * F.normalize(text.detach()))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Resize inside the model, so that eps is in pixels of the images that are attacked."""
+        """Return the logits. The model resizes images itself, so eps refers to input pixels."""
         shown = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         seen = self.vision(pixel_values=self.normalize(shown)).pooler_output
         return F.linear(F.normalize(self.projection(seen)), self.text)
 
 
 def published(name: str = "openai/clip-vit-base-patch32") -> nn.Module:
-    """Return CLIP with weights of the hub, and a prompt for each class of CIFAR-10."""
+    """Return CLIP with weights from the Hugging Face hub and one prompt per CIFAR-10 class."""
     clip: Any = CLIPModel.from_pretrained(name, use_safetensors=True)
     prompts = [f"a photo of a {each}" for each in CLASSES]
     tokens: Any = CLIPTokenizer.from_pretrained(name)(prompts, padding=True, return_tensors="pt")
@@ -56,7 +59,7 @@ def published(name: str = "openai/clip-vit-base-patch32") -> nn.Module:
 
 
 def random() -> nn.Module:
-    """Return a small one with random weights: 32 x 32 images, 2 layers."""
+    """Return a small CLIP with random weights, for 32 x 32 images, with 2 layers."""
     torch.manual_seed(0)
     layers = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
     text = {**layers, "vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1}

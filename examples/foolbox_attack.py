@@ -1,17 +1,18 @@
-"""foolbox attacks a `Dent` through the forward that everybody calls.
+"""Attack a `Dent` with foolbox, through its ordinary forward.
 
     pip install "torch-dent[foolbox]"
     python examples/foolbox_attack.py
 
-What to know before the number is quoted:
+Before you quote the number:
 
-- foolbox differentiates `defended(images)`: through the last forward alone, the adapted parameters
-  held constant. That gradient misleads, so replay what breaks the static model, as below, and use
-  `dent evaluate --suite dynamic` for attacks that look through the adaptation.
-- The batch you pass is the batch that adapts. Attacks of fixed eps (FGSM, PGD) submit it whole and
-  are safe; attacks that search sample by sample (DeepFool, boundary attacks) may report a success
-  that was seen in other company. So submit the result once more, whole, and count that.
-- `PyTorchModel` moves the model to a GPU if it sees one. Leave its `preprocessing` out where the
+- foolbox differentiates `defended(images)` only through the last forward, with the adapted
+  parameters held constant. That gradient is misleading. So also submit the images that break the
+  static model, as below, and use `dent evaluate --suite dynamic` for attacks that differentiate
+  through the adaptation.
+- dent adapts to the batch that you pass. Attacks with a fixed eps (FGSM, PGD) query the whole batch
+  and are safe. Attacks that search sample by sample (DeepFool, boundary attacks) may report a
+  success that occurred in a different batch. So submit the whole result once more, and count that.
+- `PyTorchModel` moves the model to a GPU if there is one. Omit its `preprocessing` if the
   normalization is part of the model, as in all of `dent.models`.
 """
 
@@ -27,7 +28,7 @@ EPS = 8 / 255
 
 
 def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return what PGD of 5 steps makes of one batch, inside the eps-ball and [0, 1]."""
+    """Return the adversarial images of PGD with 5 steps, inside the eps-ball and [0, 1]."""
     target = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     pgd = foolbox.attacks.LinfPGD(steps=5, rel_stepsize=0.25)
     adversarial: Tensor = pgd(target, images, labels, epsilons=EPS)[1]
@@ -35,7 +36,7 @@ def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def main(n: int = 32) -> dict[str, int]:
-    """Attack the static model and dent+, and count what each then serves."""
+    """Attack the static model and dent+, and count the correct predictions of each."""
     torch.manual_seed(0)
     images, labels = load("cifar10-sample").batch(range(n))
     model = load_model("resnet-14-2-linf")

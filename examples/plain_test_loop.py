@@ -1,17 +1,18 @@
-"""A plain PyTorch test loop over a defended model: what changes, and what must not.
+"""A plain PyTorch test loop with a defense: what changes, and what must not.
 
     python examples/plain_test_loop.py
 
-The loop is the usual one. What matters to a dynamic defense:
+The loop is the usual one. With a dynamic defense, remember:
 
-- The DataLoader's batch is what adapts together, so `batch_size` is part of the defense, and so is
-  the order where the defense is batch-dependent: another order is another accuracy.
-- `torch.no_grad()` and `torch.inference_mode()` around the loop are fine: the defense records the
-  gradients it needs by itself. `.eval()` is not needed: a `Dent` always computes in eval mode.
-- A last batch of one sample gets information maximization that does nothing, or batch statistics
-  that are noise. `drop_last=True` hides samples instead; choose a batch size that divides them.
-- A row of NaN is no prediction (its input was not finite). Count it as wrong before `argmax`
-  makes a class of it.
+- The defense adapts to each batch of the DataLoader, so `batch_size` is part of the defense. If the
+  defense is batch-dependent, the order is too: another order gives another accuracy.
+- `torch.no_grad()` and `torch.inference_mode()` around the loop are fine, because the defense
+  enables the gradients that it needs. `.eval()` is not needed: a `Dent` always computes in eval
+  mode.
+- In a last batch of one sample, information maximization does nothing, and batch statistics are
+  noise. `drop_last=True` would leave samples out; choose a batch size that divides their number.
+- A row of NaN is not a prediction (the input was not finite). Count it as wrong, because `argmax`
+  would still return a class.
 """
 
 import torch
@@ -24,7 +25,7 @@ from dent.models import load as load_model
 
 
 def accuracy(model: nn.Module, loader: "DataLoader[tuple[Tensor, ...]]") -> tuple[int, int]:
-    """Return how many samples are answered rightly, and of how many."""
+    """Return the number of correct predictions, and the number of samples."""
     right = total = 0
     with torch.inference_mode():
         for images, labels in loader:
@@ -36,7 +37,7 @@ def accuracy(model: nn.Module, loader: "DataLoader[tuple[Tensor, ...]]") -> tupl
 
 
 def main(n: int = 64, batch_size: int = 32) -> dict[str, tuple[int, int]]:
-    """Count what the static model and dent+ answer rightly of the first natural images."""
+    """Count the correct predictions of the static model and dent+ on the first natural images."""
     images, labels = load("cifar10-sample").batch(range(n))
     loader = DataLoader(TensorDataset(images, labels), batch_size=batch_size)
     model = load_model("resnet-14-2-linf")

@@ -1,24 +1,24 @@
-"""What RobustBench's `benchmark()` would print for a `Dent`, and why it is not a result.
+"""The accuracies that RobustBench's `benchmark()` prints for a `Dent`, and why they are no result.
 
     python examples/robustbench_benchmark.py
 
-With CIFAR-10 in ./data and the package `autoattack` from its repository it is one call:
+With CIFAR-10 in ./data and the package `autoattack` from its repository, this is one call:
 
     from robustbench import benchmark
     benchmark(Dent(model, DENT_PLUS), n_examples=128, dataset="cifar10", threat_model="Linf",
               eps=8 / 255, batch_size=128)
 
-Its budget cannot be changed, and that package is on no index. So here is what it does, by
-`pyautoattack` and with a budget for a laptop: natural accuracy, standard AutoAttack, and the
-accuracy on what came of it. A test runs RobustBench's own function beside it.
+Its budget cannot be changed, and that package is on no package index. So this example does the same
+with `pyautoattack` and a budget for a laptop: clean accuracy, standard AutoAttack, and the accuracy
+on its images. A test compares it with RobustBench's own function.
 
-- RobustBench's leaderboards accept no defense with an optimization loop in its forward pass. A
-  `Dent` is one: use `benchmark()` to compare, never to submit.
-- It runs AutoAttack, which drops samples once they are broken and regroups the rest. A
-  batch-dependent defense then answers in other company than the final count asks it in.
-- AutoAttack sees the gradient of the last forward alone. What it leaves of a dynamic defense is an
-  upper bound: `dent evaluate --protocol published` is this evaluation with the static model's
-  adversarial images replayed, `--suite dynamic` the one to believe.
+- RobustBench's leaderboards accept no defense with an optimization loop in its forward pass. `Dent`
+  has one: use `benchmark()` to compare, but do not submit the result.
+- `benchmark()` runs AutoAttack, which drops samples once they are fooled and regroups the others.
+  During the attack, a batch-dependent defense therefore sees other batches than in the final count.
+- AutoAttack sees only the gradient of the last forward, so the accuracy that it leaves a dynamic
+  defense is an upper bound. `dent evaluate --protocol published` is this evaluation plus the
+  adversarial images of the static model. `--suite dynamic` is the evaluation to trust.
 """
 
 import torch
@@ -33,14 +33,14 @@ BATCH = 16
 
 
 def clean_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of `images` answered rightly, batch by batch in their order."""
+    """Return the share of `images` predicted correctly, batch by batch in their order."""
     with torch.no_grad():
         answers = torch.cat([model(batch).argmax(1) for batch in images.split(BATCH)])
     return float((answers == labels).float().mean())
 
 
 def attack(model: nn.Module, images: Tensor, labels: Tensor, eps: float = 8 / 255) -> Tensor:
-    """Return what standard AutoAttack, cut short, makes of the images that it breaks."""
+    """Return the images of standard AutoAttack with a cut budget; only fooled ones change."""
     adversary = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=0)
     shorten(adversary)
     adversarial: Tensor
@@ -57,7 +57,7 @@ def shorten(adversary: AutoAttack) -> None:
 
 
 def main(n: int = 16) -> dict[str, float]:
-    """Benchmark the static model and dent+, and replay on dent+ what broke the static model."""
+    """Benchmark the static model and dent+, and submit the static model's images to dent+ too."""
     images, labels = load("cifar10-sample").batch(range(n))
     model = load_model("resnet-14-2-linf")
     defended = Dent(model, DENT_PLUS)

@@ -1,17 +1,17 @@
-"""A timm model under dent: what is adapted in a BatchNorm net and in a vision transformer.
+"""A timm model with dent: what is adapted in a BatchNorm net and in a vision transformer.
 
     pip install "torch-dent[zoo]"
     python examples/timm_model.py
 
-The weights here are random (`pretrained=False`, nothing is downloaded), so this shows how a model
-is wrapped and what moves, and says nothing of accuracy. With published weights use
-`dent.models.load("timm/resnet50.a1_in1k")`, which brings the normalization of those weights.
+The weights here are random (`pretrained=False`, nothing is downloaded). So this shows how to wrap a
+model and what adapts, but says nothing about accuracy. For published weights, use
+`dent.models.load("timm/resnet50.a1_in1k")`, which includes the normalization of those weights.
 
-- timm's models expect normalized images. Put the normalization *inside* what dent wraps: eps and
-  every attack count pixels in [0, 1].
-- LayerNorm keeps no running statistics: `statistics="test"` changes nothing in a transformer.
+- timm's models expect normalized images. Put the normalization *inside* the model that dent wraps:
+  eps and all attacks refer to pixels in [0, 1].
+- LayerNorm keeps no running statistics, so `statistics="test"` changes nothing in a transformer.
   `DENT_NOMINAL` still adapts its scales and shifts and its smoothing.
-- Models that put another dimension than the batch first are refused; timm's do not.
+- dent refuses models whose first dimension is not the batch; timm has none.
 """
 
 import timm
@@ -22,7 +22,7 @@ from dent import DENT_PLUS, Dent
 from dent.data import load
 from dent.models import Normalize
 
-MODELS = {  # small ones, for images of 32 x 32
+MODELS = {  # small models for 32 x 32 images
     "resnet10t": {},
     "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8},
 }
@@ -37,7 +37,7 @@ def wrap(name: str) -> Dent:
 
 
 def main() -> dict[str, Dent]:
-    """Adapt to 8 images and print how many parameters moved, and by how much."""
+    """Adapt to 8 images, and print how many parameters moved and by how much."""
     images, _ = load("cifar10-sample").batch(range(8))
     defenses = {name: wrap(name) for name in MODELS}
     for name, defended in defenses.items():

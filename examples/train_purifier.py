@@ -1,14 +1,14 @@
 """Train a purifier for a classifier, and put it in front of the classifier.
 
     python examples/train_purifier.py                         # a few steps on bundled images
-    python examples/train_purifier.py cifar10 400             # what the bundled denoiser had
+    python examples/train_purifier.py cifar10 400             # as for the bundled denoiser
 
-The denoiser g learns to keep the logits of the model f where they are without an attack: it
-minimizes |f(x̃ - g(x̃)) - f(x)| for FGSM images x̃ of f from a random start. Afterwards:
+The denoiser g learns to restore the logits that the model f has without an attack. It minimizes
+|f(x̃ - g(x̃)) - f(x)| for FGSM images x̃ of f from a random start. Afterwards:
 
     Purifier(model, denoiser)                                  # a defense, for `dent.evaluation`
 
-An attack that follows the gradient through g shows what such a defense is worth:
+Attacks that follow the gradient through g show how robust such a defense is:
 
     dent evaluate --suite dynamic --model resnet-14-2-linf --dataset cifar10 --n 256 \
         --norm linf --eps 8/255 --defense dent.defenses:Purifier
@@ -30,7 +30,7 @@ EPS, BATCH = 8 / 255, 64
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """One signed step of 1.25 eps from a random start in the ball."""
+    """Return FGSM images: one sign step of 1.25 eps from a random start in the eps-ball."""
     delta = torch.empty_like(x).uniform_(-EPS, EPS).requires_grad_()
     loss = F.cross_entropy(model((x + delta).clamp(0, 1)), y)
     (gradient,) = torch.autograd.grad(loss, delta)
@@ -39,11 +39,11 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def train(model: nn.Module, dataset: str = "cifar10-sample", steps: int = 5) -> Denoiser:
-    """Return a denoiser for `model`, after Adam steps with a linear decay."""
+    """Return a denoiser for `model`, trained by Adam with a linearly decaying learning rate."""
     torch.manual_seed(0)
     images = load(dataset, "train" if dataset == "cifar10" else "test")
     denoiser = Denoiser()
-    for parameter in denoiser[-1].parameters():  # it begins with no change
+    for parameter in denoiser[-1].parameters():  # initially, g is 0
         nn.init.zeros_(parameter)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
@@ -64,7 +64,7 @@ def train(model: nn.Module, dataset: str = "cifar10-sample", steps: int = 5) -> 
 
 
 def main() -> None:
-    """Train, save, and answer a few images."""
+    """Train and save a denoiser, and count the correct predictions on a few images."""
     model = load_model("resnet-14-2-linf").requires_grad_(False)
     denoiser = train(model, sys.argv[1], int(sys.argv[2])) if sys.argv[2:] else train(model)
     out = Path("denoiser.safetensors")

@@ -1,11 +1,12 @@
-"""Ask pip-audit for known vulnerabilities of what is installed, and say what it could not ask.
+"""Check the installed packages for known vulnerabilities, and report what was not checked.
 
     python tools/audit.py [--require]
 
-pip-audit ends with status 0 and "No known vulnerabilities found" where its advisory service knows
-none of the packages, or cannot be reached at all. So what counts here is its report: how many
-packages were looked up. Status 1: a package that pyproject.toml names has a known vulnerability;
-or, with --require, one could not be looked up. Else status 0, and what was not checked is said.
+pip-audit exits with status 0 and "No known vulnerabilities found" even if its advisory service
+knows none of the packages or cannot be reached. So this script counts the packages in its report
+that were looked up. Exit status 1: a package that pyproject.toml names has a known vulnerability,
+or, with --require, could not be looked up. Otherwise the status is 0, and the output says what was
+not checked.
 """
 
 import json
@@ -20,7 +21,7 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def normal(name: str) -> str:
-    """Return a package's name as indexes compare it."""
+    """Return a package's name in the normal form that package indexes compare."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -35,12 +36,12 @@ def direct() -> set[str]:
 def judge(
     packages: list[dict[str, Any]], named: set[str], *, require: bool
 ) -> tuple[list[str], int]:
-    """Return what to say of pip-audit's list of packages, and the exit status.
+    """Return the lines to print about pip-audit's list of packages, and the exit status.
 
     Args:
-        packages: with `name`, and either `version` and `vulns` or `skip_reason`.
-        named: packages whose vulnerabilities fail, by normal name.
-        require: fail as well where one of `named` was not looked up.
+        packages: mappings with `name`, and either `version` and `vulns`, or `skip_reason`.
+        named: normal names of the packages whose vulnerabilities cause a failure.
+        require: whether to fail as well if one of `named`, or every package, was not looked up.
     """
     asked = [each for each in packages if "vulns" in each]
     if not asked:
@@ -67,7 +68,7 @@ def judge(
 
 
 def main(arguments: list[str]) -> int:
-    """Run pip-audit and judge its report."""
+    """Run pip-audit, print the judgment of its report, and return the exit status."""
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off"]
     command += ["--skip-editable", "--timeout", "10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,9 +1,9 @@
-"""Writes the badges of README anew, each from what the repository itself says.
+"""Rewrite the badges of the README from the facts in the repository.
 
     python tools/badges.py
 
-They are files of the repository, so that nothing is asked of other hosts, and a test holds them to
-what they say.
+The badges are files in the repository, so the README loads nothing from other hosts. A test checks
+that they are up to date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARGIN: Final = 12
 
 
 def badges(root: Path = ROOT) -> dict[str, str]:
-    """All badges, as SVG by the name of the file."""
+    """Return all badges as SVG, by file name."""
     with (root / "pyproject.toml").open("rb") as file:
         project: dict[str, Any] = tomllib.load(file)["project"]
     is_typed = (root / "src" / "dent" / "py.typed").is_file()

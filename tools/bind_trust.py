@@ -1,12 +1,12 @@
-"""Bind the checks of rows that an older torch-dent recorded to the records that were checked.
+"""Bind the checks of rows by an older torch-dent to the records that were checked.
 
-Older entries of `trust.json` name no records, and count for nothing. This adds the digest of the
-records to them, if it is that of `submission.json`, which `dent board check` had compared:
+Older entries of `trust.json` name no records, and have no effect. This adds the digest of the
+records to them if it equals the one in `submission.json`, which `dent board check` had compared:
 
     PYTHONPATH=src python tools/bind_trust.py board/TRACK/ROW ...
 
-A maintainer runs it on rows of their own once, after `git log` shows that nobody has changed the
-records and `submission.json` since the check.
+A maintainer runs it once on their own rows, after checking with `git log` that nobody has changed
+the records and `submission.json` since the check.
 """
 
 import sys
@@ -21,7 +21,11 @@ from dent.storage.disk import write_atomically
 
 
 def bind(folder: Path) -> str:
-    """Bind the checks of a row; return what was done, or raise."""
+    """Bind the checks of a row, and return what was done.
+
+    Raises:
+        SystemExit: The records are not those of `submission.json`.
+    """
     submission, trust = read_submission(folder), read_trust(folder)
     identity = read_run(folder / HEADLINE).identity
     old = [e for e in trust.entries if (e.identity, e.manifest) == (identity, None)]

@@ -1,6 +1,6 @@
-"""Writes constraints.txt: the versions of all dependencies, in all extras, that are installed here.
+"""Print constraints.txt: the installed versions of all dependencies, including those of extras.
 
-Run it where the tests have passed: `python tools/constraints.py > constraints.txt`.
+Run it in an environment in which the tests pass: `python tools/constraints.py > constraints.txt`.
 """
 
 import sys
@@ -21,7 +21,7 @@ HEAD = """\
 
 
 def closure(requirement: Requirement, seen: dict[tuple[str, str], None]) -> Iterator[str]:
-    """All that a requirement asks for and that is installed, as `name==version`."""
+    """Yield a requirement and its dependencies that are installed, as `name==version`."""
     name = canonicalize_name(requirement.name)
     for extra in ("", *sorted(requirement.extras)):
         if (name, extra) in seen:
@@ -29,7 +29,7 @@ def closure(requirement: Requirement, seen: dict[tuple[str, str], None]) -> Iter
         seen[name, extra] = None
         try:
             found = distribution(name)
-        except PackageNotFoundError:  # for another system
+        except PackageNotFoundError:  # for another operating system
             continue
         if not extra:
             yield f"{name}=={found.version.partition('+')[0]}"

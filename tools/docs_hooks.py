@@ -1,8 +1,8 @@
-"""What MkDocs alone does not do: pages from files outside docs/, their links, and a check.
+"""MkDocs hooks: pages from files outside docs/, their links, and a check of the built site.
 
-README, CHANGELOG, CONTRIBUTING and the like, and the examples, stand outside of docs/, and become
-pages without a copy. Links are written as they work in the repository; here each is turned
-to the page that its file became, or, where the site has no page of the file, to plain text.
+README, CHANGELOG, CONTRIBUTING and the like, and the examples, are outside docs/, and become pages
+without a copy. Their links work in the repository. Here, each link is replaced by one to the page
+of its file, or by plain text if the site has no page for the file.
 """
 
 import os
@@ -25,7 +25,7 @@ from dent.report import wording
 from dent.support.rounding import factor
 
 ROOT = Path(__file__).parents[1]
-#: Files of the repository, by the page that each becomes.
+#: Files of the repository by the page that each becomes.
 PAGES = {
     "overview.md": "README.md",
     "changelog.md": "CHANGELOG.md",
@@ -34,16 +34,16 @@ PAGES = {
     "security.md": "SECURITY.md",
 } | {f"examples/{path.stem}.md": f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
 BOARD = "docs/board/index.html"
-"""The page of the board, which is made from board/."""
+"""The page of the board, which is generated from board/."""
 LANDING, ROWS = "index.md", "<!-- board -->"
-"""The page that shows the rows of the board first, and where."""
+"""The landing page, and the marker in it that the rows of the board replace."""
 COLAB = "https://colab.research.google.com/github"
-"""Opens a notebook of a public repository."""
+"""Address at which Colab opens a notebook of a public GitHub repository."""
 _BECOMES = {file: page for page, file in PAGES.items()}
 _LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _NOTEBOOK = re.compile(r"\]\((?:\.\./)*notebooks/([\w-]+\.ipynb)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-_LOADED = re.compile(  # what a browser loads by itself; an <a> is followed by its reader alone
+_LOADED = re.compile(  # what a browser loads by itself, unlike an <a>
     r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\s>]+"
     r"|<link[^>]*rel=[\"']?(?:stylesheet|preconnect|preload|icon)[^>]*href=[\"']?(?:https?:)?//[^\s>]+"
     r"|(?:url\([\"']?|@import [\"'])(?:https?:)?//[^\s)]+"
@@ -51,7 +51,7 @@ _LOADED = re.compile(  # what a browser loads by itself; an <a> is followed by i
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages whose files stand outside docs/."""
+    """Add the pages of files outside docs/, and those of the board."""
     for page, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         if source.endswith(".py"):
@@ -63,7 +63,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _board() -> Iterator[tuple[str, str]]:
-    """The page of the board, and the report of each row, from the records in board/."""
+    """Yield the page of the board and the report of each row, from the records in board/."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "board"
         shutil.copytree(ROOT / "board", folder)
@@ -75,7 +75,7 @@ def _board() -> Iterator[tuple[str, str]]:
 
 
 def _rows() -> Iterator[str]:
-    """The rows of the board as a table, track by track."""
+    """Yield the rows of the board as Markdown tables, one for each track."""
     track = None
     for row in (row for row in list_rows(ROOT / "board") if row.void is None):
         if row.track != track:
@@ -91,7 +91,7 @@ def _rows() -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Turn every link to a file of the repository to the page that the file became."""
+    """Replace every link to a file of the repository by one to its page."""
     here = page.file.src_uri
     if here == LANDING:
         markdown = markdown.replace(ROWS, "\n".join(_rows()))
@@ -104,7 +104,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     text = _FENCE.sub(put_aside, markdown)
     text = _LINK.sub(lambda link: _turned(link, source, here), text)
-    if repository := os.environ.get("GITHUB_REPOSITORY"):  # set where the site is published
+    if repository := os.environ.get("GITHUB_REPOSITORY"):  # set in the job that publishes the site
         text = _NOTEBOOK.sub(rf"]({COLAB}/{repository}/blob/main/docs/notebooks/\1)", text)
     return re.sub(r"\0(\d+)\0", lambda index: kept[int(index[1])], text)
 
@@ -120,14 +120,18 @@ def _turned(link: re.Match[str], source: str, here: str) -> str:
         page = _BECOMES[file]
     elif file.startswith("docs/"):
         page = file.removeprefix("docs/")
-    else:  # the site has no page of it
+    else:  # the site has no page for it
         return link["text"]
     turned = posixpath.relpath(page, posixpath.dirname(here) or ".")
     return f"{link['mark']}[{link['text']}]({turned}{'#' if anchor else ''}{anchor})"
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Refuse a site that would load anything from another host."""
+    """Check that the site loads nothing from other hosts.
+
+    Raises:
+        PluginError: A page would load from another host.
+    """
     for folder, _, names in os.walk(config.site_dir):
         for path in (Path(folder) / name for name in names if name.endswith((".html", ".css"))):
             if found := _LOADED.search(path.read_text(encoding="utf-8")):

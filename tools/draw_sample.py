@@ -1,10 +1,10 @@
-"""How the bundled sample was chosen: `python tools/draw_sample.py` writes it anew.
+"""Draw the bundled sample of CIFAR-10 again: `python tools/draw_sample.py`.
 
 The rule: within each class, the test images are ranked by the SHA-256 of `cifar10-sample INDEX`
-(INDEX in decimal), smallest first. The first of every class are taken in the order of the classes,
-then the second of every class, and so on until there are 256. So classes 0 to 5 have 26 images and
-classes 6 to 9 have 25; the first n are balanced to within one image for every n; and the choice
-looks at nothing but index and label.
+(INDEX in decimal), smallest first. The first image of every class is taken in the order of the
+classes, then the second of every class, and so on until there are 256. So classes 0 to 5 have 26
+images, and classes 6 to 9 have 25. For every n, the first n images are balanced to within one image
+per class. The choice depends only on index and label.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def draw(labels: Sequence[int], size: int = SAMPLE_SIZE) -> list[int]:
 
     Args:
         labels: The label of every image of the full set.
-        size: How many to choose; no class may run out.
+        size: Number of images to choose; every class must have enough.
 
     Returns:
         Positions in the full set, (size,), interleaved by class.
@@ -54,7 +54,7 @@ def draw(labels: Sequence[int], size: int = SAMPLE_SIZE) -> list[int]:
 
 
 def encode_sample(full: ArrayDataset) -> bytes:
-    """Give the bytes of the bundled file, drawn from the full test set.
+    """Return the bytes of the bundled file, drawn from the full test set.
 
     Raises:
         DataError: `full` has too few images of a class.
@@ -71,7 +71,7 @@ def _rank(index: int) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the sample's file, from the full test set on this machine or fetched to it."""
+    """Write the file of the sample; download the full test set if it is not on this machine."""
     parser = argparse.ArgumentParser(description="Draw the bundled sample of CIFAR-10 anew.")
     parser.add_argument("--out", type=Path, default=SAMPLE_FILE, help="file (default: %(default)s)")
     out: Path = parser.parse_args(arguments).out

@@ -1,9 +1,9 @@
-"""Writes docs/notebooks/*.ipynb anew from the tutorials that the tests run.
+"""Rewrite docs/notebooks/*.ipynb from the tutorials that the tests run.
 
     python tools/notebooks.py
 
-Python becomes code, everything else text. Links that work in the repository alone become their
-text. Nothing is run, so there are no outputs.
+Blocks of Python become code cells, and everything else becomes text. Links that work only in the
+repository become plain text. Nothing is run, so there are no outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[1]
 TUTORIALS: Final = ROOT / "docs" / "tutorials"
 FOLDER: Final = ROOT / "docs" / "notebooks"
 NAMES: Final = ("break-a-defense", "evaluate")
-"""Tutorials that become notebooks; any can."""
+"""Names of the tutorials that become notebooks; any tutorial can."""
 
 _BADGE: Final = re.compile(r"^\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\.ipynb\)\n+", re.MULTILINE)
 _CODE: Final = re.compile(r"^```python\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
@@ -28,23 +28,23 @@ _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+://)[^)\s]+\)")
 
 
 def notebook(page: str) -> nbformat.NotebookNode:
-    """A tutorial as a notebook.
+    """Return a tutorial as a notebook.
 
     Args:
-        page: The tutorial, in Markdown.
+        page: The tutorial in Markdown.
 
     Raises:
-        ValueError: It has no Python.
+        ValueError: The tutorial has no block of Python.
     """
     pieces = _CODE.split(_BADGE.sub("", page))
     if len(pieces) == 1:
         raise ValueError("the tutorial has no block of Python, so that it makes no notebook")
-    # At even places stands what was between the blocks of Python.
+    # The text between the blocks of Python is at the even places.
     cells = [_cell(piece, is_code=bool(place % 2)) for place, piece in enumerate(pieces)]
     install = nbformat.v4.new_code_cell(f"%{installing('torch-dent')}")
     cells = [cell for cell in [cells[0], install, *cells[1:]] if cell.source]
     for place, cell in enumerate(cells):
-        cell.id = f"cell-{place}"  # else it is drawn anew each time
+        cell.id = f"cell-{place}"  # otherwise it is drawn at random each time
     made: nbformat.NotebookNode = nbformat.v4.new_notebook(cells=cells)
     made.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -56,10 +56,10 @@ def notebook(page: str) -> nbformat.NotebookNode:
 
 
 def written(name: str) -> str:
-    """The file of a tutorial's notebook.
+    """Return the content of a notebook file.
 
     Args:
-        name: The tutorial's, without a suffix.
+        name: Name of the tutorial, without a suffix.
     """
     page = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
     return f"{nbformat.writes(notebook(page))}\n"

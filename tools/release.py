@@ -1,4 +1,4 @@
-"""What a release must agree on, and its notes.
+"""Check that a release agrees on its version, or print its notes.
 
 python tools/release.py            # pyproject.toml, CITATION.cff and CHANGELOG.md agree
 python tools/release.py v0.2.0     # and so does the tag
@@ -17,16 +17,16 @@ ROOT: Final = Path(__file__).parents[1]
 
 
 def version(root: Path = ROOT) -> str:
-    """The version, from the one place where it is set."""
+    """Return the version from pyproject.toml, the only place where it is set."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return str(project["version"])
 
 
 def notes(root: Path = ROOT) -> str:
-    """What the changelog says of this version.
+    """Return the section of the changelog for this version.
 
     Raises:
-        SystemExit: It has no section of it, or an empty one.
+        SystemExit: The changelog has no such section, or an empty one.
     """
     changes = _changes(root)
     heading = re.compile(rf"^## {re.escape(version(root))}(?: .*)?$", re.MULTILINE)
@@ -40,10 +40,10 @@ def notes(root: Path = ROOT) -> str:
 
 
 def check(tag: str | None, root: Path = ROOT) -> None:
-    """Make sure that everything names the same version.
+    """Check that CITATION.cff, CHANGELOG.md and the tag, if any, name the version.
 
     Raises:
-        SystemExit: Something names another.
+        SystemExit: One of them does not, or the changelog calls a tagged version unreleased.
     """
     expected = version(root)
     cited = re.search(

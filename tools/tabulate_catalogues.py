@@ -1,8 +1,8 @@
-"""Writes `tables/torchvision.json` and `tables/timm.json` anew: the names that are installed.
+"""Rewrite `tables/torchvision.json` and `tables/timm.json` with the names of the installed models.
 
     python tools/tabulate_catalogues.py
 
-The tables are why a misspelled model is refused, and a begun one completed, without loading torch.
+With these tables, `dent` can refuse a misspelled model and complete a name without loading torch.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ FOLDER: Final = Path(models.__file__).parent / "tables"
 
 
 def tabulate_torchvision() -> dict[str, Any]:
-    """Every model of the installed torchvision, with no tag."""
-    # Its patch releases bring no models.
+    """Return the table of all models of the installed torchvision, without tags."""
+    # Without the patch number, because patch releases add no models.
     release = version("torchvision").rpartition(".")[0]
     models = {name: [""] for name in _short(Torchvision().names())}
     return {"version": release, "models": models}
 
 
 def tabulate_timm() -> dict[str, Any]:
-    """Every model of the installed timm, with the tags of its published weights, if any."""
+    """Return the table of all models of the installed timm, with the tags of their weights."""
     import timm  # noqa: PLC0415 - an extra
 
     models: dict[str, list[str]] = {name: [] for name in timm.list_models()}

@@ -1,10 +1,10 @@
-"""Writes `tables/robustbench.json` anew from an installed RobustBench: names, files, accuracies.
+"""Rewrite `tables/robustbench.json` from the installed RobustBench: names, files, accuracies.
 
     python tools/tabulate_robustbench.py
 
-The table is why `dent models` can list RobustBench's models without RobustBench. Which models there
-are, their files on Google Drive and their preprocessing come from its code; architectures and
-accuracies from the leaderboard in its README, which its distribution carries as its description.
+With this table, `dent models` can list RobustBench's models without RobustBench. The names of the
+models, their files on Google Drive and their preprocessing come from its code. Architectures and
+accuracies come from the leaderboard in its README, which is the description of its distribution.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DRIVE: Final = "https://drive.google.com/uc?id="
 
 
 def tabulate() -> dict[str, Any]:
-    """The table as plain values, from the installed RobustBench."""
+    """Return the table as plain values, from the installed RobustBench."""
     zoo = import_robustbench("robustbench.model_zoo.models").model_dicts
     timm = import_robustbench("timm")
     leaderboard = _leaderboard()
@@ -57,7 +57,7 @@ def tabulate() -> dict[str, Any]:
 
 
 def _files(key: tuple[str, str, str], drive: Any, timm: Any) -> dict[str, str]:
-    """File names, as RobustBench's own loader wants them, and addresses."""
+    """Return the addresses by file name, as RobustBench's own loader names the files."""
     dataset, threat, name = key
     if isinstance(drive, list):
         return {f"{name}.pt_m{i}.pt": _DRIVE + one for i, one in enumerate(drive)}
@@ -71,7 +71,7 @@ def _files(key: tuple[str, str, str], drive: Any, timm: Any) -> dict[str, str]:
 
 
 def _url(timm: Any, registered: str) -> str:
-    """RobustBench keeps these addresses in a table of its own, beside the models' functions."""
+    """Return an address that RobustBench keeps in a separate table, in the module of the model."""
     module = import_robustbench(timm.models.model_entrypoint(registered).__module__)
     url: str = module.default_cfgs[registered]["url"]
     return url

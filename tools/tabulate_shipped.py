@@ -1,4 +1,4 @@
-"""Writes the table of bundled models in a Markdown page anew from their cards.
+"""Rewrite the table of bundled models in a Markdown page from their cards.
 
 python tools/tabulate_shipped.py docs/models.md
 """
@@ -20,7 +20,7 @@ END: Final = "<!-- end of shipped models -->"
 
 
 def table(models: ShippedModels) -> str:
-    """The table in Markdown, without a final line break; a sentence where there is no model."""
+    """Return the table in Markdown without a final line break; a sentence if there is no model."""
     entries = models.entries()
     if not entries:
         return "No model is bundled yet."
@@ -32,10 +32,10 @@ def table(models: ShippedModels) -> str:
 
 
 def rewrite(page: str, models: ShippedModels) -> str:
-    """A page with the table between its two marks written anew.
+    """Return a page with a new table between its two markers.
 
     Raises:
-        ValueError: The marks are not there.
+        ValueError: The page lacks a marker.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -45,7 +45,7 @@ def rewrite(page: str, models: ShippedModels) -> str:
 
 
 def _rows(entry: ModelInfo) -> list[str]:
-    """One row for each set of images, so that no two numbers of different ones stand together."""
+    """Return one row for each set of images, so that a row has only figures on the same images."""
     size = "" if entry.size is None else f"{entry.size / 1e6:.1f} MB"
     first = [f"`{entry.name}`", entry.dataset, entry.threat or "nominal", size]
     found = by_images(entry.accuracies)

@@ -5,7 +5,7 @@
     defended = Dent(model, DENT_PLUS)
     logits = defended(images)
 
-Importing this package loads the standard library alone. The first use of a name loads its module,
+Importing this package loads only the standard library. The first use of a name loads its module,
 and torch with it.
 """
 
@@ -117,15 +117,15 @@ _MODULES = {
 """The module of each public name."""
 
 _FORMER = ("adaptation", "defense", "defenses", "reference")
-"""Modules that `import dent` alone has always made available."""
+"""Modules that `import dent` has always made available without a separate import."""
 
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
+if not TYPE_CHECKING:  # with a `__getattr__`, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load a public name, or a module of this package, when it is first asked for."""
+        """Load a public name or a module of this package when it is first used."""
         if name in _WHERE:
             value: object = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
             globals()[name] = value

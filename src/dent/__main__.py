@@ -1,4 +1,4 @@
-"""`python -m dent` is `dent`."""
+"""Run `dent` as `python -m dent`."""
 
 from dent.cli import main
 

@@ -1,4 +1,4 @@
-"""The configuration of a dynamic defense: frozen, validated, with a JSON form."""
+"""Configuration of a dynamic defense: frozen, validated, and convertible to JSON."""
 
 import json
 import math
@@ -19,7 +19,7 @@ ViewsPrediction = Literal["logits", "probabilities", "image"]
 
 
 class JSONConfig:
-    """JSON round trip of a frozen dataclass. Unknown keys are refused."""
+    """Base of frozen dataclasses that convert to JSON and back. Unknown keys are refused."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types."""
@@ -34,7 +34,8 @@ class JSONConfig:
         """Build from a mapping of field names to values; missing fields take their defaults.
 
         Raises:
-            ConfigError: a key is unknown, a value is out of range, or two contradict each other.
+            ConfigError: a key is unknown, a value is out of range, or two contradict each other, or
+                `values` is not a mapping.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(
@@ -50,7 +51,11 @@ class JSONConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Build from JSON text, as `from_dict` does."""
+        """Build from JSON text, as `from_dict` does.
+
+        Raises:
+            ConfigError: the text is not JSON, or `from_dict` refuses its content.
+        """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -67,7 +72,7 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def check_count(name: str, value: object, low: int) -> None:
-    """Raise `ConfigError` unless `value` is a whole number, at least `low`."""
+    """Raise `ConfigError` unless `value` is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(f"{name} must be a whole number, at least {low}, got {value!r}.")
 
@@ -79,12 +84,12 @@ def check_flag(name: str, value: object) -> None:
 
 
 def _real(name: str, value: object, low: float, high: float = math.inf) -> float:
-    """Return `value` as a float in the open-below, open-above interval (low, high)."""
+    """Return `value` as a float in the open interval (low, high)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, got {value!r}.")
     try:
         number = float(value)
-    except OverflowError:  # a whole number beyond any float
+    except OverflowError:  # an integer that is too large for a float
         number = math.inf
     if not low < number < high:
         bound = f"greater than {low:g}" + (f" and less than {high:g}" if high < math.inf else "")
@@ -104,9 +109,9 @@ class SmoothingConfig(JSONConfig):
     """Gaussian smoothing of the input (Σ, paper section 3.2).
 
     Attributes:
-        sigma: standard deviation in pixels, fixed or the initial value; greater than 0.
+        sigma: standard deviation in pixels, greater than 0; the initial value if it is learned.
         learn: learn sigma jointly with the model's parameters under the same objective.
-        lr: learning rate of sigma's logarithm (the paper's 0.25); sigma therefore stays positive.
+        lr: learning rate of sigma's logarithm (0.25 in the paper); sigma therefore stays positive.
         covariance: one sigma ("spherical"), one per axis ("diagonal"), or a full 2 x 2 covariance.
     """
 
@@ -129,15 +134,16 @@ class ViewsConfig(JSONConfig):
 
     The order is fixed, and the first `count` views are used: the image, its mirror image, four
     crops shifted diagonally, the same four mirrored, four crops shifted along one axis, the same
-    four mirrored, and again with twice the shift, three times, and so on. A crop is shifted by
-    whole pixels, and is 0 (black) beyond the image.
+    four mirrored, and then the same crops with twice the shift, three times the shift, and so on. A
+    crop is shifted by whole pixels, and is 0 (black) beyond the image.
 
     Attributes:
-        count: how many views, at least 2.
-        shift: pixels by which the first crops are shifted, at least 1.
-        flip: take mirror images, too.
-        predict: the mean of the views' "logits" or "probabilities", or the prediction of the
-            "image" alone. The objective always looks at the mean of the probabilities.
+        count: number of views, at least 2.
+        shift: number of pixels by which the first crops are shifted, at least 1.
+        flip: whether to use mirror images, too.
+        predict: how to predict: by the mean of the views' "logits" or "probabilities", or only from
+            the "image". The objectives "entropy" and "information-maximization" always use the mean
+            of the probabilities.
     """
 
     count: int = 6
@@ -155,7 +161,7 @@ class ViewsConfig(JSONConfig):
 
 @dataclass(frozen=True)
 class DentConfig(JSONConfig):
-    """The settings that determine what a defense predicts (`Performance` has those for speed).
+    """Settings that determine what a defense predicts (`Performance` has settings for speed).
 
     The defaults are the preset `DENT`. Meaningless combinations are refused.
 
@@ -164,26 +170,27 @@ class DentConfig(JSONConfig):
             static smoothing this is still a defense (paper Table 4 and Table 8), otherwise it is
             the static model.
         lr: learning rate of the normalization layers' scale and shift.
-        optimizer: "adam", "adamod" (Ding et al. 2019) or "sgd" (with momentum), no weight decay.
+        optimizer: "adam", "adamod" (Ding et al. 2019) or "sgd" (with momentum), all without weight
+            decay.
         betas: decay of the first and second moment; for "sgd" the first is the momentum and the
             second is unused.
-        beta3: decay of AdaMod's learning-rate average; required there, refused elsewhere.
+        beta3: decay of AdaMod's learning-rate average; required for AdaMod, refused for others.
         objective: "entropy" (equation 3) or "information-maximization" (Table 12, dent+), which
             subtracts the entropy of the batch's mean prediction. With `views` both use the mean
             prediction over the views (MEMO, Zhang et al. 2022). "agreement" needs `views`: it
             is the Jensen-Shannon divergence between their predictions.
         granularity: one set of parameters per "batch" (dent) or one per "sample" (dent+).
         statistics: normalize by the model's running statistics ("train", the paper's ×) or by the
-            current batch's, at every forward ("test", the paper's √). Or as the paper's Listing 1
-            ("moving"): each step normalizes by the batch's, and moves the running ones toward them
-            with the layer's momentum; the prediction normalizes by the moved ones. Scales and
-            shifts per sample do not change that these are the batch's.
+            current batch's, at every forward ("test", the paper's √). Or "moving", as in the
+            paper's Listing 1: each step normalizes by the batch statistics, and moves the running
+            ones toward them with the layer's momentum; the prediction normalizes by the moved ones.
+            The statistics belong to the batch even if scales and shifts belong to samples.
         adapt_affine: update scale γ and shift β.
         last_layers: adapt only this many of the last normalization layers, in the order in which
             the model registers them. Everything before them is computed once. None: adapt all, as
             published.
-        views: adapt to several views of each image, and predict from all of them. None: only the
-            image, as published. With steps=0 this is test-time transformation ensembling.
+        views: adapt to several views of each image, and predict as `views.predict` says. None: only
+            the image, as published. With steps=0 this is test-time transformation ensembling.
         reduction: "mean" over the batch, as published, or "sum", which makes sample-wise entropy
             minimization independent of the batch.
         smoothing: Gaussian smoothing of the input, or None.
@@ -207,12 +214,12 @@ class DentConfig(JSONConfig):
         """Return the fields as plain JSON types; `last_layers` and `views` only if set."""
         values = super().to_dict()
         for name in ("last_layers", "views"):
-            if values[name] is None:  # so that records from before it was there still compare
+            if values[name] is None:  # so that older records, which lack it, still compare equal
                 del values[name]
         return values
 
     def __post_init__(self) -> None:
-        """Check every field, then their combination."""
+        """Check every field, then their combinations."""
         check_count("steps", self.steps, 0)
         object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
@@ -289,11 +296,11 @@ class DentConfig(JSONConfig):
         """Return the same defense with another number of steps.
 
         Args:
-            steps: how many.
-            size: by what the learning rates are multiplied.
+            steps: the new number of steps.
+            size: factor of all learning rates.
 
         Raises:
-            ConfigError: one is out of range.
+            ConfigError: `steps` or `size` is out of range.
         """
         size = _real("size", size, 0.0)
         changed = replace(self, steps=steps, lr=size * self.lr)
@@ -315,10 +322,10 @@ class DentConfig(JSONConfig):
     def batch_dependent(self) -> bool:
         """Whether a prediction can depend on the other members of the batch, or on their number.
 
-        False only if no step is taken or each sample is adapted by its own loss: sample
-        granularity, entropy or agreement, `reduction="sum"`, and train statistics. With
-        `reduction="mean"` the batch size scales every gradient, which Adam undoes almost but not
-        exactly.
+        Always true with test statistics, and with moving ones if steps are taken. Otherwise false
+        only if no step is taken or each sample is adapted by its own loss: sample granularity,
+        entropy or agreement, and `reduction="sum"`. With `reduction="mean"` the batch size scales
+        every gradient, which Adam undoes almost but not exactly.
         """
         if self.statistics == "test" or self.moves_statistics:
             return True
@@ -353,16 +360,16 @@ PRESETS: Final[Mapping[str, DentConfig]] = {
     "dent+": DENT_PLUS,
     "dent-nominal": DENT_NOMINAL,
 }
-"""The paper's configurations by name."""
+"""Configurations of the paper by name."""
 
 
 def preset(name: str) -> DentConfig:
     """Return a configuration of the paper by its name, in upper or lower case.
 
-    `dent_plus` is `dent+`, and `DENT_NOMINAL` is `dent-nominal`.
+    `dent_plus` is also read as `dent+`, and `DENT_NOMINAL` as `dent-nominal`.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: no configuration has this name.
     """
     plain = name.strip().lower().replace("_", "-").replace("dent-plus", "dent+")
     if plain not in PRESETS:

@@ -1,4 +1,4 @@
-"""`dent.defenses.dent` under its former name."""
+"""Former name of `dent.defenses.dent`."""
 
 from dent.defenses.dent import Dent
 

@@ -1,7 +1,7 @@
-"""Every error that the package raises on purpose.
+"""Errors that the package raises on purpose, and its warnings.
 
-All of them are a `DentError`, so one `except` catches them; those about a wrong argument are also
-a `ValueError`. A message says what was expected, what came, where, and what to do.
+Every error is a `DentError`, so one `except` catches all of them. Errors about a wrong argument are
+also a `ValueError`. A message says what was expected, what was found, where, and what to do.
 """
 
 
@@ -10,11 +10,11 @@ class DentError(Exception):
 
 
 class ConfigError(DentError, ValueError):
-    """A configuration is out of range or contradicts itself: change the configuration."""
+    """A setting or argument is out of range or contradicts another: change it."""
 
 
 class UnsupportedModelError(DentError, ValueError):
-    """The model has nothing dent can adapt, or computes in a way it cannot: change the model."""
+    """The model has nothing that dent can adapt, or dent cannot run it: change the model."""
 
 
 class InputError(DentError, ValueError):
@@ -30,15 +30,15 @@ class DataError(DentError):
 
 
 class WeightsError(DentError):
-    """A model's weights cannot be found, read safely, or do not fit the model."""
+    """A model's weights cannot be found or read safely, or do not fit the model."""
 
 
 class UnknownNameError(DentError, ValueError):
-    """A model, dataset, defense or attack of that name does not exist: the message suggests one."""
+    """No model, dataset, defense or attack has this name: the message suggests one."""
 
 
 class MissingExtraError(DentError, ImportError):
-    """An optional dependency is missing: the message has the `pip install` command."""
+    """An optional dependency is missing: the message has the `pip install` command for it."""
 
 
 class DentWarning(UserWarning):
@@ -50,11 +50,11 @@ class CompileWarning(DentWarning):
 
 
 class WeightsWarning(DentWarning):
-    """A weights file has more than was loaded: the message says what, and how to load it."""
+    """A weights file contains more than was loaded: the message says what, and how to load it."""
 
 
 class ClassNamesWarning(DentWarning):
-    """A model names its classes, and none of the names is one of the dataset's."""
+    """A model names its classes, but no name is the name of a class of the dataset."""
 
 
 class DataWarning(DentWarning):
@@ -62,7 +62,7 @@ class DataWarning(DentWarning):
 
 
 class BudgetWarning(DentWarning):
-    """A radius is so large that it is probably in other units than the pixels."""
+    """A radius is so large that it probably has other units than the pixels."""
 
 
 class NotLogitsWarning(DentWarning):
@@ -86,4 +86,4 @@ class PixelRangeWarning(DentWarning):
 
 
 class StatefulModelWarning(DentWarning):
-    """A model keeps state between calls, which a defense does not keep."""
+    """A model keeps state between calls, but a defense does not keep it."""

@@ -1,8 +1,8 @@
-"""What records call the classes of this package, wherever their code is moved.
+"""Names of this package's classes in records, which stay the same when code is moved.
 
-Resuming, verification and verdicts compare these texts, so a text in this table never changes and
-is never removed: it was the class's path when it was first recorded, and is only a name now. When a
-class is renamed or moved, change its `where` alone.
+Resuming, verification and verdicts compare these names, so a name in this table never changes and
+is never removed. It was the class's path when it was first recorded, and is now only a name. When a
+class is renamed or moved, change only its `where`.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Kind(NamedTuple):
-    """One class that records name.
+    """A class that records name.
 
     Attributes:
         recorded: Its name in records, which never changes.
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
     @property
     def loaded(self) -> type | None:
-        """The class; None while nothing has imported it, so that no object of it exists."""
+        """The class; None while its module is not imported, so that it can have no object."""
         module, _, name = self.where.partition(":")
         return getattr(sys.modules.get(module), name, None)
 
@@ -93,37 +93,37 @@ KINDS: Final = (
     Kind("dent.models.normalize.Normalize", "normalize", "dent.models.normalize:Normalize"),
     Kind("dent.outputs.Logits", "logits", "dent.outputs:Logits"),
 )
-"""Every class of this package that can be evaluated, by itself or as an attack."""
+"""All classes of this package that records name: attacks, defenses, models and wrappers."""
 
 _RECORDED: Final = {kind.name: kind.recorded for kind in KINDS}
 
 
 def kind_of(thing: object) -> str:
-    """What a record calls the class of an object; a class of the user's own, by its path."""
+    """Return the name in records of an object's class; for a user's class, its path."""
     cls = type(thing)
     return _registered(cls) or f"{cls.__module__}.{cls.__qualname__}"
 
 
 def path_of(thing: object) -> str:
-    """The same, written as `module:Class`."""
+    """Return the same as `kind_of`, written as `module:Class`."""
     cls = type(thing)
     registered = _registered(cls)
     return ":".join(registered.rsplit(".", 1) if registered else (cls.__module__, cls.__qualname__))
 
 
 def is_registered(thing: object) -> bool:
-    """Whether the class of an object is in the table."""
+    """Return whether the class of an object is in the table."""
     return _registered(type(thing)) is not None
 
 
 def class_of(recorded: str) -> type | None:
-    """The class that records call so, imported; None of a class of the user's own."""
+    """Import and return the class with a name in records; None if it is not in the table."""
     path = next((kind.where for kind in KINDS if kind.recorded == recorded), None)
     return None if path is None else resolve_name(path)
 
 
 def recorded_kind(name: str) -> str:
-    """What a record calls the class of a short name."""
+    """Return the name in records of the class with a short name."""
     return _RECORDED[name]
 
 

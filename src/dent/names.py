@@ -1,7 +1,7 @@
-"""Every name that the command line takes, without loading what the names refer to.
+"""All names that the command line takes, without loading what the names refer to.
 
-Completion and misspelled names are answered from here, in a fraction of the time that torch takes
-to load. A test holds each list to the registry that it repeats.
+Completion and the check for misspelled names use these lists, in a fraction of the time that torch
+takes to load. A test compares each list with the registry that it repeats.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ATTACK_ALIASES: Final[Mapping[str, str]] = {
     "autoattack+": "plus",
     "aa+": "plus",
 }
-"""Other names of attacks, in upper or lower case: AutoAttack's own name and its abbreviation."""
+"""Other names of attacks, in upper or lower case: AutoAttack's name and its abbreviation."""
 
 DEFENSES: Final = (
     "static",
@@ -97,7 +97,7 @@ RECIPES: Final = (
 """The names of `dent.training.RECIPES`."""
 
 RECIPE_FAMILIES: Final = ("adversarial", "trades", "fast")
-"""Names that become a recipe together with a norm."""
+"""Names that give a recipe together with a norm."""
 
 TABLES: Final = (
     *(f"table{number}" for number in range(1, 15)),
@@ -112,7 +112,7 @@ SCALES: Final = ("full", "gpu", "cpu-wide", "cpu")
 """The names of `dent.paper.load_scale`."""
 
 FAMILY: Final = ("resnet-26-4", "resnet-32-10", "resnet-14-2")
-"""Members of the family of nets that needs weights, for suggestions."""
+"""Examples of the family of nets for which users must pass weights, for suggestions."""
 
 WEIGHTS_FILES: Final = (
     ".safetensors",
@@ -127,7 +127,7 @@ WEIGHTS_FILES: Final = (
 """Suffixes of weights files."""
 
 CATALOGUES: Final = ("robustbench", "torchvision", "timm", "hf")
-"""Other model zoos; their models are named `robustbench/...`."""
+"""Other model zoos; each is the prefix of its models' names, as in `robustbench/...`."""
 
 _MODELS: Final = Path(__file__).parent / "models"
 _CARD: Final = ".card.json"
@@ -139,15 +139,15 @@ _HUB_NAME: Final = re.compile(
 
 
 def models() -> tuple[str, ...]:
-    """Models whose weights come with this package, or with what it needs."""
+    """Return the models whose weights come with this package or with its dependencies."""
     return (*_shipped(), "resnet18-nominal")
 
 
 @cache
 def catalogue(name: str) -> tuple[str, ...]:
-    """Models of a zoo in full, as the release knew them for which its table was written.
+    """Return the full names of a zoo's models, as of the release that its table lists.
 
-    None of the Hugging Face hub, which has no list.
+    Empty for the Hugging Face hub, which has no list.
     """
     if name == "hf":
         return ()
@@ -169,17 +169,17 @@ def check(
     attacks: Iterable[str] = (),
     own: bool = False,
 ) -> None:
-    """Refuse names that no registry has.
+    """Check that all names are known.
 
     Args:
-        model: A model's.
-        dataset: A dataset's.
-        defenses: Defenses'.
-        attacks: Attacks'.
-        own: Whether the dataset may be a factory of the user's own.
+        model: The name of a model.
+        dataset: The name of a dataset.
+        defenses: Names of defenses.
+        attacks: Names of attacks.
+        own: Whether the dataset may be the user's own factory.
 
     Raises:
-        UnknownNameError: There is none of that name; the message suggests one.
+        UnknownNameError: A name is unknown; the message suggests one.
     """
     if dataset is not None and not (own and ":" in dataset):
         check_dataset(dataset, own=own)
@@ -192,13 +192,13 @@ def check(
 
 
 def check_attack(text: str) -> None:
-    """Refuse an unknown attack; a factory is left to `dent.attacks.from_factory`.
+    """Check that an attack is known; `dent.attacks.from_factory` checks a factory.
 
     Args:
-        text: As `dent.attacks.make_from` takes it.
+        text: The attack, as `dent.attacks.make_from` takes it.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No attack has this name.
     """
     name = "".join(text.split()).partition(":")[0]
     if full_attack(name) not in ATTACKS and not is_own_attack(text):
@@ -206,7 +206,7 @@ def check_attack(text: str) -> None:
 
 
 def is_own_attack(text: str) -> bool:
-    """Whether an attack is written as a factory of the user's own, and not as a name.
+    """Return whether an attack is written as the user's own factory, and not as a name.
 
     Args:
         text: `package.module:factory`, or as `dent.attacks.make_from` takes it.
@@ -216,29 +216,29 @@ def is_own_attack(text: str) -> bool:
 
 
 def full_attack(name: str) -> str:
-    """The attack that another way to write it stands for (`aa`); another name as it is."""
+    """Return the full name for an alias of an attack (`aa`), and any other name unchanged."""
     return ATTACK_ALIASES.get(name.lower(), name)
 
 
 def check_defense(spec: str) -> None:
-    """Refuse an unknown defense; a file and a factory are left to `dent.defenses.make`.
+    """Check that a defense is known; `dent.defenses.make` checks a file or a factory.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No defense has this name.
     """
     if spec not in DEFENSES and not spec.lower().endswith(".json") and ":" not in spec:
         raise UnknownNameError(unknown_defense(spec, DEFENSES))
 
 
 def check_dataset(name: str, *, own: bool = False) -> None:
-    """Refuse an unknown dataset; what follows its name is left to `dent.data.load`.
+    """Check that a dataset is known; `dent.data.load` checks what follows its name.
 
     Args:
-        name: The dataset's.
-        own: Whether the message names a factory as another choice.
+        name: The name of the dataset.
+        own: Whether the message offers a factory as another choice.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No dataset has this name.
     """
     begins = ("imagenet-", "imagefolder-", "cifar10-c/", "cifar100-c/")
     if name not in DATASETS and not name.startswith(begins):
@@ -247,10 +247,10 @@ def check_dataset(name: str, *, own: bool = False) -> None:
 
 
 def check_table(name: str) -> None:
-    """Refuse an unknown table of the paper.
+    """Check that a table of the paper is known.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No table has this name.
     """
     if name not in TABLES:
         raise UnknownNameError(
@@ -259,20 +259,20 @@ def check_table(name: str) -> None:
 
 
 def check_scale(name: str) -> None:
-    """Refuse an unknown scale of the paper's tables.
+    """Check that a scale of the paper's tables is known.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No scale has this name.
     """
     if name not in SCALES:
         raise UnknownNameError(f"no scale {name!r}; there are {', '.join(SCALES)}")
 
 
 def check_tables(tables: Iterable[str], scale: str) -> None:
-    """Refuse unknown tables of the paper, or an unknown scale of them.
+    """Check that tables of the paper, and their scale, are known.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: A table or the scale is unknown.
     """
     for name in tables:
         check_table(name)
@@ -280,14 +280,14 @@ def check_tables(tables: Iterable[str], scale: str) -> None:
 
 
 def check_recipe(name: str, norm: str | None = None) -> None:
-    """Refuse an unknown recipe of `dent train`.
+    """Check that a recipe of `dent train` is known.
 
     Args:
-        name: As in `dent.training.named`.
-        norm: The same.
+        name: The name, as `dent.training.named` takes it.
+        norm: The norm, as `dent.training.named` takes it.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No recipe has this name.
     """
     full = full_recipe(name, norm)
     if full not in RECIPES:
@@ -299,17 +299,17 @@ def check_recipe(name: str, norm: str | None = None) -> None:
 
 
 def full_recipe(name: str, norm: str | None = None) -> str:
-    """The recipe that a family's name and a norm stand for; another name as it is."""
+    """Return the recipe for a family's name and a norm, and any other name unchanged."""
     if name not in RECIPE_FAMILIES:
         return name
     return f"{name}-{norm or ('nominal' if name == 'fast' else 'linf')}"
 
 
 def check_model(name: str) -> None:
-    """Refuse an unknown model; the family's, and a factory, are left to `dent.models.load`.
+    """Check that a model is known; `dent.models.load` checks the net family and factories.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No model has this name.
     """
     if ":" in name or name in models() or is_family(name):
         return
@@ -329,10 +329,10 @@ def check_model(name: str) -> None:
 
 
 def check_hub(name: str) -> None:
-    """Refuse a name that has not the form of a model of the Hugging Face hub.
+    """Check that a name has the form of a model of the Hugging Face hub.
 
     Raises:
-        UnknownNameError: The message says which forms there are.
+        UnknownNameError: It does not; the message says which forms are valid.
     """
     if _HUB_NAME.fullmatch(name) is None or ".." in name.partition("@")[2]:
         raise UnknownNameError(
@@ -342,26 +342,26 @@ def check_hub(name: str) -> None:
 
 
 def is_family(name: str) -> bool:
-    """Whether a name has the form of the family of nets that needs weights."""
+    """Return whether a name belongs to the family of nets for which users must pass weights."""
     return _FAMILY_NAME.fullmatch(name) is not None
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """The message about an unknown name of a short list."""
+    """Return the message about a name that is not in a short list."""
     near = closest(str(name), known)
     hint = f"; did you mean {near!r}?" if near else ""
     return f"there is no {what} {name!r}, only {', '.join(known)}{hint}"
 
 
 def unknown_attack(name: str, known: Sequence[str]) -> str:
-    """The message about an unknown attack."""
+    """Return the message about an unknown attack."""
     near = closest(name, known)
     hint = f", did you mean {near!r}?" if near else ""
     return f"no attack is called {name!r}{hint}; there are {', '.join(known)}"
 
 
 def unknown_defense(spec: str, known: Sequence[str]) -> str:
-    """The message about an unknown defense."""
+    """Return the message about an unknown defense."""
     return (
         f"There is no defense {spec!r}.{did_you_mean(spec, known)} Expected one of "
         f"{', '.join(known)}; the path of a JSON file (ending in .json); or "
@@ -370,21 +370,21 @@ def unknown_defense(spec: str, known: Sequence[str]) -> str:
 
 
 def add_ends(ends: dict[str, list[str]], names: Iterable[str]) -> None:
-    """Add full names of models to the short ones that may stand for them."""
+    """Add full names of models to `ends`, under the short names that may mean them."""
     for full in names:
-        # Without timm's tag: each of its architectures has many.
+        # Drop timm's tag, because one architecture has many tags.
         ends.setdefault(full.rpartition("/")[2].partition(".")[0], []).append(full)
 
 
 def unknown_model(
     name: str, here: Sequence[str], ends: Mapping[str, list[str]], prefixes: Iterable[str]
 ) -> str:
-    """The message about an unknown model.
+    """Return the message about an unknown model.
 
     Args:
         name: The unknown name.
         here: Models that come with this package.
-        ends: Full names of other models by the short ones that may stand for them.
+        ends: Full names of other models by the short names that may mean them.
         prefixes: Prefixes of the other zoos.
     """
     if name.endswith(WEIGHTS_FILES):
@@ -402,12 +402,12 @@ def unknown_model(
 
 
 def unlisted(package: str, name: str, known: Iterable[str]) -> str:
-    """The message about a model that a zoo of others does not have.
+    """Return the message about a model that another zoo does not have.
 
     Args:
         package: The zoo and its release.
-        name: The unknown name in full.
-        known: All that it has, in full.
+        name: The full unknown name.
+        known: The full names of all its models.
     """
     prefix = name.partition("/")[0]
     hint, form = did_you_mean(name, known), ""
@@ -415,15 +415,15 @@ def unlisted(package: str, name: str, known: Iterable[str]) -> str:
         form = " Its names are robustbench/DATASET/NORM/NAME;"
         if name.endswith("/Standard_R50"):
             hint = " That is torchvision's ResNet-50: torchvision/resnet50.IMAGENET1K_V1."
-    noun = "classifier" if prefix == "torchvision" else "model"  # it has detectors, too
+    noun = "classifier" if prefix == "torchvision" else "model"  # torchvision has detectors, too
     listed = f"`dent models --source {prefix}` lists them"
     return f"{package} has no {noun} {name!r}.{hint}{form} {listed}"
 
 
 def _check_listed(package: str, name: str) -> None:
-    """Refuse a model that a zoo, as installed, cannot have."""
+    """Check that a zoo has a model, or may have it in another release than the listed one."""
     all_names, listed = catalogue(package), _table(package)["version"]
-    if package == "robustbench":  # its table is all that is known of it
+    if package == "robustbench":  # only its table says which models it has
         is_listed = name in all_names
     else:
         model = name.partition("/")[2].partition(".")[0]
@@ -434,7 +434,7 @@ def _check_listed(package: str, name: str) -> None:
 
 
 def _no_newer(package: str, than: str) -> bool:
-    """Whether a package is installed, and no newer than the release that was listed."""
+    """Return whether a package is installed in the release `than` or an older one."""
     try:
         installed = _numbers(version(package))
     except PackageNotFoundError:

@@ -46,34 +46,36 @@ def evaluate(
     the defense as well. Without `attack`, the whole dynamic suite runs, and gives a verdict.
 
     Args:
-        model: The static classifier, in eval mode, on the device to compute on: images in [0, 1]
-            to logits.
+        model: The static classifier, in eval mode, on the device to compute on. It takes images in
+            [0, 1] and returns logits.
         images: Float (N, C, H, W) in [0, 1].
         labels: Integers (N,).
-        defense: A name such as `"dent+"`, or several; a defense, such as `Dent(model)`, which the
-            result calls `"defense"`; or a dict of either kind, by the names that the result shall
-            use.
+        defense: A name such as `"dent+"`, or several names; a defense, such as `Dent(model)`, which
+            the result calls `"defense"`; or a dict of names or defenses, whose keys are the names
+            in the result.
         norm: `"linf"`, `"l2"` or `"l1"`, in any usual form.
-        eps: The radius, as `"8/255"` or `0.5`. The default is 8/255 in linf and 0.5 in l2; l1 has
-            none.
-        attack: A name such as `"apgd-ce"` or `"autoattack"`, with settings if wanted
+        eps: The radius, such as `"8/255"` or `0.5`. The default is 8/255 in linf and 0.5 in l2; l1
+            has no default.
+        attack: A name such as `"apgd-ce"` or `"autoattack"`, optionally with settings
             (`"pgd:iterations=100"`); an attack; or several. It replaces the suite.
         suite: `"dynamic"`, the default without `attack`.
         budget: Budget of the suite: `"small"`, `"standard"` or `"full"`.
-        batch_size: Images that are submitted together. Predictions of some defenses depend on it.
+        batch_size: Number of images that are submitted together. Predictions of some defenses
+            depend on it.
         seed: Seed of all random draws.
-        out: A folder for records and adversarial images. The same call on it resumes the run.
-        progress: Called before, within and after every unit of the work.
+        out: A folder for records and adversarial images. The same call with the same folder resumes
+            the run.
+        progress: Called before, during and after every unit of the run.
 
     Returns:
         The result: `result.defenses["dent+"]` has `natural`, `worst`, `difference` and `verdict`.
 
     Raises:
-        InputError: Images or labels are other tensors, or a defense is invalid.
+        InputError: Images or labels are not such tensors, or a defense is invalid.
         ConfigError: An argument is out of range, or contradicts another.
-        UnknownNameError: There is no defense, attack or suite of that name.
+        UnknownNameError: No defense, attack or suite has a given name.
         UnsupportedModelError: The model does not return logits, or cannot be defended.
-        RecordError: `out` contains another run, or something else.
+        RecordError: `out` contains another run or other files.
 
     Example:
         >>> result = dent.evaluate(model, images, labels, defense="dent+", eps="8/255")
@@ -96,11 +98,11 @@ def evaluate(
 
 
 def _classes(model: nn.Module, images: Tensor) -> int:
-    """How many logits a model gives; refused where it is no classifier."""
+    """Return the number of logits that a model gives, after a check that it is a classifier."""
     try:
         with torch.no_grad():
             logits = model(images.clone())
-    except Exception:  # check_model runs it again, and says what it raised
+    except Exception:  # check_model runs the model again, and reports its error
         logits = None
     classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0
     models.check_model(model, classes, images)

@@ -1,4 +1,4 @@
-"""The output of a model: logits, or something that contains them."""
+"""Outputs of models: logits, or something that contains them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Logits(nn.Module):
         model = Logits(model, "out")                                     # output["out"]
         model = Logits(model, 1)                                         # output[1]
 
-    Without a part, it uses the attribute or key `logits`, or the only tensor (N, classes). If
-    several are possible, it raises an error.
+    Without `part`, the attribute or key `logits` is used, or the only tensor (N, classes). If
+    several tensors are possible, `forward` raises an error.
 
     Args:
-        model: Takes a batch.
-        part: Key, attribute or position of the logits in what it returns.
+        model: Any module that takes a batch.
+        part: Key, attribute or position of the logits in its output.
     """
 
     def __init__(self, model: nn.Module, part: str | int | None = None) -> None:
@@ -38,8 +38,8 @@ class Logits(nn.Module):
         """Return the logits (N, classes) of a batch.
 
         Raises:
-            UnsupportedModelError: The part is not there, or none was named and several could be
-                meant.
+            UnsupportedModelError: The output does not have the part, or, without one, no single
+                tensor that can be the logits.
         """
         output = self.model(x)
         logits = _part(output, self.part) if self.part is not None else _logits(output, len(x))
@@ -72,10 +72,10 @@ def described(output: object) -> str:
 
 
 def advice(output: object) -> str:
-    """Say how to turn an output into logits; empty if no advice is known.
+    """Return advice how to turn an output into logits; empty if there is none.
 
     Args:
-        output: The output, which is not logits.
+        output: A model's output that is not logits.
     """
     parts = list(_parts(output))
     if not any(isinstance(part, Tensor) for _, part in parts):
@@ -87,7 +87,7 @@ def advice(output: object) -> str:
 
 
 def _parts(output: object) -> Iterator[tuple[str, Any]]:
-    """The parts of an output, each as it is written in `Logits(model, PART)`."""
+    """Yield the parts of an output, each with its name as written in `Logits(model, PART)`."""
     if isinstance(output, Mapping):
         yield from ((repr(key), value) for key, value in output.items())
     elif isinstance(output, tuple | list):
@@ -106,7 +106,7 @@ def _part(output: object, part: str | int) -> object:
 
 
 def _logits(output: object, rows: int) -> Tensor | None:
-    """The logits in an output, if there is no doubt which they are."""
+    """Return the logits in an output; None if it is unclear which part they are."""
     if isinstance(output, Tensor):
         return output
     attribute = _part(output, _LOGITS)

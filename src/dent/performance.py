@@ -1,4 +1,4 @@
-"""Settings for the speed of a defense. `dent.config` has those for its predictions."""
+"""Settings for the speed of a defense. `dent.config` has the settings for its predictions."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,9 +11,9 @@ Precision = Literal["model", "bfloat16"]
 
 @dataclass(frozen=True)
 class Performance:
-    """Settings that change the speed of a defense and, except `precision`, no number.
+    """Settings that change the speed of a defense but, except `precision`, not its results.
 
-    Numbers may still differ by rounding, because another memory format sums in another order.
+    Results may still differ by rounding, because another memory format sums in another order.
 
     Attributes:
         memory_format: the memory order of a batch of images (N, C, H, W). "channels-last" suits
@@ -23,17 +23,17 @@ class Performance:
             images (for example by `.view`) or gives other logits (it reads strides, or draws random
             numbers in memory order), "auto" preserves and "channels-last" is refused.
         compile: compile the model's forward and backward by `torch.compile`, once for every model,
-            configuration, batch shape and grad mode, some ten seconds each. A model that changes
-            its attributes is compiled again. If this fails (without a C++ compiler, or because the
-            model cannot be compiled as a whole), a `CompileWarning` says so, and the defense runs
-            uncompiled. Gradients in `x` (`predict` with a gradient, and
+            configuration, batch shape and grad mode, in about ten seconds each. A model that
+            changes its attributes is compiled again. If this fails (without a C++ compiler, or
+            because the model cannot be compiled as a whole), a `CompileWarning` says so, and the
+            defense runs uncompiled. Gradients in `x` (`predict` with a gradient, and
             `adapt(differentiable=True)`) are never compiled, because a compiled gradient cannot be
             differentiated again.
-        precision: "model" keeps the model's; "bfloat16" uses autocast, with parameters, objective
-            and optimizer in float32. It changes numbers, so run records name it.
+        precision: "model" keeps the model's precision; "bfloat16" uses autocast, with parameters,
+            objective and optimizer in float32. It changes results, so run records name it.
 
     Raises:
-        ConfigError: a value is none of these.
+        ConfigError: a value is not one of these.
     """
 
     memory_format: MemoryFormat = "auto"

@@ -1,3 +1,3 @@
-"""`dent.defenses` under its former name."""
+"""Former name of `dent.defenses`."""
 
 from dent.defenses import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""The threat model: what an attacker may do to an image, and whether an image is inside.
+"""Threat models: what an attacker may do to an image, and whether an image is within the limits.
 
 Distances and checks are computed in float64 for any data type, so that anyone who checks a record
 gets the same result.
@@ -23,30 +23,30 @@ from dent.support.devices import wide
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
-_LONGEST = 80  # characters of a radius
+_LONGEST = 80  # characters of the text of a radius
 _EPS = re.compile(rf"(?!.*e[+-]?\d{{4}})[0-9.eE+/_-]{{1,{_LONGEST}}}", re.IGNORECASE)
 _ULP = 2.0**-23  # spacing of float32 just above 1
-#: How else the norms are written: by RobustBench and AutoAttack, and in papers.
+#: Other ways to write the norms: in RobustBench, AutoAttack and papers.
 _ALIASES: dict[str, Norm] = {
     "inf": "linf", "l-inf": "linf", "l_inf": "linf", "l∞": "linf", "ℓ∞": "linf",
     "2": "l2", "l_2": "l2", "ℓ2": "l2", "1": "l1", "l_1": "l1", "ℓ1": "l1",
 }  # fmt: skip
 _USUAL_EPS: dict[Norm, str] = {"linf": "8/255", "l2": "0.5"}
-_WIDE = {"linf": 0.5, "l2": 0.2, "l1": 0.2}  # shares of the diameter
-_HUGE = 1e9  # pixel ranges; beyond any l1 ball that an image could fill
+_WIDE = {"linf": 0.5, "l2": 0.2, "l1": 0.2}  # share of the diameter that raises a warning
+_HUGE = 1e9  # eps in pixel ranges above which it is refused in any norm
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class ThreatModel:
-    """Every perturbed image is within `eps` of its natural image, and every pixel in `bounds`.
+    """Limits of an attack: each image within `eps` of its natural image, each pixel in `bounds`.
 
     Equality and hash are by value: `ThreatModel("linf", "8/255") == ThreatModel("linf", 8 / 255)`.
 
     Attributes:
         norm: `"linf"`, `"l2"` or `"l1"`, over all channels and pixels of one image.
         eps: The radius, in units of a pixel's value.
-        bounds: Smallest and largest value a pixel may take.
-        written: The radius as it was written, for people: `"8/255"`.
+        bounds: Smallest and largest value that a pixel may have.
+        written: The radius as text for readers: `"8/255"`.
     """
 
     norm: Norm
@@ -60,18 +60,19 @@ class ThreatModel:
         eps: str | float | Fraction,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """Read a threat model.
+        """Parse and check the norm, the radius and the bounds.
 
         Args:
             norm: `"linf"`, `"l2"` or `"l1"`, in upper or lower case; also `"inf"`, `"l∞"`.
-            eps: `"8/255"`, `"1.5/255"` and `"0.5"` are read exactly and printed as written. A
-                number is printed in the shorter of its own digits and `k/255`, where it equals
-                such a fraction: `8 / 255` as `8/255`, `0.5` as `0.5`.
+            eps: The radius. `"8/255"`, `"1.5/255"` and `"0.5"` are read exactly and printed as
+                written. A number is printed as `k/255` if it equals such a fraction and this is
+                shorter than its digits: `8 / 255` as `8/255`, `0.5` as `0.5`.
             bounds: Smallest and largest value of a pixel.
 
         Raises:
             ConfigError: If the norm is unknown, `eps` is negative, not a number, or larger than
-                any image could use (for linf: than the pixels' range), or the bounds are empty.
+                any image could use (in linf, larger than the range of a pixel), or the bounds are
+                invalid.
         """
         norm = as_norm(norm)
         low, high = _bounds(bounds)
@@ -84,7 +85,7 @@ class ThreatModel:
 
     @property
     def label(self) -> str:
-        """Norm and radius for people: `"linf 8/255"`, with the bounds if they are unusual."""
+        """Norm and radius for readers: `"linf 8/255"`, with the bounds if they are not [0, 1]."""
         low, high = self.bounds
         inside = "" if self.bounds == (0.0, 1.0) else f" in [{low:g}, {high:g}]"
         return f"{self.norm} {self.written}{inside}"
@@ -96,12 +97,12 @@ class ThreatModel:
         return f"ThreatModel({self.norm!r}, {self.written!r}, bounds={self.bounds!r})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, which `from_dict` reads."""
+        """Return JSON values, which `from_dict` takes."""
         return {"norm": self.norm, "eps": self.written, "bounds": list(self.bounds)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ThreatModel:
-        """Read the result of `to_dict`.
+        """Build a threat model from the result of `to_dict`.
 
         Raises:
             ConfigError: If a key is unknown or missing, or a value is out of range.
@@ -121,14 +122,14 @@ class ThreatModel:
 
         Args:
             shape: Shape of one image, (C, H, W).
-            warn: Whether to warn of a radius that is possible, but hardly meant.
+            warn: Whether to warn of a radius that is possible but probably a mistake.
 
         Raises:
-            ConfigError: If `eps` exceeds the distance between any two images of that shape.
+            ConfigError: If `eps` exceeds the largest distance between two images of that shape.
 
         Warns:
-            BudgetWarning: If asked for, and it is a large share of that distance: a half in linf,
-                a fifth in l2 and l1.
+            BudgetWarning: If `warn` is set and `eps` is a large share of that distance: more than
+                half in linf, or a fifth in l2 and l1.
         """
         values = math.prod(shape)
         low, high = self.bounds
@@ -160,8 +161,8 @@ class ThreatModel:
             x: Natural images, of the same shape.
 
         Returns:
-            float64 (N,), on the CPU where the device has no float64. A row with a value that is
-            not a number is infinitely far.
+            float64 (N,), on the CPU if the device has no float64. The distance of a row with a NaN
+            is infinite.
 
         Raises:
             InputError: If the shapes differ or there is no batch dimension.
@@ -178,15 +179,15 @@ class ThreatModel:
     def tolerance(self, pixels: int) -> float:
         """Return how far beyond `eps` a row may lie and still count as inside.
 
-        An image kept in float32 is off by at most half a spacing of float32 in every value, and
-        the sum that an attack formed before (`x + eps`) by as much again: together one spacing
-        `u = 2**-23` of the largest value `s` that the bounds allow. Over `n` values that is `u s`
-        in linf, `u s sqrt(n)` in l2 and `u s n` in l1, the most that rounding alone can add;
-        `eps` itself, rounded to float32, adds `u eps`. For 32 x 32 x 3 images in [0, 1] at
-        8/255 this is 1.2e-7 in linf, and 6.7e-6 at 0.5 in l2.
+        Storing an image in float32 rounds each value by at most half a spacing of float32. The sum
+        that an attack computed before (`x + eps`) adds as much again: together one spacing
+        `u = 2**-23` of the largest value `s` that the bounds allow. For `n` values, rounding can
+        add at most `u s` in linf, `u s sqrt(n)` in l2 and `u s n` in l1. Rounding `eps` itself to
+        float32 adds `u eps`. For 32 x 32 x 3 images in [0, 1], the tolerance is 1.2e-7 in linf at
+        8/255, and 6.7e-6 in l2 at 0.5.
 
         Args:
-            pixels: Values in one image, over channels and pixels.
+            pixels: Number of values in one image, over channels and pixels.
         """
         scale = max(abs(bound) for bound in self.bounds)
         spread = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
@@ -200,10 +201,10 @@ class ThreatModel:
             x: Natural images, of the same shape.
 
         Returns:
-            float64 (N,), as `distance`: 0 where a row is inside (norm and bounds, up to
-            `tolerance`), else the larger of its excess over `eps` and of a pixel's excess over the
-            bounds; infinite where a value is not a number. `check(...).any()` asks whether any row
-            is outside.
+            float64 (N,), on the device of `distance`. 0 for a row inside norm and bounds, up to
+            `tolerance`. Otherwise the larger of its excess over `eps` and the largest excess of a
+            pixel over the bounds; infinite if a value is NaN. `check(...).any()` says whether any
+            row is outside.
 
         Raises:
             InputError: If the shapes differ.
@@ -221,20 +222,20 @@ class ThreatModel:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Return the nearest images (in Euclidean distance) inside this threat model.
 
-        Exact for the ball and the bounds together, not one after the other: in l1 the
-        difference matters (Croce & Hein, 2021). l1 is the simplex algorithm (Duchi et al., 2008)
-        with a cap on every value, l2 the same idea for a scale instead of a threshold; both sort
-        once, and are computed in float64.
+        The projection is exact onto the intersection of ball and bounds, instead of onto one after
+        the other: in l1 this makes a difference (Croce & Hein, 2021). l1 uses the simplex algorithm
+        (Duchi et al., 2008) with a cap on every value; l2 uses the same idea with a scale instead
+        of a threshold. Both sort once, and compute in float64.
 
         Args:
             x_adv: Images to move, (N, ...), finite.
             x: Natural images, of the same shape, inside the bounds.
 
         Returns:
-            A new tensor of `x_adv`'s shape and dtype; inside by `check`.
+            A new tensor of `x_adv`'s shape and dtype, which `check` finds inside.
 
         Raises:
-            InputError: If the shapes differ, or a value is not a number.
+            InputError: If the shapes differ, or a value is not finite.
         """
         wide, centre = _rows(x_adv, x), _rows(x, x_adv)
         delta = wide - centre
@@ -254,10 +255,10 @@ class ThreatModel:
 
 
 def as_norm(name: object) -> Norm:
-    """Read a norm in any usual form: `L2`, `Linf`, `inf`, `l∞`.
+    """Return the norm that a text names in any usual form: `L2`, `Linf`, `inf`, `l∞`.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If it names no known norm.
     """
     written = name.strip().lower() if isinstance(name, str) else ""
     normalized = _ALIASES.get(written, written)
@@ -268,7 +269,7 @@ def as_norm(name: object) -> Norm:
 
 
 def usual_eps(norm: Norm | str) -> str:
-    """Return the usual radius of a norm, for who names none: 8/255 in linf, 0.5 in l2.
+    """Return the usual radius of a norm, used as the default: 8/255 in linf, 0.5 in l2.
 
     Raises:
         ConfigError: If the norm is unknown, or is l1, which has no usual radius.
@@ -280,9 +281,9 @@ def usual_eps(norm: Norm | str) -> str:
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """`min(max(size - t, 0), room)` with the smallest t >= 0 whose row sums are at most eps."""
-    # The sum falls piecewise linearly in t: a value starts to fall once it is under its cap, at
-    # size - room, and stops at zero, at t = size. Walk the sorted knots to the piece that hits.
+    """Return `min(max(size - t, 0), room)` with the smallest t >= 0 that gives sums up to eps."""
+    # Each row's sum falls piecewise linearly in t: a value starts to fall below its cap at
+    # t = size - room, and reaches zero at t = size. Find the piece in which the sum reaches eps.
     knots, order = torch.cat([(size - room).clamp(min=0), size], dim=1).sort(dim=1)
     turn = torch.cat([torch.full_like(size, -1.0), torch.ones_like(size)], dim=1)
     slope = turn.gather(1, order).cumsum(dim=1)
@@ -299,7 +300,7 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
 
 
 def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """`min(s * size, room)` with the largest s <= 1 whose rows are at most eps long."""
+    """Return `min(s * size, room)` with the largest s <= 1 that gives row norms up to eps."""
     ratio, order = torch.where(size > 0, room / size, math.inf).sort(dim=1)
     capped = room.gather(1, order).square().cumsum(dim=1)
     free = size.gather(1, order).square().flip(1).cumsum(dim=1).flip(1)
@@ -318,7 +319,7 @@ def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
 
 
 def _rows(images: Tensor, like: Tensor) -> Tensor:
-    """One float64 row an image, after checking that both batches have one shape."""
+    """Return one float64 row per image, after a check that both batches have the same shape."""
     if images.shape != like.shape or images.ndim < 2:
         raise InputError(
             "expected two batches of images of one shape (N, ...), "
@@ -328,13 +329,13 @@ def _rows(images: Tensor, like: Tensor) -> Tensor:
 
 
 def _read_eps(eps: str | float | Fraction) -> tuple[float, str]:
-    """The radius as a number, and as it is printed."""
+    """Return the radius as a number and as it is printed."""
     hint = "eps must be a number or a fraction such as '8/255', '1.5/255' or '0.5', got"
     if isinstance(eps, bool) or not isinstance(eps, str | int | float | Fraction):
         raise ConfigError(f"{hint} {eps!r}")
     if isinstance(eps, str):
         written = "".join(eps.split())
-        if not _EPS.fullmatch(written):  # also what would take minutes to read: 1e9999999
+        if not _EPS.fullmatch(written):  # also refuses 1e9999999, which would take minutes
             raise ConfigError(f"{hint} {eps[:_LONGEST]!r}")
         try:
             top, *bottom = (Fraction(part) for part in written.split("/"))
@@ -359,7 +360,7 @@ def _as_float(value: Fraction, hint: str) -> float:
 
 
 def _shortest(value: float, digits: str) -> str:
-    """`k/255` where that is `value` (k in quarters) and the shorter text, else `digits`."""
+    """Return `k/255` if it equals `value` (k in quarters) and is shorter, else `digits`."""
     digits = digits.removesuffix(".0")
     quarters = round(value * 255 * 4)
     exact = float(Fraction(quarters, 4 * 255)) == value

@@ -1,7 +1,7 @@
-"""How one batch changes a model: the core step, and what it needs.
+"""Adaptation of a model to one batch: the core step and its helpers.
 
-`minimize` is the step. `adapted_model` runs a model with other norm parameters than its own,
-`private_copy` and its neighbors make the copy that a defense computes on.
+`minimize` takes the adaptation steps. `adapted_model` runs a model with norm parameters other than
+its own. `private_copy` and related modules make the copy that a defense computes on.
 """
 
 from dent.adaptation.adaptation import Adaptation, Status

@@ -31,20 +31,22 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Adaptation:
-    """The parameters that a defense adapted to one batch, and their course.
+    """The parameters that a defense adapted to one batch, and a record of the steps.
 
     Attributes:
         parameters: scale and shift by dotted name, as in `model.named_parameters()`: the layer's
-            shape batch-wise, (N, *shape) sample-wise. Empty where they are not adapted.
-        smoothing: the smoothing's unconstrained parameter, (K,) or (N, K); None without.
-        covariance_kind: what `smoothing` parametrizes; None without.
-        entropy: (steps, N) in nats, before each step; with views, of their mean prediction.
+            shape batch-wise, (N, *shape) sample-wise. Empty if they are not adapted.
+        smoothing: the smoothing's unconstrained parameter, (K,) or (N, K); None without smoothing.
+        covariance_kind: the kind of covariance that `smoothing` parametrizes; None without
+            smoothing.
+        entropy: entropy of each prediction before each step, (steps, N) in nats; with views, of
+            their mean prediction.
         status: (N,) int64, values of `Status`.
         sample_wise: whether `parameters` and `smoothing` have a sample dimension.
-        smoothing_by_step: `smoothing` before each step and at last, (steps + 1, K) or
-            (steps + 1, N, K), without a graph; None without.
+        smoothing_by_step: `smoothing` before each step and after the last one, (steps + 1, K) or
+            (steps + 1, N, K), without a graph; None without smoothing.
 
-    Everything that belongs to a sample whose input is non-finite is NaN, but its status.
+    All values of a sample with a non-finite input are NaN, except its status.
     """
 
     parameters: Mapping[str, Tensor]
@@ -56,24 +58,24 @@ class Adaptation:
     smoothing_by_step: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """Moved running statistics by dotted name, each (C,), which the batch shares; see
-    `DentConfig.statistics`. Empty where they do not move."""
+    `DentConfig.statistics`. Empty if they do not move."""
     _prefix: Prefix | None = field(default=None, repr=False)
     """The outputs of the layers before the first adapted one."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can be computed again."""
+        """Return the state without the prefix, which can be computed again."""
         return vars(self) | {"_prefix": None}
 
     @property
     def batch_size(self) -> int:
-        """Number of samples adapted to."""
+        """Number of samples in the batch."""
         return self.status.shape[0]
 
     @property
     def sigma(self) -> Tensor | None:
-        """Standard deviation in pixels: () spherical or (2,) along (vertical, horizontal).
+        """Standard deviation in pixels: () if spherical, else (2,) along (vertical, horizontal).
 
-        Sample-wise, with a leading dimension N. None without smoothing.
+        It has a leading dimension N if sample-wise. None without smoothing.
         """
         if self.smoothing is None or self.covariance_kind is None:
             return None
@@ -81,7 +83,7 @@ class Adaptation:
 
     @property
     def sigma_by_step(self) -> Tensor | None:
-        """`sigma` before each step and at last, with a leading dimension steps + 1."""
+        """`sigma` before each step and after the last one, with a leading dimension steps + 1."""
         if self.smoothing_by_step is None or self.covariance_kind is None:
             return None
         return smoothing.sigma(self.smoothing_by_step, self.covariance_kind)
@@ -98,9 +100,9 @@ class Adaptation:
         return self._per_sample(lambda value: value[kept], self.entropy[:, kept], self.status[kept])
 
     def spread(self, kept: Tensor) -> "Adaptation":
-        """Expand to the full batch, whose samples at `kept` are this adaptation's, in order.
+        """Expand to the full batch, in which `kept`, (N,) bool, marks this adaptation's samples.
 
-        The others were left out because their input is not finite.
+        The other samples were left out because their inputs are not finite.
         """
 
         def among(value: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Run a model with other norm parameters and statistics than its own, without writing to it.
+"""Run a model with norm parameters and statistics other than its own, without writing to it.
 
-Each adaptation works on a private copy of the model's structure, in eval mode, that shares the
-model's weights as constants and owns its buffers and all other tensors. So the model keeps its
+Each adaptation works on a private copy of the model's structure, in eval mode. The copy shares the
+model's weights as constants, and has its own buffers and other tensors. So the model keeps its
 buffers, attributes, training flags and `requires_grad` whatever its forward does, and threads do
-not meet. The one thing a forward could still write to, in place, is a parameter.
+not interfere. A forward could still change only the parameters, by writing to them in place.
 """
 
 import functools
@@ -50,27 +50,27 @@ _RECOMPILE_LIMIT = 64
 """Largest number of models, configurations and shapes that a process compiles."""
 
 _GROUP_NORM_CRASHES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
-"""Before 2.14, PyTorch crashes the process when it computes the gradient of GroupNorm's scale and
-shift alone for a channels-last input."""
+"""Before 2.14, PyTorch crashes the process when it computes only the gradient of GroupNorm's scale
+and shift for a channels-last input."""
 
 _NARROW = 16
-"""Convolutions of fewer channels, by the median of a model, are no faster channels-last."""
+"""Median output channels below which a model's convolutions are no faster channels-last."""
 _WEIGHTS_A_PIXEL = 3000
-"""Weights of convolutions for each pixel of a batch, above which their reordering costs more than
-channels-last saves. Both are measured (docs/speed.md)."""
+"""Convolution weights per pixel of a batch, above which reordering the weights costs more than
+channels-last saves. Both limits are measured (docs/speed.md)."""
 
 FEW_ROWS = 8
-"""Samples on which the two memory formats are compared; all where a model takes no fewer."""
+"""Samples on which the memory formats are compared; all if the model cannot take so few."""
 _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
-"""Models whose forward on channels-last images has failed or answered otherwise than on others."""
+"""Models whose forward on channels-last images failed or returned other outputs."""
 _CHECKED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
-"""Models that have answered alike."""
+"""Models that returned the same outputs, up to rounding, in both memory formats."""
 
 
 def eager(model: nn.Module) -> nn.Module:
     """Return the module that torch.compile wrapped, or the module itself."""
-    # By its class, which is loaded where there is one. A wrapper of another class may answer
-    # `_orig_mod` with what it wraps, and do more than that.
+    # Check the class, which is loaded if any module is compiled. Another wrapper may also have
+    # `_orig_mod`, but do more than run it.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     while compiler is not None and isinstance(model, compiler.OptimizedModule):
         model = model._modules["_orig_mod"]
@@ -78,11 +78,13 @@ def eager(model: nn.Module) -> nn.Module:
 
 
 def norm_parameters(model: nn.Module, last_layers: int | None = None) -> dict[str, Tensor]:
-    """Return scale and shift of the (last) normalization layers by dotted name, shared ones once.
+    """Return the scales and shifts of the (last) normalization layers by dotted name.
+
+    A shared tensor is returned once, under its first name.
 
     Args:
         model: any module.
-        last_layers: how many layers with parameters, counted from the last registered; None: all.
+        last_layers: number of layers with parameters, counted from the last registered; None: all.
     """
     layers = affine_layers(eager(model))
     names = _names(layers)
@@ -103,10 +105,10 @@ def _names(layers: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> dict[i
 
 
 def check_supported(model: nn.Module, config: DentConfig) -> None:
-    """Check that `config` has something to act on in `model`, before anything is touched.
+    """Check that the defense `config` can run on `model` and has something to adapt in it.
 
     Raises:
-        UnsupportedModelError: naming what was seen and what would work.
+        UnsupportedModelError: it cannot; the message says what was found and what would work.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"Dent expected a torch.nn.Module, got {type(model).__name__}.")
@@ -161,7 +163,7 @@ def _check_initialized(model: nn.Module) -> None:
 
 
 def _check_differentiable(model: nn.Module) -> None:
-    # Not found out by a batch: a quantized layer hands back a gradient of 0, with a warning.
+    # Running a batch would not show this: a quantized layer returns a gradient of 0 and warns.
     for name, module in model.named_modules():
         if type(module).__module__.startswith(
             ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -210,13 +212,14 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
 
 
 class AdaptedModel:
-    """A model to be run with given norm parameters, statistics and smoothing.
+    """A model that runs with given norm parameters, statistics and smoothing.
 
     Args:
         model: any supported module; never written to.
-        config: decides granularity, statistics and the smoothing's kind.
-        performance: decides memory format, precision and whether to compile.
-        prefix: where `config` adapts the last layers only, what comes before them; eager only.
+        config: determines granularity, statistics and the kind of smoothing.
+        performance: determines memory format, precision and whether to compile.
+        prefix: cache of the layers before the first adapted one, used if `config.last_layers` is
+            set; not for compiled models.
         shares_generators: draw from the random generators that the model keeps, which then advance.
     """
 
@@ -244,7 +247,7 @@ class AdaptedModel:
         self._copy()
 
     def _copy(self) -> None:
-        """Start from a private copy as good as new."""
+        """Make a new private copy, and bind its layers."""
         self._module = private_copy(self._model, shares_generators=self._shares_generators)
         self._weights_channels_last = False
         names = _names(affine_layers(self._model))
@@ -281,15 +284,17 @@ class AdaptedModel:
 
         Args:
             x: one batch; not modified, even by a model that works in place.
-            parameters: scales and shifts by dotted name: (*shape), or (N or 1, *shape) where the
+            parameters: scales and shifts by dotted name: (*shape), or (N or 1, *shape) if the
                 granularity is "sample". Layers not named keep their own.
             smoothing: the smoothing's parameter, or None to leave x as it is.
-            statistics: where the running statistics move, those to normalize by, by dotted name;
-                layers not named keep their own. None: the batch's, as in a step.
+            statistics: if the running statistics move, the statistics to normalize by, by dotted
+                name; layers not named keep their own. None: the batch's, as in a step.
 
         Raises:
             InputError: the model cannot take x.
-            UnsupportedModelError: the model returns something other than logits (N, C).
+            UnsupportedModelError: the model returns something other than logits (N, C), or a single
+                logit although the defense takes steps.
+            ConfigError: channels-last was requested, and the model's outputs depend on it.
         """
         channels_last = self._prefers_channels_last(x) and self._answers_alike(x)
         try:
@@ -348,13 +353,13 @@ class AdaptedModel:
             raise InputError(self._refusal(x, error)) from error
 
     def _owned(self, x: Tensor, *, channels_last: bool) -> Tensor:
-        """Copy what a model may work in place on.
+        """Return a copy of `x` that a model may write to in place.
 
-        Where a prefix answers for modules, the same batch gives the same copy, as long as nothing
-        wrote to either: so the prefix knows it without a comparison, for which a GPU would have to
-        be waited for at every step.
+        With `last_layers`, the same batch gives the same copy as long as neither was written to.
+        The prefix then recognizes its input by identity. To compare values, it would have to wait
+        for the GPU at every step.
         """
-        inference = x.is_inference() or torch.is_inference_mode_enabled()  # nothing tells of writes
+        inference = x.is_inference() or torch.is_inference_mode_enabled()  # writes would not show
         if self._last_layers is None or x.requires_grad or inference:
             return _own(x, channels_last=channels_last)
         if self._copied is not None:
@@ -379,7 +384,9 @@ class AdaptedModel:
         return suits and self._model not in _REFUSED_CHANNELS_LAST
 
     def _answers_alike(self, x: Tensor) -> bool:
-        """Whether channels-last changes nothing but rounding; checked once per model.
+        """Return whether channels-last changes only rounding; checked once per model.
+
+        Also true if the model fails on `x`: its own forward pass then reports the error.
 
         Raises:
             ConfigError: it changes more, and the user requested channels-last.
@@ -436,7 +443,7 @@ class AdaptedModel:
 
 
 def _advice(error: Exception) -> str:
-    """What to do about an error of a model that takes gradients in its own forward."""
+    """Return advice if an error shows that the model takes gradients in its own forward."""
     if "does not require grad" not in str(error):
         return ""
     return (
@@ -458,7 +465,7 @@ def _pixels_for_channels_last(model: nn.Module) -> float:
 
 
 def _reorder_weights(module: nn.Module) -> None:
-    """Lay a private copy's convolutions out as their input is, once, which each forward would."""
+    """Convert a private copy's convolution weights to channels-last, once for all forwards."""
     for layer in module.modules():
         weight = layer._parameters.get("weight")
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and weight is not None:
@@ -467,7 +474,10 @@ def _reorder_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _alike(model: nn.Module, x: Tensor) -> bool | None:
-    """Whether both memory formats give the same output up to rounding; None if the model fails."""
+    """Return whether both memory formats give the same output up to rounding.
+
+    None if the model fails or returns no tensor.
+    """
     answers = []
     for channels_last in (True, False):
         module = private_copy(model)
@@ -489,7 +499,7 @@ def _alike(model: nn.Module, x: Tensor) -> bool | None:
 
 
 def _own(x: Tensor, *, channels_last: bool) -> Tensor:
-    """Return a copy of `x` that a model may work in place on, in a memory format."""
+    """Return a copy of `x`, in a memory format, that a model may write to in place."""
     if not channels_last:
         return x.clone()
     if x.requires_grad:

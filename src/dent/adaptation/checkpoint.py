@@ -1,7 +1,7 @@
-"""Gradients at the price of a second computation instead of its memory (Chen et al., 2016).
+"""Gradient checkpointing: recompute steps instead of storing their graph (Chen et al., 2016).
 
-`torch.utils.checkpoint` recomputes a forward. What is recomputed here takes gradients itself while
-it runs, so the first computation needs a graph of its own that no one keeps.
+`torch.utils.checkpoint` recomputes a plain forward. The steps recomputed here take gradients
+themselves, so even the first computation needs a graph, which is then discarded.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ from torch.autograd.function import once_differentiable
 from dent.adaptation.isolation import isolated
 
 Segment = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
-"""Tensors to tensors; with the graph from the ones to the others if told so."""
+"""Function from tensors to tensors; the flag tells it to keep the graph between them."""
 
 
 def recomputed(run: Segment, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return `run(inputs, True)`, storing only the inputs for the backward pass.
 
-    The forward pass builds no graph; the backward pass runs again with one. The gradient is exact;
-    it cannot be differentiated again.
+    The forward pass keeps no graph; the backward pass runs again with one. The gradient is exact,
+    but cannot be differentiated again.
 
     Args:
-        run: must do the same both times, and touch nothing else.
+        run: must return the same values both times. Only the first run may have side effects.
         inputs: floating-point; the first is the batch.
     """
     outputs: tuple[Tensor, ...] = _Recomputed.apply(run, *inputs)

@@ -1,4 +1,4 @@
-"""The surroundings in which adaptation runs, so that nothing outside it notices."""
+"""Contexts that isolate adaptation from the caller's grad mode and random state."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,10 +14,10 @@ from dent.support.devices import own_generator, random_state, set_random_state
 
 @contextmanager
 def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
-    """Record gradients whatever the caller's mode, and leave the random state as it was.
+    """Record gradients whatever the caller's grad mode, and restore the random state on exit.
 
     Args:
-        x: the batch; its device's generator is among those restored.
+        x: the batch; the generators of the CPU and of its device are restored.
         differentiable: choose operations that have a second derivative.
     """
     attention = _MathAttention() if differentiable else nullcontext()
@@ -27,7 +27,7 @@ def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
 
 @contextmanager
 def _same_random_state(x: Tensor) -> Iterator[None]:
-    # Restored only if something drew, since the generators belong to all threads.
+    # Restore only if something drew, because all threads share the generators.
     before = torch.get_rng_state()
     before_own = random_state(x.device) if own_generator(x.device) else None
     try:
@@ -40,10 +40,10 @@ def _same_random_state(x: Tensor) -> Iterator[None]:
 
 
 class _MathAttention:
-    """Compute attention by plain matrix products: the fused kernels have no second derivative.
+    """Context for attention by plain matrix products: fused kernels have no second derivative.
 
-    PyTorch's switch is one for the whole process, so the first to enter turns it and the last to
-    leave turns it back; to other threads this changes rounding alone.
+    PyTorch has one switch for the whole process, so the first thread to enter sets it and the last
+    to leave resets it. In other threads this changes only rounding.
     """
 
     _lock = Lock()

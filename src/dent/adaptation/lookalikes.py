@@ -1,4 +1,4 @@
-"""Layers that look like normalizations but are not adapted, so that somebody says so."""
+"""Find layers that look like normalizations but are not adapted, for a warning."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _DEPTH: Final = 3
 
 
 def unadapted(model: nn.Module) -> str | None:
-    """Say which layers of a model look like normalizations and are not adapted; None if none is."""
+    """Return a message about layers that look like normalizations but are not adapted, or None."""
     adapted_ids = {id(layer) for _, layer in norm_layers(model)}
     unknown = [
         (name, module)
@@ -51,7 +51,10 @@ def _kind(module: nn.Module) -> str:
 
 
 def _looks_like_one(module: nn.Module) -> bool:
-    """Whether a module has a scale or shift, and statistics or the name of a normalization."""
+    """Return whether a module has parameters and a name or statistics like a normalization's.
+
+    False if any of its parameters has more than one axis.
+    """
     tensors = [(name, own_tensor(module, name)) for name in _SCALES]
     own_tensors = [
         tensor for _, tensor in tensors if tensor is not None and tensor.is_floating_point()
@@ -72,7 +75,7 @@ def _hidden(model: nn.Module) -> Iterator[str]:
     registered = {id(module) for module in model.modules()}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute.startswith("_"):  # PyTorch's own registers
+            if attribute.startswith("_"):  # such as PyTorch's own registers
                 continue
             for submodule in _modules_in(value, _DEPTH):
                 for layer in () if id(submodule) in registered else norm_layers(submodule):

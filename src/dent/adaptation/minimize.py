@@ -21,23 +21,24 @@ from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
 
 OnStep = Callable[[Tensor], None]
-"""Called with logits (N, classes), with their graph to the batch."""
+"""Function that is called with logits (N, classes), with their graph to the batch."""
 Values = dict[str, Tensor]
 """The values that a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
 
 AFFINE: Final = "affine"
 SMOOTHING: Final = "smoothing"
 STATISTICS: Final = "statistics"
-"""Moves in every step, but is not learned, and the batch shares it: (D,)."""
+"""Name of the running statistics, (D,): each step moves them, but they are not learned, and the
+batch shares them."""
 
 
 class Point(NamedTuple):
-    """Where a descent has come to.
+    """State of the descent after some steps.
 
     Attributes:
-        values: What is updated.
-        states: Of the optimizers.
-        predictions: Before each step that led here from the last point, if they are kept.
+        values: The updated values.
+        states: The states of the optimizers.
+        predictions: The predictions before each step since the previous point, if kept.
     """
 
     values: Values
@@ -63,14 +64,14 @@ def minimize(
         model: runs the forward passes.
         trained: the trained scales and shifts by dotted name, from which every batch starts.
         config: the defense.
-        x: (N, ...), finite; N may be 0, to which nothing adapts.
+        x: (N, ...), finite; if N is 0, no step is taken.
         differentiable: keep the graph of the steps, for the exact gradient of the result in x.
-        last: keep the graph of these last steps only; earlier steps count as constant.
+        last: keep the graph of only this many last steps; earlier steps count as constant.
         checkpointed: store about sqrt(`steps`) states instead of the graph, and rerun the steps
             from each during the backward pass.
-        on_step: called with what is predicted before each step whose graph is kept.
-        running: where they move, the running statistics by dotted name, from which every batch
-            starts.
+        on_step: called with the prediction before each step whose graph is kept.
+        running: the running statistics by dotted name, from which every batch starts; empty if
+            they do not move.
     """
     start = _start(trained, config, x) | ({STATISTICS: flatten(running)} if running else {})
     optimizers = _optimizers(config, start)
@@ -138,7 +139,7 @@ def _moved(
     states: Mapping[str, State],
     gate: "_NonFiniteGate",
 ) -> Values:
-    """Return the running statistics after a step, where they move."""
+    """Return the running statistics after a step; empty if they do not move."""
     if not running:
         return {}
     taken = max(state.step for state in states.values())
@@ -147,10 +148,10 @@ def _moved(
 
 
 def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
-    """Return what takes logits of the samples that are adapted to.
+    """Wrap `on_step` so that it takes the logits of only the samples that are adapted to.
 
     Args:
-        on_step: takes logits of the whole batch; None for nothing.
+        on_step: takes the logits of the whole batch; None for no function.
         finite: (N,) bool, which samples are adapted to; the others get rows of NaN. None for all.
     """
     if on_step is None or finite is None:
@@ -166,7 +167,7 @@ def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
 def _stretches(
     config: DentConfig, x: Tensor, differentiable: bool, last: int | None, checkpointed: bool
 ) -> Iterator[tuple[int, bool]]:
-    """Divide the steps: how many in a row, and whether with their graph."""
+    """Yield stretches of the steps: their number, and whether to keep their graph."""
     steps = config.steps if len(x) else 0
     exact = steps if last is None else min(last, steps)
     exact = exact if differentiable else 0
@@ -185,9 +186,9 @@ def _recomputing(
     gate: "_NonFiniteGate",
     steps: int,
 ) -> Point:
-    """Take steps without their graph; the backward pass takes them again, with it.
+    """Take steps without keeping their graph; the backward pass repeats them with it.
 
-    Memory holds one state in place of the graph of all these steps (see `recomputed`).
+    Memory holds one state instead of the graph of all these steps (see `recomputed`).
     """
     untouched_gate = copy.copy(gate)
     moving = [*start.states, *({STATISTICS} & start.values.keys())]
@@ -260,7 +261,7 @@ def _gradients(objective: Tensor, learned: Values, *, keep_graph: bool) -> Value
             "The model's output does not depend differentiably on what is adapted: does its "
             "forward use torch.no_grad(), detach() or NumPy, or skip its normalization layers?"
         )
-    # Not backward(): that would write into the .grad of whatever else the graph holds.
+    # Not backward(): it would also write to the .grad of every other leaf of the graph.
     gradients = torch.autograd.grad(
         objective, list(learned.values()), create_graph=keep_graph, materialize_grads=True
     )
@@ -268,9 +269,9 @@ def _gradients(objective: Tensor, learned: Values, *, keep_graph: bool) -> Value
 
 
 def flatten(trained: Mapping[str, Tensor]) -> Tensor:
-    """Return all parameters as one vector, so that one fused update serves all layers.
+    """Return all parameters as one vector, so that one update serves all layers.
 
-    In at least float32: beside 1, a step of 1e-3 would round away in bfloat16.
+    It has at least float32: in bfloat16, a step of 1e-3 on a scale near 1 would be rounded away.
     """
     return _joined(tensor.detach() for tensor in trained.values())
 
@@ -284,7 +285,7 @@ def _joined(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
-    """Return views of (..., D) by dotted name, each (..., *shape of the trained parameter)."""
+    """Split a flat (..., D) into views by dotted name, each (..., *shape of the parameter)."""
     if flat is None:
         return {}
     # One split, not slices: the gradient of a slice is as large as the whole.
@@ -296,11 +297,11 @@ def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
 
 
 class _NonFiniteGate:
-    """Takes back the steps of samples that turned non-finite, and keeps the course of the others.
+    """Filter that reverts samples that turned non-finite, and records every step.
 
-    A sample whose update or entropy is NaN or infinite goes back to its start and stays there.
-    Nothing here waits for the device. Nothing is written to in place, so a shallow copy is a
-    snapshot.
+    A sample whose update or entropy is NaN or infinite returns to its start and stays there. If the
+    batch shares parameters, the whole batch does. No method waits for a GPU. Nothing is modified in
+    place, so a shallow copy is a snapshot.
     """
 
     def __init__(self, config: DentConfig, x: Tensor, smoothing: Tensor | None) -> None:
@@ -314,7 +315,7 @@ class _NonFiniteGate:
         self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
 
     def accept(self, updated: Values, start: Values, entropies: Tensor) -> Values:
-        """Return `updated`, and `start` for every sample that has ever turned non-finite."""
+        """Return `updated`, with `start` for every sample that is reverted."""
         self.entropies = (*self.entropies, entropies)
         if self._finite_so_far(updated, entropies):
             self._follow(updated)
@@ -334,14 +335,14 @@ class _NonFiniteGate:
         return gated
 
     def accept_shared(self, updated: Tensor, start: Tensor) -> Tensor:
-        """Return a value of the whole batch, or `start` where the batch goes back to its start."""
+        """Return a value that the batch shares, or `start` if it is non-finite or reverted."""
         keep = updated.detach().isfinite().all()
         if not self._sample_wise:
             keep = keep & self._kept.all()
         return torch.where(keep, updated, start)
 
     def _finite_so_far(self, updated: Values, entropies: Tensor) -> bool:
-        """Whether there is nothing to gate, where asking does not wait for a device."""
+        """Return whether all values are finite; always False on a GPU, to avoid a wait."""
         return (
             self._all_finite
             and bool(entropies.isfinite().all())
@@ -354,9 +355,9 @@ class _NonFiniteGate:
             self.smoothings = (*self.smoothings, after.detach())
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in x, 0 for samples that are served what does not depend on x.
+        """Return the gradient in x, set to 0 for reverted samples, which do not depend on x.
 
-        Backward through a discarded step multiplies 0 by infinity.
+        Otherwise it could be NaN: backward through a reverted step multiplies 0 by infinity.
         """
         alive = self._kept.reshape(-1, *[1] * (gradient.dim() - 1))
         return torch.where(alive, gradient, 0)

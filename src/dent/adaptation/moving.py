@@ -1,7 +1,7 @@
 """Running statistics that move while a model adapts, as in the paper's Listing 1.
 
 A BatchNorm layer in train mode normalizes by its batch, and moves its running statistics toward
-those of the batch. In eval mode it then normalizes by the moved ones.
+the batch statistics. In eval mode it then normalizes by the moved running statistics.
 """
 
 from collections import defaultdict
@@ -22,14 +22,14 @@ MEAN, VARIANCE = "running_mean", "running_var"
 
 
 def batch_norm_layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """The BatchNorm layers that keep running statistics, by dotted name."""
+    """Yield the BatchNorm layers that keep running statistics, with their dotted names."""
     for name, layer in norm_layers(model):
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
             yield name, layer
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of a model by dotted name, each (C,)."""
+    """Return the running statistics of a model by dotted name, each (C,)."""
     return {
         f"{name}.{attribute}": getattr(layer, attribute)
         for name, layer in batch_norm_layers(model)
@@ -38,7 +38,9 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 class MovingStatistics:
-    """Makes the BatchNorm layers of a private copy normalize by batch statistics or by given ones.
+    """Switch for the statistics by which the BatchNorm layers of a private copy normalize.
+
+    They normalize by the running statistics that `give` sets, or by the batch's.
 
     Args:
         layers: the layers by dotted name. Their forward is replaced.
@@ -52,7 +54,7 @@ class MovingStatistics:
             vars(layer)["forward"] = partial(self._forward, name, layer)
 
     def give(self, statistics: Mapping[str, Tensor] | None) -> None:
-        """Normalize the next forward by these running statistics; None: by the batch."""
+        """Set the running statistics by which the next forward normalizes; None: the batch's."""
         self._given = statistics
         self._seen.clear()
 
@@ -60,8 +62,8 @@ class MovingStatistics:
         """Return running statistics after the last forward, which normalized by the batch.
 
         Args:
-            statistics: before it, by dotted name.
-            step: number of this step of the adaptation, from 1.
+            statistics: the running statistics before that forward, by dotted name.
+            step: number of this adaptation step, from 1.
         """
         moved = dict(statistics)
         for name, layer in self._layers.items():
@@ -75,7 +77,7 @@ class MovingStatistics:
         return moved
 
     def _forward(self, name: str, layer: _BatchNorm, *args: Any, **keywords: Any) -> Any:
-        # Its own forward, which may do more than normalize: timm's BatchNormAct2d activates.
+        # The layer's own forward may do more than normalize: timm's BatchNormAct2d also activates.
         with OtherBatchNorm(partial(self._normalize, name, layer)) as other:
             output = type(layer).forward(layer, *args, **keywords)
         if not other.asked:
@@ -95,7 +97,7 @@ class MovingStatistics:
             )
             return fixed_batch_norm(x, mean, variance, _rows(weight), _rows(bias), eps)
         over = [axis for axis in range(x.dim()) if axis != 1]
-        variance, mean = torch.var_mean(x, over, correction=1)  # as torch keeps it
+        variance, mean = torch.var_mean(x, over, correction=1)  # unbiased, as torch keeps it
         self._seen[name].append((mean, variance))
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
 

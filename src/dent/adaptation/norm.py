@@ -1,10 +1,10 @@
-"""Normalization layers: which a model has, and how each runs with parameters that are not its own.
+"""Find a model's normalization layers, and run each with parameters other than its own.
 
 A layer's kernel takes one scale and shift per channel. To run it with one set per sample, or with
 parameters of a higher precision than its activations, its `weight` and `bias` are replaced by an
 `Affine`. PyTorch's normalization functions hand such an argument back to its class
 (`__torch_function__`), which applies it in the layout of the function that was called. So every
-subclass that ends in one of these functions works, whatever it does around the call.
+subclass that calls one of these functions works, whatever else its forward does.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,8 @@ from dent.errors import ConfigError, UnsupportedModelError
 from dent.support.plural import counted
 
 NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""BatchNorm 1d/2d/3d and SyncBatchNorm (the paper's), and beyond it the kinds after them."""
+"""Normalization layers that are adapted: the paper's (BatchNorm 1d/2d/3d and SyncBatchNorm) first,
+then kinds that the paper does not adapt."""
 
 Channels = Literal["second", "last"]
 
@@ -32,9 +33,9 @@ class NormKind:
     """How a layer of a registered kind computes: normalized * scale + shift.
 
     Attributes:
-        scale: its attribute, a parameter or buffer; None where it has none.
-        shift: the same.
-        channels: which axis of its output, (N, ...), they belong to.
+        scale: name of the parameter or buffer that holds the scale; None if it has no scale.
+        shift: the same for the shift.
+        channels: the axis of its output, (N, ...), that scale and shift belong to.
     """
 
     scale: str | None
@@ -52,20 +53,21 @@ def register_norm(
     shift: str | None = "bias",
     channels: Channels = "second",
 ) -> None:
-    """Let every `Dent` of this process adapt a kind of normalization layer of one's own.
+    """Let every `Dent` of this process adapt your own kind of normalization layer.
 
-    The layer computes normalized * scale + shift. A `Dent` tries that on its first batch, and
+    The layer must compute normalized * scale + shift. A `Dent` checks this on its first batch, and
     refuses a kind that computes something else.
 
     Args:
-        kind: its class; its subclasses belong to the kind, too.
-        scale: the attribute that holds its scale, a parameter or buffer; None where it has none.
-        shift: the same of its shift.
-        channels: which axis of its output they belong to: `"second"`, as in BatchNorm, or
+        kind: the class of the layers; subclasses are included.
+        scale: the attribute that holds the scale, a parameter or buffer; None if it has no scale.
+        shift: the same for the shift.
+        channels: the axis of the output that they belong to: `"second"`, as in BatchNorm, or
             `"last"`, as in LayerNorm.
 
     Raises:
-        ConfigError: `kind` is no class of modules, is known already, or has nothing to adapt.
+        ConfigError: `kind` is not a module class, is adapted already, or has nothing to adapt, or
+            `channels` is neither of the two.
 
     Example:
         >>> dent.register_norm(torchvision.ops.FrozenBatchNorm2d)
@@ -84,7 +86,7 @@ def register_norm(
 
 
 def registered_kind(layer: nn.Module) -> NormKind | None:
-    """Return how a layer of a registered kind computes; None of any other."""
+    """Return the registered kind of a layer; None if it has none."""
     kinds = (_REGISTERED.get(base) for base in type(layer).__mro__)
     return next((kind for kind in kinds if kind is not None), None)
 
@@ -97,16 +99,19 @@ def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
-    """Return a parameter, buffer or attribute of the layer itself, whatever its `__getattr__`."""
+    """Return a layer's own tensor by name, without `__getattr__`; None if there is none.
+
+    It may be a parameter, a buffer or an attribute.
+    """
     for namespace in (layer._parameters, layer._buffers, vars(layer)):
-        # Not .get(): a scripted module's registers have none.
+        # Not .get(): the dictionaries of a scripted module do not have it.
         if name in namespace and isinstance(value := namespace[name], Tensor):
             return value
     return None
 
 
 def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the attributes that are the scale and shift of a layer, where it has them.
+    """Yield the name and tensor of a layer's scale and shift, if it has them.
 
     Raises:
         UnsupportedModelError: the layer computes its parameters from others.
@@ -134,33 +139,33 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def affine_layers(model: nn.Module) -> list[tuple[str, list[tuple[str, Tensor]]]]:
-    """Return the dotted names of the layers that have a scale or shift, each with what it has."""
+    """Return the dotted name, and the scale and shift, of each layer that has one of them."""
     layers = [(name, [*affine_attributes(layer)]) for name, layer in norm_layers(model)]
     return [(name, attributes) for name, attributes in layers if attributes]
 
 
 def use_test_statistics(layer: nn.Module) -> None:
-    """Make a layer normalize by the statistics of what it is given, at every forward."""
+    """Make a layer normalize by the statistics of its current input, at every forward."""
     if isinstance(layer, _BatchNorm | _InstanceNorm):
         layer.track_running_stats = False
         layer._buffers.update(running_mean=None, running_var=None)
 
 
 def normalizes_by_batch(model: nn.Module, config: DentConfig) -> bool:
-    """Whether a defense predicts each sample by the statistics of its batch alone."""
+    """Return whether a defense normalizes by the statistics of its batch, not running ones."""
     return config.statistics == "test" and any(
         isinstance(layer, _BatchNorm) for _, layer in norm_layers(model)
     )
 
 
 class OutsideAffine:
-    """Scale and shift of a layer of a registered kind, applied to what it gives without them.
+    """Scale and shift of a layer of a registered kind, applied outside it, to its output.
 
-    So a layer that does its own arithmetic can have one set per sample.
+    With this, a layer that does its own arithmetic can have one set per sample.
 
     Args:
-        layer: of a private copy; it is given a hook.
-        kind: how it computes.
+        layer: a layer of a private copy; it gets a forward hook.
+        kind: the layer's kind.
     """
 
     def __init__(self, layer: nn.Module, kind: NormKind) -> None:
@@ -169,7 +174,7 @@ class OutsideAffine:
         layer.register_forward_hook(self._apply)
 
     def neutral(self, attribute: str, rows: Tensor, like: Tensor) -> Tensor:
-        """Take a scale or shift, (N or 1, *shape), and return what the layer has in its place."""
+        """Store a scale or shift, (N or 1, *shape), and return ones or zeros for the layer."""
         self._values[attribute] = rows
         fill = torch.ones_like if attribute == self._kind.scale else torch.zeros_like
         return fill(like)
@@ -189,7 +194,7 @@ class Affine:
     """A layer's scale or shift, one row per sample or one row for all.
 
     Args:
-        value: (N or 1, *shape), where shape is that of the layer's own parameter.
+        value: (N or 1, *shape), with the shape of the layer's own parameter.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -211,8 +216,8 @@ class Affine:
         return self.value.shape[1:]
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Refuse what else a layer may ask of its parameter, with advice."""
-        if name.startswith("_"):  # what Python and torch look for and can do without
+        """Refuse any other attribute of a parameter that a layer may use, with advice."""
+        if name.startswith("_"):  # Python and torch look for these, and can do without
             raise AttributeError(name)
         raise _own_arithmetic(f".{name}")
 
@@ -270,8 +275,8 @@ def fixed_batch_norm(
     eps: float,
 ) -> Tensor:
     """Normalize by statistics that do not depend on `x`, each (C,), with their gradient."""
-    # Fold them into scale and shift, and pass over x only once.
-    # In float32 at least, as the kernels do: half precision would round the scale.
+    # Fold the statistics into scale and shift, so that x is read only once. As in the kernels,
+    # use at least float32: half precision would round the scale.
     precision = torch.promote_types(variance.dtype, torch.float32)
     inverse = (variance.to(precision) + eps).rsqrt()
     scale = inverse if weight is None else weight.value * inverse
@@ -323,10 +328,10 @@ def _rms_norm(
     weight: Affine | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    # Written out, so that the second derivative does not hang on a fused kernel's.
+    # Written out, because a fused kernel may have no second derivative.
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     axes = tuple(range(-len(normalized_shape), 0))
-    # As the kernels do, and not the input's: in half precision that would be 1e-3.
+    # Use the eps of x, as the kernels do: the eps of a half-precision input would be 1e-3.
     floor = torch.finfo(x.dtype).eps if eps is None else eps
     normalized = x * (x.square().mean(axes, keepdim=True) + floor).rsqrt()
     return _scale_and_shift(normalized, weight, None, channels_last=True).to(input.dtype)
@@ -344,20 +349,21 @@ _RUN: dict[Callable[..., Any], Callable[..., Tensor]] = {
 def _scale_and_shift(
     x: Tensor, weight: Affine | None, bias: Affine | None, *, channels_last: bool
 ) -> Tensor:
-    """Return x * weight + bias in the higher of their precisions, rounded to that of x."""
+    """Return x * weight + bias, computed in their highest precision and rounded to that of x."""
     scale = None if weight is None else _align(weight.value, x, channels_last=channels_last)
     shift = None if bias is None else _align(bias.value, x, channels_last=channels_last)
     if scale is None:
         return x if shift is None else (x + shift).to(x.dtype)
     if shift is None:
         return (x * scale).to(x.dtype)
-    # Not addcmul: its single rounding can put a unit on the other side of a kink than published.
+    # Not addcmul: it rounds once, not twice, so a unit near the kink of a ReLU could fall on the
+    # other side than in the published code.
     return (x * scale + shift).to(x.dtype)
 
 
 def _align(rows: Tensor, x: Tensor, *, channels_last: bool) -> Tensor:
     """View (rows, *shape) so that it broadcasts over x, with the channels last or second."""
-    if rows.dim() == 1:  # a folded statistic without parameters: one row for all
+    if rows.dim() == 1:  # a folded statistic without parameters: one row for all samples
         rows = rows.unsqueeze(0)
     if rows.shape[0] not in (1, x.shape[0]):
         raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""What adaptation minimizes: the entropy of the model's own predictions, or how they differ."""
+"""Objectives that adaptation minimizes: entropy of the model's predictions, or their divergence."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from dent.config import ObjectiveName, Reduction
 
 PUBLISHED_EPSILON = 1e-5
-"""Inside the logarithms of information maximization, as in the authors' code."""
+"""Added inside the logarithms of information maximization, as in the authors' code."""
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ def entropy(logits: Tensor) -> Tensor:
 def information_maximization(logits: Tensor) -> Tensor:
     """Return each sample's entropy minus the entropy of the batch's mean prediction.
 
-    The mean over the result is the loss that dent+ minimizes (paper section 4.1, after Liang et
-    al. 2020): confident predictions that are spread over the classes. With a single sample the two
-    terms cancel: the loss is 0 and so is its gradient.
+    The mean of the result is the loss that dent+ minimizes (paper section 4.1, after Liang et al.
+    2020): it rewards confident predictions that are spread over the classes. With a single sample
+    the two terms cancel: the loss is 0 and so is its gradient.
 
     Args:
         logits: (N, C).
@@ -61,17 +61,17 @@ def log_mean_probability(logits: Tensor) -> Tensor:
         (N, C), in at least float32.
     """
     log_p = log_probabilities(logits)
-    # A class masked by a logit of -inf in every view: its logarithm has no gradient, not NaN.
+    # If a logit of -inf masks a class in every view, its gradient must be 0, not NaN.
     masked = log_p.isneginf().all(0)
     total = log_p.masked_fill(masked, 0).logsumexp(0)
     return (total - math.log(len(logits))).masked_fill(masked, -math.inf)
 
 
 def agreement(logits: Tensor) -> Tensor:
-    """Return how far apart the predictions of a sample's views are, by Jensen and Shannon.
+    """Return the Jensen-Shannon divergence between the predictions of a sample's views.
 
-    That is the mean divergence KL(view || mean of the views), or the entropy of the mean minus the
-    mean entropy. So the entropy of the mean (MEMO) is this and the mean entropy of a view together.
+    This is the mean divergence KL(view || mean of the views), or the entropy of the mean minus the
+    mean entropy. So the entropy of the mean (MEMO) is the sum of this and the views' mean entropy.
 
     Args:
         logits: (V, N, C).
@@ -86,10 +86,10 @@ def loss(logits: Tensor, objective: ObjectiveName, reduction: Reduction) -> Tens
     """Return the scalar that one adaptation step minimizes.
 
     Args:
-        logits: (N, C), or (V, N, C) of V views: then entropy and information maximization are
-            those of the mean prediction, and "agreement" is defined.
+        logits: (N, C), or (V, N, C) of V views: then entropy and information maximization use the
+            mean prediction. "agreement" needs views.
         objective: what is minimized.
-        reduction: how the samples are put together.
+        reduction: how the samples' values are combined.
     """
     if objective == "agreement":
         values = agreement(logits)

@@ -1,7 +1,7 @@
 """Gradient optimizers as functions on tensors, so that a gradient can pass through their steps.
 
-An optimizer is a frozen value. `init` makes the state for a tensor; `step` takes the tensor, its
-gradient and the state, and returns the next tensor and state without writing to any of them.
+An optimizer is a frozen value. `init` makes the state for a tensor. `step` takes the tensor, its
+gradient and the state, and returns the next tensor and state without modifying its arguments.
 Every operation is elementwise, so one flat tensor serves for all layers (and samples) at once.
 """
 
@@ -19,7 +19,7 @@ EPSILON = 1e-8
 
 
 class State(NamedTuple):
-    """What an optimizer remembers of one tensor: steps taken and its moving averages."""
+    """State of an optimizer for one tensor: steps taken and moving averages."""
 
     step: int
     averages: tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class Optimizer(Protocol):
 
 
 def _root(square: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is 0 instead of infinite.
+    """Return the square root, with a derivative of 0 at 0 instead of infinity.
 
     A unit that no input reaches has gradient 0 and second moment 0; without this the derivative
     through the step would be 0 times infinity.

@@ -1,4 +1,4 @@
-"""Run something else where a model calls `torch.nn.functional.batch_norm`."""
+"""Replace `torch.nn.functional.batch_norm` where a model calls it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from torch.overrides import TorchFunctionMode
 
 
 class BatchNormCall(NamedTuple):
-    """The arguments of `torch.nn.functional.batch_norm`, by its names and with its defaults.
+    """Arguments of `torch.nn.functional.batch_norm`, with its names and defaults.
 
-    Scale and shift are tensors, or of the kind that a sample-wise adaptation puts in their place.
+    `weight` and `bias` are tensors, or the `Affine` that replaces them in an adapted layer.
     """
 
     input: Tensor
@@ -25,10 +25,10 @@ class BatchNormCall(NamedTuple):
 
 
 class OtherBatchNorm(TorchFunctionMode):
-    """Within it, `normalize` runs in place of batch_norm; in this thread alone.
+    """Context in which `normalize` runs instead of batch_norm, in this thread only.
 
     Args:
-        normalize: The call to its output.
+        normalize: Takes the call and returns its output.
 
     Attributes:
         asked: Whether batch_norm was called.
@@ -46,7 +46,7 @@ class OtherBatchNorm(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run an operation."""
+        """Run an operation, with batch_norm replaced."""
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""What a model computes before the first adapted layer, once for all steps.
+"""Compute the part of a model before the first adapted layer once for all steps.
 
-Where only the last layers are adapted, everything before them gives the same at every step. The
-modules up to there keep what they answered, and answer it again as long as they are asked the same.
+If only the last layers are adapted, everything before them computes the same at every step. Each
+module before them keeps its last output, and returns it again as long as its input is the same.
 """
 
 import weakref
@@ -16,7 +16,7 @@ from dent.adaptation.random_state import kept_generators, shared_fingerprint
 
 
 class _RememberedAnswer(NamedTuple):
-    """An answer, with the versions by which a write in place to it or to its input shows."""
+    """Output and input of a module, with their versions, which reveal writes in place."""
 
     given: Tensor
     given_version: int
@@ -40,19 +40,19 @@ class Prefix:
     """Cache of the outputs of the modules before the first adapted layer, for one batch.
 
     The cache serves a module only if it takes one tensor, bit-identical to the last one, returns
-    one tensor, draws no random numbers, keeps nothing in an attribute, and needs no gradient.
-    Everything else is computed, and so is everything whose input or output was modified in place
-    since.
+    one tensor, draws no random numbers from torch's CPU generator, sets no attribute, and needs no
+    gradient. Everything else is computed, and so is everything whose input or output was modified
+    in place since.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, _RememberedAnswer] = {}
 
     def attach(self, model: nn.Module, adapted: Collection[nn.Module]) -> None:
-        """Make the modules of a private copy answer from here.
+        """Make the modules of a private copy use this cache.
 
         Args:
-            model: a private copy; its modules get a `forward` of their own.
+            model: a private copy; the modules before the first adapted layer get a new `forward`.
             adapted: its adapted layers.
         """
         for name, module in _before(model, adapted):
@@ -60,7 +60,7 @@ class Prefix:
                 vars(module)["forward"] = self._remembering(name, module)
 
     def _remembering(self, name: str, module: nn.Module) -> Any:
-        # A strong reference would make a circle, which keeps every copy until it is collected.
+        # A strong reference would make a cycle, which keeps every copy until garbage collection.
         reference, forward = weakref.ref(module), type(module).forward
 
         def answer(*args: Any, **keywords: Any) -> Any:
@@ -71,7 +71,7 @@ class Prefix:
             remembered = self._kept.get(name)
             if remembered is not None and remembered.intact() and remembered.answers(x):
                 return remembered.answer
-            given_version = None if x.is_inference() else x._version  # before it is written to
+            given_version = None if x.is_inference() else x._version  # before a forward writes to x
             draws, before = shared_fingerprint(x.device), _attributes(reference())
             output = forward(reference(), x)
             same_draws = draws == shared_fingerprint(x.device)
@@ -84,7 +84,7 @@ class Prefix:
 
 
 def _attributes(module: nn.Module | None) -> list[Any]:
-    """The attributes of a module and of its submodules, and what lists and the like hold."""
+    """Return the attributes of a module and of its submodules, and the items of containers."""
     found: list[Any] = []
     for each in module.modules() if module is not None else ():
         for name, value in vars(each).items():
@@ -111,7 +111,7 @@ def _constant(output: Any) -> bool:
 def _before(
     module: nn.Module, adapted: Collection[nn.Module], path: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the largest modules that come, by registration, before the first adapted layer."""
+    """Yield the largest modules that are registered before the first adapted layer."""
     for name, child in module.named_children():
         if child in adapted:
             return

@@ -1,8 +1,8 @@
-"""A private copy of a model: its weights shared as constants, all else its own.
+"""Private copies of a model, which share its weights as constants and own everything else.
 
-What copy.deepcopy would make, in a fraction of its time: a defense copies its model at every call.
-Beyond it, functions and hooks that hold parts of the model hold those of the copy; all other hooks
-are shared.
+A defense copies its model at every call, so this takes a fraction of the time of copy.deepcopy,
+with the same result. In addition, functions and hooks that refer to parts of the model refer to the
+copy's parts. All other hooks are shared.
 """
 
 import copy
@@ -33,24 +33,24 @@ _HOOKS: Final = (
 _NO_TENSORS: Final = frozenset({"_parameters", "_modules", *_HOOKS})
 _NO_CALLABLES: Final = frozenset({"_parameters", "_modules", "_buffers"})
 _COMPILED: Final = "_compiled_call_impl"
-"""The attribute that `module.compile()` sets, which runs the original. PyTorch also leaves it out
+"""Attribute that `module.compile()` sets, which would run the original. PyTorch also leaves it out
 of copies."""
 _ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, torch.device})
 _CONTAINERS: Final = frozenset({dict, OrderedDict, list, set})
 _COPYING: Final = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
-"""Methods by which a class says how it is copied."""
+"""Methods by which a class customizes how it is copied."""
 _MAY_LEAD_BACK: Final = (*FOLLOWED, list, tuple, dict)
 
 
 @untraced
 def private_copy(model: nn.Module, *, shares_generators: bool = False) -> nn.Module:
-    """Copy a model's structure and tensors in eval mode; share weights (detached) and hooks.
+    """Return a copy of a model in eval mode that shares its weights (detached) and hooks.
 
     Args:
         model: any module.
         shares_generators: draw from the random generators that the model keeps as attributes, so
-            that they advance as by a call of the model; else from copies, which start where they
-            are now.
+            that they advance as in a call of the model. Otherwise the copy draws from copies of
+            them, which start in their current state.
 
     Raises:
         UnsupportedModelError: the model holds something that cannot be copied.
@@ -71,7 +71,7 @@ def private_copy(model: nn.Module, *, shares_generators: bool = False) -> nn.Mod
             f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
             "on a private copy (weights shared); make copy.deepcopy(model) work."
         ) from error
-    new.eval()  # whose result a train() of the model's own may have forgotten to return
+    new.eval()  # its result is not used: a model's own train() may return None
     return new
 
 
@@ -81,10 +81,10 @@ def _is_plain(module: nn.Module) -> bool:
 
 @functools.cache
 def _copies_plainly(kind: type[nn.Module]) -> bool:
-    """Whether a class leaves it to Python, or to PyTorch, how it is copied."""
+    """Return whether a class leaves its copying to Python or PyTorch."""
     for name in _COPYING:
         method, base_method = getattr(kind, name, None), getattr(nn.Module, name, None)
-        # PyTorch's own __setstate__ but adds what pickles of old versions lack.
+        # PyTorch's own __setstate__ only adds attributes that pickles of old versions lack.
         if method is not base_method and not getattr(method, "__module__", "").startswith(
             "torch.nn.modules."
         ):
@@ -93,10 +93,10 @@ def _copies_plainly(kind: type[nn.Module]) -> bool:
 
 
 def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Copy attribute by attribute into `memo`, as copy.deepcopy would.
+    """Copy a module, attribute by attribute, into `memo`, as copy.deepcopy would.
 
     Returns:
-        Where the copy has callables that may lead to the original: attributes, and their names.
+        The copy's attribute dict and a name in it, for each value that may refer to the original.
     """
     new = object.__new__(type(module))
     memo[id(module)] = new
@@ -121,7 +121,7 @@ def _copy_plainly(module: nn.Module, memo: dict[int, Any]) -> list[tuple[dict[st
 def _rebind(
     modules: list[nn.Module], callables: list[tuple[dict[str, Any], str]], memo: dict[int, Any]
 ) -> None:
-    """Let functions and hooks of the copies hold the copies' parts."""
+    """Make functions and hooks of the copies refer to the copies' parts."""
     for module in modules:
         if not _is_plain(module):
             attributes = vars(memo[id(module)])
@@ -136,28 +136,28 @@ def _rebind(
 
 
 def _not_copied(model: nn.Module) -> dict[int, Any]:
-    """Map the identity of what a private copy does not deep-copy to what it has in its place."""
+    """Map the identity of each object that is not deep-copied to its replacement in the copy."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        # In a replica of torch.nn.DataParallel, parameters are plain tensors listed aside.
+        # A replica of torch.nn.DataParallel lists its parameters separately, as plain tensors.
         for weights in (module._parameters, vars(module).get("_former_parameters", {})):
             for weight in weights.values():
                 if weight is not None:
                     # Inference tensors cannot be saved for backward; all others are shared.
                     shared = weight.clone() if weight.is_inference() else weight.detach()
                     memo.setdefault(id(weight), shared)
-        if not _is_plain(module):  # its hooks are shared, whatever copies it
+        if not _is_plain(module):  # share its hooks, whatever method copies it
             for kind in _HOOKS:
                 memo.update((id(hook), hook) for hook in getattr(module, kind).values())
     for tensor in kept_tensors(model):
         if tensor.grad_fn is not None or tensor.is_inference():
-            # What a forward has kept of an earlier batch, say: deepcopy refuses its graph.
+            # Such as a tensor that a forward kept from an earlier batch: deepcopy refuses a graph.
             memo.setdefault(id(tensor), tensor.detach().clone())
     return memo
 
 
 def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Yield all tensors that are no parameters."""
+    """Yield all tensors that a model keeps in buffers and attributes, except parameters."""
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in _NO_TENSORS and type(value) not in _ATOMS:
@@ -165,7 +165,7 @@ def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _tensors(value: object, visited: set[int]) -> Iterator[Tensor]:
-    """Yield the tensors in containers within containers; modules among them are not entered."""
+    """Yield the tensors in nested containers; modules among them are not entered."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | list | tuple | set) and value and id(value) not in visited:

@@ -1,7 +1,7 @@
-"""Generators of random numbers that a model keeps as attributes.
+"""Random number generators that a model keeps as attributes.
 
 A generator is a `torch.Generator`, NumPy's `Generator` or `RandomState`, or a `random.Random`. The
-functions here find those that a model holds, and set them.
+functions here find the generators of a model, and read and set their states.
 """
 
 import random
@@ -26,24 +26,24 @@ _ATOMS: Final = frozenset(
 _CALLABLES: Final = (FunctionType, MethodType, partial)
 _CONTAINERS: Final = (dict, list, tuple, set, frozenset, deque, Mapping, *_CALLABLES)
 _NOT_ENTERED: Final = (Tensor, torch.Generator, random.Random, type, ModuleType)
-_PROXIES: Final = frozenset({ProxyType, CallableProxyType})  # whose referent may be gone
+_PROXIES: Final = frozenset({ProxyType, CallableProxyType})  # their referent may be gone
 _REGISTERS: Final = tuple(vars(nn.Module()))
 _OF_PYTORCH: Final = frozenset(_REGISTERS)
 _NO_TENSORS: Final = tuple(name for name in _REGISTERS if name not in {"_parameters", "_buffers"})
 _DEPTH: Final = 3
-"""Depth of containers and of plain objects in which each call looks for a generator."""
+"""Depth of nested containers that each call searches for generators."""
 
 
 @untraced
 def kept_generators(thing: object, *, everywhere: bool = False) -> list[Any]:
-    """Return every generator that a model, or another object, keeps, once.
+    """Return every generator that a model or another object keeps, each once.
 
-    Those in its containers are among them, and those in plain objects that it holds.
+    This includes generators in its containers and in plain objects that it holds.
 
     Args:
-        thing: what keeps them. All modules of a module are searched.
-        everywhere: search however deep. Else three containers deep and in one plain object, which
-            takes no noticeable part of a call.
+        thing: the object to search. All submodules of a module are searched.
+        everywhere: search at any depth. Otherwise search three nested containers and one plain
+            object deep, which takes no noticeable part of a call.
     """
     kinds = _kinds()
     limits = () if everywhere else (_DEPTH, 1)
@@ -59,19 +59,19 @@ def reachable(
     visited: dict[int, object] | None = None,
     closed: Callable[[type], bool] | None = None,
 ) -> Iterator[object]:
-    """Yield an object and everything it holds, each once; equal objects yield in equal order.
+    """Yield an object and everything it holds, each once, in the same order for equal objects.
 
     Args:
-        thing: where the traversal starts.
-        containers: how many containers inside each other are looked into: lists, dictionaries,
-            functions with what they close over, and so on.
-        objects: how many objects inside each other are. Modules count for neither, and are always
-            looked into.
-        values: also yield leaves: tensors, numbers, text.
-        visited: what an earlier traversal has visited, by id, to which this one adds.
-        closed: says of a class whether its objects are not looked into.
+        thing: the object at which the traversal starts.
+        containers: number of nested containers that are entered: lists, dictionaries, functions
+            with their closures, and so on.
+        objects: number of nested plain objects that are entered. Modules are always entered, and
+            both numbers start again in them.
+        values: also yield numbers, text and the like, and modules' parameters and buffers.
+        visited: objects by id that an earlier traversal visited, to which this one adds its own.
+        closed: returns True for a class whose objects are not entered.
     """
-    # It holds references, so that no id is reused.
+    # `visited` holds references, so that no id is reused.
     visited = {} if visited is None else visited
     pending = [(thing, containers, objects)]
     while pending:
@@ -102,7 +102,7 @@ def reachable(
 
 
 def _of_module(module: Any, *, values: bool) -> list[Any]:
-    """A module's own attributes, then PyTorch's registers, with its children last."""
+    """Return a module's own attributes, then PyTorch's dictionaries, with its children last."""
     attributes = vars(module)
     contents = [value for name, value in attributes.items() if name not in _OF_PYTORCH]
     registers = _REGISTERS if values else _NO_TENSORS
@@ -145,7 +145,7 @@ def _filled(cell: Any) -> bool:
 
 
 def copied(generator: Any) -> Any:
-    """Return a generator of its own that goes on from the same state."""
+    """Return a separate generator that starts in the same state."""
     if isinstance(generator, torch.Generator):
         new = torch.Generator(generator.device)
         new.set_state(generator.get_state())
@@ -166,7 +166,7 @@ def copied(generator: Any) -> Any:
 
 
 def get_state(generator: Any) -> Any:
-    """Return where a generator is in its sequence."""
+    """Return the state of a generator."""
     if isinstance(generator, random.Random):
         return generator.getstate()
     bits = getattr(generator, "bit_generator", None)  # NumPy's newer kind
@@ -174,7 +174,7 @@ def get_state(generator: Any) -> Any:
 
 
 def set_state(generator: Any, state: Any) -> None:
-    """Put a generator back to where it was."""
+    """Put a generator into a state that `get_state` returned."""
     if isinstance(generator, random.Random):
         generator.setstate(state)
     elif hasattr(generator, "bit_generator"):
@@ -185,12 +185,10 @@ def set_state(generator: Any, state: Any) -> None:
 
 @contextmanager
 def seeded_generators(model: object, seed: int) -> Iterator[None]:
-    """Within this context the generators that a model keeps follow from a seed.
-
-    After it they are where they were before.
+    """Seed the generators that a model keeps, and restore their states on exit.
 
     Args:
-        model: any module; anything else has no generators.
+        model: any module; in any other object no generators are searched for.
         seed: from 0 to 2**63 - 1.
     """
     generators = kept_generators(model) if isinstance(model, nn.Module) else []
@@ -206,10 +204,10 @@ def seeded_generators(model: object, seed: int) -> Iterator[None]:
 
 @contextmanager
 def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Yield a function that puts all random numbers back to where they are now; at last, too.
+    """Yield a function that restores all current random states, and restore them on exit.
 
-    All are: the generators that `model` keeps, and those of torch, NumPy and Python that the whole
-    process shares.
+    These are the states of the generators that `model` keeps, and of the generators of torch (CPU
+    and CUDA), NumPy and Python that the whole process shares.
     """
     saved = [(generator, get_state(generator)) for generator in kept_generators(model)]
     shared = shared_states(device)
@@ -227,7 +225,10 @@ def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Call
 
 
 def shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
-    """Return where the generators are that the process shares, each with what puts it back."""
+    """Return the state of each generator that the process shares, after its setter.
+
+    Torch's generators for the CPU and for `device`, if that is a CUDA device, are included.
+    """
     states: list[tuple[Callable[[Any], object], Any]] = [
         (torch.set_rng_state, torch.get_rng_state()),
         (random.setstate, random.getstate()),
@@ -265,7 +266,7 @@ def seed_one(generator: Any, seed: int) -> None:
     """Seed a generator.
 
     Args:
-        generator: any of the kinds named above.
+        generator: any of the kinds that this module's docstring lists.
         seed: from 0 to 2**63 - 1.
     """
     if isinstance(generator, torch.Generator):
@@ -279,7 +280,7 @@ def seed_one(generator: Any, seed: int) -> None:
 
 
 def _kinds() -> tuple[type, ...]:
-    # Not imported: a model that keeps one of NumPy's has imported it.
+    # NumPy is not imported here: a model that keeps one of its generators has imported it.
     numpy = sys.modules.get("numpy")
     of_numpy = () if numpy is None else (numpy.random.Generator, numpy.random.RandomState)
     return (torch.Generator, random.Random, *of_numpy)

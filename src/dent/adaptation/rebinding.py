@@ -1,8 +1,8 @@
-"""Callables that hold parts of a model, made to hold the same parts of its copy.
+"""Make callables that refer to parts of a model refer to the same parts of its copy.
 
 `copy.deepcopy` follows a bound method, but leaves a function as it is. So a `forward` that a
-decorator has wrapped, a lambda over `self` or a hook would go on running the original's layers and
-writing to them.
+decorator has wrapped, a lambda over `self` or a hook would still run the original's layers and
+write to them.
 """
 
 import functools
@@ -18,23 +18,23 @@ _CONTAINERS: Final = (list, tuple, dict)
 
 
 class Rebinding:
-    """From values that may hold parts of a model to those that hold its copy's.
+    """Map from values that may refer to parts of a model to values that refer to its copy.
 
     Args:
-        copies: what stands for an object in the copy, by the object's identity, as `copy.deepcopy`
-            keeps it.
+        copies: each object's counterpart in the copy, by the object's id, as in the memo of
+            `copy.deepcopy`.
     """
 
     def __init__(self, copies: Mapping[int, Any]) -> None:
         self._copies = copies
         self._made: dict[int, Any] = {}
-        self._seen: list[Any] = []  # kept alive, so that no identity comes twice
+        self._seen: list[Any] = []  # kept alive, so that no id is reused
 
     def of(self, value: Any) -> Any:
-        """Return the value for the copy: the very same where it holds nothing of the model.
+        """Return the value for the copy, or `value` itself if it refers to no part of the model.
 
-        Functions are followed by closures, defaults and what they wrap; globals are not, nor are
-        objects that the model does not hold itself.
+        Functions are followed through closures, defaults and attributes (such as `__wrapped__`),
+        but not through globals, nor through objects that the model does not hold itself.
         """
         if id(value) in self._copies:
             return self._copies[id(value)]
@@ -50,7 +50,10 @@ class Rebinding:
         return rebound
 
     def refill(self, container: Any) -> Any:
-        """Return a container of the copy's own with the callables in it replaced, in place."""
+        """Replace the callables in a container of the copy and return it.
+
+        Lists and dicts change in place; a tuple or callable is returned anew if it changes.
+        """
         if isinstance(container, FOLLOWED):
             return self.of(container)
         if type(container) is tuple:
@@ -64,7 +67,7 @@ class Rebinding:
         return container
 
     def _reaches(self, value: Any, visited: set[int]) -> bool:
-        """Whether a value leads to something that has another one in its place in the copy."""
+        """Return whether a value leads to an object that the copy replaces with another one."""
         if id(value) in self._copies:
             return self._copies[id(value)] is not value
         if id(value) in visited:
@@ -89,7 +92,10 @@ class Rebinding:
         return new
 
     def _cell(self, cell: CellType) -> CellType:
-        """Return the cell itself where nothing of the model is in it: its state stays shared."""
+        """Return a new cell, or the cell itself if it refers to no part of the model.
+
+        The state of such a cell stays shared.
+        """
         if id(cell) not in self._made:
             self._made[id(cell)] = CellType() if self._reaches(cell, set()) else cell
         return self._made[id(cell)]  # type: ignore[no-any-return]
@@ -112,7 +118,7 @@ class Rebinding:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield what a value leads to directly."""
+    """Yield the objects that a value refers to directly."""
     if isinstance(value, FunctionType):
         yield from value.__closure__ or ()
         yield from (value.__defaults__, value.__kwdefaults__, vars(value))

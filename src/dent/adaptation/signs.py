@@ -1,4 +1,4 @@
-"""A gradient through signs: that of something smooth, while the values stay those of the sign."""
+"""Sign functions with exact values and the gradient of a smooth function."""
 
 import math
 from typing import Any, Final
@@ -30,8 +30,9 @@ class _SmoothSign(torch.autograd.Function):
 def smooth_sign(x: Tensor, temperature: float) -> Tensor:
     """Return `x.sign()`, to the last bit, with the gradient of tanh(x / (temperature * s)).
 
-    s is the mean size of `x`, by row where it has several dimensions, and counts as constant: so a
-    row's gradient does not depend on its neighbours, and no scale of `x` matters.
+    s is the mean absolute value of `x`, of each row if it has several dimensions, and counts as a
+    constant. So a row's gradient does not depend on other rows, and the scale of `x` cancels in the
+    tanh.
     """
     smooth: Tensor = _SmoothSign.apply(x, temperature)
     return smooth
@@ -43,15 +44,15 @@ def _mean_size(x: Tensor) -> Tensor:
 
 
 class SmoothSigns(TorchFunctionMode):
-    """Within this context every sign that has a gradient is `smooth_sign`.
+    """Context in which every sign of a tensor that requires a gradient is `smooth_sign`.
 
-    Found in the operations that PyTorch runs: code that is compiled or scripted is not seen.
+    It acts on the operations that PyTorch runs eagerly, not on compiled or scripted code.
 
     Args:
-        temperature: greater than 0; the smaller, the nearer is the gradient to that of the sign.
+        temperature: greater than 0; at a smaller one, the gradient is closer to the sign's own.
 
     Raises:
-        ConfigError: the temperature is none.
+        ConfigError: the temperature is not a finite number greater than 0.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -60,7 +61,7 @@ class SmoothSigns(TorchFunctionMode):
         self._temperature = temperature
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation."""
+        """Run an operation, with signs replaced."""
         del types
         if func in _SIGNS and args and not kwargs and torch.is_grad_enabled():
             operand = args[0]

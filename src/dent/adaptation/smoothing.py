@@ -1,11 +1,11 @@
 """Input adaptation Σ: differentiable Gaussian smoothing whose filter grows and shrinks with sigma.
 
-The parameter is unconstrained and any value is a valid covariance (paper section 3.2, after
-Shelhamer et al. 2019): the logarithms of the Cholesky factor's diagonal, and for a full covariance
-its off-diagonal entry. As sigma falls towards 0 the filter becomes the identity.
+The parameter is unconstrained: any value is a valid covariance (paper section 3.2, after Shelhamer
+et al. 2019). It holds the logarithms of the Cholesky factor's diagonal, and for a full covariance
+its off-diagonal entry. As sigma falls toward 0, the filter becomes the identity.
 
-Axes are ordered (vertical, horizontal); sigma is in pixels. A leading dimension, where there is
-one, is the sample.
+Axes are ordered (vertical, horizontal); sigma is in pixels. A leading dimension, if present, is the
+sample.
 """
 
 import math
@@ -18,14 +18,15 @@ from dent.config import Covariance, SmoothingConfig
 from dent.errors import InputError
 
 TRUNCATION = 3.0
-"""The filter reaches this many standard deviations: beyond lies 0.3% of a Gaussian's mass."""
+"""Reach of the filter in standard deviations: 0.3% of a Gaussian's mass lies beyond it."""
 
 _BOUND = math.log(1e4)
-"""Sigma is held between 1e-4 pixels, exactly the identity, and 1e4: beyond, exp overflows."""
+"""Bound of log sigma, so that exp cannot overflow: sigma is from 1e-4 to 1e4 pixels. At 1e-4 the
+filter is exactly the identity."""
 
 
 def initial(config: SmoothingConfig, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the starting parameter: (1,) spherical, (2,) diagonal, (3,) full."""
+    """Return the initial parameter: (1,) spherical, (2,) diagonal, (3,) full."""
     log_sigma = torch.tensor(math.log(config.sigma), dtype=dtype, device=device)
     log_sigma = log_sigma.clamp(-_BOUND, _BOUND)
     if config.covariance == "spherical":
@@ -63,16 +64,16 @@ def radius(parameter: Tensor, kind: Covariance, side: int) -> Tensor:
     Args:
         parameter: as from `initial`, with or without a sample dimension.
         kind: the covariance's kind.
-        side: the image's longer side; reaching further finds nothing but padding.
+        side: the image's longer side, which limits the result: there is only padding beyond it.
     """
     scale = sigma(parameter.detach(), kind)
     axes = scale.unsqueeze(-1).expand(*scale.shape, 2) if kind == "spherical" else scale
-    # Less a rounding error, so that three times a third of a pixel is one.
+    # Subtract a rounding error, so that three times a third of a pixel gives one.
     return (TRUNCATION * axes * (1 - 1e-5)).ceil().clamp(1, side).to(torch.int64)
 
 
 def smooth(x: Tensor, parameter: Tensor, kind: Covariance) -> Tensor:
-    """Smooth images, each by its own Gaussian or all by one.
+    """Smooth images, each by its own Gaussian or all by the same one.
 
     The border is replicated, so that a constant image stays constant. Each sample's filter ends at
     its own radius, so that no sample's result depends on another's sigma.
@@ -92,7 +93,7 @@ def smooth(x: Tensor, parameter: Tensor, kind: Covariance) -> Tensor:
         )
     parameter = parameter.expand(x.shape[0], -1)
     reach = radius(parameter, kind, max(x.shape[-2:]))
-    vertical, horizontal = reach.amax(0).tolist()  # a GPU is waited for, once
+    vertical, horizontal = reach.amax(0).tolist()  # the only wait for a GPU
     padded = F.pad(x, (horizontal, horizontal, vertical, vertical), mode="replicate")
     if kind == "full":
         return _filter(padded, _kernel_full(parameter, reach, vertical, horizontal))
@@ -103,7 +104,7 @@ def smooth(x: Tensor, parameter: Tensor, kind: Covariance) -> Tensor:
 
 
 def _exp(log_sigma: Tensor) -> Tensor:
-    # Clamped before exp: after it, a gradient of 0 would meet an infinity.
+    # Clamp before exp: a clamp after it would multiply a gradient of 0 by infinity.
     return log_sigma.clamp(-_BOUND, _BOUND).exp()
 
 

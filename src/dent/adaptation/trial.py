@@ -1,7 +1,8 @@
-"""What is tried once, on the first batch of a defense, before its answers count.
+"""Checks that run once, on the first batch of a defense, before its predictions count.
 
-A private copy must answer as its model does, gradients must reach what is adapted, and the outputs
-must be logits. None of it can be seen before there is a batch; all of it would else be silent.
+A private copy must give the outputs of its model, gradients must reach what is adapted, and the
+outputs must be logits. This cannot be checked without a batch, and unchecked it would fail
+silently.
 """
 
 import copy
@@ -40,21 +41,25 @@ from dent.support.warned import are_own_batches, warn
 
 _ULPS: Final = 1000
 _LOOSEST: Final = 0.05
-"""Largest distance of two equal answers: units in the last place of the largest value, and a share
-of it."""
+"""Largest distance of two outputs that count as equal: `_ULPS` units in the last place of the
+largest value, but at most the share `_LOOSEST` of it."""
 _LOCK: Final = threading.RLock()
-"""The model itself is run, so by one thread at a time."""
+"""Held while the model itself runs, so that only one thread at a time runs it."""
 
 _BYTES: Final = 16
 _BEYOND: Final = 160
-"""No usual normalization of images gives values as large, nor such that none is below 0: by mean
-and standard deviation they stay within about 3, minus the mean of bytes within 152 (Caffe)."""
+"""Images count as pixels from 0 to 255 if no value is below 0 and one exceeds `_BYTES`, or if the
+magnitude of one exceeds `_BEYOND`. Usual normalizations give no such values: by mean and standard
+deviation they stay within about 3, and bytes minus their mean within 152 (Caffe)."""
 _CHANNELS: Final = (1, 3, 4)
 
 
 @dataclass
 class Trial:
-    """What of a defense has been tried; its copies and those with other steps share it."""
+    """Record of the checks that a defense has passed and of the warnings that it gave.
+
+    Copies of the defense and its variants with other steps share it.
+    """
 
     copied: bool = False
     stepped: bool = False
@@ -66,7 +71,7 @@ class Trial:
         return self
 
     def adapts(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
-        """Warn, once, of a single sample to which nothing can adapt, or that becomes noise."""
+        """Warn once of a batch of one sample that is not adapted, or whose prediction is noise."""
         if self.warned_of_one or len(x) != 1 or are_own_batches():
             return
         if normalizes_by_batch(eager(model), config):
@@ -89,16 +94,17 @@ class Trial:
     def run(
         self, model: nn.Module, config: DentConfig, x: Tensor, pixels: tuple[float, float]
     ) -> None:
-        """Try a defense on its first batch; returns at once where that was done.
+        """Check a defense on its first batch; return at once if that was done.
 
         Args:
-            model: the model, which is run and left as it is.
-            config: the defense; without steps, only the copy is tried.
+            model: the model, which is run, and then restored to its current state.
+            config: the defense; without steps, only the copy is checked.
             x: (N, ...), finite.
-            pixels: the least and the largest value of `x`.
+            pixels: the smallest and the largest value of `x`.
 
         Raises:
-            UnsupportedModelError: the defense would not be what it says.
+            UnsupportedModelError: a private copy does not give the model's outputs, the outputs are
+                not logits, a gradient is cut or fails, or a registered layer is declared wrongly.
         """
         if not self.warned_of_pixels:
             self.warned_of_pixels = _warn_of_pixels(x, *pixels)
@@ -113,7 +119,7 @@ class Trial:
 
 
 def seem_probabilities(logits: Tensor) -> bool:
-    """Whether every row is a probability distribution."""
+    """Return whether every row is a probability distribution."""
     rows = logits.detach().float()
     ones = torch.ones(len(rows), device=rows.device)
     return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-2)
@@ -136,7 +142,7 @@ def _warn_of_pixels(x: Tensor, low: float, high: float) -> bool:
 def _first(
     check: Callable[[nn.Module, Tensor, Callable[[], None]], bool], model: nn.Module, x: Tensor
 ) -> bool:
-    """Check on a few samples, or on all where the model takes no fewer.
+    """Run a check on a few samples, or on all if the model cannot take so few.
 
     Returns:
         Whether the model gave an output to check. If not, the caller's own forward pass reports
@@ -154,7 +160,10 @@ class _Unanswered(Exception):  # noqa: N818 - what the model raised is what matt
 
 
 def _check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool:
-    """Check that a copy answers as the model, twice, with another batch in between."""
+    """Check that a copy gives the model's outputs, before and after another batch.
+
+    Warn if the model's own outputs depend on earlier batches. Return False if it fails on `x`.
+    """
     with torch.no_grad(), _as_it_was(model) as put_back:
 
         def ask(x: Tensor) -> Any:
@@ -248,7 +257,7 @@ def _ask(model: nn.Module, x: Tensor) -> Any:
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Whether two answers are the same but for rounding; what are no tensors count as such."""
+    """Return whether two outputs are equal up to rounding; so are any two that are no tensors."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return isinstance(a, Tensor) == isinstance(b, Tensor)
     if a.shape != b.shape:
@@ -275,7 +284,7 @@ def _calls_to(model: nn.Module, copied: nn.Module) -> Iterator[list[str]]:
         if id(submodule) not in shared
     }
     if any(type(submodule).__name__ == "OptimizedModule" for submodule in model.modules()):
-        yield called  # torch.compile warns of hooks on all modules
+        yield called  # torch.compile warns about global hooks
         return
     thread = threading.get_ident()
 
@@ -292,10 +301,10 @@ def _calls_to(model: nn.Module, copied: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Run the model itself, in eval mode, and leave it as it was.
+    """Put the model in eval mode, and restore its state on exit.
 
-    Attributes, what containers hold, and tensors are put back; parameters that a forward writes to
-    in place are not.
+    Attributes, the contents of containers, and tensors are restored, but not parameters that a
+    forward writes to in place. The yielded function restores them earlier.
     """
     modules = list(model.modules())
     before = [(vars(module), dict(vars(module))) for module in modules]
@@ -324,7 +333,7 @@ def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 def _containers(value: Any, visited: set[int], in_object: bool = False) -> Iterator[Any]:
-    """Yield the containers in containers, and what plain objects among them hold."""
+    """Yield a container, the containers in it, and the attributes of plain objects in it."""
     if id(value) in visited:
         return
     visited.add(id(value))
@@ -347,12 +356,12 @@ _NO_OBJECTS: Final = (Tensor, nn.Module, type, ModuleType, FunctionType)
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a container its content back, where it has another."""
+    """Restore the content of a container if it has changed."""
     if len(container) == len(content) and all(
         a is b for a, b in zip(_flat(container), _flat(content), strict=True)
     ):
         return
-    if isinstance(container, dict):  # never empty in between: other threads may look
+    if isinstance(container, dict):  # never empty in between: other threads may read it
         for name in container.keys() - content.keys():
             del container[name]
         container.update(content)
@@ -373,7 +382,10 @@ def _flat(container: Any) -> list[Any]:
 def _check_steps(
     config: DentConfig, model: nn.Module, x: Tensor, restore: Callable[[], None]
 ) -> bool:
-    """Check that the outputs are logits and that gradients reach what is adapted."""
+    """Check that the outputs are logits and that gradients reach what is adapted.
+
+    Return False if the model fails on `x`.
+    """
     adapted = AdaptedModel(
         model, replace(config, smoothing=None) if config.adapt_affine else config
     )
@@ -420,7 +432,7 @@ def _check_steps(
 
 
 def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Check that layers of registered kinds compute what their registration declares."""
+    """Check that layers of registered kinds compute what their registrations declare."""
     kinds = {type(layer) for _, layer in norm_layers(model) if registered_kind(layer) is not None}
     if not kinds:
         return

@@ -1,4 +1,4 @@
-"""Functions that torch.compile leaves to Python, where a Dent is inside of what it compiles."""
+"""Functions that torch.compile leaves to Python when it compiles code that contains a Dent."""
 
 import sys
 from collections.abc import Callable
@@ -18,9 +18,9 @@ def untraced(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
     who compile nothing need not wait for it.
 
     Args:
-        function: walks over a model's Python objects, which the compiler cannot trace.
+        function: traverses a model's Python objects, which the compiler cannot trace.
     """
-    # PyTorch uses it for its own optimizers: no version of the compiler traces into it.
+    # PyTorch uses `_disable_dynamo` for its own optimizers, so every version respects it.
     disabled = _disable_dynamo(function)
 
     @wraps(function)

@@ -1,7 +1,7 @@
-"""Several views of every image, and what their predictions say together.
+"""Several views of every image, and the combination of their predictions.
 
-A view is a fixed function of the image alone, so that neighbours do not matter, and linear in its
-pixels, so that gradients pass.
+A view is a fixed function of one image, so it does not depend on other members of the batch. It is
+linear in the pixels, so gradients pass through it.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ class View(NamedTuple):
     """A crop of an image, padded with black.
 
     Attributes:
-        mirrored: whether left and right are exchanged first.
-        down: pixels by which the crop is shifted down.
-        right: pixels by which it is shifted to the right.
+        mirrored: whether left and right are exchanged before the crop.
+        down: number of pixels by which the crop is shifted down.
+        right: number of pixels by which it is shifted to the right.
     """
 
     mirrored: bool
@@ -34,7 +34,7 @@ class View(NamedTuple):
         """Return this view of images (N, C, H, W), of the same shape.
 
         Raises:
-            InputError: x is not a batch of images, or the shift leaves nothing of them.
+            InputError: x is not a batch of images, or the shift moves the crop out of them.
         """
         if x.dim() != 4:
             raise InputError(
@@ -53,7 +53,7 @@ class View(NamedTuple):
 
 
 def views_of(config: ViewsConfig) -> tuple[View, ...]:
-    """Return the views of a configuration, the image itself first."""
+    """Return the views that a configuration selects, the unchanged image first."""
     return tuple(islice(_in_order(config), config.count))
 
 
@@ -71,12 +71,12 @@ def of_views(run: Callable[[Tensor], Tensor], x: Tensor, config: ViewsConfig | N
     """Run a model on every view of a batch.
 
     Args:
-        run: from a batch to logits (N, C).
+        run: takes a batch and returns logits (N, C).
         x: images (N, C, H, W).
-        config: which views; None: the batch as it is.
+        config: selects the views; None: run the unchanged batch.
 
     Returns:
-        Logits (N, C); with views (V, N, C).
+        Logits (N, C), or (V, N, C) with views.
     """
     if config is None:
         return run(x)
@@ -84,15 +84,16 @@ def of_views(run: Callable[[Tensor], Tensor], x: Tensor, config: ViewsConfig | N
 
 
 def predict(run: Callable[[Tensor], Tensor], x: Tensor, config: ViewsConfig | None) -> Tensor:
-    """Predict a batch by its views.
+    """Predict a batch from its views.
 
     Args:
-        run: from a batch to logits (N, C).
+        run: takes a batch and returns logits (N, C).
         x: images (N, C, H, W).
-        config: which views and what of them counts; None: the batch as it is.
+        config: selects the views and how to combine them; None: the unchanged batch.
 
     Returns:
-        Logits (N, C): their mean over the views, or the logarithm of the mean probability.
+        Logits (N, C): as `config.predict` says, their mean over the views, the logarithm of the
+        mean probability, or the logits of the image itself.
     """
     if config is None or config.predict == "image":
         return run(x)
@@ -100,11 +101,11 @@ def predict(run: Callable[[Tensor], Tensor], x: Tensor, config: ViewsConfig | No
 
 
 def prediction(logits: Tensor, config: ViewsConfig | None) -> Tensor:
-    """Return what is predicted by the views of a batch, (N, C).
+    """Return the prediction from the logits of a batch's views, (N, C).
 
     Args:
         logits: from `of_views`.
-        config: which views and what of them counts; None: the batch as it is.
+        config: selects the views and how to combine them; None: the unchanged batch.
     """
     if config is None:
         return logits

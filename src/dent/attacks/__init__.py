@@ -76,5 +76,5 @@ _MODULES = {
 }
 """The module of each public name."""
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
     __getattr__ = lazy(__name__, _MODULES)

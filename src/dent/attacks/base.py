@@ -1,4 +1,4 @@
-"""The base class of attacks: hyper-parameters are fields, the threat model is given at the call."""
+"""The base class of attacks. Hyper-parameters are fields; the threat model comes with the call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dent.attacks.protocol import Defense
     from dent.threat import Norm, ThreatModel
 
-_ROUNDING = 1e-3  # of eps: an attack further outside than this has a bug, not a rounding error
+_ROUNDING = 1e-3  # share of eps; an excess above this is a bug of the attack, not rounding
 
 
 class AttackError(DentError):
@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         adversarial: (N, C, H, W), inside the threat model.
         fooled: bool (N,), where the attack saw a wrong prediction.
-        fooled_after: The same after each part of a set of attacks, by the part's name.
+        fooled_after: `fooled` after each part of a set of attacks, by the name of the part.
         notes: Remarks for readers of the numbers, such as a replaced loss.
     """
 
@@ -59,14 +59,15 @@ class AttackResult:
     Attributes:
         adversarial: float32 (N, C, H, W) inside the threat model (by `ThreatModel.check`). A
             member that was never fooled may be its natural image.
-        fooled: bool (N,): the attack saw a wrong prediction, or none, for this member. The caller
-            scores the prediction when the batch is submitted again.
-        fooled_after: The same after each part of a set of attacks, in order, by name.
-        queries: Batches submitted to the defense.
-        backwards: Gradients computed to the input.
+        fooled: bool (N,): the attack saw a wrong prediction, or none, for this member. This is
+            the attack's claim. The caller scores the predictions on submission.
+        fooled_after: `fooled` after each part of a set of attacks, in order, by name.
+        queries: Number of forward passes, each over one batch, through the defense or a model
+            that the attack uses in its place.
+        backwards: Number of gradients computed to the input.
         seconds: Wall time.
-        non_finite: Rows of logits, over all queries, that were no prediction; none of them
-            counted as correct.
+        non_finite: Number of rows of logits, over all queries, that were not finite. None of
+            them counted as correct.
         gradients: Number of gradients computed for each member.
         zero_by_member: Number of those that were exactly zero, a sign of a hidden gradient.
         notes: Remarks for readers of the numbers.
@@ -88,27 +89,34 @@ class AttackResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(JSONConfig, ABC):
-    """An attack on a batch: its hyper-parameters, as a frozen value that survives JSON.
+    """An attack on a batch, defined by frozen hyper-parameters that can be stored as JSON.
 
     A subclass is a `@dataclass(frozen=True)` whose fields are its hyper-parameters. It checks them
-    in `__post_init__` (which calls this class's) and writes `run`; everything else is decided here.
-    Two attacks are equal where all their fields are. `dataclasses.replace` changes some.
+    in `__post_init__`, which must call that of this class, and implements `run`. This class does
+    the rest. Two attacks are equal if all their fields are. Use `dataclasses.replace` to change
+    fields.
 
-    Guarantees of a call, for every attack: the images given are not modified; the defense and
-    its model are not written to (`run` must take gradients by `torch.autograd.grad`, never by
-    `.backward()`); the global random state of torch is as before; equal arguments give equal
-    bits on one machine; what comes back is inside the threat model. One attack at a time in a
-    process: the random state that a seed fixes belongs to the whole process.
+    Every call of an attack guarantees:
+
+    - It does not modify the given images.
+    - It does not write to the defense or its model. `run` must take gradients with
+      `torch.autograd.grad`, never with `.backward()`.
+    - It restores the global random state of torch, NumPy and Python.
+    - Equal arguments give bit-identical results on the same machine.
+    - The returned images are inside the threat model.
+
+    Run only one attack at a time in a process, because all of them share the random state that a
+    seed fixes.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
     name: str = ""
-    """The name for results; by default that of the attack."""
+    """The name in results. Default: `default_name`."""
 
     named_by: ClassVar[str | None] = None
-    """The field that `registered` already states, if any."""
+    """The field whose value `registered` already gives, if any."""
 
     def __post_init__(self) -> None:
         """Set the name of the attack."""
@@ -141,13 +149,13 @@ class Attack(JSONConfig, ABC):
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
         """Return the hyper-parameters as JSON values, without the name, for records.
 
-        `make(attack.registered, **attack.settings(norm))` gives the attack again.
+        `make(attack.registered, **attack.settings(norm))` recreates the attack.
 
         Args:
             norm: Norm of the threat model. Some defaults depend on it.
 
         Raises:
-            ConfigError: The attack keeps hyper-parameters that are no fields.
+            ConfigError: The attack keeps a hyper-parameter that is not a field.
         """
         del norm
         field_names = {entry.name for entry in fields(self)}
@@ -168,7 +176,7 @@ class Attack(JSONConfig, ABC):
         return values
 
     def covers(self, other: Attack, norm: Norm = "linf") -> bool:
-        """Whether this is the same kind of attack as another, with at least the same effort.
+        """Return whether this is the same kind of attack as another, with at least its effort.
 
         Args:
             other: The other attack. Names do not matter.
@@ -182,32 +190,33 @@ class Attack(JSONConfig, ABC):
         )
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return the passes for one batch at most. Fewer if all members are fooled early.
+        """Return the largest number of passes for one batch.
 
-        Counted by running the attack on a model that is never fooled, unless overridden.
+        The attack makes fewer if all members are fooled early. Unless a subclass overrides this
+        method, it counts by running the attack on a model that is never fooled.
 
         Raises:
-            ConfigError: They cannot be counted this way.
+            ConfigError: The passes cannot be counted in this way.
         """
         return counted(self, n_classes, norm)
 
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return the passes of `queries` without adaptation, each of which costs a static pass.
+        """Return the passes among `queries` without adaptation. Each costs one static pass.
 
-        They go to the static model, or to a model that the defense adapted before.
+        They use the static model, or a model that the defense has already adapted.
         """
         del n_classes, norm
         return Queries(0, 0)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """Return the backwards of `queries` through the whole adaptation, the costliest ones."""
+        """Return how many backwards of `queries` go through the whole adaptation: the costliest."""
         del n_classes, norm
         return 0
 
     def sized(self, batch_size: int) -> Attack:
-        """Return the attack for an evaluation's batch size; itself if the size has no effect.
+        """Return the attack for an evaluation's batch size, or itself if the size has no effect.
 
-        Only attacks that take all batches at once and make their own depend on it.
+        The size only affects attacks that take all images at once and form batches themselves.
         """
         del batch_size
         return self
@@ -215,12 +224,12 @@ class Attack(JSONConfig, ABC):
     def on_static(self) -> Attack:
         """Return the equivalent attack on a model without adaptation.
 
-        Attacks that differ only in how they look through an adaptation are equal there.
+        Attacks that differ only in how they handle an adaptation become equal.
         """
         return self
 
     def longer(self, norm: Norm = "linf") -> Attack | None:
-        """Return the attack with twice its gradient iterations; None if it has none.
+        """Return the attack with twice its gradient iterations, or None if it has none.
 
         An evaluation uses it to test whether the attack has converged.
         """
@@ -232,7 +241,7 @@ class Attack(JSONConfig, ABC):
         return replace(self, **changes)
 
     def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
-        """Return the passes for `size` images in one call; an attack may split them."""
+        """Return the passes for `size` images in one call. An attack may split them in batches."""
         del size
         return self.queries(n_classes, norm)
 
@@ -259,18 +268,20 @@ class Attack(JSONConfig, ABC):
                 draws from torch's global random state.
             progress: Called after every pass with (passes done, passes planned). The plan is
                 known from the first query on, and is an upper bound.
-            shared_seed: Of what several attacks on one batch compute alike, such as what they
-                transfer from the static model; where they are given the same, it is computed once.
-                `seed` by default.
+            shared_seed: Seed of computations that several attacks on one batch share, such as
+                attacks on the static model. Attacks with the same value do them once. Default:
+                `seed`.
 
         Raises:
-            InputError: If images or labels do not fit, or the defense's answers do not.
-            AttackError: If the attack left the threat model.
+            InputError: If the images or labels are not valid, or the defense's logits are not.
+            ConfigError: If eps is larger than any image could use, or the attack cannot run with
+                this threat model or these images.
+            AttackError: If the attack returned a malformed outcome or left the threat model.
         """
         check_batch(x, y, threat, seed)
         start = time.perf_counter()
         with (
-            torch.inference_mode(mode=False),  # a caller's would leave nothing to differentiate
+            torch.inference_mode(mode=False),  # a caller's would block gradients
             torch.no_grad(),
             isolated_random_state(seed, x.device),
         ):
@@ -284,7 +295,7 @@ class Attack(JSONConfig, ABC):
                 shared_seed=seed if shared_seed is None else shared_seed,
             )
             outcome = self.run(target, threat, seed) if threat.eps > 0 else _unperturbed(target)
-            # Against the caller's images: the attack may have written into its own.
+            # Compare with the caller's images: the attack may have written into its copy.
             _check_outcome(self.name, outcome, x)
             adversarial, notes = _inside(self.name, outcome.adversarial, x.detach(), threat)
         target.finish()
@@ -304,7 +315,7 @@ class Attack(JSONConfig, ABC):
 
 
 def _reaches(setting: Field[Any], own: Any, other: Any) -> bool:
-    """Whether a value of a field is at least another attack's."""
+    """Return whether a field is equal to another attack's, or for effort, at least as large."""
     if not is_effort(setting):
         return bool(own == other)
     if isinstance(other, tuple):
@@ -316,7 +327,7 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
     """Check the arguments of an attack.
 
     Raises:
-        InputError: Saying what was expected and what came.
+        InputError: An argument is not valid. The message says what was expected.
         ConfigError: The radius is larger than any image could use.
     """
     if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32 or not x.numel():
@@ -339,10 +350,10 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
 
 @contextmanager
 def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the process's global generators temporarily, then restore them.
+    """Seed the global generators of the process, and restore them on exit.
 
-    torch's, since pyautoattack draws from them and offers no other way; NumPy's and Python's, since
-    a defense may.
+    These are torch's, because pyautoattack draws from them and accepts no others, and NumPy's and
+    Python's, because a defense may draw from them.
     """
     has_generator = own_generator(device)
     state = random_state(device) if has_generator else None
@@ -374,23 +385,23 @@ def _numpy_state() -> dict[str, Any]:
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """Seed the CPU's generator and that of `device`, and no other device's."""
+    """Seed the torch generators of the CPU and of `device`, but of no other device."""
     torch.default_generator.manual_seed(seed)
     if own_generator(device):
         seed_generator(seed, device)
 
 
 def _unperturbed(target: Querier) -> Outcome:
-    """Run the only attack at eps 0: find the members that are already misclassified."""
+    """Return the natural images, and which of them the defense already misclassifies."""
     fooled = target(target.natural).argmax(dim=1) != target.labels
     return Outcome(target.natural, fooled)
 
 
 def _check_outcome(name: str, outcome: object, x: Tensor) -> None:
-    """Refuse what `run` must not return.
+    """Check that `run` returned a well-formed outcome.
 
     Raises:
-        AttackError: It did.
+        AttackError: It did not.
     """
     if not isinstance(outcome, Outcome):
         raise AttackError(f"{name} must return an Outcome, got {_describe(outcome)}")
@@ -411,7 +422,11 @@ def _check_outcome(name: str, outcome: object, x: Tensor) -> None:
 def _inside(
     name: str, adversarial: Tensor, x: Tensor, threat: ThreatModel
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """The attack's images, projected where rounding left them outside, with a note how many."""
+    """Return the images, projected if rounding left them outside, and a note of how many.
+
+    Raises:
+        AttackError: An image is further outside than rounding explains.
+    """
     adversarial = adversarial.detach().to(x.dtype)
     excess = threat.check(adversarial, x)
     outside = (excess > 0).to(x.device)

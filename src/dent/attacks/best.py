@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class Best:
-    """Keeps the best images of each member, or the best batch if only whole batches count.
+    """The best images of each member, or the best batch if only whole batches count.
 
-    For a batch-independent defense, each member's own best image may be combined afterwards.
-    Otherwise the members of a batch were answered together, and stay together: the batch with
-    the most wrong answers is kept, and of equals that of the higher mean loss. Beside it each
-    member's own strongest images are kept; put together they are one more batch to ask about.
+    For a batch-independent defense, the best images of members from different queries can be
+    combined. Otherwise the members of a batch were predicted together and stay together: the batch
+    with the most wrong predictions is kept, and among equals the one with the higher mean loss. In
+    addition, each member's strongest image is kept. Together these form one more batch to query.
 
     Attributes:
-        images: (N, C, H, W), to begin with the natural ones.
-        wrong: (N,) in [0, 1]: the share of submissions in which the member was answered wrongly.
+        images: (N, C, H, W), at first the natural images.
+        wrong: (N,) in [0, 1], the share of queries in which the member was misclassified.
     """
 
     def __init__(self, target: Querier) -> None:
@@ -42,40 +42,40 @@ class Best:
 
     @property
     def fooled(self) -> Tensor:
-        """The members that were wrong in more than half of the submissions, bool (N,)."""
+        """The members that were wrong in more than half of the queries, bool (N,)."""
         return self.wrong > 0.5
 
     @property
     def fallen(self) -> Tensor:
-        """The members that were wrong in every submission, bool (N,)."""
+        """The members that were wrong in every query, bool (N,)."""
         return self.wrong == 1
 
     @property
     def strongest(self) -> Tensor:
-        """Each member's images with the highest loss, from any batch, (N, C, H, W).
+        """Each member's image with the highest loss, from any batch, (N, C, H, W).
 
-        Of a batch-independent defense the same as `images`.
+        For a batch-independent defense, the same as `images`.
         """
         return self._strongest if self._target.batch_dependent else self.images
 
     def complete(self) -> bool:
-        """Whether every member is always predicted wrong."""
+        """Return whether every member was wrong in every query of its best images."""
         return bool(self.fallen.all())
 
     def offer(
         self, images: Tensor, wrong: Tensor, loss: Tensor, members: Tensor | None = None
     ) -> None:
-        """Consider a batch with its answers.
+        """Keep a batch, or some of its members, if they are better than the best so far.
 
         Args:
             images: (N, C, H, W).
-            wrong: bool (N,), or the share of several submissions, in [0, 1].
+            wrong: bool (N,), or the share of wrong predictions in several queries, in [0, 1].
             loss: (N,), which breaks ties.
-            members: Whose rows these are, int64 (N,), of a batch-independent defense; all by
-                default.
+            members: The members of these rows, int64 (N,), for a batch-independent defense; all
+                by default.
         """
         wrong, loss = wrong.to(self.wrong), loss.detach().to(self._loss)
-        loss = loss.nan_to_num(nan=torch.inf)  # no prediction is an attack's best outcome
+        loss = loss.nan_to_num(nan=torch.inf)  # for an attack, no prediction is the best outcome
         if members is not None:
             images = self.images.index_copy(0, members, images.detach())
             wrong = self.wrong.index_copy(0, members, wrong)
@@ -99,11 +99,11 @@ class Best:
         self._highest = torch.where(higher, loss, self._highest)
 
     def offer_served(self, images: Tensor, part: Querier | None = None) -> Tensor:
-        """Submit a batch, consider it, and return its logits (N, classes).
+        """Query a batch, offer it, and return its logits (N, classes).
 
         Args:
             images: (N, C, H, W).
-            part: The members whose rows these are, if not the whole batch.
+            part: The querier of the members of these rows, if they are not the whole batch.
         """
         target = part or self._target
         logits = target(images)
@@ -114,9 +114,9 @@ class Best:
     def outcome(
         self, fooled_after: Mapping[str, Tensor] | None = None, notes: tuple[str, ...] = ()
     ) -> Outcome:
-        """Submit the best images again. The claim is the result of that submission.
+        """Query the best images again and return the outcome. Its claim is from that query.
 
-        Of a batch-dependent defense first the members' strongest images, as one batch.
+        For a batch-dependent defense, offer the members' strongest images first, as one batch.
         """
         if self._target.batch_dependent:
             self.offer_served(self.strongest)

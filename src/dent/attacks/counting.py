@@ -38,7 +38,7 @@ _SIDE: Final = 32
 
 
 class _Unfoolable(nn.Module):
-    """Predicts the label of every member, for any images, with a gradient of zero."""
+    """A model that predicts the label of every member, for any images, with a zero gradient."""
 
     batch_dependent = True
 
@@ -49,7 +49,7 @@ class _Unfoolable(nn.Module):
         self.eval()
 
     def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> None:
-        """Return nothing, since nothing adapts, and so no gradient through it."""
+        """Return None, because nothing adapts, so there is nothing to differentiate."""
         del x, differentiable, last
 
     def unwrap(self) -> nn.Module:
@@ -57,7 +57,7 @@ class _Unfoolable(nn.Module):
         return self
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        """Return the labels as logits."""
+        """Return the one-hot labels as logits."""
         del adaptation
         self._asked += 1
         if self._asked > _MOST:
@@ -79,7 +79,8 @@ def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
         norm: Norm of the threat model.
 
     Raises:
-        ConfigError: The attack fails there, or never ends.
+        ConfigError: The attack fails on this batch, or makes more than 100,000 queries.
+        MissingExtraError: The attack needs a package that is not installed.
     """
     labels = torch.arange(2) % n_classes
     images = torch.full((2, 3, _SIDE, _SIDE), 0.5)

@@ -1,7 +1,7 @@
 """Attacks of foolbox and adv-lib over whole batches, as attacks of this package.
 
-The foreign attack gets a model that submits the whole batch to the defense, with the gradient that
-`PGD` follows. What it finds is projected, submitted, and checked like that of any other attack.
+The foreign attack gets a model that queries the defense with the whole batch, and has the gradient
+that `PGD` follows. Its images are projected, queried and checked like those of any other attack.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _Keywords = tuple[tuple[str, Any], ...]
 class Foreign(Attack):
     """An attack of another library.
 
-    It must submit the whole batch, every member in its place. One that submits some members
-    alone is stopped with an error, for a defense answers them differently than in their batch. What
-    counts of a batch-independent defense is each member's worst image inside the threat model of
-    all that were asked about; of a batch-dependent one the worst whole batch.
+    It must query whole batches, with every member in its place. An attack that queries only some
+    members stops with an error, because a defense may predict them differently than in their batch.
+    For a batch-independent defense, the result is each member's worst image of all queries inside
+    the threat model. For a batch-dependent defense, it is the worst whole batch.
     """
 
     library: Library
@@ -57,7 +57,7 @@ class Foreign(Attack):
     attack: str
     """The name of the class in `foolbox.attacks`, or of the function in `adv_lib.attacks`."""
     keywords: Mapping[str, Any] | _Keywords = ()
-    """Arguments of the class or function: numbers, texts, true or false, None. The run supplies the
+    """Arguments of the class or function: numbers, strings, booleans or None. The run supplies the
     model, images, labels, eps and norm."""
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Foreign(Attack):
         return super().to_dict() | {"keywords": dict(self.keywords)}
 
     def longer(self, norm: Norm = "linf") -> Foreign | None:
-        """Return the attack with twice the `steps`; None if they are not among the keywords."""
+        """Return the attack with twice the `steps`, or None if they are not among the keywords."""
         del norm
         keywords = dict(self.keywords)
         if not is_count(keywords.get("steps")):
@@ -102,8 +102,8 @@ class Foreign(Attack):
         return replace(self, keywords=keywords | {"steps": 2 * keywords["steps"]})
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run the foreign attack, and submit its result."""
-        del seed  # the global generators are seeded, which it draws from
+        """Run the foreign attack and query its result."""
+        del seed  # it draws from the global generators, which are seeded
         best = Best(target)
         best.offer_served(target.natural)
         if not best.complete():
@@ -122,7 +122,7 @@ def from_foolbox(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
     Args:
         attack: The name of its class in `foolbox.attacks`.
         name: Name for results.
-        **keywords: What the class is called with.
+        **keywords: Arguments of the class.
 
     Raises:
         ConfigError: A keyword cannot be recorded.
@@ -136,7 +136,7 @@ def from_adv_lib(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
     Args:
         attack: The name of its function in `adv_lib.attacks`.
         name: Name for results.
-        **keywords: What the function is called with; eps and norm are the threat model's.
+        **keywords: Arguments of the function. The threat model gives eps, and norm if not set.
 
     Raises:
         ConfigError: A keyword cannot be recorded.
@@ -145,7 +145,7 @@ def from_adv_lib(attack: str, *, name: str = "", **keywords: Any) -> Foreign:
 
 
 class _Door(nn.Module):
-    """The model handed to a foreign attack: it submits whole batches only."""
+    """The model given to a foreign attack. It only queries whole batches."""
 
     def __init__(self, target: Querier, threat: ThreatModel, best: Best, name: str) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class _Door(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes), with a gradient to the images alone where they want one."""
+        """Return logits (N, classes), with a graph to the images only, if they need a gradient."""
         natural = self._target.natural
         if images.shape != natural.shape:
             raise ConfigError(
@@ -173,10 +173,10 @@ class _Door(nn.Module):
         return self._target(images.to(self._target.natural.dtype))
 
     def _offer(self, images: Tensor, logits: Tensor) -> None:
-        """For a batch-independent defense, keep members fooled inside the threat model."""
+        """Keep the best images inside the threat model, if the defense is batch-independent."""
         target = self._target
         if target.batch_dependent:
-            return  # the whole batches are remembered
+            return  # the querier keeps the worst whole batch
         images = images.to(target.natural.dtype)
         inside = (self._threat.check(images, target.natural) <= 0).to(images.device)
         wrong = inside & (logits.argmax(dim=1) != target.labels)
@@ -185,11 +185,11 @@ class _Door(nn.Module):
 
 
 class _Apart(torch.autograd.Function):
-    """An answer whose graph ends at the images: `.backward()` writes nowhere else."""
+    """Logits whose graph ends at the images, so that `.backward()` writes nowhere else."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """Query the defense, and keep its graph separate."""
+        """Query the defense and keep its graph separate."""
         with torch.enable_grad():
             ctx.leaf = images.detach().requires_grad_()
             ctx.logits = ask(ctx.leaf)
@@ -198,7 +198,7 @@ class _Apart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradient to the images."""
+        """Return the gradient to the images."""
         (gradient,) = torch.autograd.grad(ctx.logits, ctx.leaf, gradients[0], retain_graph=True)
         return gradient, None
 
@@ -217,7 +217,7 @@ def _module(attack: Foreign) -> Any:
 
 
 def _named(attack: Foreign) -> Any:
-    """The class or the function of the other library."""
+    """Return the class or function of the other library."""
     module = _module(attack)
     kind = getattr(module, attack.attack, None)
     if not callable(kind):

@@ -1,4 +1,4 @@
-"""Progress of an attack by gradient: members broken, loss, gradient length.
+"""Progress of an attack over its gradients: broken members, loss and gradient norm.
 
 The indicators of attack failure (Pintor et al., NeurIPS 2022) are derived from it.
 """
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POINTS: Final = 24
-"""Largest number of points, without the last one."""
+"""Largest number of recorded points, not counting the last one."""
 LATE: Final = 0.1
-"""Share of the gradients, at the end, in which a finished attack finds nothing more."""
+"""Share of the gradients, at the end, in which a converged attack finds nothing new."""
 ROSE: Final = 0.01
-"""Share of the whole rise of a loss. A loss still rises if more than this is late."""
+"""A loss still rises if more than this share of its total rise is late."""
 _DIGITS: Final = 4
 
 
@@ -33,13 +33,12 @@ class History:
             or by the model that the attack uses in its place.
         norm: Mean l2 length of a member's gradient of the attack's own loss.
         late: Number of members that were first misclassified in the last tenth of the gradients.
-        rising: Number of members that are correct at the end, and whose highest cross-entropy rose
-            by more than 1% of its whole rise in the last tenth of the gradients.
-        silent: Number of members that the attack broke but does not claim. If members of a batch
-            depend on each other: number of members by which its most broken batch exceeds its
-            claim.
-        untransferred: Number of members that the model in place of the defense misclassified, and
-            the defense never did.
+        rising: Number of members that the attack does not claim, and whose highest cross-entropy
+            made more than 1% of its total rise in the last tenth of the gradients.
+        silent: Number of members that the attack broke but does not claim. For a batch-dependent
+            defense: number of members by which its most broken batch exceeds its claim.
+        untransferred: Number of members that the attack does not claim, and that the model in
+            place of the defense misclassified but the defense never did.
     """
 
     gradients: tuple[int, ...]
@@ -67,13 +66,13 @@ class Recorder:
     """
 
     def __init__(self, labels: Tensor, *, batch_dependent: bool, of_stand_in: bool = False) -> None:
-        """Begin.
+        """Start without any points.
 
         Args:
             labels: int64 (N,).
             batch_dependent: Whether members of a batch depend on each other.
-            of_stand_in: Count predictions of the model in place of the defense as its own.
-                For a part of an attack that is joined later.
+            of_stand_in: Whether to count predictions of the model in place of the defense as
+                those of the defense. For a part of an attack that is joined later.
         """
         self.labels = labels
         self._of_stand_in = of_stand_in
@@ -99,7 +98,7 @@ class Recorder:
             members: The members of these rows, int64 (M,); all by default.
 
         Returns:
-            Which rows are wrong, bool (M,).
+            bool (M,), True for the rows with a wrong prediction.
         """
         rows = self._everybody() if members is None else members
         self._unanswered = False
@@ -139,10 +138,10 @@ class Recorder:
         self._seen = self._seen.index_put((rows,), self._seen[rows] | wrong)
 
     def took(self, gradient: Tensor) -> None:
-        """Record a gradient of the latest prediction, (M, ...), by member.
+        """Record a gradient (M, ...) of the latest prediction, with one row per member.
 
-        Ignored before the first prediction: published AutoAttack regroups members, so the rows have
-        no known owners.
+        It is ignored before the first recorded prediction. Published AutoAttack records none,
+        because it regroups members, so that the members of the rows are unknown.
         """
         if self._unanswered:
             return
@@ -151,7 +150,7 @@ class Recorder:
         self._taken += 1
 
     def again(self) -> Recorder:
-        """Return a recorder for a part of the attack, on models in place of the defense."""
+        """Return a recorder for a part of the attack that uses models in place of the defense."""
         return Recorder(self.labels, batch_dependent=self._batch_dependent, of_stand_in=True)
 
     def join(self, part: Recorder, *, own: bool) -> None:
@@ -159,7 +158,7 @@ class Recorder:
 
         Args:
             part: The part. It is not changed.
-            own: Whether its model is the defense itself.
+            own: Whether the part attacked the defense itself.
         """
         if own:
             new = (part._fell >= 0) & (self._fell < 0)
@@ -177,7 +176,7 @@ class Recorder:
         self._taken += part._taken
 
     def to_plain(self) -> dict[str, Any]:
-        """Return it as tensors and numbers."""
+        """Return the recorder as tensors and numbers."""
         points = [tuple(point) for point in self._points]
         return dict(vars(self)) | {
             "_points": points,
@@ -186,7 +185,7 @@ class Recorder:
 
     @classmethod
     def of_plain(cls, plain: dict[str, Any]) -> Recorder:
-        """Return what `to_plain` describes."""
+        """Return the recorder that `to_plain` describes."""
         recorder = cls(plain["labels"], batch_dependent=False)
         points = [_Point(*point) for point in plain["_points"]]
         last = None if plain["_last"] is None else _Point(*plain["_last"])
@@ -210,7 +209,7 @@ class Recorder:
         return [*self._points, self._last]
 
     def history(self, fooled: Tensor) -> History | None:
-        """Return the history; None without gradients of the batch in its order.
+        """Return the history, or None if no gradient was recorded.
 
         Args:
             fooled: bool (N,), the members that the attack claims.

@@ -1,24 +1,26 @@
-"""The losses of attacks: one number per sample, larger for a more wrong prediction.
+"""Losses of attacks: one number per sample, which grows as the prediction gets more wrong.
 
 With z the logits, y the label, t a target, and z₁ ≥ z₂ ≥ ... in order:
 
     ce          −log softmax(z)_y
     dlr         −(z_y − max_{k≠y} z_k) / (z₁ − z₃)                    Croce & Hein, ICML 2020
     margin      max_{k≠y} z_k − z_y                                   Carlini & Wagner, S&P 2017
-    hinge       the margin, up to half a logit
+    hinge       min(margin, ½)
     confident   max_{k≠y} log softmax(z)_k − entropy(softmax(z))
 
     ce, targeted        log softmax(z)_t
     dlr, targeted       −(z_y − z_t) / (z₁ − (z₃ + z₄)/2)
-    margin, targeted    z_t − z_y, and so with hinge
+    margin, targeted    z_t − z_y
+    hinge, targeted     min(z_t − z_y, ½)
     confident, targeted log softmax(z)_t − entropy(softmax(z))
 
-`margin` is not normalized and does not stop at success. Entropy minimization amplifies whatever
-wins, so an attack on it gains from a wide margin, and DLR's invariance to scale throws that away.
-For the same reason it is the loss to attack a stand-in with, whose images are then replayed.
-`hinge` stops there, so that of a batch that is answered as one those count who still stand.
-`confident` is highest where the answer is wrong and sure: there the entropy and its gradient
-vanish, and a defense that follows them stays where it is.
+`margin` is not normalized and keeps growing after success. Entropy minimization amplifies the
+winning class, so an attack on it gains from a wide margin. DLR does not, because it is invariant
+to scale. For the same reason, `margin` is the loss for attacks on a stand-in, whose images are then
+submitted to the defense. `hinge` has no slope for fooled members, so in a joint loss of a batch,
+the members that are still correct decide. `confident` is highest for a wrong and confident
+prediction. There the entropy and its gradient vanish, so a defense that follows them does not
+change.
 """
 
 from __future__ import annotations
@@ -36,16 +38,16 @@ from dent.support.plural import counted
 LossName = Literal["ce", "dlr", "margin", "hinge", "confident"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
-_TINY = 1e-12  # as pyautoattack's
+_TINY = 1e-12  # as in pyautoattack
 _FALLEN = 0.5
-"""Margin in logits from which a member counts as fooled."""
+"""Margin in logits above which `hinge` has no slope."""
 
 
 class Loss(Protocol):
     """A loss per sample."""
 
     def __call__(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return (N,), to be maximized, from logits (N, classes), labels (N,) and targets (N,)."""
+        """Return the loss to maximize, (N,), of logits (N, classes), labels and targets (N,)."""
         ...
 
 
@@ -53,7 +55,7 @@ def loss_named(name: str) -> Loss:
     """Return a loss by its name.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no loss of this name.
     """
     losses: dict[str, Loss] = {
         "ce": cross_entropy,
@@ -68,14 +70,14 @@ def loss_named(name: str) -> Loss:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of the label, minus that of the target if there is one."""
+    """Return the cross-entropy of the label, or the negative one of the target if given."""
     if targets is None:
         return F.cross_entropy(logits, labels, reduction="none")
     return -F.cross_entropy(logits, targets, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the largest other logit, or the target's, minus the label's."""
+    """Return the largest other logit, or the target's if given, minus the label's."""
     label_logit = _at(logits, labels)
     return (
         largest_other(logits, labels) if targets is None else _at(logits, targets)
@@ -83,15 +85,15 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Ten
 
 
 def hinge(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the margin up to `_FALLEN`. Above it there is no slope."""
+    """Return the margin, capped at half a logit. Above that there is no slope."""
     return margin(logits, labels, targets).clamp(max=_FALLEN)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the margin over a difference of the sample's own logits, which removes the scale.
+    """Return the margin divided by a difference of the sample's logits, which removes the scale.
 
-    Targeted with three classes, the denominator is z₁ − z₃. With two, where the margin divided by
-    itself has no gradient, it is the margin.
+    With three classes, the targeted denominator is z₁ − z₃, too. With two classes, the loss is the
+    margin itself, because a margin divided by itself has no gradient.
     """
     classes = logits.shape[1]
     if classes < 3:
@@ -100,13 +102,13 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
     scale = ordered[:, 0] - ordered[:, 2]
     if targets is not None and classes > 3:
         scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
-    # Tiny logits keep their ratios; nearly equal ones give no number, and keep the constant.
+    # The constant would distort the ratios of tiny logits. Nearly equal ones need it to avoid NaN.
     tiny = (scale > 1e-30) & (scale < 1e-10)
     return margin(logits, labels, targets) / torch.where(tiny, scale, scale + _TINY)
 
 
 def confident(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the log-probability of the likeliest wrong class, or target, minus the entropy."""
+    """Return the log-probability of the likeliest wrong class or target, minus the entropy."""
     shares = logits.log_softmax(dim=1)
     wrong = largest_other(shares, labels) if targets is None else _at(shares, targets)
     return wrong - entropy(logits)
@@ -118,10 +120,10 @@ def largest_other(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def runner_up(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """Return the `rank`-th likeliest wrong class of each sample, int64 (N,). The first is 1.
+    """Return the `rank`-th most likely wrong class of each sample, int64 (N,). Ranks start at 1.
 
     Raises:
-        ConfigError: There are not so many.
+        ConfigError: There is no wrong class of this rank.
     """
     if not 1 <= rank < logits.shape[1]:
         raise ConfigError(

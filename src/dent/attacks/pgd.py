@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class PGD(Attack):
-    """Maximize the cross-entropy in steps of fixed length, with a projection after each.
+    """Projected ascent of the cross-entropy in steps of fixed length.
 
-    Steps follow the steepest ascent of the norm: the gradient's sign (linf), its direction (l2),
-    or its `share` of largest coordinates, equally (l1: Tramer & Boneh, 2019). The projection is
-    exact for ball and bounds together. The natural images are the first candidate, so a member
-    that is wrong by itself always counts as fooled.
+    Steps follow the steepest ascent in the norm: the sign of the gradient (linf), its direction
+    (l2), or the signs of its `share` of largest coordinates (l1: Tramer & Boneh, 2019). A
+    projection follows each step. It is exact for ball and bounds together. The natural images are
+    the first candidate, so a member that is misclassified without an attack always counts as
+    fooled.
 
-    A batch-independent defense: the best image of each member over all iterations and restarts
-    is kept, a wrong answer before a right one and then the higher loss. A batch-dependent one:
-    the best batch as a whole, by the number of wrong answers and then by the mean loss; members
-    of different iterations were never answered together. The defaults are Madry et al.'s for
-    CIFAR-10, 20 steps of 2/255 at 8/255.
+    For a batch-independent defense, the best image of each member over all iterations and restarts
+    is kept: one with a wrong prediction before one with a correct prediction, then the one with
+    the higher loss. For a batch-dependent defense, the best whole batch is kept, by the number of
+    wrong predictions and then by the mean loss, because members of different iterations were never
+    predicted together. The defaults are those of Madry et al. for CIFAR-10: 20 steps of 2/255 at
+    8/255.
     """
 
     iterations: int = effort(20)
@@ -44,9 +46,9 @@ class PGD(Attack):
     restarts: int = effort(1)
     """Number of starts; at least 1. More than one needs `random_start`."""
     random_start: bool = True
-    """Whether to start uniformly in the ball, or at the natural image."""
+    """Whether to start uniformly in the ball, instead of at the natural image."""
     share: float = 0.05
-    """In l1, the share of an image's values that one step changes, in (0, 1]."""
+    """Share of an image's values that one step changes in l1, in (0, 1]."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -72,13 +74,16 @@ class PGD(Attack):
         return "pgd"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return a pass for the natural images, and per restart one forward more than backwards."""
+        """Return one forward for the natural images and the passes of every restart.
+
+        A restart has one forward more than backwards.
+        """
         del n_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations)
         return Queries(1, 0) + per_restart.times(self.restarts)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run all restarts, or until every member is fooled."""
+        """Run all restarts, but stop once every member is fooled."""
         draws = torch.Generator().manual_seed(seed)
         best = _BestImages(target)
         best.offer(target.natural, target(target.natural))

@@ -12,10 +12,10 @@ from dent.errors import InputError
 
 @runtime_checkable
 class DynamicDefense(Protocol):
-    """A defense that adapts to the submitted batch, from the start at every call.
+    """A defense that adapts to each batch, starting from the same state at every call.
 
-    It need not be callable; where it is, calling it must equal `predict(x, adapt(x))`. Logits are
-    (N, C); a row that is not finite is no prediction, and counts as wrong.
+    It need not be callable. If it is, `defense(x)` must equal `predict(x, adapt(x))`. Logits are
+    (N, classes). A row that is not finite is not a prediction and counts as wrong.
     """
 
     @property
@@ -33,7 +33,7 @@ class DynamicDefense(Protocol):
 
 
 Defense: TypeAlias = DynamicDefense | nn.Module
-"""A dynamic defense, or a plain module: batch-independent, with nothing to adapt."""
+"""A dynamic defense, or a plain module, which is batch-independent and does not adapt."""
 
 
 def answer(defense: Defense, x: Tensor) -> Tensor:
@@ -44,23 +44,23 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
         x: Images (N, C, H, W). The defense gets a copy, so it may write into it.
 
     Returns:
-        Logits (N, classes), with a graph to `x` where gradients are enabled.
+        Logits (N, classes), with a graph to `x` if gradients are enabled.
     """
     return query(defense, as_queried(x))
 
 
 def query(defense: Defense, x: Tensor) -> Tensor:
-    """Return the logits of a defense for images of `as_queried`, which it may write into."""
+    """Return the logits of a defense for images from `as_queried`. It may write into them."""
     untyped: Any = defense
     logits: Tensor = untyped(x) if callable(untyped) else untyped.predict(x, untyped.adapt(x))
     return logits
 
 
 def as_queried(x: Tensor) -> Tensor:
-    """Return a copy of images as a query submits it: contiguous, and no leaf of a graph.
+    """Return a copy of the images in the form of a query: contiguous, and not a leaf of a graph.
 
-    Attacks, the probe and the gradient check all send images through here. So a defense may write
-    into what it gets, and cannot tell them apart by it.
+    Attacks, the probe and the gradient check all pass their images through this function. So a
+    defense may write into its input, and cannot tell from the input which of them sent it.
 
     Args:
         x: Images (N, C, H, W).
@@ -76,15 +76,15 @@ def name_of(defense: object) -> str:
 
 
 def is_batch_dependent(defense: Defense) -> bool:
-    """Whether `defense` declares that predictions can depend on the rest of the batch.
+    """Return whether a defense declares that predictions can depend on the rest of the batch.
 
     Args:
-        defense: A `DynamicDefense` (its declaration counts) or a plain module in eval mode
-            (independent).
+        defense: A `DynamicDefense`, whose declaration counts, or a plain module in eval mode,
+            which is batch-independent.
 
     Raises:
-        InputError: If it is neither, or a plain module in training mode: batch normalization
-            would then write its statistics, and answer by the batch.
+        InputError: If it is neither, or is a plain module in training mode. Batch normalization
+            would then change its running statistics and normalize by the batch.
     """
     if isinstance(defense, DynamicDefense):
         return bool(defense.batch_dependent)

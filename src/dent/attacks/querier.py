@@ -1,4 +1,4 @@
-"""An attack reaches a defense only through here, and every query is counted."""
+"""Queries of an attack to a defense, with a count of their passes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OnPass = Callable[[int, int], None]
 
 View = Callable[[Tensor], Tensor]
-"""A function from a batch (N, C, H, W) to logits (N, classes): a defense, or a stand-in for it."""
+"""A function from a batch (N, C, H, W) to logits (N, classes): a defense or a stand-in for it."""
 
 
 class NoGradientError(InputError):
@@ -31,11 +31,11 @@ class NoGradientError(InputError):
 
 
 class Queries(NamedTuple):
-    """Number of passes of a defense over one batch each.
+    """Numbers of passes, each over one batch.
 
     Attributes:
-        forwards: Batches submitted (for a dynamic defense each includes its adaptation).
-        backwards: Gradients taken to the input, through what was submitted.
+        forwards: Number of batches queried. For a dynamic defense, each includes its adaptation.
+        backwards: Number of gradients taken to the input of a query.
     """
 
     forwards: int
@@ -47,17 +47,17 @@ class Queries(NamedTuple):
         return Queries(self.forwards + other.forwards, self.backwards + other.backwards)
 
     def times(self, count: int) -> Queries:
-        """The work of doing this `count` times."""
+        """Return the passes of `count` repetitions."""
         return Queries(self.forwards * count, self.backwards * count)
 
 
 @dataclass(frozen=True)
 class QueriedBatch:
-    """One whole batch inside the threat model, with the answer of the defense.
+    """One whole batch inside the threat model, with the result of its query.
 
     Attributes:
         images: (N, C, H, W).
-        fooled: bool (N,), True where the answer was wrong or no prediction.
+        fooled: bool (N,), True for a wrong prediction or none.
         loss: Mean cross-entropy, in nats, which breaks ties.
     """
 
@@ -66,7 +66,7 @@ class QueriedBatch:
     loss: float
 
     def beats(self, other: QueriedBatch | None) -> bool:
-        """Whether more members are fooled here, or as many at a higher loss."""
+        """Return whether this batch fools more members, or as many at a higher loss."""
         if other is None:
             return True
         fooled, other_fooled = int(self.fooled.sum()), int(other.fooled.sum())
@@ -74,27 +74,27 @@ class QueriedBatch:
 
 
 class Querier:
-    """Submits batches to a defense for an attack, and counts their cost.
+    """A defense as an attack sees it: it takes queries and counts their cost.
 
-    It counts forward and backward passes, reports progress, and replaces rows that are no
-    prediction (not finite) by finite logits that are wrong, so that an attack neither crashes on
-    them nor takes them for correct. For a batch-dependent defense it remembers the worst whole
-    batch it saw: there a batch is only worth what it was answered as a whole, and members of
-    different batches cannot be put together.
+    It counts forward and backward passes and reports progress. It replaces rows of logits that
+    are not finite by finite logits with a wrong prediction, so that an attack neither crashes on
+    them nor counts them as correct. For a batch-dependent defense it keeps the worst whole batch
+    of all queries. There, predictions hold only for a batch as a whole, so members of different
+    batches cannot be combined.
 
     Attributes:
-        defense: The defense, for attacks that must ask more of it than an answer.
-        batch_dependent: Whether the defense declares that it depends on the batch.
-        members: The members of the batch in use, int64 (N,); None for all.
+        defense: The defense, for attacks that need more of it than its logits.
+        batch_dependent: Whether the defense declares that it is batch-dependent.
+        members: Indices of the members in use, int64 (N,); None for all.
         natural: The natural images, (N, C, H, W).
         labels: int64 (N,).
         classes: Number of classes, None before the first query.
-        shared_seed: Of what several attacks on the batch compute alike.
-        done: The passes so far.
-        non_finite: Rows of logits so far that were not finite.
-        gradients: Gradients taken so far, by member, int64 (N,).
-        zero_by_member: Those of them that were exactly zero.
-        worst: For a batch-dependent defense, the worst batch seen inside the threat model.
+        shared_seed: Seed of computations that several attacks on the batch share.
+        done: Number of passes so far.
+        non_finite: Number of rows of logits so far that were not finite.
+        gradients: Number of gradients taken so far for each member, int64 (N,).
+        zero_by_member: Number of those that were exactly zero, int64 (N,).
+        worst: For a batch-dependent defense, the worst queried batch inside the threat model.
         recorder: Records the progress of the attack.
     """
 
@@ -115,10 +115,10 @@ class Querier:
             defense: The defense to attack.
             natural: Images (N, C, H, W) in the threat model's bounds.
             labels: int64 (N,).
-            threat: Decides which batches may be remembered as the worst.
-            plan: From the number of classes to the passes planned, for progress.
+            threat: The threat model. Only batches inside it may be kept as the worst.
+            plan: A function from the number of classes to the planned passes, for `progress`.
             progress: Called with (passes done, passes planned).
-            shared_seed: Of what several attacks on the batch compute alike.
+            shared_seed: Seed of computations that several attacks on the batch share.
         """
         self.defense = defense
         self.batch_dependent = is_batch_dependent(defense)
@@ -145,14 +145,16 @@ class Querier:
         view: View | None = None,
         members: Tensor | None = None,
     ) -> Tensor:
-        """Submit a batch; finite logits (N, classes), with a graph to `images` if asked.
+        """Query a batch and return finite logits (N, classes), with a graph to `images`.
+
+        There is no graph if gradients are disabled, or if `images` does not require them.
 
         Args:
             images: (N, C, H, W); row i must belong to member i.
             asked: The rows, int64 (M,), whose gradients will be used; all by default.
-            view: Query this instead of the defense. Its answers are not remembered.
-            members: Whose rows these are, int64 (N,), where not the whole batch is submitted:
-                for a batch-independent defense alone.
+            view: The view to query instead of the defense. Its batches are not kept as the worst.
+            members: The members of these rows, int64 (N,), if they are not the whole batch. Only
+                for a batch-independent defense.
         """
         logits, finite = self.submit(images, asked, view, members)
         labels = self.labels if members is None else self.labels[members]
@@ -170,15 +172,15 @@ class Querier:
         view: View | None = None,
         members: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Submit any rows as one batch; return raw float32 logits, and which rows are finite.
+        """Query any rows as one batch; return raw float32 logits, and which rows are finite.
 
-        The arguments are those of a call. The defense or the view gets a copy of the images, so it
-        may write into it.
+        The arguments are those of `__call__`. The defense or the view gets a copy of the images,
+        so it may write into it.
 
         Raises:
-            InputError: If the answer is not (N, classes) logits or has too few classes for the
-                labels.
-            NoGradientError: If it has no gradient where the attack needs one.
+            InputError: If the result is not logits (N, classes), has too few classes for the
+                labels, or has another number of classes than before.
+            NoGradientError: If the attack needs a gradient to the images and there is none.
         """
         wants_gradient = torch.is_grad_enabled() and images.requires_grad
         images = as_queried(images)
@@ -198,7 +200,7 @@ class Querier:
         return logits, finite
 
     def finish(self) -> None:
-        """Report all planned passes as done: attacks stop early when all members are fooled."""
+        """Report all planned passes as done. An attack stops early if all members are fooled."""
         if self._progress is not None:
             self._progress(self._planned, self._planned)
 
@@ -228,7 +230,7 @@ class Querier:
         return gradient
 
     def count(self, passes: Queries) -> None:
-        """Count passes that an attack made without this object."""
+        """Add passes to the count, such as those that an attack made without this object."""
         self.done = self.done + passes
         if self._progress is not None:
             self._progress(min(sum(self.done), self._planned), self._planned)
@@ -241,7 +243,7 @@ class Querier:
         wrong = self.recorder.answered(logits, members)
         if view is None or view is self.defense:
             natural = self.natural if members is None else self.natural[members]
-            if bool(wrong.any()):  # some attacks ask about images that are further away
+            if bool(wrong.any()):  # some attacks query images outside the threat model
                 wrong = wrong & (self._threat.check(images, natural) <= 0).to(wrong.device)
             self.recorder.broke(wrong, members, along=differentiable)
         else:
@@ -278,14 +280,14 @@ class Querier:
 
 
 def _depends_on(logits: Tensor, images: Tensor) -> bool:
-    """Whether the graph of the logits leads to the images: weights may require a gradient alone."""
+    """Return whether the graph of the logits reaches the images, not only trainable weights."""
     goal, start = images.grad_fn, logits.grad_fn
     pending, seen = [start], {start}
     while pending:
         node = pending.pop()
         if node is goal:
             return True
-        # The first input of an operation comes last, so that it is followed first.
+        # Push the first input of an operation last, so that it is followed first.
         for following, _ in reversed(() if node is None else node.next_functions):
             if following is not None and following not in seen:
                 seen.add(following)

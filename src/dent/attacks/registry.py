@@ -22,8 +22,8 @@ from dent.support.suggest import closest
 _FACTORIES: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
     # The paper's ImageNet attack (section 4.3): 30 iterations, step size 0.1, five random
-    # starts. It gives no unit; of eps is the reading that moves: a step of 0.1 of the pixels'
-    # range would be six times its eps of 4/255, and visit corners of the ball alone.
+    # starts. The paper gives no unit, so we take the step as a share of eps. A step of 0.1 of the
+    # pixel range would be six times its eps of 4/255, and would only visit corners of the ball.
     "pgd-imagenet": partial(PGD, iterations=30, step=0.1, restarts=5, name="pgd-imagenet"),
     **{name: partial(AutoAttack, name) for name in (*PARTS, *SETS)},
     **ADAPTIVE,
@@ -39,7 +39,7 @@ def make(name: str, **settings: Any) -> Attack:
     """Make an attack by its name.
 
     Args:
-        name: One of `names()`, or another way to write it: `autoattack`, `aa`.
+        name: One of `names()`, or an alias such as `autoattack` or `aa`.
         **settings: Hyper-parameters of that attack's class; None leaves the default.
 
     Raises:
@@ -72,19 +72,20 @@ def settings_of(name: str) -> tuple[str, ...]:
 def make_from(
     text: str, *, iterations: int | None = None, protocol: Literal["frozen", "published"] = "frozen"
 ) -> Attack:
-    """Make an attack from text for the command line: `pgd`, or `pgd:iterations=30,restarts=5`.
+    """Make an attack from command-line text: `pgd`, or `pgd:iterations=30,restarts=5`.
 
-    Its name is the text as written, so that one attack may run with several settings, with its
-    full name in place of an alias (`aa` is `standard`).
+    The attack is named by the text, so that one attack can run with several settings. An alias is
+    replaced by the full name (`aa` by `standard`).
 
     Args:
-        text: A name, and after a colon settings that are JSON values or plain words.
-        iterations: For an attack whose text does not set them.
-        protocol: For AutoAttack's attacks.
+        text: A name, optionally with a colon and settings, which are JSON values or plain words.
+        iterations: Iterations of the attack, if the text does not set them.
+        protocol: Protocol of AutoAttack's attacks, if the text does not set it.
 
     Raises:
         UnknownNameError: If there is no such attack.
-        ConfigError: If the text has another form, or the attack no such setting.
+        ConfigError: If the text is malformed, the attack has no such setting, or a value is out
+            of range.
     """
     typed_name, settings = _parse(text)
     name = full_attack(typed_name)
@@ -105,8 +106,8 @@ def from_factory(spec: str) -> Attack:
     """Import a user's factory and call it; see `dent.support.factories.call_factory`.
 
     Args:
-        spec: `package.module:factory`, which the attack is then called by. It is called without
-            arguments and returns an `Attack`; a class of one will do.
+        spec: `package.module:factory`, which becomes the name of the attack. The factory is
+            called without arguments and returns an `Attack`. It may be a subclass of `Attack`.
 
     Raises:
         UnknownNameError: There is no such module or factory.

@@ -16,10 +16,10 @@ def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
     """Return the step of length one in `norm` that increases the loss the most.
 
     Args:
-        gradient: (N, ...), one row an image.
-        norm: linf moves by the gradient's sign, l2 along its direction, l1 by the sign over the
-            `share` of largest coordinates, equally (Tramer & Boneh, 2019).
-        share: of an image's values that one step in l1 moves, in (0, 1].
+        gradient: (N, ...), one row per image.
+        norm: linf moves by the sign of the gradient, l2 along its direction, and l1 by the signs
+            of the `share` of largest coordinates, all equally far (Tramer & Boneh, 2019).
+        share: Share of an image's values that one step in l1 moves, in (0, 1].
     """
     if norm == "linf":
         return gradient.sign()
@@ -36,13 +36,13 @@ def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
 
 
 def enlarged(gradient: Tensor, below: float = 1e-10) -> Tensor:
-    """Return gradients with the rows of a tiny l2 norm divided by their largest magnitude.
+    """Return gradients in which rows with a tiny l2 norm are divided by their largest magnitude.
 
-    Attacks in l2 divide by the norm plus 1e-12, and a norm underflows below 1e-19. So a defense
-    with tiny logits would make them stand still. All other rows stay as they are, to the bit.
+    Attacks in l2 divide by the norm plus 1e-12, and a norm below 1e-19 underflows. So against a
+    defense with tiny logits they would not move. All other rows stay bit-identical.
 
     Args:
-        gradient: (N, ...), one row an image.
+        gradient: (N, ...), one row per image.
         below: Norm below which a row is tiny.
     """
     rows = gradient.flatten(1)
@@ -53,12 +53,12 @@ def enlarged(gradient: Tensor, below: float = 1e-10) -> Tensor:
 
 
 def uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator | None = None) -> Tensor:
-    """Return a perturbation of x's shape, uniform in the ball; drawn on the CPU.
+    """Return a perturbation in the shape of `x`, drawn uniformly in the ball on the CPU.
 
     Args:
-        x: images (N, ...); decide shape, dtype and device.
-        threat: norm and radius; its bounds are not looked at.
-        draws: a CPU generator; torch's global one by default.
+        x: Images (N, ...), which give the shape, dtype and device.
+        threat: Gives the norm and radius. Its bounds have no effect.
+        draws: A CPU generator. Default: torch's global one.
     """
     shape = x.flatten(1).shape
     if threat.norm == "linf":

@@ -1,4 +1,4 @@
-"""The board: what a dynamic defense keeps on tracks that are the same for everybody.
+"""The board: dynamic defenses, evaluated on tracks that are the same for everybody.
 
-`tracks` says what is evaluated and how, `running` does it. See docs/board.md.
+`tracks` says what is evaluated and how, and `running` prepares a run of it. See docs/board.md.
 """

@@ -1,4 +1,4 @@
-"""Check a row as a maintainer does: what is declared, what is recorded, and what attacks find."""
+"""Check a row as a maintainer does: its submission, its records, and what attacks find."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,28 +19,29 @@ from dent.storage.canonical import Record
 from dent.support.plural import counted
 
 HALVES_LEVEL: Final = 0.001
-"""Of the test that compares the two halves of the samples."""
+"""Significance level of the test that compares the two halves of the samples."""
 
 
 class RowCheck(Record):
-    """What checking a row found."""
+    """The outcome of all checks of a row."""
 
     status: str
     """`verified`, `failed`, or `incomplete`: nothing is wrong, but not everything was checked."""
     says: str
-    """The status in words, with what was attacked again."""
+    """The status in words, including which attacks were run again."""
     checks: tuple[Check, ...]
     verification: Verification
-    """Of the headline run."""
+    """Verification of the headline run."""
 
 
 def checks_of(row: BoardRow) -> tuple[Check, ...]:
-    """What can be checked of a row without loading its model.
+    """Return the checks of a row that do not need its model.
 
-    `submission`: there is one, for this track and run. `manifest`: the files are those
-    that it was handed in with. `track`: every run is what the track says. `defense`: every run
-    evaluates the same defense. `halves`: the gain on the half that was drawn is not far below
-    that on the fixed one.
+    - `submission`: the row has a submission, for this track and run.
+    - `manifest`: the records have not changed since the submission.
+    - `track`: every run follows the track.
+    - `defense`: every run but the views evaluates the same defense, which the submission names.
+    - `halves`: the gain on the drawn half is not far below the gain on the fixed half.
     """
     return tuple(
         _check(name, list(found))
@@ -55,11 +56,11 @@ def checks_of(row: BoardRow) -> tuple[Check, ...]:
 
 
 def conclude(checks: tuple[Check, ...], verification: Verification) -> RowCheck:
-    """Put the checks of a row and of its run together.
+    """Combine the checks of a row with the checks of its headline run.
 
     Args:
-        checks: Of the row.
-        verification: Of the headline run.
+        checks: Checks of the row.
+        verification: Verification of the headline run.
     """
     checks = (*checks, *verification.checks)
     states = {check.state for check in checks}
@@ -131,7 +132,7 @@ def _of_defense(row: BoardRow) -> Iterator[str]:
 
 
 def _called(factory: str) -> str:
-    """What a run calls the defense of a factory."""
+    """Return the name of a factory's defense in a run."""
     return Path(factory).stem if factory.lower().endswith(".json") else factory
 
 
@@ -140,7 +141,7 @@ def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
 
 
 def _of_halves(row: BoardRow) -> Iterator[str]:
-    """Find a defense that was tuned on the half that everybody knows."""
+    """Detect a defense that was tuned on the fixed half, which is public."""
     run = row.headline.run
     if row.nonce is None or row.headline.defense_name == STATIC:
         return
@@ -158,9 +159,10 @@ def _of_halves(row: BoardRow) -> Iterator[str]:
 
 
 def above(fixed: list[float], drawn: list[float]) -> float | None:
-    """P-value that the mean of the first is above that of the second; None of too few samples.
+    """Test by Welch's one-sided t-test whether the mean of `fixed` is above the mean of `drawn`.
 
-    Welch's one-sided t-test.
+    Returns:
+        The p-value; None if either has fewer than two values.
     """
     if min(len(fixed), len(drawn)) < 2:
         return None
@@ -170,7 +172,7 @@ def above(fixed: list[float], drawn: list[float]) -> float | None:
 
 
 def gain_by_id(run: RecordedRun) -> dict[int, float]:
-    """By id, whether the defense is right in the worst case, less whether the static model is."""
+    """Return, by sample id, the defense's worst-case correctness minus the static model's."""
     name, spec = defense_of(run), run.run.spec
     scores = score(spec, run.plan, run.records)
     rights = {}

@@ -1,7 +1,7 @@
-"""Rows in the format of Every Eval Ever, a common store of evaluation results.
+"""Export rows in the format of Every Eval Ever, a common store of evaluation results.
 
-Its schema, version 0.2.2: `every_eval_ever/schemas/eval.schema.json` of evaleval/every_eval_ever.
-Values that have no field of their own there go into `additional_details`, as text.
+The schema has version 0.2.2: `every_eval_ever/schemas/eval.schema.json` in the repository
+evaleval/every_eval_ever. Values without a field of their own go into `additional_details`, as text.
 """
 
 import json
@@ -18,16 +18,19 @@ from dent.support.filenames import portable
 SCHEMA: Final = "0.2.2"
 COLLECTION: Final = "torch-dent-board"
 _IDS: Final = uuid.UUID("6f3c4e0e-6f0f-5b0b-9a6e-1d6f1d0c7a11")
-"""Ours alone, so that a row gets the same file name wherever it is exported."""
+"""Namespace of our ids, so that a row gets the same file name wherever it is exported."""
 
 
 def every_eval_ever(row: BoardRow, now: float, url: str | None = None) -> tuple[str, bytes]:
-    """Return the path in their repository, and the record, of a row.
+    """Return the record of a row, and its path in the repository of Every Eval Ever.
 
     Args:
-        row: It must be one that `reason_to_omit` finds nothing against.
-        now: Seconds since 1970, for the time at which the record was made.
-        url: Of the board, if it is online.
+        row: The row. `reason_to_omit` must return None for it.
+        now: The present time in seconds since 1970, for the time stamp of the record.
+        url: URL of the board, if it is online.
+
+    Returns:
+        The path and the record, as JSON text in UTF-8.
     """
     result, spec = row.headline.result, row.headline.result.spec
     developer, name = portable(maker(row)), portable(row.name)
@@ -148,7 +151,7 @@ def _source(row: BoardRow) -> dict[str, Any]:
 
 
 def _relationship(row: BoardRow) -> str:
-    """Who evaluated, as seen from who made the defense."""
+    """Return the relation of the evaluator to the maker of the defense."""
     if row.submission is None or ":" not in row.submission.factory:
         return "third_party"
     return "first_party" if row.state == "claimed" else "collaborative"
@@ -159,7 +162,7 @@ def _file_id(row: BoardRow) -> uuid.UUID:
 
 
 def _texts(**values: Any) -> dict[str, str]:
-    """Those that there are, as text: the schema takes nothing else in details."""
+    """Return all values but None as text, because the schema allows only text in details."""
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in values.items()

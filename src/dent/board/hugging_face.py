@@ -1,8 +1,8 @@
-"""Rows as evaluation results of the Hugging Face hub.
+"""Export rows as evaluation results for the Hugging Face hub.
 
 The hub reads results from two places in a model's repository: `model-index` in the front matter of
-README.md, and files in `.eval_results/`. Those name a benchmark: a dataset that the hub lists as
-one. See https://huggingface.co/docs/hub/eval-results.
+README.md, and files in `.eval_results/`. These files name a dataset that the hub lists as a
+benchmark. See https://huggingface.co/docs/hub/eval-results.
 """
 
 from pathlib import PurePosixPath
@@ -23,13 +23,13 @@ RESULTS: Final = ".eval_results"
 def hugging_face(
     row: BoardRow, benchmark: str | None = None, url: str | None = None
 ) -> dict[str, bytes]:
-    """Return the files of a row, by path.
+    """Return the contents of the files of a row, by path.
 
     Args:
-        row: It must be one that `reason_to_omit` finds nothing against.
-        benchmark: The dataset on the hub that is the benchmark, `ORG/NAME`. Without one there is no
-            file in `.eval_results`.
-        url: Of the board, if it is online.
+        row: The row. `reason_to_omit` must return None for it.
+        benchmark: The benchmark dataset on the hub, `ORG/NAME`. If None, there is no file in
+            `.eval_results`.
+        url: URL of the board, if it is online.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.

@@ -1,7 +1,7 @@
 """The JSON Schema of a submission, for editors and other languages.
 
-`python -m dent.board.json_schema docs/reference/submission.schema.json` writes it; a test keeps the
-file in step.
+`python -m dent.board.json_schema docs/reference/submission.schema.json` writes it. A test checks
+that the file is up to date.
 """
 
 import json
@@ -12,7 +12,7 @@ from dent.board.submission import RowSubmission
 
 
 def text() -> str:
-    """Return the schema as the file has it."""
+    """Return the text of the schema file."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **RowSubmission.model_json_schema(),

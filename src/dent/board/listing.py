@@ -1,4 +1,4 @@
-"""Rows of the board, from the folders that hold them."""
+"""Read the rows of the board from their folders."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -43,13 +43,13 @@ _ORDER: Final[tuple[Ruling, ...]] = (
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What a run of a row found.
+    """The result of one run of a row.
 
     Attributes:
-        name: The variant.
-        result: Derived from the records.
+        name: Name of the variant.
+        result: The result, derived from the records.
         run: The records.
-        departures: In what it is another evaluation than the track's.
+        departures: How the run differs from what the track prescribes; empty if it does not.
     """
 
     name: str
@@ -59,12 +59,12 @@ class VariantResult:
 
     @property
     def defense_name(self) -> str:
-        """The defense of the run; `static` where there is no other."""
+        """Name of the run's defense; `static` if there is no other."""
         return next((name for name in self.result.defenses if name != STATIC), STATIC)
 
     @property
     def defense(self) -> DefenseResult:
-        """What was found of it."""
+        """The result of this defense."""
         return self.result.defenses[self.defense_name]
 
 
@@ -73,16 +73,16 @@ class BoardRow:
     """One row of the board.
 
     Attributes:
-        folder: That holds it.
-        track: It is on.
-        nonce: That drew half of the samples; None where the fixed half alone was evaluated.
-        submission: What the submitter says; None where nothing was handed in.
+        folder: Folder of the row.
+        track: Track of the row.
+        nonce: Nonce that drew half of the samples; None if only the fixed half was evaluated.
+        submission: The submitter's statements; None if nothing was submitted.
         headline: The run that the row is ranked by.
-        variants: The other runs, but for the views.
-        views: The run of the mean over views; None where there is none.
-        checks: That the headline run has passed, with the records that the row has now.
-        unbound: Why no check counts, although there are some; None otherwise.
-        void: Why the row does not count; None where it does.
+        variants: The other runs, except the views.
+        views: The run of the mean over views; None if there is none.
+        checks: Checks that the headline run has passed with the present records of the row.
+        unbound: Why no check counts although there are some; None otherwise.
+        void: Why the row does not count; None if it does.
     """
 
     folder: Path
@@ -98,12 +98,12 @@ class BoardRow:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the row."""
         return self.headline.defense_name if self.submission is None else self.submission.name
 
     @property
     def ruling(self) -> Ruling:
-        """The ruling of its verdict; `none` where the suite was not run whole."""
+        """The ruling of the verdict; `none` without one, `the reference` for the static model."""
         if self.headline.defense_name == STATIC:
             return "the reference"
         verdict = self.headline.defense.verdict
@@ -111,18 +111,18 @@ class BoardRow:
 
     @property
     def difference(self) -> Difference | None:
-        """To its own base, over official and outside attacks."""
+        """Worst-case difference to the base model, over official and outside attacks."""
         return self.headline.defense.difference
 
     @property
     def natural(self) -> Difference | None:
-        """The same of the clean accuracies."""
+        """Difference of the clean accuracies; None without a verdict."""
         verdict = self.headline.defense.verdict
         return None if verdict is None else verdict.natural
 
     @property
     def less_views(self) -> Difference | None:
-        """To the mean over views; None where that was not measured to the end."""
+        """Worst-case difference to the mean over views; None unless both runs went to the end."""
         beside = self.headline.defense.over_views
         if beside is not None:
             return beside.difference
@@ -132,18 +132,18 @@ class BoardRow:
 
     @property
     def stopped(self) -> bool:
-        """Whether its run or that of the views stopped early, which gives an upper bound alone."""
+        """Whether its run or the views' run stopped early, which gives only an upper bound."""
         views = () if self.views is None else (self.views.defense,)
         return any(each.decided is not None for each in (self.headline.defense, *views))
 
     @property
     def cost(self) -> float | None:
-        """Of one prediction, in static forwards."""
+        """Cost of one prediction, in forwards of the static model; None if it was not measured."""
         return self.headline.defense.timing.get("relative")
 
     @property
     def dependence(self) -> Dependence:
-        """Whether its predictions depend on their batch."""
+        """Whether its predictions depend on the other members of the batch."""
         return self.headline.defense.dependence
 
     @property
@@ -154,29 +154,29 @@ class BoardRow:
 
     @property
     def suite(self) -> int | None:
-        """Version of the suite; None where it was not run whole."""
+        """Version of the suite; None if the run does not have the whole suite."""
         coverage = coverage_of(self.headline.result.spec)
         return None if coverage is None else coverage.version
 
     @property
     def stale(self) -> bool:
-        """Whether there is a newer suite than the row's."""
+        """Whether there is a newer version of the suite than the row's."""
         return self.suite is not None and self.suite < VERSION
 
     @property
     def broken_by(self) -> tuple[Any, ...]:
-        """The outside attacks that lowered its worst case."""
+        """The challenges (outside attacks) that lowered its worst case."""
         challenges: Sequence[Any] = getattr(self.headline.defense, "challenges", ())
         return tuple(each for each in challenges if each.lowered)
 
     @property
     def state(self) -> State:
-        """How far it was checked."""
+        """How far the row has been checked."""
         return state_of(self.checks)
 
     @property
     def trust(self) -> str:
-        """The same in words, with who broke it."""
+        """The state in words, with the names of the people who broke the row."""
         words: str = self.state
         if words == "re-attacked":
             last = max(self.checks, key=lambda entry: entry.units)
@@ -187,7 +187,7 @@ class BoardRow:
 
     @property
     def report(self) -> str | None:
-        """The report of its run, beside it; None where there is none."""
+        """Path of the headline run's report, relative to `folder`; None if there is no report."""
         path = self.folder / HEADLINE / REPORT
         return f"{HEADLINE}/{REPORT}" if path.is_file() else None
 
@@ -236,11 +236,11 @@ class BoardRow:
 
 
 def list_rows(root: Path) -> tuple[BoardRow, ...]:
-    """Read every row below a folder: track by track, by verdict and then the largest difference.
+    """Read every row below a folder, sorted by track, verdict and difference. Void rows come last.
 
     Raises:
         RecordError: The folder is missing, or a row is damaged.
-        UnknownNameError: This version has no track that a row names.
+        UnknownNameError: This version does not have the track of a row.
     """
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")
@@ -252,8 +252,9 @@ def read_board_row(folder: Path) -> BoardRow:
     """Read one row.
 
     Raises:
-        RecordError: It is damaged, or has no headline run, or a result without its records.
-        UnknownNameError: This version has no such track.
+        RecordError: The row is damaged, or has no headline run, or has a result without its
+            records.
+        UnknownNameError: This version does not have the track of the row.
     """
     record = read_row(folder)
     chosen = track_of(record, folder)

@@ -1,4 +1,4 @@
-"""Whether a run is what its track says."""
+"""Compare a run with what its track prescribes."""
 
 from collections.abc import Iterator
 
@@ -7,19 +7,19 @@ from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.suites import BUDGETS, Coverage, coverage_of
 
 _FREE = ("until", "ids", "n", "tensors")
-"""Settings that a row may choose, or that are compared on their own."""
+"""Settings that a row may choose, or that are compared separately."""
 
 
 def departures(
     chosen: Track, variant: str, nonce: str | None, spec: EvaluationSpec
 ) -> tuple[str, ...]:
-    """Say in what a run is another evaluation than its track's; nothing where it is the same.
+    """Return how a run differs from what its track prescribes; empty if it does not.
 
     Args:
         chosen: The track.
-        variant: Of the track.
-        nonce: That drew the second half of the samples; None for the fixed half alone.
-        spec: What was evaluated.
+        variant: Name of the track's variant.
+        nonce: Nonce that drew the second half of the samples; None if there is only the fixed half.
+        spec: Specification of the run.
     """
     return tuple(_departures(chosen, variant, nonce, spec))
 

@@ -1,4 +1,4 @@
-"""The accuracies and the gain of a row, one by one, for other sites that list results."""
+"""The accuracies and the gain of a row as single numbers, for other sites that list results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ OURS: Final = "torch-dent"
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a row.
+    """One number of a row.
 
     Attributes:
         key: Its name in lower case, with underscores.
         title: Its name for readers.
         description: How it is measured.
         value: A share in [0, 1], or a difference of shares in [-1, 1].
-        bounds: The least and the largest value that it could have.
-        interval: Around the value; None where there is none.
-        level: Of the interval.
-        method: Of the interval.
-        samples: That it was measured on.
+        bounds: The smallest and the largest possible value.
+        interval: Confidence interval of the value; None if there is none.
+        level: Confidence level of the interval.
+        method: Method of the interval.
+        samples: Number of samples.
     """
 
     key: Literal["robust_accuracy", "clean_accuracy", "base_robust_accuracy", "robust_gain"]
@@ -42,12 +42,12 @@ class Metric:
 
 
 def metrics(row: BoardRow) -> tuple[Metric, ...]:
-    """The figures of a row: robust and clean accuracy, and what the defense adds to its base."""
+    """Return robust and clean accuracy of a row, and the gain over its base model."""
     return tuple(_metrics(row))
 
 
 def reason_to_omit(row: BoardRow) -> str | None:
-    """Why other places must not show a row; None where they may."""
+    """Return why other sites must not show a row; None if they may."""
     if row.void is not None:
         return f"void: {row.void}"
     if row.headline.result.status != "complete":
@@ -60,7 +60,7 @@ def reason_to_omit(row: BoardRow) -> str | None:
 
 
 def maker(row: BoardRow) -> str:
-    """Who made the defense: the owner of its repository, or `torch-dent` for one of ours."""
+    """Return who made the defense: the owner of its repository, or `torch-dent` if it has none."""
     if row.submission is None or row.submission.repository is None:
         return OURS
     address = urlsplit(str(row.submission.repository))

@@ -1,7 +1,7 @@
 """Pack records into one archive, and adversarial images into another: the same bytes every time.
 
-The manifest names every file with its digest. Its own digest stands for all of them, so that the
-records alone can be published and the images, which are large, lie elsewhere.
+The manifest lists every file with its digest, and its own digest covers all files. So the records
+can be published without the images, which are large and can be kept elsewhere.
 """
 
 import gzip
@@ -40,12 +40,12 @@ _MOST_FILES: Final = 100_000
 
 
 class PackedFile(Record):
-    """A file of the archive."""
+    """A file of an archive."""
 
     sha256: Sha256
     bytes: Annotated[int, Field(ge=0)]
     images: bool = False
-    """Whether it lies in the archive of images."""
+    """Whether it is in the archive of images."""
 
 
 class Manifest(Record):
@@ -56,14 +56,14 @@ class Manifest(Record):
 
     @property
     def digest(self) -> str:
-        """SHA-256 that stands for all files."""
+        """SHA-256 of the manifest, which covers all files."""
         return digest(self.to_json())
 
     @property
     def declared(self) -> str:
-        """SHA-256 of what a submission declares: the files that outside attacks do not change.
+        """SHA-256 of the files that a submission declares, which outside attacks do not change.
 
-        The journal has the digest of every image, so that this stands for the images, too.
+        The journal has the digest of every image, so this covers the images as well.
         """
         return digest(
             {name: file.to_json() for name, file in self.files.items() if _is_fixed(name)}
@@ -72,12 +72,12 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written.
+    """The files that `pack` has written.
 
     Attributes:
-        manifest: Of everything.
+        manifest: The manifest of all files.
         records: The archive of records.
-        images: The archive of images; None where there are none.
+        images: The archive of images; None if there are no images.
     """
 
     manifest: Manifest
@@ -100,7 +100,7 @@ def _is_fixed(name: str) -> bool:
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """Read every record and image of a run or row, and take their digests.
+    """Return the manifest of a run or row, from the digests of all its records and images.
 
     Raises:
         RecordError: There is no run, or a file cannot be read.
@@ -116,10 +116,10 @@ def pack(folder: Path, out: Path) -> Packed:
 
     Args:
         folder: The run or row.
-        out: The archive of records, which ends in `.tar.gz`. That of images is called alike.
+        out: The archive of records, which ends in `.tar.gz`. `images_of` names the other one.
 
     Raises:
-        ConfigError: The archive would have another suffix.
+        ConfigError: The name of the archive does not end in `.tar.gz`.
         RecordError: There is no run, or a file cannot be read or written.
     """
     check_name(out)
@@ -134,7 +134,7 @@ def pack(folder: Path, out: Path) -> Packed:
 
 
 def check_name(archive: Path) -> None:
-    """Refuse another suffix than that of what is written.
+    """Check that an archive of records has the right suffix.
 
     Raises:
         ConfigError: The name does not end in `.tar.gz`.
@@ -146,7 +146,7 @@ def check_name(archive: Path) -> None:
 
 
 def images_of(archive: Path) -> Path:
-    """The archive of images that belongs to one of records."""
+    """Return the path of the archive of images that belongs to an archive of records."""
     return archive.with_name(f"{archive.name.removesuffix('.tar.gz')}.images.tar")
 
 
@@ -156,7 +156,7 @@ def unpack(archive: Path, folder: Path) -> Manifest:
     Only files that the manifest names are written, and nothing outside the folder.
 
     Raises:
-        RecordError: The archive is damaged, or holds something else than its manifest says.
+        RecordError: The archive is damaged, does not match its manifest, or cannot be written.
     """
     content = _members(archive, compressed=True)
     if MANIFEST not in content:
@@ -174,7 +174,7 @@ def unpack(archive: Path, folder: Path) -> Manifest:
 
 
 def add_images(archive: Path, folder: Path) -> None:
-    """Unpack images to the records that they belong to; `dent verify` compares their digests.
+    """Unpack images into the folder of their records; `dent verify` compares their digests.
 
     Raises:
         RecordError: The archive is damaged, or holds anything but images.
@@ -217,7 +217,7 @@ def _packed(folder: Path, name: str) -> PackedFile:
 
 
 def _tar(folder: Path, names: list[str], manifest: bytes | None) -> bytes:
-    """The bytes of an archive that depend on its files alone."""
+    """Return the bytes of an archive, which depend only on its files."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         contents = [] if manifest is None else [(MANIFEST, manifest)]

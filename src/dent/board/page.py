@@ -1,4 +1,4 @@
-"""The page of the board: one file that needs nothing else and no network, from records alone."""
+"""Make the page of the board from the records: one file that needs no other file or network."""
 
 import base64
 import hashlib
@@ -32,14 +32,14 @@ LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
     "the reference": (1, "bar"),
     "none": (4, "triangle"),
 }
-"""The colour of the style sheet, and the shape, by ruling."""
+"""By ruling, the number of the color in the style sheet, and the shape."""
 _TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
 _LEAST_COST: Final = 1.0
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A column: what it is called, and how it is sorted."""
+    """A column's title, and how the column is sorted."""
 
     title: str
     kind: Literal["text", "number"]
@@ -62,7 +62,7 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Link:
-    """A link of the page."""
+    """A link on the page."""
 
     text: str
     href: str
@@ -73,13 +73,13 @@ class BoardCell:
     """A cell of the table.
 
     Attributes:
-        text: The figure or word; empty where there is none.
-        value: What the column is sorted by; None where there is none, which sorts last.
-        interval: Beside it.
-        missing: What stands where there is no text.
-        notes: Below it.
-        links: Below those.
-        tone: `good`, `bad`, `quiet` or nothing.
+        text: The number or word; empty if there is none.
+        value: The value by which the column is sorted; None sorts last.
+        interval: The interval beside the text.
+        missing: The words that are shown if there is no text.
+        notes: The lines below the text.
+        links: The links below the notes.
+        tone: `good`, `bad`, `quiet` or empty.
     """
 
     text: str = ""
@@ -107,7 +107,7 @@ class TableLine:
 
 @dataclass(frozen=True)
 class Dot:
-    """A row in the plot: x in percent of the width, the others in pixels from the top."""
+    """A row in the plot: x in percent of the width; y, low and high in pixels from the top."""
 
     number: int
     x: float
@@ -121,7 +121,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Gain against cost, of the rows of a track."""
+    """A plot of gain against cost, for the rows of a track."""
 
     track: str
     title: str
@@ -138,11 +138,11 @@ def write_page(rows: Sequence[BoardRow], out: Path) -> None:
     """Write the page.
 
     Args:
-        rows: In the order in which they are shown first.
-        out: The file; links to reports are relative to it.
+        rows: The rows, in the order in which they are first shown.
+        out: The file. Links to reports are relative to its folder.
 
     Raises:
-        RecordError: It cannot be written.
+        RecordError: The file cannot be written.
     """
     write_atomically(out, to_page(rows, out.parent).encode())
 
@@ -152,7 +152,7 @@ def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> No
 
     Args:
         rows: The rows.
-        data_root: Folder of datasets, for the images in the reports.
+        data_root: Folder of the datasets, for the images in the reports.
 
     Raises:
         RecordError: A report cannot be written.
@@ -167,7 +167,7 @@ def to_page(rows: Sequence[BoardRow], base: Path) -> str:
     """Return the page.
 
     Args:
-        rows: In the order in which they are shown first.
+        rows: The rows, in the order in which they are first shown.
         base: The folder that links are relative to.
     """
     used = list(dict.fromkeys(row.track.name for row in rows))
@@ -302,11 +302,11 @@ def _signed(step: float) -> str:
 
 
 def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | None:
-    """Lay out gain against cost; None where no row has both.
+    """Lay out the plot of gain against cost; None if no row that counts has both.
 
     Args:
-        track: Whose rows they are.
-        rows: With their numbers.
+        track: The track.
+        rows: Its rows with their numbers. Void rows are left out.
     """
     placed = [
         (number, row, row.cost, row.difference.value, row.difference.interval)

@@ -1,4 +1,4 @@
-"""The folder of a row: which track and nonce its runs are of, and a run for each variant."""
+"""The folder of a row: the track and nonce of its runs, and one run for each variant."""
 
 from pathlib import Path
 from typing import Final, Literal
@@ -20,17 +20,17 @@ class RowRecord(Record):
     schema_version: Literal[1] = 1
     track: str
     identity: Sha256
-    """Of the track."""
+    """Identity of the track."""
     nonce: str | None
-    """Null where the fixed half alone was evaluated."""
+    """Null if only the fixed half was evaluated."""
 
 
 def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
-    """Set up the folder of a row, or ensure that it has the same track and nonce.
+    """Set up the folder of a row, or check that an existing one has the same track and nonce.
 
     Raises:
         ConfigError: The folder has another track or nonce.
-        RecordError: It holds something else, or cannot be written to.
+        RecordError: The folder has other contents, or cannot be written to.
     """
     record = RowRecord(track=chosen.name, identity=chosen.identity, nonce=nonce)
     if is_there(folder / ROW):
@@ -52,11 +52,11 @@ def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
 
 
 def read_row(folder: Path) -> RowRecord:
-    """Read which track and nonce the runs of a row are of.
+    """Read the track and nonce of a row.
 
     Raises:
-        RecordError: There is none, or it is damaged.
-        SchemaVersionError: It was written by a newer torch-dent.
+        RecordError: The folder is not a row, or `row.json` is damaged.
+        SchemaVersionError: A newer torch-dent wrote the row.
     """
     if not is_there(folder / ROW):
         raise RecordError(
@@ -66,11 +66,11 @@ def read_row(folder: Path) -> RowRecord:
 
 
 def track_of(record: RowRecord, folder: Path) -> Track:
-    """The track of a row.
+    """Return the track of a row.
 
     Raises:
         UnknownNameError: There is no such track.
-        RecordError: The track has been changed since.
+        RecordError: The track has changed since the row was written.
     """
     chosen = track(record.track)
     if chosen.identity != record.identity:

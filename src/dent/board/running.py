@@ -1,4 +1,4 @@
-"""Evaluate a defense on a track, exactly as the track says."""
+"""Prepare an evaluation on a track: its attacks, and checks that the run follows the track."""
 
 from typing import Final
 
@@ -11,11 +11,11 @@ from dent.evaluation.suites import name_of, suite
 from dent.models.weights import weights_digest
 
 _AVERAGES: Final = ("tte", "tte-13")
-"""What a defense that only averages over views is called in its description."""
+"""Names, in the description, of defenses that only average over views."""
 
 
 def attacks_of(chosen: Track, variant: str) -> tuple[Attack, ...]:
-    """The attacks that a variant of a track is evaluated by.
+    """Return the attacks of a variant of a track.
 
     Raises:
         UnknownNameError: There is no such variant.
@@ -26,7 +26,7 @@ def attacks_of(chosen: Track, variant: str) -> tuple[Attack, ...]:
 
 
 def check_subject(chosen: Track, subject: Subject) -> None:
-    """Refuse a base model or dataset that is not the track's.
+    """Check that the base model and the dataset are the track's.
 
     Raises:
         WeightsError: The base model has other weights.
@@ -46,10 +46,11 @@ def check_subject(chosen: Track, subject: Subject) -> None:
 
 
 def check_defenses(chosen: Track, variant: str, spec: EvaluationSpec) -> None:
-    """Refuse what a row of a variant cannot be of.
+    """Check that a variant of a row may evaluate these defenses.
 
     Raises:
-        ConfigError: There is more than one defense, or the views are no average over views.
+        ConfigError: There is more than one defense beside the static model, or the variant `views`
+            does not evaluate an average over views.
     """
     others = [defense for defense in spec.defenses if defense.name != STATIC]
     if len(others) > 1:

@@ -1,4 +1,4 @@
-"""What a submitter says of a defense: where it comes from, and who answers for it."""
+"""The submission of a row: where the defense comes from, and who is responsible for it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,39 +43,40 @@ class RowSubmission(Record):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\r\n]*\S[^\r\n]*$")]
-    """What the row is called on the board."""
+    """Name of the row on the board."""
     track: _Line
-    """A name of `dent board tracks`."""
+    """Name of the track, as listed by `dent board tracks`."""
     factory: _Line
-    """What `--defense` takes: a name of this package, or `package.module:factory`."""
+    """The value of `--defense`: a name of this package, or `package.module:factory`."""
     repository: _Url | None = None
-    """Of the defense's code; null for a defense of this package."""
+    """URL of the defense's code; null for a defense of this package."""
     commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
-    """Of the repository."""
+    """Commit of the repository."""
     lock: FileOnline | None = None
     """The lock file of the environment that it runs in."""
     weights: tuple[FileOnline, ...] = ()
-    """Weights beside the base model's."""
+    """Weights in addition to the base model's."""
     paper: _Url | None = None
     contact: _Line
-    """Who answers questions: a mail address or an account."""
+    """Who answers questions: an email address or an account."""
     license: _Line
-    """Of the code, as an SPDX identifier."""
+    """License of the code, as an SPDX identifier."""
     evaluated_by: _Line
     """Who ran the evaluation."""
     known_attacks: tuple[KnownAttack, ...] = ()
     images: FileOnline | None = None
     """The archive of adversarial images that `dent pack` writes beside the records."""
     identity: Sha256 | None = None
-    """Of the headline run; `dent board submit` fills it in."""
+    """Identity of the headline run; `dent board submit` fills it in."""
     manifest: Sha256 | None = None
     """Digest of the packed records; `dent board submit` fills it in."""
 
     def check(self) -> None:
-        """Refuse code that nobody can find.
+        """Check that the code of the defense can be found.
 
         Raises:
-            ConfigError: A factory of the submitter's own comes without repository and commit.
+            ConfigError: The factory is the submitter's own, but the repository or commit is
+                missing.
         """
         ours = self.factory.partition(":")[0].split(".")[0] == "dent"
         own = ":" in self.factory and not ours
@@ -87,14 +88,15 @@ class RowSubmission(Record):
 
 
 def submission_of(values: Mapping[str, Any], where: str) -> RowSubmission:
-    """Make a submission of plain values.
+    """Make a submission from plain values.
 
     Args:
-        values: By field.
-        where: They come from, for the error.
+        values: The values by field.
+        where: Where they come from, for the error message.
 
     Raises:
-        ConfigError: A field is missing, unknown or wrong; every one is said.
+        ConfigError: A field is missing, unknown or wrong (the message names all of them), or
+            `RowSubmission.check` fails.
     """
     try:
         submission = RowSubmission.model_validate(values, strict=False)
@@ -110,10 +112,10 @@ def submission_of(values: Mapping[str, Any], where: str) -> RowSubmission:
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """Read the fields of a submission that need not be complete.
+    """Read the fields of a submission, which need not be complete.
 
     Raises:
-        ConfigError: The file is missing, or holds something else than a JSON object.
+        ConfigError: The file is missing, or is not a JSON object.
     """
     try:
         values = parse(read(path, _LARGEST))
@@ -130,7 +132,7 @@ def read_submission(folder: Path) -> RowSubmission | None:
     """Read the submission of a row; None if it has none.
 
     Raises:
-        RecordError: It is damaged.
+        RecordError: The submission is damaged, or `RowSubmission.check` fails.
     """
     if not is_there(folder / SUBMISSION):
         return None
@@ -146,6 +148,6 @@ def write_submission(folder: Path, submission: RowSubmission) -> None:
     """Write the submission of a row.
 
     Raises:
-        RecordError: It cannot be written.
+        RecordError: The file cannot be written.
     """
     write_atomically(folder / SUBMISSION, dump(submission))

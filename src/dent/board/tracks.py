@@ -1,7 +1,7 @@
-"""What is evaluated on the board, as data: base model, samples, threat model, suite.
+"""The tracks of the board, as data: base model, samples, threat model and suite.
 
-A track's fixed half of samples is public. The other half is drawn by a nonce, which is chosen once
-a defense has been handed in, so that nobody can have tuned a defense on it.
+Half of a track's samples are fixed and public. A nonce draws the other half. It is chosen after a
+defense is submitted, so nobody can tune a defense on that half.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from dent.support.suggest import did_you_mean
 HEADLINE: Final = "headline"
 """The variant that a row is ranked by."""
 VIEWS: Final = "views"
-"""The variant that evaluates the mean over views of each image, to compare a row with."""
+"""The variant that evaluates the mean over views of each image, for comparison with a row."""
 NONE: Final = ""
 _LONGEST_NONCE: Final = 200
 
 
 class Variant(Record):
-    """How the samples of a track are laid into batches."""
+    """One way to evaluate a track: how its samples form batches, and what attackers know."""
 
     order: Order = "dataset"
     mix: float | None = None
     randomness: Randomness = "private"
-    """Whether an attacker knows what a defense draws at random when it serves."""
+    """Whether an attacker knows the random numbers of the submission."""
 
 
 VARIANTS: Final[dict[str, Variant]] = {
@@ -42,31 +42,31 @@ VARIANTS: Final[dict[str, Variant]] = {
     "public": Variant(randomness="public"),
     VIEWS: Variant(),
 }
-"""Of every track; each is a run of its own."""
+"""The variants of every track; each is a separate run."""
 
 
 class Track(Record):
-    """What is the same for all rows of a table of the board."""
+    """The settings that all rows in one table of the board share."""
 
     name: str
     title: str
-    """Part of the identity of recorded rows, so its wording stays; `label` is what is shown."""
+    """Part of the identity of recorded rows, so its wording stays. Pages show `label`."""
     model: str
-    """The base model, by a name of `dent models`; a defense is given it, and compared with it."""
+    """The base model, by its name in `dent models`. A defense gets it, and is compared with it."""
     weights: Sha256 | None = None
-    """`dent.models.weights_digest` of the base model; null where nobody has fixed it yet."""
+    """`dent.models.weights_digest` of the base model; null if it is not fixed yet."""
     dataset: str
     split: Literal["test"] = "test"
     digest: str | None = None
-    """Of the dataset; null where nobody has fixed it yet."""
+    """Digest of the dataset; null if it is not fixed yet."""
     norm: Literal["linf", "l2"]
     eps: str
     fixed: str | None = None
-    """Ids of the fixed half, as ranges; null where they are drawn from the pool by the name."""
+    """Ids of the fixed half, as ranges; null if the track's name draws them from the pool."""
     pool: str
-    """Ids, as ranges, that the other half is drawn from, less those of the fixed half."""
+    """Ids, as ranges, from which the other half is drawn, without the ids of the fixed half."""
     half: int = Field(default=512, ge=1)
-    """Samples of either half."""
+    """Number of samples in each half."""
     batch_size: int = 128
     variants: dict[str, Variant] = VARIANTS
     suite: int
@@ -82,13 +82,13 @@ class Track(Record):
         return tuple(sorted(ranges.read(self.fixed)))
 
     def ids(self, nonce: str | None = None) -> tuple[int, ...]:
-        """The ids of all samples that are attacked, in order.
+        """Return the ids of all attacked samples, in order.
 
         Args:
-            nonce: Draws the second half; without one, there is the fixed half alone.
+            nonce: Draws the second half. If None, there is only the fixed half.
 
         Raises:
-            ConfigError: The nonce is empty, or too long to be one.
+            ConfigError: The nonce is empty or longer than 200 characters.
         """
         fixed = self.fixed_ids
         if nonce is None:
@@ -108,11 +108,11 @@ class Track(Record):
         nonce: str | None = None,
         until: Literal["decided", "end"] = "decided",
     ) -> Settings:
-        """How `dent.evaluation.evaluate` evaluates a variant.
+        """Return the settings with which `dent.evaluation.evaluate` evaluates a variant.
 
         Raises:
             UnknownNameError: The track has no such variant.
-            ConfigError: The nonce is empty, or too long to be one.
+            ConfigError: The nonce is empty or longer than 200 characters.
         """
         if variant not in self.variants:
             raise UnknownNameError(
@@ -131,16 +131,16 @@ class Track(Record):
 
     @property
     def label(self) -> str:
-        """The title in today's words."""
+        """The title in current wording."""
         return self.title.replace("the shipped", "the bundled")
 
     @property
     def identity(self) -> str:
-        """SHA-256 over all of it, the ids of the fixed half included."""
+        """SHA-256 over all fields and the ids of the fixed half."""
         return digest(self.to_json() | {"fixed_ids": list(self.fixed_ids)})
 
     def _draw(self, nonce: str, pool: Any) -> tuple[int, ...]:
-        """As many ids as a half has: those with the lowest SHA-256 of name, nonce and id."""
+        """Return the ids of one half: the lowest in the pool by SHA-256 of name, nonce and id."""
         lots = {
             id_: hashlib.sha256("\n".join((self.name, nonce, str(id_))).encode()).digest()
             for id_ in pool
@@ -150,16 +150,16 @@ class Track(Record):
 
 @cache
 def tracks() -> dict[str, Track]:
-    """Every track, by name."""
+    """Return all tracks by name."""
     entries = tomllib.loads(files("dent.board").joinpath("tracks.toml").read_text("utf-8"))
     return {name: Track(name=name, **values) for name, values in entries.items()}
 
 
 def track(name: str) -> Track:
-    """The track of a name.
+    """Return a track by name.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: There is no such track.
     """
     if name not in tracks():
         raise UnknownNameError(

@@ -1,6 +1,6 @@
-"""How far a row has been checked, and who did. Entries are added, and never taken away.
+"""Record how far a row has been checked, and who checked it. Entries are added, but never removed.
 
-An entry counts only for the files that were checked: it names their digest, which is compared
+An entry counts only for the files that were checked: it has their digest, which is compared
 whenever the row is read.
 """
 
@@ -18,7 +18,7 @@ from dent.support.plural import agreeing, counted
 TRUST: Final = "trust.json"
 State = Literal["claimed", "records verified", "re-attacked"]
 STATES: Final[tuple[State, ...]] = ("claimed", "records verified", "re-attacked")
-"""Each is more than the one before."""
+"""From the weakest to the strongest."""
 
 
 class TrustEntry(Record):
@@ -26,18 +26,18 @@ class TrustEntry(Record):
 
     state: Literal["records verified", "re-attacked"]
     identity: Sha256
-    """Of the run that was checked: a check of another run says nothing of this one."""
+    """Identity of the run that was checked. A check of one run says nothing about other runs."""
     manifest: Sha256 | None = None
     """Digest of the records that were checked, as in `submission.json`; null in older entries,
-    which count for nothing."""
+    which do not count."""
     by: Annotated[str, Field(min_length=1, max_length=200)]
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     nonce: str | None = None
-    """What drew the attacks that were run again."""
+    """The nonce that drew the attacks that were run again."""
     units: Annotated[int, Field(ge=0)] = 0
-    """Attacks that were run again."""
+    """Number of attacks that were run again."""
     of: Annotated[int, Field(ge=0)] = 0
-    """Attacks on record."""
+    """Number of recorded attacks."""
 
 
 class TrustRecord(Record):
@@ -46,10 +46,10 @@ class TrustRecord(Record):
     schema_version: Literal[1] = 1
     entries: tuple[TrustEntry, ...] = ()
     void: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    """Why the row does not count, as a maintainer says; null where it does."""
+    """Why the row does not count, written by a maintainer; null if it does."""
 
     def of(self, identity: str, manifest: str) -> tuple[TrustEntry, ...]:
-        """The checks of one run with these records."""
+        """Return the checks of one run with these records."""
         return tuple(
             entry
             for entry in self.entries
@@ -57,7 +57,7 @@ class TrustRecord(Record):
         )
 
     def unbound(self, identity: str, manifest: str) -> str | None:
-        """Why no check counts for these records, although there are some; null otherwise."""
+        """Return why no check counts for these records although there are some; None otherwise."""
         if not self.entries or self.of(identity, manifest):
             return None
         own = [entry for entry in self.entries if entry.identity == identity]
@@ -73,7 +73,7 @@ def read_trust(folder: Path) -> TrustRecord:
     """Read the checks of a row.
 
     Raises:
-        RecordError: They are damaged.
+        RecordError: `trust.json` is damaged.
     """
     if not is_there(folder / TRUST):
         return TrustRecord()
@@ -81,10 +81,10 @@ def read_trust(folder: Path) -> TrustRecord:
 
 
 def add_trust(folder: Path, entry: TrustEntry) -> None:
-    """Add a check to those of a row.
+    """Add a check to the checks of a row.
 
     Raises:
-        RecordError: They are damaged, or cannot be written.
+        RecordError: `trust.json` is damaged, or cannot be written.
     """
     record = read_trust(folder)
     if entry not in record.entries:
@@ -93,5 +93,5 @@ def add_trust(folder: Path, entry: TrustEntry) -> None:
 
 
 def state_of(entries: tuple[TrustEntry, ...]) -> State:
-    """The most that a run's checks say."""
+    """Return the strongest state among the checks of a run."""
     return max((entry.state for entry in entries), key=STATES.index, default="claimed")

@@ -1,4 +1,4 @@
-"""The difference between a row and the mean over views of each image, paired by sample."""
+"""Compare a row with the mean over views of each image, paired by sample."""
 
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -8,15 +8,16 @@ from dent.evaluation.results.worst_case import bootstrap_seed, by_sample, depend
 
 
 def defense_of(run: RecordedRun) -> str:
-    """The defense that a row's run is of; `static` where there is no other."""
+    """Return the name of the defense in a row's run; `static` if there is no other."""
     names = [defense.name for defense in run.run.spec.defenses]
     return next((name for name in names if name != STATIC), STATIC)
 
 
 def less_views(row: RecordedRun, views: RecordedRun) -> Difference | None:
-    """The worst case of a row's defense less that of the views, on the batches of both.
+    """Return the worst case of a row's defense minus the views', on the batches that both have.
 
-    None if the two are not of the same batches, or a run has no scored batch yet.
+    Returns:
+        None if the two runs have different batches, or no scored batch in common yet.
     """
     if row.plan != views.plan:
         return None

@@ -1,4 +1,4 @@
-"""`--ray [ADDRESS]`: an option whose value may be left out, which Typer itself does not have."""
+"""`--ray [ADDRESS]`: an option with an optional value, which Typer does not support."""
 
 from typing import Any, Final
 
@@ -8,10 +8,10 @@ _OPTION: Final = "--ray"
 
 
 class AddressMayBeLeftOut(TyperCommand):
-    """A command with `--ray`, which counts as `--ray ""` where no value follows."""
+    """A command that reads `--ray` without a value as `--ray ""`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse arguments."""
+        """Add the empty value of `--ray` where it is missing, then parse the arguments."""
         completed = []
         for index, argument in enumerate(args):
             completed.append(argument)

@@ -83,7 +83,7 @@ def main() -> None:
             _refuse(str(error), place(error, installed=False))
         except SystemExit as end:
             received.ignore()
-            if end.code == INTERRUPTED:  # as typer has it
+            if end.code == INTERRUPTED:  # typer's exit status for Ctrl-C
                 _say_interrupted(received)
             raise
         except Exception as error:
@@ -93,8 +93,8 @@ def main() -> None:
                 description = f"{type(error).__name__}: {error}".removesuffix(": ")
                 _refuse(f"code that is not torch-dent's raised {description}", raised_at)
             if not isinstance(error, OSError):
-                raise  # nobody's but ours
-            # A full device behind standard output, an impossible name.
+                raise  # a bug in torch-dent: show the traceback
+            # For example a full disk behind standard output, or an impossible file name.
             name = "" if error.filename is None else f"{error.filename}: "
             _refuse(f"{name}{error.strerror or error}", None)
 

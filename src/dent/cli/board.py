@@ -1,4 +1,4 @@
-"""`dent board`: the tracks of the board, and rows on them."""
+"""`dent board`: list the tracks of the board, and make, submit and check rows."""
 
 from pathlib import Path
 from typing import Annotated
@@ -154,7 +154,7 @@ def page_command(
     root: Annotated[Path | None, options.data()] = None,
     as_json: Annotated[bool, options.as_json(what="the rows")] = False,
 ) -> None:
-    """Write the page of the board, one file that needs nothing else, from the rows in a folder."""
+    """Write the page of the board, one self-contained file, from the rows in a folder."""
     early.file(out)
     from dent.board.listing import list_rows
     from dent.board.page import write_page, write_reports
@@ -191,7 +191,7 @@ def export_command(
 ) -> None:
     """Write the rows in the format of another place that lists evaluation results.
 
-    Rows that are void, incomplete, or not evaluated as their track says are left out and named.
+    Leave out rows that are void, incomplete, or not evaluated as their track says, and name them.
     """
     from dent.cli import exporting
 
@@ -234,7 +234,9 @@ def submit_command(
     ] = None,
     as_json: Annotated[bool, options.as_json(what="the submission")] = False,
 ) -> None:
-    """Hand in a row: verify it, pack it, write submission.json, and say how to open the request.
+    """Prepare a row for submission: verify it, pack it, and write its submission.json.
+
+    Then print how to open the pull request.
 
     Exit status 0: done. 1: something is wrong with the row. 2: a field is missing or wrong.
     """
@@ -280,10 +282,10 @@ def check_command(
 ) -> None:
     """Check a row as a maintainer does: fields, digests, track, bounds, every batch and attacks.
 
-    ROW is the folder of a row, or an archive that `dent pack` wrote of one.
+    ROW is the folder of a row, or an archive of one from `dent pack`.
 
     Exit statuses are those of `dent verify`. 0: verified. 1: something is wrong. 3: nothing is
-    wrong, but not all was checked.
+    wrong, but not everything was checked.
     """
     from dent.cli import checking, submitting
 

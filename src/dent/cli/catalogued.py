@@ -1,4 +1,4 @@
-"""Print what the registry of models knows."""
+"""Print the models of the registry and the facts that it knows about them."""
 
 from collections.abc import Iterable
 
@@ -34,7 +34,7 @@ def chosen(word: str | None, source: str | None) -> tuple[list[str], list[Missin
 def entries(listed: Iterable[str]) -> tuple[list[ModelInfo], dict[str, DentError]]:
     """Return what is known about models, and an error for each whose files cannot be read.
 
-    Anyone may have put files of the Hugging Face hub on this machine, for any purpose.
+    For example, the Hugging Face cache on this machine may hold files of any kind of model.
     """
     known: list[ModelInfo] = []
     unreadable: dict[str, DentError] = {}
@@ -90,7 +90,7 @@ def print_sources(entries: list[ModelInfo]) -> None:
 
 
 def _describe(measured: OnImages, trained_for: str | None) -> str:
-    """Return the accuracies on the same images: `natural 79.7% and PGD-20 62.5% of 512`."""
+    """Return accuracies on the same images, such as `natural 79.7% and PGD-20 62.5% of 512`."""
     figures = [] if measured.natural is None else [f"natural {percent(measured.natural.value)}"]
     for attacked in measured.attacked:
         at_threat = "" if attacked.threat == trained_for else f" at {attacked.threat}"

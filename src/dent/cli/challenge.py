@@ -1,4 +1,4 @@
-"""`dent challenge`: break a defense of a run with images, or an attack, from outside."""
+"""`dent challenge`: submit images or an attack from outside to the defenses of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,12 +55,13 @@ def challenge_command(
     ] = False,
     as_json: Annotated[bool, options.as_json(what="what came of it")] = False,
 ) -> None:
-    """Submit adversarial images from outside to a defense of a run, and record the answers.
+    """Submit adversarial images from outside to a defense of a run, and record the predictions.
 
-    They are checked against the threat model and submitted as whole batches. They count in the
-    worst case and in the difference to static, under the name of their maker. A challenge is
-    permanent and cannot be resumed. Exit status 0: recorded, or already there. 2: refused, and
-    nothing was recorded.
+    The images are checked against the threat model and submitted as whole batches. They count in
+    the worst case and in the difference to static, under the name of their maker. A challenge is
+    permanent and cannot be resumed.
+
+    Exit status 0: recorded, or already there. 2: refused, and nothing was recorded.
     """
     early.given(weights)
     from dent.cli import challenging
@@ -126,7 +127,7 @@ def _tell(found: "Challenged", *, dry_run: bool) -> None:
 
 
 def _said(summary: "ChallengeSummary") -> str:
-    """Return what a challenge took; where it broke the defense, how much comes first."""
+    """Return the outcome of a challenge. If the worst case fell, the amount comes first."""
     from dent.report import wording
 
     said = wording.challenged(summary)

@@ -11,14 +11,14 @@ from dent.errors import ConfigError
 from dent.evaluation import Challenged, Progress, Subject
 
 _Restored = tuple[Path | None, Path | None, str | None, bool]
-"""Weights file, folder of datasets, device, and whether to run code that the run names."""
+"""The weights file, the folder of datasets, the device, and whether code may run."""
 
 
 def source(images: Path | None, attack: str | None, *, allow_code: bool) -> Path | Attack:
-    """Return where the images come from.
+    """Return the source of the images: a file, or an attack.
 
     Raises:
-        ConfigError: It is not said, said twice, or code that was not allowed.
+        ConfigError: Neither or both are given, or the attack is code that is not allowed.
     """
     if (images is None) == (attack is None):
         raise ConfigError("a challenge takes either --images FILE or --attack ATTACK")
@@ -45,11 +45,11 @@ def challenge(
     dry_run: bool,
     restored: _Restored,
 ) -> Challenged:
-    """Challenge a run: say what an attack will take, and show the progress.
+    """Challenge a run: print the cost of an attack, and show the progress.
 
     Raises:
-        ConfigError: The run names code, which was not allowed.
-        DentError: As `dent.evaluation.challenge`.
+        ConfigError: The run names code that is not allowed.
+        DentError: As in `dent.evaluation.challenge`.
     """
     weights, root, device, allow_code = restored
     loaded = report.load_run(folder)
@@ -86,7 +86,7 @@ def _announce(folder: Path, subject: Subject, attack: Attack, defense: str | Non
     text = "A challenge cannot be resumed: if it stops, nothing is recorded."
     try:
         cost = evaluation.estimate_challenge(folder, subject, attack, defense=defense)
-    except ConfigError:  # it cannot be counted, or the challenge will be refused
+    except ConfigError:  # there is no estimate, or the challenge will be refused
         pass
     else:
         time = durations.between(cost.least, cost.seconds)
@@ -100,7 +100,7 @@ def _where(state: Progress, batches: int) -> str:
 
 
 def plain(found: Challenged, run: str, *, dry_run: bool) -> dict[str, Any]:
-    """Return what came of a challenge, as JSON values."""
+    """Return the outcome of a challenge as plain JSON values."""
     return {
         "run": run,
         "new": found.new,

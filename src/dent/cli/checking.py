@@ -17,15 +17,15 @@ from dent.support.printable import one_line
 
 
 def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Reattack | None:
-    """Read which attacks to run again, if any.
+    """Return which attacks to run again; None without `--reattack`.
 
     Args:
         count: How many, or `all`.
         nonce: The nonce that draws them.
-        records_only: Whether the model is not to be loaded.
+        records_only: Whether the check loads no model.
 
     Raises:
-        ConfigError: They do not make sense together.
+        ConfigError: The options contradict each other, or `count` is neither a number nor `all`.
     """
     if count is None:
         if nonce is not None:
@@ -60,15 +60,15 @@ def verify(
 
     Args:
         folder: The run.
-        weights: The model's weights file, where the record's model needs one.
+        weights: The model's weights file, if the recorded model needs one.
         root: Folder of datasets.
         device: The device to compute on.
-        records_only: Check records and digests alone.
+        records_only: Check only records and digests.
         allow_code: Import and call the `module:factory` names that the run records.
         reattack: The attacks to run again; none if None.
 
     Raises:
-        ConfigError: It names code, which was not allowed.
+        ConfigError: The run names code that is not allowed.
         RecordError: There is no run.
     """
     loaded = _readable(folder)

@@ -1,4 +1,4 @@
-"""The names that a shell offers on TAB."""
+"""The names that a shell completes on TAB."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from dent import names
 
 
 def models(incomplete: str) -> list[str]:
-    """Names for `--model`; those of a zoo once its prefix is written."""
+    """Return names for `--model`. The names of a zoo come after its prefix is typed."""
     prefix = incomplete.partition("/")[0]
     if "/" in incomplete and prefix in names.CATALOGUES:
         return _starting_with(names.catalogue(prefix), incomplete)
@@ -15,49 +15,49 @@ def models(incomplete: str) -> list[str]:
 
 
 def families(incomplete: str) -> list[str]:
-    """Names for `--model` of what is trained."""
+    """Return names for `--model` of `dent train`."""
     return _starting_with(names.FAMILY, incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
-    """Names for `--dataset`."""
+    """Return names for `--dataset`."""
     return _starting_with(names.DATASETS, incomplete)
 
 
 def defenses(incomplete: str) -> list[str]:
-    """Names for `--defense`."""
+    """Return names for `--defense`."""
     return _starting_with(names.DEFENSES, incomplete)
 
 
 def attacks(incomplete: str) -> list[str]:
-    """Names for `--attack`."""
+    """Return names for `--attack`."""
     return _starting_with(names.ATTACKS, incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Names for `--recipe`."""
+    """Return names for `--recipe`."""
     return _starting_with((*names.RECIPES, *names.RECIPE_FAMILIES), incomplete)
 
 
 def tables(incomplete: str) -> list[str]:
-    """Names of tables of the paper."""
+    """Return names of tables of the paper."""
     return _starting_with(names.TABLES, incomplete)
 
 
 def board_tracks(incomplete: str) -> list[str]:
-    """Names of tracks of the board."""
+    """Return names of tracks of the board."""
     from dent.board.tracks import tracks as known
 
     return _starting_with(known(), incomplete)
 
 
 def scales(incomplete: str) -> list[str]:
-    """Names for `--scale`."""
+    """Return names for `--scale`."""
     return _starting_with(names.SCALES, incomplete)
 
 
 def catalogues(incomplete: str) -> list[str]:
-    """Names for `--source` of models."""
+    """Return names for `--source` of `dent models`."""
     return _starting_with(names.CATALOGUES, incomplete)
 
 

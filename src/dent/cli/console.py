@@ -1,4 +1,4 @@
-"""How commands speak: results on standard output, progress and messages on standard error."""
+"""Print results on standard output, and progress and messages on standard error."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ from dent.support.printable import one_line, printable
 
 
 class _Plain(Console):
-    """A console that obeys its own styles, but no control character in the text that it prints."""
+    """A console that keeps its own styles, but replaces control characters in printed text."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -26,15 +26,15 @@ class _Plain(Console):
 
 
 OUT = _Plain(highlight=False)
-"""For results: what a pipe receives."""
+"""For results, on standard output."""
 
 ERR = _Plain(stderr=True, highlight=False)
-"""For progress, warnings and errors."""
+"""For progress, warnings and errors, on standard error."""
 
 
 @contextmanager
 def warnings_as_messages() -> Iterator[None]:
-    """Print warnings of torch-dent once each, without the line that they are about."""
+    """Print each warning of torch-dent once, without the source line that raised it."""
     usual, said = warnings.showwarning, set[str]()
 
     def say(
@@ -64,19 +64,19 @@ _LONGEST_NAME = 40
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document, on standard output, with nothing around it."""
-    # Flushed, for a server goes on; not by rich, which would wrap long lines.
+    """Print one JSON document, and nothing else, on standard output."""
+    # Flushed, because a server keeps running. Not printed by rich, which would wrap long lines.
     text = json.dumps(value, indent=2, allow_nan=False).replace("\x7f", r"\u007f")
     print(text, flush=True)  # noqa: T201
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column names the row and whose others are figures."""
+    """Print a table with the names of the rows in the first column and figures in the others."""
     columns, rows = [*map(one_line, columns)], [[*map(one_line, row)] for row in rows]
     table = Table(title=one_line(title), title_justify="left", title_style="bold")
     names = [columns[0], *(row[0] for row in rows)]
     for index, column in enumerate(columns):
-        # A name that would push figures off the screen is broken itself.
+        # Names wrap if they are so long that they would push the figures off the screen.
         no_wrap = not index and max(map(len, names)) <= _LONGEST_NAME
         table.add_column(
             column, justify="right" if index else "left", no_wrap=no_wrap, overflow="fold"

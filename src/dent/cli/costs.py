@@ -1,4 +1,4 @@
-"""What tables of the paper take, in a terminal."""
+"""Print the cost of tables of the paper."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,11 +23,11 @@ AT_MOST = (
 
 
 def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json: bool) -> None:
-    """Print what tables take, one by one and together."""
+    """Print the cost of each table, and of all of them together."""
     costs: dict[str, PlanCost] = {}
     for plan in plans:
         cost = _cost([plan], folder, timed)
-        # A profile times its own model, and so no forward is timed here.
+        # A profile times its own model, so a time estimated from forwards does not apply.
         costs[plan.table.id] = cost if plan.profile is None else replace(cost, seconds=None)
     costs["together"] = _cost(plans, folder, timed)
     if as_json:
@@ -87,7 +87,7 @@ def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
 
 
 def forwards_in_words(count: float) -> str:
-    """`13.0 billion`, `5.2 million`, `3,184`."""
+    """Return a count in words, such as `13.0 billion`, `5.2 million` or `3,184`."""
     for size, name in ((1e9, "billion"), (1e5, "million")):
         if count >= size:
             return f"{count / max(size, 1e6):.1f} {name}"
@@ -95,7 +95,7 @@ def forwards_in_words(count: float) -> str:
 
 
 def seconds_left(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> dict[str, float | None]:
-    """Return for each run to do, by its folder, how long it takes at most; None if not timed."""
+    """Return, by folder, the largest duration of each run to do, in seconds; None if not timed."""
     runs = undone(plans, lambda run: _is_done(folder, run))
     return {run.folder: plan_cost([run], timed).seconds for run in runs}
 

@@ -23,11 +23,11 @@ def demo_command(
     ),
     as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
-    """Static against dent+ on bundled CIFAR-10 images, under the dynamic suite; ends in a verdict.
+    """Compare dent+ with the static model on bundled CIFAR-10 images, and print a verdict.
 
-    Every attack of the suite first attacks an adversarially trained ResNet-14-2 at linf eps 8/255.
-    The adversarial images are submitted to dent+. Then one attack after the other attacks dent+
-    itself, until a gain is impossible.
+    Every attack of the dynamic suite first attacks the static model, an adversarially trained
+    ResNet-14-2, at linf eps 8/255. The adversarial images are submitted to dent+. Then one attack
+    after the other attacks dent+ itself, until a gain is impossible.
     """
     early.folder(out)
     from dent.cli import resolve, running, showing

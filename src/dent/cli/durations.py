@@ -1,10 +1,10 @@
-"""Write durations as a person would say them."""
+"""Write durations in words."""
 
 from typing import Final
 
 _UNITS: Final = (("second", 1.0), ("minute", 60.0), ("hour", 3600.0), ("day", 86400.0))
 _SWITCH: Final = 1.5
-"""A unit is used from this many of it on: 80 seconds, but 1.5 minutes."""
+"""A unit applies from this many of it: 80 seconds stay seconds, and 90 are 1.5 minutes."""
 
 
 def lasting(seconds: float) -> str:
@@ -13,7 +13,7 @@ def lasting(seconds: float) -> str:
 
 
 def between(low: float, high: float) -> str:
-    """Return a range such as `3 to 5 minutes`; one time where both round to the same."""
+    """Return a range such as `3 to 5 minutes`, or one time if both round to the same."""
     unit, length = _UNITS[0]
     for name, seconds in _UNITS:
         if high >= _SWITCH * seconds:
@@ -28,7 +28,7 @@ def between(low: float, high: float) -> str:
 
 
 def _figure(value: float, unit: str) -> str:
-    """Round to two figures, since an estimate knows no more."""
+    """Round to whole seconds, or to two digits, because an estimate is not more precise."""
     if unit == "second":
         return f"{max(round(value), 1)}"
     return f"{value:.2g}" if value < 10 else f"{round(value)}"

@@ -15,14 +15,14 @@ _ZOO: Final = {
     "robustbench": ("robustbench", "a RobustBench model", "zoo"),
     "hf": ("transformers", "a model of the Hugging Face hub", "hf"),
 }
-"""The module that models of a zoo need, the feature, and its extra."""
+"""By zoo: the module that its models need, the feature to name in a message, and its extra."""
 
 
 def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
-    """Refuse the named folders and files that could not be written to.
+    """Refuse folders and files that cannot be written.
 
     Raises:
-        ConfigError: As `folder` and `file`.
+        ConfigError: As in `folder` and `file`.
     """
     for path in filter(None, folders):
         folder(path)
@@ -31,10 +31,10 @@ def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
 
 
 def folder(out: str | Path) -> None:
-    """Refuse a folder that could not be written to. URLs are checked when they are opened.
+    """Refuse a folder that cannot be written to. URLs are checked when they are opened.
 
     Raises:
-        ConfigError: It is a file, or lies where this user may not write.
+        ConfigError: It is a file, or is in a place where this user may not write.
     """
     if "://" in str(out):
         return
@@ -45,10 +45,10 @@ def folder(out: str | Path) -> None:
 
 
 def file(out: Path) -> None:
-    """Refuse a file that could not be written.
+    """Refuse a file that cannot be written.
 
     Raises:
-        ConfigError: It is a folder, or lies where this user may not write.
+        ConfigError: It is a folder, or is in a place where this user may not write.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder, but a file is needed: add a file name")
@@ -56,13 +56,13 @@ def file(out: Path) -> None:
 
 
 def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:
-    """Refuse files that are not there.
+    """Refuse weights and defenses' JSON files that do not exist.
 
     Raises:
-        WeightsError: The weights.
-        ConfigError: A defense's JSON file.
+        WeightsError: The weights file does not exist.
+        ConfigError: A defense's JSON file does not exist.
     """
-    # What stands after # is a key in the file.
+    # The part after # is a key in the file.
     if weights is not None:
         path = weights.expanduser()
         if not path.exists() and not Path(str(path).partition("#")[0]).exists():
@@ -78,31 +78,31 @@ def model(name: str) -> None:
     """Refuse a model of a zoo whose package is not installed.
 
     Raises:
-        MissingExtraError: Saying how to install it.
+        MissingExtraError: The package is not installed. The message says how to install it.
     """
     prefix = name.partition("/")[0]
     if prefix not in names.CATALOGUES:
         is_complete = ":" in name or name in names.models() or names.is_family(name)
-        prefix = "" if is_complete else "robustbench"  # by the end of its name
+        prefix = "" if is_complete else "robustbench"  # named without its prefix
     if prefix in _ZOO:
         module, purpose, extra = _ZOO[prefix]
         check(module, purpose, extra=extra)
 
 
 def cluster(address: str | None) -> None:
-    """Refuse to start work for a cluster without Ray, or if the cluster does not answer.
+    """Refuse `--ray` if Ray is not installed or the cluster does not answer.
 
     Args:
-        address: The value of `--ray`: None without the option, empty for the option alone.
+        address: The value of `--ray`: None without the option, "" for the bare option.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ConfigError: Nothing answers at the address, or at that of RAY_ADDRESS.
+        ConfigError: Nothing answers at the address, or at the address in RAY_ADDRESS.
     """
     if address is None:
         return
     check("ray", "distributed evaluation", extra="ray")
-    if not address.startswith("ray://"):  # refused for what it is
+    if not address.startswith("ray://"):  # such an address is refused later
         reachable(address)
 
 
@@ -110,7 +110,7 @@ def reachable(address: str | None = None) -> None:
     """Refuse a cluster that does not answer.
 
     Args:
-        address: Its address; by default that of RAY_ADDRESS, if it is set.
+        address: Its address; by default the address in RAY_ADDRESS, if it is set.
 
     Raises:
         ConfigError: Nothing answers there.

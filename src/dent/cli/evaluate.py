@@ -18,7 +18,7 @@ _MANY = "On many processes and machines"
 
 
 SUITE_SAMPLES: Final = 1024
-"""Samples of a suite, if the dataset has as many. Fewer can only show large gains."""
+"""Default number of samples for a suite. Fewer samples can show only large gains."""
 
 
 def evaluate_command(
@@ -293,7 +293,7 @@ def evaluate_command(
         until="end" if to_the_end else "decided",
         randomness=randomness,
     )
-    # On a cluster the workers compute, on devices of their own.
+    # On a cluster, workers compute on their own devices, and this process keeps the model on CPU.
     compute_device = resolve.device(device if how.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
     wrapped = resolve.model(model, weights, images, compute_device)

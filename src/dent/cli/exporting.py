@@ -1,4 +1,4 @@
-"""Write rows of the board for other places, in a terminal."""
+"""Write rows of the board in the formats of other places."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ PLACES: Final = ("huggingface", "every-eval-ever")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what was not.
+    """The result of an export: the files, and the rows that were left out.
 
     Attributes:
-        files: Paths within the folder.
-        omitted: Name of each row that was left out, and why.
+        files: Paths of the written files within the folder.
+        omitted: The name of each row that was left out, and the reason.
     """
 
     files: tuple[str, ...]
@@ -38,7 +38,7 @@ class Exported:
 
 
 def export(folder: Path, place: str, out: Path, url: str | None, benchmark: str | None) -> Exported:
-    """Write the rows below a folder.
+    """Write the rows below a folder in the format of a place.
 
     Raises:
         UnknownNameError: There is no such place.

@@ -10,24 +10,24 @@ import typer
 
 
 def as_json(panel: str | None = None, what: str = "the result") -> Any:
-    """`--json`: print one document instead of text.
+    """Return `--json`, which prints one document instead of text.
 
     Args:
         panel: The section of the help page.
-        what: That is printed.
+        what: What is printed, for the help text.
     """
     return typer.Option("--json", help=f"Print {what} as JSON.", rich_help_panel=panel)
 
 
 def device(panel: str | None = None) -> Any:
-    """`--device`: where to compute."""
+    """Return `--device`, the device to compute on."""
     return typer.Option(
         help="cpu, cuda, cuda:1. Default: the GPU if there is one.", rich_help_panel=panel
     )
 
 
 def data(panel: str | None = None) -> Any:
-    """`--data`: where datasets are."""
+    """Return `--data`, the folder of datasets."""
     return typer.Option(
         "--data",
         "--data-root",
@@ -37,7 +37,7 @@ def data(panel: str | None = None) -> Any:
 
 
 def static_from(panel: str | None = None) -> Any:
-    """`--static-from`: a run whose records of the static model are taken."""
+    """Return `--static-from`, a run whose records of the static model are copied."""
     return typer.Option(
         help="Run folder of the same evaluation with another defense. Copies its records of the "
         "static model, so that they are not computed again.",
@@ -46,41 +46,41 @@ def static_from(panel: str | None = None) -> Any:
 
 
 def reattack() -> Any:
-    """`--reattack`: how many attacks a check runs again."""
+    """Return `--reattack`, the number of attacks that a check runs again."""
     return typer.Option(help="Also run this many attacks again, or all.", metavar="K|all")
 
 
 def nonce() -> Any:
-    """`--nonce` of a check: which attacks it runs again."""
+    """Return `--nonce` of a check, which draws the attacks that it runs again."""
     return typer.Option(help="Draws the K attacks. Fix it after the run was handed over.")
 
 
 def records_only() -> Any:
-    """`--records-only`: what a check leaves out."""
+    """Return `--records-only`, for a check that loads no model."""
     return typer.Option(help="Check records and digests only. Load no model, submit nothing.")
 
 
 def weights(panel: str | None = None) -> Any:
-    """`--weights`: the weights of the model."""
+    """Return `--weights`, the weights of the model."""
     return typer.Option(
         help="Weights file: safetensors, or a torch file with weights only.", rich_help_panel=panel
     )
 
 
 def seed(panel: str | None = None) -> Any:
-    """`--seed`: the seed of all random draws."""
+    """Return `--seed`, the seed of all random draws."""
     return typer.Option(min=0, help="Seed of all random draws.", rich_help_panel=panel)
 
 
 def norm(panel: str | None = None) -> Any:
-    """`--norm`: the norm of the threat model."""
+    """Return `--norm`, the norm of the threat model."""
     return typer.Option(
         help="Norm of the threat model.", rich_help_panel=panel, case_sensitive=False
     )
 
 
 def eps(panel: str | None = None) -> Any:
-    """`--eps`: the radius of the threat model."""
+    """Return `--eps`, the radius of the threat model."""
     return typer.Option(
         help="Radius of the threat model. Default: 8/255 in linf, 0.5 in l2, none in l1.",
         rich_help_panel=panel,
@@ -88,7 +88,7 @@ def eps(panel: str | None = None) -> Any:
 
 
 def allow_code(panel: str | None = None) -> Any:
-    """`--allow-code`: run code that records name."""
+    """Return `--allow-code`, which allows code that records name."""
     return typer.Option(
         help="Import and call module:factory names, those that the run records included.",
         rich_help_panel=panel,
@@ -96,14 +96,14 @@ def allow_code(panel: str | None = None) -> Any:
 
 
 def port(panel: str | None = None) -> Any:
-    """`--port`: the port to listen on."""
+    """Return `--port`, the port to listen on."""
     return typer.Option(
         min=0, max=65535, help="Port to listen on. 0 takes a free one.", rich_help_panel=panel
     )
 
 
 def allowed_host(panel: str | None = None) -> Any:
-    """`--allowed-host`: a host name that requests may use."""
+    """Return `--allowed-host`, a host name that requests may use."""
     return typer.Option(
         metavar="NAME",
         help="Host name that requests may use, beside 127.0.0.1 and localhost, such as a "

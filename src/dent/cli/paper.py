@@ -18,7 +18,7 @@ _FIRST: Final = (
     "Estimating what is left to run",
     "Reading the records",
 )
-"""What takes the first seconds: with --estimate, with runs, and without."""
+"""Messages about the first, slow step: with --estimate, with runs to do, and without runs."""
 
 
 def paper_command(

@@ -1,4 +1,4 @@
-"""`dent list | show | report | verify`: the commands that read records."""
+"""`dent list | show | report | verify | pack`: the commands that read records."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -22,7 +22,7 @@ from dent.threat import ThreatModel, usual_eps
 
 
 def device(name: str | None) -> torch.device:
-    """Return the device of that name; the GPU, if there is one, where none is given.
+    """Return the device of that name; without a name, the GPU if there is one.
 
     Raises:
         ConfigError: there is no such device here.
@@ -44,17 +44,17 @@ def cluster(
     gpus: float | None,
     device: str | None,
 ) -> Cluster | None:
-    """Return the cluster to work on, if there is to be one.
+    """Return the cluster to compute on, or None without `--ray`.
 
     Args:
-        address: The value of `--ray`: None without the option, empty for the option alone.
+        address: The value of `--ray`: None without the option, "" for the bare option.
         workers: The number of workers.
         cpus: The CPUs of each worker.
         gpus: The GPUs of each worker.
         device: The value of `--device`.
 
     Raises:
-        ConfigError: Something that was asked for takes `--ray`, or another device.
+        ConfigError: An option needs `--ray`, or `--device` contradicts the workers' device.
     """
     options = {"--workers": workers, "--cpus-per-worker": cpus, "--gpus-per-worker": gpus}
     if address is None:
@@ -77,10 +77,10 @@ def cluster(
 
 
 def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "test") -> ImageDataset:
-    """Return a dataset, fetched with a progress bar where it is not here yet.
+    """Return a dataset. If it is missing, download it with a progress bar.
 
     Raises:
-        ConfigError: a folder is given to a factory.
+        ConfigError: a folder is given for a factory.
     """
     if ":" in name:
         if root is not None:
@@ -106,10 +106,10 @@ def model(
 def attacks(
     texts: Sequence[str], iterations: int | None, protocol: Literal["frozen", "published"]
 ) -> list[Attack]:
-    """Return attacks by name or factory; `iterations` and `protocol` go to those that have them.
+    """Return attacks by name or factory; `iterations` applies to those that do not set their own.
 
     Raises:
-        ConfigError: an attack chosen has no such setting.
+        ConfigError: an attack has no such setting, or a factory is given one.
     """
     return [
         _own_attack(text, iterations, protocol)
@@ -136,10 +136,10 @@ def check_suite(
     protocol: str,
     static: bool,
 ) -> None:
-    """Refuse what does not go with `--suite`, or a budget without it.
+    """Refuse options that contradict `--suite`, or that need it.
 
     Raises:
-        ConfigError: saying what to leave out.
+        ConfigError: there is such an option. The message says what to leave out.
     """
     if suite is None:
         raise ConfigError(
@@ -160,10 +160,10 @@ def check_suite(
 
 
 def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defense]:
-    """Return defenses of one model by what the user typed, which is also what they are called.
+    """Return defenses of one model. The name of each is what the user typed, or its file's stem.
 
     Raises:
-        ConfigError: one was asked for twice.
+        ConfigError: two have the same name, or a file has the name of a built-in defense.
     """
     by_name: dict[str, Defense] = {}
     for spec in specs:
@@ -174,7 +174,7 @@ def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defens
             raise ConfigError(
                 f"{spec} would have the name {name!r} of a built-in defense: rename the file"
             )
-        # The static reference is the model itself, whether it is asked for or comes along.
+        # The static model is `wrapped` itself, whether the user names it or it is added.
         by_name[name] = wrapped if spec == STATIC else reference.make(spec, wrapped)
     return by_name
 
@@ -187,7 +187,7 @@ def subject(
     chosen: Sequence[Attack],
     threat: ThreatModel,
 ) -> Subject:
-    """Return what is evaluated.
+    """Return the subject of an evaluation.
 
     Raises:
         InputError: a sample of the dataset is not inside the threat model's bounds.
@@ -209,15 +209,15 @@ def subject(
 
 
 def threat(norm: str, eps: str | None, swept: tuple[Over, list[Value]] | None) -> ThreatModel:
-    """Make the threat model of a run, or of the first one of a sweep over radii.
+    """Make the threat model of a run, or of the first run of a sweep over eps.
 
     Args:
         norm: `linf`, `l2` or `l1`.
-        eps: The radius; None for the usual one.
-        swept: What a sweep goes over, if there is one.
+        eps: The radius; None for the norm's default.
+        swept: The setting and the values of a sweep, if there is one.
 
     Raises:
-        ConfigError: the radius is no number, or there is no usual one.
+        ConfigError: eps is not a valid radius, or the norm has no default.
     """
     if eps is None and swept is not None and swept[0] == "eps":
         eps = str(swept[1][0])
@@ -232,7 +232,7 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
         mix: One share, or several for a sweep.
 
     Raises:
-        ConfigError: the setting or a value is none, or both ask for several runs.
+        ConfigError: the setting or a value is invalid, or both options ask for several runs.
     """
     if over is None and (mix is None or "," not in mix):
         return None
@@ -262,7 +262,7 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
 
 
 def say_how_many(n: int | None, images: ImageDataset) -> None:
-    """Print a note if the user asked for more samples than there are."""
+    """Print a note if the user asked for more samples than the dataset has."""
     if n is not None and n > len(images):
         ERR.print(
             f"--n {n} is larger than {images.name}: using all {counted(len(images), 'image')}.",
@@ -275,7 +275,7 @@ def share(mix: str | None) -> float | None:
     """Read one share of a batch.
 
     Raises:
-        ConfigError: it is no share.
+        ConfigError: it is not a number above 0, up to 1.
     """
     return None if mix is None else _share(mix)
 

@@ -1,4 +1,4 @@
-"""Make the objects of a record again, so that anyone can check it with one command."""
+"""Restore the objects that a record describes, so that one command can check the record."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dent.threat import ThreatModel
 
 
 def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
-    """Return the `module:factory` names in a record. To restore it is to import and call them."""
+    """Return the `module:factory` names in a record. Restoring it imports and calls them."""
     names = (
         spec.model.name,
         spec.dataset.name,
@@ -34,16 +34,16 @@ def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
 def subject(
     recorded: RecordedRun, weights: Path | None, root: Path | None, device: str | None
 ) -> Subject:
-    """Return what a run evaluated, made again from the recorded names and settings.
+    """Restore what a run evaluated, from the recorded names and settings.
 
     Args:
         recorded: The run.
         weights: The model's weights file, if the record's model needs one.
         root: Folder of datasets.
-        device: The device to compute on; the run's devices are in its sessions.
+        device: The device to compute on. The run's sessions name the devices that it used.
 
     Raises:
-        DentError: Something is not here, or cannot be made from the record.
+        DentError: Something is missing here, or cannot be restored from the record.
     """
     spec = recorded.run.spec
     is_factory = ":" in spec.dataset.name
@@ -69,7 +69,7 @@ def _defense(spec: DefenseSpec, model: torch.nn.Module) -> tuple[str, Defense]:
         precision: Any = spec.config.get("precision", "model")
         performance = Performance(precision=precision)
         return spec.name, Dent(model, DentConfig.from_dict(settings), performance)
-    # A record may name our own defenses and, if allowed, code; never a file.
+    # A record may name built-in defenses and, if allowed, code, but never a file.
     if spec.name in reference.names() or (is_factory and not spec.name.lower().endswith(".json")):
         return spec.name, reference.make(spec.name, model)
     raise ConfigError(

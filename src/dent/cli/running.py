@@ -1,4 +1,4 @@
-"""Run an evaluation in a terminal: what it will take before, progress while it runs."""
+"""Run an evaluation in a terminal: print its cost first, then show its progress."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,13 +37,13 @@ from dent.support.rounding import points
 
 @dataclass(frozen=True)
 class How:
-    """Where a run is computed, and which part of it. Its results do not depend on this.
+    """The place where a run is computed, and the part to compute. Results do not depend on it.
 
     Attributes:
         cluster: The Ray cluster; None computes in this process.
-        shard: The part; None is all.
-        place: The destination of the records.
-        static_from: A run folder whose records of the static model are taken.
+        shard: The part of the run; None computes the whole run.
+        place: The destination of the records; None for a plain folder.
+        static_from: A run folder whose records of the static model are copied.
     """
 
     cluster: Cluster | None = None
@@ -52,7 +52,7 @@ class How:
     static_from: Path | None = None
 
     def name_of(self, out: Path) -> str:
-        """Return the user's name of the folder of a run."""
+        """Return the path or URL of a run folder, in the user's terms."""
         return str(out) if self.place is None else self.place.name_of(out)
 
     def evaluate(
@@ -87,7 +87,7 @@ HERE: Final = How()
 
 
 def run(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> EvaluationResult:
-    """Evaluate with a progress bar; say how to go on if interrupted."""
+    """Evaluate with a progress bar. If interrupted, print how to resume."""
     try:
         with progress() as report:
             return how.evaluate(subject, settings, out=out, progress=report)
@@ -99,7 +99,7 @@ def run(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> Eva
 def run_sweep(
     subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path, how: How
 ) -> dict[str, EvaluationResult]:
-    """Evaluate once for each value, each with a progress bar; resumable as a whole."""
+    """Evaluate once for each value, with a progress bar. If interrupted, print how to resume."""
     name = over.replace("_", "-")
     try:
         with progress() as report:
@@ -177,7 +177,7 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
 
 
 def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None:
-    """Say of a whole suite what its samples can show, and that it may end before."""
+    """Print, for a whole suite, which gain its samples can show, and when it may stop early."""
     spec = describe(subject, settings)
     if spec.schedule == "by-batch":
         return
@@ -197,7 +197,7 @@ def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None
 
 @contextmanager
 def progress() -> Iterator["_RunReport"]:
-    """Show the progress of evaluations: a bar in a terminal, else a line for each unit."""
+    """Show the progress of evaluations: a bar in a terminal, otherwise a line for each unit."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -210,7 +210,7 @@ def progress() -> Iterator["_RunReport"]:
 
 
 class _RunReport:
-    """Draws the state of a run in a terminal; elsewhere prints a line for each unit."""
+    """A callback for progress: draws a bar in a terminal, otherwise prints a line per unit."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -241,7 +241,7 @@ class _RunReport:
         if not ERR.is_terminal and doing != self._unit:
             self._unit = doing
             line = f"[{state.done}/{state.total}] {doing}"
-            if where:  # which run comes before which unit of it
+            if where:  # with several runs, the run comes before its unit
                 line = f"{doing} [unit {state.done} of {state.total}]"
             line = f"{line}  {time_left}".rstrip()
             ERR.print(line, markup=False, soft_wrap=True)

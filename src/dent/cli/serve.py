@@ -146,7 +146,7 @@ def serve_command(
         require(f"dent.serving.{module}", "serving", extra="ray", package="Ray Serve")
         for module in ("launch", "loading")
     )
-    # Ray listens by itself: it is told a port that is free.
+    # Ray opens the port itself. This only checks the port, or finds a free one.
     with listening.listen(host, port) as listener:
         port = listener.getsockname()[1]
     url = listening.url(host, port)
@@ -187,7 +187,7 @@ def _options(**values: object) -> ServerOptions:
         return ServerOptions.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        # By option: limits are options of their own, a shape is one whatever part is at fault.
+        # Name the option: each limit is an option, and --shape is one for all of its parts.
         names = [str(part) for part in problem["loc"] if part != "limits"]
         option = f"--{names[0].replace('_', '-')}" if names else "options"
         raise ConfigError(f"{option}: {problem['msg']}, got {problem['input']!r}.") from None

@@ -32,7 +32,7 @@ def show(result: EvaluationResult, out: str) -> None:
     attacked = f"{result.samples} of {spec.dataset.name}, {counted(result.batches, 'batch')}"
     titles = ["defense", *(column.title for column in table.columns)]
     by_defense = [_column(row, table.columns) for row in table.rows]
-    # A column for each defense: they are few, and what is submitted to them may be much.
+    # One column per defense, because there are few defenses and may be many submissions.
     header, *rows = zip(map(escape, titles), *by_defense, strict=True)
     print_table(
         escape(f"{spec.model.name} on {attacked}, {spec.threat.norm} eps {spec.threat.eps}"),
@@ -61,7 +61,7 @@ def _column(row: Row, columns: Sequence[Column]) -> list[str]:
 
 
 def _cell(key: str, cell: Cell) -> str:
-    """Return the text of a figure; the main figures come with interval and flags."""
+    """Return the text of a figure, with interval and flags if it is one of the main figures."""
     if key not in (WORST, DIFFERENCE, OVER_VIEWS):
         return f"{cell.text} / {cell.beside}" if cell.beside else cell.text
     return cell.full + (_marks(cell.marks) if cell.full else "")

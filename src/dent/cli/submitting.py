@@ -1,4 +1,4 @@
-"""Hand in a row of the board, and check one, in a terminal."""
+"""Submit a row of the board, and check one, in a terminal."""
 
 import hashlib
 import tempfile
@@ -35,12 +35,12 @@ _PACKED = ".tar.gz"
 
 @dataclass(frozen=True)
 class Verifying:
-    """How the run of a row is verified.
+    """The options for verifying the run of a row.
 
     Attributes:
         root: Folder of datasets.
-        device: Where to compute.
-        records_only: Load and submit nothing.
+        device: The device to compute on.
+        records_only: Load no model and submit nothing.
         allow_code: Import and call the `module:factory` names that the run records.
     """
 
@@ -57,14 +57,17 @@ def submit(
     out: Path | None,
     how: Verifying,
 ) -> tuple[RowSubmission, Packed] | None:
-    """Verify a row, pack it and write its submission; None if something is wrong with it.
+    """Verify a row, pack it and write its submission.
 
     Args:
         folder: The row.
-        file: With fields of the submission; by default the row's own, where it has one.
-        given: Fields by option.
-        out: The archive; beside the folder by default.
-        how: To verify it.
+        file: A JSON file with fields of the submission; by default the row's own, if it has one.
+        given: Fields from options. They replace fields of the file.
+        out: The archive; by default beside the folder.
+        how: How to verify the row. Code is always allowed.
+
+    Returns:
+        The submission and its archives, or None if something is wrong with the row.
 
     Raises:
         ConfigError: The headline run is not finished, or a field is missing or wrong.
@@ -84,7 +87,7 @@ def submit(
     values["manifest"] = pack.declared_of(folder)
     submission = submission_of(values, str(chosen or "submission"))
     row = BoardRow(**{**vars(row), "submission": submission})
-    # A submitter runs code of their own.
+    # Code is allowed, because submitters run their own.
     own = Verifying(how.root, how.device, how.records_only, allow_code=True)
     checked = conclude(checks_of(row), _verified(row, own, None))
     if checked.status == "failed":
@@ -128,18 +131,19 @@ def check(
     Args:
         path: The folder of the row, or the archive.
         images: The archive of its images.
-        how: To verify it.
+        how: How to verify the row.
         reattack: Which attacks to run again; none if None.
-        by: Who checks: what was passed is then added to the row's checks.
+        by: Who checks. If given, a passed check is added to the row's `trust.json`.
 
     Raises:
-        ConfigError: It names code, which was not allowed; or the archive cannot be added to.
+        ConfigError: The row names code that is not allowed, `by` is given for an archive, or
+            `reattack` is given without images.
         RecordError: There is no row, or the archive is damaged.
     """
     if by is not None and path.is_file():
         raise ConfigError("--record writes into the folder of a row, and an archive has none")
     with _folder(path, images) as folder:
-        manifest = pack.declared_of(folder)  # before anything is read: it may change meanwhile
+        manifest = pack.declared_of(folder)  # first, because the row may change during the check
         row = read_board_row(folder)
         checked = conclude(checks_of(row), _verified(row, how, reattack))
     if by is not None and checked.status == "verified":
@@ -179,7 +183,7 @@ def _record(
 
 @contextmanager
 def _folder(path: Path, images: Path | None) -> Iterator[Path]:
-    """The folder of a row with its images: itself, or a temporary one."""
+    """Yield a folder with the row and its images: the row's own, or a temporary one."""
     if path.is_dir() and images is None:
         yield path
         return

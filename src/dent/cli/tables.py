@@ -1,4 +1,4 @@
-"""Tables of the paper in a terminal: which there are, how far they are, and their results."""
+"""Print the paper's tables: a list of them, the progress of their runs, and their results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from dent.support.plural import counted
 
 
 def listed(*, as_json: bool) -> None:
-    """Print which tables there are."""
+    """Print the list of tables."""
     tables = [load_table(name) for name in table_names()]
     if as_json:
         print_json(
@@ -59,7 +59,7 @@ def run(
         plans: The tables.
         folder: The output folder.
         loader: The loader.
-        timed: Times a model, for the cost before and during the runs; None to leave that out.
+        timed: Times a model, to print the cost before and during the runs; None prints no cost.
     """
     names, later = _names(plans), dict[str, float | None]()
     if timed is not None:
@@ -113,10 +113,10 @@ def show(plan: PaperPlan, result: TableResult) -> None:
 
 
 def _names(plans: Sequence[PaperPlan]) -> dict[str, tuple[str, str]]:
-    """Return for each run's folder a table that needs it, and the name of one of its cells."""
+    """Return, for each run's folder, a table that needs the run, and one of the run's cells."""
     names: dict[str, tuple[str, str]] = {}
     for plan in plans:
-        # A run is best known by the cell with its robust accuracy.
+        # The cell with the robust accuracy describes a run best.
         cells = sorted(plan.cells.items(), key=lambda item: item[1].cell.measure != "robust")
         for key, cell in cells:
             if cell.run is not None:
@@ -128,7 +128,7 @@ def _names(plans: Sequence[PaperPlan]) -> dict[str, tuple[str, str]]:
 
 
 def _later(seconds: Mapping[str, float | None]) -> str:
-    """Return how long the later runs take, if it is known."""
+    """Return a text about the duration of the later runs, if it is known."""
     known = [value for value in seconds.values() if value is not None]
     if not known or len(known) < len(seconds):
         return "in this run"

@@ -1,4 +1,4 @@
-"""Runs and samples of records in a terminal: a line for a defense, a table for a sample."""
+"""Print recorded runs and samples: a line for each defense, a table for a sample."""
 
 from rich.markup import escape
 
@@ -8,7 +8,7 @@ from dent.support.printable import one_line
 
 
 def line(run: RunSummary) -> None:
-    """Print a run's line, and one for each of its defenses."""
+    """Print a line for a run, and one for each of its defenses."""
     about = "unreadable"
     if not run.error:
         done = f"{run.units_done}/{run.units_planned}"

@@ -123,8 +123,9 @@ def train_command(
 ) -> None:
     """Train a classifier: nominal, adversarial (Madry et al.), TRADES, or fast on a CPU.
 
-    If it is interrupted or killed, the same command resumes from the last minute and ends with the
-    same weights. At the end it measures the weights and writes a model card.
+    If it is interrupted or killed, the same command resumes from the last checkpoint (one is saved
+    every minute) and ends with the same weights. At the end it measures the weights and writes a
+    model card.
 
     Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143:
     interrupted by SIGTERM.

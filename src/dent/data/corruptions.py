@@ -1,9 +1,9 @@
 """Natural shifts in the layout of CIFAR-10-C and CIFAR-100-C (Hendrycks & Dietterich, 2019).
 
-A folder with `labels.npy` and one `CORRUPTION.npy` for each kind, holding the same images at five
-severities one after the other. No digests of these files are published beside their archive, so
-what can be checked is checked: shapes, types, that the labels repeat, and that those of CIFAR-10-C
-are CIFAR-10's. The dataset's digest is that of the pixels and labels read.
+The layout is a folder with `labels.npy` and one `CORRUPTION.npy` for each kind, which holds the
+same images at five severities, one after the other. No digests of these files are published beside
+their archive. So this module checks shapes, types, that the labels repeat, and that the labels of
+CIFAR-10-C are CIFAR-10's. The dataset's digest covers the pixels and labels that were read.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ KNOWN: Final = (
     "speckle_noise",
     "zoom_blur",
 )
-"""The corruptions of the original folders; others are taken as well, by their file's name."""
+"""The corruptions of the original folders; others work as well, by the name of their file."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -62,21 +62,21 @@ class Corrupted:
 
     @property
     def name(self) -> str:
-        """Such as `cifar10-c/fog/3`."""
+        """The dataset's name, such as `cifar10-c/fog/3`."""
         return f"{self.base.name}-c/{self.corruption}/{self.severity}"
 
     def folder(self, root: Path) -> Path:
-        """Its folder: `root` itself if it has the labels, else its subfolder CIFAR-10-C."""
+        """Return `root` itself if it has the labels, else its subfolder, such as CIFAR-10-C."""
         if (root / "labels.npy").is_file():
             return root
         return root / f"{self.base.name.upper().replace('CIFAR', 'CIFAR-')}-C"
 
     def open(self, root: Path) -> ArrayDataset:
-        """Read this severity alone; the rest of the file stays on disk.
+        """Read only this severity; the rest of the file stays on disk.
 
         Raises:
             UnknownNameError: There is no such corruption in the folder.
-            DataError: The folder is not there, or a file is damaged or something else.
+            DataError: The folder is missing, or a file is damaged or has other content.
         """
         folder = self.folder(root)
         labels = self._labels(folder)
@@ -138,10 +138,10 @@ class Corrupted:
 
 
 def parse(name: str, base: ArraySpec) -> Corrupted:
-    """Read a name such as `cifar10-c/fog/3`; the severity is 5 where none is given.
+    """Parse a name such as `cifar10-c/fog/3`; the severity is 5 by default.
 
     Raises:
-        UnknownNameError: It names no corruption, or no severity from 1 to 5.
+        UnknownNameError: The name has no corruption, or a severity that is not from 1 to 5.
     """
     _, *rest = name.split("/")
     severity = rest[1] if len(rest) > 1 else str(SEVERITIES)
@@ -160,7 +160,7 @@ def parse(name: str, base: ArraySpec) -> Corrupted:
 
 def _array(file: Path) -> NDArray[np.generic]:
     try:
-        # Mapped, so that one severity of five is read; and never unpickled.
+        # Memory-mapped, so that only one severity of five is read; and never unpickled.
         loaded: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} is no intact .npy file: {error}. Copy it again") from error

@@ -16,7 +16,7 @@ from dent.errors import InputError
 from dent.support.plural import counted
 
 CHANNELS: Final = (1, 3, 4)
-"""Numbers of channels by which images with the channels in the wrong place are found."""
+"""Usual numbers of channels, used to detect images with the channels in the wrong place."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -31,10 +31,10 @@ class ImageDataset(ABC):
         name: The registry's name, such as `"cifar10"`.
         split: `"test"` or `"train"`.
         classes: The class names; label `i` means `classes[i]`.
-        digest: SHA-256 (hex) that names the content, for the records of a run. Two datasets with
-            the same digest hold the same pixels and labels in the same order.
-        sample_ids: Per position, the sample's position in the full split. A sample keeps its id in
-            every subset, so results of different subsets can be paired.
+        digest: SHA-256 (hex) that identifies the content, for the records of a run. Two datasets
+            with the same digest hold the same pixels and labels in the same order.
+        sample_ids: For each position, the sample's position in the full split. A sample keeps its
+            id in every subset, so results on different subsets can be paired.
     """
 
     name: str
@@ -55,15 +55,15 @@ class ImageDataset(ABC):
                 Empty gives an empty batch.
 
         Returns:
-            Images as float32 (N, C, H, W) in [0, 1] and labels as int64 (N,), both on the CPU and
-            the caller's own: writing to them leaves the dataset as it is.
+            Images as float32 (N, C, H, W) in [0, 1] and labels as int64 (N,), both on the CPU. They
+            are copies, so writing to them does not change the dataset.
 
         Raises:
             InputError: A position is out of range, or is not an integer.
         """
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
-        """Return the labels at some positions, which may be much cheaper than their images.
+        """Return the labels at some positions, which may be much faster than `batch`.
 
         Args:
             indices: As in `batch`.
@@ -78,18 +78,18 @@ class ImageDataset(ABC):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ArrayDataset(ImageDataset):
-    """A dataset held decoded in memory.
+    """A dataset held in memory as decoded arrays.
 
-    `digest` is always computed from the arrays, never taken on trust: SHA-256 over the pixels in C
-    order followed by the labels as little-endian int64.
+    `digest` is always computed from the arrays, never passed in: SHA-256 over the pixels in C order
+    followed by the labels as little-endian int64.
 
     Args:
         name: The registry's name.
         split: `"test"` or `"train"`.
         classes: Class names.
-        pixels: uint8 (N, H, W, C); kept as a read-only view, not copied.
+        pixels: uint8 (N, H, W, C); kept as a read-only view, and copied only if not contiguous.
         labels: int64 (N,), each in `range(len(classes))`.
-        sample_ids: Positions in the full split, (N,); `range(N)` if left out.
+        sample_ids: Positions in the full split, (N,); `range(N)` by default.
 
     Raises:
         InputError: Shapes, types or labels do not fit together.
@@ -159,11 +159,11 @@ class ArrayDataset(ImageDataset):
         return labels
 
     def subset(self, indices: Sequence[int], *, name: str | None = None) -> "ArrayDataset":
-        """Keep the samples at some positions, with the ids they have here.
+        """Return a dataset of the samples at some positions, which keep their ids.
 
         Args:
-            indices: Positions in `range(len(self))`, in the order wanted.
-            name: Name of the subset; this dataset's own if left out.
+            indices: Positions in `range(len(self))`, in the order of the subset.
+            name: Name of the subset; by default this dataset's own.
 
         Raises:
             InputError: A position is out of range, or is not an integer.
@@ -184,7 +184,7 @@ def positions(indices: Sequence[int], length: int, name: str) -> NDArray[np.int6
 
     Args:
         indices: The requested positions.
-        length: How many samples there are.
+        length: The number of samples.
         name: The dataset's name, for the error.
 
     Returns:
@@ -211,7 +211,7 @@ def positions(indices: Sequence[int], length: int, name: str) -> NDArray[np.int6
 
 
 def label_bytes(labels: NDArray[np.int64]) -> bytes:
-    """Return labels as the bytes of digests: int64, little-endian."""
+    """Return labels as bytes for a digest: little-endian int64."""
     return labels.astype("<i8", copy=False).tobytes()
 
 

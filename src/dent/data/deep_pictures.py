@@ -1,6 +1,6 @@
-"""Scale pictures of more than 8 bits a channel to 8 bits; refuse those of an unknown range.
+"""Scale images with more than 8 bits per channel to 8 bits; refuse images of unknown range.
 
-Pillow's own conversion to RGB cuts everything above 255 off, so that a 16-bit picture turns white.
+Pillow's own conversion to RGB clips values above 255, so that a 16-bit image turns white.
 """
 
 from typing import Any, Final
@@ -10,24 +10,25 @@ from PIL import Image
 
 from dent.errors import InputError
 
-_BITS_PER_SAMPLE: Final = 258  # TIFF's tags
+_BITS_PER_SAMPLE: Final = 258  # a tag of TIFF, as is the next
 _PHOTOMETRIC: Final = 262
 _WHITE_IS_ZERO: Final = 0
-#: Formats whose 32-bit integers in Pillow are 16-bit values.
+#: Formats whose 16-bit values Pillow opens as 32-bit integers.
 _SIXTEEN: Final = ("PNG", "PPM")
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
-    """Bring a picture to 8 bits a channel, black staying black and white staying white.
+    """Return an image with 8 bits per channel, in which black stays black and white stays white.
 
     Args:
-        image: As it was opened: of any mode. Modes of 8 bits are returned as they are.
+        image: The image as opened, of any mode. An image of an 8-bit mode is returned unchanged.
 
     Returns:
-        The picture, of a mode that converts to RGB without loss of range.
+        The image, in a mode that converts to RGB without clipping.
 
     Raises:
-        InputError: It has 32-bit or signed values, for which no format says what is white.
+        InputError: The image has floating-point, 32-bit or signed values, for which no format
+            defines the white level.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -48,7 +49,7 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image, tags: dict[int, Any]) -> int | None:
-    """Return how many bits a gray value has; None if that is not known."""
+    """Return the number of bits of a gray value; None if unknown."""
     if image.mode.startswith("I;16"):
         return int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
     return 16 if image.mode == "I" and image.format in _SIXTEEN else None

@@ -40,8 +40,8 @@ class FetchResult:
     Attributes:
         name: The dataset's name.
         path: The folder of the dataset.
-        files: The file of each split; empty where it lies in torchvision's own layout.
-        source: Where it came from: `"folder"` (found as it lies and left so), `"cache"`
+        files: The file of each split; empty for torchvision's own layout and for other folders.
+        source: Where it came from: `"folder"` (found in place and left unchanged), `"cache"`
             (decoded by an earlier fetch), `"bundled"`, `"torchvision"` or `"npm"`.
         digests: The digest of each split, as in `ImageDataset.digest`.
         tried: Sources tried before `source`, and why they failed.
@@ -61,7 +61,7 @@ class FetchResult:
 
 
 def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> ArrayDataset | None:
-    """Look for a split on this machine, in torchvision's layout and then decoded.
+    """Look for a split on this machine, first in torchvision's layout and then as decoded arrays.
 
     Args:
         spec: The dataset's facts.
@@ -69,8 +69,11 @@ def find(spec: ArraySpec, split: str, root: Path, tried: list[Attempt]) -> Array
         root: The folder to look in.
         tried: Places without the dataset are appended to this list.
 
+    Returns:
+        The split, or None if it is missing.
+
     Raises:
-        DataError: It is there, but damaged.
+        DataError: The split is there, but damaged.
     """
     for name, _, look in _looks(spec, root):
         try:
@@ -86,7 +89,7 @@ def load_arrays(
     """Load a split from this machine; if it is missing and `download` allows, fetch it first.
 
     Raises:
-        DataError: It is damaged or cannot be obtained.
+        DataError: The split is damaged or cannot be obtained.
     """
     attempts: list[Attempt] = []
     dataset = find(spec, split, root, attempts)
@@ -100,17 +103,18 @@ def load_arrays(
 
 
 def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: OnBytes) -> FetchResult:
-    """Ensure that every split is under a folder, and check it.
+    """Ensure that a folder has every split of a dataset, and check the splits.
 
     Args:
         spec: The dataset's facts.
         root: The folder.
-        source: `"auto"` takes what is there and whole, or else asks the sources in turn; a
-            source's name asks that one alone and puts the result in place of an earlier one.
+        source: `"auto"` uses a complete dataset in the folder, or else tries the sources in turn. A
+            source's name tries only that source, and replaces decoded files of an earlier fetch.
         report: Called with the progress.
 
     Raises:
-        DataError: No source could bring it, or it cannot be written.
+        DataError: No source could provide the dataset, torchvision's folder is damaged, or the
+            dataset cannot be written.
     """
     attempts: list[Attempt] = []
     if source == "auto":
@@ -138,8 +142,8 @@ def _present(spec: ArraySpec, root: Path, tried: list[Attempt]) -> FetchResult |
         except FileNotFoundError as error:
             tried.append(Attempt(name, str(error)))
         except DataError as error:
-            # A damaged folder is the user's own, and would stay in the way of what is fetched. A
-            # damaged cache file is ours: it gives way once there is something to put in its place.
+            # A damaged folder belongs to the user, and would still be found first after a fetch. A
+            # damaged cache file is ours, and a successful fetch replaces it.
             if name == FOLDER:
                 raise
             tried.append(Attempt(name, str(error)))
@@ -150,7 +154,7 @@ def _present(spec: ArraySpec, root: Path, tried: list[Attempt]) -> FetchResult |
 
 def _looks(spec: ArraySpec, root: Path) -> tuple[tuple[str, Path, _Look], ...]:
     folder = (FOLDER, root / spec.folder.base, _from_folder)
-    # What was decoded is looked for only where it can be told whether it is the right thing.
+    # Look for decoded arrays only if their digests are known, so that they can be checked.
     return (folder, (CACHE, root, _from_cache)) if spec.recognizable else (folder,)
 
 
@@ -208,7 +212,7 @@ def _bring(
 
 
 def _keep_folder(spec: ArraySpec, scratch: Path, root: Path) -> None:
-    """Put torchvision's own files in place, whose sums are checked whenever they are read."""
+    """Move torchvision's own files into place; every read checks their MD5 sums."""
     place = root / spec.folder.base
     try:
         os.rename(scratch / spec.folder.base, place)

@@ -1,4 +1,4 @@
-"""SHA-256 of many files, taken once and remembered as long as no file has changed."""
+"""Compute the SHA-256 of many files, and cache the digests until a file changes."""
 
 import hashlib
 import json
@@ -17,28 +17,28 @@ from dent.data.progress import OnBytes
 from dent.errors import DataError, DataWarning
 
 SIZE: Final = 32
-_SETTLED_NS: Final = 2_000_000_000  # a file changed again within its clock's tick looks the same
+_SETTLED_NS: Final = 2_000_000_000  # two changes within one tick of the clock look like one
 
 
 def file_digests(
     folder: Path, files: Sequence[str], cache: Path, report: OnBytes
 ) -> NDArray[np.uint8]:
-    """Give the SHA-256 of every file, from a cache where sizes and times are as they were.
+    """Return the SHA-256 of every file, from a cache if no size or time has changed.
 
-    Taking a remembered digest on trust is safe only for a caller that compares it with the bytes it
-    reads later, as `ImageFolderDataset` does.
+    A cached digest is not checked against the file. So the caller must compare it with the bytes
+    that it reads later, as `ImageFolderDataset` does.
 
     Args:
         folder: The folder of the files.
-        files: Paths below it.
-        cache: Folder to remember in; what is there under another name is left alone.
-        report: Called with the number of bytes read.
+        files: Paths below the folder.
+        cache: The folder of cached digests; its other files are left alone.
+        report: Called with the progress, in bytes read.
 
     Returns:
         uint8 (len(files), 32).
 
     Raises:
-        DataError: A file cannot be read, or is no regular file.
+        DataError: A file cannot be read, or is not a regular file.
     """
     began = time.time_ns()
     try:
@@ -46,7 +46,7 @@ def file_digests(
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     for name, file_stat in zip(files, stats, strict=True):
-        if not stat.S_ISREG(file_stat.st_mode):  # a FIFO would never end, nor would /dev/zero
+        if not stat.S_ISREG(file_stat.st_mode):  # reading a FIFO or /dev/zero would never end
             raise DataError(f"{folder / name} is no regular file: remove it from the folder")
     sizes = [file_stat.st_size for file_stat in stats]
     listing = [

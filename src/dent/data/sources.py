@@ -1,4 +1,4 @@
-"""The protocol of a dataset's source: it returns decoded arrays, or raises the reason."""
+"""The protocol of a dataset's source, which returns decoded arrays or raises `SourceError`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from dent.errors import DataError
 
 
 class Arrays(NamedTuple):
-    """One split as it was decoded, not yet checked.
+    """One decoded split, not yet checked.
 
     Attributes:
         pixels: uint8 (N, H, W, C).
@@ -24,15 +24,15 @@ class Arrays(NamedTuple):
 
 
 class SourceError(DataError):
-    """A source has failed; the next one may be tried. The message is only the reason."""
+    """The failure of a source; the next one may be tried. The message is only the reason."""
 
 
 class DataSource(Protocol):
-    """A place that a dataset can be fetched from. The caller checks what it returns."""
+    """A place that a dataset can be fetched from. The caller checks the arrays it returns."""
 
     @property
     def name(self) -> str:
-        """Its name in messages and in `fetch(source=...)`."""
+        """The source's name in messages and in `fetch(source=...)`."""
 
     def fetch(self, scratch: Path, report: OnBytes) -> Mapping[str, Arrays]:
         """Fetch every split.
@@ -42,5 +42,5 @@ class DataSource(Protocol):
             report: Called with the progress.
 
         Raises:
-            SourceError: It cannot; the message says why.
+            SourceError: The fetch failed; the message says why.
         """

@@ -1,4 +1,4 @@
-"""The facts that identify a dataset, from any source."""
+"""The facts that identify a dataset, whatever its source."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class SplitFacts:
 
     Attributes:
         count: Number of images.
-        pixels_sha256: Of the pixels as uint8 (N, H, W, C) in C order; None where it is not known,
-            and the source's own sums are all there is.
-        labels_sha256: Of the labels as little-endian int64 (N,); None likewise.
+        pixels_sha256: SHA-256 of the pixels as uint8 (N, H, W, C) in C order; None if unknown, so
+            that only the source's own checksums are checked.
+        labels_sha256: SHA-256 of the labels as little-endian int64 (N,); None if unknown.
     """
 
     count: int
@@ -55,14 +55,14 @@ class ArraySpec:
         return all(f.pixels_sha256 and f.labels_sha256 for f in self.splits.values())
 
     def cache_path(self, root: Path, split: str) -> Path:
-        """Give the file under `root` that holds a split decoded."""
+        """Return the path of the file under `root` with the decoded arrays of a split."""
         return root / f"{self.name}-{split}.safetensors"
 
     def recognize(self, split: str, arrays: Arrays) -> ArrayDataset:
-        """Check that decoded arrays are a split of this dataset, and return it.
+        """Check that decoded arrays are a split of this dataset, and return the split.
 
         Raises:
-            DataError: They are something else; the message says in what, and nothing more.
+            DataError: The arrays are something else; the message says only how they differ.
         """
         facts = self.splits[split]
         expected = (facts.count, *self.image_shape)

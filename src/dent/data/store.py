@@ -1,7 +1,8 @@
-"""Decoded arrays in one safetensors file: written whole or not at all, and checked when read.
+"""Store decoded arrays in one safetensors file, written whole or not at all.
 
-What a file holds is checked by its reader against known digests every time. SHA-256 over the test
-split of CIFAR-10 takes a tenth of a second, and no marker file can be out of step with the data.
+The reader of a file checks its content against known digests every time. SHA-256 over the test
+split of CIFAR-10 takes a tenth of a second, and needs no marker file, which could disagree with the
+data.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from dent.errors import DataError
 
 
 def encode(tensors: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Give the bytes of a file with these arrays; the same arrays always give the same bytes."""
+    """Return the bytes of a file with these arrays; the same arrays always give the same bytes."""
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
@@ -28,7 +29,7 @@ def decode(content: bytes, names: tuple[str, ...]) -> list[NDArray[np.generic]]:
     """Read the named arrays from a file's bytes.
 
     Raises:
-        DataError: The bytes are no such file; the message is the reason alone.
+        DataError: The bytes are not a file of exactly these arrays; the message is only the reason.
     """
     try:
         tensors = load(content)
@@ -40,10 +41,10 @@ def decode(content: bytes, names: tuple[str, ...]) -> list[NDArray[np.generic]]:
 
 
 def read_split(path: Path) -> Arrays:
-    """Read pixels and labels; what they are is for the caller to check.
+    """Read pixels and labels, whose values the caller must check.
 
     Raises:
-        DataError: The file holds something else; the message is the reason alone.
+        DataError: The file holds something else; the message is only the reason.
         OSError: The file cannot be read.
     """
     pixels, labels = decode(path.read_bytes(), ("pixels", "labels"))
@@ -54,10 +55,11 @@ def read_split(path: Path) -> Arrays:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Put a file in place whole: readers see the old file or the new one, never half of one.
+    """Write a file as a whole: readers see the old file or the new one, never a part of one.
 
-    The bytes go to a new name in the same folder, are synced to the disk, and only then take the
-    file's name. Whatever fails, the old file stays and the new name is removed.
+    The bytes are written under a temporary name in the same folder and synced to the disk. Only
+    then do they get the file's name. If anything fails, the old file stays and the temporary file
+    is removed.
 
     Raises:
         DataError: The folder cannot be written to, or the disk is full.

@@ -23,7 +23,7 @@ class TensorDataset(ImageDataset):
     Args:
         images: Float (N, C, H, W) in [0, 1], on any device; kept as float32 on the CPU.
         labels: Integers (N,), each in `range(classes)`.
-        classes: How many classes there are.
+        classes: The number of classes.
         name: Its name in records.
 
     Raises:
@@ -57,7 +57,7 @@ class TensorDataset(ImageDataset):
         return self._images[rows], self._labels[rows]
 
     def labels_of(self, indices: Sequence[int]) -> list[int]:
-        """Give the labels alone; see `ImageDataset.labels_of`."""
+        """Return only the labels; see `ImageDataset.labels_of`."""
         rows = torch.from_numpy(positions(indices, len(self), self.name))
         labels: list[int] = self._labels[rows].tolist()
         return labels
@@ -70,7 +70,7 @@ def as_images(images: object) -> Tensor:
         images: Float (N, C, H, W) in [0, 1], N at least 1, on any device.
 
     Raises:
-        InputError: They are something else; the message says what was passed.
+        InputError: `images` is something else; the message says what was passed.
     """
     expected = "images must be a float tensor (N, C, H, W) in [0, 1], N at least 1"
     if not isinstance(images, Tensor):
@@ -92,13 +92,13 @@ def as_images(images: object) -> Tensor:
 
 
 def first_not_finite(images: Tensor) -> int | None:
-    """Return the index of the first image with a value that is not finite; None without one."""
+    """Return the index of the first image with a value that is not finite, or None."""
     broken = (~images.detach().isfinite()).flatten(1).any(dim=1).nonzero()
     return int(broken[0]) if len(broken) else None
 
 
 def _conversion(value: object, name: str) -> str:
-    """Say how to make a tensor of an array or list."""
+    """Return the end of a message that says how to turn an array or list into a tensor."""
     if isinstance(value, np.ndarray):
         return f": pass torch.from_numpy({name})"
     return f": pass torch.tensor({name})" if isinstance(value, list | tuple) else ""

@@ -1,4 +1,4 @@
-"""A dataset in torchvision's own layout: a folder of pickles, opened only after their checksums."""
+"""Read a dataset in torchvision's own layout: pickles, opened only if their MD5 sums match."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class TorchvisionFolder:
 
     Attributes:
         dataset: The class in `torchvision.datasets`.
-        base: The folder under a root that torchvision unpacks it into.
+        base: The folder below a root into which torchvision unpacks the archive.
     """
 
     dataset: str
@@ -25,10 +25,10 @@ class TorchvisionFolder:
     def read(self, root: Path, split: str) -> Arrays:
         """Read a split; only the files of this split need to exist.
 
-        torchvision unpickles them, and only after their MD5 sums have been found right.
+        torchvision unpickles the files, but only after their MD5 sums were found correct.
 
         Raises:
-            FileNotFoundError: The folder or one of the split's files is not there.
+            FileNotFoundError: The folder or one of the split's files is missing.
             DataError: A file is damaged.
         """
         folder = root / self.base
@@ -38,7 +38,7 @@ class TorchvisionFolder:
         from torchvision import datasets  # noqa: PLC0415
         from torchvision.datasets.utils import check_integrity  # noqa: PLC0415
 
-        # Both are CIFAR10's own attributes, by which it finds and checks its files.
+        # torchvision's class finds and checks its files by these two lists.
         listed: Any = getattr(datasets, self.dataset)
         files = listed.train_list if split == "train" else listed.test_list
         for name, md5 in [*files, [listed.meta["filename"], listed.meta["md5"]]]:

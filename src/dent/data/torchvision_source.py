@@ -1,7 +1,7 @@
-"""The download that torchvision offers, in a process of its own.
+"""Run torchvision's own download in a child process.
 
-torchvision's downloader knows no time limit and draws a bar of its own. In a child process it can
-be watched, and ended.
+torchvision's downloader has no time limit and draws its own progress bar. In a child process, it
+can be watched and ended.
 """
 
 import sys
@@ -27,14 +27,14 @@ getattr(datasets, sys.argv[1])(sys.argv[2], download=True)
 
 @dataclass(frozen=True)
 class TorchvisionSource:
-    """Fetches a dataset with torchvision's own downloader, which checks its archive's MD5 sum.
+    """A source that uses torchvision's own downloader, which checks the archive's MD5 sum.
 
     Attributes:
         folder: Torchvision's folder of the dataset.
         splits: The splits to read.
-        archive_bytes: Size of what is downloaded.
-        stall_seconds: The download is given up after so long without a byte. A child needs about
-            ten seconds to import torchvision before the first.
+        archive_bytes: Size of the download.
+        stall_seconds: The download is ended after this long without a new byte. A child process
+            needs about ten seconds to import torchvision before the first byte.
     """
 
     folder: TorchvisionFolder

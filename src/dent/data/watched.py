@@ -1,4 +1,4 @@
-"""A child process that downloads into a folder: watched while it runs, and ended when it stalls."""
+"""Run a child process that downloads into a folder, watch it, and end it when it stalls."""
 
 import os
 import signal
@@ -27,19 +27,19 @@ def run_watched(
 ) -> tuple[int, list[str]]:
     """Run a command and report how the folder it writes to grows.
 
-    Whatever ends the wait (an error, a stall, Ctrl-C, an exception in `report`), the command and
-    its children do not outlive it.
+    The command and its children are ended if the wait ends early, for whatever reason: an error, a
+    stall, Ctrl-C, or an exception in `report`.
 
     Args:
         command: Program and arguments; no shell is involved.
-        watch: The folder it downloads into, also its working directory.
+        watch: The folder that the command downloads into, and its working directory.
         stage: Name of the stage in reports.
-        total: Bytes expected; reports stop there, since unpacked files lie in the folder too.
-        stall_seconds: The command is ended when the folder has not changed in size for so long.
+        total: Bytes expected. Reports stop there, because the folder also gets unpacked files.
+        stall_seconds: The command is ended if the folder has not changed in size for this long.
         report: Called with the stage, the bytes so far and the total.
 
     Returns:
-        The exit status, and the last lines of standard error that are not blank.
+        The exit status, and the last nonblank lines of standard error.
 
     Raises:
         SourceError: The command cannot be started, or stalled.
@@ -93,7 +93,7 @@ def _folder_size(folder: Path) -> int:
         for name in names:
             try:
                 size += os.stat(os.path.join(path, name)).st_size
-            except FileNotFoundError:  # moved between the listing and the look
+            except FileNotFoundError:  # moved since the folder was listed
                 continue
     return size
 
@@ -104,6 +104,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if sys.platform == "win32":
         process.kill()
     else:
-        # npm is often a script that starts node: the whole group goes.
+        # npm is often a script that starts node, so end the whole process group.
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

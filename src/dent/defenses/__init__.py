@@ -1,11 +1,12 @@
-"""All defenses by name: `Dent`, and other dynamic defenses to compare it with.
+"""All defenses by name: `Dent`, and other defenses to compare it with.
 
     from dent.defenses import make, names
 
     defense = make("hedge", model)
     logits = defense(images)
 
-Each is a reference: written to be read and checked against its paper, not to be fast.
+The others are reference implementations: written to be read and checked against their papers, not
+to be fast.
 """
 
 from dent.defenses.anti_adversary import AntiAdversary

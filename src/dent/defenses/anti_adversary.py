@@ -10,15 +10,15 @@ from dent.defenses.perturbation import InputDefense
 
 
 class AntiAdversary(InputDefense):
-    """Move the input to where the model is more confident in its own prediction.
+    """A defense that moves the input to where the model is more confident in its own prediction.
 
         ŷ = argmax model(x),   δ₀ = 0,   δₖ₊₁ = δₖ − α · sign ∇_δ CE(model(x + δₖ), ŷ)
 
-    The label ŷ stays that of the unperturbed input. As published, x + δ is neither projected nor
-    clipped to the range of pixels: |δ| is at most steps · α.
+    The label ŷ is the prediction for the unperturbed input. As published, x + δ is neither
+    projected nor clipped to the range of pixels: |δ| is at most steps · α.
 
     Source: Alfarra, Pérez, Thabet, Bibi, Torr and Ghanem, "Combating Adversaries with
-    Anti-Adversaries", and the authors' code; the defaults are those of its CIFAR-10 command.
+    Anti-Adversaries", and the authors' code, whose CIFAR-10 command has the same defaults.
     Croce et al. (ICML 2022) found no significant gain over the static model.
 
     Args:
@@ -28,7 +28,7 @@ class AntiAdversary(InputDefense):
 
     Raises:
         ConfigError: `steps` or `alpha` is out of range.
-        UnsupportedModelError: the model cannot be computed.
+        UnsupportedModelError: the model is not supported.
     """
 
     name: ClassVar[str] = "anti-adversary"

@@ -11,26 +11,26 @@ from dent.defenses.dent import Dent
 from dent.errors import InputError, UnsupportedModelError
 
 STATIC = DentConfig(steps=0)
-"""No steps, train statistics, no smoothing: the model itself."""
+"""The static model: no steps, train statistics, no smoothing."""
 
 
 class ReferenceDefense(nn.Module, ABC):
-    """A dynamic defense: `adapt` to a batch, then `predict` it.
+    """A defense that first calls `adapt` on a batch, then `predict`.
 
-    Subclasses implement `adapt`, `predict`, `settings` and `batch_dependent`, and name themselves.
-    They compute the model only through `classifier`, or through copies of their own, so that it is
-    always in eval mode and never written to.
+    Subclasses implement `adapt`, `predict`, `settings` and `batch_dependent`, and set `name`. They
+    run the model only through `classifier` or through their own copies, so the model always runs in
+    eval mode and is never written to.
 
     Args:
-        model: takes a batch (N, ...) and returns logits (N, classes). Stays the caller's.
-        config: how `classifier` computes it; by default as it is.
+        model: takes a batch (N, ...) and returns logits (N, classes). It is not changed.
+        config: the configuration in which `classifier` runs the model; by default the static model.
 
     Attributes:
-        name: what the defense is called in records.
+        name: the name of the defense in records.
         classifier: the model to call: in eval mode, never written to, with gradient to the input.
 
     Raises:
-        UnsupportedModelError: the model cannot be computed in this way.
+        UnsupportedModelError: the model cannot run in this configuration.
     """
 
     name: ClassVar[str]
@@ -57,7 +57,7 @@ class ReferenceDefense(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All other settings that determine the predictions, as plain JSON types."""
+        """The settings that determine the predictions, as plain JSON types."""
 
     @abstractmethod
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Any:
@@ -65,22 +65,22 @@ class ReferenceDefense(nn.Module, ABC):
 
         Args:
             x: (N, ...) of floats. Rows with NaN or infinity are left out.
-            differentiable: keep the graph to `x`, for the exact gradient of what is predicted with
-                the result. Otherwise the result is a constant to autograd.
+            differentiable: keep the graph to `x`, so that predictions with the result have their
+                exact gradient. Otherwise autograd treats the result as a constant.
 
         Returns:
-            What `predict` needs.
+            The adaptation, for `predict`.
         """
 
     @abstractmethod
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
 
-        Rows whose input is not finite are NaN.
+        Rows whose input is not finite get NaN logits.
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `predict(x, adapt(x))`; not to be overridden."""
+        """Return `predict(x, adapt(x))`. Subclasses must not override this."""
         return self.predict(x, self.adapt(x))
 
     @final
@@ -104,7 +104,7 @@ class ReferenceDefense(nn.Module, ABC):
 
 
 def finite_rows(x: Tensor) -> Tensor:
-    """Return which samples of a batch are finite, (N,) bool: only those are adapted to.
+    """Return which samples of a batch are finite, (N,) bool. A defense adapts only to these.
 
     Raises:
         InputError: `x` is not a batch (N, ...) of at least one sample of floating-point numbers.
@@ -126,11 +126,11 @@ def gradient(objective: Tensor, of: Tensor, *, keep_graph: bool = False) -> Tens
 
     Args:
         objective: () scalar.
-        of: what to differentiate by, any shape.
-        keep_graph: make the gradient itself differentiable.
+        of: the tensor to differentiate with respect to, any shape.
+        keep_graph: keep the graph, so that the gradient itself can be differentiated.
 
     Raises:
-        UnsupportedModelError: the model between the two cuts the graph.
+        UnsupportedModelError: the model cuts the graph, so `objective` has no gradient.
     """
     if not objective.requires_grad:
         raise UnsupportedModelError(

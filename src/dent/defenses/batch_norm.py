@@ -1,4 +1,4 @@
-"""Defenses that normalize by other statistics than BatchNorm's own, and adapt nothing else."""
+"""Defenses that replace the statistics of BatchNorm layers and adapt nothing else."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from dent.defenses.base import ReferenceDefense
 
 _STATISTICS_ONLY: Final = DentConfig(steps=0, statistics="test")
 Statistics = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`BatchNormDefense.statistics`."""
+"""The signature of `BatchNormDefense.statistics`, without `self`."""
 
 
 class BatchNormDefense(ReferenceDefense):
-    """Normalizes by other statistics, layer by layer, at every forward.
+    """A defense that normalizes by its own statistics, layer by layer, at every forward.
 
-    Subclasses implement `statistics` and `settings`, and name themselves.
+    Subclasses implement `statistics` and `settings`, and set `name`.
 
     Args:
         model: the classifier; its BatchNorm layers keep running statistics.
 
     Raises:
-        UnsupportedModelError: the model cannot be computed, or no layer keeps running statistics.
+        UnsupportedModelError: the model is not supported, or no layer keeps running statistics.
     """
 
     steps: ClassVar[int] = 0
@@ -41,31 +41,31 @@ class BatchNormDefense(ReferenceDefense):
     def statistics(
         self, values: Tensor, running_mean: Tensor, running_var: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean and the variance of every channel, two (C,).
+        """Return the mean and the variance of every channel, (C,) each.
 
         Args:
-            values: the layer's input with its positions in one axis, (N, C, positions).
+            values: the layer's input with its positions flattened to one axis, (N, C, positions).
             running_mean: the layer's own mean, (C,).
             running_var: the layer's own variance, (C,).
         """
 
     @property
     def batch_dependent(self) -> bool:
-        """True: the other members change the batch's statistics."""
+        """True: every member changes the batch's statistics."""
         return True
 
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
-        """Return an empty adaptation: the statistics are computed anew at every forward."""
+        """Return an empty adaptation: the statistics are computed again at every forward."""
         return self.classifier.adapt(x, differentiable=differentiable)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
-        """Return logits (N, classes), with the exact gradient to `x`, statistics included."""
+        """Return logits (N, classes). The gradient to `x` is exact, also through the statistics."""
         with OtherBatchNorm(partial(_normalize, self.statistics)):
             return self.classifier.predict(x, adaptation)
 
 
 def _normalize(statistics: Statistics, call: BatchNormCall) -> Tensor:
-    """Normalize by other statistics where the layer keeps running ones."""
+    """Normalize by `statistics`; a layer without running statistics runs plain BatchNorm."""
     x, mean, variance, weight, bias = call[:5]
     if mean is None or variance is None:
         return F.batch_norm(x, None, None, weight, bias, call.training, call.momentum, call.eps)

@@ -1,4 +1,4 @@
-"""Dent: a trained classifier that adapts to every batch before it predicts."""
+"""Dent: a defense that adapts a trained classifier to every batch before it predicts."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ from dent.support.plural import counted
 from dent.support.warned import warn
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
-"""For each defense, what the final forward of this call shares with its steps."""
+"""The ids of the defenses that are disabled in this context; see `Dent.disabled`."""
 
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
@@ -51,24 +51,25 @@ Found = TypeVar("Found")
 
 
 class Dent(nn.Module):
-    """Wrap a classifier in a dynamic defense (paper section 3.2).
+    """A dynamic defense that wraps a classifier (paper section 3.2).
 
-    Every call adapts to its batch from the trained parameters, predicts, and forgets. It never
-    writes to the model, and always computes in eval mode. Weights are constants: gradients reach
-    only the input.
+    Every call starts from the trained parameters, adapts to its batch, predicts, and discards the
+    adaptation. It never writes to the model and always runs it in eval mode. Weights are constants:
+    gradients reach only the input.
 
     Args:
         model: takes a batch (N, ...) and returns logits (N, classes). It is not changed. If you
             change its weights later, the defense changes, too.
-        config: the defense; the paper's are `DENT`, `DENT_PLUS`, `DENT_NOMINAL`, or by name
-            `"dent"`, `"dent+"`, `"dent-nominal"`. By default dent+: batch-wise dent of 30 steps
-            costs adversarially trained models accuracy (docs/configuration.md).
+        config: the configuration of the defense. The paper's are `DENT`, `DENT_PLUS` and
+            `DENT_NOMINAL`, or by name `"dent"`, `"dent+"` and `"dent-nominal"`. The default is
+            dent+, because batch-wise dent with 30 steps lowers the accuracy of adversarially
+            trained models (docs/configuration.md).
         performance: how to compute it; by default the fastest way with the same predictions.
 
     Raises:
         UnsupportedModelError: `config` finds nothing to adapt in `model`, or cannot run it.
         UnknownNameError: no configuration has the name `config`.
-        ConfigError: `config` is no `DentConfig`, or `performance` is no `Performance`.
+        ConfigError: `config` is not a `DentConfig`, or `performance` is not a `Performance`.
 
     Example:
         >>> defended = Dent(model)
@@ -104,8 +105,8 @@ class Dent(nn.Module):
         self.performance = performance
         self._compiles = performance.compile
         self._trial = Trial()
-        # Decides nothing here, but libraries that attack warn of training mode, or "restore" it in
-        # the model that is wrapped.
+        # Dent ignores this flag. But attack libraries warn about training mode, or "restore" it in
+        # the wrapped model.
         self.training = model.training
 
     @property
@@ -123,34 +124,34 @@ class Dent(nn.Module):
 
         Args:
             steps: how many.
-            size: by what the learning rates are multiplied.
+            size: factor by which the learning rates are multiplied.
 
         Raises:
             ConfigError: `steps` or `size` is out of range.
         """
-        variant = copy.copy(self)  # the checks of the model hold for it, too
+        variant = copy.copy(self)  # the model was checked in __init__
         variant.config = self.config.with_steps(steps, size=size)
         check_supported(self.model, variant.config)
         return variant
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adapt to `x` and predict: `predict(x, adapt(x))`, or the static model if disabled.
+        """Adapt to `x` and predict: `predict(x, adapt(x))`. If disabled, run the static model.
 
-        The gradient to `x` passes through the final forward only; for the exact gradient use
+        The gradient to `x` passes only through the final forward. For the exact gradient use
         `adapt(x, differentiable=True)`.
 
         Args:
-            x: (N, ...), the batch that shares the adaptation.
+            x: (N, ...), one batch.
 
         Returns:
-            Logits (N, classes), with rows of NaN as in `predict`.
+            Logits (N, classes), with rows of NaN as in `predict`; if disabled, the model's logits.
         """
         if id(self) in _DISABLED.get():
             _check_batch(x)
             finite, pixels = _finite_rows(x)
             self._trial.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
             adapted = AdaptedModel(self.model, _STATIC, shares_generators=True)
-            return adapted(x, {})  # to the last bit
+            return adapted(x, {})  # bit-equal to the model
         return self.predict(x, self.adapt(x))
 
     def adapt(
@@ -169,9 +170,9 @@ class Dent(nn.Module):
 
         Args:
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
-            differentiable: keep the graph of all steps in `x`, for the exact gradient of what is
-                predicted with the result. Memory then grows with `steps`.
-            last: with `differentiable`, keep the graph of these last steps only; the result of
+            differentiable: keep the graph of all steps to `x`, so that predictions with the result
+                have their exact gradient. Memory then grows with `steps`.
+            last: with `differentiable`, keep the graph of only this many last steps. The result of
                 earlier steps counts as constant.
             checkpointed: with `differentiable`, let memory grow with the square root of `steps`,
                 and compute every step twice. The gradient is the same, but cannot be
@@ -181,7 +182,8 @@ class Dent(nn.Module):
 
         Raises:
             InputError: `x` is empty, not floating-point, or not valid for the model.
-            ConfigError: `last` is negative, or there is nothing to differentiate.
+            ConfigError: `last` is negative, or `last`, `checkpointed` or `on_step` is given without
+                `differentiable`.
             ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
         """
         if _is_recorded():
@@ -225,13 +227,14 @@ class Dent(nn.Module):
         """Return logits (N, classes) for `x` under an adaptation, with gradient to `x`.
 
         Args:
-            x: (N, ...). Rows with NaN or infinity get NaN logits and affect no other row. So do
-                rows with a largest logit that is not finite: they are no prediction.
-            adaptation: from `adapt`; sample-wise it must be of N samples.
+            x: (N, ...). Rows with NaN or infinity get NaN logits and affect no other row. Rows
+                whose largest logit is not finite also get NaN logits, because they are not
+                predictions.
+            adaptation: from `adapt`. A sample-wise adaptation must have N samples.
 
         Raises:
-            InputError: the adaptation is another defense's or of another number of samples, or `x`
-                is nothing the model can take.
+            InputError: the adaptation is from another defense or for another number of samples, or
+                `x` is not valid for the model.
         """
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
@@ -239,7 +242,7 @@ class Dent(nn.Module):
         self._trial.run(self.model, self.config, x if finite is None else x[finite], pixels)
         if finite is None:
             return _predictions(self._logits(x, adaptation))
-        if not finite.any():  # run for the number of classes alone; batch statistics need two rows
+        if not finite.any():  # only to count the classes; batch statistics need two rows
             logits = AdaptedModel(self.model, _STATIC)(x.new_zeros(2, *x.shape[1:]), {})
             return logits.new_full((len(x), logits.shape[1]), torch.nan)
         logits = _predictions(self._logits(x[finite], adaptation.take(finite)))
@@ -274,10 +277,10 @@ class Dent(nn.Module):
     def _fastest(
         self, run: Callable[[AdaptedModel], Found], prefix: Prefix, *, predicts: bool = False
     ) -> Found:
-        """Return what `run` makes of the compiled model, or where that fails, of the model.
+        """Return the result of `run` on the compiled model or, if that fails, uncompiled.
 
-        The random numbers that a model draws from generators of its own advance by what is
-        predicted, as they do in the model, and not by what is adapted.
+        A model may keep its own random generators. They advance when it predicts, as they would
+        without the defense, and not when it adapts.
         """
         if not self._compiles:
             return run(self._adapted(prefix, predicts=predicts))
@@ -288,7 +291,7 @@ class Dent(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # Raises what is wrong with model or batch.
+            # If the model or the batch is at fault, this raises the error.
             result = run(self._adapted(prefix, predicts=predicts))
             self._compiles = False
             reason = " ".join(str(error.__cause__ or error).split("\n")[:2]).strip()
@@ -301,7 +304,7 @@ class Dent(nn.Module):
             return result
 
     def _check_adaptation(self, adaptation: Adaptation, samples: int) -> None:
-        # What fits another defense would here be left out in part, and pass for an answer.
+        # Otherwise parts of another defense's adaptation would be ignored without an error.
         if not isinstance(adaptation, Adaptation):
             raise InputError(
                 f"Dent expected an Adaptation, got {type(adaptation).__name__}: pass what adapt(x) "
@@ -310,7 +313,7 @@ class Dent(nn.Module):
         config, sample_wise = self.config, self.config.granularity == "sample"
         kind = config.smoothing.covariance if config.smoothing else None
         expected = norm_parameters(self.model, config.last_layers) if config.adapt_affine else {}
-        names = adaptation.parameters.keys()  # none at all is the unadapted model
+        names = adaptation.parameters.keys()  # without parameters, the unadapted model predicts
         shares = (adaptation.sample_wise, adaptation.covariance_kind) == (sample_wise, kind)
         if not shares or (names and names != expected.keys()):
             raise InputError(
@@ -328,7 +331,7 @@ class Dent(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within this context and thread, the defense computes the static model."""
+        """Make the defense compute the static model within this context and thread."""
         token = _DISABLED.set(_DISABLED.get() | {id(self)})
         try:
             yield
@@ -353,12 +356,12 @@ class Dent(nn.Module):
 
 
 def _is_recorded() -> bool:
-    """Whether a static graph is being recorded: torch.jit.trace, torch.export, ONNX."""
+    """Return whether a static graph is being recorded: torch.jit.trace, torch.export, ONNX."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return True
     if hasattr(torch.compiler, "is_exporting"):
         return bool(torch.compiler.is_exporting())
-    # torch 2.6: it compiles, and not for torch.compile.
+    # torch 2.6 has no is_exporting: it is compiling, but not for torch.compile.
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
@@ -391,19 +394,21 @@ def _check_batch(x: Tensor) -> None:
 
 
 def _predictions(logits: Tensor) -> Tensor:
-    """Make rows without a finite largest logit NaN, so that infinity is no prediction."""
+    """Set rows whose largest logit is not finite to NaN, so that infinity is no prediction."""
     return torch.where(logits.amax(1, keepdim=True).isfinite(), logits, torch.nan)
 
 
 def _finite_rows(x: Tensor) -> tuple[Tensor | None, tuple[float, float]]:
-    """Look at a batch once, since a GPU has to be waited for.
+    """Return the finite rows of a batch and its range of values.
+
+    Reads a finite batch only once, because every read waits for the GPU.
 
     Returns:
-        Which rows are finite, (N,) bool, or None where all are; and the least and the largest value
-        of those that are.
+        Which rows are finite, (N,) bool, or None if all are; and the smallest and the largest value
+        of the finite rows.
     """
     pixels = _ends(x)
-    if all(map(math.isfinite, pixels)):  # of a NaN both ends are NaN
+    if all(map(math.isfinite, pixels)):  # with a NaN, both ends are NaN
         return None, pixels
     finite = x.detach().flatten(1).isfinite().all(1)
     remaining = x[finite]

@@ -10,37 +10,37 @@ from dent.defenses.perturbation import InputDefense, positive
 from dent.errors import ConfigError
 
 _PUBLISHED = math.sqrt(3 * 224 * 224)
-"""Divisor that turns the authors' l2 lengths for ImageNet into root mean squares."""
+"""Divisor that converts the authors' l2 lengths for ImageNet into root mean squares."""
 
 
 class ET3(InputDefense):
-    """Move the input to where the model's energy is lower, then predict.
+    """A defense that moves the input to where the model's energy is lower, then predicts.
 
         E(x) = −log Σ_c exp model(x)_c,   g = ∇_δ E(x + δ),   δ ← Π(δ − η g / ‖g‖₂)
 
-    from δ = 0. Π clips x + δ to the range of pixels, then shortens δ to a length of ε. Lower energy
-    is more evidence for the classes that the model believes in already.
+    from δ = 0. Π clips x + δ to the range of pixels, then shortens δ to a length of at most ε.
+    Lower energy means more evidence for the classes that the model already favors.
 
-    The step is smooth almost everywhere, so the exact gradient through all of them exists
+    Each step is smooth almost everywhere, so the exact gradient through all steps exists
     (`adapt(x, differentiable=True)`). The authors' own evaluation holds δ constant, as `predict`
-    does here (they call it BPDA), and transfers from the static model.
+    does here (they call it BPDA), and adds a transfer attack from the static model.
 
     Source: Mirza, D'Orazio, Melamed and Masi, "A Provable Energy-Guided Test-Time Defense Boosting
     Adversarial Robustness of Large Vision-Language Models", and the authors' code for classifiers.
     Its command for ImageNet takes 5 steps of length 2.5 within 5, in l2 over 3 x 224 x 224 values.
-    They give none for small images. So that one setting suits every size, lengths are root mean
-    squares here: the l2 length divided by the square root of the number of values of an image.
+    They give no command for small images. So that one setting suits every size, lengths here are
+    root mean squares: the l2 length divided by the square root of the number of values per image.
 
     Args:
         model: the classifier.
         steps: number of steps.
         step_size: η, the root mean square of a step, in units of the input.
-        eps: ε, the root mean square of δ at most, in units of the input.
+        eps: ε, the largest root mean square of δ, in units of the input.
         bounds: smallest and largest value of a pixel.
 
     Raises:
         ConfigError: a setting is out of range.
-        UnsupportedModelError: the model cannot be computed.
+        UnsupportedModelError: the model is not supported.
     """
 
     name: ClassVar[str] = "et3"

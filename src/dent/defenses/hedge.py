@@ -10,18 +10,18 @@ from dent.errors import ConfigError
 
 
 class Hedge(InputDefense):
-    """Attack all classes at once from a random start, then predict.
+    """A defense that attacks all classes at once from a random start, then predicts.
 
         δ₀ ~ U(−ε, ε),   δₖ₊₁ = Π(δₖ + η · sign ∇_δ Σ_c CE(model(x + δₖ), c))
 
     Π clips δ to [−ε, ε], then x + δ to the range of pixels. The sum over classes is, up to
-    constants, the divergence KL(uniform ‖ prediction) of the authors' code. The idea is that
-    adversarial training leaves the true class the least sensitive, so that it is lost last.
+    constants, the divergence KL(uniform ‖ prediction) of the authors' code. The idea is that after
+    adversarial training the true class is the least sensitive, so the attack harms it the least.
 
     Source: Wu, Pan, Shen, Gu, Zhao, Li, Cai, He and Liu, "Attacking Adversarial Attacks as A
-    Defense", and the authors' code, from which the defaults are. The prediction is that of the
-    last point, as in the evaluation by Croce et al. (ICML 2022), who found no significant gain over
-    the static model; the authors' script sums the logits of the points on the way instead.
+    Defense", and the authors' code, which has the same defaults. The prediction is made at the last
+    point, as in the evaluation by Croce et al. (ICML 2022), who found no significant gain over the
+    static model. The authors' script instead sums the logits of the points along the way.
 
     Args:
         model: the classifier.
@@ -29,13 +29,14 @@ class Hedge(InputDefense):
         step_size: η, in units of the input.
         eps: ε, in units of the input.
         bounds: smallest and largest value of a pixel.
-        seed: None draws the start from PyTorch's global generator, anew at every call: randomized,
-            as published. With a seed the start is one fixed pattern for every sample, so that the
-            answer depends neither on the call nor on the sample's place in the batch.
+        seed: None draws a new start from PyTorch's global generator at every call, so the defense
+            is randomized, as published. With a seed, the start is one fixed pattern for every
+            sample, so a prediction depends neither on the call nor on the sample's place in the
+            batch.
 
     Raises:
         ConfigError: a setting is out of range.
-        UnsupportedModelError: the model cannot be computed.
+        UnsupportedModelError: the model is not supported.
     """
 
     name: ClassVar[str] = "hedge"
@@ -63,7 +64,7 @@ class Hedge(InputDefense):
 
     @property
     def randomized(self) -> bool:
-        """True without a seed."""
+        """True if there is no seed."""
         return self.seed is None
 
     @property

@@ -1,4 +1,4 @@
-"""MeanSparse (Amini et al. 2024): activations near their channel's mean become that mean."""
+"""MeanSparse (Amini et al. 2024): replace activations near their channel's mean by that mean."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ _ACTIVATIONS = frozenset(
     for name in (plain, f"{plain}_")
     if hasattr(owner, name)
 ) | {F.hardswish, torch.tanh, Tensor.tanh}
-"""Before these, whether a module or a function of the model's forward computes them."""
+"""The activation functions whose inputs change, called by a module or in the model's forward."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sparsity:
-    """The adaptation of `MeanSparse`, which only says how to compute the gradient.
+    """The adaptation of `MeanSparse`, which selects only how to compute the gradient.
 
     Attributes:
         status: (N,) int64, values of `dent.Status`.
-        exact: whether the gradient is the exact one, or passes straight through.
+        exact: True for the exact gradient, False for the straight-through gradient.
     """
 
     status: Tensor
@@ -42,36 +42,37 @@ class Sparsity:
 
 
 class MeanSparse(ReferenceDefense):
-    """Replace an activation function's input by its channel's mean if it is near that mean.
+    """A defense that sets inputs of activation functions to their channel's mean if they are near.
 
-        a ← μ_c  where |a − μ_c| ≤ α σ_c,   else a
+        a ← μ_c  if |a − μ_c| ≤ α σ_c,   else a
 
-    before every activation function (ReLU and its kin, GELU, SiLU, tanh), with mean μ and standard
-    deviation σ of channel c over training images, at all places. Nothing adapts to the batch: the
-    defense is static, and removes the small changes that an attacker makes.
+    before every activation function (ReLU and its variants, GELU, SiLU, tanh). μ_c and σ_c are the
+    mean and standard deviation of channel c over training images and positions. Nothing adapts to
+    the batch: the defense is static, and removes small changes that an attacker makes.
 
-    Where it sparsifies, the true gradient is 0. That hides a slope from attacks: AutoAttack found
-    gains of about a point on large models (the paper), and RobustBench's evaluation with a gradient
-    that passes straight through found less robustness than that of the models beneath. So the
-    gradient passes straight through here, too (BPDA); `adapt(x, differentiable=True)` gives the
-    exact one. This is a known answer: a suite that reports a gain for it is not strong enough.
+    The true gradient of a replaced input is 0, which hides the slope from attacks. The paper
+    reports gains of about a point on large models under AutoAttack. RobustBench's evaluation with a
+    straight-through gradient found less robustness than the models have without MeanSparse. So the
+    gradient is straight-through here, too (BPDA); `adapt(x, differentiable=True)` selects the exact
+    gradient. MeanSparse is a test with a known answer: a suite that reports a gain for it is not
+    strong enough.
 
     Source: Amini, Teymoorianfard, Ma and Houmansadr, "MeanSparse: Post-Training Robustness
-    Enhancement Through Mean-Centered Feature Sparsification", and the authors' code. The default α
-    is that of its CIFAR-10 command.
+    Enhancement Through Mean-Centered Feature Sparsification", and the authors' code, whose CIFAR-10
+    command has the same α.
 
     Args:
         model: the classifier. Its forward calls the same activation functions in the same order
             for every batch.
         alpha: the threshold, in standard deviations.
-        images: training images (N, ...), or an iterable of batches of them, over which mean and
-            deviation are taken. None: as BatchNorm layers remember their training. What such a
-            layer gives has mean β and deviation |γ|; an activation function that takes something
-            else is then left as it is.
+        images: training images (N, ...), or an iterable of batches of them, to compute the mean and
+            standard deviation from. None uses BatchNorm's parameters: on training images, the
+            output of such a layer has mean β and standard deviation |γ|. Activation functions with
+            another input are then left unchanged.
 
     Raises:
         ConfigError: `alpha` is out of range.
-        UnsupportedModelError: the model cannot be computed, or there is nothing to sparsify.
+        UnsupportedModelError: the model is not supported, or there is nothing to sparsify.
     """
 
     name: ClassVar[str] = "mean-sparse"
@@ -94,7 +95,7 @@ class MeanSparse(ReferenceDefense):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The threshold, and the source of mean and deviation, whose values are buffers."""
+        """The threshold, and the source of the statistics, whose values are in buffers."""
         return {
             "alpha": self.alpha,
             "statistics": "images" if self._from_images else "batch-norm",
@@ -107,7 +108,7 @@ class MeanSparse(ReferenceDefense):
         return model
 
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Sparsity:
-        """Return which gradient `predict` is to have; see `ReferenceDefense.adapt`."""
+        """Return which gradient `predict` will have; see `ReferenceDefense.adapt`."""
         finite = finite_rows(x)
         status = torch.where(finite, Status.ADAPTED, Status.INPUT_NON_FINITE)
         return Sparsity(status, differentiable)
@@ -115,11 +116,12 @@ class MeanSparse(ReferenceDefense):
     def predict(self, x: Tensor, adaptation: Sparsity) -> Tensor:
         """Return logits (N, classes) of the sparsified model.
 
-        The gradient to `x` passes straight through the sparsification, unless the adaptation is
-        differentiable.
+        The gradient to `x` passes straight through the sparsification, unless the adaptation asks
+        for the exact gradient.
 
         Raises:
-            InputError: `x` is nothing the model can take.
+            InputError: the adaptation is for another number of samples, or `x` is not valid for the
+                model.
         """
         if len(adaptation.status) != len(x):
             raise InputError(
@@ -131,7 +133,7 @@ class MeanSparse(ReferenceDefense):
 
 
 class _Sparse(nn.Module):
-    """A model, sparsified."""
+    """A model with sparsified activations."""
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class _BatchNormOutput(NamedTuple):
 
 
 class _Activations(TorchFunctionMode):
-    """Within it, every activation function's input is looked at first."""
+    """A mode in which the input of every activation function first passes through `look`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,17 +204,17 @@ class _Activations(TorchFunctionMode):
         return result
 
     def look(self, values: Tensor) -> Tensor:
-        """Return what the activation function gets for what it was to get."""
+        """Return the input that the activation function receives instead of `values`."""
         raise NotImplementedError
 
     def axis(self, values: Tensor) -> int:
-        """Return which axis holds the channels: the last one of tokens and of linear layers."""
+        """Return the channel axis: the last one for tokens and after linear layers, otherwise 1."""
         if self._is_normalized(values):
             return 1
         return values.dim() - 1 if values.dim() == 3 or values is self._linear else 1
 
     def remembered(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return mean and deviation, (C,) each, where a BatchNorm layer has given these values."""
+        """Return mean and deviation, (C,) each, if the last BatchNorm layer returned `values`."""
         if self._normalized is None or not self._is_normalized(values):
             return None
         scale, shift = self._normalized.scale, self._normalized.shift
@@ -255,7 +257,7 @@ class _Sparsifying(_Activations):
 
 
 class _Measuring(_Activations):
-    """Adds up what enters each activation function."""
+    """A mode that sums the inputs of each activation function, and their squares."""
 
     def __init__(self, sums: dict[int, Tensor]) -> None:
         super().__init__()
@@ -276,7 +278,7 @@ class _Measuring(_Activations):
 
 
 def _measure(model: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return mean and standard deviation, (C,) each, of what each activation function takes."""
+    """Return mean and standard deviation, (C,) each, of the input of each activation function."""
     copy, sums = private_copy(model), dict[int, Tensor]()
     dtype = next((each.dtype for each in model.parameters()), torch.float32)
     for batch in images.split(_ROWS) if isinstance(images, Tensor) else images:
@@ -296,9 +298,9 @@ def _measure(model: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[
 
 
 _ROWS = 256
-"""Images at a time."""
+"""Images per batch."""
 
 
 def _along(channels: Tensor, axis: int, like: Tensor) -> Tensor:
-    """Return values of each channel so that they broadcast over another tensor."""
+    """Return values per channel, reshaped to broadcast over `like` along an axis."""
     return channels.detach().view([-1 if each == axis else 1 for each in range(like.dim())])

@@ -1,4 +1,4 @@
-"""Defenses that change the input instead of the model, by gradient steps on each sample."""
+"""Defenses that change the input, not the model, by gradient steps on each sample."""
 
 import math
 from abc import abstractmethod
@@ -21,14 +21,14 @@ from dent.errors import ConfigError, InputError
 
 @dataclass(frozen=True, eq=False)
 class Perturbation:
-    """The change of each sample before the model sees it.
+    """The change to each sample before the model sees it.
 
     Attributes:
-        perturbation: as the batch, (N, ...), in units of the input; 0 for samples left alone.
-        entropy: (steps, N) in nats, of the prediction before each step.
+        perturbation: (N, ...), the shape of the batch, in units of the input; 0 for samples that
+            are not changed.
+        entropy: (steps, N) in nats, of the prediction before each step. NaN for a sample whose
+            input is not finite.
         status: (N,) int64, values of `dent.Status`.
-
-    Entropy is NaN for a sample whose input is not finite.
     """
 
     perturbation: Tensor
@@ -36,10 +36,10 @@ class Perturbation:
     status: Tensor
 
     def spread(self, kept: Tensor) -> "Perturbation":
-        """Expand to the full batch, whose samples at `kept` are this perturbation's.
+        """Return the perturbation of a full batch, of which this one covers the samples at `kept`.
 
         Args:
-            kept: (N,) bool; the others were left out because their input is not finite.
+            kept: (N,) bool. The other samples were left out because their input is not finite.
         """
         among = self.perturbation.new_zeros(len(kept), *self.perturbation.shape[1:])
         entropies = self.entropy.new_full((len(self.entropy), len(kept)), math.nan)
@@ -50,26 +50,26 @@ class Perturbation:
 
 
 class InputDefense(ReferenceDefense):
-    """Minimize a loss of the sample's own prediction by gradient steps on the input.
+    """A defense that minimizes a loss of its own prediction by gradient steps on the input.
 
         δ ← project(δ − step_size · direction(∇_δ loss(model(x + δ)))),   prediction: model(x + δ)
 
-    The direction is the sign, unless a subclass says otherwise. Each sample is optimized by itself,
-    so neighbours do not matter, up to rounding: where a gradient is 0 but for rounding, its sign is
-    not determined.
+    The direction is the sign of the gradient, unless a subclass changes it. Each sample is
+    optimized separately, so the other members do not matter, up to rounding: if a gradient is 0
+    except for rounding, its sign is arbitrary.
 
-    The gradient to `x` goes through `x + δ` with δ a constant, as in the published evaluations.
-    With `differentiable=True` it is the exact gradient. For signs it differs less than one might
-    hope: the sign is constant almost everywhere, so no gradient passes through the steps, and only
-    a projection that depends on `x` adds anything. With `smooth_signs` a gradient passes: that of
-    a tanh in the place of each sign, which is not exact. For a smooth direction the exact gradient
-    passes through all steps.
+    The gradient to `x` passes through `x + δ` with δ a constant, as in the published evaluations.
+    With `differentiable=True` it is the exact gradient. With signs, this makes little difference:
+    the sign is constant almost everywhere, so no gradient passes through the steps, and only a
+    projection that depends on `x` contributes. With `smooth_signs` a gradient passes through the
+    steps, but it is not exact: a tanh replaces each sign. With a smooth direction the exact
+    gradient passes through all steps.
     """
 
     smooth: ClassVar[bool] = False
-    """Whether the direction has a gradient of its own, which the exact gradient then follows."""
+    """Whether the direction is differentiable: the exact gradient then passes through all steps."""
     sized_by: ClassVar[str] = "step_size"
-    """The setting that holds the size of a step."""
+    """The name of the setting for the step size."""
 
     def __init__(self, model: nn.Module, *, steps: int, step_size: float) -> None:
         value: object = steps
@@ -84,7 +84,7 @@ class InputDefense(ReferenceDefense):
 
     @property
     def batch_dependent(self) -> bool:
-        """False: every sample has its own loss."""
+        """False: every sample minimizes its own loss."""
         return False
 
     @final
@@ -93,7 +93,7 @@ class InputDefense(ReferenceDefense):
 
         Args:
             steps: how many.
-            size: by what the size of a step is multiplied.
+            size: factor by which the step size is multiplied.
 
         Raises:
             ConfigError: `steps` or `size` is out of range.
@@ -103,11 +103,11 @@ class InputDefense(ReferenceDefense):
 
     @abstractmethod
     def _start(self, x: Tensor) -> Tensor:
-        """Return the perturbation before the first step, as x. The only place to draw numbers."""
+        """Return the first perturbation, shaped as `x`. Only this method may draw numbers."""
 
     @abstractmethod
     def _loss(self, logits: Tensor, first: Tensor) -> Tensor:
-        """Return what each sample minimizes, (N,).
+        """Return the loss that each sample minimizes, (N,).
 
         Args:
             logits: (N, classes) at the current point.
@@ -115,12 +115,12 @@ class InputDefense(ReferenceDefense):
         """
 
     def _direction(self, slope: Tensor) -> Tensor:
-        """Return where a step goes, as `slope`, the gradient of each sample's loss."""
+        """Return the direction that a step subtracts, shaped as `slope`, the loss gradient."""
         return slope.sign()
 
     @abstractmethod
     def _project(self, x: Tensor, perturbation: Tensor) -> Tensor:
-        """Return the allowed perturbation nearest to one; differentiable in both."""
+        """Project a perturbation to the allowed ones; differentiable in both arguments."""
 
     @final
     def adapt(
@@ -136,19 +136,20 @@ class InputDefense(ReferenceDefense):
         Args:
             x: (N, ...) of floats. Rows with NaN or infinity are left out.
             differentiable: keep the graph to `x`.
-            on_step: with `differentiable`, called before each step with what would be predicted
-                then: logits (N, classes), with the gradient to `x`.
-            smooth_signs: with `differentiable`, the gradient through each sign is that of a tanh
-                of this temperature (`dent.adaptation.signs`); the perturbation stays the same.
+            on_step: with `differentiable`, called before each step with the prediction at that
+                point: logits (N, classes), with the gradient to `x`.
+            smooth_signs: with `differentiable`, each sign has the gradient of a tanh of this
+                temperature (`dent.adaptation.signs`). The perturbation stays the same.
 
         Raises:
-            InputError: `x` is empty, not floating-point, or nothing the model can take.
-            ConfigError: `smooth_signs` is not greater than 0, or there is nothing to differentiate.
+            InputError: `x` is empty, not floating-point, or not valid for the model.
+            ConfigError: `smooth_signs` is not greater than 0, or `on_step` or `smooth_signs` is
+                given without `differentiable`.
         """
         if not differentiable and (on_step is not None or smooth_signs is not None):
             raise ConfigError("on_step and smooth_signs need differentiable=True.")
         finite = finite_rows(x)
-        # Drawn outside of the isolation below, which would put the random state back.
+        # Drawn before `isolated`, which restores the random state at its end.
         with torch.inference_mode(False), torch.no_grad():
             start = self._start(x)
         through_steps = differentiable and (
@@ -174,7 +175,7 @@ class InputDefense(ReferenceDefense):
         """Return the model's logits (N, classes) for the perturbed batch, with gradient to `x`.
 
         Raises:
-            InputError: the perturbation has another shape, or the model cannot take `x`.
+            InputError: the perturbation has another shape, or `x` is not valid for the model.
         """
         if adaptation.perturbation.shape != x.shape:
             raise InputError(
@@ -192,7 +193,7 @@ class InputDefense(ReferenceDefense):
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if through_steps and x.requires_grad:
             x = x.view_as(x)
-            # Backward through a discarded step multiplies 0 by infinity.
+            # The backward pass through a discarded step would give NaN, as 0 times infinity.
             x.register_hook(lambda back: torch.where(_over_pixels(alive, back), back, 0))
         entropies = []
         for _ in range(self.steps):
@@ -204,7 +205,7 @@ class InputDefense(ReferenceDefense):
             if on_step is not None:
                 on_step(logits)
             first = logits.detach() if first is None else first
-            # Summed, not averaged: the batch's size must not reach a sample's gradient.
+            # Summed, not averaged: a sample's gradient must not depend on the batch size.
             loss = self._loss(logits, first).sum()
             slope = gradient(loss, point, keep_graph=through_steps)
             alive = alive & slope.detach().flatten(1).isfinite().all(1)
@@ -216,7 +217,7 @@ class InputDefense(ReferenceDefense):
 
 
 def _over_pixels(samples: Tensor, like: Tensor) -> Tensor:
-    """Return a value of each sample, (N,), so that it broadcasts over a batch like another."""
+    """Return values per sample, (N,), reshaped to broadcast over a batch shaped as `like`."""
     return samples.reshape(-1, *[1] * (like.dim() - 1))
 
 

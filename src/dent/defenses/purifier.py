@@ -13,20 +13,20 @@ from dent.defenses.base import ReferenceDefense
 from dent.support.devices import device_of
 
 BUNDLED: Final = Path(__file__).parent / "weights" / "denoiser-cifar10.safetensors"
-"""Weights of a `Denoiser` of CIFAR-10 images."""
+"""The weights of a `Denoiser` for CIFAR-10 images."""
 
 
 def _safetensors() -> Any:
-    """Load safetensors where it is needed: `import dent` does not."""
+    """Import safetensors only when it is needed, so that `import dent` does not load it."""
     return import_module("safetensors.torch")
 
 
 class Denoiser(nn.Sequential):
-    """Five convolutions that estimate the perturbation of an image.
+    """A net of five convolutions that estimates the perturbation of an image.
 
     Args:
-        channels: of the images.
-        width: channels of the hidden layers.
+        channels: number of channels of the images.
+        width: number of channels of the hidden layers.
     """
 
     def __init__(self, channels: int = 3, width: int = 32) -> None:
@@ -37,28 +37,29 @@ class Denoiser(nn.Sequential):
 
 
 class Purifier(ReferenceDefense):
-    """Subtract an estimate of the perturbation, then predict.
+    """A static defense that subtracts an estimate of the perturbation, then predicts.
 
         model(x − g(x))
 
     for a denoiser g. Nothing adapts, and the gradient of `predict` is exact.
 
-    The bundled g is trained like the denoisers of Liao et al.: its loss is the distance of the
-    model's logits, |f(x̃ − g(x̃)) − f(x)|, for FGSM images x̃ at 8/255 in l∞ of
+    The bundled g was trained like the denoisers of Liao et al.: its loss is the distance between
+    the model's logits, |f(x̃ − g(x̃)) − f(x)|, for FGSM images x̃ at 8/255 in l∞ of
     `resnet-14-2-linf` (`examples/train_purifier.py`). Athalye and Carlini ("On the Robustness of
-    the CVPR 2018 White-Box Adversarial Example Defenses") broke theirs by following this gradient.
+    the CVPR 2018 White-Box Adversarial Example Defenses") broke the denoisers of Liao et al. by
+    following this gradient.
 
     Source: Liao, Liang, Dong, Pang, Hu and Zhu, "Defense against Adversarial Attacks Using
     High-Level Representation Guided Denoiser". They use a U-Net.
 
     Args:
         model: the classifier.
-        denoiser: g, from images (N, C, H, W) to images of that shape. A copy of it is taken to the
-            model's device, and is always in eval mode. By default the bundled one, of images with
-            3 channels in [0, 1].
+        denoiser: g, from images (N, C, H, W) to perturbations of that shape. The defense uses a
+            copy on the model's device, always in eval mode. By default the bundled denoiser, for
+            images with 3 channels in [0, 1].
 
     Raises:
-        UnsupportedModelError: the model cannot be computed.
+        UnsupportedModelError: the model is not supported.
     """
 
     name: ClassVar[str] = "purifier"
@@ -73,12 +74,12 @@ class Purifier(ReferenceDefense):
 
     @property
     def batch_dependent(self) -> bool:
-        """False: each image is denoised by itself."""
+        """False: each image is denoised separately."""
         return False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """SHA-256 of the denoiser's weights, as a safetensors file."""
+        """The SHA-256 digest of the denoiser's weights, as a safetensors file."""
         state = {key: value.cpu() for key, value in self.denoiser.state_dict().items()}
         return {"denoiser": hashlib.sha256(_safetensors().save(state)).hexdigest()}
 
@@ -89,7 +90,7 @@ class Purifier(ReferenceDefense):
         return self
 
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Adaptation:
-        """Return an empty adaptation."""
+        """Return an empty adaptation, since nothing adapts."""
         return self.classifier.adapt(x, differentiable=differentiable)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:

@@ -1,4 +1,4 @@
-"""All defenses by name, from a file, or from the user's own factory."""
+"""Make defenses by name, from a JSON file, or from the user's own factory."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ CONFIGS: Final[Mapping[str, DentConfig]] = {
     "tte": DentConfig(steps=0, views=ViewsConfig()),
     "tte-13": DentConfig(steps=0, views=ViewsConfig(count=13)),
 }
-"""The defenses that are a configuration of `Dent`."""
+"""The defenses that are configurations of `Dent`, by name."""
 
 _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
     "tent-online": TentOnline,
@@ -45,7 +45,7 @@ _CLASSES: Final[Mapping[str, Callable[[nn.Module], ReferenceDefense]]] = {
 }
 
 KINDS: Final[Mapping[str, str]] = {name: recorded_kind(name) for name in _CLASSES}
-"""The classes of the other defenses, as in records."""
+"""The classes of the other defenses, by name, as records write them."""
 
 _PROTOCOL = ("adapt", "predict", "batch_dependent")
 
@@ -60,19 +60,19 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
 
     Args:
         spec: one of `names()`; or the path of a JSON file with fields of `DentConfig`, ending in
-            `.json`; or `package.module:factory` of your own, which is called with a copy of the
-            model and gives a defense (`adapt`, `predict`, `batch_dependent`), or any nn.Module,
-            which counts as static.
-        model: the classifier; stays as it is.
+            `.json`; or your own `package.module:factory`. A factory is called with a copy of the
+            model. It returns a defense (`adapt`, `predict`, `batch_dependent`), or any other
+            nn.Module, which becomes a static defense.
+        model: the classifier. It is not changed.
 
     Returns:
-        The defense: it answers a batch by `predict(x, adapt(x))`.
+        The defense. `predict(x, adapt(x))` predicts a batch.
 
     Raises:
         UnknownNameError: there is no such defense, module or factory.
         ConfigError: the JSON file is missing, unreadable, or not a configuration.
-        UnsupportedModelError: the defense cannot work on this model, or the factory failed or gave
-            something else.
+        UnsupportedModelError: the defense does not support this model, or the factory failed or
+            returned something else.
     """
     if spec in CONFIGS:
         return Dent(model, CONFIGS[spec])
@@ -81,7 +81,7 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
     if spec.lower().endswith(".json"):
         return Dent(model, load_config(spec))
     if ":" in spec:
-        # A copy: code that adapts in place must not touch the model that others are made from.
+        # A copy, because code that adapts in place must not change the model of other defenses.
         defense = call_factory(
             spec,
             copy.deepcopy(model),
@@ -96,15 +96,15 @@ def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
     """Return the description of a defense for records, as plain JSON types.
 
     Args:
-        defense: any defense. One of your own may bring a method `describe()` returning any of the
-            keys below, and attributes `stateful` and `randomized`.
+        defense: any defense. Your own may have attributes `stateful` and `randomized`, and a method
+            `describe()` that returns any of the keys below.
 
     Returns:
-        `name`; `settings`, a dict; and the flags `batch_dependent`, `stateful` (answers depend on
-        the batches before) and `randomized` (the same batch can be answered differently twice).
+        `name`; `settings`, a dict; and the flags `batch_dependent`, `stateful` (predictions depend
+        on earlier batches) and `randomized` (the same batch can get different predictions).
 
     Raises:
-        ConfigError: its own `describe()` gives something that is not JSON.
+        ConfigError: `defense.describe()` does not return a dict of plain JSON types.
     """
     described: dict[str, Any] = {
         "name": path_of(defense),
@@ -135,7 +135,7 @@ def _name(config: DentConfig) -> str:
             return name
     if config.steps:
         return "dent-custom"
-    own = config.statistics != "test"  # without a step, nothing moves
+    own = config.statistics != "test"  # without a step, "moving" is the same as "train"
     if config.views is not None and config.views.predict != "image":
         return "tte" if config.smoothing is None and own else "dent-custom"
     if config.smoothing is None:

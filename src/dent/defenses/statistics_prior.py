@@ -1,4 +1,4 @@
-"""Statistics between the model's and the batch's (Schneider et al., NeurIPS 2020)."""
+"""Normalization by a mix of train and test statistics (Schneider et al., NeurIPS 2020)."""
 
 import math
 from typing import Any, ClassVar
@@ -11,24 +11,24 @@ from dent.errors import ConfigError
 
 
 class StatisticsPrior(BatchNormDefense):
-    """Normalize by a mean of the model's running statistics and the current batch's.
+    """A defense that normalizes by a weighted mean of train statistics and test statistics.
 
         μ = N/(N+n) μ_train + n/(N+n) μ_batch,   and the same for the variance
 
-    for n samples, at every BatchNorm layer in turn; nothing else adapts. N = 0 is
-    `statistics-only`, N → ∞ the static model. The variance of the batch is the biased one, by
-    which BatchNorm normalizes (the authors' code takes the unbiased one).
+    for n samples, at every BatchNorm layer in turn; nothing else adapts. N = 0 is the defense
+    `statistics-only`, and N → ∞ is the static model. The batch's variance is the biased estimate,
+    as in BatchNorm (the authors' code uses the unbiased estimate).
 
     Source: Schneider, Rusak, Eck, Bringmann, Brendel and Bethge, "Improving robustness against
     common corruptions by covariate shift adaptation", and the authors' code.
 
     Args:
         model: the classifier; its BatchNorm layers keep running statistics.
-        strength: N, the number of samples that the model's own statistics count as; at least 0.
+        strength: N, the number of samples that the train statistics count as; at least 0.
 
     Raises:
         ConfigError: `strength` is out of range.
-        UnsupportedModelError: the model cannot be computed, or no layer keeps running statistics.
+        UnsupportedModelError: the model is not supported, or no layer keeps running statistics.
     """
 
     name: ClassVar[str] = "statistics-prior"
@@ -49,7 +49,7 @@ class StatisticsPrior(BatchNormDefense):
     def statistics(
         self, values: Tensor, running_mean: Tensor, running_var: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the model's statistics and the batch's, mixed."""
+        """Return the weighted mean of the model's statistics and the batch's."""
         batch_var, batch_mean = torch.var_mean(values, (0, 2), correction=0)
         share = self.strength / (self.strength + len(values))
         mean = share * running_mean + (1 - share) * batch_mean

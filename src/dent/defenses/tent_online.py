@@ -1,4 +1,4 @@
-"""Tent as published, adapting from batch to batch (Wang et al., ICLR 2021)."""
+"""Tent as published: it keeps adapting from batch to batch (Wang et al., ICLR 2021)."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,37 +20,38 @@ TENT = DentConfig(steps=1, statistics="test")
 
 
 class TentState(NamedTuple):
-    """What tent has become after the batches so far: a value, never written to."""
+    """The state of tent after the batches so far: a value that is never written to."""
 
     parameters: Tensor
     """All scales and shifts as one vector, (D,)."""
     optimizer: State
-    """The optimizer's moving averages."""
+    """The optimizer's state: its step and its moving averages."""
 
 
 class TentOnline(ReferenceDefense):
-    """Minimize the entropy of each batch's predictions, and keep the change.
+    """A stateful defense that minimizes the entropy of each batch's predictions.
 
         prediction: model(x; θ),   then   θ ← θ − Adam(∇_θ mean entropy(model(x; θ)))
 
-    for θ the scales and shifts of the normalization layers, normalizing by test statistics. As
-    published, a batch is predicted by the parameters before its last step, so with one step each
-    batch pays for the next. Every `adapt` (and so every call) moves the state, an attacker's
-    queries too; the answer therefore depends on all batches before, and on their order. Not for
-    several threads at once.
+    for θ the scales and shifts of the normalization layers, by default with test statistics. As
+    published, a batch is predicted by the parameters before its last step, so with one step, a
+    batch affects only the predictions of later batches. Every `adapt` (and so every call) changes
+    the state, including an attacker's queries. A prediction therefore depends on all earlier
+    batches and on their order. The defense is not thread-safe.
 
-    The wrapped model is not written to: the state is this object's, not part of `state_dict()`.
+    The wrapped model is not written to: this object holds the state, outside of `state_dict()`.
 
     Source: Wang, Shelhamer, Liu, Olshausen and Darrell, "Tent: Fully Test-Time Adaptation by
-    Entropy Minimization", and the authors' code, which adapts BatchNorm2d alone where this adapts
-    every kind of normalization layer that `Dent` does.
+    Entropy Minimization", and the authors' code. The authors' code adapts only BatchNorm2d. This
+    class adapts every kind of normalization layer that `Dent` adapts.
 
     Args:
         model: the classifier.
-        config: batch-wise, at least one step, statistics that do not move, no smoothing, no views.
+        config: batch-wise, at least one step, adapts scales and shifts, statistics that do not move,
+            no smoothing, no views.
 
     Raises:
-        ConfigError: `config` is none that tent knows.
+        ConfigError: `config` does not meet these conditions.
         UnsupportedModelError: the model has nothing to adapt.
     """
 
@@ -75,7 +76,7 @@ class TentOnline(ReferenceDefense):
 
     @property
     def batch_dependent(self) -> bool:
-        """True: the batch shares its parameters, and its statistics."""
+        """True: all members share the parameters and the statistics."""
         return True
 
     @property
@@ -93,7 +94,7 @@ class TentOnline(ReferenceDefense):
         self._state = None
 
     def snapshot(self) -> TentState | None:
-        """Return the state for `restore`; None if it is fresh."""
+        """Return the state, for `restore`; None if no batch has changed it."""
         return self._state
 
     def restore(self, state: TentState | None) -> None:
@@ -103,20 +104,20 @@ class TentOnline(ReferenceDefense):
     def adapt(
         self, x: Tensor, *, differentiable: bool = False, on_step: OnStep | None = None
     ) -> Adaptation:
-        """Take the batch's steps, move the state, and return what predicts this batch.
+        """Take the steps of a batch, update the state, and return the batch's adaptation.
 
-        A batch in which a step turns non-finite leaves the state as it was.
+        If a step becomes non-finite, the state stays as it was.
 
         Args:
             x: (N, ...) of floats. Rows with NaN or infinity are left out of the batch.
-            differentiable: keep the graph to `x` of all steps but the last, which does not
-                reach this batch's prediction. The state that carries over is always a constant.
-            on_step: with `differentiable`, called before each step with what would be predicted
-                then: logits (N, classes), with the gradient to `x`.
+            differentiable: keep the graph to `x` of all steps except the last, which does not
+                affect this batch's prediction. The state that carries over is always a constant.
+            on_step: with `differentiable`, called before each step with the prediction at that
+                point: logits (N, classes), with the gradient to `x`.
 
         Raises:
-            InputError: `x` is empty, not floating-point, or nothing the model can take.
-            ConfigError: `on_step` without `differentiable`.
+            InputError: `x` is empty, not floating-point, or not valid for the model.
+            ConfigError: `on_step` is given without `differentiable`.
         """
         if on_step is not None and not differentiable:
             raise ConfigError("on_step needs differentiable=True.")
@@ -170,12 +171,12 @@ class TentOnline(ReferenceDefense):
         )
 
     def _current(self, trained: dict[str, Tensor]) -> TentState:
-        """Return the state on the model's device, detached, to start from."""
+        """Return the state to start from, detached, on the model's device."""
         fresh = flatten(trained)
         if self._state is None:
             optimizer = make_optimizer(self.config, self.config.lr)
             return TentState(fresh, optimizer.init(fresh))
         averages = tuple(average.to(fresh) for average in self._state.optimizer.averages)
-        # Another tensor on the same numbers, since a step will require its gradient.
+        # A new tensor with the same data, because a step will set requires_grad on it.
         parameters = self._state.parameters.to(fresh).detach()
         return TentState(parameters, State(self._state.optimizer.step, averages))

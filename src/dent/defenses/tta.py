@@ -1,4 +1,4 @@
-"""A wrapper that makes any test-time adaptation method a defense that keeps state."""
+"""A wrapper that turns any test-time adaptation method into a defense that keeps state."""
 
 import copy
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from dent.kinds import path_of
 
 
 class Answered(NamedTuple):
-    """Result of one call of a method."""
+    """The result of one call of a method."""
 
     images: Tensor
     """The batch, detached."""
     logits: Tensor
     """The method's logits (N, classes), detached."""
     model: Callable[[Tensor], Tensor]
-    """A copy of its model after the batch."""
+    """A copy of the method's model, made after the batch."""
 
 
 class TestTimeAdaptation(nn.Module):
@@ -27,27 +27,27 @@ class TestTimeAdaptation(nn.Module):
 
     The method is a module. Its `forward(x)` predicts a batch and changes its own state, and its
     `reset()` returns to the initial state. Every `adapt` (and so every call) changes the state,
-    including an attacker's queries, as in the method itself. `snapshot` and `restore` save a state,
-    so that an evaluation can attack without a trace in the stream.
+    including an attacker's queries, as in the method itself. `snapshot` saves the state and
+    `restore` returns to it, so the queries of an evaluation's attacks need not affect the stream.
 
-    The logits are exactly the method's. Their gradient is that of the method's `model` after the
-    batch, at the same images, because methods free their own graph when they take their step. So
-    gradient attacks use a substitute here, as BPDA does.
+    The logits are exactly the method's. Their gradient is the gradient of the method's `model`
+    after the batch, at the same images, because methods free their own graph when they take their
+    step. So gradient attacks use a substitute here, as in BPDA.
 
     The method is copied and keeps its modes (tent predicts in training mode): `eval()` and
     `train()` on this wrapper have no effect. It is not thread-safe.
 
     Args:
         method: Has `forward(x)`, `reset()`, and `model`, the classifier that it adapts.
-        model: The static classifier before the method changed it, in eval mode. It must be another
-            object than the method's. It is not changed.
+        model: The static classifier before the method changed it, in eval mode. It must not be the
+            same object as the method's model. It is not changed.
 
     Raises:
         UnsupportedModelError: The method lacks one of these or cannot be copied, or `model` is in
             training mode.
     """
 
-    __test__: ClassVar[bool] = False  # for pytest, which collects classes of such names
+    __test__: ClassVar[bool] = False  # otherwise pytest collects the class, because of its name
     name: ClassVar[str] = "test-time-adaptation"
 
     def __init__(self, method: nn.Module, model: nn.Module) -> None:
@@ -71,7 +71,7 @@ class TestTimeAdaptation(nn.Module):
 
     @property
     def batch_dependent(self) -> bool:
-        """True: such methods adapt to the whole batch."""
+        """True: these methods adapt to the whole batch."""
         return True
 
     @property
@@ -107,7 +107,7 @@ class TestTimeAdaptation(nn.Module):
         self.method = _copied(state)
 
     def train(self, mode: bool = True) -> "TestTimeAdaptation":
-        """Change nothing: the modes are the method's own."""
+        """Change nothing: the method keeps its own modes."""
         del mode
         return self
 
@@ -138,7 +138,7 @@ class TestTimeAdaptation(nn.Module):
 def _copied(method: Any) -> Any:
     try:
         return copy.deepcopy(method)
-    except Exception as error:  # a method of the user's own may raise anything
+    except Exception as error:  # the user's method may raise anything
         raise UnsupportedModelError(
             f"{type(method).__name__} cannot be copied ({error}), so an attack could not query it "
             "without a change of its state."

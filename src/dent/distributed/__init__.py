@@ -1,4 +1,4 @@
-"""Evaluate on many processes and machines, with the records of one process.
+"""Evaluate on many processes and machines, with the same records as one process.
 
     from dent.distributed import Cluster, evaluate
 

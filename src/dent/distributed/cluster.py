@@ -11,16 +11,16 @@ class Cluster:
 
     Attributes:
         address: `HOST:PORT` of a cluster that this machine belongs to, or `auto`. By default the
-            one that RAY_ADDRESS names, as under `ray job submit`; else one of this machine's cores,
-            which ends with the run.
-        workers: How many processes work at once. By default as many as the cluster has room for
-            when the run begins. There are never more than there is work for.
-        cpus_per_worker: Cores, and threads, of each. Sums are grouped by thread, so results are
-            bit-equal to those of a process with as many.
-        gpus_per_worker: GPUs of each; workers compute on the CPU where it is 0. A part of 1
-            lets workers share one.
-        attempts: How many workers may die over the same work before the run gives up.
-        patience: Seconds to wait while there is no worker at all.
+            cluster in RAY_ADDRESS, as under `ray job submit`. Without RAY_ADDRESS, a new cluster on
+            this machine's cores, which ends with the run.
+        workers: The number of processes that work at once. By default as many as the cluster has
+            room for, and never more than there is work for.
+        cpus_per_worker: Cores and threads of each worker. The number of threads changes the order
+            of sums, so results are bit-equal only to a process with the same number.
+        gpus_per_worker: GPUs of each worker; 0 computes on the CPU. With a fraction, workers share
+            a GPU.
+        attempts: The run gives up once this many workers have died during the same work.
+        patience: Seconds to wait without any worker before the run gives up.
 
     Raises:
         ConfigError: A value is out of range.
@@ -72,7 +72,7 @@ class Cluster:
 
 
 class WorkerError(DentError):
-    """Workers died, or none could be started: the message says which work that stopped, and why.
+    """Workers died, or none could be started. The message says which work stopped, and why.
 
-    What was recorded before stays, and the same command goes on from there.
+    Earlier records are kept, and the same command resumes the run.
     """

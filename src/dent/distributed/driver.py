@@ -1,6 +1,6 @@
-"""Give groups of units to workers, record what they find, and give what a dead one left to another.
+"""Give groups of units to workers, record the results, and give the work of dead workers to others.
 
-The driver alone writes, so nothing is recorded twice. It knows workers as a `Pool`, never Ray.
+Only the driver writes, so nothing is recorded twice. It does not depend on Ray, only on a `Pool`.
 """
 
 import time
@@ -27,7 +27,7 @@ _QUIET: Final = 15.0
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker can be given work."""
+    """An event: a worker is ready for work."""
 
     worker: int
     session: Session
@@ -35,7 +35,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A worker ran a unit."""
+    """An event: a worker ran a unit."""
 
     worker: int
     found: Found
@@ -43,14 +43,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Finished:
-    """A worker ran all units of its task."""
+    """An event: a worker ran all units of its task."""
 
     worker: int
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker died, or cannot be reached. It sends nothing more."""
+    """An event: a worker died, or cannot be reached. It sends nothing more."""
 
     worker: int
     cause: str
@@ -58,7 +58,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Failed:
-    """The work of a worker raised an error, as it would have in any process."""
+    """An event: the work of a worker raised an error, as it would in any process."""
 
     worker: int
     error: Exception
@@ -68,7 +68,7 @@ Event = Ready | Recorded | Finished | Lost | Failed
 
 
 class Pool(Protocol):
-    """Workers, by number."""
+    """A pool of workers, each with a number."""
 
     @property
     def size(self) -> int:
@@ -76,7 +76,7 @@ class Pool(Protocol):
         ...
 
     def hire(self) -> int:
-        """Start a worker. Later it will be ready, fail, or be lost."""
+        """Start a worker and return its number. Events will say if it is ready, failed or lost."""
         ...
 
     def give(self, worker: int, task: Task) -> None:
@@ -84,15 +84,15 @@ class Pool(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """Return what has happened, as soon as something has."""
+        """Wait for events, for at most this many seconds, and return them."""
         ...
 
     def within(self) -> Mapping[int, tuple[Unit, float]]:
-        """Return by worker the unit that it runs and its progress, as last reported."""
+        """Return, for each worker, the unit that it runs and its last known progress, 0 to 1."""
         ...
 
     def lacking(self) -> str:
-        """Say what one worker takes, and what there is."""
+        """Return a message: the resources that one worker needs, and those that are available."""
         ...
 
 
@@ -107,16 +107,17 @@ def drive(
     """Do the work with a pool of workers.
 
     Args:
-        work: What is to be done.
+        work: The work to do.
         pool: The workers.
-        attempts: How many may die over one group, or in a row before they are ready.
-        patience: Seconds to wait while there is no worker at all.
-        notice: Told of workers that died, and of waiting.
+        attempts: Give up once this many workers have died during one group, or in a row before
+            they were ready.
+        patience: Seconds to wait without any worker before giving up.
+        notice: Called with a message when a worker dies, or when none has started for a while.
 
     Raises:
-        WorkerError: Workers keep dying over the same work, or none can be started.
-        InputError: A defense remembers what it was asked, and cannot be put back.
-        Exception: What an attack or defense raised; that is not tried again.
+        WorkerError: Workers keep dying during the same work, or none can be started.
+        InputError: A defense depends on earlier queries and cannot be reset.
+        Exception: Any error that an attack or defense raises. There is no retry.
     """
     _Driver(work, pool, attempts, patience, notice).run()
 
@@ -149,7 +150,7 @@ class _Driver:
         self._work.tell()
 
     def _run(self, groups: Sequence[Group]) -> None:
-        """Have independent groups run."""
+        """Run independent groups."""
         for group in groups:
             if self._work.left(group):
                 self._todo.append(group)
@@ -251,7 +252,7 @@ class _Driver:
             self._work.tell(*running)
 
     def _refuse_memory(self, record: JournalRecord) -> None:
-        """Refuse a defense whose answers would depend on which worker gives them."""
+        """Refuse a defense whose predictions would depend on the worker."""
         if not isinstance(record, ProbeRecord) or not stateful(record):
             return
         prepared = self._work.prepared

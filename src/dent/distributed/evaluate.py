@@ -1,4 +1,4 @@
-"""Evaluate on a Ray cluster, with the plan and records of one process."""
+"""Evaluate on a Ray cluster, with the same plan and records as one process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,30 +27,30 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate as `dent.evaluation.evaluate` does, on many processes and machines.
 
-    Whole batches are given to workers, so on the same kind of device, with as many threads as a
-    worker has, the records are bit-equal to those of one process. This process alone writes to
-    the folder. A worker or machine that dies takes with it at most the unit it was at: the rest of
-    its batch is done by another.
+    Workers take whole batches. So the records are bit-equal to those of one process on the same
+    kind of device with as many threads as a worker. Only this process writes to the folder. If a
+    worker or machine dies, at most the unit in progress is lost, and another worker takes the rest
+    of its batch.
 
     Args:
-        subject: What is evaluated; it must pickle, and is best on the CPU, as workers take it to
-            their own device.
-        settings: How samples are batched, and what comes along.
-        cluster: Where, and with how many workers; by default all cores of this machine.
-        out: The run folder, on this machine. It may have been begun by one process, or be finished
-            by one.
-        progress: Called as units are done, and in between.
-        shard: Do this part of the run alone.
-        static_from: A run folder of the same evaluation with other defenses. What it recorded of
-            the static model is copied.
-        notice: Told, in a sentence, of workers that were lost and of waiting.
+        subject: What to evaluate. It must pickle. Keep it on the CPU: workers move it to their own
+            device.
+        settings: How the samples form batches, and what else runs.
+        cluster: The cluster and its workers; by default `Cluster()`.
+        out: The run folder, on this machine. The cluster can resume a run that one process began,
+            and vice versa.
+        progress: Called after every unit, and in between.
+        shard: Run only this part of the evaluation.
+        static_from: A run folder of the same evaluation with other defenses. Its records of the
+            static model are copied.
+        notice: Called with a message when a worker dies, or when none has started for a while.
 
     Raises:
         MissingExtraError: Ray is not installed.
         WorkerError: The cluster cannot be reached, no worker can be started, or workers keep dying
-            over the same batch. The same call goes on where it stopped.
-        InputError: The subject does not pickle; or a defense remembers what it was asked, and has
-            no `reset()`: its answers would depend on which worker gives them.
+            during the same batch. The same call resumes the run.
+        InputError: The subject does not pickle; or a defense depends on earlier queries and has no
+            `reset()`, so its predictions would depend on the worker.
         DentError: All that `dent.evaluation.evaluate` raises, in this process or in a worker.
     """
     chosen = cluster or Cluster()

@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster."""
+"""A pool of workers that are actors of a Ray cluster."""
 
 import logging
 import os
@@ -24,24 +24,22 @@ def import_ray() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    # Ray sends statistics of its use to its makers unless told not to; who wants it may say so.
+    # By default, Ray sends usage statistics to its makers. Users can turn them on again.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     return require("ray", "distributed evaluation", extra="ray")
 
 
 class RayPool:
-    """Joins or starts a cluster, and has workers there until closed.
+    """A pool of workers on a Ray cluster that it joins, or starts, and leaves when closed.
 
     Args:
-        cluster: Which, and how many workers of which size.
-        subject: What is evaluated; sent to the cluster once.
-        spec: Its description.
-        plan: Its batches.
+        cluster: The cluster, and the number and size of the workers.
+        prepared: The evaluation. It is sent to the cluster once.
 
     Raises:
         MissingExtraError: Ray is not installed.
         WorkerError: There is no such cluster, or it cannot be joined.
-        InputError: The subject does not pickle.
+        InputError: The evaluation does not pickle.
     """
 
     def __init__(self, cluster: Cluster, prepared: Prepared) -> None:
@@ -68,12 +66,12 @@ class RayPool:
         return max(1, self._cluster.room(self._ray.cluster_resources()))
 
     def hire(self) -> int:
-        """Start a worker, without waiting for it."""
+        """Start a worker without waiting for it, and return its number."""
         number = next(self._numbers)
         actor = self._class.options(
             num_cpus=self._cluster.cpus_per_worker,
             num_gpus=self._cluster.gpus_per_worker or None,
-            max_concurrency=2,  # so that it can be asked how far it is
+            max_concurrency=2,  # so that `within` can be called while `work` runs
         ).remote()
         self._actors[number] = actor
         ref = actor.prepare.remote(
@@ -83,18 +81,18 @@ class RayPool:
         return number
 
     def give(self, worker: int, task: Task) -> None:
-        """Give a task to a worker."""
+        """Give a task to a worker that is ready and idle."""
         stream = self._actors[worker].work.options(num_returns="streaming").remote(task)
         self._streams[stream] = worker
 
     def wait(self, seconds: float) -> list[Event]:
-        """Return what has happened, as soon as something has."""
+        """Wait for an event, for at most this many seconds, and return it, if there is one."""
         waiting = [*self._starting, *self._streams]
         ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
         return [self._event(ref) for ref in ready]
 
     def within(self) -> Mapping[int, tuple[Unit, float]]:
-        """Return by worker the unit that it runs and its progress, as last reported."""
+        """Return, for each worker, the unit that it runs and its last known progress, 0 to 1."""
         if self._asked:
             answered, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
             for ref in answered:
@@ -103,7 +101,7 @@ class RayPool:
                 try:
                     heard = self._ray.get(ref)
                 except self._ray.exceptions.RayError:
-                    continue  # a dead worker is noticed elsewhere
+                    continue  # `wait` reports dead workers
                 if heard is not None:
                     self._heard[worker] = heard
         waiting = set(self._asked.values())
@@ -113,7 +111,7 @@ class RayPool:
         return self._heard
 
     def lacking(self) -> str:
-        """Say which resources one worker takes, and which the cluster has."""
+        """Return a message: the resources that one worker needs, and those that the cluster has."""
         resources = self._cluster.resources
         total = self._ray.cluster_resources()
         free = self._ray.available_resources()
@@ -124,7 +122,7 @@ class RayPool:
         return f"each takes {required}, and the cluster has {available} free"
 
     def close(self) -> None:
-        """End the workers, and the cluster if it was started here."""
+        """Stop the workers, and the cluster if it was started here."""
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._actors.clear()
@@ -145,7 +143,7 @@ class RayPool:
         if self._cluster.address is None and "RAY_ADDRESS" not in os.environ:
             options["include_dashboard"] = False
             if self._cluster.workers is not None:
-                # Who asks for more workers than there are cores gets them.
+                # The user may ask for more workers than there are cores.
                 cores = self._cluster.workers * self._cluster.cpus_per_worker
                 options["num_cpus"] = max(os.cpu_count() or 1, cores)
         try:
@@ -180,7 +178,7 @@ class RayPool:
             return Lost(worker, _cause(error))
 
     def _drop(self, worker: int) -> None:
-        """Kill a worker and forget all that it was doing."""
+        """Kill a worker and forget its pending calls."""
         self._ray.kill(self._actors.pop(worker))
         for refs in (self._starting, self._streams, self._asked):
             for ref in [ref for ref, number in refs.items() if number == worker]:
@@ -196,6 +194,6 @@ def _raised(error: Any) -> Exception:
 
 
 def _cause(error: Exception) -> str:
-    """Return Ray's reason in one line."""
+    """Return Ray's reason in one line of at most 500 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])}"[:500]

@@ -1,6 +1,6 @@
 """The work of a worker: rebuild the subject once, then run units, one group at a time.
 
-Nothing here knows Ray, so that a test can do it in one process.
+Nothing here depends on Ray, so tests can run it in one process.
 """
 
 import io
@@ -32,8 +32,8 @@ class Task:
     """The units of one group that are not recorded yet, in their order.
 
     Attributes:
-        units: What to run.
-        held: What is recorded of the group, with the tensors that may be asked for.
+        units: The units to run.
+        held: The existing records that the units may need, and their adversarial images.
     """
 
     units: tuple[Unit, ...]
@@ -45,8 +45,8 @@ class Task:
 
         Args:
             group: The units.
-            store: What is recorded so far.
-            before: Units of earlier rounds that these build on.
+            store: The records so far.
+            before: Units of earlier rounds that this group needs.
         """
         remaining = tuple(unit for unit in group if unit.key not in store.done)
         replayed = bool(before) or any(unit.kind in {"transfer", "assembled"} for unit in remaining)
@@ -64,14 +64,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Found:
-    """A record and its tensor."""
+    """A record of a unit, and its adversarial images if there are any."""
 
     record: JournalRecord
     tensor: Tensor | None
 
 
 class Kept(Memory):
-    """Records of one group. Each names its tensor by the name and digest that it gets on disk."""
+    """In-memory records of one group. Each names its tensor as on disk, with the same digest."""
 
     def __init__(self, spec: EvaluationSpec) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Kept(Memory):
         super().put(record, adversarial)
 
     def found(self, unit: Unit) -> Found:
-        """Return what was recorded of a unit that ran."""
+        """Return the record of a unit that ran."""
         return Found(self.done[unit.key], self._tensors.get(unit.key))
 
 
@@ -102,17 +102,17 @@ class Worker:
         """Rebuild the subject of the evaluation.
 
         Args:
-            content: From `pack`.
+            content: The bytes from `pack`.
             device: Where to compute.
-            threads: With how many.
-            folder: The driver's, in which Python also looks for modules.
+            threads: The number of threads to compute with.
+            folder: The driver's current folder, in which Python also looks for modules.
 
         Returns:
-            Who this worker is.
+            The session of this worker: its software and machine.
 
         Raises:
-            ConfigError: A module is missing here.
-            InputError: What was rebuilt is not what was packed.
+            ConfigError: A module is missing on this machine.
+            InputError: The rebuilt evaluation differs from the packed one.
         """
         if Path(folder).is_dir() and folder not in sys.path:
             sys.path.insert(0, folder)
@@ -131,7 +131,7 @@ class Worker:
 
     def work(self, task: Task) -> Iterator[Found]:
         """Run units and yield each record as soon as it is made."""
-        torch.set_num_threads(self._threads)  # of this thread: another may have prepared
+        torch.set_num_threads(self._threads)  # again: `prepare` may have run in another thread
         store = Kept(self._run.spec)
         for record, tensor in task.held:
             store.put(record, tensor)
@@ -144,7 +144,7 @@ class Worker:
             yield store.found(unit)
 
     def within(self) -> tuple[Unit, float] | None:
-        """Return the unit that runs and its progress, from 0 to 1."""
+        """Return the unit that runs and its progress, from 0 to 1; None between units."""
         return self._at
 
     def _note(self, unit: Unit, done: int, planned: int) -> None:
@@ -159,7 +159,7 @@ def pack(prepared: Prepared, pickler: Any) -> bytes:
         pickler: A module like `pickle`.
 
     Raises:
-        InputError: Something of it cannot be pickled.
+        InputError: A part of it cannot be pickled.
     """
     content = io.BytesIO()
     try:
@@ -174,10 +174,10 @@ def pack(prepared: Prepared, pickler: Any) -> bytes:
 
 
 def unpack(content: bytes, device: str) -> Prepared:
-    """Return what was packed, its tensors on a device.
+    """Return the packed evaluation, with its tensors on a device.
 
     Raises:
-        ConfigError: A module is missing here.
+        ConfigError: A module is missing on this machine.
     """
     try:
         prepared: Prepared = torch.load(

@@ -5,8 +5,8 @@
     subject = Subject(model, dataset, {"dent+": Dent(model)}, [make("apgd-ce")], threat)
     result = evaluate(subject, Settings(n=256, batch_size=64), out=Path("runs/first"))
 
-The batch is the unit: its members never change. Only the prediction counts when the whole batch is
-submitted once more. See docs/evaluation.
+The unit of an evaluation is the batch, whose members never change. Only the predictions on
+submission count: after an attack, the whole batch is submitted once more. See docs/evaluation.
 """
 
 from typing import TYPE_CHECKING
@@ -142,7 +142,7 @@ _MODULES = {
         "SpecMismatchError",
     ),
 }
-"""The module of each public name."""
+"""The public names, by the module that defines them."""
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
+if not TYPE_CHECKING:  # with it, a type checker would accept any name
     __getattr__ = lazy(__name__, _MODULES)

@@ -1,4 +1,4 @@
-"""Attacks and their descriptions in records, each made from the other."""
+"""Convert attacks to their descriptions in records, and back."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from dent.threat import ThreatModel
 
 
 def attack_spec(attack: Attack, threat: ThreatModel) -> AttackSpec:
-    """Describe an attack."""
+    """Return the description of an attack for records."""
     return AttackSpec(
         name=attack.name,
         attack=attack.registered if is_registered(attack) else None,
@@ -37,7 +37,7 @@ def _made(name: str | None, kind: str, settings: str) -> Attack:
 
 
 def is_ours(spec: AttackSpec) -> bool:
-    """Whether a recorded attack is part of this package, so that its record can restore it."""
+    """Return whether a recorded attack is part of this package, so its record can restore it."""
     if spec.attack is not None:
         return True
     attack_class = class_of(spec.kind)
@@ -48,7 +48,8 @@ def attack_of(spec: AttackSpec) -> Attack:
     """Return the attack that a record describes, under its recorded name.
 
     Raises:
-        ConfigError: It is one of the user's own, or has settings that this version does not know.
+        ConfigError: The attack is not part of this package, or has settings that this version does
+            not know.
     """
     if not is_ours(spec):
         raise ConfigError(

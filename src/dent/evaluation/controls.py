@@ -3,9 +3,10 @@
     dent evaluate --suite dynamic --model resnet-14-2-nominal --dataset cifar10-sample
         --defense dent.evaluation.controls:gain --norm linf --eps 8/255 --n 64 --batch-size 8
 
-Each pretends to defend a nominally trained CIFAR-10 net, which falls at once, and answers with the
-bundled net that was trained against l-inf attacks. What it gains is what that net keeps, and nobody
-calls it a defense: an evaluation that cannot see this gain cannot see any.
+Each control claims to defend a nominally trained CIFAR-10 net, which attacks break at once. It
+predicts with the bundled net that was trained against l-inf attacks, so its gain is the robust
+accuracy of that net. It is not a defense. But an evaluation that does not detect this gain cannot
+detect any.
 """
 
 from typing import Any
@@ -20,11 +21,11 @@ _HIDDEN = "resnet-14-2-linf"
 
 
 class HiddenNet(nn.Module):
-    """Predicts with another net than the one that it claims to defend.
+    """A defense that predicts with a net other than the one it claims to defend.
 
     Args:
-        base: The net that it claims to defend; images (N, 3, 32, 32) to 10 logits.
-        hidden: The net that answers, as a `Dent` without steps.
+        base: The net that it claims to defend. It maps images (N, 3, 32, 32) to 10 logits.
+        hidden: The net that predicts, as a `Dent` without steps.
 
     Attributes:
         batch_dependent: Whether the hidden net normalizes by the batch's own statistics.
@@ -37,19 +38,19 @@ class HiddenNet(nn.Module):
 
     @property
     def batch_dependent(self) -> bool:
-        """Whether a prediction can depend on the rest of its batch."""
+        """Whether a prediction can depend on the other members of the batch."""
         return self.hidden.batch_dependent
 
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Any:
-        """Adapt the hidden net. Without steps, nothing changes."""
+        """Return the adaptation of the hidden net. Without steps, its parameters do not change."""
         return self.hidden.adapt(x, differentiable=differentiable)
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
-        """Return logits (N, 10) of the hidden net."""
+        """Return the logits (N, 10) of the hidden net."""
         return self.hidden.predict(x, adaptation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, 10) of the hidden net."""
+        """Return the logits (N, 10) of the hidden net."""
         return self.predict(x, self.adapt(x))
 
     def unwrap(self) -> nn.Module:
@@ -67,7 +68,7 @@ def gain(model: nn.Module) -> HiddenNet:
 
 
 def batch_gain(model: nn.Module) -> HiddenNet:
-    """Make a defense with a true gain that depends on the batch's statistics.
+    """Make a defense with a true gain and predictions that depend on the statistics of the batch.
 
     Args:
         model: A CIFAR-10 net that is less robust than the bundled one.

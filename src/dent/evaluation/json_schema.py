@@ -1,7 +1,7 @@
-"""The JSON Schema of all records, for readers in other languages.
+"""The JSON Schema of all records, for programs in other languages.
 
-`python -m dent.evaluation.json_schema docs/reference/record.schema.json` writes it; a test keeps
-the file in step.
+`python -m dent.evaluation.json_schema docs/reference/record.schema.json` writes it. A test checks
+that the file is up to date.
 """
 
 import json
@@ -32,7 +32,7 @@ FILES: Final = {
 
 
 def schema() -> dict[str, Any]:
-    """Return the schema: under `files`, what each file is; under `$defs`, every kind of record."""
+    """Return the schema: the type of each file in `files`, and all kinds of records in `$defs`."""
     models: list[Any] = [(model, "serialization") for model in FILES.values()]
     by_model, definitions = models_json_schema(models)
     references: dict[Any, Any] = dict(by_model)
@@ -46,7 +46,7 @@ def schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """Return the schema as the file has it."""
+    """Return the schema as the text of the file."""
     return json.dumps(schema(), indent=1, sort_keys=True) + "\n"
 
 

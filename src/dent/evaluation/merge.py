@@ -1,4 +1,4 @@
-"""Merge the records of several processes about one run, each in its own folder."""
+"""Merge the records of one run that several processes wrote, each to its own folder."""
 
 import os
 import shutil
@@ -32,30 +32,30 @@ from dent.storage.lock import LOCK, FolderLock
 
 _SHOWN: Final = 10
 _DRAWN: Final = 8
-"""Characters that `mkdtemp` draws."""
+"""Number of random characters in a name from `mkdtemp`."""
 
 
 class Merged(Record):
-    """The result of a merge."""
+    """The report of a merge."""
 
     path: str
-    """The run folder that was written."""
+    """The new run folder."""
     runs: tuple[str, ...]
     """The merged runs."""
     identity: str
-    """The identity of all of them."""
+    """The identity of the evaluation, which all runs share."""
     units_done: int
     units_planned: int
     duplicates: int
-    """Number of units that several runs recorded, with equal content."""
+    """Number of units that more than one run recorded, with equal content."""
     missing: tuple[str, ...]
     """Keys of the units that no run recorded."""
     missing_batches: tuple[int, ...]
-    """Batches that are not complete."""
+    """Indices of the batches that lack a unit."""
 
 
 class ConflictError(RecordError):
-    """Runs of one evaluation recorded different results for a unit. Nothing was written.
+    """An error: runs of one evaluation recorded different results for a unit. Nothing was written.
 
     Attributes:
         conflicts: One sentence for every field that differs.
@@ -69,20 +69,20 @@ class ConflictError(RecordError):
 def merge(paths: Sequence[Path], out: Path) -> Merged:
     """Merge several run folders with parts of the same evaluation into one.
 
-    It holds what one process would have recorded, in the same order. Units that none of them
-    recorded are reported; the same evaluation on `out` runs them. The folder appears with all its
-    files or not at all; leftovers of a killed merge into `out` are removed. The source folders
-    are only read.
+    The new folder holds the records that one process would have written, in the same order. The
+    result lists the units that no run recorded. The same evaluation on `out` runs them. The folder
+    appears with all its files or not at all. Leftovers of a killed merge into `out` are removed.
+    The source folders are only read.
 
     Args:
-        paths: Run folders, as shards or copies leave them.
+        paths: Run folders, written by shards or copied.
         out: A folder that does not exist or is empty.
 
     Raises:
-        ConfigError: There are none, one is named twice, or `out` lies in one of them.
-        SpecMismatchError: They are not of the same evaluation.
-        ConflictError: Two recorded different things (clocks aside) of the same unit.
-        RecordError: One cannot be read, is damaged, or lacks a tensor; or `out` holds something.
+        ConfigError: No folder is given, one is given twice, or `out` lies in one of them.
+        SpecMismatchError: The runs are not of the same evaluation.
+        ConflictError: Two runs recorded different results (apart from times) for the same unit.
+        RecordError: A run cannot be read, is damaged, or lacks a tensor; or `out` is not empty.
     """
     runs = _load(paths)
     _refuse_what_is_there(out)
@@ -100,7 +100,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
             for source, challenge in challenges:
                 folder.add(challenge, _files(source, challenge))
             _summarize(folder, first)
-            with writing(out):  # locked until it has its name, so that nobody takes it for stale
+            with writing(out):  # while locked, so that no other merge removes it as stale
                 scratch.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
                 os.replace(scratch, out)
                 sync_folder(out.parent)
@@ -165,10 +165,10 @@ def _refuse_within(runs: Sequence[RecordedRun], out: Path) -> None:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove leftovers of killed merges into `out`; a merge still running holds its lock."""
+    """Remove what killed merges into `out` left behind. A running merge holds its lock."""
     for leftover in out.parent.glob(f"{TEMPORARY}{escape(out.name)}-{'?' * _DRAWN}"):
         if leftover.is_symlink() or not (leftover / LOCK).is_file():
-            continue  # not a run, whatever it is
+            continue  # not a run folder
         with suppress(RecordError), FolderLock(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -176,7 +176,7 @@ def _remove_stale(out: Path) -> None:
 def _union(
     runs: Sequence[RecordedRun],
 ) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
-    """Return every unit's record with its run, and the number of duplicates."""
+    """Return the record of every unit with its run, by key, and the number of duplicates."""
     records: dict[str, tuple[RecordedRun, JournalRecord]] = {}
     duplicates: set[str] = set()
     conflicts: list[str] = []
@@ -235,7 +235,7 @@ def _summarize(folder: RunFolder, first: RecordedRun) -> None:
 def _challenges(
     runs: Sequence[RecordedRun],
 ) -> Iterator[tuple[RecordedRun, ChallengeRecord]]:
-    """The challenges of all runs by date, each batch of each once, and where their images lie."""
+    """Yield the challenges of all runs by date, without repeated units, and the run of each."""
     seen: dict[str, tuple[RecordedRun, UnitRecord]] = {}
     every = [(run, challenge) for run in runs for challenge in run.challenges]
     conflicts: list[str] = []
@@ -251,7 +251,7 @@ def _challenges(
 
 
 def _files(run: RecordedRun, challenge: ChallengeRecord) -> dict[str, bytes]:
-    """The files with a challenge's images."""
+    """Return the contents of the files with a challenge's images, by name."""
     return {
         unit.tensor.file: packed_as(unit.tensor.file, run.adversarial(unit))[1]
         for unit in challenge.units
@@ -260,7 +260,7 @@ def _files(run: RecordedRun, challenge: ChallengeRecord) -> dict[str, bytes]:
 
 
 def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor | None:
-    """Return the submitted images, if the merged run keeps them."""
+    """Return the submitted images; None if the merged run does not keep them."""
     if not isinstance(record, UnitRecord) or record.kind != "attack":
         return None
     if whole and run.run.spec.settings.tensors == "drop":
@@ -269,7 +269,7 @@ def _tensor(run: RecordedRun, record: JournalRecord, *, whole: bool) -> Tensor |
 
 
 def _sessions(runs: Sequence[RecordedRun]) -> Iterator[Session]:
-    """Return the sessions of all runs, each once, in order of their start."""
+    """Yield the sessions of all runs, each once, in order of their start."""
     sessions: list[Session] = []
     for run in runs:
         sessions += [session for session in run.run.sessions if session not in sessions]

@@ -1,8 +1,8 @@
-"""Runs at a URL in an object store: downloaded for reading, and mirrored during writing.
+"""Download runs from a URL in an object store, and mirror runs to it while they are written.
 
-An object store has neither locks nor files that grow, which is what makes a run folder survive a
-crash. So a run is always written in a folder of this machine, and what is recorded goes to the URL
-file by file, each as a whole: tensors first, then the journal that names them.
+A run folder survives a crash because of locks and append-only files, and an object store has
+neither. So a run is always written to a folder on this machine. New records are uploaded as whole
+files: first the tensors, then the journal that refers to them.
 """
 
 import re
@@ -32,30 +32,30 @@ _EVERY: Final = 10.0
 
 
 class Place:
-    """Where a run is written: a local folder, and its remote counterpart if any.
+    """The place where a run is written: a local folder, and its remote copy if there is one.
 
     Attributes:
-        folder: On this machine.
-        name: As the user named it.
+        folder: The folder on this machine.
+        name: The path or URL that the user gave.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
 
     def watch(self, report: OnProgress | None) -> OnProgress | None:
-        """Return a progress callback that also uploads records."""
+        """Return the progress callback. That of a remote place also uploads records."""
         return report
 
     def push(self) -> None:
-        """Upload the records that are not uploaded yet."""
+        """Upload the records that are not uploaded yet, if the place is remote."""
 
     def name_of(self, path: Path) -> str:
-        """Return the user's name for a path in the folder."""
+        """Return the path or URL, in the user's terms, of a path in the folder."""
         return f"{self.name}/{path.relative_to(self.folder).as_posix()}".removesuffix("/.")
 
 
 class _Mirror(Place):
-    """A local folder that is copied to a URL as it grows."""
+    """A local folder that is copied to a URL while a run writes to it."""
 
     def __init__(self, folder: Path, name: str, every: float) -> None:
         super().__init__(folder, name)
@@ -66,7 +66,7 @@ class _Mirror(Place):
         self._last, self._done = time.monotonic(), 0
 
     def fetch(self) -> bool:
-        """Download the remote files; return whether there were any."""
+        """Download the remote files, and return whether there were any."""
         existed = self._remote.fetch(self.folder, tensors=True)
         self._sent = self._local()
         self._journals = {n: size for n, (size, _) in self._sent.items() if _is_journal(n)}
@@ -89,7 +89,7 @@ class _Mirror(Place):
         """Upload the records that are not uploaded yet.
 
         Raises:
-            RecordError: It cannot be written, or somebody else is writing there.
+            RecordError: The URL cannot be written to, or another process is writing to it.
         """
         local = self._local()
         changed = [name for name, state in local.items() if self._sent.get(name) != state]
@@ -115,7 +115,7 @@ class _Mirror(Place):
             )
 
     def _local(self) -> dict[str, tuple[int, int]]:
-        """Size and time of all files that belong to a run."""
+        """Return the size in bytes and modification time in ns of all files of the run, by name."""
         files = {}
         for path in self.folder.rglob("*"):
             internal = path.name in (LOCK, HOLDER) or path.name.startswith(TEMPORARY)
@@ -126,7 +126,7 @@ class _Mirror(Place):
 
 
 class _Remote:
-    """The files below a URL, by their names relative to it."""
+    """The files under a URL, named by their paths relative to it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -134,7 +134,7 @@ class _Remote:
         self._root = root.rstrip("/")
 
     def fetch(self, folder: Path, *, tensors: bool) -> bool:
-        """Copy all files to a folder; return whether there were any."""
+        """Download all files to a folder, and return whether there were any."""
         with self._trouble("read"):
             self._files.invalidate_cache()
             paths = self._files.find(self._root)
@@ -148,7 +148,7 @@ class _Remote:
         return bool(paths)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a file as a whole."""
+        """Write a whole file."""
         with self._trouble("write"):
             path = f"{self._root}/{name}"
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -160,7 +160,7 @@ class _Remote:
             self._files.rm_file(f"{self._root}/{name}")
 
     def size(self, name: str) -> int | None:
-        """Size of a file in bytes; None if there is none."""
+        """Return the size of a file in bytes; None if it does not exist."""
         with self._trouble("read"):
             self._files.invalidate_cache()
             with suppress(FileNotFoundError):
@@ -181,26 +181,26 @@ class _Remote:
 
 
 def is_url(where: str) -> bool:
-    """Whether a text is a URL; `file://` counts as a path."""
+    """Return whether a text is a URL. This includes `file://`, which is used as a path."""
     return _URL.match(where) is not None
 
 
 @contextmanager
 def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator[Place]:
-    """Yield a folder to write a run to, and transfer its files to the place the user named.
+    """Yield a folder to write a run to, and upload its files if the user gave a URL.
 
-    A path is that folder itself. Files at a URL are fetched first, so that a run resumes; at the
-    end, however it ends, and every few seconds in between, new records are uploaded.
+    For a path, this is the folder itself. For a URL, existing files are downloaded first, so that a
+    run resumes. New records are uploaded every few seconds and at the end, even after an error.
 
     Args:
         where: A path or URL.
-        new: Refuse a URL at which something exists.
+        new: Whether to refuse a URL at which files exist.
         every: Seconds between two uploads.
 
     Raises:
-        ConfigError: There is no such kind of URL.
-        MissingExtraError: It takes a package that is not installed.
-        RecordError: It cannot be read or written, or another process writes to it.
+        ConfigError: This kind of URL is not supported.
+        MissingExtraError: The URL needs a package that is not installed.
+        RecordError: The URL cannot be read or written, or another process writes to it.
     """
     if not _remote(where):
         yield Place(_path(where), where)
@@ -215,7 +215,7 @@ def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator
         try:
             yield mirror
         except BaseException:
-            sent = _sent_at_last(mirror)  # the error that ended the run matters more
+            sent = _sent_at_last(mirror)  # only warns: the error that ended the run matters more
             raise
         try:
             mirror.push()
@@ -236,12 +236,12 @@ def fetched(where: str, *, tensors: bool = True) -> Iterator[Path]:
 
     Args:
         where: A path or URL.
-        tensors: Fetch adversarial images, too.
+        tensors: Whether to download adversarial images, too.
 
     Raises:
-        ConfigError: There is no such kind of URL.
-        MissingExtraError: It takes a package that is not installed.
-        RecordError: There is nothing, or it cannot be read.
+        ConfigError: This kind of URL is not supported.
+        MissingExtraError: The URL needs a package that is not installed.
+        RecordError: There are no files at the URL, or they cannot be read.
     """
     if not _remote(where):
         yield _path(where)
@@ -284,7 +284,7 @@ def _is_journal(name: str) -> bool:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Upload order: tensors, then the journals that name them, then the rest."""
+    """Return the sort key of uploads: tensors, the journals that refer to them, then the rest."""
     return 0 if name.endswith(_TENSOR) else 1 if _is_journal(name) else 2, name
 
 

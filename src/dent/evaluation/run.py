@@ -1,4 +1,4 @@
-"""Run an evaluation: the plan, unit by unit, into records, and from them the result."""
+"""Run an evaluation: record the units of its plan one by one, and derive the result from them."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -37,30 +37,29 @@ def evaluate(
     shard: Shard | None = None,
     static_from: Path | None = None,
 ) -> EvaluationResult:
-    """Attack every defense on the same samples with the same budget, and score the submissions.
+    """Attack all defenses on the same samples with the same budget, and score the submissions.
 
     Args:
         subject: Model, dataset, defenses, attacks and threat model.
-        settings: How samples are batched, and what comes along.
-        out: The run folder. A new or empty one is set up; one that holds the same evaluation is
-            resumed where it stopped, however it stopped. Without it nothing is kept but the
-            result.
-        progress: Called before, within and after every unit. What it raises ends the run, which
-            can then be resumed.
-        shard: Do this part of the run alone; the result is `partial` until all parts lie in one
-            folder (`dent.distributed.merge`).
-        static_from: A run folder of the same evaluation with other defenses. What it recorded of
-            the static model is copied, and not computed again.
+        settings: How the samples form batches, and what else runs.
+        out: The run folder. A new or empty folder is set up. A folder with the same evaluation is
+            resumed where it stopped, for whatever reason. If None, only the result is kept.
+        progress: Called before, during and after every unit. An exception that it raises ends the
+            run, which can then be resumed.
+        shard: Run only this part. The result is `partial` until all parts are in one folder
+            (`dent.distributed.merge`).
+        static_from: A run folder of the same evaluation with other defenses. Its records of the
+            static model are copied, not computed again.
 
     Returns:
         The result, also written to `out/result.json`.
 
     Raises:
-        ConfigError: The settings or names mean nothing, or do not fit the dataset.
-        InputError: A defense is none, does not answer with logits, or writes into the model.
-        SpecMismatchError: `out` holds another evaluation; what differs is said field by field.
+        ConfigError: The settings or names are not valid, or do not fit the dataset.
+        InputError: An object is not a defense, does not return logits, or writes into the model.
+        SpecMismatchError: `out` holds another evaluation. The message lists the fields that differ.
         LockedError: Another process is writing to `out`.
-        RecordError: `out` is damaged, holds something else, or cannot be written to.
+        RecordError: `out` is damaged, holds other files, or cannot be written to.
 
     Example:
         >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, [make("apgd-ce")], threat)
@@ -74,14 +73,14 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Work:
-    """The work left in a run, and the destination of its records.
+    """The remaining work of a run, and the destination of its records.
 
     Attributes:
         prepared: The prepared evaluation.
-        rounds: The rounds of independent groups of units, only those of the shard.
+        rounds: The rounds of independent groups of units. With a shard, one round of its groups.
         store: The store of the records. Existing records are kept.
-        sessions: The processes that work on it.
-        tracker: How far it is.
+        sessions: The processes that work on the run.
+        tracker: The progress of the run so far.
         progress: Called with the progress.
     """
 
@@ -93,7 +92,7 @@ class Work:
     progress: OnProgress | None
 
     def begun(self) -> Iterator[tuple[Group, ...]]:
-        """Yield one round after the other, without the defenses that are already decided."""
+        """Yield the rounds one after another, without defenses that are already decided."""
         decided: set[str] = set()
         for groups_of_round in self.rounds:
             fresh = self._decided() - decided
@@ -106,7 +105,7 @@ class Work:
             self._forget(group)
 
     def _decided(self) -> AbstractSet[str]:
-        if len(self.rounds) == 1:  # a part of a run, or one by batch
+        if len(self.rounds) == 1:  # a shard, or a run by batch
             return set()
         return superfluous(self.prepared.spec, self.prepared.plan, self.store.done)
 
@@ -118,7 +117,7 @@ class Work:
         return tuple(unit for unit in group if unit.key not in self.store.done)
 
     def needed(self, group: Group) -> tuple[Unit, ...]:
-        """Return the units of earlier rounds that a group needs: its batch's, and the probes."""
+        """Return the units of other groups that a group needs: of its batch, and probes."""
         if self.prepared.spec.schedule == "by-batch":
             return ()
         names = {STATIC, *(unit.defense for unit in group)}
@@ -137,7 +136,10 @@ class Work:
         self.tracker.count(unit, self.store.done[unit.key])
 
     def close(self, group: Sequence[Unit]) -> None:
-        """Drop the tensors of a group once all its units are recorded and no round needs them."""
+        """Drop the tensors of a group, whose units are all recorded.
+
+        In a run by attack, later rounds need them, so they stay until the last round.
+        """
         if self.prepared.spec.schedule == "by-batch":
             self._forget(group)
 
@@ -154,7 +156,7 @@ class Work:
 
 
 Do = Callable[[Work], None]
-"""A function that makes all missing records, in any processes."""
+"""A function that makes all missing records, in this process or in others."""
 
 
 def conduct(
@@ -167,17 +169,17 @@ def conduct(
     shard: Shard | None,
     static_from: Path | None = None,
 ) -> EvaluationResult:
-    """Evaluate as `evaluate` does, with `do` doing the work."""
+    """Evaluate as `evaluate` does, with `do` to run the units. The other arguments are the same."""
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
-    # The parts of a run meet only when they are merged: none can tell when the run is decided.
+    # A shard does not know the records of the others, so it cannot tell when the run is decided.
     unit_rounds = (
         tuple(rounds(spec, plan)) if shard is None else (shard.of_all(groups(spec, plan)),)
     )
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
-    if out is None or not os.path.exists(Path(out) / RUN):  # otherwise rehearsed before it started
+    if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
         rehearse(prepared, todo)
 
     def work(store: Store, sessions: Sessions) -> Work:
@@ -218,7 +220,7 @@ def _kept(
 
 
 def here(work: Work) -> None:
-    """Do the work in this process, one group after the other."""
+    """Run the units in this process, one group after another."""
     run = open_run(work.prepared, work.store)
     batches = Batches(run)
     worker = work.sessions.open(new_session(device_of(work.prepared.subject.model)))

@@ -1,8 +1,8 @@
-"""Take the static model's part of a run from another run, in place of attacking it again.
+"""Copy the static model's part of a run from another run, instead of attacking the model again.
 
-What attacks leave of the static model depends on the model, the samples, their batches and the
-attacks, and not on the defenses beside it. So runs of several defenses may share that part. What
-is taken is checked like everything else by `verify`.
+The robust accuracy of the static model depends on the model, the samples, their batches and the
+attacks, and not on the defenses in the same run. So runs of several defenses may share this part.
+`verify` checks the copied records like all others.
 """
 
 from pathlib import Path
@@ -20,14 +20,14 @@ _SHOWN: Final = 10
 
 
 def take_static_part(folder: RunFolder, source: Path) -> int:
-    """Copy the records of the static model that a run lacks from another run.
+    """Copy records of the static model from another run, as far as this run lacks them.
 
     Args:
-        folder: The run that takes them.
-        source: A run folder. It is only read.
+        folder: The run that receives the records.
+        source: The run folder to copy from. It is only read.
 
     Returns:
-        How many records were copied.
+        The number of copied records.
 
     Raises:
         ConfigError: The run has no static model.
@@ -67,10 +67,10 @@ def take_static_part(folder: RunFolder, source: Path) -> int:
 
 
 def _static_part(spec: EvaluationSpec) -> dict[str, Any]:
-    """Return an evaluation without its other defenses, and without when it stops.
+    """Return what an evaluation says about the static model, without its stopping rule.
 
-    The static model is not attacked by what is redundant on it, so the place of these attacks among
-    the others does not matter.
+    Redundant attacks do not run on the static model, so their position does not matter. Here they
+    come last, sorted by name.
     """
     values: dict[str, Any] = spec.newest.to_json()
     values["defenses"] = [each for each in values["defenses"] if each["name"] == STATIC]

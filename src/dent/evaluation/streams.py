@@ -1,9 +1,9 @@
-"""Attack a defense that keeps state from batch to batch: earlier batches against later ones.
+"""Attack a defense that keeps state between batches, and measure the effect on later batches.
 
 A suite queries copies of a defense in one state per batch. That is right for a defense that keeps
-no state. If it keeps state, an attacker who submits some batches also changes the predictions for
-all later batches of others, and a reset before every batch hides this. Here the batches are one
-stream, in order.
+no state. If a defense keeps state, an attacker who submits some batches also changes the
+predictions for all later batches of other users. A reset before every batch hides this. Here the
+batches are one stream, in order.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class StreamBatch(Record):
     """One batch of the stream."""
 
     attacked: bool
-    """Whether the attacker submits this batch. Otherwise it is natural in both streams."""
+    """Whether the attacker submits this batch. If not, its images are natural in both streams."""
     by: str | None
     """The attack that made the submitted images; null for natural images."""
     unattacked: Count
@@ -44,12 +44,12 @@ class StreamBatch(Record):
     served: Count
     """Accuracy in the attacked stream."""
     after_reset: Count
-    """Accuracy on the submitted images if the defense is reset before this batch, as an evaluation
-    that resets the state reports."""
+    """Accuracy on the submitted images if the defense is reset before this batch. This is what an
+    evaluation that resets the state reports."""
 
 
 class StreamResult(Record):
-    """Effect of an attacker of the first batches on a stream; see docs/evaluation/streams.md."""
+    """The effect of attacking the first batches of a stream; see docs/evaluation/streams.md."""
 
     defense: str
     norm: str
@@ -64,17 +64,17 @@ class StreamResult(Record):
 
     @property
     def instant(self) -> float:
-        """Accuracy on the attacked batches minus that without the attacker, in [-1, 1]."""
+        """Change in accuracy on the attacked batches due to the attacker, in [-1, 1]."""
         return _difference([batch for batch in self.batches if batch.attacked])
 
     @property
     def cumulative(self) -> float:
-        """Accuracy on the later, clean batches minus that without the attacker, in [-1, 1]."""
+        """Change in accuracy on the later, clean batches due to the attacker, in [-1, 1]."""
         return _difference([batch for batch in self.batches if not batch.attacked])
 
     @property
     def sentence(self) -> str:
-        """Both effects in a sentence."""
+        """A sentence with both effects."""
         attacked = sum(batch.attacked for batch in self.batches)
         later = [batch for batch in self.batches if not batch.attacked]
         served, after_reset = (percent(_share(later, what)) for what in ("served", "after_reset"))
@@ -107,28 +107,30 @@ def stream(
 
     The stream is submitted three times: without an attacker, with one, and with a reset before
     every batch. An attack queries copies of the defense in the current state of the attacked
-    stream, so the queries leave no trace. Its images are then submitted once.
+    stream, so the queries leave no trace. The images of the attack are then submitted once.
 
     Args:
-        defense: Keeps state and has `reset()`: `TentOnline`, or a method in `TestTimeAdaptation`.
-            It is copied and not changed.
+        defense: A defense that keeps state and has `reset()`: `TentOnline`, or a method wrapped in
+            `TestTimeAdaptation`. It is copied and not changed.
         images: Float (N, C, H, W) in the bounds of the threat model, in the order of the stream,
             on the device of the defense.
         labels: Integers (N,).
-        attacks: Each makes one candidate for every attacked batch. The natural batch is another.
+        attacks: The attacks. Each makes one candidate for every attacked batch. The natural batch
+            is another candidate.
         threat: The threat model.
         batch_size: Number of images per batch. The last batch may be smaller.
-        poisoned: Number of batches, from the first, that the attacker submits. At least one must
-            remain.
-        aim: The attacker submits the candidate with the fewest correct predictions: in its own
-            batch (`now`), or in the first clean batch if that came next, and among equals in its
-            own (`later`).
+        poisoned: Number of batches that the attacker submits, from the first on. At least one
+            clean batch must remain.
+        aim: How the attacker chooses among the candidates. `now` takes the one with the fewest
+            correct predictions in its own batch. `later` takes the one that would leave the fewest
+            correct predictions in the first clean batch, if that batch came next; its own batch
+            breaks ties.
         seed: Seed of all random draws.
 
     Raises:
         UnsupportedModelError: The defense has no `reset`, or cannot be copied.
         ConfigError: A number is out of range.
-        InputError: Images or labels are no such tensors.
+        InputError: The images or labels have the wrong type or shape.
     """
     check_counts(1, batch_size=batch_size)
     images, labels = _checked(images, labels)
@@ -181,7 +183,7 @@ def stream(
 
 
 class _Runner:
-    """Submits batches to copies of a defense."""
+    """A helper that submits batches to copies of a defense."""
 
     def __init__(
         self, defense: Defense, batches: Sequence[tuple[Tensor, Tensor]], seed: int
@@ -198,7 +200,7 @@ class _Runner:
         return live
 
     def serve(self, live: Defense, index: int, x: Tensor) -> Tensor:
-        """Submit images in place of a batch, and return which are correct, bool (N,)."""
+        """Submit images in place of a batch; return which predictions are correct, bool (N,)."""
         answer = submit(live, x, seed=seed_of(self._seed, "serve", index))
         labels = self._batches[index][1].tolist()
         return torch.tensor(
@@ -215,9 +217,9 @@ class _Runner:
         Args:
             live: The defense before the batch. It is not queried.
             index: Index of the batch.
-            then: Index of the clean batch that decides; the candidate itself decides among equals.
-                None if the candidate decides alone.
-            found: The candidates, at least one. Among equals, the first wins.
+            then: Index of the clean batch whose correct predictions count; those in the candidate
+                break ties. If None, only those in the candidate count.
+            found: The candidates, at least one. The first one wins a tie.
         """
         if len(found) == 1:
             return found[0]

@@ -1,4 +1,4 @@
-"""The evaluated objects, and their description in records."""
+"""The objects to evaluate, and their description in records."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -39,13 +39,14 @@ class Subject:
     """The model, dataset, defenses, attacks and threat model of an evaluation.
 
     Attributes:
-        model: The static model, in eval mode, on the device to run on; images in [0, 1] to logits.
-        dataset: Labelled images.
-        defenses: Dynamic defenses or modules by name. `"static"`, if it is there, is taken for the
-            static reference; otherwise `model` is.
-        attacks: Attacks with different names; none measures clean accuracy alone.
+        model: The static model, in eval mode, on the device to run on. It maps images in [0, 1] to
+            logits.
+        dataset: Labeled images.
+        defenses: Dynamic defenses or modules by name. The entry `"static"`, if there is one, is
+            the static reference; otherwise `model` is.
+        attacks: Attacks with different names. Without attacks, only clean accuracy is measured.
         threat: The threat model of all attacks.
-        model_name: Name of the model in records; by default that of its class.
+        model_name: Name of the model in records; the name of its class by default.
     """
 
     model: nn.Module
@@ -56,7 +57,7 @@ class Subject:
     model_name: str | None = None
 
     def sized(self, settings: Settings) -> "Subject":
-        """Return the same subject, with its attacks set to the batch size."""
+        """Return the same subject, with its attacks set up for the batch size of `settings`."""
         attacks = tuple(attack.sized(settings.batch_size) for attack in self.attacks)
         return replace(self, attacks=attacks)
 
@@ -64,8 +65,8 @@ class Subject:
         """Return the defenses by name, with the static model first.
 
         Raises:
-            ConfigError: There is none, or a name cannot be used.
-            InputError: One is no defense, or a module in training mode.
+            ConfigError: There is no defense, or a name is not allowed.
+            InputError: An object is not a defense, or is a module in training mode.
         """
         defenses = {name: item for name, item in self.defenses.items() if name != STATIC}
         static: dict[str, Defense] = {}
@@ -79,9 +80,10 @@ class Subject:
         return static | defenses
 
     def surrogates(self) -> dict[str, nn.Module]:
-        """Return the bundled models for the dataset's classes, to transfer attacks from.
+        """Return the bundled models with the dataset's classes, to transfer attacks from.
 
-        On the static model's device; without the static model itself, which attacks have anyway.
+        They are on the device of the static model. The static model itself is left out, because
+        attacks have it anyway.
         """
         source, device = ShippedModels(), device_of(self.model)
         own_digest = weights_digest(self.model)
@@ -95,17 +97,18 @@ class Subject:
         return models
 
     def attack(self, name: str) -> Attack:
-        """Return the attack of that name."""
+        """Return the attack with this name."""
         return next(attack for attack in self.attacks if attack.name == name)
 
 
 def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
-    """Describe an evaluation, digests included.
+    """Describe an evaluation, including the digests of its weights and data.
 
     Raises:
-        ConfigError: Names are missing, used twice, a combination means nothing, or the radius is
-            larger than any image could use.
-        InputError: The model or a defense is none.
+        ConfigError: A name is missing or used twice, a combination of settings is not allowed, or
+            the radius is larger than any image could use.
+        InputError: The model is not a module, or an object in `defenses` is not a defense or is in
+            training mode.
         WeightsError: A state dict holds something other than tensors.
     """
     check_is_module(subject.model)
@@ -172,10 +175,10 @@ def _check_public(attacks: Sequence[AttackSpec]) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An evaluation with its description and plan, ready to run anywhere.
+    """An evaluation with its description and plan, ready to run in any process.
 
     Attributes:
-        subject: The objects.
+        subject: The objects to evaluate.
         spec: Their description.
         plan: The batches.
     """
@@ -189,14 +192,14 @@ def prepare(subject: Subject, settings: Settings) -> Prepared:
     """Describe an evaluation and fix its batches.
 
     Raises:
-        ConfigError, InputError, WeightsError: As `describe` and `make_plan` do.
+        ConfigError, InputError, WeightsError: For the reasons in `describe` and `make_plan`.
     """
     subject = subject.sized(settings)
     return Prepared(subject, describe(subject, settings), make_plan(settings, subject.dataset))
 
 
 def threat_of(spec: ThreatSpec) -> ThreatModel:
-    """Return the threat model of a record."""
+    """Return the threat model that a record describes."""
     return ThreatModel(spec.norm, spec.eps, spec.bounds)
 
 
@@ -225,7 +228,7 @@ def _check_defense(name: str, defense: Defense) -> None:
         f"the defense {name!r} must be a torch.nn.Module or have adapt, predict and "
         "batch_dependent, got"
     )
-    if isinstance(defense, type):  # has them, too
+    if isinstance(defense, type):  # a class has these methods, too
         raise InputError(f"{expected} the class {defense.__name__}: pass {defense.__name__}(model)")
     if isinstance(defense, str):
         raise InputError(
@@ -247,11 +250,11 @@ def _check_defense(name: str, defense: Defense) -> None:
             "define adapt and predict on it, or wrap the model inside of the defense"
         )
     if not isinstance(defense, DynamicDefense):
-        is_batch_dependent(defense)  # refuses a plain module in training mode
+        is_batch_dependent(defense)  # raises for a plain module in training mode
 
 
 def _has(defense: nn.Module, part: str) -> bool:
-    """Whether a module has an attribute itself, not through its `__getattr__`."""
+    """Return whether a module has an attribute itself, not through its `__getattr__`."""
     if part in defense._modules:
         return True
     try:

@@ -1,7 +1,7 @@
 """The dynamic suite: the attacks that a verdict needs.
 
-A suite is data. What differs between budgets is how long each attack tries, never which kinds of
-attack there are, but for the one that is marked.
+A suite is data. Budgets differ only in how long each attack runs. The exception is the attack with
+`begins`, which only larger budgets have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.threat import Norm, ThreatModel
 
 SuiteName = Literal["dynamic", "dynamic-2", "dynamic-1"]
-"""`dynamic` is the newest version. Each older one has its number."""
+"""`dynamic` is the newest version. Older versions have a number."""
 Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
-"""From small to full; each is at least as large as the one before in every setting."""
+"""In ascending order. Every setting of a budget is at least as large as in the one before."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Member:
     Attributes:
         name: Name in tables and records.
         attack: Name for `dent.attacks.make`.
-        fixed: Settings of every budget.
-        counts: Settings by budget: one value for each of `BUDGETS`.
-        begins: The smallest budget that has it.
-        mixed: It attacks the natural members of mixed batches, and is left out of others.
+        fixed: Settings that are the same in every budget.
+        counts: Settings that depend on the budget: one value for each of `BUDGETS`.
+        begins: The smallest budget with this attack.
+        mixed: Whether the attack targets the clean members of mixed batches. Runs without mixed
+            batches leave it out.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Member:
     mixed: bool = False
 
     def settings(self, budget: Budget) -> dict[str, Any]:
-        """Return its settings under a budget."""
+        """Return the settings of the attack under a budget."""
         level = BUDGETS.index(budget)
         return {**self.fixed, **{key: values[level] for key, values in self.counts.items()}}
 
@@ -67,7 +68,7 @@ _MARGIN: Final = {"losses": "margin"}
 _RUNS: Final = {"iterations": (20, 50, 100), "restarts": (1, 2, 4)}
 
 DYNAMIC: Final = (
-    # Looks at other models alone: passes without adaptation.
+    # These follow other models only: their passes do not adapt.
     Member(
         "adaptive-transfer",
         "adaptive-transfer",
@@ -75,7 +76,7 @@ DYNAMIC: Final = (
         {"iterations": (20, 50, 100), "targets": (9, 9, 9)},
     ),
     Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
-    # What breaks most of what is left of defenses that adapt, in few adaptations.
+    # Of defenses that adapt, these break the most remaining members with few adaptations.
     Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
     Member("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
     Member(
@@ -84,10 +85,10 @@ DYNAMIC: Final = (
         {"losses": "hinge", "warm": True, "pool": 9, "rounds": 3, "stride": 0.5},
         {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
     ),
-    # What breaks most of what is left of others.
+    # Of other defenses, these break the most remaining members.
     Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
     Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
-    # Breaks defenses whose gradients are useless, and little of others.
+    # These break defenses with useless gradients, and few members of others.
     Member(
         "surrogates",
         "surrogates",
@@ -101,7 +102,7 @@ DYNAMIC: Final = (
         {"losses": "margin", "unmask": True},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
-    # What breaks single members more.
+    # These break only a few more members.
     Member("adaptive-bpda", "adaptive-bpda", _MARGIN, _RUNS),
     Member("fpa", "fpa", {}, _AIMED_ROUNDS),
     Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
@@ -129,12 +130,13 @@ DYNAMIC: Final = (
     Member("collateral", "collateral", {}, _APGD, mixed=True),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""In the order in which they run: cheap and strong attacks first, by published records. The engine
-submits what each finds against the static model to every defense. A version fixes the attacks and
-the order of those that run on the static model; the order of the others may change."""
+"""The newest suite, in the order in which it runs: cheap and strong attacks first, according to
+published records. The engine submits the adversarial images of the static model to every defense. A
+version fixes the attacks, and the order of those that run on the static model. The order of the
+others may change."""
 
 _SECOND: Final = (
-    # Looks at other models alone: passes without adaptation.
+    # These follow other models only: their passes do not adapt.
     Member(
         "adaptive-transfer",
         "adaptive-transfer",
@@ -148,11 +150,11 @@ _SECOND: Final = (
         {},
         {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
     ),
-    # Adapts once a round.
+    # These adapt once per round.
     Member("fpa", "fpa", {}, _ROUNDS),
     Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
     Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
-    # Adapts at every pass.
+    # These adapt at every pass.
     Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
     Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
     Member("adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED),
@@ -166,7 +168,7 @@ _SECOND: Final = (
         {"losses": "margin", "unmask": True},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
-    # Looks through the adaptation.
+    # These differentiate through the adaptation.
     Member("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
     Member(
         "adaptive-unrolled-warm",
@@ -182,14 +184,14 @@ _SECOND: Final = (
         begins="full",
     ),
     Member("collateral", "collateral", {}, _APGD, mixed=True),
-    # By queries alone.
+    # These only query.
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""The suite of version 2, which is no longer run."""
+"""Version 2 of the suite, kept for older runs."""
 
 _FIRST: Final = (
-    # Looks at the static model alone: passes without adaptation.
+    # These follow the static model only: their passes do not adapt.
     Member(
         "adaptive-transfer",
         "adaptive-transfer",
@@ -197,11 +199,11 @@ _FIRST: Final = (
         {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
     ),
     Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
-    # Adapts once a round.
+    # These adapt once per round.
     Member("fpa", "fpa", {}, _ROUNDS),
     Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
     Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
-    # Adapts at every pass.
+    # These adapt at every pass.
     Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
     Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
     Member("adaptive-stop-gradient", "adaptive-stop-gradient", _LOSSES, _AIMED),
@@ -215,7 +217,7 @@ _FIRST: Final = (
         {"losses": "margin"},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
-    # Looks through the adaptation.
+    # These differentiate through the adaptation.
     Member("adaptive-unrolled", "adaptive-unrolled", {**_LOSSES, "warm": True}, _AIMED),
     Member(
         "gmsa-min-unrolled",
@@ -225,17 +227,17 @@ _FIRST: Final = (
         begins="full",
     ),
     Member("collateral", "collateral", {}, _APGD, mixed=True),
-    # By queries alone.
+    # These only query.
     Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
     Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
-"""The suite of version 1, which is no longer run."""
+"""Version 1 of the suite, kept for older runs."""
 
 VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: _SECOND, 3: DYNAMIC}
 _BY_ATTACK: Final = 3
-"""The first version that runs attack by attack."""
+"""The first version of the suite that runs attack by attack."""
 VERSION: Final = max(VERSIONS)
-"""Version of `dynamic`, which identifies older runs."""
+"""The newest version of the suite, which is called `dynamic`."""
 
 
 _NAMES: Final[Mapping[int, SuiteName]] = {
@@ -259,7 +261,7 @@ def members(
     Args:
         name: `dynamic`, or an older version of it.
         budget: `small`, `standard` or `full`.
-        mixed: Batches have natural members, too (`Settings.mix`).
+        mixed: Whether batches also have clean members (`Settings.mix`).
 
     Raises:
         UnknownNameError: There is no such suite or budget.
@@ -282,16 +284,17 @@ def suite(
     """Return the attacks of a suite, for a `Subject`.
 
     Args:
-        name: `dynamic`, or an older version of it, to check an older run with.
+        name: `dynamic`, or an older version of it, to check an older run.
         budget: `small`, `standard` or `full`.
-        mixed: Batches have natural members, too (`Settings.mix`): attack those as well.
+        mixed: Whether batches also have clean members (`Settings.mix`). If so, the suite has an
+            attack on those as well.
 
     Raises:
         UnknownNameError: There is no such suite or budget.
 
     Example:
         >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, suite("dynamic"), threat)
-        >>> evaluate(subject).defenses["dent"].verdict
+        >>> evaluate(subject).defenses["dent+"].verdict
     """
     return tuple(member.make(budget) for member in members(name, budget, mixed=mixed))
 
@@ -302,8 +305,8 @@ class Coverage:
 
     Attributes:
         version: Version of the suite.
-        budget: The largest that is covered whole.
-        ran_as: For each member of the suite, the name of its attack.
+        budget: The largest budget of which all attacks are covered.
+        ran_as: For each member of the suite, the name of the attack that covers it.
     """
 
     version: int
@@ -314,8 +317,8 @@ class Coverage:
 def coverage_of(spec: EvaluationSpec) -> Coverage | None:
     """Return the suite and budget that an evaluation runs; None if it runs no whole suite.
 
-    Those whose attacks are exactly its own; otherwise the newest suite that its attacks cover, and
-    its largest budget that they cover.
+    These are the suite and budget with exactly the attacks of the evaluation. If there are none,
+    it is the newest suite that its attacks cover, with the largest budget that they cover.
     """
     named = exactly(spec)
     if named is not None:
@@ -332,11 +335,11 @@ def coverage_of(spec: EvaluationSpec) -> Coverage | None:
 def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict[str, str] | None:
     """Return which attacks of an evaluation cover the members of the suite.
 
-    An attack covers a member if it is of the same kind and tries at least as long. So a run with a
+    An attack covers a member if it is of the same kind and runs at least as long. So a run with a
     larger budget, or one that names every attack individually, is also a run of the suite.
 
     Returns:
-        By member, the name of the attack; None where a member is not covered.
+        By member, the name of the attack that covers it; None if a member is not covered.
     """
     covered: dict[str, str] = {}
     norm = spec.threat.norm
@@ -355,7 +358,10 @@ def budget_of(spec: EvaluationSpec) -> Budget | None:
 
 
 def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
-    """Return the suite and budget with exactly the attacks of an evaluation, in any order."""
+    """Return the suite and budget with exactly the attacks of an evaluation, in any order.
+
+    None if there are none.
+    """
     recorded = _described(spec.attacks)
     for version in sorted(VERSIONS, reverse=True):
         for budget in BUDGETS:
@@ -368,12 +374,14 @@ def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
 def scheduled(spec: EvaluationSpec, *, plain_static: bool, no_steps: bool) -> EvaluationSpec:
     """Return an evaluation with its schedule: by attack for a whole suite, otherwise by batch.
 
+    A whole suite runs by attack only if the run has a static model.
+
     Args:
         spec: The evaluation, by batch.
-        plain_static: The static model adapts nothing, so that attacks that differ in how they look
-            through an adaptation do the same on it.
-        no_steps: No defense takes steps, so that the attacks that run on the static model come
-            first on the defenses, too.
+        plain_static: Whether the static model never adapts. If so, attacks that differ only in how
+            they treat the adaptation are the same on it.
+        no_steps: Whether no defense takes steps. If so, the attacks that run on the static model
+            come first on the defenses, too.
     """
     coverage = coverage_of(spec) if spec.has_static else None
     if coverage is None or coverage.version < _BY_ATTACK:
@@ -404,7 +412,7 @@ def same_on_static(attacks: Sequence[Attack], classes: int, norm: Norm) -> dict[
     there = {attack.name: attack.on_static() for attack in attacks}
     cost = {attack.name: sum(attack.queries(classes, norm)) for attack in attacks}
     same: dict[str, str] = {}
-    # The cheapest of equals is the one that stays.
+    # Of equal attacks, the cheapest stays.
     for name in sorted(there, key=lambda each: -cost[each]):
         for other, candidate in there.items():
             if other != name and other not in same and candidate.covers(there[name], norm):
@@ -420,32 +428,33 @@ def _last(same: Mapping[str, str], name: str) -> str:
 def _made(entry: AttackSpec) -> Attack | None:
     try:
         return attack_of(entry)
-    except ConfigError:  # a custom attack, or of an unknown version
+    except ConfigError:  # a custom attack, or one of an unknown version
         return None
 
 
 def looks_through(spec: EvaluationSpec) -> bool:
-    """Whether an attack of an evaluation follows the exact gradient."""
+    """Return whether an attack of an evaluation follows the exact gradient."""
     return any(map(is_exact, spec.attacks))
 
 
 def is_exact(attack: AttackSpec) -> bool:
-    """Whether an attack follows the exact gradient, through all steps of the adaptation."""
+    """Return whether an attack follows the exact gradient, through all steps of the adaptation."""
     unrolled = attack.attack == "adaptive-unrolled" and not attack.settings.get("smooth_signs")
     return unrolled or attack.settings.get("unrolled") is True
 
 
 Stand = Literal["white-box", "transfer", "other"]
-"""The gradients that an attack tests: those of the defense, of other models, or neither for sure,
-because it starts from the result of another attack."""
+"""The gradients that an attack tests: those of the defense, or of other models. `other`: it may
+test neither, because it attacks with fewer steps or starts from the result of another attack."""
 
 
 def stand_of(attack: AttackSpec, *, on_static: bool = False) -> Stand:
-    """Which model's gradients an attack follows, if any.
+    """Return whose gradients an attack tests.
 
     Args:
         attack: The attack.
-        on_static: Whether it attacks the static model, whose own gradients a transfer follows.
+        on_static: Whether it attacks the static model. `adaptive-transfer` is a white-box attack
+            there, because it follows the gradients of the static model.
     """
     if attack.attack == "surrogates" or (attack.attack == "adaptive-transfer" and not on_static):
         return "transfer"
@@ -457,26 +466,27 @@ AttackKind = Literal["white-box", "queries", "transfer", "other"]
 
 
 def kind_of_attack(attack: AttackSpec) -> AttackKind | None:
-    """What an attack follows, as far as its record tells; None of a custom attack."""
+    """Return what an attack follows, according to its record; None for a custom attack."""
     if attack.attack is None:
         return None
     return "queries" if attack.attack in ("square", "rays") else stand_of(attack)
 
 
 def is_black_box(attack: AttackSpec, *, took_gradients: bool) -> bool:
-    """Whether an attack only queries the defense.
+    """Return whether an attack only queries the defense.
 
     Args:
         attack: The attack.
-        took_gradients: Whether it computed any. It decides about a custom attack alone: an attack
-            of the suite takes none where every member has fallen to earlier attacks.
+        took_gradients: Whether the attack computed gradients. This decides only for a custom
+            attack, because a gradient attack of the suite computes none if earlier attacks fooled
+            all members.
     """
     kind = kind_of_attack(attack)
     return not took_gradients if kind is None else kind == "queries"
 
 
 def is_model_space(attack: AttackSpec) -> bool:
-    """Whether an attack targets the models that a defense may adapt to."""
+    """Return whether an attack targets the models that a defense may adapt to."""
     return attack.attack in ("fpa", "gmsa-avg", "gmsa-min")
 
 
@@ -486,7 +496,7 @@ def _mixed(spec: EvaluationSpec) -> bool:
 
 @cache
 def _asked(budget: Budget, norm: Norm, mixed: bool, version: int) -> tuple[AttackSpec, ...]:
-    """The suite as it would be recorded; the record does not depend on eps."""
+    """Return the suite as it would be recorded. The record does not depend on eps."""
     threat = ThreatModel(norm, 1.0)
     attacks = suite(name_of(version), budget, mixed=mixed)
     return tuple(attack_spec(attack, threat) for attack in attacks)
@@ -499,5 +509,5 @@ def _described(attacks: Sequence[AttackSpec]) -> dict[str, tuple[str | None, dic
 def _covers(recorded: AttackSpec, wanted: Attack, norm: Norm) -> bool:
     try:
         return attack_of(recorded).covers(wanted, norm)
-    except ConfigError:  # a custom attack, or of an unknown version
+    except ConfigError:  # a custom attack, or one of an unknown version
         return False

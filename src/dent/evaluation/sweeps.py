@@ -1,4 +1,4 @@
-"""Several runs that differ in one setting, in one folder."""
+"""Sweeps: several runs that differ in one setting, in one folder."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from dent.storage.errors import RecordError
 from dent.threat import ThreatModel
 
 SWEEP: Final = "sweep.json"
-_FOLDER: Final = r"^[A-Za-z][A-Za-z-]*=[A-Za-z0-9._-]*$"  # as folder_name makes them
+_FOLDER: Final = r"^[A-Za-z][A-Za-z-]*=[A-Za-z0-9._-]*$"  # names from folder_name
 Over = Literal["batch_size", "order", "mix", "seed", "n", "eps"]
 Value = int | float | str | None
 
@@ -37,12 +37,12 @@ class Evaluate(Protocol):
 
 
 class SweepRecord(Record):
-    """`sweep.json`: which runs lie in the folder."""
+    """`sweep.json`: the runs in the folder."""
 
     schema_version: Literal[1] = 1
     over: Over
     runs: dict[str, Annotated[str, Field(pattern=_FOLDER)]]
-    """Name of the run folder, by value."""
+    """Name of the run folder for each value."""
 
 
 def sweep(
@@ -60,19 +60,20 @@ def sweep(
     Args:
         subject: The objects to evaluate.
         settings: All other settings.
-        over: The setting; `eps` is the threat model's radius.
-        values: Its values, in the order in which they run.
-        out: A folder that holds one run folder per value, each resumed on its own; more values
-            may be added later.
+        over: The setting. `eps` is the radius of the threat model.
+        values: The values of the setting, in the order in which they run.
+        out: A folder for one run folder per value. Each run resumes separately, and more values
+            can be added later.
         progress: Called with the value, as text, and the progress of its run.
-        evaluate: Runs each evaluation.
+        evaluate: The function that runs each evaluation.
 
     Returns:
-        The results by value, as text.
+        The result for each value, as text.
 
     Raises:
-        ConfigError: There are no values, one is there twice, or one is out of range.
-        RecordError: `out` holds a sweep over something else; and all that `evaluate` raises.
+        ConfigError: There are no values, a value occurs twice, or a value is out of range.
+        RecordError: `out` holds other files or a sweep over another setting. `evaluate` may raise
+            further errors.
     """
     runs = variants(subject, settings, over, values)
     if out is not None:
@@ -89,10 +90,10 @@ def sweep(
 def variants(
     subject: Subject, settings: Settings, over: Over, values: Sequence[Value]
 ) -> dict[str, tuple[Subject, Settings]]:
-    """Return the evaluation of each run of a sweep, by value as text.
+    """Return the subject and settings of each run of a sweep, by value as text.
 
     Raises:
-        ConfigError: There are no values, one is there twice, or one is out of range.
+        ConfigError: There are no values, a value occurs twice, or a value is out of range.
     """
     runs: dict[str, tuple[Subject, Settings]] = {}
     for value in values:
@@ -111,7 +112,7 @@ def variants(
 
 
 def folder_name(over: str, value: str) -> str:
-    """Return the run folder of a value: `batch-size=16`, `eps=8_255`."""
+    """Return the name of the run folder for a value, such as `batch-size=16` or `eps=8_255`."""
     return f"{over.replace('_', '-')}={re.sub(r'[^A-Za-z0-9.-]', '_', value)}"
 
 
@@ -119,7 +120,7 @@ def read_sweep(path: Path) -> Mapping[str, Path]:
     """Return the run folders of a sweep, by value.
 
     Raises:
-        RecordError: There is no sweep there, or it is damaged.
+        RecordError: The folder holds no sweep, or `sweep.json` is damaged.
     """
     record = read_record(path / SWEEP, SweepRecord)
     return {value: path / name for value, name in record.runs.items()}

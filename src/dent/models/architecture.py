@@ -1,4 +1,4 @@
-"""Models to train: an architecture by name, with random or given weights."""
+"""Build a model for training by its architecture's name, with random or given weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def build(name: str, num_classes: int, *, weights: Path | None = None) -> nn.Module:
-    """Build an architecture, in training mode on the CPU.
+    """Build a model by the name of its architecture, on the CPU and in training mode.
 
     Args:
-        name: `resnet-{depth}-{width}`, or a factory of your own `package.module:factory`, which
-            decides its number of classes alone.
-        num_classes: Logits per image of a family net.
-        weights: A file to start from; otherwise weights are drawn from PyTorch's global random
-            state (by a factory, as it likes).
+        name: `resnet-{depth}-{width}`, or your own factory `package.module:factory`, which sets
+            the number of classes itself.
+        num_classes: Logits per image of a `resnet-{depth}-{width}`.
+        weights: A file of weights to start from. By default, a `resnet-{depth}-{width}` draws its
+            weights from PyTorch's global random state, and a factory initializes its own.
 
     Raises:
-        UnknownNameError: If nothing that can be trained goes by that name.
+        UnknownNameError: If no architecture or factory has that name.
         WeightsError: If the weights cannot be read or do not fit.
-        UnsupportedModelError: If the factory raises or returns no model.
+        UnsupportedModelError: If the factory raises an error or returns no model.
     """
     if ":" in name:
         model = factory.build(name)

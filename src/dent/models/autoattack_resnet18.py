@@ -1,8 +1,8 @@
 """The nominally trained CIFAR-10 ResNet-18 of the package `pyautoattack`.
 
-It is an example model of AutoAttack's authors, trained on CIFAR-10 without any defense, and takes
-pixels in [0, 1] as they are. Only its weights are taken from that package, and none of its code is
-run; the architecture is stated here under the names of the weights file.
+It is an example model by AutoAttack's authors, trained on CIFAR-10 without any defense. It takes
+pixels in [0, 1] without normalization. This module reads only the weights from that package, and
+runs none of its code; it defines the architecture with the names of the weights file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ResNet18(nn.Module):
         self.linear = nn.Linear(512, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classifies images (N, 3, H, W) in [0, 1] into logits (N, 10)."""
+        """Return logits (N, 10) for images (N, 3, H, W) in [0, 1]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.linear(x.mean(dim=(2, 3)))
@@ -68,10 +68,10 @@ class ResNet18(nn.Module):
 
 
 class AutoAttackExample:
-    """The source of this one model: a file of the installed distribution."""
+    """The source of this one model, a file of the installed package."""
 
     def entries(self) -> tuple[ModelInfo, ...]:
-        """The model's entry; `present` is whether the installed package carries the file."""
+        """Return the model's entry; `present` says whether the installed package has the file."""
         file = _file()
         return (
             ModelInfo(
@@ -95,10 +95,11 @@ class AutoAttackExample:
         )
 
     def load(self, name: str) -> nn.Module:
-        """Builds the model on the CPU; `name` is that of the only entry.
+        """Build the model on the CPU; `name` is the name of the only entry.
 
         Raises:
-            WeightsError: If the package is not installed, or its file is missing or another one.
+            WeightsError: If the package is not installed, or its file is missing or has another
+                digest.
         """
         file = _file()
         if file is None or not file.is_file():
@@ -113,7 +114,7 @@ class AutoAttackExample:
 
 
 def _file() -> Path | None:
-    """Where the installed package keeps the file, found without importing the package."""
+    """Return the path of the file in the installed package, without importing the package."""
     try:
         return Path(str(Distribution.from_name(_DISTRIBUTION).locate_file(_FILE)))
     except PackageNotFoundError:

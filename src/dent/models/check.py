@@ -1,4 +1,4 @@
-"""Checks of a model before an evaluation: it takes images and returns logits."""
+"""Check before an evaluation that a model takes images and returns logits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CHANNELS = (1, 3)
 
 
 def check_is_module(model: object) -> None:
-    """Refuse as a model what is no module, such as a name.
+    """Check that a model is a `torch.nn.Module`, and not its name or class.
 
     Raises:
-        InputError: If it is none; the message says what to pass.
+        InputError: If it is not a module; the message says what to pass.
     """
     if isinstance(model, nn.Module):
         return
@@ -35,23 +35,24 @@ def check_is_module(model: object) -> None:
 def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None) -> None:
     """Run a model on two images, and check that it behaves like a classifier.
 
-    It must be in eval mode throughout, leave its input as it is, treat a single image as a batch of
-    one, and return finite logits (N, num_classes). Costs two forwards without gradient.
+    All its modules must be in eval mode. It must leave its input unchanged, accept a batch of one
+    image, and return finite logits (N, num_classes). The check costs two forward passes without
+    gradients.
 
     Args:
         model: The model; it is run, not changed.
-        num_classes: How many classes the dataset has.
+        num_classes: The number of classes of the dataset.
         images: Images (N, C, H, W) in [0, 1] as the model will see them, at least one; the first
-            two are used. Without them, noise (2, 3, 32, 32) on the model's device.
+            two are used. By default, uniform noise (2, 3, 32, 32) on the model's device.
 
     Raises:
-        InputError: If `model` is no module, `images` are no such batch, or the model cannot take
-            them.
-        UnsupportedModelError: If the model does something else than described; the message says
-            what, and how to wrap or change it.
+        InputError: If `model` is not a module, `images` is not a batch as described, or the model
+            fails on the images.
+        UnsupportedModelError: If the model does not behave as described; the message says what it
+            does, and how to wrap or change it.
 
     Warns:
-        NotLogitsWarning: If every row returned is a probability distribution: with a softmax inside
+        NotLogitsWarning: If every row returned is a probability distribution. With a softmax inside
             the model, losses and entropies are computed on the wrong scale and gradients vanish, so
             an attack seems to fail.
     """

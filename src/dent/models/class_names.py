@@ -1,4 +1,4 @@
-"""Whether a model's classes are the dataset's, in the same order, where both are named."""
+"""Check that a model and a dataset have the same classes in the same order, if both name them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ _SHOWN: Final = 3
 
 
 def check_class_names(model: nn.Module, classes: Sequence[str]) -> None:
-    """Compare the class names that a model brings with those of a dataset.
+    """Compare a model's class names with a dataset's.
 
-    Most models bring none (an attribute `classes`), and most pairs of names are synonyms at most. A
-    name that both have must stand for the same label, or every accuracy would be wrong.
+    Most models have no class names (an attribute `classes`), and then nothing is checked. A model
+    and a dataset often use different names for the same class. But a name that both have must stand
+    for the same label, or every accuracy would be wrong.
 
     Args:
         model: Any model.
-        classes: The dataset's class names, in the order of its labels; as many as the model's.
+        classes: The dataset's class names, in the order of its labels. If their number is not the
+            model's, nothing is checked.
 
     Raises:
-        UnsupportedModelError: Both have the same names, in another order.
+        UnsupportedModelError: More than 1% of the model's names stand for another label in the
+            dataset.
 
     Warns:
-        ClassNamesWarning: No name of the model is one of the dataset's.
+        ClassNamesWarning: None of the model's names is one of the dataset's.
     """
     own = getattr(model, "classes", None)
     if not own or len(own) != len(classes):
@@ -40,7 +43,7 @@ def check_class_names(model: nn.Module, classes: Sequence[str]) -> None:
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     unique = {name for name in ours if ours.count(name) == theirs.count(name) == 1}
     moved = [i for i, name in enumerate(ours) if name in unique and name != theirs[i]]
-    # Of ImageNet's thousand names, two lists write a few otherwise.
+    # Two lists of ImageNet's 1000 names differ in a few of them.
     if len(moved) > len(ours) / 100:
         shown = "; ".join(
             f"{own[i]!r} is label {i} of the model and {theirs.index(ours[i])} of the dataset"
@@ -61,7 +64,7 @@ def check_class_names(model: nn.Module, classes: Sequence[str]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as different lists write it: `Tench, Tinca tinca` and `tench` are one."""
+    """Return a name in a form that lists share: `Tench, Tinca tinca` and `tench` become equal."""
     return " ".join(name.partition(",")[0].casefold().replace("_", " ").replace("-", " ").split())
 
 

@@ -1,7 +1,7 @@
-"""Convert a file with Python objects into weights, if its owner trusts it.
+"""Convert a file with Python objects into a weights file, if its owner trusts it.
 
-`torch.load` refuses objects because rebuilding them runs code. Here the owner lists, by name, what
-may be rebuilt; nothing else is.
+`torch.load` refuses Python objects because rebuilding them runs code. Here the owner lists the
+names of the objects that may be rebuilt, and no others are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from dent.errors import WeightsError
 from dent.models.state_dicts import state_dict_in, state_dicts_in
 
-#: Modules whose functions reach files, processes or the interpreter: no weights file needs them.
+#: Modules whose functions access files, processes or the interpreter: no weights file needs them.
 _HARMFUL: Final = (
     "os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "runpy", "importlib", "pty",
     "ctypes", "pickle", "code", "codeop", "webbrowser", "urllib", "http", "multiprocessing",
@@ -42,13 +42,13 @@ _HARMFUL_BUILTINS: Final = (
 
 
 def globals_in(data: bytes) -> list[str]:
-    """Return the names, beyond tensors and plain containers, that a file of torch.save needs.
+    """Return the names that a file of torch.save needs, besides tensors and plain containers.
 
     Args:
-        data: The file's content. Nothing of it is run.
+        data: The file's content. None of it is run.
 
     Returns:
-        Full names such as `argparse.Namespace`; empty where they cannot be listed.
+        Full names such as `argparse.Namespace`; empty if they cannot be listed.
     """
     try:
         return sorted(get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
@@ -57,7 +57,7 @@ def globals_in(data: bytes) -> list[str]:
 
 
 def is_harmful(name: str) -> bool:
-    """Whether only malicious files use a name."""
+    """Return whether only malicious files use a name."""
     module, _, last = name.rpartition(".")
     if module in ("builtins", "__builtin__"):
         return last in _HARMFUL_BUILTINS
@@ -65,13 +65,13 @@ def is_harmful(name: str) -> bool:
 
 
 def command(path: Path, names: Sequence[str]) -> str:
-    """Return the shell command that converts a file, with every name that it allows."""
+    """Return the shell command that converts a file and allows these names."""
     call = f"convert({str(path)!r}, allow={list(names)!r})"
     return f'python -c "from dent.models.convert import convert; {call}"'
 
 
 def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
-    """Rebuild the listed kinds of objects in a file, and write its weights into a new one.
+    """Rebuild objects of the listed names in a file, and write its weights into a new file.
 
     Rebuilding an object runs its code: list only names that you trust.
 
@@ -82,12 +82,12 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
             `argparse.Namespace`.
 
     Returns:
-        The new file, `NAME-weights.pt` beside the old one: a bare state dict, or a dict of all
-        state dicts by key, averages included.
+        The path of the new file, `NAME-weights.pt` beside the old one. It holds a bare state dict,
+        or a dict of all state dicts by key, including averages.
 
     Raises:
-        WeightsError: A name cannot be imported, or is one that only malicious files ask for; the
-            file asks for more names; or it holds no weights.
+        WeightsError: A name cannot be imported, or only malicious files use it; the file needs more
+            names; or it holds no weights.
     """
     path = Path(path)
     allowed: list[Any] = [_imported(name) for name in allow]
@@ -95,7 +95,7 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
         allowed += [np.dtype, *{type(np.dtype(code)) for code in np.typecodes["All"]}]
     try:
         with safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # old names of NumPy's modules
+            warnings.simplefilter("ignore", DeprecationWarning)  # for old names of NumPy's modules
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         missing = sorted({*globals_in(path.read_bytes())} - {*allow})
@@ -117,13 +117,13 @@ def convert(path: str | Path, *, allow: Sequence[str]) -> Path:
 
 
 def _weights(loaded: object, path: Path) -> Mapping[str, object]:
-    """The state dict; all of them by key where there are several, for `FILE#KEY` to choose."""
+    """Return the state dict, or all of them by key, from which `FILE#KEY` can select one."""
     state_dicts = state_dicts_in(loaded) if isinstance(loaded, Mapping) else {}
     return state_dicts if len(state_dicts) > 1 else state_dict_in(loaded, path, None)
 
 
 def _without_modules(loaded: object) -> object:
-    """Modules become their state dicts."""
+    """Replace each module with its state dict."""
     if isinstance(loaded, nn.Module):
         return dict(loaded.state_dict())
     if isinstance(loaded, Mapping):

@@ -1,4 +1,4 @@
-"""Models of the user's own: `package.module:factory`, imported and called."""
+"""Build a user's own model: import `package.module:factory` and call it."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from dent.support.factories import call_factory, type_name
 
 
 def build(spec: str) -> nn.Module:
-    """Imports a factory and calls it without arguments; see `call_factory`.
+    """Import a factory and call it without arguments; see `call_factory`.
 
     Args:
         spec: `package.module:factory`; the factory may be an attribute (`module:Zoo.small`).

@@ -1,4 +1,4 @@
-"""Weights that are not on this machine: their path, and one attempt to download them."""
+"""Find the path of a weights file, and try once to download the file if it is missing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _CHUNK: Final = 1 << 20
 
 
 def models_root() -> Path:
-    """Return the folder of the weights of other zoos.
+    """Return the folder for weights of other zoos.
 
-    The environment variable DENT_MODELS, else `~/.cache/torch-dent/models`.
+    It is the environment variable DENT_MODELS, or `~/.cache/torch-dent/models` if that is not set.
     """
     return Path(os.environ.get(ROOT_VARIABLE) or "~/.cache/torch-dent/models").expanduser()
 
@@ -34,8 +34,8 @@ class Download:
         model: The model's full name, for messages.
         file: The path on this machine.
         url: The address of the download.
-        digest: SHA-256 (hex) or its first digits; `None` where none is published.
-        fetch: Writes what `url` gives to a path.
+        digest: SHA-256 (hex) or its first digits; `None` if none is published.
+        fetch: A function that downloads `url` to a path.
     """
 
     model: str
@@ -45,13 +45,13 @@ class Download:
     fetch: Callable[[str, Path], None]
 
     def obtain(self) -> Path:
-        """Ensure that the file exists locally, and return its path. Its content is not checked.
+        """Return the path of the file, after downloading it if it is missing.
 
-        The download gets the file's name only once it is complete.
+        The content is not checked. A download gets the file's name only when it is complete.
 
         Raises:
-            WeightsError: If it is missing and cannot be downloaded; the message says which file to
-                put where.
+            WeightsError: If the file is missing and cannot be downloaded; the message says which
+                file to put where.
         """
         if self.file.is_file():
             return self.file
@@ -60,7 +60,7 @@ class Download:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.fetch(self.url, part)
             os.replace(part, self.file)
-        except Exception as error:  # other packages' downloaders raise whatever they like
+        except Exception as error:  # downloaders of other packages may raise anything
             raise WeightsError(self._advice(error)) from error
         finally:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Recognize files without weights by their content."""
+"""Recognize, by their content, files that hold no weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 _GIT_LFS: Final = b"version https://git-lfs.github.com/spec/"
 _PAGES: Final = (b"<!doctype", b"<html", b"<head", b"<?xml")
-#: First bytes, what such a file is, and what to do with it.
+#: The first bytes of a file, the kind of file, and what to do with it.
 _MAGIC: Final = (
     (b"\x1f\x8b", "a gzip archive", "unpack it (tar -xf, or gunzip)"),
     (b"BZh", "a bzip2 archive", "unpack it (tar -xf, or bunzip2)"),
@@ -29,13 +29,13 @@ _SHOWN: Final = 60
 
 
 def recognized(data: bytes) -> str | None:
-    """Say what a file is, if it certainly has no weights, and what to do.
+    """Return what a file is and what to do with it, if it certainly holds no weights.
 
     Args:
-        data: All of its content.
+        data: The whole content of the file.
 
     Returns:
-        The end of a sentence that begins with the file's path; None where it may hold weights.
+        The end of a sentence that begins with the file's path; None if the file may hold weights.
     """
     start = data[:_TEXT].lstrip().lower()
     if not data:
@@ -63,12 +63,12 @@ def _binary(data: bytes) -> str | None:
 
 
 def _archive(data: bytes) -> str | None:
-    """A zip file is weights only if torch wrote it: it then holds a file data.pkl."""
+    """Recognize a zip file that torch.save did not write; one that it wrote holds data.pkl."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        return None  # a damaged file of torch.save is torch's to judge
+        return None  # perhaps a damaged file of torch.save: torch reports the error
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends:
         return (
@@ -99,6 +99,6 @@ def _text(data: bytes) -> str | None:
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON header, and the header."""
+    """Return whether a file begins like safetensors: with a length and then a JSON header."""
     length = int.from_bytes(data[:8], "little")
     return len(data) > 9 and length <= len(data) - 8 and data[8:10] in (b'{"', b"{}", b"{ ")

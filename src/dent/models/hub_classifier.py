@@ -1,4 +1,4 @@
-"""A classifier of transformers as this package takes one: pixels in [0, 1] in, logits out."""
+"""Wrap a classifier of transformers so that it takes pixels in [0, 1] and returns logits."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torch.nn import functional as F
 from dent.errors import UnsupportedModelError
 from dent.models.normalize import Normalize
 
-_SIDE: Final = 1031  # of the probes: no model's own size, and no crop has to pad it
+_SIDE: Final = 1031  # side of the test images: no model has this size, and no crop pads them
 _FLAT: Final = 1e-4
-_BICUBIC: Final = 3  # Pillow's number
+_BICUBIC: Final = 3  # Pillow's constant
 _CROPPED_BELOW: Final = 384  # ConvNeXt's rule for `crop_pct`
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a repository's image processor does to an image, before its model sees it.
+    """The preprocessing that a repository's image processor applies before its model.
 
     Attributes:
-        mean: One mean per channel, in pixels of [0, 1], red first.
+        mean: One mean per channel, of pixels in [0, 1], red first.
         std: One standard deviation per channel.
-        order: Which channel the model's first, second and third is: `(2, 1, 0)` for blue first.
-        size: Height and width that every image is brought to; None if images keep their size.
-        bicubic: Whether that interpolates bicubically, or else bilinearly.
+        order: The image channel that becomes the model's first, second and third: `(2, 1, 0)` for
+            blue first.
+        size: Height and width that every image is resized to; None if images keep their size.
+        bicubic: Whether the interpolation is bicubic; otherwise it is bilinear.
     """
 
     mean: tuple[float, ...]
@@ -41,12 +42,12 @@ class Preparation:
 
 
 class HubClassifier(nn.Module):
-    """A model of transformers behind what its image processor does, without rounding.
+    """A model of transformers that first applies its image processor's steps, without rounding.
 
     Args:
         model: An image classifier whose output has `logits`.
-        preparation: What its images need.
-        classes: The names of its classes, by logit; None where they are not known.
+        preparation: The preprocessing of its images.
+        classes: The names of its classes, in the order of the logits; None if unknown.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class HubClassifier(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images (N, 3, H, W) in [0, 1].
+        """Return logits (N, classes) for images (N, 3, H, W) in [0, 1].
 
-        Images of another size than the model's are resized first, with an exact gradient.
+        Images of a size other than the model's are resized first, with an exact gradient.
         """
         size = self.preparation.size
         if size is not None and x.ndim == 4 and tuple(x.shape[-2:]) != size:
             mode = "bicubic" if self.preparation.bicubic else "bilinear"
-            # Bicubic interpolation overshoots; in a processor, bytes cut that off.
+            # Bicubic interpolation overshoots; a processor clips that when it rounds to bytes.
             x = F.interpolate(x, size, mode=mode, antialias=True).clamp(0, 1)
         x = self.normalize(x)
         if self.preparation.order != (0, 1, 2):
@@ -76,17 +77,18 @@ class HubClassifier(nn.Module):
 
 
 def measured(processor: Any, where: str) -> Preparation:
-    """Find out what an image processor does by what it makes of images of one color.
+    """Determine an image processor's preprocessing from its outputs for images of one color.
 
-    Classes of processors scale, normalize and order channels each by settings of their own; what
-    comes out of them says it for all.
+    Each class of processor has its own settings for scaling, normalization and the order of
+    channels. Its outputs show them in the same way for all classes.
 
     Args:
         processor: An image processor of transformers.
-        where: What it was read from, for messages.
+        where: The source of the processor, for messages.
 
     Raises:
-        UnsupportedModelError: It does more than to resize, crop, normalize and order channels.
+        UnsupportedModelError: The processor fails, or does more than resize, crop, normalize and
+            reorder channels.
     """
     outputs = torch.stack([_colored(processor, color, where) for color in range(4)])
     flat = outputs.mean((-2, -1))
@@ -114,7 +116,7 @@ def measured(processor: Any, where: str) -> Preparation:
 
 
 def preprocessing(processor: Any, size: tuple[int, int] | None) -> str:
-    """How images of any size are brought to the model's, as `dent.data` writes it; or empty."""
+    """Return the resize and crop to the model's size, as `dent.data` writes it; or ""."""
     if size is None or size[0] != size[1]:
         return ""
     side, shortest = size[0], _shortest(processor)
@@ -128,7 +130,7 @@ def preprocessing(processor: Any, size: tuple[int, int] | None) -> str:
 
 
 def _colored(processor: Any, color: int, where: str) -> Tensor:
-    """What a processor makes of a black, red, green or blue image: (3, H, W)."""
+    """Return a processor's output (3, H, W) for a black, red, green or blue image."""
     image = np.zeros((_SIDE, _SIDE, 3), np.uint8)
     if color:
         image[..., color - 1] = 255
@@ -136,7 +138,7 @@ def _colored(processor: Any, color: int, where: str) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             output: Tensor = processor(images=image, return_tensors="pt")["pixel_values"]
-    except Exception as error:  # another package's code, on another's settings
+    except Exception as error:  # transformers may raise anything on unknown settings
         reason = f"{type(error).__name__}: {error}"
         raise _unsupported(
             where, f"fails on an image of {_SIDE} x {_SIDE} pixels ({reason})"
@@ -147,7 +149,7 @@ def _colored(processor: Any, color: int, where: str) -> Tensor:
 
 
 def _stated(processor: Any, name: str, found: Tensor) -> tuple[float, ...]:
-    """The processor's own value where it is what was found, which has float32's rounding."""
+    """Return the processor's own value if it agrees with `found`, which float32 has rounded."""
     stated = getattr(processor, name, None)
     if (
         isinstance(stated, Sequence)

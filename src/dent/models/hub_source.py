@@ -1,9 +1,9 @@
 """Image classifiers from the Hugging Face hub: `hf/ORG/NAME`. Needs the extra `hf`.
 
-`hf/ORG/NAME@REVISION` names a branch, tag or commit, `hf/./FOLDER` and `hf//FOLDER` a repository on
-this machine. A repository's files are looked for in `models_root()/hf`, then where the Hugging Face
-client keeps them, and are downloaded to the former. Weights are read by this package, from a
-safetensors file alone; a repository's own code is never run.
+`hf/ORG/NAME@REVISION` names a branch, tag or commit; `hf/./FOLDER` and `hf//FOLDER` name a
+repository on this machine. This module looks for a repository's files in `models_root()/hf`, then
+in the cache of the Hugging Face client, and downloads them to the former. It reads weights only
+from a safetensors file, and never runs a repository's own code.
 """
 
 from __future__ import annotations
@@ -40,21 +40,24 @@ _SHOWN: Final = 4
 
 
 class HuggingFace:
-    """The catalogue of the hub's image classifiers, each after its repository's preprocessing."""
+    """The catalogue of the hub's image classifiers, each with its repository's preprocessing."""
 
     prefix: Final = "hf"
 
     def names(self) -> tuple[str, ...]:
-        """See `Catalogue.names`: those on this machine, since the hub has too many to list."""
+        """Return the names on this machine, as the hub has too many; see `Catalogue.names`."""
         check("transformers", _PURPOSE, extra=_EXTRA)
         return tuple(sorted({f"{self.prefix}/{found}" for found in (*_laid(), *_cached())}))
 
     def candidates(self, short: str) -> tuple[str, ...]:
-        """None: a repository is named in full."""
+        """Return no names: a repository must be named in full."""
         return ()
 
     def info(self, name: str) -> ModelInfo:
-        """See `Catalogue.info`; the small files of a repository are downloaded for it."""
+        """Return the facts about a model, from its repository's small files; see `Catalogue.info`.
+
+        Downloads these files if they are missing.
+        """
         repository = Repository.named(name)
         config, processor = _read(repository)
         classes = _classes(config)
@@ -77,7 +80,7 @@ class HuggingFace:
         )
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
-        """See `Catalogue.load`; resizing and normalization are those of the repository."""
+        """Build a model with its repository's resizing and normalization; see `Catalogue.load`."""
         repository = Repository.named(name)
         config, processor = _read(repository)
         preparation = measured(processor, repository.label)
@@ -92,12 +95,12 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class Repository:
-    """Where the files of a model are, or belong.
+    """The place of a model's files, whether or not they are there.
 
     Attributes:
         name: The model's full name.
         hub: `ORG/NAME`; None for a folder on this machine.
-        revision: A branch, tag or commit of the hub's.
+        revision: A branch, tag or commit on the hub; empty for a folder on this machine.
         folder: The folder of its files.
     """
 
@@ -108,11 +111,11 @@ class Repository:
 
     @classmethod
     def named(cls, name: str) -> Repository:
-        """Read a full name.
+        """Return the repository with a full name.
 
         Raises:
-            UnknownNameError: It has neither form.
-            WeightsError: It is a folder that is not there.
+            UnknownNameError: The name has another form.
+            WeightsError: The name is of a folder that does not exist.
         """
         check_hub(name)
         text = name.partition("/")[2]
@@ -129,7 +132,7 @@ class Repository:
 
     @property
     def label(self) -> str:
-        """What it is, for messages and records."""
+        """The repository in words, for messages and records."""
         if self.hub is None:
             return f"the folder {self.folder}"
         return f"Hugging Face hub, {self.hub}" + (
@@ -137,14 +140,14 @@ class Repository:
         )
 
     def url(self, file: str) -> str | None:
-        """Where the hub has a file; None for a folder."""
+        """Return the address of a file on the hub; None for a folder on this machine."""
         if self.hub is None:
             return None
         hub = require("huggingface_hub", _PURPOSE, extra=_EXTRA)
         return str(hub.hf_hub_url(self.hub, file, revision=self.revision))
 
     def find(self, file: str) -> Path | None:
-        """A file on this machine, or None."""
+        """Return the path of a file on this machine, or None if it is missing."""
         if (laid := self.folder / file).is_file():
             return laid
         if self.hub is None:
@@ -154,10 +157,10 @@ class Repository:
         return Path(cached) if isinstance(cached, str) else None
 
     def obtain(self, file: str) -> Path:
-        """A file, downloaded if it is not on this machine.
+        """Return the path of a file, after downloading it if it is missing.
 
         Raises:
-            WeightsError: It is not there and cannot be downloaded.
+            WeightsError: The file is missing and cannot be downloaded.
         """
         if (found := self.find(file)) is not None:
             return found
@@ -165,7 +168,7 @@ class Repository:
         if url is None:
             raise WeightsError(f"{self.name!r}: {self.folder} has no file {file}.{_safe(file)}")
         try:
-            # Not with the hub's own client, which repeats a hopeless request for half a minute.
+            # The hub's own client would repeat a hopeless request for half a minute.
             return Download(self.name, self.folder / file, url, None, fetch_url).obtain()
         except WeightsError as error:
             raise WeightsError(self._failed(file, url, error.__cause__)) from error.__cause__
@@ -195,7 +198,7 @@ class Repository:
 
 
 def _read(repository: Repository) -> tuple[Any, Any]:
-    """The configuration of a repository's model, and its image processor; nothing of it is run."""
+    """Return a repository's model configuration and image processor, without running its code."""
     transformers = require("transformers", _PURPOSE, extra=_EXTRA)
     config, processor = (repository.obtain(file) for file in (_CONFIG, _PROCESSOR))
     content = _json(config)
@@ -212,7 +215,7 @@ def _read(repository: Repository) -> tuple[Any, Any]:
                 transformers.AutoConfig.from_pretrained(str(config.parent), **safe),
                 transformers.AutoImageProcessor.from_pretrained(str(processor.parent), **safe),
             )
-    except Exception as error:  # another package's code, on a file of anybody's
+    except Exception as error:  # transformers may raise anything on a file of unknown origin
         raise UnsupportedModelError(
             f"{repository.label}: transformers {transformers.__version__} does not take its "
             f"{_CONFIG} or {_PROCESSOR} ({type(error).__name__}: {_first_line(error)}). A "
@@ -221,7 +224,7 @@ def _read(repository: Repository) -> tuple[Any, Any]:
 
 
 def _filled(config: Any, state: dict[str, Tensor], origin: str) -> nn.Module:
-    """A model of a configuration with all of its weights from a file, and none at random."""
+    """Build a model from a configuration, with all its weights from a file and none random."""
     transformers = require("transformers", _PURPOSE, extra=_EXTRA)
     try:
         with _quiet(), torch.device("meta"):
@@ -237,7 +240,7 @@ def _filled(config: Any, state: dict[str, Tensor], origin: str) -> nn.Module:
         ) from error
     try:
         with _quiet():
-            # Given the tensors, transformers looks for no file, and renames those of old versions.
+            # Given tensors, transformers looks for no file, and renames those of old versions.
             model, told = kind.from_pretrained(
                 None,
                 config=config,
@@ -266,7 +269,7 @@ def _filled(config: Any, state: dict[str, Tensor], origin: str) -> nn.Module:
 
 
 def _classes(config: Any) -> tuple[str, ...]:
-    """The names of the classes, by logit."""
+    """Return the names of the classes, in the order of the logits."""
     names = {int(index): str(label) for index, label in config.id2label.items()}
     if sorted(names) != list(range(len(names))):
         raise ConfigError(
@@ -289,7 +292,7 @@ def _laid() -> Iterator[str]:
 
 
 def _cached() -> Iterator[str]:
-    """Image classifiers that the Hugging Face client has fetched."""
+    """Yield the names of image classifiers in the cache of the Hugging Face client."""
     root = Path(
         require("huggingface_hub", _PURPOSE, extra=_EXTRA).constants.HF_HUB_CACHE
     ).expanduser()
@@ -314,14 +317,14 @@ def _json(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from advising on what is checked here, or drawing bars."""
+    """Suppress transformers' progress bars, and its messages about things that are checked here."""
     logging_of = require("transformers", _PURPOSE, extra=_EXTRA).utils.logging
     level, bars = logging_of.get_verbosity(), logging_of.is_progress_bar_enabled()
     logging_of.set_verbosity(logging.CRITICAL)
     logging_of.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of what transformers imports
+            warnings.simplefilter("ignore", FutureWarning)  # from imports of transformers
             yield
     finally:
         logging_of.set_verbosity(level)

@@ -1,4 +1,4 @@
-"""What the registry knows about a model without loading it, and the protocol of a source."""
+"""The facts that the registry has about a model without loading it, and protocols of sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Accuracy:
         total: Images classified, at least 1.
         provenance: Who measured it, on which images, with what.
         threat: The threat model's label such as `linf 8/255`; `None` for clean accuracy.
-        attack: The attack's name; given exactly where `threat` is.
+        attack: The attack's name; given if and only if `threat` is.
 
     Raises:
         ConfigError: If the counts contradict each other, or only one of threat and attack is given.
@@ -55,11 +55,11 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class OnImages:
-    """Accuracies on the same images, which can be compared.
+    """Accuracies on the same images, so that they can be compared.
 
     Attributes:
-        total: How many images.
-        natural: None where it was not measured on these.
+        total: The number of images.
+        natural: Clean accuracy; None if it was not measured on these images.
         attacked: Robust accuracies.
     """
 
@@ -69,7 +69,7 @@ class OnImages:
 
 
 def by_images(accuracies: Sequence[Accuracy]) -> tuple[OnImages, ...]:
-    """Group accuracies by their images, in their order."""
+    """Group accuracies by their numbers of images, in the order given."""
     totals = dict.fromkeys(accuracy.total for accuracy in accuracies)
     return tuple(
         OnImages(
@@ -89,18 +89,18 @@ class ModelInfo:
         name: The name that `dent.models.load` takes.
         architecture: The architecture, in words.
         dataset: The dataset it was trained for, by its `dent.data` name, which for ImageNet also
-            says how the images are brought to size.
+            says how the images are resized and cropped.
         num_classes: Logits per image.
         threat: Label of the threat model it was trained against; `None` for nominal training.
         source: The source of the weights.
-        digest: SHA-256 (hex) of the weights file, or its first digits where no more is published;
-            checked before the file is read. `None` where none is published.
-        size: Size of the weights file in bytes; `None` where that is not known.
-        accuracies: Natural and robust accuracies, each with its provenance.
+        digest: SHA-256 (hex) of the weights file, or its first digits if no more is published;
+            checked before the file is decoded. `None` if none is published.
+        size: Size of the weights file in bytes; `None` if unknown.
+        accuracies: Clean and robust accuracies, each with its provenance.
         present: Whether the weights file existed locally when this entry was created.
         file: Path of the weights file, whether it exists or not; `None` if that is unknown.
         url: The address of the download; `None` if it needs none.
-        classes: The names of the classes, by logit, if the source states them.
+        classes: The names of the classes, in the order of the logits, if the source states them.
     """
 
     name: str
@@ -119,19 +119,19 @@ class ModelInfo:
 
 
 class Source(Protocol):
-    """A source whose models are always here: bundled files, or another package.
+    """A source whose models come with the installation: bundled files, or another package.
 
-    The registry is a tuple of sources (`dent.models.zoo.SOURCES`); a further one is one more item.
+    The registry is a tuple of sources (`dent.models.zoo.SOURCES`); a new source is one more item.
     """
 
     def entries(self) -> tuple[ModelInfo, ...]:
-        """Return every model of this source, without loading, network or extras."""
+        """Return an entry for every model of this source, without loading, network or extras."""
 
     def load(self, name: str) -> nn.Module:
         """Build one of `entries()` by name on the CPU, with verified weights.
 
         Raises:
-            WeightsError: If the weights are not here or are not the ones registered.
+            WeightsError: If the weights are missing or are not the ones registered.
         """
 
 
@@ -146,7 +146,9 @@ class Catalogue(Protocol):
         """Prefix of its models' names, without the slash."""
 
     def names(self) -> tuple[str, ...]:
-        """Return all names in full, or, without a list, those on this machine; no network.
+        """Return all full names, or, for a zoo without a list, the names on this machine.
+
+        This needs no network.
 
         Raises:
             MissingExtraError: If it needs a package that is not installed.
@@ -156,25 +158,25 @@ class Catalogue(Protocol):
         """Return the full names that a name without the prefix can mean."""
 
     def info(self, name: str) -> ModelInfo:
-        """Return what is known about a model, by its full name, without reading its weights.
+        """Return the facts about a model, by its full name, without reading its weights.
 
         Raises:
             UnknownNameError: If there is no such model.
             MissingExtraError: If it needs a package that is not installed.
-            WeightsError: If a description has to be fetched and cannot be.
+            WeightsError: If a description must be downloaded and cannot be.
         """
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
         """Build a model on the CPU, with its weights, for images in [0, 1].
 
         Args:
-            name: Its full name.
-            weights: A file to take instead of the published one.
-            num_classes: Logits per image, where `weights` were trained for another number.
+            name: The model's full name.
+            weights: A file to read instead of the published one.
+            num_classes: Logits per image, if `weights` were trained for another number.
 
         Raises:
             UnknownNameError: If there is no such model.
             MissingExtraError: If it needs a package that is not installed.
-            WeightsError: If the weights are not here and cannot be fetched, or do not fit.
+            WeightsError: If the weights are missing and cannot be downloaded, or do not fit.
             ConfigError: If the model cannot have that many classes.
         """

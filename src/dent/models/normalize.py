@@ -1,4 +1,4 @@
-"""The dataset's normalization as the model's first layer, so that every model takes [0, 1]."""
+"""The dataset's normalization as a model's first layer, so that models take pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 class Normalize(nn.Module):
-    """Subtract a mean and divide by a standard deviation, channel by channel.
+    """A layer that subtracts a mean and divides by a standard deviation, channel by channel.
 
-    Attacks, budgets and smoothing are all defined on pixels in [0, 1], so the normalization must
+    Attacks, eps and smoothing are all defined on pixels in [0, 1], so the normalization must
     happen inside the model. Both tensors are buffers: they move and cast with the model and are
-    part of its state dict, so weights always come with the normalization they were trained under.
+    part of its state dict, so weights always come with the normalization they were trained with.
 
     Args:
-        mean: One mean per channel, in pixels of [0, 1].
+        mean: One mean per channel, of pixels in [0, 1].
         std: One standard deviation per channel, each above zero.
 
     Raises:
-        ConfigError: If the lengths differ or a standard deviation is not above zero.
+        ConfigError: If the lengths differ or are zero, or a standard deviation is not above zero.
     """
 
     mean: Tensor
@@ -52,8 +52,8 @@ class Normalize(nn.Module):
             Normalized images of the same shape.
 
         Raises:
-            InputError: If `x` is not (N, C, H, W). Without this check one channel would silently
-                broadcast to three.
+            InputError: If `x` is not (N, C, H, W) with one channel per mean. Without this check,
+                one channel would silently broadcast to three.
         """
         channels = self.mean.shape[0]
         if x.ndim != 4 or x.shape[1] != channels:
@@ -68,5 +68,5 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """The channels' mean and standard deviation, for `print(model)`."""
+        """Return the mean and the standard deviation of each channel, for `print(model)`."""
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"

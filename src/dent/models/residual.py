@@ -2,22 +2,23 @@
 
 The paper (section 4.1) defines "a residual net with 26 layers and a width multiplier of 4
 (ResNet-26-4) (He et al., 2016; Zagoruyko & Komodakis, 2016), following prior work on adaptation
-(Sun et al., 2020; Wang et al., 2021)" and publishes no code for it. Two questions are open there,
-and are settled here by the code that this prior work did publish:
+(Sun et al., 2020; Wang et al., 2021)" and publishes no code for it. The text leaves two questions
+open, and the code that was published for this prior work answers them:
 
-- *Before or after?* Normalization and ReLU come before each convolution (pre-activation), with one
-  more of both before the pooling. So does Sun et al.'s ResNet-26 (repository
-  yueatsprograms/ttt_cifar_release, models/ResNet.py), and so does Madry et al.'s 32-layer, 10 times
-  wide net (repository MadryLab/cifar10_challenge, model.py), which is the paper's ResNet-32-10.
-- *Which shortcut?* Where a block changes shape the shortcut is averaged down and padded with zero
-  channels. It has no parameters, in both of these repositories; it is also the only shortcut under
-  which the depth counts as 6n+2 (a projection would make three more layers, the 6n+4 of
-  Zagoruyko & Komodakis).
+- *Pre- or post-activation?* Normalization and ReLU come before each convolution (pre-activation),
+  and once more before the pooling. Sun et al.'s ResNet-26 (repository
+  yueatsprograms/ttt_cifar_release, models/ResNet.py) does the same, and so does Madry et al.'s
+  32-layer, 10 times wide net (repository MadryLab/cifar10_challenge, model.py), which is the
+  paper's ResNet-32-10.
+- *Which shortcut?* If a block changes the shape, the shortcut is average-pooled and padded with
+  zero channels. It has no parameters, as in both of these repositories. It is also the only
+  shortcut with which the depth counts as 6n+2 (projections would add three layers, as in the 6n+4
+  of Zagoruyko & Komodakis).
 
-The pycls nets that Wang et al. trained are post-activation with projections: weights from there
-need their own architecture and do not load into this one. From Sun et al. this family differs in
-the normalization of the images, which is inside the model, and in pooling over whatever is left of
-the image, so that any size works.
+The pycls nets that Wang et al. trained are post-activation with projections. Their weights need
+their own architecture and do not load into this one. This family differs from Sun et al.'s net in
+two ways: the model itself normalizes the images, and it pools over all that remains of the image,
+so that images of any size work.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ EXAMPLES = ("resnet-26-4", "resnet-32-10", "resnet-14-2")
 _NAME = re.compile(r"resnet-([0-9]{1,5})-([0-9]{1,5})")
 _STAGES = (16, 32, 64)
 _MAX_DEPTH = 1202  # the deepest net of He et al. (2016)
-_MAX_WIDTH = 32  # twice the widest net in use; beyond that a name is a slip of the finger
+_MAX_WIDTH = 32  # twice the widest net in use; a larger number is probably a typing error
 
 
 def is_member(name: str) -> bool:
-    """Whether a name has the family's form `resnet-{depth}-{width}`, valid numbers or not."""
+    """Return whether a name has the form `resnet-{depth}-{width}`, with valid numbers or not."""
     return _NAME.fullmatch(name) is not None
 
 
 def parse(name: str) -> tuple[int, int]:
-    """Reads depth and width multiplier out of a name such as `resnet-26-4`.
+    """Return the depth and the width multiplier in a name such as `resnet-26-4`.
 
     Args:
         name: `resnet-{depth}-{width}`, with depth 6n+2 from 8 to 1202 and width from 1 to 32.
@@ -55,7 +56,7 @@ def parse(name: str) -> tuple[int, int]:
         The depth (layers) and the width multiplier.
 
     Raises:
-        UnknownNameError: If the name has another form or its numbers name no member.
+        UnknownNameError: If the name has another form or the family has no such member.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -99,11 +100,11 @@ class Block(nn.Module):
         self.added = channels - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, inputs, H, W) to (N, channels, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, channels, H / stride, W / stride)."""
         residual = self.conv1(F.relu(self.norm1(x)))
         residual = self.conv2(F.relu(self.norm2(residual)))
         if self.stride > 1:
-            # ceil_mode: an odd height or width halves as the strided convolution halves it.
+            # ceil_mode rounds half an odd height or width up, as the strided convolution does.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
         if self.added:
             x = F.pad(x, (0, 0, 0, 0, 0, self.added))
@@ -162,10 +163,11 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classifies images.
+        """Classify images.
 
         Args:
-            x: Images (N, 3, H, W) in [0, 1] of any height and width; 32 x 32 in the paper.
+            x: Images (N, C, H, W) in [0, 1], with one channel per mean, of any height and width;
+                (N, 3, 32, 32) in the paper.
 
         Returns:
             Logits (N, num_classes).
@@ -185,7 +187,7 @@ def resnet(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> ResNet:
-    """Builds a residual net by name, with random weights and in training mode.
+    """Build a residual net by name, with random weights and in training mode.
 
     Args:
         name: `resnet-{depth}-{width}`: `resnet-26-4`, `resnet-32-10`, `resnet-14-2`, ...
@@ -194,7 +196,7 @@ def resnet(
         std: The training data's standard deviation per channel; CIFAR-10's by default.
 
     Returns:
-        The model. `dent.models.load(name, weights=...)` gives one that is trained.
+        The model. `dent.models.load(name, weights=...)` returns a trained one.
 
     Raises:
         UnknownNameError: If the family has no member of that name.

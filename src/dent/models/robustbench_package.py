@@ -1,8 +1,8 @@
-"""Importing the package `robustbench`, which asks for two modules that are no longer there.
+"""Import the package `robustbench`, which needs two modules that no longer exist.
 
-robustbench 1.1.1 imports `pkg_resources`, which setuptools dropped, and `autoattack`, though what
-it installs is `pyautoattack`, the same code under another name. While it is being imported, and no
-longer, both are provided under the names it expects.
+robustbench 1.1.1 imports `pkg_resources`, which setuptools dropped, and `autoattack`, although it
+installs the same code under the name `pyautoattack`. This module provides both under the expected
+names, but only during the import.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, Final
 
 from dent.support.extras import require
 
-#: What is known of RobustBench's models without it; written by `tools/tabulate_robustbench.py`.
+#: The facts about RobustBench's models, as a table that `tools/tabulate_robustbench.py` writes.
 TABLE: Final = Path(__file__).parent / "tables" / "robustbench.json"
 PURPOSE: Final = "a RobustBench model"
 _LOCK: Final = threading.Lock()
 
 
 def import_robustbench(module: str) -> Any:
-    """Imports a module of RobustBench, such as `robustbench.utils`.
+    """Import a module of RobustBench, such as `robustbench.utils`.
 
     Raises:
         MissingExtraError: If RobustBench is not installed, or cannot be imported.
@@ -56,7 +56,7 @@ def _stand_ins() -> Iterator[None]:
 
 
 def _pkg_resources() -> ModuleType:
-    """The one function of `pkg_resources` that RobustBench calls."""
+    """Return a module with the one function of `pkg_resources` that RobustBench calls."""
 
     def resource_filename(package: str, path: str) -> str:
         return str(importlib.resources.files(package.rpartition(".")[0] or package) / path)

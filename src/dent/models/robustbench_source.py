@@ -1,9 +1,10 @@
-"""RobustBench's models (Croce et al., 2021) by its own names: `robustbench/DATASET/NORM/NAME`.
+"""RobustBench's models (Croce et al., 2021) under its own names: `robustbench/DATASET/NORM/NAME`.
 
-Listing them needs nothing (see `tools/tabulate_robustbench.py`); loading one needs the extra
-`zoo`. The weights lie in RobustBench's own layout below `models_root()`. They are read by this
-package, weights-only; RobustBench's own loader then is given a file that this package wrote, so
-that its handling of each model's names is used, and whatever it would unpickle is known.
+Listing them needs no other package, because `tools/tabulate_robustbench.py` wrote a table of them.
+Loading one needs the extra `zoo`. The weights are stored below `models_root()`, in RobustBench's
+own layout. This package reads them without running code (`weights_only`), and writes them to a new
+file for RobustBench's own loader. That loader handles each model's names, and unpickles only the
+content that this package wrote.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ _EPS: Final = {
     ("imagenet", "Linf"): "linf 4/255",
 }
 _IMAGES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
-_DATASETS: Final = {  # by RobustBench's word for the preprocessing
+_DATASETS: Final = {  # by RobustBench's name of the preprocessing
     "Res256Crop224": "imagenet",
     "BicubicRes256Crop224": "imagenet-r256-c224-bicubic",
     "Crop288": "imagenet-288",
     "Res224": "imagenet-s224",
-    None: "imagenet-r224-c224-bicubic",  # timm's default for the three XCiTs that have no word
+    None: "imagenet-r224-c224-bicubic",  # timm's default, for the three XCiTs without a name
 }
-#: The models of the paper's Table 1 and of its authors' instructions, and Wong's for ImageNet.
+#: The models in the paper's Table 1 and its authors' instructions, and Wong et al.'s for ImageNet.
 PAPER: Final = (
     "robustbench/cifar10/Linf/Carmon2019Unlabeled",
     "robustbench/cifar10/Linf/Wong2020Fast",
@@ -64,15 +65,15 @@ class RobustBench:
     prefix: Final = "robustbench"
 
     def names(self) -> tuple[str, ...]:
-        """See `Catalogue.names`; RobustBench itself is not needed."""
+        """Return the names of all models, without RobustBench itself; see `Catalogue.names`."""
         return tuple(_table()["models"])
 
     def candidates(self, short: str) -> tuple[str, ...]:
-        """Every model whose name ends so: `Wong2020Fast`, or `cifar10/Linf/Wong2020Fast`."""
+        """Return the names that end in `short`: `Wong2020Fast`, or `cifar10/Linf/Wong2020Fast`."""
         return tuple(name for name in self.names() if name.endswith(f"/{short}"))
 
     def info(self, name: str) -> ModelInfo:
-        """See `Catalogue.info`; RobustBench itself is not needed."""
+        """Return the facts about a model, without RobustBench itself; see `Catalogue.info`."""
         entry = _entry(name)
         files = [download.file for download in _downloads(name, entry)]
         present = all(file.is_file() for file in files)
@@ -94,7 +95,7 @@ class RobustBench:
         )
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
-        """See `Catalogue.load`; the number of classes is the dataset's."""
+        """Build a model with the number of classes of its dataset; see `Catalogue.load`."""
         entry = _entry(name)
         classes = _CLASSES[entry["dataset"]]
         if num_classes not in (None, classes):
@@ -138,11 +139,11 @@ def _load_with_robustbench(utils: Any, entry: dict[str, Any], files: list[Path])
 
 
 def _load_registered_with_timm(entry: dict[str, Any], file: Path) -> nn.Module:
-    """Three architectures are known to RobustBench by timm's registry alone."""
+    """Load one of the three architectures that RobustBench only registers with timm."""
     words = (entry["name"].lower().replace("-", "_"), entry["dataset"], entry["threat"].lower())
     timm = require("timm", PURPOSE, extra="zoo")
     model: nn.Module = timm.create_model("_".join(words), num_classes=_CLASSES[entry["dataset"]])
-    inner = getattr(model, "model", model)  # for CIFAR, the normalization comes first
+    inner = getattr(model, "model", model)  # CIFAR models are wrapped with a normalization
     fit_weights(inner, read_weights(file), origin=str(file))
     return model
 
@@ -150,7 +151,7 @@ def _load_registered_with_timm(entry: dict[str, Any], file: Path) -> nn.Module:
 def _check_arrived(
     model: nn.Module, contents: list[object], files: list[Path], entry: dict[str, Any]
 ) -> None:
-    """RobustBench tolerates files that fit only in part; a model left half random is none."""
+    """Check that the files set every parameter, since RobustBench accepts files that fit partly."""
     present = {_content(tensor) for content in contents for tensor in _tensors(content)}
     parameters = dict(model.named_parameters())
     absent = [name for name, value in parameters.items() if _content(value) not in present]
@@ -218,7 +219,7 @@ def _fetch(url: str, path: Path) -> None:
     if "drive.google.com" not in url:
         fetch_url(url, path)
         return
-    # Google Drive answers large files with a page of its own, which gdown knows how to pass.
+    # Google Drive asks for confirmation before it sends a large file; gdown handles that.
     require("gdown", PURPOSE, extra="zoo").download(url, str(path), quiet=True)
     if not path.is_file():
         raise OSError("Google Drive gave no file")

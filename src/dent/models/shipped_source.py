@@ -1,7 +1,7 @@
 """The bundled models: a safetensors file and a model card for each.
 
-`NAME.safetensors` and `NAME.card.json` in `dent/models/shipped` make a model called `NAME`; nothing
-else has to be told about it. `dent train` writes such cards (see docs/models.md).
+`NAME.safetensors` and `NAME.card.json` in `dent/models/shipped` define a model called `NAME`, which
+needs no other registration. `dent train` writes such cards (see docs/models.md).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dent.models.residual import resnet
 from dent.models.weights import fit_weights, read_weights
 
 FOLDER: Final = Path(__file__).parent / "shipped"
-"""The folder of the package's own pairs."""
+"""The folder of the bundled weights and cards."""
 
 _CARD: Final = ".card.json"
-_HALF: Final = 1e-3  # how far half precision rounds values around 0.2 to 0.6, and more
-_CARD_DIGITS: Final = 1e-5  # how far a card may round them
+_HALF: Final = 1e-3  # above half precision's rounding error for values around 0.2 to 0.6
+_CARD_DIGITS: Final = 1e-5  # above the rounding error of the values on a card
 
 
 class _Part(BaseModel):
-    """Cards may say more than is needed here."""
+    """A part of a card, which may have more fields than are needed here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,7 +39,7 @@ class CardWeights(_Part):
     Attributes:
         file: Its name, in the card's folder.
         sha256: SHA-256 (hex) of its bytes.
-        bytes: Its size.
+        bytes: Its size in bytes.
         dtype: Data type of the stored values, such as `float16`.
     """
 
@@ -78,30 +78,30 @@ class ShippedModels:
     """The models in a folder of weights and cards.
 
     Args:
-        folder: Folder of the pairs; by default the package's own.
+        folder: The folder; by default the one of the bundled models.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._folder = folder
 
     def cards(self) -> tuple[Card, ...]:
-        """Every card, by name.
+        """Return every card, sorted by name.
 
         Raises:
-            WeightsError: If a card cannot be read, or names another model than its file does.
+            WeightsError: If a card cannot be read, or its model has another name than its file.
         """
         return tuple(_read(path) for path in sorted(self._folder.glob(f"*{_CARD}")))
 
     def entries(self) -> tuple[ModelInfo, ...]:
-        """What the cards say; see `Source.entries`."""
+        """Return an entry for every card; see `Source.entries`."""
         return tuple(self._entry(card) for card in self.cards())
 
     def load(self, name: str) -> nn.Module:
-        """Builds a model in float32; see `Source.load`.
+        """Build a model in float32; see `Source.load`.
 
         Raises:
-            WeightsError: If the weights are missing, are not those that the card names, or
-                contradict it.
+            WeightsError: If the weights are missing, do not have the card's digest, or contradict
+                the card.
         """
         card = next(card for card in self.cards() if card.name == name)
         file = self._folder / card.weights.file
@@ -134,7 +134,7 @@ class ShippedModels:
 
 
 def _keep_exact(normalize: nn.Module, exact: dict[str, Tensor], file: Path) -> None:
-    """Half precision rounds the normalization, too; the card has it in more digits."""
+    """Restore the normalization, which half precision rounds, from the card's more exact values."""
     for what, value in exact.items():
         stored = normalize.get_buffer(what)
         if torch.allclose(stored, value, rtol=0, atol=_CARD_DIGITS):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dent.errors import WeightsError, WeightsWarning
 
-#: Keys under which training scripts keep the weights, most telling first.
+#: Keys under which training scripts keep the weights, most specific first.
 WRAPPERS: Final = (
     "state_dict",
     "model_state_dict",
@@ -23,34 +23,35 @@ WRAPPERS: Final = (
     "weights",
     "backbone",
 )
-#: Keys and names that mark a second copy of the weights: averages over the steps of the training.
+#: Words in keys and names that mark a second copy of the weights, averaged over training steps.
 _AVERAGES: Final = ("ema", "average", "averaged", "avg", "swa", "shadow", "polyak")
-#: Keys of what is no model: optimizers keep tensors, too.
+#: Words in the keys of entries that are not a model; optimizers, for example, also keep tensors.
 _OTHERS: Final = ("optim", "sched", "scaler", "rng", "callback", "loop", "criterion", "loss", "amp")
 _DEPTH: Final = 4
 _SHOWN: Final = 4
 
 
 def is_average(name: str) -> bool:
-    """Whether a key, or the first part of a name, says that the weights are an average."""
+    """Return whether a key, or the first part of a name, says that the weights are an average."""
     return any(word in _AVERAGES for word in name.lower().replace(".", "_").split("_"))
 
 
 def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Tensor]:
-    """Return the one state dict in a file.
+    """Return the state dict in a file.
 
     Args:
-        loaded: All that the file holds.
+        loaded: The whole content of the file.
         path: The file, for messages.
-        part: Which of several: keys joined by dots (`state_dict_ema`), or the first part of the
-            names within a state dict (`ema_model`). Without it, plain weights are taken before
+        part: Selects one of several: keys joined by dots (`state_dict_ema`), or the first part of
+            the names within a state dict (`ema_model`). By default, plain weights are preferred to
             averaged ones, with a warning.
 
     Raises:
-        WeightsError: There is none, no such part, or several between which nothing decides.
+        WeightsError: There is no state dict, no such part, or several state dicts of which none can
+            be preferred.
 
     Warns:
-        WeightsWarning: The file holds averaged weights beside those that were taken.
+        WeightsWarning: The file also holds other weights, such as an average, that were not taken.
     """
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path}: expected a state dict, got a {type(loaded).__name__}")
@@ -82,7 +83,7 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
 
 
 def state_dicts_in(loaded: Mapping[object, object]) -> dict[str, dict[str, Tensor]]:
-    """Return all state dicts in a file by their keys; "" for a bare one."""
+    """Return all state dicts in a file by their keys; the key of a bare one is ""."""
     return dict(_state_dicts(loaded))
 
 
@@ -101,7 +102,7 @@ def _part(dicts: Mapping[str, dict[str, Tensor]], path: Path, part: str) -> dict
 
 
 def _one(keys: list[str]) -> str | None:
-    """The only key, or the only one that training scripts use for the model, best first."""
+    """Return the only key, or the only one that ends in a word of `WRAPPERS`, in their order."""
     if len(keys) == 1:
         return keys[0]
     for wrapper in WRAPPERS:
@@ -114,7 +115,7 @@ def _one(keys: list[str]) -> str | None:
 def _state_dicts(
     loaded: Mapping[object, object], path: str = "", depth: int = _DEPTH
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors alone, by the keys that lead to it, outermost first."""
+    """Yield every mapping of names to only tensors, with the keys to it, outermost first."""
     if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
         if all(isinstance(key, str) for key in loaded):
             yield path, {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}

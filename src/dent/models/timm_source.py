@@ -1,8 +1,8 @@
 """timm's pretrained image classifiers: `timm/resnet50.a1_in1k`. Needs the extra `zoo`.
 
-Weights are looked for in `models_root()/timm`, then where the Hugging Face client keeps them, and
-are downloaded to the former. timm is handed the tensors, read by this package, so that it applies
-its own handling of each model's names and unpickles nothing.
+This module looks for weights in `models_root()/timm`, then in the cache of the Hugging Face client,
+and downloads them to the former. It reads the tensors and passes them to timm, so that timm handles
+each model's names but unpickles nothing.
 """
 
 from __future__ import annotations
@@ -28,21 +28,24 @@ _CLASSES: Final = 1000  # ImageNet's
 
 
 class Timm:
-    """The catalogue of timm's classifiers, each after the normalization it was trained with."""
+    """The catalogue of timm's classifiers, each with its normalization as first layer."""
 
     prefix: Final = "timm"
 
     def names(self) -> tuple[str, ...]:
-        """See `Catalogue.names`: every model of timm with published weights."""
+        """Return the names of all timm models with published weights; see `Catalogue.names`."""
         listed = require("timm", _PURPOSE, extra="zoo").list_models(pretrained=True)
         return tuple(f"{self.prefix}/{name}" for name in listed)
 
     def candidates(self, short: str) -> tuple[str, ...]:
-        """None: `resnet50` could as well be torchvision's."""
+        """Return no names: `resnet50` could also be torchvision's."""
         return ()
 
     def info(self, name: str) -> ModelInfo:
-        """See `Catalogue.info`; timm's code states neither sizes nor accuracies."""
+        """Return the facts about a model; see `Catalogue.info`.
+
+        timm's code states neither sizes nor accuracies.
+        """
         settings = self._settings(name)
         file = _present(name, settings)
         classes: int = settings.num_classes
@@ -62,13 +65,13 @@ class Timm:
         )
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
-        """See `Catalogue.load`; the normalization is that of the published weights."""
+        """Build a model with the normalization of its published weights; see `Catalogue.load`."""
         settings = self._settings(name)
         file = weights or _present(name, settings) or _download(name, settings).obtain()
         classes = settings.num_classes if num_classes is None else num_classes
         state = read_weights(file)
         try:
-            # The same number of classes in both places, or timm would leave the last layer random.
+            # Pass the number of classes twice, or timm would leave the last layer random.
             model: nn.Module = require("timm", _PURPOSE, extra="zoo").create_model(
                 name.removeprefix(f"{self.prefix}/"),
                 pretrained=True,
@@ -137,5 +140,5 @@ def _url(settings: Any) -> str:
 
 
 def _download(name: str, settings: Any) -> Download:
-    # Not with the hub's own client, which repeats a hopeless request for half a minute.
+    # The hub's own client would repeat a hopeless request for half a minute.
     return Download(name, _laid(name, settings), _url(settings), None, fetch_url)

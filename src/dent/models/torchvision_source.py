@@ -1,8 +1,8 @@
 """torchvision's ImageNet classifiers: `torchvision/resnet50`, `torchvision/resnet50.IMAGENET1K_V1`.
 
-Without a word after the dot the weights are those that torchvision calls DEFAULT. They are looked
-for, and downloaded to, where torchvision itself keeps them (`torch.hub.get_dir()`), and are checked
-against the digits of their SHA-256 that torchvision writes into the file's name.
+Without a name after the dot, the weights are torchvision's DEFAULT. They are read from, and
+downloaded to, torchvision's own folder (`torch.hub.get_dir()`), and are checked against the digits
+of their SHA-256 that torchvision writes into the file's name.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _OLD_DENSENET: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 class Torchvision:
-    """The catalogue of torchvision's classifiers, each after ImageNet's normalization."""
+    """The catalogue of torchvision's classifiers, each with its normalization as first layer."""
 
     prefix: Final = "torchvision"
 
     def names(self) -> tuple[str, ...]:
-        """See `Catalogue.names`: the models, each with its default weights."""
+        """Return the names of all models, each with its default weights; see `Catalogue.names`."""
         models = _models()
         return tuple(f"{self.prefix}/{name}" for name in models.list_models(module=models))
 
     def candidates(self, short: str) -> tuple[str, ...]:
-        """None: `resnet50` could as well be timm's."""
+        """Return no names: `resnet50` could also be timm's."""
         return ()
 
     def info(self, name: str) -> ModelInfo:
-        """See `Catalogue.info`."""
+        """Return the facts about a model; see `Catalogue.info`."""
         architecture, weights = self._find(name)
         file = _download(name, weights).file
         meta = weights.meta
@@ -72,7 +72,7 @@ class Torchvision:
         )
 
     def load(self, name: str, weights: Path | None, num_classes: int | None) -> nn.Module:
-        """See `Catalogue.load`; the normalization is that of the published weights."""
+        """Build a model with the normalization of its published weights; see `Catalogue.load`."""
         architecture, published = self._find(name)
         if weights is None:
             digest = _digest(published)
@@ -112,14 +112,14 @@ class Torchvision:
 
 
 def _models() -> Any:
-    # Two seconds, that no other model needs to wait for.
+    # This import takes two seconds, and other models do not need it.
     from torchvision import models  # noqa: PLC0415
 
     return models
 
 
 def _settings(architecture: str, published: Any, state: dict[str, Tensor]) -> dict[str, Any]:
-    """What torchvision's own functions set when they are given weights."""
+    """Return the arguments that torchvision's own functions set when they are given weights."""
     if architecture in _AUXILIARY:
         auxiliary = any(key.startswith(("aux", "Aux")) for key in state)
         return {"aux_logits": auxiliary, "transform_input": True, "init_weights": False}

@@ -1,8 +1,8 @@
-"""Map the names in a weights file to those of a model, if a framework wrapped the model.
+"""Rename the entries of a weights file to a model's names, if a framework wrapped the model.
 
-Wrappers put words before every name (`module.`, `model.`, `backbone.`) or between its parts
-(`features.module.0.weight`). A prefix is taken away only where every entry of the model is found
-behind it, so nothing is guessed from its name.
+Wrappers add words before every name (`module.`, `model.`, `backbone.`) or between its parts
+(`features.module.0.weight`). A prefix is removed only if it precedes every entry of the model
+(batch counters aside), so no prefix is guessed from its name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dent.support.plural import agreeing, counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What torch's own wrappers put between the parts of a name: DataParallel and DDP; torch.compile;
-#: FSDP; activation checkpointing.
+#: Words that torch's own wrappers put between the parts of a name: those of DataParallel and DDP,
+#: torch.compile, FSDP, and activation checkpointing.
 _WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-#: Counters that wrappers keep beside the weights: torch's AveragedModel, and other packages'.
+#: Counters that torch's AveragedModel and wrappers of other packages keep beside the weights.
 _COUNTERS: Final = ("n_averaged", "initted", "step", "num_updates", "decay")
-#: First parts of names that belong to the training, not to the model.
+#: Words in the first part of a name that mark an entry of the training, not of the model.
 _TRAINING: Final = ("criterion", "loss", "metric", "accuracy")
 _BATCHES: Final = "num_batches_tracked"
 _SHOWN: Final = 4
@@ -32,21 +32,24 @@ _SHOWN: Final = 4
 def aligned(
     state: Mapping[str, Tensor], expected: Collection[str], origin: str
 ) -> dict[str, Tensor]:
-    """Rename a state dict's entries to a model's names, as far as wrappers explain the difference.
+    """Rename a state dict's entries to a model's names, if wrappers explain the difference.
 
     Args:
         state: Tensors by name, from a file.
-        expected: The model's names.
+        expected: The names of the model's entries.
         origin: The source of the weights, for messages.
 
     Returns:
-        What belongs to the model, by its names; the names as they were where no prefix has all.
+        Tensors under the model's names. If no prefix precedes every entry of the model, all tensors
+        of the file, so that the caller can report what is missing.
 
     Raises:
-        WeightsError: Several prefixes have all, and nothing decides between them.
+        WeightsError: Several prefixes precede every entry of the model and none can be preferred,
+            or the file holds more entries that may belong to the model.
 
     Warns:
-        WeightsWarning: The file holds averaged weights, or others, that were not taken.
+        WeightsWarning: The file also holds averaged weights, or entries of the training, that were
+            not taken.
     """
     names = _unwrapped(_without_counters(state, expected), expected)
     required = {name for name in expected if not name.endswith(_BATCHES)}
@@ -79,7 +82,7 @@ def _without_counters(state: Mapping[str, Tensor], expected: Collection[str]) ->
 
 
 def _without_common(names: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    """Without a first part that all names have, so that what is missing is said by its name."""
+    """Remove a first part that all names share, so that messages show the model's names."""
     parts = {name.partition(".")[0] for name in names}
     if len(parts) != 1 or not names.keys().isdisjoint(expected):
         return names
@@ -88,7 +91,7 @@ def _without_common(names: dict[str, Tensor], expected: Collection[str]) -> dict
 
 
 def _unwrapped(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    """Without the words that torch's wrappers put anywhere, unless the model has them itself."""
+    """Remove the words that torch's wrappers put into names, unless the model's names have them."""
     expected_parts = {part for name in expected for part in name.split(".")}
     words = {word for word in _WRAPPERS if word not in expected_parts}
     bare = {name: ".".join(p for p in name.split(".") if p not in words) for name in state}
@@ -98,7 +101,7 @@ def _unwrapped(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[s
 
 
 def _prefixes(names: Mapping[str, Tensor], required: set[str]) -> list[str]:
-    """Every prefix behind which all the required names are found, in the file's order."""
+    """Return every prefix that precedes all the required names, in the file's order."""
     anchor = max(required, key=len)
     candidates = [name.removesuffix(anchor) for name in names if name.endswith(f".{anchor}")]
     return [prefix for prefix in candidates if all(f"{prefix}{name}" in names for name in required)]

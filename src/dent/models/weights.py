@@ -1,6 +1,6 @@
-"""Weights files: read without running anything, fitted to a model, identified by digest.
+"""Read weights files without running code, fit them to a model, and identify them by digest.
 
-Nothing here ever unpickles more than tensors and plain containers (`weights_only=True`).
+This module never unpickles more than tensors and plain containers (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from dent.models.weight_names import aligned
 from dent.support.plural import agreeing, counted
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".pyth", ".ckpt", ".tar", ".bin")
-#: What the name of a weights file may end in.
+#: The suffixes of weights files.
 SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
 _SHOWN = 4
 
 
 def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
-    """Read a state dict from a file, on the CPU, without running any of its content.
+    """Read a state dict from a file to the CPU, without running any code in the file.
 
     Args:
-        path: A `.safetensors` file, or what `torch.save` wrote of a state dict (`.pt`, `.pth`,
-            `.th`, `.pyth`, `.ckpt`, `.tar`, `.bin`), bare or under a key such as `state_dict` or
-            `model`. Where a file holds several, `FILE#KEY` says which: `w.pth#state_dict_ema`.
+        path: A `.safetensors` file, or a state dict that `torch.save` wrote (`.pt`, `.pth`, `.th`,
+            `.pyth`, `.ckpt`, `.tar`, `.bin`), bare or under a key such as `state_dict` or `model`.
+            If a file holds several, `FILE#KEY` selects one: `w.pth#state_dict_ema`.
         digest: SHA-256 (hex) that the file must have, or its first digits; checked before
             anything is decoded.
 
@@ -46,18 +46,19 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
 
     Raises:
         WeightsError: If the file is missing, has another digest, is damaged, holds Python objects
-            that only unpickling could rebuild, holds no state dict, or holds several between which
-            nothing decides.
+            that only unpickling could rebuild, holds no state dict, or holds several of which none
+            can be preferred.
 
     Warns:
-        WeightsWarning: If the file holds averaged weights (EMA) beside those that were taken.
+        WeightsWarning: If the file also holds other weights, such as an average (EMA), that were
+            not taken.
     """
     file, part = _parted(path)
     return state_dict_in(read_checkpoint(file, digest), file, part)
 
 
 def _parted(path: Path) -> tuple[Path, str | None]:
-    """The file, and which of its state dicts is meant."""
+    """Split `FILE#KEY` into the file and the key of one of its state dicts."""
     file, mark, part = str(path).rpartition("#")
     if not mark or not part or path.exists():
         return path, None
@@ -65,18 +66,18 @@ def _parted(path: Path) -> tuple[Path, str | None]:
 
 
 def read_checkpoint(path: Path, digest: str | None = None) -> object:
-    """Read the whole content of a file, on the CPU, without running any of it.
+    """Read the whole content of a file to the CPU, without running any code in the file.
 
     Args:
         path: As in `read_weights`, without a key.
         digest: As in `read_weights`.
 
     Returns:
-        Tensors by name of a `.safetensors` file; of another whatever `torch.save` was given, as
-        long as it is tensors, numbers, texts and plain containers.
+        Tensors by name for a `.safetensors` file. For any other file, the object that `torch.save`
+        was given, if it consists of tensors, numbers, strings and plain containers.
 
     Raises:
-        WeightsError: As in `read_weights`, but for the state dict.
+        WeightsError: As in `read_weights`, except for the errors about state dicts.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -118,7 +119,7 @@ def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         ) from error
     if not state:
         raise WeightsError(f"{path} holds no tensors")
-    # safetensors writes a shared tensor once, and notes its other names beside the tensors.
+    # safetensors writes a shared tensor once, and its other names into the metadata.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     shared = {
         alias: state[name]
@@ -132,7 +133,7 @@ def _from_torch(data: bytes, path: Path) -> object:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to unpickle, which runs whatever the file holds.
+        # torch's own message suggests unpickling, which would run any code in the file.
         raise WeightsError(_refusal(path, data, error)) from error
     except Exception as error:  # damaged bytes surface as almost any exception
         raise WeightsError(
@@ -166,10 +167,10 @@ def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> str:
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copy a state dict into a model, and check that it is complete.
 
-    Words that wrappers put before or into every name (`module.`, `model.`, `_orig_mod.`) are taken
-    away where all of the model is then found. Values are cast to the model's dtypes. Of tensors
-    that the model shares, one name is enough. After an error the model may hold part of the
-    weights: drop it.
+    Words that wrappers put before or into every name (`module.`, `model.`, `_orig_mod.`) are
+    removed if the file then has every entry of the model. Values are cast to the model's dtypes. A
+    tensor that the model has under several names needs only one of them in the file. After an
+    error, the model may hold part of the weights: discard it.
 
     Args:
         model: The model to fill.
@@ -177,11 +178,12 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
         origin: The source of the weights, for the message.
 
     Raises:
-        WeightsError: If names or shapes differ, a weight is not a number, the file has different
-            values for a tensor that the model shares, or several copies of the model.
+        WeightsError: If names or shapes differ, a weight is NaN or infinite, or the file has
+            several copies of the model, or different values for a tensor that the model shares.
 
     Warns:
-        WeightsWarning: If the file holds averaged weights, or others, that were not taken.
+        WeightsWarning: If the file also holds averaged weights, or entries of the training, that
+            were not taken.
     """
     expected = model.state_dict()
     state = aligned(state, expected.keys(), origin)
@@ -194,7 +196,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
     }
     rest = {name: tensor for name, tensor in state.items() if name not in reshaped}
     try:
-        # torch decides what is missing: modules may translate the names of older versions.
+        # Let torch decide which names are missing: modules may translate names of older versions.
         outcome = model.load_state_dict(rest, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{origin} does not fit {type(model).__name__}: {error}") from error
@@ -226,7 +228,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
 
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """All names of every tensor that a model has under several, by each of them."""
+    """Map each name of a tensor that has several names in a model to all of its names."""
     names: dict[int, list[str]] = {}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
@@ -251,21 +253,21 @@ def _check_shared(
 def _fits(tensor: Tensor, expected: object) -> bool:
     if not isinstance(expected, Tensor) or torch.nn.parameter.is_lazy(expected):
         return True
-    # Casting integers (a quantized file) or complex numbers into float weights loses their meaning.
+    # Integers (a quantized file) or complex numbers lose their meaning when cast to float weights.
     return tensor.shape == expected.shape and (
         tensor.is_floating_point() or not expected.is_floating_point()
     )
 
 
 def check_finite(model: nn.Module, origin: str) -> None:
-    """Check that every weight of a model is finite.
+    """Check that a model's parameters are finite, and that no buffer has a NaN.
 
     Args:
         model: A model that was just filled.
         origin: The source of its weights, for the message.
 
     Raises:
-        WeightsError: If one is not.
+        WeightsError: If a parameter is NaN or infinite, or a buffer has a NaN.
     """
     broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     # Buffers may hold -inf on purpose (attention masks), never NaN.
@@ -281,10 +283,10 @@ def check_finite(model: nn.Module, origin: str) -> None:
 def weights_digest(model: nn.Module) -> str:
     """Return the digest of a model's weights, for records.
 
-    SHA-256 over the sorted state dict: each entry's name, dtype and shape and its values' bytes
-    (little-endian, row by row). The same on every device and in every memory format; another as
-    soon as one bit, name, dtype or shape differs. Buffers that are not persistent are not in a
-    state dict and not covered, nor is the architecture's code.
+    It is the SHA-256 over the sorted state dict: each entry's name, dtype and shape, and the bytes
+    of its values (little-endian, row by row). It is the same on every device and in every memory
+    format, and changes if one bit, name, dtype or shape changes. It does not cover non-persistent
+    buffers, which are not in a state dict, or the architecture's code.
 
     Args:
         model: Any model; it is only read.

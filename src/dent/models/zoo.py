@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
     from dent.models.info import Catalogue, ModelInfo, Source
 
-#: Where models come from that are here once this package is, in the order of their listing.
+#: The sources of models that are installed with this package, in the order of their listing.
 SOURCES: tuple[Source, ...] = (ShippedModels(), AutoAttackExample())
 
-#: Zoos of others, whose models are named `{prefix}/...` and have to be fetched.
+#: Other zoos, whose models are named `{prefix}/...` and must be downloaded.
 CATALOGUES: tuple[Catalogue, ...] = (RobustBench(), Torchvision(), Timm(), HuggingFace())
 
 
 def names(catalogue: str | None = None) -> tuple[str, ...]:
-    """Return the names of registered models, present on this machine or not.
+    """Return the names of registered models, whether or not they are on this machine.
 
     Args:
-        catalogue: `"robustbench"`, `"torchvision"` or `"timm"` for all that these zoos have, `"hf"`
-            for those of the Hugging Face hub on this machine; by default the models that come with
-            this package, and those of the paper.
+        catalogue: `"robustbench"`, `"torchvision"` or `"timm"` for all models of that zoo, `"hf"`
+            for the models of the Hugging Face hub that are on this machine. By default, the models
+            that come with this package and the paper's models.
 
     Raises:
         UnknownNameError: If there is no such catalogue.
-        MissingExtraError: If it needs a package that is not installed (timm and hf do).
+        MissingExtraError: If the catalogue needs a package that is not installed (timm and hf do).
     """
     if catalogue is None:
         return (*_here(), *robustbench_source.PAPER)
@@ -56,14 +56,14 @@ def names(catalogue: str | None = None) -> tuple[str, ...]:
 
 
 def info(name: str) -> ModelInfo:
-    """Return what is known about a registered model without loading it.
+    """Return the facts about a registered model without loading it.
 
     Args:
         name: As in `load`, except family names and factories, which have no weights of their own.
 
     Raises:
         UnknownNameError: If no model is registered under that name, or more than one is.
-        MissingExtraError: If its catalogue needs a package that is not installed.
+        MissingExtraError: If the model's catalogue needs a package that is not installed.
     """
     here = _here()
     if name in here:
@@ -79,33 +79,34 @@ def load(
     num_classes: int | None = None,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Load a trained model in eval mode, from images in [0, 1] to logits.
+    """Load a trained model in eval mode, which takes images in [0, 1] and returns logits.
 
     Args:
-        name: A registered name: one of `names()`, of `names("robustbench")` in full
-            (`robustbench/cifar10/Linf/Carmon2019Unlabeled`) or as much of its end as is unambiguous
-            (`Carmon2019Unlabeled`), `torchvision/resnet50`, `timm/resnet50.a1_in1k`,
-            `hf/ORG/NAME` of the Hugging Face hub or `hf/./FOLDER`. Or a family name
-            `resnet-{depth}-{width}` together with `weights`. Or a factory of your own
-            `package.module:factory`, found from the current folder or installed, which is imported
-            and called without arguments.
-        weights: A `.safetensors` or weights-only torch file for a family or a factory (a factory
-            may also load its own), or for a model of a catalogue, instead of downloading it. The
-            models that come with this package bring theirs.
-        num_classes: Logits per image: what a family net is built with (default 10), or a
-            torchvision, timm or hf model together with `weights`, and what a registered model must
-            have. A factory decides alone; `check_model` then compares.
+        name: A registered name: one of `names()`; one of `names("robustbench")`, in full
+            (`robustbench/cifar10/Linf/Carmon2019Unlabeled`) or an unambiguous end of it
+            (`Carmon2019Unlabeled`); `torchvision/resnet50`; `timm/resnet50.a1_in1k`;
+            `hf/ORG/NAME` from the Hugging Face hub, or `hf/./FOLDER`. Or a family name
+            `resnet-{depth}-{width}` together with `weights`. Or your own factory
+            `package.module:factory`, in the current folder or installed, which is imported and
+            called without arguments.
+        weights: A `.safetensors` or weights-only torch file: for a family name, for a factory
+            (which may also load its own), or for a catalogue's model, instead of the download. The
+            models that come with this package have their own weights.
+        num_classes: Logits per image. A family net is built with this number (default 10), as is a
+            torchvision, timm or hf model together with `weights`. Every other registered model must
+            have this number. A factory sets its own; `check_model` compares it with the dataset's.
         device: The device of the model.
 
     Returns:
-        The model in eval mode. A factory's model is not run here; `check_model` does.
+        The model in eval mode. A factory's model is not run here; `check_model` runs it.
 
     Raises:
-        UnknownNameError: If nothing goes by that name, or more than one model does; the message
-            says what does.
+        UnknownNameError: If no model has that name, or more than one has; the message suggests
+            names.
         WeightsError: If the weights are missing, damaged, refused, or do not fit.
         MissingExtraError: If the model needs a package that is not installed.
-        UnsupportedModelError: If the factory raises or returns no model.
+        UnsupportedModelError: If the factory raises an error or returns no model, or a model of the
+            Hugging Face hub cannot be used.
         ConfigError: If the arguments contradict each other or the device is not available.
     """
     path = None if weights is None else Path(weights).expanduser()
@@ -157,7 +158,7 @@ def _here() -> dict[str, tuple[Source, ModelInfo]]:
 
 
 def _catalogued(name: str) -> tuple[Catalogue, str]:
-    """The catalogue that has a model, and its full name there."""
+    """Return the catalogue that has a model, and the model's full name there."""
     for catalogue in CATALOGUES:
         if name.startswith(f"{catalogue.prefix}/"):
             return catalogue, name

@@ -1,4 +1,4 @@
-"""The paper again: every table and figure as data, one runner, and a ruling on every claim.
+"""Reproduce the paper: every table and figure as data, one runner, a ruling on every claim.
 
     from dent.paper import load_scale, load_table, plan_table, run_plans, summarize
 

@@ -1,4 +1,4 @@
-"""Judge a claim by the records."""
+"""Judge a claim of the paper by the measured cells."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Compared:
     """A difference, or a single figure, with its interval.
 
     Attributes:
-        value: In the unit of the cells.
-        interval: Its confidence interval; None where there are too few values.
-        method: How it was made, and what it assumes.
-        few: Whether the interval cannot be trusted for want of batches.
+        value: The difference or figure, in the unit of the cells.
+        interval: Its confidence interval; None if there are too few values.
+        method: The method of the interval and its assumptions.
+        few: Whether there are too few batches or values to trust the interval.
     """
 
     value: float
@@ -42,15 +42,15 @@ def judge(
 ) -> Judgement:
     """Judge a claim about one pair of cells, or one cell.
 
-    A pair is compared by sample, on the samples that both cells have. The difference has the
-    direction of the claim. An interval that ignores the dependence of members of one batch decides
-    nothing, and neither does a run that has not finished.
+    A pair is compared by sample, on the samples that both cells have. The difference is the first
+    cell minus the second, as in the claim. No ruling follows from an interval that ignores the
+    dependence between members of a batch, or from an unfinished run.
 
     Args:
         table: The table.
         claim: The claim.
-        cells: The pair, or the cell.
-        measured: The measured values, by cell.
+        cells: The names of the pair, or of the cell.
+        measured: The measured values, by name of the cell.
         unit: The unit of the cells.
     """
     published = _published(table, claim, cells)
@@ -68,7 +68,7 @@ def judge(
 
 
 def compare(first: MeasuredCell, second: MeasuredCell) -> Compared:
-    """Return the first less the second, paired by sample; by batch if they are not accuracies."""
+    """Return the first cell minus the second, paired by sample, or by batch if not accuracies."""
     if first.right and second.right:
         return _by_sample(first, second)
     differences = [a - b for a, b in zip(first.numbers, second.numbers, strict=False)]
@@ -80,7 +80,7 @@ def compare(first: MeasuredCell, second: MeasuredCell) -> Compared:
 def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
     common = [sample for sample in first.right if sample in second.right]
     shared = [cell for cell in (first, second) if cell.shared]
-    # Members of a larger batch share more, so the bootstrap is over the larger batches.
+    # Larger batches have more dependent members, so the bootstrap is over the larger batches.
     ways = [{sample: cell.batch[sample] for sample in common} for cell in shared or (first,)]
     coarse = min(ways, key=lambda way: len(set(way.values())))
     ours: dict[int, tuple[bool, ...]] = {}

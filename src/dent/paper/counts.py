@@ -1,4 +1,4 @@
-"""Count rulings over distinct comparisons, for each sentence of the paper."""
+"""Count the rulings on distinct comparisons, for each sentence of the paper."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ class Sentence:
 
     Attributes:
         says: The sentence.
-        rulings: For each ruling, the number of its distinct comparisons.
+        rulings: For each ruling, the number of distinct comparisons that have it.
     """
 
     says: str
@@ -30,7 +30,7 @@ def count_rulings(judgements: Iterable[Judgement]) -> dict[Ruling, int]:
 
 
 def by_sentence(judgements: Iterable[Judgement]) -> tuple[Sentence, ...]:
-    """Return the sentences that judgements are about, in their order."""
+    """Return the sentences that judgements are about, in the order of the judgements."""
     groups: dict[tuple[str, str], list[Judgement]] = {}
     for judgement in judgements:
         groups.setdefault((judgement.claim, judgement.says), []).append(judgement)

@@ -1,4 +1,4 @@
-"""Defenses as the spec files write them: a preset, and what differs from it.
+"""Defenses as text in the spec files: a preset, and the fields that differ from it.
 
 `dent steps=10 statistics=test`, `dent-nominal smoothing.learn=false`, `dent smoothing=none`.
 """
@@ -17,11 +17,12 @@ _GONE: Final = "none"
 def parse_defense(text: str) -> DentConfig:
     """Read a defense: the name of a preset (`dent.defenses.CONFIGS`), then `field=value` words.
 
-    Values are JSON or plain words; `none` is null; `smoothing.learn` is a field of the smoothing.
+    Values are JSON or plain words, and `none` is null. A dot names a field of a field, as in
+    `smoothing.learn`.
 
     Raises:
         ConfigError: The preset or a field is unknown, a word has another form, or the
-            configuration means nothing.
+            configuration is invalid.
     """
     name, *words = text.split()
     if name not in CONFIGS:
@@ -43,16 +44,18 @@ def parse_defense(text: str) -> DentConfig:
 
 
 def defense_name(config: DentConfig) -> str:
-    """A name that no other configuration has, fit for a file: the nearest preset, and changes.
+    """Return a unique name of a configuration, fit for a file name.
 
-    A preset has its own name: `dent+`. Others: `dent_steps-10_statistics-test`.
+    A preset has its own name, such as `dent+`. Another configuration has the name of the nearest
+    preset and the changes to it, such as `dent_steps-10_statistics-test`.
     """
     for name, preset in CONFIGS.items():
         if preset == config:
             return name
     flat = _flat(config)
     changes = {name: _changes(_flat(CONFIGS[name]), flat) for name in _NEAREST}
-    # Nobody thinks of dent as what has its smoothing taken away: that counts for more.
+    # A name that takes a part (such as smoothing) away from a preset is hard to understand, so
+    # removing a part counts as more than any number of changes.
     nearest = min(_NEAREST, key=lambda name: (_GONE in changes[name].values(), len(changes[name])))
     return "_".join([nearest, *(f"{key}-{value}" for key, value in changes[nearest].items())])
 

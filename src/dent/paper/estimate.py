@@ -16,9 +16,9 @@ from dent.paper.planning import PaperPlan, PlannedRun
 from dent.paper.scales import Chosen
 
 _STEP: Final = 2.5
-"""Forwards that one step of adaptation takes (paper Table 14: 25.3 for ten steps and an answer)."""
+"""Forwards that one step costs (paper Table 14: 25.3 for ten steps and the prediction)."""
 _BACKWARD: Final = 2
-_PROBE: Final = 3  # answers to one batch, once a defense
+_PROBE: Final = 3  # predictions for one batch, once per defense
 _TIMED: Final = 32
 _CLASSES: Final = {"cifar100": 100, "imagenet-288": 1000}
 _PIXELS: Final = {"imagenet-288": 288}
@@ -26,13 +26,15 @@ _PIXELS: Final = {"imagenet-288": 288}
 
 @dataclass(frozen=True)
 class PlanCost:
-    """An upper bound of the work that is left: attacks stop early on a batch that is all wrong.
+    """An upper bound on the work of runs.
+
+    It is an upper bound because attacks stop early on a batch whose members are all wrong.
 
     Attributes:
-        runs: Evaluations.
-        forwards: Static forwards of one image that it all amounts to.
-        seconds: Time on this machine; None if a model is missing.
-        missing: Models that are not here.
+        runs: Number of evaluations.
+        forwards: The work in static forwards of one image.
+        seconds: The time on this machine; None if a model was not timed.
+        missing: The models that were not timed, for example because they are not on this machine.
     """
 
     runs: int
@@ -47,9 +49,9 @@ def plan_cost(
     """Add up the cost of runs.
 
     Args:
-        runs: The evaluations, each once.
-        timer: Returns the seconds of a model's forward of one image, or None if they cannot be
-            measured. By default nothing is timed.
+        runs: The evaluations, without repetition.
+        timer: Returns the seconds that a model takes for a forward of one image, or None if they
+            cannot be measured. By default nothing is timed.
     """
     count, forwards, seconds = 0, 0.0, 0.0
     missing: dict[Chosen, None] = {}
@@ -66,9 +68,9 @@ def plan_cost(
 
 
 def forwards_of(run: PlannedRun) -> float:
-    """Return the cost of a run in static forwards of one image, at most.
+    """Return an upper bound on the cost of a run, in static forwards of one image.
 
-    An answer with k steps takes 1 + 2.5 k forwards, and a gradient two more.
+    A prediction with k steps takes 1 + 2.5 k forwards, and a gradient takes two more.
     """
     total = _of_defense(run, None)
     if run.defense is not None:
@@ -77,19 +79,19 @@ def forwards_of(run: PlannedRun) -> float:
 
 
 def profile_forwards(plan: PaperPlan) -> float:
-    """Return the cost of a table of computation in forwards of one image of its model."""
+    """Return the cost of a table about computation, in forwards of one image by its model."""
     if plan.profile is None:
         return 0.0
     steps = [DentConfig.from_dict(values).steps for values in plan.profiled.values()]
     forwards = sum(1 + _STEP * count for count in steps)
-    rounds = 2 + plan.profile.rounds  # one with the trial, one to count operations
+    rounds = 2 + plan.profile.rounds  # one warm-up, one to count operations
     return plan.profile.batch_size * rounds * forwards
 
 
 def timer(device: torch.device) -> Callable[[Chosen], float | None]:
-    """Return a function that times a model that is here: the fastest of three forwards, per image.
+    """Return a function that times a model: seconds per image in the fastest of three forwards.
 
-    It times each model once.
+    It times each model once. It returns None for a model that is not on this machine.
     """
     timings: dict[Chosen, float | None] = {}
 
@@ -104,7 +106,7 @@ def timer(device: torch.device) -> Callable[[Chosen], float | None]:
 def undone(
     plans: Iterable[PaperPlan], done: Callable[[PlannedRun], bool]
 ) -> tuple[PlannedRun, ...]:
-    """Return the evaluations of several tables that are not done yet, each once."""
+    """Return the evaluations of several tables that are not done yet, without repetition."""
     runs = dict.fromkeys(run for plan in plans for run in plan.runs())
     return tuple(run for run in runs if not done(run))
 
@@ -145,7 +147,7 @@ def _of_defense(run: PlannedRun, defense: DentConfig | None) -> float:
 
 
 def _of_attack(run: PlannedRun, attack: Attack, answer: float, batches: int) -> float:
-    """Return the forwards of a batch that an attack takes over all batches."""
+    """Return the cost of an attack on all batches, in static forwards of one batch."""
     classes = _CLASSES.get(run.model.dataset, 10)
     sized = attack.sized(run.batch_size)
     published = getattr(sized, "protocol", "") == "published"

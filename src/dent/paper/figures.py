@@ -1,4 +1,4 @@
-"""Write figures, differences and intervals in the unit of their cells."""
+"""Format figures, differences and intervals in the unit of their cells."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -10,19 +10,19 @@ _PLACES: Final[Mapping[Unit, str]] = {"%": PLACES, "×": PLACES, "s": ".3g", "pi
 
 
 def figure(value: float, unit: Unit) -> str:
-    """`62.1`, `25.3×`, `0.213 s`: percent without its sign, as the paper's tables have it."""
+    """Format a figure: `62.1`, `25.3×`, `0.213 s`. Percentages have no sign, as in the paper."""
     text = format(value, _PLACES.get(unit, ".4g"))
     return text + {"×": "×", "s": " s"}.get(unit, "")
 
 
 def signed(value: float, unit: Unit) -> str:
-    """Return a difference with its sign: `+15.2`; without a sign if it rounds to 0."""
+    """Format a difference with its sign: `+15.2`; without a sign if it rounds to 0."""
     text = format(value, f"+{_PLACES.get(unit, '.4g')}")
     return (text if float(text) else text[1:]).replace("-", MINUS)
 
 
 def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
-    """`[53.1, 70.2]`; empty where there is none."""
+    """Format an interval: `[53.1, 70.2]`; empty without an interval."""
     if bounds is None:
         return ""
     low, high = (format(bound, _PLACES.get(unit, ".4g")) for bound in bounds)
@@ -30,12 +30,12 @@ def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
 
 
 def measured(judgement: Judgement) -> str:
-    """Return what was measured for a judgement: a difference with its sign, or a figure."""
+    """Format the measured value of a judgement: a difference with its sign, or a figure."""
     return _written(judgement, judgement.measured) or "not measured"
 
 
 def printed(judgement: Judgement) -> str:
-    """Return what the paper prints for a judgement, or `no figure`."""
+    """Format the published value of a judgement, or return `no figure`."""
     return _written(judgement, judgement.published) or "no figure"
 
 

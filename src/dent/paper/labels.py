@@ -4,13 +4,13 @@ from dent.paper.spec import Table
 
 
 def label(table: Table, key: str) -> str:
-    """Return the name of a cell: group and row, then column."""
+    """Return the name of a cell `row/column`: its group and row, then its column."""
     row, _, column = key.partition("/")
     return f"{_row(table, row)}: {_column(table, column)}"
 
 
 def label_of(table: Table, cells: tuple[str, ...]) -> str:
-    """Return the name of a comparison, or of one cell. It names a shared row or column once."""
+    """Return the name of a pair of cells, or of one cell. A shared row or column appears once."""
     if len(cells) == 1:
         return label(table, cells[0])
     (row, column), (other_row, other_column) = (key.split("/") for key in cells)

@@ -31,7 +31,7 @@ def load_table(name: str) -> Table:
     """Return a table or figure by name.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No table or figure has this name.
         ConfigError: Its spec file has an unknown key, or contradicts itself.
     """
     check_table(name)
@@ -43,7 +43,7 @@ def load_scale(name: str) -> Scale:
     """Return a scale by name.
 
     Raises:
-        UnknownNameError: There is none of that name.
+        UnknownNameError: No scale has this name.
         ConfigError: scales.toml has an unknown key.
     """
     check_scale(name)
@@ -52,7 +52,7 @@ def load_scale(name: str) -> Scale:
 
 @cache
 def load_roles() -> dict[str, Role]:
-    """Return the paper's models by the names that tables use.
+    """Return the models of the paper, by the names that the tables use.
 
     Raises:
         ConfigError: models.toml has an unknown key.
@@ -62,10 +62,15 @@ def load_roles() -> dict[str, Role]:
 
 
 def read_spec(kind: type[_Kind], where: str, values: dict[str, Any]) -> _Kind:
-    """Validate what a file holds.
+    """Validate the contents of a spec file.
+
+    Args:
+        kind: The model to validate against.
+        where: Name of the file, for error messages.
+        values: The contents.
 
     Raises:
-        ConfigError: A key is unknown, a value out of range, or two contradict each other.
+        ConfigError: A key is unknown, a value is out of range, or two values contradict each other.
     """
     try:
         return kind.model_validate(values)

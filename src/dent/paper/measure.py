@@ -1,4 +1,4 @@
-"""Read one cell's figure off the records of its run, sample by sample."""
+"""Read the figure of a cell from the records of its run, sample by sample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +22,17 @@ _SAMPLES: Final = 100.0  # percent
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """What was measured for a cell.
+    """The measured figure of a cell.
 
     Attributes:
-        value: The figure, in the unit of the published one: percent, static forwards, seconds.
+        value: The figure, in the unit of the published one, such as percent, static forwards or
+            seconds.
         interval: Its confidence interval; None if there are too few values for one.
-        right: For an accuracy, whether each sample was right, by sample id; empty otherwise.
-        batch: The batch of each sample, by sample id.
-        shared: Whether the members of a batch depend on each other.
-        numbers: For other measures, the single values by batch or round.
-        flags: Diagnostics that the defense, or the run, raised.
+        right: For an accuracy, whether each sample is correct, by sample id; empty otherwise.
+        batch: For an accuracy, the index of each sample's batch, by sample id; empty otherwise.
+        shared: Whether it is an accuracy of a batch-dependent defense.
+        numbers: For other measures, the values by batch or round.
+        flags: Names of the raised diagnostics of the defense and of the run.
         partial: Whether batches are missing.
     """
 
@@ -48,8 +49,9 @@ class MeasuredCell:
 def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
     """Read a cell from its run; None if no batch has all of its records yet.
 
-    `robust` is the worst case over the attacks that the cell counts: per sample, or per batch for a
-    batch-dependent defense. AutoAttack as it ships is counted by its own claims, as in the paper.
+    `robust` is the worst case over natural images and the attacks that the cell counts: per sample,
+    or per batch for a batch-dependent defense. For AutoAttack as released (`published`), its own
+    claims count, as in the paper.
     """
     run = planned.run
     if run is None:
@@ -65,7 +67,7 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
     if quantity == "relative-time":
         pairs = [(record.timing.serve, record.timing.static) for record in natural]
         numbers = [seconds / static for seconds, static in pairs if static]
-        if run.defense_name == STATIC:  # its own yardstick: it was not timed twice
+        if run.defense_name == STATIC:  # it is the reference, and was not timed twice
             numbers = [1.0 for _ in natural]
     else:
         numbers = _sigmas(planned, natural)
@@ -84,7 +86,7 @@ def of_profile(planned: PlannedCell, record: ProfileRecord, rounds: int) -> Meas
         "seconds": [round_[column] for round_ in record.seconds],
         "relative-time": [_ratio(round_, column) for round_ in record.seconds],
     }[planned.cell.measure]
-    if planned.cell.measure in ("gflops", "relative-flops"):  # a count, the same at every time
+    if planned.cell.measure in ("gflops", "relative-flops"):  # a count does not vary
         return MeasuredCell(numbers[0], (numbers[0], numbers[0]), {}, {}, False, numbers, (), False)
     return of_numbers(numbers, (), len(record.seconds) < rounds)
 
@@ -92,7 +94,7 @@ def of_profile(planned: PlannedCell, record: ProfileRecord, rounds: int) -> Meas
 def of_numbers(
     numbers: Sequence[float], flags: tuple[str, ...], partial: bool
 ) -> MeasuredCell | None:
-    """Return a median with its interval; None if there are no numbers."""
+    """Return the median of numbers with its interval; None if there are no numbers."""
     if not numbers:
         return None
     return MeasuredCell(
@@ -101,7 +103,7 @@ def of_numbers(
 
 
 def _sigmas(planned: PlannedCell, natural: Sequence[UnitRecord]) -> list[float]:
-    """Return sigma by batch: before adaptation (from the configuration) or after it."""
+    """Return sigma in pixels by batch: before adaptation (the configured one) or after it."""
     smoothing = planned.cell.defense.smoothing
     ends = [record.trace.sigma[0] for record in natural if record.trace.sigma]
     if planned.cell.measure == "sigma-before" and smoothing is not None:
@@ -110,14 +112,14 @@ def _sigmas(planned: PlannedCell, natural: Sequence[UnitRecord]) -> list[float]:
 
 
 def _ratio(round_: Mapping[str, float], column: str) -> float:
-    """Return the time in static forwards of the same round; column `0` is the static model."""
+    """Return the time of a column relative to the static model (column `0`) in the same round."""
     return round_[column] / round_["0"]
 
 
 def _rights(
     planned: PlannedCell, scores: Scores, batches: Batches, samples: bool
 ) -> dict[int, Rights]:
-    """Return by batch index which members were right."""
+    """Return which members are correct, by batch index."""
     if planned.cell.measure == "natural":
         return {index: piece.attacked for index, piece in scores.submissions["natural"].items()}
     kind = "transfer" if planned.cell.measure == "transfer" else "attack"
@@ -135,13 +137,13 @@ def _rights(
 
 
 def _published(scores: Scores, planned: PlannedCell) -> bool:
-    """Return whether AutoAttack regrouped members; then its worst case is per sample."""
+    """Return whether the attack regrouped members; then the worst case is per sample."""
     first = scores.records.get(label("attack", planned.attacks[0]), ())
     return bool(first) and first[0].batch is None
 
 
 def _claimed(records: Sequence[UnitRecord], batches: Batches) -> dict[int, Piece] | None:
-    """Return AutoAttack's own claims if it took all batches in one call; None otherwise."""
+    """Return the attack's own claims if it took all batches in one call; None otherwise."""
     if not records or records[0].batch is not None or records[0].claimed is None:
         return None
     standing = [not fooled for fooled in records[0].claimed]

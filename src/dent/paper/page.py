@@ -1,4 +1,4 @@
-"""The page: every table, published beside measured, with the ruling on every claim."""
+"""The page of the paper's tables: published and measured figures, and rulings on all claims."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ _IN_WORDS: Final[Mapping[Unit, str]] = {
     "pixels": "pixels",
     "GFLOPs": "GFLOPs",
 }
-"""The unit of a difference of two cells."""
+"""The unit of a difference of two cells, in words."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Links:
 
     Attributes:
         out: The output folder.
-        page: The page's own folder.
+        page: The folder of the page.
     """
 
     out: Path
     page: Path
 
     def of(self, run: str | None) -> str | None:
-        """Return the address of a run's report, or of its record; None if there is neither."""
+        """Return the link to a run's report, or else to its record; None if neither exists."""
         if run is None:
             return None
         for name in (REPORT, RUN, PROFILE):
@@ -64,7 +64,7 @@ class TablePart:
     Attributes:
         plan: The table at its scale.
         result: The result of the table.
-        charts: Its charts with any measured or published value.
+        charts: Its charts that have a measured or published value.
         cells: The cells by `row/column`.
         models: Sentences about which model replaces which model of the paper.
         commands: For each command, the cells that come from its run.
@@ -103,19 +103,19 @@ class TablePart:
 def write_page(
     plans: Sequence[PaperPlan], results: Sequence[TableResult], out: Path, page: Path
 ) -> Path:
-    """Write the page about tables, from their results alone.
+    """Write the page about tables, from their plans and results only.
 
     Args:
-        plans: The tables.
-        results: The result of each (`summarize`).
-        out: The folder that `run_plans` was given, whose runs the page links to.
+        plans: The tables, all at one scale.
+        results: The result of each table, from `summarize`.
+        out: The output folder of `run_plans`. The page links to its runs.
         page: The file to write.
 
     Returns:
         `page`.
 
     Raises:
-        RecordError: It cannot be written.
+        RecordError: The page cannot be written.
     """
     text = to_page(plans, results, Links(Path(out), Path(page).parent))
     with writing(page):
@@ -125,7 +125,7 @@ def write_page(
 
 
 def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: Links) -> str:
-    """The page as HTML; see `write_page`."""
+    """Return the page as HTML; see `write_page`."""
     flags = _flags(results)
     templates = environment("dent.paper")
     templates.filters |= {
@@ -186,7 +186,7 @@ def _commands(table: Table, result: TableResult) -> dict[str, tuple[str, ...]]:
 
 
 def _methods(results: Sequence[TableResult]) -> dict[str, int]:
-    """Return every method of an interval with its number, in the order of the page."""
+    """Return every method of an interval with its number, in order of appearance."""
     methods = dict.fromkeys(
         judgement.method
         for result in results
@@ -197,14 +197,14 @@ def _methods(results: Sequence[TableResult]) -> dict[str, int]:
 
 
 def _detectable(samples: int) -> str:
-    """Return which gain so many samples of the dynamic suite are too few to show."""
+    """Return a note on the gains that the suite cannot show with this number of samples."""
     gain = detectable_gain(samples)
     under = "" if gain is None else f" below {100 * gain:.0f} points"
     return f"{counted(samples, 'sample')}: too few to show a gain{under}"
 
 
 def _flags(results: Sequence[TableResult]) -> dict[str, Flag]:
-    """Return every raised diagnostic with a letter, in the order of the page."""
+    """Return the flag of every raised diagnostic by its name, in order of appearance."""
     raised: dict[str, dict[str, None]] = {}
     for result in results:
         raisers = [(cell.flags, cell.defense) for cell in result.cells]

@@ -22,22 +22,22 @@ WEIGHTS: Final = Path("runs/train")
 """Folder of the weights that `dent train` makes for the paper's models."""
 RUNS: Final = "runs"
 CONFIGURATIONS: Final = "defenses"
-"""Folders below the output's."""
+"""Names of the folders in the output folder for runs and for configurations of defenses."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One evaluation: the static model, and one defense of it or none.
+    """One evaluation: the static model, and at most one defense of it.
 
     Attributes:
         model: The evaluated model.
-        defense: The defense; None for the static model alone.
+        defense: The defense; None if only the static model is evaluated.
         norm: Norm of the threat model.
         eps: Its radius as written.
-        attacks: As `dent.attacks.make_from` takes them; none where `suite` is given.
-        suite: Budget of the dynamic suite, instead of attacks.
-        samples: The first so many of the dataset.
-        batch_size: Members of a batch.
+        attacks: The attacks, as text for `dent.attacks.make_from`; empty if `suite` is given.
+        suite: Budget of the dynamic suite, if it runs instead of `attacks`.
+        samples: Number of samples, from the start of the dataset.
+        batch_size: Members per batch.
         mix: Share of each batch that is attacked.
     """
 
@@ -53,7 +53,7 @@ class PlannedRun:
 
     @property
     def defense_name(self) -> str:
-        """What the defense is called in the records."""
+        """The name of the defense in the records."""
         return STATIC if self.defense is None else defense_name(self.defense)
 
     @property
@@ -80,13 +80,13 @@ class PlannedRun:
         return f"{readable}-{digest(values)[:10]}"
 
     def configuration(self, out: Path) -> Path | None:
-        """The JSON file of the defense; None for one that `dent evaluate` knows by name."""
+        """Return the path of the defense's JSON file; None if `dent evaluate` knows it by name."""
         if self.defense is None or self.defense_name in CONFIGS:
             return None
         return out / CONFIGURATIONS / f"{self.defense_name}.json"
 
     def command(self, out: Path) -> str:
-        """Return the command that does, and resumes, the same evaluation."""
+        """Return the command that starts or resumes the same evaluation."""
         words = ["dent", "evaluate", "--model", self.model.name]
         if self.model.weights is not None:
             words += ["--weights", str(self.model.weights)]
@@ -110,9 +110,9 @@ class PlannedCell:
     Attributes:
         cell: The cell.
         model: The model that is run for the cell's model; None in a profile.
-        run: The evaluation that the cell is read from; None if it is not measured.
+        run: The evaluation that the cell is read from; None in a profile, or if it is not measured.
         attacks: The run's attacks that count for this cell.
-        why: Why the cell is not measured; empty if it is.
+        why: Why the cell is not measured at this scale; empty if it is.
     """
 
     cell: TableCell
@@ -129,8 +129,8 @@ class PaperPlan:
     Attributes:
         table: The table.
         scale: The scale.
-        cells: The runs of the cells, by `row/column`.
-        suites: For each defended cell, its run of the dynamic suite.
+        cells: The planned cells, by `row/column`.
+        suites: For each cell on which the dynamic suite runs, that run.
         profile: The profile at this scale, if the table is about computation.
     """
 
@@ -141,7 +141,7 @@ class PaperPlan:
     profile: Profile | None
 
     def runs(self) -> tuple[PlannedRun, ...]:
-        """Return all evaluations, each once: the table's own first, then those of the suite."""
+        """Return all evaluations without repetition: those of cells, then those of the suite."""
         of_cells = [cell.run for cell in self.cells.values() if cell.run is not None]
         return tuple(dict.fromkeys([*of_cells, *self.suites.values()]))
 
@@ -153,7 +153,7 @@ class PaperPlan:
 
     @property
     def profiled(self) -> dict[str, dict[str, Any]]:
-        """By column, the configurations that are profiled."""
+        """The configurations that are profiled, by column."""
         return {
             key.partition("/")[2]: cell.cell.defense.to_dict()
             for key, cell in self.cells.items()
@@ -162,7 +162,7 @@ class PaperPlan:
 
 
 def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan:
-    """Plan a table at a scale. This loads nothing.
+    """Plan a table at a scale. This loads no model and no dataset.
 
     Args:
         table: The table.
@@ -170,8 +170,9 @@ def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan
         weights: Folder of weights that `dent train` made.
 
     Raises:
-        UnknownNameError: A model has no stand-in at this scale.
-        ConfigError: A cell names an attack that the scale does not have.
+        UnknownNameError: A model has no known stand-in at this scale.
+        ConfigError: A cell names an attack that the scale does not have, or the scale runs the
+            suite on a cell that the table does not list for it.
     """
     roles = load_roles()
     changes = scale.of(table.id)
@@ -242,7 +243,7 @@ def _suite(scale: Scale, cell: TableCell, model: Chosen) -> PlannedRun:
 
 
 def _counted(cell: TableCell, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the attacks up to `through`, or `only` one, or all."""
+    """Return the attacks that count: those up to `through`, the one that is `only`, or all."""
     if cell.only is not None:
         return (parts[cell.only],)
     names = list(parts)

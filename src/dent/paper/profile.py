@@ -1,4 +1,4 @@
-"""Measure time and operations of an adaptation by steps (Table 14), in a record of its own."""
+"""Measure time and operations of a prediction by steps (Table 14), in a separate record."""
 
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -36,21 +36,21 @@ class ProfileRecord(Record):
     """For each column, the floating-point operations of one prediction of the batch, counted by
     torch.utils.flop_counter. A multiply-add counts as two."""
     seconds: tuple[dict[str, float], ...]
-    """For each round and column, seconds of one prediction of the batch."""
+    """For each round and column, the seconds that one prediction of the batch took."""
     session: Session
-    """The process that began it."""
+    """The session that began the measurement."""
 
 
 def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> ProfileRecord:
-    """Measure what is not measured yet: all columns take turns within a round.
+    """Measure the rounds that are missing. In each round, all columns take turns.
 
     Args:
         plan: A table with a profile.
-        path: The folder; the same call goes on where it stopped.
+        path: The folder of the record. The same call resumes where it stopped.
         device: The device to run on.
 
     Raises:
-        ConfigError: The table has no profile, or the folder holds another.
+        ConfigError: The table has no profile, or the folder contains a different one.
         RecordError: The folder cannot be read or written to.
     """
     profile = plan.profile
@@ -62,7 +62,7 @@ def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> Pro
     if record is not None and len(record.seconds) >= profile.rounds:
         return record
     defenses, x = _subjects(plan, profile, device)
-    if record is not None:  # the first answer holds a trial, which takes time as well
+    if record is not None:  # not timed: the first prediction includes a trial
         for defense in defenses.values():
             defense(x)
     else:
@@ -86,16 +86,16 @@ def read_profile(path: Path) -> ProfileRecord | None:
     """Read the profile of a folder; None if nothing was measured yet.
 
     Raises:
-        RecordError: It is damaged.
+        RecordError: The profile is damaged.
     """
     return read_record(path / PROFILE, ProfileRecord) if (path / PROFILE).exists() else None
 
 
 def count_flops(defense: Dent, x: Tensor) -> int:
-    """Return the floating-point operations of one prediction, forwards and backwards.
+    """Return the floating-point operations of one prediction, in forwards and backwards.
 
-    Those in matrix products and convolutions, which torch.utils.flop_counter counts; none of the
-    trial that comes with a defense's first answer.
+    They are those of matrix products and convolutions, which torch.utils.flop_counter counts. The
+    trial that a defense makes with its first prediction is not included.
     """
     defense(x)
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Copy measured records without their images, and their page, to a folder to commit."""
+"""Publish runs: copy their records, without images, and their page to a folder to commit."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -21,20 +21,21 @@ _RECORDS = (RUN, PLAN, JOURNAL, PROFILE)
 def publish(plans: Sequence[PaperPlan], out: Path, folder: Path) -> Path:
     """Copy the records of tables, some tens of kilobytes a run, and write their page beside them.
 
-    Earlier copies are replaced. The page can be made again from the copies alone, and names the
-    commands that would fill `out`.
+    Earlier copies are replaced. The copies are enough to make the page again. The commands on the
+    page write to `out`.
 
     Args:
         plans: The tables, all at one scale.
-        out: The folder that `run_plans` was given.
-        folder: The page becomes `folder/SCALE.html`, the records `folder/SCALE/runs`.
+        out: The output folder of `run_plans`.
+        folder: The folder to publish to. The page becomes `folder/SCALE.html`, and the records go
+            to `folder/SCALE/runs`.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         RecordError: Something cannot be written, or records are damaged; or `out` has no run of
-            these tables, and published ones would be lost.
+            these tables, and the published runs would be lost.
     """
     scale = plans[0].scale.id
     copies = folder / scale
@@ -51,7 +52,7 @@ def publish(plans: Sequence[PaperPlan], out: Path, folder: Path) -> Path:
 
 
 def _refuse_emptying(copies: Path, runs: Path, names: Iterable[str]) -> None:
-    """Refuse to replace published runs by none."""
+    """Raise `RecordError` if published runs would be deleted with no run to replace them."""
     published = len(list(copies.glob("*"))) if copies.is_dir() else 0
     if published and not any((runs / name).is_dir() for name in names):
         raise RecordError(

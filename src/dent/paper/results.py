@@ -26,7 +26,7 @@ class CellResult(Record):
     """The counts of an accuracy."""
     state: Literal["measured", "partial", "not run", "not at this scale"]
     why: str
-    """Why the figure was not measured."""
+    """Why the figure was not measured; empty if the plan measures it."""
     model: str
     """Name of the model that was run."""
     stands_for: str
@@ -38,9 +38,9 @@ class CellResult(Record):
     run: str | None
     """The run folder, relative to the output folder."""
     command: str | None
-    """The command that makes and resumes the run."""
+    """The command that starts or resumes the run."""
     as_in: str | None
-    """An earlier cell with the same records, which is no additional evidence."""
+    """An earlier cell with the same records, if any. Then this cell is no additional evidence."""
 
 
 class Judgement(Record):
@@ -60,8 +60,8 @@ class Judgement(Record):
     ruling: Ruling
     sentence: str
     as_in: str | None
-    """The cells of another judgement of the same claim on the same records, which counts instead:
-    the first with the ruling that is worst for the claim."""
+    """The cells of the judgement that counts in place of this one, if several judgements of a claim
+    use the same records. It is the first one with the ruling that is worst for the claim."""
 
 
 class SuiteResult(Record):
@@ -77,17 +77,17 @@ class SuiteResult(Record):
     worst: Count | None
     difference: Difference | None
     ruling: str | None
-    """The ruling of the verdict; null if the suite did not finish."""
+    """The ruling of the verdict; null without a verdict."""
     sentence: str
     flags: tuple[str, ...]
     run: str
     command: str
     as_in: str | None
-    """An earlier cell with the same run."""
+    """An earlier cell with the same run, if any."""
 
 
 class TableResult(Record):
-    """A table at a scale."""
+    """The results of a table at a scale."""
 
     schema_version: Literal[1] = 1
     id: str
@@ -101,4 +101,4 @@ class TableResult(Record):
     suite: tuple[SuiteResult, ...]
     status: Literal["complete", "partial", "not run"]
     command: str
-    """The command that runs and resumes the table."""
+    """The command that runs or resumes the table."""

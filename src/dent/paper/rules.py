@@ -1,4 +1,4 @@
-"""Rule on a claim by an interval, and say what was checked."""
+"""Rule on a claim by a confidence interval, and say what was checked."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +17,10 @@ WORST_FIRST: Final[tuple[Ruling, ...]] = (
     "not measured",
     "reproduced",
 )
-"""Rulings, the worst for a claim first."""
+"""All rulings, from the worst for a claim to the best."""
 
 _ROUGHLY: Final = 0.5
-"""The least share of a published difference that counts as roughly the same."""
+"""The smallest share of a published difference that counts as roughly the same."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def rule(
     Args:
         claim: The claim.
         published: The difference of the published figures, or the published figure.
-        bounds: The interval of what was measured; None if there are too few values.
-        unit: Its unit.
+        bounds: The interval of the measured difference or figure; None if there are too few values.
+        unit: The unit of the interval.
         few: Whether there are too few batches to trust the interval.
     """
     if bounds is None:
@@ -116,6 +116,6 @@ def _range(claimed: str, inside: bool, outside: bool) -> _Check:
 
 
 def _checked(claimed: str, inside: bool, outside: bool, words: tuple[str, str, str]) -> _Check:
-    """Choose among the words for inside, for outside, and for neither."""
+    """Return a check, with the words for inside, for outside, or for neither."""
     where = words[0 if inside else 1 if outside else 2]
     return _Check(claimed, inside, outside, f"{where}.")

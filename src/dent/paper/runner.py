@@ -1,4 +1,4 @@
-"""Run the evaluations that tables need, each once, in run folders that resume."""
+"""Run each evaluation that tables need once, in run folders that can be resumed."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +23,17 @@ from dent.storage.disk import write_atomically, writing
 
 REPORT = "report.html"
 OnRun = Callable[[int, int, str, Progress | None], None]
-"""Called with (finished runs, all runs, name of the run, its progress)."""
+"""Called with: number of finished runs, number of all runs, name of the run, progress or None."""
 
 
 class Loader:
-    """Loads models and datasets, and keeps the last model."""
+    """Loads models and datasets, and keeps the last model and all datasets.
+
+    Args:
+        device: The device of the models.
+        data_root: Folder of datasets; see `dent.data.load`.
+        fetched: Shows the progress of downloads; the argument `progress` of `dent.data.load`.
+    """
 
     def __init__(
         self,
@@ -42,16 +48,16 @@ class Loader:
         self._model: tuple[Chosen, nn.Module] | None = None
 
     def dataset(self, name: str) -> ImageDataset:
-        """The test split of a dataset."""
+        """Return the test split of a dataset."""
         if name not in self._datasets:
             self._datasets[name] = data.load(name, root=self._root, progress=self._fetched)
         return self._datasets[name]
 
     def model(self, chosen: Chosen) -> nn.Module:
-        """A model in eval mode, checked on two images.
+        """Return a model in eval mode, checked on two images.
 
         Raises:
-            WeightsError: Its weights are not here; the message says which command makes them.
+            WeightsError: Its weights are missing. The message says which command makes them.
         """
         if self._model is None or self._model[0] != chosen:
             if chosen.weights is not None and not chosen.weights.is_file():
@@ -70,7 +76,7 @@ class Loader:
         return self._model[1]
 
     def subject(self, run: PlannedRun) -> Subject:
-        """Return the subject of a run, as `dent evaluate` would make it."""
+        """Return the subject of a run, as the `dent evaluate` command of the run makes it."""
         model = self.model(run.model)
         attacks = suite("dynamic", run.suite) if run.suite else map(make_from, run.attacks)
         defenses = {} if run.defense is None else {run.defense_name: Dent(model, run.defense)}
@@ -94,26 +100,26 @@ def run_plans(
     """Run all missing evaluations that tables need.
 
     A run that several tables need is done once. A run whose model or images cannot be loaded is
-    skipped, so that the other runs are not lost.
+    skipped, so that the other runs still happen.
 
     Args:
         plans: The tables.
-        out: Run folders lie in `out/runs`, configurations in `out/defenses`. The same call goes
-            on where it stopped.
+        out: The output folder. Run folders are in `out/runs`, and configurations of defenses in
+            `out/defenses`. The same call resumes where it stopped.
         loader: The loader; by default one for the CPU.
-        watch: Called before, within and after every run.
+        watch: Called before every run and profile, and during a run with its progress.
 
     Returns:
-        By run folder, why it was left out.
+        For each skipped run, the reason by the name of its folder.
 
     Raises:
-        RecordError: and others that `evaluate` raises.
+        RecordError: A record cannot be read or written. `evaluate` can raise other errors, too.
     """
     loader = loader or Loader(torch.device("cpu"))
     runs = tuple(dict.fromkeys(run for plan in plans for run in plan.runs()))
     profiles = [plan for plan in plans if plan.profile is not None]
     total, missing = len(runs) + len(profiles), dict[str, str]()
-    # One model after the other, each loaded once; within one, in the order of the tables.
+    # Grouped by model, so that each model is loaded once, and then in the order of the tables.
     order = list(dict.fromkeys(run.model for run in runs))
     grouped = sorted(runs, key=lambda run: order.index(run.model))
     for done, run in enumerate(grouped):
@@ -139,7 +145,7 @@ def run_plans(
 
 
 def write_configuration(run: PlannedRun, out: Path) -> None:
-    """Write the defense's JSON file, which the run's command names."""
+    """Write the JSON file of the defense that the run's command names, if it names one."""
     path = run.configuration(out)
     if path is None or not isinstance(run.defense, DentConfig):
         return

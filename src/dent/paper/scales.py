@@ -1,4 +1,4 @@
-"""The scales of tables, and the substitutes for the paper's models, from data files."""
+"""The scales of tables, and the replacements of the paper's models, as read from data files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from dent.paper.spec import Profile, Strict
 
 
 class RoleTraining(Strict):
-    """How `dent train` makes a model of the paper."""
+    """The recipe with which `dent train` makes a model of the paper."""
 
     model: str
     """Name of the architecture, such as `resnet-26-4`."""
@@ -27,7 +27,7 @@ class Role(Strict):
     paper: str
     """The paper's name for it."""
     zoo: str | None = None
-    """Its name for `dent.models.load`."""
+    """Its name for `dent.models.load`; None if `train` makes it."""
     train: RoleTraining | None = None
     dataset: str
     """Its name for `dent.data.load`."""
@@ -39,7 +39,7 @@ class Role(Strict):
         return self
 
     def weights(self, folder: Path) -> Path | None:
-        """Return the file of the weights that `command` makes; None for a model of the zoo."""
+        """Return the path of the weights that `command` makes; None for a model of the zoo."""
         if self.train is None:
             return None
         return folder / self._name / "best.safetensors"
@@ -62,7 +62,7 @@ class Role(Strict):
 
 
 class SuiteScale(Strict):
-    """How much of the dynamic suite a scale runs."""
+    """The size of a run of the dynamic suite at a scale."""
 
     budget: Literal["small", "standard", "full"]
     samples: int = Field(ge=1)
@@ -70,32 +70,32 @@ class SuiteScale(Strict):
 
 
 class ProfileScale(Strict):
-    """What a scale changes of a profile."""
+    """The changes of a scale to a profile."""
 
     size: int | None = None
     batch_size: int | None = None
     rounds: int | None = None
 
     def of(self, profile: Profile) -> Profile:
-        """The profile at this scale."""
+        """Return a profile with these changes."""
         changed = {name: value for name, value in self if value is not None}
         return profile.model_copy(update=changed)
 
 
 class TableScale(Strict):
-    """What a scale changes for one table."""
+    """The changes of a scale for one table."""
 
     samples: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     leave_out: tuple[str, ...] = ()
     """Columns that are not measured."""
     suite: tuple[str, ...] | None = None
-    """The cells with a run of the dynamic suite at this scale; None for all."""
+    """The cells on which the dynamic suite runs at this scale; None for all in `Table.suite`."""
     profile: ProfileScale = ProfileScale()
 
 
 class Scale(Strict):
-    """How large a table is run."""
+    """A scale: how large the runs of the tables are, and what replaces models and attacks."""
 
     id: str
     says: str
@@ -103,14 +103,14 @@ class Scale(Strict):
     """Number of samples, from the start of the dataset."""
     batch_size: int = Field(ge=1)
     dataset: str | None = None
-    """The dataset, instead of every model's own."""
+    """The dataset for all models; None for each model's own."""
     suite: SuiteScale
     attacks: dict[str, dict[str, str]]
     """For each attack of the tables and each of its parts, the text for `dent.attacks.make_from`.
     """
     stand_ins: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For each model of the paper, names of the zoo or of models.toml. The first available one
-    counts."""
+    """For each model of the paper, the models that may replace it: names of the zoo or of
+    models.toml. The first known one is used."""
     tables: dict[str, TableScale] = Field(default_factory=dict)
 
     def of(self, table: str) -> TableScale:
@@ -120,13 +120,13 @@ class Scale(Strict):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The model that replaces one of the paper's.
+    """The model that is run for one of the paper's models.
 
     Attributes:
         name: Its name for `dent.models.load`.
         weights: File of weights, if the name is only an architecture.
         dataset: Name of its dataset.
-        stands_for: The paper's name of the model that it stands for; empty if it is that model.
+        stands_for: The paper's name of the model that it replaces; empty if it is that model.
         made_by: The command that makes the weights, if the user has to make them.
     """
 
@@ -138,16 +138,16 @@ class Chosen:
 
 
 def choose(scale: Scale, role: str, roles: Mapping[str, Role], folder: Path) -> Chosen:
-    """Choose the model that replaces one of the paper's.
+    """Choose the model that is run for one of the paper's models.
 
     Args:
         scale: The scale.
-        role: A name of models.toml.
+        role: Name of the paper's model in models.toml.
         roles: All roles by name.
         folder: Folder of trained weights.
 
     Raises:
-        UnknownNameError: There is no such model, or none of the stand-ins is here.
+        UnknownNameError: models.toml has no such name, or none of the stand-ins is known.
     """
     if role not in roles:
         raise UnknownNameError(f"models.toml has no {role!r}; it has {', '.join(roles)}")

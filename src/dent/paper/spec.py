@@ -28,13 +28,13 @@ Kind = Literal["higher", "about", "not-lower", "at-most", "factor"]
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown keys."""
+    """A frozen pydantic model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Fields(Strict):
-    """The settings of a figure. The table's defaults, its column and its row each give a part."""
+    """The settings of a figure, merged from the table's defaults, its column and its row."""
 
     model: str | None = None
     """Name of a model in models.toml."""
@@ -51,7 +51,7 @@ class Fields(Strict):
     measure: Measure | None = None
     """The measured quantity; `robust` if none is named."""
     through: str | None = None
-    """The last part of the attack that counts."""
+    """The last part of the attack that counts, with all parts before it."""
     only: str | None = None
     """The only part of the attack that counts."""
 
@@ -76,7 +76,7 @@ class TableRow(Fields):
     published: tuple[str, ...]
     """One text per column, exactly as printed; empty if the paper prints none."""
     each: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """A field with one value per column."""
+    """For fields that differ by column: one value per column, as the text of the setting."""
 
     @field_validator("each")
     @classmethod
@@ -90,10 +90,11 @@ class TableRow(Fields):
 class Claim(Strict):
     """A claim of the paper about its table.
 
-    `higher`: the first of a pair lies above the second, and by half the published difference or
-    more. `about`: the two differ by `within` points at most. `not-lower`: the first lies below the
-    second by `within` points at most. `at-most`: a cell is `bound` percent or less. `factor`: a
-    cell lies within a `factor` of what is published.
+    `higher`: the first cell of a pair is above the second by at least half the published
+    difference. `about`: the two differ by at most `within`. `not-lower`: the first is below the
+    second by at most `within`. `at-most`: a cell is at most `bound`. `factor`: a cell is within a
+    `factor` of the published figure. `within` and `bound` are in the unit of the cells (percentage
+    points, percent).
     """
 
     id: str
@@ -102,15 +103,15 @@ class Claim(Strict):
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     across: Literal["rows", "columns"] = "rows"
-    """`rows`: one pair per row, of the two columns. `columns`: one per column, of the two rows."""
+    """`rows`: one pair per row, from two columns. `columns`: one pair per column, from two rows."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """Pairs of cells, as `row/column`."""
+    """Pairs of cells, each named `row/column`."""
     cells: tuple[str, ...] = ()
     within: float | None = Field(default=None, ge=0)
     bound: float | None = Field(default=None, ge=0)
     factor: float | None = Field(default=None, gt=1)
     difference: float | None = Field(default=None, gt=0)
-    """The published difference, if it is not that of two published figures."""
+    """The published difference, if it is not the difference of two published figures."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -130,7 +131,7 @@ class Claim(Strict):
         return self
 
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """Return all pairs of cells. The claim says that the first of each is higher."""
+        """Return all pairs of cells; `higher` claims that the first of each is higher."""
         if self.pairs or not (self.rows and self.columns):
             return self.pairs
         if self.across == "rows":
@@ -146,7 +147,7 @@ class TableChart(Strict):
     title: str
     x_label: str
     along: Literal["rows", "columns"]
-    """Whether one curve runs over columns or over rows."""
+    """Whether each curve runs over columns or over rows."""
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     x: tuple[float, ...] | None = None
@@ -161,13 +162,13 @@ class TableChart(Strict):
 
 
 class Suite(Strict):
-    """The defended cells with a run of the dynamic suite."""
+    """The defended cells on which the dynamic suite runs."""
 
     cells: tuple[str, ...]
 
 
 class Profile(Strict):
-    """The profile of a table about computation (Table 14)."""
+    """The settings of a table about computation (Table 14)."""
 
     model: str
     """An architecture of torchvision, with random weights."""
@@ -185,7 +186,7 @@ class TableCell:
     Attributes:
         key: `row/column`.
         published: As printed.
-        model: A name of models.toml; empty in a profile.
+        model: Name of a model in models.toml; empty in a profile.
         norm: Norm of the threat model.
         eps: Radius of the threat model, as written.
         defense: Configuration of the defense.
@@ -256,11 +257,11 @@ class Table(Strict):
 
     @cached_property
     def cells(self) -> Mapping[str, TableCell]:
-        """Return all cells by `row/column`, row by row.
+        """All cells by `row/column`, row by row.
 
         Raises:
             ValueError: A field is missing, or a row and a column contradict each other.
-            ConfigError: A threat model or a defense is none.
+            ConfigError: A threat model or a defense is invalid.
         """
         return {
             f"{row.id}/{column.id}": self._cell(row, column, index)
@@ -269,7 +270,7 @@ class Table(Strict):
         }
 
     def _named(self) -> Iterator[str]:
-        """Every cell that claims, charts and the suite name."""
+        """Yield every cell that a claim, a chart or the suite names."""
         yield from self.suite.cells
         for claim in self.claims:
             yield from claim.cells

@@ -1,4 +1,4 @@
-"""Derive the result of a table from the records in a folder. Nothing is run."""
+"""Derive the result of a table from the records in a folder, without running anything."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -50,16 +50,16 @@ class _Folder:
 
 
 def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResult:
-    """Return the result of a table, from the runs that there are.
+    """Return the result of a table, from the runs that exist.
 
     Args:
         plan: The table at its scale.
-        out: The folder that `run_plans` was given.
-        said: The folder that commands name, if the records have moved.
+        out: The output folder of `run_plans`.
+        said: The output folder that the commands name, if the records were moved; `out` by default.
 
     Raises:
         RecordError: Records are damaged.
-        SchemaVersionError: They were written by a newer torch-dent.
+        SchemaVersionError: Records were written by a newer torch-dent.
     """
     folder, said = _Folder(Path(out)), Path(said or out)
     measured = _measured(plan, folder)

@@ -1,9 +1,9 @@
-"""A page to try dent: attack an image, with and without the defense, and watch.
+"""A web page to try dent: attack an image, with and without the defense, and watch.
 
     dent playground
 
-`play` computes all that the page shows, and needs no browser. The page itself needs the extra
-`playground`.
+`play` computes everything that the page shows, and needs no browser. The page itself needs the
+extra `playground`.
 """
 
 from dent.playground.compute import Sight, images, play

@@ -1,4 +1,4 @@
-"""The page as a web application, which keeps the browser from other hosts."""
+"""The page as a web application that keeps the browser from contacting other hosts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +22,20 @@ _POLICY: Final = (
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "worker-src 'self' blob:; frame-ancestors 'self'"
 )
-"""gradio compiles its templates in the browser; nothing comes from, or goes to, another host."""
+"""The content security policy: nothing is loaded from or sent to other hosts.
+
+`unsafe-eval` is needed because gradio compiles its templates in the browser."""
 _FONT: Final = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 _MONO: Final = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 _MOST_SESSIONS: Final = 128
-"""Number of sessions whose state is kept, each up to some megabytes of images."""
+"""Number of sessions whose state is kept; each state may hold some megabytes of images."""
 _MOST_EVENTS: Final = 64
-"""Number of waiting events, beside runs that wait for their turn."""
+"""Largest number of events in gradio's queue. Runs that wait for their turn do not count."""
 
 
 class _Policy:
-    """Adds the policy to every answer."""
+    """An ASGI middleware that adds the content security policy to every response."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -50,21 +52,21 @@ class _Policy:
 def application(
     host: str, port: int, *, allowed: Sequence[str] = (), seconds: float = MOST_SECONDS
 ) -> FastAPI:
-    """Make the application.
+    """Return the application.
 
-    What visitors upload lies in gradio's cache, the folder `GRADIO_TEMP_DIR`: give it a private
-    one, and empty it at the end.
+    gradio keeps uploads in its cache, the folder `GRADIO_TEMP_DIR`. The caller must set it to a
+    private folder, and empty that at the end.
 
     Args:
-        host: Where it will be served.
-        port: The same.
-        allowed: Names that requests may give as their host, beside this machine's.
-        seconds: That a run may take.
+        host: Host at which the application will be served.
+        port: Its port.
+        allowed: Names that requests may give as their host, in addition to this machine's.
+        seconds: Seconds that a run may take.
     """
     visitors, turns = Visitors(Path(get_upload_folder())), Turns(seconds)
     page = build(turns, visitors)
-    # gradio looks at the files that a client names only where this is set, which mounting does not
-    # do (docs/design/gradio-mount.md); the guard has looked at them before.
+    # gradio checks the files that a client names only if this is set, and mounting does not set it
+    # (docs/design/gradio-mount.md). The guard has already checked them.
     page.has_launched = True
     page.state_session_capacity = _MOST_SESSIONS
     app = FastAPI(openapi_url=None)

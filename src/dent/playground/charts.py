@@ -1,4 +1,4 @@
-"""The charts of a run: margin by query of each attack, entropy and sigma by step."""
+"""The charts of a run: the margin by query of each attack, and entropy and sigma by step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ COLOURS: Final[Mapping[CourseName, int]] = {
     "stop-gradient": 2,
     "unrolled": 3,
 }
-"""Colors of the report for the answers to an attack."""
+"""Index of each attack into the report's colors."""
 _NATURAL: Final = 4
 
 
 def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Chart | None:
-    """Margin by query of every attack so far; None where there is nothing to draw."""
+    """Return the margin by query of every attack so far; None if there is nothing to draw."""
     curves = [
         Curve(
             name=f"{words.target(name, defense)}, {words.course(name)}",
@@ -48,13 +48,16 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
 
 
 def entropy_chart(outcome: PlaygroundOutcome) -> Chart | None:
-    """Entropy of the image's prediction by step of the adaptation, of every submission."""
+    """Return the entropy of the image's prediction by step, for every submission.
+
+    None if there is nothing to draw.
+    """
     label = "entropy of the image's prediction in nats"
     return _step_chart(outcome, "entropy", label, lambda trace: trace.entropy)
 
 
 def sigma_chart(outcome: PlaygroundOutcome) -> Chart | None:
-    """Sigma of the smoothing by step, of every submission; None where it is not learned."""
+    """Return sigma of the smoothing by step, for every submission; None if it is not learned."""
 
     def sigma(trace: Trace) -> list[float]:
         return [step[0] for step in trace.sigma_by_step or ()]
@@ -78,7 +81,7 @@ def _step_chart(
 
 
 def _by_step(submission: PlaygroundSubmission, values: Sequence[float]) -> Curve:
-    # What was found against static is transfer to the defense, whose steps these are.
+    # These are the steps of the defense, for which the attack on the static model is a transfer.
     attack = "transfer" if submission.found_by == "static" else submission.found_by
     return Curve(
         name=words.submission(submission),

@@ -1,8 +1,9 @@
-"""Attack an image in its batch, with and without the defense, and see what is served.
+"""Attack an image in its batch, with and without the defense, and submit what the attacks find.
 
     outcome = play(Setup(ThreatModel("linf", "8/255")), bundled(dataset, 0))
 
-No browser is needed for it. What the attacks do is what `dent.attacks` does: they are only watched.
+This needs no browser. The attacks are those of `dent.attacks`, unchanged; the page only records
+their queries.
 """
 
 import threading
@@ -44,13 +45,13 @@ _TIMED = 3
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """A look while it happens.
+    """A look, reported while the attack runs.
 
     Attributes:
-        course: Of which attack.
+        course: Name of the attack.
         look: The query.
-        planned: Queries of this attack, at most.
-        share: Of all attacks, the share that is done, in [0, 1].
+        planned: Largest number of queries of this attack.
+        share: Share of all attacks that is done, in [0, 1].
     """
 
     course: CourseName
@@ -64,17 +65,17 @@ See = Callable[[Sight], None]
 
 @lru_cache(maxsize=1)
 def images() -> ImageDataset:
-    """The bundled images."""
+    """Return the bundled images."""
     return data.load(DATASET)
 
 
 @lru_cache(maxsize=2)
 def model(name: str) -> nn.Module:
-    """A model that the page offers; nothing here writes to it.
+    """Return a model that the page offers. It is cached, and nothing here writes to it.
 
     Raises:
         WeightsError: Its weights are damaged.
-        MissingExtraError: It needs a package that is not here.
+        MissingExtraError: It needs a package that is not installed.
     """
     return models.load(name, num_classes=len(images().classes))
 
@@ -85,18 +86,20 @@ def play(
     see: See = lambda sight: None,
     check: Callable[[], None] = lambda: None,
 ) -> PlaygroundOutcome:
-    """Run everything that was asked for.
+    """Run the attacks of a setup on an image, and submit what they find.
 
-    The same arguments give the same outcome, but for the times, on one machine.
+    On one machine, the same arguments give the same outcome, except for the times.
 
     Args:
         setup: What to run.
         picked: The image.
-        see: Told of every query while the attacks run; what it raises ends the run.
-        check: Called before every layer, so that what it raises ends the run within a step.
+        see: Called with every query while the attacks run. An exception that it raises ends the
+            run.
+        check: Called before every layer of a model. An exception that it raises ends the run
+            within a step.
 
     Raises:
-        InputError: The static model has no answer to an image without a label.
+        InputError: The image has no label, and the static model has no prediction for it.
     """
     with _checked(check):
         return _Play(setup, picked, see).run()
@@ -162,7 +165,7 @@ class _Play:
         return answer
 
     def _attack(self, name: CourseName) -> list[Tensor]:
-        """Run an attack and submit what it found; return the batches that it asked about."""
+        """Run an attack and submit what it found; return the batches of its queries."""
         setup, size = self.setup, self._attacked
         attack = setup.of_static() if name == "static" else setup.of_defense(name)
         planned = attack.queries(len(images().classes), setup.threat.norm).forwards
@@ -179,7 +182,7 @@ class _Play:
         return watch.batches
 
     def _transfer(self, batches: list[Tensor]) -> None:
-        """Submit to the defense all that the attack on the static model tried."""
+        """Submit to the defense every batch that the attack on the static model tried."""
         watch = self._watch("transfer", len(batches))
         start = time.perf_counter()
         for batch in batches:
@@ -214,7 +217,11 @@ class _Play:
         self.submissions.append(PlaygroundSubmission(found_by, query, batch, static, defense))
 
     def _submit_find(self, name: CourseName, watch: AttackWatch) -> None:
-        """Submit what fooled the target on the way, unless what is submitted already does."""
+        """Submit the find of an attack, unless a submission already fools the target.
+
+        The natural batch and the submissions of the attack count; for `transfer`, those of the
+        attack on the static model.
+        """
         who = asked_by(name)
         ends = (None, "static" if name == "transfer" else name)
         fooled = any(not s.answer(who).right for s in self.submissions if s.found_by in ends)

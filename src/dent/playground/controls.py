@@ -1,4 +1,4 @@
-"""What can be chosen on the page, and how it becomes a `Setup`."""
+"""The controls of the page, and the `Setup` from their values."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,7 +32,7 @@ _RUNGS: Final[tuple[tuple[str, Rung], ...]] = (
 
 @dataclass(frozen=True)
 class Controls:
-    """The components, in the order in which `read` takes their values."""
+    """The components of the controls, in the order in which `read` takes their values."""
 
     model: gr.Dropdown
     defense: gr.Radio
@@ -48,12 +48,12 @@ class Controls:
 
     @property
     def components(self) -> list[Any]:
-        """All of them."""
+        """All components, in order."""
         return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
 def controls() -> Controls:
-    """Lay the components out where this is called."""
+    """Create the components in the current layout block of gradio."""
     model = gr.Dropdown(list(offered_models()), value=_USUAL.model, label="Model")
     defense = gr.Radio(list(DEFENSES), value=_USUAL.defense, label="Defense")
     with gr.Row():
@@ -106,7 +106,7 @@ def read(
     target: Any,
     seed: float | None,
 ) -> Setup:
-    """Read what was chosen.
+    """Return the setup for the values of the controls.
 
     Raises:
         ConfigError: A value is missing or out of range.
@@ -128,18 +128,18 @@ def read(
 
 
 def for_model(model: str) -> tuple[Any, Any]:
-    """Set norm and eps to what a model was trained against."""
+    """Return the values of norm and eps that a model was trained against."""
     threat = usual_threat(model)
     return threat.norm, gr.Slider(**_scale(threat))
 
 
 def for_norm(norm: Norm) -> Any:
-    """Give eps the norm's range, with a usual radius."""
+    """Return the eps slider with the range and the usual value for a norm."""
     return gr.Slider(**_scale(ThreatModel(norm, usual_eps(norm))))
 
 
 def for_defense(defense: str) -> int:
-    """Return the steps of a preset."""
+    """Return the number of steps of a preset."""
     return DEFENSES[defense].steps
 
 

@@ -1,9 +1,9 @@
-"""What stands between the network and gradio: who may ask for what, and how much of it.
+"""A guard between the network and gradio: it limits what each visitor may request, and how much.
 
-gradio's own check of the files that a client names is off where its page is mounted in another
-application (docs/design/gradio-mount.md). So nothing reaches gradio here but what the page itself
-asks for, in the form in which it asks: no file but the visitor's own, no address to fetch, no route
-that the page does not use.
+gradio does not check the files that a client names if its page is mounted in another application
+(docs/design/gradio-mount.md). So the guard passes on only the requests that the page itself sends,
+in the form in which it sends them: no files except the visitor's own, no addresses to fetch, and no
+routes that the page does not use.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from dent.support.plural import counted
 COOKIE: Final = "dent-playground"
 MOST_JSON: Final = 65_536
 SECONDS: Final = 30.0
-"""For a body to arrive."""
+"""Seconds that a body may take to arrive."""
 _UPLOADS_AT_ONCE: Final = 4
 _API: Final = "/gradio_api"
 _JOIN, _UPLOAD, _LISTEN = f"{_API}/queue/join", f"{_API}/upload", f"{_API}/queue/data"
@@ -42,14 +42,14 @@ class _Refused(Exception):  # noqa: N818 - an answer, no error of the program's
 
 
 class RequestGuard:
-    """Passes on the requests that the page sends, and refuses all others.
+    """An ASGI application that passes on the requests that the page sends, and refuses all others.
 
     Args:
         app: The page.
         visitors: The known visitors.
-        turns: Learns which sessions listen, and which have left.
+        turns: The queue of the runs. The guard tells it which sessions listen, and which left.
         hosts: The hosts that a request may name.
-        most_bytes: Largest size of an upload.
+        most_bytes: Largest size of an upload, in bytes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RequestGuard:
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -68,7 +68,7 @@ class RequestGuard:
                 await self._answer(scope, receive, send)
             except _Refused as refused:
                 response = JSONResponse({"detail": refused.why}, refused.status)
-                response.headers["Connection"] = "close"  # the rest of a body is not wanted
+                response.headers["Connection"] = "close"  # do not read the rest of the body
                 await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +101,7 @@ class RequestGuard:
     async def _show(
         self, scope: Scope, receive: Receive, send: Send, visitor: Visitor | None
     ) -> None:
-        """Pass on requests that need no cookie; opening the page makes a visitor."""
+        """Pass on a request that needs no cookie; the one that opens the page makes a visitor."""
         welcomed = self._visitors.welcome(_address(scope)) if _opens(scope, visitor) else None
 
         async def sending(message: Message) -> None:
@@ -126,7 +126,7 @@ class RequestGuard:
         await self._app({**scope, "headers": headers}, _replayed(clean, receive), send)
 
     def _cleaned(self, visitor: Visitor, request: object) -> dict[str, Any]:
-        """Return the request with the fields that the page sends, and no others."""
+        """Return the request with only the fields that the page sends."""
         if not isinstance(request, dict) or not isinstance(request.get("data"), list):
             raise _Refused(400, "The body is none that the page sends.")
         session, function, trigger = (
@@ -176,11 +176,11 @@ class RequestGuard:
             await send(message)
 
     def _remember(self, visitor: Visitor, paths: Sequence[str]) -> None:
-        for path in paths:  # of several, all but the last are deleted again
+        for path in paths:  # only the last of several is kept
             self._visitors.uploaded(visitor, Path(path))
 
     async def _listen(self, visitor: Visitor, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on the stream of a session's results; when it ends, the session's runs end."""
+        """Pass on a stream of a session's results; stop its runs when the last stream ends."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
         session = query.get("session_hash", [""])[-1]
         self._check_session(visitor, session)
@@ -218,7 +218,7 @@ class RequestGuard:
             raise _Refused(403, "This session belongs to another visitor: reload the page.")
 
     def _check_path(self, visitor: Visitor, path: str) -> None:
-        """Refuse files outside of the cache, and files and heartbeats of other visitors."""
+        """Refuse files outside the cache, and files and heartbeats of other visitors."""
         if path.startswith(_HEARTBEAT):
             self._check_session(visitor, path.removeprefix(_HEARTBEAT))
         elif path.startswith(_FILE):

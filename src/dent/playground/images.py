@@ -1,4 +1,4 @@
-"""The image that a visitor picked or dropped, and the bundled ones that keep it company."""
+"""The image that a visitor picked or dropped, and the bundled images in its batch."""
 
 import hashlib
 import warnings
@@ -18,8 +18,8 @@ from dent.errors import InputError
 SIDE: Final = 32
 """Height and width of the images for the offered models."""
 FIRST: Final = 10
-"""The bundled image that the page begins with: rightly answered, and broken by the attack on the
-static model as the controls are set at first, so that there is something to see."""
+"""Position of the bundled image that the page begins with. The static model predicts it correctly,
+and the attack with the initial settings breaks it, so that the first run has something to show."""
 MOST_BYTES: Final = 10_000_000
 MOST_PIXELS: Final = 40_000_000
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -31,11 +31,11 @@ class Picked:
     """An image to attack.
 
     Attributes:
-        pixels: float32 (3, `SIDE`, `SIDE`) in [0, 1], as the models take it.
-        label: Its class; None where nobody knows, so that the static model's answer is taken.
-        name: What it is called on the page.
-        position: In the bundled images; None of one that was dropped.
-        note: What was done to make it fit; empty where nothing was.
+        pixels: float32 (3, `SIDE`, `SIDE`) in [0, 1], the input of the models.
+        label: Its class. None if it is unknown; the static model's prediction is then the label.
+        name: Its name on the page.
+        position: Its position in the bundled images; None if it was dropped.
+        note: How it was resized and cropped; empty if it was not.
     """
 
     pixels: Tensor
@@ -46,15 +46,15 @@ class Picked:
 
     @property
     def key(self) -> str:
-        """Equal for equal pixels."""
+        """A key that is equal for equal pixels."""
         return hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()
 
 
 def bundled(dataset: ImageDataset, position: int) -> Picked:
-    """Pick a bundled image.
+    """Return a bundled image.
 
     Raises:
-        InputError: There is none at this position.
+        InputError: There is no image at this position.
     """
     images, labels = dataset.batch([position])
     label = int(labels[0])
@@ -63,13 +63,13 @@ def bundled(dataset: ImageDataset, position: int) -> Picked:
 
 
 def dropped(path: Path) -> Picked:
-    """Read an image file and fit it to the models: shorter side to `SIDE`, middle cut out.
+    """Read an image file, resize its shorter side to `SIDE`, and crop the square in its middle.
 
     Args:
         path: PNG, JPEG, WebP, BMP or GIF (its first frame), up to `MOST_BYTES` and `MOST_PIXELS`.
 
     Raises:
-        InputError: It is too large, of extreme proportions, or no such image.
+        InputError: The file is too large, has an extreme aspect ratio, or is not such an image.
     """
     size = path.stat().st_size
     if size > MOST_BYTES:
@@ -78,7 +78,7 @@ def dropped(path: Path) -> Picked:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # looked at below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             opened = Image.open(path, formats=_FORMATS)
         width, height = opened.size
         if width * height > MOST_PIXELS:
@@ -90,7 +90,7 @@ def dropped(path: Path) -> Picked:
         fitted = _FITTED(upright)
     except InputError as error:
         raise InputError(f"{path.name} is not taken: {error}") from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+    except Exception as error:  # on a broken file, Pillow's decoders may raise any exception
         raise InputError(
             f"{path.name} could not be read as an image: drop a PNG, JPEG, WebP, BMP or GIF"
         ) from error
@@ -99,7 +99,7 @@ def dropped(path: Path) -> Picked:
 
 
 def gallery(dataset: ImageDataset, per_class: int) -> list[int]:
-    """Positions of the first few images of every class, class by class."""
+    """Return the positions of the first few images of every class, class by class."""
     labels = dataset.labels_of(range(len(dataset)))
     return [
         position
@@ -111,13 +111,13 @@ def gallery(dataset: ImageDataset, per_class: int) -> list[int]:
 
 
 def company(dataset: ImageDataset, picked: Picked, size: int, seed: int) -> Sequence[int]:
-    """Positions of the bundled images that stand in a batch with the picked one.
+    """Return the positions of the bundled images that share a batch with the picked image.
 
     Args:
         dataset: The bundled images.
-        picked: The image; it is not its own company.
-        size: Of the batch, so that one image fewer is drawn.
-        seed: Of the draw.
+        picked: The picked image, which is never drawn.
+        size: Size of the batch; one image fewer is drawn.
+        seed: Seed of the draw.
     """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     return [position for position in order if position != picked.position][: size - 1]

@@ -1,4 +1,4 @@
-"""What was run on this page before, so that no run is told what an earlier one contradicts."""
+"""The earlier runs on a page, so that the verdict on a run does not contradict them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,22 @@ from dent.playground.watch import Look
 from dent.playground.words import ATTACKS
 
 MOST: Final = 200
-"""Runs that a page remembers."""
+"""Largest number of runs that a page remembers."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run, or as much of it as there was before it was stopped.
+    """One run; of a stopped run, the part that was done.
 
     Attributes:
         image: Key of the image.
-        name: The image, in words.
-        setup: What was run.
-        broken: By whose answers the image is wrong, and under what, in words.
-        least: How many members of the batch were left right, at least; empty of a stopped run.
-        finished: Whether it was not stopped.
+        name: Name of the image.
+        setup: The setup of the run.
+        broken: For the static model and the defense, the names of the attacks under which the
+            image was predicted wrongly.
+        least: For each of the two, the fewest members of the batch that a submission left
+            correct; empty for a stopped run.
+        finished: False if the run was stopped.
     """
 
     image: str
@@ -36,7 +38,7 @@ class Entry:
 
 
 def of_outcome(outcome: PlaygroundOutcome) -> Entry:
-    """What a finished run found."""
+    """Return the entry of a finished run."""
     return Entry(
         image=outcome.picked.key,
         name=outcome.picked.name,
@@ -50,7 +52,7 @@ def of_outcome(outcome: PlaygroundOutcome) -> Entry:
 
 
 def of_stopped(setup: Setup, picked: Picked, looks: Mapping[CourseName, Sequence[Look]]) -> Entry:
-    """What a run had seen when it was stopped."""
+    """Return the entry of a stopped run, from the queries that it had made."""
     broken: dict[Who, tuple[str, ...]] = dict.fromkeys(WHO, ())
     for course, course_looks in looks.items():
         if not all(look.right for look in course_looks):
@@ -60,12 +62,12 @@ def of_stopped(setup: Setup, picked: Picked, looks: Mapping[CourseName, Sequence
 
 
 def remember(entries: Sequence[Entry], entry: Entry) -> tuple[Entry, ...]:
-    """Return the entries with one more, the oldest forgotten where there are too many."""
+    """Return the entries and a new one, without the oldest if there would be more than `MOST`."""
     return (*entries, entry)[-MOST:]
 
 
 def earlier_breaks(entries: Sequence[Entry], now: Entry, who: Who) -> tuple[Entry, ...]:
-    """Return the entries that broke the same image within the threat model of this one.
+    """Return the entries that broke the same image within the threat model of `now`.
 
     The rest of the batch and the seed may differ, since an attacker may choose both.
     """
@@ -75,7 +77,10 @@ def earlier_breaks(entries: Sequence[Entry], now: Entry, who: Who) -> tuple[Entr
 
 
 def least_right(entries: Sequence[Entry], now: Entry, who: Who) -> int:
-    """Return the fewest members right in this run and earlier ones of its batch and threat."""
+    """Return the fewest correct members in `now` and in earlier runs on the same batch.
+
+    Earlier runs count if they are within its threat model, and were not stopped.
+    """
 
     def batch(entry: Entry) -> tuple[int, int, str]:
         return entry.setup.batch_size, entry.setup.seed, entry.setup.target
@@ -89,7 +94,7 @@ def least_right(entries: Sequence[Entry], now: Entry, who: Who) -> int:
 
 
 def _comparable(entry: Entry, now: Entry, who: Who) -> bool:
-    """Return whether an entry is about the same image and the same static model or defense."""
+    """Return whether an entry has the image and the target of `now`, within its threat model."""
     earlier, current = entry.setup, now.setup
     return (
         (entry.image, earlier.model, earlier.threat.norm)

@@ -1,4 +1,4 @@
-"""What came of one run of the page: everything shown, as a value."""
+"""The outcome of one run of the page: everything that is shown, as a value."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from dent.playground.setup import Rung, Setup
 from dent.playground.watch import Look
 
 CourseName = Literal["static"] | Rung
-"""`static` attacks the static model; the others are about the defense."""
+"""The name of an attack: `static` attacks the static model, the others attack the defense."""
 Who = Literal["static", "defense"]
 WHO: Final[tuple[Who, ...]] = get_args(Who)
 
 TOP: Final = 3
-"""Classes shown of an answer."""
+"""Number of classes that are shown for a prediction."""
 
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """How one attack went, query by query.
+    """The queries of one attack.
 
     Attributes:
-        name: Which.
-        looks: The image at each query, and what its target answered: the static model in
-            `static`, the defense in the others.
-        seconds: Wall time.
+        name: Name of the attack.
+        looks: The image in each query, with the logits of the target: the static model for
+            `static`, the defense for the others.
+        seconds: Wall time of the attack, in seconds.
     """
 
     name: CourseName
@@ -39,11 +39,11 @@ class Course:
 
 @dataclass(frozen=True, eq=False)
 class PlaygroundAnswer:
-    """What the static model or the defense serves of a submission.
+    """The predictions of the static model or of the defense on a submitted batch.
 
     Attributes:
-        served: Of the whole batch; its trace is about the image alone.
-        labels: int64 (N,).
+        served: The submission of the whole batch; its trace is about the image only.
+        labels: Labels of the batch, int64 (N,).
     """
 
     served: Submission
@@ -51,12 +51,12 @@ class PlaygroundAnswer:
 
     @property
     def predicted(self) -> int | None:
-        """The image's class; None without a prediction."""
+        """The predicted class of the image; None without a prediction."""
         return self.served.predictions[0]
 
     @property
     def right(self) -> bool:
-        """Whether the image's label was predicted."""
+        """Whether the prediction for the image is its label."""
         return self.predicted == int(self.labels[0])
 
     @property
@@ -66,21 +66,22 @@ class PlaygroundAnswer:
 
     @property
     def batch_right(self) -> int:
-        """How many members of the batch are answered rightly."""
+        """The number of members of the batch that are predicted correctly."""
         pairs = zip(self.served.predictions, self.labels.tolist(), strict=True)
         return sum(predicted == label for predicted, label in pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class PlaygroundSubmission:
-    """A whole batch, submitted afresh to the static model and to the defense.
+    """A whole batch, submitted once more to the static model and to the defense.
 
     Attributes:
-        found_by: The attack that made it; None of the natural batch.
-        query: Where the attack fooled its target on the way and not at its end, the query.
+        found_by: The attack that made the batch; None for the natural batch.
+        query: Number of the query that sent the batch; None for the natural batch and for the end
+            of an attack.
         batch: float32 (N, C, H, W); the image comes first.
-        static: What the static model serves.
-        defense: What the defense serves, adapted to this batch.
+        static: The predictions of the static model.
+        defense: The predictions of the defense, adapted to this batch.
     """
 
     found_by: CourseName | None
@@ -91,22 +92,22 @@ class PlaygroundSubmission:
 
     @property
     def image(self) -> Tensor:
-        """The image in it, (C, H, W)."""
+        """The image in the batch, (C, H, W)."""
         return self.batch[0]
 
     def answer(self, who: Who) -> PlaygroundAnswer:
-        """What one of the two serves."""
+        """Return the predictions of the static model or of the defense."""
         return self.static if who == "static" else self.defense
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it takes the defense to answer a batch.
+    """The time that the defense takes for a batch.
 
     Attributes:
-        seconds: To adapt to the natural batch, and to answer it.
-        static_seconds: The static model's forward of the same batch.
-        steps: Of the adaptation.
+        seconds: Seconds to adapt to the natural batch and to predict it.
+        static_seconds: Seconds of the static model's forward of the same batch.
+        steps: Number of steps of the adaptation.
     """
 
     seconds: float
@@ -115,7 +116,7 @@ class Cost:
 
     @property
     def forwards(self) -> float:
-        """The answer in static forwards."""
+        """The time of the defense, in static forwards."""
         return self.seconds / self.static_seconds
 
 
@@ -124,14 +125,14 @@ class PlaygroundOutcome:
     """Everything that the page shows of a run.
 
     Attributes:
-        setup: What was asked for.
+        setup: The setup of the run.
         picked: The image.
-        label: Its class; the static model's answer if the class is unknown.
+        label: Its class; the static model's prediction if the class is unknown.
         classes: Names of the classes.
-        company: Positions of the bundled images in its batch, in order.
+        company: Positions of the other images of the batch in the bundled images, in order.
         courses: The attacks, the one on the static model first.
-        submissions: What was submitted afresh, the natural batch first.
-        cost: Of the adaptation.
+        submissions: The submissions, the natural batch first.
+        cost: The time that the defense takes.
     """
 
     setup: Setup
@@ -149,11 +150,11 @@ class PlaygroundOutcome:
         return self.submissions[0]
 
     def breaks(self, who: Who) -> Iterator[PlaygroundSubmission]:
-        """Return the submissions in which the image has a wrong prediction, or none."""
+        """Return an iterator of the submissions in which the image is not predicted correctly."""
         return (submission for submission in self.submissions if not submission.answer(who).right)
 
     def least_right(self, who: Who) -> int:
-        """Return the fewest members of the batch that a submission left right."""
+        """Return the fewest members of the batch that a submission left correct."""
         return min(submission.answer(who).batch_right for submission in self.submissions)
 
 
@@ -163,6 +164,6 @@ def asked_by(course: CourseName) -> Who:
 
 
 def top_classes(logits: Tensor) -> tuple[tuple[int, float], ...]:
-    """The most likely classes of logits (classes,), each with its confidence."""
+    """Return the most likely classes for logits (classes,), each with its confidence."""
     values, classes = torch.softmax(logits, 0).topk(min(TOP, len(logits)))
     return tuple(zip(classes.tolist(), values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The page: what it shows, and what happens when something is chosen or pressed."""
+"""The page: its components, and the handlers of its events."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -27,8 +27,8 @@ from dent.playground.watch import Look
 TITLE: Final = "torch-dent playground"
 _PER_CLASS: Final = 4
 _ENLARGED: Final = 2 * SIDE
-_FORGET: Final = 3600  # seconds that what a visitor saw is kept
-_LOOK_EVERY: Final = 0.5  # seconds, at who waits for a turn
+_FORGET: Final = 3600  # seconds for which the state of a visitor's session is kept
+_LOOK_EVERY: Final = 0.5  # seconds between updates of a visitor who waits for a turn
 
 _HEAD: Final = """<div class="play"><h1>Attack an image, with and without dent</h1>
 <p>dent adapts to a batch, so the page adds bundled images to yours, drawn by the seed. The result
@@ -43,7 +43,7 @@ Updates = dict[Any, Any]
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows, and what it remembers of a visitor."""
+    """The components of the page that change, and its state for a visitor."""
 
     picked: gr.State
     chosen: gr.HTML
@@ -59,11 +59,11 @@ class Shown:
 
 
 def build(turns: Turns, visitors: Visitors) -> gr.Blocks:
-    """Make the page.
+    """Return the page.
 
     Args:
         turns: The queue of the runs.
-        visitors: The visitors who may ask for runs, and whose files are opened.
+        visitors: The visitors who may ask for runs; the page opens only their uploads.
     """
     dataset = compute.images()
     places = gallery(dataset, _PER_CLASS)
@@ -197,7 +197,7 @@ def _wire_runs(
         [shown.picked, shown.entries, *chosen.components],
         [output for output in vars(shown).values() if output not in (shown.picked, shown.chosen)],
         concurrency_id="machine",
-        concurrency_limit=MOST_WAITING,  # they wait for their turn by themselves
+        concurrency_limit=MOST_WAITING,  # not 1: `turns` keeps the order
         **_QUIET,
     )
     shown.stop.click(stop, None, None, **_QUIET)
@@ -214,7 +214,7 @@ def _asker(visitors: Visitors, request: gr.Request) -> Asker:
 
 @dataclass(frozen=True, eq=False)
 class WatchedRun:
-    """The queries of a run that the page has shown, for the slider to go back over."""
+    """The queries of a run that the page has shown, for the slider to show again."""
 
     setup: Setup
     looks: dict[CourseName, list[Look]]
@@ -222,7 +222,7 @@ class WatchedRun:
 
 @dataclass(frozen=True)
 class _RequestedRun:
-    """A run that its visitor waits for."""
+    """A run that a visitor has asked for."""
 
     setup: Setup
     picked: Picked
@@ -230,7 +230,7 @@ class _RequestedRun:
     turn: Turn
 
     def play(self, see: Callable[[Sight], None]) -> PlaygroundOutcome:
-        """Compute the run and let the next one begin, even if its visitor has left."""
+        """Compute the run, then let the next one begin, even if the visitor has left."""
         try:
             self._check()
             self.turn.begin()
@@ -250,7 +250,7 @@ class _RequestedRun:
 
 
 def _run(shown: Shown, requested: _RequestedRun, entries: tuple[Entry, ...]) -> Generator[Updates]:
-    """Run what was chosen and show its progress. The last update is the outcome."""
+    """Run the chosen setup and yield its progress. The last update is the outcome."""
     setup, picked = requested.setup, requested.picked
     record = WatchedRun(setup, {})
     yield _busy(shown) | {shown.status: render.progress(None, setup)}
@@ -314,14 +314,14 @@ def _watched(record: WatchedRun, query: int | None = None) -> str:
 def _describe(picked: Picked, *values: Any) -> str:
     try:
         setup = read(*values)
-    except DentError:  # said when it is run
+    except DentError:  # the run itself shows the error
         setup = None
     return render.chosen(picked, compute.images().classes, setup)
 
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Show the message of a refusal on the page."""
+    """Show an error of this package on the page, as its message only."""
     try:
         yield
     except DentError as error:

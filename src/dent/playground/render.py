@@ -1,4 +1,4 @@
-"""The parts of the page as HTML: everything shown passes through templates that escape it."""
+"""The parts of the page as HTML, rendered by templates that escape every value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Bar:
     """A class and its confidence.
 
     Attributes:
-        name: Of the class.
-        share: In [0, 1].
-        right: Whether it is the label.
+        name: Name of the class.
+        share: Confidence, in [0, 1].
+        right: Whether the class is the label.
     """
 
     name: str
@@ -52,11 +52,11 @@ class CourseCard:
         title: Name of the model or defense that it queries.
         subtitle: Name of the attack.
         colour: Index into the report's colours.
-        query: Number of the query that is shown.
-        last: Number of the last query so far.
+        query: Number of the query shown.
+        last: Number of the latest query.
         image: The image of the query, a data URI.
         perturbation: Its enlarged perturbation, a data URI.
-        factor: Factor of the enlargement.
+        factor: Factor by which the perturbation is enlarged.
         right: Whether the label was predicted.
         bars: The most likely classes; empty without a prediction.
         loss: Cross-entropy of the label.
@@ -79,19 +79,19 @@ class CourseCard:
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """A submission.
+    """One submission, as a row of the results.
 
     Attributes:
         title: What was submitted.
-        image: A data URI.
-        perturbation: Enlarged, a data URI; None of the natural image.
-        factor: By how much.
+        image: The image, a data URI.
+        perturbation: The enlarged perturbation, a data URI; None for the natural image.
+        factor: Factor by which the perturbation is enlarged.
         smoothed: The smoothed input, a data URI; None without smoothing.
-        sigma: Of the smoothing, in words.
-        static: What the static model serves.
-        defense: What the defense serves.
+        sigma: Sigma of the smoothing, as text; empty without smoothing.
+        static: The predictions of the static model.
+        defense: The predictions of the defense.
         static_bars: The static model's most likely classes.
-        defense_bars: The defense's.
+        defense_bars: The defense's most likely classes.
     """
 
     title: str
@@ -124,36 +124,36 @@ def chosen(picked: Picked, classes: Sequence[str], setup: Setup | None) -> str:
 
 
 def empty() -> str:
-    """Render the place where a run will be shown."""
+    """Render the placeholder for a run."""
     return _render("empty.html.j2")
 
 
 def progress(sight: Sight | None, setup: Setup) -> str:
-    """Render the progress of a run; without a sight, that it begins."""
+    """Render the progress of a run; without a sight, its beginning."""
     position = "" if sight is None else _position(sight, setup)
     return _render("progress.html.j2", what=position, share=0.0 if sight is None else sight.share)
 
 
 def stopped(setup: Setup, seconds: float | None = None) -> str:
-    """Render that a run was stopped; after how many seconds, if that was its limit."""
+    """Render that a run was stopped, with its time limit in seconds if it was reached."""
     return _render("stopped.html.j2", setup=setup, seconds=seconds)
 
 
 def waiting(before: int) -> str:
-    """Render how many runs come first."""
+    """Render the number of runs that come before a waiting one."""
     runs = "one run" if before == 1 else f"{before} runs"
     return _render("progress.html.j2", what=f"Waiting: {runs} before this one", share=0.0)
 
 
 def watched(looks: Looks, setup: Setup, classes: Sequence[str], query: int | None = None) -> str:
-    """Render every attack at a query, side by side, and the margins by query.
+    """Render all attacks side by side at one query, and their margins by query.
 
     Args:
         looks: The queries of every attack that has begun.
         setup: The setup of the run.
         classes: Names of the classes.
-        query: Number of the query. An attack with fewer queries is shown at its last. None is the
-            last query of each.
+        query: Number of the query. An attack with fewer queries is shown at its last one. None
+            shows the last query of each attack.
     """
     cards = [
         _card(name, course_looks, setup, classes, query)
@@ -190,7 +190,7 @@ def ruling(outcome: PlaygroundOutcome, before: Sequence[Entry]) -> str:
 
 
 def results(outcome: PlaygroundOutcome) -> str:
-    """Render the answers to all submissions, and how the defense adapted."""
+    """Render the predictions on all submissions, and charts of the adaptation."""
     return _render(
         "results.html.j2",
         outcome=outcome,
@@ -206,7 +206,7 @@ def results(outcome: PlaygroundOutcome) -> str:
 
 
 def style() -> str:
-    """The page's style sheet."""
+    """Return the style sheet of the page."""
     return _render("page.css")
 
 

@@ -13,7 +13,7 @@ from dent.support.extras import require
 _CACHE: Final = "GRADIO_TEMP_DIR"
 _CONNECTIONS: Final = 512
 _FAREWELL: Final = 2
-"""Seconds that open pages are given at the end."""
+"""Seconds that open connections get to finish at shutdown."""
 
 
 def serve(
@@ -26,19 +26,19 @@ def serve(
 ) -> None:
     """Serve the page until interrupted.
 
-    What visitors upload lies in a folder that is this process's alone, in `GRADIO_TEMP_DIR` or the
-    system's temporary folder, and is deleted at the end.
+    Uploads are kept in a private folder of this process, in `GRADIO_TEMP_DIR` or the system's
+    temporary folder. They are deleted at the end.
 
     Args:
         host: Address to listen at.
-        port: 0 takes a free one.
-        ready: Called with the page's address once it can be opened.
-        allowed: Names that requests may give as their host, beside this machine's.
-        seconds: That a run may take.
+        port: Port to listen at; 0 takes a free one.
+        ready: Called with the page's address once the server listens there.
+        allowed: Names that requests may give as their host, in addition to this machine's.
+        seconds: Seconds that a run may take.
 
     Raises:
         MissingExtraError: gradio is not installed.
-        ConfigError: The address cannot be listened at.
+        ConfigError: The server cannot listen at this address.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     with _private_cache():
@@ -62,7 +62,7 @@ def serve(
 
 @contextmanager
 def _private_cache() -> Iterator[None]:
-    """Have gradio keep files where nobody else can read them, and keep none of them."""
+    """Set gradio's cache to a private temporary folder, and delete it at the end."""
     earlier = os.environ.get(_CACHE)
     if earlier is not None:
         os.makedirs(earlier, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a visitor chose, checked: all that decides what the page computes, beside the image."""
+"""The checked choices of a visitor: together with the image, they decide what the page computes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,40 +16,42 @@ Rung = Literal["transfer", "stop-gradient", "unrolled"]
 Target = Literal["batch", "image"]
 
 DATASET: Final = "cifar10-sample"
-"""Source of the images on the page."""
+"""Name of the dataset whose images the page shows."""
 DEFENSES: Final[Mapping[str, DentConfig]] = {
     "dent+": DENT_PLUS,
     "dent": DENT,
     "dent-nominal": DENT_NOMINAL,
 }
-"""The choices, in order of speed."""
+"""The defenses to choose from, the fastest first."""
 RUNGS: Final[tuple[Rung, ...]] = get_args(Rung)
-"""How much of the defense an attack uses, from nothing to everything."""
+"""The attacks on the defense, by how much of the adaptation they use, from none to all of it."""
 MOST_STEPS: Final = 30
 MOST_ITERATIONS: Final = 40
 MOST_MEMBERS: Final = 32
 LARGEST_SEED: Final = 2**31 - 1
 LARGEST_EPS: Final[Mapping[str, float]] = {"linf": 16 / 255, "l2": 2.0}
 ENOUGH_FOR_STATISTICS: Final = 32
-"""Below, batch statistics are noise (paper Table 9)."""
+"""Smallest batch size at which batch statistics are more than noise (paper Table 9)."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is computed, apart from the image.
+    """The settings of a run, apart from the image.
 
     Attributes:
-        threat: Norm, one of `LARGEST_EPS`, and radius, up to that; pixels in [0, 1].
-        model: A name of `offered_models`.
-        defense: A name of `DEFENSES`.
-        steps: Of the defense, up to `MOST_STEPS`; None for the preset's.
-        attack: What attacks the static model, and the defense by `stop-gradient`.
-        rungs: What is run against the defense. What breaks the static model is always submitted
-            to it; `transfer` submits everything on the way there as well.
-        iterations: Of the attack, up to `MOST_ITERATIONS`; `unrolled` takes half as many.
-        batch_size: Members of the batch, the image among them, up to `MOST_MEMBERS`.
-        target: Whether the whole `batch` is attacked or the `image` alone.
-        seed: Draws the company, and everything random in the attacks.
+        threat: The threat model: a norm and an eps up to its limit in `LARGEST_EPS`, with pixels
+            in [0, 1].
+        model: One of `offered_models`.
+        defense: A name in `DEFENSES`.
+        steps: Steps of the defense, up to `MOST_STEPS`; None for those of the preset.
+        attack: The attack on the static model, and on the defense by `stop-gradient`.
+        rungs: The attacks on the defense. The result of the attack on the static model is always
+            submitted to the defense; `transfer` also submits every batch of its queries.
+        iterations: Iterations of the attack, up to `MOST_ITERATIONS`; `unrolled` takes half as
+            many.
+        batch_size: Members of the batch including the image, up to `MOST_MEMBERS`.
+        target: The attacked members: the whole `batch`, or only the `image`.
+        seed: Seed of the draw of the other members, and of the attacks.
 
     Raises:
         ConfigError: A value is out of range.
@@ -89,16 +91,16 @@ class Setup:
 
     @property
     def config(self) -> DentConfig:
-        """The defense's configuration."""
+        """The configuration of the defense."""
         preset = DEFENSES[self.defense]
         return preset if self.steps is None else replace(preset, steps=self.steps)
 
     def of_static(self) -> Attack:
-        """The attack on the static model."""
+        """Return the attack on the static model."""
         return make(self.attack, iterations=self.iterations)
 
     def of_defense(self, rung: Rung) -> Attack:
-        """The attack through the defense, by its last forward or by the exact gradient."""
+        """Return the attack through the defense, by its last forward or by the exact gradient."""
         if rung == "unrolled":
             return make("adaptive-unrolled", losses="ce", iterations=self.unrolled_iterations)
         return make(self.attack, iterations=self.iterations)
@@ -110,7 +112,7 @@ class Setup:
 
 
 def offered_models() -> tuple[str, ...]:
-    """The CIFAR-10 models whose weights are on this machine, the smallest first."""
+    """Return the CIFAR-10 models whose weights are on this machine, the smallest first."""
     present = [
         entry
         for entry in map(models.info, models.names())
@@ -120,7 +122,10 @@ def offered_models() -> tuple[str, ...]:
 
 
 def usual_threat(model: str) -> ThreatModel:
-    """What a model was trained against; for one that was not, the paper's radius for such."""
+    """Return the threat model that a model was trained against.
+
+    For a nominal model, it is the one that the paper uses for such models: linf 1.5/255.
+    """
     norm, _, eps = (models.info(model).threat or "linf 1.5/255").partition(" ")
     return ThreatModel.from_dict({"norm": norm, "eps": eps})
 

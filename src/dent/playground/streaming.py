@@ -1,4 +1,4 @@
-"""Turn work that reports by calling back into a stream to iterate over, which can be stopped."""
+"""Turn work that reports through a callback into an iterable stream that can be stopped."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +10,10 @@ Result = TypeVar("Result")
 
 
 class Stopped(BaseException):
-    """The work was asked to stop, and did.
+    """The work has stopped, because it was asked to.
 
-    It is no `Exception`, since it is raised inside a model: code that catches the exceptions of a
-    model must not catch it.
+    It is not an `Exception`: it is raised inside a model, and code that catches the exceptions of
+    a model must not catch it.
     """
 
 
@@ -21,17 +21,18 @@ class Stop(Protocol):
     """The part of `threading.Event` that a stream uses."""
 
     def set(self) -> None:
-        """Ask to stop."""
+        """Ask the work to stop."""
 
     def is_set(self) -> bool:
-        """Whether to stop."""
+        """Return whether the work has to stop."""
 
 
 class ReportStream(Generic[Report, Result]):
-    """A stream of the reports of work in a thread of its own. The work waits for no reader.
+    """A stream of reports from work in a separate thread. The work does not wait for the reader.
 
     Args:
-        work: Called with a function to report by, which raises `Stopped` once `stop` is set.
+        work: Called with a function that takes a report. Once `stop` is set, that function raises
+            `Stopped`.
         stop: Set it to stop the work at its next report.
     """
 
@@ -42,9 +43,9 @@ class ReportStream(Generic[Report, Result]):
         self._future: Future[Result] = Future()
 
     def __iter__(self) -> Generator[list[Report]]:
-        """Yield the reports since the last time, at least one; end when the work ends.
+        """Yield lists of the new reports, at least one in each, until the work ends.
 
-        If the generator is closed earlier, it stops the work and waits for its end.
+        Closing the generator earlier stops the work and waits for its end.
         """
         with ThreadPoolExecutor(1) as pool:
             self._future = pool.submit(self._work, self._report)
@@ -63,11 +64,11 @@ class ReportStream(Generic[Report, Result]):
                     self._stop.set()
 
     def result(self) -> Result:
-        """Return what the work returned, once the stream has ended.
+        """Return the result of the work, once the stream has ended.
 
         Raises:
             Stopped: The work was stopped.
-            Exception: Whatever else the work raised.
+            Exception: The work raised this exception.
         """
         return self._future.result()
 

@@ -1,4 +1,4 @@
-"""Whose run it is: one at a time, few for each visitor, and none for who has left."""
+"""The queue of runs: one at a time, a few for each address, and none for a visitor who has left."""
 
 import math
 import threading
@@ -11,23 +11,23 @@ from typing import Final
 from dent.errors import InputError
 
 MOST_WAITING: Final = 16
-"""Runs that wait or compute, of all visitors together."""
+"""Largest number of runs that wait or compute, for all visitors together."""
 MOST_OF_ADDRESS: Final = 4
-"""Largest number of runs of one network address."""
+"""Largest number of runs that wait or compute for one network address."""
 MOST_SECONDS: Final = 300.0
-"""Largest duration of a run."""
+"""Seconds that a run may compute, by default."""
 _PATIENCE: Final = 10.0
-"""Seconds in which who asks for a run must begin to listen for what comes of it."""
+"""Seconds within which a client that asks for a run must begin to listen for its results."""
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks for a run.
+    """The client that asks for a run.
 
     Attributes:
-        session: The page that is open.
-        visitor: The browser.
-        address: Where it is.
+        session: Session of the open page.
+        visitor: Token of the browser.
+        address: Network address of the browser.
     """
 
     session: str
@@ -36,9 +36,9 @@ class Asker:
 
 
 class Turn:
-    """One run, from when it is asked for until its work has ended.
+    """One run, from the request until its work has ended.
 
-    It is an event to the work, set once it must stop.
+    To the work, it is an event that is set once the work must stop.
     """
 
     def __init__(self, turns: "Turns", asker: Asker, until: float) -> None:
@@ -50,20 +50,20 @@ class Turn:
         self.begun = False
 
     def begin(self) -> None:
-        """Begin to compute: the time counts from now on."""
+        """Begin to compute. The time limit counts from now."""
         self.begun, self._ends = True, self._turns.clock() + self._turns.seconds
 
     def set(self) -> None:
-        """Stop it: its visitor asks for that, or has left."""
+        """Stop the run, because its visitor asks for it or has left."""
         self._stopped.set()
 
     def is_set(self) -> bool:
-        """Whether it must stop."""
+        """Return whether the run must stop."""
         return self._stopped.is_set() or self.overdue or self._unheard
 
     @property
     def overdue(self) -> bool:
-        """Whether it has had all the time there is for one run."""
+        """Whether the run has reached its time limit."""
         return self._turns.clock() >= self._ends
 
     @property
@@ -73,11 +73,11 @@ class Turn:
 
 
 class Turns:
-    """Keeps the order of runs.
+    """The queue of runs.
 
     Args:
-        seconds: That a run may compute.
-        clock: Seconds; for tests.
+        seconds: Seconds that a run may compute.
+        clock: Returns the time in seconds; for tests.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Turns:
         self._changed = threading.Condition()
 
     def ask(self, asker: Asker) -> Turn:
-        """Stand in line for a run.
+        """Put a run into the queue.
 
         Raises:
-            InputError: The visitor has one already, or there are too many.
+            InputError: The visitor has a run already, or there are too many.
         """
         with self._changed:
             self._drop_stopped()
@@ -110,20 +110,25 @@ class Turns:
             return turn
 
     def wait(self, turn: Turn, seconds: float) -> int:
-        """Wait until it is a run's turn, at most for some seconds; how many are before it."""
+        """Wait for a run's turn, or until it must stop; return the number of runs before it.
+
+        Args:
+            turn: The run.
+            seconds: Longest time to wait.
+        """
         with self._changed:
             self._changed.wait_for(lambda: turn.is_set() or not self._before(turn), seconds)
             return self._before(turn)
 
     def end(self, turn: Turn) -> None:
-        """Let the next begin."""
+        """Remove a run from the queue, so that the next one can begin."""
         with self._changed:
             if turn in self._queue:
                 self._queue.remove(turn)
             self._changed.notify_all()
 
     def stop(self, session: str) -> None:
-        """Stop what runs or waits for a session."""
+        """Stop the runs of a session, computing or waiting."""
         with self._changed:
             for turn in self._queue:
                 if turn.asker.session == session:
@@ -131,12 +136,12 @@ class Turns:
             self._changed.notify_all()
 
     def came(self, session: str) -> None:
-        """Note that a client listens for a session's results."""
+        """Record that a client listens for a session's results."""
         with self._changed:
             self._listening[session] += 1
 
     def left(self, session: str) -> None:
-        """Note that a client has left; stop the session's runs if it was the last."""
+        """Record that a client has left; stop the session's runs if it was the last one."""
         with self._changed:
             self._listening[session] -= 1
             is_gone = self._listening[session] <= 0
@@ -146,7 +151,7 @@ class Turns:
             self.stop(session)
 
     def listens(self, session: str) -> bool:
-        """Whether anybody listens for a session."""
+        """Return whether a client listens for a session's results."""
         return self._listening[session] > 0
 
     def _before(self, turn: Turn) -> int:
@@ -154,7 +159,7 @@ class Turns:
         return self._queue.index(turn) if turn in self._queue else 0
 
     def _drop_stopped(self, but: Turn | None = None) -> None:
-        """Drop stopped runs that never began; a run that did begin ends by itself."""
+        """Drop stopped runs that have not begun; a run that has begun ends by itself."""
         for turn in [turn for turn in self._queue if turn is not but]:
             if not turn.begun and turn.is_set():
                 self._queue.remove(turn)

@@ -1,4 +1,4 @@
-"""What a run says, in sentences, and never more than the worst of all that was run."""
+"""The verdict on a run, in sentences. It is based on the worst case of all runs on the page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from dent.playground.words import ATTACKS
 
 @dataclass(frozen=True)
 class PlaygroundVerdict:
-    """What is said of a run.
+    """The verdict on a run.
 
     Attributes:
-        headline: Who holds and who falls, in the worst of what was run on the page.
-        sentences: Why, and how far it reaches.
-        static_falls: Whether the static model does.
-        defense_falls: Whether the defense does.
+        headline: Whether the static model and the defense hold or fall, in the worst case of all
+            runs on the page.
+        sentences: The reasons, and the limits of the result.
+        static_falls: Whether the static model falls.
+        defense_falls: Whether the defense falls.
     """
 
     headline: str
@@ -27,7 +28,7 @@ class PlaygroundVerdict:
 
 
 def verdict(outcome: PlaygroundOutcome, before: Sequence[Entry] = ()) -> PlaygroundVerdict:
-    """Rule on a run.
+    """Return the verdict on a run.
 
     Args:
         outcome: The outcome of the run.
@@ -55,7 +56,7 @@ def verdict(outcome: PlaygroundOutcome, before: Sequence[Entry] = ()) -> Playgro
 
 
 def notes(setup: Setup) -> Iterator[str]:
-    """What a visitor should know of a setup before running it."""
+    """Yield what a visitor should know about a setup before running it."""
     if setup.batch_size == 1 and setup.config.objective == "information-maximization":
         yield (
             f"In a batch of 1, {setup.defense} is the static model: information maximization has "

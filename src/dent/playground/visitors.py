@@ -1,4 +1,4 @@
-"""Who visits the page, and which files are theirs."""
+"""The visitors of the page, and the files that belong to each."""
 
 import secrets
 import shutil
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Final
 
 MOST: Final = 1024
-"""Visitors that are known at once. The one that was away the longest must open the page again."""
+"""Largest number of known visitors. Beyond it, the one whose last request is the oldest is
+forgotten, and must open the page again."""
 MOST_OF_ADDRESS: Final = 64
 MOST_SESSIONS: Final = 32
-"""Largest number of sessions of one visitor; every time that the page is loaded makes one."""
+"""Largest number of sessions of one visitor. Every load of the page makes one."""
 MOST_FILES: Final = 64
-"""Files that are kept, of all visitors together, each of a visitor's the last they uploaded."""
+"""Largest number of files for all visitors together; of each visitor, the last upload is kept."""
 
 
 @dataclass(eq=False)
@@ -22,9 +23,9 @@ class Visitor:
     """A browser that has opened the page.
 
     Attributes:
-        token: What it shows that it is the same.
-        address: Where it is.
-        sessions: The pages that it has open, or had.
+        token: The value of its cookie, which identifies it.
+        address: Its network address.
+        sessions: The sessions of its pages as keys, the oldest first.
     """
 
     token: str
@@ -33,10 +34,10 @@ class Visitor:
 
 
 class Visitors:
-    """Knows visitors by what they show, and keeps their files apart.
+    """The known visitors by their token, with the files that each may read.
 
     Args:
-        cache: Where the files lie.
+        cache: The folder of the files.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -47,7 +48,7 @@ class Visitors:
         self._lock = threading.Lock()
 
     def welcome(self, address: str) -> Visitor:
-        """Make a visitor."""
+        """Return a new visitor; forget an old one if there are too many."""
         with self._lock:
             same_address = [
                 visitor for visitor in self._known.values() if visitor.address == address
@@ -61,7 +62,7 @@ class Visitors:
             return visitor
 
     def known(self, token: str | None) -> Visitor | None:
-        """The visitor who shows this."""
+        """Return the visitor with this token; None if there is none."""
         with self._lock:
             visitor = None if token is None else self._known.get(token)
             if visitor is not None:
@@ -69,7 +70,7 @@ class Visitors:
             return visitor
 
     def owns(self, visitor: Visitor, session: str) -> bool:
-        """Whether a session is a visitor's: the first who names it has it."""
+        """Return whether a session belongs to a visitor: the first visitor who names it owns it."""
         with self._lock:
             owner = self._sessions.setdefault(session, visitor)
             if owner is not visitor:
@@ -81,12 +82,12 @@ class Visitors:
             return True
 
     def of(self, session: str | None) -> Visitor | None:
-        """Whose a session is."""
+        """Return the owner of a session; None if there is none."""
         with self._lock:
             return None if session is None else self._sessions.get(session)
 
     def uploaded(self, visitor: Visitor, path: Path) -> None:
-        """Remember a visitor's file in the place of the one before."""
+        """Record a visitor's upload, and delete the previous one."""
         with self._lock:
             earlier = self._files.pop(visitor, None)
             self._files[visitor] = path
@@ -97,12 +98,12 @@ class Visitors:
                 self._remove(oldest)
 
     def may_read(self, visitor: Visitor, path: Path) -> bool:
-        """Whether a path is a visitor's own file, by exactly the name that they were told."""
+        """Return whether a path is exactly that of the visitor's own file."""
         with self._lock:
             return self._files.get(visitor) == path
 
     def is_upload(self, path: Path) -> bool:
-        """Whether a path is a file of any visitor."""
+        """Return whether a path is a file of any visitor."""
         with self._lock:
             return path in self._files.values()
 

@@ -1,4 +1,4 @@
-"""Look over an attack's shoulder: what it asks, and what it is answered about the first member."""
+"""Record the queries of an attack: what it sends, and the logits that the first member gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from dent.threat import ThreatModel
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One query of an attack, as far as it is about the image.
+    """One query of an attack, reduced to the image: the first member of the batch.
 
     Attributes:
-        query: Its number in the attack, from 0, which is the natural image.
-        image: float32 (C, H, W), as it was asked about.
-        logits: float32 (classes,), the answer.
-        label: The image's class.
+        query: Number of the query in the attack. Query 0 is the natural image.
+        image: The image in the query, float32 (C, H, W).
+        logits: Its logits, float32 (classes,).
+        label: Its class.
     """
 
     query: int
@@ -31,39 +31,39 @@ class Look:
 
     @property
     def predicted(self) -> int | None:
-        """The class; None where the logits are not finite, which is no prediction."""
+        """The predicted class; None if the logits are not finite."""
         return int(self.logits.argmax()) if bool(self.logits.isfinite().all()) else None
 
     @property
     def right(self) -> bool:
-        """Whether the label was predicted."""
+        """Whether the prediction is the label."""
         return self.predicted == self.label
 
     @property
     def loss(self) -> float:
-        """Cross-entropy of the label, in nats."""
+        """The cross-entropy of the label, in nats."""
         return float(F.cross_entropy(self.logits.unsqueeze(0), torch.tensor([self.label])))
 
     @property
     def margin(self) -> float:
-        """The label's logit less the largest other: below 0 where the answer is wrong."""
+        """The label's logit minus the largest other logit; below 0 if the prediction is wrong."""
         return -float(margin(self.logits.unsqueeze(0), torch.tensor([self.label])))
 
 
 class AttackWatch:
-    """Keeps what one attack asked and was answered about the first row of its batches.
+    """A record of one attack's queries, and of the logits of the first member.
 
     Args:
-        label: Of the image.
+        label: Class of the image.
         natural: The natural batch (N, C, H, W).
-        threat: Batches outside are no finds.
-        notice: Told of every look; may raise, to stop the attack.
+        threat: The threat model. A batch outside of it is not a find.
+        notice: Called with every look. It may raise an exception to stop the attack.
 
     Attributes:
-        looks: In the order of the queries.
+        looks: The looks in the order of the queries.
         batches: The whole batch (N, C, H, W) of every query.
-        find: The query with a wrong answer and the highest loss, and its batch; None where there
-            was none.
+        find: Of the queries with a wrong prediction, the one with the highest loss, and its batch;
+            None if there was none.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class AttackWatch:
         self._notice = notice
 
     def saw(self, images: Tensor, logits: Tensor) -> None:
-        """Take note of a query.
+        """Record a query.
 
         Args:
-            images: (M, C, H, W), the first M members of the batch; the others are natural.
-            logits: (M, classes).
+            images: The first M members of the batch, (M, C, H, W); the others are natural.
+            logits: Their logits, (M, classes).
         """
         images, logits = images.detach(), logits.detach().float()
         look = Look(len(self.looks), images[0].clone(), logits[0].clone(), self._label)
@@ -97,7 +97,7 @@ class AttackWatch:
 
 @final
 class WatchedModel(nn.Module):
-    """A static model whose answers are watched."""
+    """A static model that reports every query to a watch."""
 
     def __init__(self, model: nn.Module, watch: AttackWatch) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class WatchedModel(nn.Module):
 
 @final
 class WatchedDefense:
-    """A defense whose answers are watched; to attacks it offers what the defense offers.
+    """A defense that reports every query to a watch, and otherwise behaves as the defense does.
 
     Attributes:
         inner: The defense.
@@ -126,11 +126,11 @@ class WatchedDefense:
 
     @property
     def batch_dependent(self) -> bool:
-        """As the defense declares."""
+        """What the defense declares."""
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> "WatchedDefense":
-        """Return another defense, watched by the same."""
+        """Return another defense that reports to the same watch."""
         return WatchedDefense(defense, self._watch)
 
     def adapt(self, x: Tensor, **how: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How attacks and submissions are called on the page."""
+"""The names of attacks and submissions on the page."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -28,12 +28,12 @@ def target(course: CourseName, defense: str) -> str:
 
 
 def course(name: CourseName) -> str:
-    """An attack beside the name of its target."""
+    """Return the name of an attack, to be shown beside the name of its target."""
     return _COURSES[name]
 
 
 def submission(submitted: PlaygroundSubmission) -> str:
-    """What was submitted."""
+    """Return the name of a submission."""
     if submitted.found_by is None:
         return "natural"
     attack = {"static": "against static", "transfer": "against static"}.get(

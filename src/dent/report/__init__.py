@@ -1,10 +1,10 @@
-"""Show an evaluation from its records: pages, tables, figures.
+"""Show an evaluation from its records, as pages, tables and figures.
 
     from dent.report import write_report
 
     write_report([Path("runs/first")], Path("report.html"))
 
-Nothing here uses a model. Warnings stand beside every number.
+Nothing here uses a model. Flags stand beside every number that may be wrong.
 See docs/evaluation/reading-a-report.md.
 """
 

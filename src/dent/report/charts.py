@@ -1,6 +1,6 @@
-"""Charts as plain geometry: x in percent of the width, y in pixels, so that they never scale text.
+"""Charts as plain geometry: x in percent of the width, y in pixels.
 
-A template draws them as inline SVG; the marks and text keep their size at every width.
+A template draws them as inline SVG. Markers and text keep their size at every width.
 """
 
 import math
@@ -14,7 +14,7 @@ from dent.support.rounding import percent
 HEIGHT: Final = 200.0
 SHAPES: Final = ("circle", "square", "diamond", "triangle", "down", "bar")
 COLOURS: Final = 7
-"""Colors of the style sheet; the first is for the static model."""
+"""Number of colors in the style sheet. The first is for the static model."""
 
 Pair = tuple[float, float]
 
@@ -24,8 +24,8 @@ class Value:
     """One value of a curve.
 
     Attributes:
-        x: On the horizontal axis.
-        y: On the vertical axis.
+        x: Position on the horizontal axis.
+        y: Position on the vertical axis.
         interval: Interval of `y`, if there is one.
         text: Text of its tooltip.
     """
@@ -41,11 +41,12 @@ class Curve:
     """A named line of values.
 
     Attributes:
-        name: In the legend.
-        flags: The marks that stand beside the name.
-        colour: Number of the style sheet's color, from 0.
-        dashed: Natural images are dashed and hollow, adversarial ones solid and filled.
-        values: Points, in order of x.
+        name: Name in the legend.
+        flags: The flags beside the name.
+        colour: Index of the color in the style sheet, from 0.
+        dashed: Whether the line is dashed and its markers are hollow, as for natural images and
+            published figures. Otherwise the line is solid, and its markers are filled.
+        values: The values, in order of x.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis: percent of the width, or pixels from the top."""
+    """A labeled position on an axis, in percent of the width or in pixels from the top."""
 
     at: float
     text: str
@@ -65,7 +66,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Marker:
-    """A value as it is drawn."""
+    """A value as it is drawn: x in percent of the width, the rest in pixels from the top."""
 
     x: float
     y: float
@@ -81,8 +82,8 @@ class Drawn:
     Attributes:
         curve: The curve.
         shape: Shape of its markers.
-        dodge: Pixels to move it sideways, so that no interval hides another.
-        exact: Whether only its intervals are moved: its markers stand at their values.
+        dodge: Pixels by which it is moved sideways, so that no interval hides another.
+        exact: Whether only its intervals are moved, and its markers stay at their values.
         markers: Its values.
     """
 
@@ -94,7 +95,7 @@ class Drawn:
 
     @property
     def segments(self) -> list[tuple[Marker, Marker]]:
-        """From each marker to the next."""
+        """Pairs of consecutive markers."""
         return list(zip(self.markers, self.markers[1:], strict=False))
 
 
@@ -103,15 +104,15 @@ class Chart:
     """A line chart.
 
     Attributes:
-        title: Above it.
+        title: Title above the chart.
         alt: A description in words and numbers, for screen readers.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
-        x_ticks: In percent of the width.
-        y_ticks: In pixels.
+        x_ticks: Ticks of the horizontal axis, in percent of the width.
+        y_ticks: Ticks of the vertical axis, in pixels.
         lines: The curves.
-        zero: Where 0 is, in pixels, if the axis goes below it.
-        height: In pixels.
+        zero: Position of 0 in pixels, if the vertical axis goes below 0.
+        height: Height in pixels.
     """
 
     title: str
@@ -136,18 +137,19 @@ def chart(
     share: bool = False,
     numeric: bool = False,
 ) -> Chart:
-    """Lay out a line chart whose vertical axis begins at 0, or lower where a value is.
+    """Lay out a line chart. Its vertical axis begins at 0, or lower if a value is negative.
 
     Args:
-        title: Above it.
-        curves: At least one, with at least one value in all.
+        title: Title above the chart.
+        curves: At least one curve, with at least one value in total.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
-        x_ticks: Values of x with their text; their range is the axis.
-        y_top: Largest y; by default the largest value.
-        share: Whether y is a share, written in percent, up to 1.
-        numeric: Whether x is a number to be read off the axis, so that no marker may be moved to
-            make room for another's interval; else x is one of several places side by side.
+        x_ticks: Values of x with their text. Their range is the range of the axis.
+        y_top: Top of the vertical axis; by default the largest value or upper end of an interval.
+        share: Whether y is a share. Its axis then goes from 0% to 100%, and `y_top` is ignored.
+        numeric: Whether readers take x as a number from the axis. Then only intervals are moved
+            sideways to make room for each other, and markers stay in place. Otherwise x is one of
+            several places side by side, and markers move with their intervals.
     """
     tops = [value.interval[1] if value.interval else value.y for c in curves for value in c.values]
     lowest = min(value.y for curve in curves for value in curve.values)
@@ -156,7 +158,7 @@ def chart(
 
     dodge = 0.0
     if any(value.interval for curve in curves for value in curve.values):
-        dodge = 2.5 if numeric else 6.0  # intervals alone stay close to their markers
+        dodge = 2.5 if numeric else 6.0  # intervals stay close to markers that do not move
 
     def across(x: float) -> float:
         return 50.0 if high == low else round(100 * (x - low) / (high - low), 3)
@@ -195,7 +197,7 @@ def chart(
 
 
 def nice_ticks(top: float, lowest: float = 0.0) -> tuple[float, ...]:
-    """Return round, evenly spaced ticks from `lowest` to `top`, with 0 among them.
+    """Return round, evenly spaced ticks that cover `lowest` to `top` and include 0.
 
     Args:
         top: The largest value.
@@ -219,7 +221,7 @@ def whole_ticks(last: int) -> list[tuple[float, str]]:
 
 
 def thin(ticks: Sequence[tuple[float, str]], most: int = 8) -> list[tuple[float, str]]:
-    """Drop labels so that they do not overlap: keep every k-th and the last."""
+    """Drop ticks so that their labels do not overlap: keep every k-th, and the last."""
     if len(ticks) <= most:
         return list(ticks)
     step = math.ceil((len(ticks) - 1) / (most - 1))

@@ -1,4 +1,4 @@
-"""The commands that repeat and verify a run, as far as its records tell."""
+"""The commands that repeat and verify a run, as far as its records determine them."""
 
 import shlex
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ class Commands:
     """The commands for a run.
 
     Attributes:
-        again: The same evaluation in a new folder.
-        verify: Check the records.
-        caveats: What `again` cannot express, because it was made in Python or from files that are
-            not part of the records. Empty if `again` is complete.
+        again: The command that repeats the evaluation in a new folder.
+        verify: The command that checks the records.
+        caveats: The parts that `again` cannot express, because they were made in Python or from
+            files that are not in the records. Empty if `again` is complete.
     """
 
     again: str
@@ -34,7 +34,7 @@ class Commands:
 
 
 def commands(loaded: LoadedRun) -> Commands:
-    """Return the commands for a run."""
+    """Return the commands that repeat and verify a run."""
     spec = loaded.run.spec
     words: list[str] = ["dent", "evaluate"]
     caveats: list[str] = []
@@ -75,7 +75,8 @@ def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     dataset = spec.dataset
     words = ["--dataset", dataset.name]
     ids = spec.settings.ids
-    n = spec.settings.n or (spec.samples if exactly(spec) else None)  # a suite does not take all
+    # With --suite, the default of --n is not the whole dataset.
+    n = spec.settings.n or (spec.samples if exactly(spec) else None)
     if ids is not None:
         words += ["--ids", ranges.written(ids)]
     elif n is not None:
@@ -90,7 +91,7 @@ def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
     settings = spec.config.get("settings")
     named_config = reference.CONFIGS.get(spec.name)
     is_named_config = named_config is not None and named_config.to_dict() == settings
-    if spec.name == STATIC and not is_named_config:  # the model itself comes along unasked
+    if spec.name == STATIC and not is_named_config:  # the command line adds it
         return [], ["that there is no defense but the static model"] if alone else []
     is_named_defense = (
         named_config is None and spec.name in reference.names() and spec.config["name"] == spec.name
@@ -139,7 +140,7 @@ def _named_attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 
 
 def _same(recorded: AttackSpec, iterations: Any, spec: EvaluationSpec) -> bool:
-    """Return whether the command line's attack of that name has the recorded settings."""
+    """Return whether an attack that is made from the recorded name has the recorded settings."""
     try:
         attack = attacks.make_from(recorded.name, iterations=iterations, protocol=recorded.protocol)
         made_spec = attack_spec(attack.sized(spec.settings.batch_size), threat_of(spec.threat))

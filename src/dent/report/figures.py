@@ -1,4 +1,4 @@
-"""One figure for a README: accuracies, and entropy by step."""
+"""Figures for a README: accuracies and entropy of a run, and the accuracy of a stream."""
 
 import io
 import textwrap
@@ -55,20 +55,20 @@ _Steps = tuple[str, tuple[float, ...], bool]
 def figure(run: Path | EvaluationResult, out: Path) -> Path:
     """Draw one figure of one run, for a README.
 
-    On the left are clean and worst-case robust accuracy of every defense, with their confidence
+    On the left are the clean and worst-case robust accuracy of every defense, with their confidence
     intervals. On the right is the entropy of defenses that report their steps, on natural batches
-    and under the strongest attack. Raised flags are letters beside the names, explained below with
-    the first limits of the numbers. Equal results give an equal file.
+    and under the strongest attack. Flags are letters beside the names. They are explained below,
+    with the first sentences of `limits`. Equal results give an equal file.
 
     Args:
         run: A run folder, or a result.
-        out: A `.png` or `.svg` file, replaced if it is there.
+        out: A `.png` or `.svg` file, replaced if it exists.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: The suffix is neither of these.
+        ConfigError: `out` does not end in `.png` or `.svg`.
         RecordError: The run cannot be read, or `out` cannot be written.
         SchemaVersionError: The run was written by a newer torch-dent.
     """
@@ -78,19 +78,21 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
 
 
 def stream_figure(result: "StreamResult", out: Path) -> Path:
-    """Draw the accuracy of a stream by batch: unattacked, attacked, and with a reset before each.
+    """Draw the accuracy of a stream by batch.
 
-    The attacker's batches are shaded. Equal results give an equal file.
+    One curve is for the stream without an attack, one for the attacked stream, and one for the same
+    images with a reset before each batch. The attacked batches are shaded. Equal results give an
+    equal file.
 
     Args:
-        result: Of `dent.evaluation.stream`.
-        out: A `.png` or `.svg` file, replaced if it is there.
+        result: The result of `dent.evaluation.stream`.
+        out: A `.png` or `.svg` file, replaced if it exists.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: The suffix is neither of these.
+        ConfigError: `out` does not end in `.png` or `.svg`.
         RecordError: `out` cannot be written.
     """
     return _save(lambda: _draw_stream(result), _checked(out))
@@ -223,7 +225,7 @@ def _marks(flags: Sequence[Flag]) -> str:
 
 
 def _curves(result: EvaluationResult) -> list[_Steps]:
-    """Return name of the defense, entropy by step, and whether the batches are natural."""
+    """Return the curves: defense, entropy by step, and whether the batches are natural."""
     curves = []
     for name, defense in result.defenses.items():
         worst = strongest(defense)

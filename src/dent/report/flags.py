@@ -1,4 +1,4 @@
-"""Raised diagnostics as marks: a letter beside every number that may be wrong."""
+"""Flags: raised diagnostics, as letters beside every number that may be wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ RUN_WIDE: Final = "the run"
 
 
 class Named(Protocol):
-    """A result on a page, with its name there."""
+    """A result on a page, with its name on that page."""
 
     @property
     def name(self) -> str:
@@ -30,10 +30,11 @@ class Flag:
     """One kind of raised diagnostic on a page.
 
     Attributes:
-        letter: Its mark, unique on the page.
-        name: The diagnostic's.
+        letter: Its letter, unique on the page.
+        name: Name of the diagnostic.
         sentence: Its meaning.
-        raised_by: Where: defense and run, for the list of flags.
+        raised_by: The defenses that raised it, or `RUN_WIDE`. If the page shows several runs, each
+            entry also names its run.
     """
 
     letter: str
@@ -47,9 +48,9 @@ class Raised:
     """A raised diagnostic of one defense.
 
     Attributes:
-        letter: Its mark.
+        letter: The letter of its flag.
         diagnostic: The diagnostic.
-        of_run: Whether it concerns the whole run, rather than the defense alone.
+        of_run: Whether it concerns the whole run, not only the defense.
     """
 
     letter: str
@@ -86,7 +87,7 @@ class Flags:
         )
 
     def of(self, result: EvaluationResult, defense: str) -> tuple[Raised, ...]:
-        """Return what a defense and the whole run raise, in the order of the letters."""
+        """Return the raised diagnostics of a defense and of the whole run, ordered by letter."""
         of_defense = [(item, False) for item in result.defenses[defense].raised]
         of_run = [(item, True) for item in result.diagnostics if item.raised]
         raised = [Raised(self._letters[item.name], item, run) for item, run in of_defense + of_run]
@@ -98,7 +99,7 @@ class Flags:
         return tuple(flag for flag in self.all if flag.letter in letters)
 
     def marks_of_difference(self, result: EvaluationResult, defense: str) -> tuple[Flag, ...]:
-        """Return the flags of a difference to the static reference: those of both defenses."""
+        """Return the flags of a difference: those of the defense and those of the static model."""
         letters = {flag.letter for flag in self.marks(result, defense)}
         if STATIC in result.defenses:
             letters |= {flag.letter for flag in self.marks(result, STATIC)}
@@ -119,7 +120,7 @@ def of_one(result: EvaluationResult) -> Flags:
 
 
 def letters(flags: Sequence[Flag]) -> str:
-    """Return the letters of flags: `a,c`."""
+    """Return the letters of flags, such as `a,c`."""
     return ",".join(flag.letter for flag in flags)
 
 

@@ -1,4 +1,4 @@
-"""CSV and JSON: the same numbers, for programs."""
+"""The report in CSV and JSON, for programs."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def to_csv(runs: Sequence[NamedRun]) -> str:
-    """Return one line for every number, with the columns of `rows.COLUMNS`.
+    """Return CSV with one line for every number, and the columns of `rows.COLUMNS`.
 
-    A text that a spreadsheet would take for a formula is given a leading apostrophe.
+    A text that a spreadsheet would read as a formula gets a leading apostrophe.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -33,7 +33,7 @@ def to_csv(runs: Sequence[NamedRun]) -> str:
 
 
 def to_json(runs: Sequence[NamedRun]) -> str:
-    """Return one document with the keys that docs/evaluation/reading-a-report.md lists."""
+    """Return a JSON document with the keys that docs/evaluation/reading-a-report.md lists."""
     flags = Flags(runs)
     document: dict[str, Any] = {
         "format": FORMAT,

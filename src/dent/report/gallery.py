@@ -21,11 +21,11 @@ from dent.report.story import class_name
 from dent.storage.errors import RecordError
 
 SAMPLES: Final = 6
-"""Samples on a page for each run."""
+"""Number of samples that a page shows for each run."""
 _EACH: Final = 2
 _UNPERTURBED: Final = "no perturbation"
 _LARGEST: Final = 2**29
-"""Number of values in the largest tensor that is read: 2 GiB."""
+"""Largest number of values in a tensor that is read: 2 GiB of float32."""
 _OUTCOMES: Final = (
     "static model correct, every defense fooled",
     "static model fooled, every defense correct",
@@ -60,10 +60,10 @@ class ExhibitAttempt:
         submitted: Description of the submission; empty if there is none.
         pictures: Adversarial image, perturbation and smoothed input, if available.
         natural: Predicted class of the natural image; None without a prediction.
-        adversarial: Predicted class of the adversarial image.
+        adversarial: Predicted class of the adversarial image; None without a prediction.
         natural_right: Whether `natural` is the label.
         adversarial_right: Whether `adversarial` is the label.
-        claimed: Whether the attack claims to have fooled it; None if it was transferred.
+        claimed: Whether the attack claims to have fooled the defense; None if it did not attack it.
         transferred: Whether the attack was on the static model.
     """
 
@@ -96,14 +96,14 @@ class ExhibitAttempt:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One sample.
+    """One sample of a gallery.
 
     Attributes:
         sample: Its id in the full split.
         label: Name of its class.
         why: Why it was chosen.
         natural: The natural image; None if it could not be loaded.
-        attempts: One per defense.
+        attempts: One submission per defense.
     """
 
     sample: int
@@ -127,7 +127,7 @@ class Gallery:
 
 
 def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
-    """Choose samples and draw them from records.
+    """Choose samples of a run and draw them from its records.
 
     Args:
         loaded: The run.
@@ -144,7 +144,7 @@ def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
 
 
 def _choose(loaded: LoadedRun) -> list[tuple[Batch, int, str]]:
-    """Choose samples of every kind of outcome, the first ones of each in the order of the plan."""
+    """Choose samples of every kind of outcome: the first ones of each kind, in plan order."""
     shown = {name: _shown(loaded.result, name) for name in loaded.result.defenses}
     kinds: dict[str, list[tuple[Batch, int]]] = {kind: [] for kind in _OUTCOMES}
     for batch in loaded.plan.batches:
@@ -182,7 +182,10 @@ def _outcome(natural: Mapping[str, bool], attacked: Mapping[str, bool]) -> str:
 
 
 def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | None:
-    """Return the submission to show of a defense: its strongest attack with recorded images."""
+    """Return kind and attack of the strongest submission to a defense; None if none was scored.
+
+    Assembled batches are left out, because they record no images of their own.
+    """
     summary = strongest(
         result.defenses[defense].model_copy(
             update={
@@ -200,7 +203,7 @@ def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | N
 def _served(
     loaded: LoadedRun, defense: str, shown: tuple[str, str | None] | None, batch: Batch
 ) -> Sequence[int | None] | None:
-    """Return a defense's predictions for a batch of a submission; None if not recorded."""
+    """Return a defense's predictions for one batch of a submission; None if not recorded."""
     if shown is None:
         return None
     kind, attack = shown

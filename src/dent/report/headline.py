@@ -1,8 +1,8 @@
-"""The headline table of a result as one value, which every format draws.
+"""The headline table of a result as one object, which every format draws.
 
-A row is a defense; a column is what is known of it. A cell has its figure as a number and as it is
-written, so that no format rounds for itself. `tests/report/test_report_headline.py` holds the
-terminal, Markdown, HTML and the picture to it.
+A row is a defense, and a column is one figure for it. A cell has the figure both as a number and as
+text, so that no format rounds it again. `tests/report/test_report_headline.py` checks that the
+terminal, Markdown, HTML and the picture agree with it.
 
 The terminal and Markdown show every column. The templates `run.html.j2` and `compare.html.j2` and
 the picture (`figures.py`) choose columns by key, so a new column must be added there. CSV and JSON
@@ -55,12 +55,12 @@ class Cell:
     """One figure, or why there is none.
 
     Attributes:
-        text: The figure as text; without a figure, the reason, or nothing.
-        value: The figure: a share of 1, a difference of shares, or a factor.
+        text: The figure as text. Without a figure, the reason, or empty.
+        value: The figure: a share between 0 and 1, a difference of shares, or a factor.
         interval: Its confidence interval.
         interval_text: The interval as text.
         of: The counts of a share: `112 of 256`.
-        beside: The figure of the clean members, if the batch is attacked in part.
+        beside: The accuracy of the clean members as text, if only part of the batch is attacked.
         marks: The flags of the figure.
     """
 
@@ -83,7 +83,7 @@ class Row:
     """The row of a defense.
 
     Attributes:
-        defense: Its name.
+        defense: Name of the defense.
         unit: Whether its worst case is per `sample` or per `batch`.
         marks: Its flags.
         cells: The cell of every column, by the column's key.
@@ -97,11 +97,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Headline:
-    """The table.
+    """The headline table.
 
     Attributes:
-        columns: In order: clean accuracy, what was submitted, the worst case, the static one, the
-            difference, that to averaged views, the verdict, the cost.
+        columns: In order: clean accuracy, each submission, the worst case, the static model's worst
+            case, the difference to it, the difference to averaged views, the verdict, the cost.
         rows: The defenses, in the order of the evaluation.
     """
 
@@ -110,7 +110,7 @@ class Headline:
 
     @property
     def submitted(self) -> tuple[Column, ...]:
-        """The columns of single submissions."""
+        """The columns that each show one submission."""
         return tuple(
             column for column in self.columns if column.key.partition("/")[0] in _SUBMITTED
         )
@@ -120,7 +120,7 @@ class Headline:
         return next(column.title for column in self.columns if column.key == key)
 
     def has(self, key: str) -> bool:
-        """Return whether there is such a column."""
+        """Return whether the table has a column with this key."""
         return any(column.key == key for column in self.columns)
 
     def row(self, defense: str) -> Row:
@@ -133,7 +133,7 @@ def headline(result: EvaluationResult, flags: Flags | None = None) -> Headline:
 
     Args:
         result: The result.
-        flags: All flags of the page; those of this result alone if None.
+        flags: All flags of the page; by default, only those of this result.
     """
     flags = flags or of_one(result)
     columns = tuple(_columns(result))
@@ -176,8 +176,8 @@ def submitted(
 ) -> dict[tuple[str, str | None], AttackSummary]:
     """Return the submissions to a defense, by kind and attack, as tables show them.
 
-    A run by attack assembles a batch after every attack: the last one counts. Attacks that did not
-    run there, because nothing was left to decide, have no column.
+    With the schedule `by-attack`, batches are assembled after every attack, and the last ones
+    count. Attacks that did not run there, because nothing was left to decide, have no column.
     """
     if spec.schedule == "by-batch":
         return {(each.kind, each.attack): each for each in defense.attacks}
@@ -213,7 +213,7 @@ def _key(kind: str, attack: str | None) -> str:
 
 
 def of_count(count: Count, marks: tuple[Flag, ...] = ()) -> Cell:
-    """Return the cell of a share, or of the reason if nothing was scored."""
+    """Return the cell of an accuracy, or of the reason if nothing was scored."""
     return Cell(
         text=wording.percent(count.share),
         value=count.share,
@@ -225,7 +225,7 @@ def of_count(count: Count, marks: tuple[Flag, ...] = ()) -> Cell:
 
 
 def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -> Cell:
-    """Return the cell of a difference; empty if nothing is compared."""
+    """Return the cell of a difference; empty if there is none."""
     if difference is None:
         return Cell()
     return Cell(

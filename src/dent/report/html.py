@@ -1,4 +1,4 @@
-"""The page: one file that needs no network and no script."""
+"""The report in HTML: one file that needs no network and no script."""
 
 import json
 from collections.abc import Sequence
@@ -42,14 +42,14 @@ class RunPart:
     """The parts of a page about one run, beyond its result.
 
     Attributes:
-        anchor: Its address on the page.
+        anchor: HTML id of its section.
         run: The run.
-        headline: Its headline.
+        headline: Its headline table.
         limits: Sentences about what its numbers do not show.
-        by_step: Charts of entropy and sigma, of each defense that reports its steps.
+        by_step: Charts of entropy and sigma, for each defense that reports its steps.
         by_gradient: Charts of the progress of the attacks, one per defense.
         commands: Commands to repeat and verify it.
-        gallery: The samples.
+        gallery: The samples that it shows.
     """
 
     anchor: str
@@ -78,7 +78,7 @@ class SeriesPart:
 
 
 def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
-    """Return the page on one run or several; see `write_report`."""
+    """Return the HTML page about one or several runs; see `write_report`."""
     flags = Flags(runs)
     return (
         environment()
@@ -120,7 +120,11 @@ def _part(index: int, run: NamedRun, flags: Flags, data_root: Path | None) -> Ru
 
 
 def environment(*packages: str) -> Environment:
-    """Return the templates of other packages and the report's, with its filters and escaping."""
+    """Return the Jinja environment of the report, with its filters and escaping.
+
+    Args:
+        packages: Packages whose templates come before those of the report.
+    """
     templates = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "dent.report")]),
         autoescape=True,
@@ -175,7 +179,7 @@ def _printable(value: Any) -> Any:
 
 
 def _span(runs: Sequence[NamedRun]) -> float:
-    """Return half the width of the scale for all differences of a page."""
+    """Return half the width of the scale that all differences on a page share."""
     edges = [
         abs(edge)
         for run in runs
@@ -192,7 +196,7 @@ def _diagnostic(defense: DefenseResult, name: str) -> Diagnostic:
 
 
 def _reasons(defenses: dict[str, DefenseResult]) -> list[tuple[str, str, list[str]]]:
-    """Return name, reason and defenses of all diagnostics that were not run."""
+    """Return all diagnostics that were not run: name, reason and defenses."""
     defenses_by_reason: dict[tuple[str, str], list[str]] = {}
     for defense, result in defenses.items():
         for item in result.diagnostics:

@@ -1,4 +1,4 @@
-"""What the numbers of a run do not show. Every page with the numbers says so."""
+"""Sentences about what the numbers of a run do not show, for every page with the numbers."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -17,7 +17,7 @@ _KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
-    """Return sentences on what was not run, and on what follows from it; at least one."""
+    """Return sentences about what was not run and what follows from that; at least one."""
     return tuple(_limits(result))
 
 
@@ -112,9 +112,10 @@ def _not_counted(spec: EvaluationSpec) -> str:
 
 
 def _spared(result: EvaluationResult) -> dict[tuple[str, ...], list[str]]:
-    """Return the attacks known to break dynamic defenses that were not run, by defenses.
+    """Return the kinds of attack that are known to break dynamic defenses and did not run.
 
-    An attack that was not available to a defense was not run on it.
+    The keys are the dynamic defenses on which they did not run. An attack that was not available
+    for a defense did not run on it. A defense on which the attacks stopped early is left out.
     """
     spared: dict[tuple[str, ...], list[str]] = {}
     for kind, belongs in _KNOWN_TO_BREAK.items():

@@ -1,4 +1,4 @@
-"""One line for every run below a folder, for `dent list`."""
+"""Summaries of all runs in a folder, for `dent list`."""
 
 import os
 from collections.abc import Iterator
@@ -56,14 +56,14 @@ class RunSummary(Record):
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """Summarize every run at or below a folder, in the order of their paths.
+    """Summarize every run in a folder or its subfolders, in the order of their paths.
 
-    A run that cannot be read is listed with what is wrong with it. Nothing inside a run folder is
-    taken for another run, and links to folders are not followed. Of a training, what its model card
-    measured is listed.
+    A run that cannot be read is listed with the error. Folders that cannot be read come last.
+    Nothing inside a run folder counts as another run, and links to folders are not followed. A
+    folder of `dent train` is not a run, but the runs inside it (for its model card) are listed.
 
     Raises:
-        RecordError: There is no such folder.
+        RecordError: `root` is not a folder, or the system refuses to look it up.
     """
     root = Path(root)
     try:
@@ -90,7 +90,7 @@ def _run_folders(root: Path, unread: list[OSError]) -> Iterator[Path]:
 
 
 def _is_training(folder: Path) -> bool:
-    """Whether `dent train` wrote here: no run, though what its card measured lies in runs below."""
+    """Return whether `dent train` wrote a folder. It is not a run, but it may contain runs."""
     try:
         content = parse(read(folder / RUN, LARGEST_JSON))
     except (RecordError, ValueError):
@@ -103,12 +103,12 @@ def _summarize(path: Path) -> RunSummary:
         return _of(load_run(path))
     except DentError as error:
         return RunSummary(path=str(path), error=str(error))
-    except Exception as error:  # one run that nobody foresaw must not hide all the others
+    except Exception as error:  # an unexpected error in one run must not hide the others
         return RunSummary(path=str(path), error=f"unreadable: {type(error).__name__}: {error}")
 
 
 def _status(loaded: LoadedRun) -> RunStatus:
-    """The status in `run.json`; `partial` of a complete run that has since lost records."""
+    """Return the status in `run.json`, or `partial` if a complete run has since lost records."""
     status = loaded.run.status
     return "partial" if status == "complete" != loaded.result.status else status
 

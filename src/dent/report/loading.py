@@ -1,4 +1,4 @@
-"""From paths to runs: run folders, and folders of a sweep."""
+"""Load runs from paths: run folders, and folders of a sweep."""
 
 import os
 from collections import Counter
@@ -20,10 +20,10 @@ __all__ = ["LoadedRun", "NamedRun", "is_run", "is_sweep", "load_run", "load_runs
 
 @dataclass(frozen=True)
 class NamedRun:
-    """A run on a page, with its name there.
+    """A run on a page, with its name on that page.
 
     Attributes:
-        name: Short, and no other run on the page has it: the end of its path.
+        name: The end of its path, as short as possible but unique on the page.
         loaded: Its records.
     """
 
@@ -32,39 +32,39 @@ class NamedRun:
 
     @property
     def result(self) -> EvaluationResult:
-        """Its result, derived from the records."""
+        """The result of the run, derived from its records."""
         return self.loaded.result
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder contains a run, intact or not.
+    """Return whether a folder contains a run, intact or damaged.
 
     Raises:
-        RecordError: The folder cannot be looked into.
+        RecordError: The folder cannot be read.
     """
     return is_there(path / RUN)
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder contains several runs that differ in one setting.
+    """Return whether a folder contains a sweep: several runs that differ in one setting.
 
     Raises:
-        RecordError: The folder cannot be looked into.
+        RecordError: The folder cannot be read.
     """
     return is_there(path / SWEEP)
 
 
 def load_run(path: Path) -> LoadedRun:
-    """Read a run folder without changing it. The run may still be going on.
+    """Read a run folder without changing it. The run may still be in progress.
 
     Returns:
-        `.result`, derived anew from the records; `.run.spec`, `.plan`, `.records` (the journal, by
-        unit), `.units()`, `.adversarial(record)` and `.sample(id)`.
+        The run, with `.result` (derived from the records), `.run.spec`, `.plan`, `.records` (the
+        journal, by unit), `.units()`, `.adversarial(record)` and `.sample(id)`.
 
     Raises:
-        RecordError: There is no run there, or a file of it is missing or damaged: the message
-            says which, and where.
-        SchemaVersionError: It was written by a newer torch-dent.
+        RecordError: The folder contains no run, or a file of the run is missing or damaged. The
+            message says which file, and where the damage is.
+        SchemaVersionError: The run was written by a newer torch-dent.
     """
     path = Path(path)
     try:
@@ -81,11 +81,12 @@ def load_run(path: Path) -> LoadedRun:
 
 
 def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
-    """Read several run folders. The folder of a sweep stands for all of its started runs.
+    """Read several run folders. The folder of a sweep counts as all of its started runs.
 
     Raises:
         ConfigError: No run is named, or one is named twice.
-        RecordError, SchemaVersionError: As `load_run` does.
+        RecordError: A run cannot be read, or no run of a sweep was started.
+        SchemaVersionError: A run was written by a newer torch-dent.
     """
     folders: list[Path] = []
     for path in map(Path, paths):
@@ -108,7 +109,7 @@ def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the last parts of each path, as many as make all names different."""
+    """Return the last parts of each path, as few as make all names different."""
     longest = max(len(folder.parts) for folder in folders)
     for count in range(1, longest + 1):
         names = ["/".join(folder.parts[-count:]) for folder in folders]

@@ -21,9 +21,9 @@ _SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def to_markdown(runs: Sequence[NamedRun]) -> str:
-    """Return the report on one run or several in GitHub's Markdown.
+    """Return the report on one or several runs in GitHub's Markdown.
 
-    Raised diagnostics stand as letters in brackets beside the numbers, and are explained below.
+    Flags are letters in brackets beside the numbers. A section at the end explains them.
     """
     return "\n".join(_document(runs)) + "\n"
 
@@ -31,7 +31,7 @@ def to_markdown(runs: Sequence[NamedRun]) -> str:
 def escape(text: object) -> str:
     """Return a text that Markdown shows unchanged, on one line."""
     plain = printable(" ".join(str(text).split()))
-    # Not by a backslash, which not every Markdown takes for an escape there.
+    # Entities for <, > and &, because not every Markdown renderer takes a backslash before them.
     return html.escape(_SPECIAL.sub(r"\\\1", plain), quote=False)
 
 
@@ -104,7 +104,7 @@ def _title(result: EvaluationResult) -> str:
 
 def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
     table = headline(result, flags)
-    # What each submission left has a table of its own below, with what the attack claimed.
+    # Another table below has the accuracy of each submission, with the claim of the attack.
     columns = [column for column in table.columns if column not in table.submitted]
     yield from _header("defense", *(escape(column.title) for column in columns), "worst case per")
     for row in table.rows:

@@ -1,4 +1,4 @@
-"""The natural images of a run, loaded by the dataset's name if its digest matches."""
+"""Load the natural images of a run by the name of the dataset, if its digest matches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from dent.evaluation.records.spec import DatasetSpec
 
 @dataclass(frozen=True)
 class NaturalImages:
-    """The dataset of a run, or why it is missing.
+    """The dataset of a run, or the reason why it is missing.
 
     Attributes:
-        dataset: The images with the digest on record; None if they could not be loaded.
-        missing: Why they could not be loaded; empty if they were.
+        dataset: The dataset with the recorded digest; None if it could not be loaded.
+        missing: Why it could not be loaded; empty if it was.
     """
 
     dataset: ImageDataset | None
@@ -27,7 +27,7 @@ def natural_images(spec: DatasetSpec, root: Path | None = None) -> NaturalImages
     """Load the dataset that a run names, without a download.
 
     Args:
-        spec: The dataset on record.
+        spec: The recorded dataset.
         root: The folder of datasets; see `dent.data.data_root`.
     """
     if spec.name not in data.names():

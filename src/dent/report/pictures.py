@@ -12,17 +12,17 @@ from dent.adaptation import smoothing
 from dent.config import Covariance
 
 CHANNELS: Final = (1, 3)
-"""Numbers of channels that can be drawn."""
+"""Numbers of channels that an image may have."""
 _COLOUR_TYPES: Final = {1: 0, 3: 2}
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 
 def data_uri(image: Tensor) -> str:
-    """Encode an image as `data:image/png;base64,...`; the same bytes for the same pixels.
+    """Encode an image as `data:image/png;base64,...`. The same pixels give the same bytes.
 
     Args:
-        image: (C, H, W) in [0, 1], C one of `CHANNELS`; what lies outside is clipped, and what is
-            not a number is black.
+        image: (C, H, W) in [0, 1], with C in `CHANNELS`. Values outside are clipped, and NaN
+            becomes black.
     """
     plain = image.detach().cpu().float().nan_to_num(nan=0.0).clamp(0, 1)
     encoded = _png(plain.mul(255).round().to(torch.uint8))
@@ -37,7 +37,8 @@ def enlarged(adversarial: Tensor, natural: Tensor) -> tuple[Tensor, float]:
         natural: The same shape.
 
     Returns:
-        The picture, in [0, 1], and by how much it is enlarged: 0 where nothing was perturbed.
+        The picture, in [0, 1], and the factor by which the perturbation was scaled; 0 if there is
+        no perturbation.
     """
     delta = (adversarial - natural).nan_to_num(nan=0.0)
     largest = float(delta.abs().max())
@@ -52,9 +53,9 @@ def smoothed(image: Tensor, sigma: tuple[float, ...], kind: Covariance) -> Tenso
 
     Args:
         image: (C, H, W).
-        sigma: In pixels, one value, or one along each of (vertical, horizontal).
-        kind: The covariance's kind. Of a full covariance the records hold the extent along the
-            axes alone, so it is drawn as a diagonal one.
+        sigma: In pixels: one value, or one for each axis (vertical, horizontal).
+        kind: Kind of the covariance. For a full covariance, the records hold only sigma along the
+            axes, so it is drawn as a diagonal one.
     """
     axes: Covariance = "spherical" if len(sigma) == 1 else "diagonal"
     if kind != "spherical" and axes == "spherical":
@@ -64,7 +65,7 @@ def smoothed(image: Tensor, sigma: tuple[float, ...], kind: Covariance) -> Tenso
 
 
 def smoothing_of(settings: Any) -> dict[str, Any] | None:
-    """Return the smoothing in a defense's recorded settings; None without a known one."""
+    """Return the smoothing in a defense's recorded settings; None if it is absent or unknown."""
     found = settings.get("smoothing") if isinstance(settings, dict) else None
     known = isinstance(found, dict) and found.get("covariance") in get_args(Covariance)
     return found if known else None

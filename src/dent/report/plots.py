@@ -1,4 +1,4 @@
-"""The charts of a page: accuracy along a series, and entropy by step."""
+"""The charts of a page: accuracy along a series, adaptation by step, progress of attacks."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
 
 
 def colour_of(result: EvaluationResult, defense: str) -> int:
-    """Return the color of a defense: 0 for static, the others in the order of the spec."""
+    """Return the color of a defense: 0 for the static model, others in the order of the spec."""
     others = [name for name in result.defenses if name != STATIC]
     return 0 if defense == STATIC else 1 + others.index(defense) % (COLOURS - 1)
 
@@ -23,13 +23,13 @@ def colour_of(result: EvaluationResult, defense: str) -> int:
 def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
     """Draw accuracy along a series, with intervals; None if its values have no order.
 
-    Along eps, robust accuracy begins at the clean accuracy, at eps 0 (the paper's Figure 4). Along
-    other settings, clean accuracy has a line of its own (Table 9).
+    Over eps, the curve of robust accuracy begins with the clean accuracy at eps 0 (the paper's
+    Figure 4). Over other settings, clean accuracy is a separate curve (Table 9).
     """
     if series.over not in _WITH_AXIS:
         return None
     by_eps = series.over == "eps"
-    even = series.over in {"batch size", "samples"}  # they grow by factors
+    even = series.over in {"batch size", "samples"}  # values that grow by factors
     positions = [float(i) if even else p.value or 0.0 for i, p in enumerate(series.places)]
     ticks = list(zip(positions, (place.text for place in series.places), strict=True))
     curves = []
@@ -66,7 +66,7 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
 
 
 def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
-    """Draw entropy by step of a defense, natural and adversarial; None if it reports no steps.
+    """Draw the entropy of natural and adversarial batches by step; None if no steps are reported.
 
     The adversarial curve shows the strongest attack; the other submissions are in the table.
     """
@@ -79,7 +79,7 @@ def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
 
 
 def sigma_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
-    """Draw sigma of the input smoothing by step; None if it is not learned, or not reported."""
+    """Draw sigma of the input smoothing by step; None if it is not learned or not reported."""
     curves = []
     for name, trace, natural in _shown(result.defenses[defense]):
         steps = trace.sigma_by_step or ()
@@ -94,7 +94,7 @@ def sigma_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart |
 
 
 def _shown(defense: DefenseResult) -> list[tuple[str, Trace, bool]]:
-    """Return the traces to draw by step: name, trace, and whether it is the natural one."""
+    """Return the traces to draw by step: name, trace, and whether the images are natural."""
     worst = strongest(defense)
     shown_traces = [("natural images", defense.trace, True)]
     if worst is not None:
@@ -138,7 +138,7 @@ def _step_chart(title: str, curves: Sequence[Curve], y_label: str) -> Chart | No
 def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
     """Draw the share of members that each attack broke, by gradients; None without gradients.
 
-    Shows the attacks that broke the most, at most one per color.
+    The chart shows the attacks that broke the most, as many as there are colors.
     """
     drawn = [
         (attack.attack or "", attack.curve)

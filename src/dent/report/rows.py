@@ -34,9 +34,10 @@ COLUMNS: Final = (
     "flags",
     "verdict",
 )
-"""`value` is a share between 0 and 1 with its interval, `low` to `high`. For `difference` it is a
-difference of shares, and for `cost` the median time of a prediction over that of a static forward.
-A value that does not apply or was not scored is empty (in JSON: null)."""
+"""`value` is a share between 0 and 1 with its interval, `low` to `high`. For `difference` and
+`over-views` it is a difference of shares. For `cost` it is the median time of a prediction,
+relative to a static forward. A value that does not apply or was not scored is empty (in JSON:
+null)."""
 
 Row = dict[str, str | int | float | None]
 
@@ -45,11 +46,12 @@ def rows(runs: Sequence[NamedRun], flags: Flags) -> list[Row]:
     """Return all numbers of several runs.
 
     Returns:
-        By run, defense, and measure: `natural`, `bystanders`, `attack`, `transfer`, `assembled`
-        (robust accuracy as served), `claimed` (by the attack's own word), `attack-bystanders` and
-        so on (natural members of attacked batches),
-        `worst`, `difference`, `cost`. Every row names the raised diagnostics of its defense, those
-        of the run included; of a difference, those of the static reference as well.
+        Rows by run, defense and measure. The measures are `natural` and `bystanders` (clean
+        accuracy); `attack`, `transfer`, `assembled` and `challenge` (accuracy on submission);
+        `claimed` (the attack's own claim); `attack-bystanders` and so on (clean members of attacked
+        batches); `worst`, `difference`, `over-views` and `cost`. Every row names the raised
+        diagnostics of its defense and of the run. A row of a difference also names those of the
+        static model.
     """
     return [
         dict.fromkeys(COLUMNS) | _about(run) | row

@@ -20,8 +20,8 @@ class SeriesPoint:
 
     Attributes:
         run: The run.
-        value: As a number; None where values have no order (order of samples).
-        text: As people write it: `8/255`.
+        value: The value of the setting as a number; None if values have no order (`order`, `seed`).
+        text: The value as text, such as `8/255`.
     """
 
     run: NamedRun
@@ -31,12 +31,12 @@ class SeriesPoint:
 
 @dataclass(frozen=True)
 class Series:
-    """Several runs that are the same but for one setting.
+    """Several runs that differ in only one setting.
 
     Attributes:
         over: The setting.
-        label: The difference to other series over the same setting; empty if there is only one.
-        places: The runs by rising value.
+        label: How it differs from other series over the same setting; empty if it is the only one.
+        places: The runs by increasing value, or in the given order if values have no order.
         defenses: The names of the defenses, which are the same in all runs.
     """
 
@@ -46,11 +46,11 @@ class Series:
     defenses: tuple[str, ...]
 
     def worst(self, defense: str) -> list[Count]:
-        """Return the worst case of a defense at every place."""
+        """Return the worst case of a defense in every run."""
         return [place.run.result.defenses[defense].worst.served for place in self.places]
 
     def natural(self, defense: str) -> list[Count]:
-        """Return the clean accuracy of a defense at every place."""
+        """Return the clean accuracy of a defense in every run."""
         return [place.run.result.defenses[defense].natural for place in self.places]
 
 
@@ -87,7 +87,8 @@ _AXES: Final = (
 def find_series(runs: Sequence[NamedRun]) -> tuple[Series, ...]:
     """Find all series among several runs: groups that differ in only one setting.
 
-    Eight runs over four eps in two norms give two series over eps. Their labels say the norm.
+    For example, eight runs with four values of eps in two norms give two series over eps. Their
+    labels name the norm.
     """
     all_series: list[Series] = []
     for axis in _AXES:

@@ -16,22 +16,22 @@ class StoryAnswer(Record):
     kind: Literal["natural", "attack", "transfer", "assembled", "challenge"]
     attack: str | None
     by: str | None = None
-    """Who made the images of a challenge; null of the run's own attacks."""
+    """Who made the images of a challenge; null for the run's own attacks."""
     batch: int
     """Index of the sample's batch."""
     member: int
     """Position of the sample in the batch."""
     attacked: bool
-    """Whether the sample was attacked, or was a clean member."""
+    """Whether the sample was attacked; false for clean members and natural batches."""
     predicted: int | None
     """Predicted class; null without a prediction, which counts as wrong."""
     predicted_name: str | None
     correct: bool
     claimed: bool | None
-    """Whether the attack claims to have fooled the sample; null without an attack on the defense.
+    """Whether the attack claims to have fooled the defense; null without an attack on the defense.
     """
     mismatch: bool
-    """Whether the attack's claim differs from the submission."""
+    """Whether the attack's claim differs from the prediction on submission."""
 
 
 class DefenseStory(Record):
@@ -62,14 +62,14 @@ class SampleStory(Record):
 
 
 def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
-    """Return what every attack did to a sample, and the predictions.
+    """Return all predictions for one sample, natural and under every attack.
 
     Args:
         run: From `load_run`.
-        sample_id: The sample's position in the full split; it keeps its id in every subset.
+        sample_id: The sample's position in the full split. A sample keeps its id in every subset.
 
     Raises:
-        RecordError: No batch of the run holds the sample; the message names some that it holds.
+        RecordError: No batch of the run contains the sample. The message lists some ids of the run.
     """
     places = [batch for batch in run.plan.batches if sample_id in batch.ids]
     if not places:

@@ -1,4 +1,4 @@
-"""Texts of numbers and names, the same in every format."""
+"""Numbers, names and findings as text, the same in every format."""
 
 import re
 from collections.abc import Sequence
@@ -23,50 +23,50 @@ from dent.support.plural import counted
 
 NOT_SCORED: Final = "not scored"
 _FEW_BATCHES: Final = re.compile(r"(\d+) batch(?:es)? (?:is|are) too few")
-"""How `Difference.assumes` says that there are too few batches, and how many there are."""
+"""The phrase in `Difference.assumes` that says that there are too few batches, and how many."""
 
 Reading = Literal["above", "below", "level", "unknown"]
 
 
 def percent(share: float | None) -> str:
-    """`43.8%`, or `not scored`."""
+    """Format a share: `43.8%`, or `not scored`."""
     return NOT_SCORED if share is None else rounding.percent(share)
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
-    """`[38.1, 49.6]`, in percent; empty without an interval."""
+    """Format an interval of shares in percent: `[38.1, 49.6]`; empty without an interval."""
     return "" if bounds is None else rounding.percent_bounds(bounds)
 
 
 def count(accuracy: Count) -> str:
-    """`43.8% [38.1, 49.6]`."""
+    """Format an accuracy with its interval: `43.8% [38.1, 49.6]`."""
     return " ".join(filter(None, (percent(accuracy.share), interval(accuracy.interval))))
 
 
 def of(accuracy: Count) -> str:
-    """`112 of 256`."""
+    """Format the counts of an accuracy: `112 of 256`."""
     return f"{accuracy.correct} of {accuracy.total}"
 
 
 def points(value: float | None) -> str:
-    """A difference in percentage points, always with its sign: `+1.2`, `−3.1`, `0.0`."""
+    """Format a difference in percentage points with its sign: `+1.2`, `−3.1`, `0.0`."""
     return NOT_SCORED if value is None else rounding.points(value)
 
 
 def points_interval(bounds: tuple[float, float] | None) -> str:
-    """`[−6.2, +0.3]`, in percentage points."""
+    """Format an interval in percentage points: `[−6.2, +0.3]`; empty without an interval."""
     return "" if bounds is None else rounding.points_bounds(bounds)
 
 
 def difference(paired: Difference | None) -> str:
-    """`−3.1 [−6.2, +0.3]`."""
+    """Format a difference with its interval: `−3.1 [−6.2, +0.3]`; empty without one."""
     if paired is None:
         return ""
     return " ".join(filter(None, (points(paired.value), points_interval(paired.interval))))
 
 
 def reading(paired: Difference | None) -> Reading:
-    """Return on which side of 0 the whole interval of a difference lies."""
+    """Return on which side of 0 the interval of a difference lies; `level` if it contains 0."""
     if paired is None or paired.interval is None:
         return "unknown"
     low, high = paired.interval
@@ -82,9 +82,10 @@ READINGS: Final[dict[Reading, str]] = {
 
 
 def findings(result: DefenseResult) -> tuple[str, ...]:
-    """Return what is found about a defense, in sentences.
+    """Return the findings about a defense, in sentences.
 
-    Who broke it, the verdict, the best rung of the gradient ladder, and the resubmission risk.
+    They are about its challenges, the verdict, the best rung of the gradient ladder, and the
+    resubmission risk.
     """
     ladder = () if result.ladder is None else (result.ladder.sentence,)
     outside = tuple(map(challenged, result.challenges))
@@ -92,7 +93,7 @@ def findings(result: DefenseResult) -> tuple[str, ...]:
 
 
 def resubmission(repeated: Repeated | None) -> tuple[str, ...]:
-    """Return the resubmission risk of a randomized defense in one sentence; none of others."""
+    """Return one sentence with the resubmission risk; nothing if the defense is not randomized."""
     if repeated is None or not repeated.risk:
         return ()
     counts = [n for n in (1, 2, 5, 10) if n < repeated.draws] + [repeated.draws]
@@ -113,7 +114,7 @@ def indicators(result: DefenseResult) -> tuple[str, ...]:
 
 
 def challenged(entry: ChallengeSummary) -> str:
-    """Return what a challenge took from a defense, and who made it, in one sentence."""
+    """Return one sentence about a challenge: who made it, and how far the worst case fell."""
     day, link = entry.date[:10], f", {entry.url}" if entry.url else ""
     left = f"{entry.correct} of {counted(entry.total, 'sample')} still correct"
     if not entry.lowered:
@@ -125,7 +126,8 @@ def challenged(entry: ChallengeSummary) -> str:
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     """Return a verdict in sentences: the ruling, the clean accuracies, and each gate.
 
-    They include the open gates of the static model. Without a verdict there are none.
+    The gates are all gates of the defense and the open ones of the static model. Without a verdict,
+    there are no sentences.
     """
     if ruling is None:
         return ()
@@ -142,7 +144,7 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
 
 
 def submitted(kind: str, attack: str | None, by: str | None = None) -> str:
-    """Return the description of a submission; a challenge is named by who made it."""
+    """Return the description of a submission. That of a challenge names who made it."""
     return {
         "natural": "natural images",
         "attack": f"{attack} through the defense",
@@ -158,10 +160,10 @@ def submission(summary: AttackSummary) -> str:
 
 
 def decided(name: str, challenges: Sequence[ChallengeSummary] = ()) -> str:
-    """Return the description of a key of `WorstCase.by`.
+    """Return the description of the submission that a key of `WorstCase.by` names.
 
     Args:
-        name: The key.
+        name: The key, such as `attack/apgd-ce`.
         challenges: The challenges of the defense.
     """
     kind, _, attack = name.partition("/")
@@ -183,7 +185,7 @@ def interval_of(difference: Difference) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """`0.031 s`, `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format a duration: `0.031 s`, `4.2 s`, `3 min 20 s`, `2 h 5 min`, or `not measured`."""
     if value is None:
         return "not measured"
     if value < 100:
@@ -201,7 +203,7 @@ def nats(value: float) -> str:
 
 
 def batches(result: EvaluationResult) -> str:
-    """`4 batches of 64`."""
+    """Format the number and size of the batches of a run: `4 batches of 64`."""
     return f"{counted(result.batches, 'batch')} of {result.spec.settings.batch_size}"
 
 
@@ -218,7 +220,7 @@ def short(value: float) -> str:
 def title(spec: EvaluationSpec) -> str:
     """Return model, dataset and threat model of a run in one line.
 
-    And that the attacker knew the seeds of all submissions, where that is so.
+    With public randomness, the line says so.
     """
     randomness = ", public randomness" if spec.settings.randomness == "public" else ""
     return f"{spec.model.name} on {spec.dataset.name}, {threat_of(spec.threat).label}{randomness}"

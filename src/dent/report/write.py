@@ -1,4 +1,4 @@
-"""Write a report in the format of its file name."""
+"""Write a report in the format that the suffix of its file name selects."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,24 +24,24 @@ FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
 def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = None) -> Path:
     """Write a report on one run, or on several side by side, from their records.
 
-    The runs are only read; one that is still on can be reported, and the report says so. Runs that
-    differ in one setting alone (eps, batch size) are also drawn against it. Equal records give an
-    equal report.
+    The runs are only read. A run may still be in progress; the report says so. Runs that differ in
+    only one setting (such as eps or batch size) are also shown as a series over it. Equal records
+    give an equal report.
 
     Args:
-        runs: Run folders, in the order in which they are shown; the folder of a sweep stands for
-            all of its runs.
-        out: The file to write, replaced if it is there. `.html`: one page that needs nothing else,
+        runs: Run folders, in the order in which they are shown. The folder of a sweep counts as
+            all of its started runs.
+        out: The file to write, replaced if it exists. `.html`: one page that needs no other file,
             no network and no script. `.md`, `.csv`, `.json`: see
             docs/evaluation/reading-a-report.md.
-        data_root: Where datasets lie, for the natural images of the page's gallery; by default
-            where `dent.data` keeps them. Nothing is downloaded.
+        data_root: Folder of datasets, for the natural images of the page's gallery; by default that
+            of `dent.data`. Nothing is downloaded.
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: No format has the suffix, no run is given, or one is given twice.
+        ConfigError: The suffix is unknown, no run is given, or one is given twice.
         RecordError: A run cannot be read, or `out` cannot be written.
         SchemaVersionError: A run was written by a newer torch-dent.
     """

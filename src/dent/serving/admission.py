@@ -1,4 +1,4 @@
-"""Admit requests while there is room, and none once the server drains."""
+"""Admit requests while there is room, and refuse all once the server drains."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from dent.support.plural import agreeing, counted
 
 
 class Admission:
-    """Counts the requests that are admitted and not yet answered.
+    """A count of the requests that are admitted and not yet answered.
 
     Args:
-        most: how many to admit at once.
-        retry_after: seconds after which the queue will probably have room.
+        most: largest number of such requests.
+        retry_after: returns the seconds after which the queue will probably have room.
     """
 
     def __init__(self, most: int, retry_after: Callable[[], int] = lambda: 1) -> None:
@@ -26,14 +26,14 @@ class Admission:
 
     @property
     def inside(self) -> int:
-        """Requests that are admitted and not yet answered."""
+        """The number of requests that are admitted and not yet answered."""
         return self._inside
 
     def check(self) -> None:
-        """Check that there is room, without taking it.
+        """Check that there is room for a request, without taking it.
 
         Raises:
-            RefusedError: 503, the server drains or is full.
+            RefusedError: 503, the server is draining or full.
         """
         if self.draining:
             raise RefusedError(
@@ -53,7 +53,7 @@ class Admission:
         """Hold a place for one request.
 
         Raises:
-            RefusedError: as `check`.
+            RefusedError: 503, as in `check`.
         """
         self.check()
         self._inside += 1

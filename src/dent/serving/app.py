@@ -1,4 +1,4 @@
-"""The HTTP API, for any ASGI server."""
+"""The HTTP API, as an application for any ASGI server."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ STATUSES: Final[dict[int, str]] = {
     503: "Full, shutting down, or restarting. Retry-After says when to try again.",
     504: "Not even one step fitted into the deadline, or the batch did not start in time.",
 }
-"""The statuses other than 200 that a request to predict can get."""
+"""The statuses other than 200 that a prediction request can get."""
 
 
 class Server:
@@ -50,11 +50,11 @@ class Server:
 
     Args:
         engine: answers the batches.
-        limits: on size, count, time and queue.
-        classes: names by label; empty if unknown.
-        model: the name of the model.
-        metrics: new ones if None.
-        clock: seconds; for tests.
+        limits: limits on size, count, time and queue.
+        classes: names of the classes by label; empty if unknown.
+        model: name of the model.
+        metrics: the metrics; new ones if None.
+        clock: returns the time in seconds; for tests.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Server:
         self.ready = False
 
     def start(self) -> None:
-        """Start to answer."""
+        """Start to answer requests."""
         self.batcher.start()
         self.ready = True
 
@@ -88,12 +88,12 @@ class Server:
         await self.admission.drain()
 
     async def stop(self) -> None:
-        """Drain, then stop."""
+        """Drain the server, then stop it."""
         await self.drain()
         await self.batcher.stop()
 
     def about(self) -> dict[str, Any]:
-        """What is served, and its limits, as plain JSON types."""
+        """Return the model, the defense and the limits of the server, as plain JSON types."""
         return {
             "version": __version__,
             "model": self.model,
@@ -107,7 +107,12 @@ class Server:
     async def predict(
         self, request: Request, deadline: float | None, *, logits: bool
     ) -> PredictResponse:
-        """Answer one request.
+        """Return the response to one request.
+
+        Args:
+            request: the request; its body has been read and admitted.
+            deadline: seconds within which to answer; None for the default of `limits`.
+            logits: whether to include the logits.
 
         Raises:
             RefusedError: with a status of `STATUSES`.
@@ -147,8 +152,8 @@ def create_app(server: Server, scrape: Scrape | None = None) -> FastAPI:
     """Return the ASGI application of a server.
 
     Args:
-        server: is started and stopped with the application.
-        scrape: returns the text of /metrics; by default from the server's own registry.
+        server: the server, which starts and stops with the application.
+        scrape: returns the text of /metrics; by default that of the server's own registry.
     """
 
     @asynccontextmanager
@@ -161,7 +166,7 @@ def create_app(server: Server, scrape: Scrape | None = None) -> FastAPI:
         title="torch-dent",
         version=__version__,
         summary="A dynamic defense over HTTP: every batch adapts the model before it predicts.",
-        docs_url=None,  # these pages would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
@@ -199,7 +204,7 @@ def _add_predict(app: FastAPI, server: Server) -> None:
         ] = None,
         logits: Annotated[bool, Query(description="Whether to return logits.")] = False,
     ) -> Response:
-        """Adapt to the images of one request, and predict them."""
+        """Adapt to the images of one request, and predict their classes."""
         response = await server.predict(request, deadline, logits=logits)
         return Response(response.model_dump_json(), media_type=JSON)
 
@@ -207,24 +212,24 @@ def _add_predict(app: FastAPI, server: Server) -> None:
 def _add_probes(app: FastAPI, server: Server, scrape: Scrape) -> None:
     @app.get("/v1/model")
     async def model() -> dict[str, Any]:
-        """What is served, and its limits."""
+        """Return the model, the defense and the limits of the server."""
         return server.about()
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process is alive."""
+        """Report that the process is alive."""
         return {"status": "alive"}
 
     @app.get("/readyz", responses={503: {"model": FailureResponse}})
     async def readyz() -> dict[str, str]:
-        """Whether requests are taken in."""
+        """Report whether the server admits requests."""
         if not server.ready:
             raise RefusedError(503, "draining", "no requests are taken in.", retry_after=5)
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Metrics in the text format of Prometheus."""
+        """Return the metrics in the text format of Prometheus."""
         return Response(await scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
@@ -236,7 +241,7 @@ def _own(server: Server) -> Scrape:
 
 
 class _AdmissionMiddleware:
-    """Admits and counts requests.
+    """An ASGI middleware that admits requests and counts responses.
 
     A request holds its place from the last byte of its body to the last byte of its response.
     """
@@ -249,7 +254,7 @@ class _AdmissionMiddleware:
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in _ROUTES else "other"
-        head = scope["method"] == "HEAD"  # as GET, without the body
+        head = scope["method"] == "HEAD"  # answered like GET, without the body
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -276,17 +281,17 @@ class _AdmissionMiddleware:
 
 
 def failed(error: RefusedError) -> Response:
-    """The response for a failure; all failures have this one form."""
+    """Return the response for a failure. All failures have this one form."""
     failure = Failure(code=error.code, message=error.message, image=error.image)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status in _UNREAD:
-        headers["Connection"] = "close"  # the rest of the body is not wanted
+        headers["Connection"] = "close"  # do not read the rest of the body
     body = FailureResponse(error=failure).model_dump_json()
     return Response(body, error.status, headers, JSON)
 
 
 def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
-    """Handlers that turn each kind of failure into the one documented form."""
+    """Return handlers that turn each kind of failure into the one documented form."""
 
     def refuse(request: Request, error: RefusedError) -> Response:
         if request.url.path == PREDICT:

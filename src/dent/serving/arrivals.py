@@ -10,18 +10,18 @@ from dent.serving.limits import Limits
 from dent.support.plural import counted
 
 AT_ONCE: Final = 16
-"""Number of bodies that may be arriving, for each of `max_requests`."""
+"""Number of bodies that may be arriving at once, for each of `max_requests`."""
 
 
 class Arrivals:
-    """Reads bodies within limits on size, time and number.
+    """A reader of request bodies, with limits on size, time and number.
 
-    When too many bodies are arriving, or they hold too many bytes, the oldest is given up. So a
+    If too many bodies are arriving, or they hold too many bytes, the oldest is given up. So a
     client that sends half a body and waits cannot block others.
 
     Args:
-        limits: `max_body_bytes` and `timeout` of each; `max_requests` times `max_body_bytes` of all
-            together, and `max_requests` times `AT_ONCE` in number.
+        limits: each body may have `max_body_bytes` and take `timeout`. All together may have
+            `max_requests` times `max_body_bytes`, and number `max_requests` times `AT_ONCE`.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -32,15 +32,15 @@ class Arrivals:
 
     @property
     def coming(self) -> int:
-        """How many bodies are arriving."""
+        """The number of bodies that are arriving."""
         return len(self._coming)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """Read a request's body.
+        """Return the body of a request.
 
         Raises:
-            RefusedError: 400, the connection ended; 408, it took too long, or was given up; 413, it
-                is too large; 415, it is encoded.
+            RefusedError: 400, the connection ended; 408, the body took too long or was given up;
+                413, it is too large; 415, it is encoded.
         """
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if headers.get(b"content-encoding", "identity").lower() != "identity":
@@ -102,7 +102,7 @@ class _Arrival:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body read before, and then the messages that follow."""
+    """Return a `receive` that first gives a body that was already read, then further messages."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,8 +1,7 @@
 """Collect requests into batches, without letting one client change another's answer.
 
-Where the defense is batch-dependent, a request is its own batch. Where it is not, requests that
-arrive together share one, except that a request that needs fewer steps to meet its deadline is
-answered alone.
+If the defense is batch-dependent, every request is its own batch. Otherwise, requests that arrive
+together share a batch. A request that needs fewer steps to meet its deadline is answered alone.
 """
 
 import asyncio
@@ -25,13 +24,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """A request's images, and when they must be answered.
+    """The images of a request, and the times by which they must be answered.
 
     Attributes:
         images: (N, C, H, W), float32 in [0, 1].
-        arrived: when, by the batcher's clock.
-        deadline: by when it should be answered, with fewer steps if need be; None for all steps.
-        expires: when it stops waiting for its batch to start.
+        arrived: time of arrival, by the batcher's clock.
+        deadline: time by which it should be answered, with fewer steps if necessary; None for all
+            steps.
+        expires: time at which it stops waiting for its batch to start.
+        answer: the future of the answer.
+        started: whether its batch has started.
     """
 
     images: Tensor
@@ -42,18 +44,18 @@ class Job:
     started: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        """Make the future of the answer."""
+        """Create the future of the answer."""
         self.answer = asyncio.get_running_loop().create_future()
 
 
 class Batcher:
-    """Runs the jobs of one engine in its own thread, in order of arrival.
+    """A queue of jobs for one engine, which answers them in its own thread, in order of arrival.
 
     Args:
         engine: answers the batches.
-        limits: `max_batch_size` and `max_wait` are the batcher's.
-        metrics: are told of every batch.
-        clock: seconds, the same as for the times of jobs.
+        limits: the batcher uses `max_batch_size` and `max_wait`.
+        metrics: record every batch.
+        clock: returns the time in seconds; the times of jobs must use the same clock.
     """
 
     def __init__(self, engine: Engine, limits: Limits, metrics: Metrics, clock: Clock) -> None:
@@ -64,11 +66,11 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start to answer."""
+        """Start to answer jobs."""
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def stop(self) -> None:
-        """Stop answering. Jobs that still wait are never answered, so drain first."""
+        """Stop answering. Jobs that are still waiting are never answered, so drain first."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -80,15 +82,16 @@ class Batcher:
         return sum(len(job.images) for job in self._waiting)
 
     def backlog(self) -> float:
-        """Return the likely seconds of the waiting jobs, one batch each."""
+        """Return the estimated seconds to answer the waiting jobs, each in its own batch."""
         steps = self._engine.steps
         return sum(self._engine.cost.seconds(len(job.images), steps) for job in self._waiting)
 
     async def submit(self, job: Job) -> ServedAnswer:
-        """Wait for a job's answer.
+        """Add a job, wait for its answer, and return it.
 
         Raises:
-            RefusedError: 504, its batch did not start in time, or not even one step would fit.
+            RefusedError: 504, its batch did not start in time, or not even one step fits into its
+                deadline; 500, the defense failed.
         """
         self._waiting.append(job)
         self._arrival.set()
@@ -98,7 +101,7 @@ class Batcher:
                 raise _late("the batch did not start in time")
             return await job.answer
         finally:
-            job.answer.cancel()  # no warning about a failure that nobody waits for
+            job.answer.cancel()  # otherwise asyncio warns about a failure that nobody retrieves
             if not job.started and job in self._waiting:
                 self._waiting.remove(job)
 
@@ -111,7 +114,7 @@ class Batcher:
                 _LOG.exception("A batch could not be formed or counted")
 
     async def _next(self) -> tuple[list[Job], int]:
-        """Return the next jobs to answer as one batch, and the number of steps."""
+        """Return the jobs of the next batch, and its number of steps."""
         while True:
             self._arrival.clear()
             if not self._waiting:
@@ -131,7 +134,7 @@ class Batcher:
                 return [head, *self._companions(head)], steps
 
     async def _wait_for_more(self) -> None:
-        """Wait for more jobs, at most for as long as the first one may be kept waiting."""
+        """Wait for more jobs until the batch is full or the first one has waited for `max_wait`."""
         if not self._engine.shares:
             return
         latest = self._waiting[0].arrived + self._limits.max_wait
@@ -155,7 +158,7 @@ class Batcher:
         return engine.cost.steps_within(len(job.images), engine.steps, remaining)
 
     def _companions(self, head: Job) -> list[Job]:
-        """Return jobs that can share the head's batch without fewer steps for any of them."""
+        """Return the jobs that can join the head's batch with all steps and no missed deadline."""
         if not self._engine.shares:
             return []
         jobs, images = [head], len(head.images)
@@ -181,7 +184,7 @@ class Batcher:
         try:
             answer = await loop.run_in_executor(self._thread, self._compute, jobs, steps)
         except Exception as error:
-            if len(jobs) > 1:  # one of them may be the cause, and the others must not fail with it
+            if len(jobs) > 1:  # one of them may be the cause; the others must not fail with it
                 for job in jobs:
                     await self._answer([job], steps)
                 return

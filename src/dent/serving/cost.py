@@ -1,29 +1,29 @@
-"""Estimate how long a batch will take from the times of earlier batches."""
+"""Estimate the time of a batch from the times of earlier batches."""
 
 _WEIGHT = 0.3
 _MARGIN = 1.25
 
 
 class StepCost:
-    """A running estimate of seconds by batch size and number of steps.
+    """A running estimate of the seconds of a batch, by its size and number of steps.
 
-    A step costs two forwards, and the answer one more. For each batch size (by powers of two) it
-    keeps an exponentially weighted average of the seconds per image and forward. A size not seen
-    yet is priced like the nearest one that was, as an image costs more in a small batch.
+    A step costs two forwards, and the prediction one more. For each batch size (by powers of two),
+    the estimate is an exponentially weighted average of the seconds per image and forward, because
+    an image costs more in a small batch. A size without a measurement uses the nearest one.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
 
     def observe(self, images: int, steps: int, seconds: float) -> None:
-        """Learn from a batch that took `seconds`."""
+        """Update the estimate with a batch that took `seconds`."""
         unit = seconds / (images * _forwards(steps))
         size = images.bit_length()
         average = self._seconds.get(size)
         self._seconds[size] = unit if average is None else average + _WEIGHT * (unit - average)
 
     def seconds(self, images: int, steps: int) -> float:
-        """Return the likely seconds of a batch, with a margin; 0 before the first batch."""
+        """Return the estimated seconds of a batch, plus a margin; 0 before the first batch."""
         if not self._seconds:
             return 0.0
         size = images.bit_length()

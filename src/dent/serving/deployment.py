@@ -18,7 +18,7 @@ from dent.serving.options import ServerOptions
 APPLICATION: Final = "dent"
 DEPLOYMENT: Final = "DentServer"
 _SPARE = 64
-"""Requests that a replica takes from Ray beyond its queue, to refuse them itself and for probes."""
+"""Requests beyond its queue that a replica takes from Ray: probes, and requests that it refuses."""
 
 _HEALTH = 1.0
 """Seconds between two health checks of a replica; Ray's default is 10."""
@@ -37,11 +37,11 @@ class _Replica:
         return create_app(self._server, self._scrape_all)
 
     async def drain(self) -> None:
-        """Refuse new requests; return when all admitted ones are answered."""
+        """Refuse new requests, and return when all admitted ones are answered."""
         await self._server.drain()
 
     async def scrape(self) -> tuple[str, str]:
-        """This replica's name and metrics."""
+        """Return the name and the metrics of this replica."""
         return self._context.replica_id.unique_id, generate_latest(
             self._server.metrics.registry
         ).decode()
@@ -55,7 +55,7 @@ class _Replica:
 
 
 def application(args: ServerOptions) -> serve.Application:
-    """The application of Ray Serve: `serve run dent.serving.deployment:application model=...`."""
+    """Return the application for `serve run dent.serving.deployment:application model=...`."""
     limits = args.limits
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -72,7 +72,7 @@ def application(args: ServerOptions) -> serve.Application:
 
 
 def merge(scraped: Sequence[tuple[str, str]]) -> bytes:
-    """Put the metrics of several replicas together, each sample labelled with its replica."""
+    """Merge the metrics of several replicas; each sample gets its replica as a label."""
     families: dict[str, Metric] = {}
     for replica, text in scraped:
         for family in text_string_to_metric_families(text):
@@ -87,7 +87,7 @@ def merge(scraped: Sequence[tuple[str, str]]) -> bytes:
 
 
 class _Merged:
-    """Metric families, in the form of a registry, for `generate_latest`."""
+    """Metric families in the form of a registry, as `generate_latest` takes them."""
 
     def __init__(self, families: dict[str, Metric]) -> None:
         self._families = families

@@ -1,4 +1,4 @@
-"""One defense that answers one batch at a time, exactly as the evaluation submits it."""
+"""A defense that answers one batch at a time, exactly as the evaluation submits it."""
 
 import math
 import secrets
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 NO_STEP = "no-step"
-OWN_STATISTICS = "own-statistics"
 """Status of an image for which no gradient step changed the model."""
+
+OWN_STATISTICS = "own-statistics"
+"""Status of a single image that was normalized by its own statistics, which are noise."""
 
 NO_PREDICTION = "no-prediction"
 """Status of an image whose logits are not finite."""
@@ -45,12 +47,14 @@ class ServedAnswer:
 
     Attributes:
         logits: (N, classes), float32 on the CPU.
-        statuses: N, by `dent.Status`, or `no-step`, `own-statistics`, `no-prediction`, `answered`.
-        entropy_before: N, in nats, before the first step; None where the defense does not say.
-        entropy_after: N, in nats, of the answer; None where that is no prediction.
+        statuses: N values of `dent.Status`, or `no-step`, `own-statistics`, `no-prediction`,
+            `answered`.
+        entropy_before: N entropies in nats before the first step; None if the defense does not
+            record it.
+        entropy_after: N entropies in nats of the answer; None without a prediction.
         sigma: in pixels, one for each image or one for all; empty without smoothing.
-        steps: gradient steps taken; None where the defense has none to count.
-        seconds: from the batch's start to its end.
+        steps: gradient steps taken; None if the defense has no number of steps.
+        seconds: from the start of the batch to its end.
     """
 
     logits: Tensor
@@ -77,10 +81,10 @@ class ServedAnswer:
         )
 
     def confidences(self) -> list[float]:
-        """Return how sure the model was of each image before any step, from 0 to 1.
+        """Return the confidence in each image before any step, in [0, 1].
 
-        1 - H / ln(classes) for H the entropy before the first step, or of the answer where the
-        defense does not record it. Images without either are left out.
+        It is 1 - H / ln(classes), where H is the entropy before the first step, or that of the
+        answer if the defense does not record the former. Images without either are left out.
         """
         entropies = zip(self.entropy_before, self.entropy_after, strict=True)
         initial = [after if before is None else before for before, after in entropies]
@@ -90,22 +94,23 @@ class ServedAnswer:
 
 
 class Engine:
-    """Runs batches on one defense; use it from one thread at a time.
+    """A defense that answers batches; use it from one thread at a time.
 
     The engine measures whether requests may share a batch, and does not only rely on what the
     defense declares. The defense must declare itself batch-independent, not stateful and not
-    randomized, and a few images must get the same logits alone, in another batch, and twice.
+    randomized. In addition, a few images must get the same logits alone, beside noise, in reverse
+    order, with another seed, and after many queries.
 
     Args:
         defense: answers the batches. A stateful one is reset before every batch.
-        images: images (N, C, H, W) like those that will be served, at least 2; the probe uses them.
-        device: where the model lies.
-        clock: seconds; for tests.
-        seeds: draws the seed of each batch, for defenses that draw numbers; for tests.
+        images: at least 2 images (N, C, H, W) like those that will be served, for the probe.
+        device: the device of the model.
+        clock: returns the time in seconds; for tests.
+        seeds: draws the seed of each batch, for randomized defenses; for tests.
 
     Raises:
-        ConfigError: the defense keeps state between batches and offers no `reset()`, so that one
-            client's requests would change another's answers.
+        ConfigError: the defense keeps state between batches and has no `reset()`, so one client's
+            requests would change another's answers.
     """
 
     def __init__(
@@ -131,19 +136,19 @@ class Engine:
         self._clock, self._seeds = clock, seeds
         self._fewer: dict[int, DynamicDefense] = {}
         probed = images[:_PROBED].to(self._device)
-        submit(defense, probed, seed=0)  # a trial in the first batch is not at a client's expense
+        submit(defense, probed, seed=0)  # so that no client waits for the work of a first batch
         reset(defense)
         self.shares = self._measure(probed)
 
     @property
     def steps(self) -> int:
-        """The steps of a full answer; 0 if the number of steps cannot be reduced."""
+        """The number of steps of a full answer; 0 if the defense cannot run with fewer steps."""
         return self._defense.steps if isinstance(self._defense, SupportsSteps) else 0
 
     def adapts(self, images: int) -> bool:
-        """Return whether steps can change the model for a batch of that size.
+        """Return whether steps can change the model for a batch of this many images.
 
-        Information maximization is constant for one image, so that dent+ is the static model then.
+        Information maximization is constant for one image, so dent+ is then the static model.
         """
         if not isinstance(self._defense, Dent):
             return True
@@ -152,11 +157,11 @@ class Engine:
         return config.steps > 0 and not alone
 
     def run(self, images: Tensor, steps: int | None = None) -> ServedAnswer:
-        """Answer a batch.
+        """Return the answer to a batch.
 
         Args:
             images: (N, C, H, W), float32 in [0, 1].
-            steps: fewer than the defense has; all by default.
+            steps: number of steps, at most those of the defense; all of them by default.
         """
         start = self._clock()
         defense = self._with(self.steps if steps is None else steps)

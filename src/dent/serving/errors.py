@@ -1,4 +1,4 @@
-"""Why a request is not answered, as a status code and a code that programs can read."""
+"""The reasons why a request is refused: an HTTP status and a code that programs can read."""
 
 from dent.errors import DentError
 
@@ -8,10 +8,10 @@ class RefusedError(DentError):
 
     Args:
         status: HTTP status.
-        code: one short name of the reason, also the label of the metric.
-        message: what was expected, what came, and what to do.
-        image: position of the offending image in the request, where it is one.
-        retry_after: seconds after which to try again, where that may help.
+        code: short name of the reason, also the label of the metric.
+        message: what was expected, what was received, and what to do.
+        image: position of the image at fault in the request; None if no single image is.
+        retry_after: seconds after which to try again; None if that does not help.
     """
 
     def __init__(
@@ -32,25 +32,25 @@ class RefusedError(DentError):
 
 
 def malformed(message: str, image: int | None = None) -> RefusedError:
-    """The body is not what its content type says (400)."""
+    """Return the error for a body that is not what its content type says (400)."""
     return RefusedError(400, "malformed", message, image=image)
 
 
 def too_large(message: str) -> RefusedError:
-    """Too many bytes or images (413)."""
+    """Return the error for too many bytes or images (413)."""
     return RefusedError(413, "too-large", message)
 
 
 def unsupported(message: str) -> RefusedError:
-    """A content type or encoding that is not read here (415)."""
+    """Return the error for a content type or encoding that the server does not read (415)."""
     return RefusedError(415, "unsupported-type", message)
 
 
 def invalid(message: str, image: int | None = None) -> RefusedError:
-    """The body is well-formed, but does not fit the model (422)."""
+    """Return the error for a well-formed body that does not fit the model (422)."""
     return RefusedError(422, "invalid", message, image=image)
 
 
 def non_finite(message: str, image: int) -> RefusedError:
-    """An image holds NaN or infinity (422)."""
+    """Return the error for an image that holds NaN or infinity (422)."""
     return RefusedError(422, "non-finite", message, image=image)

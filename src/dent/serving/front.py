@@ -1,9 +1,9 @@
 """The front server of `dent serve`: clients connect to it, and it forwards to Ray's HTTP proxy.
 
-Ray's proxy waits for headers without a limit, and admits a request with half a body. It answers 500
-when a replica dies, and does not answer at all until the next one runs. The front server limits the
-time for headers and bodies, forwards whole requests only, and answers failures behind it in the one
-documented form.
+Ray's proxy waits for headers without a time limit, and admits a request with half a body. It
+answers 500 when a replica dies, and does not answer at all until the next one runs. The front
+server limits the time for headers and bodies, forwards only whole requests, and reports every
+failure behind it in the one documented form.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ _NONE: Final = "no replica runs at the moment; one is being started."
 
 
 class Front:
-    """Forwards whole requests to the server behind it, and answers the failures of that server.
+    """An ASGI application that forwards whole requests to a server and reports its failures.
 
     Args:
         behind: The address of the server behind, without a slash at the end.
-        limits: Of bodies.
-        hosts: The host names that a request may have.
+        limits: The limits on bodies.
+        hosts: The host names that a request may give.
     """
 
     def __init__(self, behind: str, limits: Limits, hosts: Hosts) -> None:
@@ -55,7 +55,7 @@ class Front:
         )  # fmt: skip
 
     def tell(self, *, alive: bool) -> None:
-        """Set, from any thread, whether a replica runs; no request waits while none does."""
+        """Set whether a replica runs, from any thread. While none runs, no request waits."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._down.clear if alive else self._down.set)
 
@@ -90,7 +90,7 @@ class Front:
         hosts = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
         if not self._hosts.permits(hosts):
             raise RefusedError(421, "other-host", REFUSED_HOST)
-        if scope["path"].startswith("/-/"):  # Ray's own
+        if scope["path"].startswith("/-/"):  # Ray's own routes
             raise RefusedError(404, "no-such-path", "Not Found.")
         if self._down.is_set():
             if scope["path"] == "/healthz":
@@ -106,7 +106,7 @@ class Front:
         return await self._others.read(scope, receive)
 
     async def _forward(self, scope: Scope, receive: Receive, body: bytes) -> httpx.Response:
-        """Forward a request, as long as the client waits and a replica runs."""
+        """Forward a request, for as long as the client waits and a replica runs."""
         assert self._client is not None  # noqa: S101 - the server starts with its lifespan
         headers = [
             (key, value)
@@ -133,7 +133,7 @@ class Front:
         raise RefusedError(503, "replica-lost", _LOST, retry_after=_RETRY)
 
     def _pass_on(self, scope: Scope, replica_response: httpx.Response) -> Response:
-        """Pass a response on; errors of Ray's own get the documented form."""
+        """Return the response for the client; Ray's own errors get the documented form."""
         kind = replica_response.headers.get("content-type", "")
         if replica_response.status_code >= 500 and not kind.startswith(JSON):
             if replica_response.status_code == 503:

@@ -1,4 +1,4 @@
-"""Run a server until a signal stops it, and then drain it.
+"""Run a server until a signal stops it, then drain it.
 
 Importing this module needs the extra `ray`.
 """
@@ -32,15 +32,15 @@ from dent.support import listening, ray_start
 _OBJECT_STORE: Final = 100 * 2**20
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray runs its workers at nice 15, as background work, which a server is not: beside busy
-    # processes a replica would take minutes to start.
+    # Ray runs its workers at nice 15, like background work. Beside busy processes, a replica would
+    # then take minutes to start.
     "RAY_worker_niceness": "0",
-    # Ray gives a proxy 5 s to start, and kills it after three times as many: too few on a busy
-    # machine.
+    # Ray gives a proxy 5 s to start, and kills it after three times as long. That is too short on a
+    # busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
-"""Environment variables for Ray, unless the user has set them."""
+"""Environment variables for Ray, used unless the user has set them."""
 
 _REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - not bound
 _INSIDE: Final = "127.0.0.1"
@@ -61,16 +61,17 @@ def run(
 ) -> None:
     """Serve until SIGTERM, SIGHUP or SIGINT; then answer all admitted requests, and return.
 
-    A running Ray cluster is used where `RAY_ADDRESS` names one, with its own HTTP proxies;
-    otherwise one is started on this machine, behind a front server in this process, and stopped at
-    the end.
+    If `RAY_ADDRESS` names a running Ray cluster, the server uses it, with the cluster's HTTP
+    proxies. Otherwise it starts a cluster on this machine, behind a front server in this process,
+    and stops it at the end.
 
     Args:
-        options: what to serve.
-        host: where to listen.
-        port: at which port, free.
+        options: options of the server.
+        host: host to listen at.
+        port: port to listen at, which must be free.
         announce: called once requests are answered.
-        allowed: names that requests may give as their host where `host` is this machine alone.
+        allowed: more names that requests may give as their host, if only this machine can reach
+            `host`.
 
     Raises:
         DentError: Ray Serve did not start.
@@ -79,7 +80,7 @@ def run(
     _start_ray(options, local=local)
     try:
         if local:
-            with listening.listen(_INSIDE, 0) as listener:  # Ray is told a port that is free
+            with listening.listen(_INSIDE, 0) as listener:  # to tell Ray a port that is free
                 inside = listener.getsockname()[1]
             handle = _deploy(options, _INSIDE, inside, local=True)
             with _front(options, host, port, listening.url(_INSIDE, inside), allowed):
@@ -96,7 +97,7 @@ def _serve(
     announce: Callable[[], None],
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Wait for a signal, and drain."""
+    """Wait until the server is ready, announce it, wait for a signal, and drain it."""
     with _explained():
         ready()
     with _stop_signals() as stopped:
@@ -137,9 +138,9 @@ def _front(
 
 
 def _watch_replicas(front: Front, ended: threading.Event) -> None:
-    """Tell the front server whether a replica runs."""
+    """Keep the front server informed whether a replica runs."""
     while not ended.wait(_CHECK_EVERY):
-        with contextlib.suppress(Exception):  # Ray is busy or ending: try again at the next turn
+        with contextlib.suppress(Exception):  # Ray is busy or ending: try again at the next check
             states = serve.status().applications[APPLICATION].deployments[DEPLOYMENT].replica_states
             running = sum(n for state, n in states.items() if str(state).endswith("RUNNING"))
             if not ended.is_set():
@@ -162,7 +163,7 @@ def _deploy(
     options: ServerOptions, host: str, port: int, *, local: bool
 ) -> DeploymentHandle[object]:
     with _explained():
-        with contextlib.suppress(TimeoutError):  # a proxy that is late is waited for below
+        with contextlib.suppress(TimeoutError):  # `_await_http` waits for a proxy that is late
             serve.start(
                 proxy_location=ProxyLocation.HeadOnly if local else ProxyLocation.EveryNode,
                 http_options=HTTPOptions(host=host, port=port),
@@ -175,7 +176,7 @@ def _await_http(host: str, port: int) -> None:
     """Return once the server answers over HTTP.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: it does not answer in time.
     """
     host = _REACHED.get(host, host)
     until = time.monotonic() + _START
@@ -211,10 +212,10 @@ def _start_ray(options: ServerOptions, *, local: bool) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM, SIGHUP and SIGINT set, instead of Ray's own handlers."""
+    """Yield an event that SIGTERM, SIGHUP and SIGINT set, in place of Ray's own handlers."""
     stopped = threading.Event()
     signals = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is ignored under nohup
         signals.append(signal.SIGHUP)
     handlers = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in signals}
     try:

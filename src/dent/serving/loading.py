@@ -1,4 +1,4 @@
-"""Make a server's model, defense and engine from its options, and warm them up."""
+"""Load the model, the defense and the engine of a server from its options, and warm them up."""
 
 import os
 
@@ -18,26 +18,27 @@ _REFERENCE = 128
 
 
 def check(options: ServerOptions) -> None:
-    """Load model, defense and dataset once on the CPU, so that errors show before Ray starts.
+    """Load model, defense and dataset once on the CPU, so that errors appear before Ray starts.
 
     Raises:
-        DentError: as `load_server`.
+        DentError: as in `load_server`.
     """
     _engine(options, torch.device("cpu"))
 
 
 def load_server(options: ServerOptions) -> Server:
-    """Load everything, and answer one batch and one image to warm up.
+    """Load everything, then answer one image and the reference images to warm up.
 
     Raises:
-        DentError: model, defense or dataset cannot be loaded, or do not fit together.
+        DentError: the model, the defense or the dataset cannot be loaded, or they do not fit
+            together.
     """
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Ray would limit threads to the CPUs it reserves for the replica, which is another setting.
+    # Ray would limit the threads to the CPUs that it reserves for the replica, a separate option.
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.replicas))
     engine, images, classes = _engine(options, torch.device(name))
     engine.run(images[:1])
-    # The confidence before the first step does not depend on the number of steps.
+    # One step is enough: the confidence before the first step does not depend on their number.
     steps = min(engine.steps, 1)
     confidences: list[float] = []
     for part in images.split(options.limits.max_batch_size):
@@ -59,7 +60,7 @@ def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tenso
 
 
 def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
-    """Images of the kind that will be served, and the names of classes, empty if unknown."""
+    """Return images like those that will be served, and the names of classes, empty if unknown."""
     if options.dataset is not None:
         dataset = data.load(options.dataset, root=options.data_root)
         images, _ = dataset.batch(range(min(_REFERENCE, len(dataset))))

@@ -1,4 +1,4 @@
-"""The metrics of a server, for Prometheus."""
+"""The Prometheus metrics of a server."""
 
 import math
 from collections import Counter, deque
@@ -10,7 +10,7 @@ from prometheus_client import Counter as Total
 from dent.serving.engine import ServedAnswer
 
 WINDOW = 1000
-"""Images over which the confidence of the inputs is averaged."""
+"""Number of images over which the confidence of the inputs is averaged."""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -19,11 +19,11 @@ _PIXELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3)
 
 
 class Metrics:
-    """The metrics of one replica, in a registry of their own.
+    """The metrics of one replica, in their own registry.
 
     Args:
-        reference: confidences of the inputs that later ones are compared with; by default those
-            of the first `WINDOW` inputs that are served.
+        reference: confidences of reference inputs, with which later ones are compared; by default
+            those of the first `WINDOW` inputs that are served.
     """
 
     def __init__(self, reference: Sequence[float] = ()) -> None:
@@ -137,7 +137,7 @@ class Metrics:
         ).set_function(self.drift)
 
     def drift(self) -> float:
-        """Mean confidence in recent inputs minus that in the reference; NaN if unknown."""
+        """Return mean recent confidence minus mean reference confidence; NaN if unknown."""
         return _mean(self._window) - _mean(self._reference) if self._settled else math.nan
 
     def responded(self, route: str, status: int) -> None:
@@ -157,12 +157,12 @@ class Metrics:
         self._late.inc(late)
 
     def batch_starts(self, waited: Sequence[float]) -> None:
-        """Count a batch, with the seconds that each of its requests waited."""
+        """Record the seconds that each request of a batch waited."""
         for seconds in waited:
             self._queue_seconds.observe(seconds)
 
     def batch_ends(self, answer: ServedAnswer, requests: int) -> None:
-        """Count the answer to a batch."""
+        """Record the answer to a batch."""
         self._batch_seconds.observe(answer.seconds)
         self._batch_images.observe(len(answer))
         self._batch_requests.observe(requests)

@@ -1,4 +1,4 @@
-"""The options of a server: all that a replica needs to load itself, as plain data."""
+"""The options of a server: everything that a replica needs to load itself, as plain data."""
 
 from typing import Annotated, Self
 
@@ -13,19 +13,21 @@ class ServerOptions(BaseModel):
     """The options of `dent serve`, and the arguments of the application on a Ray cluster.
 
     Attributes:
-        model: as `--model`; see `dent.models.load`.
+        model: name of the model, as for `dent.models.load`.
         weights: a weights file, or None.
-        defense: one name of docs/defenses.md, a JSON file, or module:factory.
-        dataset: what the model was trained for: gives names of classes, the shape of images, and
-            the confidence that later inputs are compared with. Not with `shape`.
+        defense: a name from docs/defenses.md, a JSON file, or module:factory.
+        dataset: the dataset that the model was trained for. It gives the names of classes, the
+            shape of images, and the confidence that later inputs are compared with. It excludes
+            `shape`.
         data_root: folder of datasets, or None.
-        shape: channels, height and width, where there is no dataset.
-        device: cpu, cuda, cuda:1; by default the GPU if there is one.
-        replicas: how many copies of the model to run.
-        threads: of PyTorch in each replica; by default the machine's cores divided among them.
+        shape: channels, height and width of images, if there is no dataset.
+        device: for example cpu, cuda or cuda:1; by default the GPU if there is one.
+        replicas: number of copies of the model.
+        threads: threads of PyTorch in each replica; by default the machine's cores divided by the
+            number of replicas.
         num_cpus: CPUs that Ray reserves for a replica; less than one lets replicas share a core.
         num_gpus: GPUs that Ray reserves for a replica.
-        limits: of each replica.
+        limits: limits of each replica.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

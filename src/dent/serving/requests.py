@@ -1,8 +1,8 @@
-"""Decode the bytes of a request to a batch of images, or refuse it and say what is wrong.
+"""Decode the body of a request to a batch of images, or refuse it and say what is wrong.
 
-Nothing here trusts its input. Sizes are checked before anything of that size is allocated. `.npy`
-files are read without pickle. Only the header of an image file is read until its size is known to
-fit.
+No function here trusts its input. Sizes are checked before anything of that size is allocated.
+`.npy` files are read without pickle. Only the header of an image file is read until its size is
+known to fit.
 """
 
 import base64
@@ -35,7 +35,7 @@ _NPY_HEADER = 4096
 _NPY_TYPES = ("uint8", "float16", "float32", "float64")
 _MODES = ("RGB", "L", "P", "1")
 
-# The first error is enough: a million wrong pixels must not make a million messages.
+# Validation stops at the first error: a million wrong pixels must not make a million messages.
 _Row = Annotated[list[float], FailFast()]
 _Channel = Annotated[list[_Row], FailFast()]
 _Image = Annotated[list[_Channel], FailFast()]
@@ -44,7 +44,7 @@ _Files = Annotated[list[str], FailFast()]
 
 
 class PredictRequest(BaseModel):
-    """The body of a JSON request: one of the two fields.
+    """The body of a JSON request, which has exactly one of the two fields.
 
     Attributes:
         images: pixels (N, C, H, W) in [0, 1].
@@ -64,16 +64,17 @@ def decode(content_type: str, body: bytes, shape: Shape, max_images: int) -> Ten
 
     Args:
         content_type: one of `CONTENT_TYPES`; parameters such as a charset are ignored.
-        body: the whole body; its length is within the limit.
-        shape: what the model takes.
-        max_images: how many at most.
+        body: the whole body, whose length is within the limit.
+        shape: the shape of image that the model takes.
+        max_images: largest number of images.
 
     Returns:
         Images (N, C, H, W), float32 in [0, 1], N at least 1.
 
     Raises:
-        RefusedError: 400 malformed, 413 too many, 415 another type, 422 not of that shape, not
-            finite, or outside [0, 1].
+        RefusedError: 400, the body is malformed; 413, there are too many images; 415, the content
+            type is another one; 422, the images do not have that shape, are not finite, or are
+            outside [0, 1].
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == JSON:
@@ -104,7 +105,7 @@ def _from_json(body: bytes, shape: Shape, max_images: int) -> Tensor:
         _check_rectangle(image, shape, index)
     try:
         return _checked(np.array(nested, dtype=np.float64), shape, max_images)
-    except OverflowError:  # a whole number beyond any float
+    except OverflowError:  # an integer beyond the range of float64
         raise invalid("a pixel is beyond any float; expected values in [0, 1].") from None
 
 
@@ -137,7 +138,7 @@ def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
 
 
 def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) -> NDArray[np.uint8]:
-    """Decode one file to uint8 (C, H, W), if its header says that it has the right size."""
+    """Decode one file to uint8 (C, H, W), if its header gives the right size and mode."""
     source = "the body" if index is None else f"image {index}"
     channels, height, width = shape
     if channels not in (1, 3):
@@ -167,7 +168,7 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
 
 
 def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
-    """Read a `.npy` file: (N, C, H, W) or (C, H, W), bytes or floats; never a pickle."""
+    """Read a `.npy` file of shape (N, C, H, W) or (C, H, W), uint8 or floats, without pickle."""
     stream = io.BytesIO(body)
     read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -196,7 +197,7 @@ def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
 
 
 def _checked(pixels: NDArray[Any], shape: Shape, max_images: int) -> Tensor:
-    """Return pixels as float32 (N, C, H, W), bytes scaled; every value finite and in [0, 1]."""
+    """Return pixels as float32 (N, C, H, W), every value finite and in [0, 1]; scale uint8."""
     _check_count(len(pixels), max_images)
     if pixels.dtype == np.uint8:
         return _scaled(pixels)
@@ -217,7 +218,7 @@ def _checked(pixels: NDArray[Any], shape: Shape, max_images: int) -> Tensor:
 
 
 def _scaled(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
-    # As `dent.data` does it, so that the same image file gives the same batch, bit for bit.
+    # The same arithmetic as in `dent.data`, so an image file gives the same batch, bit for bit.
     return torch.from_numpy(np.array(pixels, dtype=np.uint8)).to(torch.float32).div_(255)
 
 
@@ -233,5 +234,5 @@ def _by(shape: Shape, between: str = " x ") -> str:
 
 
 def _shown(text: str) -> str:
-    """Return input text as short, printable text that is safe in a message."""
+    """Return text from the request, shortened and escaped so that it is safe in a message."""
     return json.dumps(text[:80])

@@ -10,7 +10,7 @@ from dent.support.plural import counted
 
 
 class Prediction(BaseModel):
-    """The answer to one image; null where there is no prediction, or the value is unknown."""
+    """The answer for one image. A field is null if there is no prediction or no known value."""
 
     label: int | None = Field(description="The class, or null without a prediction.")
     name: str | None = Field(description="The name of the class, where names are known.")
@@ -43,7 +43,7 @@ class PredictResponse(BaseModel):
 
 
 class Failure(BaseModel):
-    """Why a request was not answered."""
+    """The reason why a request was not answered."""
 
     code: str = Field(description="Short name of the reason.")
     message: str = Field(description="What was expected, what came, and what to do.")
@@ -51,7 +51,7 @@ class Failure(BaseModel):
 
 
 class FailureResponse(BaseModel):
-    """The body of every response that reports a failure."""
+    """The body of every response to a request that failed."""
 
     error: Failure
 
@@ -65,7 +65,16 @@ def respond(
     seconds: float,
     logits: bool,
 ) -> PredictResponse:
-    """Make the response to a request; `classes` are names by label, or empty."""
+    """Return the response to a request.
+
+    Args:
+        answer: the answer to the request's images.
+        classes: names of the classes by label; empty if unknown.
+        configured: gradient steps of a full answer; None if the defense has none.
+        late: whether the deadline was missed.
+        seconds: from the request's arrival to its answer.
+        logits: whether to include the logits.
+    """
     degraded = answer.steps is not None and configured is not None and answer.steps < configured
     notes = []
     if degraded:

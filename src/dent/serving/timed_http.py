@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, with a limit on how long the headers of a request may take.
 
-uvicorn itself waits for them without a limit, so that a few hundred clients that never finish their
-headers occupy all connections. Importing this module needs uvicorn.
+uvicorn itself waits for headers without a limit, so a few hundred clients that never finish their
+headers can occupy all connections. Importing this module needs uvicorn.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ HEADER_SECONDS: Final = 10.0
 
 
 class TimedProtocol(H11Protocol):
-    """Closes a connection whose headers take longer than `header_seconds`."""
+    """An HTTP protocol that closes a connection whose headers take more than `header_seconds`."""
 
     header_seconds: float = HEADER_SECONDS
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Give a client time for its first headers."""
+        """Start the timer for the first headers."""
         super().connection_made(transport)
         self._arm()
 
@@ -30,7 +30,7 @@ class TimedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Receive data; the headers of the next request have a time limit as well."""
+        """Receive data; stop the timer once a request is complete enough to be answered."""
         super().data_received(data)
         if self._answering:
             self._disarm()
@@ -38,7 +38,7 @@ class TimedProtocol(H11Protocol):
             self._arm()
 
     def on_response_complete(self) -> None:
-        """Handle what arrived in the meantime, which may be half a request."""
+        """Handle data that arrived in the meantime, and start the timer for the next headers."""
         super().on_response_complete()
         if not self._answering:
             self._arm()
@@ -63,5 +63,5 @@ class TimedProtocol(H11Protocol):
 
 
 def timed(seconds: float) -> type[TimedProtocol]:
-    """The protocol with another limit."""
+    """Return the protocol with another limit, in seconds."""
     return type("TimedProtocol", (TimedProtocol,), {"header_seconds": seconds})

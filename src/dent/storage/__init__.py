@@ -1,1 +1,1 @@
-"""Files that survive a crash: canonical JSON, atomic writes, the lock of a folder."""
+"""Files that survive a crash: canonical JSON, atomic writes, and the lock of a folder."""

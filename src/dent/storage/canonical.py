@@ -1,4 +1,4 @@
-"""One text and one digest for every JSON value, and the base of everything that is recorded."""
+"""Canonical JSON text and digest of a value, and the base class of all records."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Something that is written to a run folder: frozen, no unknown keys, no NaN or infinity."""
+    """Base of what is written to a run folder: frozen, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the fields as plain JSON values."""
         return self.model_dump(mode="json")
 
 
@@ -30,17 +30,17 @@ def digest(value: Any) -> str:
 
 
 def without_timing(value: Any) -> Any:
-    """Return a JSON value less every `timing`: what two runs of one evaluation must agree in."""
+    """Return a JSON value without any `timing`: two runs of an evaluation agree in the rest."""
     return _without(value, "timing")
 
 
 def without_wording(value: Any) -> Any:
-    """Return a JSON value less every `sentence`: what two versions of torch-dent must agree in."""
+    """Return a JSON value without any `sentence`: versions of torch-dent agree in the rest."""
     return _without(value, "sentence")
 
 
 def without_rulings(value: Any) -> Any:
-    """Return a JSON value without the parts that depend on the rules of a version.
+    """Return a JSON value without the parts that depend on the rules of a torch-dent version.
 
     These are the rulings, the kinds of attacks, and the statistics that they rest on. Counts, worst
     cases and the values of differences remain.

@@ -2,7 +2,7 @@
 
 A crash at any moment leaves either the complete new file or the old one. The author of a folder
 controls nothing outside it: only regular files are opened, never links, and their size is checked
-first.
+before they are read.
 """
 
 import errno
@@ -19,23 +19,23 @@ from dent.support.plural import counted
 
 TEMPORARY: Final = ".tmp-"
 LARGEST: Final = 2 * 2**30
-"""Size of the largest file that is read as a whole, in bytes."""
-# Not every system has all of them. Without O_NONBLOCK, opening a FIFO waits for ever.
+"""Largest size in bytes of a file that is read as a whole."""
+# Not every system has all of these flags. Without O_NONBLOCK, opening a FIFO could wait forever.
 _SAFE: Final = sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 )
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, synced to disk before it gets its name.
+    """Replace a file as a whole. The content is synced to disk before it gets the file's name.
 
     Raises:
-        RecordError: The disk is full, or the folder cannot be written to; the file is as it was.
+        RecordError: The disk is full, or the folder cannot be written to; the file is unchanged.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(8)}")
     with writing(path):
         try:
-            # Exclusive, so that nobody can have laid a link there.
+            # O_EXCL refuses a link that somebody else created under this name.
             handle = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
                 write_all(handle, content)
@@ -58,7 +58,7 @@ def write_all(handle: int, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; Windows does so itself, and opens no folder."""
+    """Sync the names in a folder to disk; Windows does so itself, and cannot open a folder."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -69,20 +69,21 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path, flags: int, *, in_place: bool = False) -> int:
-    """Open a regular file: never what a link names, nor a FIFO or a device.
+    """Open a regular file, but never a link, a FIFO or a device.
 
     Args:
-        path: The file. Links among its parents are followed.
-        flags: As `os.open` takes them.
-        in_place: What is there is to be written over: refuse a file that has another name, too.
+        path: The file. Links among its parent folders are followed.
+        flags: Flags of `os.open`.
+        in_place: Whether existing content is overwritten: then also refuse a file that has another
+            name (a hard link).
 
     Returns:
-        The handle, for the caller to close.
+        The file descriptor, which the caller must close.
 
     Raises:
-        OSError: It is something else, or the system refuses.
+        OSError: `path` is not a regular file, or the system refuses.
     """
-    # Before it is opened: to open a device can do something.
+    # Check before opening, because opening a device can have effects.
     refuse_special(path, in_place=in_place)
     handle = os.open(path, flags | _SAFE, 0o644)
     try:
@@ -94,14 +95,14 @@ def open_regular(path: Path, flags: int, *, in_place: bool = False) -> int:
 
 
 def refuse_special(path: Path, *, in_place: bool = False) -> None:
-    """Refuse a link, a FIFO, a device or a folder where a regular file, or nothing, should be.
+    """Check that a path is a regular file or does not exist.
 
     Args:
         path: The file.
-        in_place: Refuse a file that has another name, too.
+        in_place: Whether to refuse a file that has another name (a hard link), too.
 
     Raises:
-        OSError: Saying which.
+        OSError: It is a link, a FIFO, a device or a folder; the message says why it is refused.
     """
     with suppress(FileNotFoundError):
         _refuse(path.lstat(), in_place)
@@ -117,10 +118,10 @@ def _refuse(status: os.stat_result, in_place: bool) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of that name, a link to nothing included.
+    """Return whether a path exists; a dangling link counts.
 
     Raises:
-        RecordError: That cannot be known: no permission, or a name that is too long.
+        RecordError: The system does not say, for lack of permission or because the name is invalid.
     """
     try:
         path.lstat()
@@ -132,10 +133,10 @@ def is_there(path: Path) -> bool:
 
 
 def refuse_linked_folder(folder: Path) -> None:
-    """Refuse a folder of a run that is a link, or no folder.
+    """Check that a path in a run is a folder or does not exist.
 
     Raises:
-        RecordError: It is.
+        RecordError: It is a link or a file.
     """
     if is_there(folder) and not stat.S_ISDIR(folder.lstat().st_mode):
         raise RecordError(
@@ -144,7 +145,7 @@ def refuse_linked_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder that is locked."""
+    """Remove the temporary files of killed processes from a folder that the caller has locked."""
     for temporary in folder.glob(f"{TEMPORARY}*"):
         if temporary.is_symlink() or temporary.is_file():
             temporary.unlink()
@@ -155,10 +156,10 @@ def read(path: Path, most: int = LARGEST) -> bytes:
 
     Args:
         path: The file.
-        most: The bytes that it may have.
+        most: Largest size in bytes that is read.
 
     Raises:
-        RecordError: It is missing, too large, no regular file, or cannot be read.
+        RecordError: It is missing, too large, not a regular file, or cannot be read.
     """
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
@@ -178,14 +179,18 @@ def read(path: Path, most: int = LARGEST) -> bytes:
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> RecordError:
-    """What to raise where the system does not let one read."""
+    """Return the error to raise if the system cannot read a file."""
     why = error.strerror if isinstance(error, OSError) else error
     return RecordError(f"cannot read {path}: {why}")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system refuses into what a person can do about it."""
+    """Turn an `OSError` while writing `path` into a `RecordError` that says what to do.
+
+    Raises:
+        RecordError: The code inside raised an `OSError`.
+    """
     try:
         yield
     except OSError as error:

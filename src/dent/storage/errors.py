@@ -1,20 +1,20 @@
-"""Why an evaluation was refused: by what its reader can do about it.
+"""Errors of run folders, by what the reader can do about them.
 
-None of them is raised after something in a run folder was destroyed: what was there is still there.
+None of them is raised after something in a run folder was destroyed: all files are still there.
 """
 
 from dent.errors import DentError
 
 
 class RecordError(DentError):
-    """A run folder cannot be read, written or trusted: the message says which file, and why."""
+    """A run folder cannot be read, written or trusted: the message says which file and why."""
 
 
 class SpecMismatchError(RecordError):
-    """The folder holds a run of something else: choose another folder, or the same evaluation.
+    """The folder contains another run: choose another folder, or the same evaluation.
 
     Attributes:
-        differences: One sentence for every field that differs.
+        differences: One sentence for each field that differs.
     """
 
     def __init__(self, message: str, differences: tuple[str, ...]) -> None:

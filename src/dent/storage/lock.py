@@ -1,4 +1,4 @@
-"""One process at a time writes to a run folder."""
+"""Lock of a run folder, so that only one process at a time writes to it."""
 
 import json
 import os
@@ -15,15 +15,15 @@ from dent.storage.plain_json import parse
 
 LOCK: Final = "lock"
 HOLDER: Final = "lock.holder"
-"""Names the holder for the message to others: on Windows only the holder can read a locked file."""
+"""File that names the holder, for error messages: on Windows only the holder can read the lock."""
 _LONGEST: Final = 4096
 
 
 class FolderLock:
-    """Holds a folder until closed, or until the process ends, however it ends.
+    """Lock of a folder, held until it is closed or the process ends, however it ends.
 
     Raises:
-        LockedError: Another process holds it; the message says which, on which host.
+        LockedError: Another process holds it; the message gives its process ID and host.
         RecordError: The lock cannot be written.
     """
 
@@ -35,7 +35,7 @@ class FolderLock:
             self._take(folder)
             try:
                 self._say_who()
-            except BaseException:  # else this process would hold what it was refused
+            except BaseException:  # do not keep the lock if the constructor fails
                 self.close()
                 raise
 
@@ -59,7 +59,10 @@ class FolderLock:
                 os.close(handle)
 
     def close(self) -> None:
-        """Release the folder. The locked file stays: who removed it could remove another's lock."""
+        """Release the folder.
+
+        The locked file stays, because removing it could remove the lock of another process.
+        """
         if self._lock.is_locked:
             with suppress(OSError):
                 self._holder.unlink()

@@ -1,4 +1,4 @@
-"""Read untrusted JSON: limited depth, every key once, finite numbers."""
+"""Read untrusted JSON: limited nesting, unique keys, finite numbers."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 DEEPEST: Final = 64
-"""Lists and objects within each other; what is written here has a dozen."""
+"""Largest number of nested lists and objects; records of torch-dent have about a dozen."""
 _SHOWN: Final = 120
 
 
@@ -15,8 +15,8 @@ def parse(content: bytes) -> Any:
     """Read one JSON value.
 
     Raises:
-        ValueError: It is none; is nested deeper than `DEEPEST`; has a key twice, so that two
-            readers could take it differently; or a number that is not finite.
+        ValueError: The content is not JSON, is nested deeper than `DEEPEST`, has a key twice (two
+            parsers could read it differently), or has a number that is not finite.
     """
     try:
         value = json.loads(
@@ -24,13 +24,13 @@ def parse(content: bytes) -> Any:
         )
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST}") from None
-    if content.count(b"[") + content.count(b"{") > DEEPEST:  # else it cannot be
+    if content.count(b"[") + content.count(b"{") > DEEPEST:  # else it is not that deep
         _refuse_depth(value)
     return value
 
 
 def problem_of(error: ValidationError) -> str:
-    """The first thing that a record's validation found, on one line of a readable length."""
+    """Return the first problem that validation found in a record, shortened to one line."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{_short('.'.join(map(str, first['loc'])))}: {_short(first['msg'])}"
 

@@ -1,1 +1,1 @@
-"""What any module may need: extras, factories, devices, signals, addresses; it knows no model."""
+"""Helpers for all modules, such as extras, factories, devices, signals and addresses."""

@@ -1,4 +1,4 @@
-"""Whose code raised: the user's, with its place, or this package's."""
+"""Find out whether an error comes from the user's code, and from which line."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _CARRYING: Final = frozenset(
         "typer",
     }
 )
-"""Packages that this one calls itself: their errors come from calls by other code."""
+"""Packages that torch-dent calls: an error in one of them is blamed on its caller."""
 
 
 def place(error: BaseException, *, installed: bool = True) -> str | None:
     """Return the place outside this package where an error that passed through it was raised.
 
     Args:
-        error: The caught error. If another error caused it, that one is searched as well.
-        installed: Whether installed packages count, too, or the user's own files alone.
+        error: The caught error. If it has no such place, the error that caused it is searched.
+        installed: Whether installed packages count, too, or only the user's own files.
 
     Returns:
-        For example `mine.py, line 12, in forward`: the innermost place outside this package, its
-        dependencies, and Python itself; `None` if there is none.
+        The innermost place outside this package, its dependencies, and Python itself, for example
+        `mine.py, line 12, in forward`; `None` if there is none.
     """
     current: BaseException | None = error
     while current is not None:
@@ -68,7 +68,7 @@ def _shown(filename: str) -> str:
 
 
 def _is_others(filename: str, installed: bool) -> bool:
-    if filename.startswith("<"):  # what Python, or a compiler, has made itself
+    if filename.startswith("<"):  # code that Python or a compiler has generated
         return False
     path = Path(filename)
     if path.is_relative_to(_OWN):
@@ -82,7 +82,7 @@ def _is_others(filename: str, installed: bool) -> bool:
 
 @cache
 def _installed() -> tuple[Path, ...]:
-    """The folders of installed packages."""
+    """Return the folders of installed packages."""
     folders = {
         path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")
     }
@@ -91,5 +91,5 @@ def _installed() -> tuple[Path, ...]:
 
 @cache
 def _standard() -> Path:
-    """The folders of Python's own modules."""
+    """Return the folder of Python's own modules."""
     return Path(sysconfig.get_path("stdlib"))

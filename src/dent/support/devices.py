@@ -1,4 +1,4 @@
-"""What differs between devices: float64, which some have not, and generators of their own."""
+"""Differences between devices: some have no float64, and most have their own random generator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @cache
 def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64; Apple's GPUs and some of Intel's do not."""
+    """Return whether a device computes in float64; Apple's GPUs and some of Intel's do not."""
     if device.type in ("cpu", "cuda", "meta"):
         return True
     try:
@@ -22,28 +22,28 @@ def has_float64(device: torch.device) -> bool:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device that has no float64."""
+    """Return float64, or float32 for a device that has no float64."""
     return torch.float64 if has_float64(device) else torch.float32
 
 
 def wide(x: Tensor) -> Tensor:
-    """A tensor in float64, on its device, or on the CPU if its device has no float64."""
+    """Return a tensor in float64, on its device, or on the CPU if its device has no float64."""
     return (x if has_float64(x.device) else x.cpu()).double()
 
 
 def own_generator(device: torch.device) -> bool:
-    """Whether random numbers on a device come from a generator that is not the CPU's."""
+    """Return whether a device has its own random generator, other than the CPU's."""
     return device.type not in ("cpu", "meta")
 
 
 def random_state(device: torch.device) -> Tensor:
-    """The state of a device's generator."""
+    """Return the state of a device's generator."""
     state: Tensor = _module(device).get_rng_state(*_index(device))
     return state
 
 
 def set_random_state(state: Tensor, device: torch.device) -> None:
-    """Put a device's generator into a state."""
+    """Set the state of a device's generator."""
     _module(device).set_rng_state(state, *_index(device))
 
 
@@ -69,11 +69,11 @@ def _module(device: torch.device) -> Any:
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is one
+    return () if device.type == "mps" else (device,)  # there is only one MPS device
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model; the CPU if it has no parameter and no buffer."""
+    """Return the device of a model; the CPU if it has no parameter and no buffer."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -11,35 +11,35 @@ from dent.errors import MissingExtraError
 
 
 def installing(*requirements: str, again: bool = False) -> str:
-    """The command that installs packages, for messages and everywhere else.
+    """Return the command that installs packages, for messages and pages.
 
-    An extra is named as `torch-dent[EXTRA]`: for pip, a package that is installed satisfies its own
-    name, so that this brings the extra's packages to a clone as well as from the index. Quotes are
-    such as every shell takes.
+    An extra is named as `torch-dent[EXTRA]`. An installed package satisfies its own name, so pip
+    then installs only the extra's packages, also for a clone of the repository. The double quotes
+    work in every shell.
 
     Args:
-        requirements: What to install.
-        again: Whether to replace what is installed, and nothing else.
+        requirements: The packages to install.
+        again: Whether to reinstall these packages, without their dependencies.
     """
     quoted = (f'"{each}"' if set(each) & set("[]<>=~!; ") else each for each in requirements)
     return " ".join(["pip install", *(["--force-reinstall --no-deps"] if again else []), *quoted])
 
 
 def require(module: str, purpose: str, *, extra: str, package: str | None = None) -> Any:
-    """Import a module that an extra brings, or that needs one.
+    """Import a module that an extra installs, or that needs an extra.
 
     Args:
-        module: Its name.
+        module: The module's name.
         purpose: The feature that needs it, for the message.
         extra: The extra that installs it.
         package: Name of the missing package; by default the module's.
 
     Raises:
-        MissingExtraError: It is not installed, or cannot be imported.
+        MissingExtraError: The module is not installed, or cannot be imported.
     """
     try:
         with warnings.catch_warnings():
-            # Other packages' deprecations are nothing that a user of this one can mend.
+            # Users of torch-dent cannot fix the deprecated calls of other packages.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             return importlib.import_module(module)
@@ -48,16 +48,16 @@ def require(module: str, purpose: str, *, extra: str, package: str | None = None
 
 
 def check(module: str, purpose: str, *, extra: str, package: str | None = None) -> None:
-    """Refuse to begin what needs a module that is not installed; nothing is imported.
+    """Check that a module is installed, without importing it.
 
     Args:
-        module: Its name.
+        module: The module's name.
         purpose: The feature that needs it, for the message.
         extra: The extra that installs it.
         package: Name of the missing package; by default the module's.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: The module is not installed.
     """
     if importlib.util.find_spec(module) is None:
         reason = f"No module named {module!r}"

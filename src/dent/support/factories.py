@@ -1,4 +1,4 @@
-"""What users name by `package.module:factory`: imported and called."""
+"""Import and call the factories that users name as `package.module:factory`."""
 
 import contextlib
 import importlib
@@ -21,22 +21,22 @@ _SPEC = re.compile(f"({_DOTTED}):({_DOTTED})")
 def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
     """Import a factory and call it.
 
-    Modules are looked for in the current folder first, as Python itself would, then among what is
-    installed. This runs the code that was named, so name only code you trust.
+    The module is searched in the current folder first, as Python itself would, and then among the
+    installed packages. This runs the named code, so name only code you trust.
 
     Args:
-        spec: `package.module:factory`; the factory may be a class, or an attribute of one.
-        *arguments: What it is called with.
+        spec: `package.module:factory`; the factory may be a class, or an attribute of a class.
+        *arguments: Arguments of the call.
         kind: The task of the factory, for messages: "makes a new model".
-        called: How it is called, for messages: "without arguments: give each a default".
+        called: How the factory is called, for messages: "without arguments: give each a default".
 
     Returns:
         What the factory returned.
 
     Raises:
         UnknownNameError: If `spec` has another form, or there is no such module or factory.
-        UnsupportedModelError: If importing the module or calling the factory raises. A `DentError`
-            that the factory raises itself passes.
+        UnsupportedModelError: If importing the module or calling the factory raises, or the name
+            is no function or class. A `DentError` that the factory itself raises passes through.
     """
     match = _SPEC.fullmatch(spec)
     if match is None or match[1].endswith(".py"):
@@ -58,7 +58,7 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
 
 @contextlib.contextmanager
 def _current_folder_first() -> Iterator[None]:
-    # A console script starts with its own folder on the path, not with the user's.
+    # A console script has its own folder on the path, not the user's current one.
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     importlib.invalidate_caches()  # the module may have been written a moment ago

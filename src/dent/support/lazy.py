@@ -1,4 +1,4 @@
-"""Packages whose public names load their modules when they are first used."""
+"""Lazy packages: each public name loads its module when it is first used."""
 
 import importlib
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 def lazy(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], object]:
-    """Make a package's `__getattr__` (PEP 562).
+    """Return a `__getattr__` for a package (PEP 562) that loads its public names.
 
     Args:
         package: The package's `__name__`.
-        modules: The public names by the module that defines them.
+        modules: For each module, the public names that it defines.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Addresses that a server of this package listens at."""
+"""Addresses of the servers of this package, and the requests that they accept."""
 
 import ipaddress
 import re
@@ -13,14 +13,14 @@ _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:]+)(?::\d{1,5})?")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that queues connections until its server runs.
+    """Return a listening socket, which queues connections until its server runs.
 
     Args:
         host: A name or address of this machine.
-        port: 0 takes a free one.
+        port: The port; 0 takes a free one.
 
     Raises:
-        ConfigError: The address is none of this machine, or taken.
+        ConfigError: The address does not belong to this machine, or is in use.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -33,20 +33,21 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(host: str, port: int) -> str:
-    """What to call a server by, without a slash at the end."""
+    """Return the URL of a server, without a trailing slash."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Hosts:
-    """What the `Host` header of a request may be.
+    """Check of the `Host` headers of requests.
 
-    A server that listens at this machine alone can still be reached from any page that its user's
-    browser has open, if that page's name is made to stand for 127.0.0.1 (DNS rebinding). The
-    browser then names the page's host, which is none of these.
+    Any page that is open in the user's browser can reach a server that listens only on this
+    machine, if the page's host name is made to resolve to 127.0.0.1 (DNS rebinding). The browser
+    then sends the page's host name in the header, which is not an accepted one.
 
     Args:
-        host: Where the server listens. Where that is not this machine alone, any host is right.
-        allowed: More names, those by which a proxy is reached.
+        host: The address at which the server listens. If other machines can reach it, any header
+            is accepted.
+        allowed: More accepted names, such as the name by which a proxy is reached.
     """
 
     def __init__(self, host: str, allowed: Sequence[str] = ()) -> None:
@@ -54,7 +55,7 @@ class Hosts:
         self._known = names and {name.lower() for name in names}
 
     def permits(self, headers: Sequence[str]) -> bool:
-        """Whether a request with these `Host` headers is meant for the server; it must have one."""
+        """Return whether to accept a request with these `Host` headers; there must be just one."""
         if self._known is None:
             return True
         match = _HOST.fullmatch(headers[0].strip().lower()) if len(headers) == 1 else None
@@ -68,7 +69,7 @@ REFUSED_HOST: Final = (
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address to listen at."""
+    """Return whether only this machine can reach a server that listens at an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""A number with its noun."""
+"""Singular and plural forms of nouns and verbs, for messages."""
 
 from typing import Final
 
@@ -6,18 +6,18 @@ _HISSING: Final = ("s", "sh", "ch", "x", "z")
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 batch`, `3 batches`, `0 queries`.
+    """Return a number with its noun: `1 batch`, `3 batches`, `0 queries`.
 
     Args:
-        number: How many.
-        noun: One of them; of several words the last one changes.
-        plural: Several of them, where a rule of English does not say it.
+        number: The number.
+        noun: The singular; only the last of several words changes.
+        plural: The plural, if it does not follow the rules of `plural_of`.
     """
     return f"{number} {noun if number == 1 else plural or plural_of(noun)}"
 
 
 def plural_of(noun: str) -> str:
-    """Several of what a noun names: `batches`, `queries`, `runs`."""
+    """Return the regular plural of a noun: `batches`, `queries`, `runs`."""
     if noun.endswith(_HISSING):
         return f"{noun}es"
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
@@ -26,10 +26,10 @@ def plural_of(noun: str) -> str:
 
 
 def agreeing(number: int, verb: str) -> str:
-    """A verb that stands behind so many: `are` and `is`, `stand` and `stands`.
+    """Return the form of a verb after a number of subjects: `are` or `is`, `stand` or `stands`.
 
     Args:
-        number: How many subjects.
+        number: The number of subjects.
         verb: The plural form.
     """
     return _OF_ONE.get(verb, f"{verb}s") if number == 1 else verb

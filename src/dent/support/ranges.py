@@ -1,4 +1,4 @@
-"""Many whole numbers in one short text: `0-511,600,602`."""
+"""Whole numbers as a short text of ranges: `0-511,600,602`."""
 
 import re
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ _PART: Final = re.compile("([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
 
 def written(numbers: Iterable[int]) -> str:
-    """Write numbers as ranges, in order.
+    """Return numbers as ranges, sorted and without duplicates.
 
     Args:
-        numbers: At least 0 each.
+        numbers: Numbers of at least 0.
     """
     parts: list[list[int]] = []
     for number in sorted(set(numbers)):
@@ -26,10 +26,10 @@ def written(numbers: Iterable[int]) -> str:
 
 
 def read(text: str) -> tuple[int, ...]:
-    """Read numbers from ranges, as they are written.
+    """Return the numbers of ranges, in the order of the text.
 
     Raises:
-        ConfigError: The text is none.
+        ConfigError: The text is not such ranges, or a range or number is too large.
     """
     numbers: list[int] = []
     for part in text.split(","):

@@ -1,4 +1,4 @@
-"""Whether a cluster answers, asked before its client, which would go on asking for minutes."""
+"""Check that a Ray cluster answers before Ray's own client tries for minutes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ VARIABLE: Final = "RAY_ADDRESS"
 
 
 def unreachable(address: str | None = None) -> str | None:
-    """Why a Ray cluster cannot be reached, in a sentence; None where it may be.
+    """Return a sentence why a Ray cluster cannot be reached; None if it answers.
 
     Args:
-        address: `HOST:PORT`; by default what RAY_ADDRESS names. Words such as `auto`, which Ray
-            looks up itself, are not asked about.
+        address: `HOST:PORT`; by default the value of RAY_ADDRESS. Words such as `auto`, which Ray
+            resolves itself, are not checked, and give None.
     """
     full_address = address or os.environ.get(VARIABLE) or ""
     match = _ADDRESS.fullmatch(full_address.strip())

@@ -1,4 +1,4 @@
-"""Percentages, points and factors as they are written in a terminal and on every page."""
+"""Format percentages, percentage points and factors, for terminals and pages alike."""
 
 from typing import Final
 
@@ -10,28 +10,28 @@ Bounds = tuple[float, float]
 
 
 def percent(share: float) -> str:
-    """A share of 1: `43.8%`."""
+    """Format a share, from 0 to 1, as a percentage: `43.8%`."""
     return f"{100 * share:{PLACES}}%"
 
 
 def percent_bounds(bounds: Bounds) -> str:
-    """An interval of shares, in percent: `[38.1, 49.6]`."""
+    """Format an interval of shares in percent: `[38.1, 49.6]`."""
     low, high = bounds
     return f"[{100 * low:{PLACES}}, {100 * high:{PLACES}}]"
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points, its sign shown: `+1.2`, `−3.1`, `0.0`."""
+    """Format a difference of shares in percentage points, with sign: `+1.2`, `−3.1`, `0.0`."""
     text = f"{100 * difference:+{PLACES}}"
     return (text if float(text) else text[1:]).replace("-", MINUS)
 
 
 def points_bounds(bounds: Bounds) -> str:
-    """An interval of differences: `[−6.2, +0.3]`."""
+    """Format an interval of differences in percentage points: `[−6.2, +0.3]`."""
     low, high = bounds
     return f"[{points(low)}, {points(high)}]"
 
 
 def factor(value: float) -> str:
-    """How many times as much: `25.3×`."""
+    """Format a factor: `25.3×`."""
     return f"{value:{PLACES}}×"

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end what runs as Ctrl-C does: what is recorded is kept."""
+"""Make SIGTERM and SIGHUP end a run as Ctrl-C does, so that its records are kept."""
 
 import math
 import signal
@@ -11,12 +11,12 @@ from typing import Final
 
 _NAMES: Final = ("SIGTERM", "SIGHUP")
 _PATIENCE: Final = 30.0
-"""Seconds in which another signal must not interrupt what saves the records, for schedulers signal
-a process and its group. Afterwards one may, in case the first was lost."""
+"""Seconds after a signal in which another one must not interrupt the saving of records, because
+schedulers signal both a process and its group. After that one may, in case the first was lost."""
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was told to end, by another way than Ctrl-C.
+    """Request to end the process by a signal other than Ctrl-C.
 
     Args:
         number: Number of the signal.
@@ -28,7 +28,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Received:
-    """What was received while `as_interrupts` held.
+    """Signal handler of `as_interrupts`, and a record of the signal that it received.
 
     Attributes:
         number: Number of the signal; None if there was none.
@@ -39,7 +39,7 @@ class Received:
         self._until = -math.inf
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take note of a signal, and raise it where the main thread is."""
+        """Record a signal, and raise `Terminated` in the main thread."""
         if time.monotonic() < self._until:
             return
         self.number = number
@@ -47,16 +47,16 @@ class Received:
         raise Terminated(number)
 
     def ignore(self) -> None:
-        """Let no signal interrupt what is left to do."""
+        """Ignore all further signals, so that none interrupts the remaining work."""
         self._until = math.inf
 
 
 @contextmanager
 def as_interrupts() -> Iterator[Received]:
-    """Have SIGTERM and SIGHUP raise `Terminated`, a `KeyboardInterrupt`, in the main thread.
+    """Make SIGTERM and SIGHUP raise `Terminated`, a `KeyboardInterrupt`, in the main thread.
 
-    A signal that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored;
-    elsewhere than in the main thread nothing changes.
+    A signal that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored. In
+    other threads than the main one this changes nothing.
     """
     received = Received()
     previous = {}
@@ -74,7 +74,7 @@ def as_interrupts() -> Iterator[Received]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Put a SIGTERM handler back that what is called inside replaces by its own, as Ray does."""
+    """Restore the SIGTERM handler on exit, in case the code inside replaces it, as Ray does."""
     previous = signal.getsignal(signal.SIGTERM)
     try:
         yield

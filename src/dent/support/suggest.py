@@ -1,4 +1,4 @@
-"""The "did you mean" of unknown names."""
+"""Suggestions for unknown names ("did you mean ...")."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterable
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The first known name that begins with another, else the closest; same case comes first.
+    """Return the first known name that begins with `name`, else the closest; case is ignored.
+
+    Of several that begin with it, a name in the same case is preferred.
 
     Args:
         name: The unknown name.
         known: The names that exist.
 
     Returns:
-        The known name; `None` where none is close.
+        The known name; `None` if none is close.
     """
     by_lower = {candidate.lower(): candidate for candidate in known}
     completions = sorted(
@@ -26,14 +28,14 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message that suggests what may have been meant.
+    """Return the end of an error message, which suggests the closest known name.
 
     Args:
         name: The unknown name.
         known: The names that exist.
 
     Returns:
-        ` Did you mean 'x'?` for the closest known name; nothing where none is close.
+        ` Did you mean 'x'?`; the empty string if no known name is close.
     """
     match = closest(name, known)
     return f" Did you mean {match!r}?" if match else ""

@@ -1,4 +1,4 @@
-"""Warnings that name the user's line."""
+"""Warnings that point to the user's line."""
 
 import sys
 import warnings
@@ -20,7 +20,7 @@ _OWN_BATCHES: ContextVar[bool] = ContextVar("own batches", default=False)
 
 @contextmanager
 def own_batches() -> Iterator[None]:
-    """Within it, torch-dent chooses the batches, so nobody is warned of their size."""
+    """Context in which torch-dent itself chooses the batches, so it does not warn of their size."""
     token = _OWN_BATCHES.set(True)
     try:
         yield
@@ -29,16 +29,16 @@ def own_batches() -> Iterator[None]:
 
 
 def are_own_batches() -> bool:
-    """Whether torch-dent chose the batches; see `own_batches`."""
+    """Return whether torch-dent itself chooses the batches; see `own_batches`."""
     return _OWN_BATCHES.get()
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line that called dent, from outside of dent and torch.
+    """Issue a warning at the line outside of dent and torch that called dent.
 
     Args:
         message: What is wrong, and what to do.
-        category: Of the warning.
+        category: The class of the warning.
     """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):

@@ -1,4 +1,4 @@
-"""Train classifiers: nominal, adversarial and TRADES, exactly resumable."""
+"""Train classifiers (nominal, adversarial, TRADES, N-FGSM), and resume training exactly."""
 
 from dent.training.card import Measured, check_measured, write_card
 from dent.training.engine import accelerator

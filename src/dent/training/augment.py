@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def augment(x: Tensor, *, pad: int, flip: bool) -> Tensor:
-    """Crop every image at a random place after padding it with black, and flip half of them.
+    """Pad every image with black and crop it at a random place, and flip images at random.
 
     Args:
         x: images (N, C, H, W).
         pad: black pixels added on each side before cropping back to H x W; 0 does not crop.
-        flip: mirror each image horizontally with probability 1/2.
+        flip: whether to mirror each image horizontally with probability 1/2.
 
     Returns:
         A new batch of x's shape.

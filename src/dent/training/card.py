@@ -31,18 +31,18 @@ CARD: Final = "card.json"
 PAGE: Final = "card.md"
 SCHEMA: Final = 1
 NOMINAL_THREAT: Final = ThreatModel("linf", "1.5/255")
-"""The threat model for nominal models (paper section 4.4). At 8/255 nothing would remain."""
+"""The threat model for nominal models (paper section 4.4). At 8/255, robust accuracy would be 0."""
 _SHOWN: Final = {"pgd": "PGD-20", "standard": "AutoAttack (standard)"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """How many images a card measures.
+    """The numbers of images that a card measures.
 
     Attributes:
         pgd: images under PGD-20; 0 measures none.
         autoattack: images under AutoAttack (standard); 0 measures none.
-        batch_size: images attacked at once; changes speed alone, as the model is static.
+        batch_size: images attacked at once; this only affects speed, because the model is static.
     """
 
     pgd: int = 1000
@@ -51,10 +51,10 @@ class Measured:
 
 
 def check_measured(measured: Measured, test: ImageDataset, watched: int) -> int:
-    """Return how many images of `test` are not watched, so that a card may use them.
+    """Return the number of images of `test` that are not watched, which a card may use.
 
     Raises:
-        ConfigError: `measured` requests more images than that.
+        ConfigError: `measured` requests more images than this number.
     """
     watched = min(watched, len(test))
     free = len(test) - watched
@@ -75,12 +75,13 @@ def write_card(
     measured: Measured = Measured(),
     progress: OnProgress | None = None,
 ) -> Path:
-    """Measure the best weights of a training and write the card beside them.
+    """Measure the best weights of a training run, and write the card beside them.
 
-    Clean accuracy is measured on all of `test` but the watched images, by which the weights were
-    chosen; robust accuracy on the first images, with their clean accuracy, and PGD-20 on those
-    of AutoAttack as well, so that numbers of the same images can be compared. What was measured
-    is kept in folders beside the weights, so that a card that was interrupted goes on.
+    Clean accuracy is measured on all of `test` except the watched images, by which the weights were
+    chosen. Robust accuracy is measured on the first images, together with their clean accuracy.
+    PGD-20 is also measured on AutoAttack's images, so that numbers on the same images can be
+    compared. The measurements are kept in folders beside the weights, so that an interrupted call
+    can be resumed.
 
     Returns:
         The card's path; a readable page is beside it.
@@ -103,7 +104,7 @@ def write_card(
         chosen = Settings(n=count, batch_size=min(measured.batch_size, count), transfer=False)
         folder = result.folder / f"measured-{count}"
         evaluated = evaluate(subject, chosen, out=folder, progress=progress).defenses["static"]
-        if count != natural.total:  # robust accuracy means little without that of the same images
+        if count != natural.total:  # robust accuracy needs clean accuracy on the same images
             accuracies.append(_accuracy(evaluated.natural.correct, count, test))
         for attack in attacks:
             served = evaluated.attack(attack.name).served

@@ -1,4 +1,4 @@
-"""The model card as a page for people, which the Hugging Face hub reads as well."""
+"""The model card as a readable page, with metadata for the Hugging Face hub."""
 
 import json
 from typing import Any
@@ -9,11 +9,11 @@ from dent.support.rounding import percent
 
 
 def page(card: dict[str, Any], *, terms: str | None = None) -> str:
-    """Return a card as Markdown, after the front matter that the Hugging Face hub reads.
+    """Return a card as Markdown, with front matter for the Hugging Face hub.
 
     Args:
         card: The card.
-        terms: The license of the weights, as the hub writes it (`mit`); None says nothing of it.
+        terms: The license of the weights, as the hub writes it (`mit`); None states no license.
     """
     purpose = "nominally" if card["threat"] is None else f"for {card['threat']}"
     summary = (
@@ -35,7 +35,7 @@ def page(card: dict[str, Any], *, terms: str | None = None) -> str:
 
 
 def front_matter(card: dict[str, Any], terms: str | None = None) -> str:
-    """Return what the Hugging Face hub reads of a page, in YAML between two lines `---`.
+    """Return a page's metadata for the Hugging Face hub, in YAML between two lines `---`.
 
     Args:
         card: The card.
@@ -63,7 +63,7 @@ def front_matter(card: dict[str, Any], terms: str | None = None) -> str:
         "metrics": ["accuracy"],
         "model-index": [{"name": card["name"], "results": [result]}],
     }
-    # JSON is YAML.
+    # Every JSON value is valid YAML.
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value is not None]
     return "\n".join(["---", *lines, "---", "", ""])
 
@@ -74,7 +74,7 @@ def _metric(row: dict[str, Any]) -> str:
 
 
 def share(accuracy: dict[str, Any]) -> str:
-    """Return one of a card's accuracies: `71.0% (6739/9488)`."""
+    """Return one of a card's accuracies as text: `71.0% (6739/9488)`."""
     correct, total = accuracy["correct"], accuracy["total"]
     return f"{percent(correct / total)} ({correct}/{total})"
 

@@ -1,4 +1,4 @@
-"""Devices, precision and processes, through accelerate; everything else here is plain PyTorch."""
+"""Devices, precision and processes through accelerate; the rest of training is plain PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
     Args:
         device: "cpu" avoids the GPU; None uses what accelerate finds (one GPU, or every GPU that
             `accelerate launch` has started a process for).
-        precision: "auto" is bf16 where the hardware computes in it, else float32 ("no").
+        precision: "auto" is bf16 if the hardware computes in it, else float32 ("no").
 
     Raises:
         MissingExtraError: accelerate is not installed.
@@ -36,8 +36,8 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
         precision = "bf16" if fast_bf16(cpu=cpu) else "no"
     if precision == "fp16" and cpu:
         raise ConfigError("precision 'fp16' cannot be used here: it needs a GPU. Take auto or no.")
-    # Statistics are each process's own: broadcasting them between two forwards of one step
-    # (TRADES) would overwrite what the first one's gradient needs.
+    # Each process keeps its own statistics. A broadcast between the two forward passes of a TRADES
+    # step would overwrite values that the gradient of the first pass needs.
     kwargs = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
         instance: Accelerator = accelerate.Accelerator(
@@ -59,7 +59,7 @@ def share(values: list[T]) -> list[T]:
 def fast_bf16(*, cpu: bool) -> bool:
     """Return whether this machine multiplies in bfloat16 in hardware.
 
-    Elsewhere it is emulated: on a CPU with AVX2 alone a training step took 14 times as long.
+    Otherwise bfloat16 is emulated: on a CPU with only AVX2, a training step took 14 times as long.
     """
     if cpu:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

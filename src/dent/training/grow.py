@@ -1,7 +1,7 @@
 """Grow a trained residual net into a deeper and wider one that gives the same logits.
 
-Training a large net from a small one of its family takes fewer epochs than from random weights
-(Net2Net, Chen et al. 2016, arXiv:1511.05641).
+Training a large net that starts from a small one of its family takes fewer epochs than training it
+from random weights (Net2Net, Chen et al. 2016, arXiv:1511.05641).
 
 python -m dent.training.grow resnet-14-2-linf resnet-26-4 runs/train/grown.safetensors
 """
@@ -25,14 +25,14 @@ _UNEVEN: Final = (0.5, 1.5)
 def grow(small: ResNet, name: str) -> ResNet:
     """Return a member of the family with the logits of a smaller one.
 
-    Wider: every new channel copies a channel of `small`, and the weights that read a channel are
-    split among its copies, unevenly, so that training moves the copies apart. Deeper: the added
-    blocks stand at the end of each stage and add zero. Shares and the added blocks' first
-    convolutions are drawn from PyTorch's global random state.
+    To widen the net, every new channel copies a channel of `small`. The weights that read a channel
+    are split among its copies, unevenly, so that training moves the copies apart. To deepen the
+    net, each stage gets new blocks at its end, which add zero. The shares and the first
+    convolutions of the new blocks are drawn from PyTorch's global random state.
 
     Args:
         small: The trained net, of width 2 or more.
-        name: The member to return, `resnet-{depth}-{width}`, at least as deep and as wide.
+        name: The member to return, `resnet-{depth}-{width}`, at least as deep and wide as `small`.
 
     Returns:
         The larger net, in eval mode, with the logits of `small` up to rounding.
@@ -65,9 +65,12 @@ def grow(small: ResNet, name: str) -> ResNet:
 
 
 def _grow_stage(narrow: list[Block], wide: list[Block], sources: Tensor) -> Tensor:
-    """Fill a stage; `sources` names the small net's channel behind each channel that comes in."""
+    """Fill a stage; `sources` has, for each incoming channel, the channel of the small net.
+
+    Returns the same for the stage's outgoing channels.
+    """
     before, after = narrow[0].conv1.in_channels, narrow[0].conv2.out_channels
-    # The shortcut keeps the order of the channels, so the new ones follow those that came in.
+    # The shortcut keeps the order of channels, so the new channels follow the incoming ones.
     added = torch.arange(wide[0].conv2.out_channels - len(sources)) % (after - before) + before
     outgoing = torch.cat([sources, added])
     for index, block in enumerate(wide):
@@ -97,7 +100,7 @@ def _copy_norm(narrow: nn.BatchNorm2d, wide: nn.BatchNorm2d, sources: Tensor) ->
 
 
 def _split(weight: Tensor, sources: Tensor) -> Tensor:
-    """Repeat input channels by `sources`, and share each one's weight among its copies."""
+    """Repeat input channels by `sources`, and split the weight of each among its copies."""
     part = weight.new_empty(len(weight), len(sources)).uniform_(*_UNEVEN)
     total = weight.new_zeros(len(weight), weight.shape[1]).index_add_(1, sources, part)
     share = part / total[:, sources]

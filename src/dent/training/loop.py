@@ -1,4 +1,4 @@
-"""The training loop, which resumes exactly after a kill at any moment."""
+"""The training loop, which resumes exactly after its process was killed at any moment."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ CHECKPOINT_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The progress of a training, reported after every step and every epoch.
+    """The progress of a training run, reported after every step.
 
     Attributes:
-        step: steps taken, those of earlier sittings included.
-        steps: steps in all.
-        epoch: the current one, from 1.
-        epochs: in all.
-        loss: mean in the epoch so far.
-        accuracy: on the images trained on, in the epoch so far, as a share.
-        watched: the latest measurement; None before the first epoch ends.
+        step: steps taken, including those of earlier sessions.
+        steps: total steps.
+        epoch: the current epoch, from 1.
+        epochs: total epochs.
+        loss: mean loss in the epoch so far.
+        accuracy: share of the images trained on that were classified correctly, in the epoch so
+            far.
+        watched: the latest measurement; None before an epoch has ended in this session.
     """
 
     step: int
@@ -68,19 +69,19 @@ OnStep = Callable[[TrainingProgress], None]
 
 
 class CatastrophicOverfittingWarning(DentWarning):
-    """PGD accuracy collapsed: training stopped, and the best weights were kept."""
+    """A collapse of PGD accuracy: training stopped, and the best weights were kept."""
 
 
 class Training:
-    """A training in its folder.
+    """A training run in its folder.
 
     Args:
-        spec: what is trained.
-        model: with its initial weights, on the CPU or a GPU.
-        train: images to train on.
-        watch: images the guard looks at, by `spec.watched` its last ones.
+        spec: the identity of the run.
+        model: the model with its initial weights, on the CPU or a GPU.
+        train: the training set.
+        watch: the dataset whose last `spec.watched` images are watched.
         accelerator: from `engine.accelerator`.
-        folder: exists, and is this process's own.
+        folder: an existing folder that no other run uses.
     """
 
     def __init__(
@@ -111,14 +112,14 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """The number of steps of the whole training."""
+        """The number of steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
 
     def run(self, report: OnStep | None = None) -> TrainingState:
-        """Train to the end, or to a collapse.
+        """Train to the end, or until PGD accuracy collapses.
 
         Raises:
-            DentError: the loss turned non-finite.
+            DentError: the loss became NaN or infinite.
             RecordError: the folder cannot be written to.
         """
         self._trim_metrics()
@@ -149,7 +150,7 @@ class Training:
         size = min(recipe.batch_size, len(order))
         own_indices = order[within * size : (within + 1) * size]
         own_indices = own_indices[self._accelerator.process_index :: self.spec.processes]
-        # Every draw of a step derives from its number, so a resumed step draws the same.
+        # The step's number seeds every draw of the step, so a resumed step draws the same.
         torch.manual_seed(
             seed_of(self.spec.seed, "step", state.step, self._accelerator.process_index)
         )
@@ -196,7 +197,7 @@ class Training:
         state.loss, state.correct = 0.0, 0
 
     def _measure(self, threat: ThreatModel | None) -> Watched:
-        """Measure on the watched images in the main process: each has its own statistics."""
+        """Measure in the main process only, because each process has its own statistics."""
         measured = [
             measure(
                 self.state.measured,
@@ -249,7 +250,7 @@ class Training:
         self._accelerator.wait_for_everyone()
 
     def _trim_metrics(self) -> None:
-        """Drop lines of an epoch that ended after the last checkpoint: it is trained again."""
+        """Drop the lines of epochs that ended after the last checkpoint and are trained again."""
         path = self.folder / METRICS
         if not self._accelerator.is_main_process or not is_there(path):
             return
@@ -271,7 +272,7 @@ class Training:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a training's metrics, one per epoch."""
+    """Return the metrics of a training run, one dict per epoch."""
     text = read(folder / METRICS).decode() if is_there(folder / METRICS) else ""
     return [json.loads(line) for line in text.splitlines()]
 

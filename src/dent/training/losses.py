@@ -1,4 +1,4 @@
-"""The loss of one training step: on natural images, or on images perturbed against the model."""
+"""The loss of one training step, on natural images or on adversarial images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,22 +18,22 @@ _TRADES_START = 1e-3  # standard deviation of the start's noise in Zhang et al.'
 def training_loss(
     model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, attacked: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return what one step minimizes, and how many images it classified correctly.
+    """Return the loss of one step, and the number of images that the model classified correctly.
 
-    Randomness comes from torch's global generator. The model's running statistics are updated by
-    the images it is trained on, not by those the inner attack tries.
+    Randomness comes from torch's global generator. The images trained on update the model's running
+    statistics; the queries of the inner attack do not.
 
     Args:
-        model: in training mode; takes images in [0, 1].
+        model: the model in training mode, which takes images in [0, 1].
         x: natural images (N, C, H, W) in [0, 1].
         y: labels (N,).
-        recipe: decides the method.
-        attacked: the same model without a wrapper such as DistributedDataParallel, which the
-            inner attack goes through; `model` itself by default.
+        recipe: sets the method.
+        attacked: the model that the inner attack queries: `model` without a wrapper such as
+            DistributedDataParallel; `model` itself by default.
 
     Returns:
-        The scalar loss, and the number of correct answers on what was trained on, both on x's
-        device.
+        The scalar loss, and the number of correct predictions on the adversarial images (on the
+        natural images for nominal training), both on x's device.
     """
     attacked = model if attacked is None else attacked
     threat = recipe.threat
@@ -51,7 +51,7 @@ def training_loss(
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalize by the batch, as in training, without an update of the running statistics."""
+    """Normalize by the statistics of the batch, but do not update the running statistics."""
     tracking = [
         layer
         for layer in model.modules()
@@ -91,7 +91,7 @@ def _projected_steps(
 def _trades(
     model: nn.Module, attacked: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, threat: ThreatModel
 ) -> tuple[Tensor, Tensor]:
-    """Natural cross-entropy plus beta times the divergence at its worst (Zhang et al. 2019).
+    """Return cross-entropy on x plus beta times the worst-case divergence (Zhang et al. 2019).
 
     As in their published code, the inner attack sees the model in eval mode.
     """

@@ -1,4 +1,4 @@
-"""A model in eval mode for a while."""
+"""Put a model into eval mode for a limited time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and each of its modules back into its own afterwards."""
+    """Put a model into eval mode, and restore the mode of each of its modules afterward."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

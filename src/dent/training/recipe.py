@@ -1,4 +1,4 @@
-"""The settings of a training: frozen, validated, with a JSON round trip."""
+"""The settings of a training run: frozen, validated, with a JSON round trip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Schedule = Literal["cosine", "one-cycle"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a training, except the model, the data and the seed.
+    """Everything that determines a training run, except the model, the data and the seed.
 
     Attributes:
         name: the recipe's name, for records.
@@ -25,24 +25,24 @@ class Recipe:
             between natural and perturbed predictions); "n-fgsm" (de Jorge et al. 2022: one step
             from a noisy start, without projection).
         epochs: passes over the training set, at least 1.
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         lr: the largest learning rate of SGD.
-        momentum: of SGD, in [0, 1).
-        nesterov: Nesterov's momentum.
-        weight_decay: of SGD, on all parameters.
-        schedule: "cosine", half a period, constant within an epoch (as pycls has it), or
-            "one-cycle": linear from 0 to `lr` over `warmup`, then linear to 0, by step.
-        warmup: the share of "one-cycle" that rises, in (0, 1).
-        norm: "linf" or "l2"; None exactly where the method is nominal.
-        eps: radius as written, "8/255".
+        momentum: momentum of SGD, in [0, 1).
+        nesterov: whether to use Nesterov momentum.
+        weight_decay: weight decay of SGD, on all parameters.
+        schedule: "cosine": half a period, constant within an epoch, as in pycls; or "one-cycle":
+            linear from 0 to `lr` during `warmup`, then linear to 0, with a new rate at every step.
+        warmup: the share of "one-cycle" in which the rate rises, in (0, 1).
+        norm: "linf" or "l2"; None if and only if the method is nominal.
+        eps: radius as text, such as "8/255".
         steps: PGD steps of the inner attack; 1 for "n-fgsm", 0 for nominal.
-        step_size: length of an inner step as written, "2/255".
-        noise: "n-fgsm" alone: the start's noise, uniform in the ball of this many eps.
-        beta: "trades" alone: the weight of the divergence.
-        ema: decay by step of an exponential average of the weights, which is then what is
-            measured and kept; 0 keeps the weights themselves.
-        pad: random crops after padding by this many black pixels; 0 for none.
-        flip: random horizontal flips.
+        step_size: length of an inner step as text, such as "2/255".
+        noise: only for "n-fgsm": the start's noise is uniform in the ball of this many eps.
+        beta: only for "trades": the weight of the divergence.
+        ema: decay per step of an exponential average of the weights. If it is above 0, the average
+            is measured and kept, otherwise the weights themselves.
+        pad: black pixels added on each side before a random crop; 0 for no crop.
+        flip: whether to flip images horizontally at random.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Recipe:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        """Check every field alone, then together.
+        """Check every field by itself, then all fields together.
 
         Raises:
             ConfigError: a value is out of range, or two contradict each other.
@@ -134,7 +134,7 @@ class Recipe:
             return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         total = self.epochs * steps_per_epoch
         rise = max(self.warmup * total, 1.0)
-        middle = step + 0.5  # the middle of a step: neither end is a step of nothing
+        middle = step + 0.5  # the middle of the step, so that no step has a rate of 0
         return self.lr * min(middle / rise, (total - middle) / max(total - rise, 1.0))
 
     def to_dict(self) -> dict[str, Any]:

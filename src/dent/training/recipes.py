@@ -22,14 +22,15 @@ _L2: Final[dict[str, Any]] = {"norm": "l2", "eps": "0.5", "step_size": "0.1", "s
 RECIPES: Final[dict[str, Recipe]] = {
     recipe.name: recipe
     for recipe in (
-        # The paper's (sections 4.3, 4.4): pycls' CIFAR reference, which has Nesterov's momentum.
+        # The paper's recipes (sections 4.3, 4.4): pycls' CIFAR reference, with Nesterov momentum.
         Recipe("nominal", "nominal", epochs=200),
         Recipe("adversarial-linf", "adversarial", epochs=200, **_LINF),
         Recipe("adversarial-l2", "adversarial", epochs=200, **_L2),
-        # beta 6 is Zhang et al.'s own; the paper names none.
+        # beta 6 is Zhang et al.'s value; the paper does not state one.
         Recipe("trades-linf", "trades", epochs=200, beta=6.0, **_LINF),
         Recipe("trades-l2", "trades", epochs=200, beta=6.0, **_L2),
-        # For CPUs and short slots on a GPU: noise of two eps and a step of one (de Jorge et al.).
+        # For CPUs and short GPU sessions: a step of one eps, after noise of two eps (de Jorge et
+        # al.), or of one eps for l2.
         _fast("fast-nominal", method="nominal", epochs=10, pad=2),
         _fast(
             "fast-linf", method="n-fgsm", epochs=14, noise=2.0, norm="linf", eps="8/255",
@@ -48,14 +49,14 @@ def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields changed.
 
     Args:
-        name: one of `RECIPES`, or a family ("adversarial", "trades", "fast") together with `norm`
-            ("linf" where none is given; "fast" alone is nominal).
-        norm: "linf" or "l2", for a family.
-        **changes: fields of `Recipe`; None leaves the recipe's own.
+        name: one of `RECIPES`, or a family ("adversarial", "trades", "fast") together with `norm`.
+        norm: "linf" or "l2", for a family. By default "linf", but "fast" without a norm is nominal.
+        **changes: fields of `Recipe`; None keeps the recipe's own value.
 
     Raises:
         UnknownNameError: there is no such recipe; the message suggests one.
-        ConfigError: a changed field is out of range, or does not go with the method.
+        ConfigError: a changed field is out of range or does not fit the method, or the recipe does
+            not train against `norm`.
     """
     norm = None if norm is None else as_norm(norm)
     check_recipe(name, norm)

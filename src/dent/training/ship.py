@@ -1,8 +1,8 @@
-"""Put a trained model's weights and card among those that the package carries.
+"""Add a trained model's weights and card to the bundled models.
 
 python -m dent.training.ship runs/train/resnet-14-2-fast-linf resnet-14-2-linf
 
-With --half: rounds the weights to half precision first, and measures the rounded ones for the card.
+--half first rounds the weights to half precision, and measures the rounded weights for the card.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from dent.training.train import RUN, TrainingResult, read_spec
 
 SHIPPED: Final = Path(models.__file__).parent / "shipped"
 TERMS: Final = "mit"
-"""The license of what the package carries, as the Hugging Face hub writes it."""
+"""The license of the bundled models, as the Hugging Face hub writes it."""
 HALF: Final = "half"
 
 
 def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
-    """Copy best weights and card under a name.
+    """Copy the best weights and the card of a training run to `target`, under a new name.
 
     Returns:
         The card's new path.
 
     Raises:
-        ConfigError: the folder has no card, or the weights are not those it was written for.
+        ConfigError: the folder has no card, or the weights are not those of the card.
         RecordError: a file cannot be read or written.
     """
     card = _card(folder)
@@ -54,10 +54,10 @@ def ship(folder: Path, name: str, target: Path = SHIPPED) -> Path:
 
 
 def halve(folder: Path, test: data.ImageDataset, measured: Measured) -> Path:
-    """Round a training's best weights to half precision, and measure those for a card.
+    """Round a run's best weights to half precision, and measure the rounded weights for a card.
 
     Args:
-        folder: A finished training.
+        folder: The folder of a finished training run.
         test: The test split, as for `write_card`.
         measured: How many images the card measures.
 

@@ -1,4 +1,4 @@
-"""The identity of a training. A folder's training is resumed only if its identity is equal."""
+"""The identity of a training run. A folder's run is resumed only if its identity is equal."""
 
 from typing import Any, Final, Self
 
@@ -13,13 +13,13 @@ SCHEMA: Final = 1
 
 
 class DataIdentity(Record):
-    """A dataset of a training.
+    """The identity of a dataset that a training run uses.
 
     Attributes:
         name: its `dent.data` name.
         digest: SHA-256 of its content.
-        images: how many.
-        classes: how many.
+        images: number of images.
+        classes: number of classes.
     """
 
     name: str
@@ -32,20 +32,20 @@ class TrainingSpec(Record):
     """Everything that determines the weights, except the machine's arithmetic.
 
     Attributes:
-        schema_version: of this record.
-        model: the architecture's name, as `dent.models.resnet` or a factory takes it.
+        schema_version: version of this record's schema.
+        model: the name of the architecture or factory, as `dent.models.build` takes it.
         initial: digest of the weights that training starts from.
-        started_from: the file these came from; None where they were drawn from the seed.
+        started_from: name of the file of these weights; None if they were drawn from the seed.
         recipe: the recipe's fields.
-        train: what is trained on.
-        used: how many of its images, its first ones.
-        watch: what the guard and the choice of the best weights look at; disjoint from what the
-            model card's accuracies are measured on.
-        watched: how many images of it, its last ones.
+        train: the training set.
+        used: number of images trained on, which are the first of `train`.
+        watch: the dataset of the watched images, which the guard against catastrophic overfitting
+            and the choice of the best weights use. The model card measures other images.
+        watched: number of watched images, which are the last of `watch`.
         watch_steps: PGD steps of the guard.
-        seed: what every draw derives from.
+        seed: seed of every random draw.
         precision: "no" (float32), "bf16" or "fp16".
-        processes: how many shared each batch.
+        processes: number of processes that share each batch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -70,7 +70,7 @@ class TrainingSpec(Record):
         return digest(self.to_json())
 
     def differences(self, other: Self) -> tuple[str, ...]:
-        """Return a sentence for every field in which a folder's training differs from this one."""
+        """Return a sentence for every field in which a folder's run differs from this one."""
         return differences(other.to_json(), self.to_json())
 
     def read_recipe(self) -> Recipe:
@@ -82,7 +82,7 @@ class TrainingSpec(Record):
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigError: it is no training spec, or one of a newer version.
+            ConfigError: `values` does not have the fields of a training spec.
         """
         try:
             return cls.model_validate(values)

@@ -1,4 +1,4 @@
-"""The state of a training, and its checkpoint: one file, replaced as a whole."""
+"""The state of a training run, and its checkpoint: one file, replaced as a whole."""
 
 import json
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ CHECKPOINT: Final = "checkpoint.safetensors"
 
 @dataclass
 class TrainingState:
-    """Weights, momentum, average and counters.
+    """The weights, momentum, average and counters of a training run.
 
-    All randomness derives from the seed and `step`, so this is all that an exact resume needs.
+    All randomness derives from the seed and `step`, so an exact resume needs nothing else.
 
     Attributes:
         model: the bare module, in training mode.
@@ -30,12 +30,13 @@ class TrainingState:
         average: the exponential average of its weights, or None.
         step: steps taken.
         metrics: lines written to the metrics file.
-        best: PGD accuracy (correct answers) of the best weights so far; -1 before any.
-        best_epoch: the epoch after which they were kept; 0 before any.
+        best: watched images that the best weights so far classify correctly, under PGD unless
+            training is nominal; -1 before any.
+        best_epoch: the epoch after which the best weights were kept; 0 before any.
         loss: sum of the losses in the epoch so far.
-        correct: correct answers in the epoch so far.
-        seconds: spent in earlier epochs and sittings.
-        stopped: why training ended before its last epoch; "" where it did not.
+        correct: correct predictions in the epoch so far.
+        seconds: time spent in earlier epochs and sessions.
+        stopped: why training ended before its last epoch; "" if it did not.
     """
 
     model: nn.Module
@@ -64,7 +65,7 @@ class TrainingState:
 
         Raises:
             RecordError: the disk is full or the folder cannot be written to; the last checkpoint
-                is as it was.
+                stays unchanged.
         """
         counters = {name: getattr(self, name) for name in self._counters}
         metadata = {"identity": identity, "counters": json.dumps(counters)}
@@ -72,10 +73,10 @@ class TrainingState:
         write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
 
     def restore(self, folder: Path, identity: str) -> bool:
-        """Take up the folder's checkpoint, if there is one, and say whether.
+        """Load the folder's checkpoint if there is one, and return whether there was.
 
         Raises:
-            RecordError: it is damaged, or of another training.
+            RecordError: the checkpoint is damaged, or belongs to another training run.
         """
         path = folder / CHECKPOINT
         if not is_there(path):
@@ -125,7 +126,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
         return None
 
     def multi_avg_fn(averages: Any, values: Any, steps: Any) -> None:
-        # Early on a slower decay would still remember the initial weights.
+        # Early in training, the full decay would keep too much of the initial weights.
         keep = min(decay, (1 + int(steps)) / (10 + int(steps)))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, 1 - keep)
@@ -136,7 +137,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def write_weights(path: Path, model: nn.Module, metadata: dict[str, Any] | None = None) -> bytes:
-    """Write a model's state dict as safetensors, as a whole, and return the bytes."""
+    """Write a model's state dict to a safetensors file as a whole, and return its bytes."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     content: bytes = safetensors.torch.save(state, metadata)
     write_atomically(path, content)

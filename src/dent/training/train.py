@@ -47,18 +47,18 @@ WATCHED: Final = 512
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The files of a finished training, and its course.
+    """The files and metrics of a finished training run.
 
     Attributes:
-        spec: what was trained.
-        folder: where everything is stored.
-        last: weights after the last step.
-        best: weights with the best PGD accuracy (clean accuracy without an attack) on the
-            watched images.
+        spec: the identity of the run.
+        folder: the folder of everything below.
+        last: file of the weights after the last step.
+        best: file of the weights with the best PGD accuracy (for nominal training, clean accuracy)
+            on the watched images.
         best_epoch: the epoch of the best weights.
-        metrics: one line an epoch.
-        stopped: why training ended early; "" where it did not.
-        seconds: over all sittings.
+        metrics: one dict per epoch.
+        stopped: why training ended early; "" if it did not.
+        seconds: training time over all sessions.
     """
 
     spec: TrainingSpec
@@ -86,30 +86,30 @@ def train(
     seed: int = 0,
     progress: OnStep | None = None,
 ) -> TrainingResult:
-    """Train a model, or resume the training in the folder.
+    """Train a model, or resume the run in the folder.
 
-    On one kind of processor with one number of threads, a training that was killed and went on
-    ends with the weights of one that was not.
+    With the same kind of processor and number of threads, a run that was killed and resumed ends
+    with the same weights as an uninterrupted run.
 
     Args:
         architecture: a family name such as "resnet-14-2", or `package.module:factory`.
-        recipe: what to do.
-        data: what to train on.
-        watch: what PGD accuracy is watched on; its last `watched` images.
-        folder: made where it is missing; holds nothing, or this very training.
+        recipe: the training recipe.
+        data: the training set.
+        watch: the dataset whose last `watched` images are measured after every epoch.
+        folder: the folder of the run, created if missing; it must be empty or hold this same run.
         accelerator: from `engine.accelerator`.
-        n: train on the first n images alone; on all by default.
-        weights: where to start from; drawn from the seed by default.
-        watched: images that are watched, at most all of `watch`.
-        watch_steps: PGD steps they are watched with.
-        seed: what every draw derives from.
+        n: train only on the first n images; on all by default.
+        weights: file of the weights to start from; by default, they are drawn from the seed.
+        watched: number of watched images, limited to the size of `watch`.
+        watch_steps: PGD steps of the attack on the watched images.
+        seed: seed of every random draw.
         progress: called after every step.
 
     Raises:
         ConfigError: arguments contradict each other or the data.
-        SpecMismatchError: the folder holds another training.
-        LockedError: another process trains in it.
-        RecordError: it cannot be read or written.
+        SpecMismatchError: the folder holds another run.
+        LockedError: another process trains in the folder.
+        RecordError: the folder cannot be read or written.
         WeightsError: the weights to start from cannot be read, or do not fit.
     """
     used = len(data) if n is None else n
@@ -184,10 +184,10 @@ def _run(
 
 
 def read_spec(folder: Path) -> TrainingSpec:
-    """Return the spec of a folder's training.
+    """Return the spec of the training run in a folder.
 
     Raises:
-        RecordError: there is none, or it cannot be read.
+        RecordError: there is no spec, or it cannot be read.
     """
     path = folder / RUN
     try:
@@ -198,7 +198,7 @@ def read_spec(folder: Path) -> TrainingSpec:
 
 
 def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
-    """Make a folder this training's, or check that it is."""
+    """Claim a folder for this run, or check that it already belongs to this run."""
     path = folder / RUN
     sittings = []
     with writing(folder):

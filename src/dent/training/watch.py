@@ -1,4 +1,4 @@
-"""Natural and PGD accuracy while training, and the guard against catastrophic overfitting."""
+"""Measure clean and PGD accuracy during training, and detect catastrophic overfitting."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ BATCH: Final = 256
 _FALL: Final = 0.5
 """A PGD accuracy below this share of the best one is a collapse, not noise."""
 _FLOOR: Final = 0.02
-"""... where the best was at least this, so that chance level does not count."""
+"""A collapse also needs a best PGD accuracy of at least this share, so that noise near 0 does not
+count."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Watched:
     """Accuracy on the watched images, in counts.
 
     Attributes:
-        total: images.
-        natural: of them classified correctly.
-        robust: of them classified correctly under the attack; equal to `natural` without one.
+        total: watched images.
+        natural: images classified correctly without an attack.
+        robust: images classified correctly under the attack; equal to `natural` without an attack.
     """
 
     total: int
@@ -44,16 +45,16 @@ def measure(
     device: torch.device,
     seed: int,
 ) -> Watched:
-    """Count correct answers of a model in eval mode, natural and under an attack.
+    """Count correct predictions of a model in eval mode, on natural images and under an attack.
 
     Args:
-        model: its training flags are set to eval, and put back.
-        data: where the images come from.
+        model: the model; it is put into eval mode, and its modes are restored afterward.
+        data: the dataset of the images.
         indices: positions in `data`.
-        threat: None measures clean accuracy alone.
-        attack: given exactly where `threat` is.
-        device: where the model is.
-        seed: of the attack's draws.
+        threat: the threat model; None measures only clean accuracy.
+        attack: the attack; given if and only if `threat` is.
+        device: the device of the model.
+        seed: seed of the attack's random draws.
     """
     natural = robust = 0
     with evaluating(model):
@@ -64,17 +65,17 @@ def measure(
                 correct = model(x).argmax(1) == y
             natural += int(correct.sum())
             if threat is not None and attack is not None and correct.any():
-                # Wrong images are robust to nothing: only the right ones are worth attacking.
+                # Misclassified images already count as wrong, so attack only the others.
                 result = attack(model, x[correct], y[correct], threat, seed=seed)
                 robust += int((~result.fooled).sum())
     return Watched(len(indices), natural, natural if threat is None else robust)
 
 
 def collapsed(robust: int, best: int, total: int) -> bool:
-    """Return whether accuracy under PGD has collapsed, so that single steps no longer help.
+    """Return whether accuracy under PGD has collapsed, so that training must stop.
 
-    Catastrophic overfitting (Wong et al. 2020): accuracy under the training's own single step goes
-    on rising while accuracy under PGD falls to almost 0 within an epoch.
+    This is catastrophic overfitting (Wong et al. 2020): accuracy under the single step of training
+    keeps rising, while accuracy under PGD falls to almost 0 within an epoch.
     """
     return best >= _FLOOR * total and robust < _FALL * best
 

@@ -1,4 +1,4 @@
-"""Attacks on the adaptation of a defense: through its gradient, its models, and other members."""
+"""Attacks on the adaptation of a defense: by its gradient, its models, or other members."""
 
 from typing import TYPE_CHECKING
 
@@ -71,5 +71,5 @@ _MODULES = {
 }
 """The module of each public name."""
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
     __getattr__ = lazy(__name__, _MODULES)

@@ -45,13 +45,13 @@ class _Run(NamedTuple):
 class AdaptiveAPGD(Attack):
     """APGD on a whole batch through one rung of the gradient ladder.
 
-    Runs once per loss and restart from a new random start, then once for every target. Where the
-    rung answers what is served, every batch of a run counts; a stand-in is ascended for the
-    highest loss, and the resulting batch is submitted at the end of each run.
+    It runs once per loss and restart, each time from a new random start, then once per target. If
+    the rung predicts what the defense predicts, every batch of a run counts. With a stand-in, a run
+    maximizes the stand-in's loss and then queries the defense with the resulting batch.
 
-    A defense that does not offer what the rung needs is not attacked: the natural images come
-    back, with a note that begins with "not available: " and what is missing. On a plain module,
-    which adapts nothing, all rungs are the exact gradient.
+    If a defense does not offer what the rung needs, the attack returns the natural images, with a
+    note that begins with "not available: " and says what is missing. On a plain module, which does
+    not adapt, all rungs are the exact gradient.
     """
 
     rung: RungName = "unrolled"
@@ -63,37 +63,39 @@ class AdaptiveAPGD(Attack):
     iterations: int = effort(50)
     """Iterations of APGD in every run."""
     restarts: int = effort(1)
-    """Runs of every untargeted loss."""
+    """Number of runs of every untargeted loss."""
     targets: int = effort(0)
     """Number of the likeliest wrong classes on the natural images to target, with one run each; 0
     skips targets."""
     targeted: LossName = "dlr"
     """The loss of the targeted runs."""
     rho: float = 0.75
-    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
+    """APGD halves its step if at most this share of the steps improved the loss; in (0, 1)."""
     submissions: int = effort(1)
-    """Passes per gradient, which is their mean (EOT)."""
+    """Number of passes whose mean is one gradient (EOT)."""
     warm: bool = False
-    """Start each loss where an attack on the static model ended, by the margin, and submit that
-    image, too. The result is at least as strong as that transfer."""
+    """Whether the first run of each loss starts from the result of a margin attack on the static
+    model. The defense is queried with that result, too, so the attack is at least as strong as that
+    transfer attack."""
     joint: bool = False
     """Whether the batch's mean loss decides on step sizes, instead of each member's loss."""
     unmask: bool = effort(False, later=True)
-    """Whether to see through saturated outputs and rounding (`unmasked`)."""
+    """Whether to recover gradients that saturation or rounding hides (see `unmasked`)."""
     pool: int = effort(0, later=True)
     """With `warm`: also attack the static model toward this many of the likeliest wrong classes.
-    Each member starts from the image that the defense misclassified most."""
+    Each member starts from its image with the highest margin loss on the defense."""
     rounds: int = effort(0, later=True)
     """With `pool`: add the results of this many rounds of `gmsa-min`, if the defense adapts."""
     stride: float = field(default=2.0, metadata=LATER)
-    """APGD's first step, in eps."""
+    """APGD's first step, in units of eps; above 0, at most 2."""
     larger: bool = field(default=False, metadata=LATER)
-    """Of `fewer-steps`, make the steps so much larger that they go as far as the defense's."""
+    """For `fewer-steps`: whether to make the steps larger, so that together they go as far as the
+    defense's."""
     losses_at: LossesAt = field(default="last", metadata=LATER)
-    """`all`: ascend the mean loss of what would be predicted before every step of the adaptation
-    that the gradient passes through, and at last."""
+    """`last`: maximize the loss of the final prediction. `all`: maximize the mean loss of the final
+    prediction and of those before every adaptation step that the gradient passes through."""
     smooth_signs: float = field(default=0.0, metadata=LATER)
-    """Pass the gradient through signs as through a tanh of this temperature; 0 leaves them."""
+    """Temperature of a tanh whose gradient replaces that of signs; 0 leaves signs as they are."""
 
     named_by: ClassVar = "rung"
 
@@ -134,14 +136,14 @@ class AdaptiveAPGD(Attack):
 
     @property
     def registered(self) -> str:
-        """`adaptive-` and the rung."""
+        """`adaptive-` and the name of the rung."""
         return f"adaptive-{self.rung}"
 
     def on_static(self) -> AdaptiveAPGD:
-        """Return the exact gradient for every rung but the transfer, which goes past success.
+        """Return the attack with the exact gradient. `transfer` stays, as it goes past success.
 
-        What is chosen for an adaptation has no use there: a start, shorter strides, a hinge, or
-        several submissions.
+        Settings that only help against an adaptation are reset: a warm start, a shorter stride, the
+        hinge loss, and several submissions.
         """
         rung: RungName = self.rung if self.rung == "transfer" else "unrolled"
         losses = tuple(dict.fromkeys("margin" if loss == "hinge" else loss for loss in self.losses))
@@ -150,11 +152,11 @@ class AdaptiveAPGD(Attack):
         return replace(plain, warm=False, pool=0, rounds=0, submissions=1)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Per run, (iterations + 1) passes times `submissions`; for a stand-in, one pass more.
+        """Return `iterations + 1` passes times `submissions` per run, and three more.
 
-        One pass more for the natural images, one for the members' strongest images, one for the
-        result; a warm start is a run of its own, and so is each target of its pool. Rounds of
-        `gmsa-min` cost what they cost there, but for the result.
+        The three are for the natural images, the members' strongest images, and the result. A run
+        with a stand-in takes one more. A warm start is a run of its own, and so is each target of
+        its pool. Rounds of `gmsa-min` cost the same as in that attack, without its result.
         """
         del norm
         runs = self._runs_of(n_classes)
@@ -181,7 +183,7 @@ class AdaptiveAPGD(Attack):
         return total + self._space.unadapted(n_classes) if self.rounds else total
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """Return all gradients, for the unrolled rung."""
+        """Return the number of gradients of all runs for `unrolled`, else 0."""
         del norm
         exact = self.rung == "unrolled"
         runs = self._runs_of(n_classes) * self.submissions
@@ -196,7 +198,7 @@ class AdaptiveAPGD(Attack):
 
     @property
     def _space(self) -> ModelSpace:
-        """Return the model-space attack that fills a pool."""
+        """The model-space attack that fills a pool."""
         return ModelSpace(rounds=max(1, self.rounds), iterations=self.iterations, rho=self.rho)
 
     @property
@@ -209,12 +211,12 @@ class AdaptiveAPGD(Attack):
 
     @property
     def _transfer(self) -> Queries:
-        """The passes of an ascent of the static model."""
+        """The passes of an ascent on the static model."""
         return StaticAscent(iterations=self.iterations).passes()
 
     @property
     def _is_shared(self) -> bool:
-        """Whether the runs ascend the static model as other attacks do, too."""
+        """Whether the runs are ascents on the static model that other attacks share."""
         changed = self.joint or self.unmask or self.warm or self.stride != 2.0
         return self.rung == "transfer" and self.submissions == 1 and not changed
 
@@ -278,7 +280,7 @@ class AdaptiveAPGD(Attack):
     def _transfers(
         self, target: Querier, threat: ThreatModel, best: Best, base: View, classes: int
     ) -> Outcome:
-        """Submit what ascents of the static model end in."""
+        """Query the defense with the results of ascents on the static model."""
         fooled_after: dict[str, Tensor] = {}
         for index, run in enumerate(self._planned(classes)):
             if best.complete():

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @final
 class Among:
-    """A defense for an attacker of some members of a batch; the clean members stay fixed.
+    """A defense for an attack on some members of a batch. The clean members stay fixed.
 
-    A query about the members submits the whole batch, every member in its place; the answers for
-    the others are hidden from attacks on the members. So any attack on this defense attacks
-    the members through the same batch that is submitted, and cannot change the others. An attack on
-    the others through the members uses `answer_others`.
+    The attack only sees the attacked members. Each query adds the clean members, with every member
+    in its place, and hides their logits. So any attack on this defense queries the same batches
+    that are later submitted, and cannot change the clean members. An attack on the clean members
+    uses `answer_others`.
 
     Attributes:
         inner: The defense of the whole batch.
@@ -33,16 +33,16 @@ class Among:
     def __init__(
         self, defense: DynamicDefense, batch: Tensor, labels: Tensor, controlled: Tensor
     ) -> None:
-        """Divide a batch.
+        """Divide a batch into attacked and clean members.
 
         Args:
-            defense: Answers whole batches.
+            defense: The defense of the whole batch.
             batch: Natural images (N, C, H, W).
             labels: int64 (N,).
-            controlled: bool (N,), the attacker's members, at least one.
+            controlled: bool (N,), True for the attacked members, at least one.
 
         Raises:
-            InputError: The mask does not fit, or selects no member.
+            InputError: `controlled` is not bool (N,), or selects no member.
         """
         if controlled.dtype != torch.bool or controlled.shape != batch.shape[:1]:
             raise InputError(
@@ -63,7 +63,7 @@ class Among:
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> Among:
-        """Return this view for another defense."""
+        """Return the same division of the batch for another defense."""
         copied = object.__new__(Among)
         copied.__dict__ = {**self.__dict__, "inner": defense}
         return copied
@@ -85,7 +85,7 @@ class Among:
         return as_queried(batch) if batch.requires_grad else batch
 
     def adapt(self, x: Tensor, **how: Any) -> Any:
-        """Adapt to the whole batch. What it reports on the way covers the members alone."""
+        """Adapt to the whole batch. `on_step` gets the logits of the attacked members only."""
         adapt: Any = self.inner.adapt
         on_step = how.get("on_step")
         if on_step is not None:
@@ -104,9 +104,9 @@ class Among:
         """Return logits (M, classes) of the clean members in the batch with `x`.
 
         Args:
-            x: The members' images.
-            exact: With the gradient to `x` through all steps, where the defense offers it;
-                otherwise through the final forward only.
+            x: The images of the attacked members.
+            exact: Whether the gradient to `x` goes through all steps, which the defense must offer.
+                Otherwise it goes through the final forward only.
         """
         batch = self.whole(x)
         if exact:

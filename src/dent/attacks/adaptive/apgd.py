@@ -1,8 +1,8 @@
 """APGD (Croce & Hein, ICML 2020; in l1 their ICML 2021) on a whole batch, for any gradient.
 
-pyautoattack's own takes a model and one of five losses by name. Here the loss and its gradient come
-from a function, so that they may be a mean over models, or of other members' answers. The schedule
-is the published one; on a static model both take the same steps.
+pyautoattack's APGD takes a model and the name of one of five losses. Here a function gives the loss
+and its gradient, so they can be a mean over models, or depend on the predictions of other members.
+The schedule is the published one. On a static model, both take the same steps.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Evaluation(NamedTuple):
     """The value of the objective for a batch.
 
     Attributes:
-        loss: (N,), to be ascended.
-        gradient: (N, ...), of its sum.
+        loss: (N,), to maximize.
+        gradient: (N, ...), the gradient of its sum.
     """
 
     loss: Tensor
@@ -41,10 +41,10 @@ Objective = Callable[[Tensor], Evaluation]
 
 
 class Ascent(NamedTuple):
-    """The result of an ascent: the images of the highest loss, member by member.
+    """The result of an ascent: each member's image with the highest loss.
 
     Attributes:
-        images: (N, ...). Of one iteration where the schedule is joint.
+        images: (N, ...). With a joint schedule, all are from one iteration.
         loss: (N,).
     """
 
@@ -80,24 +80,26 @@ def apgd(
 ) -> Ascent:
     """Maximize an objective from `start`, inside the threat model around `natural`.
 
-    Steps follow the gradient with momentum; at checkpoints a member whose loss rose in fewer than
-    a share `rho` of the steps, or that found nothing better, halves its step and returns to its
-    best images. In l1 a step moves the largest coordinates, as many as the best images moved so far
-    (from single images on; the published three radii are left out).
+    In l-inf and l2, steps follow the gradient with momentum. At checkpoints, a member halves its
+    step and returns to its best image if its loss rose in at most a share `rho` of the steps, or if
+    it found no better image. In l1, a step moves the coordinates with the largest gradients: at
+    first a fifth of all, then two thirds as many as the best image moved so far. A batch of one
+    image works, too. The published three radii are left out.
 
     Args:
-        objective: asked about the whole batch, members in their places, `iterations` + 1 times.
-        natural: images (N, ...), inside the bounds.
-        start: images (N, ...), inside the threat model.
-        threat: every batch asked about is inside.
-        iterations: at least 1.
-        rho: in (0, 1).
-        joint: let the mean loss of the batch decide for all members at once. Otherwise each
-            member's own decides for it: the members' best images then come from different batches,
-            and where a prediction depends on the batch, were never answered together.
-        stride: the first step in l-inf and l2, in eps; a start that is worth something wants a
-            shorter one than the published 2.
-        stop: asked before every step; ends the ascent.
+        objective: Called with the whole batch, with members in their places, at most
+            `iterations` + 1 times.
+        natural: Images (N, ...), inside the bounds.
+        start: Images (N, ...), inside the threat model.
+        threat: The threat model. Every batch given to the objective is inside.
+        iterations: At least 1.
+        rho: In (0, 1). Not used in l1.
+        joint: Whether the mean loss of the batch decides for all members at once. Otherwise each
+            member's own loss decides. The members' best images then come from different batches,
+            which a batch-dependent defense never predicted together.
+        stride: The first step in l-inf and l2, in units of eps. A good start needs a shorter step
+            than the published 2.
+        stop: Called before every step. The ascent ends if it returns True.
     """
 
     def ask(images: Tensor) -> Evaluation:
@@ -155,7 +157,7 @@ class _Halving:
         self._since += 1
         if self._since < self._period:
             return None
-        # The published code compares the first step with the row its table starts with: zeros.
+        # The published code compares the first loss with the first row of its table, zeros.
         history = [loss.new_zeros(loss.shape), *self._losses]
         recent = range(len(self._losses) - self._period, len(self._losses))
         rose = sum((self._losses[i] > history[i]).float() for i in recent)
@@ -170,7 +172,7 @@ class _Halving:
 
 
 class _Sparse:
-    """The schedule for l1: as sparse as the best images so far; shorter if they got no sparser."""
+    """The schedule for l1: sparser steps if the best images get sparser, else shorter steps."""
 
     def __init__(self, threat: ThreatModel, natural: Tensor, period: int) -> None:
         self._threat = threat
@@ -226,9 +228,10 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """Return a random start far out in the ball, as in APGD, drawn on the CPU for equal results.
+    """Return a random start far out in the ball, as in APGD.
 
-    In l-inf uniform draws scaled to the surface, in l2 and l1 normal ones scaled or projected.
+    It is drawn on the CPU, so that all devices get the same. In l-inf, uniform draws are scaled to
+    the surface. Normal draws are scaled to it in l2, and projected in l1.
     """
     shape = natural.flatten(1).shape
     if threat.norm == "linf":

@@ -1,18 +1,18 @@
 """Optional methods of a defense, for attacks through its adaptation.
 
-All of it is optional and checked structurally: no defense has to inherit from anything here.
-Whatever is missing raises `Unavailable`, and becomes a note in the record.
+They are checked by their structure, so no defense has to inherit from a class in this module. A
+missing method raises `Unavailable`, which becomes a note in the record.
 
-| offered | what it opens |
+| method | what it makes possible |
 | --- | --- |
-| `unwrap() -> nn.Module` | transfer from the static model, BPDA |
+| `unwrap() -> nn.Module` | transfer attacks from the static model, BPDA |
 | `adapt(x, differentiable=True)` | the exact gradient ("unrolled") |
-| `adapt(..., checkpointed=True)` | the same in less memory, where many steps need it |
+| `adapt(..., checkpointed=True)` | the same with less memory, for many steps |
 | `adapt(..., last=k)` | the gradient through the last k steps ("truncated") |
-| `adapt(..., on_step=f)` | losses of what would be predicted before every step, too |
-| `adapt(..., smooth_signs=t)` | a gradient through signs, where it is not kept anyway |
+| `adapt(..., on_step=f)` | losses of the predictions before every step, too |
+| `adapt(..., smooth_signs=t)` | a gradient through signs that the defense cuts otherwise |
 | `steps` | if it is 0, attacks run in the order of the static model |
-| `steps`, `with_steps(k)` | the same defense with fewer steps than are deployed |
+| `steps`, `with_steps(k)` | the same defense with fewer steps than deployed |
 | `with_steps(k, size=c)` | the same with steps c times as large |
 | `surrogates() -> Mapping[str, nn.Module]` | other models to transfer from |
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dent.adaptation.minimize import OnStep
 
 NOT_AVAILABLE = "not available: "
-"""Beginning of an attack's note if the defense does not offer what the attack needs."""
+"""Prefix of an attack's note if the defense does not offer what the attack needs."""
 
 
 class Unavailable(Exception):  # noqa: N818 (a finding, not an error)
@@ -52,8 +52,8 @@ class SupportsUnwrap(Protocol):
 class SupportsDifferentiableAdapt(Protocol):
     """A defense that can keep the graph from the batch to its adaptation.
 
-    With it, `predict(x, adapt(x, differentiable=True))` must have the exact gradient in `x`, and
-    must answer what a plain call answers. The keywords after it are optional.
+    `predict(x, adapt(x, differentiable=True))` must have the exact gradient to `x`, and must equal
+    the prediction of a plain call. The keywords after `differentiable` are optional.
     """
 
     def adapt(
@@ -101,7 +101,7 @@ class WrapsDefense(Protocol):
 def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
     """Return the other classifiers available to the attack, by name.
 
-    Each takes the same images and has the same classes. A defense, or what stands in its place,
+    Each takes the same images and has the same classes. A defense, or an object in its place,
     offers them through `surrogates()`.
     """
     offered = getattr(defense, "surrogates", None)
@@ -113,12 +113,12 @@ def surrogates_of(defense: Defense) -> dict[str, nn.Module]:
 
 
 def static_base(defense: Defense) -> nn.Module:
-    """Return the static classifier of a defense; a plain module is its own.
+    """Return the static model of a defense. A plain module is its own static model.
 
-    Always in eval mode: a copy, if the classifier is not.
+    The static model of a dynamic defense is in eval mode: if it is not, return a copy that is.
 
     Raises:
-        Unavailable: The defense names none.
+        Unavailable: The defense has no `unwrap`, or it does not return a module.
     """
     if not isinstance(defense, DynamicDefense):
         return defense
@@ -135,7 +135,7 @@ def static_base(defense: Defense) -> nn.Module:
 
 
 def takes_no_steps(defense: Defense) -> bool:
-    """Whether a defense takes no gradient steps: a plain module, or `steps` is 0."""
+    """Return whether a defense takes no gradient steps: it is a plain module, or `steps` is 0."""
     if isinstance(defense, WrapsDefense):
         return takes_no_steps(defense.inner)
     return not isinstance(defense, DynamicDefense) or getattr(defense, "steps", None) == 0
@@ -147,12 +147,12 @@ def with_fewer_steps(
     """Return the defense with fewer steps.
 
     Args:
-        defense: Any.
-        steps: How many; by default a quarter of what is deployed, at least 1.
-        larger: Make them so much larger that together they go as far as those deployed.
+        defense: Any dynamic defense.
+        steps: Number of steps; by default a quarter of the deployed number, at least 1.
+        larger: Whether to make them larger, so that together they go as far as those deployed.
 
     Raises:
-        Unavailable: It cannot be made, or does not have so many steps to leave out.
+        Unavailable: The defense cannot change its steps, or does not take more than `steps`.
     """
     if isinstance(defense, WrapsDefense):
         return defense.over(with_fewer_steps(defense.inner, steps, larger=larger))
@@ -175,7 +175,7 @@ def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
     """Return `defense.adapt` after checking that it accepts these keywords.
 
     Raises:
-        Unavailable: It does not.
+        Unavailable: It does not accept one of them.
     """
     missing = [keyword for keyword in keywords if not adapt_accepts(defense, keyword)]
     if missing:
@@ -184,7 +184,7 @@ def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
 
 
 def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
-    """Whether `adapt` has a parameter of this name; `**kwargs` does not count."""
+    """Return whether `adapt` has a parameter of this name. `**kwargs` does not count."""
     if isinstance(defense, WrapsDefense):
         return adapt_accepts(defense.inner, keyword)
     return _accepts(defense.adapt, keyword)
@@ -193,5 +193,5 @@ def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
 def _accepts(method: Callable[..., Any], keyword: str) -> bool:
     try:
         return keyword in inspect.signature(method).parameters
-    except (TypeError, ValueError):  # no signature, as of some extension types
+    except (TypeError, ValueError):  # some extension types have no signature
         return False

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 ADAPTIVE: dict[str, Callable[..., Attack]] = {
     **{f"adaptive-{rung}": partial(AdaptiveAPGD, rung) for rung in RUNGS},
-    # Toward confident and wrong on the static model, where a defense that follows the entropy's
-    # gradient has nothing left to follow.
+    # Seeks confident wrong predictions of the static model. There the gradient of the entropy
+    # vanishes, so a defense that follows it does not change.
     "zero-update": partial(AdaptiveAPGD, "transfer", losses=("confident",), name="zero-update"),
     **{ensemble: partial(ModelSpace, ensemble) for ensemble in ENSEMBLES},
     "surrogates": Surrogates,

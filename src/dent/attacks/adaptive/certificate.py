@@ -1,13 +1,13 @@
-"""Finite differences: does an attack follow the gradient of the predictions?
+"""A check by finite differences that an attack follows the gradient of the predictions.
 
-"White-box" is a claim about a gradient, and this is its proof or refutation. Along each direction d
-the view's gradient gives a slope ⟨∇, d⟩, and the defense's own answers another one,
+"White-box" is a claim about a gradient, and this check confirms or refutes it. Along each direction
+d, the gradient of a view gives one slope, ⟨∇, d⟩, and the predictions of the defense give another,
 
-    (L(x + h·d) − L(x − h·d)) / 2h,    L the summed loss of what is served.
+    (L(x + h·d) − L(x − h·d)) / 2h,    with L the summed loss of the predictions.
 
-A defense that follows gradients itself is discontinuous where a ReLU flips during its steps, so
-large h see jumps that no gradient knows of, and small h see rounding. Several are tried, and the
-one at which the two agree best is reported: a wrong gradient agrees at none.
+A defense that takes gradient steps is discontinuous where a ReLU switches during a step. So with a
+large h, the difference contains jumps that no gradient shows; with a small h, rounding errors. The
+check tries several h and reports the one with the best agreement. A wrong gradient agrees at none.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from dent.attacks.protocol import Defense
 
 THRESHOLDS = {torch.float64: 1e-4, torch.float32: 5e-2}
-_STEPS = {  # the likeliest first
+_STEPS = {  # the most likely to agree first
     torch.float64: (1e-6, 1e-5, 1e-7, 1e-8, 1e-4, 1e-9),
     torch.float32: (0.1, 0.3, 0.03, 1.0, 0.01),
 }
-_BEYOND_DOUBT = 0.01  # of the threshold
+_BEYOND_DOUBT = 0.01  # share of the threshold; below it, no other step is tried
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Certificate:
 
     Attributes:
         rung: The rung of the gradient.
-        relative_error: The larger of two, at the step where that is least: along the gradient and
-            its sign, |slope − difference| / |difference|; over all random directions, the same of
-            the vectors of both. Infinite where a difference is exactly zero or not finite: what
-            is flat certifies nothing.
-        threshold: Upper limit of the error.
+        relative_error: |slope − difference| / |difference|, at the step where it is smallest. It
+            is the largest of three: along the gradient, along its sign, and over all random
+            directions together, as vectors. Infinite if a difference is exactly zero, because a
+            flat loss certifies nothing, or if a value is not finite.
+        threshold: The check passes below this error.
         step: h, as a distance in l2 over all pixels of the batch.
         dtype: Precision of the check: `float64` if the defense can be copied into it.
-        directions: How many, random ones and those two.
+        directions: Number of directions, including the gradient and its sign.
     """
 
     rung: str
@@ -63,7 +63,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether the gradient is that of the predictions."""
+        """Whether the gradient agrees with the predictions."""
         return self.relative_error < self.threshold
 
     def __str__(self) -> str:
@@ -86,22 +86,22 @@ def certificate(
 ) -> Certificate:
     """Compare a rung's gradient with finite differences of the defense's predictions.
 
-    The defense is not touched: where it is a module it is copied into float64 first. A batch of a
-    few images is enough, and keeps the ReLUs few.
+    The defense does not change: a module is first copied in float64, if possible. A batch of a few
+    images is enough: with fewer images, fewer ReLUs can switch.
 
     Args:
         defense: Any.
-        x: images (N, C, H, W), away from kinks of the loss.
-        y: labels (N,).
-        rung: The rung; by default unrolled.
+        x: Images (N, C, H, W), away from kinks of the loss.
+        y: Labels (N,).
+        rung: The rung of the gradient. Default: `unrolled`.
         loss: A smooth loss.
-        directions: Random directions, at least 1.
-        seed: Of the directions, and of a defense that draws from torch's global random state: it
-            draws the same at every answer.
+        directions: Number of random directions, at least 1.
+        seed: Seed of the directions and of the global random state before every query, so that a
+            defense that draws from it always draws the same.
 
     Raises:
         Unavailable: The defense does not offer the rung, or the rung has no gradient.
-        InputError: There is no random direction.
+        InputError: `directions` is less than 1.
     """
     if directions < 1:
         raise InputError(f"a certificate needs at least 1 random direction, got {directions}")

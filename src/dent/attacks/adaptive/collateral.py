@@ -1,13 +1,13 @@
-"""The attack on clean members: the attacked members make the others be misclassified.
+"""An attack on the clean members: the attacked members make the defense misclassify them.
 
 Wu et al., "Uncovering Adversarial Risks of Test-Time Adaptation" (ICML 2023), call it distribution
-invading attack: with B the attacker's members and y the labels of the others,
+invading attack. With B the attacked members and y the labels of the clean members, it solves
 
     max over x_B in the threat model of  mean over j ∉ B of  loss(f(x_j, a(x)), y_j)
 
-It works only through what the batch shares: parameters or statistics. Wu et al. hold the adapted
-parameters constant and go through the batch statistics; here the gradient is exact where the
-defense offers it, and theirs where it does not.
+It only works through what the members share: adapted parameters or batch statistics. Wu et al.
+hold the adapted parameters constant and differentiate through the batch statistics. Here the
+gradient is exact if the defense offers it, and otherwise that of Wu et al.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Collateral(Attack):
-    """Perturb the attacked members so that the clean members are misclassified.
+    """A perturbation of the attacked members so that the clean members are misclassified.
 
-    The defense must be an `Among`, which knows the others and their labels. Elsewhere the natural
-    images come back with a note that it is not available. The outcome for the clean members is in
-    the notes; the result itself covers the attacker's members, as for every attack.
+    The defense must be an `Among`, which knows the clean members and their labels. For any other
+    defense, the attack returns the natural images, with a note that it is not available. The
+    outcome for the clean members is in the notes. The result itself covers the attacked members,
+    as for every attack.
     """
 
     loss: LossName = "margin"
@@ -46,9 +47,9 @@ class Collateral(Attack):
     iterations: int = effort(50)
     """Iterations of APGD."""
     restarts: int = effort(1)
-    """Random starts."""
+    """Number of random starts."""
     rho: float = 0.75
-    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
+    """APGD halves its step if at most this share of the steps improved the loss; in (0, 1)."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -63,17 +64,17 @@ class Collateral(Attack):
         return "collateral"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return `iterations + 1` passes per restart, two for the natural images, and one more."""
+        """Return `iterations + 1` passes per restart, two before the first, and one at the end."""
         del n_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations + 1)
         return Queries(3, 0) + per_restart.times(self.restarts)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """Return all of them, if the defense offers an exact gradient."""
+        """Return all backwards of `queries`, as if the defense offers an exact gradient."""
         return self.queries(n_classes, norm).backwards
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run all restarts, or until no clean member is correct."""
+        """Run all restarts, but stop once no clean member is correct."""
         natural = target(target.natural).argmax(dim=1) != target.labels
         try:
             clean = _clean_members(target)
@@ -107,7 +108,7 @@ class Collateral(Attack):
         return Outcome(worst.images, fooled, notes=(note,))
 
     def _ask(self, target: Querier, clean: Among, worst: _Worst, *, exact: bool | None) -> Any:
-        """The clean members' mean loss, for every member; no gradient where `exact` is None."""
+        """Return an objective: the clean members' mean loss. No gradient if `exact` is None."""
 
         def objective(images: Tensor) -> Evaluation:
             with torch.set_grad_enabled(exact is not None):
@@ -145,10 +146,10 @@ class _Worst:
 
 
 def _clean_members(target: Querier) -> Among:
-    """The clean members of the batch.
+    """Return the defense with the clean members of the batch.
 
     Raises:
-        Unavailable: There is none, or it does not matter.
+        Unavailable: There are no clean members, or their predictions do not depend on others.
     """
     defense = target.defense
     if not isinstance(defense, Among) or not len(defense.labels):

@@ -1,22 +1,23 @@
 """The gradient ladder: one defense with different gradients.
 
-A rung is a *view*: something that answers a batch with logits, whose graph gives the gradient.
-With a(x) what the defense adapted to x, f(x, a) its prediction, and s its static model:
+A rung gives a *view*: a function from a batch to logits, whose graph gives the gradient. With a(x)
+the adaptation to x, f(x, a) the prediction of the defense, and s its static model:
 
-    transfer        s(x)                               answers for the static model
+    transfer        s(x)                               predicts with the static model
     stop-gradient   f(x, sg[a(x)])                     the paper's: through the final forward only
     bpda            s(x) + sg[f(x, a(x)) − s(x)]       Athalye et al., ICML 2018
-    fewer-steps     f(x, a′(x)), a′ of fewer steps     answers for a weaker defense; the steps may
-                                                       be so much larger that they go as far
-    truncated       f(x, a(x)) through the last steps alone
+    fewer-steps     f(x, a′(x)), a′ with fewer steps   predicts with a weaker defense; the steps may
+                                                       be larger, so that together they go as far
+    truncated       f(x, a(x))                         through the last steps only
     unrolled        f(x, a(x))                         exact
 
-where sg[·] counts as constant. BPDA passes forward through the defense and backward through its
-static model at the same input: the loss is that of the defense's answer, its Jacobian that of the
-static model. So it gets through what masks gradients in front of the static model.
+Here sg[·] counts as constant. BPDA goes forward through the defense and backward through its static
+model at the same input: the logits are those of the defense, their Jacobian is that of the static
+model. So it bypasses gradient masking in front of the static model.
 
-`transfer` and `fewer-steps` are stand-ins: they answer otherwise than the defense, which is then
-served what broke them (Croce et al., ICML 2022). The other rungs answer what is served.
+`transfer` and `fewer-steps` are stand-ins: their predictions are not those of the defense, which
+then gets the images that fool them (Croce et al., ICML 2022). The other rungs predict exactly what
+the defense predicts.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ RUNGS: tuple[RungName, ...] = get_args(RungName)
 """The rungs, in order of cost."""
 STAND_INS: tuple[RungName, ...] = ("transfer", "fewer-steps")
 THROUGH_STEPS: tuple[RungName, ...] = ("fewer-steps", "truncated", "unrolled")
-"""Those whose gradient passes through steps of the adaptation."""
+"""The rungs whose gradient passes through steps of the adaptation."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,18 @@ class Rung:
     """One rung of the ladder.
 
     Attributes:
-        name: Which.
-        steps: Of `fewer-steps` how many are left, by default a quarter; of `truncated` how many
-            are looked through, by default 1.
-        larger: Of `fewer-steps`, make the steps so much larger that together they go as far as
-            those of the defense.
-        smooth_signs: Where the gradient passes through steps, it passes through their signs as
-            through a tanh of this temperature (`dent.adaptation.signs`); what is answered stays
-            the same. 0 leaves signs as they are.
+        name: The name of the rung.
+        steps: For `fewer-steps`, the number of steps that are left, by default a quarter. For
+            `truncated`, the number of last steps that the gradient passes, by default 1.
+        larger: For `fewer-steps`, whether to make the steps larger, so that together they go as
+            far as those of the defense.
+        smooth_signs: If the gradient passes through steps, it passes through their signs as
+            through a tanh of this temperature (`dent.adaptation.signs`). Predictions stay the
+            same. 0 leaves signs as they are.
 
     Raises:
-        ConfigError: There is no such rung, or it has no use for one of the others.
+        ConfigError: There is no such rung, it does not use one of the settings, or a setting is
+            out of range.
     """
 
     name: RungName
@@ -96,20 +98,20 @@ class Rung:
 
     @property
     def stands_in(self) -> bool:
-        """Whether its predictions are those of another model than the defense."""
+        """Whether the rung predicts with a model other than the defense."""
         return self.name in STAND_INS
 
     def view(self, defense: Defense, on_step: OnStep | None = None) -> View:
-        """Return a view of a defense with this rung's gradient. Rungs of a plain module are equal.
+        """Return a view of a defense with this rung's gradient; a plain module is its own view.
 
         Args:
-            defense: Any.
-            on_step: Called before every step that the gradient passes through, in every query with
-                a gradient, with what would be predicted then: logits (N, classes).
+            defense: Any defense.
+            on_step: Called in every query with a gradient, before every step that the gradient
+                passes through, with the prediction at that point: logits (N, classes).
 
         Raises:
             Unavailable: The defense does not offer what the rung needs.
-            ConfigError: The gradient of this rung passes through no step.
+            ConfigError: There is an `on_step`, but this rung's gradient passes through no step.
         """
         if on_step is not None:
             self._check_through("on_step")
@@ -162,7 +164,7 @@ def _through_steps(defense: DynamicDefense, rung: Rung, on_step: OnStep | None, 
     smooths = rung.smooth_signs > 0
     if smooths and adapt_accepts(defense, "smooth_signs"):
         how["smooth_signs"] = rung.smooth_signs
-    # What is recomputed when the gradient is taken is outside of the view, and keeps its signs.
+    # Checkpointing recomputes steps in the backward pass, where `SmoothSigns` is not active.
     if adapt_accepts(defense, "checkpointed") and not smooths:
         how["checkpointed"] = True
 

@@ -1,4 +1,4 @@
-"""Submit a batch several times to a randomized defense."""
+"""A majority vote over several submissions of a batch to a randomized defense."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 class Majority:
     """The majority vote over several submissions of a batch, each with a fresh adaptation.
 
-    Logits are votes, with up to half a vote more by mean probability, so that ties are decided by
-    how sure the answers were. A submission that gives a member no prediction is no vote; without
-    any vote there is no prediction. The gradient is that of the mean logits.
+    A logit is the number of votes for a class plus half its mean probability, so that confidence
+    breaks ties. A row that is not finite is not a vote, and a member without any vote gets NaN. The
+    gradient is that of the mean logits.
 
-    Clean accuracy must be stated under the same number of submissions: evaluate this in the
-    place of the defense, not only the attack.
+    Clean accuracy must be reported for the same number of submissions. So evaluate this object in
+    place of the defense, instead of using it only in an attack.
 
     Attributes:
         inner: The defense.
-        submissions: How often it is asked.
+        submissions: Number of submissions of each batch.
     """
 
     def __init__(self, defense: DynamicDefense, submissions: int) -> None:
         """Wrap a defense.
 
         Args:
-            defense: Any.
-            submissions: At least 2.
+            defense: Any dynamic defense.
+            submissions: Number of submissions, at least 2.
 
         Raises:
-            ConfigError: One submission has no majority.
+            ConfigError: `submissions` is less than 2.
         """
         if submissions < 2:
             raise ConfigError(f"a majority needs at least 2 submissions, got {submissions}")
@@ -50,16 +50,16 @@ class Majority:
         return bool(self.inner.batch_dependent)
 
     def over(self, defense: DynamicDefense) -> Majority:
-        """Return the majority over as many submissions to another defense."""
+        """Return the majority vote of another defense over as many submissions."""
         return Majority(defense, self.submissions)
 
     def adapt(self, x: Tensor, **how: Any) -> tuple[Any, ...]:
-        """Adapt once for every submission."""
+        """Return one adaptation per submission."""
         adapt: Any = self.inner.adapt
         return tuple(adapt(x, **how) for _ in range(self.submissions))
 
     def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
-        """Return votes (N, classes); see the class."""
+        """Return votes (N, classes), as described in the class."""
         answers = torch.stack([self.inner.predict(x, draw) for draw in adaptation])
         voted = answers.isfinite().all(dim=2, keepdim=True)
         answers = torch.where(voted, answers, 0.0)

@@ -1,17 +1,19 @@
 """Attacks on model space (Chen et al., ICLR 2022): the models that a defense may adapt to.
 
-A defense that adapts picks a model based on the batch, which an attack must predict.
-Instead of differentiating that choice, attack the models so far, adapt to the resulting batch,
-and add the new model. With a₀ adapted to the natural batch, and rounds t = 1, 2, ...:
+A defense that adapts picks a model for each batch, and an attack must anticipate which. Instead of
+differentiating that choice, attack the models so far, adapt to the resulting batch, and add the
+new model. With a₀ adapted to the natural batch, and rounds t = 1, 2, ...:
 
     xₜ ∈ argmax over the threat model of  loss over f(·, a₀), ..., f(·, aₜ₋₁)
-    aₜ = adapt(xₜ),  served: f(xₜ, aₜ)
+    aₜ = adapt(xₜ),  predictions of the defense: f(xₜ, aₜ)
 
-    fpa         the last model alone: a fixed point would be an equilibrium ("fixed point attack")
+    fpa         the loss of the last model only ("fixed point attack": a fixed point would be an
+                equilibrium)
     gmsa-avg    the mean loss over all models so far ("greedy model space attack")
-    gmsa-min    the loss of the model that resists most, sample by sample
+    gmsa-min    for each sample, the loss of the most resistant model
 
-The worst submission of all rounds is kept: per batch where the defense is batch-dependent.
+The worst images of all rounds are kept: per batch if the defense is batch-dependent, else per
+sample.
 """
 
 from __future__ import annotations
@@ -50,10 +52,10 @@ ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
 class ModelSpace(Attack):
     """FPA, GMSA-AVG or GMSA-MIN, with APGD against the models so far.
 
-    A plain module adapts to nothing: every round is then one more restart of APGD against it.
+    A plain module does not adapt, so every round is one more restart of APGD against it.
 
-    With `unrolled`, the ensemble has one more model in every round: the defense itself, adapting
-    to the batch as it is being changed, through the exact gradient.
+    With `unrolled`, the ensemble has one more model in every round: the defense itself, which
+    adapts to the changing batch, with the exact gradient.
     """
 
     ensemble: Ensemble = "gmsa-min"
@@ -61,18 +63,19 @@ class ModelSpace(Attack):
     loss: LossName = "margin"
     """The loss to maximize."""
     rounds: int = effort(10)
-    """Number of models after that of the natural batch. The authors use 3 against dent."""
+    """Number of rounds. Each adds one model to that of the natural batch. The authors use 3 against
+    dent."""
     iterations: int = effort(20)
     """Iterations of APGD in every round."""
     restarts: int = effort(1)
-    """Number of starts from the natural batch's model."""
+    """Number of starts from the model of the natural batch."""
     targets: int = effort(0)
     """Number of the likeliest wrong classes on the natural images to target, with one restart each.
     """
     rho: float = 0.75
-    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
+    """APGD halves its step if at most this share of the steps improved the loss; in (0, 1)."""
     unrolled: bool = False
-    """Whether to add the defense itself, by its exact gradient."""
+    """Whether to add the defense itself to the ensemble, with its exact gradient."""
 
     named_by: ClassVar = "ensemble"
 
@@ -100,13 +103,13 @@ class ModelSpace(Attack):
         return self.ensemble + ("-unrolled" if self.unrolled else "")
 
     def on_static(self) -> ModelSpace:
-        """Return the attack on a space of one model, for which all ensembles are the same."""
+        """Return the attack on a static model. With one model, all ensembles are the same."""
         return replace(self, ensemble="fpa", unrolled=False)
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return three passes, and per round those of each model's iterations and a submission.
+        """Return three passes and, per round, those of each model's iterations and one query.
 
-        The least of several models is looked for before its gradient is taken.
+        For the smallest loss, `gmsa-min` queries all models before it takes a gradient.
         """
         del norm
         runs = self._runs_of(n_classes)
@@ -127,14 +130,14 @@ class ModelSpace(Attack):
         return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
 
     def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
-        """Return one per iteration, if the defense itself is in the ensemble."""
+        """Return one backward per iteration if the defense itself is in the ensemble, else 0."""
         del norm
         ascents = self.rounds * self._runs_of(n_classes)
         return ascents * (self.iterations + 1) if self.unrolled else 0
 
     @property
     def _models(self) -> list[int]:
-        """Return how many models each round attacks."""
+        """The number of models that each round attacks."""
         counts = [1 if self.ensemble == "fpa" else index + 1 for index in range(self.rounds)]
         return [count + int(self.unrolled) for count in counts]
 
@@ -142,7 +145,7 @@ class ModelSpace(Attack):
         return self.restarts + min(self.targets, n_classes - 1)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Run all restarts and targets, or until all members are fooled."""
+        """Run all restarts and targets, but stop once all members are fooled."""
         best, parting = Best(target), Parting(target)
         try:
             exact = Rung("unrolled").view(target.defense) if self.unrolled else None
@@ -163,19 +166,19 @@ class ModelSpace(Attack):
         """Offer the images of every round; return the fooled members after each, by its name.
 
         Args:
-            target: The whole batch.
+            target: The querier of the whole batch.
             threat: The threat model.
             best: The receiver of the offers.
             parting: Decides whether fooled members are left out.
-            draws: A CPU generator of random starts.
-            exact: The defense itself, where it is one of the ensemble.
+            draws: A CPU generator for random starts.
+            exact: A view of the defense itself, if it is in the ensemble.
         """
         natural, first_model = _serve(target, best, target.natural)
         fooled_after: dict[str, Tensor] = {}
         ranks: list[int | None] = [None] * self.restarts
         ranks += range(1, min(self.targets, natural.shape[1] - 1) + 1)
         for rank in ranks:
-            # What was adapted to a batch answers that batch alone.
+            # A model that was adapted to a batch only predicts that whole batch.
             adapts = isinstance(target.defense, DynamicDefense)
             part = target if adapts else parting.of(best.fallen)
             targets = runner_up(rows_of(part, natural), part.labels, rank) if rank else None
@@ -209,7 +212,7 @@ class ModelSpace(Attack):
 
 
 def _serve(target: Querier, best: Best, images: Tensor) -> tuple[Tensor, View]:
-    """Submit a batch; return its logits, and the model that the defense adapted to it."""
+    """Query a batch; return its logits, and the model that the defense adapted to it."""
     defense = target.defense
     if not isinstance(defense, DynamicDefense):
         return best.offer_served(images, target), defense

@@ -1,4 +1,4 @@
-"""Losses of a defense's answers, with their gradient in the batch, for APGD to ascend."""
+"""Objectives for APGD: losses of predictions, with their gradients to the batch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Aim(NamedTuple):
     Attributes:
         loss: Loss of each prediction.
         targets: Each member's target, for a targeted loss, int64 (N,).
-        on_the_way: Predictions before every step of the last query, if the mean loss over all
-            predictions is maximized. It is emptied before every query.
+        on_the_way: Logits before every adaptation step of the last query, if the mean loss over
+            all predictions is maximized. It is emptied before every query.
     """
 
     loss: Loss
@@ -34,7 +34,7 @@ class Aim(NamedTuple):
     on_the_way: list[Tensor] | None = None
 
     def of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a query, (N,).
+        """Return the loss of a query, (N,).
 
         Args:
             logits: (N, classes), of the final prediction.
@@ -51,17 +51,17 @@ class Aim(NamedTuple):
 def ask(
     target: Querier, view: View | None, images: Tensor, aim: Aim, weights: Tensor | None = None
 ) -> tuple[Tensor, Evaluation]:
-    """Make one pass: return detached logits (N, classes), and the aim's loss with its gradient.
+    """Query once: return detached logits (N, classes), and the loss with its gradient.
 
     Args:
-        target: the door to the defense, which counts the pass.
-        view: what is asked.
+        target: The querier, which counts the pass.
+        view: The view to query; None for the defense itself.
         images: (N, C, H, W).
-        aim: what is ascended.
-        weights: (N,), of the members' losses in the gradient; all 1 by default.
+        aim: The loss to maximize.
+        weights: (N,), weights of the members' losses in the gradient; all 1 by default.
 
     Raises:
-        NoGradientError: the answer does not depend differentiably on the batch.
+        NoGradientError: The logits do not depend differentiably on the batch.
     """
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
@@ -76,21 +76,21 @@ def ask(
         name = name_of(target.defense)
         raise NoGradientError(f"{name} returned logits that its input has no part in")
     if aim.on_the_way is not None:
-        aim.on_the_way.clear()  # and the graph with it
+        aim.on_the_way.clear()  # to free the graph, too
     return logits.detach(), Evaluation(loss.detach(), gradient)
 
 
 def through(
     target: Querier, view: View | None, aim: Aim, best: Best | None, submissions: int = 1
 ) -> Objective:
-    """Return the mean of an aim over several submissions (EOT: Athalye et al., ICML 2018).
+    """Return an objective: the mean loss over several queries (EOT: Athalye et al., ICML 2018).
 
     Args:
-        target: the door to the defense.
-        view: what is asked.
-        aim: what is ascended.
-        best: told of every batch, where what the view answers is what is served.
-        submissions: passes a batch; more than 1 where answers are random.
+        target: The querier.
+        view: The view to query; None for the defense itself.
+        aim: The loss to maximize.
+        best: Receives every batch. None if the view is a stand-in for the defense.
+        submissions: Number of queries per batch; more than 1 for a randomized defense.
     """
 
     def objective(images: Tensor) -> Evaluation:
@@ -111,7 +111,7 @@ def through(
 
 
 def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
-    """Return the mean of an aim over several models, one at a time in memory."""
+    """Return an objective: the mean loss over several models, with one in memory at a time."""
 
     def objective(images: Tensor) -> Evaluation:
         evaluations = [ask(target, view, images, aim)[1] for view in views]
@@ -124,9 +124,10 @@ def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
 
 
 def least_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:
-    """Return the least of an aim over several models for each member: the most resistant model.
+    """Return an objective: each member's smallest loss over several models.
 
-    All models are asked for their loss, then those that are some member's least for its gradient.
+    It queries all models for their loss. Then it takes the gradient only of models that have the
+    smallest loss for some member.
     """
 
     def objective(images: Tensor) -> Evaluation:

@@ -1,17 +1,18 @@
-"""RayS (Chen & Gu, KDD 2020): an attack that uses only decisions, on a whole batch.
+"""RayS (Chen & Gu, KDD 2020): an attack that only uses predicted classes, on a whole batch.
 
-For every member it seeks, among the corners of a cube, the direction d in which the answer turns
-wrong soonest:
+For every member it searches the corners of a cube for the direction d in which the prediction
+becomes wrong at the smallest radius:
 
-    r(d) = the least r with argmax f(x + r·d) ≠ y,    d ∈ {−1, 1}ⁿ
+    r(d) = the smallest r with argmax f(x + r·d) ≠ y,    d ∈ {−1, 1}ⁿ
 
-A first try is all ones. Then blocks of d flip their sign: halves, quarters, eighths, and so on. One
-query at the best r so far says whether a flip can be any better; if so, bisection finds its r. It
-sees classes, no logits and no gradients, so nothing that hides these stops it.
+The first direction is all ones. Then blocks of d flip their sign: halves, quarters, eighths, and so
+on. One query at the best r so far tells whether a flip can be better. If so, bisection finds its r.
+The attack uses neither logits nor gradients, so it still works if a defense hides them.
 
-foolbox's HopSkipJump does not fit a batch that answers as one: it assumes that who was wrong once
-stays wrong there, whatever the others do (it asserts it, and loops until it holds). Here every
-query is the whole batch, and each member is at its own step of its own search.
+HopSkipJump of foolbox does not fit a batch-dependent defense. It assumes that a member that was
+wrong once stays wrong there, whatever the other members are (it asserts this, and loops until it
+holds). Here every query of such a defense is the whole batch, and each member is at its own step of
+its own search.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ if TYPE_CHECKING:
     from dent.attacks.querier import Querier
     from dent.threat import Norm, ThreatModel
 
-_TOLERANCE = 1e-3  # of the radius that the threat model leaves a corner
+_TOLERANCE = 1e-3  # share of the radius at which a corner leaves the threat model
 
 
 @final
 @dataclass(frozen=True)
 class RayS(Attack):
-    """RayS with a number of queries.
+    """RayS with a limited number of queries.
 
-    Queries leave the threat model while they search, as every search for the least perturbation
-    does; what is found beyond it counts for nothing. In l2 and l1 the corners are those of the
-    cube inside the ball, which is a small part of it there: the attack is made for l-inf.
+    During the search, queries leave the threat model, as in every search for the smallest
+    perturbation. Wrong predictions outside do not count. The attack is made for l-inf. In l2 and
+    l1, it only searches the corners of the cube inside the ball, which is a small part of the ball.
     """
 
     iterations: int = effort(1000)
-    """Queries of the whole batch. The authors use up to 10,000."""
+    """Largest number of queries of the search. The authors use up to 10,000."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -59,17 +60,17 @@ class RayS(Attack):
         return "rays"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return a pass for the natural images, the search, and three submissions."""
+        """Return one pass for the natural images, those of the search, and three at the end."""
         del n_classes, norm
         return Queries(self.iterations + 4, 0)
 
     def longer(self, norm: Norm = "linf") -> None:
-        """Return None: it follows no gradient."""
+        """Return None, because the attack has no gradient iterations."""
         del norm
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
-        """Search until done, or until every member is fooled inside the threat model."""
-        del seed  # nothing is random
+        """Search until every member is fooled inside the threat model, or has no flip left."""
+        del seed  # the attack is deterministic
         best, parting = Best(target), Parting(target)
         best.offer_served(target.natural)
         search = _Search(target.natural, threat, best.fooled)
@@ -107,19 +108,19 @@ class _Search:
         self._block = torch.full_like(self._stage, -1)  # the first try flips nothing
 
     def done(self) -> Tensor:
-        """The members that are fooled inside, or have no block left to flip, bool (N,)."""
+        """Return bool (N,): fooled inside the threat model, or without a block left to flip."""
         exhausted = 2**self._stage > 2 * self._direction.shape[1]
         done: Tensor = self._fooled | exhausted | (self._radius <= self._inside)
         return done
 
     def ask(self) -> Tensor:
-        """Return the next batch to submit."""
+        """Return the next batch to query, (N, C, H, W)."""
         middle = (self._below + self._above) / 2
         probe = self._radius.clamp(max=self._span)
         return self._at(torch.where(self._bisecting, middle, probe), self._tried)
 
     def tell(self, wrong: Tensor) -> None:
-        """Update the search with the members that were wrong."""
+        """Update the search with the members that were wrong, bool (N,)."""
         begins = ~self._bisecting & wrong
         above = torch.where(begins, self._radius.clamp(max=self._span), self._above)
         below = torch.where(begins, 0.0, self._below)

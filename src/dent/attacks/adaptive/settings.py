@@ -1,4 +1,4 @@
-"""How the adaptive attacks read their losses."""
+"""Parsing of the losses of adaptive attacks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dent.attacks.losses import LOSSES, LossName, loss_named
 
 
 def read_losses(losses: str | Sequence[str]) -> tuple[LossName, ...]:
-    """Read losses by name, from a sequence or from a text such as `ce+margin`.
+    """Read the names of losses from a sequence, or from a text such as `ce+margin`.
 
     Raises:
-        ConfigError: One is none.
+        ConfigError: There is no loss of one of these names.
     """
     names = losses.split("+") if isinstance(losses, str) else losses
     for name in names:

@@ -1,4 +1,4 @@
-"""Leave out fooled members, if no member's answer depends on another's."""
+"""Queries without the fooled members, if no member's prediction depends on another's."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class Parting:
-    """Decides whether a batch may be taken apart, by how the defense answers the natural images.
+    """The decision whether later queries may leave out members, made after a query of all members.
 
-    It may not where members share an adaptation, where clean members stand in the batch, or where
-    random numbers are drawn: there who has fallen may stand again.
+    They may not if the defense is batch-dependent, if the batch has clean members, or if the
+    defense draws random numbers, because a fooled member may then become correct again.
     """
 
     def __init__(self, target: Querier) -> None:
-        """Watch from here on, until the natural images have been answered.
+        """Start to watch the random state. Create this before the query of the natural images.
 
         Args:
-            target: The whole batch.
+            target: The querier of the whole batch.
         """
         self._target = target
         self._before = global_draws(target.labels.device)
         self._allowed: bool | None = None
 
     def of(self, fallen: Tensor) -> Querier:
-        """Return the members to attack next: those that are still correct, or the whole batch.
+        """Return the querier of the members to attack next: the others, or the whole batch.
 
         Args:
-            fallen: bool (N,), the members that are asked no more.
+            fallen: bool (N,), the members to leave out.
         """
         if self._allowed is None:
             self._allowed = self._is_apart()
@@ -51,21 +51,21 @@ class Parting:
             self._target.batch_dependent
             or isinstance(defense, Among)
             or global_draws(self._target.labels.device) != self._before
-            or kept_generators(defense, everywhere=True)  # in whatever wraps it, too
+            or kept_generators(defense, everywhere=True)  # also in its wrappers
             or getattr(defense, "drew", False)
         )
 
 
 @final
 class Standing(Querier):
-    """Some members of a batch, as an attack sees them; passes are counted for the whole one."""
+    """A querier of some members of a batch. It counts passes for the whole batch."""
 
     def __init__(self, whole: Querier, members: Tensor) -> None:
-        """Look at some members.
+        """Select some members.
 
         Args:
-            whole: The whole batch.
-            members: int64 (M,), which.
+            whole: The querier of the whole batch.
+            members: Indices of the members, int64 (M,).
         """
         self._whole = whole
         self.members = self._rows = members
@@ -98,5 +98,5 @@ class Standing(Querier):
 
 
 def rows_of(target: Querier, whole: Tensor) -> Tensor:
-    """Return the rows of these members from a tensor with a row for every member of the batch."""
+    """Return the rows of the querier's members, from a tensor with one row per batch member."""
     return whole if target.members is None else whole[target.members]

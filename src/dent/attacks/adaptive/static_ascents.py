@@ -1,9 +1,9 @@
-"""APGD on static models, which several attacks on one batch share and which is computed once.
+"""APGD on static models, computed once and shared by several attacks on one batch.
 
-What it finds depends on the batch, the models and a seed, and on nothing of the defense: so an
-attack on the static model, the transfer of the same images to a defense and a warm start there
-take the same ascents. The last ones are kept in this process, and within `kept_in` also in files. A
-kept one is, bit for bit, what computing it again would give.
+The result depends on its settings, the batch, the models and a seed, but not on the defense. So an
+attack on the static model, a transfer attack and a warm start use the same ascents. The most recent
+ones are kept in this process, and within `kept_in` also in files. A kept result is bit-identical to
+one that is computed again.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ if TYPE_CHECKING:
     from dent.threat import ThreatModel
 
 _KEPT_BYTES: Final = 2**29
-"""Of images."""
+"""Largest size of all images kept in memory, in bytes."""
 _LARGEST: Final = 2**32
-"""Bytes of a file."""
+"""Largest size of a file that is read, in bytes."""
 _DAMAGED: Final = (RuntimeError, ValueError, TypeError, LookupError, EOFError, UnpicklingError)
-"""What torch.load raises, or the content that it gives."""
+"""Errors of torch.load, or of its content, for a damaged file."""
 
 
 @final
 @dataclass(frozen=True)
 class StaticAscent:
-    """One ascent: what is ascended, how long, and which random start it takes.
+    """The settings of one ascent.
 
     Attributes:
-        loss: Ascended.
-        iterations: Of APGD.
-        rank: Of the wrong class that is aimed at, by the first model's logits on the natural
-            images; 0 for none.
-        restart: Tells the random starts of equal ascents apart.
-        rho: APGD's share of successful steps, in (0, 1).
+        loss: The loss to maximize.
+        iterations: Iterations of APGD.
+        rank: Rank of the wrong class to target, by the first model's logits on the natural
+            images; 0 if untargeted.
+        restart: Index that gives otherwise equal ascents different random starts.
+        rho: APGD halves its step if at most this share of the steps improved the loss; in
+            (0, 1).
     """
 
     loss: LossName = "margin"
@@ -67,18 +68,18 @@ class StaticAscent:
     rho: float = 0.75
 
     def passes(self, models: int = 1) -> Queries:
-        """Through the models: natural images first, then forward and backward by iteration."""
+        """Return the passes through the models: natural images, start, and every iteration."""
         return Queries(self.iterations + 2, self.iterations + 1).times(models)
 
     def run(self, target: Querier, models: Sequence[View], threat: ThreatModel) -> Tensor:
-        """The images (N, C, H, W) of the highest loss over the models' mean, member by member.
+        """Return each member's image with the highest mean loss over the models, (N, C, H, W).
 
-        Passes and gradients are counted alike whether or not the result was kept.
+        Passes and gradients are counted in the same way whether or not the result was kept.
 
         Args:
-            target: A whole batch.
-            models: Plain models, at least one.
-            threat: What the attack may do.
+            target: The querier of a whole batch.
+            models: Static models, at least one.
+            threat: The threat model.
         """
         logits = [target(target.natural, view=model) for model in models]
         key = self._key(target, logits, threat)
@@ -131,7 +132,7 @@ class StaticAscent:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def _key(self, target: Querier, logits: Sequence[Tensor], threat: ThreatModel) -> bytes:
-        """Of all that decides the result. The models' logits stand for the models."""
+        """Return a hash of the inputs to the ascent. The models' logits represent the models."""
         digest = hashlib.sha256(repr((astuple(self), threat, target.shared_seed)).encode())
         for tensor in (target.natural, target.labels, *logits):
             digest.update(repr((tensor.shape, tensor.dtype, tensor.device)).encode())
@@ -141,7 +142,7 @@ class StaticAscent:
 
 @dataclass(frozen=True)
 class _Found:
-    """What an ascent found, and what it added to the counters of its batch."""
+    """The images of an ascent, and what it added to the counters of its batch."""
 
     images: Tensor
     gradients: Tensor
@@ -158,13 +159,13 @@ class _Found:
         target.count(self.passes)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return it as tensors and numbers."""
+        """Return the result as tensors and numbers."""
         passes = (self.passes.forwards, self.passes.backwards)
         return dict(vars(self)) | {"passes": passes, "recorder": self.recorder.to_plain()}
 
     @classmethod
     def of_plain(cls, plain: dict[str, Any]) -> _Found:
-        """Return what `to_plain` describes."""
+        """Return the result that `to_plain` described, with its images on the CPU."""
         changed = {
             "images": plain["images"].cpu(),
             "passes": Queries(*plain["passes"]),
@@ -174,7 +175,7 @@ class _Found:
 
 
 class _Kept:
-    """The results used last, up to a number of bytes."""
+    """The most recently used results, up to a number of bytes of images."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -210,10 +211,10 @@ _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of static ascents",
 
 @contextmanager
 def kept_in(folder: Path, *others: Path) -> Iterator[None]:
-    """Within it, also keep results in files, for other processes.
+    """Also keep results in files while in this context, for other processes.
 
     Args:
-        folder: Every result goes here; made when there is one.
+        folder: Folder for every result, created with the first one.
         others: Folders that are only read. They may be missing.
     """
     token = _FOLDERS.set((folder, *others))
@@ -233,7 +234,7 @@ def _write(key: bytes, found: _Found) -> None:
 
 
 def _read(key: bytes, target: Querier) -> _Found | None:
-    """Return a result from the files. A damaged one is computed anew."""
+    """Return a result from the files, or None. A damaged file is ignored."""
     shape = target.natural.shape
     for folder in _FOLDERS.get():
         try:
@@ -252,5 +253,5 @@ def _file(folder: Path, key: bytes) -> Path:
 
 
 def forget() -> None:
-    """Drop every kept result: the next ascents are computed."""
+    """Drop every result kept in memory. Files stay."""
     _KEPT.clear()

@@ -1,9 +1,9 @@
-"""Transfer from several models, and from one trained on the defense's answers.
+"""Transfer attacks from several models, and from one trained on the defense's predictions.
 
-Whatever a defense does to its gradient, images that fool other models fool many defenses
-(Papernot et al. 2017). The models are those that the defense's surroundings offer, its static model
-among them, each alone and all together; then a copy of the one that answers most like the defense
-is taught the defense's own answers around this batch, and attacked in its place.
+Images that fool other models also fool many defenses, whatever these do to their gradients
+(Papernot et al. 2017). The models are the static model and the available surrogates, each alone and
+all together. Then the model that agrees most with the defense is copied. The copy is trained on the
+defense's predictions near this batch, and attacked in place of the defense.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel
 
 _MOST = 4
-"""Largest number of surrogates, so that the cost of a batch is known in advance."""
+"""Largest number of models, so that the cost of a batch is known in advance."""
 _RATE = 0.02
 _TAUGHT = 3
 """Cost of a training step, in forwards."""
@@ -50,14 +50,14 @@ _TAUGHT = 3
 @final
 @dataclass(frozen=True)
 class Surrogates(Attack):
-    """APGD on the margin of other models. The images are submitted to the defense."""
+    """APGD on the margin of other models. Its images are then submitted to the defense."""
 
     iterations: int = effort(20)
     """Iterations of APGD on every model."""
     lessons: int = effort(2)
-    """How often the copy is trained and attacked. Each lesson queries two more batches."""
+    """Number of times to train and attack the copy. Each lesson queries two more batches."""
     epochs: int = effort(4)
-    """Passes over all answers so far in each lesson."""
+    """Training passes over all predictions so far, in each lesson."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -71,12 +71,16 @@ class Surrogates(Attack):
         return "surrogates"
 
     def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        """Return the natural images, each model's batch, two per lesson, and two submissions."""
+        """Return the queries of the defense, plus the passes of `unadapted`.
+
+        The defense gets the natural images, the result of each model and of all together, two
+        batches per lesson, and two at the end.
+        """
         total = Queries(3 + _MOST + 1 + 2 * self.lessons, 0)
         return total + self.unadapted(n_classes, norm)
 
     def on_static(self) -> Attack:
-        """The static model's own ascent: of itself, other models know less."""
+        """Return the attack on the static model itself, about which other models reveal less."""
         return AdaptiveAPGD(
             "transfer", losses=("margin",), targeted="margin", iterations=self.iterations
         )
@@ -84,10 +88,10 @@ class Surrogates(Attack):
     def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes through the models, and those that train the copy."""
         del n_classes, norm
-        # Each model alone, all in every step together, and the copy.
+        # Each model is attacked alone, then all of them together.
         ascents = self._ascent.passes(2 * _MOST)
         lessons = Queries(self.iterations + 1, self.iterations + 1).times(self.lessons)
-        # Every lesson adds two batches of answers to one.
+        # There is one batch of predictions at first. Each lesson adds two.
         taught = sum(self.epochs * (1 + 2 * lesson) for lesson in range(1, self.lessons + 1))
         return ascents + lessons + Queries(_TAUGHT * taught + _MOST, 0)
 
@@ -139,11 +143,11 @@ class Surrogates(Attack):
 
 
 class _Student:
-    """A copy of the model that agrees most with the defense, trained on the defense's answers.
+    """A copy of the model that agrees most with the defense, trained on its predictions.
 
     Attributes:
         model: The copy, in eval mode.
-        parameters: The trainable ones.
+        parameters: Its parameters, all of which are trained.
     """
 
     def __init__(self, target: Querier, models: Mapping[str, nn.Module], natural: Tensor) -> None:
@@ -160,11 +164,11 @@ class _Student:
         self._target = target
 
     def hear(self, images: Tensor, logits: Tensor) -> None:
-        """Store the defense's answers to a batch."""
+        """Store the defense's predictions for a batch."""
         self._heard.append((images.detach(), logits.argmax(dim=1)))
 
     def learn(self, epochs: int) -> None:
-        """Train on all answers so far."""
+        """Train on all predictions so far."""
         parameters = self.parameters
         optimizer = torch.optim.SGD(parameters, lr=_RATE, momentum=0.9)
         for _ in range(epochs):

@@ -1,12 +1,13 @@
-"""Get a gradient from a defense that hides it, without help from its author.
+"""The gradient of a defense that hides it, without help from its author.
 
-Two things hide a gradient in honest code. An output that saturates, such as a softmax of large
-logits, has a slope of exactly zero in float32. Here the scores that it was computed from are read
-instead: the last ones of the same shape that put the same class first and still have a slope. And
-rounding has no slope at all. Here it passes the gradient straight through (Bengio et al. 2013).
+Two operations hide a gradient in honest code. First, an output that saturates, such as a softmax of
+large logits, has a gradient of exactly zero in float32. Instead, this module reads the scores that
+the output was computed from: the last ones of the same shape that have the same top class and still
+have a gradient. Second, rounding has a gradient of zero. Here its gradient is passed straight
+through (Bengio et al. 2013).
 
-Both are found in the operations that PyTorch runs while the defense answers. What is compiled,
-scripted or computed outside of PyTorch is not seen.
+Both are found in the operations that PyTorch runs during a query. Code that is compiled, scripted
+or outside of PyTorch is not seen.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dent.attacks.querier import View
 
 _KEPT = 64
-"""Scores of the last so many operations are looked at; an adaptation before them has many more."""
+"""Number of last scores that are considered. An adaptation before them has many more."""
 _ROUNDING = frozenset(
     getattr(owner, name)
     for owner in (torch, Tensor)
@@ -39,7 +40,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, before: Tensor, after: Tensor) -> Tensor:
-        """Return `after`, to the last bit."""
+        """Return a copy of `after`."""
         del ctx, before
         return after.clone()
 
@@ -51,10 +52,10 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _Watching(TorchFunctionMode):
-    """Keeps the last scores of a batch, and passes the gradient straight through rounding.
+    """A mode that keeps the last scores of a batch and passes gradients through rounding.
 
     Attributes:
-        scores: Two-dimensional results with a gradient, of one row a member, the last ones last.
+        scores: The last two-dimensional results with a gradient and one row per member, in order.
         rounded: Whether anything with a gradient was rounded.
     """
 
@@ -70,7 +71,7 @@ class _Watching(TorchFunctionMode):
         operand = args[0] if args and isinstance(args[0], Tensor) else None
         rounds = func in _ROUNDING and operand is not None and operand.requires_grad
         if rounds and operand is not None and str(func.__name__).endswith("_"):
-            operand = operand.clone()  # about to be overwritten
+            operand = operand.clone()  # the operation overwrites it
         result = func(*args, **(kwargs or {}))
         if rounds and operand is not None and torch.is_grad_enabled():
             self.rounded = True
@@ -87,14 +88,14 @@ class _Watching(TorchFunctionMode):
 
 
 class Unmasked:
-    """A view whose answers are scores with a slope.
+    """A view that returns scores with a gradient.
 
     Args:
         view: The original view.
 
     Attributes:
-        helps: Whether it has found something to look through; known after the first answer with a
-            gradient.
+        helps: Whether it found an operation that hides a gradient. Known after the first query
+            with a gradient.
     """
 
     def __init__(self, view: View) -> None:
@@ -105,13 +106,13 @@ class Unmasked:
     def __call__(self, x: Tensor) -> Tensor:
         """Return scores (N, classes), with a graph to `x` if gradients are enabled.
 
-        Without one, what the view answers.
+        Without a gradient, return the logits of the original view.
         """
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self._view(x)
         watching = _Watching(len(x))
         with watching:
-            answer = self._view(as_queried(x))  # gradients are taken to x as it is
+            answer = self._view(as_queried(x))  # a copy, since gradients are taken to x
         candidates = [scores for scores in watching.scores if scores.shape == answer.shape]
         if self._from_last is None:
             self._from_last = _last_alive(answer, candidates, x)
@@ -122,10 +123,10 @@ class Unmasked:
 
 
 def _last_alive(answer: Tensor, candidates: list[Tensor], x: Tensor) -> int:
-    """How far from the last the scores to be read are; 0 for the answer itself.
+    """Return the position of the scores to read, counted from the last; 0 for the output itself.
 
-    They put the class first that is answered, and of those the last with a slope for the most
-    members.
+    The scores must have the same top class as the output for every member with only one top class.
+    Of these, return the last ones with a gradient for the most members.
     """
     best, most = 0, _alive(answer, x)
     answer_class = answer.detach().nan_to_num().argmax(dim=1)
@@ -144,7 +145,7 @@ def _last_alive(answer: Tensor, candidates: list[Tensor], x: Tensor) -> int:
 
 
 def _alive(scores: Tensor, x: Tensor) -> int:
-    """Members whose margin has a slope, for more than one pair of classes where there are more."""
+    """Return the number of members whose margin has a finite gradient that is not zero."""
     if not scores.requires_grad:
         return 0
     top = scores.detach().argmax(dim=1)

@@ -48,37 +48,37 @@ _T = TypeVar("_T", int, float)
 class AutoAttack(Attack):
     """One of AutoAttack's attacks, or one of its sets.
 
-    Frozen: every query submits the whole batch, members in their places. A member that falls
-    keeps its adversarial image, and stands in the batch with it while the others are attacked; a
-    member that has not fallen, with its natural image. On a batch-dependent defense a fallen
-    member may stand again once others have moved; that is looked up after every run, and it is
-    attacked again. What is returned there is the worst whole batch that the defense was asked
-    about, the final one or any before.
+    Frozen: unless `ask` is `standing`, every query is the whole batch, with every member in its
+    place. While others are attacked, a fooled member has its adversarial image, and any other
+    member its natural image. With a batch-dependent defense, a fooled member may become correct
+    again when others change. The attack checks this after every run, and attacks such members
+    again. For such a defense it returns the worst whole batch of all queries.
 
-    Published: `run_standard_evaluation` on the images given, in batches of `batch_size`, which
-    AutoAttack fills anew with the survivors for every attack. Give it all images of an
-    evaluation in one call: survivors are regrouped among those of one call. Rows that are no
-    prediction are shown to it as equal logits.
+    Published: `run_standard_evaluation` on the given images, in batches of `batch_size`, which
+    AutoAttack refills with the members that are still correct for every attack. Give it all images
+    of an evaluation in one call, because it only regroups members within a call. It sees rows of
+    logits that are not finite as equal logits.
 
-    Fewer classes than AutoAttack's nine targets use as many targets as there are. Where DLR is
-    undefined (below three classes, targeted below four), the frozen protocol uses the
-    cross-entropy in its place and says so in the result's notes; the published one refuses.
+    With fewer wrong classes than AutoAttack's nine targets, all of them are targets. DLR is
+    undefined for fewer than three classes, and targeted DLR for fewer than four. There the frozen
+    protocol uses the cross-entropy instead and says so in the result's notes; the published
+    protocol raises a `ConfigError`.
 
-    Of the settings, whatever is None is as AutoAttack ships it for the norm. One that has no effect
-    on the attack chosen is refused.
+    A setting that is None has AutoAttack's default for the norm. A setting that has no effect on
+    the chosen attack is an error.
     """
 
     attack: PartName | SetName | None = None
     """`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`, or the set `standard` or `plus`.
     Default: `name`."""
     iterations: int | None = None
-    """Iterations of every gradient attack; for `square` alone, its queries."""
+    """Iterations of every gradient attack. If the attack is `square`, its queries."""
     restarts: int | None = None
     """Restarts of a single attack."""
     targets: int | None = None
     """Target classes of `apgd-t` and `fab-t`."""
     rho: float | None = None
-    """APGD halves its step if fewer than this share of the steps improved the loss; in (0, 1)."""
+    """APGD halves its step if at most this share of the steps improved the loss; in (0, 1)."""
     square_iterations: int | None = None
     """Queries of Square in a set."""
     protocol: Protocol = "frozen"
@@ -94,7 +94,7 @@ class AutoAttack(Attack):
     named_by: ClassVar = "attack"
 
     def __post_init__(self) -> None:
-        """Check every field alone, then together."""
+        """Check every field, then combinations of fields."""
         if self.attack is None:
             object.__setattr__(self, "attack", self.name)
         super().__post_init__()
@@ -151,18 +151,21 @@ class AutoAttack(Attack):
         return self.attack  # type: ignore[return-value]
 
     def sized(self, batch_size: int) -> AutoAttack:
-        """Return the attack with this size of regrouped batches, if none was chosen (published)."""
+        """Return the attack with this batch size if it is published and has none, else itself."""
         if self.protocol == "frozen" or self.batch_size is not None:
             return self
         return replace(self, batch_size=batch_size)
 
     def longer(self, norm: Norm = "linf") -> AutoAttack | None:
-        """Double the iterations of the gradient attacks, not of Square; None for Square alone."""
+        """Return the attack with twice the iterations of its gradient attacks, or None.
+
+        Square keeps its queries. The result is None if the attack is only Square.
+        """
         iterations = [part.iterations for part in self.parts(norm) if part.gradient]
         return replace(self, iterations=2 * max(iterations)) if iterations else None
 
     def covers(self, other: Attack, norm: Norm = "linf") -> bool:
-        """Whether every part of another attack is covered by a part of this one."""
+        """Return whether every part of another attack is covered by a part of this one."""
         return (
             isinstance(other, AutoAttack)
             and self.protocol == other.protocol
@@ -173,11 +176,11 @@ class AutoAttack(Attack):
         )
 
     def parts(self, norm: Norm) -> tuple[Part, ...]:
-        """The attacks that run, in order, with their budgets."""
+        """Return the attacks that run, in order, with their budgets."""
         return tuple(self._budget(part) for part in shipped_parts(self.registered, norm))
 
     def _budget(self, part: Part) -> Part:
-        """A part with the budget that was set."""
+        """Return a part with the budget from the settings."""
         alone = self.attack not in SETS
         iterations = self.iterations if part.gradient or alone else self.square_iterations
         return replace(
@@ -191,7 +194,7 @@ class AutoAttack(Attack):
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
         """Return the hyper-parameters as JSON values, with AutoAttack's defaults, for records.
 
-        None stays where the parts of a set differ.
+        A value is None if the parts of a set differ.
         """
         alone = self.attack not in SETS
         parts = self.parts(norm)
@@ -214,12 +217,12 @@ class AutoAttack(Attack):
         """Return the largest number of passes for one batch, if no member is fooled."""
         total = sum((part.queries(n_classes) for part in self.parts(norm)), Queries(1, 0))
         if self.protocol == "published":
-            # Looking at the first batch seven times, and each attack's own look before and after.
+            # AutoAttack's checks query the first batch seven times. Each attack adds two queries.
             total = total + Queries(7 + 2 * len(self.parts(norm)), 0)
         return total
 
     def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
-        """Return `queries`, for every batch that the published protocol makes of `size` images."""
+        """Return `queries` times the batches that the published protocol makes of `size` images."""
         batches = math.ceil(size / self.batch_size) if self.batch_size else 1
         return self.queries(n_classes, norm).times(batches)
 

@@ -1,15 +1,15 @@
 """AutoAttack's code over a batch whose membership, order and size never change.
 
-pyautoattack drops members that have fallen and queries the rest alone, which a dynamic defense
-answers differently. Here its classes talk to a `FrozenBatch` instead of a model: whatever rows
-they ask about, the whole batch is submitted, the other members at their current inputs.
+pyautoattack drops fooled members and queries only the rest, which a dynamic defense predicts
+differently. Here its classes call a `FrozenBatch` instead of a model. Whatever rows they query, it
+queries the whole batch, with the other members at their current inputs.
 
-Which member a row belongs to is never guessed. APGD drops nobody within a run, so the members of
-the run are known. Square and FAB do drop members within a run, and carry the labels along with
-the rows; they are given the members' numbers as labels, and translate where the code looks one
-up. Their random draws and their arithmetic are untouched: on a batch-independent defense they do
-what AutoAttack does, up to rounding. There the other members' answers are thrown away, and can be
-left unasked.
+The member of a row is never guessed. APGD drops no member within a run, so the members of the run
+are known. Square and FAB do drop members within a run, and carry the labels along with the rows.
+They get the members' indices as labels, and translate an index where their code looks up a label.
+Their random draws and their arithmetic do not change: on a batch-independent defense they do what
+AutoAttack does, up to rounding. There the predictions of the other members are discarded, so the
+queries may leave these members out.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
     from dent.threat import ThreatModel
 
 PartRun = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""One run against some members (M,): their images (M, ...), and which of them are fooled (M,)."""
+"""One run on members (M,). It returns their images (M, ...) and which are fooled, bool (M,)."""
 
 
 class FrozenBatch:
-    """The model handed to pyautoattack: it asks about some members, this submits all of them.
+    """The model given to pyautoattack. It takes some members and queries the whole batch.
 
     Attributes:
-        target: The receiver of the whole batches.
-        current: (N, C, H, W), every member's current input: its natural image, or the
-            adversarial one it fell to.
-        standing: bool (N,), the members that still stand.
-        members: int64 (M,), whose rows the next call brings, in order.
-        whole: Whether the other members are submitted along.
-        enlarges: Whether tiny gradients are made larger, for an attack that follows their direction
-            alone.
+        target: The querier of the whole batch.
+        current: (N, C, H, W), the current input of each member: its natural image, or the
+            adversarial image that fooled it.
+        standing: bool (N,), the members that are still correct.
+        members: int64 (M,), the members of the rows in the next call, in order.
+        whole: Whether a query includes the other members.
+        enlarges: Whether tiny gradients are made larger, for an attack that uses only their
+            direction.
     """
 
     def __init__(self, target: Querier, *, whole: bool = True) -> None:
@@ -67,19 +67,22 @@ class FrozenBatch:
         self.members = torch.arange(len(self.current), device=self.current.device)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Logits (M, classes) of the rows of `members`."""
+        """Return the logits (M, classes) of the rows of `members`."""
         return self.ask(rows, self.members)
 
     def ask(self, rows: Tensor, members: Tensor) -> Tensor:
-        """Logits (M, classes) of rows in place of these members, by one query.
+        """Return the logits (M, classes) of rows in place of these members, by one query.
 
-        The gradient flows to the rows asked about.
+        The gradient flows to these rows only.
+
+        Raises:
+            AttackError: There are not as many rows as members.
         """
         if len(rows) != len(members):
             raise AttackError(
                 f"{counted(len(rows), 'row')} asked about, of {counted(len(members), 'member')}"
             )
-        if not len(members):  # Square asks about nobody where all margins are exactly zero
+        if not len(members):  # Square queries no member if all margins are exactly zero
             return rows.new_zeros(0, self.target.classes or 0)
         rows = rows.to(self.current.dtype)
         if self.enlarges and torch.is_grad_enabled() and rows.requires_grad:
@@ -90,7 +93,7 @@ class FrozenBatch:
         return self.target(self.current.index_copy(0, members, rows), asked=members)[members]
 
     def attack(self, runs: Iterator[PartRun]) -> None:
-        """Run one attack after another on the members still standing, until none is left."""
+        """Run attacks in order on the members that are still correct, until none is left."""
         for run in runs:
             members = self.standing.nonzero().flatten()
             if not len(members):
@@ -102,7 +105,7 @@ class FrozenBatch:
             self.current[members] = torch.where(_column(fooled, images), images, natural)
             self.standing[members] = ~fooled
             if self.target.batch_dependent:
-                # A member that fell beside others may stand again now that they have moved.
+                # A fooled member may be correct again now that others have changed.
                 self.standing = self._right()
 
     def _right(self) -> Tensor:
@@ -110,7 +113,7 @@ class FrozenBatch:
 
 
 class _FrozenFAB(FAB):
-    """FAB with the members' numbers in place of labels."""
+    """FAB with the members' indices in place of labels."""
 
     predict: FrozenBatch
 
@@ -119,7 +122,7 @@ class _FrozenFAB(FAB):
         return self.predict(images), self.predict.target.labels[tags]
 
     def _get_predicted_label(self, x: Tensor) -> Tensor:
-        """The member's number where it is answered rightly, else -1: compared with the number."""
+        """Return the index of each correct member, else -1. FAB compares it with the index."""
         members = self.predict.members
         with torch.no_grad():
             right = self.predict(x).argmax(dim=1) == self.predict.target.labels[members]
@@ -127,12 +130,12 @@ class _FrozenFAB(FAB):
 
 
 class _FrozenSquare(SquareAttack):
-    """Square with the members' numbers in place of labels."""
+    """Square with the members' indices in place of labels."""
 
     predict: FrozenBatch
 
     def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The label's logit less the largest other, twice: Square's loss is the margin."""
+        """Return the label's logit minus the largest other, twice: Square's loss is its margin."""
         batch = self.predict
         logits = batch.ask(x, y)
         labels = batch.target.labels[y].unsqueeze(1)
@@ -144,7 +147,7 @@ class _FrozenSquare(SquareAttack):
 
 
 def runs_of(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> Iterator[PartRun]:
-    """The runs of one part, seeded as AutoAttack seeds it."""
+    """Return the runs of one part, seeded as AutoAttack seeds it."""
     device = batch.current.device
     reseed(seed, device)
     batch.enlarges = part.name.startswith("apgd") and threat.norm == "l2"
@@ -160,7 +163,7 @@ def runs_of(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> I
 
 def _apgd_runs(part: Part, batch: FrozenBatch, threat: ThreatModel, seed: int) -> Iterator[PartRun]:
     classes = batch.target.classes or 0
-    # Its one warning is of zero gradients, which are counted instead.
+    # Its only warning is about zero gradients, which the querier counts.
     silent = Logger("silent", level=CRITICAL)
     apgd = build_apgd(batch, part, threat, seed, batch.current.device, silent)
     if dlr_is_undefined(part, classes):
@@ -210,7 +213,7 @@ def _run_fab(
     images = fab.attack_single_run(
         x, members, use_rand_start=random_start, is_targeted=rank is not None
     )
-    # FAB minimizes the distance without a radius: results beyond it do not count.
+    # FAB minimizes the distance and has no radius. Results beyond eps do not count.
     near = (threat.distance(images, x) <= threat.eps).to(x.device)
     return _checked(batch, members, torch.where(_column(near, images), images, x))
 

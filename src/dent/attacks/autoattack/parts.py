@@ -1,4 +1,4 @@
-"""AutoAttack's attacks as data, and pyautoattack's objects built from them."""
+"""AutoAttack's attacks with their budgets, and the pyautoattack objects built from them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ class Part:
     Attributes:
         name: AutoAttack's name for it.
         iterations: APGD's and FAB's iterations, Square's queries.
-        restarts: Runs, of each target class where there are any.
-        targets: Target classes at most, by rank of the logits; 0 where untargeted.
-        rho: APGD's share of successful steps below which it halves the step.
-        large_radii: APGD in l1 begins at three and two times eps (Croce & Hein, ICML 2021).
+        restarts: Number of runs, per target class if there are targets.
+        targets: Largest number of target classes, by rank of the logits; 0 if untargeted.
+        rho: APGD's share of successful steps up to which it halves the step.
+        large_radii: Whether APGD in l1 starts at three and two times eps (Croce & Hein, ICML
+            2021).
     """
 
     name: PartName
@@ -53,23 +54,23 @@ class Part:
 
     @property
     def gradient(self) -> bool:
-        """Whether it follows gradients: all but Square."""
+        """Whether the part follows gradients. All parts but Square do."""
         return self.name != "square"
 
     def ranks(self, n_classes: int) -> tuple[int | None, ...]:
-        """The targets' ranks, 2 being the runner-up, or (None,) where untargeted.
+        """Return the ranks of the targets, or (None,) if untargeted.
 
-        At most all classes but the first.
+        Rank 2 is the runner-up. There are at most as many ranks as classes but the first.
         """
         if not self.targets:
             return (None,)
         return tuple(range(2, min(self.targets, n_classes - 1) + 2))
 
     def queries(self, n_classes: int) -> Queries:
-        """The passes of the frozen protocol at most, where no member ever falls.
+        """Return the largest number of passes of the frozen protocol, if no member is fooled.
 
-        Of each run one forward looks which members still stand; FAB and Square check what they
-        found by another.
+        In each run, one forward finds the members that are still correct. In FAB and Square,
+        another one checks the result.
         """
         n = self.iterations
         if self.name.startswith("apgd"):
@@ -80,11 +81,11 @@ class Part:
         else:
             run = Queries(n + 3, 0)
         if self.targets:
-            run = run + Queries(1, 0)  # the target is read off one more
+            run = run + Queries(1, 0)  # one more forward finds the target
         return run.times(self.restarts * len(self.ranks(n_classes)))
 
     def covers(self, other: Part) -> bool:
-        """Whether this is the same attack as another part, and tries at least as long."""
+        """Return whether this is the same attack as another part, with at least its effort."""
         return (
             (self.name, self.rho, self.large_radii) == (other.name, other.rho, other.large_radii)
             and self.iterations >= other.iterations
@@ -94,10 +95,10 @@ class Part:
 
 
 def shipped_parts(name: PartName | SetName, norm: Norm) -> tuple[Part, ...]:
-    """The parts of an attack or a set, with the budgets AutoAttack gives them.
+    """Return the parts of an attack or a set, with AutoAttack's budgets.
 
-    A single attack has its budget of the standard version, and where it is only in the plus
-    version (`apgd-dlr`, `fab`), of that.
+    A single attack has its budget in the standard version, or in the plus version if it is only
+    there (`apgd-dlr`, `fab`).
     """
     l1 = norm == "l1"
     standard = (
@@ -122,10 +123,10 @@ def shipped_parts(name: PartName | SetName, norm: Norm) -> tuple[Part, ...]:
 
 
 def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:
-    """Refuse what pyautoattack cannot do, before it fails midway.
+    """Check that pyautoattack can run a part, before it fails midway.
 
     Raises:
-        ConfigError: Saying what to change.
+        ConfigError: It cannot. The message says what to change.
     """
     if threat.bounds != (0.0, 1.0):
         raise ConfigError(
@@ -146,24 +147,24 @@ def check_part(part: Part, threat: ThreatModel, shape: torch.Size) -> None:
 
 
 def _square_tiles(height: int, width: int) -> bool:
-    """Whether the tiles that Square lays in l2 and l1 stay inside the image, as it lays them."""
+    """Return whether the tiles that Square places in l2 and l1 stay inside the image."""
     side = height // 5
     offset = (height - 5 * side) // 2
-    # Tiles of one pixel may run over the edge, where nothing is written.
+    # Tiles of one pixel may cross the edge, because nothing is written there.
     return side == 1 or (
         side > 1 and all(offset + side * (extent // side) <= extent for extent in (height, width))
     )
 
 
 def dlr_is_undefined(part: Part, n_classes: int) -> bool:
-    """Whether the part's loss needs more classes: DLR three, its targeted form four."""
+    """Return whether the loss needs more classes. DLR needs three, targeted DLR four."""
     return n_classes < {"apgd-dlr": 3, "apgd-t": 4}.get(part.name, 0)
 
 
 def build_apgd(
     model: Model, part: Part, threat: ThreatModel, seed: int, device: torch.device, logger: Logger
 ) -> Any:
-    """APGD as pyautoattack builds it, with the budget of a part."""
+    """Return APGD as pyautoattack builds it, with the budget of a part."""
     attack: Any = APGDAttack_targeted if part.targets else APGDAttack
     variant: dict[str, Any] = (
         {"n_target_classes": part.targets}
@@ -188,7 +189,7 @@ def build_apgd(
 def build_fab(
     attack: Any, model: Model, part: Part, threat: ThreatModel, seed: int, device: torch.device
 ) -> Any:
-    """FAB, of the class `attack`, with the budget of a part."""
+    """Return FAB, of the class `attack`, with the budget of a part."""
     return attack(
         model,
         n_restarts=part.restarts,
@@ -203,7 +204,7 @@ def build_fab(
 def build_square(
     attack: Any, model: Model, part: Part, threat: ThreatModel, seed: int, device: torch.device
 ) -> Any:
-    """Square, of the class `attack`, with the budget of a part and AutoAttack's settings."""
+    """Return Square, of the class `attack`, with a part's budget and AutoAttack's settings."""
     return attack(
         model,
         p_init=0.8,
@@ -218,17 +219,17 @@ def build_square(
 
 
 class FAB(FABAttack_PT):
-    """FAB with gradients to the images alone.
+    """FAB with gradients to the images only.
 
-    As shipped it calls `.backward()`, which adds to the `.grad` of every parameter of the model.
+    As shipped, it calls `.backward()`, which adds to the `.grad` of every parameter of the model.
     """
 
     def _answer(self, images: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) of the images, and the labels that go with their tags."""
+        """Return the logits (N, C) of the images, and the labels (N,) of their tags."""
         return self.predict(images), tags
 
     def get_diff_logits_grads_batch(self, imgs: Tensor, la: Tensor) -> tuple[Tensor, Tensor]:
-        """Every logit less the label's, (N, C), and the gradients, (N, C, *image)."""
+        """Return each logit minus the label's, (N, C), and the gradients, (N, C, *image)."""
         with torch.enable_grad():
             leaf = imgs.clone().requires_grad_()
             logits, labels = self._answer(leaf, la)
@@ -240,13 +241,13 @@ class FAB(FABAttack_PT):
         rows = torch.arange(len(imgs), device=imgs.device)
         df = logits.detach() - logits.detach()[rows, labels].unsqueeze(1)
         df, dg = _enlarged(df, stacked - stacked[rows, labels].unsqueeze(1))
-        df[rows, labels] = 1e10  # never the nearest boundary
+        df[rows, labels] = 1e10  # so that it is never the nearest boundary
         return df, dg
 
     def get_diff_logits_grads_batch_targeted(
         self, imgs: Tensor, la: Tensor, la_target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The target's logit less the label's, (N, 1), and its gradient, (N, 1, *image)."""
+        """Return the target's logit minus the label's, (N, 1), and its gradient, (N, 1, *image)."""
         rows = torch.arange(len(imgs), device=imgs.device)
         with torch.enable_grad():
             leaf = imgs.clone().requires_grad_()
@@ -257,7 +258,7 @@ class FAB(FABAttack_PT):
 
 
 def _enlarged(difference: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply differences (N, C) and tiny gradients (N, C, *image) alike: the boundary stays."""
+    """Scale differences (N, C) with tiny gradients (N, C, *image) alike: the boundary stays."""
     before = gradient.flatten(0, 1)
     after = enlarged(before)
     sizes = [rows.flatten(1).abs().amax(dim=1) for rows in (before, after)]

@@ -1,7 +1,7 @@
 """AutoAttack exactly as it ships, over all images of an evaluation at once.
 
-Only what a library must not do to its caller is kept from it: its warnings become notes, FAB
-takes its gradients without writing into the model's `.grad`, and its global traces are undone.
+Only side effects on the caller are prevented: its warnings become notes, FAB takes its gradients
+without writing into the model's `.grad`, and its changes to global state are undone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run_published(
     """Run `run_standard_evaluation` on the target's images.
 
     Raises:
-        ConfigError: If there are too few classes for DLR, which AutoAttack would trip over.
+        ConfigError: If there are too few classes for DLR, for which AutoAttack would fail.
     """
     size = batch_size or len(target.natural)
     model = _Model(target)
@@ -73,13 +73,13 @@ def run_published(
         )
     fooled = answers != target.labels
     if target.non_finite:
-        # Shown to AutoAttack as equal logits, which for the first class look correct.
+        # AutoAttack saw these rows as equal logits, which look correct for the first class.
         fooled = fooled | ~target.submit(adversarial)[1]
     return Outcome(adversarial, fooled, {}, tuple(dict.fromkeys(warnings)))
 
 
 class _Model:
-    """What AutoAttack takes for the model: any rows, as many as it likes."""
+    """The model given to AutoAttack. It takes any rows, in any number."""
 
     def __init__(self, target: Querier) -> None:
         self.target = target
@@ -97,7 +97,7 @@ def configure(
     seed: int,
     logger: Logger,
 ) -> Any:
-    """AutoAttack's own object, its attacks rebuilt with the budgets of the parts."""
+    """Return AutoAttack's own object, with its attacks rebuilt for the budgets of the parts."""
     device = model.target.natural.device
     shipped: Any = AutoAttack
     attack = shipped(
@@ -110,7 +110,7 @@ def configure(
         attacks=None if name in SETS else [name],
     )
     attack.logger = logger
-    # One object serves two parts where both are there: the untargeted one has the restarts.
+    # In a set with both FAB parts, one object runs them. The untargeted part sets its restarts.
     for part in sorted(parts, key=lambda part: -part.targets):
         if part.name == "square":
             attack.square = build_square(SquareAttack, model, part, threat, seed, device)
@@ -136,10 +136,10 @@ class _Collector(Handler):
 
 @contextmanager
 def _quietly() -> Iterator[tuple[Logger, list[str]]]:
-    """A logger that keeps AutoAttack's warnings; and its global traces undone.
+    """Yield a logger and the list of AutoAttack's warnings, and undo global changes on exit.
 
-    Its check for dynamic defenses ends any tracer (a debugger, coverage), and counts for ever:
-    once it has seen a dynamic defense, every later model looks like one.
+    AutoAttack's check for dynamic defenses removes any tracer (of a debugger or of coverage). Its
+    counts are global and never reset: after one dynamic defense, every later model looks like one.
     """
     logger, collector = Logger("auto-attack"), _Collector()
     logger.addHandler(collector)

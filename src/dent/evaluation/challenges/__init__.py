@@ -1,1 +1,1 @@
-"""Attacks from outside on a finished run: their images are checked, submitted and recorded."""
+"""Challenges: images of attacks from outside are checked, submitted to a run, and recorded."""

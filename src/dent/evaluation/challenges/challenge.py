@@ -1,4 +1,4 @@
-"""Challenge a run: submit adversarial images from outside to its defenses, and record what came."""
+"""Challenge a run: submit adversarial images from outside, and record the answers."""
 
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,11 +24,11 @@ from dent.storage.errors import RecordError, SpecMismatchError
 
 @dataclass(frozen=True)
 class Challenged:
-    """What came of a challenge.
+    """The outcome of a challenge.
 
     Attributes:
-        challenge: As it is recorded.
-        new: Whether it was not there before. The same images are recorded once.
+        challenge: The record of the challenge.
+        new: Whether the challenge is new. The same images are recorded only once.
         result: The result of the run, with all its challenges.
     """
 
@@ -38,7 +38,7 @@ class Challenged:
 
     @property
     def summaries(self) -> dict[str, ChallengeSummary]:
-        """What it left, by defense that it was submitted to."""
+        """The summary of the challenge for each defense that its images were submitted to."""
         return {
             name: summary
             for name, defense in self.result.defenses.items()
@@ -61,31 +61,35 @@ def challenge(
 ) -> Challenged:
     """Submit adversarial images from outside to a defense of a run, and record the answers.
 
-    The images are checked against the threat model in float64, and submitted as whole batches in
-    the order, layout and seeds of the run. They count in the worst case and in the difference to
-    the static model, under the name of their maker. The identity of the run stays as it is.
-    Images made for the static model are submitted to every other defense as well, if the run
-    transfers attacks.
+    The images are checked against the threat model in float64. They are submitted as whole batches,
+    in the batches and under the seeds of the run. They count in the worst case and in the
+    difference to the static model, under the name of their maker. The identity of the run does not
+    change. Images made for the static model are submitted to every other defense as well, if the
+    run transfers attacks.
+
+    After an error, nothing is recorded and the run is unchanged, unless only `result.json` could
+    not be written. Then the same call again writes it.
 
     Args:
         path: The run folder. The run need not be complete.
-        subject: What was evaluated, as it would be evaluated again.
-        images: A file (see docs/evaluation/challenge.md), or an attack, which runs against the
-            defense and makes them.
-        by: Who made the images, or the attack.
-        defense: The defense that they were made for; the only one beside the static model if None.
-        url: Where to read more.
-        note: What else to record.
+        subject: The same objects that the run evaluated.
+        images: A file of images (see docs/evaluation/challenge.md), or an attack, which runs
+            against the defense and makes the images.
+        by: The maker of the images, or of the attack.
+        defense: Name of the defense that the images were made for. If None, it is the only defense
+            other than the static model.
+        url: A link to more information.
+        note: A note for the record.
         progress: Called before, during and after every batch.
-        dry_run: Check and submit the images, and write nothing.
+        dry_run: Whether to check and submit the images but write nothing.
 
     Raises:
-        ConfigError: There is no such defense, or a text is empty or too long.
+        ConfigError: There is no such defense, a text is empty or too long, or the attack takes the
+            batches apart.
         InputError: The images have another shape or count, or lie outside the threat model.
-        SpecMismatchError: The subject is not that of the run.
+        SpecMismatchError: The subject is not the one of the run.
         LockedError: Another process is writing to the run.
-        RecordError: The run or the file cannot be read or written. Whatever is raised, nothing was
-            recorded, and the run is as it was.
+        RecordError: The run or the file cannot be read or written.
 
     Example:
         >>> found = challenge(Path("runs/first"), subject, Path("broken.npy"), by="Ada Lovelace")
@@ -110,17 +114,20 @@ def challenge(
 def estimate_challenge(
     path: Path, subject: Subject, attack: Attack, *, defense: str | None = None
 ) -> DefenseCost:
-    """Return what it costs at most to challenge a run with an attack, timed on a few images.
+    """Return the maximum cost to challenge a run with an attack, from timing a few images.
 
     Args:
         path: The run folder.
-        subject: As for `challenge`.
+        subject: The same objects that the run evaluated.
         attack: The attack.
-        defense: The defense to attack; the only one beside the static model if None.
+        defense: Name of the defense to attack. If None, it is the only defense other than the
+            static model.
 
     Raises:
-        ConfigError: There is no such defense, or the passes of the attack cannot be counted.
-        SpecMismatchError: The subject is not that of the run.
+        ConfigError: There is no such defense, the attack takes the batches apart, or its passes
+            cannot be counted.
+        SpecMismatchError: The subject is not the one of the run.
+        RecordError: The run cannot be read.
     """
     _, run, target = _opened(Path(path), subject, defense)
     refuse_published(attack)
@@ -128,7 +135,7 @@ def estimate_challenge(
 
 
 def _opened(path: Path, subject: Subject, defense: str | None) -> tuple[RecordedRun, Run, str]:
-    """The run as it is recorded and ready to run, and the defense that is challenged."""
+    """Return the run as recorded and as ready to run, and the name of the challenged defense."""
     recorded = load_run(path)
     spec = recorded.run.spec
     target = _target(spec, defense)
@@ -138,7 +145,7 @@ def _opened(path: Path, subject: Subject, defense: str | None) -> tuple[Recorded
 
 
 def _target(spec: EvaluationSpec, defense: str | None) -> str:
-    """The defense that the images were made for."""
+    """Return the name of the defense that the images were made for."""
     names = [entry.name for entry in spec.defenses]
     if defense is None:
         others = [name for name in names if name != STATIC] or names
@@ -182,7 +189,7 @@ def _refuse_another(recorded: RecordedRun, subject: Subject) -> None:
 
 
 def _result(folder: RunFolder, recorded: RecordedRun, digest: str) -> EvaluationResult:
-    """The result of the run, written unless the file has this challenge already."""
+    """Return the result of the run. Write it unless the file already has this challenge."""
     run = folder.run
     result = summarize(
         run.spec, recorded.plan, folder.done, run.units, run.sessions, folder.challenges

@@ -1,4 +1,4 @@
-"""Makes, checks and submits the images of one challenge."""
+"""Make, check and submit the images of one challenge."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ from dent.support.devices import device_of
 
 @dataclass(frozen=True)
 class Maker:
-    """Who made the images, and what else is recorded.
+    """The maker of the images, and what else is recorded.
 
     Attributes:
-        by: The name.
-        url: Where to read more.
-        note: What else to record.
+        by: Name of the maker.
+        url: A link to more information.
+        note: A note for the record.
     """
 
     by: str
@@ -54,12 +54,12 @@ class Maker:
 
 
 class Challenger:
-    """Makes, checks and submits the images of one challenge.
+    """A helper that makes, checks and submits the images of one challenge.
 
     Args:
         run: The run, without its folder.
         images: A file of images, or the attack that makes them.
-        target: The defense that they were made for.
+        target: Name of the defense that the images are made for.
         progress: Called before, during and after every batch.
     """
 
@@ -81,13 +81,16 @@ class Challenger:
     def challenge(
         self, maker: Maker, known: Sequence[ChallengeRecord]
     ) -> tuple[ChallengeRecord, dict[str, bytes]]:
-        """Return the record of the challenge, and the files of the run folder with its images.
+        """Return the record of the challenge, and its files of images for the run folder, by name.
 
-        The record has no files if it is one of those known.
+        If these images are already known, return the record of the known challenge and no files.
 
         Args:
-            maker: Who made the images.
-            known: The challenges that the run has.
+            maker: The maker of the images.
+            known: The challenges that the run already has.
+
+        Raises:
+            InputError: The images have another shape or count, or lie outside the threat model.
         """
         run, target = self._run, self._target
         given = self._given()
@@ -117,7 +120,7 @@ class Challenger:
         return self._batches.load(batch)[0]
 
     def _given(self) -> Given:
-        """The images, read from a file or made by an attack."""
+        """Return the images, read from a file or made by the attack."""
         plan = self._run.plan
         if isinstance(self._images, Attack):
             return given_by(self._attacked(self._images), plan)
@@ -125,7 +128,7 @@ class Challenger:
         return read_images(Path(self._images), plan, shape)
 
     def _planned(self, attack: Attack) -> tuple[int, ...] | None:
-        """The passes for each batch at most; None if they cannot be counted."""
+        """Return the maximum number of passes for each batch; None if they cannot be counted."""
         run = self._run
         classes, norm = len(run.spec.dataset.classes), run.threat.norm
         try:
@@ -184,10 +187,10 @@ class Challenger:
 
 
 def refuse_published(attack: Attack) -> None:
-    """Refuse an attack that takes the batches apart.
+    """Check that an attack does not take the batches apart.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: The attack follows the published protocol, which does.
     """
     if getattr(attack, "protocol", "") == "published":
         raise ConfigError(
@@ -197,7 +200,10 @@ def refuse_published(attack: Attack) -> None:
 
 
 def targets_of(spec: EvaluationSpec, target: str) -> list[str]:
-    """The defenses that images are submitted to: as in a run, those made for static go to all."""
+    """Return the defenses to submit images to.
+
+    Images for the static model go to all defenses, if the run transfers attacks.
+    """
     if target != STATIC or not spec.settings.transfer:
         return [target]
     return [entry.name for entry in spec.defenses]
@@ -206,7 +212,7 @@ def targets_of(spec: EvaluationSpec, target: str) -> list[str]:
 def _covered(
     challenges: Sequence[ChallengeRecord], digests: set[str]
 ) -> dict[str, ChallengeRecord]:
-    """By defense that these images were submitted to, the challenge that did it."""
+    """Return the challenge that submitted these images, by defense they were submitted to."""
     return {
         unit.defense: entry
         for entry in challenges

@@ -1,4 +1,4 @@
-"""Adversarial images that somebody else made: read from a file, and checked before all else."""
+"""Read adversarial images from outside, and check them before anything is submitted."""
 
 import hashlib
 import io
@@ -24,26 +24,26 @@ from dent.threat import ThreatModel
 IDS: Final = "ids"
 _SUFFIXES: Final = (".safetensors", ".npy")
 _NPY: Final = b"\x93NUMPY"
-"""What every .npy file begins with."""
+"""The first bytes of every .npy file."""
 _OVERHEAD: Final = 2**20
-"""Bytes of a file beside its images and ids, at most."""
+"""Maximum bytes of a file in addition to its images and ids."""
 _WIDEST: Final = 8
-"""Bytes of a float64, and of an id."""
+"""Bytes of a float64 and of an id."""
 _SHOWN: Final = 5
 _ABOVE_ONE: Final = 1.5
-"""Pixels of [0, 1] may end somewhat above 1 by mistake, but not above this."""
+"""Pixels in [0, 1] may exceed 1 by mistake, but not this value. Larger ones are in 0..255."""
 _ROUNDING: Final = 0.01
-"""Of eps: what float16 and a missing projection add is less."""
+"""Share of eps. Rounding to float16 or a missing projection exceeds eps by less."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a file holds.
+    """The content of a file of images.
 
     Attributes:
-        of_file: SHA-256 of the file, by which challenges were told apart at first.
+        of_file: SHA-256 of the file. Older records have it as the digest of the challenge.
         images: float32 (N, C, H, W).
-        ids: Per image, the id of its sample; None where the file does not say.
+        ids: For each image, the id of its sample; None if the file has no ids.
     """
 
     of_file: str
@@ -52,17 +52,17 @@ class Given:
 
 
 def read_images(path: Path, plan: Plan, image: tuple[int, ...]) -> Given:
-    """Read adversarial images.
+    """Read adversarial images from a file.
 
     Args:
         path: `.npy` with an array (N, C, H, W), or `.safetensors` with the entry `adversarial` of
-            that shape and, if it has only some batches, `ids` (N,).
+            this shape and, if it has only some batches, `ids` (N,).
         plan: The batches of the run.
         image: Shape of an image (C, H, W).
 
     Raises:
-        InputError: It holds something else.
-        RecordError: It is missing or cannot be read.
+        InputError: The file does not hold such images.
+        RecordError: The file is missing or cannot be read.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(
@@ -88,7 +88,7 @@ def given_by(images: Mapping[int, Tensor], plan: Plan) -> Given:
     """Return images of whole batches as if they had been read from a file.
 
     Args:
-        images: By batch index.
+        images: The images of the attacked members, by batch index.
         plan: The batches of the run.
     """
     tensor = torch.cat([images[index].detach().cpu().float() for index in images]).contiguous()
@@ -98,15 +98,16 @@ def given_by(images: Mapping[int, Tensor], plan: Plan) -> Given:
 
 
 def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
-    """Lay images into the batches of a run.
+    """Sort images into the batches of a run.
 
-    Without ids, there is one image for each attacked sample, in ascending order of their ids.
+    Images without ids must be one per attacked sample, in ascending order of the samples' ids.
 
     Returns:
-        By index of the batch, the images of its attacked members, in their order.
+        The images of the attacked members, in the order of the batch, by batch index.
 
     Raises:
-        InputError: There are too many, too few, or the images of a batch are not all there.
+        InputError: The number of images is wrong, an id is unknown or occurs twice, or only some
+            images of a batch are given.
     """
     every = sorted(sample for batch in plan.batches for sample in _attacked_ids(batch))
     ids = _ids(given, every)
@@ -127,13 +128,13 @@ def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
 
 
 def digest_of(images: Mapping[int, Tensor], plan: Plan) -> str:
-    """Return the digest of images, which is the same for every format and order of a file.
+    """Return the digest of images, which does not depend on the format and order of a file.
 
-    SHA-256 of the samples' ids in ascending order, as int64, followed by their images in that
-    order, as float32; little-endian.
+    It is the SHA-256 of the samples' ids in ascending order, as int64, followed by their images in
+    that order, as float32; all little-endian.
 
     Args:
-        images: By batch index, the images of its attacked members.
+        images: The images of the attacked members, by batch index.
         plan: The batches of the run.
     """
     rows = {
@@ -154,18 +155,18 @@ def refuse_outside(
     natural: Callable[[Batch], Tensor],
     given: Given,
 ) -> None:
-    """Refuse images that are not inside the threat model, in float64.
+    """Check in float64 that all images are inside the threat model.
 
     Args:
-        images: By batch index, (members attacked, C, H, W).
+        images: The images of the attacked members, (attacked members, C, H, W), by batch index.
         plan: The batches of the run.
         threat: The threat model of the run.
-        natural: The natural images of a batch.
-        given: The images as they came, to find out whether only their order is wrong.
+        natural: A function that returns the natural images of a batch.
+        given: The images as they were given, to find out whether only their order is wrong.
 
     Raises:
-        InputError: Some are not. The message says what is probably wrong, or names the samples and
-            how far they lie outside.
+        InputError: Some images are outside. The message says what is probably wrong, or names the
+            samples and how far they lie outside.
     """
     outside: dict[int, str] = {}
     total, farthest = 0, 0.0
@@ -209,7 +210,10 @@ def refuse_outside(
 def _fitting_order(
     images: Tensor, plan: Plan, threat: ThreatModel, natural: Callable[[Batch], Tensor]
 ) -> str | None:
-    """Return another usual order in which all images lie inside the threat model, if any."""
+    """Return the name of another common order in which all images are inside the threat model.
+
+    None if there is no such order.
+    """
     members = [
         (sample, position)
         for batch in plan.batches
@@ -250,7 +254,7 @@ def _why(image: Tensor, natural: Tensor, threat: ThreatModel) -> str:
 
 
 def _ids(given: Given, every: list[int]) -> tuple[int, ...]:
-    """The sample of each image."""
+    """Return the id of the sample of each image."""
     count = len(given.images)
     if given.ids is None:
         if count != len(every):

@@ -1,4 +1,4 @@
-"""How far a challenge is, and how long it will take."""
+"""Report the progress of a challenge and the time left."""
 
 import time
 
@@ -7,12 +7,12 @@ from dent.evaluation.records.plan import Unit
 
 
 class Watch:
-    """Reports the progress of a challenge, and estimates the time from the passes so far.
+    """The progress of a challenge, with the time left as estimated from the passes so far.
 
     Args:
-        progress: Called before, during and after every batch; None: nobody.
-        passes: By batch that is attacked, its passes at most; empty where nothing is attacked.
-        submissions: Batches to submit afterwards. Each is one pass.
+        progress: Called before, during and after every batch; None to report nothing.
+        passes: Maximum number of passes for each attacked batch; empty if no attack runs.
+        submissions: Number of batches to submit afterwards. Each counts as one pass.
     """
 
     def __init__(
@@ -24,15 +24,15 @@ class Watch:
 
     @property
     def total(self) -> int:
-        """Batches to attack and to submit."""
+        """Number of batches to attack and to submit."""
         return len(self._passes) + self._submissions
 
     def submits(self, count: int) -> None:
-        """Say how many batches there are to submit, once it is known."""
+        """Set the number of batches to submit, once it is known."""
         self._submissions = count
 
     def within(self, unit: Unit, done: int, of: int) -> None:
-        """Report a batch of which some passes are done."""
+        """Report a batch with `done` of `of` passes done."""
         share = done / max(of, 1)
         self._report(unit, share, self._work + share * self._cost())
 
@@ -44,7 +44,7 @@ class Watch:
             self._report(None, 0.0, self._work)
 
     def _cost(self) -> int:
-        """Passes of the batch that is under way."""
+        """Return the number of passes of the current batch."""
         return self._passes[self._done] if self._done < len(self._passes) else 1
 
     def _report(self, unit: Unit | None, within: float, work: float) -> None:

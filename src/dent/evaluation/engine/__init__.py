@@ -1,1 +1,1 @@
-"""Running a plan unit by unit: cost, progress, sessions."""
+"""Run a plan unit by unit: cost, progress, sessions."""

@@ -1,12 +1,19 @@
-"""Members that have fallen are attacked no more: they keep the image that broke them.
+"""Leave fooled members out of later attacks: they keep the image that broke them.
 
-Only in runs by attack, and only of a defense whose answers do not depend on the rest of a batch, on
-chance or on earlier questions: there a member that fell once falls again. An attack leaves out the
-members that are wrong without an attack, and those that attacks of its own kind broke; no others,
-since the gates of the verdict compare the kinds: by the defense's own gradient, by queries alone,
-and from other models. On the static model, attacks by queries leave out all that fell before, and
-attacks from other models none that are wrong without an attack: a defense may be right there. The
-transfer from the static model leaves out nobody: it is computed once, for the whole batch.
+This happens only in runs by attack, and only for a defense whose predictions do not depend on the
+batch, on chance or on earlier queries. For such a defense, an image that broke a member breaks it
+again on submission.
+
+An attack leaves out members that are wrong without an attack, and members that attacks of its own
+kind broke. The kinds are: by the defense's own gradient (white-box), by queries only, and from
+other models (transfer). Members that other kinds broke are attacked, because the gates of the
+verdict compare the kinds. There are exceptions:
+
+- Attacks of the kind `other`, whose gradient may be neither, leave out all members broken before.
+- On the static model, attacks by queries leave out all members broken before. Attacks from other
+  models attack even members that are wrong without an attack: a defense may predict them correctly.
+- `adaptive-transfer` leaves out no member, because it is computed once, for the whole batch.
+- A custom attack leaves out no member, because its kind is unknown.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,19 +32,21 @@ if TYPE_CHECKING:
     from dent.evaluation.records.schema import JournalRecord
 
 FEWEST = 2
-"""Members of the smallest batch: some defenses do not answer about one image."""
+"""Smallest number of members to attack, because some defenses fail on a single image."""
 
 
 def carried(
     spec: EvaluationSpec, batch: Batch, unit: Unit, done: "Mapping[str, JournalRecord]"
 ) -> tuple[UnitRecord | None, ...]:
-    """Per attacked member, the record of the attack that broke it; None where it is attacked.
+    """Return for each attacked member the record of the unit that broke it.
+
+    None for a member that the attack does not leave out.
 
     Args:
         spec: The specification.
         batch: The batch of the unit.
-        unit: An attack.
-        done: The records of the batch, and the probe of the defense.
+        unit: The unit of the attack.
+        done: The records of the batch and the probe of the defense, by key.
     """
     nobody = (None,) * batch.attacked
     if spec.schedule == "by-batch" or batch.attacked < batch.size or _is_shared(spec, unit):
@@ -75,7 +84,7 @@ def _independent(spec: EvaluationSpec, name: str, done: "Mapping[str, JournalRec
 def _earlier(
     spec: EvaluationSpec, unit: Unit, done: "Mapping[str, JournalRecord]"
 ) -> Iterator[UnitRecord]:
-    """The records whose broken members the unit leaves out, in the order of the run."""
+    """Yield the records whose broken members the unit leaves out, in the order of the run."""
     kinds = {entry.name: kind_of_attack(entry) for entry in spec.attacks}
     mine = kinds[unit.attack or ""]
     for earlier in _before(spec, unit):

@@ -1,4 +1,4 @@
-"""What a run will cost, measured on a few images before it starts."""
+"""Estimate the time of a run before it starts, from measurements on a few images."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -26,68 +26,70 @@ from dent.evaluation.submission.submitter import submissions_per_batch
 from dent.storage.canonical import Record
 from dent.support.devices import device_of
 
-_LONG_ENOUGH = 0.02
+_LONG_ENOUGH = 0.02  # seconds of a forward pass
 _FEW = 4
-_BACKWARD = 2  # forwards, in what a backward costs
+_BACKWARD = 2  # cost of a backward pass, in forward passes
 
 
 class DefenseCost(Record):
-    """What one defense costs in a run."""
+    """The cost of one defense in a run."""
 
     answer_seconds: float
-    """One answer to a whole batch."""
+    """Seconds of one answer to a whole batch."""
     gradient_seconds: float | None
-    """One answer and its gradient to the input; null where there is none."""
+    """Seconds of one answer with its gradient to the input; null if there is no gradient."""
     relative: float
-    """Time of an answer relative to one static forward of the same batch."""
+    """Time of one answer relative to one static forward of the same batch."""
     unrolled_seconds: float | None
-    """One answer and its exact gradient, through all of the adaptation; null where no attack takes
-    it, or the defense does not offer it."""
+    """Seconds of one answer with its exact gradient, through the whole adaptation. Null if no
+    attack uses it, or if the defense does not offer it."""
     answers: int
-    """Batches submitted without a gradient, at most."""
+    """Maximum number of batches submitted without a gradient."""
     gradients: int
-    """Gradients through the final forward taken, at most."""
+    """Maximum number of gradients through the final forward only."""
     unrolled: int
-    """Exact gradients taken, at most; where the defense does not offer them, fewer or cheaper."""
+    """Maximum number of exact gradients. They are fewer or cheaper if the defense offers none."""
     static_passes: int
-    """Passes for which nothing adapts, at most, as static forwards: with a gradient it is three."""
+    """Maximum cost of passes without adaptation, in static forwards; three if with a gradient."""
     seconds: float
-    """Seconds by the slower of two measurements."""
+    """Seconds of all units, by the slower of two measurements."""
     least: float
     """Seconds by the faster of them."""
 
 
 class CostEstimate(Record):
-    """What a run costs at most: attacks stop early where all members are fooled."""
+    """The maximum cost of a run. Attacks stop early if all members are fooled."""
 
     seconds: float
     """Seconds by the slower of two measurements of each defense."""
     least: float
     """Seconds by the faster of them."""
     static_seconds: float
-    """One static forward of a whole batch."""
+    """Seconds of one static forward of a whole batch."""
     defenses: dict[str, DefenseCost]
     units: int
     tensor_bytes: int
     """Bytes of adversarial images in the run folder."""
     first_decision: float | None
     """Seconds until a run of the whole suite can first stop, by the slower measurement: the static
-    model is attacked then, and what broke it is submitted to the defenses. Null of other runs."""
+    model is attacked, and the images of the first attack on it are submitted to the defenses. Null
+    for other runs."""
     measured_on: int
-    """Images that were timed, and the times scaled to a batch by their number."""
+    """Number of images that were timed. The times are scaled from it to the size of a batch."""
 
 
 def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate:
-    """Time a static forward and each defense on a few images, and multiply by what is planned.
+    """Time a static forward and each defense on a few images, and multiply by the planned passes.
 
-    Takes a few seconds. It overestimates on a GPU, which a few images do not keep busy.
+    Takes a few seconds. It overestimates the time on a GPU, because a few images do not keep it
+    busy.
 
     Args:
         subject: The objects to evaluate.
-        settings: How.
+        settings: How the samples form batches, and what else runs.
 
     Raises:
-        ConfigError, InputError: As `evaluate` does.
+        ConfigError, InputError: For the reasons in `evaluate`.
     """
     settings = settings or Settings()
     prepared = prepare(subject, settings)
@@ -123,11 +125,11 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
 
 
 def estimate_attack(prepared: Prepared, defense: str, attack: Attack) -> DefenseCost:
-    """Return what one attack on one defense costs at most, with the submission of its images.
+    """Return the maximum cost of one attack on one defense, including the submission of its images.
 
     Args:
         prepared: The evaluation. Its own attacks do not matter.
-        defense: The defense, by name.
+        defense: Name of the defense.
         attack: The attack.
 
     Raises:
@@ -151,7 +153,7 @@ def _cost(
     sample: "_Sample",
     guard: Guard,
 ) -> tuple[DefenseCost, "_Timing"]:
-    """What the units of a defense cost, and the slower of two measurements."""
+    """Return the cost of the units of a defense, and the slower of two measurements."""
     model, x, y, scale = prepared.subject.model, sample.x, sample.y, sample.scale
     passes = _passes(prepared, planned)
     with put_back(defense):
@@ -182,17 +184,17 @@ def _cost(
 
 
 class _Sample(NamedTuple):
-    """Images that are timed, and the seconds of a static forward of them."""
+    """The images to time, their labels, and the seconds of a static forward of these images."""
 
     x: Tensor
     y: Tensor
     static: float
     scale: float
-    """Images of a batch to each of them."""
+    """Size of a batch divided by the number of these images."""
 
 
 def _sample(subject: Subject, plan: Plan) -> _Sample:
-    """Enough images for a forward pass long enough to time."""
+    """Return enough images for a forward pass that is long enough to time."""
     size = max(batch.size for batch in plan.batches)
     positions = plan.batches[0].positions
     count = min(_FEW, size)
@@ -208,7 +210,7 @@ def _sample(subject: Subject, plan: Plan) -> _Sample:
 
 
 def _static(model: nn.Module, x: Tensor) -> float:
-    """Seconds of a static forward."""
+    """Return the seconds of a static forward."""
     x = x.clone()
     with torch.no_grad():
         start = clock(x.device)
@@ -217,7 +219,7 @@ def _static(model: nn.Module, x: Tensor) -> float:
 
 
 def _exact(defense: Defense, x: Tensor, y: Tensor) -> float | None:
-    """Seconds of an answer with its exact gradient; None where the defense does not offer it."""
+    """Return the seconds of an answer with its exact gradient; None if it is not available."""
     try:
         return _time(Rung("unrolled").view(defense), defense, x, y)[1]
     except Unavailable:
@@ -225,7 +227,10 @@ def _exact(defense: Defense, x: Tensor, y: Tensor) -> float | None:
 
 
 def _time(view: View, defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
-    """Seconds of an answer, and of an answer with its gradient; the first call warms up."""
+    """Return the seconds of an answer without and with its gradient.
+
+    The second is None if there is no gradient. The call with a gradient runs first and warms up.
+    """
     with isolated_random_state(0, x.device):
         reset(defense)
         leaf = x.clone().requires_grad_()
@@ -248,7 +253,7 @@ def _time(view: View, defense: Defense, x: Tensor, y: Tensor) -> tuple[float, fl
 
 
 class _Timing(NamedTuple):
-    """Seconds of one answer, with its gradients if it has them, and of a static forward."""
+    """The seconds of one answer, of one with each kind of gradient, and of a static forward."""
 
     answer: float
     gradient: float | None
@@ -257,16 +262,16 @@ class _Timing(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """The passes through a defense; a gradient is counted together with its forward pass."""
+    """The number of passes through a defense. A gradient includes its forward pass."""
 
     answers: int
     gradients: int
     unrolled: int
     static: int
-    """Static forwards, for what asks without adapting."""
+    """Cost of passes without adaptation, in static forwards."""
 
     def seconds(self, timing: _Timing) -> float:
-        """The seconds of all passes."""
+        """Return the seconds of all passes."""
         gradient = timing.answer if timing.gradient is None else timing.gradient
         return (
             self.answers * timing.answer

@@ -1,7 +1,7 @@
 """Run one unit of a plan: attack, submit, and make its record.
 
-A unit depends on its batch, its defense and its seed alone, never on which units ran before it in
-this process. That is what lets a run be resumed, and batches be run elsewhere.
+A unit depends only on its batch, its defense, its seed and the records it builds on, never on which
+units ran before it in this process. So a run can be resumed, and other processes can run batches.
 """
 
 from collections import OrderedDict
@@ -45,9 +45,9 @@ from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
 _KEPT_BYTES: Final = 2**29
-"""Bytes of batches, and of copies of defenses, that are kept for reuse."""
+"""Limit in bytes of the batches, and of the copies of defenses, that are kept for reuse."""
 Within = Callable[[int, int], None]
-"""Called by an attack after every pass with (passes done, passes planned)."""
+"""A callback that an attack calls after every pass, with (passes done, passes planned)."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Run(Prepared):
     """Everything needed to run a unit.
 
     Attributes:
-        stream: Gives each defense in the state in which a batch finds it.
+        stream: Returns each defense in its state before a batch.
         store: The store of the records.
-        guard: Notices a defense that writes into the static model.
-        surrogates: Other models to transfer from.
-        submitters: By defense and batch, what submits it; those used last.
+        guard: Detects a defense that writes into the static model.
+        surrogates: Other models to transfer attacks from, by name.
+        submitters: The most recently used submitters, by defense and batch index.
     """
 
     stream: Stream
@@ -92,7 +92,7 @@ def open_run(prepared: Prepared, store: Store) -> Run:
 
 
 class Batches:
-    """Loads batches onto the model's device, and keeps the last ones."""
+    """A loader that puts batches on the model's device and caches the most recently used ones."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -100,10 +100,10 @@ class Batches:
         self._held: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
 
     def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) and labels (N,).
+        """Return the images (N, C, H, W) and labels (N,) of a batch.
 
         Raises:
-            DataError: The dataset's labels are no longer those of the plan.
+            DataError: The labels in the dataset differ from those in the plan.
         """
         if batch.index not in self._held:
             x, y = self._run.subject.dataset.batch(batch.positions)
@@ -123,7 +123,7 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
     """Run a unit and record it.
 
     Raises:
-        InputError: The defense wrote into the static model; nothing is recorded then.
+        InputError: The defense wrote into the static model. The unit is not recorded.
     """
     start = clock(device_of(run.subject.model))
     if unit.kind == "probe":
@@ -166,14 +166,14 @@ def record_of(
     static: float | None = None,
     **extra: Any,
 ) -> UnitRecord:
-    """The record of a unit whose batches were submitted.
+    """Return the record of a unit whose batches were submitted.
 
     Args:
         run: The run.
-        unit: It.
-        answers: By batch of the unit.
-        start: When the unit began, by `clock`.
-        attack: Seconds of the attack.
+        unit: The unit.
+        answers: The answers to each batch of the unit.
+        start: Time at which the unit began, by `clock`.
+        attack: Seconds that the attack took.
         static: Seconds of a static forward.
         extra: Other fields of the record.
     """
@@ -198,7 +198,17 @@ def record_of(
 
 
 def certify(run: Run, unit: Unit, batches: Batches, *, more: bool = True) -> CertificateRecord:
-    """Check the gradient of a defense that the run has probed."""
+    """Return the certificate of a defense that the run has probed.
+
+    Args:
+        run: The run.
+        unit: The certificate unit.
+        batches: The source of the batches.
+        more: Whether to attack again with more iterations, if the settings say so.
+
+    Raises:
+        RecordError: The probe of the defense is not recorded.
+    """
     probed = run.store.done.get(Unit("probe", unit.defense, None, 0).key)
     if not isinstance(probed, ProbeRecord):
         raise RecordError(f"{unit.key} comes before the probe of its defense")
@@ -221,7 +231,8 @@ def submit_unit(
     Args:
         run: The run.
         unit: The unit, with its defense and batches.
-        adversarial: (members attacked, C, H, W) over the unit's batches; None for natural images.
+        adversarial: The attacked members of all batches of the unit, (attacked members, C, H, W);
+            None submits natural images.
         batches: The source of the batches.
     """
     answers, start = [], 0
@@ -238,7 +249,7 @@ def submit_unit(
 
 
 def submit_once(run: Run, unit: Unit, adversarial: Tensor, batches: Batches) -> Submission:
-    """Submit a unit's only batch to one fresh copy, and nothing else to any copy."""
+    """Submit the only batch of a unit to one fresh copy, and query no other copy."""
     (batch,) = members_of(run.plan, unit)
     x, _ = batches.load(batch)
     seed = serve_seed(run.spec.settings.seed, batch.index)
@@ -247,7 +258,7 @@ def submit_once(run: Run, unit: Unit, adversarial: Tensor, batches: Batches) -> 
 
 
 def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitter:
-    """The submitter for a defense and a batch; the last ones are kept, with what they know."""
+    """Return the submitter for a defense and a batch. The latest ones are kept with their state."""
     key = defense, batch.index
     if key not in run.submitters:
         run.submitters[key] = Submitter(
@@ -270,7 +281,7 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
 
 
 def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
-    """Fields of UnitRecord for the answers of several batches, other than those served."""
+    """Return the fields of `UnitRecord` with the answers to several batches other than `served`."""
     names = {name for answer in answers for name in answer.views}
     views = {
         name: tuple(
@@ -294,12 +305,12 @@ def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
 
 
 def members_of(plan: Plan, unit: Unit) -> tuple[Batch, ...]:
-    """The batches of a unit."""
+    """Return the batches of a unit."""
     return plan.batches if unit.batch is None else (plan.batches[unit.batch],)
 
 
 def unit_seed(spec: EvaluationSpec, unit: Unit) -> int:
-    """The seed of a unit's attack."""
+    """Return the seed of a unit's attack."""
     return seed_of(spec.settings.seed, "unit", unit.batch, unit.attack)
 
 
@@ -311,7 +322,7 @@ def _submission(
     seed: int,
     within: Within | None,
 ) -> tuple[Tensor | None, dict[str, Any], float]:
-    """The attacked members as submitted, the record's fields about them, and the seconds taken."""
+    """Return the attacked members to submit, the record fields about them, and attack seconds."""
     if unit.kind == "natural":
         return None, {}, 0.0
     if unit.kind == "transfer":
@@ -339,14 +350,14 @@ def _submission(
 def as_attacked(
     run: Run, defense: str, batch: Batch, seed: int, surrogates: Mapping[str, nn.Module]
 ) -> Defense:
-    """Return a defense as an attack on a batch queries it: every query goes to a fresh copy.
+    """Return a defense for an attack on a batch: every query goes to a fresh copy.
 
     Args:
         run: The run.
-        defense: By name.
-        batch: The batch that is attacked.
-        seed: Of the attack.
-        surrogates: Other models to transfer from.
+        defense: Name of the defense.
+        batch: The attacked batch.
+        seed: Seed of the attack.
+        surrogates: Other models to transfer attacks from, by name.
     """
     known = None
     if run.spec.settings.randomness == "public":
@@ -366,7 +377,7 @@ def _attack_batch(
     defense: Defense,
     attack: Callable[..., AttackResult],
 ) -> tuple[Tensor, dict[str, Any], float]:
-    """Attack the members of a batch that stand; the others keep the image that broke them."""
+    """Attack the members of a batch that were not fooled yet. Fooled ones keep their image."""
     x, y = batches.load(batch)
     images, attacked = x[: batch.attacked], y[: batch.attacked]
     broke = carried(run.spec, batch, unit, run.store.done)
@@ -386,7 +397,13 @@ def _attack_batch(
 
 
 def carried_images(run: Run, broke: Sequence[UnitRecord | None], natural: Tensor) -> Tensor:
-    """The images that broke the members that are left out, the natural ones of all others."""
+    """Return the images that broke the members left out, and the natural images of the others.
+
+    Args:
+        run: The run.
+        broke: Per attacked member, the record of the attack that broke it; None if it is attacked.
+        natural: The natural images of the attacked members, (attacked members, C, H, W).
+    """
     images = natural.clone()
     for record in {record.key: record for record in broke if record is not None}.values():
         if record.kind != "natural":
@@ -401,13 +418,13 @@ def _try(
     try:
         return attack(target, x, y)
     except NoGradientError as missing:
-        if not looks_through(run.spec):  # of a suite, other attacks fit it
+        if not looks_through(run.spec):  # in a suite, other attacks fit it
             raise
         return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
 
 
 def _widened(result: AttackResult, standing: Tensor) -> AttackResult:
-    """A result about all members, of which those that had fallen before were not attacked."""
+    """Return the result for all members. Those not attacked, broken before, count as fooled."""
 
     def over_all(fooled: Tensor) -> Tensor:
         whole = torch.ones_like(standing)
@@ -434,7 +451,7 @@ def _with_carried(history: History, standing: Tensor) -> History:
 
 
 def _not_attacked(x: Tensor, *notes: str) -> AttackResult:
-    """The natural images, where an attack does not fit the defense or nobody stands."""
+    """Return the natural images: the attack does not fit the defense, or no members are left."""
     zeros = (0,) * len(x)
     return AttackResult(
         adversarial=x,
@@ -465,7 +482,10 @@ def _of_attack(result: AttackResult) -> dict[str, Any]:
 
 
 def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ...]]:
-    """For each member the image that first broke it, or else the strongest submission's image."""
+    """Return the images of an assembled batch, and for each the index of the candidate it is from.
+
+    Each member gets the image that first broke it, or else that of the strongest submission.
+    """
     records = [
         _unit_record(run, Unit(kind, unit.defense, attack, unit.batch))
         for kind, attack in candidates(run.spec, unit.defense, unit.attack)
@@ -479,13 +499,16 @@ def assembled(run: Run, unit: Unit, batch: Batch) -> tuple[Tensor, tuple[int, ..
 
 
 def _worst_for(member: int, pieces: Sequence[Piece], strongest: int) -> int:
-    """The first submission under which a member was correct least often, or else the strongest."""
+    """Return the first submission in which a member was correct least often, or else the strongest.
+
+    The strongest counts if the member was always correct in all submissions.
+    """
     worst = min(range(len(pieces)), key=lambda index: pieces[index].chooses[member])
     return worst if pieces[worst].chooses[member] < 1 else strongest
 
 
 def _owner(run: Run, record: UnitRecord) -> UnitRecord:
-    """The record that owns a tensor: a transferred one belongs to the static attack."""
+    """Return the record that owns the tensor: for a transfer, the attack on the static model."""
     if record.kind == "attack":
         return record
     return _unit_record(run, Unit("attack", STATIC, record.attack, record.batch))
@@ -499,7 +522,7 @@ def _unit_record(run: Run, unit: Unit) -> UnitRecord:
 
 
 def _static_seconds(run: Run, x: Tensor) -> float:
-    x = x.clone()  # which the model may write into
+    x = x.clone()  # the model may write into its input
     with torch.no_grad():
         start = clock(x.device)
         run.subject.model(x)

@@ -1,4 +1,4 @@
-"""How far a run is, how long it will take, and what it has found so far."""
+"""The progress of a run: the share that is done, the time left, and the accuracies so far."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,22 +18,23 @@ from dent.evaluation.submission.submitter import submissions_per_batch
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a run; passed to the caller before, during and after every unit.
+    """The progress of a run. The caller gets it before, during and after every unit.
 
     Attributes:
-        done: Units recorded, those of earlier sessions included.
-        total: Units of the run, or of its shard.
-        unit: The one that runs, or one of those that run at once; None at the end.
-        within: How far it is, from 0 to 1, where its attack says so.
-        share: How much of the whole work is done, from 0 to 1, by its expected cost.
+        done: Number of recorded units, including those of earlier sessions.
+        total: Number of units of the run, or of its shard.
+        unit: The unit that is running, or one of several; None at the end.
+        within: Share of `unit` that is done, in [0, 1]; 0 if its attack does not report it.
+        share: Share of all work that is done, in [0, 1], by expected cost.
         elapsed: Seconds of this session.
-        remaining: Seconds expected, by the slower of two measurements; None where there is none.
-        least: The same by the faster.
-        decision: For a run that stops early, the expected seconds until it may first do so, then 0.
-            `remaining` is then an upper bound.
-        natural: For each defense, (correct, of) attacked members in their natural batch.
-        robust: For each defense, (correct, of) in the worst case over all submissions, on the
-            batches that are done with it.
+        remaining: Expected seconds left, by the slower of two measurements; None if nothing was
+            measured yet.
+        least: The same by the faster measurement.
+        decision: Expected seconds until the run may first stop early, and 0 after that. `remaining`
+            is then an upper bound. None if the run cannot stop early or nothing was measured yet.
+        natural: For each defense, (correct, total) of the attacked members in their natural batch.
+        robust: For each defense, (correct, total) in the worst case over all submissions, on the
+            batches that are scored so far.
     """
 
     done: int
@@ -51,32 +52,32 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 _Group = tuple[str, str, str | None]
-"""Kind, defense and attack: units that cost the same."""
+"""Kind, defense and attack. Units with the same three cost about the same."""
 
 
 class Passes(NamedTuple):
-    """What a unit costs at most, in forward passes of one batch.
+    """The maximum cost of a unit, in forward passes of one batch.
 
-    A gradient counts as a pass: backwards through the last forward of a defense is not its
-    adaptation again. Answers of the published protocol count one a batch.
+    A gradient counts as one more pass: it goes back through the last forward of a defense and does
+    not repeat the adaptation. For a unit of several batches, every batch counts.
     """
 
     adapted: float
-    """Passes for which the defense adapts."""
+    """Number of passes for which the defense adapts."""
     static: float
-    """Passes for which nothing does."""
+    """Number of passes without adaptation."""
 
     def seconds(self, pace: float, static: float) -> float:
-        """The seconds they take, given the seconds of a pass of either kind."""
+        """Return the seconds of all passes, given those of an adapted and of a static pass."""
         return self.adapted * pace + self.static * static
 
     def pace(self, seconds: float, static: float) -> float:
-        """Seconds of a pass that adapts, given the seconds of all passes."""
+        """Return the seconds of an adapted pass, given those of all passes and of a static pass."""
         return max(seconds - self.static * static, 0.0) / max(self.adapted, 1.0)
 
 
 def passes_of(prepared: Prepared, unit: Unit) -> Passes:
-    """What a unit costs at most; nothing adapts in the static model."""
+    """Return the maximum cost of a unit. All passes of the static model count as `adapted`."""
     if unit.kind in APART:
         passes = probe_passes if unit.kind == "probe" else certificate_passes
         return Passes(float(sum(passes(prepared))), 0.0)
@@ -93,17 +94,19 @@ def passes_of(prepared: Prepared, unit: Unit) -> Passes:
 
 
 class Tally:
-    """How many members of one defense are correct so far, by the rules of the verdict.
+    """The members that one defense predicts correctly so far, counted by the rules of the verdict.
 
     Args:
         spec: The defense.
         plan: The batches.
-        planned: Its units: of the run, or of its shard.
-        partly: Count batches of which not all that is planned is recorded.
+        planned: The units of the defense, in the run or in its shard.
+        partly: Whether to count batches for which not all planned units are recorded.
 
     Attributes:
-        natural: (correct, of) attacked members in their natural batch.
-        robust: (correct, of) in the worst case, on the batches of which all is recorded.
+        natural: (correct, total) of the attacked members in their natural batch; None before the
+            first natural unit.
+        robust: (correct, total) in the worst case, on the batches that are scored so far; None
+            before the first.
     """
 
     def __init__(
@@ -133,11 +136,11 @@ class Tally:
 
 
 class Tracker:
-    """Counts units, and estimates from the finished ones how long the others will take.
+    """A counter of finished units, which estimates from their times how long the others will take.
 
     Args:
         prepared: The prepared evaluation.
-        units: Those to do, done already or not.
+        units: All units of the run or of its shard, finished or not.
     """
 
     def __init__(self, prepared: Prepared, units: Sequence[Unit]) -> None:
@@ -154,7 +157,7 @@ class Tracker:
             self._early = frozenset(map(_group, before_decision(prepared.spec, prepared.plan)))
         self._times: dict[_Group, list[float]] = defaultdict(list)
         self._static: list[float] = []
-        self._seconds: dict[_Group, tuple[float, float] | None] | None = None  # of a unit of each
+        self._seconds: dict[_Group, tuple[float, float] | None] | None = None  # per unit of a group
         self._tallies = {
             defense.name: Tally(
                 defense,
@@ -168,7 +171,7 @@ class Tracker:
 
     @property
     def total(self) -> int:
-        """Units of the run."""
+        """Number of units that are planned."""
         return len(self._units)
 
     def count(self, unit: Unit, record: JournalRecord) -> None:
@@ -183,18 +186,18 @@ class Tracker:
         self._tallies[unit.defense].count(unit, record)
 
     def leave_out(self, units: Iterable[Unit]) -> None:
-        """Drop units that will not run."""
+        """Drop units that will not run, so that they no longer count."""
         dropped = set(units) & set(self._units)
         self._units = tuple(unit for unit in self._units if unit not in dropped)
         for unit in dropped:
             self._left[_group(unit)] -= 1
 
     def state(self, running: Sequence[tuple[Unit, float]], elapsed: float) -> Progress:
-        """Where the run stands.
+        """Return the progress of the run.
 
         Args:
-            running: The units that run at once, each with how far it is, from 0 to 1; the first of
-                them is the one that is shown.
+            running: The units that run at the same time, each with the share that is done, in
+                [0, 1]. The first one is shown.
             elapsed: Seconds of this session.
         """
         units_left: dict[_Group, float] = dict(self._left)
@@ -244,7 +247,11 @@ class Tracker:
         return min(totals), max(totals)
 
     def _measured(self, group: _Group) -> tuple[float, float] | None:
-        """Seconds of a unit, from finished units of its group: every other one, and the rest."""
+        """Return the seconds of a unit, as the smaller and the larger of two means over its group.
+
+        One mean is over every other finished unit, and the other over the rest. None if no unit of
+        the group is finished.
+        """
         times = self._times[group]
         if not times:
             return None
@@ -252,7 +259,10 @@ class Tracker:
         return low, high
 
     def _expected(self, group: _Group) -> tuple[float, float] | None:
-        """Seconds of a unit of a group with no finished unit: by the faster and the slower pace."""
+        """Return the expected seconds of a unit if none of its group is finished.
+
+        The two values use the fastest and the slowest pace of its defense; None without a pace.
+        """
         paces = self._paces(group)
         if paces is None:
             return None
@@ -260,10 +270,11 @@ class Tracker:
         return low, high
 
     def _paces(self, group: _Group) -> tuple[float, float] | None:
-        """The fastest and the slowest measured pace of a defense.
+        """Return the fastest and the slowest measured pace of a defense, in seconds per pass.
 
-        From units of the same kind, else any units, else its probe, whose passes differ from those
-        of units: few or many members, with gradients of their own.
+        They come from finished units of the same kind, or else of any kind. The probe and the
+        certificate are the last choice, because their passes differ: they have few or many members,
+        and other gradients.
         """
         kind, defense, _ = group
         timed = [key for key, times in self._times.items() if times and key[1] == defense]
@@ -275,7 +286,7 @@ class Tracker:
         return (min(paces), max(paces)) if paces else None
 
     def _of_static(self) -> float:
-        """Seconds of a static forward, timed beside the defenses or from the static units."""
+        """Return the seconds of a static forward, from natural units or from the static model."""
         if self._static:
             return fmean(self._static)
         static_groups = [

@@ -1,4 +1,4 @@
-"""Try the smallest batch of a run before it starts: a defense may not answer every size."""
+"""Try the smallest batch of a run before it starts: a defense may fail on some batch sizes."""
 
 import copy
 from collections.abc import Iterable
@@ -21,15 +21,15 @@ from dent.support.plural import counted
 def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
     """Submit the smallest batch to copies of the defenses that will receive it.
 
-    A batch as large as the first is submitted soon anyway. A defense that cannot be copied is
-    not tried: what it has seen might change its answers.
+    If the first batch has the same size, nothing is tried, because the run submits it soon anyway.
+    A defense that cannot be copied is not tried, because the query might change its later answers.
 
     Args:
         prepared: The prepared evaluation.
         left: Units that will run.
 
     Raises:
-        InputError: A defense does not answer it.
+        InputError: A defense fails on the smallest batch.
     """
     subject, plan, settings = prepared.subject, prepared.plan, prepared.spec.settings
     smallest = min(plan.batches, key=lambda batch: batch.size)
@@ -38,13 +38,13 @@ def rehearse(prepared: Prepared, left: Iterable[Unit]) -> None:
     names = {unit.defense for unit in left if unit.batch in (None, smallest.index)}
     for name, defense in subject.lineup(settings).items():
         error = _failure(subject, defense, smallest) if name in names else None
-        # One that also fails on the first batch is reported when that batch runs.
+        # A defense that also fails on the first batch is reported when that batch runs.
         if error is not None and _failure(subject, defense, plan.batches[0]) is None:
             raise InputError(_refusal(name, smallest, plan, settings, error)) from error
 
 
 def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | None:
-    """The exception that a defense raises on a batch, if any."""
+    """Return the exception that a defense raises on a batch, if any."""
     instance = _apart(defense)
     if instance is None:
         return None
@@ -53,18 +53,18 @@ def _failure(subject: Subject, defense: Defense, batch: Batch) -> Exception | No
         submit(instance, x.to(device_of(subject.model)), seed=0)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a defense raises
+    except Exception as error:  # a defense may raise anything
         return error
     return None
 
 
 def _apart(defense: Defense) -> Defense | None:
-    """A copy to try without affecting the run; None where the defense cannot be copied."""
+    """Return a copy to try without affecting the run; None if the defense cannot be copied."""
     if isinstance(defense, Dent | ReferenceDefense):
-        return defense  # never written to
+        return defense  # queries do not change it
     try:
         copied = copy.deepcopy(defense)
-    except Exception:  # some hold what cannot be copied
+    except Exception:  # some hold objects that cannot be copied
         return None
     return copied.eval() if isinstance(copied, nn.Module) else copied
 

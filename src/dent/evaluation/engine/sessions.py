@@ -1,4 +1,4 @@
-"""The sessions of a run: which process worked on it, how long, and how that ended."""
+"""The sessions of a run: which processes worked on it, for how long, and how they ended."""
 
 import time
 from collections.abc import Collection
@@ -16,10 +16,10 @@ SessionEnd = Literal["complete", "interrupted", "failed"]
 
 
 class OpenSession:
-    """One process that works on a run."""
+    """The session of one process that works on a run."""
 
     def __init__(self, session: Session, taken: Collection[str] = ()) -> None:
-        # Its key among the sessions of a run, which a clock that was set back would give twice.
+        # The start time identifies a session. If the clock was set back, it could occur twice.
         started = now()
         while started in taken:
             started = later(started)
@@ -28,7 +28,7 @@ class OpenSession:
         self._timing = dict.fromkeys(("total", "attack", "serve", "probe"), 0.0)
 
     def count(self, record: JournalRecord) -> None:
-        """Count a unit that the process ran."""
+        """Count a unit that the process recorded."""
         if not isinstance(record, UnitRecord):
             self._timing["probe"] += record.timing.total
         self._timing["attack"] += record.timing.attack
@@ -39,18 +39,18 @@ class OpenSession:
         )
 
     def end(self, outcome: SessionEnd, message: str | None = None) -> None:
-        """Record how it ended, unless that is already recorded."""
+        """Record how the session ended, unless that is already recorded."""
         if self.session.outcome is None:
             changes = {"ended": now(), "outcome": outcome, "message": message}
             self.session = self.session.model_copy(update=changes)
 
 
 class Sessions:
-    """Keeps the sessions of the processes working on a run, and writes them however they end.
+    """The sessions of all processes that work on a run. They are written even after an error.
 
     Args:
-        folder: The run; None where nothing is written.
-        plan: Its batches.
+        folder: The folder of the run; None if nothing is written.
+        plan: The batches of the run.
     """
 
     def __init__(self, folder: RunFolder | None, plan: Plan) -> None:
@@ -60,12 +60,12 @@ class Sessions:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since they were opened."""
+        """Seconds since this object was created."""
         return time.perf_counter() - self._began
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """Of all that worked on the run since."""
+        """The sessions that were opened here."""
         return tuple(entry.session for entry in self._entries)
 
     def open(self, session: Session) -> OpenSession:
@@ -81,7 +81,7 @@ class Sessions:
         return (*recorded, *self.sessions)
 
     def _missing(self) -> bool:
-        """Whether units are left to run."""
+        """Return whether units are left to run."""
         folder = self._folder
         return folder is not None and bool(left(folder.spec, self._plan, folder.done))
 
@@ -100,7 +100,7 @@ class Sessions:
         if self._folder is None:
             return
         status = "partial" if outcome == "complete" and self._missing() else outcome
-        # If the disk is full, the error that ends the run matters more than its sessions.
+        # If the disk is full, keep the error that ended the run: it matters more than the sessions.
         with suppress(RecordError) if kind is not None else nullcontext():
             self._folder.session(*self.sessions)
             self._folder.update(status=status)

@@ -1,1 +1,1 @@
-"""The questions that a defense is asked about one batch, and what the answers mean."""
+"""Probe a defense: test queries about one batch, the gradient certificate, and extra attacks."""

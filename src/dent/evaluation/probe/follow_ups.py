@@ -1,4 +1,4 @@
-"""The extra attacks of the diagnostics, on the first batch."""
+"""The extra attacks of the diagnostics, on members of the first batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -17,20 +17,22 @@ from dent.threat import Norm, ThreatModel
 
 _HUGE: Final = (
     PGD(iterations=20, step=0.1),
-    # For a saturated cross-entropy, and for steps so large that they pass the wrong class.
+    # For defenses with a saturated cross-entropy, or if large steps overshoot the wrong class.
     AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=20, unmask=True),
     AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=40, targets=1),
     AdaptiveAPGD("unrolled", losses=("margin",), iterations=20),
 )
-"""They run in this order, until no member is right."""
+"""The attacks with a huge eps. They run in this order, until no member is correct."""
 
 
 def huge_eps(origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> FollowUp:
-    """Attack with an eps at which any image can become any other.
+    """Attack with an eps so large that any image can become any other.
 
-    A defense that is still right under every attack hides its gradient, or the attacks are broken.
-    An attack that finds no gradient leaves the natural images. Returns the attack that left the
-    fewest members right.
+    If a defense is still correct under every attack, it hides its gradient, or the attacks are
+    broken. If an attack finds no gradient, the natural images are submitted.
+
+    Returns:
+        The outcome of the attack that left the fewest members correct.
     """
     low, high = threat.bounds
     pixels = x[0].numel()
@@ -48,17 +50,17 @@ def huge_eps(origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: in
 
 
 def huge_passes(spec: EvaluationSpec) -> Queries:
-    """Return the passes of `huge_eps` per batch, if the first attack fools every member."""
+    """Return the number of passes of `huge_eps`, if its first attack fools every member."""
     return _HUGE[0].passes(len(spec.dataset.classes), spec.threat.norm, 1) + Queries(1, 0)
 
 
 def more_iterations(
     origin: Origin, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> FollowUp | None:
-    """Attack with the given iterations and with twice as many.
+    """Attack with the given number of iterations and with twice as many.
 
     Returns:
-        None if the attack has no iterations, or if it finds no gradient to follow.
+        The outcome of both; None if the attack has no iterations or finds no gradient.
     """
     longer = attack.longer(threat.norm)
     if longer is None:
@@ -72,7 +74,7 @@ def more_iterations(
 
 
 def passes(attacks: Sequence[Attack], classes: int, norm: Norm, size: int) -> Queries:
-    """Return the most passes of `size` members that `more_iterations` of all attacks takes."""
+    """Return the maximum passes of `more_iterations` for all attacks, with `size` members."""
     total = Queries(0, 0)
     for attack in attacks:
         for variant in _both_lengths(attack, norm):

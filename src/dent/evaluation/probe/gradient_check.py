@@ -1,15 +1,16 @@
 """Check that attacks follow the gradient of the answers that the defense serves.
 
-Only then is an attack white-box. So the check takes the gradient as an attack does: of a whole
+Only then is an attack white-box. So the check computes the gradient as an attack does: for a whole
 batch, in the defense's own precision, at the natural images and at a point that a short attack
-reached. Then it moves the images, and compares the change of the served answers, member by member,
-with what the gradient predicts:
+reached. Then it moves the images. For each member, it compares the change of the served answers
+with the change that the gradient predicts:
 
     exact     In float64, by tiny steps. The float64 gradient must predict the change, and the
-              attack's own gradient must point the same way.
-    coarse    In the defense's own precision, by steps of half and a quarter of eps. This shows what
-              the gradient is worth to an attack. A surrogate (straight-through, BPDA) may pass. An
-              exact gradient may fail: that of a small ripple on the input hides the slope below it.
+              attack's own gradient must point in the same direction.
+    coarse    In the defense's own precision, by steps of half and a quarter of eps. This shows how
+              useful the gradient is to an attack. A surrogate gradient (straight-through, BPDA) may
+              pass. An exact gradient may fail: if the answers have a small ripple, its gradient
+              hides the slope over larger steps.
 
 Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
 """
@@ -42,22 +43,23 @@ from dent.threat import ThreatModel
 THRESHOLD: Final = {torch.float64: 1e-3, torch.float32: 5e-2}
 """The relative error of a member must stay below this."""
 _STEPS: Final = {torch.float64: (1e-7, 1e-8, 1e-6, 1e-9), torch.float32: (0.1, 0.3, 0.03)}
-"""Lengths in l2 by which a member moves. The first ones pass most often."""
+"""Lengths in l2 by which a member moves. The first length passes most often."""
 COARSE: Final = 0.6
-"""Over large steps, a gradient with an error up to this is worth following. The gradient of a wrong
-model has an error of about 1."""
+"""A gradient with a relative error below this over large steps is useful to an attack. The gradient
+of a wrong model has an error of about 1."""
 _SHARES: Final = (0.5, 0.25)
-"""Lengths of coarse steps, in eps: larger than a rounding to 8 bits."""
+"""Lengths of coarse steps, as shares of eps. They exceed rounding to 8 bits."""
 _MEMBERS: Final = (2, 4)
-"""Members of a batch-dependent defense that are moved, at the natural and the attack's point."""
+"""Number of members to move if the defense is batch-dependent: at the natural images, and at the
+point of the short attack."""
 _LINES: Final = 2
-"""Random directions, beside the gradient's own."""
+"""Number of random directions besides that of the gradient; twice as many for coarse steps."""
 _SHORT: Final = 3
-"""Steps of the short attack, at most."""
+"""Maximum number of steps of the short attack."""
 
 
 def passes(size: int) -> Queries:
-    """Return the most passes of a batch that the check takes; one in float64 counts as two."""
+    """Return the maximum number of passes of a batch in the check. One in float64 counts as two."""
     exact = sum(_MEMBERS) * (1 + _LINES) * 2
     coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
     return Queries(2 * (exact * 2 + 2) + coarse + _SHORT, 2 * 3 + _SHORT)
@@ -88,7 +90,7 @@ class _DefenseView:
             return answer(self.defense(), x.to(self.dtype))
 
     def gradient(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor | None:
-        """Return the gradient of each member's margin as an attack takes it; None if none."""
+        """Return the gradient of each member's margin as an attack computes it; None if none."""
         with (
             isolated_random_state(self.seed, x.device),
             torch.inference_mode(mode=False),
@@ -103,19 +105,19 @@ class _DefenseView:
         return gradient
 
     def loss(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss that attacks ascend, by member (N,), of the served logits."""
+        """Return the loss of the served logits that attacks maximize, by member (N,)."""
         return wide(_loss(self.served(x), y, targets))
 
 
 def exact_view(defense: Defense) -> View:
-    """Return the defense with its best gradient: through the adaptation, if it offers that."""
+    """Return a view of the defense with its best gradient: through the adaptation if possible."""
     if isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable"):
         return Rung("unrolled").view(defense)
     return lambda x: query(defense, x)
 
 
 def name_of(defense: Defense) -> str:
-    """Return the name of that gradient in records."""
+    """Return the name in records of the gradient of `exact_view`: `unrolled` or `plain`."""
     offers = isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable")
     return "unrolled" if offers else "plain"
 
@@ -123,12 +125,12 @@ def name_of(defense: Defense) -> str:
 def check_gradient(
     origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> GradientRecord:
-    """Compare the gradient of a defense with the answers that it serves.
+    """Compare the gradient of a defense with the changes of its served answers.
 
     Args:
         origin: The defense before its first query.
         x: A whole batch (N, C, H, W).
-        y: Its labels.
+        y: The labels of the batch (N,).
         threat: The threat model of the attacks.
         seed: Seed of the directions, the members, and the defense's generators.
     """
@@ -139,7 +141,7 @@ def check_gradient(
     try:
         natural = _attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)
-    except NoGradientError as missing:  # at the natural images, or where an attack goes
+    except NoGradientError as missing:  # at the natural images, or during the short attack
         return GradientRecord(rung=rung, missing=str(missing))
     finer = _in_double(native, natural)
     points = tuple(
@@ -185,7 +187,7 @@ def _short_attack(
     point = _attack_point(view, start, natural.y)
     for _ in range(steps):
         if threat.norm == "l1" or threat.eps == 0:
-            break  # a step in l1 moves few pixels: the start is as good a point
+            break  # a step in l1 moves few pixels: the random start is as good
         length = threat.eps / 2
         moved = point.x + length * steepest(point.gradient.nan_to_num(), threat.norm)
         point = _attack_point(view, threat.project(moved, natural.x), natural.y)
@@ -256,7 +258,7 @@ def _check_point(
 
 
 ALIKE: Final = 0.9
-"""The cosine that an attack's gradient of every member must have with the one that was checked."""
+"""Smallest cosine, for every member, between an attack's own gradient and the checked one."""
 
 
 def _errors(
@@ -270,17 +272,17 @@ def _errors(
     together: bool,
     bounds: tuple[float, float] | None = None,
 ) -> list[float]:
-    """Return per moved member the relative error of the gradient, at the length of least error.
+    """Return for each moved member the smallest relative error of the gradient over all lengths.
 
     Args:
-        loss: The loss by member, of the served logits.
-        gradient: The gradient of its sum.
-        x: The images where the gradient was taken.
+        loss: The loss of the served logits, by member.
+        gradient: The gradient of the summed loss.
+        x: The images at which the gradient was computed.
         members: Indices of the members to move.
-        tried: By length, moves of all members (N, ...), the gradient's own direction first.
-        threshold: Stop at the first length at which all errors are below it.
-        together: Move all members at once, since they do not affect each other.
-        bounds: Moved images are clamped to these.
+        tried: For each length, moves of all members (N, ...). The first move is along the gradient.
+        threshold: Stop at the first length at which all errors so far are below this.
+        together: Whether to move all members at once, because they do not affect each other.
+        bounds: The range to which moved images are clamped; None does not clamp.
     """
     least = [math.inf] * len(members)
     for moves in tried:
@@ -326,7 +328,7 @@ def _relative(slopes: Sequence[float], changes: Sequence[float]) -> float:
 
 
 def _lengths(gradient: Tensor, draws: torch.Generator, length: float) -> list[Tensor]:
-    """Return moves of a length in l2: along the gradient's sign, and at random."""
+    """Return moves of a length in l2: along the sign of the gradient, and in random directions."""
     lines = [gradient.sign()]
     lines += [_random(gradient, draws) for _ in range(_LINES)]
     return [length * _unit(line) for line in lines]
@@ -335,7 +337,10 @@ def _lengths(gradient: Tensor, draws: torch.Generator, length: float) -> list[Te
 def _strides(
     gradient: Tensor, draws: torch.Generator, threat: ThreatModel, share: float
 ) -> list[Tensor]:
-    """Return moves by a share of eps in the threat model's norm: along the gradient, and random."""
+    """Return moves by a share of eps: along the gradient, and in random directions.
+
+    For linf they have this length in linf, otherwise in l2.
+    """
     lines = [gradient, *(_random(gradient, draws) for _ in range(2 * _LINES))]
     length = share * threat.eps
     if threat.norm == "linf":
@@ -355,7 +360,7 @@ def _unit(rows: Tensor, order: int = 2) -> Tensor:
 
 
 def _loss(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-    """Return the margin of a fixed wrong class: it has a slope wherever the logits have one."""
+    """Return the margin of a fixed wrong class. It is differentiable wherever the logits are."""
     picked = logits.gather(1, torch.stack([targets, y], dim=1))
     return picked[:, 0] - picked[:, 1]
 

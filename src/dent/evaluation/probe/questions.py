@@ -1,4 +1,4 @@
-"""A few queries about one batch. Most diagnostics are read from the answers."""
+"""A few test queries about one batch. Most diagnostics are derived from the answers."""
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +19,30 @@ from dent.support.devices import wide
 _FEW = 16
 _TINY = 1e-12
 _PAIR = 2
-"""Members of the repeated query. Some defenses do not accept a single one."""
+"""Number of members in the repeated query. Some defenses fail on a single one."""
 _FEW_CALLS = 12
-"""Queries to a copy that does not change."""
+"""Number of queries to a copy that does not change."""
 _MANY_CALLS = 600
-"""Queries to a copy that changes with its queries."""
+"""Number of queries to a copy that changes with its queries."""
 
 
 class Probe:
-    """Queries a defense about one batch. It costs little beside any attack.
+    """Test queries to a defense about one batch. They cost little compared to an attack.
 
-    It submits two whole batches, and a few members several times, each to a fresh copy. It submits
-    two members many times to one more copy, to see whether that copy changes.
+    The probe submits two whole batches, and a few members several times, each to a fresh copy. It
+    also submits two members many times to one more copy, to test whether that copy changes.
 
     Args:
         origin: The defense before its first query.
         x: The first batch of the run, (N, C, H, W).
-        y: Its labels.
+        y: The labels of the batch, (N,).
         bounds: Smallest and largest value of a pixel, for the noise.
-        seed: Seed of everything random.
+        seed: Seed of all random draws.
 
     Attributes:
+        members: The number of members in most queries.
         first: The copy that answered the whole batch.
-        calls: Queries so far to the copy that is queried many times.
+        calls: Number of queries so far to the copy that is queried many times.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Probe:
         """Compare the answers of a fresh copy and of one that has answered many queries.
 
         Returns:
-            The comparison of the answers to the same members and seed. And the largest distance of
-            a member's gradients, relative to their length; None if there is no gradient.
+            The comparison of the answers to the same members and seed, and the largest distance
+            between the two gradients of a member, relative to the length of the first one. The
+            distance is None if neither copy has a gradient, and 1 if only one has.
         """
         seed, few = seed_of(self._seed, 0), self._x[: self.members]
         old = self._origin.new(seed)
@@ -76,7 +78,7 @@ class Probe:
             self.calls += 1
             if self.calls in (_FEW_CALLS // 2, _FEW_CALLS):
                 marks.append(footprint(old.defense))
-        # Twice: a defense that alternates may answer as at first by chance.
+        # Ask twice: a defense that alternates may give the first answer again by chance.
         old.reseed(seed)
         submissions = [submit(old.defense, few, seed=seed)]
         old.reseed(seed)
@@ -97,7 +99,7 @@ class Probe:
         ), distance
 
     def shares(self) -> bool | None:
-        """Whether a copy that is never queried changes when others answer about new images.
+        """Return whether a copy that is never queried changes when others answer new images.
 
         Returns:
             None if the defense cannot be copied.
@@ -105,14 +107,17 @@ class Probe:
         if self._origin.missing is not None:
             return None
         few, marks = self._x[: self.members], []
-        # The first one may fill honest caches, and the second one moves honest counters.
+        # The first query may fill honest caches, and the second one moves honest counters.
         for images in (few, few, few.flip(-1)):
             self._ask(images)
             marks.append(marks_of(self._origin.defense))
         return differ(*marks)
 
     def _gradient(self, defense: Defense) -> Tensor | None:
-        """Return the gradient of the few members' margins, NaN as 0; None if there is none."""
+        """Return the gradient of a few members' margins; None if there is none.
+
+        Values that are not finite are 0.
+        """
         x, y = self._x[: self.members], self._y[: self.members]
         with (
             isolated_random_state(seed_of(self._seed, 0), x.device),
@@ -133,7 +138,7 @@ class Probe:
         return self._compare(self._whole, self._few) if self.members < len(self._x) else None
 
     def strangers(self) -> Comparison | None:
-        """Compare the answers to a few members beside their batch, and beside noise."""
+        """Compare the answers to a few members in their batch, and in a batch filled with noise."""
         if self.members == len(self._x):
             return None
         low, high = self._bounds
@@ -158,7 +163,8 @@ class Probe:
     def gradients(self) -> tuple[int, int | None]:
         """Count the members predicted correctly, and those of them without an input gradient.
 
-        The second count is None if the answer is not a differentiable function of the input.
+        A gradient that is zero or not finite does not count. The second count is None if the answer
+        is not a differentiable function of the input.
         """
         x, y = self._x[: self.members], self._y[: self.members]
         defense = self._origin.new(seed_of(self._seed, 0)).defense
@@ -170,7 +176,7 @@ class Probe:
                 return int(correct.sum()), None
             loss = F.cross_entropy(logits.float(), y, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-        if gradient is None:  # a gradient to the weights, and none to the input
+        if gradient is None:  # the logits depend on the weights, not on the input
             return int(correct.sum()), None
         rows = gradient.flatten(1)
         useless = (rows == 0).all(dim=1) | ~rows.isfinite().all(dim=1)
@@ -188,7 +194,7 @@ class Probe:
         *,
         turn: bool = False,
     ) -> Comparison:
-        """Compare the answers to the first members of two batches."""
+        """Compare the answers to the first members of two batches; `turn` reverses the second."""
         count = members or min(len(first.predictions), len(second.predictions))
         before, after = first.logits[:count], second.logits[:count]
         if turn:
@@ -201,14 +207,14 @@ class Probe:
 
 
 def few_of(size: int) -> int:
-    """Return how many members of a batch of this size are queried without the others."""
+    """Return the number of members of a batch of this size that are queried without the others."""
     return max(1, min(size // 2, _FEW))
 
 
 def _turned(before: Tensor, after: Tensor) -> float:
     """Return the largest distance of two gradients of a member, relative to the first one's length.
 
-    A length below the median counts as the median: rounding may be all there is of such a gradient.
+    A length below the median counts as the median, because a shorter gradient may be only rounding.
     """
     rows, others = (wide(gradient).flatten(1) for gradient in (before, after))
     size = rows.norm(dim=1)
@@ -217,5 +223,5 @@ def _turned(before: Tensor, after: Tensor) -> float:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """Return the class per row; -1 if it is no prediction."""
+    """Return the predicted class of each row; -1 if the row is not finite."""
     return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)

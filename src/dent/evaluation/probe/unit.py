@@ -1,4 +1,4 @@
-"""The unit that probes a defense with the first batch, and its record."""
+"""The units that probe a defense with the first batch, and their records."""
 
 import math
 from typing import Any, Final
@@ -20,13 +20,13 @@ from dent.evaluation.suites import looks_through
 from dent.support.warned import own_batches
 
 _CHEAP: Final = Queries(10, 3)
-"""The probe's own queries: two whole batches, and some halves, three of them with a gradient."""
+"""Cost of the probe's own queries: two whole batches, and some halves, three with a gradient."""
 _PAIRS: Final = 12
-"""Queries about two members."""
+"""Number of queries about two members."""
 
 
 def probe_passes(prepared: Prepared) -> Queries:
-    """Return the passes of the first batch that a probe takes; more if the defense keeps state."""
+    """Return the passes of the first batch that a probe takes: more if the defense keeps state."""
     size = prepared.plan.batches[0].size
     total = _CHEAP + Queries(math.ceil(_PAIRS * 2 / size), 0)
     if prepared.spec.schedule == "by-attack":
@@ -58,15 +58,17 @@ def probe_record(
     guard: Guard,
     more: bool = True,
 ) -> ProbeRecord:
-    """Probe a defense, as far as the settings say.
+    """Probe a defense and return the record.
+
+    A run by batch checks the gradient and runs the extra attacks here as well.
 
     Args:
         origin: The defense before its first query.
         unit: The unit that is recorded.
-        subject: Gives the attacks and the threat model.
-        spec: Gives the settings.
+        subject: The source of the attacks and the threat model.
+        spec: The source of the settings.
         batch: Images and labels of the first batch.
-        guard: Notices writes to the static model.
+        guard: Detects writes to the static model.
         more: Whether to attack again with more iterations, if the settings say so.
 
     Raises:
@@ -118,13 +120,15 @@ def certificate_record(
     differentiable: bool,
     more: bool = True,
 ) -> CertificateRecord:
-    """Check the gradient of a defense and run the extra attacks, as far as the settings say.
+    """Check the gradient of a defense and run the extra attacks, and return the record.
+
+    The settings decide which of these run.
 
     Args:
         origin: The defense before its first query.
         unit: The unit that is recorded.
-        subject: Gives the attacks and the threat model.
-        spec: Gives the settings.
+        subject: The source of the attacks and the threat model.
+        spec: The source of the settings.
         batch: Images and labels of the first batch.
         differentiable: Whether the probe found a gradient to the input.
         more: Whether to attack again with more iterations, if the settings say so.
@@ -149,7 +153,7 @@ def _checks(
     differentiable: bool,
     more: bool,
 ) -> dict[str, Any]:
-    """Return the fields about the gradient and the extra attacks."""
+    """Return the record fields about the gradient and the extra attacks."""
     x, y = batch
     seed, full = seed_of(spec.settings.seed, "probe"), spec.settings.diagnostics == "full"
     few = x[: few_of(len(x))], y[: few_of(len(x))]

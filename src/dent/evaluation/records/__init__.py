@@ -1,1 +1,1 @@
-"""What is written: the specification, the plan, the records, and the folder they lie in."""
+"""The specification, plan and records of a run, and the folder that holds them."""

@@ -1,8 +1,7 @@
-"""Check that the records of a run fit each other, so that readers need not check again.
+"""Check that the records of a run are consistent, so that readers need not check again.
 
-Types only ensure that a count is a count. This checks that it is not larger than its total, that
-lists have one entry for each thing they are about, that nothing is there twice, and that sums are
-finite.
+Types ensure only that a count is a count. These functions check that a count is not larger than its
+total, that lists have the expected lengths, that nothing occurs twice, and that sums are finite.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -36,21 +35,21 @@ from dent.support.plural import counted
 from dent.threat import ThreatModel
 
 MOST_UNITS: Final = 10**7
-"""Units of the largest run that is read."""
+"""Maximum number of units of a run."""
 _MOST: Final = 2**63 - 1
-"""Largest count, and largest id."""
+"""Largest count, id, label or seed."""
 _FAR: Final = 1e12
-"""Beyond every second, nat and pixel; sums of as many as there are units stay finite."""
+"""Largest plausible value of any measurement, in any unit. The sum over all units is finite."""
 _ROUNDING: Final = 0.01
-"""Share of eps that float32 rounding may add, for the smallest plausible eps."""
+"""Share of eps by which float32 rounding may exceed it, for the smallest plausible eps."""
 _POINTS: Final = 1000
-"""Most points of the history of an attack. This version writes fewer."""
+"""Maximum number of points in the history of an attack. This version writes fewer."""
 _LARGEST_IMAGE: Final = 2**24
-"""Values of one image."""
+"""Maximum number of values in one image."""
 
 
 def of_spec(spec: EvaluationSpec) -> Iterator[str]:
-    """Problems of a specification on its own."""
+    """Yield the problems of a specification by itself."""
     for kind, names in (
         ("defense", [entry.name for entry in spec.defenses]),
         ("attack", [entry.name for entry in spec.attacks]),
@@ -70,7 +69,7 @@ def of_spec(spec: EvaluationSpec) -> Iterator[str]:
 
 
 def of_sessions(sessions: Sequence[Session]) -> Iterator[str]:
-    """Problems of the sessions of a run."""
+    """Yield the problems of the sessions of a run."""
     for index, session in enumerate(sessions):
         if not all(seconds <= _FAR for seconds in session.timing.values()):
             yield f"sessions.{index}.timing is out of range"
@@ -79,7 +78,7 @@ def of_sessions(sessions: Sequence[Session]) -> Iterator[str]:
 
 
 def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
-    """Problems of a plan, on its own and for what is evaluated."""
+    """Yield the problems of a plan, by itself and with its specification."""
     if not plan.batches:
         yield "there are no batches"
     attacked_before: set[int] = set()
@@ -119,7 +118,7 @@ def _of_batch(spec: EvaluationSpec, batch: Batch, index: int) -> Iterator[str]:
 
 
 def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterator[str]:
-    """Problems of the record of a planned unit, on its own and against the plan."""
+    """Yield the problems of the record of a planned unit, by itself and with the plan."""
     if isinstance(record, CertificateRecord):
         yield from _of_follow_ups(plan, record)
         timing = record.timing
@@ -136,7 +135,7 @@ def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterat
 
 
 def of_challenge(spec: EvaluationSpec, plan: Plan, challenge: ChallengeRecord) -> Iterator[str]:
-    """Problems of a challenge, on its own and against the plan."""
+    """Yield the problems of a challenge, by itself and with the plan."""
     names = {defense.name for defense in spec.defenses}
     if not challenge.by.strip():
         yield "it does not say who made it"
@@ -160,7 +159,7 @@ def _of_outside(
     challenge: ChallengeRecord,
     names: Collection[str],
 ) -> Iterator[str]:
-    """Problems of a unit of a challenge."""
+    """Yield the problems of a unit of a challenge."""
     if unit.kind != "challenge" or unit.attack != challenge.short or unit.defense not in names:
         yield "it is no unit of this challenge"
         return
@@ -203,7 +202,7 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
 
 
 def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
-    """Problems of what the attack reports about itself."""
+    """Yield the problems of what an attack reports about itself."""
     if (record.claimed is not None) != (record.kind == "attack"):
         yield "there is a claim where nothing attacked, or none where something did"
     if record.carried is not None and len(record.carried) != attacked:
@@ -313,7 +312,7 @@ def _is_follow_up(follow_up: FollowUp, size: int) -> bool:
 
 
 def _within(values: Iterable[int], largest: int) -> bool:
-    """Whether all are from 0 to `last`."""
+    """Return whether all values are from 0 to `largest`."""
     return all(0 <= value <= largest for value in values)
 
 

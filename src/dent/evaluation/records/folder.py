@@ -1,4 +1,4 @@
-"""A run folder: where each file is, and when it may be written to."""
+"""A run folder: its files, and the rules for writing to it."""
 
 import hashlib
 import json
@@ -54,40 +54,40 @@ RUN: Final = "run.json"
 PLAN: Final = "plan.json"
 RESULT: Final = "result.json"
 ASCENTS: Final = "ascents"
-"""Folder of what attacks computed on the static model. No record refers to it."""
+"""Folder for what attacks computed on the static model. No record refers to it."""
 LARGEST_JSON: Final = 64 * 2**20
-"""Bytes of the largest file that holds one record; the plan of a million samples has half."""
+"""Maximum bytes of a file with one record. The plan of a million samples takes half of it."""
 _HEADER: Final = 64 * 2**10
-"""Bytes of a safetensors file beside its values, at most."""
+"""Maximum bytes of a safetensors file in addition to its values."""
 _BYTES: Final = 4  # of a float32
 ENTRY: Final = "adversarial"
-"""What the tensor of a file is called."""
+"""Name of the tensor in a safetensors file."""
 _Kept = TypeVar("_Kept", bound=Record)
 
 
 class Store(Protocol):
-    """Where records go while a run is on."""
+    """A place for the records of a run: a run folder or memory."""
 
     @property
     def done(self) -> Mapping[str, JournalRecord]:
-        """What is recorded, by the unit's key."""
+        """The records so far, by the key of the unit."""
         ...
 
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
-        """Record a unit, and what was submitted."""
+        """Record a unit and its submitted images."""
         ...
 
     def adversarial(self, record: UnitRecord) -> Tensor:
-        """What was submitted in a recorded unit."""
+        """Return the submitted images of a recorded unit."""
         ...
 
     def forget(self, record: UnitRecord) -> None:
-        """Drop the tensor of a recorded unit, whose batch is done."""
+        """Drop the images of a recorded unit that no later unit needs."""
         ...
 
 
 class Memory:
-    """In-memory records, with the tensors of the batch that is running."""
+    """Records in memory, with the images that later units need."""
 
     def __init__(self) -> None:
         self._done: dict[str, JournalRecord] = {}
@@ -95,40 +95,40 @@ class Memory:
 
     @property
     def done(self) -> Mapping[str, JournalRecord]:
-        """What is recorded, by the unit's key."""
+        """The records so far, by the key of the unit."""
         return self._done
 
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
-        """Record a unit, and keep its tensor until its batch is done."""
+        """Record a unit, and keep its images until `forget`."""
         self._done[record.key] = record
         if adversarial is not None:
             self._tensors[record.key] = adversarial.cpu()
 
     def adversarial(self, record: UnitRecord) -> Tensor:
-        """What was submitted in a recorded unit."""
+        """Return the submitted images of a recorded unit."""
         return self._tensors[record.key]
 
     def forget(self, record: UnitRecord) -> None:
-        """Drop the tensor of a unit."""
+        """Drop the images of a unit."""
         self._tensors.pop(record.key, None)
 
 
 class RunFolder:
-    """A run folder that this process may write to, and that no other can while it is open.
+    """A run folder that this process writes to. While it is open, no other process can.
 
-    A new or empty folder is set up; one that holds the same run is resumed. Anything else is
+    A new or empty folder is set up. A folder with the same run is resumed. Any other folder is
     refused before anything is written.
 
     Args:
-        path: The folder; its parents are made where they are missing.
-        spec: The specification.
-        plan: The plan.
+        path: The folder. Missing parents are created.
+        spec: The specification of the run.
+        plan: The plan of the run.
 
     Raises:
-        SpecMismatchError: The folder holds a run of something else.
-        SchemaVersionError: It was written by a newer torch-dent.
-        LockedError: Another process is writing to it.
-        RecordError: It holds other files, is damaged, or cannot be written to.
+        SpecMismatchError: The folder holds a run of another specification.
+        SchemaVersionError: The folder was written by a newer torch-dent.
+        LockedError: Another process is writing to the folder.
+        RecordError: The folder holds other files, is damaged, or cannot be written to.
     """
 
     def __init__(self, path: Path, spec: EvaluationSpec, plan: Plan) -> None:
@@ -150,16 +150,16 @@ class RunFolder:
 
     @property
     def run(self) -> RunRecord:
-        """`run.json` as it stands."""
+        """The current content of `run.json`."""
         return self._run
 
     @property
     def done(self) -> Mapping[str, JournalRecord]:
-        """What is recorded, by the unit's key."""
+        """The records so far, by the key of the unit."""
         return self._done
 
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
-        """Record a unit: first its tensor, then its line; both are on the disk on return."""
+        """Record a unit: first its images, then its line. Both are on the disk on return."""
         if adversarial is not None and isinstance(record, UnitRecord):
             record = record.model_copy(update={"tensor": self._save(record, adversarial)})
         self._writer.append(record)
@@ -167,11 +167,16 @@ class RunFolder:
 
     @property
     def challenges(self) -> tuple[ChallengeRecord, ...]:
-        """What came from outside, in the order of submission."""
+        """The challenges, in the order of submission."""
         return self._challenges
 
     def add(self, challenge: ChallengeRecord, files: Mapping[str, bytes]) -> None:
-        """Record a challenge: first its images, by name of the file, then its line, as a whole."""
+        """Record a challenge: first its images, then its line.
+
+        Args:
+            challenge: The record.
+            files: The contents of the files with its images, by name in the folder.
+        """
         for name, content in files.items():
             write_atomically(self.path / name, content)
         path = self.path / CHALLENGES
@@ -184,28 +189,28 @@ class RunFolder:
         self._challenges += (challenge,)
 
     def adversarial(self, record: UnitRecord) -> Tensor:
-        """What was submitted in a recorded unit, its digest checked."""
+        """Return the submitted images of a recorded unit, after a check of their digest."""
         return load_tensor(self.path, record)
 
     def forget(self, record: UnitRecord) -> None:
-        """Delete the tensor of a unit, where the settings say so."""
+        """Delete the images of a unit, if the settings say so."""
         if self.spec.settings.tensors == "drop" and record.tensor is not None:
             refuse_linked_folder(self.path / TENSORS)
             with writing(self.path / record.tensor.file):
                 (self.path / record.tensor.file).unlink(missing_ok=True)
 
     def update(self, **changes: object) -> None:
-        """Rewrite `run.json` with other values."""
+        """Rewrite `run.json` with changed fields."""
         self._run = self._run.model_copy(update=changes)
         write_atomically(self.path / RUN, dump(self._run))
 
     def session(self, *sessions: Session) -> None:
-        """Write sessions of this process, replacing those with the same start time."""
+        """Write sessions. They replace those with the same start time."""
         by_start = {session.started: session for session in (*self._run.sessions, *sessions)}
         self.update(sessions=tuple(by_start.values()))
 
     def write(self, name: str, record: Record) -> None:
-        """Write a file derived from the records."""
+        """Write a file that is derived from the records."""
         write_atomically(self.path / name, dump(record))
 
     def close(self) -> None:
@@ -218,7 +223,7 @@ class RunFolder:
             run = read_run(self.path)
             _refuse_another(self.path, run, spec, plan)
         else:
-            # In this order: where run.json exists, so does the rest.
+            # Write run.json last: if it exists, so do the other files.
             write_atomically(self.path / PLAN, dump(plan))
             run = RunRecord(
                 schema_version=spec.written_as,
@@ -247,13 +252,13 @@ class RunFolder:
 def packed(
     spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
 ) -> tuple[TensorRef, bytes]:
-    """The record's reference to its unit's tensor, and the bytes of that file."""
+    """Return the reference to the images of a unit, and the bytes of their file."""
     file = tensor_file(spec, record.defense, record.attack, record.batch)
     return packed_as(file, adversarial)
 
 
 def packed_as(file: str, adversarial: Tensor) -> tuple[TensorRef, bytes]:
-    """The reference to a tensor in a file of the run folder, and the bytes of that file."""
+    """Return the reference to a tensor in a file of the run folder, and the bytes of the file."""
     content = save({ENTRY: adversarial.detach().cpu().contiguous()})
     sha256 = hashlib.sha256(content).hexdigest()
     return TensorRef(file=file, sha256=sha256, shape=tuple(adversarial.shape)), content
@@ -263,8 +268,8 @@ def read_run(path: Path) -> RunRecord:
     """Read `run.json`.
 
     Raises:
-        RecordError: It is missing or damaged, or its parts contradict each other.
-        SchemaVersionError: It was written by a newer torch-dent.
+        RecordError: The file is missing or damaged, or its parts contradict each other.
+        SchemaVersionError: The file was written by a newer torch-dent.
     """
     run = read_record(path / RUN, RunRecord)
     _refuse_first(path / RUN, consistency.of_spec(run.spec))
@@ -273,10 +278,10 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_plan(path: Path, run: RunRecord) -> Plan:
-    """Read `plan.json` and check that it is the run's.
+    """Read `plan.json`, and check that it is the plan of the run.
 
     Raises:
-        RecordError: It is missing, damaged, or another.
+        RecordError: The file is missing or damaged, or is another plan.
     """
     plan = read_record(path / PLAN, Plan)
     if digest(plan.to_json()) != run.plan:
@@ -289,21 +294,21 @@ def read_plan(path: Path, run: RunRecord) -> Plan:
 
 
 def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
-    """Read the journal: every record once, by its unit's key, in the order they were written.
+    """Read the records of the journal, by the key of the unit, in the order of writing.
 
     Raises:
         RecordError: A line is damaged, contradicts itself or the plan, or records a unit that is
-            not planned or already recorded.
+            not in the plan or was recorded before.
     """
     return _by_key(path, run, plan)
 
 
 def read_outside(path: Path, run: RunRecord, plan: Plan) -> tuple[ChallengeRecord, ...]:
-    """Read the challenges of a run, in the order of submission; none where there is no file.
+    """Read the challenges of a run, in the order of submission; none if there is no file.
 
     Raises:
-        RecordError: A line is damaged, contradicts itself or the plan, or submits a batch once more
-            that another line has.
+        RecordError: A line is damaged, contradicts itself or the plan, or repeats a unit of another
+            line.
     """
     challenges: list[ChallengeRecord] = []
     seen: set[str] = set()
@@ -319,13 +324,13 @@ def read_outside(path: Path, run: RunRecord, plan: Plan) -> tuple[ChallengeRecor
 
 
 def load_tensor(path: Path, record: UnitRecord) -> Tensor:
-    """Load what was submitted in a recorded unit.
+    """Load the submitted images of a recorded unit.
 
     Returns:
-        float32 (members attacked, C, H, W), on the CPU.
+        float32 (attacked members, C, H, W), on the CPU.
 
     Raises:
-        RecordError: It was not kept, is missing, or is not what was written.
+        RecordError: The file was not kept, is missing, or does not match its digest.
     """
     ref = record.tensor
     if ref is None:
@@ -347,16 +352,16 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
 
 
 def dump(record: Record) -> bytes:
-    """Return a file's text: indented JSON."""
+    """Return the content of a file with one record: indented JSON."""
     return (json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_record(path: Path, kind: type[_Kept]) -> _Kept:
-    """Read a file that holds one record with a schema version.
+    """Read a file with one record that has a schema version.
 
     Raises:
-        RecordError: It is missing or damaged.
-        SchemaVersionError: It was written by a newer torch-dent.
+        RecordError: The file is missing or damaged.
+        SchemaVersionError: The file was written by a newer torch-dent.
     """
     content = read(path, LARGEST_JSON)
     try:

@@ -1,4 +1,7 @@
-"""The journal: append-only, one unit a line, each synced to disk and carrying its own checksum."""
+"""The journal: an append-only file with one unit per line.
+
+Each line has a checksum and is synced to disk.
+"""
 
 import os
 from collections.abc import Iterator
@@ -21,18 +24,18 @@ from dent.storage.plain_json import parse, problem_of
 
 JOURNAL: Final = "journal.jsonl"
 CHALLENGES: Final = "challenges.jsonl"
-"""A second journal, of what came from outside: a run is complete without it."""
+"""A second journal, for images from outside. A run is complete without it."""
 _Any = TypeVar("_Any", Line, ChallengeLine)
 
 
 def line_of(record: JournalRecord | ChallengeRecord) -> bytes:
-    """Return a record's line, with its checksum and newline."""
+    """Return the line of a record, with its checksum and a newline."""
     plain = record.to_json()
     return f"{canonical({'record': plain, 'sha256': digest(plain)})}\n".encode()
 
 
 class JournalWriter:
-    """Appends lines to a journal that ends in a whole line."""
+    """A writer that appends lines to a journal. The journal must be empty or end in a newline."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,10 +44,10 @@ class JournalWriter:
             self._handle = open_regular(path, flags, in_place=True)
 
     def append(self, record: JournalRecord | ChallengeRecord) -> None:
-        """Append a line; on return it is on the disk.
+        """Append a line. It is on the disk when this returns.
 
         Raises:
-            RecordError: It cannot be written. What a full disk kept of it is cut off again.
+            RecordError: The line cannot be written. If a part of it was, it is removed again.
         """
         size = os.fstat(self._handle).st_size
         with writing(self._path):
@@ -64,21 +67,20 @@ class JournalWriter:
 
 
 def read_journal(path: Path) -> Iterator[JournalRecord]:
-    """Read all complete lines; a torn last line, left behind by a kill, is skipped.
+    """Yield the records of all complete lines. An incomplete last line, from a kill, is skipped.
 
     Raises:
-        RecordError: A line, other than such a last one, is not what was written; or the journal
-            is missing.
+        RecordError: A complete line is damaged, or the journal is missing.
     """
     for number, line in enumerate(_whole_lines(read(path)), start=1):
         yield _parse(path, number, line, Line).record
 
 
 def read_challenges(path: Path) -> Iterator[ChallengeRecord]:
-    """Read all complete lines of `challenges.jsonl`; nothing where there is no such file.
+    """Yield the records of all complete lines of `challenges.jsonl`; none if there is no such file.
 
     Raises:
-        RecordError: A line is not what was written.
+        RecordError: A complete line is damaged.
     """
     if is_there(path):
         for number, line in enumerate(_whole_lines(read(path)), start=1):
@@ -86,9 +88,9 @@ def read_challenges(path: Path) -> Iterator[ChallengeRecord]:
 
 
 def repair(path: Path) -> int:
-    """Cut off a torn last line and return how many bytes that were.
+    """Remove an incomplete last line, and return its number of bytes.
 
-    Only what comes after the last newline is ever cut off: a line with a newline was written whole.
+    Only bytes after the last newline are removed, because a line with a newline is complete.
 
     Raises:
         RecordError: The journal cannot be read or written.

@@ -1,4 +1,4 @@
-"""Check that a defense is what its name says: tables show the name, and it is free text."""
+"""Check that a defense is what its name says. Tables show the name, and users choose it freely."""
 
 from typing import Final
 
@@ -10,11 +10,12 @@ _DENT: Final = recorded_kind("dent")
 
 
 def contradiction(spec: DefenseSpec) -> str | None:
-    """Say what a defense is if it has the name of another one; None if it may have its name.
+    """Return an error message if a defense has the name of another one; None if it may have it.
 
-    A known name (`dent.defenses.names()`) is for the defense of that name. Another configuration
-    of `Dent` under one is told apart by a diagnostic (`not as named`); another known defense under
-    one is refused. `static` is also the name of the model itself, whatever it is.
+    A known name (`dent.defenses.names()`) is reserved for the defense of that name, with two
+    exceptions. A `Dent` with custom settings may have the name of a configuration of `Dent`; the
+    diagnostic `not as named` reports it. `static` is also the name of a static model of any class
+    that is not a known defense.
     """
     if spec.name not in reference.names():
         return None
@@ -28,14 +29,14 @@ def contradiction(spec: DefenseSpec) -> str | None:
 
 
 def is_as_named(spec: DefenseSpec) -> bool:
-    """Whether a defense under a known name has the settings that belong to it."""
+    """Return whether a defense with the name of a known configuration has its settings."""
     if spec.name not in reference.CONFIGS or spec.kind != _DENT:
         return True
     return spec.config.get("name") == spec.name
 
 
 def _found(spec: DefenseSpec) -> str | None:
-    """The known defense that a record describes; None for one of no known name."""
+    """Return the known name of a defense, or else what it is; None if it may have any name."""
     for name, kind in reference.KINDS.items():
         if spec.kind == kind:
             return name
@@ -45,5 +46,5 @@ def _found(spec: DefenseSpec) -> str | None:
     for name, config in reference.CONFIGS.items():
         if settings == config.to_dict():
             return name
-    # Of its own settings: it may be called after what it was made from, but never static.
+    # A Dent with custom settings may be named after a configuration, but not `static` or a class.
     return "another configuration" if spec.name in (STATIC, *reference.KINDS) else None

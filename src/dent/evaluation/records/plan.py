@@ -1,6 +1,6 @@
-"""Which samples are in which batch, and what runs in which order: fixed before anything runs.
+"""The samples of each batch, and the order of all units. Both are fixed before a run starts.
 
-Nothing here draws from a random generator of torch or numpy, so a plan is the same everywhere.
+Nothing here draws from a random generator of torch or NumPy, so a plan is the same everywhere.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["probe", "natural", "attack", "transfer", "assembled", "certificate", "challenge"]
 APART: Final = ("probe", "certificate")
-"""The kinds that submit no batch of the plan."""
+"""The kinds of units that submit no batch for a score."""
 _CHUNK = 256
 
 
 class Batch(Record):
     """One batch, whose members never change.
 
-    The first `attacked` members may be perturbed; the others are clean members.
+    Attacks may change the first `attacked` members. The others are clean members.
     """
 
     index: int
@@ -54,12 +54,12 @@ class Plan(Record):
 
     @property
     def attacked(self) -> int:
-        """How many samples are attacked, over all batches."""
+        """Number of attacked samples, over all batches."""
         return sum(batch.attacked for batch in self.batches)
 
     @property
     def uneven(self) -> bool:
-        """Whether the batches are of different sizes."""
+        """Whether the batches have different sizes."""
         return len({batch.size for batch in self.batches}) > 1
 
 
@@ -68,15 +68,16 @@ class Unit:
     """The smallest recorded piece of work: one line of the journal.
 
     Attributes:
-        kind: `probe` tests a defense on the first batch; `natural` submits the natural batch;
-            `attack` attacks the defense and submits the result; `transfer` submits the result of
-            an attack on the static model; `assembled` submits one batch in which each member is
-            the image that broke it; `certificate`, in runs by attack, makes the checks that only a
-            claim of a gain needs; `challenge`, which no plan has, submits images from outside.
+        kind: `probe` tests a defense on the first batch. `natural` submits the natural batch.
+            `attack` attacks the defense and submits the result. `transfer` submits the result of
+            an attack on the static model. `assembled` submits one batch in which each member is
+            the image that first broke it. `certificate`, in runs by attack, makes the checks that
+            only a claim of a gain needs. `challenge` submits images from outside, and is never in
+            a plan.
         defense: Name of the defense.
-        attack: Name of the attack; None for `probe`, `natural` and, in runs by batch, `assembled`.
-            In runs by attack, `assembled` names the last attack on the defense that it takes
-            images from; None if it takes only those of the static model.
+        attack: Name of the attack; None for `probe`, `natural`, `certificate` and, in runs by
+            batch, `assembled`. In runs by attack, `assembled` has the name of the last attack on
+            the defense whose images it uses; None if it uses only those of the static model.
         batch: Index of the batch; None for all batches at once.
     """
 
@@ -87,7 +88,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """A name that no other unit of the run has."""
+        """A unique name of the unit in its run."""
         return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
 
 
@@ -95,7 +96,7 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     """Divide the samples into batches.
 
     Raises:
-        ConfigError: The dataset is empty, lacks an id that was asked for, or is too small for the
+        ConfigError: The dataset is empty, lacks an id of the settings, or is too small for the
             clean members of `mix`.
     """
     size = len(dataset)
@@ -136,7 +137,7 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
 
 
 Group = tuple[Unit, ...]
-"""Units that run in this order in one process."""
+"""Units that run in one process, in this order."""
 
 
 def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
@@ -147,11 +148,11 @@ def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
 
 
 _FIRST_ROUNDS: Final = 3
-"""Rounds of a run by attack before the first attack on a defense."""
+"""Number of rounds after which a run by attack may first stop."""
 
 
 def before_decision(spec: EvaluationSpec, plan: Plan) -> tuple[Unit, ...]:
-    """The units after which a run by attack may stop for the first time; none of a run by batch."""
+    """Return the units after which a run by attack may first stop; none for a run by batch."""
     if spec.schedule == "by-batch":
         return ()
     first = islice(rounds(spec, plan), _FIRST_ROUNDS)
@@ -159,12 +160,20 @@ def before_decision(spec: EvaluationSpec, plan: Plan) -> tuple[Unit, ...]:
 
 
 def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
-    """Yield the rounds of a run: each has independent groups, and builds on the rounds before.
+    """Yield the rounds of a run. A round has independent groups, and builds on earlier rounds.
 
-    By batch, everything is one round. By attack, the rounds are the probes; the static model; the
-    natural batches of each defense and what the first attack found on the static model, which
-    decides most runs; what the others found there; then attack after attack. After each of these a
-    run may stop.
+    A run by batch is a single round. A run by attack has these rounds:
+
+    1. the probes;
+    2. the natural batches of the static model, and the attacks on it;
+    3. for each defense, the natural batches and the transfers from the first attack on the static
+       model, which decide most runs;
+    4. the transfers from the other attacks on the static model;
+    5. one round for each attack on the defenses;
+    6. attacks with the published protocol, if there are any;
+    7. the certificates.
+
+    From the third round on, a run may stop after each round.
     """
     if spec.schedule == "by-batch":
         yield tuple(groups(spec, plan))
@@ -188,8 +197,9 @@ def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
 def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[Group]:
     """Yield the units of a run in independent groups, in order.
 
-    A group is a probe, all other units of a batch, or, of the published protocol, an attack with
-    the transfers of what it found. Each can run in another process, on another machine.
+    A group is a probe, a certificate, or all other units of a batch. With the published protocol,
+    a group is an attack with the transfers of its images. Each group can run in another process,
+    on another machine.
     """
     for unit in _probes(spec):
         yield (unit,)
@@ -206,7 +216,7 @@ def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[Group]:
 
 
 def _others(spec: EvaluationSpec) -> list[DefenseSpec]:
-    """The defenses beside the static model."""
+    """Return the defenses other than the static model."""
     return [defense for defense in spec.defenses if defense.name != STATIC]
 
 
@@ -220,7 +230,7 @@ def _certificates(spec: EvaluationSpec) -> tuple[Group, ...]:
 
 
 def _of_batch(spec: EvaluationSpec, batch: int) -> Iterator[Unit]:
-    """All units of a batch; a run cut short has every attack on the batches it did."""
+    """Yield all units of a batch, so that an interrupted run has every attack on its batches."""
     for defense in spec.defenses:
         yield Unit("natural", defense.name, None, batch)
         yield from _attacks(spec, defense.name, _frozen(spec), batch)
@@ -245,7 +255,7 @@ def _on_static(spec: EvaluationSpec, batch: int) -> Iterator[Unit]:
 
 
 _Part = Callable[[DefenseSpec, int], Iterator[Unit]]
-"""A defense and a batch to the units that one round has of them."""
+"""A function from a defense and a batch index to their units in one round."""
 
 
 def _by_attack(spec: EvaluationSpec) -> Iterator[_Part]:
@@ -285,25 +295,25 @@ def _frozen(spec: EvaluationSpec) -> list[str]:
 
 
 def _transfers(spec: EvaluationSpec) -> list[str]:
-    """The attacks on the static model whose images are submitted to the defenses."""
+    """Return the attacks on the static model whose images are submitted to the defenses."""
     return _distinct(spec) if spec.settings.transfer else []
 
 
 def _distinct(spec: EvaluationSpec) -> list[str]:
-    """The attacks that run on the static model."""
+    """Return the attacks that run on the static model, except published ones."""
     return [name for name in _frozen(spec) if name not in spec.same_on_static]
 
 
 def candidates(
     spec: EvaluationSpec, defense: str, after: str | None = None
 ) -> tuple[tuple[Kind, str], ...]:
-    """The (kind, attack) of what a batch is assembled from, in the order of the run.
+    """Return the (kind, attack) of the units that a batch is assembled from, in order.
 
     Args:
         spec: The specification.
         defense: Name of the defense.
-        after: The last attack on the defense that counts, of a run by attack; None for the
-            transfers alone there, and for all attacks elsewhere.
+        after: In a run by attack, the last attack on the defense to include; None for transfers
+            only. A run by batch ignores it and includes all attacks.
     """
     if spec.schedule == "by-batch":
         attack_units = tuple(_attacks(spec, defense, _frozen(spec), 0))
@@ -317,7 +327,7 @@ def candidates(
 
 
 def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: int | None) -> str:
-    """The file in a run folder with the adversarial images of an attack on a defense."""
+    """Return the file in a run folder for the adversarial images of an attack on a defense."""
     defenses = [entry.name for entry in spec.defenses]
     attacks = [entry.name for entry in spec.attacks]
     prefix = "all" if batch is None else f"{batch:06d}"
@@ -326,7 +336,7 @@ def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: i
 
 
 def challenge_file(challenge: str, batch: int) -> str:
-    """The file in a run folder with a challenge's images of a batch.
+    """Return the file in a run folder for the images of a challenge for one batch.
 
     Args:
         challenge: `ChallengeRecord.short`.
@@ -336,10 +346,10 @@ def challenge_file(challenge: str, batch: int) -> str:
 
 
 def seed_of(seed: int, *parts: object) -> int:
-    """Derive a seed in 0..2**63-1 from a run's seed and what it is for.
+    """Derive a seed in 0..2**63-1 from the seed of a run and the purpose.
 
-    The purpose never includes the defense: every defense gets the same random draws, so that
-    two equal defenses have equal results.
+    The purpose never includes the defense. So every defense gets the same random draws, and equal
+    defenses get equal results.
     """
     text = "|".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -356,7 +366,7 @@ def _attacks(
 
 
 def _chosen(settings: Settings, dataset: "ImageDataset") -> list[int]:
-    """The positions of the samples to attack, as the dataset has them."""
+    """Return the positions of the samples to attack, in the order of the dataset."""
     size = len(dataset)
     if settings.ids is None:
         return list(range(min(settings.n or size, size)))
@@ -390,7 +400,7 @@ def _clean_members(attacked: Sequence[int], size: int, count: int, seed: int) ->
 
 
 def _shuffled(items: list[int], seed: int) -> list[int]:
-    """Shuffle with `random()`, the only method whose sequence Python guarantees across versions."""
+    """Shuffle with `random()`, the only method with the same sequence in all Python versions."""
     draw, shuffled = random.Random(seed).random, list(items)  # noqa: S311 (no secret)
     for index in range(len(shuffled) - 1):
         swapped = index + int(draw() * (len(shuffled) - index))

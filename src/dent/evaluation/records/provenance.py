@@ -1,4 +1,4 @@
-"""Which software and machine did the work; environment variables are never recorded."""
+"""Describe the software and machine of a session. Environment variables are never recorded."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ _PACKAGES: Final = (
 
 
 def new_session(device: torch.device) -> Session:
-    """Describe this process at the start of its work on a run."""
+    """Return the description of this process at the start of its work on a run."""
     return Session(
         versions={"python": platform.python_version()} | _versions(),
         platform=platform.platform(),
@@ -34,12 +34,12 @@ def new_session(device: torch.device) -> Session:
 
 
 def now() -> str:
-    """The UTC time to the microsecond: no two sessions of a run start at the same time."""
+    """Return the UTC time to the microsecond, so that sessions of a run differ in their start."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def later(moment: str) -> str:
-    """The microsecond after a time that `now` returned."""
+    """Return the time one microsecond after a time that `now` returned."""
     following = datetime.fromisoformat(moment) + timedelta(microseconds=1)
     return following.isoformat(timespec="microseconds")
 

@@ -1,4 +1,4 @@
-"""A part of a run that can be run separately elsewhere and merged with the others afterwards."""
+"""Shards: parts of a run that run separately, on any machine, and are merged afterwards."""
 
 import re
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `of`-th group of a run's units, beginning with the `number`-th.
+    """Every `of`-th group of a run's units, from the group `number` on.
 
     Attributes:
-        number: From 1 to `of`.
-        of: The number of parts.
+        number: The number of this shard, from 1 to `of`.
+        of: The number of shards.
 
     Raises:
         ConfigError: `number` is not from 1 to `of`.
@@ -34,10 +34,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Read `3/8`.
+        """Return the shard that a text such as `3/8` describes.
 
         Raises:
-            ConfigError: It is no shard.
+            ConfigError: The text does not describe a shard.
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None:

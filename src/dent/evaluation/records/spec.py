@@ -1,4 +1,4 @@
-"""What is evaluated, as plain values: everything that decides a result, and nothing else."""
+"""The specification of an evaluation: exactly the values that determine its result."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
@@ -21,7 +21,7 @@ SCHEMA_VERSION: Final = 2
 SchemaVersion = Literal[1, 2]
 """A run keeps the schema version that it started with."""
 STATIC: Final = "static"
-"""Name of the reference: the trained model, attacked with the same budget."""
+"""Name of the static reference: the trained model, attacked with the same budget."""
 
 Order = Literal["dataset", "shuffled", "by-class"]
 Randomness = Literal["private", "public"]
@@ -42,25 +42,24 @@ class Settings(Record):
     order: Order = "dataset"
     """How the samples form batches. It does not change which samples are attacked."""
     mix: float | None = Field(default=None, gt=0, le=1)
-    """Attacked share of every batch, at least one member; the rest are natural images drawn from
-    the dataset. None and 1: all members are attacked."""
+    """Share of every batch that is attacked, at least one member. The other members are natural
+    images drawn from the dataset. With None or 1, all members are attacked."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed from which every other seed of the run is derived."""
     static: bool = True
-    """Attack the static model with the same budget, for comparison."""
+    """Whether to attack the static model with the same budget, for comparison."""
     transfer: bool = True
-    """Submit the adversarial images of the static model to every defense."""
+    """Whether to submit the adversarial images of the static model to every defense."""
     diagnostics: Literal["cheap", "full"] = "cheap"
     """`cheap` makes a few queries about one batch. `full` also attacks that batch with a huge eps,
     and with twice the iterations."""
     tensors: Literal["keep", "drop"] = "keep"
-    """Whether the run folder keeps the adversarial images. Without them nobody can verify the run.
-    """
+    """Whether the run folder keeps the adversarial images. `dent verify` needs them."""
     until: Literal["decided", "end"] = "decided"
     """`decided`: a run of the whole suite stops attacking a defense when a gain is impossible.
     `end`: every attack runs."""
     ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
-    """Ids in the full split of the samples to attack, instead of `n`, in order."""
+    """Ids of the samples to attack, in the full split. Replaces `n`. They are sorted."""
     randomness: Randomness = "private"
     """`public`: the attacker knows the seed of the submission, so every query of an attack draws
     the random numbers of the submission. `private`: the attacker does not know it."""
@@ -92,7 +91,7 @@ class ModelSpec(Record):
     kind: str
     """Class of the model."""
     weights: Sha256
-    """`dent.models.weights_digest`."""
+    """Digest of the weights, by `dent.models.weights_digest`."""
 
 
 class DatasetSpec(Record):
@@ -127,12 +126,12 @@ class AttackSpec(Record):
     kind: str
     """Class of the attack."""
     settings: dict[str, JsonValue]
-    """Arguments of `dent.attacks.make(attack, **settings)`, with defaults. For a user's own attack,
-    its fields."""
+    """Arguments for `dent.attacks.make(attack, **settings)`, including defaults. For a user's own
+    attack, its fields."""
     versions: dict[str, str]
     """Versions of the other packages that the attack uses."""
     protocol: Literal["frozen", "published"]
-    """`published` attacks all samples in one call and regroups them."""
+    """`published` attacks all samples in one call and regroups them into batches."""
 
 
 class ThreatSpec(Record):
@@ -145,7 +144,7 @@ class ThreatSpec(Record):
 
 _LATER: Final = ("schedule", "same_on_static")
 _LATER_SETTINGS: Final = ("until", "ids", "randomness")
-"""Left out of records with default values, so that older ones still compare."""
+"""Later fields. Records omit them if they have their defaults, to stay comparable with old ones."""
 Schedule = Literal["by-batch", "by-attack"]
 
 
@@ -162,10 +161,11 @@ class EvaluationSpec(Record):
     settings: Settings
     schedule: Schedule = "by-batch"
     """`by-batch` runs every attack on a batch before the next batch. `by-attack`, for runs of the
-    whole suite, runs every attack on all batches before the next attack, with the static model
-    first. There, fooled members of independent defenses keep the image that broke them."""
+    whole suite, runs an attack on all batches before the next attack, with the static model first.
+    In runs by attack, fooled members of batch-independent defenses keep the image that broke them.
+    """
     same_on_static: dict[str, str] = Field(default={})
-    """For each attack that does not run on the static model, the attack that is the same there."""
+    """For each attack that is redundant on the static model, the attack that covers it there."""
     _schema_1: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
@@ -178,7 +178,7 @@ class EvaluationSpec(Record):
         return spec
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, of the schema that the specification was read from."""
+        """Return plain JSON values, in the schema from which the specification was read."""
         if self._schema_1 is not None:
             return self._schema_1
         values = super().to_json()
@@ -190,7 +190,7 @@ class EvaluationSpec(Record):
         return values
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; one with changes has the newest schema."""
+        """Return a copy. A copy with changes has the newest schema."""
         copied = super().model_copy(update=update, deep=deep)
         if update:
             copied._schema_1 = None
@@ -198,36 +198,36 @@ class EvaluationSpec(Record):
 
     @property
     def written_as(self) -> SchemaVersion:
-        """The schema that `to_json` follows."""
+        """The schema version of `to_json`."""
         return SCHEMA_VERSION if self._schema_1 is None else 1
 
     @property
     def newest(self) -> Self:
-        """The same specification in the newest schema, to compare with others."""
+        """The same specification in the newest schema, for comparison with others."""
         newest = super().model_copy()
         newest._schema_1 = None
         return newest
 
     @property
     def identity(self) -> str:
-        """SHA-256 over all fields: two runs with the same identity have the same records."""
+        """SHA-256 over all fields. Two runs with the same identity have the same records."""
         return digest(self.to_json())
 
     @property
     def samples(self) -> int:
-        """How many samples are attacked."""
+        """Number of attacked samples."""
         if self.settings.ids is not None:
             return len(self.settings.ids)
         return min(self.settings.n or self.dataset.size, self.dataset.size)
 
     @property
     def has_static(self) -> bool:
-        """Whether the static reference is among the defenses."""
+        """Whether the run has the static reference."""
         return any(defense.name == STATIC for defense in self.defenses)
 
 
 class OfSpec(Record):
-    """A record that holds a specification, and is written in its schema."""
+    """A record with a specification, written in the schema of that specification."""
 
     spec: EvaluationSpec
 
@@ -242,13 +242,13 @@ def differences(
     path: str = "",
     names: tuple[str, str] = ("the folder has", "this run"),
 ) -> tuple[str, ...]:
-    """Describe, field by field, how two JSON values differ.
+    """Return one sentence for each field in which two JSON values differ.
 
     Args:
         recorded: The value in a run folder.
         requested: The requested value.
         path: Dotted name of the values, for the sentences.
-        names: Labels for the two values.
+        names: Labels of the two values, for the sentences.
     """
     if recorded == requested:
         return ()
@@ -307,7 +307,7 @@ def _settings_error(error: ValidationError) -> str:
             messages.append(f"there is no setting {name!r}, only {settings}")
         else:
             where = f"{name}: " if name else ""
-            # A validator of ours has said all; pydantic puts its own words before that.
+            # Errors of this class's validators are complete. Pydantic's prefix is left out.
             if problem["type"] == "value_error":
                 messages.append(f"{where}{problem['ctx']['error']}")
                 continue

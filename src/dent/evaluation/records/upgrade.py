@@ -1,4 +1,4 @@
-"""Convert specifications of schema 1 to schema 2: one pure function from JSON to JSON.
+"""Convert specifications of schema 1 to schema 2, with one pure function from JSON to JSON.
 
 Schema 1 described an attack by its class (`kind`) and its full configuration (`config`).
 Schema 2 records the name and the settings with which `dent.attacks.make` makes it.
@@ -18,9 +18,9 @@ _Described = tuple[str | None, dict[str, Any]]
 
 
 def upgraded(spec: dict[str, Any]) -> dict[str, Any]:
-    """A specification of schema 1 as schema 2 writes it.
+    """Return a specification of schema 1 in schema 2.
 
-    Whatever schema 1 would not have written is left unchanged, for the reader to refuse.
+    Parts that schema 1 would not have written are left unchanged. The reader refuses them later.
 
     Args:
         spec: Plain JSON values; not modified.
@@ -60,7 +60,7 @@ def _model_space(config: dict[str, Any]) -> _Described:
 
 
 def _autoattack(config: dict[str, Any]) -> _Described:
-    """Schema 1 has the budget of each part; schema 2 has the settings, with defaults filled in."""
+    """Convert the budget of each part in schema 1 to the settings of schema 2, with defaults."""
     parts = config["parts"]
     names = tuple(part["name"] for part in parts)
     alone = len(parts) == 1
@@ -77,7 +77,7 @@ def _autoattack(config: dict[str, Any]) -> _Described:
 
 
 def common(values: Iterable[Any]) -> Any:
-    """The value that all share; None if there are no values or they differ."""
+    """Return the value that all values share; None if there are no values or they differ."""
     items = list(values)
     return items[0] if items and all(value == items[0] for value in items) else None
 

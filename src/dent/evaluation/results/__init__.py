@@ -1,1 +1,1 @@
-"""From records to numbers: scores, worst case, intervals, diagnostics, the verdict."""
+"""Derive numbers from records: scores, worst case, intervals, diagnostics and the verdict."""

@@ -1,8 +1,8 @@
-"""The baseline of equal cost: the same model's mean over as many views as a defense costs.
+"""Compare defenses with a baseline of equal cost: the static model's mean over several views.
 
-A defense that takes 13 forwards for an answer competes with the mean of 13 views of each image
-(test-time transformation ensembling), which adapts nothing. Where a run has such a mean among its
-defenses, every other defense is compared with it, too.
+A defense that needs 13 forwards per prediction competes with the mean over 13 views of each image
+(test-time transformation ensembling), which does not adapt. If a run has such a mean among its
+defenses, every other defense is also compared with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from dent.evaluation.results.worst_case import dependence_of, difference_to
 
 
 def views_of(defense: DefenseSpec) -> int | None:
-    """Over how many views a defense averages without adapting; None of any other defense."""
+    """Return the number of views that a defense averages; None unless this is all that it does."""
     settings = _settings(defense)
     views = settings.get("views")
     adapts = settings.get("steps") != 0 or settings.get("smoothing") is not None
@@ -26,14 +26,15 @@ def views_of(defense: DefenseSpec) -> int | None:
 
 
 def forwards_of(defense: DefenseSpec, relative: float | None) -> float | None:
-    """What an answer of a defense costs, in static forwards.
+    """Return the cost of one prediction of a defense, in forwards of the static model.
 
-    Of a configuration of `Dent` it is counted: one forward and one backward for every step and
-    view, and the prediction. Of any other defense it is what was measured.
+    For a configuration of `Dent`, the cost is counted: one forward and one backward (counted as
+    another forward) for every step and view, and the forwards of the prediction. For any other
+    defense, it is the measured cost.
 
     Args:
         defense: The defense.
-        relative: Its measured time over that of a static forward.
+        relative: Its measured time divided by the time of a static forward; None if not measured.
     """
     settings = _settings(defense)
     steps = settings.get("steps")
@@ -52,15 +53,15 @@ def over_views(
     scores: Mapping[str, Scores],
     seed: int,
 ) -> dict[str, DefenseResult]:
-    """Compare each defense with the mean of views whose cost is nearest to its own.
+    """Add to each result a comparison with the mean over views whose cost is nearest.
 
-    Only where every attack ran on both: where a run stopped early, what is left is a bound.
+    Every attack must have run on both defenses, because an early stop gives only an upper bound.
 
     Args:
         defenses: The defenses of the run.
-        results: By defense.
-        scores: By defense.
-        seed: Of intervals over batches.
+        results: The results by defense name.
+        scores: The scores by defense name.
+        seed: Seed of the intervals over batches.
     """
     baselines = {each.name: count for each in defenses if (count := views_of(each))}
     compared = dict(results)

@@ -1,8 +1,9 @@
-"""When a run of the suite may stop attacking a defense: once no gain is possible any more.
+"""Decide when a run of the suite stops attacking a defense: once a gain is impossible.
 
-The worst case of a defense only falls while attacks go on, and the static one is final before the
-defense is attacked. So once the interval of the difference reaches down to 0 it does so at the end
-as well, however often one looks: stopping there changes no verdict between gain and no gain.
+More attacks only lower the worst case of a defense, and the static worst case is final before the
+defense is attacked. So once the lower end of the interval of the difference is at or below 0, it
+stays there, no matter how often the run checks it. Stopping then never changes a verdict between
+gain and no gain.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +27,9 @@ from dent.evaluation.results.worst_case import (
 def decisions(
     spec: EvaluationSpec, plan: Plan, records: Mapping[str, JournalRecord]
 ) -> dict[str, Decision]:
-    """By defense, where its attacks stopped; nothing of those that must be attacked to the end.
+    """Return where the attacks on each defense stop, for the defenses that stop early.
 
-    Equal records give equal decisions: only rounds that are recorded whole are looked at.
+    Equal records give equal decisions, because only completely recorded rounds count.
     """
     if spec.schedule == "by-batch" or spec.settings.until == "end":
         return {}
@@ -50,9 +51,11 @@ def decisions(
 def superfluous(
     spec: EvaluationSpec, plan: Plan, records: Mapping[str, JournalRecord]
 ) -> AbstractSet[str]:
-    """The defenses of which no more units run: those decided, and then the static model as well.
+    """Return the defenses whose remaining units need not run.
 
-    Its certificate counts where a defense gains or is harmful.
+    These are the decided defenses. If all defenses are decided and no difference is below 0, the
+    static model is also one of them: only the verdicts *robust gain* and *harmful* need its
+    certificate.
     """
     return _superfluous(spec, decisions(spec, plan, records))
 
@@ -71,13 +74,13 @@ def left(
     records: Mapping[str, JournalRecord],
     decided: Mapping[str, Decision] | None = None,
 ) -> tuple[Unit, ...]:
-    """The units that are not recorded and that no decision makes superfluous.
+    """Return the units that still have to run: not recorded, and needed after all decisions.
 
     Args:
         spec: The specification.
         plan: Its batches.
         records: Records of the finished units, by key.
-        decided: The decisions of these records, where the caller has them.
+        decided: The decisions for these records; None derives them.
     """
     if decided is None:
         decided = decisions(spec, plan, records)
@@ -88,7 +91,7 @@ def left(
 
 
 class _Watched:
-    """One defense, scored round by round."""
+    """A defense that is scored round by round."""
 
     def __init__(
         self,
@@ -105,13 +108,13 @@ class _Watched:
 
     @property
     def attacked(self) -> bool:
-        """Whether all that is submitted to it is recorded."""
+        """Whether every planned unit of the defense but its certificate is recorded."""
         return self._done == self._planned
 
     def add(
         self, by_round: Iterable[Sequence[Group]], records: Mapping[str, JournalRecord]
     ) -> None:
-        """Score all that is recorded in some rounds."""
+        """Score all recorded units of some rounds."""
         for groups in by_round:
             for unit in self._own(groups):
                 if unit.key in records:
@@ -124,7 +127,10 @@ class _Watched:
         records: Mapping[str, JournalRecord],
         static: "_Watched",
     ) -> Decision | None:
-        """The last whole round, if no gain is possible after it, of a run that is not whole."""
+        """Return the decision after the last complete round; None while a gain is possible.
+
+        Also None if every unit is recorded, because then nothing was left out.
+        """
         if all(unit.key in records for groups in by_round for unit in self._own(groups)):
             return None
         attacks: set[str] = set()
@@ -153,7 +159,7 @@ class _Watched:
 
     @property
     def _drawn(self) -> bool:
-        """Whether its answers are drawn at random: then more can be right after another attack."""
+        """Whether the defense is randomized: if so, its score can rise after another attack."""
         return any(record.draws for of in self._scorer.scores.records.values() for record in of)
 
     def _can_gain(self, static: "_Watched") -> bool:
@@ -171,19 +177,20 @@ class _Watched:
 
 
 def can_gain(ours: Mapping[int, Rights], theirs: Mapping[int, Rights], *, by_sample: bool) -> bool:
-    """Whether more attacks on the defense could still leave the whole interval above 0.
+    """Return whether the whole interval could still be above 0 after more attacks on the defense.
 
-    Where members are taken one by one, each that falls lowers the interval. Where whole batches
-    are, another submission counts only if it leaves fewer members right, but it may leave others
-    right. A batch then either stays as it is, or at best loses one of the members that the defense
-    has more, and no member that the static model has. So for each number of batches that could
-    change, those change that have the most to win by it.
+    If the worst case is per sample, every member that falls lowers the interval. If it is per
+    batch, another submission counts only if it leaves fewer members correct, but it may leave other
+    members correct. At best, a changed batch is then also correct on members that only the static
+    model had, and loses one more of the members that only the defense had. This leaves fewer pairs
+    that disagree, which narrows the interval. So for each number of changed batches, the ones that
+    remove the most such pairs are tried.
 
     Args:
-        ours: For each batch index, whether the defense is right about each member (1 or 0), in
-            its worst case.
-        theirs: The same of the static model, which is final.
-        by_sample: Whether members are taken one by one.
+        ours: For each batch index, whether the defense is correct on each member (1 or 0) in its
+            worst case.
+        theirs: The same for the static model, whose worst case is final.
+        by_sample: Whether the worst case is per sample.
     """
     only_ours, only_theirs, total, exchanged = 0, 0, 0, []
     for index, rights in ours.items():

@@ -42,7 +42,7 @@ _NOT_PROBED: Final = "The defense has not been probed yet."
 
 @dataclass(frozen=True)
 class _DefenseRecords:
-    """What is on record of one defense. The fields are the arguments of `of_defense`."""
+    """The records of one defense. The fields are the arguments of `of_defense`."""
 
     name: str
     probe: ProbeRecord | None
@@ -66,13 +66,14 @@ class _DefenseRecords:
 
 @dataclass(frozen=True)
 class _Judgement:
-    """A row of the table of judgements.
+    """One diagnostic of the table `_JUDGEMENTS`: how to measure it, and what to say.
 
     Attributes:
         name: Name of the diagnostic.
         measure: Returns the value to compare with the threshold, or a sentence that says why there
             is no value.
-        raised: The sentence if the value is above the threshold. `{probe}` is the probe's record.
+        raised: The sentence if the value is above the threshold. `{probe}` in it stands for the
+            probe record.
         passed: The sentence if the value is not above the threshold.
         threshold: The largest value that passes.
     """
@@ -114,13 +115,14 @@ def of_defense(
         probe: Its probe record, if there is one.
         dependence: Whether its predictions depend on the rest of their batch.
         attacks: The summaries of all attacks on it.
-        non_finite: Natural members without a prediction.
-        has_static: Whether the run has a static reference.
+        non_finite: Number of natural members without a prediction.
+        has_static: Whether the run has a static model.
         looks_through: Whether an attack of the run follows the exact gradient.
-        stands: By attack, whose gradients it follows. An attack that is not named here follows
-            those of the defense.
+        stands: For each attack, whose gradients it follows. An attack that is not listed follows
+            the gradients of the defense.
         symptoms: The symptoms in its records.
-        apart: For each view, the largest distance of any answer from the submission.
+        apart: For each view (another way to submit the same batch), the largest distance between
+            its answers and the submission.
     """
     defense = _DefenseRecords(
         name=name,
@@ -211,7 +213,7 @@ def _undeclared(defense: _DefenseRecords) -> float | str:
 
 
 def _attacks_missing(defense: _DefenseRecords) -> bool:
-    """Whether an attack on the defense itself is still to run, or is left out by a decision."""
+    """Return whether an attack on the defense itself has not run, or not yet."""
     return any(attack.kind == "attack" and not attack.batches for attack in defense.own_attacks)
 
 
@@ -231,7 +233,7 @@ def _black_box(defense: _DefenseRecords) -> float | str:
 
 
 def _square_gains(attack: AttackSummary) -> Iterator[int]:
-    """Yield how many more members Square fooled after the gradient attacks of the same set."""
+    """Yield how many members Square fooled that the attacks before it in the same set had not."""
     parts = list(attack.after.items())
     for (_, before), (name, after) in pairwise(parts):
         if name == "square":
@@ -416,7 +418,7 @@ _JUDGEMENTS: Final = (
 
 
 def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
-    """Return the diagnostic of whether attacks follow the true gradient of every member."""
+    """Return the diagnostic that says whether attacks follow the true gradient of every member."""
     if probe is None:
         return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
     check = probe.gradient
@@ -436,20 +438,24 @@ def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
 
 
 def _error(point: GradientPoint) -> float:
-    """Return the largest error of a member; 1 if the check was not of the attack's gradient."""
+    """Return the largest error of any member, at most 1.
+
+    It is 1 if an error is infinite, or if the check saw another gradient than the attack or other
+    predictions than the submission.
+    """
     if point.alike < ALIKE or point.same < ALIKE * point.of or None in point.errors:
         return 1.0
     return min(max(error for error in point.errors if error is not None), 1.0)
 
 
 def over_large_steps(probe: ProbeRecord | None) -> bool | None:
-    """Return whether the gradient predicts how the served answers change over large steps.
+    """Return whether the gradient predicts how the answers change over large steps.
 
-    It must do so over steps of a quarter or half of eps, for all members but one in fifty, whether
-    it is exact or not: an exact gradient may be that of a small ripple on the input.
+    It must do so over steps of a quarter or half of eps, for all checked members but one in fifty.
+    Exact gradients are no exception, because they may follow only a small ripple on the input.
 
     Returns:
-        None if it was not checked. Older versions checked inexact gradients alone.
+        None if it was not checked. Older versions checked only inexact gradients.
     """
     check = None if probe is None else probe.gradient
     if check is None or check.missing is not None or not check.points:
@@ -461,7 +467,7 @@ def over_large_steps(probe: ProbeRecord | None) -> bool | None:
 
 
 def answered_classes(probe: ProbeRecord | None) -> int | None:
-    """Return how many logits the defense answers per image; None if that is not recorded."""
+    """Return the number of logits per image; None if it is not recorded."""
     return None if probe is None or probe.gradient is None else probe.gradient.classes
 
 
@@ -481,12 +487,12 @@ def _older_certificate(check: GradientCheck | None) -> Diagnostic:
 
 
 def _distance(comparison: Comparison) -> float:
-    """Return the distance of two answers; 1 if only one of them is finite."""
+    """Return the distance between two answers; 1 if only one of them is finite."""
     return 1.0 if comparison.distance is None else comparison.distance
 
 
 def stopped(diagnostics: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
-    """Say of what did not run on a defense that its run stopped early."""
+    """Return the diagnostics of a stopped run, with this reason for the ones that did not run."""
     return tuple(
         each.model_copy(update={"sentence": _STOPPED})
         if each.state == "not-run" and each.name in _LATE and each.sentence != _SOURCE
@@ -503,7 +509,7 @@ _LATE: Final = (
     SIGHTED,
     CERTIFICATE,
 )
-"""What a run of the whole suite measures last, or needs its last attacks for."""
+"""Diagnostics that a run of the whole suite measures last, or that need its last attacks."""
 
 
 def _not_run(name: str, why: str) -> Diagnostic:

@@ -1,12 +1,12 @@
 """Indicators of attack failure: signs that an attack failed because of its own optimization.
 
-They are those of Pintor et al. ("Indicators of Attack Failure: Debugging and Improving Optimization
-of Adversarial Examples", NeurIPS 2022) that records can show, under the paper's names. The
-thresholds are ours, because a value here is over all attacked members, and in the paper over one.
-Of the paper's six, records do not show *unstable predictions*, and *unconstrained attack failure*
-is our diagnostic "huge eps does not break all".
+They follow Pintor et al. ("Indicators of Attack Failure: Debugging and Improving Optimization of
+Adversarial Examples", NeurIPS 2022), and have the paper's names. The thresholds are ours, because a
+value here covers all attacked members, and in the paper only one. Two of the paper's six are not
+here: records cannot show *unstable predictions*, and *unconstrained attack failure* is our
+diagnostic "huge eps does not break all".
 
-An indicator is about one attack and changes no number. Other attacks of the run may do better.
+An indicator concerns one attack and changes no number. Other attacks of the run may do better.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ TOLERATED: Final = 0.1
 
 
 def curve_of(records: Sequence[UnitRecord]) -> AttackCurve | None:
-    """Combine the histories of an attack's batches; None unless all have one.
+    """Combine the histories of an attack's batches; None if a history is missing.
 
-    If all members of a batch are carried, it has no gradients and counts as broken throughout.
+    A batch whose members had all fallen before the attack (all are `carried`) has no history. It
+    counts as broken from the start.
     """
     histories = [record.history for record in records]
     known = [history for history in histories if history is not None]
@@ -138,7 +139,7 @@ def _attacked(record: UnitRecord) -> int:
 
 
 def _grid(histories: Sequence[AttackHistory]) -> list[int]:
-    """Return a bounded number of gradient counts, up to the last one of the longest history."""
+    """Return at most `POINTS` recorded numbers of gradients, from the smallest to the largest."""
     places = sorted({place for history in histories for place in history.gradients})
     if len(places) <= POINTS:
         return places
@@ -147,14 +148,14 @@ def _grid(histories: Sequence[AttackHistory]) -> list[int]:
 
 
 def _index(history: AttackHistory, gradients: int) -> int:
-    """Return the last point of a history at or before a number of gradients, or its first."""
+    """Return the index of the last point of a history at or before a number of gradients, or 0."""
     return max(sum(place <= gradients for place in history.gradients) - 1, 0)
 
 
 def _means(
     series: Sequence[Sequence[float]], points: Sequence[Sequence[int]], sizes: Sequence[int]
 ) -> tuple[float, ...]:
-    """Return the mean over batches, weighted by attacked members, at each point."""
+    """Return the mean over batches at each point, weighted by attacked members."""
     total = max(sum(sizes), 1)
     sums = (
         sum(values[i] * size for values, i, size in zip(series, row, sizes, strict=True))

@@ -1,4 +1,4 @@
-"""Confidence intervals of proportions, of paired differences, means and medians."""
+"""Confidence intervals of proportions, paired differences, means and medians."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -10,15 +10,15 @@ from scipy.stats import t as student
 
 LEVEL: Final = 0.95
 LEVEL_TEXT: Final = f"{LEVEL:.0%}"
-"""The level as pages, tables and figures write it."""
+"""The level as pages, tables and figures show it."""
 OF_PROPORTION: Final = "Wilson"
 OF_MEDIAN: Final = "order statistics"
-"""The methods of an accuracy and of a median, as pages and figures name them."""
+"""Names of the interval methods for an accuracy and a median, as pages and figures show them."""
 _DRAWS: Final = 4000
 
 
 def wilson(correct: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson, 1927).
+    """Return Wilson's score interval of a proportion (Wilson, 1927).
 
     Args:
         correct: From 0 to `total`.
@@ -32,16 +32,16 @@ def wilson(correct: int, total: int, level: float = LEVEL) -> tuple[float, float
 def tango(
     only_first: int, only_second: int, total: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Tango's score interval of a difference of paired proportions (Tango, 1998).
+    """Return Tango's score interval of a difference of paired proportions (Tango, 1998).
 
-    The difference is the first proportion less the second. The interval holds all differences that
-    a score test at this level does not reject. It keeps its level for few pairs. It has a width
-    even if no pair disagrees: 0 of n does not prove that there is no difference.
+    The difference is the first proportion minus the second. The interval contains all differences
+    that a score test at this level does not reject. It keeps its level even for few pairs. Its
+    width is positive even if no pair disagrees: 0 of n does not prove that there is no difference.
 
     Args:
-        only_first: Pairs in which only the first is right.
-        only_second: Pairs in which only the second is right.
-        total: Pairs, at least 1.
+        only_first: Number of pairs in which only the first is correct.
+        only_second: Number of pairs in which only the second is correct.
+        total: Number of pairs, at least 1.
         level: Confidence level.
     """
     z = float(norm.ppf(0.5 + level / 2))
@@ -64,7 +64,7 @@ def tango(
 
 
 def _tango_score(b: int, c: int, n: int, difference: float) -> float:
-    """Return the score statistic at a difference, with the variance at the constrained maximum."""
+    """Return the score statistic of a difference, with the variance at the constrained maximum."""
     linear = -b - c + (2 * n - b + c) * difference
     constant = -c * difference * (1 - difference)
     root = max(linear * linear - 8 * n * constant, 0.0) ** 0.5
@@ -77,10 +77,10 @@ def _tango_score(b: int, c: int, n: int, difference: float) -> float:
 
 
 def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Student's interval of a mean.
+    """Return Student's t interval of a mean, clipped to [-1, 1].
 
     Args:
-        values: Independent values. A single one says nothing, so it gives [-1, 1].
+        values: Independent values. With fewer than two, the interval is [-1, 1].
         level: Confidence level.
     """
     if len(values) < 2:
@@ -93,14 +93,15 @@ def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
 def of_cluster_means(
     differences: Sequence[float], sizes: Sequence[int], level: float = LEVEL
 ) -> tuple[float, float]:
-    """Student's interval of a difference of proportions, over whole batches.
+    """Return Student's t interval of a difference of proportions, over whole batches.
 
-    With batches of one size it is the interval of the mean of their differences. With others it is
-    that of the ratio estimator, linearized (Cochran, Sampling Techniques, 1977, section 6.4).
+    For batches of equal size, it is the interval of the mean of their differences. Otherwise it is
+    the interval of the linearized ratio estimator (Cochran, Sampling Techniques, 1977, section
+    6.4).
 
     Args:
-        differences: Per batch, how many members the first got right less those of the second.
-        sizes: Per batch, the number of members.
+        differences: For each batch, correct members of the first minus those of the second.
+        sizes: For each batch, the number of members.
         level: Confidence level.
     """
     value, size = sum(differences) / sum(sizes), sum(sizes) / len(sizes)
@@ -110,14 +111,14 @@ def of_cluster_means(
 
 
 def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Interval of a median by order statistics, for any distribution of the values.
+    """Return an interval of the median by order statistics, for any distribution of the values.
 
     Args:
         values: Independent values.
-        level: Confidence level. The interval has at least this one.
+        level: Smallest confidence level of the interval.
 
     Returns:
-        Two of the values; None if there are too few of them (fewer than 6 at 95%).
+        Two of the values; None if there are too few (fewer than 6 at 95%).
     """
     count, ordered = len(values), sorted(values)
     # The largest count with a cumulative binomial probability of at most (1 - level) / 2.
@@ -130,14 +131,14 @@ def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
 def cluster_bootstrap(
     differences: Sequence[float], sizes: Sequence[int], seed: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Percentile interval of a difference of proportions, by resampling whole batches.
+    """Return a percentile interval of a difference of proportions, from resampled whole batches.
 
-    It allows for members of one batch that share an adaptation.
+    It accounts for members of one batch that share an adaptation.
 
     Args:
-        differences: Per batch, how many members the first got right less those of the second.
-        sizes: Per batch, the number of members.
-        seed: Seed of the draws. The same records give the same interval.
+        differences: For each batch, correct members of the first minus those of the second.
+        sizes: For each batch, the number of members.
+        seed: Seed of the draws, so that the same records give the same interval.
         level: Confidence level.
     """
     draws = np.random.default_rng(seed).integers(len(sizes), size=(_DRAWS, len(sizes)))

@@ -10,13 +10,13 @@ from dent.support.rounding import percent
 
 
 def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder | None:
-    """Compare the rungs by how many members the best attack of each left correct.
+    """Return a comparison of the rungs, by what the best attack on each left correct.
 
-    Images that were made against the static model are on the rung `transfer`.
+    Adversarial images of the static model are on the rung `transfer`.
 
     Args:
         spec: The specification. The name of an attack contains its rung.
-        attacks: The attacks on one defense. Those that were not available to it do not count.
+        attacks: The attacks on one defense. Attacks that were not available for it do not count.
 
     Returns:
         None if fewer than two rungs attacked the defense, or if the rungs have not yet attacked
@@ -35,14 +35,14 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
             rungs.append(LadderRung(rung=rung, attack=best.attack or "", served=best.served))
     if len(rungs) < 2 or len({rung.served.total for rung in rungs}) > 1:
         return None
-    # Of several equal rungs, take the first: it is the cheapest.
+    # Among equal rungs, the first is the cheapest.
     won = min(rungs, key=lambda rung: rung.served.correct)
     return Ladder(rungs=tuple(rungs), won=won.rung, sentence=_sentence(rungs, won))
 
 
 def _rung_of_spec(attack: AttackSpec) -> str | None:
     name = attack.attack or ""
-    if attack.settings.get("smooth_signs"):  # another gradient than the rung's
+    if attack.settings.get("smooth_signs"):  # its gradient is not the rung's
         return None
     return name.removeprefix("adaptive-") if name.startswith("adaptive-") else None
 

@@ -1,7 +1,7 @@
-"""Challenges: adversarial images from outside a run, beside the run's own submissions.
+"""Add challenges, which are adversarial images from outside a run, to the run's own submissions.
 
 They count in the worst case and in the difference to the static model. Diagnostics, gates and the
-decision where a run stops are about the run's own attacks, and do without them.
+decision to stop early use only the run's own attacks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ class WithOutside:
     """The scores of a defense with its challenges.
 
     Attributes:
-        challenges: The challenges that were submitted to the defense, in that order.
-        stages: Its own scores, and those after each challenge, which is one more submission.
+        challenges: The challenges that were submitted to the defense, in the order of submission.
+        stages: The scores without any challenge, then with each challenge added in turn.
     """
 
     challenges: tuple[ChallengeRecord, ...]
@@ -67,7 +67,7 @@ def _with(scores: Scores, plan: Plan, name: str, units: Sequence[UnitRecord]) ->
 
 
 def summaries(challenged: WithOutside, dependence: Dependence) -> tuple[ChallengeSummary, ...]:
-    """Return what each challenge left of a defense, and what it took from the worst case."""
+    """Return, by challenge, what it left correct and how far it lowered the worst case."""
     stages = challenged.stages
     steps = zip(challenged.challenges, stages[:-1], stages[1:], strict=True)
     return tuple(_summary(*step, dependence) for step in steps)

@@ -1,4 +1,4 @@
-"""What gain a number of samples can show, to know before a run whether it is worth its time."""
+"""Compute the gain that a number of samples can show, to judge before a run if it is worth it."""
 
 from math import sqrt
 from typing import Final
@@ -9,26 +9,26 @@ from scipy.special import ndtri
 from dent.evaluation.results.intervals import LEVEL
 
 LOST: Final = 0.02
-"""Share of the samples that the static model keeps and the defense loses, in runs of dent."""
+"""Typical share of the samples on which only the static model is correct, in runs of dent."""
 POWER: Final = 0.8
 
 
 def detectable_gain(
     samples: int, *, lost: float = LOST, power: float = POWER, level: float = LEVEL
 ) -> float | None:
-    """The smallest true gain that a paired comparison of so many samples probably shows.
+    """Return the smallest true gain that a paired comparison of samples is likely to show.
 
-    By the normal approximation for McNemar's test (Connor, 1987): of the samples, a share `lost` is
-    right with the static model alone, and a share `gain + lost` with the defense alone.
+    It uses the normal approximation for McNemar's test (Connor, 1987). Only the static model is
+    correct on a share `lost` of the samples, and only the defense on a share `gain + lost`.
 
     Args:
-        samples: Attacked samples, at least 1.
-        lost: Share that the defense loses, in [0, 1).
-        power: Probability of an interval that lies above 0 as a whole.
+        samples: Number of attacked samples, at least 1.
+        lost: Share of the samples that the defense loses, in [0, 1).
+        power: Probability that the whole interval lies above 0.
         level: Confidence level of the interval.
 
     Returns:
-        The gain, in (0, 1]; None where so few samples probably show none at all.
+        The gain, in (0, 1]; None if so few samples are unlikely to show any gain.
     """
     alpha, beta = float(ndtri(0.5 + level / 2)), float(ndtri(power))
 

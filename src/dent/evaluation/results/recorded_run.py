@@ -1,4 +1,4 @@
-"""Read a run folder without changing it, for reports and for checks by hand."""
+"""Read a run folder without changing it, for reports and manual checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,10 +37,11 @@ class SampleAnswer:
         batch: The batch that held the sample.
         member: Its index in that batch.
         predicted: The class that was predicted; None if there was no prediction.
-        correct: Whether that is its label.
+        correct: Whether the prediction is the label.
         claimed: Whether the attack says that it fooled the defense; None if the unit did not attack
             the sample.
-        row: Its row in the unit's tensor; None if it was not perturbed.
+        row: Row of the sample in the unit's tensor; None if the unit did not perturb the sample or
+            has no tensor.
     """
 
     record: UnitRecord
@@ -54,14 +55,15 @@ class SampleAnswer:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run folder as it was when it was read. A run that has not ended can be read as well.
+    """A run folder as it was when it was read. The run need not have ended.
 
     Attributes:
         path: The folder.
-        run: `run.json`.
-        plan: `plan.json`.
-        records: The journal, by the unit's key, in the order of writing.
-        challenges: `challenges.jsonl`: what came from outside, in the order of submission.
+        run: Content of `run.json`.
+        plan: Content of `plan.json`.
+        records: The journal's records by unit key, in the order of writing.
+        challenges: The records of `challenges.jsonl` (adversarial images from outside the run), in
+            the order of submission.
     """
 
     path: Path
@@ -79,7 +81,7 @@ class RecordedRun:
         )
 
     def units(self) -> tuple[UnitRecord, ...]:
-        """Return all records except those of probes; those of challenges come last."""
+        """Return the records of all submissions: no probes or certificates, and challenges last."""
         own = (item for item in self.records.values() if isinstance(item, UnitRecord))
         return (*own, *(unit for challenge in self.challenges for unit in challenge.units))
 
@@ -95,27 +97,28 @@ class RecordedRun:
         """Return the images that a unit submitted in place of its attacked members.
 
         Returns:
-            float32 (members attacked, C, H, W); over all batches where `record.batch` is None.
+            float32 (attacked members, C, H, W); of all batches if `record.batch` is None.
 
         Raises:
-            RecordError: The unit has no tensor of its own, or it was not kept or was changed.
+            RecordError: The unit has no tensor of its own, or the tensor was not kept or has
+                changed.
         """
         return load_tensor(self.path, record)
 
     def images(self, defense: str, attack: str) -> Tensor:
-        """Return the adversarial images that an attack made of all samples.
+        """Return the adversarial images of one attack for all samples.
 
         Args:
             defense: The name, in this run, of the defense that was attacked.
             attack: The name of the attack.
 
         Returns:
-            float32 (samples attacked, C, H, W), in the order of the samples' ids: where a whole
-            dataset is attacked, row i belongs to image i.
+            float32 (attacked samples, C, H, W), in the order of the sample ids. If the whole
+            dataset was attacked, row i belongs to image i.
 
         Raises:
-            RecordError: There is no such attack in the run, it is not finished, or the images were
-                not kept or were changed.
+            RecordError: The run has no such attack, the attack is not finished, or its images were
+                not kept or have changed.
         """
         attack_units = [unit for unit in self.units() if unit.kind == "attack"]
         units_by_batch = {
@@ -137,10 +140,13 @@ class RecordedRun:
         return rows[torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))]
 
     def sample(self, sample_id: int) -> tuple[SampleAnswer, ...]:
-        """Return all predictions for one sample, which is named by its id in the full split.
+        """Return all predictions for one sample.
+
+        Args:
+            sample_id: Id of the sample in the full split.
 
         Raises:
-            RecordError: No batch of the run holds it.
+            RecordError: No batch of the run contains the sample.
         """
         places = [
             (batch, member)
@@ -184,11 +190,11 @@ class RecordedRun:
 
 
 def load_run(path: Path) -> RecordedRun:
-    """Read a run folder. This changes nothing in it and needs no lock.
+    """Read a run folder, without a lock and without changing anything.
 
     Raises:
         RecordError: A file is missing or damaged; the message says which, and where.
-        SchemaVersionError: It was written by a newer torch-dent.
+        SchemaVersionError: A newer torch-dent wrote the folder.
     """
     path = Path(path)
     try:

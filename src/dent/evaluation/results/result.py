@@ -1,4 +1,4 @@
-"""What an evaluation found: derived from the records alone, and the same again from them."""
+"""The results of an evaluation. They follow only from its records, and can be derived again."""
 
 from typing import Annotated, Literal, Self
 
@@ -21,7 +21,10 @@ Interval = tuple[float, float]
 
 
 class Count(Record):
-    """So many of so many, with the share and its Wilson interval; null where there are none."""
+    """A number of correct members, with their share of the total and its Wilson interval.
+
+    Share and interval are null if the total is 0.
+    """
 
     correct: _Count
     total: _Count
@@ -53,7 +56,7 @@ class Diagnostic(Record):
     def judge(
         cls, name: str, value: float, threshold: float, raised: str, passed: str
     ) -> "Diagnostic":
-        """Return the diagnostic of a value, with the sentence that fits it."""
+        """Return the diagnostic for a value, raised or passed, with the sentence that fits."""
         is_raised = value > threshold
         return cls(
             name=name,
@@ -92,8 +95,8 @@ class AttackSummary(Record):
 
     kind: Literal["attack", "transfer", "assembled", "challenge"]
     attack: str | None
-    """Name of the attack; null for the assembled batches; the first 12 digits of the digest of a
-    challenge."""
+    """Name of the attack; for a challenge, the first 12 digits of its digest; null for assembled
+    batches."""
     by: str | None = None
     """Who made the images of a challenge; null for the run's own attacks."""
     served: Count
@@ -107,12 +110,12 @@ class AttackSummary(Record):
     claimed_but_served: _Count
     """Members that the attack claims to have fooled, but that were predicted correctly."""
     served_wrong_unclaimed: _Count
-    """Members that were predicted wrong, but that the attack did not claim."""
+    """Members that were predicted incorrectly, but that the attack did not claim to have fooled."""
     after: dict[str, Count]
     """For a set of attacks: the claimed count after each part, in order."""
     black_box: bool
-    """Whether the attack only queries the defense. Of a custom attack: whether it took no gradient.
-    """
+    """Whether the attack only queries the defense. For a custom attack: whether it took no
+    gradient."""
     carried: _Count = 0
     """Attacked members that this attack left out, because they had already fallen; see
     `UnitRecord`."""
@@ -147,7 +150,7 @@ class AttackSummary(Record):
 
 
 class ChallengeSummary(Record):
-    """What adversarial images from outside left of a defense; see docs/evaluation/challenge.md."""
+    """The result of adversarial images from outside the run; see docs/evaluation/challenge.md."""
 
     by: str
     """Who made them."""
@@ -158,16 +161,17 @@ class ChallengeSummary(Record):
     digest: Sha256
     """As in `ChallengeRecord`."""
     made_for: str
-    """The defense that they were made for. Those made for the static model are submitted to all."""
+    """The defense that they were made for. If it is the static model, they are submitted to all
+    defenses."""
     attack: str | None
-    """What made them here; null of a file of images."""
+    """The attack that made them here; null if the images came in a file."""
     correct: _Count
-    """Attacked members of the submitted batches still classified correctly, as served."""
+    """Attacked members of the submitted batches that are still classified correctly."""
     total: _Count
     """Attacked members of the submitted batches."""
     lowered: _Count
-    """By how many members the worst case fell, beside the run's own attacks and the challenges
-    before it; 0 where it took nothing more."""
+    """Number of correct members by which it lowered the worst case that the run's own attacks and
+    earlier challenges had left; 0 if it did not lower it."""
 
     @property
     def key(self) -> str:
@@ -180,16 +184,16 @@ class WorstCase(Record):
 
     served: Count
     unit: Literal["sample", "batch"]
-    """`sample`: a member counts as correct if it was correct in every submission. `batch`: of each
-    batch, the submission with the fewest correct counts, because a batch is predicted as a whole.
-    """
+    """`sample`: a member counts as correct if it was correct in every submission. `batch`: for each
+    batch, the submission that left the fewest correct counts, because a batch is predicted as a
+    whole."""
     by: dict[str, _Count]
-    """For each submission, the number of samples that it broke first, or of batches that it
-    decided."""
+    """For each submission, the number of samples that it broke first, or the number of batches that
+    it decided."""
 
 
 class Difference(Record):
-    """The worst case of the defense minus that of the static model, paired by sample."""
+    """The worst case of the defense minus the static model's, paired by sample."""
 
     value: float | None
     """A number in [-1, 1]; null without samples."""
@@ -211,7 +215,7 @@ class Dependence(Record):
 
     declared: bool
     measured: bool | None
-    """Null if it could not be measured: a single member, or a randomized defense."""
+    """Null if it could not be measured: on a single member, or on a randomized defense."""
 
 
 class LadderRung(Record):
@@ -235,27 +239,27 @@ class Ladder(Record):
 
 
 class Decision(Record):
-    """Where a run of the suite stopped attacking a defense, because no gain was possible."""
+    """The point at which a run stopped attacking a defense, because a gain was impossible."""
 
     after: _Count
-    """Attacks on the defense that had run, beside the transfer from the static model."""
+    """Number of attacks on the defense that had run, without transfers from the static model."""
     of: _Count
-    """Attacks of the run."""
+    """Number of attacks in the run."""
     at_most: float
     """The difference at that point, in [-1, 1]. More attacks only lower it."""
     below: bool
-    """Whether its whole interval was below 0."""
+    """Whether the whole interval of the difference was below 0."""
 
 
 class OverViews(Record):
-    """A defense beside a mean over views of each image, which costs about as much."""
+    """A comparison of a defense with a mean over views of each image, at about the same cost."""
 
     baseline: str
-    """Name of that defense in the run."""
+    """Name of the mean over views in the run."""
     views: _Count
-    """Over how many views it averages."""
+    """Number of views that it averages."""
     difference: Difference
-    """The worst case less the baseline's; what it calls static is the baseline."""
+    """The worst case of the defense minus the baseline's, which fills the `static` fields."""
 
 
 class Gate(Record):
@@ -331,7 +335,8 @@ class DefenseResult(Record):
     diagnostics: tuple[Diagnostic, ...]
     timing: dict[str, float]
     """`seconds` and `static_seconds`: medians over natural batches, measured side by side.
-    `relative`: the median of their ratio. `batches`, and `total_seconds` of all units."""
+    `relative`: the median of their ratio. `batches`: the number of natural batches.
+    `total_seconds`: the sum over all units."""
     ladder: Ladder | None = None
     """Null for the static model, and if fewer than two rungs of the gradient ladder attacked the
     same batches."""
@@ -342,10 +347,10 @@ class DefenseResult(Record):
     decided: Decision | None = None
     """Null unless the attacks stopped early."""
     over_views: OverViews | None = None
-    """Null without a mean over views in the run, and if the run stopped early on either."""
+    """Null if the run has no mean over views, or if it stopped early on either defense."""
     challenges: tuple[ChallengeSummary, ...] = ()
-    """Adversarial images from outside that were submitted to it, in the order of submission. They
-    count in `attacks`, `worst` and `difference`, and not in diagnostics."""
+    """Adversarial images from outside the run, in the order of submission. They count in `attacks`,
+    `worst` and `difference`, but not in diagnostics."""
 
     @property
     def broken_by(self) -> tuple[ChallengeSummary, ...]:
@@ -354,14 +359,14 @@ class DefenseResult(Record):
 
     @property
     def raised(self) -> tuple[Diagnostic, ...]:
-        """The flags of this defense, which stand beside every number of it."""
+        """The flags of this defense, which are shown beside each of its numbers."""
         return tuple(diagnostic for diagnostic in self.diagnostics if diagnostic.raised)
 
     def attack(self, name: str, kind: str = "attack") -> AttackSummary:
         """Return the summary of an attack by name.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such attack.
         """
         for summary in self.attacks:
             if summary.attack == name and summary.kind == kind:

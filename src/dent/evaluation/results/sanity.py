@@ -1,7 +1,7 @@
-"""Two signs that a run does not measure what it says. Every evaluation looks for them.
+"""Check every evaluation for two mistakes, after which it does not measure what it says.
 
-A model that expects other pixel units or another order of classes guesses. A defense whose steps
-move nothing is a defense without steps. In both cases the numbers look normal.
+A model that expects other pixel units or another class order only guesses. A defense whose steps
+change nothing is, in effect, a defense without steps. In both cases the numbers look normal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,22 +18,23 @@ AT_CHANCE: Final = "natural accuracy at chance"
 NOTHING_MOVED: Final = "no step moved anything"
 
 _FEWEST: Final = 10
-"""Fewest natural images that distinguish a model from a guesser."""
+"""Smallest number of natural images that can tell a model from guessing."""
 _SIGNIFICANT: Final = 0.05
 _BETTER: Final = 1.25
 _SKILL: Final = 0.02
-"""A guesser may be a little better than chance: `_BETTER` times chance, or chance plus `_SKILL` of
-the gap between chance and 1. The smaller one counts."""
+"""Guessing may be slightly better than chance: `_BETTER` times chance, or chance plus `_SKILL` of
+the gap between chance and 1, whichever is smaller."""
 _ROUNDING: Final = 1e-6
-"""Largest change of a mean entropy that counts as no effect, relative to it or to 1 nat."""
+"""Largest change of the mean entropy that counts as no effect, relative to the largest mean entropy
+or to 1 nat, whichever is larger."""
 _HALF: Final = 0.5
 
 
 def suspicions(natural: Count, classes: int, scores: Scores) -> tuple[Diagnostic, ...]:
-    """Return those of the two diagnostics of one defense that are raised.
+    """Return the two diagnostics of one defense, each only if it is raised.
 
     Args:
-        natural: How many natural images the defense classified correctly.
+        natural: The natural images that the defense classified correctly.
         classes: The number of classes.
         scores: The records of the defense.
     """

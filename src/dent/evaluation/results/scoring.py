@@ -1,4 +1,4 @@
-"""Which members a defense classified correctly in each submission."""
+"""Score the records: which members did a defense classify correctly in each submission?"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,25 +9,26 @@ from dent.evaluation.records.schema import CertificateRecord, JournalRecord, Pro
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 
 Rights = tuple[float, ...]
-"""Per member, how often it was right: 0 or 1, or a share of several draws."""
+"""For each member, whether it was correct (0 or 1), or in what share of several draws it was."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """The score of one unit on one batch.
 
-    If answers differ that should be equal, this is the one with the fewest attacked members right.
-    If answers are drawn at random, one half of the draws chooses the worst submission and the other
+    If answers differ that should be equal, the one with the fewest correct attacked members counts.
+    If the defense is randomized, one half of the draws chooses the worst submission and the other
     half scores it.
 
     Attributes:
-        attacked: Per attacked member, whether it was right, or in what share of the scoring draws.
-        clean: The same per clean member.
-        missing: Attacked members without a prediction.
-        choosing: Per attacked member, in what share of the choosing draws it was right; None if
-            nothing is drawn at random.
-        every: Per attacked member, whether it was right in every scoring draw; None if nothing is
-            drawn at random.
+        attacked: For each attacked member, whether it was correct, or in what share of the scoring
+            draws it was.
+        clean: The same for each clean member.
+        missing: Number of attacked members without a prediction.
+        choosing: For each attacked member, the share of the choosing draws in which it was correct;
+            None if the defense is not randomized.
+        every: For each attacked member, whether it was correct in every scoring draw; None if the
+            defense is not randomized.
     """
 
     attacked: Rights
@@ -38,12 +39,12 @@ class Piece:
 
     @property
     def chooses(self) -> Rights:
-        """The values that choose the worst submission."""
+        """The values by which the worst submission is chosen."""
         return self.attacked if self.choosing is None else self.choosing
 
     @property
     def always(self) -> Rights:
-        """Per attacked member, whether it was right in every scoring draw."""
+        """For each attacked member, whether it was correct in every scoring draw."""
         return self.attacked if self.every is None else self.every
 
 
@@ -52,13 +53,13 @@ class Scores:
     """The scores of all records of one defense.
 
     Attributes:
-        submissions: By submission (`natural`, `attack/NAME`, `transfer/NAME`, `assembled`) and by
-            batch index, the score.
+        submissions: The scores by submission (`natural`, `attack/NAME`, `transfer/NAME`,
+            `assembled`) and by batch index.
         records: The unit records of each submission.
         probe: The probe record, if there is one.
-        whole: Indices of the batches that are scored: those with a record of every planned
-            submission. A run by attack may stop between attacks: there, a batch of a defense other
-            than the static model is scored from the first submission after its natural one.
+        whole: Indices of the scored batches, which have a record of every planned submission. A run
+            by attack may stop between attacks. So in it, a batch of a defense other than the static
+            model is scored as soon as it has one submission after its natural one.
     """
 
     submissions: Mapping[str, Mapping[int, Piece]]
@@ -67,22 +68,22 @@ class Scores:
     whole: tuple[int, ...]
 
     def of_batch(self, index: int) -> dict[str, Piece]:
-        """What each recorded submission of a batch left."""
+        """Return the score of each recorded submission of a batch."""
         return of_batch(self.submissions, index)
 
 
 def of_batch(submissions: Mapping[str, Mapping[int, Piece]], index: int) -> dict[str, Piece]:
-    """What each of several submissions left of a batch, of those that are recorded of it."""
+    """Return the scores of one batch, by submission, without submissions that lack it."""
     return {name: pieces[index] for name, pieces in submissions.items() if index in pieces}
 
 
 class Scorer:
-    """Scores the records of one defense, one by one.
+    """A scorer of the records of one defense, one by one.
 
     Args:
         plan: The batches.
-        planned: The units of the defense: of the run, or of its shard.
-        partly: Score batches of which not every planned submission is recorded.
+        planned: The units of the defense, in the run or in its shard.
+        partly: Whether to score batches before every planned submission is recorded.
     """
 
     def __init__(self, plan: Plan, planned: Iterable[Unit], *, partly: bool = False) -> None:
@@ -102,7 +103,7 @@ class Scorer:
 
     @property
     def _probed(self) -> ProbeRecord | None:
-        """The probe, with what a run by attack asks at the end."""
+        """The probe record, completed by the certificate that a run by attack makes at the end."""
         certificate = self._certificate
         if self._probe is None or certificate is None:
             return self._probe
@@ -113,7 +114,7 @@ class Scorer:
         """Score the record of a unit.
 
         Returns:
-            The score by batch index; empty for a probe.
+            The score by batch index; empty for a probe or a certificate.
         """
         pieces: dict[int, Piece] = {}
         if isinstance(record, CertificateRecord):
@@ -141,14 +142,14 @@ class Scorer:
 
 
 def label(kind: str, attack: str | None) -> str:
-    """Return the name of a submission."""
+    """Return the name of a submission, such as `attack/apgd-ce`."""
     return kind if attack is None else f"{kind}/{attack}"
 
 
 def score(
     spec: EvaluationSpec, plan: Plan, records: Mapping[str, JournalRecord]
 ) -> dict[str, Scores]:
-    """Score all records, by defense in the order of the spec."""
+    """Return the scores of all records by defense, in the order of the spec."""
     planned: dict[str, list[Unit]] = {defense.name: [] for defense in spec.defenses}
     for unit in units(spec, plan):
         planned[unit.defense].append(unit)
@@ -159,7 +160,7 @@ def score(
 
 
 def is_partial(spec: EvaluationSpec, defense: str) -> bool:
-    """Whether a defense is scored before all that was planned is recorded; see `Scores.whole`."""
+    """Return whether to score a defense before all its units are recorded; see `Scores.whole`."""
     return spec.schedule == "by-attack" and defense != STATIC
 
 
@@ -174,12 +175,12 @@ def right(batch: Batch, served: Sequence[int | None]) -> Piece:
 
 
 def piece_of(batch: Batch, record: UnitRecord, begin: int = 0) -> Piece:
-    """Score all answers to a batch that are recorded.
+    """Score all recorded answers to a batch.
 
     Args:
         batch: The batch.
         record: The record of a unit that submitted it.
-        begin: Index of its first member in the record.
+        begin: Index of the batch's first member in the record.
     """
     rows = slice(begin, begin + batch.size)
     if record.draws:
@@ -214,10 +215,10 @@ def worst_of_batch(pieces: Mapping[str, Piece], *, by_sample: bool) -> tuple[Rig
         by_sample: Whether each member may come from another submission.
 
     Returns:
-        Per attacked member, whether it is still right, or in what share of the draws. And the
-        submissions that decided. By sample, these are, for every broken member, the first
-        submission that broke it (most often). By batch, it is the one submission with the fewest
-        members right (the first of several equal ones).
+        For each attacked member, whether it is still correct, or in what share of the draws it is;
+        and the submissions that decided. By sample, these are, for every broken member, the first
+        submission that broke it (or broke it most often). By batch, it is the submission with the
+        fewest correct members (the first of several equal ones).
     """
     chosen = worst_submissions(pieces, by_sample=by_sample)
     rights = tuple(pieces[name].attacked[member] for member, name in enumerate(chosen))
@@ -230,8 +231,8 @@ def worst_of_batch(pieces: Mapping[str, Piece], *, by_sample: bool) -> tuple[Rig
 def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[str]:
     """Return the submission that counts for each attacked member; see `worst_of_batch`.
 
-    Where answers are drawn at random, few draws choose among many submissions, and often choose a
-    weak one for a member. So a single submission counts for all members if it leaves fewer right.
+    For a randomized defense, a few draws choose among many submissions, and often choose a weak one
+    for a member. So if a single submission leaves fewer members correct, it counts for all of them.
     """
     members = range(len(next(iter(pieces.values())).attacked))
     worst = min(pieces, key=lambda name: sum(pieces[name].chooses))

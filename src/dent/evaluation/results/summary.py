@@ -49,7 +49,7 @@ def summarize(
     sessions: Sequence[Session],
     challenges: Sequence[ChallengeRecord] = (),
 ) -> EvaluationResult:
-    """Derive a result; equal records give an equal result.
+    """Derive the result of a run; equal records give equal results.
 
     Args:
         spec: The specification.
@@ -57,7 +57,7 @@ def summarize(
         records: The records of the finished units, by key.
         planned: The number of planned units.
         sessions: The processes that worked on the run.
-        challenges: Images from outside, as they were submitted.
+        challenges: Adversarial images from outside the run, in the order of submission.
     """
     scores = score(spec, plan, records)
     challenged = with_challenges(scores, plan, challenges)
@@ -69,7 +69,7 @@ def summarize(
         )
         for defense in spec.defenses
     }
-    if decided:  # nor is the static model certified then
+    if decided:  # the static model may lack its certificate as well
         defenses = {
             name: each.model_copy(update={"diagnostics": diagnostics.stopped(each.diagnostics)})
             if name in decided or name == STATIC
@@ -156,7 +156,7 @@ def _defense(
 def _spared(
     scores: Mapping[str, Scores], challenged: Mapping[str, WithOutside], spec: EvaluationSpec
 ) -> dict[str, Difference]:
-    """The differences of all defenses without the challenges to the static model, if any."""
+    """Return the differences without the challenges to the static model, if there are any."""
     if STATIC not in challenged or not challenged[STATIC].challenges:
         return {}
     return {
@@ -172,7 +172,7 @@ def _spared(
 
 
 def _apart(scores: Scores) -> dict[str, float]:
-    """Return by view the largest distance of any answer from the one that was served."""
+    """Return the largest distance between the answers of each view and the submission."""
     furthest: dict[str, float] = {}
     for records in scores.records.values():
         for record in records:
@@ -238,7 +238,7 @@ def _timing(scores: Scores) -> dict[str, float]:
     timing = {"total_seconds": sum(totals), "batches": float(len(natural))}
     if natural:
         timing["seconds"] = median(unit.serve for unit in natural)
-    # The static model is its own yardstick: it was not timed twice.
+    # The static model is compared with itself: it was not timed twice.
     pairs = [(unit.serve, unit.static or unit.serve) for unit in natural if unit.serve > 0]
     if pairs:
         timing["static_seconds"] = median(static for _, static in pairs)

@@ -1,7 +1,7 @@
 """Signs that the attacks by the defense's own gradient were too weak.
 
-They are read from the records of the whole run, over all attacks of a kind together. If a sign
-remains after every follow-up has run, the robust accuracy of the run is only an upper bound.
+They come from the records of the whole run, and take all attacks of a kind together. If a sign
+remains after all attacks have run, the robust accuracy of the run is only an upper bound.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +21,14 @@ class Symptoms:
     """The symptoms in the records of one defense.
 
     Attributes:
-        samples: Attacked members of the batches that all attacks have attacked.
-        black_box: How many more of them the attacks by queries alone broke than all attacks by the
-            defense's gradient together. It is below 0 if they broke fewer, and None if one of the
-            two kinds has not run.
+        samples: Number of attacked members in the scored batches; see `Scores.whole`.
+        black_box: How many more members all query-only attacks together broke than all white-box
+            attacks together. It is negative if they broke fewer, and None if either kind has not
+            run.
         transfer: The same for transfer attacks.
-        blind: Members that no attack broke, and for which no attack had a nonzero gradient in more
-            than half of its steps; None if that is not recorded.
-        standing: Members that no attack broke.
+        blind: Number of members that no attack broke, and for which no white-box attack had a
+            nonzero gradient in more than half of its steps; None if that is not recorded.
+        standing: Number of members that no attack broke.
     """
 
     samples: int
@@ -39,11 +39,11 @@ class Symptoms:
 
     @property
     def allowed(self) -> int:
-        """Samples by which another kind of attack may be ahead."""
+        """Number of samples by which another kind of attack may be ahead."""
         return int(TOLERATED * self.samples)
 
     def beaten(self, ahead: int | None) -> bool | None:
-        """Return whether a kind of attack is further ahead; None if it has not run."""
+        """Return whether a kind of attack is ahead by more than that; None if it has not run."""
         return None if ahead is None else ahead > self.allowed
 
 
@@ -109,7 +109,7 @@ def _kind(
 def _remaining(
     submissions: Mapping[str, Mapping[int, Piece]], batches: Sequence[int], by_sample: bool
 ) -> float | None:
-    """Return how many members no submission of a kind broke."""
+    """Return how many members no submission of a kind broke; None if a batch has none of them."""
     if not submissions or not batches:
         return None
     total = 0.0

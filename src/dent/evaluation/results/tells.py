@@ -1,7 +1,7 @@
 """Tells: signs in the records that an attack did little or nothing.
 
-A tell proves nothing. An attack that returns natural images, by mistake or on purpose, raises all
-of them. `dent verify --reattack` finds out whether it did.
+A tell is no proof. An attack that returns natural images, by mistake or on purpose, raises tells,
+but so may an attack that finds nothing. `dent verify --reattack` finds out which it was.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,22 +25,19 @@ if TYPE_CHECKING:
     from dent.threat import ThreatModel
 
 MOVED: Final = 0.01
-"""Share of eps. An attack that moved no image this far moved nothing."""
+"""Share of eps. An attack that moved no image this far counts as having moved nothing."""
 GAINED: Final = 1e-3
-"""Smallest gain in nats: an attack that raised the mean loss by less gained nothing."""
+"""Nats. An attack that raised the mean loss by less than this counts as having gained nothing."""
 MANY: Final = 8
-"""Members that must remain correct before an attack without effect is suspicious."""
+"""Number of members that must remain correct before an attack without effect is suspicious."""
 SPARED: Final = 0.5
-"""Share of the planned queries. An attack that left out more ended early, if members remained
-correct."""
+"""Share of the planned queries. An attack that left out more than this ended early, if members
+remained correct."""
 _ROUNDED: Final = 6
 
 
 def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> float | None:
-    """Return the mean cross-entropy of the answers to the attacked members, in nats.
-
-    None if no answer was finite.
-    """
+    """Return the mean cross-entropy of the attacked members, in nats; None if none is finite."""
     rows: list[Tensor] = []
     for answer, batch in zip(answers, batches, strict=True):
         labels = torch.tensor(batch.labels[: batch.attacked])
@@ -55,17 +52,17 @@ def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> floa
 def of_attack(
     attack: "Attack", threat: "ThreatModel", adversarial: "Tensor", natural: "Tensor", classes: int
 ) -> dict[str, Any]:
-    """Return the record fields that say how far an attack went.
+    """Return the record fields `planned` and `used`: how far an attack was to go, and went.
 
     Args:
         attack: The attack.
         threat: The threat model.
-        adversarial: The images that it made, (N, C, H, W).
-        natural: The images that it started from, of the same shape.
+        adversarial: The adversarial images (N, C, H, W).
+        natural: The natural images that it started from, of the same shape.
         classes: The number of classes.
     """
     planned: int | None = attack.passes(classes, threat.norm, len(natural)).forwards
-    if attack.registered == "surrogates":  # how many models there are decides what it asks
+    if attack.registered == "surrogates":  # its queries depend on the number of models
         planned = None
     return {"planned": planned, "used": used_of(threat, adversarial, natural)}
 
@@ -73,7 +70,7 @@ def of_attack(
 def used_of(
     threat: "ThreatModel", adversarial: "Tensor", natural: "Tensor"
 ) -> tuple[float, ...] | None:
-    """Return per image how far it was moved, as a share of eps; None where eps is 0."""
+    """Return the size of each image's perturbation as a share of eps; None if eps is 0."""
     if threat.eps == 0:
         return None
     share = threat.distance(adversarial.cpu(), natural.cpu()) / threat.eps
@@ -88,12 +85,12 @@ def of_defense(
 ) -> tuple[Diagnostic, ...]:
     """Return the tells of one defense, raised or not, always in the same order.
 
-    Older records do not hold what tells are read from; for them there are no tells.
+    Older records lack the fields that tells are read from, and have no tells.
 
     Args:
         defense: The defense.
         records: The units by submission (`natural`, `attack/NAME`, ...).
-        natural: Members predicted correctly in their natural batches.
+        natural: Number of members predicted correctly in their natural batches.
         attacked: The summary of each attack.
     """
     if all(unit.loss is None for units in records.values() for unit in units):
@@ -183,7 +180,7 @@ def _gained_nothing(
 
 
 def _gains(units: Sequence[UnitRecord], natural: Sequence[UnitRecord]) -> Iterator[float | None]:
-    """Yield per batch the loss under attack less that of the natural batch; None if unknown."""
+    """Yield the loss of each batch under attack minus its natural loss; None if unknown."""
     natural_losses = {unit.batch: unit.loss for unit in natural}
     losses = [loss for loss in natural_losses.values() if loss is not None]
     mean = sum(losses) / len(losses) if losses and len(losses) == len(natural_losses) else None
@@ -193,7 +190,7 @@ def _gains(units: Sequence[UnitRecord], natural: Sequence[UnitRecord]) -> Iterat
 
 
 def _many_stand(units: Sequence[UnitRecord]) -> bool:
-    """Return whether the attack itself says that it left many members correct."""
+    """Return whether the attack claims to have left at least `MANY` members correct."""
     return sum(not fooled for unit in units for fooled in unit.claimed or ()) >= MANY
 
 

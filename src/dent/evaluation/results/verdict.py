@@ -1,9 +1,9 @@
-"""The verdict on a defense: what the dynamic suite supports, and which gates prevent a verdict.
+"""Derive the verdict on a defense, and the gates that prevent one, from the dynamic suite.
 
-A robust accuracy is an upper bound, so a claim of a gain carries the burden of proof. Every doubt
-about the defense's numbers opens a gate, which stays open until its cause is gone. "No gain" needs
-no such proof. "Harmful" claims that the defense's numbers are not too low and the static model's
-not too high, so doubts about those two open gates as well.
+A measured robust accuracy is only an upper bound, so a claim of a gain carries the burden of proof.
+Every doubt about the defense's numbers opens a gate, which stays open until its cause is gone. "No
+gain" needs no such proof. "Harmful" claims that the defense's numbers are not too low and the
+static model's not too high, so doubts about either prevent this verdict.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -54,24 +54,24 @@ MORE_CLASSES: Final = "more logits than classes"
 RULES: Final = 5
 """Version of these rules."""
 FEW: Final = 0.05
-"""A verdict of no gain says what gain the samples show, if that is more than this."""
+"""A verdict of no gain states the gain that the samples can show, if it is more than this."""
 
 Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the records of a defense say about its gates.
+    """The evidence in the records of a defense that decides its gates.
 
     Attributes:
-        ran: Members of the suite that attacked it, without those that were not available to it.
+        ran: Members of the suite that attacked it, except attacks that were not available for it.
         symptoms: Signs that the attacks by its gradient were too weak.
         drawn: Whether every submission was repeated under several seeds.
-        large_steps: Whether its gradient predicts how the served answers change over large steps;
-            None if that was not checked.
-        surplus: Logits of the defense beyond the classes of the dataset.
-        known: Whether attacks knew the seed of every submission (public randomness), and so asked
-            what answers the same each time.
+        large_steps: Whether its gradient predicts how the answers change over large steps; None if
+            that was not checked.
+        known: Whether attacks knew the seed of every submission (public randomness), and equal
+            seeds gave equal answers.
+        surplus: Number of logits of the defense beyond the classes of the dataset.
     """
 
     ran: Collection[str]
@@ -155,8 +155,8 @@ SYMPTOMS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
     "served differs with gradients": _never,
     "cannot be copied": _never,
 }
-"""For each diagnostic, the condition that closes its gate: it returns the problem, or None. A
-prediction that is not finite opens no gate: it counts as wrong."""
+"""For each diagnostic, the condition that closes its gate: it returns the problem that remains, or
+None. The diagnostic "non-finite" opens no gate, because such a prediction counts as wrong."""
 
 _SEEN: Final = (
     "Some attack had a gradient for every member that is still correct, and no attack without it "
@@ -176,7 +176,7 @@ _GONE: Final[Mapping[str, str]] = {
     "transfer beats white-box": _AHEAD,
     "served differs from claimed": "It is randomized, and was scored over several draws.",
 }
-"""Why the gate of a diagnostic is closed."""
+"""For each diagnostic, the sentence that says why its gate is closed."""
 
 _LOST: Final = (
     "The gradient is exact, but over steps of a quarter or half of eps it does not predict how the "
@@ -188,11 +188,11 @@ _NOT_CHECKED: Final = (
 )
 
 _SCORING: Final = ("randomized", "served differs with gradients")
-"""Diagnostics of a defense whose numbers may be too low."""
+"""Diagnostics that suggest that the numbers of a defense are too low."""
 
 
 def gates_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> tuple[Gate, ...]:
-    """Return the gates of the raised diagnostics.
+    """Return the gates of one defense, open or closed.
 
     Args:
         diagnostics: The diagnostics of one defense.
@@ -202,10 +202,10 @@ def gates_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> tuple[Gat
 
 
 def ground_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Ground | None:
-    """Return the ground of a gain: an exact gradient, or one that no other attack has beaten.
+    """Return the ground for a gain: an exact gradient, or one that no other attack has beaten.
 
-    Either must predict the answers over large steps, and attacks must have followed it for every
-    member that is still correct.
+    In both cases, the gradient must predict the answers over large steps, and attacks must have had
+    a gradient for every member that is still correct. Otherwise there is no ground.
     """
     if not evidence.large_steps or _seen(evidence) is not None:
         return None
@@ -229,20 +229,22 @@ def conclude(
     spared: Difference | None = None,
     guessing: Sequence[str] = (),
 ) -> Verdict:
-    """Rule on a defense.
+    """Return the verdict on a defense.
 
     Args:
         budget: The budget of the suite.
-        difference: The worst case of the defense less that of the static model.
-        natural: The clean accuracy of the defense less that of the static model.
+        difference: The worst case of the defense minus the static model's.
+        natural: The clean accuracy of the defense minus the static model's.
         gates: The gates of the defense.
         static_gates: The gates of the static model.
-        ground: The ground of a gain. Without one, the gate of the certificate is open.
+        ground: The ground for a gain. Without one, there can be no gain.
         version: The version of the suite.
         decided: Where the attacks stopped early; None if they ran to the end.
         spared: The difference without the challenges to the static model; None if there are none.
-            No gain rests on those, because nobody need have attacked the defense as hard.
-        guessing: If the defense's natural accuracy is at chance, which of the two models guess.
+            A gain must also hold without them, because nobody may have attacked the defense as
+            hard.
+        guessing: If the clean accuracy of the defense is at chance: the names of the models (the
+            static model, the defense) whose accuracy is at chance.
     """
     ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared)
     if guessing and (STATIC in guessing or ruling in ("robust gain", "no gain")):
@@ -350,7 +352,8 @@ def with_verdicts(
         scores: The scores by name.
         spec: The specification.
         complete: Whether every planned unit is recorded.
-        spared: By name, the difference without the challenges to the static model, if any.
+        spared: By name, the difference without the challenges to the static model; empty if there
+            are no such challenges.
     """
     coverage = coverage_of(spec)
     if coverage is None or STATIC not in results:
@@ -361,7 +364,7 @@ def with_verdicts(
     }
     unfinished = () if complete else (_unfinished(),)
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
-    # Only a claim of a gain needs it. Undefended nets curve over such steps, too.
+    # Only a claim of a gain needs these gates. Nets without a defense curve over such steps, too.
     needless = (LARGE_STEPS, MORE_CLASSES)
     static_gates = tuple(gate for gate in static_gates if gate.name not in needless)
     judged = dict(results)
@@ -371,7 +374,7 @@ def with_verdicts(
         own_gates = gates_of(result.diagnostics, evidence[name])
         own_gates += _few_batches(result, len(scores[name].whole)) + unfinished
         doubts = static_gates
-        if result.decided is not None:  # what only a claim of a gain needs was not asked
+        if result.decided is not None:  # checks that only a claim of a gain needs did not run
             own_gates = tuple(gate for gate in own_gates if gate.name in _SCORING)
             doubts = static_gates if result.decided.below else ()
         natural = natural_difference(
@@ -398,7 +401,7 @@ def with_verdicts(
 def evidence_of(
     result: DefenseResult, scores: Scores, spec: EvaluationSpec, ran_as: Mapping[str, str]
 ) -> Evidence:
-    """Read from the records of a defense what its gates depend on.
+    """Return the evidence in the records of a defense that decides its gates.
 
     Args:
         result: The result of the defense, without a verdict.
@@ -407,7 +410,7 @@ def evidence_of(
         ran_as: For each member of the suite, the attack of the run that covers it.
     """
     attacks_run = {summary.attack for summary in result.attacks if summary.ran}
-    if result.difference is None:  # the static model, on which some attacks are the same
+    if result.difference is None:  # the static model: some attacks are the same on it
         attacks_run |= {name for name, other in spec.same_on_static.items() if other in attacks_run}
     units = [record for records in scores.records.values() for record in records]
     return Evidence(
@@ -490,7 +493,7 @@ def _unfinished() -> Gate:
 
 
 def _few_batches(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
-    """Return a gate if there are too few batches for an interval of dependent members."""
+    """Return an open gate if there are too few batches for an interval of dependent members."""
     if by_sample(result.dependence) or batches >= MIN_CLUSTERS:
         return ()
     sentence = (

@@ -12,7 +12,7 @@ from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_su
 from dent.support.plural import agreeing, counted
 
 MIN_CLUSTERS: Final = 8
-"""With fewer batches, a bootstrap over batches says nothing."""
+"""With fewer batches, a bootstrap over batches is meaningless."""
 
 
 def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
@@ -24,13 +24,13 @@ def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
 def by_sample(dependence: Dependence) -> bool:
     """Return whether a worst case may combine members of different submissions.
 
-    It may if the defense neither declares that it is batch-dependent nor was measured to be.
+    It may not if the defense declares, or was measured, to be batch-dependent.
     """
     return not dependence.declared and dependence.measured is not True
 
 
 def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
-    """Return the worst case over all submissions, on the batches with all their records."""
+    """Return the worst case over all submissions, on the scored batches (`Scores.whole`)."""
     samples = by_sample(dependence)
     rights, decided = worst_case(scores, scores.whole, by_sample=samples)
     return WorstCase(
@@ -39,7 +39,7 @@ def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
 
 
 def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
-    """Return how a randomized defense does over several submissions; None for any other."""
+    """Return the accuracies of a randomized defense over several draws; None for other defenses."""
     draws = max((len(r.draws) for rows in scores.records.values() for r in rows), default=0)
     if not draws or not scores.whole:
         return None
@@ -71,11 +71,11 @@ def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
 def resubmission_risk(rights: Sequence[float], draws: int) -> tuple[float, ...]:
     """Return the share of members that at least one of 1, 2, ... `draws` submissions gets wrong.
 
-    The mean over all choices of so many of the draws.
+    For n submissions, it is the mean over all choices of n draws.
 
     Args:
-        rights: Per member, in what share of the draws it was right.
-        draws: How many there are.
+        rights: For each member, the share of the draws in which it was correct.
+        draws: Number of draws.
     """
     hits = [round(right * draws) for right in rights]
     return tuple(
@@ -87,7 +87,7 @@ def resubmission_risk(rights: Sequence[float], draws: int) -> tuple[float, ...]:
 def difference_to(
     static: Scores, defended: Scores, dependence: Dependence, seed: int
 ) -> Difference:
-    """Pair the defended worst case with the static one; see `worst_cases`."""
+    """Return the worst case of a defense minus the static model's; see `worst_cases`."""
     ours, theirs = worst_cases(static, defended, dependence)
     return paired(ours, theirs, by_sample(dependence), _static_samples(defended, dependence), seed)
 
@@ -97,9 +97,9 @@ def worst_cases(
 ) -> tuple[dict[int, Rights], dict[int, Rights]]:
     """Return the worst cases of the defense and of the static model, on the batches of both.
 
-    The attacker of the static model may not have more freedom than that of the defense. So if the
-    defense's worst case is per batch and there are no assembled batches, the static model's is per
-    batch as well.
+    The attacker of the static model must not have more freedom than the attacker of the defense. So
+    if the defense's worst case is per batch and there are no assembled batches, the static model's
+    is per batch as well.
     """
     batches = tuple(sorted(set(static.whole) & set(defended.whole)))
     ours, _ = worst_case(defended, batches, by_sample=by_sample(dependence))
@@ -110,7 +110,7 @@ def worst_cases(
 def natural_difference(
     static: Scores, defended: Scores, dependence: Dependence, seed: int
 ) -> Difference:
-    """Pair the clean accuracies; the interval is made as for worst cases."""
+    """Return the difference of the clean accuracies, with an interval as for worst cases."""
     ours, theirs = (scores.submissions["natural"] for scores in (defended, static))
     batches = sorted(set(ours) & set(theirs))
     return paired(
@@ -129,14 +129,14 @@ def paired(
     static_samples: bool,
     seed: int,
 ) -> Difference:
-    """Return the difference of two sets of answers to the same batches: ours less theirs.
+    """Return the difference of two sets of answers to the same batches: ours minus theirs.
 
     Args:
         ours: For each batch index, whether each member was correct.
         theirs: The same for the same members.
-        samples: Whether members of one batch are independent. If not, the interval allows for
-            their dependence, from `MIN_CLUSTERS` batches on. A bootstrap alone is too narrow for
-            few batches, so Student's interval over batches counts as well.
+        samples: Whether members of one batch are independent. If not, the interval accounts for
+            their dependence if there are at least `MIN_CLUSTERS` batches. A bootstrap is too narrow
+            for few batches, so Student's interval over batches counts as well.
         static_samples: Whether `theirs` is a per-sample worst case.
         seed: Seed of the bootstrap over batches.
     """
@@ -188,12 +188,12 @@ def paired(
 
 
 def bootstrap_seed(spec: EvaluationSpec) -> int:
-    """What batches are drawn anew with: fixed by what was evaluated."""
+    """Return the seed for resampling batches, which follows from the identity of the run."""
     return int(spec.identity[:12], 16)
 
 
 def _static_samples(defended: Scores, dependence: Dependence) -> bool:
-    """Whether the static model's worst case may combine members of different submissions."""
+    """Return whether the static model's worst case may combine members of several submissions."""
     assembled = any(name.startswith("assembled") for name in defended.submissions)
     return by_sample(dependence) or assembled
 

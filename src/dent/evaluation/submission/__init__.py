@@ -1,1 +1,1 @@
-"""Submitting a batch to a defense as a user would, and to fresh copies of it."""
+"""Submit batches as a user would, to fresh copies of a defense."""

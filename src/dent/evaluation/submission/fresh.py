@@ -1,8 +1,8 @@
-"""Copies of a defense that have answered nothing yet.
+"""Make fresh copies of a defense, which have answered no query.
 
 A defense may remember its queries: by a bug, by design, or to fool the evaluation. So every result
-comes from a copy that was made before the first query. A difference between such a copy and one
-that has answered before raises a diagnostic.
+comes from a copy that was made before the first query. If a copy that has answered queries differs
+from a fresh one, a diagnostic is raised.
 """
 
 import copy
@@ -31,8 +31,8 @@ class Instance:
     Attributes:
         defense: The copy.
         model: The copy's own copy of the static model, if it holds one.
-        generators: The generators that it keeps.
-        writes: PyTorch's counts of writes to `model`, when the copy was made.
+        generators: The random number generators that the copy keeps.
+        writes: PyTorch's counts of writes to `model` when the copy was made.
     """
 
     defense: Defense
@@ -54,7 +54,7 @@ class Instance:
         return states_of(self.generators)
 
     def forget(self) -> None:
-        """Let a defense that keeps something between batches forget it, if it offers `reset()`."""
+        """Call `reset()` if the defense has it, to forget what it keeps between batches."""
         reset = getattr(self.defense, "reset", None)
         if callable(reset):
             reset()
@@ -69,7 +69,7 @@ class Origin:
 
     Attributes:
         missing: Why the defense cannot be copied; None if it can. A defense that cannot be copied
-            is used itself, after `reset()`.
+            is queried directly, after `reset()`.
     """
 
     def __init__(self, defense: Defense, model: nn.Module | None = None) -> None:
@@ -89,14 +89,14 @@ class Origin:
 
     @property
     def defense(self) -> Defense:
-        """The original, to look at and not to query."""
+        """The original. It may be inspected, but not queried."""
         return self._defense
 
     def new(self, seed: int | None = None) -> Instance:
-        """Return a copy that has answered nothing.
+        """Return a fresh copy, or the defense itself if it cannot be copied.
 
         Args:
-            seed: Seeds the generators that the copy keeps; None leaves them as they are.
+            seed: Seed of the generators that the copy keeps; None leaves them as they are.
         """
         if self.missing is not None:
             instance = Instance(self._defense, None, self._generators)
@@ -113,9 +113,10 @@ class Origin:
 
 
 class _Queries:
-    """Makes a copy for each query, and seeds its generators.
+    """A source of fresh copies with seeded generators, one copy for each query.
 
-    With a known seed all copies have that of the submission; else each has one of its own.
+    If the attacker knows the seed of the submission, all copies get this seed. Otherwise each copy
+    gets another one.
     """
 
     def __init__(
@@ -148,13 +149,14 @@ class _Adapted(NamedTuple):
     instance: Instance
     adaptation: Any
     state: RandomState | None
-    """Of the random numbers after it, under a known seed."""
+    """Random state after the adaptation; None unless the attacker knows the seed."""
 
 
 class FreshDefense:
     """A dynamic defense that answers each query with a fresh copy.
 
-    Beyond the protocol, it offers attackers what the defense offers (`View`).
+    Beyond `adapt` and `predict`, attackers can inspect the defense (`inner`), pass optional
+    arguments to its `adapt`, and transfer from other models (`surrogates`).
     """
 
     def __init__(self, queries: _Queries) -> None:
@@ -162,29 +164,29 @@ class FreshDefense:
 
     @property
     def inner(self) -> Any:
-        """The defense itself, to look at and not to query."""
+        """The original defense. It may be inspected, but not queried."""
         return self._queries.origin.defense
 
     @property
     def batch_dependent(self) -> bool:
-        """As the defense declares."""
+        """Whether the defense declares that it is batch-dependent."""
         return bool(self.inner.batch_dependent)
 
     @property
     def drew(self) -> bool:
-        """Whether a query drew random numbers that nothing outside of it notices."""
+        """Whether a query under a known seed used global generators, which it then restored."""
         return self._queries.known is not None and self._queries.known.drew
 
     def over(self, defense: DynamicDefense) -> "FreshDefense":
-        """Return another defense that answers in the same way."""
+        """Return another defense, wrapped in the same way."""
         return FreshDefense(self._queries.over(Origin(defense)))
 
     def surrogates(self) -> Surrogates:
-        """Other models to transfer from."""
+        """Return the other models to transfer from, by name."""
         return self._queries.surrogates
 
     def adapt(self, x: Tensor, **how: Any) -> _Adapted:
-        """Let a copy adapt. The same copy predicts with the result."""
+        """Adapt a fresh copy. The same copy predicts with the result."""
         instance = self._queries.new()
         defense: Any = instance.defense
         with self._queries.begun(instance, x):
@@ -194,7 +196,7 @@ class FreshDefense:
         return _Adapted(instance, adaptation, state)
 
     def predict(self, x: Tensor, adaptation: _Adapted) -> Tensor:
-        """Logits (N, classes) of the copy that adapted."""
+        """Return the logits (N, classes) of the copy that adapted."""
         instance, adapted, state = adaptation
         defense: Any = instance.defense
         known = self._queries.known
@@ -206,7 +208,7 @@ class FreshDefense:
         return logits
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return a copy's logits for a batch, as `dent.attacks.answer` asks for them."""
+        """Return the logits of a fresh copy for a batch, as `dent.attacks.answer` gets them."""
         return self._queries.answer(x)
 
 
@@ -215,29 +217,29 @@ class FreshModule(nn.Module):
 
     def __init__(self, queries: _Queries) -> None:
         super().__init__()
-        object.__setattr__(self, "_queries", queries)  # no submodule
+        object.__setattr__(self, "_queries", queries)  # not a submodule
         self.eval()
 
     @property
     def inner(self) -> Any:
-        """The module itself, to look at and not to query."""
+        """The original module. It may be inspected, but not queried."""
         return self._asked.origin.defense
 
     @property
     def drew(self) -> bool:
-        """Whether a query drew random numbers that nothing outside of it notices."""
+        """Whether a query under a known seed used global generators, which it then restored."""
         return self._asked.known is not None and self._asked.known.drew
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a copy's logits for a batch."""
+        """Return the logits of a fresh copy for a batch."""
         return self._asked.answer(x)
 
     def surrogates(self) -> Surrogates:
-        """Other models to transfer from."""
+        """Return the other models to transfer from, by name."""
         return self._asked.surrogates
 
     def __getattr__(self, name: str) -> Any:
-        """Say why there is no adaptation: an attack also runs on the static model."""
+        """Explain why there is no `adapt` or `predict` if an attack expects them."""
         if name in ("adapt", "predict"):
             raise AttributeError(
                 f"the model has no {name}: the static model is a plain module without adapt and "
@@ -264,10 +266,10 @@ def fresh(
 
     Args:
         origin: The defense before its first query.
-        seed: Seeds the generators that the defense keeps.
+        seed: Seed of the generators that the defense keeps.
         surrogates: Other models to transfer from, by name.
-        known: The seed of the submission, which the attacker knows: every query draws the random
-            numbers that the submission will draw. None: the attacker does not know it.
+        known: The seed of the submission, if the attacker knows it. Every query then draws the
+            same random numbers as the submission. None if the attacker does not know it.
     """
     if origin.missing is not None and known is None:
         return origin.new(seed).defense
@@ -279,9 +281,9 @@ def fresh(
 
 
 def footprint(root: object) -> int:
-    """Return a number that changes when anything that an object keeps changes, except generators.
+    """Return a number that changes if anything that an object holds changes, except generators.
 
-    For tensors it looks at PyTorch's count of writes, not at their values.
+    For tensors, it depends on PyTorch's count of writes, not on their values.
     """
     marks = []
     for part in reachable(root, values=True):

@@ -1,4 +1,4 @@
-"""Notice a defense that writes into the static model."""
+"""Detect a defense that writes into the static model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ from dent.models.weights import weights_digest
 
 
 class Guard:
-    """Checks that a model's weights have not changed.
+    """A check that a model's weights have not changed.
 
-    A write that PyTorch counts is noticed at once, at no cost. A write that it does not count
-    (through `.data`) is noticed by a `thorough` check, which reads the weights.
+    A write that PyTorch counts is detected at once, at no cost. A write that it does not count
+    (through `.data`) is only detected by a `thorough` check, which reads the weights.
 
     Args:
         model: The static model.
@@ -39,7 +39,7 @@ class Guard:
             thorough: Read the weights even if PyTorch counted no write.
 
         Raises:
-            InputError: The weights are not what they were.
+            InputError: The weights have changed.
         """
         versions = _versions(self._model)
         if versions == self._versions and not thorough:
@@ -51,7 +51,7 @@ class Guard:
         """Check the static model that a copy of a defense holds.
 
         Raises:
-            InputError: The weights are not what they were.
+            InputError: The weights have changed.
         """
         if instance.model is not None and (thorough or instance.wrote()):
             self._compare(suspect, instance.model)
@@ -67,7 +67,7 @@ class Guard:
 
 @contextmanager
 def put_back(defense: Defense) -> Iterator[None]:
-    """Undo what queries outside of a run did to a defense's own weights and buffers."""
+    """Restore a defense's own weights and buffers after queries outside of a run."""
     if not isinstance(defense, nn.Module) or isinstance(defense, Dent | ReferenceDefense):
         yield  # there is no state dict, or nothing ever writes to it
         return

@@ -12,16 +12,16 @@ from dent.attacks import Defense
 from dent.attacks.base import global_draws, isolated_random_state
 
 RandomState = tuple[tuple[Callable[[Any], object], Any], ...]
-"""What puts each generator back, and where to."""
+"""For each generator, a function that restores it, and the state to restore."""
 
 
 class KnownSeed:
-    """Seeds each query as `submission.submit` seeds the submission.
+    """Random numbers for queries, the same as `submission.submit` gives the submission.
 
     Attributes:
-        seed: Of the submission.
-        drew: Whether any query so far drew from the process's global generators. Outside of a query
-            they are as before, so that nothing else tells.
+        seed: Seed of the submission.
+        drew: Whether any query so far drew from the process's global generators. Every query
+            restores them, so nothing else shows it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -30,7 +30,7 @@ class KnownSeed:
 
     @contextmanager
     def begun(self, defense: Defense, device: torch.device) -> Iterator[None]:
-        """Within this context random numbers are those of the submission, from the first one on."""
+        """Draw the random numbers of the submission, from its start, within this context."""
         with isolated_random_state(self.seed, device), seeded_generators(defense, self.seed):
             before = global_draws(device)
             yield
@@ -40,7 +40,7 @@ class KnownSeed:
     def resumed(
         self, generators: Sequence[Any], device: torch.device, state: RandomState
     ) -> Iterator[None]:
-        """Within this context they go on from a state."""
+        """Continue the random numbers from a state within this context."""
         own = [(generator, get_state(generator)) for generator in generators]
         with isolated_random_state(self.seed, device):
             for put_back, where in state:
@@ -55,6 +55,6 @@ class KnownSeed:
 
 
 def random_state_of(generators: Sequence[Any], device: torch.device) -> RandomState:
-    """Return where the global generators, and those that a defense keeps, are."""
+    """Return the state of the global generators and of the generators that a defense keeps."""
     kept = [(partial(set_state, generator), get_state(generator)) for generator in generators]
     return (*shared_states(device), *kept)

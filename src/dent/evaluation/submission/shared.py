@@ -1,8 +1,8 @@
-"""Memory that the copies of a defense share.
+"""Find memory that the copies of a defense share.
 
-`copy.deepcopy` copies what an object holds. It does not copy what its class, the closures and
-globals of its functions, and `functools` caches hold, nor what refuses to be copied. A copy that
-is never queried sees all of that change when others are queried.
+`copy.deepcopy` copies what an object holds. It does not copy what is in its class, in the closures
+and globals of its functions, in `functools` caches, or in objects that refuse to be copied. If such
+memory changes when a copy is queried, it also changes in a copy that is never queried.
 """
 
 import sys
@@ -25,7 +25,7 @@ _FOREIGN: Final = frozenset(sys.stdlib_module_names) | {
     "torch",
     "torchvision",
 }
-"""Packages whose classes and functions are not looked into."""
+"""Packages whose classes and functions are not searched."""
 _MEMORIES: Final = (dict, list, set, deque, bytearray, Tensor, np.ndarray)
 _OPEN: Final = (
     nn.Module,
@@ -43,15 +43,16 @@ _CACHE: Final = "_lru_cache_wrapper"
 _VALUES: Final = (str, bytes, complex)
 _NUMBERS: Final = (bool, int, float)
 _MOST: Final = 100_000
-"""Parts of a defense that are looked at."""
+"""Largest number of parts of a defense that are examined."""
 Marks = list[tuple[bool, int]]
-"""By part, whether it is a number, and a value that changes when the part does."""
+"""For each part, whether it is a number, and a value that changes when the part does."""
 
 
 def marks_of(defense: object) -> Marks:
     """Return marks of everything that a defense reaches, in an order that does not change.
 
-    What changed between two calls shows in `differ`. Tensors change when PyTorch counts a write.
+    `differ` compares the marks of several calls. A tensor counts as changed if PyTorch counted a
+    write to it.
     """
     marks: Marks = []
     visited: dict[int, object] = {}
@@ -71,12 +72,12 @@ def marks_of(defense: object) -> Marks:
 
 
 def differ(first: Marks, repeated: Marks, later: Marks) -> bool:
-    """Return whether a defense changed between the marks.
+    """Return whether a query about other images changed a defense, except for counters.
 
     Args:
-        first: After a query.
-        repeated: After the same query again. A number that changes here is a counter.
-        later: After a query about other images.
+        first: Marks after a query.
+        repeated: Marks after the same query again. A number that changes here is a counter.
+        later: Marks after a query about other images.
     """
     if not len(first) == len(repeated) == len(later):
         return True
@@ -138,7 +139,7 @@ def _may_hold(value: object) -> bool:
 
 @cache
 def _is_closed(kind: type) -> bool:
-    """Whether objects of a class keep caches of their own, as loggers and what dent makes do."""
+    """Return whether not to search objects of a class, because they may cache, as loggers do."""
     return not _is_own(kind.__module__) and not issubclass(kind, _OPEN) and kind.__name__ != _CACHE
 
 

@@ -17,11 +17,11 @@ _KEEPS = ("reset", "snapshot", "restore")
 
 
 class Stream:
-    """Returns each defense in its state before a batch.
+    """A provider of each defense in its state before a batch.
 
-    For most defenses this is a copy from before the first query. A defense with `reset`, `snapshot`
-    and `restore` (online tent) first gets the natural batches before this one, in the order of the
-    plan.
+    For most defenses, this is a copy from before the first query. A defense with `reset`,
+    `snapshot` and `restore` (such as online Tent) first gets the natural batches before this one,
+    in the order of the plan.
 
     So a unit does not depend on the units that ran before it in this process, and a resumed run
     gives the same records. The given defense is never queried, unless it cannot be copied.
@@ -64,5 +64,5 @@ def is_stream(defense: "Defense") -> bool:
 
 
 def serve_seed(seed: int, batch: int) -> int:
-    """Return the seed of all submissions of a batch, so that attacks alone make a difference."""
+    """Return the seed of all submissions of a batch. Only their images differ, not their seeds."""
     return seed_of(seed, "serve", batch)

@@ -1,4 +1,4 @@
-"""Submit a batch to a defense once, and read what is recorded from its answer."""
+"""Submit a batch to a defense once, and extract from its answer what records need."""
 
 import time
 from collections import Counter
@@ -25,21 +25,21 @@ from dent.support.plural import counted
 
 _TINY: Final = 1e-12
 _SPREAD: Final = 32
-"""The largest margins of honest models are at most about this multiple of the second class's."""
+"""In honest models, the largest margin is at most about this multiple of the second class's."""
 _FEW: Final = 4
-"""Fewer members, or fewer classes, have no typical ones."""
+"""With fewer members or fewer classes than this, there is no typical margin."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a defense answered to one batch.
+    """The answer of a defense to one batch.
 
     Attributes:
         logits: (N, classes), detached.
-        predictions: Per member, the class; None where the logits are not finite.
+        predictions: Predicted class of each member; None if its logits are not finite.
         trace: Entropy, sigma and statuses of its adaptation, over the attacked members.
         seconds: Wall time of the answer.
-        drew: Whether a generator drew during the answer.
+        drew: Whether random numbers were drawn during the answer.
         adaptation: What the defense's `adapt` returned; None for a plain module.
     """
 
@@ -59,18 +59,18 @@ def submit(
     attacked: int | None = None,
     gradients: bool = False,
 ) -> Submission:
-    """Submit a whole batch, to which a dynamic defense adapts.
+    """Submit a whole batch. A dynamic defense adapts to it.
 
     Args:
         defense: Dynamic or static.
         x: Images (N, C, H, W).
-        seed: Seeds the global generators and those that the defense keeps, during the answer. Their
-            state is restored after it.
-        attacked: The trace is over this many members, from the first; over all if None.
-        gradients: Query as a gradient attack does, with a graph to the images.
+        seed: Seed of the global generators and of the ones that the defense keeps, during the
+            answer. Their state is restored after it.
+        attacked: Number of members, from the first, that the trace covers; all if None.
+        gradients: Whether to query as a gradient attack does, with a graph to the images.
 
     Raises:
-        InputError: The answer is not one row of at least two logits per member.
+        InputError: The answer does not have one row of at least two logits per member.
     """
     generators = kept_generators(defense, everywhere=True)
     with (
@@ -108,12 +108,12 @@ def submit(
 
 
 def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
-    """Return the distance of two answers (N, classes): the largest change of a margin.
+    """Return the distance between two answers (N, classes): the largest change of a margin.
 
-    A margin is the distance of a class from the class that the first answer predicts. Its change is
-    relative to the margin, or to the usual size of margins if that is larger. So 1 is a change that
-    suffices for another prediction, except of near ties. Huge logits of other classes hide no
-    change. Rows without a prediction in both answers are equal.
+    A margin is the logit of the class that the first answer predicts minus the logit of another
+    class. Its change is relative to the margin, or to the usual size of margins if that is larger.
+    So a distance of 1 is enough to change a prediction, except for near ties. A huge logit of
+    another class hides no change. A row that is not finite in both answers counts as equal.
 
     Args:
         first: Logits.
@@ -122,7 +122,7 @@ def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
             if there are none.
 
     Returns:
-        None if a row is a prediction in only one of them.
+        The distance; None if a row is finite in only one of the answers.
     """
     finite = first.isfinite().all(dim=1)
     if not finite.equal(second.isfinite().all(dim=1)):
@@ -143,20 +143,20 @@ def _largest(logits: Tensor) -> float:
 
 
 def _sure(natural: Tensor) -> float:
-    """Return a limit of honest margins: that of the second class of natural images, many times.
+    """Return an upper limit for honest margins: `_SPREAD` times the second class's median margin.
 
-    A defense can only raise it by being that sure of most members.
+    A defense can only raise it by being that sure of most natural images.
     """
     margins = _sorted_margins(natural)
-    if len(margins) < _FEW:  # which may all be near ties
+    if len(margins) < _FEW:  # they may all be near ties
         return _typical(natural)
     return _SPREAD * float(margins[:, 0].median()) or _typical(natural)
 
 
 def _typical(logits: Tensor) -> float:
-    """Return a limit of honest margins: the median class's, many times.
+    """Return an upper limit for honest margins: `_SPREAD` times the median class's median margin.
 
-    It is not low if most members are near ties, as the images of some attacks are.
+    It is not low if most members are near ties, as with the images of some attacks.
     """
     margins = _sorted_margins(logits)
     if not len(margins) or margins.shape[1] < _FEW - 1:
@@ -165,7 +165,7 @@ def _typical(logits: Tensor) -> float:
 
 
 def _sorted_margins(logits: Tensor) -> Tensor:
-    """Return the margins of all classes but the predicted one, (finite rows, classes - 1)."""
+    """Return the margins of all other classes in ascending order, (finite rows, classes - 1)."""
     logits = logits[logits.isfinite().all(dim=1)]
     margins = _margins(logits, logits.argmax(dim=1, keepdim=True))
     return margins.sort(dim=1).values[:, 1:]
@@ -177,17 +177,14 @@ def _margins(logits: Tensor, of: Tensor) -> Tensor:
 
 
 def reset(defense: Defense) -> None:
-    """Call `reset()` of a defense if it has one, to forget what it keeps between batches.
-
-    Called before every unit, so that no unit depends on the units before it.
-    """
+    """Call `reset()` if the defense has it, to forget what it keeps between batches."""
     forget = getattr(defense, "reset", None)
     if callable(forget):
         forget()
 
 
 def statuses(adaptation: Any) -> list[str]:
-    """Return per member how its adaptation ended, as in records; empty if it does not say."""
+    """Return the adaptation's status of each member, as in records; empty if it has none."""
     status = getattr(adaptation, "status", None)
     if not isinstance(status, Tensor) or status.ndim != 1:
         return []
@@ -202,7 +199,7 @@ def clock(device: torch.device) -> float:
 
 
 def merge_traces(traces: Sequence[Trace]) -> Trace:
-    """Put the traces of several batches together, each weighted by its rows."""
+    """Merge the traces of several batches, each weighted by its rows."""
     status: Counter[str] = Counter()
     for trace in traces:
         status.update(trace.status)
@@ -285,7 +282,7 @@ def _sigma_by_step(
 def _mean_sigma(
     adaptation: Any, sigma: Tensor, finite: Tensor, attacked: int
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Return the mean over members of (steps, [N,] [axes]); None if a value is not finite."""
+    """Return the mean of sigma (steps, [N,] [axes]) over members; None unless all is finite."""
     sigma = wide(sigma.detach())
     if getattr(adaptation, "sample_wise", False):
         sigma = sigma[:, :attacked][:, finite.to(sigma.device)]

@@ -1,9 +1,9 @@
 """Submit a batch as a user would, and in other ways that must give the same answer.
 
 The answer that counts comes from a fresh copy, without gradients. A second copy, which has answered
-the natural batch before and is queried with gradients as attacks do, must answer the same. If it
-does not, its answer is kept as well, and the worse one counts. A randomized defense is queried
-several times.
+the natural batch before and is queried with gradients as in attacks, must give the same answer. If
+it does not, each possible cause is tried separately, and the worst answer counts. A randomized
+defense is queried several times.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ from dent.evaluation.submission.stream import is_stream
 from dent.evaluation.submission.submission import Submission, apart, submit
 
 DRAWS: Final = 10
-"""Submissions of a batch whose answers are drawn at random, beside the first."""
+"""Number of submissions of a batch to a randomized defense, in addition to the first."""
 CHOOSING: Final = 5
-"""This many draws choose the worst submission; the others score it."""
+"""Number of these draws that choose the worst submission. The others score it."""
 
 EXPERIENCED: Final = "experienced"
 WITH_GRADIENTS: Final = "with gradients"
@@ -32,10 +32,10 @@ Predictions = tuple[int | None, ...]
 
 
 def submissions_per_batch(kind: Kind) -> int:
-    """Return how many submissions a unit takes per batch if all answers are equal.
+    """Return the number of submissions per batch in a unit, if all answers are equal.
 
-    One counts, and one asks the copy that has answered before. After an attack the natural batch
-    is submitted once more. The unit of the natural batch also makes the copy answer before.
+    One counts, and one goes to the copy that has answered before. After an attack, the natural
+    batch is submitted once more. A natural unit also submits the natural batch to prepare the copy.
     """
     return 3 if kind in ("natural", "attack") else 2
 
@@ -46,12 +46,13 @@ class Answers:
 
     Attributes:
         first: The answer of a fresh copy.
-        views: Other answers to the same batch and seed that differ from it: by a copy that has
-            answered the natural batch before (`experienced`), or `with gradients`.
-        apart: By view, the distance of its logits from those served (`submission.apart`), if it is
-            more than rounding; 1 if only one of them is a prediction. `natural after` compares the
-            natural batch before and after this one.
-        draws: Answers to the same batch under other seeds; empty if nothing is drawn at random.
+        views: Other predictions for the same batch and seed that differ from it: from a copy that
+            has answered the natural batch before (`experienced`), or `with gradients`.
+        apart: For each view, the distance between its logits and those of `first`
+            (`submission.apart`), if it is more than rounding; 1 if only one of them is finite.
+            `natural after` compares the natural batch before and after this one.
+        draws: Predictions for the same batch under other seeds; empty if nothing is drawn at
+            random.
     """
 
     first: Submission
@@ -61,17 +62,17 @@ class Answers:
 
 
 class Submitter:
-    """Submits versions of one batch to one defense.
+    """A submitter of versions of one batch to one defense.
 
     Args:
         name: Name of the defense.
         origin: The defense in its state before the batch.
         natural: The natural batch (N, C, H, W).
-        guard: Notices writes to the static model.
-        seed: Seed of everything random; the same for all versions of the batch.
-        attacked: Traces are over this many members, from the first.
-        public: The attacker knows the seed. So the answer under this seed counts, and not those
-            under others; unless equal queries under it are answered differently.
+        guard: Detects writes to the static model.
+        seed: Seed of all random numbers; the same for all versions of the batch.
+        attacked: Number of members, from the first, that traces cover.
+        public: Whether the attacker knows the seed. If so, only the answer under this seed counts,
+            unless equal queries under it get different answers.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class Submitter:
 
         Args:
             x: The images.
-            natural_after: Submit the natural batch once more after it.
+            natural_after: Whether to submit the natural batch once more after it. A stream gets no
+                such batch.
 
         Raises:
             InputError: The defense wrote into the static model, or does not answer with logits.
@@ -120,7 +122,7 @@ class Submitter:
             for name, submission in self._possible_causes(x):
                 distances[name] = _distance(first, submission, naturals)
                 views[name] = submission.predictions
-            # Equal queries with different answers: something draws that cannot be seeded.
+            # Equal queries got different answers: some random numbers cannot be seeded.
             drew = distances.pop("", 0.0) > DISTANCE or drew
             views.pop("", None)
         for instance in (fresh, experienced_copy):
@@ -141,7 +143,7 @@ class Submitter:
     def _experienced(self) -> tuple[Origin, Submission]:
         """Return a copy that has answered the natural batch with gradients, and its answer.
 
-        A stream comes in its state before the batch: it has answered earlier batches.
+        A stream is in its state before the batch, because it has answered earlier batches.
         """
         if self._experience is None:
             instance = self._origin.new(self._seed)
@@ -153,7 +155,7 @@ class Submitter:
         return self._experience
 
     def _possible_causes(self, x: Tensor) -> Iterator[tuple[str, Submission]]:
-        """Yield an answer for each possible cause of a difference; for no cause at all under ''."""
+        """Yield an answer for each possible cause of a difference, and for no cause under ''."""
         yield "", self._ask(self._origin.new(self._seed), x)
         yield WITH_GRADIENTS, self._ask(self._origin.new(self._seed), x, gradients=True)
         if not is_stream(self._origin.defense):
@@ -174,7 +176,7 @@ class Submitter:
             try:
                 return submit(instance.defense, x, seed=self._seed, gradients=True)
             except (RuntimeError, TypeError, ValueError):
-                pass  # as of a defense that computes in NumPy: ask without
+                pass  # a defense that computes in NumPy, for example: query without gradients
         return submit(instance.defense, x, seed=self._seed, attacked=self._attacked)
 
 

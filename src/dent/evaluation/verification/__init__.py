@@ -1,1 +1,1 @@
-"""Checking a finished run: its files, its submissions, its attacks."""
+"""Check a finished run: its files, its submissions and its attacks."""

@@ -1,4 +1,4 @@
-"""Run recorded attacks again and compare: this finds what no check of records alone can."""
+"""Run recorded attacks again and compare, to find what no check of the records can find."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,23 +23,23 @@ from dent.support.devices import device_of
 from dent.support.plural import agreeing, counted
 
 LEVEL: Final = 0.001
-"""Level of the paired test, over all defenses together."""
+"""Significance level of the paired test, over all defenses together."""
 _ALWAYS: Final = frozenset({"claimed", "claimed_after", "tensor"})
 """Optional fields that every attack's record has had."""
 
 
 @dataclass(frozen=True)
 class Reattack:
-    """Which attack units of a run to attack again.
+    """A choice of the attack units of a run to run again.
 
     Attributes:
-        count: How many; None for all.
-        nonce: Decides which. It must have been fixed after the run was handed over, by somebody
-            else than who made it: a later block of a public chain, the draw of a lottery, a number
-            that the reviewer rolls.
+        count: Number of units; None for all.
+        nonce: Text that draws the units. It must be fixed after the run was handed over, and not by
+            the maker of the run: for example the hash of a later block of a public chain, the draw
+            of a lottery, or a number that the reviewer rolls.
 
     Raises:
-        ConfigError: There are none, or nothing decides which.
+        ConfigError: `count` is below 1, or it is given without a nonce.
     """
 
     count: int | None = None
@@ -55,7 +55,10 @@ class Reattack:
             )
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
-        """The units to attack again, in plan order: the lowest by SHA-256 of nonce and key."""
+        """Return the units to run again, in the order of the plan.
+
+        They are the lowest by SHA-256 of the nonce, the identity of the run, and the key.
+        """
         attacked = [
             unit
             for unit in units(recorded.run.spec, recorded.plan)
@@ -71,24 +74,24 @@ class Reattack:
 
 
 class Paired(Record):
-    """For one defense, the members that were correct as recorded and when attacked again."""
+    """For one defense, a comparison of the correct members as recorded and when attacked again."""
 
     defense: str
     members: int
     stood: int
-    """Members that were correct, as recorded."""
+    """Number of members that were correct, as recorded."""
     stands: int
-    """Members that are correct when attacked again."""
+    """Number of members that are correct when attacked again."""
     only_stood: int
-    """Members that were correct as recorded, but not when attacked again."""
+    """Number of members that were correct as recorded, but not when attacked again."""
     only_stands: int
-    """Members that are correct when attacked again, but were not as recorded."""
+    """Number of members that are correct when attacked again, but were not as recorded."""
     p_value: float
-    """Two-sided exact sign test of the two (McNemar's), which treats members as independent."""
+    """P-value of McNemar's exact two-sided test, which treats members as independent."""
 
 
 class Reattacked(Record):
-    """The result of attacking again."""
+    """The result of running attacks again."""
 
     drawn: Literal["some", "all"]
     nonce: str | None
@@ -100,15 +103,15 @@ class Reattacked(Record):
     same: int
     """Number of units with equal results: images, predictions, claims and queries, bit for bit."""
     same_place: bool
-    """Whether software and kind of device are those of the run, so that results must be equal."""
+    """Whether software and kind of device are the run's own, so that results must be equal."""
     level: float = LEVEL
-    """Limit for the p-values, over the number of defenses."""
+    """Significance level. Each p-value must be at least this divided by the length of `paired`."""
     paired: tuple[Paired, ...]
-    """For each defense, the comparison over the units with other results."""
+    """For each defense with different results, the comparison over the units that have them."""
 
 
 class Attacker:
-    """Runs attack units of a recorded run again, one by one, from their recorded seeds.
+    """A repeater of the attack units of a recorded run, one by one, from their recorded seeds.
 
     Args:
         recorded: The run.
@@ -129,7 +132,7 @@ class Attacker:
         self._done: list[str] = []
 
     def check(self, unit: Unit) -> None:
-        """Attack again, and compare."""
+        """Run the attack of a unit again, and compare the results."""
         execute(self._run, unit, self._batches)
         recorded = self._recorded.records[unit.key]
         repeated = self._kept.taken()
@@ -153,7 +156,7 @@ class Attacker:
             pairs += zip(recorded_right, repeated_right, strict=True)
 
     def conclude(self, request: Reattack) -> Reattacked:
-        """What was found, over all units."""
+        """Return the result over all units that were run again."""
         recorded = self._recorded
         return Reattacked(
             drawn="all" if request.count is None else "some",
@@ -166,7 +169,11 @@ class Attacker:
         )
 
     def problems(self, reattacked: Reattacked) -> list[str]:
-        """Problems: any difference on the run's own platform, a significant one elsewhere."""
+        """Return the problems that the repeated attacks found.
+
+        On the run's own platform, any difference is a problem. Elsewhere, only a significant
+        difference is one, or a symptom that the records hide.
+        """
         if reattacked.same_place:
             return self._unlike
         hidden = [
@@ -185,7 +192,7 @@ class Attacker:
         ]
 
     def weak(self, reattacked: Reattacked) -> list[str]:
-        """The defenses with too few repeated members for the test to find anything."""
+        """Return a message for each defense with too few members for the test to find anything."""
         return [
             f"{paired.defense}: {counted(paired.members, 'member')} "
             f"{agreeing(paired.members, 'are')} too few to tell, on other "
@@ -197,8 +204,8 @@ class Attacker:
         ]
 
     def _misclaims(self, unit: Unit, record: UnitRecord) -> int:
-        """The attacked members of which the attack claims something else than the submission."""
-        if record.draws:  # they differ by chance
+        """Return the number of attacked members whose submission contradicts the attack's claim."""
+        if record.draws:  # they may differ by chance
             return 0
         pairs = zip(record.claimed or (), self._right(unit, record.served), strict=False)
         return sum(claimed == right for claimed, right in pairs)
@@ -219,7 +226,7 @@ class Attacker:
 
 @dataclass
 class _Symptom:
-    """Members that show a symptom of an attack, as recorded and when attacked again."""
+    """Numbers of members that show a symptom, as recorded and when attacked again."""
 
     members: int = 0
     then: int = 0
@@ -227,7 +234,7 @@ class _Symptom:
 
     @property
     def hidden(self) -> bool:
-        """Whether the record hides it: more members show it now, beyond rounding."""
+        """Whether the record hides the symptom: more members show it now, beyond rounding."""
         return self.now - self.then > max(1.0, MISMATCH * self.members)
 
 
@@ -238,13 +245,13 @@ _SYMPTOMS: Final = {
 
 
 def _blind(_: Unit, record: UnitRecord) -> int:
-    """Members for which half of the gradients of an attack were zero."""
+    """Return the number of members for which at least half of the gradients were zero."""
     pairs = zip(record.gradients or (), record.zero_gradients or (), strict=False)
     return sum(0 < gradients <= 2 * zero for gradients, zero in pairs)
 
 
 class _Kept:
-    """The store that running units use: recorded records, and the newest repeated one."""
+    """A store for running units, with the recorded records and the latest repeated record."""
 
     def __init__(self, recorded: RecordedRun) -> None:
         self._recorded = recorded
@@ -277,7 +284,7 @@ def _lot(nonce: str, identity: str, key: str) -> bytes:
 
 
 def _differing_fields(recorded: UnitRecord, repeated: UnitRecord) -> list[str]:
-    """The fields of a record that differ; fields that older records lack are skipped."""
+    """Return the names of the fields that differ, without fields that older records lack."""
     old_fields, new_fields = (without_timing(record.to_json()) for record in (recorded, repeated))
     optional = {name for name, field in UnitRecord.model_fields.items() if not field.is_required()}
     later = {name for name in optional - _ALWAYS if old_fields[name] is None}
@@ -302,7 +309,7 @@ def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
 
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
-    """Whether the whole run used the same software and kind of device as the repeated attacks."""
+    """Return whether the whole run used the software and kind of device of this process."""
     current = new_session(device_of(subject.model))
     return all(
         (session.versions, session.device, session.threads, session.processors, session.platform)

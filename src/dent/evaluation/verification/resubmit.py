@@ -1,4 +1,4 @@
-"""Submit a run's recorded images again, and compare."""
+"""Submit the recorded images of a run again, and compare the answers."""
 
 import math
 import operator
@@ -49,8 +49,8 @@ from dent.support.devices import device_of
 from dent.support.plural import agreeing, counted
 
 TOLERATED = 0.01
-"""Share of members that may be answered differently on other hardware or software: near ties. It
-limits the whole run, each unit (and one member more), and every worst case."""
+"""Share of members whose prediction may change on other hardware or software, because of near ties.
+It limits the whole run, each unit (plus one member), and every worst case."""
 _CLOSE = 1e-3
 _COUNTED = ("rows", "probabilities", "gradient_rows", "zero_gradients")
 _PROBED = (
@@ -68,7 +68,7 @@ _PROBED = (
     "again_gradient",
     "uncopied",
 )
-"""Fields of a probe that are found again, beside the gradient."""
+"""Fields of a probe that are measured again, in addition to the gradient."""
 _DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
 
 
@@ -79,7 +79,7 @@ class Finding:
     Attributes:
         check: Name of the check.
         problem: The problem, or None.
-        skipped: Whether it could not be looked at; `problem` then says why.
+        skipped: Whether the check could not run. If so, `problem` says why.
     """
 
     check: str
@@ -108,7 +108,7 @@ class _ReadOnly:
 
 
 class Resubmission:
-    """Checks the units of a run one by one, in order.
+    """A checker of the units of a run, one by one and in order.
 
     Args:
         recorded: The run.
@@ -143,10 +143,10 @@ class Resubmission:
             yield from self._submitted(unit, record)
 
     def check_first(self) -> Iterator[Finding]:
-        """Submit one adversarial batch per batch and defense, before all natural images.
+        """Submit one adversarial version of each batch to each defense, before any natural image.
 
         A defense whose copies share a memory may have learned the natural images during the run.
-        In a new process that memory is empty, and a later submission would fill it.
+        In a new process, this memory is empty until the first natural images are submitted.
         """
         run = self._run
         for batch in run.plan.batches:
@@ -158,7 +158,7 @@ class Resubmission:
                 try:
                     adversarial = self._found(unit, record)
                 except RecordError:
-                    continue  # `check` says so
+                    continue  # `check` reports it
                 if adversarial is None:
                     continue
                 served = submit_once(run, unit, adversarial, self._batches).predictions
@@ -172,7 +172,7 @@ class Resubmission:
                 yield Finding("served", problem)
 
     def _strongest(self, defense: str, index: int) -> Unit | None:
-        """The attack on a defense that raised the loss of a batch most, or else a transfer."""
+        """Return the attack with the highest loss on a batch; if there is none, a transfer."""
         found = [
             (record.kind == "attack", record.loss or 0.0, -place, unit)
             for place, unit in enumerate(units(self._run.spec, self._run.plan))
@@ -206,7 +206,11 @@ class Resubmission:
         yield Finding("served", self._served(unit, record, adversarial))
 
     def too_many_changed(self) -> list[str]:
-        """Changed answers: any on the run's own platform, more than the tolerated few elsewhere."""
+        """Return the changed predictions that are problems.
+
+        On the run's own platform, these are all. Elsewhere, they are all if more than `TOLERATED`
+        changed in the run, and otherwise only the predictions of units with too many changes.
+        """
         changed = [problem for problems in self._changed.values() for problem in problems]
         if self._same_place or len(changed) > TOLERATED * sum(self._members.values()):
             return changed
@@ -218,7 +222,7 @@ class Resubmission:
         ]
 
     def scored_otherwise(self) -> list[str]:
-        """What the run gives otherwise, if it is scored with the answers that were given now."""
+        """Return what changes in the result if the run is scored with the new answers."""
         if not self._again:
             return []
         recorded = self._recorded
@@ -246,7 +250,7 @@ class Resubmission:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
         batch = members_of(self._run.plan, unit)[0]
         image = tuple(self._batches.load(batch)[0].shape[1:])
-        if record.tensor.shape[1:] != image:  # before it is read: it can be as large as a disk
+        if record.tensor.shape[1:] != image:  # checked before reading: it can fill a disk
             raise RecordError(
                 f"{unit.key} has images {record.tensor.shape[1:]}, the dataset's are {image}"
             )
@@ -288,7 +292,7 @@ class Resubmission:
         return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
 
     def _carried(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
-        """Compare the members that an attack left out with those that had fallen before it."""
+        """Compare the members that an attack left out with the ones that had fallen before it."""
         batch = members_of(self._run.plan, unit)[0]
         broke = carried(self._run.spec, batch, unit, self._run.store.done)
         if tuple(source is not None for source in broke) != record.carried:
@@ -321,7 +325,7 @@ class Resubmission:
         return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
 
     def _fields(self, answers: list[Answers], record: UnitRecord) -> dict[str, Any]:
-        """Return what the other answers give; of older records nothing, which have one answer."""
+        """Return the fields of the other answers; empty for older records, which have only one."""
         if not self._complete:
             return {}
         fields = views_of(answers)
@@ -331,12 +335,12 @@ class Resubmission:
         return fields
 
     def _keep(self, record: JournalRecord, fields: Mapping[str, Any]) -> None:
-        """Keep what was found now for `scored_otherwise`, where it is not as recorded."""
+        """Keep the new values for `scored_otherwise` if any differs from the record."""
         if any(getattr(record, name) != value for name, value in fields.items()):
             self._again[record.key] = record.model_copy(update=dict(fields))
 
     def _views_problem(self, unit: Unit, answers: list[Answers], record: UnitRecord) -> str | None:
-        """Compare views and draws with the record, on the machine of the record."""
+        """Compare views and draws with the record, only on the run's own platform."""
         if not (self._complete and self._same_place):
             return None
         fields = views_of(answers)
@@ -353,7 +357,7 @@ class Resubmission:
         repeated = probe_record(
             origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
         )
-        if record.calls is not None:  # else recorded before the newer fields
+        if record.calls is not None:  # otherwise it is older than some fields
             kept = {name: getattr(repeated, name) for name in _PROBED}
             kept["gradient"] = _comparable(record.gradient, repeated.gradient)
             self._keep(record, kept)
@@ -383,7 +387,7 @@ class Resubmission:
         *,
         older: bool = False,
     ) -> str | None:
-        """Compare what verdicts rest on: the certificate, its coarse errors and the huge eps."""
+        """Compare what verdicts depend on: the certificate, its coarse errors and the huge eps."""
         then, now = (
             probed.model_copy(update={"gradient": gradient})
             for gradient in (record.gradient, _comparable(record.gradient, repeated.gradient))
@@ -408,7 +412,7 @@ class Resubmission:
 def _comparable(
     recorded: GradientRecord | None, repeated: GradientRecord | None
 ) -> GradientRecord | None:
-    """Return the repeated check without the coarse errors that the recorded one does not have."""
+    """Return the repeated check without coarse errors that the recorded check does not have."""
     if recorded is None or repeated is None or len(recorded.points) != len(repeated.points):
         return repeated
     points = tuple(
@@ -426,8 +430,8 @@ def _said(huge: FollowUp | None) -> str:
 
 
 def _unlike(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str]:
-    """Yield how two results of a run differ by more than the tolerance, and in any ruling."""
-    # A run that stopped early, and that now would not, has no ruling yet.
+    """Yield how two results of a run differ: counts beyond the tolerance, and any ruling."""
+    # A run that stopped early, but would not stop now, has no ruling yet.
     ruled = recorded.status == again.status
     for name, then in recorded.defenses.items():
         now = again.defenses[name]
@@ -459,7 +463,7 @@ def _ruling(result: DefenseResult, *, ruled: bool) -> str:
 
 
 def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
-    """The seed that a unit's record must have."""
+    """Return the seed that a unit's record must have."""
     if unit.kind in APART:
         return seed_of(spec.settings.seed, "probe")
     return unit_seed(spec, unit)
@@ -475,7 +479,7 @@ def _trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> st
         ("sigma by step", _flat(trace.sigma_by_step), _flat(recorded.sigma_by_step)),
     ):
         if name == "sigma by step" and recorded.sigma_by_step is None:
-            continue  # recorded before defenses said it
+            continue  # recorded before defenses reported it
         if len(values) != len(recorded_values):
             return f"{unit.key}: {name} has another length than recorded"
         pairs = zip(values, recorded_values, strict=True)
@@ -489,13 +493,13 @@ def _close(first: float | None, second: float) -> bool:
 
 
 def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
-    """All numbers of a trace's entry, in order; empty if it has none."""
+    """Return all numbers of a trace's entry, in order; empty if it has none."""
     rows = [[entry] if isinstance(entry, float) else entry for entry in values or ()]
     return [value for row in rows for value in row]
 
 
 def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
-    """Whether the whole run used the same software and hardware as this check."""
+    """Return whether the whole run used the software, device and threads of this process."""
     current = new_session(device_of(subject.model))
     return all(
         (session.versions, session.device, session.threads)

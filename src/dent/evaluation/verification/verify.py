@@ -1,4 +1,4 @@
-"""Check a run folder as an outsider would: whatever can be recomputed is not taken on trust."""
+"""Check a run folder as an outsider would, by recomputing whatever can be recomputed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,11 +29,11 @@ _RERUN: Final[Mapping[str, Literal["some re-run", "all re-run"]]] = {
     "all": "all re-run",
 }
 OnUnit = Callable[[int, int], None]
-"""Called with (units checked, units recorded)."""
+"""Called with (units checked, units to check)."""
 
 
 class Check(Record):
-    """One kind of thing that was checked."""
+    """The outcome of one kind of check."""
 
     name: str
     state: Literal["passed", "failed", "not-run"]
@@ -44,7 +44,7 @@ class Check(Record):
 
 
 class Verification(Record):
-    """What checking a run folder found."""
+    """The outcome of all checks of a run folder."""
 
     schema_version: Literal[1] = 1
     status: Literal["verified", "failed", "incomplete"]
@@ -52,7 +52,7 @@ class Verification(Record):
     identity: str | None
     """Identity of the run; null if it could not be read."""
     attacks: Literal["not re-run", "some re-run", "all re-run"] = "not re-run"
-    """Whether any attack was run again. If none was, `verified` covers the records alone: their
+    """Whether any attack was run again. If none was, `verified` covers only the records: their
     images were submitted again, but nobody checked that the attack finds these images."""
     reattacked: Reattacked | None = None
     """Result of running attacks again."""
@@ -72,7 +72,7 @@ class Verification(Record):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Everything found wrong."""
+        """All problems that were found, with the names of their checks."""
         return tuple(
             f"{check.name}: {problem}"
             for check in self.checks
@@ -88,20 +88,24 @@ def verify(
     progress: OnUnit | None = None,
     reattack: Reattack | None = None,
 ) -> Verification:
-    """Check the records of a run, and redo what can be redone. Nothing in the folder is written.
+    """Check the records of a run, and repeat what can be repeated. The folder is not changed.
 
-    Always: checksums, digests, identity, the plan against the journal, and that `result.json`
-    follows from the records. With the subject also: that model, dataset, defenses and attacks are
-    those of the record; that the plan follows from the dataset; that every adversarial image lies
-    in the threat model, in float64; that every batch, submitted again, is served as recorded;
-    that the probes, the gradient certificate and the huge eps among them, find again what they
-    found; and that no ruling changes, and no worst case by more than the tolerance, if the run is
-    scored with the answers that were given now.
+    The following is always checked: checksums, digests, identity, names, seeds, the plan against
+    the journal, and that `result.json` follows from the records. With the subject, these are
+    checked as well:
 
-    What cannot be redone without attacking again is what the attacks found and claimed, what they
-    cost, and the extra attacks of the full diagnostics. With `reattack`, attacks are run again from
-    their recorded seeds: where the run was made they must come out the same, bit for bit; elsewhere
-    who stands is compared by a paired test.
+    - The model, dataset, defenses and attacks are as recorded, and the plan follows from the
+      dataset.
+    - Every adversarial image lies within the threat model, in float64.
+    - Every batch, submitted again, gets the recorded predictions.
+    - The probes find what they found before, including the gradient certificate and the huge eps.
+    - If the run is scored with the new answers, no ruling changes, and no worst case changes by
+      more than the tolerance.
+
+    Some records can only be checked by new attacks: what the attacks found, claimed and cost, and
+    the extra attacks of the full diagnostics. With `reattack`, attacks run again from their
+    recorded seeds. On the platform of the run, their results must be equal, bit for bit. Elsewhere,
+    a paired test compares which members are still correct.
 
     Args:
         path: The run folder.
@@ -147,7 +151,7 @@ def verify(
 
 
 class _Counting:
-    """Reports how many of the units to be checked are done."""
+    """A counter that reports how many units have been checked."""
 
     def __init__(self, progress: OnUnit | None, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
@@ -232,7 +236,7 @@ def _result(recorded: RecordedRun) -> Check:
     mismatches = _mismatches(stored, recorded)
     if mismatches and recorded.challenges:
         before = replace(recorded, challenges=recorded.challenges[:-1])
-        if not _mismatches(stored, before):  # ended between the line and the result
+        if not _mismatches(stored, before):  # it ended before it wrote the result
             return _not_run(
                 "result",
                 f"{RESULT} is without the last challenge, by {recorded.challenges[-1].by}: repeat "
@@ -243,8 +247,8 @@ def _result(recorded: RecordedRun) -> Check:
 
 
 def _mismatches(stored: EvaluationResult, recorded: RecordedRun) -> tuple[str, ...]:
-    # Wording is not compared: every version words a result itself when it shows a run.
-    # Nor are rulings, if the rules have another version.
+    # Sentences are not compared, because every version words a result itself when it shows a run.
+    # Rulings are not compared either if the version of the rules differs.
     pair = tuple(without_wording(result.to_json()) for result in (stored, recorded.result))
     if stored.rules != recorded.result.rules:
         pair = tuple(without_rulings(result) for result in pair)
@@ -302,7 +306,7 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
 
 
 def _failed(recorded: RecordedRun, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The challenges that have problems, and in which checks."""
+    """Yield a sentence for each challenge with problems, with the checks that it fails."""
     for challenge in recorded.challenges:
         marks = [unit.tensor.file for unit in challenge.units if unit.tensor is not None]
         marks += [f"{unit.key}{end}" for unit in challenge.units for end in (":", " ")]
