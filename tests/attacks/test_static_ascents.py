@@ -56,7 +56,7 @@ class Shifted:
 
 
 def batch(model: nn.Module) -> tuple[Tensor, Tensor]:
-    x = small_images(6)
+    x = (255 * small_images(6)).round() / 255
     with torch.no_grad():
         return x, model(x).argmax(1)
 
@@ -72,12 +72,34 @@ def run(model: nn.Module, seed: int = 7, **settings: Any) -> tuple[Tensor, Queri
         return StaticAscent(iterations=5, **settings).run(target, [model], LINF), target
 
 
-def test_a_second_attack_costs_one_pass_and_ends_in_the_same_bits() -> None:
+class Rounding(nn.Module):
+    """A model on images that it rounds to 8 bits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model((255 * x).round() / 255)
+        return logits
+
+
+def test_a_model_that_rounds_its_input_takes_no_result_of_another() -> None:
+    model = Counted()
+    x, _ = batch(model)
+    assert torch.equal(model(x), Rounding(model)(x))
+    found, _ = run(model)
+    alone, asked = run(Rounding(model))
+    assert bool((asked.zero_by_member > 0).all())
+    assert not torch.equal(found, alone)
+
+
+def test_a_second_attack_costs_two_passes_and_ends_in_the_same_bits() -> None:
     model = Counted()
     first, asked = run(model)
     before = model.calls
     second, kept = run(model)
-    assert model.calls - before == 2  # labels of the batch, and the natural images
+    assert model.calls - before == 3  # labels of the batch, natural images, random start
     assert torch.equal(first, second)
     assert kept.done == asked.done == StaticAscent(iterations=5).passes()
     assert torch.equal(kept.gradients, asked.gradients)
@@ -168,7 +190,7 @@ def test_files_serve_another_process_with_the_same_bits(tmp_path: Path) -> None:
     before = model.calls
     with kept_in(tmp_path / "other", tmp_path / "mine"):
         second, kept = run(model, rank=2)
-    assert model.calls - before == 2  # labels of the batch, and the natural images
+    assert model.calls - before == 3  # labels of the batch, natural images, random start
     assert torch.equal(first, second)
     assert (kept.done, kept.non_finite) == (asked.done, asked.non_finite)
     assert torch.equal(kept.gradients, asked.gradients)
@@ -187,7 +209,7 @@ def test_what_this_process_kept_before_goes_into_the_files_as_well(tmp_path: Pat
     before = model.calls
     with kept_in(tmp_path):
         assert torch.equal(run(model)[0], first)
-    assert model.calls - before == 2  # labels of the batch, and the natural images
+    assert model.calls - before == 3  # labels of the batch, natural images, random start
 
 
 def test_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:

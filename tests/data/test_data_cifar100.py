@@ -91,7 +91,9 @@ def test_a_fetch_keeps_the_files_and_nothing_that_cannot_be_checked(
     source = Served("torchvision")
     monkeypatch.setitem(registry._SPECS, "cifar100", dataclasses.replace(spec, sources=(source,)))
     root = tmp_path / "root"
-    found = dent.data.fetch("cifar100", root=root)
+    (root / "cifar-100-python").mkdir(parents=True)
+    (root / "cifar-100-python" / "train").write_text("damaged")
+    found = dent.data.fetch("cifar100", root=root, source="torchvision")
     assert (found.source, found.path) == ("torchvision", root / "cifar-100-python")
     assert sorted(path.name for path in root.rglob("*")) == [
         "cifar-100-python",

@@ -11,8 +11,9 @@ from dent.cli.showing import show
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, load_run
 from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.results.averaged_views import forwards_of, views_of
-from dent.evaluation.results.scoring import score
-from dent.evaluation.results.worst_case import worst_case
+from dent.evaluation.results.result import Dependence
+from dent.evaluation.results.scoring import Piece, Scores, score
+from dent.evaluation.results.worst_case import worst_case, worst_cases
 from dent.report.headline import OVER_VIEWS, headline
 from dent.threat import ThreatModel
 from tests.evaluation.subjects import make_dataset, make_model
@@ -101,6 +102,16 @@ def test_the_nearest_in_cost_is_the_baseline(run: Path) -> None:
     assert found.difference.value == pytest.approx((right[0] - right[1]) / 32)
     for name in ("static", "2 views", "6 views"):
         assert result.defenses[name].over_views is None
+
+
+def test_views_that_depend_on_the_batch_fall_by_whole_batches() -> None:
+    """Otherwise their attacker could combine members of several batches, and they would not."""
+    independent, dependent = (Dependence(declared=each, measured=None) for each in (False, True))
+    pieces = [{0: Piece((True, False), (), 0)}, {0: Piece((False, True), (), 0)}]
+    scores = Scores({"natural": pieces[0], "attack/a": pieces[1]}, {}, None, (0,))
+    for of_static, correct in ((independent, 0), (dependent, 1)):
+        _, theirs = worst_cases(scores, scores, independent, of_static)
+        assert sum(theirs[0]) == correct
 
 
 def test_tables_show_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

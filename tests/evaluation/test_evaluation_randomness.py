@@ -1,5 +1,7 @@
 """Randomized defenses: who knows the seed, and who may submit again."""
 
+import random
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dent import ThreatModel
+from dent.adaptation.random_state import global_draws
 from dent.attacks import make
 from dent.attacks.adaptive.standing import Parting
-from dent.attacks.base import global_draws
 from dent.attacks.querier import Querier, Queries
 from dent.data.dataset import ArrayDataset
 from dent.errors import ConfigError
@@ -135,6 +137,30 @@ def test_noise_withstands_who_does_not_know_it_alone(own: bool, tmp_path: Path) 
     assert verified.problems == ()
     assert verified.reattacked is not None
     assert verified.reattacked.same == 2
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: np.random.rand(13, 3, 32, 32),  # noqa: NPY002 - ends where NumPy's block began
+        np.random.rand,
+        random.random,
+        lambda: torch.rand(1),
+    ],
+)
+def test_every_draw_of_a_shared_generator_shows(draw: Callable[[], object]) -> None:
+    before = global_draws(CPU)
+    assert before == global_draws(CPU)
+    draw()
+    assert before != global_draws(CPU)
+
+
+def test_the_second_normal_number_of_numpys_pair_shows() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    np.random.randn()  # noqa: NPY002
+    before = global_draws(CPU)
+    np.random.randn()  # noqa: NPY002
+    assert before != global_draws(CPU)
 
 
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "module"])

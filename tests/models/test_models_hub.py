@@ -236,6 +236,18 @@ def test_a_model_that_cannot_be_read_does_not_end_the_list(
     assert list(unreadable) == ["hf/org/broken"]
 
 
+def test_a_damaged_file_in_the_hubs_cache_hides_no_other_model(
+    transformers: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("good", "broken"):
+        shutil.copytree(repository, tmp_path / "hub" / f"models--org--{name}" / "snapshots" / "1")
+    damaged = tmp_path / "hub" / "models--org--broken" / "snapshots" / "1" / "config.json"
+    damaged.write_text("{")
+    assert models.names("hf") == ("hf/org/good",)
+
+
 def http(code: int) -> urllib.error.HTTPError:
     return urllib.error.HTTPError("https://hub", code, "said", Message(), None)
 

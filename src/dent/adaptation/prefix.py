@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dent.adaptation.random_state import kept_generators, shared_fingerprint
+from dent.adaptation.random_state import global_draws, kept_generators
 
 
 class _RememberedAnswer(NamedTuple):
@@ -72,9 +72,9 @@ class Prefix:
             if remembered is not None and remembered.intact() and remembered.answers(x):
                 return remembered.answer
             given_version = None if x.is_inference() else x._version  # before a forward writes to x
-            draws, before = shared_fingerprint(x.device), _attributes(reference())
+            draws, before = global_draws(x.device), _attributes(reference())
             output = forward(reference(), x)
-            same_draws = draws == shared_fingerprint(x.device)
+            same_draws = draws == global_draws(x.device)
             pure = same_draws and _same(before, _attributes(reference()))
             if given_version is not None and pure and _constant(output):
                 self._kept[name] = _RememberedAnswer(x, given_version, output, output._version)

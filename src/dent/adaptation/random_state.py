@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.adaptation.untraced import untraced
+from dent.support.devices import own_generator, random_state, set_random_state
 
 _ATOMS: Final = frozenset(
     {NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type}
@@ -227,29 +228,26 @@ def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Call
 def shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
     """Return the state of each generator that the process shares, after its setter.
 
-    Torch's generators for the CPU and for `device`, if that is a CUDA device, are included.
+    Torch's generators for the CPU and for `device`, if that has one of its own, are included.
     """
     states: list[tuple[Callable[[Any], object], Any]] = [
         (torch.set_rng_state, torch.get_rng_state()),
         (random.setstate, random.getstate()),
     ]
-    if device.type == "cuda":
+    if own_generator(device):
 
         def put_back(state: Tensor) -> None:
-            torch.cuda.set_rng_state(state, device)
+            set_random_state(state, device)
 
-        states.append((put_back, torch.cuda.get_rng_state(device)))
+        states.append((put_back, random_state(device)))
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         states.append((numpy.random.set_state, numpy.random.get_state()))
     return states
 
 
-def shared_fingerprint(device: torch.device) -> tuple[Any, ...]:
-    """Return a value that changes when anything draws from a generator that the process shares.
-
-    The generators are those of `shared_states`.
-    """
+def global_draws(device: torch.device) -> tuple[Any, ...]:
+    """Return a value that changes whenever one of the generators of `shared_states` draws."""
     return tuple(_comparable(state) for _, state in shared_states(device))
 
 

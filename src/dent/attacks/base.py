@@ -371,15 +371,6 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def global_draws(device: torch.device) -> tuple[object, ...]:
-    """Return a value that changes whenever one of the process's global generators draws."""
-    states = [torch.get_rng_state()]
-    if own_generator(device):
-        states.append(random_state(device))
-    torch_states = tuple(state.cpu().numpy().tobytes() for state in states)
-    return (*torch_states, str(_numpy_state()["state"]["pos"]), random.getstate())
-
-
 def _numpy_state() -> dict[str, Any]:
     return np.random.get_state(legacy=False)  # noqa: NPY002 (a defense may draw from the global one)
 

@@ -238,8 +238,10 @@ def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
                 total += member.size
                 if not member.isreg() or not _NAME.fullmatch(member.name) or member.name in found:
                     raise RecordError(f"{archive} holds {member.name!r}, which no archive does")
-                if total > LARGEST or len(found) >= _MOST_FILES:
+                if total > LARGEST:
                     raise RecordError(f"{archive} is larger than {counted(LARGEST, 'byte')}")
+                if len(found) >= _MOST_FILES:
+                    raise RecordError(f"{archive} has more than {counted(_MOST_FILES, 'file')}")
                 file = opened.extractfile(member)
                 found[member.name] = b"" if file is None else file.read()
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Compare a row with the mean over views of each image, paired by sample."""
 
 from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.outside import with_challenges
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import Difference
 from dent.evaluation.results.scoring import Rights, score, worst_case
@@ -37,7 +38,8 @@ def less_views(row: RecordedRun, views: RecordedRun) -> Difference | None:
 
 def _worst(run: RecordedRun) -> tuple[dict[int, Rights], bool]:
     name = defense_of(run)
-    scores = score(run.run.spec, run.plan, run.records)[name]
+    own = score(run.run.spec, run.plan, run.records)
+    scores = with_challenges(own, run.plan, run.challenges)[name].scores
     spec = next(defense for defense in run.run.spec.defenses if defense.name == name)
     samples = by_sample(dependence_of(spec, scores))
     rights, _ = worst_case(scores, scores.whole, by_sample=samples)

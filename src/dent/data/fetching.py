@@ -215,6 +215,8 @@ def _keep_folder(spec: ArraySpec, scratch: Path, root: Path) -> None:
     """Move torchvision's own files into place; every read checks their MD5 sums."""
     place = root / spec.folder.base
     try:
+        if place.is_dir():
+            os.rename(place, scratch / "replaced")  # a folder replaces only an empty one
         os.rename(scratch / spec.folder.base, place)
     except OSError as error:
         raise DataError(

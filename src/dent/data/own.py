@@ -73,11 +73,15 @@ def _looked_through(dataset: ImageDataset, spec: str) -> str:
         )
     for start in range(0, size, _CHUNK):
         rows = range(start, min(start + _CHUNK, size))
-        images, labels = dataset.batch(rows)
+        images, labels = (_on_cpu(part) for part in dataset.batch(rows))
         _check_batch(images, labels, len(rows), classes, f"{spec}, images {rows[0]} to {rows[-1]}")
         content.update(images.contiguous().numpy().tobytes())
         content.update(label_bytes(labels.numpy()))
     return content.hexdigest()
+
+
+def _on_cpu(part: Any) -> Any:
+    return part.detach().cpu() if isinstance(part, Tensor) else part
 
 
 def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) -> None:

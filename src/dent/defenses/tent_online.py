@@ -47,8 +47,8 @@ class TentOnline(ReferenceDefense):
 
     Args:
         model: the classifier.
-        config: batch-wise, at least one step, adapts scales and shifts, statistics that do not move,
-            no smoothing, no views.
+        config: batch-wise, at least one step, adapts scales and shifts, moves no statistics, no
+            smoothing, no views.
 
     Raises:
         ConfigError: `config` does not meet these conditions.

@@ -298,7 +298,10 @@ def _cached() -> Iterator[str]:
     ).expanduser()
     for file in root.glob(f"models--*--*/snapshots/*/{_WEIGHTS}"):
         config = file.with_name(_CONFIG)
-        kinds = _json(config).get("architectures") if config.is_file() else None
+        try:
+            kinds = _json(config).get("architectures") if config.is_file() else None
+        except WeightsError:
+            continue  # must not hide the others; loading it by name says what is wrong
         is_classifier = any("ForImageClassification" in str(kind) for kind in kinds or ())
         if is_classifier and file.with_name(_PROCESSOR).is_file():
             _, organization, model = file.parents[2].name.split("--", 2)

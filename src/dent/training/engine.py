@@ -32,6 +32,11 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
     cpu = device == "cpu" or not torch.cuda.is_available()
     if device not in (None, "cpu") and not (str(device).startswith("cuda") and not cpu):
         raise ConfigError(f"device {device!r} cannot be used here: leave it out, or name cpu.")
+    if ":" in str(device) and str(device) != f"cuda:{torch.cuda.current_device()}":
+        raise ConfigError(
+            f"device {device!r} cannot be chosen here: leave it out, and choose a GPU by "
+            "CUDA_VISIBLE_DEVICES."
+        )
     if precision == "auto":
         precision = "bf16" if fast_bf16(cpu=cpu) else "no"
     if precision == "fp16" and cpu:

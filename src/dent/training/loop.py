@@ -132,7 +132,9 @@ class Training:
             self._step(order, within)
             if within + 1 == self.steps_per_epoch:
                 self._end_epoch(epoch + 1)
-            if within + 1 == self.steps_per_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if within + 1 == self.steps_per_epoch or self._agree(
+                time.monotonic() - saved > CHECKPOINT_SECONDS
+            ):
                 self._save()
                 saved = time.monotonic()
             if report:
@@ -241,6 +243,10 @@ class Training:
         state.metrics += 1
         if self._accelerator.is_main_process:
             _append(self.folder / METRICS, line)
+
+    def _agree(self, is_due: bool) -> bool:
+        """Return the main process's decision: saving waits for all, so clocks must not differ."""
+        return bool(share([is_due])[0]) if self.spec.processes > 1 else is_due
 
     def _save(self) -> None:
         now = time.monotonic()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
-from dent.adaptation.random_state import kept_generators
+from dent.adaptation.random_state import global_draws, kept_generators
 from dent.attacks.adaptive.among import Among
-from dent.attacks.base import global_draws
 from dent.attacks.querier import Querier
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, final
 import torch
 from torch import Tensor
 
-from dent.adaptation.random_state import kept_generators
+from dent.adaptation.random_state import global_draws, kept_generators
 from dent.attacks.adaptive.apgd import apgd, random_start
 from dent.attacks.adaptive.objectives import Aim, mean_of
-from dent.attacks.base import global_draws
 from dent.attacks.history import Recorder
 from dent.attacks.losses import LossName, loss_named, runner_up
+from dent.attacks.protocol import as_queried
 from dent.attacks.querier import Queries
 from dent.storage.disk import is_there, read, write_atomically, writing
 from dent.storage.errors import RecordError
@@ -82,7 +82,7 @@ class StaticAscent:
             threat: The threat model.
         """
         logits = [target(target.natural, view=model) for model in models]
-        key = self._key(target, logits, threat)
+        key = self._key(target, [*logits, *self._on_start(target, models, threat)], threat)
         found = _KEPT.get(key) or _read(key, target)
         if found is None:
             before = global_draws(target.labels.device)
@@ -125,6 +125,17 @@ class StaticAscent:
             Queries(target.done.forwards - done.forwards, target.done.backwards - done.backwards),
             recorder,
         )
+
+    @torch.no_grad()
+    def _on_start(
+        self, target: Querier, models: Sequence[View], threat: ThreatModel
+    ) -> list[Tensor]:
+        """Return the models' logits on the random start, which is not an 8-bit image.
+
+        On 8-bit images, a model that rounds its input has the logits of one that does not.
+        """
+        start = random_start(target.natural, threat, self._draws(target))
+        return [model(as_queried(start)) for model in models]
 
     def _draws(self, target: Querier) -> torch.Generator:
         text = f"{target.shared_seed}:{self.rank}:{self.restart}"

@@ -30,7 +30,8 @@ _KEPT = 64
 _ROUNDING = frozenset(
     getattr(owner, name)
     for owner in (torch, Tensor)
-    for name in ("round", "round_", "floor", "ceil", "trunc", "sign", "floor_", "ceil_", "sgn")
+    for plain in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
+    for name in (plain, f"{plain}_")
     if hasattr(owner, name)
 )
 
@@ -43,6 +44,22 @@ class _StraightThrough(torch.autograd.Function):
         """Return a copy of `after`."""
         del ctx, before
         return after.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Pass the gradient to `before`."""
+        del ctx
+        return gradients[0], None
+
+
+class _StraightThroughInPlace(torch.autograd.Function):
+    """The same, written into the values."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, after: Tensor) -> Tensor:
+        """Write `after` into `before`."""
+        ctx.mark_dirty(before)
+        return before.copy_(after)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -70,12 +87,15 @@ class _Watching(TorchFunctionMode):
         del types
         operand = args[0] if args and isinstance(args[0], Tensor) else None
         rounds = func in _ROUNDING and operand is not None and operand.requires_grad
-        if rounds and operand is not None and str(func.__name__).endswith("_"):
-            operand = operand.clone()  # the operation overwrites it
-        result = func(*args, **(kwargs or {}))
         if rounds and operand is not None and torch.is_grad_enabled():
             self.rounded = True
-            result = _StraightThrough.apply(operand, result.detach())
+            in_place = str(func.__name__).endswith("_") and not operand.is_leaf
+            before = operand.detach().clone() if in_place else operand
+            after = func(before, *args[1:], **(kwargs or {})).detach()
+            through = _StraightThroughInPlace if in_place else _StraightThrough
+            result = through.apply(operand, after)
+        else:
+            result = func(*args, **(kwargs or {}))
         if (
             isinstance(result, Tensor)
             and result.dim() == 2

@@ -63,6 +63,7 @@ def over_views(
         scores: The scores by defense name.
         seed: Seed of the intervals over batches.
     """
+    specs = {each.name: each for each in defenses}
     baselines = {each.name: count for each in defenses if (count := views_of(each))}
     compared = dict(results)
     for defense in defenses:
@@ -75,7 +76,11 @@ def over_views(
         if results[name].decided is not None or results[nearest].decided is not None:
             continue
         difference = difference_to(
-            scores[nearest], scores[name], dependence_of(defense, scores[name]), seed
+            scores[nearest],
+            scores[name],
+            dependence_of(defense, scores[name]),
+            seed,
+            dependence_of(specs[nearest], scores[nearest]),
         )
         found = OverViews(baseline=nearest, views=rivals[nearest], difference=difference)
         compared[name] = results[name].model_copy(update={"over_views": found})

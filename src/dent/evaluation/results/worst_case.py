@@ -14,6 +14,9 @@ from dent.support.plural import agreeing, counted
 MIN_CLUSTERS: Final = 8
 """With fewer batches, a bootstrap over batches is meaningless."""
 
+INDEPENDENT: Final = Dependence(declared=False, measured=None)
+"""The batch dependence of a static model."""
+
 
 def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
     """Return whether the defense is batch-dependent, as it declares and as was measured."""
@@ -85,25 +88,40 @@ def resubmission_risk(rights: Sequence[float], draws: int) -> tuple[float, ...]:
 
 
 def difference_to(
-    static: Scores, defended: Scores, dependence: Dependence, seed: int
+    static: Scores,
+    defended: Scores,
+    dependence: Dependence,
+    seed: int,
+    of_static: Dependence = INDEPENDENT,
 ) -> Difference:
     """Return the worst case of a defense minus the static model's; see `worst_cases`."""
-    ours, theirs = worst_cases(static, defended, dependence)
-    return paired(ours, theirs, by_sample(dependence), _static_samples(defended, dependence), seed)
+    ours, theirs = worst_cases(static, defended, dependence, of_static)
+    theirs_by_sample = _static_samples(defended, dependence, of_static)
+    return paired(ours, theirs, by_sample(dependence), theirs_by_sample, seed)
 
 
 def worst_cases(
-    static: Scores, defended: Scores, dependence: Dependence
+    static: Scores,
+    defended: Scores,
+    dependence: Dependence,
+    of_static: Dependence = INDEPENDENT,
 ) -> tuple[dict[int, Rights], dict[int, Rights]]:
     """Return the worst cases of the defense and of the static model, on the batches of both.
 
     The attacker of the static model must not have more freedom than the attacker of the defense. So
     if the defense's worst case is per batch and there are no assembled batches, the static model's
     is per batch as well.
+
+    Args:
+        static: The scores of the static model, or of a defense to compare with instead.
+        defended: The scores of the defense.
+        dependence: The batch dependence of the defense.
+        of_static: The batch dependence of what `static` scores.
     """
     batches = tuple(sorted(set(static.whole) & set(defended.whole)))
     ours, _ = worst_case(defended, batches, by_sample=by_sample(dependence))
-    theirs, _ = worst_case(static, batches, by_sample=_static_samples(defended, dependence))
+    samples = _static_samples(defended, dependence, of_static)
+    theirs, _ = worst_case(static, batches, by_sample=samples)
     return ours, theirs
 
 
@@ -192,10 +210,10 @@ def bootstrap_seed(spec: EvaluationSpec) -> int:
     return int(spec.identity[:12], 16)
 
 
-def _static_samples(defended: Scores, dependence: Dependence) -> bool:
+def _static_samples(defended: Scores, dependence: Dependence, of_static: Dependence) -> bool:
     """Return whether the static model's worst case may combine members of several submissions."""
     assembled = any(name.startswith("assembled") for name in defended.submissions)
-    return by_sample(dependence) or assembled
+    return by_sample(of_static) and (by_sample(dependence) or assembled)
 
 
 def _count(rights: Iterable[Rights]) -> Count:

@@ -7,9 +7,15 @@ from typing import Any
 
 import torch
 
-from dent.adaptation.random_state import get_state, seeded_generators, set_state, shared_states
+from dent.adaptation.random_state import (
+    get_state,
+    global_draws,
+    seeded_generators,
+    set_state,
+    shared_states,
+)
 from dent.attacks import Defense
-from dent.attacks.base import global_draws, isolated_random_state
+from dent.attacks.base import isolated_random_state
 
 RandomState = tuple[tuple[Callable[[Any], object], Any], ...]
 """For each generator, a function that restores it, and the state to restore."""

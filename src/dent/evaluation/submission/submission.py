@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dent.adaptation.adaptation import Status
 from dent.adaptation.objectives import entropy
-from dent.adaptation.random_state import kept_generators, seeded_generators
+from dent.adaptation.random_state import global_draws, kept_generators, seeded_generators
 from dent.attacks import Defense, DynamicDefense
-from dent.attacks.base import global_draws, isolated_random_state
+from dent.attacks.base import isolated_random_state
 from dent.attacks.protocol import as_queried
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace

@@ -164,7 +164,7 @@ class Resubmission:
                 served = submit_once(run, unit, adversarial, self._batches).predictions
                 changed = sum(map(operator.ne, served, record.served))
                 problem = None
-                if changed > (0 if self._same_place else 1 + math.floor(TOLERATED * batch.size)):
+                if changed > (0 if self._same_place else 1 + math.ceil(TOLERATED * batch.size)):
                     problem = (
                         f"{unit.key}: {counted(changed, 'member')} {agreeing(changed, 'are')} "
                         "served otherwise before the defense has seen any natural image"
