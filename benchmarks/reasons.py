@@ -1,6 +1,7 @@
 """Why batch-wise dent does not reproduce its gain on the bundled l-inf net: one change at a time.
 
     python benchmarks/reasons.py run      measure what is missing: an hour on 2 cores, resumable
+    python benchmarks/reasons.py run --model resnet-26-4-linf     the same for the paper's net
     python benchmarks/reasons.py page     write the table of docs/paper/what-reproduces.md
 
 Every configuration is attacked as in the paper: by APGD-CE through the whole defense, with the
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dent import Dent, DentConfig, ThreatModel, data, models
+from dent import DENT_PLUS, Dent, DentConfig, ThreatModel, data, models
 from dent.attacks import make
 from dent.evaluation import Settings, Subject, evaluate
 from dent.evaluation.results.intervals import tango, wilson
@@ -25,6 +26,7 @@ ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs/paper/what-reproduces.md"
 KEPT: Final = ROOT / "docs/paper/reasons.json"
 MODEL: Final = "resnet-14-2-linf"
+WIDE: Final = "resnet-26-4-linf"
 HEADER: Final = "| change | clean | APGD-CE | transferred | worst case against static, points |"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
@@ -37,11 +39,13 @@ class Change:
         says: How it differs from batch-wise dent with 10 steps.
         fields: The fields of `DentConfig` that differ.
         batch_size: Number of images that are submitted together.
+        model: Name of the bundled model.
     """
 
     says: str
     fields: Mapping[str, Any]
     batch_size: int = 128
+    model: str = MODEL
 
 
 CHANGES: Final = (
@@ -56,16 +60,20 @@ CHANGES: Final = (
     Change("30 steps, statistics that move", {"steps": 30, "statistics": "moving"}),
     Change("3 times the learning rate", {"lr": 3e-3}),
     Change("SGD with momentum, learning rate 0.01", {"optimizer": "sgd", "lr": 1e-2}),
+    Change("dent, 10 steps", {}, model=WIDE),
+    Change("dent, 10 steps, statistics of the batch", {"statistics": "test"}, model=WIDE),
+    Change("dent, 30 steps", {"steps": 30}, model=WIDE),
+    Change("dent+", DENT_PLUS.to_dict(), model=WIDE),
 )
 
 
-def run(samples: int, iterations: int) -> None:
-    """Measure the configurations that are missing, and save their counts."""
-    model, threat = models.load(MODEL), ThreatModel("linf", "8/255")
+def run(chosen: str, samples: int, iterations: int) -> None:
+    """Measure a model's configurations that are missing, and save their counts."""
+    model, threat = models.load(chosen), ThreatModel("linf", "8/255")
     dataset = data.load("cifar10")
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for index, change in enumerate(CHANGES):
-        if change.says in kept:
+        if change.model != chosen or change.says in kept.get(chosen, {}):
             continue
         config = DentConfig.from_dict({"steps": 10, **change.fields})
         subject = Subject(
@@ -78,7 +86,8 @@ def run(samples: int, iterations: int) -> None:
         settings = Settings(n=samples, batch_size=change.batch_size)
         result = evaluate(subject, settings, out=ROOT / f"runs/reasons/{index:02d}", progress=_tell)
         of = {name: _counts(each) for name, each in result.defenses.items()}
-        kept[change.says] = {"samples": samples, "iterations": iterations, "counts": of}
+        counts = {"samples": samples, "iterations": iterations, "counts": of}
+        kept.setdefault(chosen, {})[change.says] = counts
         write_atomically(KEPT, (json.dumps(kept, indent=1) + "\n").encode())
         print(f"\n{change.says}: {of}", flush=True)
 
@@ -107,20 +116,23 @@ def page() -> None:
 def table(kept: Mapping[str, Any]) -> list[str]:
     """Return the lines of the table, from the saved counts."""
     lines = [HEADER, "| --- " * 5 + "|"]
-    for says, of in kept.items():
-        count, defended = of["samples"], of["counts"]["dent"]
-        if len(lines) == 2:
-            static = of["counts"]["static"]
-            robust = _share(static["attack"], count)
-            lines.append(f"| static model | {static['natural'] / count:.1%} | {robust} | | |")
-        low, high = tango(defended["gained"], defended["lost"], count)
-        difference = (defended["gained"] - defended["lost"]) / count
-        lines.append(
-            f"| {says} | {defended['natural'] / count:.1%} | {_share(defended['attack'], count)} | "
-            f"{_share(defended['transfer'], count)} | "
-            f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
-        )
+    for model, changes in kept.items():
+        first = next(iter(changes.values()))
+        static, count = first["counts"]["static"], first["samples"]
+        robust = _share(static["attack"], count)
+        lines.append(f"| `{model}`, static | {static['natural'] / count:.1%} | {robust} | | |")
+        lines += [_line(says, of["samples"], of["counts"]["dent"]) for says, of in changes.items()]
     return lines
+
+
+def _line(says: str, count: int, defended: Mapping[str, int]) -> str:
+    low, high = tango(defended["gained"], defended["lost"], count)
+    difference = (defended["gained"] - defended["lost"]) / count
+    return (
+        f"| {says} | {defended['natural'] / count:.1%} | {_share(defended['attack'], count)} | "
+        f"{_share(defended['transfer'], count)} | "
+        f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
+    )
 
 
 def _share(correct: int, count: int) -> str:
@@ -132,11 +144,12 @@ def main() -> None:
     """Run the measurements, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("--model", choices=(MODEL, WIDE), default=MODEL)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--iterations", type=int, default=10)
     asked = parser.parse_args()
     if asked.what == "run":
-        run(asked.samples, asked.iterations)
+        run(asked.model, asked.samples, asked.iterations)
     else:
         page()
 

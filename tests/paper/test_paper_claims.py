@@ -214,7 +214,8 @@ def test_pairs_are_by_sample_on_what_both_have() -> None:
     second = accuracy([False] * 8)
     assert compare(first, second).value == 100
     nothing = MeasuredCell(0.0, None, {99: True}, {99: 0}, False, (), (), False)
-    assert compare(first, nothing).interval is None
+    apart = compare(first, nothing)
+    assert (apart.value, apart.interval) == (None, None)
 
 
 def test_what_is_not_measured_is_not_judged() -> None:

@@ -94,8 +94,11 @@ def test_the_batch_keeps_the_least_of_the_same_batch(held: PlaygroundOutcome) ->
     entry = of_outcome(held)
     less = replace(entry, least={"static": 0, "defense": 0})
     assert "leaves static 0 right and dent+ 0;" in verdict(held, (less,)).sentences[2]
-    other = replace(less, setup=replace(less.setup, seed=9))
-    assert "static 0 right" not in verdict(held, (other,)).sentences[2]
+    setup = less.setup
+    target = "image" if setup.target == "batch" else "batch"
+    for changed in (replace(setup, seed=9), replace(setup, target=target)):
+        other = replace(less, setup=changed)
+        assert "static 0 right" not in verdict(held, (other,)).sentences[2]
 
 
 def test_an_attack_that_was_not_run_is_named(held: PlaygroundOutcome) -> None:

@@ -27,7 +27,7 @@ class Compared:
         few: Whether there are too few batches or values to trust the interval.
     """
 
-    value: float
+    value: float | None
     interval: Interval | None
     method: str
     few: bool
@@ -90,7 +90,7 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
         theirs[coarse[sample]] = (*theirs.get(coarse[sample], ()), second.right[sample])
     difference = paired(ours, theirs, not shared, True, seed_of(0, "paper", len(common)))
     if difference.value is None or difference.interval is None:
-        return Compared(0.0, None, "no sample in common", few=True)
+        return Compared(None, None, "no sample in common", few=True)
     low, high = difference.interval
     return Compared(
         100 * difference.value,
