@@ -31,10 +31,7 @@ CLASSES = load("cifar10-sample").classes
 
 
 class ZeroShot(nn.Module):
-    """A classifier from images (n, 3, h, w) in [0, 1] to logits (n, classes).
-
-    The logits are scaled cosine similarities.
-    """
+    """A classifier of images (n, 3, h, w) in [0, 1]; logits are scaled cosine similarities."""
 
     def __init__(self, clip: Any, text: Tensor) -> None:
         super().__init__()
