@@ -21,6 +21,8 @@ KINDS: Final = {
     "compiled loops (normalization, activation, sums)": (
         "cpp_fused",
         "CompiledFunction",
+        "CompiledFxGraph",
+        "Torch-Compiled Region",
         "inductor",
     ),
     "elementwise": (
