@@ -79,6 +79,6 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if callable(previous):
+        if previous is not None:
             with suppress(ValueError):  # not in the main thread, where none was replaced either
                 signal.signal(signal.SIGTERM, previous)
