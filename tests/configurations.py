@@ -1,4 +1,4 @@
-"""Configurations that between them take every path through the defense."""
+"""Configurations that together cover every code path of the defense."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ CONFIGS = [
 
 
 class Around(nn.Module):
-    """A module around another, for its subclasses to call."""
+    """Base class of wrappers: calls the wrapped model. Subclasses override `forward`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

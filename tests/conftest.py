@@ -17,20 +17,20 @@ torch.set_num_threads(1)
 if on_device.DEVICE.type == "cuda":
     on_device.reproducible()
 _elsewhere = ExitStack()
-if on_device.DEVICE == pretended.ELSEWHERE:  # for the whole session, imports included
+if on_device.DEVICE == pretended.ELSEWHERE:  # for the whole session, including imports
     _elsewhere.enter_context(pretended.pretending())
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The same examples at every run, and no judgment by the clock.
+# The same examples in every run, and no time limit per example.
 settings.register_profile("dent", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("dent")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where the tests do not compute on one."""
+    """Skip tests that need a GPU if the tests run on another device."""
     if on_device.DEVICE.type != "cuda":
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -38,13 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """End what was pretended."""
+    """Stop emulating the device."""
     _elsewhere.close()
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where tests compute: the CPU, or what DENT_TEST_DEVICE names."""
+    """The device of the tests: the CPU, or the value of DENT_TEST_DEVICE."""
     return on_device.DEVICE
 
 

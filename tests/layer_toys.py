@@ -27,12 +27,12 @@ def without_bias(layer: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Kind:
-    """A normalization layer and the data it takes.
+    """A normalization layer and the layout of its input.
 
     Attributes:
         make: builds one layer over `CHANNELS` channels.
         dims: number of spatial axes, between 0 and 3.
-        channels_last: whether the channels come after them.
+        channels_last: whether the channels come after the spatial axes.
         mixes: whether test statistics differ from train statistics.
     """
 
@@ -69,7 +69,7 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def sample_shape(kind: str, extent: int) -> tuple[int, ...]:
-    """Shape of one sample: two input channels, and `extent` (or what the kind fixes) per axis."""
+    """Shape of one sample: two input channels, and `extent` per axis (2 if the kind fixes it)."""
     chosen = KINDS[kind]
     axes = (2 if kind == "LayerNorm-two-axes" else extent,) * chosen.dims
     return (*axes, 2) if chosen.channels_last else (2, *axes)
@@ -90,7 +90,7 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> None:
 
 
 def make_toy(kind: str, extent: int = 3, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """Mix, normalize, bend, mix, normalize, flatten, classify; without kinks; in train mode."""
+    """Return a smooth network with two normalization layers of that kind, in train mode."""
     chosen = KINDS[kind]
 
     def mix(inputs: int) -> nn.Module:
@@ -117,7 +117,7 @@ def make_toy(kind: str, extent: int = 3, dtype: torch.dtype = torch.float64) -> 
 def make_batch(
     kind: str, samples: int, extent: int = 3, dtype: torch.dtype = torch.float64, seed: int = 1
 ) -> Tensor:
-    """Inputs for the toy of that kind."""
+    """Return random inputs for `make_toy(kind, extent)`."""
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, *sample_shape(kind, extent))
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)

@@ -1,7 +1,7 @@
-"""The device that tests compute on: the CPU, or what DENT_TEST_DEVICE names.
+"""The device that tests compute on: the CPU, or the value of DENT_TEST_DEVICE.
 
-`DENT_TEST_DEVICE=meta` pretends one (tests/pretended.py), so that mistakes show without a GPU.
-Tests that can compute on any take `DEVICE`, or the fixture of the same name.
+`DENT_TEST_DEVICE=meta` emulates a device (tests/pretended.py), to find device errors without a GPU.
+Tests that can run on any device use `DEVICE` or the fixture `device`.
 """
 
 import os
@@ -15,7 +15,7 @@ DEVICE = torch.empty(0, device=os.environ.get("DENT_TEST_DEVICE", "cpu")).device
 
 
 def reproducible() -> None:
-    """Make a GPU compute the same twice, and in all digits of float32."""
+    """Make results of a GPU deterministic, and disable TF32."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -24,11 +24,11 @@ def reproducible() -> None:
 
 
 def random_states() -> list[Tensor]:
-    """Return where the shared generators are: the CPU's, and the device's own."""
+    """Return the states of the global generators: the CPU's, and the device's if it has one."""
     own = [random_state(DEVICE)] if own_generator(DEVICE) else []
     return [torch.get_rng_state(), *own]
 
 
 def same_states(before: list[Tensor], after: list[Tensor]) -> bool:
-    """Whether nothing was drawn in between."""
+    """Return whether the states are equal, so that no random number was drawn in between."""
     return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

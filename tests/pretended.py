@@ -1,7 +1,7 @@
-"""A device that is none: its tensors lie on the CPU, and say that they are elsewhere.
+"""An emulated device: its tensors are stored on the CPU, but report another device.
 
-PyTorch knows it as `meta`. Everything computes, values included, but where a GPU would refuse so
-does this: operations on tensors of two devices. What a GPU would have to be waited for is counted.
+PyTorch sees it as `meta`. All operations compute real values. As on a GPU, operations on tensors
+of two devices fail. Operations that would make the CPU wait for a GPU are recorded.
 """
 
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ _TAKES_INDICES = (_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_p
 
 
 class Elsewhere(Tensor):
-    """A tensor of the pretended device."""
+    """A tensor on the emulated device."""
 
-    is_meta = False  # it holds values
+    is_meta = False  # unlike real meta tensors, it holds values
     here: Tensor
 
     @staticmethod
@@ -55,7 +55,7 @@ class Elsewhere(Tensor):
         return f"elsewhere: {self.here!r}"
 
     def tolist(self) -> Any:
-        """PyTorch's own refuses subclasses."""
+        """Replace PyTorch's method, which refuses subclasses."""
         return self.cpu().tolist()
 
     @classmethod
@@ -96,7 +96,7 @@ class _Mode(TorchDispatchMode):
         def wrapped(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            if id(value) in of:  # written to in place
+            if id(value) in of:  # changed in place
                 return of[id(value)]
             if goes and value.dtype == torch.float64 and not self.float64:
                 raise TypeError(f"{func}: the device has no float64")
@@ -105,7 +105,7 @@ class _Mode(TorchDispatchMode):
         return pytree.tree_map(wrapped, found)
 
     def _look(self, func: Any, packet: Any, args: Any, given: list[Tensor], *, goes: bool) -> None:
-        """Refuse what a GPU refuses, and note what it is waited for."""
+        """Refuse tensors of two devices, and record operations that would wait for a GPU."""
         others = [each for each in given if not isinstance(each, Elsewhere) and each.dim()]
         if others and packet not in (*_MOVES, *_TAKES_INDICES):
             raise RuntimeError(f"{func}: expected all tensors to be on the same device")
@@ -120,7 +120,7 @@ class _Mode(TorchDispatchMode):
 
 
 class _Makers(TorchFunctionMode):
-    """Makes tensors of numbers, which PyTorch would else make without asking `_Mode`."""
+    """Intercepts `torch.tensor` and `torch.as_tensor`, which `_Mode` does not see."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -139,14 +139,16 @@ def _here(value: Any) -> Any:
 
 @contextmanager
 def pretending(*, float64: bool = True) -> Iterator[list[str]]:
-    """Let there be a device `ELSEWHERE`; yield the names of the operations that were waited for.
+    """Emulate the device `ELSEWHERE`; yield a list of the operations that would wait for a GPU.
 
     Args:
-        float64: whether it computes in float64.
+        float64: whether the device supports float64.
     """
     future = torch.__future__
     before = future.get_overwrite_module_params_on_conversion()
-    future.set_overwrite_module_params_on_conversion(True)  # parameters cannot change their device
+    future.set_overwrite_module_params_on_conversion(
+        True
+    )  # the device of a parameter cannot change
     try:
         with _Mode(float64=float64) as mode, _Makers():
             yield mode.reads

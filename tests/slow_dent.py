@@ -1,6 +1,6 @@
-"""dent, slow and obviously right: real modules, torch.optim and backward(), one model per set.
+"""Oracle: a slow dent with real modules, torch.optim and backward(), one model per parameter set.
 
-Nothing here knows the package but its configuration: the tests hold the package against this.
+It uses only the configuration of the package. The tests compare the package with it.
 """
 
 import copy
@@ -21,7 +21,7 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass
 class Outcome:
-    """What came of a batch: parameters and smoothing are stacked over the sets of parameters."""
+    """The result for a batch: parameters and smoothing are stacked over the sets of parameters."""
 
     logits: Tensor
     entropy: Tensor
@@ -81,7 +81,7 @@ def _trainable_copy(model: nn.Module, config: DentConfig) -> nn.Module:
         if config.last_layers is None or depth <= config.last_layers:
             layer.requires_grad_(config.adapt_affine)
         if isinstance(layer, _NormBase) and config.statistics == "test":
-            layer.train()  # normalizes by the batch; what it stores meanwhile is unread
+            layer.train()  # normalizes by the batch; its running statistics are not used
     return module
 
 
@@ -121,7 +121,7 @@ def _optimizer(
 
 
 def covariance(parameter: Tensor, kind: str) -> Tensor:
-    """The (2, 2) covariance that a parameter stands for."""
+    """Return the (2, 2) covariance of a smoothing parameter."""
     if kind == "spherical":
         return torch.eye(2, dtype=parameter.dtype) * (2 * parameter).exp()
     if kind == "diagonal":
@@ -132,7 +132,7 @@ def covariance(parameter: Tensor, kind: str) -> Tensor:
 
 
 def smooth(x: Tensor, parameter: Tensor, kind: str) -> Tensor:
-    """Weigh shifted images by the Gaussian density of the shift, one shift after the other."""
+    """Return the mean of shifted images, weighted by the Gaussian density of the shift."""
     matrix = covariance(parameter, kind)
     height, width = x.shape[-2:]
     reach = [
@@ -154,7 +154,7 @@ def smooth(x: Tensor, parameter: Tensor, kind: str) -> Tensor:
 def input_gradient(
     forward: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, h: float
 ) -> Tensor:
-    """The derivative of `forward` at x along a direction, by differences of fourth order."""
+    """Return the directional derivative of `forward` at x by fourth-order finite differences."""
     near = forward(x + h * direction) - forward(x - h * direction)
     far = forward(x + 2 * h * direction) - forward(x - 2 * h * direction)
     return (8 * near - far) / (12 * h)

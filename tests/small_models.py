@@ -1,4 +1,4 @@
-"""Models of every kind that a defense must fit, which answer in milliseconds."""
+"""Small, fast models of every kind that a defense must support."""
 
 from collections.abc import Callable
 from functools import partial
@@ -65,7 +65,7 @@ def _vision_transformer() -> nn.Module:
         dropout=0.5,
         num_classes=10,
     )
-    # Zero at first, which would let no gradient reach the layers.
+    # Initialized to zero, which would block the gradient to the layers.
     nn.init.normal_(model.get_parameter("heads.head.weight"))
     return model
 

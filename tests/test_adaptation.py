@@ -1,4 +1,4 @@
-"""The value that adaptation returns: what belongs to whom, and how samples come and go."""
+"""The `Adaptation` that `adapt` returns: its shapes and values, and its samples selected."""
 
 import math
 from dataclasses import FrozenInstanceError, replace
@@ -25,7 +25,7 @@ def adapted(n: int, *, sample_wise: bool, covariance: Covariance | None = "diago
     return Dent(make_toy(KIND), config).adapt(make_batch(KIND, n))
 
 
-def test_shapes_batch_wise() -> None:
+def test_batch_wise_adaptation_has_one_set_of_parameters() -> None:
     found = adapted(5, sample_wise=False)
     trained = dict(make_toy(KIND).named_parameters())
     assert set(found.parameters) == {"1.weight", "1.bias", "4.weight", "4.bias"}
@@ -37,7 +37,7 @@ def test_shapes_batch_wise() -> None:
     assert not found.sample_wise
 
 
-def test_shapes_sample_wise() -> None:
+def test_sample_wise_adaptation_has_one_set_of_parameters_per_sample() -> None:
     found = adapted(5, sample_wise=True)
     trained = dict(make_toy(KIND).named_parameters())
     assert all(value.shape == (5, *trained[name].shape) for name, value in found.parameters.items())
@@ -54,7 +54,7 @@ SIGMA_SHAPES: list[tuple[Covariance, tuple[int, ...]]] = [
 
 @pytest.mark.parametrize("sample_wise", [False, True])
 @pytest.mark.parametrize(("covariance", "shape"), SIGMA_SHAPES)
-def test_sigma_is_the_root_of_the_covariances_diagonal(
+def test_sigma_is_the_square_root_of_the_covariance_diagonal(
     covariance: Covariance, shape: tuple[int, ...], sample_wise: bool
 ) -> None:
     found = adapted(3, sample_wise=sample_wise, covariance=covariance)
@@ -70,7 +70,7 @@ def test_sigma_is_the_root_of_the_covariances_diagonal(
 
 
 @pytest.mark.parametrize("sample_wise", [False, True])
-def test_without_smoothing_there_is_no_sigma(sample_wise: bool) -> None:
+def test_adaptation_without_smoothing_has_no_sigma_or_covariance(sample_wise: bool) -> None:
     found = adapted(3, sample_wise=sample_wise, covariance=None)
     assert found.sigma is None
     assert found.covariance is None
@@ -85,7 +85,9 @@ def values(found: Adaptation) -> dict[str, Tensor]:
 
 
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.booleans())
-def test_taking_keeps_what_belongs_to_the_samples(kept: list[bool], sample_wise: bool) -> None:
+def test_take_keeps_only_the_values_of_the_selected_samples(
+    kept: list[bool], sample_wise: bool
+) -> None:
     found, mask = adapted(5, sample_wise=sample_wise), torch.tensor(kept)
     taken = found.take(mask)
     assert taken.batch_size == sum(kept)
@@ -98,7 +100,9 @@ def test_taking_keeps_what_belongs_to_the_samples(kept: list[bool], sample_wise:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=6).filter(any), st.booleans())
-def test_spreading_undoes_taking_and_marks_the_others(kept: list[bool], sample_wise: bool) -> None:
+def test_spread_inverts_take_and_marks_the_other_rows_as_non_finite(
+    kept: list[bool], sample_wise: bool
+) -> None:
     found, mask = adapted(sum(kept), sample_wise=sample_wise), torch.tensor(kept)
     spread = found.spread(mask)
     assert spread.batch_size == len(kept)
@@ -112,7 +116,9 @@ def test_spreading_undoes_taking_and_marks_the_others(kept: list[bool], sample_w
 
 @pytest.mark.parametrize("sample_wise", [False, True])
 @pytest.mark.parametrize("covariance", ["spherical", "diagonal", "full"])
-def test_sigma_by_step_is_that_of_so_many_steps(sample_wise: bool, covariance: Covariance) -> None:
+def test_sigma_by_step_equals_sigma_after_that_many_steps(
+    sample_wise: bool, covariance: Covariance
+) -> None:
     config = DentConfig(
         steps=3,
         lr=0.05,
@@ -138,7 +144,7 @@ def test_sigma_by_step_is_that_of_so_many_steps(sample_wise: bool, covariance: C
     assert len(by_step) == 4
 
 
-def test_sigma_by_step_of_samples_comes_and_goes_with_them() -> None:
+def test_sigma_by_step_is_nan_for_non_finite_samples() -> None:
     x = make_batch(KIND, 4)
     x[1] = math.nan
     config = DentConfig(
@@ -153,13 +159,13 @@ def test_sigma_by_step_of_samples_comes_and_goes_with_them() -> None:
     assert nobody.shape == (3, 4)
 
 
-def test_it_is_frozen() -> None:
+def test_adaptation_is_frozen() -> None:
     found = adapted(2, sample_wise=False)
     with pytest.raises(FrozenInstanceError):
         found.status = torch.zeros(2)  # type: ignore[misc]
 
 
-def test_the_first_entropy_is_the_static_models() -> None:
+def test_first_entropy_is_that_of_the_static_model() -> None:
     model, x = make_toy(KIND).eval(), make_batch(KIND, 4)
     p = model(x).softmax(1).detach()
     found = adapted(4, sample_wise=True, covariance=None)

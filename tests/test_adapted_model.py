@@ -1,4 +1,4 @@
-"""Models of every make: shared with the caller, and never written to."""
+"""Many kinds of models can be adapted, and the caller's model is never written to."""
 
 import copy
 import pickle
@@ -67,7 +67,7 @@ def test_forward_hooks_fire_at_every_step_and_may_change_the_output(
     tiny_cnn.register_forward_hook(Recorder())
     tiny_cnn[1].register_forward_pre_hook(lambda *_: fired.append("pre"))
     defense = Dent(tiny_cnn, BATCH)
-    defense.adapt(x)  # by whose batch the copy is compared with the model, once
+    defense.adapt(x)  # the first batch also compares the copy with the model
     fired.clear()
     adaptation = defense.adapt(x)
     assert fired == ["pre", "hook"] * BATCH.steps
@@ -78,7 +78,7 @@ def test_forward_hooks_fire_at_every_step_and_may_change_the_output(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_replicas_of_data_parallel_adapt(
+def test_data_parallel_replica_gives_the_same_logits(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, config)
@@ -109,7 +109,7 @@ class _InPlace(Around):
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, pytest.param(STATIC, id="static")])
-def test_a_model_that_works_in_place_leaves_the_batch_as_it_is(
+def test_a_model_with_in_place_operations_leaves_the_input_batch_unchanged(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     config = replace(config, smoothing=None)
@@ -124,7 +124,7 @@ def test_a_model_that_works_in_place_leaves_the_batch_as_it_is(
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE])
-def test_tied_parameters_adapt_as_one(config: DentConfig, x: Tensor) -> None:
+def test_tied_parameters_are_adapted_as_one_parameter(config: DentConfig, x: Tensor) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3),
@@ -150,7 +150,7 @@ def test_tied_parameters_adapt_as_one(config: DentConfig, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_compiled_model_gives_what_it_gives_uncompiled(
+def test_a_compiled_model_adapts_like_the_uncompiled_model(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     compiled = torch.compile(tiny_cnn, backend="eager")
@@ -165,7 +165,7 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_logits_are_those_of_the_model_with_the_adapted_parameters(
+def test_logits_equal_those_of_the_model_with_the_adapted_parameters(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     config = replace(config, smoothing=None, statistics="train")
@@ -181,7 +181,7 @@ def test_the_logits_are_those_of_the_model_with_the_adapted_parameters(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_copies_and_files_give_the_same_defense(
+def test_copied_pickled_and_reloaded_defenses_give_the_same_logits(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, config)
@@ -200,7 +200,7 @@ def test_copies_and_files_give_the_same_defense(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_it_adapts_inference_tensors_outside_of_inference_mode(
+def test_inference_tensors_adapt_outside_of_inference_mode(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     expected = Dent(tiny_cnn, config)(x)
@@ -217,7 +217,7 @@ def test_it_adapts_inference_tensors_outside_of_inference_mode(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_it_moves_to_another_precision(
+def test_a_defense_can_be_moved_to_float64(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     config = replace(config, lr=1e-3)
@@ -248,7 +248,7 @@ def test_half_precision_models_adapt_in_float32(
     assert logits.isfinite().all()
 
 
-def test_the_weights_are_shared_and_the_buffers_are_not(tiny_cnn: nn.Sequential) -> None:
+def test_adapted_model_shares_weights_but_not_buffers(tiny_cnn: nn.Sequential) -> None:
     own = AdaptedModel(tiny_cnn, BATCH)._module
     shared = {tensor.data_ptr() for tensor in tiny_cnn.parameters()}
     assert {tensor.data_ptr() for tensor in own.parameters()} <= shared
@@ -270,7 +270,7 @@ def test_changing_the_models_weights_changes_the_defense(
 
 
 class _Counting(Around):
-    """Keeps count in a buffer and an attribute, even in eval mode."""
+    """Writes to a buffer and an attribute in every forward, even in eval mode."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -284,7 +284,7 @@ class _Counting(Around):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_what_a_forward_writes_to_its_module_is_not_kept(
+def test_writes_of_a_forward_to_buffers_and_attributes_are_discarded(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     model = _Counting(tiny_cnn)
@@ -295,7 +295,7 @@ def test_what_a_forward_writes_to_its_module_is_not_kept(
 
 
 class _Tallying(Around):
-    """Keeps tensors where state_dict does not look, and writes to them in place."""
+    """Writes in place to tensors that are not in its state_dict."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -309,7 +309,7 @@ class _Tallying(Around):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_what_a_forward_writes_to_a_plain_tensor_is_not_kept(
+def test_writes_of_a_forward_to_plain_tensors_are_discarded(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     model = _Tallying(tiny_cnn)
@@ -319,7 +319,7 @@ def test_what_a_forward_writes_to_a_plain_tensor_is_not_kept(
 
 
 class _Remembering(Around):
-    """Keeps what it computed, with its graph, in an attribute, a container and a buffer."""
+    """Stores its output, with the autograd graph, in an attribute, a container and a buffer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -335,12 +335,12 @@ class _Remembering(Around):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_model_may_hold_graphs_of_its_own_forwards(
+def test_a_model_that_stores_its_outputs_with_graphs_adapts_and_keeps_them(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     model = _Remembering(tiny_cnn).eval()
     before = Dent(model, config)
-    model(x)  # with gradients, as training or an attack on the static model would
+    model(x)  # with gradients, as in training or in an attack on the static model
     held, average = model.features["logits"][0], model.average
     for defense in (before, Dent(model, config)):
         assert torch.equal(defense(x), Dent(tiny_cnn, config)(x))
@@ -349,7 +349,9 @@ def test_a_model_may_hold_graphs_of_its_own_forwards(
     assert model.average is average
 
 
-def test_hooks_that_cannot_be_copied_do_not_matter(tiny_cnn: nn.Sequential, x: Tensor) -> None:
+def test_hooks_that_cannot_be_copied_do_not_change_the_logits(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
     class Logger:
         def __init__(self) -> None:
             self.lock = threading.Lock()
@@ -373,7 +375,7 @@ def test_hooks_that_cannot_be_copied_do_not_matter(tiny_cnn: nn.Sequential, x: T
 
 
 class _Auxiliary(Around):
-    """Has a branch that only training uses, as GoogLeNet and Inception have."""
+    """Has a branch that is used only in training, as GoogLeNet and Inception do."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -385,7 +387,7 @@ class _Auxiliary(Around):
 
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("config", [each for each in CONFIGS if each.values != (LAST,)])
-def test_layers_that_the_forward_leaves_out_keep_their_parameters(
+def test_layers_unused_by_the_forward_keep_their_trained_parameters(
     config: DentConfig, differentiable: bool, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(_Auxiliary(tiny_cnn), config)
@@ -396,14 +398,16 @@ def test_layers_that_the_forward_leaves_out_keep_their_parameters(
     torch.testing.assert_close(defense.predict(x, adaptation), Dent(tiny_cnn, config)(x))
 
 
-def test_a_model_may_be_one_norm_layer() -> None:
+def test_a_model_that_is_a_single_norm_layer_adapts() -> None:
     adaptation = Dent(nn.LayerNorm(4), BATCH).adapt(torch.randn(3, 4))
     assert set(adaptation.parameters) == {"weight", "bias"}
     assert not torch.equal(adaptation.parameters["weight"], torch.ones(4))
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE])
-def test_it_adapts_under_autocast(config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor) -> None:
+def test_adaptation_under_autocast_is_close_to_float32(
+    config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
     config = replace(config, lr=0.01)
     defense = Dent(tiny_cnn, config)
     expected = defense.adapt(x)
@@ -420,7 +424,7 @@ def test_it_adapts_under_autocast(config: DentConfig, tiny_cnn: nn.Sequential, x
 
 
 class _Adapting(nn.Module):
-    """Takes a gradient in its own forward, and does not ask for one to be recorded."""
+    """Takes a gradient in its own forward without enabling gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -432,7 +436,7 @@ class _Adapting(nn.Module):
         return self.model(x * (scale - slope))  # type: ignore[no-any-return]
 
 
-def test_a_model_that_takes_gradients_itself_is_told_how(
+def test_a_model_that_takes_gradients_without_enable_grad_gets_advice(
     tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     run = AdaptedModel(_Adapting(tiny_cnn), DentConfig(steps=0))

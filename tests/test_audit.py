@@ -1,4 +1,4 @@
-"""The audit fails on what it finds in our dependencies, and never passes off silence as a pass."""
+"""tools/audit.py fails on vulnerable direct dependencies, and reports packages it did not check."""
 
 import runpy
 from pathlib import Path
@@ -29,7 +29,9 @@ def broken(name: str) -> dict[str, Any]:
         ([], False, 0, "NOT CHECKED"),
     ],
 )
-def test_the_verdict(packages: list[dict[str, Any]], require: bool, status: int, said: str) -> None:
+def test_audit_result_gives_the_expected_status_and_message(
+    packages: list[dict[str, Any]], require: bool, status: int, said: str
+) -> None:
     lines, found = TOOL["judge"](packages, NAMED, require=require)
     assert said in "\n".join(lines)
     assert found == status

@@ -1,4 +1,4 @@
-"""`batch_dependent` is what is measured, for every combination of options."""
+"""`batch_dependent` agrees with measured dependence for every combination of options."""
 
 import itertools
 from typing import Any
@@ -37,11 +37,13 @@ def model() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("values", COMBINATIONS, ids=lambda v: "-".join(map(str, v.values())))
-def test_declared_is_measured(values: dict[str, Any], model: torch.nn.Module) -> None:
+def test_declared_batch_dependence_matches_measured_dependence(
+    values: dict[str, Any], model: torch.nn.Module
+) -> None:
     learned = values["smoothing"] is not None and values["smoothing"]["learn"]
     if values["optimizer"] == "adamod":
         values = {**values, "beta3": 0.6}
-    if learned and values["optimizer"] == "sgd":  # whose steps are as small as the gradient
+    if learned and values["optimizer"] == "sgd":  # steps of SGD are as small as the gradient
         values = {**values, "smoothing": {**values["smoothing"], "lr": 5.0}}
     if values["steps"] and not values["adapt_affine"] and not learned:
         with pytest.raises(ConfigError, match="nothing to update"):
@@ -59,11 +61,11 @@ def test_declared_is_measured(values: dict[str, Any], model: torch.nn.Module) ->
         assert max(others, more, alone) > 1e-8
 
 
-def test_the_papers_defenses_depend_on_the_batch() -> None:
+def test_presets_are_batch_dependent() -> None:
     assert all(preset.batch_dependent for preset in (DENT, DENT_PLUS, DENT_NOMINAL))
 
 
-def test_the_position_in_the_batch_does_not_matter(model: torch.nn.Module) -> None:
+def test_permuting_the_batch_permutes_the_logits(model: torch.nn.Module) -> None:
     x, order = make_batch(KIND, 5), torch.tensor([3, 0, 4, 1, 2])
     for granularity, statistics in itertools.product(["batch", "sample"], ["train", "test"]):
         values = {"steps": 2, "lr": 0.1, "granularity": granularity, "statistics": statistics}

@@ -1,4 +1,4 @@
-"""One suite of what every defense of every model must do."""
+"""Requirements that every defense must meet for every model."""
 
 import itertools
 from collections.abc import Callable
@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def built(device: torch.device) -> Callable[[str], nn.Module]:
-    """Return a function that builds a model by name, its random weights always the same."""
+    """Return a function that builds a model by name, always with the same random weights."""
     cache: dict[str, nn.Module] = {}
 
     def build(name: str) -> nn.Module:
@@ -64,7 +64,7 @@ def _flags(model: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize(("model_name", "config_name"), CASES)
-def test_a_defense_adapts_predicts_and_forgets(
+def test_a_defense_adapts_and_predicts_without_changing_the_model(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]
 ) -> None:
     model, config = built(model_name), CONFIGS[config_name]
@@ -107,7 +107,7 @@ def test_a_defense_adapts_predicts_and_forgets(
 @pytest.mark.parametrize(
     ("model_name", "config_name"), [c for c in CASES if "nominal-" not in str(c.id)]
 )
-def test_training_mode_changes_nothing(
+def test_training_mode_changes_neither_the_logits_nor_the_model(
     model_name: str, config_name: str, built: Callable[[str], nn.Module]
 ) -> None:
     model = nn.Sequential(nn.Dropout(0.5), built(model_name), nn.Dropout(0.5))

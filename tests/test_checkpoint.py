@@ -1,4 +1,4 @@
-"""Checkpointed and truncated gradients: the same numbers for less memory; the last steps alone."""
+"""Checkpointed gradients (exact, with less memory) and truncated gradients (last steps only)."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ from tests.test_gradients import CONFIGURATIONS, MIXES, Attention, make
 
 
 def gradient(defense: Dent, x: Tensor, **how: Any) -> Tensor:
-    """Of a weighted sum of the logits, in x."""
+    """Return the gradient of a weighted sum of the logits with respect to x."""
     leaf = x.detach().clone().requires_grad_()
     logits = defense.predict(leaf, defense.adapt(leaf, differentiable=True, **how))
     weights = torch.linspace(-1, 1, logits.numel(), dtype=x.dtype).reshape(logits.shape)
@@ -31,7 +31,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("config", CONFIGURATIONS, ids=str)
-def test_the_checkpointed_gradient_is_the_exact_one(config: DentConfig, steps: int) -> None:
+def test_checkpointed_gradient_equals_the_exact_gradient(config: DentConfig, steps: int) -> None:
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3)
     defense = Dent(model, DentConfig.from_dict({**config.to_dict(), "steps": steps}))
     assert_same(gradient(defense, x, checkpointed=True), gradient(defense, x))
@@ -39,20 +39,23 @@ def test_the_checkpointed_gradient_is_the_exact_one(config: DentConfig, steps: i
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_for_every_kind_of_layer(kind: str, granularity: str) -> None:
+def test_checkpointed_gradient_is_exact_for_every_kind_of_layer(
+    kind: str, granularity: str
+) -> None:
     defense, x = Dent(make_toy(kind), make(granularity=granularity)), make_batch(kind, 3)
     assert_same(gradient(defense, x, checkpointed=True), gradient(defense, x))
 
 
 @pytest.mark.parametrize("mix", ["multi-head", "layer"])
-def test_for_attention_whose_fused_kernels_have_no_second_derivative(mix: str) -> None:
+def test_checkpointed_gradient_is_exact_for_attention(mix: str) -> None:
+    """Fused attention kernels have no second derivative."""
     defense = Dent(Attention(MIXES[mix]()).double(), make())
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     assert_same(gradient(defense, x, checkpointed=True), gradient(defense, x))
 
 
 @pytest.mark.parametrize("config", CONFIGURATIONS[:2] + CONFIGURATIONS[6:8], ids=str)
-def test_checkpointing_changes_nothing_but_the_gradients_price(config: DentConfig) -> None:
+def test_checkpointing_changes_neither_the_adaptation_nor_the_model(config: DentConfig) -> None:
     defense, x = Dent(make_toy("BatchNorm2d"), config), make_batch("BatchNorm2d", 3)
     leaf = x.clone().requires_grad_()
     plain = defense.adapt(leaf, differentiable=True)
@@ -70,8 +73,8 @@ def test_checkpointing_changes_nothing_but_the_gradients_price(config: DentConfi
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_a_discarded_step_is_discarded_when_it_is_computed_again(granularity: str) -> None:
-    # The first step overflows at once or leads to where the second does.
+def test_a_discarded_step_is_discarded_again_when_it_is_recomputed(granularity: str) -> None:
+    # The first or the second step overflows.
     config = make(granularity=granularity, optimizer="sgd", lr=1e308, steps=4, reduction="sum")
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3)
     defense = Dent(model, config)
@@ -81,7 +84,7 @@ def test_a_discarded_step_is_discarded_when_it_is_computed_again(granularity: st
     assert found.isfinite().all()
 
 
-def test_rows_that_are_not_finite_stay_out() -> None:
+def test_checkpointed_gradient_is_exact_beside_a_non_finite_row() -> None:
     defense, x = Dent(make_toy("BatchNorm2d"), make()), make_batch("BatchNorm2d", 3)
     x[1, 0, 0, 0] = torch.nan
     leaf = x.requires_grad_()
@@ -95,7 +98,7 @@ def test_rows_that_are_not_finite_stay_out() -> None:
 
 
 class Held:
-    """A tensor that autograd saved, counted while it lives."""
+    """A tensor that autograd saved; its size is counted until it is freed."""
 
     now = 0
     most = 0
@@ -111,7 +114,7 @@ class Held:
 
 
 def memory(steps: int, **how: Any) -> int:
-    """Most numbers that autograd held at once for an exact gradient."""
+    """Return the peak number of elements that autograd held for an exact gradient."""
     Held.now = Held.most = 0
     config = make(steps=steps, granularity="sample")
     defense, x = Dent(make_toy("BatchNorm2d"), config), make_batch("BatchNorm2d", 3)
@@ -120,18 +123,18 @@ def memory(steps: int, **how: Any) -> int:
     return Held.most
 
 
-def test_memory_grows_with_the_root_of_the_steps() -> None:
+def test_checkpointed_memory_grows_with_the_square_root_of_the_steps() -> None:
     plain = [memory(steps) for steps in (4, 16, 64)]
     found = [memory(steps, checkpointed=True) for steps in (4, 16, 64)]
     assert plain[2] > 14 * plain[0]
-    # Two, four and eight steps' graphs at once, and as many states.
+    # At most 2, 4 and 8 graphs of steps at once, and as many states.
     assert found[1] < 2.1 * found[0]
     assert found[2] < 4.2 * found[0]
     assert found[2] > 3 * found[0]
     assert found[2] < 0.25 * plain[2]
 
 
-def test_truncated_to_nothing_it_is_the_final_forwards_gradient() -> None:
+def test_truncated_gradient_is_stale_for_zero_steps_and_exact_for_all_steps() -> None:
     defense, x = Dent(make_toy("BatchNorm2d"), make()), make_batch("BatchNorm2d", 3)
     leaf = x.clone().requires_grad_()
     logits = defense(leaf)
@@ -142,8 +145,8 @@ def test_truncated_to_nothing_it_is_the_final_forwards_gradient() -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_truncated_it_starts_from_where_the_first_steps_led(checkpointed: bool) -> None:
-    """Without momentum, the last two steps are a defense of two steps from other parameters."""
+def test_truncated_gradient_treats_the_first_steps_as_constant(checkpointed: bool) -> None:
+    """Without momentum, it equals that of a two-step defense that starts where they ended."""
     values = {"optimizer": "sgd", "betas": (0.0, 0.999), "lr": 0.5}
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3)
     moved = copy.deepcopy(model)
@@ -165,13 +168,13 @@ def test_truncated_it_starts_from_where_the_first_steps_led(checkpointed: bool) 
         ({"checkpointed": True}, "need differentiable"),
     ],
 )
-def test_what_means_nothing_is_refused(how: dict[str, Any], match: str) -> None:
+def test_invalid_gradient_options_are_refused(how: dict[str, Any], match: str) -> None:
     defense = Dent(make_toy("BatchNorm2d"), make())
     with pytest.raises(ConfigError, match=match):
         defense.adapt(make_batch("BatchNorm2d", 3), **how)
 
 
-def test_recomputed_passes_on_what_it_is_given() -> None:
+def test_recomputed_runs_first_without_a_graph_and_with_one_in_the_backward() -> None:
     calls: list[bool] = []
 
     def run(inputs: Any, keep_graph: bool) -> list[Tensor]:

@@ -1,6 +1,6 @@
-"""A compiled defense gives the answers of one that is not, or says that it could not be compiled.
+"""A compiled defense gives the same results as an uncompiled one, or warns that it is not compiled.
 
-Most tests stop before the C++ compiler (`aot_eager`): the graphs are the same, a tenth as slow.
+Most tests use `aot_eager`, without the C++ compiler: the same graphs in a tenth of the time.
 """
 
 import warnings
@@ -32,11 +32,11 @@ CASES = [
     if config != "statistics-only"
 ]
 NOT_BY_PYTORCH = {("rms-norm", "dent-plus"), ("rms-norm", "alone")}
-"""What dynamo cannot trace: F.rms_norm, overridden for one scale per sample."""
+"""Cases that dynamo cannot trace: F.rms_norm is overridden for one scale per sample."""
 
 
 def expecting(model_name: str, config_name: str) -> AbstractContextManager[object]:
-    """A warning where it cannot be compiled, and none where it can."""
+    """Expect a CompileWarning if the case cannot be compiled."""
     refused = (model_name, config_name) in NOT_BY_PYTORCH
     return pytest.warns(CompileWarning, match="could not be compiled") if refused else nullcontext()
 
@@ -56,7 +56,7 @@ def _no_warning_and_no_code_of_other_tests() -> Iterator[None]:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Compile without C++; the list grows with every graph that is compiled."""
+    """Compile without C++; return a list that gets one entry per compiled graph."""
     made: list[None] = []
     backend = torch._dynamo.lookup_backend("aot_eager")
 
@@ -70,7 +70,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 
 @pytest.mark.parametrize(("model_name", "config_name"), CASES)
-def test_it_gives_the_same_answers(model_name: str, config_name: str, graphs: list[None]) -> None:
+def test_compiled_defense_gives_the_same_results(
+    model_name: str, config_name: str, graphs: list[None]
+) -> None:
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
     defense, x = Dent(model, config, COMPILED), make_images(torch.float64)
     with expecting(model_name, config_name):
@@ -88,7 +90,7 @@ def test_it_gives_the_same_answers(model_name: str, config_name: str, graphs: li
 @pytest.mark.slow
 @pytest.mark.parametrize("config_name", ["dent", "dent-plus", "dent-nominal"])
 @pytest.mark.parametrize("model_name", MODELS)
-def test_it_gives_the_same_answers_by_cpp(model_name: str, config_name: str) -> None:
+def test_defense_compiled_to_cpp_gives_the_same_results(model_name: str, config_name: str) -> None:
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
     defense = Dent(model, config, COMPILED)
     x = make_images(torch.float64)
@@ -97,7 +99,7 @@ def test_it_gives_the_same_answers_by_cpp(model_name: str, config_name: str) -> 
 
 
 @pytest.mark.slow
-def test_the_code_serves_every_batch_and_later_weights(
+def test_compiled_graphs_are_reused_for_other_batches_and_changed_weights(
     graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense, plain = Dent(tiny_cnn, BATCH, COMPILED), Dent(tiny_cnn, BATCH)
@@ -111,7 +113,7 @@ def test_the_code_serves_every_batch_and_later_weights(
 
 
 class _Gain(Around):
-    """Has an attribute that counts, and that the user changes."""
+    """Has an attribute that affects the logits and that the user may change."""
 
     gain = 2.0
 
@@ -119,7 +121,7 @@ class _Gain(Around):
         return self.gain * super().forward(x)
 
 
-def test_a_changed_attribute_changes_the_code(
+def test_each_value_of_a_changed_attribute_is_compiled_once(
     graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     model = _Gain(tiny_cnn)
@@ -131,20 +133,20 @@ def test_a_changed_attribute_changes_the_code(
 
 
 @pytest.mark.slow
-def test_hooks_fire_at_every_forward(
+def test_hooks_fire_at_every_compiled_forward(
     graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     fired: list[int] = []
     tiny_cnn[1].register_forward_hook(lambda *_: fired.append(len(fired)))
     defense = Dent(tiny_cnn, BATCH, COMPILED)
-    defense(x)  # the first batch is also tried, with forwards of its own
+    defense(x)  # the first batch also runs extra forwards, to check the defense
     fired.clear()
     defense(x)
     assert len(fired) == BATCH.steps + 1
     assert graphs
 
 
-def test_the_exact_gradient_is_not_compiled(
+def test_exact_gradient_is_not_compiled(
     graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     x.requires_grad_()
@@ -158,7 +160,7 @@ def test_the_exact_gradient_is_not_compiled(
 
 
 class _Breaking(Around):
-    """Asks a tensor for its value, which cannot be compiled."""
+    """Reads the value of a tensor, which cannot be compiled."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -166,18 +168,18 @@ class _Breaking(Around):
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE])
-def test_a_model_that_cannot_be_compiled_computes_without(
+def test_a_model_that_cannot_be_compiled_warns_once_and_runs_uncompiled(
     config: DentConfig, graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     model = _Breaking(tiny_cnn)
     defense = Dent(model, config, COMPILED)
     with pytest.warns(CompileWarning, match=r"_Breaking could not be compiled.*same"):
         assert torch.equal(defense(x), Dent(model, config)(x))
-    assert torch.equal(defense(x), Dent(model, config)(x))  # and warns no second time
+    assert torch.equal(defense(x), Dent(model, config)(x))  # without a second warning
     assert not graphs
 
 
-def test_without_a_compiler_it_computes_without(
+def test_a_missing_cpp_compiler_causes_a_warning_and_an_uncompiled_run(
     monkeypatch: pytest.MonkeyPatch, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     def none(*_: object) -> object:
@@ -190,7 +192,7 @@ def test_without_a_compiler_it_computes_without(
         assert torch.equal(defense(x), Dent(tiny_cnn, BATCH)(x))
 
 
-def test_what_is_wrong_with_a_batch_is_said_as_ever(
+def test_compiled_defense_refuses_a_bad_batch_with_the_usual_message(
     graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, BATCH, COMPILED)
@@ -201,7 +203,9 @@ def test_what_is_wrong_with_a_batch_is_said_as_ever(
 
 
 @pytest.mark.slow
-def test_it_combines_with_bfloat16(graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor) -> None:
+def test_compilation_works_with_bfloat16(
+    graphs: list[None], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
     defense = Dent(tiny_cnn, SAMPLE, replace(COMPILED, precision="bfloat16"))
     torch.testing.assert_close(defense(x), Dent(tiny_cnn, SAMPLE)(x), rtol=0.1, atol=0.1)
     assert graphs

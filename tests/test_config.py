@@ -1,4 +1,4 @@
-"""Configurations: the paper's presets, the trip through JSON, and everything that is refused."""
+"""Configurations: the paper's presets, JSON round trips, and refused values."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def test_smoothing_json_round_trip(config: SmoothingConfig) -> None:
     assert SmoothingConfig.from_dict(config.to_dict()) == config
 
 
-def test_smoothing_starts_at_the_presets_sigma() -> None:
+def test_default_smoothing_is_that_of_the_nominal_preset() -> None:
     assert SmoothingConfig() == DENT_NOMINAL.smoothing
     assert DentConfig.from_dict({"smoothing": {}}).smoothing == SmoothingConfig(sigma=0.5)
 
@@ -93,7 +93,7 @@ def test_json_is_one_line_with_sorted_keys() -> None:
     assert list(json.loads(text)) == sorted(json.loads(text))
 
 
-# Written out whole, so that a changed default cannot change a preset unseen.
+# Written out in full, so that a changed default cannot change a preset unnoticed.
 PRESETS: list[tuple[DentConfig, dict[str, Any]]] = [
     (
         DENT,
@@ -147,11 +147,11 @@ PRESETS: list[tuple[DentConfig, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("preset", "values"), PRESETS, ids=["dent", "dent+", "dent-nominal"])
-def test_presets_are_the_papers(preset: DentConfig, values: dict[str, Any]) -> None:
+def test_presets_have_the_values_of_the_paper(preset: DentConfig, values: dict[str, Any]) -> None:
     assert preset.to_dict() == values
 
 
-def test_frozen_and_hashable() -> None:
+def test_configurations_are_frozen_and_hashable() -> None:
     with pytest.raises(FrozenInstanceError):
         DENT.steps = 1  # type: ignore[misc]
     smoothing = SmoothingConfig(sigma=1.0)
@@ -161,7 +161,7 @@ def test_frozen_and_hashable() -> None:
     assert len({DENT, DENT_PLUS, DENT_NOMINAL}) == 3
 
 
-def test_values_are_normalized_so_that_equal_means_equal() -> None:
+def test_equal_values_of_different_types_give_equal_configurations() -> None:
     loose = DentConfig.from_dict({"lr": 1, "betas": [0, 0.5], "smoothing": {"sigma": 1}})
     strict = DentConfig(lr=1.0, betas=(0.0, 0.5), smoothing=SmoothingConfig(sigma=1.0))
     assert loose == strict
@@ -224,7 +224,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=[str(v)[:50] for v, _ in REFUSED])
-def test_refusals_say_what_to_change(values: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_are_refused_with_advice(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         DentConfig.from_dict(values)
     assert isinstance(caught.value, ValueError)
@@ -232,23 +234,23 @@ def test_refusals_say_what_to_change(values: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize("text", ["{", "", "adam"])
-def test_what_is_not_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected JSON"):
         DentConfig.from_json(text)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"adam"'])
-def test_json_of_another_kind_is_refused(text: str) -> None:
+def test_json_that_is_not_an_object_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a mapping"):
         DentConfig.from_json(text)
 
 
-def test_what_adapts_all_layers_is_written_as_before_there_was_a_choice() -> None:
+def test_last_layers_is_omitted_from_the_dict_if_it_is_none() -> None:
     assert "last_layers" not in DentConfig().to_dict()
     assert DentConfig(last_layers=3).to_dict()["last_layers"] == 3
 
 
-def test_learns() -> None:
+def test_learns_is_true_if_scales_and_shifts_or_smoothing_are_learned() -> None:
     static, learned = SmoothingConfig(sigma=1.0, learn=False), SmoothingConfig(sigma=1.0)
     assert DentConfig().learns
     assert not DentConfig(steps=0, adapt_affine=False).learns

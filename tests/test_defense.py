@@ -1,4 +1,4 @@
-"""The wrapper's contract with its surroundings, and what it refuses."""
+"""`Dent` as a wrapper: gradient modes, threads, `disabled`, and refused arguments."""
 
 import threading
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def x() -> Tensor:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_it_adapts_whatever_the_gradient_mode(
+def test_a_defense_adapts_in_every_gradient_mode(
     mode: Callable[[], AbstractContextManager[None]],
     config: DentConfig,
     tiny_cnn: nn.Sequential,
@@ -42,7 +42,7 @@ def test_it_adapts_whatever_the_gradient_mode(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_threads_at_once_give_what_they_give_in_turn(
+def test_concurrent_threads_give_the_same_logits_as_sequential_calls(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, config)
@@ -54,7 +54,7 @@ def test_threads_at_once_give_what_they_give_in_turn(
             assert all(map(torch.equal, found, expected))
 
 
-def test_disabled_is_the_static_model_for_this_defense_and_thread_alone(
+def test_disabled_gives_the_static_model_only_for_this_defense_and_thread(
     tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense, other = Dent(tiny_cnn, BATCH), Dent(tiny_cnn, BATCH)
@@ -81,11 +81,11 @@ def test_disabled_is_the_static_model_for_this_defense_and_thread_alone(
     assert torch.equal(defense(x), dynamic)
 
 
-def test_unwrap_is_the_model_itself(tiny_cnn: nn.Sequential) -> None:
+def test_unwrap_returns_the_wrapped_model(tiny_cnn: nn.Sequential) -> None:
     assert Dent(tiny_cnn).unwrap() is tiny_cnn
 
 
-def test_without_a_configuration_it_is_dent_plus(tiny_cnn: nn.Sequential) -> None:
+def test_default_configuration_is_dent_plus(tiny_cnn: nn.Sequential) -> None:
     assert Dent(tiny_cnn).config is DENT_PLUS
 
 
@@ -100,7 +100,9 @@ def test_without_a_configuration_it_is_dent_plus(tiny_cnn: nn.Sequential) -> Non
         ("DENT_NOMINAL", DENT_NOMINAL),
     ],
 )
-def test_a_configuration_has_a_name(name: str, config: DentConfig, tiny_cnn: nn.Sequential) -> None:
+def test_a_configuration_can_be_given_by_name(
+    name: str, config: DentConfig, tiny_cnn: nn.Sequential
+) -> None:
     assert Dent(tiny_cnn, name).config is config
 
 
@@ -108,7 +110,7 @@ def test_a_configuration_has_a_name(name: str, config: DentConfig, tiny_cnn: nn.
     ("name", "said"),
     [("dnet", "Did you mean 'dent'"), ("hedge", r"dent\.defenses\.make"), ("", "Expected one of")],
 )
-def test_an_unknown_name_is_refused_with_advice(
+def test_an_unknown_configuration_name_is_refused_with_advice(
     name: str, said: str, tiny_cnn: nn.Sequential
 ) -> None:
     with pytest.raises(UnknownNameError, match=said):
@@ -132,7 +134,7 @@ def test_an_unknown_name_is_refused_with_advice(
         ),
     ],
 )
-def test_it_refuses_what_is_not_a_batch(
+def test_invalid_batches_are_refused(
     bad: Tensor, message: str, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, BATCH)
@@ -145,7 +147,7 @@ def test_it_refuses_what_is_not_a_batch(
 
 
 @pytest.mark.parametrize("config", [SAMPLE, ALONE])
-def test_a_sample_wise_adaptation_predicts_its_own_batch_only(
+def test_a_sample_wise_adaptation_is_refused_for_a_batch_of_another_size(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, config)
@@ -171,10 +173,10 @@ def test_a_defense_within_a_defense_is_refused(config: DentConfig, tiny_cnn: nn.
             Dent(model, config)
 
 
-def test_it_predicts_with_its_own_kind_of_adaptation_alone(
+def test_predict_refuses_an_adaptation_of_another_defense(
     tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
-    """What another defense adapted would be left out in part, and pass for an answer."""
+    """Otherwise parts of it would be ignored, and the logits would look valid."""
     other = nn.Sequential(tiny_cnn[0], tiny_cnn[1], *tiny_cnn[5:8], nn.Linear(8, 10))
     diagonal = replace(TEST, smoothing=SmoothingConfig(sigma=0.5, covariance="diagonal"))
     foreign = [Dent(other, config).adapt(x) for config in (BATCH, SAMPLE, TEST)]
@@ -189,7 +191,7 @@ def test_it_predicts_with_its_own_kind_of_adaptation_alone(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_layout_in_memory_does_not_matter(
+def test_memory_layout_of_the_batch_does_not_change_the_logits(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, config)
@@ -207,7 +209,7 @@ class _Noisy(Around):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_model_that_draws_leaves_the_random_state_to_predict(
+def test_with_a_random_model_predict_changes_the_random_state_but_adapt_does_not(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(_Noisy(tiny_cnn), config)
@@ -221,7 +223,7 @@ def test_a_model_that_draws_leaves_the_random_state_to_predict(
     assert torch.equal(defense.predict(x, adaptation), first)
 
 
-def test_another_number_of_steps_is_another_defense_of_the_same_model(
+def test_with_steps_returns_a_defense_of_the_same_model_with_that_many_steps(
     tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, SAMPLE)

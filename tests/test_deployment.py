@@ -1,6 +1,6 @@
-"""The table of deployment paths in docs/integrations.md: what it says works does, and what not not.
+"""The deployment paths in docs/integrations.md work or fail as the table says.
 
-Every row of the table has a test here, named after its path.
+Every row of the table has a test here, with a name derived from the path.
 """
 
 import copy
@@ -139,7 +139,7 @@ def test_performance_compile_true_works(
 
 @pytest.mark.slow
 def test_torch_compile_around_a_dent_fullgraph_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
-    """Without `fullgraph` it runs uncompiled in part, and answers the same."""
+    """Without `fullgraph`, it runs partly uncompiled and gives the same logits."""
     torch._dynamo.reset()
     defended = Dent(tiny_cnn, BATCH)
     with pytest.raises(torch._dynamo.exc.Unsupported):
@@ -162,7 +162,7 @@ def test_torch_export_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
     defended = Dent(tiny_cnn, BATCH)
     with pytest.raises(ExportError, match="cannot be scripted, traced or exported"):
         torch.export.export(defended, (x,), strict=False)
-    # torch 2.6 does not say that it exports, and refuses by itself what it cannot follow.
+    # torch 2.6 cannot tell that it is exporting, and fails by itself at unsupported code.
     said = "ExportError" if hasattr(torch.compiler, "is_exporting") else "from user code"
     with pytest.raises(Exception, match=said):
         torch.export.export(defended, (x,), strict=True)
@@ -176,7 +176,7 @@ def test_onnx_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
 
 
 def test_export_of_unwrap_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
-    """It is the static model: nothing of the defense is in it."""
+    """The export contains only the static model, without the defense."""
     exported = torch.export.export(Dent(tiny_cnn, BATCH).unwrap(), (x,)).module()
     torch.testing.assert_close(exported(x), tiny_cnn(x))
     assert not torch.allclose(exported(x), Dent(tiny_cnn, BATCH)(x), atol=1e-4)
@@ -186,7 +186,7 @@ def test_export_of_unwrap_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
 def test_dataparallel_around_a_dent_works(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
-    """On several devices each adapts to its part (replicas: tests/test_adapted_model.py)."""
+    """On several devices, each replica adapts to its part (see tests/test_adapted_model.py)."""
     defended = Dent(tiny_cnn, config)
     assert torch.equal(nn.DataParallel(defended)(x), defended(x))
 
@@ -214,7 +214,7 @@ def _serve_share(rank: int, port: int, defended: Dent, x: Tensor, results: objec
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over TCP is tested on Unix alone")
 def test_distributeddataparallel_around_a_dent_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
-    """Each process adapts to its own batch: the answers are those of the parts."""
+    """Each process adapts to its own batch, so the logits are those of the parts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -236,7 +236,7 @@ def test_distributeddataparallel_around_a_dent_works(tiny_cnn: nn.Sequential, x:
 
 
 def test_dataloader_workers_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
-    """The workers load; the defense stays in the process that asks it."""
+    """The workers only load data; the defense stays in the main process."""
     defended = Dent(tiny_cnn, BATCH)
     loader = DataLoader(TensorDataset(x), batch_size=3, num_workers=2)
     with torch.inference_mode():
@@ -246,7 +246,7 @@ def test_dataloader_workers_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
 
 @BOTH
 def test_quantized_layers_does_not(config: DentConfig, tiny_cnn: nn.Sequential) -> None:
-    """Their gradient is 0 and a warning, so that the defense would be the static model, unsaid."""
+    """Their gradient is 0 and torch only warns, so the defense would be the static model."""
     quantization = torch.ao.quantization
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -261,7 +261,7 @@ def test_quantized_layers_does_not(config: DentConfig, tiny_cnn: nn.Sequential) 
 
 
 def test_fused_batchnorm_does_not(tiny_cnn: nn.Sequential) -> None:
-    """Folded into the convolutions, nothing is left to adapt."""
+    """After BatchNorm is fused into the convolutions, no layer is left to adapt."""
     fused = torch.ao.quantization.fuse_modules(tiny_cnn.eval(), [["0", "1", "2"], ["3", "4", "5"]])
     with pytest.raises(UnsupportedModelError, match="no normalization layer") as refused:
         Dent(fused, BATCH)
@@ -279,6 +279,6 @@ def test_threads_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
 
 def test_vmap_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
     defended = Dent(tiny_cnn, BATCH)
-    # The status of a batch is read before the first step, which vmap cannot do.
+    # The status of a batch is read before the first step, which vmap does not support.
     with pytest.raises(RuntimeError, match=r"data pointer|data-dependent control flow"):
         torch.vmap(lambda sample: defended(sample[None])[0])(x)

@@ -1,4 +1,4 @@
-"""What needs float64 works, and answers the same, where a device has none."""
+"""Code that needs float64 gives the same results on a device without float64."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +16,14 @@ from dent.threat import Norm
 
 
 class Apple(Tensor):
-    """A tensor of a device without float64: it refuses what Apple's GPUs refuse."""
+    """An emulated tensor of an Apple GPU: it refuses float64 and tensors of other devices."""
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # A device is named where something is brought to the CPU's float64.
+        # `.cpu()` and `.to(device, ...)` move a tensor to the CPU, which has float64.
         if func is Tensor.cpu or (func is Tensor.to and isinstance(args[1], torch.device)):
             return args[0].as_subclass(Tensor)
         result = super().__torch_function__(func, types, args, kwargs)
@@ -53,7 +53,7 @@ def images(seed: int) -> Tensor:
     return torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_tensor_refuses_what_such_a_device_refuses() -> None:
+def test_emulated_tensor_refuses_float64_and_tensors_of_other_devices() -> None:
     x = images(0).as_subclass(Apple)
     for refused in (x.double, lambda: x.to(torch.float64)):
         with pytest.raises(TypeError, match="float64"):
@@ -66,18 +66,18 @@ def test_the_tensor_refuses_what_such_a_device_refuses() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_threat_model_measures_and_projects_the_same(norm: Norm) -> None:
+def test_threat_model_gives_the_same_results_without_float64(norm: Norm) -> None:
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm])
     x, far = images(0), images(1)
     apple_x, apple_far = x.as_subclass(Apple), far.as_subclass(Apple)
     assert torch.equal(threat.distance(apple_far, apple_x), threat.distance(far, x))
     assert torch.equal(threat.check(apple_far, apple_x), threat.check(far, x))
-    # `.to(device)` cannot name the pretended device, so the result is on the CPU here.
+    # `.to(device)` cannot name the emulated device, so the result is on the CPU here.
     assert torch.equal(threat.project(apple_far, apple_x), threat.project(far, x))
 
 
 @pytest.mark.parametrize("sample_wise", [True, False])
-def test_what_is_recorded_of_an_adaptation_is_the_same(*, sample_wise: bool) -> None:
+def test_recorded_trace_of_an_adaptation_is_the_same_without_float64(*, sample_wise: bool) -> None:
     draws = torch.Generator().manual_seed(0)
     logits, entropies = (torch.randn(4, 5, generator=draws), torch.rand(2, 4, generator=draws))
     sigma = torch.rand(3, 4, 2, generator=draws) if sample_wise else torch.rand(3, 2)
@@ -96,7 +96,7 @@ def test_what_is_recorded_of_an_adaptation_is_the_same(*, sample_wise: bool) -> 
     assert found.sigma is not None
 
 
-def test_the_best_is_kept_in_float32() -> None:
+def test_best_selects_images_in_float32_without_float64() -> None:
     target: Any = SimpleNamespace(
         labels=torch.tensor([0, 1, 2]), natural=images(0), batch_dependent=False
     )

@@ -1,6 +1,6 @@
-"""On a device that is not the CPU: the same answers, everything in one place, and no waiting.
+"""On another device than the CPU: the same results, no mixed devices, and no needless waiting.
 
-The device is pretended (tests/pretended.py), so that this needs no GPU.
+The device is emulated (tests/pretended.py), so these tests need no GPU.
 """
 
 from collections.abc import Callable
@@ -63,11 +63,11 @@ def built(name: str) -> nn.Module:
 
 
 def asked(config: DentConfig, name: str = "tiny-cnn") -> tuple[list[str], list[str]]:
-    """What `adapt` and `predict` of a second batch wait for."""
+    """Return the operations for which `adapt` and `predict` of a second batch wait."""
     with pretending() as reads:
         x = make_images().to(ELSEWHERE)
         defense = Dent(built(name).to(ELSEWHERE), config)
-        defense(x)  # which tries the defense, once
+        defense(x)  # the first batch also checks the defense
         reads.clear()
         adaptation = defense.adapt(x)
         adapting = list(reads)
@@ -76,7 +76,7 @@ def asked(config: DentConfig, name: str = "tiny-cnn") -> tuple[list[str], list[s
         return adapting, list(reads)
 
 
-def test_the_device_refuses_and_counts_what_a_gpu_does() -> None:
+def test_emulated_device_refuses_mixed_devices_and_records_reads() -> None:
     x = torch.rand(2, 3)
     with pretending() as reads:
         away = x.to(ELSEWHERE)
@@ -110,7 +110,9 @@ def test_the_device_refuses_and_counts_what_a_gpu_does() -> None:
 
 
 @pytest.mark.parametrize(("model_name", "config_name"), CASES)
-def test_answers_are_the_same_elsewhere(model_name: str, config_name: str) -> None:
+def test_logits_and_status_are_the_same_on_another_device(
+    model_name: str, config_name: str
+) -> None:
     config = replace(CONFIGS[config_name], steps=min(CONFIGS[config_name].steps, 2))
     model, x = built(model_name), make_images()
     here = Dent(model, config, PLAIN)
@@ -140,7 +142,7 @@ def test_answers_are_the_same_elsewhere(model_name: str, config_name: str) -> No
     ],
     ids=["anti-adversary", "et3", "hedge", "mean-sparse", "med-bn", "purifier", "prior", "tent"],
 )
-def test_other_defenses_answer_the_same_elsewhere(
+def test_other_defenses_give_the_same_logits_on_another_device(
     make_defense: Callable[[nn.Module], Callable[[Tensor], Tensor]],
 ) -> None:
     x = make_images()
@@ -159,7 +161,9 @@ def test_other_defenses_answer_the_same_elsewhere(
         lambda x: x.fill_(-torch.inf),
     ],
 )
-def test_non_finite_images_are_left_out_elsewhere(change: Callable[[Tensor], object]) -> None:
+def test_non_finite_images_give_the_same_results_on_another_device(
+    change: Callable[[Tensor], object],
+) -> None:
     x = make_images()
     change(x)
     here = Dent(built("tiny-cnn"), replace(DENT, steps=2), PLAIN)
@@ -174,24 +178,24 @@ def test_non_finite_images_are_left_out_elsewhere(change: Callable[[Tensor], obj
 
 
 @pytest.mark.parametrize("config_name", [name for name in CONFIGS if name != "static"])
-def test_no_step_waits_for_the_device(config_name: str) -> None:
-    # One look at the batch decides whether rows are left out, and how its pixels are scaled.
+def test_steps_do_not_wait_for_the_device(config_name: str) -> None:
+    # One read of the batch finds the non-finite rows and the range of the pixels.
     for steps in (1, 4):
         adapting, predicting = asked(replace(CONFIGS[config_name], steps=steps))
         assert adapting == ["aten._to_copy.default"], steps
-        # The last layers alone also compare: is it the batch whose earlier layers are known?
+        # With last_layers, predict also checks that the prefix was computed for this batch.
         known = ["aten.equal.default"] if config_name == "last-layer" else []
         assert predicting == ["aten._to_copy.default", *known], steps
 
 
-def test_smoothing_waits_once_a_forward_for_the_size_of_its_filter() -> None:
+def test_smoothing_waits_once_per_step_for_the_size_of_its_filter() -> None:
     one_look, few = asked(replace(SMOOTHED, steps=0))[0], asked(SMOOTHED)[0]
     more = asked(replace(SMOOTHED, steps=6))[0]
     assert len(few) - len(one_look) == 3
     assert len(more) - len(few) == 3
 
 
-def test_the_exact_gradient_is_the_same_elsewhere() -> None:
+def test_exact_gradient_is_the_same_on_another_device() -> None:
     config = replace(DENT_PLUS, steps=2)
 
     def gradient(defense: Dent, x: Tensor, **how: bool) -> Tensor:
@@ -209,7 +213,7 @@ def test_the_exact_gradient_is_the_same_elsewhere() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_made_elsewhere_verifies_here(tmp_path: Path) -> None:
+def test_a_run_from_another_device_verifies_on_the_cpu(tmp_path: Path) -> None:
     config = replace(DENT_PLUS, steps=2)
     model = make_model()
     with pretending():
@@ -223,7 +227,9 @@ def test_a_run_made_elsewhere_verifies_here(tmp_path: Path) -> None:
     assert found.status == "verified", found.checks
 
 
-def test_a_device_without_float64_evaluates_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_on_a_device_without_float64_gives_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for module in (devices, gradient_check):
         monkeypatch.setattr(module, "has_float64", lambda device: device != ELSEWHERE)
     config = replace(DENT_PLUS, steps=2)
@@ -243,7 +249,7 @@ def test_a_device_without_float64_evaluates_the_same(monkeypatch: pytest.MonkeyP
         assert robust(ELSEWHERE) == expected
 
 
-def test_statistics_of_images_need_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_sparse_statistics_of_images_need_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "has_float64", lambda device: device != ELSEWHERE)
     model, x = built("tiny-cnn"), make_images()
     expected = MeanSparse(model, images=x)(x)

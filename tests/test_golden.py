@@ -1,4 +1,4 @@
-"""The defense gives the numbers of the authors' own code (tests/golden/README.md)."""
+"""The defense reproduces the results of the authors' code (tests/golden/README.md)."""
 
 import json
 from pathlib import Path
@@ -38,17 +38,21 @@ def config(case: dict[str, object]) -> DentConfig:
     )
 
 
-def test_every_case_is_tested() -> None:
+def test_there_are_eight_golden_cases() -> None:
     assert len(CASES) == 8
 
 
-def test_static_logits(tiny_cnn: nn.Module, golden: dict[str, Tensor]) -> None:
+def test_static_logits_match_the_authors_code(
+    tiny_cnn: nn.Module, golden: dict[str, Tensor]
+) -> None:
     logits = tiny_cnn(golden["inputs"])
     torch.testing.assert_close(logits, golden["static.logits"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(name: str, tiny_cnn: nn.Module, golden: dict[str, Tensor]) -> None:
+def test_logits_gradient_and_parameters_match_the_authors_code(
+    name: str, tiny_cnn: nn.Module, golden: dict[str, Tensor]
+) -> None:
     defense = Dent(tiny_cnn, config(CASES[name]))
     x = golden["inputs"].clone().requires_grad_()
     adaptation = defense.adapt(x)
@@ -67,7 +71,7 @@ def test_case(name: str, tiny_cnn: nn.Module, golden: dict[str, Tensor]) -> None
             )
 
 
-def test_objectives(golden: dict[str, Tensor]) -> None:
+def test_objectives_match_the_authors_code(golden: dict[str, Tensor]) -> None:
     logits = golden["objective.logits"]
     mean_entropy = entropy(logits).mean().reshape(1)
     information = loss(logits, "information-maximization", "mean").reshape(1)
@@ -77,7 +81,7 @@ def test_objectives(golden: dict[str, Tensor]) -> None:
     )
 
 
-def test_adamod_trajectory(golden: dict[str, Tensor]) -> None:
+def test_adamod_trajectory_matches_the_authors_code(golden: dict[str, Tensor]) -> None:
     optimizer = AdaMod(0.006, (0.99, 0.999), 0.6)
     value = golden["adamod.start"]
     state = optimizer.init(value)

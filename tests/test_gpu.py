@@ -1,4 +1,4 @@
-"""What only a GPU can tell: `make gpu` runs these."""
+"""Tests that need a GPU; `make gpu` runs them."""
 
 import warnings
 from dataclasses import replace
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 
 def in_float64(where: torch.device, name: str) -> tuple[Tensor, ...]:
-    """Logits, the gradient of the input, and what was adapted, in a golden case."""
+    """Return logits, input gradient, entropy and adapted parameters of a golden case."""
     golden = load_file(GOLDEN / "golden.safetensors")
     model = make_tiny_cnn()
     model.load_state_dict(load_file(GOLDEN / "tiny_cnn.safetensors"))
@@ -46,7 +46,7 @@ def served(result: EvaluationResult) -> dict[str, object]:
     return {name: (each.natural, each.worst) for name, each in result.defenses.items()}
 
 
-def test_a_run_of_one_device_verifies_on_the_other(tmp_path: Path) -> None:
+def test_a_run_from_the_gpu_verifies_on_the_cpu_and_vice_versa(tmp_path: Path) -> None:
     def subject(where: torch.device) -> Subject:
         model = make_model().to(where)
         return make_subject({"dent": Dent(model, replace(DENT_PLUS, steps=3))}, model=model)
@@ -60,7 +60,7 @@ def test_a_run_of_one_device_verifies_on_the_other(tmp_path: Path) -> None:
         assert found.status == "verified", found.checks
 
 
-def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     whole = evaluate(make_subject(), SMALL, out=tmp_path / "whole")
 
     def stop(state: Progress) -> None:
@@ -74,12 +74,14 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defense", [DENT, DENT_PLUS])
-def test_the_steps_do_not_wait_for_the_gpu(defense: DentConfig, tiny_cnn: nn.Module) -> None:
+def test_gpu_synchronizations_of_adapt_do_not_grow_with_the_steps(
+    defense: DentConfig, tiny_cnn: nn.Module
+) -> None:
     x = make_images().to(DEVICE)
     waited = []
     for steps in (1, 8):
         dent = Dent(tiny_cnn, replace(defense, steps=steps))
-        dent(x)  # which tries the defense, once
+        dent(x)  # the first batch also checks the defense
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:

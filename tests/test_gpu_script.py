@@ -1,4 +1,4 @@
-"""What `make gpu` runs works before there is a GPU to run it on."""
+"""The scripts that `make gpu` runs also work without a GPU."""
 
 import importlib
 import json
@@ -42,7 +42,7 @@ def module(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_every_part_runs_in_tiny_form_on_a_cpu(tmp_path: Path) -> None:
+def test_every_part_runs_with_small_settings_on_a_cpu(tmp_path: Path) -> None:
     first = run(tmp_path, "--device", "cpu", "--small")
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     records = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in PARTS}
@@ -71,7 +71,7 @@ def test_every_part_runs_in_tiny_form_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
-def test_a_bench_without_time_says_what_it_left_out(tmp_path: Path) -> None:
+def test_a_bench_without_time_records_the_skipped_measurements(tmp_path: Path) -> None:
     job = module("gpu_job").Job("bench", torch.device("cpu"), tmp_path, 0.0, small=True)
     module("gpu_bench").run(job)
     record = json.loads((tmp_path / "bench.json").read_text())
@@ -81,7 +81,7 @@ def test_a_bench_without_time_says_what_it_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
-def test_a_part_that_is_complete_is_not_run_again(
+def test_complete_parts_are_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in PARTS:
@@ -97,7 +97,7 @@ def test_a_part_that_is_complete_is_not_run_again(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.usefixtures("scripts")
-def test_without_a_gpu_it_says_what_to_do(
+def test_a_missing_gpu_is_reported_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["gpu.py", "--run", "bench", "--minutes", "1", "--out", str(tmp_path)]
@@ -108,7 +108,7 @@ def test_without_a_gpu_it_says_what_to_do(
 
 
 @pytest.mark.usefixtures("scripts")
-def test_sheets_in_parts_are_the_dataset_again(tmp_path: Path) -> None:
+def test_packed_sheets_unpack_to_the_same_dataset_or_report_missing_parts(tmp_path: Path) -> None:
     sheets = module("sheets")
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (7_777, 4, 6, 3), dtype=np.uint8)
@@ -131,7 +131,7 @@ def test_sheets_in_parts_are_the_dataset_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
-def test_a_wheel_loses_its_large_files_alone(tmp_path: Path) -> None:
+def test_lighten_removes_only_large_files_from_a_wheel(tmp_path: Path) -> None:
     wheels = module("wheels")
     wheel = tmp_path / "some-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -167,7 +167,7 @@ def test_a_dataset_on_a_device_gives_the_same_batches() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("scripts")
 @pytest.mark.parametrize(("part", "where"), [("bench", "gpu_bench"), ("verdict", "gpu_parts")])
-def test_a_part_keeps_to_its_device(part: str, where: str, tmp_path: Path) -> None:
+def test_a_part_keeps_all_tensors_on_its_device(part: str, where: str, tmp_path: Path) -> None:
     with pretending():
         deadline = time.monotonic() + 3600
         job = module("gpu_job").Job(part, ELSEWHERE, tmp_path, deadline, small=True)

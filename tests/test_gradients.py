@@ -1,4 +1,4 @@
-"""Finite differences confirm the exact gradient; the default is that of the final forward alone."""
+"""The exact gradient against finite differences; the default is the stale gradient."""
 
 import copy
 import itertools
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dent import Dent, DentConfig, Status
 from tests.layer_toys import CLASSES, KINDS, make_batch, make_toy
 
-STEP = 1e-6  # Adam bends sharply where a gradient is small
+STEP = 1e-6  # small, because updates of Adam are strongly curved near a zero gradient
 
 
 def make(**values: Any) -> DentConfig:
@@ -22,12 +22,12 @@ def make(**values: Any) -> DentConfig:
 
 
 def smoothing(covariance: str) -> dict[str, Any]:
-    # Away from thirds, where the filter's radius jumps.
+    # Not near a multiple of 1/3, at which the radius of the filter jumps.
     return {"sigma": 0.6, "lr": 0.02, "covariance": covariance}
 
 
 def slope(forward: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> float:
-    """Derivative along a direction, by differences of fourth order."""
+    """Return the directional derivative by fourth-order finite differences."""
     with torch.no_grad():
         near = forward(x + STEP * direction) - forward(x - STEP * direction)
         far = forward(x + 2 * STEP * direction) - forward(x - 2 * STEP * direction)
@@ -76,19 +76,25 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize("config", CONFIGURATIONS, ids=str)
-def test_configurations(config: DentConfig) -> None:
+def test_exact_gradient_matches_finite_differences_for_every_configuration(
+    config: DentConfig,
+) -> None:
     check(make_toy("BatchNorm2d"), config, make_batch("BatchNorm2d", 3))
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers(kind: str, granularity: str) -> None:
+def test_exact_gradient_matches_finite_differences_for_every_kind_of_layer(
+    kind: str, granularity: str
+) -> None:
     check(make_toy(kind), make(granularity=granularity), make_batch(kind, 3))
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("kind", [kind for kind, chosen in KINDS.items() if chosen.mixes])
-def test_layers_with_test_statistics(kind: str, granularity: str) -> None:
+def test_exact_gradient_matches_finite_differences_with_test_statistics(
+    kind: str, granularity: str
+) -> None:
     config = make(granularity=granularity, statistics="test", optimizer="sgd", lr=0.5)
     check(make_toy(kind), config, make_batch(kind, 4))
 
@@ -109,7 +115,7 @@ class Attention(nn.Module):
 
 
 class MultiHead(nn.MultiheadAttention):
-    """Self-attention, with or without the weights that switch the fused kernels off."""
+    """Self-attention; asking for its weights disables the fused kernels."""
 
     def __init__(self, *, weights: bool) -> None:
         super().__init__(4, 2, batch_first=True)
@@ -142,7 +148,9 @@ def fused_attention() -> list[bool]:
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("mix", MIXES)
-def test_attention(mix: str, granularity: str) -> None:
+def test_exact_gradient_matches_finite_differences_for_attention(
+    mix: str, granularity: str
+) -> None:
     model = Attention(MIXES[mix]()).double()
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     before = fused_attention()
@@ -151,8 +159,8 @@ def test_attention(mix: str, granularity: str) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_the_default_gradient_is_that_of_the_final_forward(granularity: str) -> None:
-    """The oracle: a model that owns the adapted parameters."""
+def test_default_gradient_is_the_stale_gradient_of_the_final_forward(granularity: str) -> None:
+    """Oracle: a copy of the model with the adapted parameters."""
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
     defense = Dent(model, make(granularity=granularity))
     adaptation = defense.adapt(x)
@@ -168,7 +176,7 @@ def test_the_default_gradient_is_that_of_the_final_forward(granularity: str) -> 
     assert x.grad is None
 
 
-def test_nothing_but_the_input_gets_a_gradient() -> None:
+def test_only_the_input_gets_a_gradient() -> None:
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
     defense = Dent(model, make())
     defense.predict(x, defense.adapt(x, differentiable=True)).sum().backward()
@@ -177,8 +185,8 @@ def test_nothing_but_the_input_gets_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_the_gradient_through_a_discarded_step_is_that_of_no_step(granularity: str) -> None:
-    """Backward through what overflowed would be NaN, for the whole batch where it is batch-wise."""
+def test_gradient_with_a_discarded_step_is_that_of_the_static_model(granularity: str) -> None:
+    """The backward through an overflow would be NaN, for the whole batch if batch-wise."""
     config = make(granularity=granularity, optimizer="sgd", lr=1e308, reduction="sum")
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
     defense = Dent(model, config)
@@ -189,7 +197,7 @@ def test_the_gradient_through_a_discarded_step_is_that_of_no_step(granularity: s
     torch.testing.assert_close(found, expected)
 
 
-def test_rows_that_are_not_finite_leave_the_others_their_gradient() -> None:
+def test_a_non_finite_row_does_not_change_the_gradient_of_other_rows() -> None:
     defense = Dent(make_toy("BatchNorm2d"), make())
     x = make_batch("BatchNorm2d", 3)
     x[1, 0, 0, 0] = torch.nan

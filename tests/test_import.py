@@ -1,4 +1,4 @@
-"""`import dent` is lighter than importing torch, and its names load what they need."""
+"""`import dent` does not import torch; public names load their modules on first use."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ print(json.dumps([sorted(first), sorted(set(sys.modules) - torch_alone)]))
 """
 
 
-def test_import_loads_the_standard_library_and_a_name_torch_alone() -> None:
+def test_import_loads_only_the_standard_library_and_names_add_only_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=300
     )
@@ -32,7 +32,7 @@ def test_import_loads_the_standard_library_and_a_name_torch_alone() -> None:
     assert not strange
 
 
-def test_every_public_name_is_there_and_listed() -> None:
+def test_every_public_name_exists_and_is_listed() -> None:
     assert set(dent.__all__) <= set(dir(dent))
     for name in dent.__all__:
         assert getattr(dent, name) is not None
@@ -44,12 +44,12 @@ def test_every_public_name_is_there_and_listed() -> None:
     assert set(dent._WHERE) == set(dent.__all__) - {"__version__"}
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'dent' has no attribute 'Dnet'"):
         dent.Dnet  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_evaluation_and_its_settings_load_no_attack() -> None:
+def test_importing_the_evaluation_loads_no_attack() -> None:
     program = (
         "import json, sys, dent.evaluation; from dent.evaluation import EvaluationSpec, Settings; "
         "print(json.dumps(sorted(sys.modules)))"

@@ -1,4 +1,4 @@
-"""What records call the classes of this package stays the same, wherever the code is moved."""
+"""The names of classes in records stay the same when the code is moved."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ WRITTEN = [
     *(ROOT / "docs/paper").rglob("run.json"),
     *(ROOT / "docs/evaluation/results").glob("*.json"),
 ]
-# Written by hand: whatever records may hold since the first one was written.
+# Written by hand: every name that an existing record may contain.
 FROZEN = {
     "dent.attacks.adaptive.collateral.Collateral",
     "dent.attacks.adaptive.model_space.ModelSpace",
@@ -51,11 +51,11 @@ FROZEN = {
 
 
 class Stranger:
-    """A class of a user's own."""
+    """A class that a user defined."""
 
 
 def described(value: Any) -> Iterator[tuple[str, str]]:
-    """Every `kind`, and every `name` that is a path, in a record."""
+    """Yield every `kind`, and every `name` that is a path, in a record."""
     if isinstance(value, list):
         for item in value:
             yield from described(item)
@@ -66,13 +66,13 @@ def described(value: Any) -> Iterator[tuple[str, str]]:
             yield from described(item)
 
 
-def test_no_kind_is_removed_and_none_is_there_twice() -> None:
+def test_kinds_are_unique_and_none_was_removed() -> None:
     recorded = [kind.recorded for kind in KINDS]
     assert set(recorded) >= FROZEN
     assert len(recorded) == len(set(recorded)) == len({kind.name for kind in KINDS})
 
 
-def test_every_kind_in_the_records_here_is_in_the_table() -> None:
+def test_every_kind_in_the_records_of_the_repository_is_registered() -> None:
     assert len(WRITTEN) > 130
     found = {pair for path in WRITTEN for pair in described(json.loads(path.read_text())["spec"])}
     kinds = {text for key, text in found if key == "kind" and text.startswith("dent.")}
@@ -84,7 +84,7 @@ def test_every_kind_in_the_records_here_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_kind_is_a_class_that_is_recorded_so(kind: Kind) -> None:
+def test_every_kind_names_a_class_that_is_recorded_under_that_name(kind: Kind) -> None:
     cls = pkgutil.resolve_name(kind.where)
     assert kind.where == f"{cls.__module__}:{cls.__qualname__}"
     thing = cls.__new__(cls)
@@ -95,7 +95,7 @@ def test_every_kind_is_a_class_that_is_recorded_so(kind: Kind) -> None:
 
 @pytest.fixture
 def renamed() -> Iterator[None]:
-    """Some classes, as if another version had moved and renamed them."""
+    """Change some classes as if another version had moved and renamed them."""
     before = {cls: (cls.__module__, cls.__qualname__) for cls in (PGD, Dent, ResNet)}
     for cls in before:
         cls.__module__, cls.__qualname__ = "dent.elsewhere", "Renamed"
@@ -105,25 +105,25 @@ def renamed() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("renamed")
-def test_a_class_that_is_moved_and_renamed_is_recorded_as_before() -> None:
+def test_a_moved_and_renamed_class_keeps_its_recorded_name() -> None:
     assert kind_of(PGD()) == "dent.attacks.pgd.PGD"
     assert kind_of(Dent.__new__(Dent)) == "dent.defense.Dent"
     assert describe(ResNet(8, 1))["name"] == "dent.models.residual:ResNet"
 
 
-def test_a_class_of_the_users_own_is_recorded_by_its_path() -> None:
+def test_a_class_of_a_user_is_recorded_by_its_path() -> None:
     assert kind_of(Stranger()) == "tests.test_kinds.Stranger"
     assert path_of(Stranger()) == "tests.test_kinds:Stranger"
 
     class Nested(PGD):  # type: ignore[misc]
-        """Not the class that it is made of."""
+        """A subclass of a registered class, which is not registered itself."""
 
     assert kind_of(Nested()).startswith("tests.test_kinds.test_a_class")
     assert path_of(Nested()).startswith("tests.test_kinds:test_a_class")
 
 
 @pytest.mark.parametrize("base", [Attack, ReferenceDefense])
-def test_every_attack_and_defense_of_the_package_is_in_the_table(base: type) -> None:
+def test_every_attack_and_defense_of_the_package_is_registered(base: type) -> None:
     for module in pkgutil.walk_packages(dent.__path__, "dent."):
         if module.name.startswith(("dent.attacks", "dent.defenses")):
             importlib.import_module(module.name)
@@ -134,7 +134,7 @@ def test_every_attack_and_defense_of_the_package_is_in_the_table(base: type) -> 
 
 
 def subclasses(base: Any) -> Iterator[Any]:
-    """All classes below one."""
+    """Yield all direct and indirect subclasses."""
     for cls in base.__subclasses__():
         yield cls
         yield from subclasses(cls)

@@ -1,4 +1,4 @@
-"""Where servers of this package listen, and what they are called."""
+"""Addresses and host names of the servers of the package."""
 
 import socket
 
@@ -8,7 +8,7 @@ from dent import ConfigError
 from dent.support import listening
 
 
-def test_a_free_port_is_taken_and_a_taken_one_refused() -> None:
+def test_a_free_port_is_chosen_and_a_port_in_use_is_refused() -> None:
     with listening.listen("127.0.0.1", 0) as listener:
         host, port = listener.getsockname()
         assert port > 0
@@ -24,7 +24,7 @@ def test_a_free_port_is_taken_and_a_taken_one_refused() -> None:
         ("::1", socket.AF_INET6, "http://[::1]:80"),
     ],
 )
-def test_addresses_of_either_kind(
+def test_ipv4_and_ipv6_hosts_get_the_right_socket_family_and_url(
     host: str, family: socket.AddressFamily, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
@@ -49,7 +49,7 @@ def test_addresses_of_either_kind(
         ("myhost", (), "evil.example", True),
     ],
 )
-def test_a_server_of_this_machine_alone_answers_to_no_other_name(
+def test_a_loopback_server_permits_only_local_or_allowed_host_headers(
     host: str, allowed: tuple[str, ...], header: str, permitted: bool
 ) -> None:
     hosts = listening.Hosts(host, allowed)

@@ -1,4 +1,4 @@
-"""Normalizations that are not adapted are said to be, and can be registered."""
+"""Normalization layers that cannot be adapted are reported, and can be registered."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def _net(first: nn.Module, last: nn.Module | None = None) -> nn.Sequential:
 
 
 def _trained(layer: Any) -> Any:
-    """Give a layer a scale, shift and statistics that are not those of the start."""
+    """Give a layer a scale, shift and statistics other than the initial ones."""
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, value in (*layer.named_parameters(), *layer.named_buffers()):
@@ -60,7 +60,7 @@ def _trained(layer: Any) -> Any:
 
 
 class _LayerNorm(nn.Module):
-    """As many write their own: by arithmetic."""
+    """A handwritten LayerNorm, computed by tensor arithmetic."""
 
     def __init__(self, features: int = 8) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _LayerNorm(nn.Module):
 
 
 class _OnePlus(nn.Module):
-    """Keeps its scale less 1, which is not what was registered."""
+    """Stores its scale minus 1, which is not what `register_norm` assumes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,9 @@ class _OnePlus(nn.Module):
         (_LayerNorm, r"1 _LayerNorm \(first '1'\)"),
     ],
 )
-def test_lookalikes_are_named(layer: Callable[[], nn.Module], said: str) -> None:
+def test_unadapted_normalization_layers_are_named_in_warnings_and_errors(
+    layer: Callable[[], nn.Module], said: str
+) -> None:
     with pytest.warns(UnadaptedLayersWarning, match=rf"{said}.*dent\.register_norm"):
         Dent(_net(layer(), nn.LayerNorm(8)), STEPS)
     with pytest.raises(UnsupportedModelError, match=rf"{said}.*dent\.register_norm"):
@@ -99,21 +101,21 @@ def test_lookalikes_are_named(layer: Callable[[], nn.Module], said: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_a_scripted_normalization_is_named() -> None:
+def test_a_scripted_normalization_layer_is_named_in_a_warning() -> None:
     scripted: Any = torch.jit.script(nn.BatchNorm2d(8).eval())
     with pytest.warns(UnadaptedLayersWarning, match="1 scripted BatchNorm2d"):
         Dent(_net(scripted, nn.LayerNorm(8)), STEPS)
 
 
 @pytest.mark.parametrize("hold", [lambda it: [it], lambda it: {"a": (it,)}])
-def test_normalizations_that_pytorch_does_not_see_are_named(
+def test_normalization_layers_in_plain_containers_are_named_in_a_warning(
     hold: Callable[[nn.Module], object],
 ) -> None:
     model = _net(nn.BatchNorm2d(8))
     model.aside = hold(nn.Sequential(nn.BatchNorm2d(3)))  # type: ignore[assignment]
     with pytest.warns(UnadaptedLayersWarning, match=r"1 normalization layer \(first in 'aside'"):
         Dent(model, STEPS)
-    model.aside = [model[1]]  # type: ignore[assignment] # and known by another name
+    model.aside = [model[1]]  # type: ignore[assignment] # already a registered submodule
     Dent(model, STEPS)
 
 
@@ -135,19 +137,21 @@ class _NormedLinear(nn.Module):
         return nn.functional.normalize(x) @ nn.functional.normalize(self.weight)
 
 
-def test_what_merely_has_such_a_name_is_not_bothered() -> None:
+def test_layers_that_only_resemble_normalization_cause_no_warning() -> None:
     model = _net(nn.BatchNorm2d(8), _PreNorm())
     Dent(nn.Sequential(Normalize((0.5,) * 3, (0.2,) * 3), model).eval(), STEPS)
     Dent(_net(nn.BatchNorm2d(8), _NormedLinear()), STEPS)
     Dent(_net(nn.LocalResponseNorm(2), nn.LayerNorm(8)), STEPS)
     Dent(_net(nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), nn.LayerNorm(8)), STEPS)
-    # Nothing is said of layers where none are to be adapted.
+    # No warning if no layer is to be adapted.
     smooth = DentConfig(steps=1, adapt_affine=False, smoothing=SmoothingConfig(sigma=0.5))
     Dent(_net(FrozenBatchNorm2d(8)), smooth)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_registered_batch_norm_adapts_as_pytorchs_own(config: DentConfig, x: Tensor) -> None:
+def test_a_registered_batch_norm_adapts_like_the_one_of_pytorch(
+    config: DentConfig, x: Tensor
+) -> None:
     register_norm(FrozenBatchNorm2d)
     frozen, plain = _net(_trained(FrozenBatchNorm2d(8))), _net(_trained(nn.BatchNorm2d(8)))
     for name, value in frozen[1].named_buffers():
@@ -165,7 +169,7 @@ def test_a_registered_batch_norm_adapts_as_pytorchs_own(config: DentConfig, x: T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_registered_layer_norm_adapts_as_pytorchs_own(
+def test_a_registered_layer_norm_adapts_like_the_one_of_pytorch(
     config: DentConfig, dtype: torch.dtype, x: Tensor
 ) -> None:
     register_norm(_LayerNorm, scale="gamma", shift="beta", channels="last")
@@ -180,16 +184,16 @@ def test_a_registered_layer_norm_adapts_as_pytorchs_own(
     assert set(Dent(mine, config).adapt(x.to(dtype)).parameters) == {"6.gamma", "6.beta"}
 
 
-def test_a_kind_that_computes_something_else_is_refused(x: Tensor) -> None:
+def test_a_registered_layer_with_other_arithmetic_is_refused_sample_wise(x: Tensor) -> None:
     register_norm(_OnePlus, shift=None, channels="last")
     model = _net(nn.BatchNorm2d(8), _OnePlus())
     with pytest.raises(UnsupportedModelError, match=r"answers otherwise.*_OnePlus.*register_norm"):
         Dent(model, CONFIGS[1])(x)
-    found = Dent(model, STEPS).adapt(x)  # batch-wise, the layer does its own arithmetic
+    found = Dent(model, STEPS).adapt(x)  # batch-wise, the layer uses its own arithmetic
     assert not torch.equal(found.parameters["6.weight"], model[6].weight)
 
 
-def test_test_statistics_of_a_registered_kind_are_refused() -> None:
+def test_test_statistics_are_refused_for_a_registered_layer() -> None:
     register_norm(FrozenBatchNorm2d)
     with pytest.raises(UnsupportedModelError, match="statistics='train'"):
         Dent(_net(FrozenBatchNorm2d(8)), replace(STEPS, statistics="test"))
@@ -205,6 +209,6 @@ def test_test_statistics_of_a_registered_kind_are_refused() -> None:
         (FrozenBatchNorm2d, {"scale": None, "shift": None}, "nothing to adapt"),
     ],
 )
-def test_what_cannot_be_registered_is_refused(given: Any, named: dict[str, Any], said: str) -> None:
+def test_invalid_registrations_are_refused(given: Any, named: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         register_norm(given, **named)

@@ -1,4 +1,4 @@
-"""The core step against slow implementations: real modules, and every sample adapted alone."""
+"""Adaptation against slow oracles: real modules, and each sample adapted separately."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ IMAGES = tuple(name for name, kind in KINDS.items() if kind.dims == 2 and not ki
 
 @st.composite
 def settings_for(draw: st.DrawFn, kind: str) -> dict[str, Any]:
-    """Everything but granularity, statistics and the objective's coupling."""
+    """Draw all settings except granularity, statistics, objective and reduction."""
     optimizer = draw(st.sampled_from(["adam", "adamod", "sgd"]))
     smoothing = None
     if kind in IMAGES and draw(st.booleans()):
@@ -124,7 +124,7 @@ def test_sample_wise_equals_each_sample_alone(
 
 
 def mixture() -> nn.Module:
-    """Layers with and without scale and shift beside each other, one shared by two places."""
+    """Return a model of layers with and without scale and shift, one of them used twice."""
     shared = nn.BatchNorm2d(CHANNELS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -150,7 +150,9 @@ def mixture() -> nn.Module:
 @pytest.mark.parametrize(
     ("granularity", "statistics"), [("batch", "train"), ("batch", "test"), ("sample", "train")]
 )
-def test_layers_of_many_kinds_in_one_model(granularity: Any, statistics: Any) -> None:
+def test_a_model_with_many_kinds_of_layers_equals_real_modules(
+    granularity: Any, statistics: Any
+) -> None:
     config = DentConfig(steps=3, lr=0.05, granularity=granularity, statistics=statistics)
     model, x = mixture(), make_batch("BatchNorm2d", 4)
     names = {"2.weight", "2.bias", "5.weight", "5.bias", "11.weight"}
@@ -159,8 +161,8 @@ def test_layers_of_many_kinds_in_one_model(granularity: Any, statistics: Any) ->
 
 
 @pytest.mark.parametrize("kind", ["BatchNorm2d", "InstanceNorm2d-running"])
-def test_sample_wise_with_test_statistics_shares_them(kind: str) -> None:
-    """Equal parameters for all samples are the batch-wise defense: without a step, the same."""
+def test_sample_wise_adaptation_shares_the_test_statistics(kind: str) -> None:
+    """Without steps, it equals the batch-wise defense."""
     model, x = make_toy(kind), make_batch(kind, 4)
     one, each = (
         Dent(model, DentConfig(steps=0, statistics="test", granularity=g))
@@ -178,7 +180,7 @@ def test_float32_agrees_with_real_modules(tiny_cnn: nn.Module, images: Tensor) -
         assert_same(Dent(tiny_cnn, config), images, expected, 1e-4)
 
 
-def test_without_a_step_the_trained_parameters_serve() -> None:
+def test_adaptation_without_steps_has_the_trained_parameters() -> None:
     model, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3)
     found = Dent(model, DentConfig(steps=0)).adapt(x)
     trained = dict(model.named_parameters())
@@ -201,7 +203,7 @@ def test_flatten_and_unflatten_undo_each_other(shapes: list[list[int]], samples:
     assert unflatten(None, trained) == {}
 
 
-def test_parameters_are_updated_in_at_least_float32() -> None:
+def test_flatten_returns_at_least_float32() -> None:
     half = {"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(1, dtype=torch.float16)}
     assert flatten(half).dtype == torch.float32
     assert flatten({**half, "c": torch.ones(1, dtype=torch.float64)}).dtype == torch.float64

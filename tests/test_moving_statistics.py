@@ -1,4 +1,4 @@
-"""Moving statistics against the paper's Listing 1, written out with torch's own train mode."""
+"""Moving statistics against the paper's Listing 1, implemented with torch's train mode."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def images(count: int = 8) -> Tensor:
 
 
 def listing_1(model: nn.Sequential, x: Tensor, steps: int, lr: float) -> tuple[Tensor, nn.Module]:
-    """The paper's Listing 1, on a copy: logits, and the adapted copy."""
+    """Oracle: the paper's Listing 1 on a copy; return the logits and the adapted copy."""
     model = copy.deepcopy(model)
     layers = [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
     parameters = [p for layer in layers for p in layer.parameters()]
@@ -66,7 +66,7 @@ def config(steps: int = 4, **changes: Any) -> DentConfig:
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("changes", [{}, {"momentum": None}, {"momentum": 0.3}, {"affine": False}])
-def test_it_is_listing_1(steps: int, changes: dict[str, Any]) -> None:
+def test_moving_statistics_equal_the_papers_listing_1(steps: int, changes: dict[str, Any]) -> None:
     model, x = make_model(**changes), images()
     expected, adapted = listing_1(model, x, steps, 0.05)
     defense = Dent(model, config(steps))
@@ -83,7 +83,7 @@ def test_it_is_listing_1(steps: int, changes: dict[str, Any]) -> None:
         assert not torch.allclose(Dent(model, alternative)(x), expected)
 
 
-def test_nothing_stays_behind() -> None:
+def test_a_batch_changes_neither_the_model_nor_later_results() -> None:
     model, x = make_model(), images()
     before = copy.deepcopy(model.state_dict())
     defense = Dent(model, config())
@@ -95,7 +95,7 @@ def test_nothing_stays_behind() -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_without_steps_nothing_moves() -> None:
+def test_without_steps_the_defense_is_the_static_model() -> None:
     model, x = make_model(), images()
     defense = Dent(model, config(0))
     torch.testing.assert_close(defense(x), model(x))
@@ -110,7 +110,7 @@ def by_differences(answer: Callable[[Tensor], Tensor], x: Tensor, along: Tensor)
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
 @pytest.mark.parametrize("how", [{}, {"checkpointed": True}])
-def test_the_exact_gradient_passes_through_the_moved_statistics(
+def test_exact_gradient_includes_the_moving_statistics(
     granularity: Any, how: dict[str, Any]
 ) -> None:
     model, x = make_model(), images(4)
@@ -132,7 +132,7 @@ def test_the_exact_gradient_passes_through_the_moved_statistics(
     assert not torch.allclose(constant, gradient, rtol=1e-3)
 
 
-def test_one_set_of_scales_per_sample_shares_the_statistics() -> None:
+def test_sample_wise_parameters_share_the_moving_statistics() -> None:
     model, x = make_model(), images()
     adaptation = Dent(model, config(granularity="sample", reduction="sum")).adapt(x)
     assert adaptation.parameters["1.weight"].shape == (8, 6)
@@ -140,7 +140,7 @@ def test_one_set_of_scales_per_sample_shares_the_statistics() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_a_batch_that_turns_non_finite_goes_back_to_its_start(granularity: Any) -> None:
+def test_a_batch_that_overflows_gets_the_logits_of_the_static_model(granularity: Any) -> None:
     model, x = make_model(), images()
     x[2] = 1.7e308
     x[2, :, ::2] *= -1
@@ -151,7 +151,7 @@ def test_a_batch_that_turns_non_finite_goes_back_to_its_start(granularity: Any) 
     torch.testing.assert_close(defense.predict(x, adaptation)[others], model(x)[others])
 
 
-def test_statistics_of_a_step_that_is_taken_back_do_not_move() -> None:
+def test_a_reverted_step_does_not_move_the_statistics() -> None:
     model, x = make_model(), images()
     x = 100 * x  # so that a gradient is above 1
     overflowing = {"steps": 1, "lr": 1.7e308, "optimizer": "sgd", "reduction": "sum"}
@@ -161,7 +161,7 @@ def test_statistics_of_a_step_that_is_taken_back_do_not_move() -> None:
     torch.testing.assert_close(defense.predict(x, adaptation), model(x))
 
 
-def test_a_bad_row_is_left_out_of_the_statistics() -> None:
+def test_a_non_finite_row_does_not_affect_the_statistics() -> None:
     model, x = make_model(), images()
     bad = x.clone()
     bad[2, 0, 0, 0] = torch.nan
@@ -171,13 +171,13 @@ def test_a_bad_row_is_left_out_of_the_statistics() -> None:
 
 
 @pytest.mark.parametrize("beside", ["views", "last_layers"])
-def test_what_it_does_not_go_with_is_refused(beside: str) -> None:
+def test_moving_statistics_with_views_or_last_layers_are_refused(beside: str) -> None:
     value = {"count": 2} if beside == "views" else 1
     with pytest.raises(ConfigError, match=f"{beside} is set"):
         DentConfig.from_dict({"statistics": "moving", beside: value})
 
 
-def test_layers_that_cannot_move_are_refused() -> None:
+def test_layers_other_than_batch_norm_with_running_statistics_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="BatchNorm alone"):
         Dent(nn.Sequential(nn.InstanceNorm1d(3, affine=True, track_running_stats=True)), config())
     without = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
@@ -186,14 +186,14 @@ def test_layers_that_cannot_move_are_refused() -> None:
 
 
 class Activated(nn.BatchNorm2d):
-    """Does more than normalize, as timm's BatchNormAct2d does."""
+    """Applies an activation after normalizing, as timm's BatchNormAct2d does."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return super().forward(input).tanh()
 
 
 class Handmade(nn.BatchNorm2d):
-    """Normalizes by its own arithmetic."""
+    """Normalizes by its own tensor arithmetic."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         shape = (1, -1, 1, 1)
@@ -202,7 +202,7 @@ class Handmade(nn.BatchNorm2d):
 
 
 def replaced(kind: type[nn.BatchNorm2d]) -> nn.Sequential:
-    """The model with layers of another kind, and without its activations."""
+    """Return the model with layers of that kind and without its activations."""
     model = make_model()
     for index in (1, 4):
         layer = kind(model[index].num_features)
@@ -211,14 +211,14 @@ def replaced(kind: type[nn.BatchNorm2d]) -> nn.Sequential:
     return model.eval()
 
 
-def test_what_a_subclass_does_after_normalizing_stays() -> None:
+def test_operations_of_a_subclass_after_normalizing_are_kept() -> None:
     for steps in (1, 3):
         expected, _ = listing_1(replaced(Activated), images(), steps, 0.05)
         config = DentConfig(steps=steps, lr=0.05, statistics="moving")
         torch.testing.assert_close(Dent(replaced(Activated), config)(images()), expected)
 
 
-def test_a_layer_with_its_own_arithmetic_is_refused() -> None:
+def test_a_batch_norm_subclass_with_its_own_arithmetic_is_refused() -> None:
     defense = Dent(replaced(Handmade), DentConfig(steps=1, lr=0.05, statistics="moving"))
     with pytest.raises(UnsupportedModelError, match=r"The layer 1 \(Handmade\) does not call"):
         defense(images())

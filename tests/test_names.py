@@ -1,4 +1,4 @@
-"""The names that are answered without torch are those that the registries have."""
+"""The lists of names that need no torch import agree with the registries."""
 
 from importlib.metadata import version
 
@@ -15,7 +15,7 @@ from dent.support.suggest import closest
 from tools import tabulate_catalogues
 
 
-def test_the_lists_are_those_of_the_registries() -> None:
+def test_name_lists_equal_those_of_the_registries() -> None:
     assert attacks.names() == names.ATTACKS
     assert reference.names() == names.DEFENSES
     assert data.names() == names.DATASETS
@@ -27,14 +27,14 @@ def test_the_lists_are_those_of_the_registries() -> None:
     assert models.names("robustbench") == names.catalogue("robustbench")
 
 
-def test_the_table_of_torchvision_is_what_is_installed() -> None:
+def test_torchvision_table_matches_the_installed_release() -> None:
     listed = names.catalogue("torchvision")
     assert set(models.names("torchvision")) == set(listed)
     release = tabulate_catalogues.tabulate_torchvision()["version"]
     assert version("torchvision").startswith(f"{release}.")
 
 
-def test_the_table_of_timm_is_what_is_installed() -> None:
+def test_timm_table_matches_the_installed_release() -> None:
     pytest.importorskip("timm")
     made = tabulate_catalogues.tabulate_timm()
     known = names._table("timm")
@@ -58,7 +58,7 @@ def test_the_table_of_timm_is_what_is_installed() -> None:
         "mine:model",
     ],
 )
-def test_no_known_model_is_refused(name: str) -> None:
+def test_known_model_names_are_accepted(name: str) -> None:
     names.check_model(name)
 
 
@@ -78,18 +78,20 @@ def test_no_known_model_is_refused(name: str) -> None:
         "robustbench",
     ],
 )
-def test_an_unknown_model_gets_the_answer_of_the_registry(name: str) -> None:
+def test_an_unknown_model_gets_the_same_error_as_from_the_registry(name: str) -> None:
     with pytest.raises(UnknownNameError) as early:
         names.check_model(name)
     with pytest.raises(UnknownNameError) as registry:
         models.load(name)
-    # The registry knows the patch release of torchvision, the table the release.
+    # The registry names the patch release of torchvision; the table has only the release.
     exact = f"torchvision {version('torchvision').partition('+')[0]}"
     release = f"torchvision {names._table('torchvision')['version']}"
     assert str(early.value) == str(registry.value).replace(exact, release)
 
 
-def test_what_a_newer_release_may_have_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_timm_and_torchvision_names_pass_if_a_newer_release_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(names, "version", lambda _: "99.0.0")
     names.check_model("timm/brand_new")
     names.check_model("torchvision/brand_new")
@@ -98,12 +100,12 @@ def test_what_a_newer_release_may_have_is_left_to_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["imagenet-r232-c224", "imagefolder-c32", "cifar10-c/fog/3"])
-def test_what_follows_the_name_of_a_dataset_is_left_to_the_registry(name: str) -> None:
+def test_dataset_names_with_options_are_accepted_without_checking_the_options(name: str) -> None:
     names.check_dataset(name)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10-samples", "imagenett", "fog/3", ""])
-def test_an_unknown_dataset_gets_the_answer_of_the_registry(name: str) -> None:
+def test_an_unknown_dataset_gets_the_same_error_as_from_the_registry(name: str) -> None:
     with pytest.raises(UnknownNameError) as early:
         names.check_dataset(name)
     with pytest.raises(UnknownNameError) as registry:

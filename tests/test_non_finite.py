@@ -1,4 +1,4 @@
-"""What is not finite is reported by sample and never passes for a prediction."""
+"""Non-finite values are reported per sample and never count as a prediction."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def _overflowing(config: DentConfig) -> DentConfig:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("config", [*CONFIGS, pytest.param(STATISTICS_ONLY, id="statistics-only")])
-def test_non_finite_rows_touch_no_other_row(
+def test_non_finite_rows_do_not_affect_other_rows(
     config: DentConfig, bad: float, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     x[1, 0, 2, 3] = bad
@@ -42,7 +42,7 @@ def test_non_finite_rows_touch_no_other_row(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_batch_of_nothing_but_nan_gives_nan(
+def test_a_batch_of_only_nan_gives_nan_logits(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     defense = Dent(tiny_cnn, config)
@@ -55,7 +55,7 @@ def test_a_batch_of_nothing_but_nan_gives_nan(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_rows_whose_logits_overflow_are_nan_throughout(
+def test_rows_with_plus_infinity_or_only_minus_infinity_become_nan(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     class Overflowing(Around):
@@ -66,7 +66,7 @@ def test_rows_whose_logits_overflow_are_nan_throughout(
             offset[4] = -torch.inf
             return logits + offset
 
-    # Minus infinity is how a model rules a class out; plus infinity would win every argmax.
+    # A model masks a class with minus infinity; plus infinity would win every argmax.
     logits = Dent(Overflowing(tiny_cnn), replace(config, steps=0))(x)
     assert logits[1].isnan().all()
     assert logits[4].isnan().all()
@@ -75,7 +75,7 @@ def test_rows_whose_logits_overflow_are_nan_throughout(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_steps_that_overflow_are_served_as_if_there_were_none(
+def test_steps_that_overflow_give_the_logits_without_steps(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     config = _overflowing(config)
@@ -96,7 +96,7 @@ def test_steps_that_overflow_are_served_as_if_there_were_none(
     ("dtype", "huge"), [(torch.float32, 3e38), (torch.float16, 6e4)], ids=["float32", "float16"]
 )
 @pytest.mark.parametrize("config", CONFIGS)
-def test_one_sample_that_overflows_is_blamed(
+def test_only_the_overflowing_sample_has_status_step_non_finite(
     config: DentConfig, dtype: torch.dtype, huge: float, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     tiny_cnn, x = tiny_cnn.to(dtype), x.to(dtype)
@@ -123,7 +123,7 @@ def test_one_sample_that_overflows_is_blamed(
 
 
 class _Steep(nn.Module):
-    """One norm layer before logits, which are certain, and so have no gradient, where x is 1."""
+    """A norm layer whose logits are saturated, without a gradient, if the first pixel is 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ ENORMOUS = replace(ALONE, lr=1e308)
 
 def test_sample_wise_only_the_sample_whose_step_overflows_is_reverted() -> None:
     x = torch.tensor([[1.0, 0.0], [0.3, 0.2], [1.0, 0.5]], dtype=torch.float64)
-    config = replace(ENORMOUS, steps=10)  # which the momentum of the one adds up to infinity
+    config = replace(ENORMOUS, steps=10)  # enough for momentum to overflow for one sample
     defense = Dent(_Steep().double(), config)
     adaptation = defense.adapt(x)
     wrong = Status.STEP_NON_FINITE
@@ -149,7 +149,7 @@ def test_sample_wise_only_the_sample_whose_step_overflows_is_reverted() -> None:
     assert logits.isfinite().all()
 
 
-def test_batch_wise_a_step_that_overflows_is_every_samples() -> None:
+def test_batch_wise_an_overflowing_step_marks_and_reverts_every_sample() -> None:
     x = torch.tensor([[0.3, 0.2]] * 12 + [[1.0, 0.0]], dtype=torch.float64)
     config = replace(ENORMOUS, steps=1, granularity="batch")
     adaptation = Dent(_Steep().double(), config).adapt(x)
@@ -159,7 +159,7 @@ def test_batch_wise_a_step_that_overflows_is_every_samples() -> None:
 
 
 def test_an_overflow_after_some_steps_returns_to_the_trained_parameters() -> None:
-    """Not to the last finite ones: what is served is as if no step had been taken."""
+    """It does not return to the last finite ones: the logits are as if there were no steps."""
 
     class Cliff(nn.Module):
         def __init__(self) -> None:
@@ -180,7 +180,7 @@ def test_an_overflow_after_some_steps_returns_to_the_trained_parameters() -> Non
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_class_that_the_model_rules_out_does_not_stop_adaptation(
+def test_a_masked_class_does_not_prevent_adaptation(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     class Masked(Around):
@@ -196,7 +196,7 @@ def test_a_class_that_the_model_rules_out_does_not_stop_adaptation(
     assert logits[:, :3].isfinite().all()
 
 
-def test_nothing_but_nan_where_batch_statistics_need_more_than_one_row() -> None:
+def test_a_batch_of_only_nan_under_test_statistics_gives_nan_logits() -> None:
     layer = nn.BatchNorm1d(4, track_running_stats=False)
     defense = Dent(nn.Sequential(layer, nn.Linear(4, 3)), replace(TEST, smoothing=None))
     logits = defense(torch.full((5, 4), torch.nan))
@@ -204,7 +204,7 @@ def test_nothing_but_nan_where_batch_statistics_need_more_than_one_row() -> None
     assert logits.isnan().all()
 
 
-def test_the_status_says_what_its_number_means() -> None:
+def test_status_names_have_fixed_numbers() -> None:
     assert [status.value for status in Status] == [0, 1, 2, 3]
     names = ["ADAPTED", "INPUT_NON_FINITE", "STEP_NON_FINITE", "REVERTED"]
     assert [status.name for status in Status] == names
@@ -212,7 +212,7 @@ def test_the_status_says_what_its_number_means() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(6, 3, 4, 4), (6, 37), (6, 2, 2, 2, 2)])
-def test_a_look_at_a_batch_tells_finite_rows_and_their_range(
+def test_finite_rows_returns_the_finite_rows_and_their_pixel_range(
     dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     clean = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -1,4 +1,4 @@
-"""Every kind of normalization layer, run with parameters and statistics that are not its own."""
+"""Every kind of normalization layer, run with other parameters and statistics than its own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +41,8 @@ def give(layer: nn.Module, parameters: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 99))
-def test_every_row_is_served_by_its_own_parameters(kind: str, statistics: str, seed: int) -> None:
-    """The oracle: the layer itself, as often as there are rows, each time with one row's."""
+def test_every_row_uses_its_own_parameters(kind: str, statistics: str, seed: int) -> None:
+    """Oracle: for each row, the layer itself with the parameters of that row."""
     generator = torch.Generator().manual_seed(seed)
     x = layer_input(kind, 3)
     rows = {
@@ -62,7 +62,7 @@ def test_every_row_is_served_by_its_own_parameters(kind: str, statistics: str, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_row_serves_all(kind: str) -> None:
+def test_one_set_of_parameters_applies_to_all_rows(kind: str) -> None:
     x, layer = layer_input(kind, 3), make_layer(kind)
     expected = layer(x)
     give(layer, {n: Affine(v.detach()[None]) for n, v in list(affine_attributes(layer))})
@@ -71,7 +71,7 @@ def test_one_row_serves_all(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), KIND_AND_HALF)
 def test_half_precision_layers_take_float32_parameters(kind: str, dtype: torch.dtype) -> None:
-    """And round once, at the end: at least as near to the exact result as the layer itself."""
+    """They round once, at the end: the error is at most about twice that of the layer."""
     x, layer = layer_input(kind, 3).to(dtype), make_layer(kind).to(dtype)
     exact, own = make_layer(kind).to(dtype).double()(x.double()), layer(x)
     give(layer, {n: Affine(v.detach().float()[None]) for n, v in list(affine_attributes(layer))})
@@ -81,7 +81,7 @@ def test_half_precision_layers_take_float32_parameters(kind: str, dtype: torch.d
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_test_statistics_are_those_of_training_mode(kind: str) -> None:
+def test_test_statistics_give_the_output_of_training_mode(kind: str) -> None:
     x, layer = layer_input(kind, 4), make_layer(kind)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     static = layer(x)
@@ -93,19 +93,19 @@ def test_test_statistics_are_those_of_training_mode(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_norm_layers_are_found_by_name_once(kind: str) -> None:
+def test_norm_layers_yields_each_layer_once_by_name(kind: str) -> None:
     model = make_toy(kind)
     model.append(nn.Sequential(model[1]))
     assert [name for name, _ in norm_layers(model)] == ["1", "4"]
     assert [name for name, _ in norm_layers(model[1])] == [""]
 
 
-def test_layers_of_other_kinds_are_not() -> None:
+def test_norm_layers_skips_layers_of_other_kinds() -> None:
     model = nn.Sequential(nn.LocalResponseNorm(2), nn.Linear(2, 2), nn.Dropout(), nn.PReLU())
     assert list(norm_layers(model)) == []
 
 
-def test_absent_scale_and_shift_are_left_out() -> None:
+def test_affine_attributes_omits_missing_scale_and_shift() -> None:
     assert list(affine_attributes(nn.BatchNorm2d(3, affine=False))) == []
     assert [name for name, _ in affine_attributes(nn.LayerNorm(3, bias=False))] == ["weight"]
     assert [name for name, _ in affine_attributes(nn.RMSNorm(3))] == ["weight"]
@@ -126,7 +126,7 @@ def test_parameters_that_a_hook_overwrites_are_refused() -> None:
         Dent(model, SAMPLE)
 
 
-def test_parametrization_elsewhere_does_not_matter() -> None:
+def test_parametrization_of_other_layers_is_accepted() -> None:
     model = make_toy("BatchNorm2d")
     nn.utils.parametrizations.spectral_norm(model[0])
     x = make_batch("BatchNorm2d", 3)
@@ -158,7 +158,7 @@ def test_sequence_first_is_refused_sample_wise_and_works_batch_wise() -> None:
 
 
 class OwnArithmetic(nn.LayerNorm):
-    """Applies its scale by itself."""
+    """Applies its scale and shift by tensor arithmetic."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return F.layer_norm(input, self.normalized_shape) * self.weight + self.bias
@@ -184,7 +184,7 @@ USES: dict[str, Callable[[nn.LayerNorm], Any]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_whatever_else_a_layer_does_with_its_parameters_is_refused_sample_wise(use: str) -> None:
+def test_other_uses_of_scale_or_shift_are_refused_sample_wise_and_work_batch_wise(use: str) -> None:
     class Uses(nn.LayerNorm):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002
             USES[use](self)
@@ -196,7 +196,7 @@ def test_whatever_else_a_layer_does_with_its_parameters_is_refused_sample_wise(u
     assert Dent(model, DentConfig(steps=2))(x).shape == (5, 3)
 
 
-def test_a_layer_may_normalize_over_its_parameters_shape() -> None:
+def test_a_layer_may_read_the_shape_of_its_parameters() -> None:
     class Shaped(nn.LayerNorm):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002
             return F.layer_norm(input, self.weight.shape, self.weight, self.bias, self.eps)
@@ -207,7 +207,7 @@ def test_a_layer_may_normalize_over_its_parameters_shape() -> None:
 
 
 class Cautious(nn.LayerNorm):
-    """Casts its input to its parameters' type and device first."""
+    """Casts its input to the dtype and device of its parameters first."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         cast = input.to(device=self.weight.device, dtype=self.weight.dtype)
@@ -215,7 +215,7 @@ class Cautious(nn.LayerNorm):
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_a_layer_may_ask_for_its_parameters_type_and_device(granularity: Any) -> None:
+def test_a_layer_may_read_the_dtype_and_device_of_its_parameters(granularity: Any) -> None:
     model = nn.Sequential(Cautious(4), nn.Linear(4, 3)).to(torch.bfloat16)
     config = DentConfig(steps=2, granularity=granularity)
     assert Dent(model, config)(torch.randn(5, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16

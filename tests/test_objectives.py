@@ -1,4 +1,4 @@
-"""Objectives against SciPy, closed forms, and finite differences of themselves."""
+"""Objectives against SciPy and closed forms."""
 
 import math
 from typing import Literal
@@ -23,32 +23,32 @@ def logits(draw: st.DrawFn) -> Tensor:
 
 
 @given(logits())
-def test_entropy_is_scipys(values: Tensor) -> None:
+def test_entropy_equals_that_of_scipy(values: Tensor) -> None:
     expected = torch.from_numpy(scipy.stats.entropy(values.softmax(1).numpy(), axis=1))
     torch.testing.assert_close(entropy(values), expected, atol=1e-12, rtol=1e-12)
 
 
 @given(logits())
-def test_entropy_lies_between_zero_and_the_logarithm_of_the_classes(values: Tensor) -> None:
+def test_entropy_is_between_zero_and_the_logarithm_of_the_number_of_classes(values: Tensor) -> None:
     found = entropy(values)
     assert (found >= 0).all()
     assert (found <= math.log(values.shape[1]) + 1e-12).all()
     assert torch.equal(entropy(torch.zeros_like(values)).exp().round(), found * 0 + values.shape[1])
 
 
-def test_entropy_in_closed_form() -> None:
+def test_entropy_of_two_classes_equals_the_closed_form() -> None:
     odds = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
     expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert entropy(odds[None]).item() == pytest.approx(expected, abs=1e-15)
 
 
 @given(logits(), st.floats(-50, 50))
-def test_entropy_does_not_see_a_common_shift(values: Tensor, shift: float) -> None:
+def test_entropy_is_invariant_to_a_common_shift_of_the_logits(values: Tensor, shift: float) -> None:
     torch.testing.assert_close(entropy(values + shift), entropy(values), atol=1e-9, rtol=1e-9)
 
 
 @given(logits())
-def test_information_maximization_is_published_formula(values: Tensor) -> None:
+def test_information_maximization_equals_the_published_formula(values: Tensor) -> None:
     p = values.softmax(1).numpy()
 
     def published(q: float) -> float:
@@ -65,7 +65,7 @@ def test_information_maximization_is_published_formula(values: Tensor) -> None:
 
 
 @given(logits())
-def test_information_maximization_of_one_sample_is_exactly_zero_and_flat(values: Tensor) -> None:
+def test_information_maximization_of_one_sample_is_zero_with_zero_gradient(values: Tensor) -> None:
     for dtype in (torch.float32, torch.float64):
         alone = values[:1].to(dtype).requires_grad_()
         value = information_maximization(alone)
@@ -83,7 +83,7 @@ def test_information_maximization_prefers_predictions_that_differ() -> None:
 
 
 @pytest.mark.parametrize("objective", ["entropy", "information-maximization"])
-def test_sum_is_the_mean_times_the_samples(
+def test_sum_reduction_is_the_mean_times_the_number_of_samples(
     objective: Literal["entropy", "information-maximization"],
 ) -> None:
     values = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def test_sum_is_the_mean_times_the_samples(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> None:
+def test_objectives_of_half_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> None:
     # Probabilities of exp(-12) vanish in float16's softmax; their entropy must not.
     values = torch.zeros(2, 100, dtype=dtype)
     values[:, 0] = 12
@@ -105,7 +105,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> No
     torch.testing.assert_close(entropy(values).double(), exact, atol=0, rtol=1e-4)
 
 
-def test_a_masked_class_adds_nothing() -> None:
+def test_a_masked_class_does_not_change_the_entropy() -> None:
     values = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     masked = values.clone()
     masked[:, 2] = -math.inf
@@ -116,7 +116,7 @@ def test_a_masked_class_adds_nothing() -> None:
     assert gradient.isfinite().all()
 
 
-def test_extreme_logits_stay_finite() -> None:
+def test_objectives_and_gradients_of_extreme_logits_are_finite() -> None:
     values = torch.tensor([[1e30, 0.0, -1e30], [500.0, 500.0, -500.0]], requires_grad=True)
     for found in (entropy(values), information_maximization(values)):
         (gradient,) = torch.autograd.grad(found.sum(), values)

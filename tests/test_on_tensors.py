@@ -1,4 +1,4 @@
-"""One call on tensors: the engine's own result, from a model, images and labels."""
+"""`dent.evaluate` gives the engine's result from a model and tensors of images and labels."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def broken() -> Tensor:
     return images
 
 
-def test_the_radius_of_l2_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_eps_depends_on_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr("dent.evaluation.evaluate", lambda subject, *_, **__: seen.append(
         subject.threat.label))  # fmt: skip
@@ -51,7 +51,7 @@ def test_the_radius_of_l2_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         dent.evaluate(net(), *data(), norm="l1", defense="static", attack=CHEAP)
 
 
-def test_a_name_is_no_defense_or_model_of_a_subject() -> None:
+def test_a_subject_refuses_names_instead_of_a_defense_or_model() -> None:
     dataset, threat = TensorDataset(*data(), 3), ThreatModel("linf", "8/255")
     model: Any = net()
     with pytest.raises(InputError, match=r"dent\.defenses\.make\('dent\+', model\) makes it"):
@@ -61,7 +61,7 @@ def test_a_name_is_no_defense_or_model_of_a_subject() -> None:
         engine(Subject(model, dataset, {}, [make("pgd")], threat))
 
 
-def test_it_is_the_engine_on_these_tensors(tmp_path: Path) -> None:
+def test_evaluate_gives_the_result_of_the_engine_on_the_same_tensors(tmp_path: Path) -> None:
     images, labels = data()
     model = net()
     result = dent.evaluate(
@@ -86,7 +86,7 @@ def test_it_is_the_engine_on_these_tensors(tmp_path: Path) -> None:
     assert float((found - images).abs().max()) > 0
 
 
-def test_images_come_back_in_the_order_they_went_in(tmp_path: Path) -> None:
+def test_images_of_a_shuffled_run_are_returned_in_the_input_order(tmp_path: Path) -> None:
     images, labels = data(7)
     model = net()
     subject = Subject(model, TensorDataset(images, labels, 3), {}, [make("pgd", iterations=1)],
@@ -100,7 +100,7 @@ def test_images_come_back_in_the_order_they_went_in(tmp_path: Path) -> None:
         run.images("static", "fab")
 
 
-def test_without_an_attack_it_is_the_whole_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_attacks_are_those_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Subject] = []
 
     def stop(subject: Subject, *_: Any, **__: Any) -> None:
@@ -118,7 +118,7 @@ def test_without_an_attack_it_is_the_whole_suite(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_the_suite_ends_in_a_verdict() -> None:
+def test_the_suite_gives_a_verdict() -> None:
     images, labels = data(4)
     result = dent.evaluate(net(), images, labels, eps="4/255")
     verdict = result.defenses["dent+"].verdict
@@ -136,18 +136,18 @@ def test_the_suite_ends_in_a_verdict() -> None:
         ({"mine": "statistics-only", "static": "static"}, ["static", "mine"]),
     ],
 )
-def test_defenses_by_name_and_as_they_are(defense: Any, names: list[str]) -> None:
+def test_defenses_can_be_given_by_name_or_as_objects(defense: Any, names: list[str]) -> None:
     result = dent.evaluate(net(), *data(), defense=defense, attack=CHEAP)
     assert list(result.defenses) == names
 
 
-def test_attacks_by_name_and_as_they_are() -> None:
+def test_attacks_can_be_given_by_name_or_as_objects() -> None:
     attacks = [make("pgd", iterations=1), "pgd:iterations=2"]
     result = dent.evaluate(net(), *data(), defense="static", attack=attacks)
     assert [one.name for one in result.spec.attacks] == ["pgd", "pgd:iterations=2"]
 
 
-def test_labels_may_be_of_any_integers_and_images_of_any_floats() -> None:
+def test_int32_labels_and_float64_images_give_the_same_result() -> None:
     images, labels = data()
     first = dent.evaluate(net(), images, labels, defense="static", attack=CHEAP)
     again = dent.evaluate(net(), images.double(), labels.int(), defense="static", attack=CHEAP)
@@ -191,7 +191,7 @@ def test_labels_may_be_of_any_integers_and_images_of_any_floats() -> None:
         ({"suite": "other", "attack": None}, UnknownNameError, "no suite"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_is_refused_before_anything_runs(
+def test_invalid_arguments_are_refused_with_advice(
     change: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     images, labels = data()
@@ -200,7 +200,7 @@ def test_what_does_not_go_is_refused_before_anything_runs(
         dent.evaluate(**arguments)
 
 
-def test_a_model_that_returns_a_dict_is_told_of_the_adapter() -> None:
+def test_a_model_that_returns_a_dict_is_refused_with_a_hint_to_the_adapter() -> None:
     class Dictionary(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -215,7 +215,7 @@ def test_a_model_that_returns_a_dict_is_told_of_the_adapter() -> None:
     dent.evaluate(dent.Logits(model), *data(), defense="static", attack=CHEAP)
 
 
-def test_the_callers_tensors_stay_their_own() -> None:
+def test_tensor_dataset_does_not_share_memory_with_the_caller() -> None:
     images, labels = data()
     dataset = TensorDataset(images, labels, 3)
     images.zero_()

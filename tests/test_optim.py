@@ -34,7 +34,7 @@ EACH: list[Optimizer] = [SGD(0.1, 0.9), Adam(0.1, (0.9, 0.99)), AdaMod(0.1, (0.9
 
 
 def gradients(seed: int, steps: int, dtype: torch.dtype) -> Tensor:
-    """Of many magnitudes, with exact zeros among them: always in one element, at times in all."""
+    """Gradients of many magnitudes: one element is always zero, and some steps are all zero."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(steps, 7, generator=generator, dtype=torch.float64)
     drawn *= 10 ** torch.empty_like(drawn).uniform_(-6, 2, generator=generator)
@@ -72,7 +72,7 @@ def test_many_steps_equal_the_reference(
 
 
 @pytest.mark.parametrize("optimizer", EACH, ids=repr)
-def test_a_step_writes_to_nothing_it_is_given(optimizer: Optimizer) -> None:
+def test_a_step_does_not_modify_its_arguments(optimizer: Optimizer) -> None:
     value = torch.randn(5, requires_grad=True)
     gradient = torch.randn(5)
     state = optimizer.init(value)
@@ -96,7 +96,7 @@ def test_a_step_writes_to_nothing_it_is_given(optimizer: Optimizer) -> None:
 
 
 @pytest.mark.parametrize("optimizer", EACH, ids=repr)
-def test_elements_do_not_meet(optimizer: Optimizer) -> None:
+def test_rows_are_updated_independently(optimizer: Optimizer) -> None:
     value, drawn = torch.randn(2, 3, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
 
     def run(rows: slice) -> Tensor:
@@ -118,7 +118,7 @@ def trajectory(optimizer: Optimizer, first: Tensor, second: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("optimizer", EACH, ids=repr)
-def test_the_derivative_through_steps_is_exact(optimizer: Optimizer) -> None:
+def test_derivative_through_steps_matches_finite_differences(optimizer: Optimizer) -> None:
     first = torch.tensor([0.3, -0.7, 2.0], dtype=torch.float64, requires_grad=True)
     second = torch.tensor([-1.1, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, b: trajectory(optimizer, a, b), (first, second))
@@ -126,9 +126,7 @@ def test_the_derivative_through_steps_is_exact(optimizer: Optimizer) -> None:
 
 @pytest.mark.parametrize("optimizer", EACH, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_derivative_at_a_zero_gradient_is_finite(
-    optimizer: Optimizer, dtype: torch.dtype
-) -> None:
+def test_derivative_at_a_zero_gradient_is_finite(optimizer: Optimizer, dtype: torch.dtype) -> None:
     first = torch.zeros(3, dtype=dtype, requires_grad=True)
     second = torch.tensor([0.0, 1e-30, 1.0], dtype=dtype, requires_grad=True)
     value = trajectory(optimizer, first, second)
@@ -137,7 +135,7 @@ def test_the_derivative_at_a_zero_gradient_is_finite(
     assert all(derivative.isfinite().all() for derivative in derivatives)
 
 
-def test_configurations_name_their_optimizer() -> None:
+def test_make_optimizer_builds_the_optimizer_of_the_configuration() -> None:
     assert make_optimizer(DENT, 0.5) == Adam(0.5, (0.9, 0.999))
     assert make_optimizer(DENT_PLUS, 0.5) == AdaMod(0.5, (0.99, 0.999), 0.6)
     assert make_optimizer(DentConfig(optimizer="sgd", betas=(0.7, 0.1)), 0.5) == SGD(0.5, 0.7)

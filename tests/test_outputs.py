@@ -1,4 +1,4 @@
-"""Models that return dicts, tuples and objects: the message offers the adapter, and it works."""
+"""Models that return dicts, tuples or objects: the error suggests an adapter, which works."""
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Aux = namedtuple("Aux", ["logits", "aux"])
 
 
 class Wrapped(nn.Module):
-    """The tiny net, its logits wrapped in what others return."""
+    """The tiny CNN, with its logits inside another kind of output."""
 
     def __init__(self, wrap: Any) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def offered(raised: pytest.ExceptionInfo[Any]) -> str:
 
 
 @pytest.mark.parametrize("wrap", CERTAIN.values(), ids=CERTAIN)
-def test_logits_are_found_where_there_is_no_doubt(wrap: Any) -> None:
+def test_logits_are_found_in_unambiguous_outputs(wrap: Any) -> None:
     x, model = images(), Wrapped(wrap).eval()
     with pytest.raises(DentError, match=r"dent\.Logits\(model\)") as raised:
         Dent(model, DENT_PLUS)(x)
@@ -72,7 +72,9 @@ def test_logits_are_found_where_there_is_no_doubt(wrap: Any) -> None:
 
 
 @pytest.mark.parametrize(("wrap", "part"), NAMED.values(), ids=NAMED)
-def test_nothing_is_guessed_between_two(wrap: Any, part: str | int) -> None:
+def test_ambiguous_outputs_need_the_name_of_the_part_with_the_logits(
+    wrap: Any, part: str | int
+) -> None:
     x, model = images(), Wrapped(wrap).eval()
     assert torch.equal(Logits(model, part)(x), model.net(x))
     if not (isinstance(part, str) and part == "aux"):
@@ -86,12 +88,12 @@ def test_nothing_is_guessed_between_two(wrap: Any, part: str | int) -> None:
 
 @pytest.mark.parametrize("part", ["nothing", 7, -7])
 @pytest.mark.parametrize("wrap", [lambda y: {"b": y}, lambda y: (y, y), Output])
-def test_a_part_that_is_not_there_is_said(wrap: Any, part: str | int) -> None:
+def test_a_missing_part_is_refused(wrap: Any, part: str | int) -> None:
     with pytest.raises(UnsupportedModelError, match="no such part in the output of Wrapped"):
         Logits(Wrapped(wrap).eval(), part)(images())
 
 
-def test_a_model_that_returns_logits_stays_what_it_is() -> None:
+def test_the_adapter_keeps_plain_logits_and_the_training_mode() -> None:
     model = make_tiny_cnn()
     assert torch.equal(Logits(model)(images()), model(images()))
     assert not Logits(model.eval()).training
@@ -99,7 +101,7 @@ def test_a_model_that_returns_logits_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("where", ["check", "attack"])
-def test_every_message_about_outputs_offers_the_adapter(where: str) -> None:
+def test_errors_of_check_model_and_attacks_suggest_the_adapter(where: str) -> None:
     model, x = Wrapped(lambda y: {"logits": y}).eval(), images()
     labels, threat = torch.zeros(4, dtype=torch.int64), ThreatModel("linf", 0.1)
     ask = {
@@ -130,11 +132,13 @@ def test_every_message_about_outputs_offers_the_adapter(where: str) -> None:
         (None, "NoneType"),
     ],
 )
-def test_each_part_is_described_by_its_name_and_its_shape_or_type(output: Any, said: str) -> None:
+def test_outputs_are_described_by_the_name_and_shape_or_type_of_each_part(
+    output: Any, said: str
+) -> None:
     assert described(output) == said
 
 
-def test_what_holds_no_tensor_gets_no_offer() -> None:
+def test_an_output_without_tensors_gets_no_suggestion_of_the_adapter() -> None:
     with pytest.raises(DentError, match="got NoneType") as raised:
         Dent(Wrapped(lambda _: None).eval(), DENT_PLUS)(images())
     assert "Logits(" not in str(raised.value)

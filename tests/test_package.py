@@ -1,4 +1,4 @@
-"""What is shipped: all of it, the same every time, with its terms and the tested versions."""
+"""The built packages are complete and reproducible, with notices and tested versions."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def tracked() -> list[str]:
-    """All files under version control; in an unpacked archive there is none."""
+    """Return all files under version control; skip the test in an unpacked archive."""
     asked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -27,7 +27,7 @@ def tracked() -> list[str]:
     return [name for name in asked.stdout.splitlines() if (ROOT / name).exists()]
 
 
-def test_whatever_is_under_version_control_is_in_the_manifest() -> None:
+def test_every_file_under_version_control_is_in_the_manifest() -> None:
     words = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
     grafted = {each for line in words if line[0] == "graft" for each in line[1:]}
     included = {each for line in words if line[0] == "include" for each in line[1:]}
@@ -40,7 +40,7 @@ def test_whatever_is_under_version_control_is_in_the_manifest() -> None:
     assert not missing
 
 
-def test_the_notice_names_whatever_others_made() -> None:
+def test_the_notice_names_all_third_party_files() -> None:
     notice = (ROOT / "NOTICE").read_text()
     bundled = sorted((ROOT / "src" / "dent" / "data" / "bundled").iterdir())
     assert len(bundled) == 2
@@ -52,7 +52,7 @@ def test_the_notice_names_whatever_others_made() -> None:
     assert "NOTICE" in PROJECT["license-files"]
 
 
-def test_the_tested_versions_are_those_that_are_asked_for() -> None:
+def test_constraints_cover_and_satisfy_all_declared_dependencies() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     groups = PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()
@@ -66,9 +66,9 @@ def test_the_tested_versions_are_those_that_are_asked_for() -> None:
 
 
 def build(where: Path, sources: Path) -> tuple[Path, Path]:
-    """Build sources and, from them, the wheel."""
+    """Build the source archive and, from it, the wheel."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(where)]
-    # The bits of the archive depend on when, where and by whom it is built through these alone.
+    # A fixed timestamp, so that the archives do not depend on the time of the build.
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
     subprocess.run(command, cwd=sources, env=environment, check=True, capture_output=True)
     (archive,), (wheel,) = where.glob("*.tar.gz"), where.glob("*.whl")
@@ -76,7 +76,7 @@ def build(where: Path, sources: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_the_sources_are_whole_and_the_wheel_is_the_same_twice(tmp_path: Path) -> None:
+def test_source_archive_is_complete_and_wheel_is_reproducible(tmp_path: Path) -> None:
     names = tracked()
     wheels = []
     for index in range(2):

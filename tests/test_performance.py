@@ -1,4 +1,4 @@
-"""Settings that change speed change no answer."""
+"""Performance settings do not change results."""
 
 import copy
 from typing import Any, ClassVar
@@ -47,8 +47,8 @@ def assert_same_answers(defense: Dent, plain: Dent, x: Tensor, **tolerance: floa
     "model_name",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ()) for name in MODELS],
 )
-def test_any_memory_format_gives_the_same_answers(model_name: str, config_name: str) -> None:
-    """In float64: in float32 a unit at a kink may fall to the other side."""
+def test_every_memory_format_gives_the_same_results(model_name: str, config_name: str) -> None:
+    """In float64, because rounding in float32 may move a ReLU across its kink."""
     model, config = MODELS[model_name]().double().eval(), DEFENSES[config_name]
     for memory_format in ("auto", "channels-last"):
         defense = Dent(model, config, Performance(memory_format=memory_format))  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def test_any_memory_format_gives_the_same_answers(model_name: str, config_name: 
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE])
-def test_the_exact_gradient_is_the_same(
+def test_exact_gradient_does_not_depend_on_the_memory_format(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     model, x = tiny_cnn.double(), x.double().requires_grad_()
@@ -71,7 +71,7 @@ def test_the_exact_gradient_is_the_same(
 
 
 class _Seeing(Around):
-    """Notes in which memory format each batch came."""
+    """Records whether each batch is channels-last."""
 
     seen: list[bool]
 
@@ -82,7 +82,7 @@ class _Seeing(Around):
 
 def _seeing(model: nn.Module) -> tuple[_Seeing, list[bool]]:
     wrapped = _Seeing(model)
-    type(wrapped).seen = seen = []  # the class's, since a private copy owns its attributes
+    type(wrapped).seen = seen = []  # on the class, because a private copy has its own attributes
     return wrapped, seen
 
 
@@ -107,19 +107,19 @@ def _convolutional(width: int) -> nn.Module:
         pytest.param(PLAIN, 64, 16, False, id="preserve"),
     ],
 )
-def test_the_memory_format_is_what_was_asked_for(
+def test_memory_format_follows_the_setting_the_model_and_the_batch(
     performance: Performance, width: int, pixels: int, expected: bool, x: Tensor
 ) -> None:
     model, seen = _seeing(_convolutional(width))
     defense = Dent(model, BATCH, performance)
-    defense(x[..., :pixels, :pixels])  # a model is asked some questions once
+    defense(x[..., :pixels, :pixels])  # the first batch also runs one-time checks of the model
     seen.clear()
     defense(x[..., :pixels, :pixels])
     assert seen == [expected] * (BATCH.steps + 1)
 
 
 class _Counting(Around):
-    """Notes how many images each call has."""
+    """Records the number of images of each call."""
 
     counts: list[int]
 
@@ -128,7 +128,7 @@ class _Counting(Around):
         return super().forward(x)
 
 
-def test_the_first_batch_of_a_copy_costs_one_forward_and_questions_about_few_images() -> None:
+def test_the_first_batch_costs_one_whole_forward_and_checks_on_few_images() -> None:
     model = _Counting(_convolutional(32))
     type(model).counts = counts = []
     x = torch.rand(64, 3, 16, 16)
@@ -141,7 +141,7 @@ def test_the_first_batch_of_a_copy_costs_one_forward_and_questions_about_few_ima
 
 
 class _SeeingWeights(nn.Conv2d):
-    """Notes the strides of the weights of each forward."""
+    """Records whether the weights of each forward are channels-last."""
 
     seen: ClassVar[list[bool]] = []
 
@@ -151,25 +151,25 @@ class _SeeingWeights(nn.Conv2d):
 
 
 @pytest.mark.parametrize(("groups", "reordered"), [(1, True), (2, False)])
-def test_weights_lie_as_the_images_do_and_the_models_own_stay(groups: int, reordered: bool) -> None:
+def test_weights_of_the_copy_are_channels_last_unless_grouped(groups: int, reordered: bool) -> None:
     model = nn.Sequential(_convolutional(16)[:2], _SeeingWeights(16, 16, 3, groups=groups))
     model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     defense = Dent(model, BATCH)
-    defense(torch.rand(4, 3, 16, 16))  # a model is asked some questions once
+    defense(torch.rand(4, 3, 16, 16))  # the first batch also runs one-time checks of the model
     _SeeingWeights.seen.clear()
     defense(torch.rand(4, 3, 16, 16))
     assert _SeeingWeights.seen == [reordered] * (BATCH.steps + 1)
     assert model[0][1].weight.is_contiguous()
 
 
-def test_without_convolutions_a_batch_stays_as_it_comes(x: Tensor) -> None:
+def test_a_batch_keeps_its_memory_format_without_convolutions(x: Tensor) -> None:
     model, seen = _seeing(nn.Sequential(nn.Flatten(), nn.LayerNorm(768), nn.Linear(768, 10)))
     Dent(model, BATCH)(x)
     assert not any(seen)
 
 
 class _Viewing(Around):
-    """Needs its activations in the usual order, and counts the forwards that got that far."""
+    """Needs contiguous activations, and counts its forwards in a buffer."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -184,7 +184,7 @@ class _Viewing(Around):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_model_that_refuses_channels_last_gets_what_it_takes(
+def test_a_model_that_fails_with_channels_last_gets_contiguous_batches(
     config: DentConfig, x: Tensor
 ) -> None:
     model = _Viewing().eval()
@@ -196,7 +196,7 @@ def test_a_model_that_refuses_channels_last_gets_what_it_takes(
 
 
 class _Striding(Around):
-    """Reads its input as it lies in memory."""
+    """Reads its input in the order of memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x[0].numel()
@@ -204,7 +204,7 @@ class _Striding(Around):
 
 
 class _Drawing(Around):
-    """Draws noise for its input, which `randn_like` lays as the input lies."""
+    """Adds noise from `randn_like`, which follows the memory format of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x + 0.1 * torch.randn_like(x))
@@ -213,7 +213,7 @@ class _Drawing(Around):
 
 @pytest.mark.parametrize("kind", [_Striding, _Drawing])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_model_that_answers_otherwise_channels_last_is_asked_as_it_would_be(
+def test_a_model_whose_logits_change_with_channels_last_gets_contiguous_batches(
     kind: type[Around], config: DentConfig, x: Tensor
 ) -> None:
     model = kind(_convolutional(16)).eval()
@@ -226,7 +226,7 @@ def test_a_model_that_answers_otherwise_channels_last_is_asked_as_it_would_be(
         Dent(model, config, Performance(memory_format="channels-last"))(x)
 
 
-def test_the_question_draws_nothing_that_others_would_miss(x: Tensor) -> None:
+def test_the_check_of_the_memory_format_keeps_the_random_state(x: Tensor) -> None:
     states = []
     for performance in (Performance(), PLAIN):
         torch.manual_seed(1)
@@ -235,13 +235,13 @@ def test_the_question_draws_nothing_that_others_would_miss(x: Tensor) -> None:
     assert torch.equal(*states)
 
 
-def test_what_is_wrong_with_a_batch_is_said_as_ever(tiny_cnn: nn.Sequential) -> None:
+def test_a_bad_batch_is_refused_with_the_usual_message(tiny_cnn: nn.Sequential) -> None:
     with pytest.raises(InputError, match=r"could not take a batch of shape \(2, 5, 8, 8\)"):
         Dent(tiny_cnn, BATCH)(torch.rand(2, 5, 8, 8))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_bfloat16_computes_nearly_the_same_and_hands_back_float32(
+def test_bfloat16_gives_nearly_the_same_logits_in_float32(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     x.requires_grad_()
@@ -257,7 +257,7 @@ def test_bfloat16_computes_nearly_the_same_and_hands_back_float32(
     assert gradient.dtype == torch.float32
 
 
-def test_records_name_a_precision_that_changes_numbers_and_nothing_else(
+def test_records_contain_a_reduced_precision_but_not_the_memory_format(
     tiny_cnn: nn.Sequential,
 ) -> None:
     assert describe(Dent(tiny_cnn, BATCH, PLAIN)) == describe(Dent(tiny_cnn, BATCH))
@@ -272,7 +272,7 @@ def test_records_name_a_precision_that_changes_numbers_and_nothing_else(
     assert restored.config == BATCH
 
 
-def test_another_number_of_steps_keeps_the_settings(tiny_cnn: nn.Sequential) -> None:
+def test_with_steps_keeps_the_performance_settings(tiny_cnn: nn.Sequential) -> None:
     assert Dent(tiny_cnn, BATCH, PLAIN).with_steps(7).performance == PLAIN
 
 
@@ -283,18 +283,18 @@ def test_another_number_of_steps_keeps_the_settings(tiny_cnn: nn.Sequential) -> 
         ({"precision": "float16"}, "precision must be one of 'model', 'bfloat16'"),
     ],
 )
-def test_other_values_are_refused(values: dict[str, Any], expected: str) -> None:
+def test_unknown_values_are_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Performance(**values)
 
 
-def test_what_is_no_performance_is_refused(tiny_cnn: nn.Sequential) -> None:
+def test_a_performance_of_another_type_is_refused(tiny_cnn: nn.Sequential) -> None:
     fast: Any = "fast"
     with pytest.raises(ConfigError, match="Dent expected a Performance"):
         Dent(tiny_cnn, BATCH, fast)
 
 
-def test_group_norm_gets_its_input_in_the_usual_order_where_torch_would_crash(
+def test_group_norm_gets_contiguous_input_if_torch_would_crash(
     x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Seeing(nn.GroupNorm):
@@ -310,7 +310,7 @@ def test_group_norm_gets_its_input_in_the_usual_order_where_torch_would_crash(
     expected = Dent(model, BATCH, PLAIN)(x)
     monkeypatch.setattr("dent.adaptation.adapted_model._GROUP_NORM_CRASHES", True)
     defense = Dent(model, BATCH, Performance(memory_format="channels-last"))
-    defense(x)  # a model is asked some questions once
+    defense(x)  # the first batch also runs one-time checks of the model
     Seeing.seen.clear()
     answered = defense(x)
     assert Seeing.seen == [True] * (BATCH.steps + 1)
@@ -319,7 +319,7 @@ def test_group_norm_gets_its_input_in_the_usual_order_where_torch_would_crash(
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
-def test_one_image_adapts_as_the_same_image_given_twice(granularity: Any) -> None:
+def test_one_image_adapts_like_a_batch_of_the_same_image_twice(granularity: Any) -> None:
     """torch's CPU backward of InstanceNorm misreads one channels-last image."""
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -1,4 +1,4 @@
-"""What comes before the adapted layers is computed once, and nobody can tell."""
+"""The prefix, the layers before the adapted ones, is computed once without changing results."""
 
 import gc
 import pickle
@@ -21,7 +21,7 @@ CONFIG = DentConfig(steps=4, lr=0.05, last_layers=1)
 
 
 class Counted(nn.Conv2d):
-    """Counts over all copies how often it is computed."""
+    """Counts its calls, over all copies."""
 
     calls: ClassVar[list[int]] = []
 
@@ -31,7 +31,7 @@ class Counted(nn.Conv2d):
 
 
 class Shift(nn.Module):
-    """Adds to what it is given."""
+    """Adds a constant to its input, in place or not."""
 
     in_place = True
 
@@ -40,14 +40,14 @@ class Shift(nn.Module):
 
 
 class Noise(nn.Module):
-    """Answers differently at every call."""
+    """Adds different noise in every call."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.1 * torch.rand_like(x)
 
 
 class Functional(nn.Module):
-    """Has operations between its modules, as ResNets have."""
+    """Has operations between its modules, as ResNets do."""
 
     def __init__(self, *first: nn.Module) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Functional(nn.Module):
 
 
 class Between(Functional):
-    """Works in place on what one of its modules answered."""
+    """Changes the output of one of its modules in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.first(x).mul_(0.7).add_(0.1)
@@ -91,7 +91,7 @@ def calls(run: Callable[[], object]) -> int:
 
 
 def tried(model: nn.Module, config: DentConfig) -> Dent:
-    """Return a defense whose first batch, by which its copy is compared with it, is behind it."""
+    """Return a defense after its first batch, which also checks its copy of the model."""
     defense = Dent(model, config)
     defense(images())
     return defense
@@ -114,7 +114,7 @@ def test_steps_and_final_forward_share_one_prefix(
     assert calls(lambda: everywhere(x)) == 10
 
 
-def test_an_adaptation_that_is_stored_leaves_what_the_prefix_answered_behind() -> None:
+def test_a_pickled_adaptation_does_not_contain_the_outputs_of_the_prefix() -> None:
     model, x = make(), images()
     defense = tried(model, CONFIG)
     adapted = defense.adapt(x)
@@ -124,7 +124,7 @@ def test_an_adaptation_that_is_stored_leaves_what_the_prefix_answered_behind() -
     torch.testing.assert_close(defense.predict(x, stored), defense.predict(x, adapted))
 
 
-def test_a_gradient_to_the_input_computes_the_final_forward_whole() -> None:
+def test_the_final_forward_recomputes_the_prefix_for_an_input_gradient() -> None:
     model, x = make(), images().requires_grad_()
     defense = tried(model, CONFIG)
     assert calls(lambda: defense(x)) == 4
@@ -143,7 +143,7 @@ def test_a_gradient_to_the_input_computes_the_final_forward_whole() -> None:
         (Shift(), nn.Conv2d(3, 3, 1)),
     ],
 )
-def test_operations_in_place_change_no_answer(
+def test_in_place_operations_do_not_change_the_logits(
     first: tuple[nn.Module, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = nn.Sequential(
@@ -152,14 +152,16 @@ def test_operations_in_place_change_no_answer(
     torch.manual_seed(0)
     model = flat.double().eval()
     model(images())
-    monkeypatch.setattr(Shift, "in_place", False)  # the slow loop gives its input to every step
+    monkeypatch.setattr(
+        Shift, "in_place", False
+    )  # the slow oracle uses the same input in every step
     expected = slow_dent.adapt_and_predict(model, CONFIG, images()).logits
     monkeypatch.undo()
     with torch.no_grad():
         torch.testing.assert_close(Dent(model, CONFIG)(images()), expected, atol=1e-10, rtol=1e-10)
 
 
-def test_a_forward_that_works_in_place_on_an_answer_changes_none() -> None:
+def test_in_place_changes_of_module_outputs_do_not_change_the_logits() -> None:
     torch.manual_seed(0)
     model = Between(nn.Conv2d(3, 3, 1)).double().eval()
     expected = slow_dent.adapt_and_predict(model, CONFIG, images()).logits
@@ -167,13 +169,13 @@ def test_a_forward_that_works_in_place_on_an_answer_changes_none() -> None:
         torch.testing.assert_close(Dent(model, CONFIG)(images()), expected, atol=1e-10, rtol=1e-10)
 
 
-def test_what_draws_random_numbers_is_computed_every_time() -> None:
+def test_a_module_that_draws_random_numbers_is_computed_every_time() -> None:
     model = make(Noise(), Counted(3, 3, 3, padding=1))
     defense = tried(model, CONFIG)
     assert calls(lambda: defense(images())) == 10
 
 
-def test_what_draws_from_a_generator_of_its_own_is_computed_every_time() -> None:
+def test_a_module_with_its_own_generator_is_computed_every_time() -> None:
     class Draws(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -187,7 +189,7 @@ def test_what_draws_from_a_generator_of_its_own_is_computed_every_time() -> None
 
 
 @pytest.mark.parametrize("draw", [random.random, numpy.random.rand])
-def test_what_draws_random_numbers_elsewhere_is_computed_every_time(
+def test_a_module_that_draws_from_python_or_numpy_is_computed_every_time(
     draw: Callable[[], float],
 ) -> None:
     class Draws(nn.Module):
@@ -198,7 +200,7 @@ def test_what_draws_random_numbers_elsewhere_is_computed_every_time(
     assert calls(lambda: defense(images())) == 10
 
 
-def test_what_counts_in_a_buffer_is_computed_every_time() -> None:
+def test_a_module_that_changes_a_buffer_is_computed_every_time() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -212,7 +214,7 @@ def test_what_counts_in_a_buffer_is_computed_every_time() -> None:
     assert calls(lambda: defense(images())) == 10
 
 
-def test_another_batch_is_another_answer() -> None:
+def test_prefix_outputs_are_not_reused_for_another_batch() -> None:
     model, defense = make(), Dent(make(), CONFIG)
     prefix, inner = Prefix(), make()
     prefix.attach(inner, {inner.norm2})
@@ -224,7 +226,7 @@ def test_another_batch_is_another_answer() -> None:
         torch.testing.assert_close(found, slow_dent.adapt_and_predict(model, CONFIG, x).logits)
 
 
-def test_copies_are_gone_without_the_garbage_collector() -> None:
+def test_copies_are_freed_without_the_garbage_collector() -> None:
     inner, prefix = make(), Prefix()
     prefix.attach(inner, {inner.norm2})
     with torch.no_grad():
@@ -239,7 +241,7 @@ def test_copies_are_gone_without_the_garbage_collector() -> None:
 
 
 class Encoder(nn.Module):
-    """Keeps what a later module takes up, as U-Nets written by hand do."""
+    """Stores an output that a later module uses, as in handwritten U-Nets."""
 
     def __init__(self, *, inside: bool) -> None:
         super().__init__()
@@ -269,7 +271,7 @@ class Skipping(nn.Module):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_module_that_keeps_something_for_later_ones_runs_every_time(inside: bool) -> None:
+def test_a_module_that_stores_outputs_for_later_modules_runs_every_time(inside: bool) -> None:
     torch.manual_seed(0)
     model = Skipping(inside=inside).double().eval()
     x, other = torch.rand(2, 5, 3, 8, 8, dtype=torch.float64)

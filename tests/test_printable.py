@@ -1,4 +1,4 @@
-"""Whatever stands in a name, what is printed of it is text."""
+"""Control characters in names are never printed."""
 
 import csv
 import html
@@ -29,7 +29,7 @@ EVIL = f"<b>dent\x1b[2J\x1b]0;owned\x07\x9b31m{BIDI}\x7f\x00\nverified</b>"
 
 
 def orders(text: str) -> set[str]:
-    """Characters of a text that a terminal takes for orders, by what Unicode says of them."""
+    """Oracle: the control and direction characters of a text, by their Unicode properties."""
     found = {each for each in text if unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp")}
     turning = {"AL", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "L", "R"}
     found |= {
@@ -41,7 +41,7 @@ def orders(text: str) -> set[str]:
 
 
 @given(st.text(st.characters(codec=None)))
-def test_no_order_is_left_and_nothing_else_is_touched(text: str) -> None:
+def test_printable_replaces_control_characters_and_nothing_else(text: str) -> None:
     plain = printable(text)
     assert not orders(plain)
     assert len(plain) == len(text)
@@ -50,13 +50,13 @@ def test_no_order_is_left_and_nothing_else_is_touched(text: str) -> None:
     assert not set(one_line(text)) & {"\n", "\t"}
 
 
-def test_every_control_is_known() -> None:
+def test_all_control_characters_are_found_and_replaced() -> None:
     assert orders(C0 + C1 + BIDI) == set(C0 + C1 + BIDI) - {"\n", "\t"}
     assert set(printable(C0 + C1 + BIDI)) == {"\ufffd", "\n", "\t"}
     assert not orders(printable("\ud800\u2028\u2029"))
 
 
-def test_a_console_takes_orders_from_its_styles_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_consoles_print_no_control_characters_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
     for console in (OUT, ERR):
         console.print(EVIL, markup=False)
         console.print(f"[bold]{EVIL}[/]")
@@ -69,7 +69,7 @@ def test_a_console_takes_orders_from_its_styles_alone(capsys: pytest.CaptureFixt
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with orders in every name that it has."""
+    """A run with control characters in all of its names."""
     path = tmp_path_factory.mktemp("evil") / "run"
     model = make_model()
     subject = make_subject({EVIL: Dent(model)}, model=model)
@@ -82,7 +82,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_no_command_prints_an_order(evil: Path, tmp_path: Path) -> None:
+def test_no_command_prints_control_characters(evil: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(evil, tmp_path / "\x1b[2Jrun"))
     for arguments in (
         ("list", str(tmp_path)),
@@ -99,7 +99,9 @@ def test_no_command_prints_an_order(evil: Path, tmp_path: Path) -> None:
         assert not orders(ran.out + ran.err), arguments
 
 
-def test_no_name_begins_a_line_of_its_own(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_break_in_a_name_does_not_start_a_new_line(
+    evil: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     showing.show(load_run(evil).result, "run")
     lines = capsys.readouterr().out.splitlines()
     assert any("verified" in line for line in lines)
@@ -107,16 +109,16 @@ def test_no_name_begins_a_line_of_its_own(evil: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("suffix", ["html", "md", "csv", "json"])
-def test_no_report_holds_an_order(suffix: str, evil: Path, tmp_path: Path) -> None:
+def test_no_report_contains_control_characters(suffix: str, evil: Path, tmp_path: Path) -> None:
     text = write_report([evil], tmp_path / f"page.{suffix}").read_text()
     assert "verified" in text
     assert not orders(text)
-    if suffix == "md":  # outside of code, in which no HTML is
+    if suffix == "md":  # no HTML outside of code, which is not rendered
         assert not re.search("<(?!-)", re.sub("(`+).*?\\1", "", text))
     if suffix == "csv":
         assert len(list(csv.DictReader(io.StringIO(text)))) > 10
 
 
-def test_markdown_escapes_as_html_does() -> None:
+def test_markdown_escape_escapes_html() -> None:
     assert escape('<img src=x onerror="1">') == '&lt;img src=x onerror="1"&gt;'
     assert html.unescape(escape("a & b")) == "a & b"

@@ -1,4 +1,4 @@
-"""What a private copy shares with its model, and what it owns."""
+"""A private copy shares weights and hooks with its model, and owns everything else."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ from tests.small_models import MODELS
 
 
 class _Odd(nn.Module):
-    """Holds what modules may hold: containers, a tensor twice, itself, and its parent."""
+    """Holds containers, one tensor under two names, and a child that refers to its parent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Odd(nn.Module):
 
 
 class _CopiesItself(nn.Module):
-    """Says itself how it is copied."""
+    """Defines `__deepcopy__`."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_CopiesItself":
         new = _CopiesItself()
@@ -42,14 +42,14 @@ class _CopiesItself(nn.Module):
 
 
 class _Pickles(nn.Module):
-    """Says how it is pickled, by which deepcopy goes, too."""
+    """Defines `__getstate__`, which deepcopy uses, too."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "told": True}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_copy_is_what_deepcopy_makes_but_shares_the_weights(name: str) -> None:
+def test_a_private_copy_equals_a_deepcopy_but_shares_the_weights(name: str) -> None:
     model = MODELS[name]().train()
     found, expected = private_copy(model), copy.deepcopy(model).eval()
     assert repr(found) == repr(expected)
@@ -70,7 +70,7 @@ def test_a_copy_is_what_deepcopy_makes_but_shares_the_weights(name: str) -> None
     assert model.training
 
 
-def test_what_is_shared_within_a_model_is_shared_within_its_copy() -> None:
+def test_objects_shared_within_a_model_are_shared_within_its_copy() -> None:
     model = _Odd()
     found = private_copy(model)
     assert found.again is found.buffer
@@ -87,7 +87,7 @@ def test_what_is_shared_within_a_model_is_shared_within_its_copy() -> None:
     assert not model.kept["tensors"][0].any()
 
 
-def test_an_empty_container_under_two_names_stays_one() -> None:
+def test_an_empty_container_under_two_names_stays_one_object() -> None:
     model = nn.Linear(2, 2)
     model.first = model.second = []  # type: ignore[assignment]
     found = private_copy(model)
@@ -96,13 +96,13 @@ def test_an_empty_container_under_two_names_stays_one() -> None:
 
 
 class _Hook:
-    """A hook with a state, which a copy must go on writing to."""
+    """A hook object, which a copy must share because it may have a state."""
 
     def __call__(self, *_: object) -> None:
         pass
 
 
-def test_hooks_are_shared_but_not_their_registers() -> None:
+def test_hooks_are_shared_but_hook_dictionaries_are_not() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].register_forward_hook(hook := _Hook())
     found = private_copy(model)
@@ -112,11 +112,11 @@ def test_hooks_are_shared_but_not_their_registers() -> None:
 
 
 @pytest.mark.parametrize("kind", [_CopiesItself, _Pickles])
-def test_a_class_that_says_how_it_is_copied_is_heard(kind: type[nn.Module]) -> None:
+def test_custom_deepcopy_and_getstate_methods_are_used(kind: type[nn.Module]) -> None:
     assert private_copy(nn.Sequential(kind()))[0].told  # type: ignore[index]
 
 
-def test_kept_activations_lose_their_graph() -> None:
+def test_stored_activations_are_copied_without_their_graph() -> None:
     model = nn.Linear(2, 2)
     model.last = [model(torch.rand(1, 2))]  # type: ignore[assignment]
     (found,) = private_copy(model).last  # type: ignore[misc]
@@ -124,7 +124,7 @@ def test_kept_activations_lose_their_graph() -> None:
     assert torch.equal(found, model.last[0])  # type: ignore[index]
 
 
-def test_what_cannot_be_copied_is_refused() -> None:
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = nn.Linear(2, 2)
     model.stream = open("/dev/null")  # type: ignore[assignment] # noqa: SIM115
     with pytest.raises(UnsupportedModelError, match="cannot be copied"):

@@ -1,4 +1,4 @@
-"""Models that cannot be defended, and what the refusal says."""
+"""Models that cannot be defended, and the messages that say so."""
 
 import threading
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def _parametrized() -> nn.Module:
         "fewer-layers",
     ],
 )
-def test_it_refuses_models_it_cannot_adapt(
+def test_models_that_cannot_be_adapted_are_refused(
     model: Callable[[], nn.Module], config: DentConfig, message: str
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
@@ -102,7 +102,7 @@ class _NoGrad(Around):
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE])
-def test_it_refuses_models_that_do_not_return_logits_with_gradients(
+def test_models_that_do_not_return_logits_with_gradients_are_refused(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     with pytest.raises(UnsupportedModelError, match="tuple"):
@@ -119,7 +119,7 @@ def test_scripted_models_are_refused(tiny_cnn: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("config", [BATCH, STATISTICS_ONLY])
-def test_layers_that_are_not_initialized_are_refused_whatever_their_kind(
+def test_uninitialized_layers_of_any_kind_are_refused(
     config: DentConfig,
 ) -> None:
     model = nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
@@ -139,7 +139,7 @@ def test_models_that_cannot_be_copied_are_refused(tiny_cnn: nn.Sequential) -> No
 
 
 @pytest.mark.parametrize("error", [AssertionError, IndexError, RuntimeError, ValueError])
-def test_what_the_model_says_of_a_batch_it_cannot_take_is_passed_on(
+def test_an_error_of_the_model_is_passed_on_in_an_input_error(
     error: type[Exception], x: Tensor
 ) -> None:
     class Strict(nn.Sequential):
@@ -153,7 +153,7 @@ def test_what_the_model_says_of_a_batch_it_cannot_take_is_passed_on(
     assert isinstance(caught.value.__cause__, error)
 
 
-def test_want_of_memory_is_not_the_batchs_fault(x: Tensor) -> None:
+def test_an_out_of_memory_error_does_not_become_an_input_error(x: Tensor) -> None:
     class Large(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             raise torch.OutOfMemoryError

@@ -1,4 +1,4 @@
-"""What a release publishes agrees with itself, and its workflow with what is here."""
+"""The files and workflows of a release are consistent with each other."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def workflow(name: str) -> dict[Any, Any]:
     return loaded
 
 
-def test_everything_names_the_same_version() -> None:
+def test_all_files_name_the_same_version() -> None:
     release.check(None)
     assert len(release.notes()) > 1000
     with pytest.raises(SystemExit, match=r"the tag is v9.*, expected v"):
@@ -44,7 +44,7 @@ def test_everything_names_the_same_version() -> None:
         ("CHANGELOG.md", "# Changelog\n\n## 3.1.40\n\nx\n", "expected a section"),
     ],
 )
-def test_what_disagrees_stops_a_release(tmp_path: Path, file: str, text: str, said: str) -> None:
+def test_inconsistent_files_stop_a_release(tmp_path: Path, file: str, text: str, said: str) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "3.1.4"\n')
     (tmp_path / "CITATION.cff").write_text("version: 3.1.4\n")
     (tmp_path / "CHANGELOG.md").write_text("## 3.1.4 - 2026\n\nNew.\n\n## 3.1.3\n\nOld.\n")
@@ -55,7 +55,7 @@ def test_what_disagrees_stops_a_release(tmp_path: Path, file: str, text: str, sa
         release.check("v3.1.4", tmp_path)
 
 
-def test_the_archive_is_described_as_the_package_is() -> None:
+def test_zenodo_metadata_matches_that_of_the_package() -> None:
     described = json.loads((ROOT / ".zenodo.json").read_text())
     assert described["title"] == PROJECT["name"]
     assert described["license"] == PROJECT["license"]
@@ -67,7 +67,7 @@ def test_the_archive_is_described_as_the_package_is() -> None:
     ]
 
 
-def test_the_workflows_need_jobs_and_files_that_exist() -> None:
+def test_workflows_refer_to_jobs_and_files_that_exist() -> None:
     names = sorted(path.name for path in WORKFLOWS.glob("*.yml"))
     assert {"ci.yml", "release.yml"} <= set(names)
     for name in names:
@@ -81,17 +81,17 @@ def test_the_workflows_need_jobs_and_files_that_exist() -> None:
             assert (ROOT / script).is_file(), f"{name} runs {script}"
 
 
-def test_a_release_is_published_after_its_checks_and_without_a_secret() -> None:
+def test_publishing_needs_the_checks_and_uses_no_secret() -> None:
     text = (WORKFLOWS / "release.yml").read_text()
     jobs = workflow("release.yml")["jobs"]
     assert {"check", "build", "install", "container"} <= set(jobs["publish"]["needs"])
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
     assert "secrets." not in text
     assert jobs["publish"]["if"] == "github.ref_type == 'tag'"
-    assert "workflow_call" in workflow("ci.yml")[True]  # YAML's reading of `on`
+    assert "workflow_call" in workflow("ci.yml")[True]  # YAML reads the key `on` as True
 
 
-def test_the_checks_cover_what_the_package_says_it_runs_on() -> None:
+def test_ci_covers_the_declared_python_and_dependency_versions() -> None:
     jobs = workflow("ci.yml")["jobs"]
     tested = jobs["check"]["strategy"]["matrix"]["python"]
     said = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c]
@@ -105,8 +105,8 @@ def test_the_checks_cover_what_the_package_says_it_runs_on() -> None:
     assert systems == ["macos-latest", "windows-latest"]
 
 
-def test_the_badges_say_what_is_true() -> None:
-    """If not: `python tools/badges.py`."""
+def test_badges_are_up_to_date() -> None:
+    """To update them, run `python tools/badges.py`."""
     made = badges.badges()
     assert {path.name: path.read_text() for path in badges.FOLDER.iterdir()} == made
     assert f">{PROJECT['version']}<" in made["version.svg"]
@@ -123,14 +123,14 @@ def test_the_badges_say_what_is_true() -> None:
         (("a", "b>=2"), True, 'pip install --force-reinstall --no-deps a "b>=2"'),
     ],
 )
-def test_the_command_that_installs(
+def test_installing_returns_the_pip_command(
     requirements: tuple[str, ...], again: bool, command: str
 ) -> None:
     assert installing(*requirements, again=again) == command
 
 
-def test_an_extra_of_a_clone_needs_no_index_for_this_package() -> None:
-    """`pip install "torch-dent[EXTRA]"` is true of a clone: pip takes the one that is installed."""
+def test_installing_an_extra_in_a_clone_keeps_the_installed_package() -> None:
+    """`pip install "torch-dent[EXTRA]"` works in a clone: pip keeps the installed package."""
     ran = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "torch-dent[train]"],
         capture_output=True,
@@ -141,8 +141,8 @@ def test_an_extra_of_a_clone_needs_no_index_for_this_package() -> None:
     assert "Would install" not in ran.stdout
 
 
-def test_one_form_installs_extras_everywhere() -> None:
-    """In messages and pages: `pip install "torch-dent[EXTRA]"`, for extras that there are."""
+def test_all_messages_and_pages_install_extras_with_one_command() -> None:
+    """The command is `pip install "torch-dent[EXTRA]"`, and the extra exists."""
     found = []
     for folder, pattern in (("src", "*.py"), ("docs", "*.md"), ("examples", "*.py"), (".", "*.md")):
         files = (ROOT / folder).glob(pattern) if folder == "." else (ROOT / folder).rglob(pattern)

@@ -1,4 +1,4 @@
-"""What SECURITY.md says of loading, as far as one place can hold it; and that its tests exist."""
+"""Promises of SECURITY.md about loading files, and the existence of the tests that it names."""
 
 import ast
 import os
@@ -17,7 +17,7 @@ from dent.models import load
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 UNPICKLING = {"pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "yaml.load"}
 WITHIN_A_CLUSTER = "tasks.py:"
-"""Where workers take what the driver pickled for them; nothing else may unpickle."""
+"""The module in which workers unpickle data of the driver; no other module may unpickle."""
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
@@ -31,7 +31,7 @@ def keyword(call: ast.Call, name: str) -> str | None:
     return next((ast.unparse(each.value) for each in call.keywords if each.arg == name), None)
 
 
-def test_nothing_is_loaded_that_could_run_code() -> None:
+def test_no_source_loads_data_in_a_way_that_could_run_code() -> None:
     seen = set()
     for where, function, call in calls():
         assert function not in UNPICKLING | {"eval", "exec"}, where
@@ -44,7 +44,7 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
         if function.endswith(("extract", "extractall")) and "tar" in function:
             pytest.fail(f"{where} unpacks an archive: read its members instead")
         seen.add(function)
-    assert {"torch.load", "np.load", "Environment"} <= seen  # the names are still those looked for
+    assert {"torch.load", "np.load", "Environment"} <= seen  # the sources still use these names
 
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def promises() -> Iterator[str]:
-    """Rows of those tables of SECURITY.md whose last column is `test`."""
+    """Yield the rows of the tables in SECURITY.md whose last column is `test`."""
     inside = False
     for line in (ROOT / "SECURITY.md").read_text().splitlines():
         if not line.startswith("|"):
@@ -63,7 +63,7 @@ def promises() -> Iterator[str]:
             yield line
 
 
-def test_every_promise_names_tests_and_they_exist() -> None:
+def test_every_promise_names_tests_that_exist() -> None:
     functions: dict[str, set[str]] = {}
     rows = list(promises())
     assert rows
@@ -80,7 +80,7 @@ def test_every_promise_names_tests_and_they_exist() -> None:
         assert name in functions[path], f"{path} has no {name}"
 
 
-def test_templates_switch_no_escaping_off() -> None:
+def test_templates_do_not_disable_escaping() -> None:
     templates = sorted((Path(__file__).parents[1] / "src").rglob("*.j2"))
     assert len(templates) > 3
     for path in templates:
@@ -89,7 +89,7 @@ def test_templates_switch_no_escaping_off() -> None:
         assert scripts == (path.name == "board.html.j2"), path
 
 
-def test_the_page_of_the_board_runs_the_script_of_the_package_and_no_other() -> None:
+def test_the_board_page_allows_only_the_script_of_the_package() -> None:
     template = Path(__file__).parents[1] / "src/dent/board/templates/board.html.j2"
     assert "<script>{{ script }}</script>" in template.read_text()
     assert "script-src 'sha256-{{ script_hash }}'" in template.read_text()
@@ -97,7 +97,7 @@ def test_the_page_of_the_board_runs_the_script_of_the_package_and_no_other() -> 
 
 
 class Trap:
-    """Would touch a file where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -107,7 +107,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.bin", "weights.safetensors"])
-def test_weights_run_nothing(name: str, tmp_path: Path) -> None:
+def test_loading_weights_runs_no_code(name: str, tmp_path: Path) -> None:
     torch.save({"state_dict": Trap(tmp_path / "sprung")}, tmp_path / name)
     with pytest.raises(WeightsError):
         load("resnet-8-1", weights=tmp_path / name)
@@ -127,7 +127,7 @@ def test_weights_run_nothing(name: str, tmp_path: Path) -> None:
         "adversarial/.safetensors",
     ],
 )
-def test_a_record_names_files_of_its_own_folder_alone(path: str) -> None:
+def test_a_record_refuses_files_outside_of_its_folder(path: str) -> None:
     fields = {"file": path, "sha256": "0" * 64, "shape": [1, 3, 8, 8]}
     with pytest.raises(ValidationError, match="file"):
         TypeAdapter(TensorRef).validate_python(fields)

@@ -1,4 +1,4 @@
-"""Gaussian smoothing against SciPy and direct sums, and what becomes of a learned sigma."""
+"""Gaussian smoothing against SciPy and direct sums, and adaptation of sigma."""
 
 import math
 
@@ -111,7 +111,7 @@ def test_constant_image_is_preserved(kind: Covariance, scale: float) -> None:
 
 
 @every
-def test_identity_as_sigma_vanishes(kind: Covariance) -> None:
+def test_smoothing_becomes_the_identity_as_sigma_vanishes(kind: Covariance) -> None:
     x = _images()
     for scale in (1e-2, 1e-4, 1e-6, 1e-12):
         assert torch.equal(smooth(x, _parameter(kind, scale), kind), x)
@@ -123,7 +123,7 @@ def test_identity_as_sigma_vanishes(kind: Covariance) -> None:
 
 
 @every
-def test_each_sample_is_smoothed_alone(kind: Covariance) -> None:
+def test_samples_are_smoothed_independently(kind: Covariance) -> None:
     x = _images(4)
     parameter = torch.stack([_parameter(kind, scale) for scale in (0.1, 0.8, 2.5, 40.0)])
     if kind == "full":
@@ -136,7 +136,7 @@ def test_each_sample_is_smoothed_alone(kind: Covariance) -> None:
 
 
 @every
-def test_shared_parameter_is_every_samples_parameter(kind: Covariance) -> None:
+def test_a_shared_parameter_equals_the_same_parameter_for_each_sample(kind: Covariance) -> None:
     x, parameter = _images(), _parameter(kind, 1.1)
     repeated = parameter.repeat(2, 1)
     assert torch.equal(smooth(x, parameter, kind), smooth(x, repeated, kind))
@@ -151,7 +151,7 @@ def test_radius_follows_sigma(kind: Covariance, scale: float) -> None:
     assert radius(batch, kind, 32).tolist() == [[_reach(scale, 32)] * 2] * 2
 
 
-def test_radius_per_axis() -> None:
+def test_radius_and_sigma_are_computed_per_axis() -> None:
     diagonal = torch.tensor([0.5, 2.1]).log()
     assert radius(diagonal, "diagonal", 32).tolist() == [2, 7]
     full = torch.tensor([math.log(0.5), math.log(0.3), 0.4])  # hypot(0.3, 0.4) is 0.5
@@ -193,7 +193,7 @@ def test_sigma_is_positive(values: list[float], kind: Covariance) -> None:
 
 
 @every
-def test_initial(kind: Covariance) -> None:
+def test_initial_parameter_has_the_configured_sigma(kind: Covariance) -> None:
     parameter = _parameter(kind, 0.7)
     assert parameter.shape == ({"spherical": 1, "diagonal": 2, "full": 3}[kind],)
     expected = 0.49 * torch.eye(2, dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_initial(kind: Covariance) -> None:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_images_stay_so(kind: Covariance, dtype: torch.dtype) -> None:
+def test_half_precision_images_keep_their_dtype(kind: Covariance, dtype: torch.dtype) -> None:
     x, parameter = _images().to(dtype), _parameter(kind, 1.3).float().requires_grad_()
     smoothed = smooth(x, parameter, kind)
     assert smoothed.dtype == dtype
@@ -215,8 +215,8 @@ def test_half_precision_images_stay_so(kind: Covariance, dtype: torch.dtype) -> 
 
 
 @every
-def test_sigma_can_fall_to_the_identity(kind: Covariance) -> None:
-    """Where sharp images are the more certain ones, sigma falls, and the filter vanishes."""
+def test_sigma_can_fall_until_smoothing_is_the_identity(kind: Covariance) -> None:
+    """If the model is more certain of sharp images, sigma falls to almost zero."""
 
     class Contrast(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

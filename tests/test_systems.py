@@ -1,4 +1,4 @@
-"""The oldest torch allowed is the one that the hosted workflow installs and the docs name."""
+"""The oldest supported torch is the one that the CI workflow installs and the docs name."""
 
 import re
 import tomllib
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("package", ["torch", "torchvision"])
-def test_the_lower_bound_is_tested_and_documented(package: str) -> None:
+def test_the_lower_version_bound_is_tested_in_ci_and_documented(package: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (bound,) = (d for d in project["dependencies"] if re.match(rf"{package}>=", d))
     oldest = bound.partition(">=")[2]

@@ -1,3 +1,5 @@
+"""Threat models: eps, distances, checks, projections and JSON."""
+
 import copy
 import dataclasses
 import json
@@ -42,7 +44,7 @@ minimize: Any = optimize.minimize
         (0, 0.0, "0"),
     ],
 )
-def test_eps_is_read_exactly_and_printed_for_people(
+def test_eps_is_read_exactly_and_printed_in_its_shortest_form(
     written: str | float | Fraction, value: float, printed: str
 ) -> None:
     threat = ThreatModel("linf", written)
@@ -51,7 +53,7 @@ def test_eps_is_read_exactly_and_printed_for_people(
     assert threat.label == str(threat) == f"linf {printed}"
 
 
-def test_a_decimal_over_a_fraction_rounds_once() -> None:
+def test_a_decimal_over_an_integer_is_divided_exactly_and_rounded_once() -> None:
     # 0.3 / 3 in floats is 0.09999999999999999
     assert ThreatModel("linf", "0.3/3").eps == 0.1
     assert float("0.3") / 3 != 0.1
@@ -94,7 +96,7 @@ def test_impossible_bounds_are_refused(bounds: Any) -> None:
         ThreatModel("linf", 0.1, bounds)
 
 
-def test_equal_by_value_and_frozen() -> None:
+def test_threat_models_are_compared_by_value_and_frozen() -> None:
     threat = ThreatModel("l2", "128/255")
     assert threat == ThreatModel("l2", 128 / 255)
     assert hash(threat) == hash(ThreatModel("l2", 128 / 255))
@@ -127,7 +129,7 @@ def test_from_dict_refuses_unknown_and_missing_keys() -> None:
 
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", np.inf), ("l2", 2), ("l1", 1)])
-def test_distance_is_numpys_in_float64(norm: Norm, order: float) -> None:
+def test_distance_equals_the_norm_of_numpy_in_float64(norm: Norm, order: float) -> None:
     x, x_adv = torch.rand(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
     far = ThreatModel(norm, 0.1).distance(x_adv, x)
     assert far.dtype == torch.float64
@@ -135,7 +137,7 @@ def test_distance_is_numpys_in_float64(norm: Norm, order: float) -> None:
     np.testing.assert_allclose(far, np.linalg.norm(wide, order, axis=1), rtol=1e-14)
 
 
-def test_a_value_that_is_not_a_number_is_infinitely_far() -> None:
+def test_an_image_with_nan_is_infinitely_far_and_cannot_be_projected() -> None:
     x = torch.zeros(3, 1, 2, 2)
     x_adv = x.clone()
     x_adv[1, 0, 0, 0] = math.nan
@@ -146,7 +148,7 @@ def test_a_value_that_is_not_a_number_is_infinitely_far() -> None:
         threat.project(x_adv, x)
 
 
-def test_shapes_must_match() -> None:
+def test_images_of_different_shapes_are_refused() -> None:
     threat = ThreatModel("l2", 0.5)
     for method in (threat.distance, threat.check, threat.project):
         with pytest.raises(InputError, match=r"\(2, 3\) and \(2, 4\)"):
@@ -156,7 +158,7 @@ def test_shapes_must_match() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_check_finds_what_is_outside(norm: Norm) -> None:
+def test_check_returns_the_excess_over_eps(norm: Norm) -> None:
     x = torch.full((3, 3, 8, 8), 0.5)
     threat = ThreatModel(norm, "8/255")
     x_adv = x.clone()
@@ -182,10 +184,10 @@ def test_check_finds_pixels_beyond_the_bounds() -> None:
     st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)]),
 )
 @settings(max_examples=60, deadline=None)
-def test_rounding_to_float32_stays_inside(
+def test_check_accepts_perturbations_of_length_eps_rounded_to_float32(
     pixels: int, eps: float, seed: int, bounds: tuple[float, float]
 ) -> None:
-    # What attacks do in float32: the natural image plus a perturbation as long as allowed.
+    # As attacks do in float32: the natural image plus a perturbation of length eps.
     low, high = bounds
     draws = torch.Generator().manual_seed(seed)
     x = low + (high - low) * torch.rand(8, pixels, generator=draws)
@@ -200,7 +202,7 @@ def test_rounding_to_float32_stays_inside(
 def _nearest_by_scipy(
     norm: Norm, target: np.ndarray, x: np.ndarray, eps: float, low: float, high: float
 ) -> np.ndarray:
-    """The projection as a quadratic program; l1 and linf through up and down parts."""
+    """Oracle: the projection as a quadratic program; l1 with positive and negative parts."""
     n = len(x)
     if norm == "l2":
         ball = {"type": "ineq", "fun": lambda d: eps**2 - (d**2).sum()}
@@ -234,7 +236,7 @@ def _nearest_by_scipy(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("seed", range(8))
-def test_project_is_scipys_nearest_point(norm: Norm, seed: int) -> None:
+def test_project_returns_the_nearest_point_that_scipy_finds(norm: Norm, seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     x = torch.rand(1, 6, generator=draws, dtype=torch.float64)
     target = x + torch.randn(1, 6, generator=draws, dtype=torch.float64)
@@ -254,11 +256,11 @@ def test_project_is_scipys_nearest_point(norm: Norm, seed: int) -> None:
     st.integers(0, 2**32),
 )
 @settings(max_examples=150, deadline=None)
-def test_project_lands_inside_and_leaves_the_inside_alone(
+def test_project_lands_inside_and_keeps_points_that_are_inside(
     norm: Norm, shape: tuple[int, ...], eps: float, reach: float, seed: int
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
-    # Rounded, so that values meet the bounds and each other.
+    # Rounded, so that some values equal the bounds or each other.
     x = torch.rand(shape, generator=draws).mul(8).round() / 8
     x_adv = x + reach * torch.randn(shape, generator=draws).mul(4).round() / 4
     threat = ThreatModel(norm, eps)
@@ -278,7 +280,7 @@ def test_project_lands_inside_and_leaves_the_inside_alone(
     [("Linf", "linf"), ("LINF", "linf"), ("inf", "linf"), ("l∞", "linf"), ("L2", "l2"), ("2", "l2"),
      ("L1", "l1"), (" l1 ", "l1")],
 )  # fmt: skip
-def test_norms_are_read_as_others_write_them(written: str, norm: str) -> None:
+def test_common_spellings_of_norms_are_accepted(written: str, norm: str) -> None:
     assert ThreatModel(written, "1/255") == ThreatModel(norm, "1/255")
     assert ThreatModel(written, "1/255").to_dict()["norm"] == norm
 
@@ -293,7 +295,7 @@ def test_norms_are_read_as_others_write_them(written: str, norm: str) -> None:
         ("l2", "150", (3, 32, 32), (-1, 1), "'150/255'"),
     ],
 )
-def test_a_radius_beyond_any_image_is_refused_in_every_norm(
+def test_an_l2_or_l1_eps_larger_than_any_image_distance_is_refused(
     norm: str, eps: Any, shape: tuple[int, ...], bounds: tuple[float, float], meant: str
 ) -> None:
     threat = ThreatModel(norm, eps, bounds)
@@ -310,18 +312,18 @@ def test_a_radius_beyond_any_image_is_refused_in_every_norm(
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 224, 224)])
-def test_the_largest_radius_is_the_distance_from_black_to_white(
+def test_the_largest_eps_is_the_distance_from_black_to_white(
     norm: str, shape: tuple[int, ...]
 ) -> None:
     black, white = torch.zeros(1, *shape), torch.ones(1, *shape)
     farthest = float(ThreatModel(norm, 0.1).distance(black, white))
     ThreatModel(norm, farthest).check_reach(shape)
-    if norm != "linf":  # refused as it is made
+    if norm != "linf":  # linf refuses it in the constructor
         with pytest.raises(ConfigError):
             ThreatModel(norm, farthest * 1.001).check_reach(shape)
 
 
-def test_a_radius_that_is_hardly_meant_is_warned_of_where_asked_for() -> None:
+def test_check_reach_warns_of_a_suspiciously_large_eps_if_asked() -> None:
     threat = ThreatModel("l2", "128")
     with pytest.warns(BudgetWarning, match=r"33% of the largest.*did you mean '128/255'"):
         threat.check_reach((3, 224, 224), warn=True)

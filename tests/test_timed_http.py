@@ -1,4 +1,4 @@
-"""Headers that never end do not keep a connection, and nothing else is cut short."""
+"""Connections with unfinished headers are closed; slow bodies and responses are not cut off."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ LONGER = 3 * LIMIT
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body, takes its time, and says how long the body was."""
+    """Reads the body, waits if the path is /slow, and responds with the length of the body."""
     size, more = 0, True
     while more:
         message = await receive()
@@ -51,8 +51,8 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_headers_that_do_not_end_close_their_connection(address: tuple[str, int]) -> None:
-    """Whether nothing comes, or half of it, or one more line now and then."""
+def test_connections_with_unfinished_headers_are_closed(address: tuple[str, int]) -> None:
+    """The client sends nothing, only some headers, or one more line from time to time."""
     connections = [socket.create_connection(address, timeout=20) for _ in range(12)]
     for at, each in enumerate(connections):
         if at % 3:
@@ -73,7 +73,9 @@ def test_headers_that_do_not_end_close_their_connection(address: tuple[str, int]
             assert everything(each) == b""
 
 
-def test_a_second_request_must_end_its_headers_as_well(address: tuple[str, int]) -> None:
+def test_the_time_limit_applies_to_the_headers_of_a_second_request(
+    address: tuple[str, int],
+) -> None:
     whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     for second in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):
         with socket.create_connection(address, timeout=20) as connection:
@@ -81,7 +83,7 @@ def test_a_second_request_must_end_its_headers_as_well(address: tuple[str, int])
             assert everything(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_a_slow_answer_and_a_slow_body_are_waited_for(address: tuple[str, int]) -> None:
+def test_slow_responses_and_slow_bodies_are_not_cut_off(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=20) as connection:
         connection.sendall(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""A defense is the model's own, or says why it cannot be: what the first batch finds out."""
+"""Checks on the first batch: the defense follows its model, or reports why it cannot."""
 
 import copy
 import functools
@@ -43,7 +43,7 @@ SAMPLE_WISE = DentConfig(steps=2, lr=1e-2, granularity="sample")
 
 @pytest.fixture(autouse=True)
 def _silent() -> Iterator[None]:
-    """No warning of ours comes unasked."""
+    """Turn unexpected warnings of the package into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", DentWarning)
         yield
@@ -70,7 +70,7 @@ def _net(classes: int = 5) -> nn.Sequential:
 
 
 class _Body(nn.Module):
-    """A plain net with something around it, to be made in many ways."""
+    """A module around a plain net; the base class of models below."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Body(nn.Module):
 
 
 class _Features(_Body):
-    """Reads what a hook has laid on it, as feature extractors do."""
+    """Uses the output that a hook stores on it, as feature extractors do."""
 
     def __init__(self, hook: Callable[["_Features"], Callable[..., None]]) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("config", [STEPS, SAMPLE_WISE])
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_the_copy_of_a_model_follows_wherever_it_keeps_its_parts(
+def test_the_copy_adapts_however_the_model_refers_to_its_layers(
     name: str, config: DentConfig, x: Tensor
 ) -> None:
     model, plain = FOLLOWED[name](), _net()
@@ -220,7 +220,7 @@ def test_the_copy_of_a_model_follows_wherever_it_keeps_its_parts(
 
 
 class _Delegates(nn.Module):
-    """Answers whatever it lacks by what it wraps."""
+    """Gets missing attributes from the module that it wraps."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -236,14 +236,14 @@ class _Delegates(nn.Module):
         return self.inner((x - 0.5) / 0.25)  # type: ignore[no-any-return]
 
 
-def test_a_wrapper_is_not_taken_for_what_it_wraps(x: Tensor) -> None:
+def test_a_wrapper_that_delegates_attributes_is_not_unwrapped(x: Tensor) -> None:
     compiled: Any = torch.compile(_net(), backend="eager")
     model = _Delegates(compiled).eval()
     defense = Dent(model, STEPS)
     with defense.disabled():
         assert torch.equal(defense(x), _net()((x - 0.5) / 0.25))
     model = _Delegates(_net()).eval()
-    model._orig_mod = model.inner  # a name of torch.compile's, on a module of one's own
+    model._orig_mod = model.inner  # the name that torch.compile uses, on an ordinary module
     with Dent(model, STEPS).disabled() as _, torch.no_grad():
         assert torch.equal(Dent(model, STEPS)(x), Dent(_Delegates(_net()).eval(), STEPS)(x))
 
@@ -256,7 +256,7 @@ class _RunsAGlobal(_Body):
         return _GLOBAL[0](x)  # type: ignore[no-any-return]
 
 
-def test_a_model_that_runs_layers_of_the_original_is_refused(x: Tensor) -> None:
+def test_a_model_whose_copy_runs_layers_of_the_original_is_refused(x: Tensor) -> None:
     model = _RunsAGlobal().eval()
     _GLOBAL[:] = [model.body]
     defense = Dent(model, STEPS)
@@ -269,7 +269,7 @@ def test_a_model_that_runs_layers_of_the_original_is_refused(x: Tensor) -> None:
         defense(x)
 
 
-def test_a_copy_that_answers_otherwise_is_refused(x: Tensor) -> None:
+def test_a_copy_with_other_logits_than_the_model_is_refused(x: Tensor) -> None:
     class Halves(_Body):
         def __deepcopy__(self, memo: dict[int, Any]) -> "Halves":
             new = Halves()
@@ -280,7 +280,7 @@ def test_a_copy_that_answers_otherwise_is_refused(x: Tensor) -> None:
         Dent(Halves().eval(), STEPS)(x)
 
 
-def test_a_copy_that_cannot_take_what_the_model_takes_is_refused(x: Tensor) -> None:
+def test_a_copy_that_fails_on_a_batch_of_the_model_is_refused(x: Tensor) -> None:
     class Bare(_Body):
         def __deepcopy__(self, memo: dict[int, Any]) -> "Bare":
             new = Bare()
@@ -299,24 +299,26 @@ class _Counts(_Body):
         return super().forward(x) + self.calls
 
 
-def test_a_model_that_keeps_state_is_said_to_and_left_as_it_is(x: Tensor) -> None:
+def test_a_stateful_model_causes_a_warning_and_keeps_its_state(x: Tensor) -> None:
     model = _Counts().eval()
     with pytest.warns(StatefulModelWarning, match="gives other logits for the same batch"):
         Dent(model, STEPS)(x)
     assert model.calls == 0
 
 
-def test_a_model_that_never_repeats_itself_is_not_called_anothers(x: Tensor) -> None:
+def test_a_model_with_unrepeatable_randomness_is_accepted(x: Tensor) -> None:
     class Draws(_Body):
         source = random.SystemRandom()
 
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) - 5 - self.source.random()  # never like probabilities
+            return (
+                super().forward(x) - 5 - self.source.random()
+            )  # never in the range of probabilities
 
     Dent(Draws().eval(), STEPS)(x)
 
 
-def test_the_first_batch_leaves_all_as_it_was(x: Tensor) -> None:
+def test_the_first_batch_changes_neither_the_model_nor_random_states(x: Tensor) -> None:
     class Keeps(_Body):
         def __init__(self) -> None:
             super().__init__()
@@ -344,7 +346,7 @@ def test_the_first_batch_leaves_all_as_it_was(x: Tensor) -> None:
     assert (np.random.get_state()[1] == states[2]).all()  # type: ignore[index] # noqa: NPY002
 
 
-def test_only_the_first_batch_is_tried(x: Tensor) -> None:
+def test_only_the_first_batch_runs_extra_checks(x: Tensor) -> None:
     seen: list[int] = []
     model = _net()
     model[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
@@ -358,7 +360,7 @@ def test_only_the_first_batch_is_tried(x: Tensor) -> None:
     assert len(seen) == 2
 
 
-def test_a_model_of_one_batch_size_is_tried_by_the_whole_batch() -> None:
+def test_a_model_with_a_fixed_batch_size_is_checked_with_the_whole_batch() -> None:
     class Twelve(_Body):
         def forward(self, x: Tensor) -> Tensor:
             assert len(x) == 12
@@ -391,7 +393,7 @@ GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
 
 
 class _Noisy(_Body):
-    """Shifts its logits by a random number, which shows in the answer as it is."""
+    """Adds a random number to its logits, which can be read off the logits."""
 
     def __init__(self, kind: str, within: Callable[[Any], Any] = lambda it: it) -> None:
         super().__init__()
@@ -404,21 +406,23 @@ class _Noisy(_Body):
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_random_numbers_of_the_models_own_go_on_as_in_the_model(kind: str, x: Tensor) -> None:
+def test_a_defended_model_draws_the_same_numbers_from_its_own_generator(
+    kind: str, x: Tensor
+) -> None:
     model, twin = _Noisy(kind).eval(), _Noisy(kind).eval()
     defense = Dent(model, STEPS)
     with defense.disabled():
         answers = [defense(x) for _ in range(3)]
     for answer in answers:
         torch.testing.assert_close(answer, twin(x))
-    # A defense draws once more for every prediction, and not for its steps.
+    # The generator advances once for each prediction, and not for the steps.
     base = Dent(_net(), STEPS)(x)
     for _ in range(3):
         torch.testing.assert_close(defense(x), base + twin.draw(twin.source))
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_steps_draw_anew_and_adapting_leaves_the_models_generator(kind: str, x: Tensor) -> None:
+def test_each_step_draws_new_numbers_and_adapt_restores_the_generator(kind: str, x: Tensor) -> None:
     class Scaled(_Noisy):
         drawn: list[float] = []  # noqa: RUF012
 
@@ -477,7 +481,9 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("within", HOLDERS.values(), ids=HOLDERS)
-def test_one_search_finds_generators_wherever_they_are(within: Callable[[Any], Any]) -> None:
+def test_kept_generators_finds_generators_in_objects_of_many_kinds(
+    within: Callable[[Any], Any],
+) -> None:
     class Keeper(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -491,7 +497,7 @@ def test_one_search_finds_generators_wherever_they_are(within: Callable[[Any], A
     assert isinstance(last, torch.Generator)
     found = kept_generators(model)
     assert found == ([own, inner] if within is HOLDERS["deep"] else [own, last, inner])
-    assert kept_generators([model], everywhere=True) == [own, last, inner]  # and of no module
+    assert kept_generators([model], everywhere=True) == [own, last, inner]  # also in a plain list
 
 
 def _only(held: Any) -> Any:
@@ -501,7 +507,7 @@ def _only(held: Any) -> Any:
 
 
 class _Part(_Body):
-    """One of whose layers is behind something that cuts the graph."""
+    """Runs its first layers through a function that cuts the autograd graph."""
 
     def __init__(self, cut: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -523,7 +529,7 @@ def _reentrant(part: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("config", [STEPS, SAMPLE_WISE, DENT_PLUS])
 @pytest.mark.parametrize("cut", [_no_grad, _reentrant, lambda part, x: part(x).detach()])
-def test_layers_that_no_gradient_reaches_are_named(
+def test_layers_that_no_gradient_reaches_are_refused_by_name(
     cut: Callable[[nn.Module, Tensor], Tensor], config: DentConfig, x: Tensor
 ) -> None:
     model = _Part(cut).eval()
@@ -536,7 +542,7 @@ def test_layers_that_no_gradient_reaches_are_named(
     assert set(Dent(model, last).adapt(x).parameters) == {"body.4.weight", "body.4.bias"}
 
 
-def test_a_backward_that_fails_is_the_models_with_advice(x: Tensor) -> None:
+def test_a_failing_backward_of_the_model_is_refused_with_advice(x: Tensor) -> None:
     class Between(_Body):
         def forward(self, x: Tensor) -> Tensor:
             inner = self.body[:2](x)
@@ -546,7 +552,7 @@ def test_a_backward_that_fails_is_the_models_with_advice(x: Tensor) -> None:
         Dent(Between().eval(), STEPS)(x)
 
 
-def test_layers_that_the_answer_does_not_hang_on_may_stay(x: Tensor) -> None:
+def test_layers_that_do_not_affect_the_logits_are_accepted_unchanged(x: Tensor) -> None:
     class Auxiliary(_Body):
         def __init__(self) -> None:
             super().__init__()
@@ -561,7 +567,7 @@ def test_layers_that_the_answer_does_not_hang_on_may_stay(x: Tensor) -> None:
     assert {name.split(".")[0] for name in moved} == {"body"}
 
 
-def test_a_single_logit_is_refused_and_its_static_model_served(x: Tensor) -> None:
+def test_a_model_with_one_logit_is_refused_unless_the_defense_is_disabled(x: Tensor) -> None:
     defense = Dent(_net(1), STEPS)
     with pytest.raises(UnsupportedModelError, match="entropy of one class is always 0"):
         defense(x)
@@ -572,7 +578,9 @@ def test_a_single_logit_is_refused_and_its_static_model_served(x: Tensor) -> Non
 @pytest.mark.parametrize(
     ("head", "said"), [(nn.Softmax(1), "the softmax out"), (nn.Sigmoid(), "the sigmoid out")]
 )
-def test_outputs_that_are_no_logits_are_said(head: nn.Module, said: str, x: Tensor) -> None:
+def test_outputs_that_are_probabilities_cause_a_warning(
+    head: nn.Module, said: str, x: Tensor
+) -> None:
     with pytest.warns(NotLogitsWarning, match=f"Take {said} of the model"):
         Dent(nn.Sequential(_net(), head).eval(), STEPS)(x)
     Dent(nn.Sequential(_net(), nn.LogSoftmax(1)).eval(), STEPS)(x)
@@ -586,7 +594,7 @@ class _Times(Around):
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e6])
-def test_an_objective_without_any_slope_is_said(factor: float, x: Tensor) -> None:
+def test_an_objective_without_a_gradient_causes_a_warning(factor: float, x: Tensor) -> None:
     model = _Times(_net()).eval()
     model.factor = factor
     with pytest.warns(NoAdaptationWarning, match="changes nothing"):
@@ -595,7 +603,7 @@ def test_an_objective_without_any_slope_is_said(factor: float, x: Tensor) -> Non
         assert torch.equal(value, model.get_parameter(name))
 
 
-def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -> None:
+def test_a_batch_of_one_under_information_maximization_warns_once(x: Tensor) -> None:
     model = _net()
     defense = Dent(model, DENT_PLUS)
     with pytest.warns(NoAdaptationWarning, match="A batch of one sample is not adapted"):
@@ -606,7 +614,7 @@ def test_a_batch_of_one_under_information_maximization_is_said_once(x: Tensor) -
     Dent(model, STEPS)(x[:1])
 
 
-def test_a_batch_of_one_that_torch_dent_chose_is_not_said(x: Tensor) -> None:
+def test_a_batch_of_one_that_the_package_chose_causes_no_warning(x: Tensor) -> None:
     defense = Dent(_net(), DENT_PLUS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -616,8 +624,8 @@ def test_a_batch_of_one_that_torch_dent_chose_is_not_said(x: Tensor) -> None:
         defense(x[:1])
 
 
-def test_a_smoothed_batch_of_one_is_not_said_to_be_static(x: Tensor) -> None:
-    """Without a gradient the smoothing stays, but its first scale is applied."""
+def test_a_batch_of_one_is_smoothed_although_it_is_not_adapted(x: Tensor) -> None:
+    """Without a gradient, the smoothing is applied with its initial sigma."""
     model = _net()
     config = replace(DENT_PLUS, smoothing=SmoothingConfig())
     with pytest.warns(NoAdaptationWarning, match="is not adapted"):
@@ -626,8 +634,8 @@ def test_a_smoothed_batch_of_one_is_not_said_to_be_static(x: Tensor) -> None:
     assert not torch.allclose(answer, model(x[:1]))
 
 
-def test_a_batch_of_one_that_is_normalized_by_itself_is_said_once(x: Tensor) -> None:
-    """A single sample's own statistics leave of it what is the same in every image."""
+def test_a_batch_of_one_under_test_statistics_warns_once(x: Tensor) -> None:
+    """Normalizing a sample by its own statistics removes what distinguishes it."""
     defense = Dent(_net(), replace(STEPS, statistics="test"))
     with pytest.warns(SmallBatchWarning, match="one sample is normalized by its own statistics"):
         defense(x[:1])
@@ -649,7 +657,7 @@ def test_a_batch_of_one_that_is_normalized_by_itself_is_said_once(x: Tensor) -> 
     ],
     ids=["module", "method", "inside"],
 )
-def test_a_warning_names_the_line_of_the_user(ask: Callable[..., Any], x: Tensor) -> None:
+def test_a_warning_names_the_file_of_the_caller(ask: Callable[..., Any], x: Tensor) -> None:
     with pytest.warns(NoAdaptationWarning) as caught:
         ask(Dent(_net(), DENT_PLUS), x[:1])
     assert {Path(each.filename).name for each in caught} == {Path(__file__).name}
@@ -672,7 +680,7 @@ _IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     ],
     ids=["bytes", "gray", "bytes-normalized-as-if-not", "inverted"],
 )
-def test_pixels_in_bytes_are_said_once(given: Tensor) -> None:
+def test_pixels_on_a_scale_of_255_warn_once(given: Tensor) -> None:
     channels = given.shape[1]
     model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.Flatten())
     defense = Dent(model.eval(), STEPS)
@@ -695,7 +703,7 @@ def test_pixels_in_bytes_are_said_once(given: Tensor) -> None:
     ],
     ids=["unit", "signed", "standardized", "caffe", "two-channels", "no-images", "black"],
 )
-def test_what_a_normalization_gives_is_not_bothered(given: Tensor) -> None:
+def test_normalized_pixels_and_other_features_cause_no_warning(given: Tensor) -> None:
     features = given.shape[1]
     body = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if given.dim() == 4 else []
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""Views of an image, what adapts to them, and what they predict together: against listings by hand.
+"""Views of an image, adaptation to them, and their common prediction, against a slow oracle.
 
-The oracle shifts images pixel by pixel, keeps one real module for each sample, and steps by
-`torch.optim` and `backward()`. It shares nothing with the package but the configuration.
+The oracle shifts images pixel by pixel, keeps one real module for each sample, and uses
+`torch.optim` and `backward()`. It shares only the configuration with the package.
 """
 
 import copy
@@ -33,7 +33,7 @@ THIRTEEN = [
     (False, 0, 3),
     (False, 3, 0),
 ]
-"""The order of the documentation, written out."""
+"""The documented order of views."""
 VIEWS = ViewsConfig(count=6, shift=1)
 ALONE = DentConfig(
     steps=3, lr=0.1, optimizer="sgd", granularity="sample", reduction="sum", views=VIEWS
@@ -41,7 +41,7 @@ ALONE = DentConfig(
 
 
 def by_hand(image: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
-    """One view of one image, pixel by pixel, of what lies `down` and `right` of each pixel."""
+    """Oracle: one view of one image; each pixel comes from `down` and `right` of its position."""
     _, height, width = image.shape
     found = torch.zeros_like(image)
     for row in range(height):
@@ -54,7 +54,7 @@ def by_hand(image: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
 
 
 def all_by_hand(x: Tensor, views: ViewsConfig) -> list[Tensor]:
-    """The views of a batch, for a configuration of at most six."""
+    """Oracle: the views of a batch, for a configuration of at most six."""
     order = [(False, 0, 0), (True, 0, 0)][: 1 + views.flip]
     order += [
         (False, down * views.shift, right * views.shift) for down in (-1, 1) for right in (-1, 1)
@@ -90,12 +90,12 @@ def test_a_view_is_the_shifted_image_on_black(
     ("x", "message"),
     [(torch.zeros(2, 3), "expected images"), (torch.zeros(2, 1, 2, 9), "shows nothing of images")],
 )
-def test_what_has_no_such_view_is_refused(x: Tensor, message: str) -> None:
+def test_inputs_that_are_not_images_or_too_small_are_refused(x: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         View(False, 2, 0)(x)
 
 
-def test_the_mean_of_what_the_model_says_of_each_view() -> None:
+def test_prediction_is_the_mean_of_the_logits_or_probabilities_of_all_views() -> None:
     model, x = make_toy(KIND).eval(), make_batch(KIND, 3)
     each = torch.stack([model(view) for view in all_by_hand(x, VIEWS)])
     logits = Dent(model, DentConfig(steps=0, views=VIEWS))
@@ -110,7 +110,7 @@ def test_the_mean_of_what_the_model_says_of_each_view() -> None:
     torch.testing.assert_close(mine, plain)
 
 
-def test_views_of_an_image_with_nan_are_no_prediction() -> None:
+def test_an_image_with_nan_gets_nan_logits_even_if_some_views_omit_the_pixel() -> None:
     x = make_batch(KIND, 3)
     x[1, 0, 0, 0] = math.nan  # at a corner, which some views do not show
     logits = Dent(make_toy(KIND).eval(), DentConfig(steps=0, views=VIEWS))(x)
@@ -146,7 +146,7 @@ def test_entropy_of_views_is_that_of_their_mean(logits: Tensor) -> None:
     torch.testing.assert_close(together, expected, atol=1e-12, rtol=1e-9)
 
 
-def test_a_class_that_every_view_masks_adds_nothing() -> None:
+def test_a_class_masked_in_every_view_does_not_change_the_objectives() -> None:
     logits = torch.randn(3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     masked = logits.index_fill(2, torch.tensor([3]), -math.inf).requires_grad_()
     for objective in (agreement, lambda each: entropy(log_mean_probability(each))):
@@ -156,7 +156,7 @@ def test_a_class_that_every_view_masks_adds_nothing() -> None:
 
 
 def slowly(model: nn.Module, config: DentConfig, x: Tensor) -> Tensor:
-    """Adapt one real module to each sample by SGD, or to the batch, and predict by its views."""
+    """Oracle: adapt one real module per sample or batch by SGD, and predict from its views."""
     assert config.views is not None
     sets = x.split(1) if config.granularity == "sample" else [x]
     answers = []
@@ -207,7 +207,7 @@ def test_adaptation_to_views_equals_real_modules(
 
 
 @pytest.mark.parametrize("objective", ["entropy", "agreement", "information-maximization"])
-def test_steps_lower_the_objective_and_its_entropy_is_recorded(objective: Any) -> None:
+def test_more_steps_lower_the_objective_and_the_first_entropy_is_recorded(objective: Any) -> None:
     config = replace(ALONE, objective=objective, lr=0.01, steps=4)
     model, x = make_toy(KIND).eval(), make_batch(KIND, 4)
     found = Dent(model, config).adapt(x)
@@ -241,7 +241,7 @@ PLUS = replace(DENT_PLUS, steps=2, views=VIEWS)
     ],
     ids=["logits", "probabilities", "plus", "memo", "agreement", "image", "statistics", "last"],
 )
-def test_the_exact_gradient_is_that_of_what_is_served(config: DentConfig) -> None:
+def test_exact_gradient_with_views_is_certified(config: DentConfig) -> None:
     x = make_batch(KIND, 3)
     y = torch.tensor([0, 1, 2])
     proof = certificate(Dent(make_toy(KIND).eval(), config), x, y, rung=Rung("unrolled"))
@@ -250,7 +250,7 @@ def test_the_exact_gradient_is_that_of_what_is_served(config: DentConfig) -> Non
 
 
 @pytest.mark.parametrize("objective", ["entropy", "agreement"])
-def test_neighbours_do_not_matter(objective: Any) -> None:
+def test_sample_wise_logits_with_views_do_not_depend_on_other_members(objective: Any) -> None:
     defense = Dent(make_toy(KIND).eval(), replace(ALONE, objective=objective))
     assert not defense.batch_dependent
     x = make_batch(KIND, 4)
@@ -271,18 +271,18 @@ def test_neighbours_do_not_matter(objective: Any) -> None:
         ({"objective": "agreement"}, r"views is None\. Set views=ViewsConfig\(\)"),
     ],
 )
-def test_views_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_of_views_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DentConfig.from_dict(values)
 
 
-def test_without_steps_and_by_the_image_alone_it_is_the_static_model() -> None:
+def test_without_steps_predicting_from_the_image_is_the_static_model() -> None:
     model, x = make_toy(KIND).eval(), make_batch(KIND, 3)
     defense = Dent(model, replace(ALONE, views=replace(VIEWS, predict="image")))
     torch.testing.assert_close(defense.with_steps(0)(x), model(x))
 
 
-def test_views_make_the_round_trip_and_are_absent_where_there_are_none() -> None:
+def test_views_survive_a_json_round_trip_and_are_omitted_if_none() -> None:
     assert "views" not in DentConfig().to_dict()
     config = replace(ALONE, objective="agreement")
     assert config.to_dict()["views"] == {

@@ -1,4 +1,4 @@
-"""A number and its noun, a share and its percentage: one way to write each, everywhere."""
+"""Consistent wording: plurals, percentages, class names and pronouns."""
 
 import ast
 import re
@@ -53,8 +53,8 @@ def test_shares_and_differences_have_one_decimal() -> None:
     assert factor(25.34) == "25.3×"
 
 
-def test_percentages_are_rounded_in_one_place() -> None:
-    """Marks of an axis and the percentage of a progress bar are whole by themselves."""
+def test_percentages_with_decimals_are_formatted_only_by_the_helpers() -> None:
+    """Ticks of an axis and progress bars show whole percentages and need no helper."""
     found = {
         path.name: hits
         for path in SOURCES
@@ -63,8 +63,8 @@ def test_percentages_are_rounded_in_one_place() -> None:
     assert found == {}
 
 
-def test_what_may_be_one_is_counted_by_the_helper() -> None:
-    """Nouns after a number that is computed; those left are never one."""
+def test_counts_that_may_be_one_are_written_by_the_helper() -> None:
+    """Looks at plural nouns after a computed number; the exceptions are verbs or never 1."""
     nouns = re.compile(
         r" (batches|runs|units|samples|images|members|workers|requests|steps|attacks"
         r"|bytes)\b"
@@ -72,7 +72,7 @@ def test_what_may_be_one_is_counted_by_the_helper() -> None:
     assert {hit for path in SOURCES for hit in plain_counts(path, nouns)} <= NEVER_ONE
 
 
-def test_a_class_name_stands_for_one_class() -> None:
+def test_public_class_names_are_unique() -> None:
     places: dict[str, list[str]] = {}
     for path in SOURCES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -81,7 +81,7 @@ def test_a_class_name_stands_for_one_class() -> None:
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
-def test_texts_keep_to_plain_pronouns() -> None:
+def test_sources_and_docs_contain_no_archaic_pronouns() -> None:
     root = Path(__file__).parents[1]
     texts = [*SOURCES, *root.glob("*.md"), *root.glob("docs/**/*.md")]
     old = re.compile(r"\b(whom|whoever|whomever|lest|whence|thereof)\b", re.IGNORECASE)

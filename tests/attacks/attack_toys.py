@@ -1,4 +1,4 @@
-"""Defenses small enough to know everything about."""
+"""Small models and defenses, and small budgets of attacks, for the tests of attacks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,18 +37,18 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def golden_labels() -> Tensor:
-    """The labels of the fixture `images`."""
+    """Return the labels of the fixture `images`."""
     return load_file(GOLDEN / "golden.safetensors")["labels"].long().to(DEVICE)
 
 
 def small_images(count: int = 5, side: int = 6, seed: int = 0) -> Tensor:
-    """Images (count, 3, side, side), far from each other and from the bounds."""
+    """Return random images (count, 3, side, side) with pixels in [0, 1)."""
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
     return images.to(DEVICE)
 
 
 def linear(classes: int = 4, pixels: int = 108, seed: int = 0) -> nn.Sequential:
-    """A random linear classifier."""
+    """Return a random linear classifier."""
     layer = nn.Linear(pixels, classes)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def linear(classes: int = 4, pixels: int = 108, seed: int = 0) -> nn.Sequential:
 
 
 class Base(nn.Module):
-    """The static model under a toy."""
+    """The static model that `Toy.unwrap` returns."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class Base(nn.Module):
 
 
 class Toy(nn.Module):
-    """A dynamic defense around a model; subclasses change what is adapted to what.
+    """A dynamic defense that predicts with its model; subclasses override `adapt` and `predict`.
 
-    It offers all that a defense may offer to attackers.
+    It also has `unwrap`, `steps` and `with_steps`, and `adapt` takes `differentiable` and `last`.
     """
 
     batch_dependent = False
@@ -102,7 +102,7 @@ class Toy(nn.Module):
 
 
 class Company(Toy):
-    """Answers by the batch: the logits move with the mean prediction of the whole batch."""
+    """A batch-dependent defense: it subtracts three times the batch's mean prediction."""
 
     batch_dependent = True
 
@@ -116,7 +116,10 @@ class Company(Toy):
 
 
 class Places(Toy):
-    """Every place in the batch has a classifier of its own: rows in wrong places answer wrong."""
+    """A defense with a separate classifier for every place in the batch.
+
+    A row in a wrong place is predicted by a wrong classifier.
+    """
 
     def __init__(self, places: int, classes: int = 4, pixels: int = 108) -> None:
         super().__init__(nn.Identity())
@@ -131,9 +134,10 @@ class Places(Toy):
 
 
 class Recorder(Toy):
-    """Fails if a query has another size or order than the natural batch, or foreign rows.
+    """A defense that asserts that the rows of every query are the members of the batch, in order.
 
-    With `parts`, members may be left out, and those that are there stand in the batch's order.
+    A row counts as the member with the nearest natural image. With `parts`, a query may leave out
+    members. `sizes` has the size of every query.
     """
 
     def __init__(
@@ -166,7 +170,7 @@ class Recorder(Toy):
 
 
 class Speechless(Toy):
-    """Gives some members no prediction at all."""
+    """A defense that returns NaN logits for some members, in batches of one size."""
 
     def __init__(self, model: nn.Module, members: tuple[int, ...], size: int) -> None:
         super().__init__(model)
@@ -183,7 +187,7 @@ class Speechless(Toy):
 
 
 class Unfoolable(Toy):
-    """Knows the answers; its gradients are zero."""
+    """A defense that always predicts the labels, with gradients of zero."""
 
     def __init__(self, labels: Tensor, classes: int, *, batch_dependent: bool) -> None:
         super().__init__(nn.Identity())

@@ -1,4 +1,4 @@
-"""Attacks count what they ask: no test finds what another one computed."""
+"""Drop kept ascents before every test, so that counts do not depend on other tests."""
 
 import pytest
 

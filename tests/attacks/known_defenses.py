@@ -1,23 +1,23 @@
-"""Defenses whose truth is known, for attacks and suites to prove themselves on.
+"""Defenses with known robustness, for tests of attacks and suites.
 
-| defense | the truth |
+| defense | known robustness |
 | --- | --- |
-| `Identity` | the static model: the gain is exactly 0 |
-| `Masked` | the static model, seen through a gradient of zero |
-| `Loud` | the static model, with a gradient drowned in noise drawn anew at every answer |
-| `Undecided` | wrong by chance on a third of all answers, natural ones too |
-| `LargeOnly` | robust in batches of some size; the static model in smaller ones |
-| `AllOrNothing` | robust where every member was perturbed; else the static model |
-| `Chooser` | two models, of which it serves the one that a batch fools less |
-| `Leaky` | answers by the batch before: nothing it answers can be submitted again |
-| `Better` | another model, which is robust: a true gain |
+| `Identity` | that of the static model: the gain is exactly 0 |
+| `Masked` | that of the static model, with a gradient of zero |
+| `Loud` | that of the static model, with new noise in the gradient of every query |
+| `Undecided` | a random third of all predictions is wrong, also for natural images |
+| `LargeOnly` | robust in batches of at least some size; in smaller ones as the static model |
+| `AllOrNothing` | robust if every member was perturbed; otherwise as the static model |
+| `Chooser` | uses the one of two models that is correct for more members of the batch |
+| `Leaky` | depends on the previous batch, so its predictions cannot be reproduced |
+| `Better` | uses another model, which is robust: a real gain |
 
-`Nearest` is that robust model, and `withstands` the truth of a linear one.
+`Nearest` is that robust model. `withstands` returns the exact robustness of a linear model.
 
-Beside these, anti-adversary, hedge and ET3 of `dent.defenses` were published as robust,
-and are their static model under transfer.
+Anti-adversary, hedge and ET3 of `dent.defenses` are three more cases. They were published as
+robust, but under a transfer attack they are as robust as their static model.
 
-Each offers by structure what attackers may ask for, where it has it.
+All defenses here have `unwrap`, and an `adapt` that takes `differentiable`.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 
 class Known(nn.Module):
-    """What they share: a static base, and an answer that is made of `adapt` and `predict`."""
+    """The base class: it predicts with the static model, and a call is `adapt` and `predict`."""
 
     batch_dependent = False
 
@@ -49,11 +49,11 @@ class Known(nn.Module):
 
 
 class Identity(Known):
-    """Changes nothing."""
+    """Predicts with the static model."""
 
 
 class Masked(Known):
-    """Rounds its input to steps far below any eps, so that no gradient passes."""
+    """Rounds its input in steps much smaller than eps, so that its gradient is zero."""
 
     def __init__(self, model: nn.Module, levels: int = 1023) -> None:
         super().__init__(model)
@@ -64,7 +64,7 @@ class Masked(Known):
 
 
 class Loud(Known):
-    """Adds nothing to the answer and noise to its gradient."""
+    """Adds noise to the gradient, but not to the logits."""
 
     def __init__(self, model: nn.Module, volume: float) -> None:
         super().__init__(model)
@@ -78,7 +78,7 @@ class Loud(Known):
 
 
 class Undecided(Known):
-    """Answers some members at random, others each time."""
+    """Negates the logits of some members, chosen at random in every query."""
 
     def __init__(self, model: nn.Module, share: float = 1 / 3) -> None:
         super().__init__(model)
@@ -93,7 +93,7 @@ class Undecided(Known):
 
 
 class LargeOnly(Known):
-    """Divides small weights' influence away in a large batch: the truth is the other model's."""
+    """Predicts with the robust model in batches of at least `size` members, else the static one."""
 
     batch_dependent = True
 
@@ -110,7 +110,10 @@ class LargeOnly(Known):
 
 
 class AllOrNothing(Known):
-    """Knows natural images, which lie on the grid of 8 bits, and is robust only without any."""
+    """Predicts with the robust model if no image of the batch is an 8-bit image.
+
+    All natural images are 8-bit images.
+    """
 
     batch_dependent = True
 
@@ -127,9 +130,10 @@ class AllOrNothing(Known):
 
 
 class Chooser(Known):
-    """Knows the labels, and serves the one of two models that a batch fools less.
+    """Knows the labels, and predicts with the model that is correct for more members of the batch.
 
-    So what fools the model that is served now makes it serve the other; both must be fooled.
+    If an attack fools only the model in use, the defense switches to the other. So an attack must
+    fool both.
     """
 
     batch_dependent = True
@@ -149,7 +153,7 @@ class Chooser(Known):
 
 
 class Better(Known):
-    """Serves another model than it was made from."""
+    """Predicts with another model than its static model."""
 
     def __init__(self, model: nn.Module, robust: nn.Module) -> None:
         super().__init__(model)
@@ -160,7 +164,7 @@ class Better(Known):
 
 
 class Leaky(Known):
-    """Moves its logits by the mean prediction of the batch it saw before: a bug."""
+    """Shifts its logits by the mean prediction of the previous batch, which is a bug."""
 
     batch_dependent = True
 
@@ -181,9 +185,9 @@ class Leaky(Known):
 
 
 class Nearest(nn.Module):
-    """Knows its images by heart, so that none of some distance to the others can be fooled.
+    """A classifier by the nearest of its stored images. It is robust if they are far apart.
 
-    The logits are, by class, less the squared distance to the nearest image: with a gradient.
+    The logit of a class is the negative squared distance to its nearest stored image.
     """
 
     def __init__(self, x: Tensor, y: Tensor, classes: int = 4) -> None:
@@ -199,10 +203,12 @@ class Nearest(nn.Module):
 
 
 def withstands(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """Whom no perturbation can change: the closed form of a linear model in l-inf, bool (N,).
+    """Return which images of a linear model stay correct under every l-inf perturbation, bool (N,).
+
+    This is the oracle, in closed form.
 
     Args:
-        model: Of one linear layer.
+        model: A model with one linear layer.
         x: Images at least eps away from the bounds.
         y: Labels.
         eps: The radius.

@@ -1,4 +1,4 @@
-"""Attackers of some members, and of those they do not control; majorities; warm starts."""
+"""Tests of attacks in batches with clean members, of majorities and of warm starts."""
 
 from dataclasses import replace
 from typing import Any
@@ -42,7 +42,7 @@ def batch() -> tuple[Company, Tensor, Tensor]:
 
 
 class Watched(Company):
-    """Keeps every batch that it is asked to predict."""
+    """A `Company` that records the batch of every prediction."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -55,7 +55,7 @@ class Watched(Company):
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("norm", NORMS)
-def test_every_attack_leaves_the_others_as_they_are(name: str, norm: Norm) -> None:
+def test_attack_does_not_change_clean_members_in_any_query(name: str, norm: Norm) -> None:
     _, x, y = batch()
     watched = Watched(linear())
     among = Among(watched, x, y, MASK)
@@ -66,14 +66,14 @@ def test_every_attack_leaves_the_others_as_they_are(name: str, norm: Norm) -> No
     assert watched.asked
     for whole in watched.asked:
         assert torch.equal(whole[~MASK], x[~MASK])
-        if name == "rays":  # which asks about the corners of the cube of all images
+        if name == "rays":  # its search queries images outside the threat model
             continue
         assert torch.cdist(whole.flatten(1), x.flatten(1)).argmin(1).tolist() == [*range(6)]
     served = watched(among.whole(result.adversarial)).argmax(1)
     assert torch.equal(served[MASK] != y[MASK], result.fooled)
 
 
-def test_members_are_asked_about_in_their_places() -> None:
+def test_among_queries_the_whole_batch_with_members_in_their_places() -> None:
     company, x, y = batch()
     among = Among(company, x, y, MASK)
     moved = (x + 0.05).clamp(0, 1)
@@ -90,7 +90,7 @@ def test_members_are_asked_about_in_their_places() -> None:
         among(moved[:2])
 
 
-def test_what_the_defense_offers_its_members_are_offered() -> None:
+def test_rungs_through_among_match_those_of_the_whole_batch() -> None:
     defense = Dent(make_toy("BatchNorm2d"), replace(DENT, steps=4, lr=0.1))
     x, y = make_batch("BatchNorm2d", 4), torch.arange(4) % CLASSES
     mask = torch.tensor([True, True, False, True])
@@ -132,13 +132,13 @@ class _Bare:
         (torch.ones(6), r"bool \(6,\)"),
     ],
 )
-def test_a_mask_that_fits_no_batch_is_refused(mask: Tensor, match: str) -> None:
+def test_invalid_mask_of_attacked_members_is_refused(mask: Tensor, match: str) -> None:
     company, x, y = batch()
     with pytest.raises(InputError, match=match):
         Among(company, x, y, mask)
 
 
-def test_clean_members_are_made_wrong_by_the_attacked_ones_alone() -> None:
+def test_collateral_fools_clean_members_by_changing_attacked_members() -> None:
     class Pull(Company):
         def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
             return self.model(x) - 15 * adaptation  # type: ignore[no-any-return]
@@ -154,13 +154,13 @@ def test_clean_members_are_made_wrong_by_the_attacked_ones_alone() -> None:
     assert result.notes == (
         f"clean members right: {right} of 3, 3 without the attack (exact gradient)",
     )
-    # Of attacks on the members the clean members suffer less.
+    # An attack on the attacked members themselves fools no more clean members.
     other = make("pgd", iterations=20)(among, x[MASK], y[MASK], threat, seed=0)
     assert int((among.answer_others(other.adversarial).argmax(1) == y[~MASK]).sum()) >= right
     assert (result.queries, result.backwards) <= attack.queries(4)
 
 
-def test_dents_clean_members_through_adaptation_and_through_statistics(
+def test_collateral_raises_the_loss_of_clean_members_of_dent(
     tiny_cnn: nn.Module, images: Tensor
 ) -> None:
     x = images[:8, :, 8:20, 8:20]
@@ -190,7 +190,9 @@ def test_dents_clean_members_through_adaptation_and_through_statistics(
         ),
     ],
 )
-def test_without_clean_members_it_is_not_available(defense: Any, missing: str) -> None:
+def test_collateral_is_not_available_without_clean_members_or_batch_dependence(
+    defense: Any, missing: str
+) -> None:
     x = small_images(6)[MASK]
     y = torch.zeros(3, dtype=torch.int64)
     result = Collateral(iterations=2)(defense, x, y, LINF, seed=0)
@@ -200,7 +202,7 @@ def test_without_clean_members_it_is_not_available(defense: Any, missing: str) -
     assert torch.equal(result.adversarial, x)
 
 
-def test_a_clean_member_without_a_prediction_is_not_right() -> None:
+def test_clean_member_with_nan_logits_counts_as_wrong() -> None:
     x = small_images(6)
     y = torch.zeros(6, dtype=torch.int64)
     mute = Speechless(linear(), (1,), 6)
@@ -212,7 +214,7 @@ def test_a_clean_member_without_a_prediction_is_not_right() -> None:
 
 
 class Dice(Toy):
-    """Answers by luck: the label or its rival, each submission anew."""
+    """Reverses the logits of random members in every query, each with probability 0.3."""
 
     def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Tensor:
         return torch.rand(len(x), 1)
@@ -222,7 +224,7 @@ class Dice(Toy):
         return torch.where(adaptation < 0.3, logits.flip(1), logits)
 
 
-def test_a_majority_counts_votes() -> None:
+def test_majority_counts_votes_and_has_the_mean_gradient() -> None:
     x = small_images(6)
     dice = Dice(linear())
     torch.manual_seed(0)
@@ -240,7 +242,7 @@ def test_a_majority_counts_votes() -> None:
     torch.testing.assert_close(found, torch.autograd.grad(mean[:, 0].sum(), leaf)[0])
 
 
-def test_no_prediction_is_no_vote() -> None:
+def test_majority_of_nan_logits_is_nan() -> None:
     x = small_images(3)
     votes = Majority(Speechless(linear(), (1,), 3), 3)(x)
     assert votes[1].isnan().all()
@@ -249,7 +251,7 @@ def test_no_prediction_is_no_vote() -> None:
         Majority(Toy(linear()), 1)
 
 
-def test_a_warm_start_is_no_weaker_than_the_transfer() -> None:
+def test_warm_start_is_no_weaker_than_the_transfer_attack() -> None:
     class Flat(Toy):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             return self.model(x.detach()) + 0 * x.sum()  # type: ignore[no-any-return]
@@ -267,11 +269,11 @@ def test_a_warm_start_is_no_weaker_than_the_transfer() -> None:
     )
     assert warm.fooled.sum() >= alone.fooled.sum() > blind.fooled.sum()
     planned = AdaptiveAPGD("stop-gradient", iterations=10, warm=True).queries(4)
-    # Of a batch-independent defense no members are put together.
+    # For a batch-independent defense, the query of the members' strongest images is not needed.
     assert (warm.queries + 1, warm.backwards) == planned
 
 
-def test_every_loss_begins_where_the_transfer_ended_and_restarts_do_not() -> None:
+def test_only_the_first_run_of_each_loss_starts_from_the_transfer_result() -> None:
     x, watched = small_images(8), Watched(linear())
     y = watched(x).argmax(1)
     attack = AdaptiveAPGD(
@@ -279,12 +281,14 @@ def test_every_loss_begins_where_the_transfer_ended_and_restarts_do_not() -> Non
     )
     watched.asked.clear()
     attack(watched, x, y, ThreatModel("linf", 1e-3), seed=0)
-    transferred = watched.asked[1]  # after the natural images, what came of the static base
+    transferred = watched.asked[1]  # the result on the static model comes after the natural images
     starts = [watched.asked[2 + 3 * run] for run in range(4)]
     assert [torch.equal(start, transferred) for start in starts] == [True, False, True, False]
 
 
-def test_zero_update_inputs_are_confident_and_wrong(tiny_cnn: nn.Module, images: Tensor) -> None:
+def test_zero_update_images_are_misclassified_with_low_entropy(
+    tiny_cnn: nn.Module, images: Tensor
+) -> None:
 
     x = images[:6, :, 8:20, 8:20]
     y = tiny_cnn(x).argmax(1)
@@ -318,18 +322,18 @@ def test_zero_update_inputs_are_confident_and_wrong(tiny_cnn: nn.Module, images:
         ({"rung": "guess"}, "rung must be one of"),
     ],
 )
-def test_settings_without_meaning_are_refused(values: dict[str, Any], match: str) -> None:
+def test_invalid_settings_of_adaptive_apgd_are_refused(values: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         AdaptiveAPGD(**values)
 
 
-def test_losses_can_be_written_in_one_word() -> None:
+def test_losses_can_be_given_as_one_string() -> None:
     attack = make("adaptive-bpda", losses="ce+margin")
     assert attack.settings() == make("adaptive-bpda", losses=("ce", "margin")).settings()
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTIVE.keys() - {"rays"}))
-def test_the_longer_attack_is_the_same_but_for_its_iterations(name: str) -> None:
+def test_longer_attack_differs_only_in_its_iterations(name: str) -> None:
     attack: Any = make(name, iterations=3)
     longer = attack.longer()
     assert (longer.name, type(longer)) == (attack.name, type(attack))
@@ -337,7 +341,7 @@ def test_the_longer_attack_is_the_same_but_for_its_iterations(name: str) -> None
 
 
 class Adapting(Company):
-    """Counts how often it adapts, and how often with the whole exact gradient."""
+    """Counts its adaptations, and those with a gradient through all steps."""
 
     adapted = 0
     looked_through = 0
@@ -350,7 +354,9 @@ class Adapting(Company):
 
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("name", sorted(ADAPTIVE.keys() - {"collateral", "gmsa-min", "surrogates"}))
-def test_the_passes_for_which_nothing_adapts_are_known(name: str, unrolled: bool) -> None:
+def test_unadapted_and_through_adaptation_match_counted_adaptations(
+    name: str, unrolled: bool
+) -> None:
     settings = dict(SMALL[name])
     if name in ("fpa", "gmsa-avg"):
         settings["unrolled"] = unrolled
@@ -359,18 +365,18 @@ def test_the_passes_for_which_nothing_adapts_are_known(name: str, unrolled: bool
     x, defense = small_images(5), Adapting(linear())
     y = Company(linear())(x).argmax(1)
     attack = make(name, **settings)
-    threat = ThreatModel("linf", 1e-6)  # nobody falls
+    threat = ThreatModel("linf", 1e-6)  # too small to fool any member
     result = attack(defense, x, y, threat, seed=0)
     planned, cheap = attack.queries(4), attack.unadapted(4)
     assert (result.queries, result.backwards) == planned
     assert defense.adapted == planned.forwards - cheap.forwards
-    if name != "adaptive-fewer-steps":  # which looks through a weaker defense, for less
+    if name != "adaptive-fewer-steps":  # its gradient goes through a weaker defense
         assert defense.looked_through == attack.through_adaptation(4)
     least = make("gmsa-min", **SMALL["gmsa-min"])
     assert least.queries(4).forwards - least.unadapted(4).forwards == 5
 
 
 @pytest.mark.parametrize("values", [{"iterations": 0}, {"restarts": 0}, {"rho": 1.0}])
-def test_collateral_without_meaning_is_refused(values: dict[str, Any]) -> None:
+def test_invalid_settings_of_collateral_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         Collateral(**values)

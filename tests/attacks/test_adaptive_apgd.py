@@ -1,4 +1,4 @@
-"""The losses, by hand; and APGD against pyautoattack's own on a static model."""
+"""Tests of losses against values by hand, and of APGD against pyautoattack on a static model."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ LABELS = torch.tensor([0, 2])
 
 
 def curved(classes: int = 5, pixels: int = 108, seed: int = 0) -> nn.Sequential:
-    """A smooth classifier in float32, so that both implementations step alike."""
+    """Return a smooth classifier in float32, on which both implementations take equal steps."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(
@@ -43,7 +43,7 @@ def of_model(model: nn.Module, y: Tensor, name: str, targets: Tensor | None = No
     return objective
 
 
-def test_losses_by_hand() -> None:
+def test_losses_match_values_computed_by_hand() -> None:
     def value(name: str, targets: Tensor | None = None) -> list[float]:
         return [round(v, 5) for v in loss_named(name)(LOGITS, LABELS, targets).tolist()]
 
@@ -62,7 +62,7 @@ def test_losses_by_hand() -> None:
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_dlr_is_pyautoattacks(targeted: bool) -> None:
+def test_dlr_loss_matches_pyautoattack(targeted: bool) -> None:
     logits = torch.randn(50, 6)
     labels = torch.randint(6, (50,))
     targets = runner_up(logits, labels, 2)
@@ -77,7 +77,9 @@ def test_dlr_is_pyautoattacks(targeted: bool) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("classes", [2, 3, 4])
-def test_few_classes_have_a_gradient_in_every_loss(name: str, targeted: bool, classes: int) -> None:
+def test_every_loss_has_a_finite_gradient_with_few_classes(
+    name: str, targeted: bool, classes: int
+) -> None:
     logits = torch.randn(6, classes, requires_grad=True)
     labels = torch.randint(classes, (6,))
     targets = runner_up(logits.detach(), labels, 1) if targeted else None
@@ -85,14 +87,14 @@ def test_few_classes_have_a_gradient_in_every_loss(name: str, targeted: bool, cl
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
-    # DLR of three classes is flat where label and rival are first and third, hinge at its end.
+    # DLR of three classes is flat if label and rival rank first and third, and hinge at its cap.
     flat = gradient.abs().sum(1) == 0
     if name == "hinge":
         assert torch.equal(flat, loss == 0.5)
     assert not flat.any() or name == "hinge" or (name == "dlr" and classes == 3)
 
 
-def test_a_loss_is_higher_where_the_answer_is_wrong() -> None:
+def test_every_loss_is_higher_for_a_wrong_prediction() -> None:
     labels = torch.tensor([0, 0])
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [1.0, 2.0, 0.0, -1.0]])
     for name in LOSSES:
@@ -112,10 +114,10 @@ def test_unknown_losses_and_ranks_are_refused() -> None:
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize(("norm", "name", "eps"), [("linf", "Linf", 0.02), ("l2", "L2", 0.3)])
 @pytest.mark.parametrize("iterations", [7, 60])
-def test_on_a_static_model_it_takes_pyautoattacks_steps(
+def test_apgd_matches_pyautoattack_on_a_static_model(
     loss: str, norm: Norm, name: str, eps: float, iterations: int
 ) -> None:
-    # Away from the bounds, where the published projection in l2 is not the nearest point.
+    # Away from the bounds, near which pyautoattack's l2 projection is not the nearest point.
     x = 0.3 + 0.4 * small_images(6)
     model, threat = curved(), ThreatModel(norm, eps)
     y = model(x).argmax(1)
@@ -132,8 +134,8 @@ def test_on_a_static_model_it_takes_pyautoattacks_steps(
     assert (found.loss > alone).all()
 
 
-def test_in_l1_it_finds_what_pyautoattack_finds() -> None:
-    # Another projection (exact, in float64), so not the same steps, but as high a loss.
+def test_apgd_in_l1_reaches_95_percent_of_pyautoattacks_loss() -> None:
+    # The projection differs (exact, in float64), so the steps differ, but the loss is as high.
     x = 0.3 + 0.4 * small_images(8)
     model, threat = curved(), ThreatModel("l1", 3.0)
     y = model(x).argmax(1)
@@ -149,7 +151,9 @@ def test_in_l1_it_finds_what_pyautoattack_finds() -> None:
 
 @given(st.sampled_from(NORMS), st.floats(0.001, 1.0), st.booleans(), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
-def test_every_batch_asked_about_is_inside(norm: Norm, eps: float, joint: bool, seed: int) -> None:
+def test_apgd_queries_stay_inside_and_the_highest_loss_is_returned(
+    norm: Norm, eps: float, joint: bool, seed: int
+) -> None:
     x = (1.4 * small_images(3, seed=seed) - 0.2).clamp(0, 1)
     threat, model = ThreatModel(norm, eps), curved()
     y = model(x).argmax(1)
@@ -171,7 +175,7 @@ def test_every_batch_asked_about_is_inside(norm: Norm, eps: float, joint: bool, 
         torch.testing.assert_close(found.loss, losses.amax(0))
 
 
-def test_starts_are_on_the_surface_and_differ_by_seed() -> None:
+def test_random_starts_lie_on_the_surface_of_the_ball_and_differ_by_seed() -> None:
     x = torch.full((3, 1, 4, 4), 0.5)
     for norm, eps in (("linf", 0.1), ("l2", 0.4), ("l1", 0.5)):
         threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
@@ -182,7 +186,7 @@ def test_starts_are_on_the_surface_and_differ_by_seed() -> None:
         assert not torch.equal(one, other)
 
 
-def test_it_can_be_stopped() -> None:
+def test_apgd_stops_when_the_stop_callback_returns_true() -> None:
     x, model, threat = small_images(2), curved(), ThreatModel("linf", 0.1)
     calls = []
 
@@ -194,7 +198,7 @@ def test_it_can_be_stopped() -> None:
     assert len(calls) == 3
 
 
-def test_tiny_gradients_are_enlarged_and_others_stay_to_the_bit() -> None:
+def test_only_tiny_gradients_are_enlarged() -> None:
     rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     rows[1] *= 1e-30
     rows[2] = 0
@@ -216,7 +220,7 @@ def test_tiny_gradients_are_enlarged_and_others_stay_to_the_bit() -> None:
     ],
     ids=["margin", "targeted-dlr", "apgd-t", "fab-t"],
 )
-def test_tiny_logits_hide_nobody_in_l2(attack: Attack) -> None:
+def test_attacks_in_l2_succeed_on_a_model_with_tiny_logits(attack: Attack) -> None:
     class Tiny(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             logits: Tensor = net(x)

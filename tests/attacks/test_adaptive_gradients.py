@@ -1,4 +1,4 @@
-"""The gradient ladder: every rung's answer and gradient, what it needs, and its certificate."""
+"""Tests of the gradient ladder: predictions, gradients, requirements and certificates of rungs."""
 
 import copy
 from dataclasses import replace
@@ -32,7 +32,7 @@ SERVED: tuple[RungName, ...] = ("stop-gradient", "bpda", "truncated", "unrolled"
 
 
 class Rounding(Toy):
-    """Rounds its input, which no gradient passes."""
+    """Rounds its input, so that its gradient is zero."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return self.model((x * 8).round() / 8)  # type: ignore[no-any-return]
@@ -63,14 +63,14 @@ def test_only_the_exact_gradient_is_certified(config: DentConfig) -> None:
     assert "stop-gradient: failed" in str(found["stop-gradient"])
 
 
-def test_what_adapts_to_nothing_is_certified_by_every_rung() -> None:
+def test_every_rung_of_a_static_model_is_certified() -> None:
     model, x = make_toy("BatchNorm2d").eval(), make_batch("BatchNorm2d", 4)
     y = torch.arange(4) % CLASSES
     assert all(certificate(model, x, y, rung=Rung(name)).passed for name in RUNGS)
     assert certificate(Dent(model, replace(BATCH, steps=1, lr=1e-12)), x, y).passed
 
 
-def test_a_certificate_leaves_the_defense_in_its_precision(tiny_cnn: nn.Module) -> None:
+def test_certificate_does_not_change_the_defense_or_its_dtype(tiny_cnn: nn.Module) -> None:
     defense = Dent(tiny_cnn, replace(DENT, steps=2))
     before = copy.deepcopy(defense.state_dict())
     x = torch.rand(2, 3, 8, 8)
@@ -81,7 +81,7 @@ def test_a_certificate_leaves_the_defense_in_its_precision(tiny_cnn: nn.Module) 
     assert all(parameter.grad is None for parameter in defense.parameters())
 
 
-def test_a_gradient_of_zero_certifies_nothing() -> None:
+def test_masked_gradient_of_zero_is_not_certified() -> None:
     class Flat(Toy):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             return self.model(x.detach()) + 0 * x.sum()  # type: ignore[no-any-return]
@@ -89,11 +89,12 @@ def test_a_gradient_of_zero_certifies_nothing() -> None:
     x, y = small_images(3).double(), torch.tensor([0, 1, 2])
     defense = Flat(linear().double())
     assert not certificate(defense, x, y, rung=Rung("stop-gradient")).passed
-    assert certificate(defense, x, y, rung=Rung("bpda")).passed  # which is how masking is seen
+    # It passes with BPDA but not with the stale gradient, which reveals masking.
+    assert certificate(defense, x, y, rung=Rung("bpda")).passed
     assert not certificate(Rounding(linear().double()), x, y, rung=Rung("bpda")).passed
 
 
-def test_a_defense_that_is_no_module_is_certified_in_float32() -> None:
+def test_defense_that_is_not_a_module_is_certified_in_float32() -> None:
     class Plain:
         batch_dependent = False
 
@@ -117,7 +118,7 @@ def test_a_defense_that_is_no_module_is_certified_in_float32() -> None:
         certificate(Plain(), x, y, directions=0)
 
 
-def test_a_random_defense_draws_the_same_for_every_difference() -> None:
+def test_certificate_repeats_the_random_draws_for_every_difference() -> None:
     class Noisy(Toy):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             return self.model(x + 0.1 * torch.randn_like(x)).tanh()  # type: ignore[no-any-return]
@@ -127,7 +128,7 @@ def test_a_random_defense_draws_the_same_for_every_difference() -> None:
 
 
 @pytest.mark.parametrize("config", [BATCH, SAMPLE, SMOOTHED], ids=["batch", "sample", "smoothed"])
-def test_rungs_answer_what_is_served_and_stand_ins_do_not(config: DentConfig) -> None:
+def test_all_rungs_except_stand_ins_predict_what_the_defense_predicts(config: DentConfig) -> None:
     defense, x, _ = toy(config)
     served = defense(x)
     for name in SERVED:
@@ -142,7 +143,7 @@ def test_rungs_answer_what_is_served_and_stand_ins_do_not(config: DentConfig) ->
         assert (other - served).abs().max() > 1e-4
 
 
-def test_the_ladder_ends_at_the_exact_gradient() -> None:
+def test_truncated_gradient_is_stale_at_0_steps_and_exact_at_all_steps() -> None:
     defense, x, _ = toy(BATCH)
     exact = slope(Rung("unrolled").view(defense), x)[1]
     stale = slope(Rung("stop-gradient").view(defense), x)[1]
@@ -150,14 +151,14 @@ def test_the_ladder_ends_at_the_exact_gradient() -> None:
     torch.testing.assert_close(cut[0], stale, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(cut[3], exact, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(slope(Rung("truncated").view(defense), x)[1], cut[1])
-    # Not nearer from step to step: Adam divides by what the steps before have left.
+    # More steps need not reduce the error, because Adam divides by averages of earlier gradients.
     assert all(float((each - exact).norm()) > 1e-4 for each in cut[:3])
     weaker = slope(Rung("fewer-steps", 2).view(defense), x)[1]
     torch.testing.assert_close(weaker, slope(Rung("unrolled").view(defense.with_steps(2)), x)[1])
 
 
-def test_bpda_has_the_defenses_answer_and_the_bases_jacobian() -> None:
-    """And so gets through what lets no gradient pass."""
+def test_bpda_has_the_defenses_logits_and_the_static_models_gradient() -> None:
+    """So BPDA has a gradient for a defense that rounds its input."""
     model, x = linear(), small_images(3)
     defense = Rounding(model)
     answer, found = slope(Rung("bpda").view(defense), x)
@@ -167,7 +168,7 @@ def test_bpda_has_the_defenses_answer_and_the_bases_jacobian() -> None:
 
 
 class Bare:
-    """A defense that offers the protocol and nothing else."""
+    """A defense with the required methods only."""
 
     batch_dependent = True
 
@@ -194,7 +195,9 @@ class Bare:
         ("unrolled", "adapt has no differentiable"),
     ],
 )
-def test_what_a_defense_does_not_offer_is_said(name: RungName, missing: str) -> None:
+def test_rung_that_a_defense_does_not_support_is_not_available(
+    name: RungName, missing: str
+) -> None:
     defense, x = Bare(linear()), small_images()
     with pytest.raises(Unavailable, match=missing):
         Rung(name).view(defense)
@@ -207,7 +210,7 @@ def test_what_a_defense_does_not_offer_is_said(name: RungName, missing: str) -> 
     assert torch.equal(result.fooled, defense(x).argmax(1) != y)
 
 
-def test_a_bare_defense_is_attacked_by_the_rung_that_needs_nothing() -> None:
+def test_stop_gradient_attacks_a_defense_without_optional_methods() -> None:
     defense, x = Bare(linear()), small_images()
     y = defense(x).argmax(1)
     attack = AdaptiveAPGD("stop-gradient", iterations=5)
@@ -216,7 +219,7 @@ def test_a_bare_defense_is_attacked_by_the_rung_that_needs_nothing() -> None:
     assert result.notes == ()
 
 
-def test_fewer_steps_than_one_cannot_be() -> None:
+def test_fewer_steps_takes_a_quarter_of_the_steps_and_needs_at_least_2() -> None:
     defense, _, _ = toy(replace(BATCH, steps=1))
     with pytest.raises(Unavailable, match="takes 1 step, not over 1"):
         Rung("fewer-steps").view(defense)
@@ -227,7 +230,7 @@ def test_fewer_steps_than_one_cannot_be() -> None:
         torch.testing.assert_close(found, deployed.with_steps(expected)(x))
 
 
-def test_a_base_in_training_mode_is_asked_as_a_copy() -> None:
+def test_transfer_uses_an_eval_copy_of_a_model_in_training_mode() -> None:
     model, x = make_toy("BatchNorm2d").train(), make_batch("BatchNorm2d", 3)
     before = copy.deepcopy(model.state_dict())
     found = Rung("transfer").view(Dent(model, BATCH))(x)
@@ -236,7 +239,7 @@ def test_a_base_in_training_mode_is_asked_as_a_copy() -> None:
     torch.testing.assert_close(found, copy.deepcopy(model).eval()(x))
 
 
-def test_any_defense_can_offer_it_by_structure() -> None:
+def test_options_of_adapt_are_detected_from_its_signature() -> None:
     model = make_toy("BatchNorm2d").eval()
     tent = TentOnline(model)
     assert adapt_accepts(tent, "differentiable")
@@ -248,7 +251,7 @@ def test_any_defense_can_offer_it_by_structure() -> None:
         def adapt(self, x: Tensor, **how: Any) -> Tensor:
             return x.detach().mean()
 
-    assert not adapt_accepts(Anything(linear()), "differentiable")  # for it promises nothing
+    assert not adapt_accepts(Anything(linear()), "differentiable")  # **how does not name the option
 
     class Exact(Bare):
         def adapt(self, x: Tensor, *, differentiable: bool = False) -> Tensor:
@@ -270,6 +273,6 @@ def test_any_defense_can_offer_it_by_structure() -> None:
         ({"name": "truncated", "steps": -1}, "too few"),
     ],
 )
-def test_rungs_that_are_none_are_refused(values: dict[str, Any], match: str) -> None:
+def test_invalid_rung_settings_are_refused(values: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Rung(**values)

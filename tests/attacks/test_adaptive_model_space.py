@@ -1,4 +1,4 @@
-"""Model space attacks: the ensemble's loss and gradient, the rounds, and what is kept of them."""
+"""Tests of model-space attacks: loss and gradient of the ensemble, rounds, and results."""
 
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ def models(count: int = 3) -> list[nn.Module]:
     return [linear(seed=seed) for seed in range(count)]
 
 
-def test_the_mean_and_the_least_of_several_models_are_autograds() -> None:
+def test_mean_and_least_loss_of_several_models_match_autograd() -> None:
     x, y = small_images(), torch.tensor([0, 1, 2, 3, 0])
     target, views = door(linear(), x, y), models()
     leaf = x.clone().requires_grad_()
@@ -38,10 +38,10 @@ def test_the_mean_and_the_least_of_several_models_are_autograds() -> None:
             found = combine(target, views, Aim(margin))(x)
         torch.testing.assert_close(found.loss, expected.detach())
         torch.testing.assert_close(found.gradient, gradient)
-    assert len({int(i) for i in losses.argmin(0)}) > 1  # not all one model's least
+    assert len({int(i) for i in losses.argmin(0)}) > 1  # not always the same model
 
 
-def test_through_averages_submissions() -> None:
+def test_through_averages_loss_and_gradient_over_submissions() -> None:
     class Dice(Toy):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             return self.model(x) * (1 + torch.rand(1))  # type: ignore[no-any-return]
@@ -60,7 +60,7 @@ def test_through_averages_submissions() -> None:
     assert target.done == (3, 3)
 
 
-def test_targets_are_aimed_at() -> None:
+def test_targeted_loss_is_the_negative_cross_entropy_of_the_target() -> None:
     x, y = small_images(), torch.tensor([0, 1, 2, 3, 0])
     target, goal = door(linear(), x, y), torch.tensor([1, 2, 3, 0, 1])
     with torch.no_grad():
@@ -70,12 +70,12 @@ def test_targets_are_aimed_at() -> None:
 
 
 class Diary(Company):
-    """Writes down what it adapts to and what it is asked under which adaptation."""
+    """Records the batches that it adapts to, and the adaptations that it predicts with."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.adapted: list[Tensor] = []
-        self.asked: list[list[Tensor]] = []  # by what was adapted to last, the adaptations
+        self.asked: list[list[Tensor]] = []  # adaptations of all predictions, per call of `adapt`
 
     def adapt(self, x: Tensor, *, differentiable: bool = False, last: int | None = None) -> Tensor:
         self.adapted.append(x.detach().clone())
@@ -90,7 +90,7 @@ class Diary(Company):
 @pytest.mark.parametrize(
     ("ensemble", "used"), [("fpa", [1, 1, 1]), ("gmsa-avg", [1, 2, 3]), ("gmsa-min", [1, 2, 3])]
 )
-def test_rounds_alternate_between_the_models_so_far_and_a_new_one(
+def test_fpa_rounds_attack_one_model_and_gmsa_rounds_all_models_so_far(
     ensemble: Any, used: list[int]
 ) -> None:
     x = small_images(6)
@@ -98,17 +98,17 @@ def test_rounds_alternate_between_the_models_so_far_and_a_new_one(
     y = Company(diary.model)(x).argmax(1)
     attack = ModelSpace(ensemble, rounds=3, iterations=2)
     attack(diary, x, y, ThreatModel("linf", 1e-3), seed=0)
-    # The natural batch, one batch a round, the members' strongest images, and the result once more.
+    # The natural batch, one batch per round, the members' strongest images, and the result again.
     assert len(diary.adapted) == 6
     assert torch.equal(diary.adapted[0], x)
-    # Of what was asked after each adaptation, the first is the serving of its batch.
+    # The first prediction after each adaptation is the query of its batch.
     rounds = [{id(adaptation) for adaptation in after[1:]} for after in diary.asked[:3]]
     assert [len(models) for models in rounds] == used
     newest = [after[0] for after in diary.asked[:3]]
     assert all(id(new) in models for new, models in zip(newest, rounds, strict=True))
 
 
-def test_the_worst_round_is_kept_and_it_is_one_batch() -> None:
+def test_result_is_the_queried_batch_with_most_wrong_predictions() -> None:
     x = small_images(8)
     diary = Diary(linear())
     y = Company(diary.model)(x).argmax(1)
@@ -121,10 +121,10 @@ def test_the_worst_round_is_kept_and_it_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize("ensemble", ["fpa", "gmsa-avg", "gmsa-min"])
-def test_restarts_and_targets_are_further_runs(ensemble: Any) -> None:
+def test_restarts_and_targets_add_runs_to_model_space_attacks(ensemble: Any) -> None:
     x, defense = small_images(), Identity(linear())
     y = defense(x).argmax(1)
-    threat = ThreatModel("linf", 1e-4)  # nobody falls
+    threat = ThreatModel("linf", 1e-4)  # too small to fool any member
     plain = partial(ModelSpace, ensemble, rounds=2, iterations=2)
     alone = plain()(defense, x, y, threat, seed=0)
     more = plain(restarts=2, targets=2)(defense, x, y, threat, seed=0)
@@ -138,14 +138,14 @@ def test_restarts_and_targets_are_further_runs(ensemble: Any) -> None:
     }
 
 
-def test_unrolled_takes_in_the_defense_itself() -> None:
+def test_unrolled_adds_the_defense_itself_to_the_ensemble() -> None:
     x = small_images(6)
     diary = Diary(linear())
     y = Company(diary.model)(x).argmax(1)
     threat = ThreatModel("linf", 1e-3)
     attack = ModelSpace("fpa", rounds=1, iterations=3, unrolled=True)
     attack(diary, x, y, threat, seed=0)
-    # Natural, one adaptation in each of four evaluations, the new batch, and two of the result.
+    # The natural batch, four evaluations with one adaptation each, the new batch, two at the end.
     assert len(diary.adapted) == 1 + 4 + 1 + 2
     assert attack.name == "fpa-unrolled"
     note = ModelSpace("fpa", unrolled=True, rounds=1)(Bare(linear()), x, y, threat, seed=0).notes
@@ -169,6 +169,6 @@ class Bare(Toy):
         ({"loss": "square"}, "loss"),
     ],
 )
-def test_settings_without_meaning_are_refused(values: dict[str, Any], match: str) -> None:
+def test_invalid_settings_of_model_space_are_refused(values: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         ModelSpace(**values)

@@ -1,4 +1,4 @@
-"""Attacks on the steps of an adaptation: losses at each, fewer and larger ones, smooth signs."""
+"""Tests of attacks on adaptation steps: losses at all steps, fewer larger steps, smooth signs."""
 
 from dataclasses import replace
 from typing import Any
@@ -39,10 +39,10 @@ def sloped(logits: Tensor) -> Tensor:
 
 @CONFIGS
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_predictions_on_the_way_are_those_of_fewer_steps(
+def test_on_step_predictions_match_a_defense_with_fewer_steps(
     config: DentConfig, checkpointed: bool
 ) -> None:
-    """And so are their gradients, by the exact gradient of as many steps."""
+    """The gradients match the exact gradients of the defenses with fewer steps."""
     defense, x = toy(config)
     seen: list[Tensor] = []
     leaf = x.clone().requires_grad_()
@@ -63,7 +63,7 @@ def test_the_predictions_on_the_way_are_those_of_fewer_steps(
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-7)
 
 
-def test_steps_that_are_not_looked_through_are_not_told() -> None:
+def test_on_step_is_not_called_for_steps_without_gradient() -> None:
     defense, x = toy(BATCH)
     seen: list[Tensor] = []
     leaf = x.clone().requires_grad_()
@@ -72,8 +72,8 @@ def test_steps_that_are_not_looked_through_are_not_told() -> None:
     torch.testing.assert_close(seen[0].detach(), defense.with_steps(3)(x))
 
 
-def test_every_defense_with_steps_tells_them() -> None:
-    """A row that is not adapted to has no prediction, and moves nobody's."""
+def test_every_defense_with_steps_calls_on_step_with_a_gradient() -> None:
+    """A row that is not finite has NaN logits and does not affect the other rows."""
     model, x = make_toy("BatchNorm2d").eval(), make_batch("BatchNorm2d", 4)
     broken = x.clone()
     broken[1] = torch.nan
@@ -101,16 +101,16 @@ def test_every_defense_with_steps_tells_them() -> None:
             untyped.adapt(x, on_step=seen.append)
 
 
-def test_the_mean_over_all_predictions_is_ascended() -> None:
+def test_aim_averages_the_loss_over_the_predictions_of_all_steps() -> None:
     logits, labels = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 1])
     before = [logits - 4, torch.tensor([[0.0, 5.0, 0.0], [torch.nan, 1.0, 2.0]])]
     found = Aim(margin, None, before).of(logits, labels)
-    # Where there is no prediction, the final one stands in.
+    # The final prediction replaces a prediction that is NaN.
     torch.testing.assert_close(found, torch.tensor([(-1 - 1 + 5) / 3, (-2 - 2 - 2) / 3]))
     torch.testing.assert_close(Aim(margin).of(logits, labels), torch.tensor([-1.0, -2.0]))
 
 
-def test_an_attacker_among_others_looks_at_its_members_alone() -> None:
+def test_on_step_through_among_gets_only_the_attacked_members() -> None:
     defense, x = toy(BATCH)
     labels = torch.arange(4) % CLASSES
     mask = torch.tensor([True, False, True, False])
@@ -120,7 +120,7 @@ def test_an_attacker_among_others_looks_at_its_members_alone() -> None:
 
 
 class Deceived(Toy):
-    """Predicts rightly whatever comes, until its last step; there it follows the input."""
+    """A defense whose final prediction has a gradient of zero, unlike the one before its step."""
 
     def adapt(
         self, x: Tensor, *, differentiable: bool = False, last: Any = None, on_step: Any = None
@@ -129,11 +129,11 @@ class Deceived(Toy):
             on_step(self.model(x))
 
     def predict(self, x: Tensor, adaptation: None) -> Tensor:
-        """Answer the model, in steps without a slope."""
+        """Return the rounded logits of the model, with a gradient of zero."""
         return self.model(x).detach().round() + 0.0 * x.sum()  # type: ignore[no-any-return]
 
 
-def test_losses_at_every_step_find_what_the_last_one_hides() -> None:
+def test_losses_at_all_steps_succeed_if_the_last_gradient_is_zero() -> None:
     model, x = linear(), small_images(6)
     y, threat = model(x).argmax(1), ThreatModel("linf", 0.1)
     fooled = {
@@ -147,7 +147,7 @@ def test_losses_at_every_step_find_what_the_last_one_hides() -> None:
     assert fooled["all"] > fooled["last"] + 2
 
 
-def test_a_defense_that_tells_no_steps_is_not_attacked_at_them() -> None:
+def test_losses_at_all_steps_are_not_available_without_on_step() -> None:
     x = small_images()
     y = torch.zeros(len(x), dtype=torch.int64)
     attack = AdaptiveAPGD("unrolled", iterations=2, losses_at="all")
@@ -156,7 +156,7 @@ def test_a_defense_that_tells_no_steps_is_not_attacked_at_them() -> None:
 
 
 @pytest.mark.parametrize("config", [replace(BATCH, lr=1e-4), replace(SAMPLE, lr=1e-4)])
-def test_fewer_and_larger_steps_go_as_far(config: DentConfig) -> None:
+def test_fewer_larger_steps_change_the_parameters_as_much(config: DentConfig) -> None:
     defense, x = toy(replace(config, steps=16))
 
     def moved(other: Dent) -> float:
@@ -175,7 +175,7 @@ def test_fewer_and_larger_steps_go_as_far(config: DentConfig) -> None:
     assert torch.equal(view(x), defense.with_steps(4, size=4.0)(x))
 
 
-def test_larger_steps_are_larger_in_every_defense() -> None:
+def test_with_steps_scales_the_step_size_of_every_defense() -> None:
     model = make_toy("BatchNorm2d").eval()
     smoothed = Dent(model, SMOOTHED).with_steps(2, size=3.0).config
     assert smoothed.lr == pytest.approx(0.3)
@@ -196,12 +196,12 @@ def test_larger_steps_are_larger_in_every_defense() -> None:
         Dent(model, BATCH).with_steps(1, size=-1.0)
 
 
-def test_a_defense_whose_steps_have_one_size_is_said() -> None:
+def test_larger_steps_are_not_available_if_with_steps_has_no_size() -> None:
     with pytest.raises(Unavailable, match="with_steps has no size"):
         Rung("fewer-steps", larger=True).view(Toy(linear()))
 
 
-def test_a_smooth_sign_is_a_sign_with_the_gradient_of_a_tanh() -> None:
+def test_smooth_sign_has_the_value_of_sign_and_the_gradient_of_tanh() -> None:
     x = torch.tensor([[-2.0, 0.0, 0.5], [10.0, -20.0, 30.0]], dtype=torch.float64)
     weights = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
     leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -212,13 +212,13 @@ def test_a_smooth_sign_is_a_sign_with_the_gradient_of_a_tanh() -> None:
         torch.autograd.grad((found * weights).sum(), leaf),
         torch.autograd.grad((smooth * weights).sum(), other),
     )
-    # No scale matters, and no neighbor.
+    # Neither the scale nor the other rows matter.
     (scaled,) = torch.autograd.grad((smooth_sign(7 * leaf, 0.5)).sum(), leaf)
     (alone,) = torch.autograd.grad((smooth_sign(leaf[:1], 0.5)).sum(), leaf)
     torch.testing.assert_close(scaled[:1], alone[:1])
 
 
-def test_signs_are_smooth_inside_alone() -> None:
+def test_signs_are_smooth_only_inside_the_context() -> None:
     x = torch.randn(5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for sign in (torch.sign, torch.sgn, Tensor.sign, Tensor.sgn):
         with SmoothSigns(1.0):
@@ -229,8 +229,8 @@ def test_signs_are_smooth_inside_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [AntiAdversary, Hedge])
-def test_an_input_defense_is_seen_through_its_signs(kind: Any) -> None:
-    """One step, by hand: the sign's value with the slope of a tanh of the model's own gradient."""
+def test_smooth_signs_gradient_of_input_defenses_matches_one_step_by_hand(kind: Any) -> None:
+    """In the step, a sign has its own value and the slope of a tanh of the model's gradient."""
     model, x = make_toy("BatchNorm2d").eval(), make_batch("BatchNorm2d", 3).clamp(0.2, 0.8)
     settings = {} if kind is AntiAdversary else {"seed": 0, "eps": 0.2, "step_size": 0.1}
     defense = kind(model, steps=1, **settings)
@@ -256,7 +256,7 @@ def test_an_input_defense_is_seen_through_its_signs(kind: Any) -> None:
 
 
 class Signed(Toy):
-    """Answers by the mean of its input less three times the mean of its signs."""
+    """A classifier by the mean of x - 0.5 minus three times the mean of its signs."""
 
     def __init__(self) -> None:
         super().__init__(nn.Identity())
@@ -271,8 +271,8 @@ class Signed(Toy):
         return torch.stack([score, -score], dim=1)
 
 
-def test_smooth_signs_turn_an_attack_around() -> None:
-    """The exact gradient sees the mean alone, and leads away from what breaks the signs' vote."""
+def test_attack_with_smooth_signs_succeeds_and_without_them_fails() -> None:
+    """The exact gradient sees only the mean, and leads away from images that change the signs."""
     x = 0.45 + 0.01 * small_images(4)
     defense, y = Signed(), torch.zeros(4, dtype=torch.int64)
     assert (defense(x).argmax(1) == y).all()
@@ -297,12 +297,14 @@ def test_smooth_signs_turn_an_attack_around() -> None:
         ({"rung": "unrolled", "smooth_signs": "soft"}, "must be a number"),
     ],
 )
-def test_options_without_meaning_are_refused(values: dict[str, Any], match: str) -> None:
+def test_invalid_rung_options_of_adaptive_apgd_are_refused(
+    values: dict[str, Any], match: str
+) -> None:
     with pytest.raises(ConfigError, match=match):
         AdaptiveAPGD(**values)
 
 
-def test_options_are_left_out_of_older_records() -> None:
+def test_later_options_are_in_the_settings_only_if_changed() -> None:
     plain = make("adaptive-fewer-steps")
     assert {"larger", "losses_at", "smooth_signs"}.isdisjoint(plain.settings())
     changed = replace(plain, larger=True, losses_at="all", smooth_signs=0.5)  # type: ignore[call-arg]

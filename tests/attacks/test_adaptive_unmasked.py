@@ -1,4 +1,4 @@
-"""Gradients through rounding, written in any way."""
+"""Tests of `Unmasked` with several ways to write a rounding."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ def by_function(values: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rounding", [assigned, in_place, as_a_statement, on_a_view, by_function])
-def test_the_gradient_passes_straight_through_rounding(
+def test_unmasked_gradient_passes_straight_through_any_form_of_rounding(
     rounding: Callable[[Tensor], Tensor],
 ) -> None:
     draws = torch.Generator().manual_seed(0)
@@ -52,6 +52,6 @@ def test_the_gradient_passes_straight_through_rounding(
     assert unmasked.helps
 
 
-def test_a_leaf_is_not_rounded_in_place() -> None:
+def test_rounding_a_leaf_in_place_raises() -> None:
     with pytest.raises(RuntimeError, match="leaf"):
         Unmasked(lambda x: x.detach().requires_grad_().round_())(torch.ones(2, 3).requires_grad_())

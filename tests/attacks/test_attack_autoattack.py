@@ -1,4 +1,4 @@
-"""Against AutoAttack as it ships."""
+"""Tests of the protocols `frozen` and `published` against pyautoattack."""
 
 import logging
 import sys
@@ -31,7 +31,7 @@ EPS: dict[Norm, str] = {"linf": "8/255", "l2": "0.4", "l1": "4"}
 
 
 def hard_case(model: nn.Module, images: Tensor) -> Tensor:
-    """Labels under which some fall at once, some late and some never."""
+    """Return labels with which some members are wrong at once, some late and some never."""
     with torch.no_grad():
         predicted = model(images).argmax(dim=1)
     labels = golden_labels()
@@ -59,11 +59,11 @@ def both(
         ("standard", {"iterations": 3, "targets": 2, "square_iterations": 10}),
     ],
 )
-def test_on_a_static_model_the_protocols_agree(
+def test_frozen_and_published_agree_on_a_static_model(
     norm: Norm, name: str, settings: dict[str, Any], tiny_cnn: nn.Module, images: Tensor
 ) -> None:
-    # One batch, so that published regroups nobody into other company. The stated difference is
-    # rounding: convolutions over 16 rows and over those that are left may differ in the last bit.
+    # One batch, so that `published` does not regroup members. The remaining difference is
+    # rounding: convolutions over 16 rows and over fewer rows may differ in the last bit.
     x = images[:, :, 8:18, 8:18].contiguous()
     y = hard_case(tiny_cnn, x)
     frozen, published = both(name, tiny_cnn, x, y, ThreatModel(norm, EPS[norm]), **settings)
@@ -73,7 +73,7 @@ def test_on_a_static_model_the_protocols_agree(
     assert frozen.queries <= make(name, **settings).queries(10, norm).forwards
 
 
-def test_the_protocols_agree_on_the_plus_set(tiny_cnn: nn.Module, images: Tensor) -> None:
+def test_frozen_and_published_agree_on_the_plus_set(tiny_cnn: nn.Module, images: Tensor) -> None:
     x = images[:, :, 4:16, 4:16].contiguous()
     y = hard_case(tiny_cnn, x)
     settings = {"iterations": 2, "targets": 2, "square_iterations": 5}
@@ -87,8 +87,8 @@ def test_the_protocols_agree_on_the_plus_set(tiny_cnn: nn.Module, images: Tensor
     assert fallen[-1] == frozen.fooled.sum()
 
 
-def test_published_is_what_pyautoattack_does_alone(tiny_cnn: nn.Module, images: Tensor) -> None:
-    # Its own class, called as its users do; ours must not change a bit of it.
+def test_published_is_bit_identical_to_pyautoattack(tiny_cnn: nn.Module, images: Tensor) -> None:
+    # The class of pyautoattack, called as its users call it.
     x = images[:, :, 4:16, 4:16].contiguous()
     y = hard_case(tiny_cnn, x)
     threat = ThreatModel("linf", "8/255")
@@ -105,7 +105,7 @@ def test_published_is_what_pyautoattack_does_alone(tiny_cnn: nn.Module, images: 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", SETS)
-def test_the_sets_have_the_budgets_that_ship(name: Any, norm: Norm) -> None:
+def test_attack_sets_have_the_default_budgets_of_pyautoattack(name: Any, norm: Norm) -> None:
     threat = ThreatModel(norm, EPS[norm])
     x, y = small_images(), torch.zeros(5, dtype=torch.int64)
     target = Querier(linear(), x, y, threat, plan=lambda _: make(name).queries(4))
@@ -114,7 +114,7 @@ def test_the_sets_have_the_budgets_that_ship(name: Any, norm: Norm) -> None:
     shipped: Any = Shipped(linear(), eps=threat.eps, seed=5, version=name, norm=NORMS[norm])  # type: ignore[arg-type]
     assert ours.attacks_to_run == shipped.attacks_to_run
     for part in ("apgd", "apgd_targeted", "fab", "square"):
-        # AutoAttack sets the loss when it runs; the rest must be as it ships.
+        # AutoAttack sets the loss when it runs. All else must be equal.
         mine, its = (
             {
                 key: value
@@ -126,7 +126,7 @@ def test_the_sets_have_the_budgets_that_ship(name: Any, norm: Norm) -> None:
         assert mine == its
 
 
-def test_published_regroups_survivors_and_frozen_does_not() -> None:
+def test_published_regroups_members_and_frozen_does_not() -> None:
     model, x = linear(), small_images(6)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -140,13 +140,15 @@ def test_published_regroups_survivors_and_frozen_does_not() -> None:
     published = make("apgd-ce", iterations=3, protocol="published", batch_size=4)
     result = published(recorder, x, y, threat, seed=0)
     assert result.queries == len(recorder.sizes)
-    # Batches of 4 and 2, then of 4 and 1: the fifth survivor moves up into other company.
+    # Batches of 4 and 2, then of 4 and 1: the last correct member is now alone in its batch.
     assert {4, 2, 1} <= set(recorder.sizes) <= {4, 2, 1, 3}
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 @pytest.mark.parametrize("name", [*SINGLES, *SETS])
-def test_fewer_classes_than_targets(name: str, classes: int) -> None:
+def test_few_classes_run_frozen_but_published_refuses_an_undefined_dlr(
+    name: str, classes: int
+) -> None:
     model, x = linear(classes), small_images()
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -170,7 +172,7 @@ def test_fewer_classes_than_targets(name: str, classes: int) -> None:
         assert torch.equal(published(model, x, y, threat, seed=0).fooled, result.fooled)
 
 
-def test_what_pyautoattack_cannot_do_is_said_before() -> None:
+def test_bounds_and_l1_iterations_unsupported_by_pyautoattack_are_refused() -> None:
     x, y = small_images(2), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ConfigError, match=r"in \[0, 1\], the threat model has \(-1.0, 1.0\)"):
         make("apgd-ce")(linear(), x, y, ThreatModel("linf", 0.1, (-1, 1)), seed=0)
@@ -179,7 +181,7 @@ def test_what_pyautoattack_cannot_do_is_said_before() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_square_refuses_exactly_the_sizes_it_crashes_on(norm: Norm) -> None:
+def test_square_refuses_exactly_the_image_sizes_that_crash_pyautoattack(norm: Norm) -> None:
     threat, y = ThreatModel(norm, 1), torch.zeros(1, dtype=torch.int64)
     square: Any = SquareAttack
     refused = []
@@ -202,7 +204,7 @@ def test_square_refuses_exactly_the_sizes_it_crashes_on(norm: Norm) -> None:
     assert {(4, 4), (12, 12)} <= set(refused)
 
 
-def test_autoattacks_warnings_become_notes_and_are_true() -> None:
+def test_autoattack_warnings_become_notes_and_do_not_affect_later_models() -> None:
     model, x = linear(), small_images()
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -218,12 +220,12 @@ def test_autoattacks_warnings_become_notes_and_are_true() -> None:
     threat = ThreatModel("linf", 0.01)
     dynamic = attack(Probing(model), x, y, threat, seed=0)
     assert any("dynamic defense" in note for note in dynamic.notes)
-    # AutoAttack counts for ever: without care every later model would look dynamic.
+    # AutoAttack's counter is global. Without a reset, every later model would look dynamic.
     assert attack(model, x, y, threat, seed=0).notes == ()
     assert any(checks.funcs.values()) is False
 
 
-def test_a_debugger_survives_autoattacks_check() -> None:
+def test_published_keeps_the_trace_function_of_a_debugger() -> None:
     def tracer(frame: Any, event: str, argument: Any) -> None:
         return None
 
@@ -239,15 +241,15 @@ def test_a_debugger_survives_autoattacks_check() -> None:
         sys.settrace(before)
 
 
-def test_passes_grow_with_the_batches_that_published_makes() -> None:
+def test_planned_passes_grow_with_the_number_of_published_batches() -> None:
     attack = AutoAttack("apgd-ce", iterations=5, protocol="published", batch_size=4)
     assert attack.passes(10, "linf", 12) == attack.queries(10).times(3)
     assert attack.passes(10, "linf", 13) == attack.queries(10).times(4)
     assert AutoAttack("apgd-ce").passes(10, "linf", 13) == AutoAttack("apgd-ce").queries(10)
 
 
-def test_no_code_of_ours_calls_backward() -> None:
-    # It would write into the .grad of the model; autograd.grad does not.
+def test_modules_of_dent_attacks_do_not_call_backward() -> None:
+    # `backward` writes into the .grad of the model. `torch.autograd.grad` does not.
     package = Path(sys.modules["dent.attacks"].__file__ or "").parent
     for source in package.glob("*.py"):
         code = [line.split("#")[0] for line in source.read_text().splitlines()]

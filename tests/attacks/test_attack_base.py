@@ -24,7 +24,7 @@ THREAT = ThreatModel("linf", "8/255")
 
 @dataclass(frozen=True)
 class Scripted(Attack):
-    """Returns the natural images moved by a fixed amount."""
+    """Returns the natural images plus `move`, and records a random number of each run."""
 
     move: float
     seen: list[float] = field(default_factory=list)
@@ -44,7 +44,7 @@ def gray(count: int = 3) -> tuple[Tensor, Tensor]:
     return torch.full((count, 3, 6, 6), 0.5), torch.zeros(count, dtype=torch.int64)
 
 
-def test_an_attack_that_leaves_the_threat_model_is_stopped() -> None:
+def test_attack_that_returns_images_outside_the_threat_model_raises() -> None:
     x, y = gray()
     with pytest.raises(AttackError, match=r"scripted left .*linf 8/255: 3 of 3 .* by up to 0.0086"):
         Scripted(0.04)(linear(), x, y, THREAT, seed=0)
@@ -52,7 +52,7 @@ def test_an_attack_that_leaves_the_threat_model_is_stopped() -> None:
         Scripted(float("nan"))(linear(), x, y, THREAT, seed=0)
 
 
-def test_rounding_is_put_back_inside_and_said() -> None:
+def test_rounding_errors_are_projected_back_inside_with_a_note() -> None:
     x, y = gray()
     result = Scripted(8 / 255 * 1.0005)(linear(), x, y, THREAT, seed=0)
     assert not THREAT.check(result.adversarial, x).any()
@@ -62,7 +62,7 @@ def test_rounding_is_put_back_inside_and_said() -> None:
     assert torch.equal(exact.adversarial, x + 8 / 255)
 
 
-def test_wrong_shapes_of_an_attack_are_its_fault() -> None:
+def test_attack_that_returns_wrong_shapes_raises_an_attack_error() -> None:
     @dataclass(frozen=True)
     class Short(Scripted):
         def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
@@ -73,7 +73,7 @@ def test_wrong_shapes_of_an_attack_are_its_fault() -> None:
         Short(0.0)(linear(), *gray(), THREAT, seed=0)
 
 
-def test_the_random_state_is_seeded_inside_and_restored_after_a_crash() -> None:
+def test_random_state_is_seeded_for_an_attack_and_restored_after_a_crash() -> None:
     class Crash(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             torch.rand(7)
@@ -108,7 +108,9 @@ def test_the_random_state_is_seeded_inside_and_restored_after_a_crash() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce"])
-def test_what_does_not_fit_is_refused(name: str, x: Any, y: Any, seed: Any, match: str) -> None:
+def test_invalid_images_labels_and_seeds_are_refused(
+    name: str, x: Any, y: Any, seed: Any, match: str
+) -> None:
     good_x, good_y = gray()
     x = good_x if x is None else x
     y = good_y if y is None else y
@@ -125,7 +127,7 @@ def test_what_does_not_fit_is_refused(name: str, x: Any, y: Any, seed: Any, matc
         (lambda x: x.flatten(1)[:, :1], "1 class; the attack needs at least 2"),
     ],
 )
-def test_answers_that_are_no_logits_are_refused(logits: Any, match: str) -> None:
+def test_model_outputs_that_are_not_logits_are_refused(logits: Any, match: str) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Any:
             return logits(x)
@@ -134,7 +136,7 @@ def test_answers_that_are_no_logits_are_refused(logits: Any, match: str) -> None
         make("pgd")(Odd().eval(), *gray(), THREAT, seed=0)
 
 
-def test_a_defense_whose_classes_change_is_refused() -> None:
+def test_defense_whose_number_of_classes_changes_is_refused() -> None:
     class Moody(nn.Module):
         calls = 0
 
@@ -146,7 +148,7 @@ def test_a_defense_whose_classes_change_is_refused() -> None:
         make("pgd")(Moody().eval(), *gray(), THREAT, seed=0)
 
 
-def test_who_is_a_defense() -> None:
+def test_dynamic_defenses_and_batch_dependence_are_recognized() -> None:
     assert isinstance(Company(linear()), DynamicDefense)
     assert not isinstance(linear(), DynamicDefense)
     assert is_batch_dependent(Company(linear()))
@@ -158,7 +160,7 @@ def test_who_is_a_defense() -> None:
         is_batch_dependent(lambda x: x)  # type: ignore[arg-type]
 
 
-def test_dent_is_a_defense(tiny_cnn: nn.Module) -> None:
+def test_dent_is_a_batch_dependent_dynamic_defense(tiny_cnn: nn.Module) -> None:
     dent = Dent(tiny_cnn, DENT)
     assert isinstance(dent, DynamicDefense)
     assert is_batch_dependent(dent)

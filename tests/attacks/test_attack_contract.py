@@ -1,4 +1,4 @@
-"""What holds for every attack, for all of them at once."""
+"""Tests of what every attack must do, run for all attacks."""
 
 import random
 import warnings
@@ -36,18 +36,18 @@ from tests.on_device import DEVICE, random_states, same_states
 LINF = ThreatModel("linf", 0.1)
 FIRST_THREE = torch.arange(4, device=DEVICE) < 3
 ALONE = tuple(name for name in names() if name != "collateral")
-"""All attacks on the members themselves."""
+"""All attacks except `collateral`, the one on clean members."""
 LEAVE_OUT = (
     *(name for name in names() if name.startswith("adaptive-") and name != "adaptive-transfer"),
     "rays",
 )
-"""Those that leave members of a batch-independent dynamic defense out once they have fallen."""
+"""The attacks whose queries leave out fooled members of a batch-independent dynamic defense."""
 
 
 def attack(
     name: str, defense: Any, x: Tensor, y: Tensor, threat: ThreatModel = LINF, **settings: Any
 ) -> AttackResult:
-    """The attack with a small budget."""
+    """Run an attack with a small budget."""
     seed = settings.pop("seed", 0)
     progress = settings.pop("progress", None)
     return make(name, **{**SMALL[name], **settings})(
@@ -61,7 +61,7 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
     return predictions
 
 
-def test_every_attack_is_under_these_tests() -> None:
+def test_every_attack_has_a_small_budget_for_these_tests() -> None:
     assert set(SMALL) == set(names())
 
 
@@ -72,7 +72,7 @@ def _snapshot(defense: nn.Module) -> dict[str, bytes]:
 
 SMOOTHED = replace(
     DENT,
-    steps=2,  # of which an attack with fewer can leave one out
+    steps=2,  # two, so that `fewer-steps` can take one
     smoothing=SmoothingConfig(sigma=0.5),
 )
 BY_THE_BATCH = replace(SMOOTHED, statistics="test")
@@ -80,7 +80,7 @@ BY_THE_BATCH = replace(SMOOTHED, statistics="test")
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("kind", ["static", "batch", "dent", "dent-nominal"])
-def test_no_attack_writes_anywhere(
+def test_attack_changes_no_model_input_or_random_state_and_prints_nothing(
     name: str, kind: str, tiny_cnn: nn.Module, images: Tensor, capfd: Any
 ) -> None:
     model: nn.Module = tiny_cnn
@@ -93,7 +93,7 @@ def test_no_attack_writes_anywhere(
     x, y = images[:3, :, 8:20, 8:20].clone(), golden_labels()[:3]
     y[:2] = answers(model, x)[:2]
     target: Any = defense
-    if name == "collateral" and kind != "static":  # of one's own batch it has nobody to attack
+    if name == "collateral" and kind != "static":  # it needs clean members
         target = Among(target, images[:4, :, 8:20, 8:20], golden_labels()[:4], FIRST_THREE)
     x.requires_grad_()
     before = _snapshot(defense)
@@ -112,7 +112,7 @@ def test_no_attack_writes_anywhere(
         warnings.simplefilter("error")
         for protocol in protocols:
             found = attack(name, target, x, y, **protocol)
-            if kind.startswith("dent"):  # or nothing was tested
+            if kind.startswith("dent"):  # otherwise the attack was skipped
                 assert not any(note.startswith(NOT_AVAILABLE) for note in found.notes)
     after = (random.getstate(), str(np.random.get_state()), random_states())  # noqa: NPY002
     assert after[:2] == states[:2]
@@ -130,7 +130,7 @@ def test_no_attack_writes_anywhere(
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_equal_seeds_give_equal_bits(name: str) -> None:
+def test_equal_seeds_give_bit_identical_results(name: str) -> None:
     model, x = linear(), small_images()
     y = answers(model, x)
     threat = ThreatModel("linf", 0.02)
@@ -140,14 +140,14 @@ def test_equal_seeds_give_equal_bits(name: str) -> None:
     assert torch.equal(first.adversarial, again.adversarial)
     assert torch.equal(first.fooled, again.fooled)
     assert (first.queries, first.backwards) == (again.queries, again.backwards)
-    # A first run of FAB starts at the image, not at random; RayS draws nothing.
+    # The first run of FAB starts at the image, not at random. RayS is deterministic.
     if not name.startswith("fab") and name != "rays":
         others = [attack(name, model, x, y, LINF, seed=seed) for seed in (3, 4)]
         assert not torch.equal(others[0].adversarial, others[1].adversarial)
 
 
 @pytest.mark.parametrize("name", names())
-def test_caller_in_inference_mode(name: str) -> None:
+def test_attack_gives_the_same_result_inside_inference_mode(name: str) -> None:
     model, x = linear(), small_images()
     y = answers(model, x)
     with torch.inference_mode():
@@ -185,7 +185,7 @@ def test_results_lie_inside_the_threat_model(
     assert result.adversarial.shape == x.shape
     assert result.adversarial.dtype == torch.float32
     assert not threat.check(result.adversarial, x).any()
-    # Both answer the whole batch as it came to be, so the claims are what is served.
+    # Both predict the same whole batch, so the claims are the predictions on submission.
     assert torch.equal(result.fooled, answers(defense, result.adversarial) != y)
     assert result.fooled[answers(model, x) != y].all() or batch_dependent
     planned = make(name, **SMALL[name]).queries(classes, norm)
@@ -195,10 +195,10 @@ def test_results_lie_inside_the_threat_model(
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("threat", [ThreatModel("linf", "8/255"), ThreatModel("l2", "128/255")])
-def test_no_attack_leaves_the_threat_model_through_dent(
+def test_attacks_on_dent_stay_inside_the_threat_model(
     name: str, threat: ThreatModel, tiny_cnn: nn.Module, images: Tensor
 ) -> None:
-    # Many pixels at the bounds, and a defense in which every member moves every other.
+    # Many pixels at the bounds, and a defense in which every member affects every other.
     x = (1.4 * images[:4, :, 8:18, 8:18] - 0.2).clamp(0, 1)
     dent: Any = Dent(tiny_cnn, BY_THE_BATCH)
     y = answers(dent, x)
@@ -206,40 +206,42 @@ def test_no_attack_leaves_the_threat_model_through_dent(
         dent, x, y = Among(dent, x, y, FIRST_THREE), x[:3], y[:3]
     found = attack(name, dent, x, y, threat)
     assert not any(note.startswith(NOT_AVAILABLE) for note in found.notes)
-    # Counted here, not by the threat model that attacks project with.
+    # Computed here, not by the threat model, whose projection the attacks use.
     adversarial, natural = found.adversarial.double(), x.double()
     assert float(adversarial.min()) >= 0
     assert float(adversarial.max()) <= 1
     apart = (adversarial - natural).flatten(1)
     far = apart.abs().amax(1) if threat.norm == "linf" else apart.norm(dim=1)
     assert float(far.max()) <= threat.eps + 1e-5
-    if name not in ("fab", "fab-t", "rays"):  # which look for the nearest image that is wrong
+    if name not in ("fab", "fab-t", "rays"):  # they search for the nearest adversarial image
         assert float(far.max()) > threat.eps / 4
 
 
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("batch_dependent", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
-def test_batches_stay_together(name: str, batch_dependent: bool, norm: Norm) -> None:
+def test_queries_keep_members_in_order_and_leave_out_only_independent_ones(
+    name: str, batch_dependent: bool, norm: Norm
+) -> None:
     model, x = linear(), small_images()
     parts = not batch_dependent and name in LEAVE_OUT
     recorder = Recorder(model, x, batch_dependent=batch_dependent, parts=parts)
-    recorder.strict = name != "rays"  # which asks about the corners of the cube of all images
+    recorder.strict = name != "rays"  # its search queries images outside the threat model
     y = answers(model, x)
-    y[1] = (y[1] + 1) % 4  # wrong from the start: dropped by AutoAttack before it begins
+    y[1] = (y[1] + 1) % 4  # naturally wrong, so AutoAttack drops it before it begins
     threat = ThreatModel(norm, {"linf": 0.04, "l2": 0.3, "l1": 2.0}[norm])
     result = attack(name, recorder, x, y, threat)
-    if name == "adaptive-bpda":  # asks the static base beside the defense
+    if name == "adaptive-bpda":  # also queries the static model
         assert result.queries < len(recorder.sizes)
     else:
         assert result.queries == len(recorder.sizes)
     assert {recorder.sizes[0], recorder.sizes[-1]} == {len(x)}
     assert (min(recorder.sizes) < len(x)) == parts
-    assert 0 < result.fooled.sum() < 5  # some fell during the attack, or nothing was tested
+    assert 0 < result.fooled.sum() < 5  # some but not all members are fooled
     assert result.fooled.sum() > 1 or name in ("square", "fab", "pgd-imagenet", "rays")
 
 
-def test_the_recorder_would_notice() -> None:
+def test_recorder_fails_on_rows_in_wrong_order_or_number() -> None:
     model, x = linear(), small_images()
     for parts in (False, True):
         recorder = Recorder(model, x, batch_dependent=False, parts=parts)
@@ -251,9 +253,11 @@ def test_the_recorder_would_notice() -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("norm", NORMS)
-def test_duplicates_are_told_apart(name: str, norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Eight times one image, with a classifier of its own in every place: only rows in their own
-    # places make what was claimed true when the batch is submitted again. So all places are filled.
+def test_members_with_equal_images_keep_their_own_places(
+    name: str, norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eight copies of one image, with a separate classifier in every place. The claims hold on
+    # submission only if every row is in its own place. So no member may be left out of a query.
     monkeypatch.setattr(Parting, "of", lambda self, fallen: self._target)
     x = small_images(1).repeat(8, 1, 1, 1)
     places = Places(8)
@@ -266,9 +270,9 @@ def test_duplicates_are_told_apart(name: str, norm: Norm, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_a_batch_is_returned_as_it_was_served(name: str) -> None:
-    # The members' answers hang together; a batch put together from different queries would be
-    # answered otherwise than claimed.
+def test_result_of_a_batch_dependent_defense_is_one_batch_with_true_claims(name: str) -> None:
+    # The predictions of the members depend on each other. A batch with members from different
+    # queries would have other predictions than claimed.
     model, x = linear(), small_images(8)
     company = Company(model)
     y = answers(company, x)
@@ -284,10 +288,10 @@ def test_a_batch_is_returned_as_it_was_served(name: str) -> None:
         *((name, {"protocol": "published"}) for name in SINGLES + SETS),
     ],
 )
-def test_no_prediction_is_not_correct(name: str, extra: dict[str, Any]) -> None:
+def test_nan_logits_count_as_fooled(name: str, extra: dict[str, Any]) -> None:
     model, x = linear(), small_images()
     y = answers(model, x)
-    y[0] = 0  # which is what an argmax over NaN may answer
+    y[0] = 0  # an argmax over NaN may return this class
     mute = Speechless(model, (0, 3), len(x))
     result = attack(name, mute, x, y, ThreatModel("linf", 1e-4), **extra)
     assert result.fooled[[0, 3]].all()
@@ -299,7 +303,7 @@ def test_no_prediction_is_not_correct(name: str, extra: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> None:
+def test_planned_passes_are_those_of_a_batch_that_cannot_be_fooled(name: str, norm: Norm) -> None:
     x, y = small_images(), torch.arange(5, device=DEVICE)
     seen: list[tuple[int, int]] = []
     result = attack(
@@ -311,13 +315,13 @@ def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> No
         progress=lambda done, total: seen.append((done, total)),
     )
     planned = make(name, **SMALL[name]).queries(5, norm)
-    # One takes the gradient of no model that is nobody's least; one finds fewer models than it may.
+    # `gmsa-min` skips models without the least loss. `surrogates` may use fewer than planned.
     if name not in ("gmsa-min", "surrogates"):
         assert (result.queries, result.backwards) == planned
     assert result.queries <= planned.forwards
     assert result.backwards <= planned.backwards
     assert not result.fooled.any()
-    # Nothing moves the logits: every gradient of every member was zero, and is counted.
+    # The logits are constant, so every gradient of every member is zero, and counts as such.
     assert sum(result.zero_by_member) == 5 * result.backwards
     done = result.queries + result.backwards
     assert done <= sum(planned)
@@ -327,7 +331,7 @@ def test_the_plan_is_what_an_unfoolable_batch_costs(name: str, norm: Norm) -> No
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_progress_ends_complete_where_all_fall_early(name: str) -> None:
+def test_progress_ends_at_its_total_if_all_members_are_fooled_early(name: str) -> None:
     model, x = linear(), small_images()
     seen: list[tuple[int, int]] = []
     wrong = (answers(model, x) + 1) % 4
@@ -338,7 +342,7 @@ def test_progress_ends_complete_where_all_fall_early(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_at_eps_zero_only_natural_mistakes_count(name: str) -> None:
+def test_at_eps_zero_only_naturally_wrong_members_are_fooled(name: str) -> None:
     model, x = linear(), small_images()
     y = answers(model, x)
     y[2] = (y[2] + 1) % 4
@@ -349,7 +353,7 @@ def test_at_eps_zero_only_natural_mistakes_count(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_a_defense_without_gradient_is_told_so(name: str) -> None:
+def test_missing_gradient_is_reported_by_every_attack_that_needs_it(name: str) -> None:
     class Detached(Toy):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             logits: Tensor = self.model(x)
@@ -360,7 +364,8 @@ def test_a_defense_without_gradient_is_told_so(name: str) -> None:
     if name in ("square", "rays"):
         assert attack(name, Detached(model), x, y).backwards == 0
     elif name in ("adaptive-transfer", "adaptive-bpda", "zero-update", "surrogates"):
-        assert attack(name, Detached(model), x, y).fooled.any()  # which is what they are for
+        # These follow the gradient of other models.
+        assert attack(name, Detached(model), x, y).fooled.any()
     elif name in ADAPTIVE:
         (note,) = attack(name, Detached(model), x, y).notes
         assert note.startswith(NOT_AVAILABLE)

@@ -1,4 +1,4 @@
-"""Attacks of other libraries, over whole batches, within an evaluation."""
+"""Tests of attacks from other libraries, on whole batches and in an evaluation."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def answered(defense: Any, x: Tensor) -> Tensor:
 def step_linf(
     model: Any, inputs: Tensor, labels: Tensor, eps: float, targeted: bool = False, steps: int = 3
 ) -> Tensor:
-    """Called as adv-lib's attacks are; leaves the ball, and writes wherever it can."""
+    """An attack with the signature of adv-lib, which leaves the ball and calls `backward`."""
     del targeted
     x = inputs.clone()
     for _ in range(steps):
@@ -45,7 +45,7 @@ def step_linf(
 
 
 def dropping(model: Any, inputs: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """Asks about whoever is left."""
+    """An attack that leaves out the first member of the batch."""
     del labels, eps
     model(inputs[1:])
     return inputs
@@ -53,20 +53,20 @@ def dropping(model: Any, inputs: Tensor, labels: Tensor, eps: float) -> Tensor:
 
 @pytest.fixture
 def adv_lib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library with the calls of adv-lib, whether that is installed or not."""
+    """Put a fake adv-lib in place, whether the real one is installed or not."""
     package, attacks = types.ModuleType("adv_lib"), types.ModuleType("adv_lib.attacks")
     vars(attacks).update(step_linf=step_linf, dropping=dropping)
     monkeypatch.setitem(sys.modules, "adv_lib", package)
     monkeypatch.setitem(sys.modules, "adv_lib.attacks", attacks)
 
 
-def test_foolbox_attacks_whole_batches_and_what_it_finds_is_served() -> None:
+def test_foolbox_attack_queries_whole_batches_and_its_claims_are_true() -> None:
     model, x = linear(), small_images()
     y = answered(model, x)
     for dependent in (False, True):
         recorder = Recorder(model, x, batch_dependent=dependent)
         found = PGD(recorder, x, y, LINF, seed=0)
-        assert recorder.sizes  # which refuses a row that is not in its member's place
+        assert recorder.sizes  # the recorder fails on a row in a wrong place
         assert found.queries == len(recorder.sizes)
         assert found.backwards == 5
         assert not LINF.check(found.adversarial, x).any()
@@ -74,7 +74,7 @@ def test_foolbox_attacks_whole_batches_and_what_it_finds_is_served() -> None:
         assert torch.equal(answered(model, found.adversarial) != y, found.fooled)
 
 
-def test_its_steps_are_those_of_foolbox_itself() -> None:
+def test_foolbox_attack_fools_every_member_that_foolbox_itself_fools() -> None:
     foolbox = pytest.importorskip("foolbox")
     model, x = linear(), small_images()
     y = answered(model, x)
@@ -83,14 +83,14 @@ def test_its_steps_are_those_of_foolbox_itself() -> None:
     alone = attack(target, x, y, epsilons=LINF.eps)[1]
     ours = from_foolbox("LinfPGD", steps=5, rel_stepsize=0.3, random_start=False)
     wrong = answered(model, alone) != y
-    # Who fell to foolbox falls here; who fell on the way and stood up again, too.
+    # Members that foolbox fooled only for some steps may be fooled here, too.
     assert wrong.any()
     assert ours(model, x, y, LINF, seed=0).fooled[wrong].all()
 
 
 @pytest.mark.usefixtures("adv_lib")
 @pytest.mark.parametrize("attack", [PGD, from_adv_lib("step_linf")], ids=lambda each: each.library)
-def test_no_foreign_attack_writes_into_the_model(attack: Foreign) -> None:
+def test_foreign_attack_is_repeatable_and_changes_no_model_or_random_state(attack: Foreign) -> None:
     model, x = linear(), small_images()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     kept, state = x.clone(), torch.get_rng_state()
@@ -103,7 +103,7 @@ def test_no_foreign_attack_writes_into_the_model(attack: Foreign) -> None:
 
 
 @pytest.mark.usefixtures("adv_lib")
-def test_what_leaves_the_ball_is_projected_and_counts_only_inside() -> None:
+def test_foreign_images_are_projected_into_the_ball_and_claims_hold_there() -> None:
     model, x = linear(), small_images(8)
     y = answered(model, x)
     found = from_adv_lib("step_linf")(model, x, y, LINF, seed=0)
@@ -128,7 +128,9 @@ def test_what_leaves_the_ball_is_projected_and_counts_only_inside() -> None:
         (from_foolbox("L2PGD"), LINF, r"made for another norm than linf \(l2\)"),
     ],
 )
-def test_what_cannot_be_run_is_refused(attack: Foreign, threat: ThreatModel, match: str) -> None:
+def test_foreign_attacks_that_cannot_run_are_refused(
+    attack: Foreign, threat: ThreatModel, match: str
+) -> None:
     x = small_images()
     with pytest.raises(ConfigError, match=match):
         attack(linear(), x, answered(linear(), x), threat, seed=0)
@@ -138,7 +140,7 @@ def test_what_cannot_be_run_is_refused(attack: Foreign, threat: ThreatModel, mat
     ("attack", "says"),
     [(PGD, r"torch-dent\[foolbox\]"), (from_adv_lib("apgd"), "pip install adv-lib")],
 )
-def test_a_library_that_is_missing_is_said(
+def test_missing_library_error_says_how_to_install_it(
     attack: Foreign, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("foolbox", "foolbox.attacks", "adv_lib", "adv_lib.attacks"):
@@ -155,12 +157,12 @@ def test_a_library_that_is_missing_is_said(
         ({"keywords": {"steps": object()}}, "so that a record can say them, got 'steps'"),
     ],
 )
-def test_fields_without_meaning_are_refused(values: dict[str, Any], match: str) -> None:
+def test_invalid_fields_of_a_foreign_attack_are_refused(values: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Foreign(**({"library": "foolbox", "attack": "LinfPGD"} | values))
 
 
-def test_a_foreign_attack_is_a_value_like_any_other() -> None:
+def test_foreign_attack_can_be_compared_hashed_lengthened_and_recorded() -> None:
     assert Foreign.from_dict(json.loads(json.dumps(PGD.to_dict()))) == PGD
     assert hash(PGD) == hash(from_foolbox("LinfPGD", rel_stepsize=0.3, steps=5))
     longer = PGD.longer()
@@ -172,7 +174,7 @@ def test_a_foreign_attack_is_a_value_like_any_other() -> None:
     assert attack_of(spec) == PGD
 
 
-def test_it_is_recorded_beside_the_static_model_and_verified(tmp_path: Path) -> None:
+def test_run_with_a_foreign_attack_is_recorded_and_verified(tmp_path: Path) -> None:
     model = make_model()
     subject: Subject = make_subject(
         {"dent": Dent(model, DentConfig(steps=1))}, [PGD], model=model, eps="8/255"

@@ -1,4 +1,4 @@
-"""What stands in the places that an attack does not ask about."""
+"""Tests of frozen AutoAttack: the images of the other members when it attacks some of them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from tests.attacks.attack_toys import SMALL, Company, Toy, linear, small_images
 
 
 class Kept(Toy):
-    """Keeps every batch it was asked about, with the answers."""
+    """Records every queried batch and its predictions."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -30,7 +30,9 @@ class Kept(Toy):
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square", "standard"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_fallen_stand_in_the_batch_with_what_felled_them(name: str, norm: Norm) -> None:
+def test_fooled_members_stay_in_queries_with_the_images_that_fooled_them(
+    name: str, norm: Norm
+) -> None:
     model, x = linear(), small_images()
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -38,7 +40,8 @@ def test_the_fallen_stand_in_the_batch_with_what_felled_them(name: str, norm: No
     threat = ThreatModel(norm, {"linf": 0.12, "l2": 0.6}[norm])
     kept = Kept(model)
     result = make(name, **SMALL[name])(kept, x, y, threat, seed=0)
-    assert torch.equal(result.adversarial[1], x[1])  # wrong by itself: natural, always
+    # Member 1 is naturally wrong, so its image is never changed.
+    assert torch.equal(result.adversarial[1], x[1])
     assert all(torch.equal(asked[1], x[1]) for asked in kept.asked)
     fallen = result.fooled.clone()
     fallen[1] = False
@@ -49,7 +52,7 @@ def test_the_fallen_stand_in_the_batch_with_what_felled_them(name: str, norm: No
     assert torch.equal(result.adversarial[~result.fooled], x[~result.fooled])
 
 
-def test_square_leaves_a_member_where_it_fell_while_others_go_on() -> None:
+def test_square_keeps_the_image_of_a_fooled_member_while_others_continue() -> None:
     model, x = linear(), small_images(8)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -61,7 +64,7 @@ def test_square_leaves_a_member_where_it_fell_while_others_go_on() -> None:
         for query in reversed(range(len(kept.asked)))
         if kept.answers[query][member] != y[member]
     }
-    assert len({*first.values()}) > 1  # they fell at different times
+    assert len({*first.values()}) > 1  # they are fooled at different queries
     for member, query in first.items():
         for later in kept.asked[query:]:
             assert torch.equal(later[member], kept.asked[query][member])
@@ -69,7 +72,9 @@ def test_square_leaves_a_member_where_it_fell_while_others_go_on() -> None:
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square", "standard", "plus"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_asking_about_the_standing_alone_finds_the_same(name: str, norm: Norm) -> None:
+def test_querying_only_members_that_are_still_correct_gives_equal_results(
+    name: str, norm: Norm
+) -> None:
     model, x = linear(), small_images(8)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -82,12 +87,12 @@ def test_asking_about_the_standing_alone_finds_the_same(name: str, norm: Norm) -
     torch.testing.assert_close(found.adversarial, expected.adversarial, rtol=0, atol=1e-5)
     assert (found.queries, found.backwards) == (expected.queries, expected.backwards)
     assert all(len(asked) == 8 for asked in whole.asked)
-    assert len(alone.asked[0]) == 8  # who stands is looked up once
+    assert len(alone.asked[0]) == 8  # one query tells which members are correct
     assert all(len(asked) <= 7 for asked in alone.asked[1:])
 
 
 class Blinded(Toy):
-    """Has no answer to bright images."""
+    """Returns NaN logits for bright images."""
 
     def forward(self, x: Tensor) -> Tensor:
         bright = x.flatten(1).mean(dim=1) > 0.55
@@ -95,13 +100,13 @@ class Blinded(Toy):
 
 
 @pytest.mark.parametrize("ask", ["whole", "standing"])
-def test_who_gets_no_answer_has_fallen_whatever_the_labels_of_the_others(ask: str) -> None:
+def test_square_counts_nan_logits_as_fooled_beside_naturally_wrong_members(ask: str) -> None:
     x = torch.full((4, 3, 6, 6), 0.5)
     model = linear()
     with torch.no_grad():
         model[1].weight.zero_()
         model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
-    y = torch.tensor([1, 2, 0, 0])  # the first two are wrong by themselves, so not asked about
+    y = torch.tensor([1, 2, 0, 0])  # the first two are naturally wrong, so they are not attacked
     found = make("square", iterations=30, ask=ask)(
         Blinded(model), x, y, ThreatModel("linf", 0.2), seed=0
     )
@@ -109,7 +114,7 @@ def test_who_gets_no_answer_has_fallen_whatever_the_labels_of_the_others(ask: st
     assert found.non_finite > 0
 
 
-def test_a_batch_dependent_defense_is_asked_about_its_whole_batch_all_the_same() -> None:
+def test_batch_dependent_defense_gets_whole_batches_despite_ask_standing() -> None:
     model, x = linear(), small_images(8)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -121,7 +126,10 @@ def test_a_batch_dependent_defense_is_asked_about_its_whole_batch_all_the_same()
 
 
 class Guarded(Toy):
-    """Member 0 is answered wrongly in bright light, unless member 1 is brighter still."""
+    """Misclassifies member 0 if it is bright and member 1 is not.
+
+    It also misclassifies member 1 if that is very bright.
+    """
 
     batch_dependent = True
 
@@ -136,7 +144,7 @@ def frozen(defense: Toy, x: Tensor, y: Tensor) -> FrozenBatch:
     return FrozenBatch(Querier(defense, x, y, threat, plan=lambda _: Queries(0, 0)))
 
 
-def test_members_that_stand_up_again_are_attacked_again() -> None:
+def test_members_that_become_correct_again_are_attacked_again() -> None:
     x, y = torch.full((2, 3, 6, 6), 0.5), torch.zeros(2, dtype=torch.int64)
     batch = frozen(Guarded(linear()), x, y)
     attacked: list[list[int]] = []
@@ -151,7 +159,7 @@ def test_members_that_stand_up_again_are_attacked_again() -> None:
 
     def runs() -> Iterator[PartRun]:
         yield run({0: 0.58})
-        yield run({1: 0.8})  # member 0 stands again
+        yield run({1: 0.8})  # this makes member 0 correct again
         yield run({})
 
     batch.attack(runs())
@@ -162,7 +170,7 @@ def test_members_that_stand_up_again_are_attacked_again() -> None:
     assert worst.fooled.sum() == 1
 
 
-def test_rows_that_belong_to_nobody_are_an_error() -> None:
+def test_query_with_fewer_rows_than_members_raises() -> None:
     x, y = small_images(), torch.zeros(5, dtype=torch.int64)
     batch = frozen(Company(linear()), x, y)
     with pytest.raises(AttackError, match="4 rows asked about, of 5 members"):
@@ -170,7 +178,7 @@ def test_rows_that_belong_to_nobody_are_an_error() -> None:
     assert batch.ask(x[:0], torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
 
 
-def test_the_gradient_reaches_the_rows_asked_about() -> None:
+def test_gradient_reaches_the_queried_rows_of_a_frozen_batch() -> None:
     x, y = small_images(), torch.zeros(5, dtype=torch.int64)
     model = linear()
     batch = frozen(Toy(model), x, y)

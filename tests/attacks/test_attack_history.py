@@ -1,4 +1,4 @@
-"""How an attack went, against what is counted by hand."""
+"""Tests of the history of an attack against values by hand."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,7 +19,7 @@ THREAT = ThreatModel("linf", EPS)
 
 
 class Line(nn.Module):
-    """Two classes, told apart by the sum of all pixels less a threshold, a known distance away."""
+    """A classifier with two classes: whether the sum of all pixels is above a threshold."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Line(nn.Module):
 
 
 class Other(Known):
-    """Answers by another model than its static base."""
+    """Predicts with another model than its static model."""
 
     def __init__(self, base: nn.Module, other: nn.Module) -> None:
         super().__init__(base)
@@ -44,7 +44,7 @@ class Other(Known):
 
 
 def images(*distances: float) -> Tensor:
-    """Images of 2 x 2 x 3 pixels whose sum lies so many eps above 6, which is the threshold."""
+    """Return images (N, 3, 2, 2) at these distances, in eps, from the boundary of `Line(6.0)`."""
     return torch.stack(
         [torch.full((3, 2, 2), (6 + distance * 12 * EPS) / 12) for distance in distances]
     )
@@ -56,21 +56,21 @@ def attacked(attack: Attack, defense: nn.Module, x: Tensor) -> tuple[AttackResul
     return result, result.history
 
 
-def test_members_fall_at_the_gradient_after_which_their_image_is_across() -> None:
-    """A step moves every pixel by eps / 10, so a member at distance d falls after 10 d steps."""
+def test_history_counts_a_member_as_broken_once_it_crosses_the_boundary() -> None:
+    """A step moves every pixel by eps / 10. A member at distance d is fooled after 10 d steps."""
     x = images(-0.5, 0.15, 0.35, 0.75, 1.5)
     pgd = PGD(iterations=20, step=0.1, random_start=False)
     result, history = attacked(pgd, Line(6.0), x)
     assert history.gradients == tuple(range(1, 21))
     # The image of gradient k + 1 lies k steps from the natural one.
     expected = [sum(taken - 1 > 10 * d for d in (-0.5, 0.15, 0.35, 0.75)) for taken in range(1, 21)]
-    expected[0] = 1  # wrong as it is
+    expected[0] = 1  # naturally wrong
     assert history.broken == tuple(expected)
     assert int(result.fooled.sum()) == 4 == history.broken[-1]
     assert (history.late, history.silent, history.untransferred) == (0, 0, 0)
 
 
-def test_loss_and_length_of_the_gradient_are_those_of_the_images_asked_about() -> None:
+def test_history_has_the_mean_loss_and_gradient_norm_of_the_queried_images() -> None:
     x = images(0.4, 0.8)
     _, history = attacked(PGD(iterations=3, step=0.1, random_start=False), Line(6.0), x)
     leaf, line = x.clone().requires_grad_(), Line(6.0)
@@ -82,21 +82,22 @@ def test_loss_and_length_of_the_gradient_are_those_of_the_images_asked_about() -
 
 
 @pytest.mark.parametrize(("step", "unfinished"), [(0.02, True), (0.5, False)])
-def test_a_loss_rises_until_the_corner_of_the_ball_is_reached(
+def test_loss_counts_as_rising_if_the_corner_of_the_ball_is_not_reached(
     step: float, unfinished: bool
 ) -> None:
-    """20 steps of eps / 50 are cut off on the way; of eps / 2 they end after two."""
+    """20 steps of eps / 50 do not reach the corner. Steps of eps / 2 reach it after two."""
     x = images(1.2, 1.3, -0.5)
     pgd = PGD(iterations=20, step=step, random_start=False)
     _, history = attacked(pgd, Line(6.0), x)
-    assert history.rising == (2 if unfinished else 0)  # of those that stand
+    assert history.rising == (2 if unfinished else 0)  # the third member is fooled
 
 
-def test_who_falls_in_the_last_tenth_is_late() -> None:
+def test_members_broken_in_the_last_tenth_of_the_gradients_count_as_late() -> None:
     x = images(0.45, 0.955)
     pgd = PGD(iterations=20, step=0.05, random_start=False)
     _, history = attacked(pgd, Line(6.0), x)
-    # The second falls at the last image, which no gradient was taken of; at 0.935 it is on the way.
+    # The second member is fooled by the last image, which has no gradient. At 0.925 an earlier one
+    # fools it.
     assert history.late == 0
     _, history = attacked(pgd, Line(6.0), images(0.45, 0.925))
     assert history.late == 1
@@ -105,7 +106,7 @@ def test_who_falls_in_the_last_tenth_is_late() -> None:
 @final
 @dataclass(frozen=True)
 class Forgetful(Attack):
-    """PGD's walk that goes back where it came from, and submits that."""
+    """An attack that takes one step up, one step back, and returns the result."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del seed
@@ -120,13 +121,13 @@ class Forgetful(Attack):
         return Outcome(x, target(x).argmax(dim=1) != target.labels)
 
 
-def test_what_is_broken_and_not_given_back_is_a_silent_success() -> None:
+def test_broken_members_that_the_attack_does_not_return_count_as_silent() -> None:
     result, history = attacked(Forgetful(), Line(6.0), images(0.3, 0.6, 1.4))
     assert not result.fooled.any()
     assert history.silent == 2 == history.broken[-1]
 
 
-def test_images_outside_the_ball_break_nobody() -> None:
+def test_images_outside_the_ball_do_not_count_as_broken() -> None:
     @final
     @dataclass(frozen=True)
     class Outside(Attack):
@@ -142,8 +143,9 @@ def test_images_outside_the_ball_break_nobody() -> None:
     assert (history.broken[-1], history.silent) == (0, 0)
 
 
-def test_what_falls_to_the_static_base_alone_did_not_transfer() -> None:
-    defense = Other(Line(6.0), Line(3.0))  # the answer is 2.5 eps further away than the base's
+def test_members_broken_only_on_the_static_model_count_as_untransferred() -> None:
+    # The boundary of the defense is 2.5 eps further away than that of the static model.
+    defense = Other(Line(6.0), Line(3.0))
     transfer = make("adaptive-transfer", iterations=5, losses="margin")
     result, history = attacked(transfer, defense, images(0.3, 0.6, 1.4))
     assert not result.fooled.any()
@@ -156,18 +158,18 @@ def test_what_falls_to_the_static_base_alone_did_not_transfer() -> None:
 @pytest.mark.parametrize(
     "attack", [make("square", iterations=5), make("apgd-ce", iterations=5, protocol="published")]
 )
-def test_without_gradients_of_members_in_their_places_there_is_no_history(attack: Attack) -> None:
+def test_attacks_without_gradients_of_known_members_have_no_history(attack: Attack) -> None:
     x, labels = images(0.3, 0.6, 1.4), torch.zeros(3, dtype=torch.int64)
     assert attack(Line(6.0).eval(), x, labels, THREAT, seed=0).history is None
 
 
-def test_a_masked_gradient_has_no_length() -> None:
+def test_masked_gradient_has_norm_zero_in_the_history() -> None:
     _, history = attacked(PGD(iterations=3), Masked(Line(6.0)), images(0.3, 0.6))
     assert history.norm == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("taken", [1, POINTS, POINTS + 1, 5 * POINTS + 3])
-def test_points_are_few_even_and_end_at_the_last(taken: int) -> None:
+def test_history_points_are_few_and_evenly_spaced_and_include_the_last(taken: int) -> None:
     recorder = Recorder(torch.zeros(2, dtype=torch.int64), batch_dependent=False)
     for index in range(taken):
         wrong = torch.tensor([index >= taken // 2, False])
@@ -184,8 +186,8 @@ def test_points_are_few_even_and_end_at_the_last(taken: int) -> None:
     assert history.norm == pytest.approx([(at - 1) * 3**0.5 for at in history.gradients], rel=1e-3)
 
 
-def test_of_a_batch_that_answers_as_one_only_its_most_broken_answer_was_a_success() -> None:
-    """Two members fall in different batches: never both at once, so one is all there was."""
+def test_silent_counts_the_most_broken_batch_if_the_defense_is_batch_dependent() -> None:
+    """Two members are broken in different batches, so the most broken batch has one."""
     recorder = Recorder(torch.zeros(3, dtype=torch.int64), batch_dependent=True)
     for wrong in ([True, False, False], [False, True, False]):
         recorder.broke(torch.tensor(wrong), None, along=True)
@@ -200,8 +202,8 @@ def test_of_a_batch_that_answers_as_one_only_its_most_broken_answer_was_a_succes
     assert nothing.silent == 1
 
 
-def test_what_is_computed_once_for_several_attacks_is_in_the_history_of_each() -> None:
-    """An ascent of the static base that was kept from another attack reads as one that was not."""
+def test_history_is_the_same_for_a_kept_and_a_computed_static_ascent() -> None:
+    """An ascent may be kept from an earlier attack on the defense or on its static model."""
     x, defense = images(0.3, 0.6, 1.4, -0.2), Other(Line(6.0), Line(3.0))
     transfer = make("adaptive-transfer", iterations=30, losses="margin", targets=1)
     forget()

@@ -1,4 +1,4 @@
-"""On a linear classifier the smallest perturbation has a closed form; strong attacks find it."""
+"""Tests of attacks on a linear classifier, whose smallest perturbation has a closed form."""
 
 import pytest
 import torch
@@ -11,9 +11,9 @@ DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
 
 
 def two_classes(seed: int = 0, padding: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """A linear classifier of two classes, and gray images around 0.5 with their labels.
+    """Return a linear classifier of two classes, and gray images around 0.5 with their labels.
 
-    `padding` adds classes that are never near: DLR needs four.
+    `padding` adds classes that are never predicted, because targeted DLR needs four classes.
     """
     draws = torch.Generator().manual_seed(seed)
     layer = nn.Linear(75, 2 + padding)
@@ -21,7 +21,7 @@ def two_classes(seed: int = 0, padding: int = 0) -> tuple[nn.Module, Tensor, Ten
         layer.weight.zero_()
         layer.bias.fill_(-20.0)
         layer.weight[:2].normal_(generator=draws)
-        # The largest weight stands out, so that l1 has a best pixel.
+        # One weight is much larger than the others, so that l1 has a best pixel.
         layer.weight[0, 0] += 6.0
         layer.bias[:2] = -layer.weight[:2].sum(dim=1) / 2
     model = nn.Sequential(nn.Flatten(), layer).eval()
@@ -31,7 +31,7 @@ def two_classes(seed: int = 0, padding: int = 0) -> tuple[nn.Module, Tensor, Ten
 
 
 def closest(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
-    """Distance of each image to the boundary between the two classes."""
+    """Return the distance of each image to the boundary: the oracle, in closed form."""
     weight, bias = (parameter.detach().double() for parameter in model.parameters())
     logits = x.double().flatten(1) @ weight.T + bias
     rows = torch.arange(len(x))
@@ -53,20 +53,20 @@ def closest(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
             {"iterations": 20, "targets": 1},
             0,
             1.05,
-        ),  # two classes: the cross-entropy stands in
-        ("fab", {"iterations": 10, "restarts": 1}, 0, 1.06),  # steps over the boundary by 5%
+        ),  # two classes: cross-entropy replaces DLR
+        ("fab", {"iterations": 10, "restarts": 1}, 0, 1.06),  # goes 5% past the boundary
         ("fab-t", {"iterations": 10}, 0, 1.06),
         ("fab-t", {"iterations": 10, "targets": 1}, 2, 1.06),
     ],
 )
-def test_falls_exactly_where_the_closed_form_says(
+def test_attack_succeeds_just_above_the_closed_form_radius_and_not_below(
     norm: Norm, name: str, settings: dict[str, float], padding: int, slack: float
 ) -> None:
     model, x, y = two_classes(padding=padding)
     far = closest(model, x, y, norm)
     assert (far > 0).all()
     if norm == "l1" and name.startswith("apgd"):
-        slack = 1.5  # it steps by a tenth of eps at least, over several pixels
+        slack = 1.5  # its smallest step is a tenth of eps, over several pixels
     attack = make(name, **settings)
     for member in range(len(x)):
         one, label = x[member : member + 1], y[member : member + 1]
@@ -88,7 +88,7 @@ def test_fab_finds_the_smallest_perturbation(norm: Norm) -> None:
     assert (distance <= far * 1.06).all()
 
 
-def test_square_fools_what_any_noise_fools_and_never_the_closed_form() -> None:
+def test_square_succeeds_at_a_large_eps_and_not_below_the_closed_form() -> None:
     model, x, y = two_classes()
     far = closest(model, x, y, "linf")
     attack = make("square", iterations=300)
@@ -97,7 +97,7 @@ def test_square_fools_what_any_noise_fools_and_never_the_closed_form() -> None:
     assert not attack(model, x, y, short, seed=0).fooled.any()
 
 
-def test_rays_comes_close_to_the_closed_form_by_decisions_alone() -> None:
+def test_rays_comes_close_to_the_closed_form_without_gradients() -> None:
     model, x, y = two_classes()
     far = closest(model, x, y, "linf")
     attack = make("rays", iterations=600)
@@ -111,7 +111,7 @@ def test_rays_comes_close_to_the_closed_form_by_decisions_alone() -> None:
         assert not attack(model, one, label, short, seed=0).fooled.item()
 
 
-def test_rays_members_search_by_themselves() -> None:
+def test_rays_fools_a_member_alone_if_and_only_if_it_does_in_a_batch() -> None:
     model, x, y = two_classes()
     threat = ThreatModel("linf", 1.3 * float(closest(model, x, y, "linf").max()))
     together = make("rays", iterations=700)(model, x, y, threat, seed=0)

@@ -1,4 +1,4 @@
-"""The attacks in docs/evaluation/adding-an-attack.md do what the page says of them."""
+"""Tests of the example attacks in docs/evaluation/adding-an-attack.md."""
 
 import re
 from pathlib import Path
@@ -19,13 +19,13 @@ RADIUS = 8 / 255
 
 
 class Target(NamedTuple):
-    """What the lines of the page ask of a `Querier`."""
+    """The part of a `Querier` that the code on the page uses."""
 
     defense: Dent
 
 
 def names_of(index: int) -> dict[str, Any]:
-    """What a block of the page leaves."""
+    """Return the names that a block of code on the page defines."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(blocks) == 3
     names: dict[str, Any] = {}
@@ -38,14 +38,14 @@ def momentum() -> Any:
     return names_of(0)["Momentum"]
 
 
-def test_the_page_is_a_whole_attack(momentum: Any) -> None:
+def test_momentum_example_is_a_complete_attack(momentum: Any) -> None:
     assert issubclass(momentum, Attack)
     assert momentum(3).longer().settings() == {"iterations": 6, "decay": 1.0}
     with pytest.raises(ConfigError):
         momentum(0)
 
 
-def test_its_passes_are_what_it_plans_and_it_breaks_what_it_should(momentum: Any) -> None:
+def test_momentum_example_takes_its_planned_passes_and_lowers_accuracy(momentum: Any) -> None:
     model = make_model()
     dent = Dent(model, DentConfig(steps=1))
     subject = make_subject({"dent": dent}, [momentum(4)], model=model, eps="8/255")
@@ -62,7 +62,7 @@ def test_its_passes_are_what_it_plans_and_it_breaks_what_it_should(momentum: Any
     assert estimate(subject, settings).defenses["dent"].gradients > 4
 
 
-def test_the_exact_gradient_is_followed_on_a_defense_and_not_on_the_static_model() -> None:
+def test_exact_pgd_example_follows_the_exact_gradient_of_a_defense() -> None:
     exact_pgd = names_of(2)["ExactPGD"]
     assert names_of(2)["strong"]().iterations == 20
     model = make_model()
@@ -91,7 +91,7 @@ def test_the_exact_gradient_is_followed_on_a_defense_and_not_on_the_static_model
     assert torch.equal(one, moved)
 
 
-def test_an_attack_that_forgets_the_static_model_is_told(momentum: Any) -> None:
+def test_attack_that_calls_adapt_on_the_static_model_gets_a_helpful_error(momentum: Any) -> None:
     class Forgetful(momentum):  # type: ignore[misc]
         def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
             d: Any = target.defense

@@ -23,12 +23,12 @@ from tests.attacks.attack_toys import Company, Toy, linear, small_images
         ({"share": 0.0}, "share"),
     ],
 )
-def test_impossible_settings_are_refused(wrong: dict[str, Any], match: str) -> None:
+def test_invalid_settings_of_pgd_are_refused(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         PGD(**wrong)
 
 
-def test_the_papers_imagenet_attack_is_a_preset() -> None:
+def test_pgd_imagenet_has_the_settings_of_the_paper() -> None:
     attack = make("pgd-imagenet")
     assert attack.name == "pgd-imagenet"
     # Section 4.3: 30 iterations, step size of 0.1, and five random starts.
@@ -37,13 +37,13 @@ def test_the_papers_imagenet_attack_is_a_preset() -> None:
     assert attack.queries(1000) == (1 + 5 * 31, 5 * 30)
 
 
-def test_steps_and_start_without_randomness_are_madrys() -> None:
-    # Two steps by hand: the sign of the gradient, then the ball and the bounds.
+def test_pgd_without_random_start_matches_two_steps_by_hand() -> None:
+    # A step follows the sign of the gradient, then projects into the ball and the bounds.
     model, x = linear(), small_images()
     with torch.no_grad():
-        next(model.parameters()).mul_(0.1)  # no loss so small that a step is lost in rounding
+        next(model.parameters()).mul_(0.1)  # keeps losses large enough for float32
         y = model(x).argmax(dim=1)
-    eps = 1e-4  # nobody falls, so the image of the highest loss is the last
+    eps = 1e-4  # too small to fool any member, so the last image has the highest loss
     expected = x.clone()
     for _ in range(2):
         leaf = expected.clone().requires_grad_()
@@ -56,7 +56,7 @@ def test_steps_and_start_without_randomness_are_madrys() -> None:
 
 
 class Watched(Toy):
-    """Keeps every batch it was asked about."""
+    """Records every queried batch."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -69,7 +69,9 @@ class Watched(Toy):
 
 @given(st.sampled_from(NORMS), st.floats(0.01, 0.4), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_every_query_is_inside_and_starts_differ(norm: Norm, eps: float, seed: int) -> None:
+def test_pgd_queries_stay_inside_and_restarts_have_different_starts(
+    norm: Norm, eps: float, seed: int
+) -> None:
     x, threat = small_images(), ThreatModel(norm, eps)
     watched = Watched(linear())
     y = watched.model(x).argmax(dim=1)
@@ -79,13 +81,13 @@ def test_every_query_is_inside_and_starts_differ(norm: Norm, eps: float, seed: i
         assert not threat.check(asked, x).any()
     start = watched.asked[1]
     assert (threat.distance(start, x) > 0).all()
-    if len(watched.asked) == 7:  # not all had fallen in the first restart
+    if len(watched.asked) == 7:  # there was a second restart
         assert not torch.equal(start, watched.asked[4])
 
 
 def test_random_starts_fill_the_ball_uniformly() -> None:
-    # In d dimensions a share r**d of the ball lies within r of the centre: the median radius of
-    # 4 x 4 images is 0.5**(1/16). In linf every value is uniform.
+    # In d dimensions, a share r**d of the ball lies within r of the center, so the median radius of
+    # 4 x 4 images is 0.5**(1/16). In linf, every value is uniform.
     x = torch.full((400, 1, 4, 4), 0.5)
     watched = Watched(linear(2, 16))
     y = watched.model(x).argmax(dim=1)
@@ -101,8 +103,8 @@ def test_random_starts_fill_the_ball_uniformly() -> None:
         assert float(spread.max() / spread.min()) < 1.5
 
 
-def test_a_member_keeps_its_own_best_where_members_are_independent() -> None:
-    # Each restart fools other members; together they must count.
+def test_pgd_keeps_the_best_restart_per_member_if_members_are_independent() -> None:
+    # Each restart fools other members, and all of them must count.
     model, x = linear(seed=3), small_images(12)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
@@ -115,8 +117,8 @@ def test_a_member_keeps_its_own_best_where_members_are_independent() -> None:
     assert 0 < many.fooled.sum() < 12
 
 
-def test_a_batch_keeps_its_best_whole() -> None:
-    # The result is one of the batches asked about, and the one with most wrong answers.
+def test_pgd_returns_the_worst_whole_batch_if_batch_dependent() -> None:
+    # The result is the queried batch with the most wrong predictions.
     class WatchedCompany(Watched, Company):
         batch_dependent = True
 

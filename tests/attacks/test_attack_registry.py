@@ -10,7 +10,7 @@ from dent.errors import ConfigError, UnknownNameError
 from tests.attacks.attack_toys import SETS, SINGLES
 
 
-def test_names_are_sorted_and_all_can_be_made() -> None:
+def test_attack_names_are_sorted_and_all_can_be_made() -> None:
     assert names() == tuple(sorted(names()))
     assert set(names()) == {"pgd", "pgd-imagenet", *SINGLES, *SETS, *ADAPTIVE}
     for name in names():
@@ -22,7 +22,7 @@ def test_names_are_sorted_and_all_can_be_made() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"), [("apgd", "apgd-"), ("APGD-CE", "'apgd-ce'"), ("zzzz", "there are")]
 )
-def test_unknown_names_are_answered_with_a_suggestion(name: str, hint: str) -> None:
+def test_unknown_attack_names_are_refused_with_a_suggestion(name: str, hint: str) -> None:
     with pytest.raises(UnknownNameError, match=hint):
         make(name)
 
@@ -37,8 +37,8 @@ def test_unknown_names_are_answered_with_a_suggestion(name: str, hint: str) -> N
         ("AA+", "plus"),
     ],
 )
-def test_autoattack_goes_by_its_own_name(written: str, name: str) -> None:
-    """One attack under one name, so that records of both agree."""
+def test_aliases_of_autoattack_make_the_attacks_standard_and_plus(written: str, name: str) -> None:
+    """Attacks made by an alias have the same name, so that their records agree."""
     for attack in (make(written), make_from(written)):
         assert attack.name == name
         assert attack.settings() == make(name).settings()
@@ -46,19 +46,19 @@ def test_autoattack_goes_by_its_own_name(written: str, name: str) -> None:
     assert settings_of(written) == settings_of(name)
 
 
-def test_unknown_settings_are_answered_with_a_suggestion() -> None:
+def test_unknown_settings_are_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="no setting 'iteration', did you mean 'iterations'"):
         make("pgd", iteration=3)
     with pytest.raises(ConfigError, match="square has no setting 'step'"):
         make("square", step=0.1)
 
 
-def test_none_leaves_the_default() -> None:
+def test_setting_of_none_keeps_the_default() -> None:
     assert make("apgd-ce", iterations=None, rho=None).settings() == make("apgd-ce").settings()
     assert make("pgd", iterations=None).settings() == make("pgd").settings()
 
 
-def test_whom_to_ask_is_recorded_where_it_is_not_everyone_and_kept_in_a_longer_attack() -> None:
+def test_ask_is_recorded_only_if_not_default_and_kept_in_a_longer_attack() -> None:
     assert "ask" not in make("standard").settings()
     standing = make_from("apgd-ce:iterations=5,ask=standing")
     longer = standing.longer()
@@ -68,7 +68,7 @@ def test_whom_to_ask_is_recorded_where_it_is_not_everyone_and_kept_in_a_longer_a
     assert longer.name == standing.name
 
 
-def test_single_attacks_take_iterations_sets_tell_squares_apart() -> None:
+def test_square_has_a_separate_setting_of_iterations_only_in_sets() -> None:
     assert [part.iterations for part in parts(make("square", iterations=7))] == [7]
     whole = parts(make("standard", iterations=7, square_iterations=9))
     assert [part.iterations for part in whole] == [7, 7, 7, 9]
@@ -94,17 +94,17 @@ def test_single_attacks_take_iterations_sets_tell_squares_apart() -> None:
         ("standard", {"ask": "standing", "protocol": "published"}),
     ],
 )
-def test_settings_without_meaning_are_refused(name: str, wrong: dict[str, object]) -> None:
+def test_invalid_settings_of_autoattack_are_refused(name: str, wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         make(name, **wrong)
 
 
-def test_an_attack_can_be_written_with_its_settings() -> None:
+def test_attack_with_settings_can_be_given_as_one_string() -> None:
     paper = make_from(" pgd: iterations=30, step=0.1,restarts=5,random_start=true ")
     assert paper.settings() == make("pgd-imagenet").settings()
     assert paper.name == "pgd:iterations=30,step=0.1,restarts=5,random_start=true"
     assert make_from("apgd-t", iterations=7).settings() == make("apgd-t", iterations=7).settings()
-    # What is written with the attack goes before what is said of all.
+    # Settings in the string override those for all attacks.
     own = make_from("apgd-t:iterations=3,targets=2", iterations=7, protocol="published")
     assert (
         own.settings() == make("apgd-t", iterations=3, targets=2, protocol="published").settings()
@@ -131,19 +131,19 @@ def test_an_attack_can_be_written_with_its_settings() -> None:
         ("apgd-ce:protocol=published,batch_size=x", "batch_size is for"),
     ],
 )
-def test_what_cannot_be_read_is_refused(text: str, match: str) -> None:
+def test_invalid_attack_strings_are_refused(text: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         make_from(text)
 
 
-def test_the_published_protocol_is_autoattacks_alone() -> None:
+def test_published_protocol_is_refused_for_attacks_other_than_autoattack() -> None:
     with pytest.raises(ConfigError, match="AutoAttack's own; pgd has none"):
         make_from("pgd", protocol="published")
     with pytest.raises(UnknownNameError, match="did you mean 'pgd'"):
         make_from("pdg:iterations=3")
 
 
-def test_an_evaluation_tells_the_published_protocol_its_batch_size() -> None:
+def test_sized_sets_the_batch_size_only_of_published_and_if_unset() -> None:
     published = make_from("apgd-ce:restarts=2", protocol="published")
     told = published.sized(64)
     assert (
@@ -151,12 +151,12 @@ def test_an_evaluation_tells_the_published_protocol_its_batch_size() -> None:
         == make("apgd-ce", restarts=2, protocol="published", batch_size=64).settings()
     )
     assert told.name == published.name
-    assert told.sized(8) is told  # what was chosen stays
+    assert told.sized(8) is told  # a batch size that is set stays
     frozen = make("apgd-ce")
     assert frozen.sized(64) is frozen
 
 
-def test_settings_name_everything_that_runs() -> None:
+def test_settings_of_standard_match_the_parts_that_it_runs() -> None:
     attack = make("standard", rho=0.5)
     assert isinstance(attack, AutoAttack)
     assert attack.versions["pyautoattack"]
@@ -170,7 +170,7 @@ def test_settings_name_everything_that_runs() -> None:
         "batch_size": None,
         "iterations": 100,
         "restarts": None,
-        "targets": None,  # five of one attack, nine of the other
+        "targets": None,  # the parts differ: five for apgd-t, nine for fab-t
         "rho": 0.5,
         "square_iterations": 5000,
     }
@@ -178,6 +178,6 @@ def test_settings_name_everything_that_runs() -> None:
 
 
 def parts(attack: Attack) -> tuple[Part, ...]:
-    """What runs, in linf."""
+    """Return the parts of an attack in linf."""
     assert isinstance(attack, AutoAttack)
     return attack.parts("linf")

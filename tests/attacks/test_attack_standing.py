@@ -1,4 +1,4 @@
-"""Members that have fallen are asked no more where the defense is independent, and only there."""
+"""Tests that queries leave out fooled members if, and only if, the members are independent."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ THREAT = ThreatModel("linf", 0.05)
 
 
 class Sized(nn.Module):
-    """A plain module that keeps how many members it was asked about."""
+    """A plain module that records the number of members of every query."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Sized(nn.Module):
 
 
 def subject() -> tuple[nn.Module, Tensor, Tensor]:
-    """A net, images, and labels of which the first is wrong from the beginning."""
+    """Return a model, images, and labels of which the first is naturally wrong."""
     x, model = small_images(8), linear()
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -52,7 +52,7 @@ def attacked(name: str, defense: Any, x: Tensor, y: Tensor) -> AttackResult:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_who_stands_meets_the_same_images_as_in_the_whole_batch(
+def test_leaving_out_fooled_members_gives_the_same_result_for_the_others(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, y = subject()
@@ -61,11 +61,11 @@ def test_who_stands_meets_the_same_images_as_in_the_whole_batch(
     monkeypatch.setattr(Parting, "of", lambda self, fallen: self._target)
     whole = attacked(name, Sized(model), x, y)
     assert torch.equal(apart.fooled, whole.fooled)
-    assert 1 < int(whole.fooled.sum()) < len(x)  # or nothing was tested
+    assert 1 < int(whole.fooled.sum()) < len(x)  # some but not all members are fooled
     stands = ~whole.fooled
     torch.testing.assert_close(apart.adversarial[stands], whole.adversarial[stands])
     assert min(sized.sizes) <= int((~apart.fooled).sum()) + 2
-    assert sized.sizes[0] == sized.sizes[-1] == len(x)  # what is served is the whole batch
+    assert sized.sizes[0] == sized.sizes[-1] == len(x)  # the first and last query are whole
     if name != "rays":
         taken = torch.tensor(apart.gradients)
         most = torch.tensor(whole.gradients)
@@ -82,7 +82,7 @@ class Noisy(Toy):
 
 
 class OwnNoise(Toy):
-    """Adds noise from a generator that it keeps."""
+    """Adds noise from its own generator."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -114,7 +114,7 @@ def among(model: nn.Module) -> Among:
         lambda model: Majority(Noisy(model), 2),
     ],
 )
-def test_a_batch_stays_whole_where_who_has_fallen_may_stand_again(
+def test_queries_stay_whole_if_fooled_members_may_become_correct_again(
     make_defense: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, y = subject()
@@ -132,7 +132,7 @@ def test_a_batch_stays_whole_where_who_has_fallen_may_stand_again(
     assert all(members is None for members in asked)
 
 
-def test_a_gradient_of_some_rows_of_some_members_is_counted_for_these() -> None:
+def test_gradient_is_counted_only_for_the_members_that_it_was_asked_for() -> None:
     model, x, y = subject()
     target = Querier(model, x, y, THREAT, plan=lambda _: Queries(0, 0))
     images = x[[1, 4, 6]].requires_grad_()
@@ -141,7 +141,7 @@ def test_a_gradient_of_some_rows_of_some_members_is_counted_for_these() -> None:
     assert target.gradients.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
 
 
-def test_passes_of_some_members_are_passes() -> None:
+def test_queries_of_some_members_count_as_whole_passes() -> None:
     model, x, y = subject()
     found = attacked("adaptive-stop-gradient", model, x, y)
     planned = make("adaptive-stop-gradient", **SETTINGS["adaptive-stop-gradient"]).queries(4)

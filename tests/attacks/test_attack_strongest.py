@@ -1,4 +1,4 @@
-"""Members' strongest images of several batches, put together, and attacks that begin with them."""
+"""Tests of batches of each member's strongest image, and of attacks that start from them."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ LINF = ThreatModel("linf", 0.05)
 
 
 class Watched(Company):
-    """Keeps every batch that it adapts to."""
+    """A `Company` that records every batch that it adapts to."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -37,7 +37,7 @@ def door(defense: Any, x: Tensor, y: Tensor) -> Querier:
     return Querier(defense, x, y, LINF, plan=lambda _: Queries(0, 0))
 
 
-def test_members_strongest_images_of_any_batch_are_one_more_batch() -> None:
+def test_outcome_queries_the_strongest_images_of_all_members_as_one_batch() -> None:
     x, watched = small_images(4), Watched(linear())
     y = torch.zeros(4, dtype=torch.int64)
     best = Best(door(watched, x, y))
@@ -45,7 +45,7 @@ def test_members_strongest_images_of_any_batch_are_one_more_batch() -> None:
     wrong = torch.tensor
     best.offer(first, wrong([True, True, False, False]), torch.tensor([2.0, 1.0, -1.0, -3.0]))
     best.offer(second, wrong([False, False, True, False]), torch.tensor([-2.0, -1.0, 5.0, -2.0]))
-    assert torch.equal(best.images, first)  # the batch with the most wrong
+    assert torch.equal(best.images, first)  # the batch with the most wrong predictions
     expected = torch.stack([first[0], first[1], second[2], second[3]])
     assert torch.equal(best.strongest, expected)
     watched.asked.clear()
@@ -54,7 +54,7 @@ def test_members_strongest_images_of_any_batch_are_one_more_batch() -> None:
     assert len(watched.asked) == 2
 
 
-def test_of_an_independent_defense_the_strongest_images_are_the_best_ones() -> None:
+def test_strongest_images_of_an_independent_defense_are_its_best_images() -> None:
     x = small_images(3)
     best = Best(door(linear(), x, torch.zeros(3, dtype=torch.int64)))
     best.offer(x + 0.01, torch.tensor([True, False, False]), torch.tensor([1.0, -1.0, -1.0]))
@@ -63,9 +63,9 @@ def test_of_an_independent_defense_the_strongest_images_are_the_best_ones() -> N
     assert torch.equal(best.strongest, torch.stack([x[0] + 0.01, x[1] + 0.02, x[2] + 0.01]))
 
 
-def test_a_batch_put_together_is_kept_where_it_is_the_worst() -> None:
+def test_batch_of_strongest_images_is_the_outcome_if_it_is_the_worst() -> None:
     class Alone(Toy):
-        batch_dependent = True  # by its word alone
+        batch_dependent = True  # declared, but not true
 
     x, model = small_images(4), linear()
     defense, y = Alone(model), model(x).argmax(1)
@@ -83,7 +83,7 @@ def test_a_batch_put_together_is_kept_where_it_is_the_worst() -> None:
 
 
 @pytest.mark.parametrize("pool", [1, 2])
-def test_a_pool_begins_where_the_defense_answered_most_wrongly(pool: int) -> None:
+def test_pool_starts_each_member_from_its_image_with_the_highest_margin(pool: int) -> None:
     x, watched = small_images(6), Watched(linear())
     y = watched(x).argmax(1)
     attack = AdaptiveAPGD(
@@ -91,7 +91,7 @@ def test_a_pool_begins_where_the_defense_answered_most_wrongly(pool: int) -> Non
     )
     watched.asked.clear()
     result = attack(watched, x, y, ThreatModel("linf", 1e-3), seed=0)
-    # The natural images, what came of each transfer, and the start.
+    # The natural images, the result of each transfer attack, and the start.
     served = watched.asked[: 2 + pool]
     with torch.no_grad():
         margins = torch.stack([margin(Company(linear())(batch), y) for batch in served])
@@ -100,19 +100,19 @@ def test_a_pool_begins_where_the_defense_answered_most_wrongly(pool: int) -> Non
     assert (result.queries, result.backwards) == attack.queries(4)
     static = attack.unadapted(4)
     assert (static.forwards, static.backwards) == (4 * (1 + pool), 3 * (1 + pool))
-    # Every transfer aims elsewhere.
+    # Every transfer attack has another target, and so another result.
     assert len({batch.numpy().tobytes() for batch in served}) == 2 + pool
 
 
-def test_rounds_of_gmsa_add_to_a_pool() -> None:
+def test_rounds_add_results_of_gmsa_min_to_a_pool() -> None:
     x, watched = small_images(6), Watched(linear())
     y = watched(x).argmax(1)
     plain = AdaptiveAPGD("stop-gradient", losses=("hinge",), iterations=2, warm=True, pool=1)
     attack = replace(plain, rounds=2)
-    threat = ThreatModel("linf", 1e-3)  # nobody falls
+    threat = ThreatModel("linf", 1e-3)  # too small to fool any member
     watched.asked.clear()
     result = attack(watched, x, y, threat, seed=0)
-    # The natural images, two transfers, the natural images, what came of two rounds, the start.
+    # The natural images, two transfers, the natural images, the results of two rounds, the start.
     served = watched.asked[:6]
     assert [torch.equal(batch, x) for batch in served] == [True, False, False, True, False, False]
     with torch.no_grad():
@@ -122,13 +122,13 @@ def test_rounds_of_gmsa_add_to_a_pool() -> None:
     assert (result.queries, result.backwards) == attack.queries(4)
     asked, static = attack.queries(4), attack.unadapted(4)
     assert len(watched.asked) == asked.forwards - static.forwards
-    module = attack(linear(), x, y, threat, seed=0)  # a plain module adapts to nothing
+    module = attack(linear(), x, y, threat, seed=0)  # a plain module does not adapt
     assert (module.queries + 1, module.backwards) == plain.queries(4)
     with pytest.raises(ConfigError, match="rounds are for a pool, got 2 without one"):
         AdaptiveAPGD(warm=True, rounds=2)
 
 
-def test_more_targets_than_classes_are_all_classes() -> None:
+def test_pool_larger_than_the_number_of_classes_targets_all_classes() -> None:
     settings = {"losses": "hinge", "iterations": 2, "warm": True}
     most, all_of_them = (make("adaptive-bpda", **settings, pool=pool) for pool in (9, 3))
     assert most.queries(4) == all_of_them.queries(4)
@@ -138,7 +138,7 @@ def test_more_targets_than_classes_are_all_classes() -> None:
     assert torch.equal(found[0].adversarial, found[1].adversarial)
 
 
-def test_the_first_step_is_as_long_as_its_stride() -> None:
+def test_first_step_of_apgd_has_the_length_of_the_stride() -> None:
     x, model = small_images(4), linear()
     y = model(x).argmax(1)
     threat = ThreatModel("linf", 0.01)
@@ -157,14 +157,14 @@ def test_the_first_step_is_as_long_as_its_stride() -> None:
         assert moved == pytest.approx(0.01 * min(stride, 1.0), rel=1e-3)
 
 
-def test_hinge_is_the_margin_up_to_half_a_logit() -> None:
+def test_hinge_loss_is_the_margin_capped_at_half() -> None:
     logits, labels = torch.randn(50, 5), torch.randint(5, (50,))
     for targets in (None, runner_up(logits, labels, 2)):
         plain = margin(logits, labels, targets)
         assert torch.equal(hinge(logits, labels, targets), plain.clamp(max=0.5))
 
 
-def test_records_from_before_have_the_settings_they_had() -> None:
+def test_pool_rounds_and_stride_are_in_the_settings_only_if_changed() -> None:
     settings = make("adaptive-unrolled", warm=True).settings()
     assert not {"pool", "rounds", "stride"} & set(settings)
     asked = make("adaptive-unrolled", warm=True, pool=2, stride=0.5)

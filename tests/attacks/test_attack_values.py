@@ -1,4 +1,4 @@
-"""An attack is a frozen value: compared by its fields, and the same again after JSON."""
+"""Tests of attacks as values: immutable, compared by fields, and restored from JSON."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from tests.attacks.attack_toys import SMALL
 
 
 class Looking(Attack):
-    """Looks once."""
+    """Queries the natural images once."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del threat, seed
@@ -24,7 +24,7 @@ class Looking(Attack):
 
 
 class Stubborn(Looking):
-    """Looks until somebody falls."""
+    """Queries the natural images until one is fooled."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         found = super().run(target, threat, seed)
@@ -34,14 +34,14 @@ class Stubborn(Looking):
 
 
 class Broken(Looking):
-    """Cannot run on small images."""
+    """Raises an error in every run."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         raise ArithmeticError("too small")
 
 
 class Hiding(Looking):
-    """Keeps something that no record says."""
+    """Has an attribute that is not a field, so that no record has it."""
 
     def __init__(self, strength: float) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class Hiding(Looking):
 
 @dataclass(frozen=True)
 class Named(Looking):
-    """Has a field of its own."""
+    """Has one field."""
 
     strength: float = 1.0
 
 
 @pytest.mark.parametrize("name", names())
-def test_an_attack_is_the_same_again_after_json(name: str) -> None:
+def test_attack_round_trips_through_json_and_pickle(name: str) -> None:
     for attack in (make(name), make(name, **SMALL[name])):
         again = type(attack).from_dict(json.loads(json.dumps(attack.to_dict())))
         assert again == attack == pickle.loads(pickle.dumps(attack))  # noqa: S301
@@ -66,21 +66,21 @@ def test_an_attack_is_the_same_again_after_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_nobody_changes_an_attack(name: str) -> None:
+def test_fields_of_an_attack_cannot_be_assigned(name: str) -> None:
     attack = make(name)
     for field in fields(attack):
         with pytest.raises(FrozenInstanceError):
             setattr(attack, field.name, 1)
 
 
-def test_unknown_fields_are_refused_with_a_suggestion() -> None:
+def test_from_dict_refuses_unknown_fields_with_a_suggestion_and_bad_values() -> None:
     with pytest.raises(ConfigError, match=r"no field 'iteration'\. Did you mean 'iterations'"):
         PGD.from_dict({"iteration": 3})
     with pytest.raises(ConfigError, match="iterations and restarts must be whole numbers"):
         PGD.from_dict({"iterations": 0})
 
 
-def test_a_changed_attack_is_checked_again_and_keeps_its_name() -> None:
+def test_replace_checks_the_fields_again_and_keeps_the_name() -> None:
     attack = make("adaptive-bpda", iterations=3)
     assert isinstance(attack, AdaptiveAPGD)
     assert replace(attack, losses=cast("Any", "ce+margin")) == attack
@@ -90,11 +90,11 @@ def test_a_changed_attack_is_checked_again_and_keeps_its_name() -> None:
 
 
 def make_mine() -> Attack:
-    """What `adaptive-bpda` is with everything that the test above changes."""
+    """Return `adaptive-bpda` with all changes of the test above."""
     return AdaptiveAPGD("bpda", iterations=6, restarts=2, name="mine")
 
 
-def test_autoattack_goes_by_its_name_too() -> None:
+def test_autoattack_accepts_its_attack_as_name_and_refuses_unknown_ones() -> None:
     assert AutoAttack(name="apgd-ce") == AutoAttack("apgd-ce")  # type: ignore[call-arg]
     assert AutoAttack("apgd-ce", name="mine").attack == "apgd-ce"
     for wrong in ({}, {"attack": "apgd"}, {"name": "mine"}):
@@ -102,7 +102,7 @@ def test_autoattack_goes_by_its_name_too() -> None:
             AutoAttack(**cast("Any", wrong))
 
 
-def test_a_setting_that_no_record_would_say_is_refused() -> None:
+def test_attribute_that_is_not_a_field_is_refused() -> None:
     with pytest.raises(ConfigError, match="Hiding keeps 'strength', which is not a field"):
         Hiding(2.0).settings()
     assert Named(2.0).settings() == {"strength": 2.0}
@@ -122,32 +122,36 @@ def test_a_setting_that_no_record_would_say_is_refused() -> None:
         ({"warm": True}, {}, False),
     ],
 )
-def test_an_attack_covers_one_that_tries_no_longer(more: Any, less: Any, covered: bool) -> None:
+def test_attack_covers_another_only_if_it_tries_as_much(
+    more: Any, less: Any, covered: bool
+) -> None:
     mine, other = make("adaptive-bpda", **more), make("adaptive-bpda", **less)
     assert replace(mine, name="mine").covers(other) is covered
     assert not make("adaptive-unrolled", **more).covers(other)
 
 
-def test_a_set_covers_its_parts_and_no_other_protocol() -> None:
+def test_attack_set_covers_its_parts_but_no_other_protocol() -> None:
     whole = make("standard", iterations=20)
     assert whole.covers(make("apgd-ce", iterations=20))
     assert not whole.covers(make("apgd-ce", iterations=21))
     assert not whole.covers(make("apgd-dlr", iterations=20))
     assert not whole.covers(make("apgd-ce", iterations=20, protocol="published"))
     assert not whole.covers(make("pgd"))
-    # In l1, AutoAttack's own restarts and targets are others.
+    # In l1, AutoAttack has other restarts and targets.
     assert whole.covers(make("apgd-ce", iterations=20, restarts=5), "l1")
     assert not whole.covers(make("apgd-ce", iterations=20, restarts=5), "l2")
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-t", "fab", "square", "fpa", "adaptive-unrolled"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_running_where_nobody_falls_counts_what_the_attack_knows(name: str, norm: Norm) -> None:
+def test_passes_counted_by_a_run_equal_the_passes_that_the_attack_declares(
+    name: str, norm: Norm
+) -> None:
     attack = make(name, **SMALL[name])
     assert counted(attack, 5, norm) == attack.queries(5, norm)
 
 
-def test_an_attack_that_does_not_know_its_passes_is_run_for_them(
+def test_attack_without_declared_passes_is_run_to_count_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert Looking().queries(4) == (1, 0)

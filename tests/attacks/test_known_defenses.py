@@ -1,6 +1,6 @@
-"""What plain AutoAttack and the adaptive attacks say of defenses whose truth is known.
+"""Tests of AutoAttack and adaptive attacks on defenses with known robustness.
 
-The models are linear, two-class problems inside more classes: the truth has a closed form.
+The models are linear, so their robust accuracy has a closed form.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ LINF = ThreatModel("linf", "8/255")
 
 
 def classifier(scale: float = 1.0, seed: int = 0) -> nn.Sequential:
-    """A linear classifier of four classes that differ along random signs."""
+    """Return a linear classifier of four classes, whose weights are random signs times `scale`."""
     layer = nn.Linear(PIXELS, 4)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -51,12 +51,12 @@ def right(defense: Any, x: Tensor, y: Tensor) -> int:
 
 
 def served(attack: Any, defense: Any, x: Tensor, y: Tensor, threat: ThreatModel = LINF) -> int:
-    """How many are right once the batch that an attack made is submitted afresh."""
+    """Return the number of correct predictions when the batch of an attack is submitted."""
     return right(defense, attack(defense, x, y, threat, seed=0).adversarial, y)
 
 
 def truth(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """How many no perturbation can change."""
+    """Return the number of images that stay correct under every perturbation."""
     return int(withstands(model, x, y, LINF.eps).sum())
 
 
@@ -85,14 +85,16 @@ ADAPTIVE = {
 }
 
 
-def test_the_problem_is_neither_won_nor_lost(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
+def test_apgd_t_reaches_the_closed_form_robust_accuracy(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
     known = truth(weak, x, y)
     assert 4 < known < 20
     assert served(make("apgd-t", **PLAIN), weak, x, y) == known
 
 
 @pytest.mark.parametrize("name", ["apgd-t", *ADAPTIVE])
-def test_the_identity_gains_exactly_nothing(
+def test_attack_on_identity_is_identical_to_that_on_the_static_model(
     name: str, weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     attack = ADAPTIVE.get(name) or make(name, **PLAIN)
@@ -101,7 +103,7 @@ def test_the_identity_gains_exactly_nothing(
     assert torch.equal(own.fooled, static.fooled)
 
 
-def test_a_masked_gradient_fools_autoattack_and_not_the_ladder(
+def test_masked_gradient_defeats_apgd_t_but_not_transfer_and_bpda(
     weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     masked, known = Masked(weak), truth(weak, x, y)
@@ -113,7 +115,9 @@ def test_a_masked_gradient_fools_autoattack_and_not_the_ladder(
     assert not certificate(*double, rung=Rung("stop-gradient")).passed
 
 
-def test_noise_in_the_gradient_is_averaged_away(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
+def test_noise_in_the_gradient_is_averaged_away_by_more_submissions(
+    weak: nn.Sequential, x: Tensor, y: Tensor
+) -> None:
     loud, known = Loud(weak, 12.0), truth(weak, x, y)
     found = [
         served(
@@ -124,12 +128,12 @@ def test_noise_in_the_gradient_is_averaged_away(weak: nn.Sequential, x: Tensor, 
         )
         for n in (1, 64)
     ]
-    assert found[0] > found[1] + 3  # one submission does not see the slope
+    assert found[0] > found[1] + 3  # the gradient of one submission is too noisy
     assert found[1] < known + 5
     assert served(ADAPTIVE["bpda"], loud, x, y) <= known + 5 < found[0] + 5
 
 
-def test_a_majority_is_stated_with_its_own_natural_accuracy(
+def test_majority_raises_clean_accuracy_but_not_robust_accuracy(
     weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     torch.manual_seed(3)
@@ -138,28 +142,28 @@ def test_a_majority_is_stated_with_its_own_natural_accuracy(
     many = sum(right(Majority(once, 15), x, y) for _ in range(10)) / 10
     assert alone == pytest.approx(16, abs=3)  # a third of 24 is wrong by chance
     assert many > alone + 3
-    # What the attack finds under the majority is no lower than what the static model loses.
+    # Under attack, the majority is about as accurate as the static model.
     found = AdaptiveAPGD("transfer", losses=("margin",), iterations=20, targets=3)
     kept = served(found, Majority(once, 15), x, y)
     assert kept == pytest.approx(truth(weak, x, y), abs=4)
 
 
-def test_a_defense_of_large_batches_is_robust_in_these_alone(
+def test_large_only_defense_is_robust_in_large_batches_but_not_in_small(
     weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     robust = Nearest(x, y)
     defense = LargeOnly(weak, robust, size=24)
     assert right(defense, x, y) == right(defense, x[:4], y[:4]) + 20 == 24
     assert served(ADAPTIVE["gmsa-min"], defense, x, y) == 24
-    # Whoever takes the batch apart attacks another defense.
+    # A smaller batch is predicted by the static model.
     assert served(ADAPTIVE["gmsa-min"], defense, x[:12], y[:12]) == truth(weak, x[:12], y[:12])
 
 
-def test_a_defense_that_needs_all_members_adversarial_fails_the_mixed_batch(
+def test_all_or_nothing_defense_fails_in_a_batch_with_clean_members(
     weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     defense = AllOrNothing(weak, Nearest(x, y))
-    # On the whole batch a plain attack finds next to nothing: what it submits is off the grid.
+    # A plain attack changes the whole batch, and so fools few members: no image is an 8-bit image.
     assert served(make("apgd-ce", **PLAIN), defense, x, y) > truth(weak, x, y) + 8
     controlled = torch.arange(24) < 12
     among = Among(defense, x, y, controlled)
@@ -169,7 +173,7 @@ def test_a_defense_that_needs_all_members_adversarial_fails_the_mixed_batch(
     assert int((~found.fooled).sum()) == truth(weak, x[:12], y[:12])
 
 
-def test_a_chooser_is_outguessed_in_model_space(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
+def test_gmsa_fools_chooser_more_than_fpa_does(weak: nn.Sequential, x: Tensor, y: Tensor) -> None:
     other = classifier(seed=1)
     with torch.no_grad():
         both = (other(x).argmax(1) == y).nonzero().flatten()
@@ -189,14 +193,14 @@ def test_a_chooser_is_outguessed_in_model_space(weak: nn.Sequential, x: Tensor, 
     assert kept["gmsa-avg"] < kept["fpa"]
 
 
-def test_what_leaks_between_batches_is_not_answered_the_same_again(
+def test_claims_about_a_leaky_defense_are_not_reproduced(
     weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     leaky = Leaky(weak)
     first, _, third = leaky(x), leaky(1 - x), leaky(x)
     assert (first - third).abs().max() > 0.5
-    # So a claim is worth what the batch before leaves of it: the last two submissions of an attack
-    # differ from the first ones of whoever scores it.
+    # Predictions depend on the previous batch, so those in the attack's last query differ from
+    # those on submission.
     result = make("apgd-ce", **PLAIN)(leaky, x, y, LINF, seed=0)
     leaky.before = None
     again = leaky(result.adversarial).argmax(1) != y
@@ -204,7 +208,7 @@ def test_what_leaks_between_batches_is_not_answered_the_same_again(
 
 
 @pytest.mark.parametrize("kind", ["anti-adversary", "hedge", "et3"])
-def test_defenses_published_as_robust_are_their_static_model(
+def test_published_input_defenses_gain_nothing_under_a_transfer_attack(
     kind: str, weak: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:
     model = classifier(scale=2.0)

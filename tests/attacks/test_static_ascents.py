@@ -1,4 +1,4 @@
-"""What several attacks find on the static base is computed once, and changes nothing."""
+"""Tests that attacks share ascents on the static model, without any change of their results."""
 
 import pickle
 from pathlib import Path
@@ -18,7 +18,7 @@ LINF = ThreatModel("linf", 0.05)
 
 
 class Counted(nn.Module):
-    """A linear model that counts its calls, and may draw at random."""
+    """A linear model that counts its calls, and may add random noise."""
 
     def __init__(self, *, noise: float = 0.0, seed: int = 0) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Counted(nn.Module):
 
 
 class Shifted:
-    """A dynamic defense of a base: its logits, less a constant for class 0."""
+    """A dynamic defense that subtracts a constant from the static model's logits of class 0."""
 
     batch_dependent = False
     stateful = False
@@ -73,7 +73,7 @@ def run(model: nn.Module, seed: int = 7, **settings: Any) -> tuple[Tensor, Queri
 
 
 class Rounding(nn.Module):
-    """A model on images that it rounds to 8 bits."""
+    """A model that rounds its input to 8 bits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Rounding(nn.Module):
         return logits
 
 
-def test_a_model_that_rounds_its_input_takes_no_result_of_another() -> None:
+def test_model_that_rounds_its_input_does_not_reuse_the_result_of_another() -> None:
     model = Counted()
     x, _ = batch(model)
     assert torch.equal(model(x), Rounding(model)(x))
@@ -94,7 +94,7 @@ def test_a_model_that_rounds_its_input_takes_no_result_of_another() -> None:
     assert not torch.equal(found, alone)
 
 
-def test_a_second_attack_costs_two_passes_and_ends_in_the_same_bits() -> None:
+def test_second_attack_reuses_the_result_and_is_bit_identical() -> None:
     model = Counted()
     first, asked = run(model)
     before = model.calls
@@ -111,7 +111,7 @@ def test_a_second_attack_costs_two_passes_and_ends_in_the_same_bits() -> None:
 @pytest.mark.parametrize(
     "other", [{"rank": 1}, {"restart": 1}, {"loss": "ce"}, {"rho": 0.5}, {"seed": 8}]
 )
-def test_another_ascent_is_computed(other: dict[str, Any]) -> None:
+def test_ascent_with_another_setting_or_seed_is_computed(other: dict[str, Any]) -> None:
     model = Counted()
     run(model)
     before = model.calls
@@ -119,13 +119,13 @@ def test_another_ascent_is_computed(other: dict[str, Any]) -> None:
     assert model.calls - before > 5
 
 
-def test_another_model_is_not_taken_for_the_same() -> None:
+def test_ascents_on_different_models_are_not_shared() -> None:
     first, _ = run(Counted(seed=1))
     second, _ = run(Counted(seed=2))
     assert not torch.equal(first, second)
 
 
-def test_a_model_that_draws_is_computed_every_time() -> None:
+def test_ascent_on_a_randomized_model_is_computed_every_time() -> None:
     model = Counted(noise=0.1)
     target = querier(model)
     with torch.no_grad():
@@ -136,14 +136,14 @@ def test_a_model_that_draws_is_computed_every_time() -> None:
     assert model.calls - before > 5
 
 
-def test_a_defense_is_served_what_was_found_on_its_base() -> None:
+def test_transfer_attack_on_a_defense_reuses_ascents_on_its_static_model() -> None:
     model = Counted()
     x, y = batch(model)
     transfer = make("adaptive-transfer", losses="margin", targeted="margin", targets=3)
     on_static = transfer(model, x, y, LINF, seed=1, shared_seed=5)
     before = model.calls
     on_defense = transfer(Shifted(model), x, y, LINF, seed=2, shared_seed=5)
-    # Natural images and submissions alone: none of the 4 ascents of 50 steps.
+    # Only natural images, random starts and final queries, but none of the 4 ascents.
     assert model.calls - before < 20
     assert bool((on_static.fooled <= on_defense.fooled).any())
     forget()
@@ -152,7 +152,7 @@ def test_a_defense_is_served_what_was_found_on_its_base() -> None:
     assert (on_defense.queries, on_defense.backwards) == (again.queries, again.backwards)
 
 
-def test_a_warm_start_takes_the_transfers_that_are_there() -> None:
+def test_warm_start_reuses_ascents_of_an_earlier_transfer_attack() -> None:
     model = Counted()
     x, y = batch(model)
     settings = {"losses": "margin", "targeted": "margin", "targets": 3, "iterations": 20}
@@ -167,7 +167,7 @@ def test_a_warm_start_takes_the_transfers_that_are_there() -> None:
     assert model.calls - before == computed + 4 * 21
 
 
-def test_the_oldest_results_go_first() -> None:
+def test_oldest_results_are_dropped_first() -> None:
     model = Counted()
     kept = _Kept(most=2 * 6 * 108 * 4)
     found = []
@@ -182,11 +182,11 @@ def test_the_oldest_results_go_first() -> None:
     assert kept.get(bytes([2])) is found[2]
 
 
-def test_files_serve_another_process_with_the_same_bits(tmp_path: Path) -> None:
+def test_results_in_files_are_bit_identical_for_another_process(tmp_path: Path) -> None:
     model = Counted()
     with kept_in(tmp_path / "mine"):
         first, asked = run(model, rank=2)
-    forget()  # as another process
+    forget()  # as in another process
     before = model.calls
     with kept_in(tmp_path / "other", tmp_path / "mine"):
         second, kept = run(model, rank=2)
@@ -200,7 +200,7 @@ def test_files_serve_another_process_with_the_same_bits(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_what_this_process_kept_before_goes_into_the_files_as_well(tmp_path: Path) -> None:
+def test_results_kept_earlier_in_memory_are_also_written_to_files(tmp_path: Path) -> None:
     model = Counted()
     first, _ = run(model)
     with kept_in(tmp_path):
@@ -212,7 +212,7 @@ def test_what_this_process_kept_before_goes_into_the_files_as_well(tmp_path: Pat
     assert model.calls - before == 3  # labels of the batch, natural images, random start
 
 
-def test_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:
+def test_result_of_a_damaged_file_is_computed_and_written_again(tmp_path: Path) -> None:
     model = Counted()
     with kept_in(tmp_path):
         first, _ = run(model)
@@ -228,7 +228,7 @@ def test_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_outside_no_file_is_read_or_written(tmp_path: Path) -> None:
+def test_no_file_is_read_or_written_outside_of_kept_in(tmp_path: Path) -> None:
     model = Counted()
     with kept_in(tmp_path):
         run(model)

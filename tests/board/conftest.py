@@ -1,4 +1,4 @@
-"""The toy track among the others."""
+"""Fixture that adds the toy track to the known tracks."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Put = Callable[[Track], None]
 
 @pytest.fixture
 def put(monkeypatch: pytest.MonkeyPatch) -> Put:
-    """Put a track among the others."""
+    """Return a function that adds a track to the known tracks; the toy track is already added."""
 
     def put_track(track: Track) -> None:
         known = {**tracks.tracks(), track.name: track}

@@ -1,4 +1,4 @@
-"""Rows on the toy track."""
+"""Make rows on the toy track."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def make_row(
     variants: Mapping[str, Defense] | None = None,
     until: Literal["decided", "end"] = "decided",
 ) -> Path:
-    """Evaluate defenses on a track, one for each variant: as `dent board run` does."""
+    """Evaluate one defense for each variant of a track, as `dent board run` does."""
     base = model()
     row.begin(folder, track, nonce)
     for variant, defense in (variants or {HEADLINE: Shifted(base)}).items():

@@ -1,4 +1,4 @@
-"""Rows in the formats of other places: their parsers read them, and the figures are the row's."""
+"""Test the export of rows to Hugging Face and Every Eval Ever: valid formats, correct values."""
 
 import json
 from dataclasses import replace
@@ -47,14 +47,14 @@ def row(made: Path, put: Put) -> BoardRow:
 
 
 def with_defense(row: BoardRow, **changes: Any) -> BoardRow:
-    """The row with another result of its defense."""
+    """Return a copy of the row, with these fields of its defense's result changed."""
     result = row.headline.result
     defenses = {**result.defenses, NAME: result.defenses[NAME].model_copy(update=changes)}
     changed = result.model_copy(update={"defenses": defenses})
     return replace(row, headline=replace(row.headline, result=changed))
 
 
-def test_the_metrics_are_what_the_row_measured(row: BoardRow) -> None:
+def test_metrics_match_the_result_of_the_row(row: BoardRow) -> None:
     found = {metric.key: metric for metric in metrics(row)}
     defense = row.headline.defense
     assert defense.difference is not None
@@ -71,7 +71,7 @@ def test_the_metrics_are_what_the_row_measured(row: BoardRow) -> None:
         assert metric.bounds[0] <= metric.interval[0] <= metric.value <= metric.interval[1]
 
 
-def test_a_run_that_stopped_early_is_called_an_upper_bound(row: BoardRow) -> None:
+def test_metrics_of_a_run_that_stopped_early_are_called_upper_bounds(row: BoardRow) -> None:
     whole = with_defense(row, decided=None)
     assert not any("upper bound" in metric.description for metric in metrics(whole))
     stopped = Decision(after=3, of=18, at_most=0.1, below=False)
@@ -81,7 +81,7 @@ def test_a_run_that_stopped_early_is_called_an_upper_bound(row: BoardRow) -> Non
     assert "An upper bound" not in early["base_robust_accuracy"] + early["clean_accuracy"]
 
 
-def test_rows_that_do_not_count_are_omitted(row: BoardRow) -> None:
+def test_void_departing_and_unfinished_rows_are_omitted_with_a_reason(row: BoardRow) -> None:
     assert reason_to_omit(row) is None
     assert reason_to_omit(replace(row, void="Tuned on the half")) == "void: Tuned on the half"
     departed = replace(row, headline=replace(row.headline, departures=("eps: other",)))
@@ -92,7 +92,7 @@ def test_rows_that_do_not_count_are_omitted(row: BoardRow) -> None:
     assert "no verdict" in str(reason_to_omit(with_defense(row, verdict=None)))
 
 
-def test_a_defense_is_its_repository_owners(row: BoardRow) -> None:
+def test_maker_is_the_owner_of_the_repository_or_torch_dent(row: BoardRow) -> None:
     assert maker(row) == "lab"
     assert maker(replace(row, submission=None)) == "torch-dent"
 
@@ -129,10 +129,10 @@ REQUIRED = {
     ("evaluation_results", 0, "source_data"): {"dataset_name", "source_type"},
     ("evaluation_results", 0, "score_details"): {"score"},
 }
-"""Of the schema of Every Eval Ever, version 0.2.2."""
+"""The required keys in the schema of Every Eval Ever, version 0.2.2."""
 
 
-def test_every_eval_ever_gets_what_its_schema_asks_for(row: BoardRow) -> None:
+def test_every_eval_ever_record_has_the_keys_that_its_schema_requires(row: BoardRow) -> None:
     path, content = every_eval_ever(row, now=1.6e9)
     record = json.loads(content)
     for place, keys in REQUIRED.items():
@@ -153,7 +153,10 @@ def test_every_eval_ever_gets_what_its_schema_asks_for(row: BoardRow) -> None:
 
 
 def details_that_are_no_text(part: Any) -> list[Any]:
-    """Values in `details` and `additional_details`, which the schema wants as text."""
+    """Return the values in `details` and `additional_details` that are not strings.
+
+    The schema requires strings.
+    """
     found = []
     if isinstance(part, dict):
         for key, value in part.items():
@@ -166,7 +169,7 @@ def details_that_are_no_text(part: Any) -> list[Any]:
     return found
 
 
-def test_a_row_has_the_same_path_each_time_and_another_run_has_another(row: BoardRow) -> None:
+def test_export_path_depends_on_the_run_but_not_on_the_time(row: BoardRow) -> None:
     path = every_eval_ever(row, now=1.0)[0]
     assert every_eval_ever(row, now=2.0)[0] == path
     other = row.headline.result.model_copy(update={"identity": "0" * 64})
@@ -174,7 +177,7 @@ def test_a_row_has_the_same_path_each_time_and_another_run_has_another(row: Boar
     assert every_eval_ever(changed, now=1.0)[0] != path
 
 
-def test_a_dataset_on_the_hub_is_named_with_the_samples(row: BoardRow) -> None:
+def test_dataset_on_the_hub_is_exported_with_its_repository_and_sample_ids(row: BoardRow) -> None:
     result = row.headline.result
     spec = result.spec.model_copy(
         update={"dataset": result.spec.dataset.model_copy(update={"name": "cifar10"})}
@@ -190,7 +193,7 @@ def test_a_dataset_on_the_hub_is_named_with_the_samples(row: BoardRow) -> None:
     assert source["sample_ids"] == [str(each) for each in SMALL.ids("1f")]
 
 
-def test_the_hub_reads_the_card(row: BoardRow) -> None:
+def test_hugging_face_hub_parses_the_model_card(row: BoardRow) -> None:
     (path, content), *rest = hugging_face(row, url="https://example.org/board").items()
     assert path == "toy-v1/row/README.md"
     assert rest == []
@@ -202,7 +205,7 @@ def test_the_hub_reads_the_card(row: BoardRow) -> None:
     assert {each.source_url for each in data.eval_results} == {"https://example.org/board"}
 
 
-def test_the_hub_reads_the_entries_of_a_benchmark(row: BoardRow) -> None:
+def test_hugging_face_hub_parses_the_benchmark_entries(row: BoardRow) -> None:
     files = hugging_face(row, benchmark="lab/board")
     content = files["toy-v1/row/.eval_results/toy-v1.yaml"]
     entries = parse_eval_result_entries(yaml.safe_load(content))
@@ -213,7 +216,7 @@ def test_the_hub_reads_the_entries_of_a_benchmark(row: BoardRow) -> None:
 
 
 @pytest.mark.parametrize("place", ["huggingface", "every-eval-ever"])
-def test_the_command_writes_the_rows_of_a_folder(
+def test_board_export_command_writes_the_rows_of_a_folder(
     made: Path, put: Put, tmp_path: Path, place: str
 ) -> None:
     put(SMALL)
@@ -232,7 +235,7 @@ def test_the_command_writes_the_rows_of_a_folder(
         (("--to", "every-eval-ever", "--benchmark", "a/b"), "--benchmark is for huggingface"),
     ],
 )
-def test_what_no_place_takes_is_refused(
+def test_invalid_export_options_are_refused(
     made: Path, put: Put, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     put(SMALL)

@@ -1,4 +1,4 @@
-"""Rows from their folders: what a row says follows from its records, and what it is not is said."""
+"""Test how rows are read from their folders, compared with their track, trusted and listed."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ SMALL = toy(half=4, batch_size=4, fixed="0-3")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A row with a run of views: here, of a defense that does nothing."""
+    """A row with a headline run, and a views run of a defense that does nothing."""
     folder = tmp_path_factory.mktemp("board") / "toy" / "shifted"
     base = model()
     return make_row(folder, SMALL, "1f", {HEADLINE: shifted(base), VIEWS: same(base)}, "end")
@@ -41,7 +41,7 @@ def row(made: Path, put: Put) -> BoardRow:
     return read_board_row(made)
 
 
-def test_a_row_says_what_its_records_say(row: BoardRow) -> None:
+def test_row_fields_match_its_records(row: BoardRow) -> None:
     defense = row.headline.result.defenses[NAME]
     assert row.headline.departures == ()
     assert row.name == NAME
@@ -53,8 +53,8 @@ def test_a_row_says_what_its_records_say(row: BoardRow) -> None:
     assert row.decided_by in defense.worst.by
 
 
-def test_the_difference_to_views_is_paired_by_sample(row: BoardRow) -> None:
-    """A defense that does nothing keeps what its base keeps: both differences are then the same."""
+def test_difference_from_the_views_run_is_paired_by_sample(row: BoardRow) -> None:
+    """The views run uses a defense that does nothing, so it has the result of the base model."""
     found = row.less_views
     assert found is not None
     assert row.difference is not None
@@ -64,7 +64,7 @@ def test_the_difference_to_views_is_paired_by_sample(row: BoardRow) -> None:
     assert replace(row, views=None).less_views is None
 
 
-def test_runs_that_stopped_early_are_not_compared_with_views(row: BoardRow) -> None:
+def test_run_that_stopped_early_is_not_compared_with_the_views_run(row: BoardRow) -> None:
     headline = row.headline
     stopped = headline.defense.model_copy(
         update={"decided": Decision(after=1, of=18, at_most=0.1, below=False)}
@@ -76,7 +76,7 @@ def test_runs_that_stopped_early_are_not_compared_with_views(row: BoardRow) -> N
     assert early.stopped
 
 
-def test_a_run_of_anything_else_is_said_to_depart_from_its_track(row: BoardRow) -> None:
+def test_departures_name_each_setting_that_differs_from_the_track(row: BoardRow) -> None:
     spec = row.headline.result.spec
     assert departures(SMALL, HEADLINE, "1f", spec) == ()
     assert "samples: the run has 8, and" in departures(SMALL, HEADLINE, "2f", spec)[0]
@@ -103,7 +103,7 @@ def test_a_run_of_anything_else_is_said_to_depart_from_its_track(row: BoardRow) 
     assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"settings": to_the_end})) == ()
 
 
-def test_trust_is_of_the_run_that_was_checked(made: Path, put: Put, tmp_path: Path) -> None:
+def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path: Path) -> None:
     put(SMALL)
     folder = tmp_path / "row"
     shutil.copytree(made, folder)
@@ -134,7 +134,7 @@ def test_trust_is_of_the_run_that_was_checked(made: Path, put: Put, tmp_path: Pa
 
 
 def forge_natural(folder: Path) -> None:
-    """Change a natural answer of the static model, and forge its checksum."""
+    """Change a natural prediction of the static model, and recompute the checksum."""
     journal = folder / HEADLINE / JOURNAL
     lines = []
     for line in journal.read_text().splitlines():
@@ -146,7 +146,7 @@ def forge_natural(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_trust_is_of_the_records_that_were_checked(
+def test_checks_of_changed_or_unnamed_records_give_no_trust(
     made: Path, put: Put, tmp_path: Path, old: bool
 ) -> None:
     put(SMALL)
@@ -187,7 +187,7 @@ def test_trust_is_of_the_records_that_were_checked(
         ((JOURNAL,), "has no journal.jsonl: the board"),
     ],
 )
-def test_a_result_without_its_records_is_refused(
+def test_row_without_all_its_records_is_refused(
     made: Path, put: Put, tmp_path: Path, deleted: tuple[str, ...], said: str
 ) -> None:
     put(SMALL)
@@ -201,7 +201,7 @@ def test_a_result_without_its_records_is_refused(
     assert not (tmp_path / "page.html").exists()
 
 
-def test_rows_are_found_below_a_folder_and_damaged_ones_refused(
+def test_rows_are_found_in_subfolders_and_damaged_rows_are_refused(
     made: Path, put: Put, tmp_path: Path
 ) -> None:
     put(SMALL)

@@ -1,4 +1,4 @@
-"""Archives of records: the same bytes every time, and nothing in them that does not belong."""
+"""Test archives of records: they are reproducible, and other content is refused."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_row(tmp_path_factory.mktemp("board") / "row", SMALL, None)
 
 
-def test_what_is_packed_is_unpacked_and_nothing_else(row: Path, tmp_path: Path) -> None:
+def test_pack_is_reproducible_and_holds_only_records_and_images(row: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(row, copy)
     (copy / "notes.txt").write_text("mine")
@@ -46,7 +46,7 @@ def test_what_is_packed_is_unpacked_and_nothing_else(row: Path, tmp_path: Path) 
     assert records < packed.images.stat().st_size
 
 
-def test_what_a_submission_declares_does_not_depend_on_outside_attacks(
+def test_declared_digest_ignores_challenges_but_not_changes_of_the_journal(
     row: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
@@ -71,7 +71,7 @@ def test_what_a_submission_declares_does_not_depend_on_outside_attacks(
         ("headline/other.json", tarfile.REGTYPE, "does not hold what its manifest says"),
     ],
 )
-def test_an_archive_that_holds_anything_else_is_refused(
+def test_archive_with_unsafe_or_unlisted_members_is_refused(
     name: str, kind: bytes, said: str, row: Path, tmp_path: Path
 ) -> None:
     pack(row, tmp_path / "a.tar.gz")
@@ -86,7 +86,9 @@ def test_an_archive_that_holds_anything_else_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_changed_file_and_what_is_no_archive_are_refused(row: Path, tmp_path: Path) -> None:
+def test_changed_archives_and_files_that_are_not_archives_are_refused(
+    row: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(row, copy)
     pack(copy, tmp_path / "a.tar.gz")
@@ -106,14 +108,14 @@ def test_a_changed_file_and_what_is_no_archive_are_refused(row: Path, tmp_path: 
         pack(tmp_path / "nothing", tmp_path / "e.tar.gz")
 
 
-def test_an_archive_of_another_name_is_refused(row: Path, tmp_path: Path) -> None:
+def test_archive_name_that_does_not_end_in_tar_gz_is_refused(row: Path, tmp_path: Path) -> None:
     for name in ("x.zip", "x.tar", "x.gz", "x"):
         with pytest.raises(ConfigError, match=rf"must end in \.tar\.gz, got '{name}'"):
             pack(row, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_says_what_it_wrote(row: Path, tmp_path: Path) -> None:
+def test_pack_command_reports_the_files_and_the_digest(row: Path, tmp_path: Path) -> None:
     ran = dent("pack", str(row), "-o", str(tmp_path / "a.tar.gz"), "--json")
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)

@@ -1,4 +1,4 @@
-"""The page as a reader has it: sorted, filtered, on a phone, in the dark."""
+"""Test the page of the board: content, sorting, filtering, small screens and dark mode."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rows(made: Path, put: Put) -> list[BoardRow]:
-    """Four rows on two tracks, with gains and costs of our own."""
+    """Four rows on two tracks, with the gains and costs of `GAINS` and `COSTS`."""
     put(SMALL)
     row = read_board_row(made)
     return [_row(row, name, index) for index, name in enumerate(GAINS)]
@@ -73,7 +73,7 @@ def _row(row: BoardRow, name: str, index: int) -> BoardRow:
     )
 
 
-def test_every_figure_of_a_row_is_on_the_page(rows: list[BoardRow]) -> None:
+def test_page_shows_the_numbers_links_and_departures_of_a_row(rows: list[BoardRow]) -> None:
     page = to_page(rows, Path())
     for text in ("+37.5", "−25.0", "30.0×", "not measured", "half drawn by 1f", "claimed"):
         assert text in page, text
@@ -86,14 +86,14 @@ def test_every_figure_of_a_row_is_on_the_page(rows: list[BoardRow]) -> None:
 
 @dataclass(frozen=True)
 class Outside:
-    """An attack from outside, as a result lists it."""
+    """A challenge, as a result lists it."""
 
     by: str
     url: str | None
     lowered: int
 
 
-def test_an_outside_attack_that_lowers_a_row_is_named_and_linked(rows: list[BoardRow]) -> None:
+def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[BoardRow]) -> None:
     attacks = (
         Outside("Eve", "https://example.org/images", 3),
         Outside("Mallory", "javascript:alert(1)", 1),
@@ -111,7 +111,7 @@ def test_an_outside_attack_that_lowers_a_row_is_named_and_linked(rows: list[Boar
     assert "Trudy" not in page
 
 
-def test_a_void_row_stays_and_says_why(rows: list[BoardRow]) -> None:
+def test_void_row_is_listed_with_its_reason_and_without_a_verdict(rows: list[BoardRow]) -> None:
     void = replace(rows[0], void="Tuned on the fixed half")
     page = to_page([void], Path())
     assert "Void: Tuned on the fixed half" in page
@@ -119,7 +119,7 @@ def test_a_void_row_stays_and_says_why(rows: list[BoardRow]) -> None:
     assert scatter(SMALL, [(1, void)]) is None
 
 
-def test_the_plot_has_a_dot_for_every_row_where_its_numbers_are(rows: list[BoardRow]) -> None:
+def test_scatter_plot_places_one_dot_per_row_by_its_gain_and_cost(rows: list[BoardRow]) -> None:
     found = scatter(SMALL, list(enumerate(rows, start=1)))
     assert found is not None
     by_number = {dot.number: dot for dot in found.dots}
@@ -174,7 +174,7 @@ return {
 
 
 @needs_chromium
-def test_a_reader_sorts_and_filters_it_at_any_width(rows: list[BoardRow]) -> None:
+def test_page_can_be_sorted_and_filtered_on_desktop_and_phone(rows: list[BoardRow]) -> None:
     page = to_page(rows, Path())
     evil = EVIL[:60].lower()
     asked: dict[str, Any] = ask(
@@ -203,13 +203,13 @@ def test_a_reader_sorts_and_filters_it_at_any_width(rows: list[BoardRow]) -> Non
 
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_can_be_read_in_both_schemes(rows: list[BoardRow], dark: bool) -> None:
+def test_page_has_enough_contrast_in_light_and_dark_mode(rows: list[BoardRow], dark: bool) -> None:
     found = ask({"it": Question(to_page(rows, Path()), CONTRAST)}, dark=dark)["it"]
     assert found["worst"][0] >= 4.5, found
     assert (found["paper"] == "rgb(20, 23, 27)") == dark
 
 
-def test_an_empty_board_is_a_page() -> None:
+def test_empty_board_is_rendered_without_scripts() -> None:
     page = to_page([], Path())
     assert "There are no rows yet" in page
     assert "<script>" not in page

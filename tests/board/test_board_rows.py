@@ -1,4 +1,4 @@
-"""The rows that the repository has are what they say."""
+"""Test the rows that are committed to the repository."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ BOARD = Path(__file__).parents[2] / "board"
 ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
 
 
-def test_every_folder_with_a_row_is_listed() -> None:
+def test_every_row_folder_is_listed_and_was_re_attacked() -> None:
     assert len(ROWS) >= 17
     rows = list_rows(BOARD)
     assert len(rows) == len(ROWS)
     assert {state_of(row.checks) for row in rows} == {"re-attacked"}
 
 
-def test_rows_lie_in_the_order_of_their_verdicts_and_then_their_differences() -> None:
+def test_rows_are_sorted_by_track_then_verdict_then_difference() -> None:
     order = ["robust gain", "the reference", "no gain", "inconclusive", "none", "harmful"]
     places = [
         (row.track.name, order.index(row.ruling), -(row.difference.value or 0.0))
@@ -32,7 +32,7 @@ def test_rows_lie_in_the_order_of_their_verdicts_and_then_their_differences() ->
 
 
 @pytest.mark.parametrize("folder", ROWS, ids=lambda folder: folder.name)
-def test_a_row_is_of_its_track_and_its_records_are_whole(folder: Path) -> None:
+def test_row_passes_the_checks_of_its_track_and_its_records_verify(folder: Path) -> None:
     row = read_board_row(folder)
     assert [(each.name, each.problems) for each in checks_of(row) if each.state != "passed"] == []
     checked = verify(folder / "headline")

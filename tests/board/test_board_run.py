@@ -1,4 +1,4 @@
-"""`dent board run`: what a track says is what is evaluated."""
+"""Test that `dent board run` evaluates a defense with the settings of its track."""
 
 import json
 from pathlib import Path
@@ -22,10 +22,10 @@ SHIFTED = ("--defense", f"{HERE}:shifted")
 
 @pytest.fixture(autouse=True)
 def _toy_track(put: Put) -> None:
-    """The toy track is known."""
+    """Add the toy track in every test."""
 
 
-def test_a_row_is_one_run_of_both_halves_and_a_claim_is_of_the_fixed_half(
+def test_run_without_a_nonce_uses_the_fixed_half_and_with_a_nonce_both_halves(
     put: Put, tmp_path: Path
 ) -> None:
     put(toy(half=4, batch_size=4, fixed="0-3"))
@@ -51,7 +51,7 @@ def test_a_row_is_one_run_of_both_halves_and_a_claim_is_of_the_fixed_half(
     assert "nonce: the folder has '1f', this run '2f'" in other.err
 
 
-def test_variants_are_runs_of_their_own_in_the_folder_of_the_row(
+def test_each_variant_is_a_separate_run_in_the_folder_of_the_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: dict[str, Settings] = {}
@@ -82,7 +82,7 @@ def test_variants_are_runs_of_their_own_in_the_folder_of_the_row(
         (("--nonce", " "), "a nonce is a text of 1 to 200 characters"),
     ],
 )
-def test_what_the_track_does_not_have_is_refused(
+def test_invalid_variants_and_nonces_are_refused(
     arguments: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     ran = dent(*RUN, *SHIFTED, *arguments, "--out", str(tmp_path / "row"))
@@ -91,7 +91,9 @@ def test_what_the_track_does_not_have_is_refused(
     assert not (tmp_path / "row").exists()
 
 
-def test_another_base_model_or_dataset_is_refused(put: Put, tmp_path: Path) -> None:
+def test_base_model_or_dataset_that_differs_from_the_track_is_refused(
+    put: Put, tmp_path: Path
+) -> None:
     for changes, said in (
         ({"model": f"{HERE}:other"}, "rows of other weights cannot be compared"),
         ({"digest": "0" * 64}, "rows on other images cannot be compared"),
@@ -103,7 +105,7 @@ def test_another_base_model_or_dataset_is_refused(put: Put, tmp_path: Path) -> N
         assert not (tmp_path / "row").exists()
 
 
-def test_a_folder_that_is_no_row_is_left_alone(tmp_path: Path) -> None:
+def test_output_folder_that_is_not_a_row_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     ran = dent(*RUN, *SHIFTED, "--out", str(tmp_path))
     assert ran.code == 2

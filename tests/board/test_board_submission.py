@@ -1,4 +1,4 @@
-"""From a defense of one's own to a row, and how a cheat is caught on the way."""
+"""Test how rows are submitted and checked, and that manipulated rows are detected."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def states(ran: Ran) -> dict[str, str]:
     return {check["name"]: check["state"] for check in json.loads(ran.out)["checks"]}
 
 
-def test_a_newcomer_submits_and_a_maintainer_checks(row: Path, tmp_path: Path) -> None:
+def test_submitted_row_is_packed_checked_re_attacked_and_trusted(row: Path, tmp_path: Path) -> None:
     ran = dent("board", "submit", str(row), *FIELDS, "--device", "cpu")
     assert ran.code == 0, ran.err + ran.out
     assert "Open a pull request" in ran.out
@@ -71,7 +71,9 @@ def test_a_newcomer_submits_and_a_maintainer_checks(row: Path, tmp_path: Path) -
     assert read_board_row(row).trust == "claimed"
 
 
-def test_an_archive_can_be_checked_with_its_images_apart(row: Path, tmp_path: Path) -> None:
+def test_archive_can_be_checked_without_and_with_its_separate_images(
+    row: Path, tmp_path: Path
+) -> None:
     assert submit(row).code == 0
     place = tmp_path / "inbox"
     place.mkdir()
@@ -87,7 +89,7 @@ def test_an_archive_can_be_checked_with_its_images_apart(row: Path, tmp_path: Pa
     assert "--reattack takes the images of the run" in refused.err
 
 
-def test_fields_are_asked_for_and_kept(row: Path) -> None:
+def test_missing_submission_fields_are_named_and_given_fields_are_kept(row: Path) -> None:
     bare = dent("board", "submit", str(row), "--records-only")
     assert bare.code == 2
     assert all(name in bare.err for name in ("name", "contact", "license", "evaluated_by"))
@@ -100,7 +102,7 @@ def test_fields_are_asked_for_and_kept(row: Path) -> None:
     assert told["factory"] == NAME
 
 
-def test_a_run_that_is_not_finished_is_named_before_any_field(row: Path) -> None:
+def test_unfinished_run_is_refused_before_missing_fields_are_named(row: Path) -> None:
     journal = row / HEADLINE / "journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
     ran = dent("board", "submit", str(row), "--records-only")
@@ -123,7 +125,7 @@ def test_a_run_that_is_not_finished_is_named_before_any_field(row: Path) -> None
         ({"known_attacks": [{"title": "x"}]}, "known_attacks.0.url"),
     ],
 )
-def test_fields_that_mean_nothing_are_refused(values: dict[str, Any], said: str) -> None:
+def test_invalid_submission_fields_are_refused(values: dict[str, Any], said: str) -> None:
     fields = {
         "name": "n",
         "track": "toy-v1",
@@ -139,7 +141,7 @@ def test_fields_that_mean_nothing_are_refused(values: dict[str, Any], said: str)
         submission_of(fields | values, "it")
 
 
-def test_the_schema_is_that_of_the_code() -> None:
+def test_json_schema_in_the_docs_matches_the_code() -> None:
     assert (ROOT / "docs" / "reference" / "submission.schema.json").read_text() == text()
 
 
@@ -153,22 +155,22 @@ def failed(row: Path) -> dict[str, list[str]]:
     return {c.name: list(c.problems) for c in checks_of(read_board_row(row)) if c.problems}
 
 
-def test_records_changed_after_the_submission_are_found(row: Path) -> None:
+def test_records_changed_after_the_submission_are_detected(row: Path) -> None:
     assert submit(row).code == 0
     assert failed(row) == {}
     edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
     assert list(failed(row)) == ["manifest"]
 
 
-def test_another_nonce_than_the_one_that_was_drawn_is_found(row: Path) -> None:
-    """A submitter who draws until the half is easy has to say another nonce than was used."""
+def test_row_that_states_another_nonce_than_its_run_used_is_detected(row: Path) -> None:
+    """A submitter who tries nonces for an easy half has to state one that was not used."""
     edit(row / "row.json", lambda values: values.update(nonce="2f"))
     assert "samples: the run has 8" in failed(row)["track"][0]
     assert submit(row).code == 1
     assert not (row / "submission.json").exists()
 
 
-def test_a_submission_under_another_name_or_of_another_run_is_found(row: Path) -> None:
+def test_submission_that_names_another_defense_or_run_is_detected(row: Path) -> None:
     assert submit(row).code == 0
     edit(row / "submission.json", lambda values: values.update(factory="dent+"))
     assert "the submission names the defense dent+" in failed(row)["defense"][0]
@@ -176,14 +178,13 @@ def test_a_submission_under_another_name_or_of_another_run_is_found(row: Path) -
     assert "the headline run is" in failed(row)["submission"][0]
 
 
-def test_a_variant_of_another_defense_is_found(row: Path) -> None:
+def test_headline_run_copied_as_another_variant_is_detected(row: Path) -> None:
     shutil.copytree(row / HEADLINE, row / "by-class")
     found = failed(row)["track"]
     assert found == ["by-class: order: the track says by-class, the run has dataset"]
 
 
-def test_a_weaker_attack_than_the_records_say_is_found(row: Path) -> None:
-    """Records whose images were never attacked verify only until they are submitted again."""
+def test_check_rejects_a_journal_with_an_edited_attack_record(row: Path) -> None:
     assert submit(row).code == 0
     journal = row / HEADLINE / "journal.jsonl"
     journal.write_text(journal.read_text().replace('"kind":"attack"', '"kind":"natural"', 1))
@@ -191,7 +192,7 @@ def test_a_weaker_attack_than_the_records_say_is_found(row: Path) -> None:
     assert ran.code in (1, 2)
 
 
-def test_a_defense_that_was_tuned_on_the_fixed_half_is_found() -> None:
+def test_p_value_is_small_only_if_gains_are_higher_on_the_fixed_half() -> None:
     tuned, honest = [1.0] * 40 + [0.0] * 472, [1.0] * 12 + [-1.0] * 10 + [0.0] * 490
     assert (above(tuned, honest) or 0) < 1e-3
     assert (above(honest, honest) or 0) > 0.1

@@ -1,4 +1,4 @@
-"""Tracks: the same for everybody, and half of their samples known to nobody beforehand."""
+"""Test the tracks: their identity, their fixed samples and the samples drawn by a nonce."""
 
 import pytest
 
@@ -15,17 +15,17 @@ IDENTITIES = {
     "cifar10-l2-0.5-wong2020-v1": "e97354459c5d9176e698",
     "imagenet-linf-4/255-v1": "369ea3c0baef740067b2",
 }
-"""Golden: rows are compared by these. A track with rows never changes: give it a new version."""
+"""Golden values. Never change a track that has rows: add a new version of it."""
 DRAWN = {"one": (523, 628, 630, 638)}
 CIFAR10 = [name for name in tracks() if name.startswith("cifar10")]
 
 
-def test_the_identity_of_every_track_is_fixed() -> None:
+def test_identity_of_every_track_matches_the_golden_value() -> None:
     assert {name: each.identity[:20] for name, each in tracks().items()} == IDENTITIES
 
 
 @pytest.mark.parametrize("name", tracks())
-def test_ids_are_distinct_and_within_what_the_track_says(name: str) -> None:
+def test_sample_ids_are_sorted_distinct_and_include_the_fixed_half(name: str) -> None:
     chosen = track(name)
     fixed, all_ids = chosen.fixed_ids, chosen.ids("1f")
     assert list(all_ids) == sorted(set(all_ids))
@@ -35,13 +35,13 @@ def test_ids_are_distinct_and_within_what_the_track_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CIFAR10)
-def test_cifar10_has_its_first_ids_fixed_and_never_those_that_chose_the_weights(name: str) -> None:
+def test_cifar10_tracks_fix_the_first_ids_and_never_draw_model_selection_ids(name: str) -> None:
     chosen = track(name)
     assert chosen.fixed_ids == tuple(range(512))
     assert all(512 <= id_ < 9488 for id_ in chosen.ids("a nonce")[512:])
 
 
-def test_a_nonce_changes_the_other_half_only_and_always_in_the_same_way() -> None:
+def test_nonce_changes_only_the_drawn_half_and_is_deterministic() -> None:
     chosen = track("cifar10-linf-8/255-v1")
     one, again, other = (chosen.ids(nonce) for nonce in ("one", "one", "other"))
     assert one == again
@@ -52,18 +52,18 @@ def test_a_nonce_changes_the_other_half_only_and_always_in_the_same_way() -> Non
     assert elsewhere[512:] != one[512:]
 
 
-def test_imagenet_has_its_fixed_half_from_all_classes() -> None:
+def test_imagenet_fixed_half_covers_more_than_300_classes() -> None:
     classes = {id_ // 50 for id_ in track("imagenet-linf-4/255-v1").fixed_ids}
     assert len(classes) > 300
 
 
 @pytest.mark.parametrize("nonce", ["", "  ", "x" * 201])
-def test_a_nonce_that_is_none_is_refused(nonce: str) -> None:
+def test_empty_and_overlong_nonces_are_refused(nonce: str) -> None:
     with pytest.raises(ConfigError, match="a nonce is a text of 1 to 200 characters"):
         track("cifar10-linf-8/255-v1").ids(nonce)
 
 
-def test_settings_are_those_of_the_variant() -> None:
+def test_each_variant_changes_its_own_settings() -> None:
     chosen = track("cifar10-linf-8/255-v1")
     settings = {name: chosen.settings(name, "1f") for name in VARIANTS}
     assert {(each.batch_size, each.seed, each.ids) for each in settings.values()} == {
@@ -82,12 +82,12 @@ def test_settings_are_those_of_the_variant() -> None:
         chosen.settings("mix")
 
 
-def test_an_unknown_track_is_said_to_be_none() -> None:
+def test_unknown_track_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match=r"no track 'cifar10-linf'. Did you mean 'cifar10-l"):
         track("cifar10-linf")
 
 
-def test_the_newest_version_of_every_track_is_evaluated_by_the_newest_suite() -> None:
+def test_newest_version_of_every_track_uses_the_newest_suite() -> None:
     newest: dict[str, tuple[int, int]] = {}
     for each in tracks().values():
         name, _, version = each.name.rpartition("-v")
@@ -95,7 +95,7 @@ def test_the_newest_version_of_every_track_is_evaluated_by_the_newest_suite() ->
     assert {suite for _, suite in newest.values()} == {VERSION}
 
 
-def test_whatever_a_track_says_is_in_its_identity() -> None:
+def test_changing_a_field_of_a_track_changes_its_identity() -> None:
     chosen = track("cifar10-linf-8/255-v1")
     others = {
         "fixed": "1-512",

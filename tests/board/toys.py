@@ -1,4 +1,4 @@
-"""A track on which the whole suite takes a second, and defenses on it."""
+"""A toy track on which the whole suite takes about a second, and defenses for it."""
 
 from typing import Any
 
@@ -20,34 +20,34 @@ def model() -> nn.Module:
 
 
 def other() -> nn.Module:
-    """Another one."""
+    """Another model, which is not the base model of the track."""
     return linear(2.0)
 
 
 def images() -> ArrayDataset:
-    """Twenty-four images."""
+    """The dataset of the toy track, with 24 images."""
     return dataset()
 
 
 class Shifted(Identity):
-    """As robust as its model, but for the first classes: their logit is a little higher."""
+    """Adds 0.2 to the logit of the first class."""
 
     def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
         return super().predict(x, adaptation) + torch.tensor([0.2, 0.0, 0.0, 0.0])
 
 
 def shifted(base: nn.Module) -> Shifted:
-    """A defense on the toy track."""
+    """Make the defense that rows on the toy track name."""
     return Shifted(base)
 
 
 def same(base: nn.Module) -> Identity:
-    """Another one, that does nothing."""
+    """Make a defense that does nothing."""
     return Identity(base)
 
 
 def toy(**changes: Any) -> Track:
-    """The toy track: eight fixed samples, and eight of sixteen others."""
+    """Make the toy track: eight fixed samples, and eight drawn from sixteen others."""
     values = {
         "name": "toy-v1",
         "title": "A toy",

@@ -1,4 +1,4 @@
-"""The command line within this process."""
+"""Run the command line in the test process."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dent.cli.console import ERR, OUT
 
 
 class Ran(NamedTuple):
-    """How a command ended, and what it said."""
+    """The exit status and the output of a command."""
 
     code: int
     out: str
@@ -21,7 +21,7 @@ class Ran(NamedTuple):
 
 
 def commands() -> dict[str, Any]:
-    """Every command by what is typed: `evaluate`, `board run`."""
+    """Map what the user types (`evaluate`, `board run`) to its click command."""
     found: dict[str, Any] = {}
     waiting = [("", typer.main.get_command(app))]
     while waiting:
@@ -35,7 +35,7 @@ def commands() -> dict[str, Any]:
 
 
 def dent(*arguments: str) -> Ran:
-    """Run `dent` as its own process would, up to its exit status; a traceback is raised."""
+    """Run `dent` and return its exit status and output; unexpected exceptions propagate."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with _said(arguments), redirect_stdout(out), redirect_stderr(err):

@@ -1,4 +1,4 @@
-"""The command line as its own process."""
+"""Run the command line in a subprocess."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def dent(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `dent` in a folder, whose `cache` holds its datasets."""
+    """Run `dent` in the folder `cwd`; its datasets are in `cwd/cache`."""
     return subprocess.run(
         [sys.executable, "-m", "dent", *arguments],
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""`dent challenge`, and the page about it: its commands run, and say what the page says."""
+"""Test `dent challenge`, and run the commands and code of the documentation page about it."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def subject() -> Subject:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run in the working folder, which is restored without being asked what it was."""
+    """A run in the working folder; `restore.subject` is patched to return its subject."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(restore, "subject", lambda *_: subject())
@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_images() -> None:
-    """Write the images of a strong attack."""
+    """Attack the samples with `Push` and write the images to broken.safetensors."""
     made = subject()
     x, y = made.dataset.batch(list(range(12)))
     images = Push()(made.model, x, y, threat=made.threat, seed=0).adversarial
@@ -60,7 +60,9 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_the_page_runs_and_says_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_code_of_the_challenge_page_run_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     by_exact_gradient, from_python = blocks("python")
@@ -93,7 +95,7 @@ def test_the_page_runs_and_says_what_comes(tmp_path: Path, monkeypatch: pytest.M
     assert "Ada Lovelace" in [each.by for each in found.result.defenses["dent+"].broken_by]
 
 
-def test_a_dry_run_answers_the_same_and_writes_nothing(run: Path) -> None:
+def test_dry_run_reports_the_same_result_and_writes_nothing(run: Path) -> None:
     make_images()
     before = contents()
     options = ("challenge", str(run), "--images", "broken.safetensors", "--by", "Ada")
@@ -108,7 +110,7 @@ def test_a_dry_run_answers_the_same_and_writes_nothing(run: Path) -> None:
     assert (run / CHALLENGES).exists()
 
 
-def test_an_attack_says_what_it_takes_and_how_far_it_is(
+def test_challenge_with_an_attack_prints_its_cost_and_progress(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("theirs.py").write_text(ATTACK)
@@ -126,7 +128,7 @@ def test_an_attack_says_what_it_takes_and_how_far_it_is(
     assert (attacked, submitted) == (["1", "2", "3"],) * 2
 
 
-def test_a_stopped_challenge_says_that_nothing_is_recorded(
+def test_interrupted_challenge_reports_that_nothing_was_recorded(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -139,11 +141,11 @@ def test_a_stopped_challenge_says_that_nothing_is_recorded(
 
 
 def contents() -> dict[str, bytes]:
-    """All files of the run."""
+    """Map each file below runs/ to its bytes."""
     return {str(path): path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
 
 
-def test_every_format_names_who_broke_it(run: Path) -> None:
+def test_every_output_format_names_the_challenger_and_escapes_the_name(run: Path) -> None:
     make_images()
     name = "<b>Ada</b> [red]"
     told = dent("challenge", str(run), "--images", "broken.safetensors", "--by", name, "--json")
@@ -190,7 +192,7 @@ def test_every_format_names_who_broke_it(run: Path) -> None:
         (("--attack", "standard:protocol=published"), "expected one that attacks whole batches"),
     ],
 )
-def test_what_cannot_be_a_challenge_is_refused(
+def test_invalid_challenge_arguments_are_refused(
     options: tuple[str, ...], says: str, run: Path
 ) -> None:
     refused = dent("challenge", str(run), *options, "--by", "Ada")
@@ -199,7 +201,7 @@ def test_what_cannot_be_a_challenge_is_refused(
     assert not (run / CHALLENGES).exists()
 
 
-def test_code_that_the_run_names_is_not_run_unasked(
+def test_code_named_by_a_run_is_refused_without_allow_code(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restore, "named_code", lambda _: ("their.model:make",))

@@ -1,4 +1,4 @@
-"""docs/reference/command-line.md names every command, and every key that `--json` prints."""
+"""Test that docs/reference/command-line.md names every command and every key of `--json`."""
 
 import re
 from dataclasses import fields
@@ -49,26 +49,26 @@ PAGES = {
 
 
 def paragraph(command: str) -> set[str]:
-    """All that stands in code in what the page says of a command's JSON."""
+    """Return the names in backticks in the page's paragraph about the JSON of a command."""
     _, _, text = PAGE.partition("## JSON")
     (found,) = re.findall(rf"\*\*`{command}`.*?\*\*:(.*?)(?=\*\*`|\Z)", text, re.DOTALL)
     return set(re.findall(r"`([a-z_][a-z_0-9]*)`", found))
 
 
 @pytest.mark.parametrize("command", PAGES)
-def test_every_key_is_documented(command: str) -> None:
+def test_every_json_key_is_documented(command: str) -> None:
     for kind in PAGES[command]:
         known = getattr(kind, "model_fields", None) or [field.name for field in fields(kind)]
         assert set(known) <= paragraph(command), kind.__name__
 
 
-def test_every_command_is_documented_and_has_json() -> None:
+def test_every_command_is_documented_and_has_a_json_option() -> None:
     for name, command in commands().items():
         assert f"dent {name}" in PAGE, name
         assert any("--json" in option.opts for option in command.params), name
 
 
-def test_every_attack_on_the_page_can_be_made() -> None:
+def test_every_attack_example_on_the_page_can_be_constructed() -> None:
     written = re.findall(r"--attack ([^\s`]+)", PAGE)
     assert written.pop() == "package.module:factory"
     assert len(written) == 7

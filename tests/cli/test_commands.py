@@ -1,4 +1,4 @@
-"""The command line, end to end, on real images."""
+"""End-to-end tests of the command line on image files and bundled images."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_images_is_evaluated_and_its_digest_recorded(folder: Path) -> None:
+def test_image_folder_is_evaluated_and_its_digest_is_recorded(folder: Path) -> None:
     (folder / "mine.py").write_text(SMALL.replace("Linear(8, 10)", "Linear(8, 3)"))
     ran = dent(
         *("evaluate", "--model", "mine:small", "--dataset", "imagefolder-c32", "--data", "shapes"),
@@ -59,7 +59,7 @@ EVALUATE = (
 )
 
 
-def test_evaluate_resumes_and_says_the_same(folder: Path) -> None:
+def test_repeated_evaluate_keeps_the_records_and_refuses_other_settings(folder: Path) -> None:
     (folder / "own.json").write_text('{"steps": 2, "statistics": "test"}')
     first = dent(*EVALUATE, "--out", "run", "--json", cwd=folder)
     assert first.returncode == 0, first.stderr
@@ -112,7 +112,9 @@ def test_evaluate_resumes_and_says_the_same(folder: Path) -> None:
         (("data", "cifar100000"), "cifar10"),
     ],
 )
-def test_refusals_are_one_message(folder: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_invalid_arguments_exit_with_2_and_a_message_without_traceback(
+    folder: Path, arguments: tuple[str, ...], says: str
+) -> None:
     refused = here.dent(*arguments)
     assert refused.code == 2
     assert says in refused.err
@@ -120,7 +122,7 @@ def test_refusals_are_one_message(folder: Path, arguments: tuple[str, ...], says
     assert not refused.out
 
 
-def test_models_and_data_as_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_and_data_commands_print_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENT_MODELS", str(folder / "models"))
     listed = {entry["name"]: entry for entry in json.loads(here.dent("models", "--json").out)}
     assert listed["resnet18-nominal"]["present"] is True

@@ -1,4 +1,4 @@
-"""Tables in a terminal: figures stay whole, whatever the names."""
+"""Test how tables and warnings are printed in a terminal."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from dent.errors import SmallBatchWarning
 
 
 @pytest.mark.parametrize("length", [10, 40, 41, 200])
-def test_a_long_name_never_costs_a_figure(
+def test_long_defense_name_does_not_truncate_the_numbers_in_a_table(
     length: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(OUT, "width", 80)
@@ -21,7 +21,9 @@ def test_a_long_name_never_costs_a_figure(
     assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_a_warning_is_a_message_and_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_warning_is_printed_once_and_other_warnings_pass_through(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with warnings.catch_warnings(record=True) as left, warnings_as_messages():
         warnings.simplefilter("always")
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""`dent demo`, of a small model on few images."""
+"""Test `dent demo` with a small model and few images."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def small():
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_it_shows_the_defense_beside_the_static_model_and_says_what_that_does_not_show(
+def test_demo_reports_static_and_defended_accuracy_intervals_and_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_shown.py").write_text(MODEL)

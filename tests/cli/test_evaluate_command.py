@@ -1,4 +1,4 @@
-"""`dent evaluate` and what reads its records, within one process: every way of asking for a run."""
+"""Test `dent evaluate`, and the commands that read its records, in the test process."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ def dent(
 ) -> Run:
     (tmp_path / "own_evaluated.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(OUT, "width", 220)  # COLUMNS counts where a console is made alone
+    monkeypatch.setattr(OUT, "width", 220)  # COLUMNS is read only when a console is made
 
     def run(*arguments: str) -> Ran:
         monkeypatch.setattr("sys.argv", ["dent", *arguments])
@@ -84,7 +84,7 @@ def dent(
 EVALUATE = ("evaluate", "--model", "own_evaluated:small", "--device", "cpu", "--iterations", "1")
 
 
-def test_whatever_can_be_asked_for_by_name_can_be_verified_by_a_stranger(dent: Run) -> None:
+def test_run_with_defenses_and_attacks_given_by_name_can_be_verified(dent: Run) -> None:
     (Path.cwd() / "own.json").write_text('{"steps": 1}')
     ran = dent(
         *EVALUATE,
@@ -95,7 +95,7 @@ def test_whatever_can_be_asked_for_by_name_can_be_verified_by_a_stranger(dent: R
     )
     assert ran.code == 0, ran.err
     spec = load_run(Path("run")).run.spec
-    # What is asked for as static is the very model that comes along unasked.
+    # An explicit static defense is the static model, which every run includes anyway.
     assert spec.defenses[0].kind.startswith("torch.nn")
     pgd, published = spec.attacks
     assert pgd.settings["iterations"] == 2
@@ -105,7 +105,7 @@ def test_whatever_can_be_asked_for_by_name_can_be_verified_by_a_stranger(dent: R
     assert json.loads(verified.out)["status"] == "verified"
 
 
-def test_every_flag_stands_where_the_headline_stands(dent: Run) -> None:
+def test_flags_mark_the_headline_numbers_and_appear_in_show_and_list(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "6", "--batch-size", "4", "--defense", "own_evaluated:InPlace")
     table = dent(*asked, "--out", "run").out
     flagged = [row for row in table.splitlines() if "(a,b)" in row]
@@ -122,30 +122,30 @@ def test_every_flag_stands_where_the_headline_stands(dent: Run) -> None:
     assert result[0]["defenses"][1]["flags"] == ["carries state", "uneven batches"]
 
 
-def test_several_shares_are_a_sweep_with_accuracy_on_each_part(dent: Run) -> None:
+def test_several_mix_shares_run_as_a_sweep_and_report_clean_members(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "2", "--batch-size", "4", "--defense", "dent+", "--out", "mixed")
     ran = dent(*asked, "--mix", "0.25,0.5")
     assert ran.code == 0, ran.err
     assert "for 22 units of 2 runs" in ran.err
-    assert " / " in ran.out  # attacked members / natural ones
+    assert " / " in ran.out  # attacked members / clean members
     assert "clean members" in ran.out
     for folder, company in (("mix=0.25", 6), ("mix=0.5", 2)):
         found = load_run(Path("mixed") / folder).result.defenses["dent+"]
         assert (found.natural.total, found.bystanders.total) == (2, company)
         assert found.attack("apgd-ce").bystanders.total == company
     again = dent(*asked, "--mix", "0.25,0.5", "--json")
-    assert "units" not in again.err  # nothing will run, so no cost is said
+    assert "units" not in again.err  # nothing will run, so no cost is printed
     assert set(json.loads(again.out)) == {"0.25", "0.5"}
     both = dent(*asked, "--mix", "0.25,0.5", "--sweep", "n=1,2")
     assert (both.code, "both make several runs" in both.err) == (2, True)
     assert dent(*asked, "--mix", "half").code == 2
 
 
-def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> None:
+def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
     assert first.err.index("About") < first.err.index("probe")
-    # A run cut short says what is there already.
+    # For an incomplete run, the message also counts the recorded units.
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
     assert "for 8 units, 3 of which are already recorded" in dent(*asked).err
@@ -155,7 +155,7 @@ def test_the_cost_is_said_before_a_run_and_not_before_a_refusal(dent: Run) -> No
     assert "At most" not in other.err
 
 
-def test_code_that_a_record_names_runs_only_where_it_is_trusted(dent: Run) -> None:
+def test_verify_runs_code_named_by_a_record_only_with_allow_code(dent: Run) -> None:
     dent(
         *EVALUATE,
         "--n",
@@ -167,7 +167,7 @@ def test_code_that_a_record_names_runs_only_where_it_is_trusted(dent: Run) -> No
         "--out",
         "run",
     )
-    Path("own_evaluated.py").unlink()  # what is looked for would be missed
+    Path("own_evaluated.py").unlink()  # an attempt to import it would fail
     sys.modules.pop("own_evaluated")
     refused = dent("verify", "run")
     assert (refused.code, refused.out) == (2, "")
@@ -179,7 +179,7 @@ def test_code_that_a_record_names_runs_only_where_it_is_trusted(dent: Run) -> No
     assert "no module named 'own_evaluated'" in trusted.err
 
 
-def test_a_damaged_record_is_a_finding_and_a_missing_run_a_refusal(dent: Run) -> None:
+def test_verify_exits_with_1_for_damaged_records_and_2_for_a_missing_run(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+")
     dent(*asked, "--out", "run")
     assert dent("verify", "run", "--allow-code").code == 0
@@ -202,14 +202,14 @@ def test_a_damaged_record_is_a_finding_and_a_missing_run_a_refusal(dent: Run) ->
     assert "It is a sweep; its runs are swept/n=1, swept/n=2" in several.err
 
 
-def test_a_report_says_what_it_wrote(dent: Run) -> None:
+def test_report_json_names_the_written_file_and_its_runs(dent: Run) -> None:
     dent(*EVALUATE, "--n", "2", "--batch-size", "2", "--defense", "dent+", "--out", "run")
     told = json.loads(dent("report", "run", "-o", "pages/it.md", "--json").out)
     assert told == {"written": "pages/it.md", "runs": ["run"]}
     assert Path("pages/it.md").is_file()
 
 
-def test_a_configuration_may_not_take_the_name_of_another_defense(dent: Run) -> None:
+def test_config_file_with_the_name_of_a_preset_is_refused(dent: Run) -> None:
     (Path.cwd() / "dent+.json").write_text('{"steps": 1}')
     refused = dent(*EVALUATE, "--defense", "dent+.json", "--out", "run")
     assert refused.code == 2
@@ -225,7 +225,9 @@ def test_a_configuration_may_not_take_the_name_of_another_defense(dent: Run) -> 
         ("--no-static",),
     ],
 )
-def test_the_suite_takes_no_attacks_of_its_own(dent: Run, more: tuple[str, ...]) -> None:
+def test_suite_refuses_attack_options_and_budget_requires_a_suite(
+    dent: Run, more: tuple[str, ...]
+) -> None:
     suite = ("evaluate", "--model", "own_evaluated:small", "--suite", "dynamic")
     ran = dent(*suite, *more, "--out", "run")
     assert ran.code == 2
@@ -235,7 +237,7 @@ def test_the_suite_takes_no_attacks_of_its_own(dent: Run, more: tuple[str, ...])
     assert (alone.code, "add --suite dynamic" in alone.err) == (2, True)
 
 
-def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: Run) -> None:
+def test_suite_verdict_is_in_every_output_and_verify_detects_changed_images(dent: Run) -> None:
     (Path.cwd() / "own.json").write_text('{"steps": 1}')
     asked = (
         *("evaluate", "--model", "own_evaluated:fitted", "--device", "cpu", "--out", "run"),
@@ -275,7 +277,7 @@ def test_the_suite_rules_in_every_output_and_its_records_can_be_verified(dent: R
     assert "SHA-256" in " ".join(checks["tensors"]["problems"])
 
 
-def test_norms_and_autoattack_are_taken_as_others_write_them(dent: Run) -> None:
+def test_aliases_of_norms_and_autoattack_are_accepted(dent: Run) -> None:
     small = ("--n", "2", "--batch-size", "2", "--defense", "static")
     ran = dent(
         *EVALUATE, *small, "--norm", "L2",
@@ -288,7 +290,7 @@ def test_norms_and_autoattack_are_taken_as_others_write_them(dent: Run) -> None:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", "128"), ("Linf", "8"), ("l1", "8000")])
-def test_a_radius_in_units_of_bytes_is_refused_before_anything_runs(
+def test_eps_on_the_0_to_255_scale_is_refused_before_anything_runs(
     dent: Run, norm: str, eps: str
 ) -> None:
     ran = dent(*EVALUATE, "--n", "2", "--norm", norm, "--eps", eps, "--attack", "pgd")
@@ -306,7 +308,7 @@ def test_a_radius_in_units_of_bytes_is_refused_before_anything_runs(
         (("--dataset", "x.npz"), "or package.module:factory for your own (docs/data.md)"),
     ],
 )
-def test_messages_name_the_options_as_they_were_typed(
+def test_error_messages_name_the_command_line_options(
     dent: Run, options: tuple[str, ...], says: str
 ) -> None:
     ran = dent("evaluate", "--model", "resnet-14-2-linf", *options)

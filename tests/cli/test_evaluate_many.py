@@ -1,4 +1,4 @@
-"""`dent evaluate --ray | --shard`: what is refused before anything starts."""
+"""Test the options of `dent evaluate` for Ray and for shards."""
 
 import sys
 
@@ -23,7 +23,7 @@ from dent.distributed import Cluster
         (["--shard", "3"], "expected a shard as I/K"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(
+def test_invalid_ray_and_shard_options_are_refused(
     options: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -36,7 +36,7 @@ def test_options_that_mean_nothing_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_without_ray_the_message_says_what_to_install(
+def test_missing_ray_is_refused_with_the_install_command(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -59,7 +59,7 @@ def test_without_ray_the_message_says_what_to_install(
         (["--ray=auto"], "auto"),
     ],
 )
-def test_the_address_may_be_left_out(arguments: list[str], address: str | None) -> None:
+def test_ray_option_takes_an_optional_address(arguments: list[str], address: str | None) -> None:
     app = typer.Typer()
     seen: list[str | None] = []
 
@@ -72,7 +72,7 @@ def test_the_address_may_be_left_out(arguments: list[str], address: str | None) 
     assert seen == [address]
 
 
-def test_what_was_typed_becomes_a_cluster() -> None:
+def test_ray_options_are_resolved_to_a_cluster() -> None:
     assert resolve.cluster(None, None, None, None, "cuda") is None
     assert resolve.cluster("", 2, None, 0.5, "cuda") == Cluster(workers=2, gpus_per_worker=0.5)
     assert resolve.cluster("a:1", None, 4, None, None) == Cluster("a:1", cpus_per_worker=4)

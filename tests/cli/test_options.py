@@ -1,4 +1,4 @@
-"""An option means the same in every command, or is listed here with what it means where."""
+"""Test that an option means the same in every command, except for the options listed here."""
 
 from collections import defaultdict
 from typing import Any
@@ -35,7 +35,7 @@ OWN_DEFAULT = {
 
 
 def options() -> dict[str, list[Any]]:
-    """By name, the option as each command declares it."""
+    """Map each option name that several commands use to its declarations."""
     found = defaultdict(list)
     for command in commands().values():
         for option in command.params:
@@ -45,7 +45,7 @@ def options() -> dict[str, list[Any]]:
     return {name: each for name, each in found.items() if len(each) > 1}
 
 
-def test_an_option_of_one_name_has_one_help_and_one_default() -> None:
+def test_shared_options_have_one_help_text_default_and_type_except_as_listed() -> None:
     shared = options()
     assert {"--json", "--device", "--data", "--seed", "--norm", "--eps"} <= shared.keys()
     prints = {option.help for option in shared.pop("--json")}
@@ -54,6 +54,6 @@ def test_an_option_of_one_name_has_one_help_and_one_default() -> None:
     assert helps == OWN_HELP.keys()
     defaults = {name for name, each in shared.items() if len({str(o.default) for o in each}) > 1}
     assert defaults == OWN_DEFAULT.keys()
-    for name in shared.keys() - OWN_HELP.keys() - {"--norm"}:  # l1 is not trained for
+    for name in shared.keys() - OWN_HELP.keys() - {"--norm"}:  # training does not support l1
         types = {str(getattr(one, "type", one.param_type_name)) for one in shared[name]}
         assert len(types) == 1, name

@@ -1,4 +1,4 @@
-"""Attacks and datasets of the user's own, by `module:factory`, from the command line to a check."""
+"""Test user-defined attacks and datasets (`module:factory`) in evaluate and verify."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ EVALUATE += ("--n", "6", "--batch-size", "4", "--eps", "0.1", "--json")
 
 @pytest.fixture(autouse=True)
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The module in the current folder."""
+    """Write the module `own_things` to the current folder."""
     path = tmp_path / "own_things.py"
     path.write_text(MINE)
     monkeypatch.chdir(tmp_path)
@@ -118,7 +118,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def changed(mine: Path, *, old: str, new: str) -> None:
-    """Edit the module, as if in another process."""
+    """Edit the module and drop its cached copies, as if a new process imported it."""
     assert old in mine.read_text()
     mine.write_text(mine.read_text().replace(old, new))
     shutil.rmtree(mine.parent / "__pycache__", ignore_errors=True)
@@ -141,17 +141,17 @@ def test_own_attacks_and_datasets_are_recorded_resumed_and_verified() -> None:
     assert step.settings == {"size": 0.5}
     assert (known.name, known.attack) == ("own_things:known", "pgd")
     journal = Path("run/journal.jsonl").read_bytes()
-    run(*asked)  # the same command goes on with the same run
+    run(*asked)  # the same command resumes the same run
     assert Path("run/journal.jsonl").read_bytes() == journal
     refused = dent("verify", "run")
     assert refused.code == 2
     assert "own_things:arrays, own_things:step" in refused.err
-    assert "own_things:known" not in refused.err  # which the record makes without code
+    assert "own_things:known" not in refused.err  # rebuilt from its record
     verified = dent("verify", "run", "--allow-code", "--reattack", "all", "--json")
     assert (verified.code, json.loads(verified.out)["status"]) == (0, "verified"), verified.out
 
 
-def test_a_page_about_a_run_runs_no_code_that_it_names(mine: Path) -> None:
+def test_show_and_report_do_not_run_code_named_by_the_run(mine: Path) -> None:
     run("--dataset", "own_things:arrays", "--attack", "own_things:step")
     mine.write_text("raise SystemExit('this ran')")
     sys.modules.pop("own_things")
@@ -168,7 +168,7 @@ def test_a_page_about_a_run_runs_no_code_that_it_names(mine: Path) -> None:
         ("default_rng(0)", "default_rng(1)", "dataset.digest"),
     ],
 )
-def test_what_a_factory_makes_now_must_be_what_is_on_record(
+def test_resume_and_verify_detect_a_factory_that_changed(
     mine: Path, old: str, new: str, says: str
 ) -> None:
     asked = ("--dataset", "own_things:arrays", "--attack", "own_things:step")
@@ -193,14 +193,14 @@ def test_what_a_factory_makes_now_must_be_what_is_on_record(
         ("pdg:iterations=3", "did you mean 'pgd'"),
     ],
 )
-def test_an_attack_that_is_none_is_refused_with_what_to_do(attack: str, says: str) -> None:
+def test_invalid_attacks_are_refused_with_a_helpful_message(attack: str, says: str) -> None:
     ran = dent(*EVALUATE, "--dataset", "own_things:arrays", "--attack", attack, "--out", "run")
     assert ran.code == 2
     assert says in ran.err
     assert "Traceback" not in ran.err
 
 
-def test_options_of_named_things_are_not_for_factories() -> None:
+def test_options_for_named_attacks_and_datasets_are_refused_for_factories() -> None:
     own = ("--dataset", "own_things:arrays", "--attack", "own_things:step", "--out", "run")
     for more in (("--iterations", "3"), ("--protocol", "published")):
         ran = dent(*EVALUATE, *own, *more)
@@ -208,13 +208,13 @@ def test_options_of_named_things_are_not_for_factories() -> None:
         assert "own_things:step is a factory" in ran.err
     ran = dent(*EVALUATE, *own, "--data", ".")
     assert (ran.code, "own_things:arrays is a factory" in ran.err) == (2, True)
-    assert dent("data", "fetch", "own_things:arrays").code == 2  # there is nothing to fetch
+    assert dent("data", "fetch", "own_things:arrays").code == 2
 
 
-def test_a_dataset_of_another_class_is_looked_through() -> None:
+def test_custom_dataset_class_gets_the_factory_name_and_a_content_digest() -> None:
     arrays, reading = from_factory("own_things:arrays"), from_factory("own_things:Reading")
     assert (arrays.name, reading.name) == ("own_things:arrays", "own_things:Reading")
-    assert len(reading.digest) == 64  # not what it says of itself
+    assert len(reading.digest) == 64  # a SHA-256 of the content, not its own attribute
     assert from_factory("own_things:Reading").digest == reading.digest
     assert arrays.batch(range(9))[0].equal(reading.batch(range(9))[0])
 
@@ -228,7 +228,7 @@ def test_a_dataset_of_another_class_is_looked_through() -> None:
         ("small", r"must return a dataset .*, got torch\.nn"),
     ],
 )
-def test_a_dataset_that_is_none_is_refused(factory: str, says: str) -> None:
+def test_invalid_datasets_are_refused(factory: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         from_factory(f"own_things:{factory}")
 
@@ -246,7 +246,7 @@ def test_a_dataset_that_is_none_is_refused(factory: str, says: str) -> None:
         ("pgd", False),
     ],
 )
-def test_a_factory_is_told_from_an_attack_with_settings(text: str, own: bool) -> None:
+def test_attack_factory_is_distinguished_from_an_attack_with_settings(text: str, own: bool) -> None:
     assert names.is_own_attack(text) is own
     if own:
         names.check_attack(text)

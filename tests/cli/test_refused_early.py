@@ -1,4 +1,4 @@
-"""What cannot be done is refused before anything is loaded, and whose fault it is is said."""
+"""Test that invalid commands fail before anything is loaded, and that errors name their origin."""
 
 import importlib.util
 import os
@@ -100,7 +100,7 @@ def line(text: str) -> int:
         (["--defense", "mine_for_blame:Adapting"], "OSError", "no adapt", "adapt"),
     ],
 )
-def test_what_the_users_code_raises_is_said_to_be_theirs(
+def test_errors_in_user_code_are_reported_with_file_line_and_function(
     options: list[str],
     error: str,
     text: str,
@@ -117,7 +117,7 @@ def test_what_the_users_code_raises_is_said_to_be_theirs(
     assert "Traceback" not in said
 
 
-def test_no_module_of_the_package_is_the_users_code(
+def test_modules_of_the_package_are_not_classified_as_user_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     modules = pkgutil.walk_packages(dent.__path__, "dent.")
@@ -129,7 +129,7 @@ def test_no_module_of_the_package_is_the_users_code(
     assert "raised at" not in capsys.readouterr().err
 
 
-def test_what_is_ours_stays_a_bug_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dent.cli.resolve.swept", lambda *_: [].pop())
     monkeypatch.setattr("sys.argv", ["dent", "evaluate"])
     monkeypatch.setattr(blame, "_OWN", Path(__file__).parents[2])
@@ -153,7 +153,7 @@ def test_what_is_ours_stays_a_bug_with_its_traceback(monkeypatch: pytest.MonkeyP
         (["serve", "--weights", "no.pt"], "no weights file at no.pt"),
     ],
 )
-def test_files_and_folders_are_looked_at_first(
+def test_invalid_paths_are_refused_before_a_dataset_is_loaded(
     arguments: list[str],
     said: str,
     folder: Path,
@@ -179,7 +179,7 @@ def test_files_and_folders_are_looked_at_first(
         (["playground"], "gradio", "playground"),
     ],
 )
-def test_extras_are_looked_for_first(
+def test_missing_extras_are_refused_before_a_dataset_is_loaded(
     arguments: list[str],
     package: str,
     extra: str,
@@ -193,7 +193,7 @@ def test_extras_are_looked_for_first(
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "--ray"], ["serve"]])
-def test_a_cluster_that_is_gone_is_named_at_once(
+def test_unreachable_ray_cluster_is_refused_by_its_address(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -208,7 +208,7 @@ def test_a_cluster_that_is_gone_is_named_at_once(
     assert unreachable(f"ray://{address}") is not None
 
 
-def test_nothing_found_is_said(
+def test_empty_results_and_missing_folders_are_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "EMPTY").mkdir()
@@ -226,7 +226,7 @@ def test_nothing_found_is_said(
     assert not os.path.exists("out")
 
 
-def test_more_samples_than_there_are_is_said(
+def test_n_above_the_dataset_size_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def end(*_: object, **__: object) -> None:

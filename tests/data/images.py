@@ -1,4 +1,4 @@
-"""Small folders of images, laid as torchvision's ImageFolder wants them."""
+"""Small image folders in the layout of torchvision's ImageFolder."""
 
 from pathlib import Path
 

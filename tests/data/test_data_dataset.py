@@ -25,7 +25,7 @@ def dataset(count: int = 5, seed: int = 0, shape: tuple[int, int, int] = (2, 3, 
     shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3)),
     picks=st.lists(st.integers(0, 5), max_size=8),
 )
-def test_a_batch_is_the_pixels_over_255_in_the_order_asked_for(
+def test_batch_returns_pixels_divided_by_255_in_the_requested_order(
     count: int, shape: tuple[int, int, int], picks: list[int]
 ) -> None:
     data = dataset(count, shape=shape)
@@ -42,13 +42,13 @@ def test_a_batch_is_the_pixels_over_255_in_the_order_asked_for(
         np.testing.assert_array_equal(images[row].numpy(), expected)
 
 
-def test_pixels_reach_exactly_from_0_to_1() -> None:
+def test_pixel_values_0_and_255_become_exactly_0_and_1() -> None:
     pixels = np.array([0, 255, 51], dtype=np.uint8).reshape(1, 1, 1, 3)
     images, _ = ArrayDataset("toy", "test", CLASSES, pixels, np.array([0])).batch([0])
     assert images.flatten().tolist() == [0.0, 1.0, pytest.approx(0.2)]
 
 
-def test_positions_may_be_ranges_numpy_integers_and_tensors() -> None:
+def test_positions_may_be_ranges_numpy_arrays_and_tensors() -> None:
     data = dataset()
     expected, _ = data.batch([1, 2, 3])
     for picks in (range(1, 4), np.arange(1, 4), torch.arange(1, 4)):
@@ -56,7 +56,7 @@ def test_positions_may_be_ranges_numpy_integers_and_tensors() -> None:
         assert torch.equal(data.batch(given_as)[0], expected)
 
 
-def test_writing_to_a_batch_leaves_the_dataset_as_it_is() -> None:
+def test_writing_to_a_batch_does_not_change_the_dataset() -> None:
     data = dataset()
     images, labels = data.batch([0])
     before = images.clone(), labels.clone()
@@ -67,7 +67,7 @@ def test_writing_to_a_batch_leaves_the_dataset_as_it_is() -> None:
     assert torch.equal(again[1], before[1])
 
 
-def test_the_arrays_cannot_be_written_to() -> None:
+def test_the_arrays_of_a_dataset_are_read_only() -> None:
     data = dataset()
     for array in (data.pixels, data.labels):
         with pytest.raises(ValueError, match="read-only"):
@@ -97,14 +97,14 @@ def test_the_digest_is_sha256_over_pixels_then_labels() -> None:
     assert data.digest == hashlib.sha256(content).hexdigest()
 
 
-def test_the_digest_is_of_the_content_not_of_its_layout_in_memory() -> None:
+def test_the_digest_does_not_depend_on_the_memory_layout() -> None:
     data = dataset()
     other = ArrayDataset("x", "test", CLASSES, np.asfortranarray(data.pixels), data.labels.copy())
     assert other.digest == data.digest
 
 
 @given(st.data())
-def test_any_other_pixel_or_label_gives_another_digest(data: st.DataObject) -> None:
+def test_the_digest_changes_with_any_pixel_or_label(data: st.DataObject) -> None:
     original = dataset()
     pixels, labels = original.pixels.copy(), original.labels.copy()
     if data.draw(st.booleans()):
@@ -136,7 +136,7 @@ def test_an_empty_dataset_gives_empty_batches() -> None:
         (torch.tensor([0.5]), "expected integer positions"),
     ],
 )
-def test_bad_positions_are_refused(picks: Any, words: str) -> None:
+def test_invalid_positions_are_refused(picks: Any, words: str) -> None:
     for ask in (dataset().batch, dataset().subset):
         with pytest.raises(InputError, match=words):
             ask(picks)
@@ -164,7 +164,7 @@ LABELS = np.zeros(2, dtype=np.int64)
         (PIXELS, LABELS, (1, 2, 3), "3 sample ids for 2 images"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(
+def test_invalid_or_mismatched_arrays_are_refused(
     pixels: Any, labels: Any, ids: tuple[int, ...], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
@@ -179,5 +179,5 @@ def test_a_dataset_can_be_pickled_for_workers() -> None:
     assert torch.equal(again.batch([0, 1])[0], data.batch([0, 1])[0])
 
 
-def test_its_repr_says_what_it_is() -> None:
+def test_repr_gives_name_split_size_and_digest() -> None:
     assert repr(dataset()).startswith("<toy test: 5 images 2x3x3, sha256 ")

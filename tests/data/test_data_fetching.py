@@ -44,7 +44,7 @@ def assert_is_tiny(data: ArrayDataset, split: str = "test") -> None:
     np.testing.assert_array_equal(data.labels, TINY[split].labels)
 
 
-def test_a_fetch_leaves_both_splits_and_says_where(tmp_path: Path) -> None:
+def test_fetch_writes_both_splits_and_reports_their_path(tmp_path: Path) -> None:
     root = tmp_path / "not" / "yet" / "there"
     result = fetch(tiny_spec(FakeSource()), root)
     assert (result.name, result.path, result.source) == ("tiny", root, "fake")
@@ -57,7 +57,7 @@ def test_a_fetch_leaves_both_splits_and_says_where(tmp_path: Path) -> None:
     assert result.digest == result.digests["test"]
 
 
-def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
+def test_cached_data_is_not_fetched_again(tmp_path: Path) -> None:
     source = FakeSource()
     spec = tiny_spec(source)
     first = fetch(spec, tmp_path)
@@ -69,14 +69,14 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     assert again.digests == first.digests
 
 
-def test_load_fetches_what_is_not_there(tmp_path: Path) -> None:
+def test_load_fetches_missing_data(tmp_path: Path) -> None:
     source = FakeSource()
     assert_is_tiny(load(tiny_spec(source), tmp_path, "train"), "train")
     assert source.asked == 1
     assert listing(tmp_path) == CACHE_FILES
 
 
-def test_load_without_download_says_where_it_looked(tmp_path: Path) -> None:
+def test_error_of_load_without_download_names_the_searched_places(tmp_path: Path) -> None:
     source = FakeSource()
     with pytest.raises(DataError) as caught:
         load(tiny_spec(source), tmp_path, download=False)
@@ -88,7 +88,7 @@ def test_load_without_download_says_where_it_looked(tmp_path: Path) -> None:
     assert source.asked == 0
 
 
-def test_the_folder_comes_before_the_cache_and_both_before_any_source(
+def test_the_folder_is_used_before_the_cache_and_before_any_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = FakeSource()
@@ -97,14 +97,14 @@ def test_the_folder_comes_before_the_cache_and_both_before_any_source(
     result = fetch(spec, tmp_path)
     assert (result.source, result.path, result.files) == ("folder", folder, ())
     assert listing(tmp_path) == [FOLDER.base]
-    # A cache file that would be refused shows which of the two is read.
+    # This cache file would be refused, so a load that succeeds read the folder.
     (tmp_path / CACHE_FILES[0]).write_bytes(b"not looked at")
     for split in TINY:
         assert_is_tiny(load(spec, tmp_path, split), split)
     assert source.asked == 0
 
 
-def test_sources_are_tried_in_turn_and_each_failure_is_told(tmp_path: Path) -> None:
+def test_sources_are_tried_in_order_and_each_failure_is_reported(tmp_path: Path) -> None:
     last = FakeSource("third")
     spec = tiny_spec(failing("first", "no route"), failing("second", "no such package"), last)
     result = fetch(spec, tmp_path)
@@ -114,7 +114,7 @@ def test_sources_are_tried_in_turn_and_each_failure_is_told(tmp_path: Path) -> N
     assert told["second"] == "no such package"
 
 
-def test_when_all_fail_the_error_lists_them_and_what_to_do(tmp_path: Path) -> None:
+def test_error_after_all_sources_fail_lists_the_failures_and_a_remedy(tmp_path: Path) -> None:
     spec = tiny_spec(failing("first", "no route"), failing("second", "no such package"))
     with pytest.raises(DataError) as caught:
         fetch(spec, tmp_path)
@@ -125,7 +125,7 @@ def test_when_all_fail_the_error_lists_them_and_what_to_do(tmp_path: Path) -> No
     assert listing(tmp_path) == []
 
 
-def test_a_source_asked_for_by_name_is_the_only_one_asked_and_replaces(tmp_path: Path) -> None:
+def test_a_source_chosen_by_name_is_the_only_one_used_and_replaces_files(tmp_path: Path) -> None:
     first, second = FakeSource("first"), FakeSource("second")
     spec = tiny_spec(first, second)
     fetch(spec, tmp_path)
@@ -177,7 +177,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_anything_else_than_the_data_is_refused_and_never_kept(tmp_path: Path, case: str) -> None:
+def test_wrong_data_from_a_source_is_refused_and_not_kept(tmp_path: Path, case: str) -> None:
     bring, words = WRONG[case]
     with pytest.raises(DataError, match=words):
         fetch(tiny_spec(FakeSource("liar", bring)), tmp_path)
@@ -188,7 +188,9 @@ def test_anything_else_than_the_data_is_refused_and_never_kept(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), MemoryError()])
-def test_an_interrupted_fetch_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+def test_an_unexpected_error_ends_the_fetch_and_leaves_no_files(
+    tmp_path: Path, error: BaseException
+) -> None:
     other = FakeSource("other")
     with pytest.raises(type(error)):
         fetch(tiny_spec(FakeSource(error=error), other), tmp_path)
@@ -228,7 +230,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_file_is_named_and_left_until_a_fetch_replaces_it(
+def test_a_damaged_cache_file_is_named_and_kept_until_a_fetch_replaces_it(
     tmp_path: Path, damage: str
 ) -> None:
     fetch(tiny_spec(FakeSource()), tmp_path)
@@ -247,7 +249,7 @@ def test_a_damaged_cache_file_is_named_and_left_until_a_fetch_replaces_it(
     assert_is_tiny(load(tiny_spec(), tmp_path))
 
 
-def test_a_file_that_holds_another_split_is_refused(tmp_path: Path) -> None:
+def test_a_cache_file_that_holds_another_split_is_refused(tmp_path: Path) -> None:
     fetch(tiny_spec(FakeSource()), tmp_path)
     os.replace(tmp_path / CACHE_FILES[1], tmp_path / CACHE_FILES[0])
     with pytest.raises(DataError, match="is damaged"):
@@ -263,7 +265,7 @@ def test_the_test_split_is_loaded_without_the_train_split(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["test_batch", "meta"])
-def test_a_damaged_file_of_the_folder_is_named_and_left(
+def test_a_damaged_file_in_the_folder_is_named_and_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = lay_folder(tmp_path, monkeypatch.setattr)
@@ -277,7 +279,7 @@ def test_a_damaged_file_of_the_folder_is_named_and_left(
     assert source.asked == 0
 
 
-def test_of_the_folder_only_the_splits_own_files_are_needed(
+def test_loading_a_split_needs_only_its_own_files_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = lay_folder(tmp_path, monkeypatch.setattr)
@@ -288,7 +290,7 @@ def test_of_the_folder_only_the_splits_own_files_are_needed(
         load(tiny_spec(), tmp_path, "train")
 
 
-def test_a_folder_with_a_file_missing_gives_way_to_the_next_place(
+def test_fetch_uses_another_source_if_a_file_in_the_folder_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = lay_folder(tmp_path, monkeypatch.setattr)
@@ -299,7 +301,7 @@ def test_a_folder_with_a_file_missing_gives_way_to_the_next_place(
     assert_is_tiny(load(tiny_spec(), tmp_path, "train"), "train")
 
 
-def test_a_folder_with_whole_files_of_other_data_is_refused(
+def test_a_folder_with_intact_files_of_other_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = lay_folder(tmp_path, monkeypatch.setattr)
@@ -309,7 +311,7 @@ def test_a_folder_with_whole_files_of_other_data_is_refused(
         load(other, tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+def test_a_root_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="DENT_DATA"):
         fetch(tiny_spec(FakeSource()), tmp_path / "file" / "data")
@@ -322,7 +324,7 @@ def test_a_cache_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
         load(tiny_spec(FakeSource()), tmp_path)
 
 
-def test_a_disk_that_fills_up_keeps_what_is_whole(
+def test_a_full_disk_keeps_the_split_that_was_already_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = store.write

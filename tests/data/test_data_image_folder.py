@@ -1,4 +1,4 @@
-"""Folders of images: listed like torchvision, read lazily, and known by a digest that holds."""
+"""Image folders: listed like torchvision, read lazily, and identified by a checked digest."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def opened(root: Path, name: str = NAME, split: Any = "test") -> ImageFolderData
 
 
 def age(root: Path, seconds: int = 100) -> None:
-    """Make every file old enough for its digest to be remembered."""
+    """Make every file old enough for its digest to be cached."""
     for path in root.rglob("*"):
         stat = path.stat()
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - seconds * 10**9))
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return lay_images(tmp_path / "images", each=3)
 
 
-def test_it_is_torchvisions_image_folder(folder: Path) -> None:
+def test_classes_and_samples_match_torchvisions_image_folder(folder: Path) -> None:
     (folder / "boat" / "deeper").mkdir()
     picture(99).save(folder / "boat" / "deeper" / "0.jpg")
     (folder / "cat" / "notes.txt").write_text("no image")
@@ -58,7 +58,7 @@ def test_it_is_torchvisions_image_folder(folder: Path) -> None:
     assert list(ours.sample_ids) == list(range(10))
 
 
-def test_only_what_is_asked_for_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_requested_images_are_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = opened(folder)
     real, seen = Image.open, []
 
@@ -79,7 +79,9 @@ def test_only_what_is_asked_for_is_opened(folder: Path, monkeypatch: pytest.Monk
             act([9])
 
 
-def test_the_digest_tells_content_order_labels_and_size(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_changes_with_content_class_order_and_image_size(
+    folder: Path, tmp_path: Path
+) -> None:
     first = opened(folder).digest
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert opened(copy).digest == first
@@ -92,7 +94,7 @@ def test_the_digest_tells_content_order_labels_and_size(folder: Path, tmp_path: 
     assert opened(other).digest != first
 
 
-def test_digests_are_remembered_until_a_file_changes(
+def test_file_digests_are_cached_until_a_file_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age(folder)
@@ -105,13 +107,13 @@ def test_digests_are_remembered_until_a_file_changes(
     assert opened(folder).digest != first.digest
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_remembered(folder: Path) -> None:
+def test_digests_of_recently_changed_files_are_not_cached(folder: Path) -> None:
     opened(folder)
     assert not list(dent.data.data_root().rglob("*.sha256s"))
 
 
-def test_a_remembered_digest_is_never_taken_on_trust(folder: Path) -> None:
-    """Same size and time, other content: no batch is given under the old digest."""
+def test_batch_refuses_a_file_that_does_not_match_its_cached_digest(folder: Path) -> None:
+    """The content changes, but the size and the modification time do not."""
     age(folder)
     opened(folder)
     path = folder / "boat" / "0.png"
@@ -126,7 +128,7 @@ def test_a_remembered_digest_is_never_taken_on_trust(folder: Path) -> None:
         again.batch([3])
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
+def test_a_digest_cache_that_cannot_be_written_only_causes_a_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     age(folder)
@@ -136,7 +138,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
         assert len(opened(folder)) == 9
 
 
-def test_a_broken_image_is_named(folder: Path) -> None:
+def test_error_names_a_truncated_image(folder: Path) -> None:
     path = folder / "boat" / "0.png"
     path.write_bytes(path.read_bytes()[:60])
     broken = opened(folder)
@@ -146,7 +148,7 @@ def test_a_broken_image_is_named(folder: Path) -> None:
         broken.batch(range(9))
 
 
-def test_a_file_of_another_kind_is_not_read_whatever_it_is_called(
+def test_an_eps_file_named_png_is_refused_without_running_ghostscript(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
@@ -157,8 +159,8 @@ def test_a_file_of_another_kind_is_not_read_whatever_it_is_called(
     assert "object at" not in str(refused.value)
 
 
-def test_an_image_of_another_suffix_is_read_all_the_same(folder: Path) -> None:
-    """ImageNet has a PNG that is called .JPEG."""
+def test_an_image_with_the_suffix_of_another_format_is_read(folder: Path) -> None:
+    """ImageNet has a PNG file with the suffix .JPEG."""
     before, _ = opened(folder).batch([3])
     (folder / "boat" / "0.png").rename(folder / "boat" / "0.jpeg")
     after, _ = opened(folder).batch([3])
@@ -166,13 +168,15 @@ def test_an_image_of_another_suffix_is_read_all_the_same(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 600_000), (600_000, 1)])
-def test_an_image_of_extreme_proportions_is_named(folder: Path, size: tuple[int, int]) -> None:
+def test_error_names_an_image_with_an_extreme_aspect_ratio(
+    folder: Path, size: tuple[int, int]
+) -> None:
     Image.new("L", size).save(folder / "boat" / "0.png")
     with pytest.raises(DataError, match=r"boat/0\.png is not taken: .*600000"):
         opened(folder, "imagefolder").batch([3])
 
 
-def test_an_image_with_too_many_pixels_is_named(
+def test_error_names_an_image_with_too_many_pixels(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -180,13 +184,13 @@ def test_an_image_with_too_many_pixels_is_named(
         opened(folder).batch([3])
 
 
-def test_what_is_no_regular_file_is_named_and_not_waited_for(folder: Path) -> None:
+def test_a_named_pipe_is_refused_without_waiting_for_it(folder: Path) -> None:
     os.mkfifo(folder / "boat" / "z.png")
     with pytest.raises(DataError, match=r"boat/z\.png is no regular file"):
         opened(folder)
 
 
-def test_a_file_that_went_away_is_named(folder: Path) -> None:
+def test_error_names_a_file_that_was_deleted_after_loading(folder: Path) -> None:
     ours = opened(folder)
     (folder / "cat" / "0.png").unlink()
     with pytest.raises(DataError, match=r"cat/0\.png cannot be read"):
@@ -194,7 +198,7 @@ def test_a_file_that_went_away_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "notes.txt", ".hidden.png"])
-def test_a_class_without_images_is_named(folder: Path, content: str | None) -> None:
+def test_error_names_a_class_without_images(folder: Path, content: str | None) -> None:
     (folder / "dog").mkdir()
     if content:
         (folder / "dog" / content).touch()
@@ -202,7 +206,7 @@ def test_a_class_without_images_is_named(folder: Path, content: str | None) -> N
         opened(folder)
 
 
-def test_splits_lie_side_by_side(tmp_path: Path) -> None:
+def test_train_and_val_folders_are_splits_with_the_same_classes(tmp_path: Path) -> None:
     lay_images(tmp_path / "train", each=3)
     lay_images(tmp_path / "val", each=1)
     assert len(opened(tmp_path, split="train")) == 9
@@ -213,7 +217,9 @@ def test_splits_lie_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("laid", ["nothing", "one class", "train alone"])
-def test_a_folder_that_is_none_says_what_is_expected(tmp_path: Path, laid: str) -> None:
+def test_error_for_a_folder_without_classes_gives_the_expected_layout(
+    tmp_path: Path, laid: str
+) -> None:
     if laid == "one class":
         lay_images(tmp_path, ("cat",))
     if laid == "train alone":
@@ -222,13 +228,13 @@ def test_a_folder_that_is_none_says_what_is_expected(tmp_path: Path, laid: str) 
         opened(tmp_path)
 
 
-def test_a_folder_must_be_named() -> None:
+def test_load_and_fetch_without_a_folder_are_refused() -> None:
     for act in (dent.data.load, dent.data.fetch):
         with pytest.raises(DataError, match=r"imagefolder needs a folder\..*--data FOLDER"):
             act("imagefolder")
 
 
-def test_names_are_written_one_way(tmp_path: Path) -> None:
+def test_equivalent_names_become_one_canonical_name(tmp_path: Path) -> None:
     lay_images(tmp_path)
     for written, name in (
         ("imagefolder", "imagefolder"),
@@ -241,13 +247,13 @@ def test_names_are_written_one_way(tmp_path: Path) -> None:
         dent.data.load("imagefolder-32", root=tmp_path)
 
 
-def test_the_two_sizes_of_the_paper(tmp_path: Path) -> None:
+def test_images_have_224_or_288_pixels_depending_on_the_name(tmp_path: Path) -> None:
     lay_images(tmp_path)
     assert opened(tmp_path, "imagefolder").batch([0])[0].shape == (1, 3, 224, 224)
     assert opened(tmp_path, "imagefolder-288").batch([0])[0].shape == (1, 3, 288, 288)
 
 
-def test_fetch_says_where_it_lies_and_what_it_is(tmp_path: Path) -> None:
+def test_fetch_reports_the_path_and_the_digest(tmp_path: Path) -> None:
     lay_images(tmp_path / "val")
     found = dent.data.fetch(NAME, root=tmp_path)
     assert (found.name, found.path, found.source) == (NAME, tmp_path / "val", "folder")
@@ -264,7 +270,7 @@ def imagenet(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_imagenet_has_its_classes_in_their_order(imagenet: Path) -> None:
+def test_imagenet_classes_are_in_the_standard_order(imagenet: Path) -> None:
     ours = opened(imagenet, "imagenet-r4-c2")
     assert len(ours.classes) == 1000
     assert [ours.classes[at] for at in (0, 1, 207, 999)] == [
@@ -279,7 +285,7 @@ def test_imagenet_has_its_classes_in_their_order(imagenet: Path) -> None:
         assert opened(root, "imagenet-r4-c2").digest == ours.digest
 
 
-def test_imagenet_with_a_class_missing_or_too_many_is_refused(imagenet: Path) -> None:
+def test_imagenet_with_missing_or_unknown_classes_is_refused(imagenet: Path) -> None:
     shutil.rmtree(imagenet / "imagenet" / "val" / "n01440764")
     (imagenet / "imagenet" / "val" / "n99999999").mkdir()
     with pytest.raises(
@@ -288,12 +294,12 @@ def test_imagenet_with_a_class_missing_or_too_many_is_refused(imagenet: Path) ->
         opened(imagenet, "imagenet")
 
 
-def test_imagenet_that_is_not_there_says_where_to_lay_it(tmp_path: Path) -> None:
+def test_error_for_missing_imagenet_says_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"val/CLASS/IMAGE\.jpg.*get it from its authors"):
         dent.data.load("imagenet", root=tmp_path)
 
 
-def test_pixels_are_not_the_datasets_own(folder: Path) -> None:
+def test_writing_to_a_batch_does_not_change_the_dataset(folder: Path) -> None:
     ours = opened(folder)
     images, labels = ours.batch([0])
     images.zero_()
@@ -305,7 +311,7 @@ def test_pixels_are_not_the_datasets_own(folder: Path) -> None:
 
 
 def ramp(bits: int = 16) -> np.ndarray[Any, Any]:
-    """From black to white in all 8-bit values, in values of some bits."""
+    """Return a gradient from black to white in 64 levels, as values of the given bit depth."""
     eight = np.tile(np.arange(0, 256, 4), (40, 1))
     return np.asarray(eight * (2**bits - 1) // 255)
 
@@ -317,7 +323,7 @@ def as_eight_bits(folder: Path) -> torch.Tensor:
 
 
 def deep(path: Path) -> None:
-    """16 bits a pixel, as far as the suffix has them."""
+    """Write the gradient with 16 bits per pixel, in the format of the suffix."""
     values = ramp().astype(np.uint16)
     if path.suffix == ".pgm":
         path.write_bytes(b"P5 64 40 65535\n" + values.astype(">u2").tobytes())
@@ -328,14 +334,14 @@ def deep(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["0.png", "0.pgm", "0.tif", "0.white.tif"])
-def test_sixteen_bits_are_the_same_picture_as_eight(folder: Path, name: str) -> None:
+def test_a_16_bit_image_gives_the_same_pixels_as_its_8_bit_version(folder: Path, name: str) -> None:
     expected = as_eight_bits(folder)
     (folder / "boat" / "0.png").unlink()
     deep(folder / "boat" / name)
     assert torch.equal(opened(folder).batch([3])[0], expected)
 
 
-def test_twelve_bits_of_a_pgm_are_the_same_picture(folder: Path) -> None:
+def test_a_12_bit_pgm_differs_from_its_8_bit_version_by_at_most_one_level(folder: Path) -> None:
     expected = as_eight_bits(folder)
     (folder / "boat" / "0.png").unlink()
     content = b"P5 64 40 4095\n" + ramp(12).astype(">u2").tobytes()
@@ -344,7 +350,7 @@ def test_twelve_bits_of_a_pgm_are_the_same_picture(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32, np.int16])
-def test_numbers_without_a_white_are_refused(folder: Path, kind: type) -> None:
+def test_images_with_an_unknown_white_level_are_refused(folder: Path, kind: type) -> None:
     (folder / "boat" / "0.png").unlink()
     if kind is np.int16:
         image = Image.fromarray(ramp(15).astype(np.int32))
@@ -355,8 +361,8 @@ def test_numbers_without_a_white_are_refused(folder: Path, kind: type) -> None:
         opened(folder).batch([3])
 
 
-def test_sixteen_bits_in_colour_keep_their_range(folder: Path) -> None:
-    """Pillow reads the upper byte of each: black stays black, white white."""
+def test_a_16_bit_color_image_gives_the_same_pixels_as_its_8_bit_version(folder: Path) -> None:
+    """Pillow reads the upper byte of each value, so black stays black and white stays white."""
     content = b"P6 64 40 65535\n" + ramp().astype(">u2").repeat(3, axis=1).tobytes()
     expected = as_eight_bits(folder)
     (folder / "boat" / "0.png").unlink()
@@ -365,7 +371,7 @@ def test_sixteen_bits_in_colour_keep_their_range(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["..", ".", "../boat", "../../images", "/"])
-def test_a_link_into_the_dataset_or_above_it_is_not_followed(folder: Path, target: str) -> None:
+def test_a_symlink_into_the_dataset_or_above_it_is_not_followed(folder: Path, target: str) -> None:
     before = opened(folder)
     (folder / "cat" / "deep").mkdir()
     for where in (folder / "cat", folder / "cat" / "deep"):
@@ -378,7 +384,9 @@ def test_a_link_into_the_dataset_or_above_it_is_not_followed(folder: Path, targe
     assert after.digest == before.digest
 
 
-def test_a_link_to_a_folder_elsewhere_is_followed_once(folder: Path, tmp_path: Path) -> None:
+def test_a_symlink_to_a_folder_elsewhere_is_followed_only_once(
+    folder: Path, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     picture(50).save(elsewhere / "x.png")
@@ -389,7 +397,7 @@ def test_a_link_to_a_folder_elsewhere_is_followed_once(folder: Path, tmp_path: P
         assert len(opened(folder)) == 10
 
 
-def test_class_folders_may_be_links(folder: Path, tmp_path: Path) -> None:
+def test_class_folders_may_be_symlinks(folder: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()
     for each in CLASSES:
@@ -398,7 +406,9 @@ def test_class_folders_may_be_links(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["cat", ".", ".."])
-def test_a_class_that_is_a_link_to_another_is_refused(folder: Path, target: str) -> None:
+def test_a_class_folder_that_links_into_the_dataset_or_above_is_refused(
+    folder: Path, target: str
+) -> None:
     (folder / "all").symlink_to(target)
     with pytest.raises(DataError, match=r"images/all is a link to .*two labels: delete the link"):
         opened(folder)

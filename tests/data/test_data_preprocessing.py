@@ -1,4 +1,4 @@
-"""Resize, crop and squash, against torchvision's own transforms."""
+"""Resize, crop and squash, compared with torchvision's transforms."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ sides = st.integers(1, 40)
 
 @settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 60), st.none() | sides, sides, st.booleans())
-def test_resize_and_crop_are_torchvisions(
+def test_resize_and_crop_match_torchvision(
     width: int, height: int, resize: int | None, crop: int, bicubic: bool
 ) -> None:
     how = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
@@ -32,7 +32,7 @@ def test_resize_and_crop_are_torchvisions(
     np.testing.assert_array_equal(ours, expected)
 
 
-def test_a_squash_is_torchvisions() -> None:
+def test_squash_matches_torchvision() -> None:
     image = picture(1, 31, 57)
     np.testing.assert_array_equal(
         Preprocessing.parse("s24")(image), np.asarray(Resize([24, 24])(image))
@@ -50,7 +50,7 @@ def test_a_squash_is_torchvisions() -> None:
         ("s224", Preprocessing(None, None, squash=224)),
     ],
 )
-def test_how_it_is_written(text: str, means: Preprocessing) -> None:
+def test_names_are_parsed_and_survive_a_round_trip(text: str, means: Preprocessing) -> None:
     read = Preprocessing.parse(text)
     assert read == means
     assert Preprocessing.parse(str(read)) == read
@@ -62,13 +62,15 @@ def test_how_it_is_written(text: str, means: Preprocessing) -> None:
     st.integers(1, 60),
     st.integers(1, 60),
 )
-def test_no_step_makes_more_pixels_than_are_allowed(text: str, width: int, height: int) -> None:
-    """Every picture that Pillow makes on the way is looked at: none is larger than was said."""
+def test_images_that_need_more_pixels_than_the_limit_are_refused_first(
+    text: str, width: int, height: int
+) -> None:
+    """The limit holds for every intermediate image that Pillow makes."""
     made: list[int] = [width * height]
     real_resize, real_new = Image.Image.resize, Image.new
 
     def resize(self: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
-        made.append(size[0] * self.height)  # rows first
+        made.append(size[0] * self.height)  # Pillow resizes the rows first
         made.append(size[0] * size[1])
         return real_resize(self, size, *rest)
 
@@ -90,13 +92,13 @@ def test_no_step_makes_more_pixels_than_are_allowed(text: str, width: int, heigh
 
 
 @pytest.mark.parametrize("text", ["", "32", "r224", "r256-s224", "c0", "224-bicubic", "c224-cubic"])
-def test_what_is_none_is_refused(text: str) -> None:
+def test_unknown_preprocessing_names_are_refused(text: str) -> None:
     with pytest.raises(UnknownNameError, match=f"no preprocessing '{text}': expected 224, 288"):
         Preprocessing.parse(text)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_every_mode_becomes_red_green_blue(mode: str) -> None:
+def test_every_image_mode_is_converted_to_rgb(mode: str) -> None:
     image = picture(2, mode=mode)
     np.testing.assert_array_equal(
         Preprocessing.parse("s16")(image), np.asarray(image.convert("RGB").resize((16, 16), 2))

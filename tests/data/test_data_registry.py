@@ -16,13 +16,13 @@ from .fakes import TINY, FakeSource, tiny_spec
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> FakeSource:
-    """Have the registry know the tiny dataset; gives its only source."""
+    """Register the tiny dataset, and return its only source."""
     source = FakeSource("npm")
     monkeypatch.setitem(registry._SPECS, "tiny", tiny_spec(source))
     return source
 
 
-def test_the_names() -> None:
+def test_names_lists_all_datasets() -> None:
     assert dent.data.names() == (
         "cifar10",
         "cifar100",
@@ -46,7 +46,7 @@ def test_an_unknown_dataset_gets_a_suggestion(name: str, hint: str) -> None:
             act(name)
 
 
-def test_a_name_like_no_other_gets_the_list() -> None:
+def test_error_for_a_name_without_a_close_match_lists_the_datasets() -> None:
     with pytest.raises(
         UnknownNameError, match=r"'mnist', only cifar10, cifar100, cifar10-sample, imagenet"
     ):
@@ -65,7 +65,7 @@ def test_unknown_splits_and_sources_are_refused(tiny: FakeSource) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_folder_is_the_argument_then_the_variable_then_the_default(
+def test_data_root_is_the_argument_or_dent_data_or_the_default_in_this_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -93,7 +93,7 @@ def test_load_takes_split_root_and_download(tiny: FakeSource, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("tiny")
-def test_progress_may_be_a_callback_or_silence(
+def test_progress_may_be_a_callback_and_is_silent_without_a_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stages: set[str] = set()
@@ -105,7 +105,7 @@ def test_progress_may_be_a_callback_or_silence(
     assert (out, err.strip()) == ("", "")
 
 
-def test_the_bar_shows_every_stage_on_a_terminal() -> None:
+def test_the_progress_bar_shows_stages_and_bytes_on_a_terminal() -> None:
     drawn = io.StringIO()
     with dent.data.progress_bar(Console(file=drawn, force_terminal=True, width=100)) as report:
         report("bringing", 0, None)
@@ -116,7 +116,7 @@ def test_the_bar_shows_every_stage_on_a_terminal() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_fetch_of_the_sample_says_that_it_is_bundled() -> None:
+def test_fetch_reports_that_the_sample_is_bundled() -> None:
     result = dent.data.fetch("cifar10-sample")
     assert result.source == "bundled"
     assert result.files[0].is_file()

@@ -20,7 +20,7 @@ from .fakes import flip
 SPECS_DIGEST = "1b95756c1be5a78f9fbde2b504227b280618c6f977316e7accfc40d3a513f5a6"
 
 
-def test_the_sample_is_the_one_released() -> None:
+def test_the_sample_has_the_released_digest() -> None:
     data = load("cifar10-sample")
     assert (data.name, data.split, len(data)) == ("cifar10-sample", "test", 256)
     assert data.digest == SPECS_DIGEST
@@ -31,7 +31,7 @@ def test_the_sample_is_the_one_released() -> None:
     assert again.hexdigest() == SPECS_DIGEST
 
 
-def test_the_first_n_are_balanced_for_every_n() -> None:
+def test_the_first_n_images_are_balanced_by_class_for_every_n() -> None:
     data = load("cifar10-sample")
     _, labels = data.batch(range(len(data)))
     seen = Counter(dict.fromkeys(range(10), 0))
@@ -41,14 +41,14 @@ def test_the_first_n_are_balanced_for_every_n() -> None:
     assert sorted(seen.values()) == [25] * 4 + [26] * 6
 
 
-def test_its_ids_are_distinct_positions_in_the_test_set() -> None:
+def test_sample_ids_are_distinct_positions_in_the_test_set() -> None:
     ids = load("cifar10-sample").sample_ids
     assert len(set(ids)) == 256
     assert min(ids) >= 0
     assert max(ids) < 10_000
 
 
-def test_it_is_the_full_test_set_at_its_ids(real_root: Path) -> None:
+def test_the_sample_equals_the_full_test_set_at_its_ids(real_root: Path) -> None:
     part, full = load("cifar10-sample"), load("cifar10", root=real_root, download=False)
     assert part.classes == full.classes
     mine, whole = part.batch(range(256)), full.batch(list(part.sample_ids))
@@ -56,7 +56,7 @@ def test_it_is_the_full_test_set_at_its_ids(real_root: Path) -> None:
     assert torch.equal(mine[1], whole[1])
 
 
-def test_drawing_it_anew_gives_the_same_bytes(
+def test_drawing_the_sample_again_gives_the_same_bytes(
     real_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +72,7 @@ def test_drawing_it_anew_gives_the_same_bytes(
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=60),
     size=st.integers(0, 20),
 )
-def test_the_rule(labels: list[int], size: int) -> None:
+def test_draw_takes_the_classes_in_turn_and_images_by_hash(labels: list[int], size: int) -> None:
     classes = sorted(set(labels))
     rank = {
         n: hashlib.sha256(f"cifar10-sample {n}".encode()).hexdigest() for n in range(len(labels))
@@ -91,7 +91,7 @@ def test_the_rule(labels: list[int], size: int) -> None:
     assert draw(labels, size) == expected
 
 
-def test_the_file_carries_pixels_labels_and_indices(real_root: Path) -> None:
+def test_the_encoded_sample_holds_pixels_labels_and_indices(real_root: Path) -> None:
     full = load_arrays(CIFAR10, "test", real_root, download=False, report=silent)
     pixels, labels, indices = store.decode(encode_sample(full), ("pixels", "labels", "indices"))
     np.testing.assert_array_equal(full.pixels[indices.astype(int)], pixels)
@@ -99,7 +99,7 @@ def test_the_file_carries_pixels_labels_and_indices(real_root: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [20, 1000, 400_000, -1])
-def test_any_flipped_byte_of_the_file_is_found(
+def test_a_flipped_bit_in_the_file_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     copy = tmp_path / "sample"

@@ -30,7 +30,7 @@ def litter(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+def test_a_written_split_is_read_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "x.safetensors"
     store.write(path, content_of(SMALL))
     back = store.read_split(path)
@@ -39,12 +39,12 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert litter(path.parent) == ["x.safetensors"]
 
 
-def test_the_same_arrays_give_the_same_bytes() -> None:
+def test_the_encoding_does_not_depend_on_the_memory_layout() -> None:
     turned = SMALL._replace(pixels=np.asfortranarray(SMALL.pixels))
     assert content_of(turned) == content_of(SMALL)
 
 
-def test_a_flipped_bit_in_any_byte_of_the_header_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_of_the_header_is_detected(tmp_path: Path) -> None:
     spec = tiny_spec()
     path = tmp_path / "x"
     content = content_of(SMALL)
@@ -58,7 +58,7 @@ def test_a_flipped_bit_in_any_byte_of_the_header_is_found(tmp_path: Path) -> Non
 
 
 @given(at=st.integers(0), bit=st.integers(0, 7))
-def test_any_flipped_bit_of_the_data_is_found(at: int, bit: int) -> None:
+def test_any_flipped_bit_in_the_data_is_detected(at: int, bit: int) -> None:
     content = bytearray(content_of(SMALL))
     header = 8 + int.from_bytes(content[:8], "little")
     content[header + at % (len(content) - header)] ^= 1 << bit
@@ -68,7 +68,7 @@ def test_any_flipped_bit_of_the_data_is_found(at: int, bit: int) -> None:
 
 
 @given(kept=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_anywhere_is_found(kept: float) -> None:
+def test_a_file_truncated_anywhere_is_refused(kept: float) -> None:
     content = content_of(SMALL)
     with pytest.raises(DataError, match="no whole safetensors file"):
         store.decode(content[: int(kept * len(content))], ("pixels", "labels"))
@@ -82,7 +82,7 @@ def test_a_file_cut_anywhere_is_found(kept: float) -> None:
         ({"pixels": SMALL.pixels, "labels": SMALL.labels.astype(np.int32)}, "int32 labels"),
     ],
 )
-def test_another_kind_of_file_is_refused(
+def test_a_file_with_missing_arrays_or_wrong_dtypes_is_refused(
     tmp_path: Path, tensors: dict[str, NDArray[Any]], words: str
 ) -> None:
     path = tmp_path / "x"
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     path = tmp_path / "x.safetensors"
     store.write(path, b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The kernel itself refuses to write more than this, in the middle of the file.
+    # The kernel refuses to write more than this, so the write fails partway.
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(DataError, match=r"x\.safetensors .*could not be written.*make room"):
@@ -106,14 +106,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     assert litter(tmp_path) == ["x.safetensors"]
 
 
-def test_a_file_in_the_folders_place_is_reported(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported_and_kept(tmp_path: Path) -> None:
     (tmp_path / "in-the-way").write_text("mine")
     with pytest.raises(DataError, match="DENT_DATA"):
         store.write(tmp_path / "in-the-way" / "x", b"new")
     assert (tmp_path / "in-the-way").read_text() == "mine"
 
 
-def test_a_folder_in_the_files_place_is_reported_and_kept(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_reported_and_kept(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("mine")
     with pytest.raises(DataError, match="could not be written"):
@@ -123,7 +123,7 @@ def test_a_folder_in_the_files_place_is_reported_and_kept(tmp_path: Path) -> Non
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Iterator[Path]:
-    """A folder that whoever runs this may not write to, root included."""
+    """A folder that the current user, even root, may not write to."""
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
     root = os.geteuid() == 0
@@ -134,12 +134,12 @@ def closed(tmp_path: Path) -> Iterator[Path]:
         os.seteuid(0)
 
 
-def test_a_folder_without_permission_is_reported(closed: Path) -> None:
+def test_a_folder_without_write_permission_is_reported(closed: Path) -> None:
     with pytest.raises(DataError, match=r"x .*could not be written: Permission denied.*DENT_DATA"):
         store.write(closed / "x", b"new")
 
 
-def test_a_process_killed_while_writing_leaves_nothing_that_passes(
+def test_a_process_killed_while_writing_leaves_no_file_of_the_final_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.safetensors"
@@ -157,7 +157,7 @@ def test_a_process_killed_while_writing_leaves_nothing_that_passes(
     assert path.read_bytes() == b"whole"
 
 
-def test_the_bytes_are_on_the_disk_before_they_get_their_name(
+def test_content_is_synced_to_disk_before_the_file_gets_its_final_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -180,7 +180,7 @@ def test_the_bytes_are_on_the_disk_before_they_get_their_name(
     assert order == ["fsync", "replace"]
 
 
-def test_an_interrupt_while_writing_leaves_nothing(
+def test_an_interrupt_while_writing_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_: int) -> None:
@@ -192,7 +192,7 @@ def test_an_interrupt_while_writing_leaves_nothing(
     assert litter(tmp_path) == []
 
 
-def test_a_shared_folder_can_be_read_by_those_the_umask_allows(tmp_path: Path) -> None:
+def test_written_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         store.write(tmp_path / "x", b"new")

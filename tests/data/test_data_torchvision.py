@@ -13,7 +13,7 @@ from dent.data.torchvision_source import TorchvisionSource
 
 from .fakes import FOLDER, TINY, flip, lay_folder
 
-# Stands in for torchvision in the child process, where it comes first on the path.
+# Replaces torchvision in the child process, since it comes first on the path.
 FAKE_DATASETS = """\
 import shutil, sys, time, urllib.error
 from pathlib import Path
@@ -30,7 +30,7 @@ Fake = Callable[[str], None]
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Have the child's torchvision behave as told."""
+    """Return a function that gives the child process a fake torchvision."""
 
     def lay(behaviour: str) -> None:
         package = tmp_path / "path" / "torchvision"
@@ -59,7 +59,9 @@ def source(stall_seconds: float = 30.0) -> TorchvisionSource:
     return TorchvisionSource(FOLDER, ("test", "train"), 1000, stall_seconds)
 
 
-def test_what_the_child_downloads_is_read(fake: Fake, folder: Path, scratch: Path) -> None:
+def test_data_that_the_child_process_downloads_is_read(
+    fake: Fake, folder: Path, scratch: Path
+) -> None:
     fake(COPY.format(folder=str(folder), base=FOLDER.base))
     seen: list[tuple[str, int, int | None]] = []
     brought = source().fetch(scratch, lambda *told: seen.append(told))
@@ -70,25 +72,25 @@ def test_what_the_child_downloads_is_read(fake: Fake, folder: Path, scratch: Pat
     assert all(done <= 1000 for _, done, _ in seen)
 
 
-def test_the_exception_of_the_child_is_the_reason(fake: Fake, scratch: Path) -> None:
+def test_error_gives_the_exception_of_the_child_process(fake: Fake, scratch: Path) -> None:
     fake("raise urllib.error.URLError('no route to host')")
     with pytest.raises(SourceError, match=r"^urllib\.error\.URLError: .*no route to host"):
         source().fetch(scratch, silent)
 
 
-def test_a_child_that_dies_without_a_word_is_reported(fake: Fake, scratch: Path) -> None:
+def test_a_child_process_that_exits_without_output_is_reported(fake: Fake, scratch: Path) -> None:
     fake("import os; os._exit(7)")
     with pytest.raises(SourceError, match="download ended with 7"):
         source().fetch(scratch, silent)
 
 
-def test_a_download_that_hangs_is_ended(fake: Fake, scratch: Path) -> None:
+def test_a_hanging_download_is_stopped(fake: Fake, scratch: Path) -> None:
     fake("(Path(root) / 'archive').write_bytes(b'half'); time.sleep(60)")
     with pytest.raises(SourceError, match=r"nothing arrived for 1\.5 s, 4 bytes before that"):
         source(stall_seconds=1.5).fetch(scratch, silent)
 
 
-def test_half_a_download_is_refused(fake: Fake, folder: Path, scratch: Path) -> None:
+def test_an_incomplete_download_is_refused(fake: Fake, folder: Path, scratch: Path) -> None:
     fake(COPY.format(folder=str(folder), base=FOLDER.base))
     (folder / "data_batch_2").unlink()
     with pytest.raises(
@@ -97,7 +99,7 @@ def test_half_a_download_is_refused(fake: Fake, folder: Path, scratch: Path) -> 
         source().fetch(scratch, silent)
 
 
-def test_a_download_is_not_unpickled_before_its_sum_is_right(
+def test_a_download_with_a_wrong_checksum_is_not_unpickled(
     fake: Fake, folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(COPY.format(folder=str(folder), base=FOLDER.base))
@@ -111,7 +113,7 @@ def test_a_download_is_not_unpickled_before_its_sum_is_right(
         source().fetch(scratch, silent)
 
 
-def test_the_real_layout_is_where_torchvision_lays_it() -> None:
+def test_the_cifar10_layout_matches_torchvision() -> None:
     real = getattr(torchvision.datasets, CIFAR10.folder.dataset)
     assert CIFAR10.folder.base == real.base_folder
     assert all(getattr(real, f"{split}_list") for split in CIFAR10.splits)

@@ -14,12 +14,12 @@ from dent.evaluation.records.shard import Shard
 from dent.evaluation.run import Work, conduct
 
 Dies = Callable[[Task | None], bool]
-"""Whether a worker dies now, by what it is doing; asked before it is ready (None) and before every
-record."""
+"""Decides from the task of a worker if it dies now. It is called before the worker is ready (with
+None) and before every record."""
 
 
 class FakePool:
-    """Runs whichever worker it draws for one unit, whenever it is waited for."""
+    """In each call of `wait`, draws a worker at random and runs it for one unit."""
 
     def __init__(self, work: Work, size: int, dies: Dies, seed: int = 0) -> None:
         self.size = size
@@ -87,7 +87,7 @@ def evaluate_by_fakes(
     notice: Callable[[str], None] = lambda _: None,
     pools: list[FakePool] | None = None,
 ) -> EvaluationResult:
-    """Evaluate as `dent.distributed.evaluate` does, but on a pool in this process."""
+    """Evaluate as `dent.distributed.evaluate` does, but on a `FakePool` in this process."""
 
     def do(work: Work) -> None:
         pool = FakePool(work, size, dies, seed)

@@ -1,4 +1,4 @@
-"""Workers that die, fail and are resumed, in one process: the records are those of one loop."""
+"""Test the driver with fake workers that die or fail: records must equal those of one process."""
 
 import pickle
 import random
@@ -37,14 +37,14 @@ from tests.evaluation.subjects import (
 
 @pytest.fixture(autouse=True, scope="module")
 def _short_probes() -> Iterator[None]:
-    """Asks what remembers few questions: one process and many ask the same ones."""
+    """Reduce the probe queries to stateful defenses, in one process and in many alike."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "_MANY_CALLS", 2 * questions._FEW_CALLS)
         yield
 
 
 def everything() -> tuple[Subject, Settings]:
-    """A subject in which every kind of unit occurs, and a defense that remembers."""
+    """A subject with every kind of unit and with a stateful defense."""
     model = make_model()
     defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
     published = make("apgd-ce", iterations=2, protocol="published")
@@ -64,7 +64,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 4), deadly=st.floats(0, 0.25))
-def test_whoever_dies_whenever_the_records_are_those_of_one_process(
+def test_records_equal_those_of_one_process_whenever_workers_die(
     tmp_path_factory: pytest.TempPathFactory,
     single: dict[str, object],
     seed: int,
@@ -91,7 +91,7 @@ def test_whoever_dies_whenever_the_records_are_those_of_one_process(
     assert set(ends) <= {"complete", "failed"}
 
 
-def test_one_process_and_many_go_on_from_each_other(
+def test_one_process_and_many_workers_can_resume_each_others_run(
     tmp_path: Path, single: dict[str, object]
 ) -> None:
     def stop_at(count: int) -> OnProgress:
@@ -110,12 +110,12 @@ def test_one_process_and_many_go_on_from_each_other(
     pools: list[FakePool] = []
     evaluate_by_fakes(subject, chosen, tmp_path, pools=pools)
     assert contents(tmp_path) == single
-    # Of a batch that was begun, only what is missing runs.
+    # Of a batch that was started, only the missing units run.
     assert any(task.held for task in pools[0].tasks)
     assert not any({u.key for u in t.units} & {r.key for r, _ in t.held} for t in pools[0].tasks)
 
 
-def test_a_batch_that_kills_every_worker_is_given_up_with_its_name(tmp_path: Path) -> None:
+def test_run_fails_and_names_the_batch_if_it_kills_every_worker(tmp_path: Path) -> None:
     subject, notices = make_subject(), list[str]()
 
     def dies(task: Task | None) -> bool:
@@ -137,12 +137,12 @@ def test_a_batch_that_kills_every_worker_is_given_up_with_its_name(tmp_path: Pat
     assert contents(tmp_path / "run") == contents(tmp_path / "single")
 
 
-def test_workers_that_die_before_they_are_ready_end_the_run(tmp_path: Path) -> None:
+def test_run_fails_if_workers_die_before_they_are_ready(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="3 workers in a row died before they were ready: out of"):
         evaluate_by_fakes(make_subject(), SMALL, tmp_path, dies=lambda _: True)
 
 
-def test_no_worker_at_all_ends_the_run_with_what_is_lacking(tmp_path: Path) -> None:
+def test_run_fails_and_names_the_missing_resources_if_no_worker_starts(tmp_path: Path) -> None:
     class Empty(FakePool):
         def wait(self, seconds: float) -> list[object]:  # type: ignore[override]
             del seconds
@@ -155,7 +155,7 @@ def test_no_worker_at_all_ends_the_run_with_what_is_lacking(tmp_path: Path) -> N
         conduct(make_subject(), SMALL, do, out=tmp_path, progress=None, shard=None)
 
 
-def test_an_attack_that_raises_is_not_tried_again(tmp_path: Path) -> None:
+def test_attack_that_raises_is_not_retried(tmp_path: Path) -> None:
     subject = make_subject(attacks=[Push(), Refusing(tmp_path / "asked")])
     with pytest.raises(ArithmeticError, match="cannot count"):
         evaluate_by_fakes(subject, SMALL, tmp_path / "run", size=1)
@@ -163,17 +163,17 @@ def test_an_attack_that_raises_is_not_tried_again(tmp_path: Path) -> None:
     assert load_run(tmp_path / "run").run.status == "failed"
 
 
-def test_a_defense_whose_memory_cannot_be_put_back_is_refused(tmp_path: Path) -> None:
+def test_defense_with_state_that_cannot_be_reset_is_refused(tmp_path: Path) -> None:
     model = make_model()
     subject = make_subject({"leaky": Leaky(model)}, model=model)
     with pytest.raises(InputError, match=r"'leaky' depends on earlier queries.*reset\(\)"):
         evaluate_by_fakes(subject, SMALL, tmp_path)
-    with pytest.raises(InputError, match="'leaky'"):  # and again, from the probe on record
+    with pytest.raises(InputError, match="'leaky'"):  # also from the recorded probe
         evaluate_by_fakes(subject, SMALL, tmp_path)
-    evaluate(subject, SMALL, out=tmp_path)  # one process goes on, and flags it
+    evaluate(subject, SMALL, out=tmp_path)  # one process may continue
 
 
-def test_progress_counts_what_is_recorded_and_says_what_runs(tmp_path: Path) -> None:
+def test_progress_counts_recorded_units_and_names_the_running_unit(tmp_path: Path) -> None:
     states: list[Progress] = []
     evaluate_by_fakes(make_subject(), SMALL, tmp_path, size=3, progress=states.append)
     counts = [state.done for state in states]
@@ -186,28 +186,28 @@ def test_progress_counts_what_is_recorded_and_says_what_runs(tmp_path: Path) -> 
 
 
 class Locked(Wrapper):
-    """Holds what cannot be pickled."""
+    """Holds a generator, which cannot be pickled."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model)
         self.draw = (number for number in range(3))
 
 
-def test_what_does_not_pickle_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_defense_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
     model = make_model()
     with pytest.raises(InputError, match=r"does not pickle .*generator"):
         evaluate_by_fakes(make_subject({"locked": Locked(model)}, model=model), SMALL, tmp_path)
 
 
 class Changing(Wrapper):
-    """Comes out of a pickle as something else."""
+    """Sets another `batch_dependent` when it is unpickled."""
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self.batch_dependent = True
 
 
-def test_what_changes_on_its_way_is_refused() -> None:
+def test_defense_that_changes_when_it_is_unpickled_is_refused() -> None:
     model = make_model()
     subject = make_subject({"changing": Changing(model)}, model=model)
     prepared = prepare(subject, SMALL)
@@ -215,7 +215,7 @@ def test_what_changes_on_its_way_is_refused() -> None:
         Worker().prepare(pack(prepared, pickle), "cpu", 1, "/no")
 
 
-def test_defenses_still_share_the_model_on_another_device() -> None:
+def test_defenses_still_share_the_model_after_unpacking_on_another_device() -> None:
     subject = make_subject()
     prepared = prepare(subject, SMALL)
     unpacked = unpack(pack(prepared, pickle), "meta")
@@ -227,7 +227,7 @@ def test_defenses_still_share_the_model_on_another_device() -> None:
     assert next(dent.parameters()) is next(there.model.parameters())
 
 
-def test_dropped_tensors_are_dropped_here_too(tmp_path: Path) -> None:
+def test_workers_drop_the_tensors_if_the_settings_say_so(tmp_path: Path) -> None:
     chosen = Settings(**{**SMALL.to_json(), "tensors": "drop"})
     evaluate_by_fakes(make_subject(), chosen, tmp_path / "run")
     evaluate(make_subject(), chosen, out=tmp_path / "single")
@@ -245,12 +245,12 @@ def test_dropped_tensors_are_dropped_here_too(tmp_path: Path) -> None:
         ({"address": "ray://host:10001"}, "Ray's client"),
     ],
 )
-def test_a_cluster_that_means_nothing_is_refused(wrong: dict[str, object], message: str) -> None:
+def test_invalid_cluster_settings_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Cluster(**wrong)  # type: ignore[arg-type]
 
 
-def test_a_cluster_has_room_for_as_many_workers_as_its_scarcest_resource() -> None:
+def test_room_of_a_cluster_is_limited_by_its_scarcest_resource() -> None:
     assert Cluster(cpus_per_worker=2).room({"CPU": 7.0}) == 3
     assert Cluster(gpus_per_worker=0.5).room({"CPU": 7.0, "GPU": 2.0}) == 4
     assert Cluster(gpus_per_worker=1).room({"CPU": 7.0}) == 0

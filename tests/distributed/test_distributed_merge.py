@@ -1,4 +1,4 @@
-"""Shards and copies of a run, put together: what one process would have recorded, or a refusal."""
+"""Test `merge` of shards and copies of a run: the records of one process, or a refusal."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def lines(folder: Path) -> list[object]:
 
 
 def edited(folder: Path, where: Path, edit: Callable[[dict[str, object]], None]) -> Path:
-    """A copy whose first line of a natural batch says something else, with the right checksum."""
+    """Copy a run, edit its first natural record, and recompute the checksums."""
     shutil.copytree(folder, where)
     kept = []
     for line in (where / JOURNAL).read_text().splitlines():
@@ -72,7 +72,7 @@ def edited(folder: Path, where: Path, edit: Callable[[dict[str, object]], None])
     return where
 
 
-def test_shards_are_explicitly_incomplete_and_share_no_unit(shards: list[Path]) -> None:
+def test_shards_are_marked_as_partial_and_share_no_unit(shards: list[Path]) -> None:
     runs = [load_run(folder) for folder in shards]
     keys = [key for run in runs for key in run.records]
     assert len(keys) == len(set(keys)) == runs[0].run.units
@@ -82,7 +82,7 @@ def test_shards_are_explicitly_incomplete_and_share_no_unit(shards: list[Path]) 
         assert not verify(run.path).problems
 
 
-def test_merged_shards_are_the_run_of_one_process(
+def test_merged_shards_equal_the_run_of_one_process(
     single: Path, shards: list[Path], tmp_path: Path
 ) -> None:
     merged = merge(shards[::-1], tmp_path / "deep" / "run")
@@ -97,7 +97,7 @@ def test_merged_shards_are_the_run_of_one_process(
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def test_a_gap_is_told_and_the_same_evaluation_fills_it(
+def test_missing_units_are_reported_and_a_repeated_evaluation_adds_them(
     single: Path, shards: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -123,7 +123,7 @@ def test_a_gap_is_told_and_the_same_evaluation_fills_it(
     stops=st.lists(st.integers(1, 18), min_size=2, max_size=3),
     tensors=st.sampled_from(["keep", "drop"]),
 )
-def test_runs_cut_anywhere_merge_to_what_resuming_makes_whole(
+def test_interrupted_runs_can_be_merged_and_then_resumed_to_the_end(
     tmp_path_factory: pytest.TempPathFactory, stops: list[int], tensors: Any
 ) -> None:
     base = tmp_path_factory.mktemp("cut")
@@ -146,7 +146,7 @@ def test_runs_cut_anywhere_merge_to_what_resuming_makes_whole(
     assert contents(base / "run") == contents(base / "one")
 
 
-def test_equal_duplicates_are_fine_whenever_they_were_recorded(
+def test_duplicates_that_differ_only_in_timing_are_merged(
     single: Path, shards: list[Path], tmp_path: Path
 ) -> None:
     def later(record: dict[str, object]) -> None:
@@ -185,7 +185,7 @@ def test_runs_of_another_evaluation_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_merged_is_refused_and_left_alone(
+def test_invalid_merges_are_refused_and_write_nothing(
     shards: list[Path], single: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="nothing to merge"):
@@ -204,13 +204,13 @@ def test_what_cannot_be_merged_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])
-def test_a_shard_that_is_none_is_refused(text: str) -> None:
+def test_invalid_shard_text_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="shard"):
         Shard.parse(text)
 
 
 @given(st.integers(1, 9), st.integers(0, 40))
-def test_shards_part_everything(of: int, count: int) -> None:
+def test_shards_partition_all_items_evenly(of: int, count: int) -> None:
     parts = [Shard(number, of).of_all(range(count)) for number in range(1, of + 1)]
     assert sorted(item for part in parts for item in part) == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on this machine, some of which do not live to see the end."""
+"""Test evaluation on a real Ray cluster of local nodes, with killed workers and nodes."""
 
 import os
 import random
@@ -25,7 +25,7 @@ MEMORY = 100 * 2**20
 
 
 class Nodes:
-    """A head without cores, and nodes with one core each."""
+    """A local Ray cluster: a head without CPU cores, and nodes with one core each."""
 
     def __init__(self) -> None:
         import ray  # noqa: PLC0415 - an extra
@@ -40,7 +40,7 @@ class Nodes:
         return self._local.add_node(num_cpus=1, object_store_memory=MEMORY)
 
     def remove(self, node: Any) -> None:
-        """Kill all of a node's processes."""
+        """Kill all processes of a node."""
         self._local.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Nodes:
 def nodes() -> Iterator[Nodes]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    patch.setenv("RAY_worker_niceness", "0")  # else whatever else runs here goes first
+    patch.setenv("RAY_worker_niceness", "0")  # else workers get low CPU priority
     found = Nodes()
     found.add()
     found.add()
@@ -62,18 +62,20 @@ def nodes() -> Iterator[Nodes]:
 
 
 def killable(folder: Path) -> tuple[Subject, Settings]:
-    """Twelve batches, each with some tenths of a second in which to be killed."""
+    """Twelve batches that each take some tenths of a second, so that a worker can be killed."""
     folder.mkdir()
     return make_subject(attacks=[SlowPush(folder), Push()], size=48), Settings(batch_size=4)
 
 
 def workers(folder: Path, dead: Sequence[int] = ()) -> dict[int, str]:
-    """The processes that ran an attack, this one left out, and their nodes."""
+    """Map the processes that ran an attack, without this one and `dead`, to their nodes."""
     ran = {int(file.name): file.read_text() for file in folder.iterdir()}
     return {pid: node for pid, node in ran.items() if pid not in {os.getpid(), *dead}}
 
 
-def test_two_workers_record_bit_for_bit_what_one_process_does(nodes: Nodes, tmp_path: Path) -> None:
+def test_two_workers_record_the_same_as_one_process_bit_for_bit(
+    nodes: Nodes, tmp_path: Path
+) -> None:
     model = make_model()
     defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01)), "online": Remembering(model)}
     published = make("apgd-ce", iterations=2, protocol="published")
@@ -98,7 +100,7 @@ def test_two_workers_record_bit_for_bit_what_one_process_does(nodes: Nodes, tmp_
     assert (states[-1].done, states[-1].unit) == (states[-1].total, None)
 
 
-def test_a_killed_worker_and_a_killed_node_lose_nothing_and_repeat_nothing(
+def test_killed_worker_and_killed_node_lose_and_duplicate_no_records(
     nodes: Nodes, tmp_path: Path
 ) -> None:
     subject, settings = killable(tmp_path / "pids")
@@ -127,7 +129,7 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing_and_repeat_nothing(
 
 
 @pytest.mark.slow
-def test_workers_killed_again_and_again_lose_nothing(nodes: Nodes, tmp_path: Path) -> None:
+def test_repeatedly_killed_workers_lose_no_records(nodes: Nodes, tmp_path: Path) -> None:
     subject, settings = killable(tmp_path / "pids")
     killed: list[int] = []
 
@@ -143,7 +145,7 @@ def test_workers_killed_again_and_again_lose_nothing(nodes: Nodes, tmp_path: Pat
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_what_an_attack_raises_arrives_as_it_was_and_is_not_tried_again(
+def test_exception_of_an_attack_keeps_its_type_and_is_not_retried(
     nodes: Nodes, tmp_path: Path
 ) -> None:
     subject = make_subject(attacks=[Push(), Refusing(tmp_path / "asked")])
@@ -152,10 +154,10 @@ def test_what_an_attack_raises_arrives_as_it_was_and_is_not_tried_again(
     assert (tmp_path / "asked").read_text() == "x"
     run = load_run(tmp_path / "run")
     assert run.run.status == "failed"
-    assert "attack/0/static/push" in run.records  # what came before is kept
+    assert "attack/0/static/push" in run.records  # earlier records are kept
 
 
-def test_the_command_line_works_on_a_cluster(
+def test_command_line_records_the_same_on_a_cluster_as_in_one_process(
     nodes: Nodes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Runs by URL: what lies there can be read at any moment, and is gone on with from anywhere."""
+"""Test runs at a URL: they can be read at any time, and resumed by any process."""
 
 import json
 import tempfile
@@ -44,7 +44,7 @@ def run_at(url: str, *, settings: Settings = SMALL, stop_at: int | None = None) 
         evaluate(make_subject(), settings, out=place.folder, progress=place.watch(report))
 
 
-def test_what_lies_at_a_url_is_always_a_run_that_can_be_gone_on_with(
+def test_run_at_a_url_can_be_read_and_resumed_after_every_upload(
     single: dict[str, object], store: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, states = _Remote.put, list[dict[str, object]]()
@@ -64,7 +64,7 @@ def test_what_lies_at_a_url_is_always_a_run_that_can_be_gone_on_with(
     monkeypatch.undo()
     with fetched(URL) as folder:
         assert contents(folder) == single
-    assert len(states) > 29  # a journal a unit, and the tensors
+    assert len(states) > 29  # one upload of the journal per unit, and the tensors
     for killed_after in (len(states) // 3, 2 * len(states) // 3):
         store.clear()
         store.update(states[killed_after])
@@ -79,7 +79,7 @@ def test_what_lies_at_a_url_is_always_a_run_that_can_be_gone_on_with(
         assert first.ended is None  # it was killed
 
 
-def test_an_interrupted_run_is_sent_off_and_the_workers_go_on(single: dict[str, object]) -> None:
+def test_interrupted_run_is_uploaded_and_workers_can_resume_it(single: dict[str, object]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_at(URL, stop_at=13)
     with fetched(URL, tensors=False) as folder:
@@ -92,13 +92,13 @@ def test_an_interrupted_run_is_sent_off_and_the_workers_go_on(single: dict[str, 
         assert contents(folder) == single
 
 
-def test_dropped_tensors_are_dropped_there_too(store: dict[str, object]) -> None:
+def test_dropped_tensors_are_not_uploaded(store: dict[str, object]) -> None:
     run_at(URL, settings=Settings(**{**SMALL.to_json(), "tensors": "drop"}))
     names = {name.rpartition("/")[2] for name in store}
     assert names == {"run.json", "plan.json", "journal.jsonl", "result.json"}
 
 
-def test_two_who_write_to_one_url_are_told_and_lose_nothing(
+def test_second_writer_at_a_url_is_reported_with_the_local_folder(
     store: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -117,7 +117,7 @@ def test_two_who_write_to_one_url_are_told_and_lose_nothing(
         evaluate(make_subject(), SMALL, out=place.folder, progress=place.watch(report))
 
 
-def test_what_cannot_be_sent_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_stay_local_if_the_upload_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("no credentials")
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_sent_stays_here(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(place.folder) in str(told.value)
 
 
-def test_a_file_url_is_a_path(single: dict[str, object], tmp_path: Path) -> None:
+def test_file_url_is_treated_as_a_path(single: dict[str, object], tmp_path: Path) -> None:
     run_at(f"file://{tmp_path}/run")
     assert contents(tmp_path / "run") == single
     with fetched(f"file://{tmp_path}/run") as folder:
@@ -154,7 +154,7 @@ def test_a_url_that_cannot_be_read_is_refused(
         pass
 
 
-def test_every_command_takes_a_url(
+def test_evaluate_merge_show_list_verify_and_report_accept_urls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own_remote.py").write_text(
@@ -188,7 +188,7 @@ def test_every_command_takes_a_url(
     assert merged[0] == 3
     assert json.loads(merged[1])["runs"] == ["memory://b/1", "memory://b/2"]
     assert "the same `dent evaluate` with --out memory://b/all" in merged[2]
-    assert dent("merge", "memory://b/1", "--out", "memory://b/all")[0] == 2  # is there already
+    assert dent("merge", "memory://b/1", "--out", "memory://b/all")[0] == 2  # already exists
     code, table, err = dent(*asked, "--out", "memory://b/all")
     assert (code, "Partial" in table) == (0, False), err
     assert dent("show", "memory://b/all")[1] == table

@@ -1,4 +1,4 @@
-"""While Ray is started: its token, and the signals that it would take."""
+"""Test `starting`, which protects the token and the SIGTERM handler while Ray starts."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from dent.support.ray_start import starting
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_token_is_made_and_left_for_its_owner_alone(
+def test_auth_token_is_readable_only_by_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, there: bool
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -36,7 +36,9 @@ def test_a_token_is_made_and_left_for_its_owner_alone(
     assert (tmp_path / "after").stat().st_mode & 0o777 == 0o644
 
 
-def test_without_a_token_nothing_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_without_a_token_restores_sigterm_and_writes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:

@@ -1,4 +1,4 @@
-"""Things to evaluate that can be killed within, and how to compare the runs they leave."""
+"""Attacks that wait, meet or raise, and helpers to kill processes and compare runs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.evaluation.subjects import Push
 
 
 class _Toy(Attack):
-    """A push, and whatever comes before it."""
+    """Base of attacks that end with a `Push`."""
 
     def settings(self, norm: Norm = "linf") -> dict[str, Any]:
         del norm
@@ -31,7 +31,7 @@ class _Toy(Attack):
 @final
 @dataclass(frozen=True)
 class SlowPush(_Toy):
-    """Takes its time, and leaves a file for its process in a folder, which names its Ray node."""
+    """Sleeps before a `Push`, and writes its Ray node to a file named by its process id."""
 
     folder: Path
     seconds: float = 0.1
@@ -48,7 +48,7 @@ class SlowPush(_Toy):
 @final
 @dataclass(frozen=True)
 class Meeting(_Toy):
-    """Waits, in any process but the one that made it, until so many run it."""
+    """Waits until `size` processes run it, except in the process that made it."""
 
     folder: Path
     size: int
@@ -67,7 +67,7 @@ class Meeting(_Toy):
 @final
 @dataclass(frozen=True)
 class Refusing(_Toy):
-    """Raises an error of its own, and counts in a file how often it was asked."""
+    """Raises an ArithmeticError, and appends a character to a file for each call."""
 
     asked: Path
 
@@ -79,12 +79,12 @@ class Refusing(_Toy):
 
 
 def kill(pid: int) -> None:
-    """End a process as nothing can catch."""
+    """End a process with SIGKILL, which cannot be caught."""
     os.kill(pid, signal.SIGKILL)
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """All of a finished run but clocks, sessions, and the order in which its lines were written."""
+    """Check a finished run, and return its content without times, sessions and the record order."""
     run = load_run(folder)
     lines = (folder / JOURNAL).read_text().splitlines()
     records = [without_timing(json.loads(line)["record"]) for line in lines]

@@ -1,4 +1,4 @@
-"""The page of the last published benchmark follows from its figures, in a reader's order."""
+"""The page of the published benchmark matches its figures, with rows in a readable order."""
 
 import importlib
 import json
@@ -23,20 +23,18 @@ def record() -> Any:
     return json.loads((PUBLISHED / "bench.json").read_text())
 
 
-def test_the_page_is_what_the_figures_say(bench: ModuleType, record: Any) -> None:
+def test_the_benchmark_page_matches_its_figures(bench: ModuleType, record: Any) -> None:
     assert bench.page(record) == (PUBLISHED / "index.html").read_text()
 
 
-def test_rows_stand_together_by_defense_and_rise_with_its_steps(
-    bench: ModuleType, record: Any
-) -> None:
+def test_rows_are_grouped_by_defense_and_sorted_by_steps(bench: ModuleType, record: Any) -> None:
     for figures in record["cost"]["cells"].values():
         rows = bench.in_order(figures)
         assert sorted(map(str, rows)) == sorted(map(str, figures.values()))
         assert rows[0]["what"] == "static"
         kinds = [bench._named(row["what"]) for row in rows]
         defenses = [name for name, _ in kinds]
-        assert defenses == sorted(defenses, key=defenses.index)  # each in one block
+        assert defenses == sorted(defenses, key=defenses.index)  # grouped by defense
         for name in set(defenses):
             steps = [count for defense, count in kinds if defense == name]
             assert steps == sorted(steps)

@@ -1,4 +1,4 @@
-"""The notebooks are the tutorials, and their code runs from top to bottom."""
+"""The notebooks match the tutorials, and their code runs from top to bottom."""
 
 import re
 import sys
@@ -13,19 +13,19 @@ from tools.notebooks import FOLDER, NAMES, TUTORIALS, notebook, written
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_in_step_with_its_tutorial(name: str) -> None:
-    """If not: `python tools/notebooks.py`."""
+def test_a_notebook_is_up_to_date_with_its_tutorial(name: str) -> None:
+    """To update the notebooks: `python tools/notebooks.py`."""
     assert (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8") == written(name)
     page = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
     assert f"](../notebooks/{name}.ipynb)" in page.partition("\n## ")[0]
 
 
-def test_there_are_no_other_notebooks() -> None:
+def test_the_folder_holds_exactly_the_known_notebooks() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(NAMES)
 
 
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.md")), ids=lambda path: path.stem)
-def test_any_tutorial_makes_a_notebook_of_all_its_code(path: Path) -> None:
+def test_a_notebook_has_all_code_and_headings_of_its_tutorial(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     made = notebook(page)
     nbformat.validate(made)
@@ -40,14 +40,14 @@ def test_any_tutorial_makes_a_notebook_of_all_its_code(path: Path) -> None:
     assert "```python" not in text
 
 
-def test_a_page_without_code_makes_none() -> None:
+def test_a_page_without_code_is_refused() -> None:
     with pytest.raises(ValueError, match="no block of Python"):
         notebook("# Only text\n")
 
 
-@pytest.mark.slow  # the same code runs on the pages, which other tests run always
+@pytest.mark.slow  # test_pages.py runs the same code
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cells_run_in_plain_python(
+def test_the_cells_of_a_notebook_run_in_plain_python(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -60,7 +60,7 @@ def test_the_cells_run_in_plain_python(
     assert vars(module)
 
 
-def test_where_the_site_is_published_the_badge_opens_colab(
+def test_the_badge_opens_colab_on_the_published_site(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/evaluate.md"))

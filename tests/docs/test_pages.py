@@ -1,4 +1,4 @@
-"""The Python of README and tutorials runs, and says what the text says of it; local links exist."""
+"""The code of README and tutorials runs and does what the text says; local links exist."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """A module for a page's blocks, in an empty folder."""
+    """Return a module to run a page's code blocks in; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
@@ -28,7 +28,7 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 def run(path: Path, page: ModuleType) -> dict[str, Any]:
-    """Run a page's Python blocks in order; gives the names that they leave."""
+    """Run a page's Python blocks in order, and return the names that they define."""
     text = path.read_text()
     blocks = [*re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
     assert blocks
@@ -38,7 +38,7 @@ def run(path: Path, page: ModuleType) -> dict[str, Any]:
     return vars(page)
 
 
-def test_readme(page: ModuleType) -> None:
+def test_the_code_of_the_readme_does_what_its_text_says(page: ModuleType) -> None:
     model, images = make_tiny_cnn().eval(), torch.rand(4, 3, 16, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     labels = model(images).argmax(1)
@@ -58,10 +58,10 @@ def test_readme(page: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "serving.md"])
-def test_the_first_request_to_the_server_is_defended(
+def test_the_request_on_the_page_is_adapted_to_but_a_single_image_is_not(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The batch that the page sends is adapted to; a single image of it would not be."""
+    """The defense adapts to the batch that the page sends, but not to a single image of it."""
     monkeypatch.chdir(tmp_path)
     page = path.read_text()
     command = re.search(r'^python -c "(.*)"$', page, re.MULTILINE)
@@ -78,7 +78,9 @@ def test_the_first_request_to_the_server_is_defended(
         assert (float((adapted - static).abs().max()) > 0.1) is moves
 
 
-def test_defend_a_model(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_defend_tutorial_does_what_its_text_says(
+    page: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = run(TUTORIALS / "defend.md", page)
     printed = capsys.readouterr().out
     entropy = names["adaptation"].entropy.mean(1)
@@ -97,7 +99,9 @@ def test_defend_a_model(page: ModuleType, capsys: pytest.CaptureFixture[str]) ->
     assert Path("weights.safetensors").is_file()
 
 
-def test_evaluate_honestly(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_evaluate_tutorial_does_what_its_text_says(
+    page: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = run(TUTORIALS / "evaluate.md", page)
     printed = capsys.readouterr().out
     defense = names["defense"]
@@ -111,7 +115,9 @@ def test_evaluate_honestly(page: ModuleType, capsys: pytest.CaptureFixture[str])
     assert "<html" in Path("report.html").read_text()
 
 
-def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_bring_your_own_tutorial_does_what_its_text_says(
+    page: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = run(TUTORIALS / "bring-your-own.md", page)
     printed = capsys.readouterr().out
     assert "no normalization layer" in printed
@@ -137,8 +143,10 @@ def test_bring_your_own(page: ModuleType, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
-def test_break_a_defense(page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each step leaves no more than the one before, as the page's comments say."""
+def test_the_code_of_the_break_a_defense_tutorial_does_what_its_text_says(
+    page: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each attack leaves at most as many correct predictions as the one before it."""
     path = TUTORIALS / "break-a-defense.md"
     names = run(path, page)
     printed = capsys.readouterr().out.split()
@@ -162,8 +170,8 @@ def test_break_a_defense(page: ModuleType, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("name", ROOT_PAGES)
-def test_what_a_page_links_to_exists(name: str) -> None:
-    """Of the pages in docs/, `make docs` checks it, anchors included."""
+def test_local_links_of_a_page_lead_to_existing_files(name: str) -> None:
+    """For the pages in docs/, `make docs` checks the links, including anchors."""
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (ROOT / name).read_text())
     local = [target for target in targets if "://" not in target]
     assert local or name in ("CHANGELOG.md", "CONTRIBUTING.md")
@@ -171,7 +179,7 @@ def test_what_a_page_links_to_exists(name: str) -> None:
         assert (ROOT / target).exists(), f"{name} links to {target}"
 
 
-def test_what_contributing_names_to_change_exists() -> None:
+def test_the_paths_that_contributing_names_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where to change what")[2]
     paths = re.findall(r"`((?:src|docs|tests)/[^` ]+)`", text.partition("\n## ")[0])
     assert len(paths) > 40

@@ -1,7 +1,7 @@
-"""Kills evaluations, again and again, and resumes them: `python -m ...kill_harness FOLDER`.
+"""Kill evaluations repeatedly and resume them: `python -m tests.evaluation.kill_harness FOLDER`.
 
-A process of its own, which loads torch once and forks: every child begins at once, and dies of
-SIGKILL, which no code can catch. Prints one line of JSON a folder.
+It is a separate process, which imports torch once and then forks. So each child starts immediately,
+and SIGKILL, which no code can catch, kills only the child. Prints one line of JSON per folder.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.fx.experimental.symbolic_shapes  # backward loads it: once here, not in every child
+import torch.fx.experimental.symbolic_shapes  # backward imports it: once here, not in every child
 
 from dent import Dent, DentConfig
 from dent.evaluation import Progress, Settings, evaluate
@@ -30,7 +30,7 @@ SUBJECT = make_subject({"dent": Dent(MODEL, DentConfig(steps=1))}, [Push()], mod
 
 
 def child(folder: Path, report: int, prepare: Callable[[], None]) -> int:
-    """Fork a process that evaluates into a folder, reporting how many units it has seen done."""
+    """Fork a process that evaluates into a folder and reports each number of finished units."""
     pid = os.fork()
     if pid:
         return pid
@@ -49,9 +49,14 @@ def child(folder: Path, report: int, prepare: Callable[[], None]) -> int:
 
 
 def run(folder: Path, *, after: float | None, prepare: Callable[[], None]) -> bool:
-    """Evaluate, killing after some seconds; returns whether it was killed.
+    """Evaluate in a child process, and return whether it was killed.
 
-    Whatever the process had seen done before it died must lie in the journal.
+    Every unit that the child reported as finished before it died must be in the journal.
+
+    Args:
+        folder: The run folder.
+        after: Seconds until the child is killed; None does not kill it.
+        prepare: Called in the child before the evaluation.
     """
     reader, writer = os.pipe()
     pid = child(folder, writer, prepare)
@@ -72,7 +77,7 @@ def run(folder: Path, *, after: float | None, prepare: Callable[[], None]) -> bo
 
 
 def die_at(call: int) -> Callable[[], None]:
-    """Die within the `call`-th operation on the disk: of a write, only half is done."""
+    """Make the `call`-th disk operation kill the process; a write is cut in half."""
 
     def prepare() -> None:
         left = [call]
@@ -104,7 +109,7 @@ def die_at(call: int) -> Callable[[], None]:
 
 
 def nothing() -> None:
-    """Leave the child as it is."""
+    """Prepare nothing in the child."""
 
 
 def say(folder: Path, kills: int) -> None:

@@ -1,4 +1,4 @@
-"""Writes tests/evaluation/golden/v1; not to be run again once a version with it is released.
+"""Write tests/evaluation/golden/v1. Do not run this again after a release with that folder.
 
 `python -m tests.evaluation.make_golden`
 """

@@ -1,4 +1,4 @@
-"""Small things to evaluate, and defenses whose truth is known."""
+"""Small subjects for evaluations, and defenses whose behavior is known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ EPS = "8/255"
 
 
 def make_model(seed: int = 0) -> nn.Sequential:
-    """A network that answers in microseconds."""
+    """Return a network whose forward takes microseconds."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(
@@ -35,7 +35,7 @@ def make_model(seed: int = 0) -> nn.Sequential:
 
 
 def make_dataset(size: int = 40, seed: int = 0, name: str = "toy") -> ArrayDataset:
-    """Images that `make_model()` classifies correctly, but for every seventh."""
+    """Return images that `make_model()` classifies correctly, except every seventh."""
     draw = np.random.default_rng(seed)
     pixels = draw.integers(0, 256, (size, SIDE, SIDE, 3), dtype=np.uint8)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -55,7 +55,7 @@ def make_dataset(size: int = 40, seed: int = 0, name: str = "toy") -> ArrayDatas
 @final
 @dataclass(frozen=True)
 class Push(Attack):
-    """A single step against the gradient: one look, one gradient, one look."""
+    """One step along the sign of the gradient: two queries and one gradient."""
 
     strength: float = 1.0
 
@@ -72,7 +72,7 @@ class Push(Attack):
 
 @final
 class Guess(Attack):
-    """A random corner of the ball, and no gradient."""
+    """Tries one random corner of the eps ball, without a gradient."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         draws = torch.Generator().manual_seed(seed)
@@ -84,7 +84,7 @@ class Guess(Attack):
 
 @final
 class Boast(Attack):
-    """Does nothing and claims everything."""
+    """Returns the natural images and claims that every member is fooled."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         del threat, seed
@@ -92,7 +92,7 @@ class Boast(Attack):
 
 
 class Wrapper(nn.Module):
-    """A defense that is the model; others change one thing."""
+    """A defense that answers as its model does; each subclass changes one thing."""
 
     batch_dependent = False
 
@@ -113,7 +113,7 @@ class Wrapper(nn.Module):
 
 
 class Masked(Wrapper):
-    """Rounds its input, which leaves no gradient."""
+    """Rounds its input, which makes the gradient zero."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return super().predict((x * 255).round() / 255, adaptation)
@@ -128,7 +128,7 @@ class Noisy(Wrapper):
 
 
 class Leaky(Wrapper):
-    """Counts the batches it was asked about, and lets the count into its answers."""
+    """Counts its batches, and its answers depend on the count."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -145,7 +145,7 @@ class Leaky(Wrapper):
 
 
 class Remembering(Leaky):
-    """The same, but says so and can be put back: a stream."""
+    """Like `Leaky`, but declares its state and can restore it: a stream."""
 
     batch_dependent = True
     stateful = True
@@ -161,7 +161,7 @@ class Remembering(Leaky):
 
 
 class Sociable(Wrapper):
-    """Lets the mean of the batch into every answer, and does not declare it."""
+    """Adds a multiple of the batch's mean to every answer, and does not declare it."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return (
@@ -170,14 +170,14 @@ class Sociable(Wrapper):
 
 
 class Probabilities(Wrapper):
-    """Answers with probabilities."""
+    """Returns probabilities instead of logits."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         return super().predict(x, adaptation).softmax(dim=1)
 
 
 class Broken(Wrapper):
-    """Has no answer for images whose first pixel is dark."""
+    """Returns NaN for images whose first pixel is dark."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         logits = super().predict(x, adaptation)
@@ -193,7 +193,7 @@ def make_subject(
     eps: str = EPS,
     model: nn.Module | None = None,
 ) -> Subject:
-    """The tiny model with dent on it, and two attacks of different strength."""
+    """Return a subject: by default, Dent on the tiny model and a weaker and a stronger attack."""
     model = model or make_model()
     if defenses is None:
         defenses = {"dent": Dent(model, DentConfig(steps=2, lr=0.01))}
@@ -203,15 +203,15 @@ def make_subject(
 
 
 def batch_of(dataset: ImageDataset, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A batch on the device that tests compute on."""
+    """Return a batch on the device on which the tests compute."""
     x, y = dataset.batch(positions)
     return x.to(DEVICE), y.to(DEVICE)
 
 
 def with_threat(subject: Subject, eps: str) -> Subject:
-    """The same subject under another eps."""
+    """Return the same subject with another eps."""
     return replace(subject, threat=ThreatModel("linf", eps))
 
 
 SMALL = Settings(n=20, batch_size=8)
-"""Three batches, the last one of four."""
+"""Three batches; the last one has four members."""

@@ -1,4 +1,4 @@
-"""A defense beside the mean of as many views as it costs."""
+"""Comparison of a defense with the mean over views of about equal cost."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,13 +50,15 @@ def described(config: DentConfig) -> DefenseSpec:
         ),
     ],
 )
-def test_what_an_answer_costs(config: DentConfig, views: int | None, forwards: int) -> None:
+def test_views_and_forwards_are_counted_from_a_dent_configuration(
+    config: DentConfig, views: int | None, forwards: int
+) -> None:
     defense = described(config)
     assert views_of(defense) == views
     assert forwards_of(defense, 99.0) == forwards
 
 
-def test_what_is_no_configuration_of_dent_costs_what_was_measured() -> None:
+def test_forwards_of_a_custom_defense_are_its_measured_cost() -> None:
     other = DefenseSpec(
         name="it",
         kind="Mine",
@@ -88,24 +90,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_nearest_in_cost_is_the_baseline(run: Path) -> None:
+def test_a_defense_is_compared_with_the_views_nearest_in_cost(run: Path) -> None:
     recorded = load_run(run)
     result = recorded.result
-    found = result.defenses["shifted"].over_views  # of 2 steps: 5 forwards
+    found = result.defenses["shifted"].over_views  # 2 steps cost 5 forwards
     assert found is not None
     assert (found.baseline, found.views) == ("6 views", 6)
     scores = score(recorded.run.spec, recorded.plan, recorded.records)
     ours, _ = worst_case(scores["shifted"], (0, 1), by_sample=False)
     theirs, _ = worst_case(scores["6 views"], (0, 1), by_sample=False)
     right = [sum(map(sum, each.values())) for each in (ours, theirs)]
-    assert right[0] != right[1]  # or a wrong sign would not show
+    assert right[0] != right[1]  # otherwise a wrong sign could not be detected
     assert found.difference.value == pytest.approx((right[0] - right[1]) / 32)
     for name in ("static", "2 views", "6 views"):
         assert result.defenses[name].over_views is None
 
 
-def test_views_that_depend_on_the_batch_fall_by_whole_batches() -> None:
-    """Otherwise their attacker could combine members of several batches, and they would not."""
+def test_a_batch_dependent_views_baseline_is_scored_per_batch() -> None:
+    """Otherwise its worst case would combine members of different submissions."""
     independent, dependent = (Dependence(declared=each, measured=None) for each in (False, True))
     pieces = [{0: Piece((True, False), (), 0)}, {0: Piece((False, True), (), 0)}]
     scores = Scores({"natural": pieces[0], "attack/a": pieces[1]}, {}, None, (0,))
@@ -114,7 +116,9 @@ def test_views_that_depend_on_the_batch_fall_by_whole_batches() -> None:
         assert sum(theirs[0]) == correct
 
 
-def test_tables_show_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_headline_and_show_include_the_difference_over_views(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result: EvaluationResult = load_run(run).result
     table = headline(result)
     cell = table.row("shifted").cells[OVER_VIEWS]

@@ -1,4 +1,4 @@
-"""Adaptive attacks through the whole engine, against a defense and its static model."""
+"""Adaptive attacks in a whole evaluation, on a defense and its static model."""
 
 from pathlib import Path
 
@@ -22,7 +22,9 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("mix", [None, 0.5])
-def test_adaptive_attacks_run_by_name(tmp_path: Path, mix: float | None) -> None:
+def test_adaptive_attacks_lower_accuracy_and_their_claims_hold_on_submission(
+    tmp_path: Path, mix: float | None
+) -> None:
     model = make_model()
     dent = Dent(model, DentConfig(steps=4, lr=0.005))
     attacks = [make(name, **settings) for name, settings in ATTACKS.items()]
@@ -40,6 +42,6 @@ def test_adaptive_attacks_run_by_name(tmp_path: Path, mix: float | None) -> None
                 assert found.served.correct < defense.natural.correct
     if mix:
         notes = result.defenses["dent"].attack("collateral").notes
-        assert len(notes) == 2  # one a batch
+        assert len(notes) == 2  # one per batch
         assert all("clean members right" in note for note in notes)
     assert verify(tmp_path / "run", subject).status == "verified"

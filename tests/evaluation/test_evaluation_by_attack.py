@@ -1,4 +1,4 @@
-"""Runs of the whole suite: attack by attack, over the members that stand, until it is decided."""
+"""Runs of the whole suite: attack by attack, on members that are still correct, until decided."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -46,14 +46,14 @@ TO_THE_END = Settings(n=2 * BATCH, batch_size=BATCH, until="end")
 
 
 class Shifted(Identity):
-    """As robust as its model, but for the first classes: their logit is a little higher."""
+    """Answers as its model does, except that the logit of the first class is slightly higher."""
 
     def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
         return super().predict(x, adaptation) + torch.tensor([0.2, 0.0, 0.0, 0.0])
 
 
 class Declared(Identity):
-    """Says that its answers depend on their batch."""
+    """Declares that its answers depend on the batch."""
 
     batch_dependent = True
 
@@ -67,7 +67,7 @@ def subject(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stopped when it was decided."""
+    """Return the folder of a run that stopped when it was decided."""
     out = tmp_path_factory.mktemp("runs") / "decided"
     evaluate(subject(), QUICK, out=out)
     return out
@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same to the end."""
+    """Return the folder of the same run without an early stop."""
     out = tmp_path_factory.mktemp("runs") / "end"
     evaluate(subject(), TO_THE_END, out=out)
     return out
@@ -90,12 +90,12 @@ def test_only_a_whole_suite_with_a_static_model_runs_by_attack() -> None:
     other = Subject(linear(), dataset(), {}, suite()[:3], ThreatModel("linf", EPS))
     assert describe(other, QUICK).schedule == "by-batch"
     assert describe(subject(), Settings(static=False, transfer=False)).schedule == "by-batch"
-    # So that what was recorded before still compares.
+    # So specifications equal those that older versions recorded.
     assert "schedule" not in describe(other, QUICK).to_json()
     assert "until" not in describe(other, QUICK).to_json()["settings"]
 
 
-def test_attacks_that_are_one_on_the_static_model_run_there_once() -> None:
+def test_attacks_that_are_equal_on_the_static_model_run_on_it_once() -> None:
     spec = spec_of()
     plan = make_plan(QUICK, dataset())
     on_static = [
@@ -111,8 +111,8 @@ def test_attacks_that_are_one_on_the_static_model_run_there_once() -> None:
     assert set(transfers) == set(on_static)
 
 
-def test_defenses_without_steps_get_the_order_of_the_static_model() -> None:
-    """An attack on the adaptation costs them more than the plain ones, and finds little."""
+def test_defenses_without_steps_run_attacks_redundant_on_static_models_last() -> None:
+    """On them, attacks on the adaptation cost more than plain attacks, and find little."""
     names = [attack.name for attack in suite()]
     model = nn.Sequential(nn.BatchNorm2d(3), linear()).eval()
     cases: list[tuple[Defense, bool]] = [
@@ -131,7 +131,7 @@ def test_defenses_without_steps_get_the_order_of_the_static_model() -> None:
         assert exactly(spec) == ("dynamic", "small")
 
 
-def test_the_static_model_comes_first_and_then_attack_after_attack() -> None:
+def test_rounds_attack_the_static_model_first_and_then_run_one_attack_each() -> None:
     for defense in (Identity, Declared):
         spec, plan = spec_of(defense=defense), make_plan(QUICK, dataset())
         order = list(units(spec, plan))
@@ -148,7 +148,7 @@ def test_the_static_model_comes_first_and_then_attack_after_attack() -> None:
         assert first not in {unit.attack for group in by_round[3] for unit in group}
         assert attacks == [{entry.name} for entry in spec.attacks]
         assert {unit.kind for group in by_round[-1] for unit in group} == {"certificate"}
-        # A shard takes whole batches, since what is left out depends on what came before.
+        # A shard has whole batches, because earlier units decide which members are left out.
         assert {unit for group in groups(spec, plan) for unit in group} == set(order)
         per_batch = [group for group in groups(spec, plan) if group[0].kind == "natural"]
         assert [group[0].batch for group in per_batch] == [batch.index for batch in plan.batches]
@@ -162,8 +162,8 @@ def test_the_static_model_comes_first_and_then_attack_after_attack() -> None:
 
 
 @pytest.mark.parametrize("total", [3, 7, 12])
-def test_a_fallen_member_never_raises_the_interval(total: int) -> None:
-    """The ground on which a run stops: the lower end only falls with more attacks."""
+def test_the_tango_lower_end_never_rises_when_the_defense_loses_a_member(total: int) -> None:
+    """Early stopping relies on this: more attacks can only lower the lower end of the interval."""
     for only_defended in range(total + 1):
         for only_static in range(total + 1 - only_defended):
             low, _ = tango(only_defended, only_static, total)
@@ -173,7 +173,7 @@ def test_a_fallen_member_never_raises_the_interval(total: int) -> None:
                 assert tango(only_defended, only_static + 1, total)[0] <= low + 1e-9
 
 
-def test_whole_batches_are_decided_only_where_no_exchange_of_members_could_gain() -> None:
+def test_can_gain_per_batch_allows_for_an_exchange_of_members() -> None:
     def gains(only_ours: int, only_theirs: int, *, by_sample: bool) -> bool:
         both = 64 - only_ours - only_theirs
         ours = (1.0,) * only_ours + (0.0,) * only_theirs + (1.0,) * both
@@ -183,15 +183,15 @@ def test_whole_batches_are_decided_only_where_no_exchange_of_members_could_gain(
     assert not gains(6, 5, by_sample=True)
     assert not gains(6, 5, by_sample=False)
     assert not gains(10, 5, by_sample=True)
-    assert not gains(9, 5, by_sample=False)  # another submission leaves fewer: 3 more at best
-    assert gains(10, 5, by_sample=False)  # 4 more, with nobody lost, would be a gain
+    assert not gains(9, 5, by_sample=False)  # at best, another submission leaves 3 against 0
+    assert gains(10, 5, by_sample=False)  # here it leaves 4 against 0, which is a gain
     assert tango(3, 0, 64)[0] <= 0 < tango(4, 0, 64)[0]
     assert gains(12, 0, by_sample=True)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_gain_is_possible_exactly_where_some_end_of_the_run_has_one(seed: int) -> None:
-    """Against all ends of three small batches: each stays, or leaves fewer members right."""
+def test_can_gain_per_batch_agrees_with_brute_force_over_all_outcomes(seed: int) -> None:
+    """The oracle tries all outcomes: each of three batches stays or gets fewer correct members."""
     draw = np.random.default_rng(seed)
     size = 8
     theirs = {index: tuple(float(draw.random() < 0.4) for _ in range(size)) for index in range(3)}
@@ -223,13 +223,13 @@ def test_a_decided_run_can_be_challenged(folder: Path, tmp_path: Path) -> None:
     path = Path(copytree(folder, tmp_path / "run"))
     before = load_run(path).result.defenses["it"]
     images = subject().dataset.batch(list(range(load_run(path).plan.attacked)))[0]
-    np.save(tmp_path / "images.npy", images.numpy())  # they break nobody, but they count
+    np.save(tmp_path / "images.npy", images.numpy())  # a challenge that fools no member
     natural = challenge(path, subject(), tmp_path / "images.npy", by="Ada")
     after = natural.result.defenses["it"]
     assert (natural.summaries["it"].lowered, after.worst.served) == (0, before.worst.served)
     assert after.decided == before.decided
     assert after.verdict == before.verdict
-    # Of the static model as well: no gain comes of it, though the difference rises.
+    # A challenge to the static model raises the difference, but cannot cause a robust gain.
     eps = subject().threat.eps
     np.save(tmp_path / "dark.npy", (images - eps).clamp(min=0).numpy())
     found = challenge(path, subject(), tmp_path / "dark.npy", by="Grace", defense="static")
@@ -264,7 +264,7 @@ def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> N
         assert said[name, "gradient certificate"].startswith("The run stopped before it")
     assert said["it", "black-box beats white-box"].startswith("The run stopped before it")
     assert said[STATIC, "transfer beats white-box"].startswith("The static model is the source")
-    # To the end, the difference only falls, and the verdict is the same.
+    # In the complete run, the difference is not higher, and the verdict is the same.
     end = full.result.defenses["it"]
     assert (end.decided, full.run.status) == (None, "complete")
     assert end.difference is not None
@@ -272,13 +272,13 @@ def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> N
     assert end.verdict is not None
     assert end.verdict.ruling == "no gain"
     assert len(full.records) == full.run.units
-    # What both recorded is the same.
+    # The units that both runs recorded have equal records.
     for key, record in stopped.records.items():
         other = full.records[key].to_json()
         assert {**record.to_json(), "timing": 0} == {**other, "timing": 0}
 
 
-def test_where_it_stops_follows_from_the_records_alone(complete: Path) -> None:
+def test_decisions_are_derived_only_from_the_records(complete: Path) -> None:
     run = load_run(complete)
     spec = run.run.spec.model_copy(update={"settings": QUICK})
     order = list(units(spec, run.plan))
@@ -294,8 +294,8 @@ def test_where_it_stops_follows_from_the_records_alone(complete: Path) -> None:
     assert not left(spec, run.plan, records)
     first = decisions(spec, run.plan, records)
     assert first == decisions(spec, run.plan, records)
-    assert decisions(run.run.spec, run.plan, records) == {}  # to the end
-    # What ran after that counts as well, up to the last attack that is recorded whole.
+    assert decisions(run.run.spec, run.plan, records) == {}  # because of until="end"
+    # Later records count, too, up to the last completely recorded attack.
     last = [unit for unit in order if unit.kind == "attack" and unit.defense == "it"][-1]
     more = {key: record for key, record in run.records.items() if key != last.key}
     further = decisions(spec, run.plan, more)["it"]
@@ -303,7 +303,7 @@ def test_where_it_stops_follows_from_the_records_alone(complete: Path) -> None:
     assert further.at_most <= first["it"].at_most
 
 
-def test_a_gradient_attack_with_nothing_left_to_attack_is_no_black_box(complete: Path) -> None:
+def test_a_gradient_attack_without_members_left_is_not_a_black_box(complete: Path) -> None:
     run = load_run(complete)
     kinds = {entry.name: kind_of_attack(entry) for entry in run.run.spec.attacks}
 
@@ -323,7 +323,7 @@ def test_a_gradient_attack_with_nothing_left_to_attack_is_no_black_box(complete:
         assert not defense.attack("adaptive-transfer").had_nothing_left
 
 
-def test_members_that_fell_keep_their_image_and_are_asked_no_more(complete: Path) -> None:
+def test_fooled_members_keep_their_image_and_are_not_attacked_again(complete: Path) -> None:
     run = load_run(complete)
     kinds = {entry.name: kind_of_attack(entry) for entry in run.run.spec.attacks}
     carried = 0
@@ -353,7 +353,7 @@ def test_members_that_fell_keep_their_image_and_are_asked_no_more(complete: Path
 
 
 def before(run: RecordedRun, unit: Unit) -> list[Unit]:
-    """The units of the same defense and batch before one, of those that may break a member."""
+    """Return the earlier units of the same defense and batch that may fool a member."""
     same = [
         u
         for u in units(run.run.spec, run.plan)
@@ -364,7 +364,7 @@ def before(run: RecordedRun, unit: Unit) -> list[Unit]:
 
 
 def counts(unit: Unit, earlier: UnitRecord, kinds: dict[str, Any]) -> bool:
-    """Whether an attack leaves out whom an earlier submission broke."""
+    """Return whether an attack leaves out the members that an earlier submission fooled."""
     mine = kinds[unit.attack or ""]
     if earlier.kind == "natural":
         return unit.defense != STATIC or mine != "transfer"
@@ -374,7 +374,7 @@ def counts(unit: Unit, earlier: UnitRecord, kinds: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("defense", [Declared])
-def test_nobody_is_left_out_where_members_may_depend_on_each_other(defense: type[Identity]) -> None:
+def test_a_declared_batch_dependent_defense_is_scored_per_batch(defense: type[Identity]) -> None:
     out = evaluate(subject(defense), Settings(n=BATCH, batch_size=BATCH, until="end"))
     found = out.defenses["it"]
     assert found.worst.unit == "batch"
@@ -401,7 +401,7 @@ def test_verify_tells_a_stopped_run_from_one_that_lost_records(
     assert any("missing" in problem for problem in problems), problems
 
 
-def test_few_attacks_on_a_defense_are_not_compared_with_all_on_the_static_model(
+def test_attack_kinds_are_not_compared_before_every_attack_ran_on_the_defense(
     complete: Path, tmp_path: Path
 ) -> None:
     copy = Path(copytree(complete, tmp_path / "copy"))
@@ -417,7 +417,7 @@ def test_few_attacks_on_a_defense_are_not_compared_with_all_on_the_static_model(
             assert compared or sentence.startswith("The run stopped before every attack")
 
 
-def test_verify_finds_other_images_of_members_that_had_fallen(
+def test_verify_finds_a_wrong_record_of_the_members_that_were_left_out(
     complete: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
@@ -434,7 +434,7 @@ def test_verify_finds_other_images_of_members_that_had_fallen(
     assert any("leaves out other members" in problem for problem in problems), problems
 
 
-def test_interrupted_after_any_unit_it_ends_as_if_it_never_had_been(
+def test_an_interrupted_and_resumed_run_records_the_same_as_an_uninterrupted_one(
     folder: Path, tmp_path: Path
 ) -> None:
     class Stop(BaseException):
@@ -454,7 +454,7 @@ def test_interrupted_after_any_unit_it_ends_as_if_it_never_had_been(
         assert without_clocks(out) == without_clocks(folder)
 
 
-def test_workers_record_what_one_process_does(folder: Path, tmp_path: Path) -> None:
+def test_workers_record_the_same_as_one_process(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "workers"
     evaluate_by_fakes(subject(), QUICK, out)
     assert sorted(without_clocks(out)) == sorted(without_clocks(folder))
@@ -465,12 +465,12 @@ def without_clocks(folder: Path) -> list[str]:
     return [json.dumps({**record.to_json(), "timing": 0}) for record in records]
 
 
-def test_the_power_of_a_sample() -> None:
+def test_detectable_gain_falls_with_more_samples_and_matches_a_simulation() -> None:
     gains = [detectable_gain(samples) for samples in (64, 256, 1024, 10_000)]
     assert all(gain is not None for gain in gains)
     assert gains == sorted(gains, reverse=True, key=lambda gain: gain or 0)
     assert detectable_gain(2) is None
-    # By simulation: so large a gain is found in about 4 of 5 runs.
+    # Simulation: a gain of this size is found in about 80% of the runs.
     gain, samples, draws = detectable_gain(256) or 0, 256, torch.Generator().manual_seed(0)
     shares = torch.tensor([gain + 0.02, 0.02, 1 - gain - 0.04])
     found = 0
@@ -480,7 +480,7 @@ def test_the_power_of_a_sample() -> None:
     assert 0.72 < found / 400 < 0.88
 
 
-def test_the_suite_is_named_though_attacks_are_made_by_hand() -> None:
+def test_the_suite_with_an_additional_attack_still_runs_by_attack() -> None:
     made = [*suite(), make("pgd", iterations=1)]
     spec = describe(Subject(linear(), dataset(), {}, made, ThreatModel("linf", EPS)), QUICK)
     assert spec.schedule == "by-attack"

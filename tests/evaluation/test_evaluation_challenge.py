@@ -1,4 +1,4 @@
-"""Images from outside: they are checked, submitted afresh, and count; nothing else changes."""
+"""Challenges: images from outside are checked, submitted to a fresh copy, and scored."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ RADIUS = 8 / 255
 
 
 def weak() -> Subject:
-    """A model and a defense that is the model, under an attack that hardly moves anything."""
+    """Return a model, a defense that answers like it, and an attack that hardly changes images."""
     model = make_model()
     return make_subject({"plain": Wrapper(model)}, [Push(0.02)], model=model)
 
@@ -60,7 +60,7 @@ def natural(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
 
 
 def strong(subject: Subject, count: int = 20, share: float = 1.0) -> Tensor:
-    """A step against the gradient of the model, as far as is allowed."""
+    """Return images after one step along the gradient's sign, of `share` times eps."""
     x, y = natural(subject, count)
     leaf = x.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(subject.model(leaf), y)
@@ -101,7 +101,7 @@ def result_of(folder: Path) -> EvaluationResult:
     return EvaluationResult.model_validate_json((folder / "result.json").read_text())
 
 
-def test_the_worst_case_is_over_the_images_as_well(folder: Path) -> None:
+def test_challenge_images_lower_the_worst_case_and_are_recorded(folder: Path) -> None:
     subject, before = weak(), content(folder)
     images = strong(subject)
     path = to_file(folder.parent, images)
@@ -131,7 +131,7 @@ def test_the_worst_case_is_over_the_images_as_well(folder: Path) -> None:
     assert defense.attacks[-1].by == "Ada"
     assert defense.attacks[-1].served.correct == entry.correct
     assert found.result.defenses["static"].challenges == ()
-    # All that the run had is as it was, and the new is derived from the records.
+    # The other files of the run are unchanged, and the new result is derived from the records.
     after = content(folder)
     changed = {name for name in after if before.get(name) != after[name]}
     assert changed - {"result.json", "lock"} == {
@@ -150,7 +150,7 @@ def test_the_worst_case_is_over_the_images_as_well(folder: Path) -> None:
     )
 
 
-def test_a_batch_is_submitted_as_a_whole_and_afresh(tmp_path: Path) -> None:
+def test_a_challenge_submits_whole_batches_and_scores_per_batch(tmp_path: Path) -> None:
     subject = batchwise()
     before = evaluate(subject, SMALL, out=tmp_path / "run").defenses["dent"]
     images = strong(subject)
@@ -219,7 +219,9 @@ OUTSIDE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", sorted(OUTSIDE))
-def test_what_is_no_attack_within_the_threat_model_is_refused(case: str, folder: Path) -> None:
+def test_invalid_challenge_images_are_refused_and_nothing_is_written(
+    case: str, folder: Path
+) -> None:
     change, says = OUTSIDE[case]
     before = content(folder)
     path = to_file(folder.parent, change(strong(weak())))
@@ -243,7 +245,7 @@ IDS: dict[str, tuple[list[int], str]] = {
 
 
 @pytest.mark.parametrize("case", sorted(IDS))
-def test_ids_are_of_whole_batches(case: str, folder: Path) -> None:
+def test_invalid_challenge_ids_are_refused(case: str, folder: Path) -> None:
     ids, says = IDS[case]
     count = 8 if case == "too few" else len(ids)
     images = strong(weak())[[min(each - 100, 19) for each in [*ids, 101][:count]]]
@@ -252,7 +254,7 @@ def test_ids_are_of_whole_batches(case: str, folder: Path) -> None:
     assert load_run(folder).challenges == ()
 
 
-def test_some_batches_in_any_order_are_as_good_as_all(folder: Path) -> None:
+def test_a_challenge_may_cover_some_batches_with_ids_in_any_order(folder: Path) -> None:
     images = strong(weak())
     order = [*range(16, 20), *range(7, -1, -1)]
     path = to_file(folder.parent, images[order], [100 + row for row in order])
@@ -263,14 +265,14 @@ def test_some_batches_in_any_order_are_as_good_as_all(folder: Path) -> None:
     assert [unit.served for unit in ada] == [grace[0].served, grace[2].served]
     first, second = whole.result.defenses["plain"].challenges
     assert (first.by, first.total, second.by, second.total) == ("Ada", 12, "Grace", 20)
-    # The second lowers what the first left.
+    # The second challenge lowers the worst case that the first one left.
     direct = evaluate(weak(), SMALL).defenses["plain"].worst.served.correct
     assert whole.result.defenses["plain"].worst.served.correct == (
         direct - first.lowered - second.lowered
     )
 
 
-def test_an_array_is_in_the_order_of_the_ids(tmp_path: Path) -> None:
+def test_an_array_without_ids_is_read_in_ascending_order_of_the_ids(tmp_path: Path) -> None:
     subject = weak()
     shuffled = Settings(n=20, batch_size=8, order="shuffled")
     evaluate(subject, shuffled, out=tmp_path / "run")
@@ -283,7 +285,9 @@ def test_an_array_is_in_the_order_of_the_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["plan.json", "the dataset"])
-def test_another_order_is_recognized(order: str, tmp_path: Path) -> None:
+def test_an_array_in_plan_or_dataset_order_is_refused_with_that_explanation(
+    order: str, tmp_path: Path
+) -> None:
     subject = weak()
     if order == "the dataset":
         assert isinstance(subject.dataset, ArrayDataset)
@@ -316,7 +320,7 @@ def test_another_order_is_recognized(order: str, tmp_path: Path) -> None:
         ("images.npz", b"", r"got .npz.*numpy.save\(\"broken.npy\", x.cpu\(\).numpy\(\)\)"),
     ],
 )
-def test_a_file_of_something_else_is_refused(
+def test_unreadable_unsupported_and_missing_image_files_are_refused(
     name: str, text: bytes, says: str, folder: Path
 ) -> None:
     (folder.parent / name).write_bytes(text)
@@ -326,7 +330,7 @@ def test_a_file_of_something_else_is_refused(
         challenge(folder, weak(), folder.parent / "none.npy", by="Ada")
 
 
-def test_code_in_an_array_is_not_run(folder: Path) -> None:
+def test_pickled_arrays_are_refused(folder: Path) -> None:
     np.save(folder.parent / "bad.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="allow_pickle"):
         challenge(folder, weak(), folder.parent / "bad.npy", by="Ada")
@@ -353,7 +357,7 @@ def test_the_same_images_in_another_format_are_recorded_once(folder: Path) -> No
         assert (again.new, again.challenge.digest) == (False, first.challenge.digest)
 
 
-def test_a_file_counts_once_where_older_records_have_its_own_digest(folder: Path) -> None:
+def test_images_recorded_with_an_older_file_digest_are_not_recorded_again(folder: Path) -> None:
     path = to_file(folder.parent, strong(weak()))
     older = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.MonkeyPatch.context() as patch:
@@ -366,7 +370,7 @@ def test_a_file_counts_once_where_older_records_have_its_own_digest(folder: Path
     assert verify(folder, weak()).status == "verified"
 
 
-def test_a_dry_run_answers_and_writes_nothing(folder: Path) -> None:
+def test_a_dry_run_returns_the_result_and_writes_nothing(folder: Path) -> None:
     path, before = to_file(folder.parent, strong(weak())), content(folder)
     dry = challenge(folder, weak(), path, by="Ada", dry_run=True)
     assert content(folder) == before
@@ -378,7 +382,7 @@ def test_a_dry_run_answers_and_writes_nothing(folder: Path) -> None:
     assert not challenge(folder, weak(), path, by="Ada", dry_run=True).new
 
 
-def test_an_attack_tells_how_far_it_is_and_what_it_costs(folder: Path) -> None:
+def test_a_challenge_by_an_attack_reports_progress_and_can_be_estimated(folder: Path) -> None:
     states: list[Progress] = []
     challenge(
         folder, weak(), Push(), by="Ada", defense="plain", progress=states.append, dry_run=True
@@ -402,7 +406,7 @@ def test_an_attack_tells_how_far_it_is_and_what_it_costs(folder: Path) -> None:
         estimate_challenge(folder, weak(), Push(), defense="mine")
 
 
-def test_images_for_the_static_model_go_to_every_defense(folder: Path) -> None:
+def test_a_challenge_to_the_static_model_is_submitted_to_every_defense(folder: Path) -> None:
     path = to_file(folder.parent, strong(weak()))
     found = challenge(folder, weak(), path, by="Ada", defense="static")
     assert {name: each.made_for for name, each in found.summaries.items()} == {
@@ -414,7 +418,7 @@ def test_images_for_the_static_model_go_to_every_defense(folder: Path) -> None:
     assert verify(folder, weak()).status == "verified"
 
 
-def test_images_of_a_defense_do_not_count_for_another(folder: Path) -> None:
+def test_a_challenge_to_the_static_model_skips_defenses_that_have_the_images(folder: Path) -> None:
     path = to_file(folder.parent, strong(weak()))
     challenge(folder, weak(), path, by="Ada", defense="plain")
     found = challenge(folder, weak(), path, by="Ada", defense="static")
@@ -439,7 +443,7 @@ def paired(low: float, high: float) -> Difference:
     )
 
 
-def test_no_gain_stands_on_challenges_to_the_static_model_alone() -> None:
+def test_a_gain_must_hold_without_the_challenges_to_the_static_model() -> None:
     higher, level = paired(0.02, 0.1), paired(-0.02, 0.06)
     ruled = [
         conclude("small", higher, level, (), (), spared=spared).ruling
@@ -448,7 +452,7 @@ def test_no_gain_stands_on_challenges_to_the_static_model_alone() -> None:
     assert ruled == ["robust gain", "robust gain", "no gain"]
 
 
-def test_an_attack_from_outside_makes_its_images_here(folder: Path) -> None:
+def test_a_challenge_by_an_attack_records_the_images_that_the_attack_makes(folder: Path) -> None:
     subject = weak()
     found = challenge(folder, subject, Push(name="theirs:push"), by="Ada", defense="plain")
     assert found.challenge.attack == "theirs:push"
@@ -466,7 +470,7 @@ def test_an_attack_from_outside_makes_its_images_here(folder: Path) -> None:
     assert verify(folder, weak()).status == "verified"
 
 
-def test_only_attacked_members_of_a_mixed_batch_are_replaced(tmp_path: Path) -> None:
+def test_a_challenge_replaces_only_attacked_members_of_a_mixed_batch(tmp_path: Path) -> None:
     subject = weak()
     evaluate(subject, Settings(n=4, batch_size=8, mix=0.25), out=tmp_path / "run")
     found = challenge(tmp_path / "run", subject, to_file(tmp_path, strong(subject, 4)), by="Ada")
@@ -476,14 +480,14 @@ def test_only_attacked_members_of_a_mixed_batch_are_replaced(tmp_path: Path) -> 
     assert verify(tmp_path / "run", weak()).status == "verified"
 
 
-def test_images_of_challenges_stay_where_others_are_dropped(tmp_path: Path) -> None:
+def test_challenge_images_are_kept_in_a_run_that_drops_tensors(tmp_path: Path) -> None:
     evaluate(weak(), Settings(n=8, batch_size=8, tensors="drop"), out=tmp_path / "run")
     challenge(tmp_path / "run", weak(), to_file(tmp_path, strong(weak(), 8)), by="Ada")
     assert len(list((tmp_path / "run" / "adversarial").iterdir())) == 1
     assert verify(tmp_path / "run", weak()).problems == ()
 
 
-def test_a_run_that_goes_on_keeps_its_challenges(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_challenges(tmp_path: Path) -> None:
     def stop(state: object) -> None:
         if getattr(state, "done", 0) == 6:
             raise KeyboardInterrupt
@@ -503,7 +507,7 @@ def test_a_run_that_goes_on_keeps_its_challenges(tmp_path: Path) -> None:
     assert verify(tmp_path / "run", weak()).status == "verified"
 
 
-def test_another_subject_is_refused(folder: Path) -> None:
+def test_another_model_an_unknown_defense_or_no_name_is_refused(folder: Path) -> None:
     model = make_model(seed=1)
     other = make_subject({"plain": Wrapper(model)}, [Push(0.02)], model=model)
     with pytest.raises(SpecMismatchError, match=r"model\.weights"):
@@ -515,7 +519,9 @@ def test_another_subject_is_refused(folder: Path) -> None:
     assert not (folder / CHALLENGES).exists()
 
 
-def test_a_merge_keeps_every_challenge_once(folder: Path, tmp_path: Path) -> None:
+def test_merge_keeps_every_challenge_once_and_refuses_conflicts(
+    folder: Path, tmp_path: Path
+) -> None:
     twin = Path(shutil.copytree(folder, tmp_path / "twin"))
     ada, grace = strong(weak()), strong(weak(), share=0.5)
     for path in (folder, twin):
@@ -533,7 +539,7 @@ def test_a_merge_keeps_every_challenge_once(folder: Path, tmp_path: Path) -> Non
 
 
 def relabel(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Edit the first challenge, and give it the checksum that it should then have."""
+    """Edit the first challenge and update its checksum to match."""
     lines = (folder / CHALLENGES).read_text().splitlines()
     record = json.loads(lines[0])["record"]
     change(record)
@@ -573,7 +579,9 @@ def challenged(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("case", sorted(FORGED))
-def test_contradictory_challenges_are_refused(case: str, challenged: Path, tmp_path: Path) -> None:
+def test_contradictory_challenge_records_are_refused(
+    case: str, challenged: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(challenged, tmp_path / "run"))
     change, says = FORGED[case]
     relabel(folder, change)
@@ -581,7 +589,9 @@ def test_contradictory_challenges_are_refused(case: str, challenged: Path, tmp_p
         load_run(folder)
 
 
-def test_a_check_finds_forged_answers_and_images(challenged: Path, tmp_path: Path) -> None:
+def test_verify_finds_forged_predictions_and_images_of_challenges(
+    challenged: Path, tmp_path: Path
+) -> None:
     def problems(change: Callable[[Path], None], name: str) -> str:
         folder = Path(shutil.copytree(challenged, tmp_path / name))
         change(folder)
@@ -616,7 +626,7 @@ def test_a_check_finds_forged_answers_and_images(challenged: Path, tmp_path: Pat
     assert "challenges: the challenge by Ada fails: threat model" in moved
 
 
-def test_a_check_counts_the_challenges(finished: Path, challenged: Path) -> None:
+def test_verify_reports_how_many_challenges_it_checked(finished: Path, challenged: Path) -> None:
     def counted(folder: Path, subject: Subject | None) -> list[tuple[str, int]]:
         checks = verify(folder, subject).checks
         return [(each.state, each.looked_at) for each in checks if each.name == "challenges"]
@@ -627,11 +637,11 @@ def test_a_check_counts_the_challenges(finished: Path, challenged: Path) -> None
 
 
 class Died(BaseException):
-    """As a kill does, this ends the process wherever it is."""
+    """Simulates a kill: as a BaseException, it passes all handlers of errors."""
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """End within the `call`-th operation on the disk; of a write, only half is done."""
+    """Make the `call`-th disk operation raise `Died`, a write after half of its bytes."""
     left = [call]
     write, fsync, replace = os.write, os.fsync, os.replace
 
@@ -651,7 +661,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_whole_wherever_a_challenge_is_killed(tmp_path: Path) -> None:
+def test_a_run_stays_valid_wherever_a_challenge_is_killed(tmp_path: Path) -> None:
     subject = weak()
     evaluate(subject, Settings(n=4, batch_size=4), out=tmp_path / "run")
     before = load_run(tmp_path / "run").result
@@ -677,7 +687,7 @@ def test_a_run_is_whole_wherever_a_challenge_is_killed(tmp_path: Path) -> None:
     assert verify(folder, weak()).status == "verified"
 
 
-def test_old_runs_have_no_challenges() -> None:
+def test_golden_runs_of_older_versions_have_no_challenges() -> None:
     golden = Path(__file__).parent / "golden"
     for path in golden.glob("v*"):
         recorded = load_run(path)

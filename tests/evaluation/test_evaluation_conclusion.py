@@ -1,4 +1,4 @@
-"""The verdict, case by case, and on defenses whose truth is known."""
+"""The rules of the verdict, case by case, on constructed results."""
 
 from dataclasses import replace
 from itertools import product
@@ -77,7 +77,7 @@ END = gate(UNFINISHED, is_open=True)
 
 
 def expected(side: str, natural: str, own: tuple[Gate, ...], static: tuple[Gate, ...]) -> str:
-    """The rules of docs/evaluation/suite.md, in their words."""
+    """Oracle for the verdict: the rules of docs/evaluation/suite.md."""
     if END in own or side == "unknown":
         return "inconclusive"
     if side == "above":
@@ -91,7 +91,7 @@ GATES: list[tuple[Gate, ...]] = [(), (CLOSED,), (OPEN,), (CLOSED, OPEN), (END,)]
 
 
 @pytest.mark.parametrize(("side", "natural"), list(product(SIDES, ["above", "level", "below"])))
-def test_every_case(side: str, natural: str) -> None:
+def test_the_verdict_follows_the_rules_for_every_combination(side: str, natural: str) -> None:
     for own, static in product(GATES, GATES[:4]):
         found = conclude("small", difference(side), difference(natural), own, static)
         assert found.ruling == expected(side, natural, own, static)
@@ -112,14 +112,16 @@ def test_every_case(side: str, natural: str) -> None:
         (1024, "no gain", "): the interval of the difference contains 0. Suite"),
     ],
 )
-def test_no_gain_says_which_gain_the_samples_show(samples: int, ruling: str, said: str) -> None:
+def test_no_gain_states_the_gain_that_the_samples_can_detect(
+    samples: int, ruling: str, said: str
+) -> None:
     level = difference("level").model_copy(update={"total": samples})
     found = conclude("small", level, difference("level"), (), ())
     assert found.ruling == ruling
     assert said in found.sentence
 
 
-def test_a_run_that_stopped_gives_the_interval_at_which_it_did() -> None:
+def test_a_stopped_run_states_the_bound_on_the_difference_at_its_stop() -> None:
     decided = Decision(after=0, of=18, at_most=0.0, below=False)
     found = conclude("small", difference("level"), difference("level"), (), (), decided=decided)
     assert "at most 0.0 [−10.0, +10.0] after transfer from the static model; " in found.sentence
@@ -128,14 +130,14 @@ def test_a_run_that_stopped_gives_the_interval_at_which_it_did() -> None:
     assert "at most +10.0 after 2 of 18 attacks; " in found.sentence
 
 
-def test_a_transfer_follows_the_gradient_of_the_static_model_itself() -> None:
+def test_adaptive_transfer_is_a_white_box_attack_on_the_static_model() -> None:
     spec = {each.attack: each for each in _asked("small", "linf", False, VERSION)}
     assert stand_of(spec["adaptive-transfer"]) == "transfer"
     assert stand_of(spec["adaptive-transfer"], on_static=True) == "white-box"
     assert stand_of(spec["surrogates"], on_static=True) == "transfer"
 
 
-def test_harmful_says_in_what() -> None:
+def test_harmful_states_which_accuracy_is_lower() -> None:
     def why(side: str, natural: str) -> str:
         return conclude("full", difference(side), difference(natural), (), ()).sentence
 
@@ -153,12 +155,12 @@ GONE = Symptoms(samples=200, black_box=-3, transfer=0, blind=0, standing=90)
 
 
 def evidence(**changes: Any) -> Evidence:
-    """Of a defense that every attack of the suite met, and of which every symptom is gone."""
+    """Return the evidence of a defense that the whole suite attacked, without any symptom."""
     return replace(Evidence(ran=ALL, symptoms=GONE, drawn=True, large_steps=True), **changes)
 
 
 @pytest.mark.parametrize("name", SYMPTOMS)
-def test_a_raised_diagnostic_is_shut_once_its_symptom_is_gone_and_not_before(name: str) -> None:
+def test_gates_without_symptoms_are_closed_except_those_that_no_attack_closes(name: str) -> None:
     for state in ("passed", "not-run"):
         if name != HUGE_EPS:
             assert gates_of([diagnostic(name, state)], evidence()) == ()
@@ -174,7 +176,7 @@ FOR_GOOD = {
     "served differs with gradients",
     "cannot be copied",
 }
-"""What no attack settles."""
+"""Diagnostics whose gate no attack can close."""
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ FOR_GOOD = {
         ("batch dependent", {"ran": [each for each in ALL if each != "gmsa-min"]}),
     ],
 )
-def test_a_gate_whose_symptom_is_still_there_is_open_whatever_has_run(
+def test_a_gate_is_open_while_a_symptom_remains_or_an_attack_is_missing(
     name: str, left: dict[str, Any]
 ) -> None:
     (found,) = gates_of([diagnostic(name, "raised")], evidence(**left))
@@ -205,7 +207,7 @@ def test_a_gate_whose_symptom_is_still_there_is_open_whatever_has_run(
     assert found.sentence != shut.sentence
 
 
-def test_answers_drawn_under_a_known_seed_are_no_chance() -> None:
+def test_the_randomized_gate_is_closed_if_attacks_knew_the_seed() -> None:
     (gate,) = gates_of([diagnostic("randomized", "raised")], evidence(drawn=False, known=True))
     assert not gate.open
     assert "knew the seed" in gate.sentence
@@ -213,21 +215,23 @@ def test_answers_drawn_under_a_known_seed_are_no_chance() -> None:
     assert other.open
 
 
-def test_an_attack_of_another_kind_may_be_ahead_by_one_in_a_hundred_samples() -> None:
+def test_black_box_attacks_may_lead_by_one_percent_before_the_gate_opens() -> None:
     for ahead, is_open in ((2, False), (3, True)):
         found = evidence(symptoms=replace(GONE, black_box=ahead))
         (gate,) = gates_of([diagnostic("black-box beats white-box", "raised")], found)
         assert gate.open == is_open
 
 
-def test_a_huge_eps_that_was_not_tried_is_a_gate() -> None:
+def test_the_huge_eps_gate_is_open_if_its_diagnostic_did_not_run() -> None:
     (found,) = gates_of([diagnostic(HUGE_EPS, "not-run")], evidence())
     assert found.open
 
 
 @pytest.mark.parametrize("huge", ["passed", "raised", "not-run"])
 @pytest.mark.parametrize("state", ["passed", "raised", "not-run"])
-def test_what_a_gain_stands_on(state: str, huge: str) -> None:
+def test_the_ground_for_a_gain_depends_on_certificate_huge_eps_and_symptoms(
+    state: str, huge: str
+) -> None:
     told = [diagnostic(CERTIFICATE, state), diagnostic(HUGE_EPS, huge)]
     none: tuple[dict[str, Any], ...] = (
         {"large_steps": False},
@@ -254,7 +258,7 @@ EXACT, SURROGATE = get_args(Ground)
 
 
 @pytest.mark.parametrize("measured", [False, None])
-def test_an_exact_gradient_must_also_hold_over_large_steps(measured: bool | None) -> None:
+def test_a_certified_gradient_must_also_be_valid_over_large_steps(measured: bool | None) -> None:
     told = [diagnostic(CERTIFICATE, "passed")]
     (gate,) = gates_of(told, evidence(large_steps=measured))
     assert (gate.name, gate.open) == (LARGE_STEPS, True)
@@ -262,26 +266,26 @@ def test_an_exact_gradient_must_also_hold_over_large_steps(measured: bool | None
     assert gates_of(told, evidence()) == ()
 
 
-def test_logits_beyond_the_classes_of_the_dataset_are_a_gate() -> None:
+def test_more_logits_than_classes_open_a_gate() -> None:
     (gate,) = gates_of([], evidence(surplus=3))
     assert (gate.name, gate.open) == (MORE_CLASSES, True)
     assert "3 logits more" in gate.sentence
 
 
-def test_a_gradient_for_every_member_must_be_on_record_while_any_stands() -> None:
+def test_unrecorded_gradients_open_a_gate_while_any_member_is_correct() -> None:
     told = [diagnostic(SIGHTED, "not-run")]
     (gate,) = gates_of(told, evidence(symptoms=replace(GONE, blind=None)))
     assert (gate.name, gate.open) == (SIGHTED, True)
     assert gates_of(told, evidence(symptoms=replace(GONE, blind=None, standing=0))) == ()
 
 
-def test_what_counts_as_wrong_is_no_doubt() -> None:
+def test_non_finite_predictions_open_no_gate() -> None:
     assert gates_of([diagnostic("non-finite", "raised")], evidence()) == ()
 
 
 @pytest.fixture(scope="module")
 def spec() -> EvaluationSpec:
-    """Of a run of the whole suite on dent."""
+    """Return the specification of a run of the whole suite on Dent."""
     subject = make_subject(attacks=suite("dynamic", "small"))
     return describe(subject, Settings(n=8, batch_size=8))
 
@@ -289,7 +293,7 @@ def spec() -> EvaluationSpec:
 def found(
     raised: tuple[str, ...] = (), side: str = "above", **attack: dict[str, Any]
 ) -> DefenseResult:
-    """What is looked at of a defense that every attack of the suite met."""
+    """Return the result of a defense that the whole suite attacked, as far as verdicts use it."""
     attacks = (
         AttackSummary.model_construct(
             **{"kind": "attack", "attack": name, "batches": 8, "notes": ()}
@@ -311,11 +315,11 @@ def found(
 
 
 def scores(batches: int, right: bool = True) -> Scores:
-    """What is looked at of a defense whose gradient every attack followed, and which is certified.
+    """Return the scores of a defense with a certified gradient, as far as verdicts use them.
 
     Args:
-        batches: How many.
-        right: Whether every member is always right.
+        batches: The number of batches.
+        right: Whether every member is correct in every submission.
     """
     piece = Piece(attacked=(right,) * 8, clean=(), missing=0)
     pieces = dict.fromkeys(range(batches), piece)
@@ -352,7 +356,7 @@ def ruled(
 
 @pytest.mark.parametrize("declared", [False, True])
 @pytest.mark.parametrize("measured", [False, True, None])
-def test_a_gain_of_members_that_share_an_adaptation_takes_eight_batches(
+def test_a_gain_of_a_batch_dependent_defense_needs_eight_batches(
     spec: EvaluationSpec, declared: bool, measured: bool | None
 ) -> None:
     dependence = Dependence(declared=declared, measured=measured)
@@ -364,7 +368,7 @@ def test_a_gain_of_members_that_share_an_adaptation_takes_eight_batches(
     assert [each.name for each in few.gates] == ([FEW_BATCHES] if shared else [])
 
 
-def test_a_run_that_is_not_finished_rules_on_nobody(spec: EvaluationSpec) -> None:
+def test_verdicts_of_an_unfinished_run_are_inconclusive(spec: EvaluationSpec) -> None:
     for side in ("above", "below", "level"):
         verdict = ruled(spec, found(side=side), complete=False)
         assert verdict.ruling == "inconclusive"
@@ -373,12 +377,14 @@ def test_a_run_that_is_not_finished_rules_on_nobody(spec: EvaluationSpec) -> Non
 
 
 @pytest.mark.parametrize("side", ["above", "below", "level"])
-def test_no_verdict_on_a_model_that_guesses(spec: EvaluationSpec, side: str) -> None:
+def test_the_verdict_is_inconclusive_if_the_models_are_at_chance(
+    spec: EvaluationSpec, side: str
+) -> None:
     guesses = (AT_CHANCE,)
     verdict = ruled(spec, found(guesses, side), found(guesses))
     assert verdict.ruling == "inconclusive"
     assert f"{AT_CHANCE} (static, dent)" in verdict.sentence
-    # A defense that turns a good model into a guesser is harmful.
+    # A defense that lowers the accuracy of a good model to chance is harmful.
     alone = ruled(spec, found(guesses, side), found())
     assert alone.ruling == ("harmful" if side == "below" else "inconclusive")
 
@@ -392,7 +398,7 @@ def test_no_verdict_on_a_model_that_guesses(spec: EvaluationSpec, side: str) -> 
     ],
     ids=["not available", "not recorded", "only transferred"],
 )
-def test_a_follow_up_that_did_not_attack_shuts_no_gate(
+def test_a_gate_stays_open_if_its_follow_up_attack_did_not_run(
     spec: EvaluationSpec, lacking: dict[str, Any]
 ) -> None:
     assert ruled(spec, found(("batch dependent",))).ruling == "robust gain"
@@ -403,7 +409,7 @@ def test_a_follow_up_that_did_not_attack_shuts_no_gate(
     assert "gmsa-min" in only.sentence
 
 
-def test_doubts_about_the_static_model_stand_in_the_way_of_harm_alone(
+def test_open_gates_of_the_static_model_prevent_only_the_verdict_harmful(
     spec: EvaluationSpec,
 ) -> None:
     doubtful = found(("carries state",))
@@ -414,14 +420,14 @@ def test_doubts_about_the_static_model_stand_in_the_way_of_harm_alone(
 
 
 @pytest.mark.parametrize("name", ["randomized", "served differs with gradients"])
-def test_doubts_that_a_defense_is_served_as_badly_as_counted_stand_in_the_way_of_harm(
+def test_signs_that_the_numbers_are_too_low_prevent_the_verdict_harmful(
     spec: EvaluationSpec, name: str
 ) -> None:
     assert ruled(spec, found((name,), "below")).ruling == "inconclusive"
     assert ruled(spec, found((name,), "level")).ruling == "no gain"
 
 
-def test_a_gain_says_what_it_stands_on_and_by_which_rules(spec: EvaluationSpec) -> None:
+def test_a_robust_gain_needs_a_ground_and_states_it_with_the_rules(spec: EvaluationSpec) -> None:
     verdict = ruled(spec, found())
     assert (verdict.ruling, verdict.ground) == ("robust gain", "exact gradient certified")
     assert (verdict.rules, verdict.version) == (RULES, VERSION)
@@ -430,13 +436,13 @@ def test_a_gain_says_what_it_stands_on_and_by_which_rules(spec: EvaluationSpec) 
     assert nothing.ruling == "inconclusive"
 
 
-def test_natural_accuracy_lost_for_nothing_is_harm(spec: EvaluationSpec) -> None:
+def test_lower_clean_accuracy_without_a_gain_is_harmful(spec: EvaluationSpec) -> None:
     verdict = ruled(spec, found(side="level"), right=False)
     assert (verdict.ruling, verdict.natural.value) == ("harmful", -1)
     assert ruled(spec, found(side="level")).ruling == "no gain"
 
 
-def test_who_was_not_compared_or_not_met_by_the_whole_suite_has_no_verdict(
+def test_there_is_no_verdict_without_a_static_model_or_the_whole_suite(
     spec: EvaluationSpec,
 ) -> None:
     both = {STATIC: scores(8), "dent": scores(8)}

@@ -1,4 +1,4 @@
-"""Records that contradict each other are refused when they are read, with one sentence."""
+"""Contradictory records are refused when they are read, with a message of one sentence."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object], key: str) -> None:
-    """Edit the first record of a kind, and give it the checksum that it should then have."""
+    """Edit the first record of a kind and update its checksum to match."""
     lines = (folder / JOURNAL).read_text().splitlines()
     records = [json.loads(line)["record"] for line in lines]
     at = next(i for i, each in enumerate(records) if each["kind"] == key)
@@ -121,7 +121,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def replan(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Edit the plan, and forge its digest."""
+    """Edit the plan and update its digest in run.json to match."""
     edit(folder / "plan.json", change)
     plan = json.loads((folder / "plan.json").read_text())
     edit(folder / "run.json", lambda run: run.update(plan=digest(plan)))
@@ -182,21 +182,21 @@ RUNS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_description_that_contradicts_itself_is_refused(name: str, folder: Path) -> None:
+def test_a_specification_that_contradicts_itself_is_refused(name: str, folder: Path) -> None:
     change, says = RUNS[name]
     edit(folder / "run.json", lambda run: change(run["spec"]))
     with pytest.raises(RecordError, match=rf"run\.json: .*{says}"):
         load_run(folder)
 
 
-def test_seconds_of_sessions_stay_finite(folder: Path) -> None:
+def test_a_session_time_out_of_range_is_refused(folder: Path) -> None:
     edit(folder / "run.json", lambda r: r["sessions"][0]["timing"].update(total=1e308))
     with pytest.raises(RecordError, match=r"sessions\.0\.timing is out of range"):
         load_run(folder)
 
 
 @pytest.mark.parametrize("file", ["run.json", "plan.json", "result.json", JOURNAL])
-def test_json_as_deep_as_a_stack_is_refused_and_others_are_listed(
+def test_deeply_nested_json_is_refused_and_other_runs_are_still_listed(
     file: str, folder: Path, finished: Path
 ) -> None:
     shutil.copytree(finished, folder.parent / "sound")
@@ -221,12 +221,12 @@ def test_json_as_deep_as_a_stack_is_refused_and_others_are_listed(
         (b"\xff\xfe\xfd", "decode"),
     ],
 )
-def test_json_that_two_readers_could_take_differently_is_refused(text: bytes, says: str) -> None:
+def test_ambiguous_or_invalid_json_is_refused(text: bytes, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(text)
 
 
-def test_json_as_deep_as_it_may_be_is_read() -> None:
+def test_json_of_the_maximum_depth_is_parsed() -> None:
     text = b"[" * DEEPEST + b"]" * DEEPEST
     assert parse(text) == json.loads(text)
     many = json.dumps([[index] for index in range(100)]).encode()

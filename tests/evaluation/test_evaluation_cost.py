@@ -1,4 +1,4 @@
-"""The estimate counts what a run then does, and a sweep is its runs."""
+"""Estimates count the passes that a run makes; a sweep equals its single runs."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_sub
 
 
 class Counting(Wrapper):
-    """Counts how often it and its copies are asked."""
+    """Counts the queries to it and its copies."""
 
     asked = 0
 
@@ -27,19 +27,19 @@ class Counting(Wrapper):
         return super().predict(x, adaptation)
 
 
-def test_the_estimate_counts_the_passes_that_are_made() -> None:
+def test_the_estimate_counts_the_passes_that_the_run_makes() -> None:
     model = make_model()
     defense = Counting(model)
     attack = PGD(iterations=3, restarts=2)
-    # With an eps of next to nothing nobody falls, and no attack stops early.
+    # With a tiny eps, no member is fooled, so no attack stops early.
     subject = make_subject({"it": defense}, [attack, Push()], model=model, eps="1e-5")
     found = estimate(subject, SMALL)
     Counting.asked = 0
     result = evaluate(subject, SMALL).defenses["it"]
     ran = sum(summary.backwards for summary in result.attacks)
     planned = found.defenses["it"]
-    assert planned.gradients == ran + 3  # the probe's own
-    # Most of the probe's questions are parts of a batch, and twelve are about two members.
+    assert planned.gradients == ran + 3  # the probe's gradients
+    # Most queries of the probe are parts of a batch, and twelve have two members.
     assert planned.answers + planned.gradients == pytest.approx(Counting.asked - 9, abs=8)
     assert found.units == 29
     assert found.tensor_bytes == 2 * 2 * 20 * 3 * 6 * 6 * 4
@@ -55,8 +55,8 @@ def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
     cheap = estimate(subject, Settings(n=8, batch_size=8)).defenses["it"]
     Counting.asked = 0
     evaluate(subject, full)
-    # More iterations are tried on half of the batch: two of those passes cost what one of the batch
-    # does. The huge eps is tried on all of it.
+    # The attack with more iterations runs on half of the batch: two of its passes cost as much as
+    # one of the whole batch. The attack with a huge eps runs on the whole batch.
     huge = 21
     extra = found.answers + found.gradients - cheap.answers - cheap.gradients
     asked = Counting.asked
@@ -66,22 +66,22 @@ def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
     assert extra > 20
 
 
-def test_what_asks_without_adapting_costs_what_the_static_model_does() -> None:
+def test_passes_without_adaptation_are_counted_as_static_passes() -> None:
     attack = make("gmsa-avg", iterations=4, rounds=3)
     subject = make_subject({"it": Counting(make_model())}, [attack], eps="1e-5")
     found = estimate(subject, Settings(n=8, batch_size=8)).defenses["it"]
-    # Five evaluations a round of one, two and three models; a forward and a backward are three.
+    # Five evaluations per round of one, two and three models; a forward and a backward cost three.
     assert found.static_passes == 5 * (1 + 2 + 3) * 3
     bare = estimate(make_subject({"it": Counting(make_model())}, [], eps="1e-5"), Settings(n=8))
-    # In the attack the natural batch, one a round, what was found, and each member's strongest
-    # images together, which it asks of a defense whose members depend on each other; then its
-    # result three times, and what the same attack found on the static model and the assembled batch
-    # twice.
+    # In the attack: the natural batch, one batch per round, the images found, and each member's
+    # strongest images as one batch (only for batch-dependent defenses). Then submissions: the
+    # result three times, and twice each the images of the same attack on the static model and the
+    # assembled batch.
     assert found.answers - bare.defenses["it"].answers == (1 + 3 + 1 + 1) + (3 + 2 + 2)
     assert found.gradients == bare.defenses["it"].gradients
 
 
-def test_an_exact_gradient_is_timed_apart_where_the_defense_offers_it() -> None:
+def test_an_exact_gradient_is_timed_separately_if_the_defense_offers_it() -> None:
     attack = make("adaptive-unrolled", iterations=4, losses="margin")
     settings = Settings(n=8, batch_size=8)
     config = replace(DENT, steps=6)
@@ -95,12 +95,12 @@ def test_an_exact_gradient_is_timed_apart_where_the_defense_offers_it() -> None:
     cheap = make("adaptive-stop-gradient", iterations=4, losses="margin")
     other = estimate(make_subject({}, [cheap]), settings).defenses["static"]
     assert (other.unrolled, other.unrolled_seconds) == (0, None)
-    # Which the exact gradient brings along: the certificate, and the huge eps.
+    # An attack with the exact gradient adds the certificate and the attack with a huge eps.
     checks = gradient_check.passes(8).backwards + 20
     assert other.gradients == found["static"].gradients - checks + 5
 
 
-def test_the_size_of_the_folder_is_what_was_estimated(tmp_path: Path) -> None:
+def test_the_estimated_tensor_size_matches_the_run_folder(tmp_path: Path) -> None:
     subject = make_subject()
     evaluate(subject, SMALL, out=tmp_path / "run")
     kept = sum(path.stat().st_size for path in (tmp_path / "run/adversarial").iterdir())
@@ -117,7 +117,7 @@ def test_published_attacks_are_counted_once_for_all_batches() -> None:
     assert planned.gradients == pytest.approx(ran.backwards + 1, abs=6)
 
 
-def test_a_sweep_is_its_runs(tmp_path: Path) -> None:
+def test_each_result_of_a_sweep_equals_that_of_a_single_run(tmp_path: Path) -> None:
     subject, states = make_subject(), []
     results = sweep(
         subject,
@@ -147,7 +147,7 @@ def test_a_sweep_is_its_runs(tmp_path: Path) -> None:
     assert list(read_sweep(tmp_path / "sweep")) == ["2", "4", "8"]
 
 
-def test_a_sweep_over_eps_moves_the_threat(tmp_path: Path) -> None:
+def test_a_sweep_over_eps_changes_the_threat_model(tmp_path: Path) -> None:
     results = sweep(
         make_subject({}),
         Settings(n=8, batch_size=8),
@@ -162,7 +162,7 @@ def test_a_sweep_over_eps_moves_the_threat(tmp_path: Path) -> None:
     assert read_sweep(tmp_path / "eps")["2/255"].name == "eps=2_255"
 
 
-def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_invalid_sweeps_are_refused_and_an_existing_sweep_is_unchanged(tmp_path: Path) -> None:
     subject = make_subject({}, [])
     for same in (["8/255", 8 / 255], [0, None]):
         with pytest.raises(ConfigError, match=r"the sweep over eps has the value .* twice"):
@@ -181,8 +181,8 @@ def test_what_is_no_sweep_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "sweep.json").read_text()) == before
 
 
-def test_a_run_is_priced_by_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least by the faster of them, and the most by the slower, whichever came first."""
+def test_the_estimated_range_is_given_by_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`least` uses the faster measurement, and `seconds` the slower one."""
     times = iter([(1.0, 2.0), (3.0, 5.0)])
     monkeypatch.setattr(cost, "_time", lambda *_: next(times))
     monkeypatch.setattr(cost, "_static", lambda *_: 1.0)

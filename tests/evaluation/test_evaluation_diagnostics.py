@@ -1,4 +1,4 @@
-"""Diagnostics against defenses whose truth is known."""
+"""Diagnostics of defenses whose behavior is known."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def state(result: DefenseResult, name: str) -> str:
     return {diagnostic.name: diagnostic.state for diagnostic in result.diagnostics}[name]
 
 
-def test_the_identity_raises_nothing_and_every_diagnostic_is_there() -> None:
+def test_a_plain_defense_has_every_diagnostic_and_raises_none() -> None:
     result = look()
     assert raised(result) == set()
     assert tuple(diagnostic.name for diagnostic in result.diagnostics) == NAMES
@@ -78,7 +78,7 @@ def test_the_identity_raises_nothing_and_every_diagnostic_is_there() -> None:
         assert state(result, name) == "not-run"
 
 
-def test_randomness_is_seen_and_dependence_is_then_not_claimed_to_be_measured() -> None:
+def test_a_randomized_defense_is_flagged_and_its_dependence_is_not_measured() -> None:
     result = look(Noisy)
     assert "randomized" in raised(result)
     assert "carries state" not in raised(result)
@@ -86,35 +86,35 @@ def test_randomness_is_seen_and_dependence_is_then_not_claimed_to_be_measured() 
     assert result.dependence.measured is None
 
 
-def test_state_is_seen_and_is_not_taken_for_randomness() -> None:
+def test_a_stateful_defense_is_flagged_and_not_taken_for_a_randomized_one() -> None:
     assert {"carries state"} <= raised(look(Leaky))
     assert "randomized" not in raised(look(Leaky))
-    # Saying so, and being put back for every unit, does not make it go away in use.
+    # It is also raised if the defense declares its state and can be reset.
     assert "carries state" in raised(look(Remembering))
 
 
-def test_probabilities_are_no_logits() -> None:
+def test_probabilities_raise_not_logits() -> None:
     assert "not logits" in raised(look(Probabilities))
 
 
-def test_a_masked_gradient_is_seen_in_three_ways() -> None:
+def test_a_masked_gradient_raises_three_diagnostics() -> None:
     result = look(Masked, [Push(), Guess()])
     assert {"zero gradient", "transfer beats white-box"} <= raised(result)
-    # PGD finds nothing at all behind it; random corners of a large ball do.
+    # The gradient attack finds nothing; random search with a large eps does.
     model = make_model()
     subject = make_subject(
         {"it": Masked(model)}, [Push(), make("square", iterations=80)], model=model, eps="60/255"
     )
     masked = evaluate(subject, Settings(n=16, batch_size=16)).defenses["it"]
     assert "black-box beats white-box" in raised(masked)
-    # The transferred attack leaves no gain standing.
+    # With the transferred attack, no gain remains.
     assert masked.difference is not None
     assert masked.difference.value is not None
     assert masked.difference.value <= 0
 
 
-def test_an_attack_that_was_not_available_is_neither_a_black_box_nor_a_white_one() -> None:
-    exact = make("adaptive-unrolled", iterations=2)  # which a wrapper does not offer
+def test_an_unavailable_attack_counts_as_neither_black_box_nor_white_box() -> None:
+    exact = make("adaptive-unrolled", iterations=2)  # a Wrapper does not offer it
     found = look(Wrapper, [exact, Push()])
     assert found.attack(exact.name).notes[0].startswith(NOT_AVAILABLE)
     assert state(found, "black-box beats white-box") == "not-run"
@@ -133,14 +133,14 @@ def summary(correct: int, total: int, **values: Any) -> AttackSummary:
 
 
 def read(name: str, *attacks: AttackSummary) -> Diagnostic:
-    """One diagnostic of a defense that these attacks met."""
+    """Return one diagnostic of a defense, from the summaries of its attacks."""
     independent = Dependence(declared=False, measured=None)
     found = of_defense("it", None, independent, attacks, 0, has_static=True, looks_through=False)
     return next(each for each in found if each.name == name)
 
 
 @pytest.mark.parametrize("missed", ["claimed_but_served", "served_wrong_unclaimed"])
-def test_claims_too_many_and_too_few_are_both_mismatches(missed: str) -> None:
+def test_false_and_missing_claims_both_raise_served_differs_from_claimed(missed: str) -> None:
     states = [
         read("served differs from claimed", summary(4, 8, **{missed: count})).state
         for count in (0, 1)
@@ -155,17 +155,17 @@ def test_attacks_on_different_batches_of_an_unfinished_run_are_not_compared() ->
 
 
 class Cut(Wrapper):
-    """Answers without any gradient."""
+    """Detaches its input, so there is no gradient."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         return super().predict(x.detach(), adaptation)
 
 
-def test_no_gradient_at_all_is_a_zero_gradient() -> None:
+def test_a_missing_gradient_raises_zero_gradient() -> None:
     assert "zero gradient" in raised(look(Cut, [Guess()]))
 
 
-def test_undeclared_dependence_is_measured_and_takes_the_worst_case_per_batch() -> None:
+def test_undeclared_dependence_is_measured_and_scored_per_batch() -> None:
     result = look(Sociable)
     assert {"batch dependent", "undeclared dependence"} <= raised(result)
     assert (result.dependence.declared, result.dependence.measured) == (False, True)
@@ -173,7 +173,7 @@ def test_undeclared_dependence_is_measured_and_takes_the_worst_case_per_batch() 
 
 
 class OnlyInLargeBatches(Wrapper):
-    """Turns its answers where fewer than eight ask."""
+    """Changes its answers in batches of fewer than eight."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         logits = super().predict(x, adaptation)
@@ -181,7 +181,7 @@ class OnlyInLargeBatches(Wrapper):
 
 
 class ByPlace(Wrapper):
-    """Favours the first member."""
+    """Changes the answer of the first member."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         logits = super().predict(x, adaptation)
@@ -191,7 +191,7 @@ class ByPlace(Wrapper):
 
 
 class AmongStrangers(Wrapper):
-    """Turns its answers where any member of the batch is no natural image."""
+    """Changes its answers if any image of the batch has an unnaturally high contrast."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         logits = super().predict(x, adaptation)
@@ -200,11 +200,13 @@ class AmongStrangers(Wrapper):
 
 
 @pytest.mark.parametrize("kind", [OnlyInLargeBatches, ByPlace, AmongStrangers])
-def test_each_kind_of_company_is_looked_at(kind: type[Wrapper]) -> None:
+def test_dependence_on_batch_size_position_or_other_members_is_measured(
+    kind: type[Wrapper],
+) -> None:
     assert look(kind).dependence.measured is True
 
 
-def test_dent_is_dependent_as_it_declares_and_alone_it_is_not() -> None:
+def test_the_measured_dependence_of_dent_matches_its_declaration() -> None:
     model = make_model()
     together = look(defense=Dent(model, DentConfig(steps=3, lr=0.05)))
     assert together.dependence.measured is True
@@ -215,13 +217,13 @@ def test_dent_is_dependent_as_it_declares_and_alone_it_is_not() -> None:
     assert alone.worst.unit == "sample"
 
 
-def test_of_a_batch_of_one_dependence_is_not_measured() -> None:
+def test_dependence_is_not_measured_for_batches_of_one() -> None:
     result = look(Sociable, settings=Settings(n=3, batch_size=1))
     assert result.dependence.measured is None
     assert state(result, "batch dependent") == "not-run"
 
 
-def test_full_diagnostics_attack_longer_and_further() -> None:
+def test_full_diagnostics_try_more_iterations_and_a_huge_eps() -> None:
     full = Settings(n=16, batch_size=16, diagnostics="full")
     honest = look(None, [PGD(iterations=8, step=0.5)], full)
     assert state(honest, "huge eps does not break all") == "passed"
@@ -230,18 +232,18 @@ def test_full_diagnostics_attack_longer_and_further() -> None:
     assert "more iterations still help" in raised(hasty)
     flat = look(Flat, [PGD(iterations=2)], full)
     assert "huge eps does not break all" in raised(flat)
-    # Rounding hides the gradient from PGD, and is looked through.
+    # Rounding hides the gradient from PGD, but not from the attacks with a huge eps.
     assert state(look(Masked, [PGD(iterations=2)], full), "huge eps does not break all") == "passed"
 
 
 class Flat(Wrapper):
-    """Answers with a gradient of exactly zero."""
+    """Has a gradient of exactly zero."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         return super().predict(x.detach() + 0 * x, adaptation)
 
 
-def test_a_set_is_followed_up_too_and_what_cannot_be_says_why() -> None:
+def test_autoattack_has_a_follow_up_and_missing_follow_ups_state_the_reason() -> None:
     full = Settings(n=8, batch_size=8, diagnostics="full")
     hasty = make("standard", iterations=1, targets=1, square_iterations=1)
     longer = hasty.longer("linf")
@@ -259,25 +261,25 @@ def test_a_set_is_followed_up_too_and_what_cannot_be_says_why() -> None:
 
 
 class Overheard(Attack):
-    """Claims what is not served: it looks at another batch than it hands over."""
+    """Returns the natural images and claims that one class is fooled."""
 
     def run(self, target: Querier, threat: object, seed: int) -> Outcome:
         del threat, seed
         return Outcome(target.natural, target.labels == target.labels[0])
 
 
-def test_claims_that_are_not_served_are_seen() -> None:
+def test_an_attack_with_false_claims_raises_served_differs_from_claimed() -> None:
     assert "served differs from claimed" in raised(look(None, [Overheard()]))
 
 
-def test_a_last_batch_that_is_smaller_is_flagged() -> None:
+def test_a_smaller_last_batch_raises_uneven_batches() -> None:
     for n, up in ((16, False), (20, True)):
         result = evaluate(make_subject({}, []), Settings(n=n, batch_size=8))
         flags = {diagnostic.name: diagnostic.raised for diagnostic in result.diagnostics}
         assert flags == {"uneven batches": up, "mixed provenance": False}
 
 
-def test_serving_ignores_the_gradient_mode_around_it() -> None:
+def test_submit_ignores_a_surrounding_inference_mode() -> None:
     model: nn.Module = make_model()
     x = make_subject().dataset.batch(range(8))[0]
     dent = Dent(model, DentConfig(steps=2, lr=0.05))
@@ -286,7 +288,7 @@ def test_serving_ignores_the_gradient_mode_around_it() -> None:
         assert submit(dent, x, seed=0).predictions == inside
 
 
-def test_a_run_resumed_elsewhere_says_so() -> None:
+def test_sessions_with_different_versions_raise_mixed_provenance() -> None:
     (here,) = evaluate(make_subject({}, []), Settings(n=2)).sessions
     there = here.model_copy(update={"versions": here.versions | {"torch": "1.0"}})
     for sessions, up in (((here, here), False), ((here, there), True)):
@@ -295,7 +297,7 @@ def test_a_run_resumed_elsewhere_says_so() -> None:
 
 
 class _NoPrediction(Wrapper):
-    """Answers some members, or all, with NaN: always the same ones."""
+    """Returns NaN for images with a mean above a threshold, so always for the same ones."""
 
     def __init__(self, model: nn.Module, threshold: float) -> None:
         super().__init__(model)
@@ -309,7 +311,7 @@ class _NoPrediction(Wrapper):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
-def test_a_defense_that_answers_nan_is_not_taken_for_one_that_remembers(threshold: float) -> None:
+def test_nan_answers_raise_non_finite_but_not_state_or_dependence(threshold: float) -> None:
     subject = make_subject({"it": _NoPrediction(make_model(), threshold)}, [])
     found = evaluate(subject, SMALL).defenses["it"]
     raised = {flag.name for flag in found.diagnostics if flag.raised}

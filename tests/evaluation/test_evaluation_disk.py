@@ -1,4 +1,4 @@
-"""What a run folder's maker lays into it decides nothing about what lies outside."""
+"""Links and special files in an untrusted run folder cannot affect files outside it."""
 
 import os
 import shutil
@@ -43,10 +43,12 @@ FILES = (RUN, PLAN, JOURNAL, LOCK, HOLDER, "result.json")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_file_of_a_run_is_written_through_a_link(name: str, folder: Path, mine: Path) -> None:
+def test_run_files_are_not_written_through_symbolic_links(
+    name: str, folder: Path, mine: Path
+) -> None:
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(mine)
-    # Of result.json the name is replaced, which writes nothing through it.
+    # result.json is replaced by a rename, which does not write through the link.
     if name == "result.json":
         evaluate(make_subject(), SMALL, out=folder)
         assert not (folder / name).is_symlink()
@@ -57,7 +59,7 @@ def test_no_file_of_a_run_is_written_through_a_link(name: str, folder: Path, min
 
 
 @pytest.mark.parametrize("name", [LOCK, JOURNAL])
-def test_no_file_of_a_run_is_written_in_place_that_has_another_name(
+def test_run_files_with_another_hard_link_are_not_written(
     name: str, folder: Path, tmp_path: Path
 ) -> None:
     os.link(folder / name, tmp_path / "another")
@@ -67,7 +69,7 @@ def test_no_file_of_a_run_is_written_in_place_that_has_another_name(
     assert (tmp_path / "another").read_bytes() == before
 
 
-def test_a_linked_folder_of_tensors_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_as_the_tensor_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (folder / "adversarial").rename(home)
     (home / ".tmp-keep").write_bytes(MINE)
@@ -80,7 +82,7 @@ def test_a_linked_folder_of_tensors_is_refused(folder: Path, tmp_path: Path) -> 
     assert any("must be a folder, not a link" in problem for problem in found.problems)
 
 
-def test_temporary_names_cannot_be_foreseen(
+def test_temporary_files_are_exclusively_created_with_random_names(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = []
@@ -103,7 +105,7 @@ def test_temporary_names_cannot_be_foreseen(
     assert (tmp_path / "page.html").read_bytes() == b"a page"
 
 
-def test_a_link_where_a_temporary_file_would_lie_is_not_followed(
+def test_a_symbolic_link_with_the_temporary_name_is_not_followed(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dent.storage.disk.secrets.token_hex", lambda _: "known")
@@ -113,7 +115,7 @@ def test_a_link_where_a_temporary_file_would_lie_is_not_followed(
     assert mine.read_bytes() == MINE
 
 
-def test_an_old_content_is_unchanged_only_where_there_was_one(
+def test_write_errors_mention_the_old_content_only_if_there_was_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RecordError, match=r"such file or directory\. Check that the folder exists"):
@@ -140,7 +142,7 @@ SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", [RUN, PLAN, JOURNAL])
-def test_what_is_no_file_is_refused_and_never_waited_for(
+def test_special_and_oversized_run_files_are_refused_without_blocking(
     kind: str, name: str, folder: Path
 ) -> None:
     lay, says = SPECIAL[kind]
@@ -153,7 +155,9 @@ def test_what_is_no_file_is_refused_and_never_waited_for(
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_a_tensor_that_is_no_file_is_found(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_verify_reports_special_and_oversized_tensor_files(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
     lay, says = SPECIAL[kind]
     tensor = sorted((folder / "adversarial").iterdir())[0]
     tensor.unlink()
@@ -163,14 +167,14 @@ def test_a_tensor_that_is_no_file_is_found(kind: str, folder: Path, tmp_path: Pa
     write_report([folder], tmp_path / "page.html")
 
 
-def test_a_larger_tensor_than_its_record_says_is_not_read(folder: Path) -> None:
+def test_verify_reports_a_tensor_file_larger_than_its_record(folder: Path) -> None:
     tensor = sorted((folder / "adversarial").iterdir())[0]
     tensor.write_bytes(tensor.read_bytes() + bytes(2**17))
     problems = verify(folder, make_subject()).problems
     assert any("and at most" in problem for problem in problems), problems
 
 
-def test_a_run_that_fails_as_nobody_foresaw_does_not_hide_the_others(
+def test_an_unexpected_error_in_one_run_does_not_hide_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder, folder.parent / "another")
@@ -185,7 +189,7 @@ def test_a_run_that_fails_as_nobody_foresaw_does_not_hide_the_others(
     assert errors == [None, "unreadable: ArithmeticError: what is this?"]
 
 
-def test_a_sweep_names_folders_of_its_own_alone(tmp_path: Path) -> None:
+def test_a_sweep_record_with_an_invalid_folder_name_is_refused(tmp_path: Path) -> None:
     for name in ("..", ".", "/etc", "a/b", "eps=../8", "eps=8\n"):
         record = f'{{"schema_version": 1, "over": "eps", "runs": {{"8/255": "{name}"}}}}'
         (tmp_path / SWEEP).write_text(record.replace("\n", "\\n"))
@@ -193,7 +197,7 @@ def test_a_sweep_names_folders_of_its_own_alone(tmp_path: Path) -> None:
             read_sweep(tmp_path)
 
 
-def test_a_name_that_no_system_takes_is_one_sentence(tmp_path: Path) -> None:
+def test_an_invalid_file_name_raises_a_record_error(tmp_path: Path) -> None:
     for name in ("n" * 5000, "nul\0"):
         with pytest.raises(RecordError, match="cannot read"):
             read(tmp_path / name)
@@ -203,7 +207,7 @@ def test_a_name_that_no_system_takes_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture
 def closed() -> Iterator[Path]:
-    """A folder with one in it that is another user's. Root becomes somebody else."""
+    """Yield a folder with an unreadable subfolder. Root becomes another user for the test."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     (folder / "secret").mkdir(mode=0o000)
@@ -215,7 +219,7 @@ def closed() -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_folder_of_another_user_is_listed_with_what_is_wrong(closed: Path) -> None:
+def test_an_unreadable_folder_is_listed_with_its_error(closed: Path) -> None:
     (listed,) = list_runs(closed)
     assert "Permission denied" in (listed.error or "")
     with pytest.raises(RecordError, match=r"secret.*: Permission denied"):

@@ -1,4 +1,4 @@
-"""When two answers of a defense count as the same: rounding may change them, nothing else may."""
+"""When two answers of a defense count as equal: only differences from rounding are ignored."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from tests.evaluation.tricks import Trick
 
 
 def logits(classes: int = 10, rows: int = 16) -> Tensor:
-    """Return logits as of a network: the largest about 12, the margins of the second about 3."""
+    """Return logits like a network's: the largest about 12, margins to the second class about 3."""
     draws = torch.Generator().manual_seed(0)
     drawn = 2 * torch.randn(rows, classes, generator=draws)
     return drawn + 4 * nn.functional.one_hot(drawn.argmax(1), classes)
@@ -33,7 +33,7 @@ def distance(first: Tensor, second: Tensor, *natural: Tensor) -> float:
 
 @pytest.mark.parametrize("decoys", [1, 5, 8], ids="{} decoys".format)
 @pytest.mark.parametrize("size", [-1e5, -1e20], ids="{}".format)
-def test_huge_logits_hide_no_other_prediction(decoys: int, size: float) -> None:
+def test_huge_logits_do_not_hide_a_changed_prediction(decoys: int, size: float) -> None:
     before = logits()
     after = before.clone()
     row = 3
@@ -45,7 +45,7 @@ def test_huge_logits_hide_no_other_prediction(decoys: int, size: float) -> None:
     assert distance(*hidden, hidden[0]) > 10 * DISTANCE
 
 
-def test_a_prediction_that_is_sure_of_some_members_hides_no_change_of_others() -> None:
+def test_very_confident_members_do_not_hide_changes_of_other_members() -> None:
     before = logits()
     before[:6] += 1e6 * nn.functional.one_hot(before[:6].argmax(1), 10)
     after = before.clone()
@@ -53,7 +53,7 @@ def test_a_prediction_that_is_sure_of_some_members_hides_no_change_of_others() -
     assert distance(before, after) > 10 * DISTANCE
 
 
-def test_a_sure_answer_with_gradients_to_natural_images_hides_no_change() -> None:
+def test_a_very_confident_answer_to_natural_images_does_not_hide_a_change() -> None:
     before, natural = logits(), logits()
     sure = natural + 1e6 * nn.functional.one_hot(natural.argmax(1), 10)
     after = before.roll(1, dims=1)
@@ -62,15 +62,15 @@ def test_a_sure_answer_with_gradients_to_natural_images_hides_no_change() -> Non
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_rounding_is_no_change(classes: int) -> None:
-    # As large as the old limit: relative to the largest logit of the batch.
+def test_rounding_does_not_count_as_a_change(classes: int) -> None:
+    # As large as an earlier limit, which was relative to the largest logit of the batch.
     before = logits(classes)
     noise = torch.rand(before.shape, generator=torch.Generator().manual_seed(1)) - 0.5
     after = before + DISTANCE * before.abs().max() * noise
     assert distance(before, after) <= DISTANCE
     masked = torch.zeros(classes, dtype=torch.bool)
     masked[2:] = True
-    # A masked class rounds as its size does.
+    # The rounding of a masked logit is relative to its size.
     hidden = [
         answer.masked_fill(masked, -1e9) + 64 * masked * k
         for k, answer in enumerate([before, after])
@@ -79,7 +79,7 @@ def test_rounding_is_no_change(classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 4, 10])
-def test_images_on_the_boundary_are_compared_by_the_margins_of_natural_ones(classes: int) -> None:
+def test_near_ties_are_compared_relative_to_the_margins_of_natural_images(classes: int) -> None:
     natural = logits(classes)
     top = natural.topk(2, dim=1)
     edge = natural.scatter(1, top.indices[:, 1:], top.values[:, :1] - 1e-6)
@@ -89,7 +89,7 @@ def test_images_on_the_boundary_are_compared_by_the_margins_of_natural_ones(clas
     assert distance(edge[:1], turned[:1], natural[:1]) <= DISTANCE
 
 
-def test_answers_without_numbers() -> None:
+def test_distance_of_answers_with_nan_or_zero_logits() -> None:
     first = logits()
     lost = first.clone()
     lost[0, 0] = torch.nan
@@ -101,7 +101,7 @@ def test_answers_without_numbers() -> None:
 
 
 class _Decoy(Trick):
-    """Subtracts 1e5 from the lowest logit, so that it is the largest by far in size."""
+    """Subtracts 1e5 from the lowest logit, which then has by far the largest magnitude."""
 
     def shown(self, z: Tensor, x: Tensor) -> Tensor:
         del x
@@ -113,7 +113,7 @@ class _Decoy(Trick):
 
 
 class _Lies(_Decoy):
-    """Answers with the third class when gradients are on."""
+    """Predicts the third class when gradients are enabled."""
 
     def shown(self, z: Tensor, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -122,7 +122,7 @@ class _Lies(_Decoy):
 
 
 class _Counts(_Decoy):
-    """Answers with the second class from the second query on."""
+    """Predicts the second class from the second query on."""
 
     calls = 0
 
@@ -134,7 +134,7 @@ class _Counts(_Decoy):
 
 
 class _Mixes(_Decoy):
-    """Adds the mean of the batch's logits."""
+    """Subtracts a multiple of the mean logits of the batch."""
 
     def shown(self, z: Tensor, x: Tensor) -> Tensor:
         return z - 5 * z.mean(0)
@@ -146,7 +146,7 @@ def submitted(defense: nn.Module) -> Answers:
     return Submitter("it", Origin(defense, model), X[:12], guard, 1, 12).submit(X[:12])
 
 
-def test_a_lie_behind_a_decoy_is_seen() -> None:
+def test_changed_answers_are_detected_behind_a_huge_logit() -> None:
     assert submitted(_Lies(NET)).views.keys() == {WITH_GRADIENTS}
     assert submitted(_Counts(NET)).views
     honest = submitted(_Decoy(NET))
@@ -154,7 +154,7 @@ def test_a_lie_behind_a_decoy_is_seen() -> None:
     assert not honest.apart
 
 
-def test_the_probe_sees_state_and_dependence_behind_a_decoy() -> None:
+def test_the_probe_detects_state_and_dependence_behind_a_huge_logit() -> None:
     def probe(defense: nn.Module) -> Probe:
         return Probe(Origin(defense), X[:12], Y[:12], (0.0, 1.0), 5)
 
@@ -169,7 +169,7 @@ def test_the_probe_sees_state_and_dependence_behind_a_decoy() -> None:
     assert not any(map(moved, (alone, permuted, honest.again()[0], honest.repeated())))
 
 
-def test_a_member_with_a_huge_gradient_hides_no_other_gradient_that_changes() -> None:
+def test_a_huge_gradient_of_one_member_does_not_hide_changes_of_others() -> None:
     class Turns(Trick):
         calls = 0
 

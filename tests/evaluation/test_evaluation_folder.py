@@ -1,4 +1,4 @@
-"""The run folder: what is resumed, what is refused, and that refusing destroys nothing."""
+"""The run folder: which runs are resumed or refused, and that a refusal changes no file."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ from tests.evaluation.subjects import SMALL, Push, make_dataset, make_model, mak
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """All that lies in a folder, but for who last held its lock."""
+    """Return the content of all files in a folder except the lock."""
     files = (item for item in path.rglob("*") if item.is_file() and item.name != "lock")
     return {str(item.relative_to(path)): item.read_bytes() for item in files}
 
@@ -59,7 +59,7 @@ def comparable(result: EvaluationResult) -> object:
     return plain
 
 
-def test_the_same_again_runs_nothing_and_changes_nothing(folder: Path) -> None:
+def test_a_complete_run_is_not_run_again_and_its_folder_is_unchanged(folder: Path) -> None:
     before = tree(folder)
     seen: list[object] = []
     result = evaluate(make_subject(), SMALL, out=folder, progress=seen.append)
@@ -69,7 +69,9 @@ def test_the_same_again_runs_nothing_and_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [0, 1, 7, 19])
-def test_a_run_cut_short_goes_on_where_it_was(folder: Path, lines: int) -> None:
+def test_a_run_with_a_truncated_journal_resumes_after_its_last_record(
+    folder: Path, lines: int
+) -> None:
     content = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
     torn = content[lines][: len(content[lines]) // 2]
     (folder / JOURNAL).write_bytes(b"".join(content[:lines]) + torn)
@@ -133,7 +135,9 @@ REFUSALS: dict[str, tuple[Callable[[], Subject], Settings, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_another_evaluation_is_refused_field_by_field(folder: Path, name: str) -> None:
+def test_a_different_evaluation_is_refused_and_the_difference_is_named(
+    folder: Path, name: str
+) -> None:
     subject, asked, message = REFUSALS[name]
     before = tree(folder)
     with pytest.raises(SpecMismatchError, match=message) as refused:
@@ -197,7 +201,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_folder_is_refused_and_left_alone(folder: Path, name: str) -> None:
+def test_a_damaged_folder_is_refused_and_unchanged(folder: Path, name: str) -> None:
     damage, kind, message = DAMAGE[name]
     damage(folder)
     before = tree(folder)
@@ -206,7 +210,7 @@ def test_a_damaged_folder_is_refused_and_left_alone(folder: Path, name: str) -> 
     assert tree(folder) == before
 
 
-def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
+def test_folders_and_files_that_are_not_runs_are_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RecordError, match=r"holds something that is no run \(thesis.tex\)"):
         evaluate(make_subject(), SMALL, out=tmp_path)
@@ -219,7 +223,7 @@ def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
 
 @pytest.fixture(params=[0o555, 0o000])
 def closed(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder that one may not write to, nor perhaps look into. Root becomes somebody else."""
+    """Yield a read-only or inaccessible folder. Root becomes another user for the test."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(request.param)
     if os.getuid() == 0:
@@ -229,14 +233,14 @@ def closed(request: pytest.FixtureRequest) -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_a_folder_without_permission(closed: Path) -> None:
+def test_a_folder_without_permission_raises_a_record_error(closed: Path) -> None:
     with pytest.raises(RecordError, match=r"cannot write .*run: Permission denied"):
         evaluate(make_subject({}, []), Settings(n=2), out=closed / "run")
     with pytest.raises(RecordError, match=r"cannot read .*run: Permission denied|no such folder"):
         load_run(closed / "run")
 
 
-def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None:
+def test_a_second_process_is_refused_and_told_who_holds_the_lock(folder: Path) -> None:
     reader, writer = os.pipe()
     holder = os.fork()
     if holder == 0:
@@ -251,29 +255,29 @@ def test_a_second_process_is_refused_and_told_who_holds_it(folder: Path) -> None
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
-    # The lock died with its holder.
+    # The lock was released when its holder died.
     assert evaluate(make_subject(), SMALL, out=folder).status == "complete"
 
 
-def test_the_lock_is_free_after_a_refusal(folder: Path) -> None:
+def test_the_lock_is_released_after_a_refusal(folder: Path) -> None:
     with pytest.raises(SpecMismatchError):
         evaluate(make_subject(), Settings(n=3), out=folder)
     FolderLock(folder).close()
 
 
-def test_a_released_folder_does_not_say_who_held_it(tmp_path: Path) -> None:
+def test_the_lock_names_its_holder_only_while_it_is_held(tmp_path: Path) -> None:
     with FolderLock(tmp_path):
         assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
         with pytest.raises(LockedError, match=rf"\(pid {os.getpid()} on host "):
             FolderLock(tmp_path)
         assert (tmp_path / HOLDER).is_file()
     assert not (tmp_path / HOLDER).exists()
-    (tmp_path / HOLDER).write_text("not json")  # what a killed holder may leave
+    (tmp_path / HOLDER).write_text("not json")  # a killed holder may leave this
     FolderLock(tmp_path).close()
 
 
-def test_no_module_needs_what_windows_lacks() -> None:
-    """No import of a POSIX module where Windows would run it."""
+def test_no_module_imports_a_posix_module() -> None:
+    """On Windows, an import of any of these modules would fail."""
     absent = {"fcntl", "grp", "posix", "pwd", "pty", "resource", "syslog", "termios", "tty"}
     for path in Path(dent.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -283,7 +287,7 @@ def test_no_module_needs_what_windows_lacks() -> None:
                 assert node.module not in absent, path
 
 
-def test_a_lock_that_cannot_be_written_is_not_held(
+def test_a_lock_whose_holder_cannot_be_written_is_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int, data: bytes) -> int:
@@ -296,7 +300,7 @@ def test_a_lock_that_cannot_be_written_is_not_held(
     FolderLock(tmp_path).close()
 
 
-def test_a_full_disk_in_the_middle_of_a_run(
+def test_a_run_that_a_full_disk_stopped_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
     real, count = os.fsync, [0]
@@ -316,7 +320,7 @@ def test_a_full_disk_in_the_middle_of_a_run(
     assert [strip(line) for line in both[0]] == [strip(line) for line in both[1]]
 
 
-def test_an_interrupted_run_says_so_and_is_resumed(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_recorded_as_interrupted_and_can_be_resumed(tmp_path: Path) -> None:
     def stop(state: object) -> None:
         if getattr(state, "done", 0) == 5:
             raise KeyboardInterrupt
@@ -330,7 +334,7 @@ def test_an_interrupted_run_says_so_and_is_resumed(tmp_path: Path) -> None:
     assert [session.outcome for session in result.sessions] == ["interrupted", "complete"]
 
 
-def test_sessions_that_begin_at_the_same_time_are_all_kept(
+def test_sessions_with_equal_start_times_are_all_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "now", lambda: "2026-01-01T00:00:00.999999+00:00")
@@ -352,7 +356,7 @@ def test_sessions_that_begin_at_the_same_time_are_all_kept(
     assert run["sessions"][1]["started"] == "2026-01-01T00:00:01.000000+00:00"
 
 
-def test_no_variable_of_the_environment_is_recorded(
+def test_environment_variables_are_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("API_TOKEN", "hunter2-secret")
@@ -363,7 +367,7 @@ def test_no_variable_of_the_environment_is_recorded(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs names of open files")
-def test_a_tensor_is_on_the_disk_before_its_line_and_a_line_before_the_next_unit(
+def test_tensors_are_synced_before_their_line_and_lines_before_the_next_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -371,7 +375,7 @@ def test_a_tensor_is_on_the_disk_before_its_line_and_a_line_before_the_next_unit
 
     def name(handle: int) -> str:
         found = Path(f"/proc/self/fd/{handle}").readlink().name
-        return re.sub(r"^(\.tmp-.*)-[0-9a-f]{16}$", r"\1", found)  # less what is drawn
+        return re.sub(r"^(\.tmp-.*)-[0-9a-f]{16}$", r"\1", found)  # without the random part
 
     def watched_fsync(handle: int) -> None:
         events.append(f"sync {name(handle)}")

@@ -1,4 +1,4 @@
-"""The static model stays what it was, whatever a defense does to it."""
+"""The static model does not change, even if a defense writes into it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ TWO = Settings(n=8, batch_size=4)
 
 
 class Writing(Wrapper):
-    """Adapts the model it was given, in place, as authors' code does."""
+    """Adapts the given model in place, as published code often does."""
 
     def __init__(self, model: nn.Module, write: Callable[[Tensor], object], after: int) -> None:
         super().__init__(model)
@@ -48,38 +48,38 @@ def test_a_defense_that_writes_into_the_static_model_is_refused(
     subject = make_subject({"tent": Writing(model, write, after=0)}, [Push()], model=model)
     with pytest.raises(InputError, match=r"'tent' wrote into the static model.*deepcopy"):
         evaluate(subject, TWO, out=tmp_path / "run")
-    # The static probe alone is on record: nothing that the write could have changed.
+    # Only the static probe is recorded, which ran before the write.
     assert list(load_run(tmp_path / "run").records) == ["probe/0/static/None"]
 
 
-def test_a_write_after_some_questions_changes_nothing_and_is_seen() -> None:
+def test_a_write_after_some_queries_changes_no_result_and_is_flagged() -> None:
     model = make_model()
     before = weights_digest(model)
     late = Writing(model, lambda weight: weight.mul_(-1), after=7)
     honest = evaluate(make_subject({"late": Wrapper(model)}, [Push()], model=model), TWO)
     found = evaluate(make_subject({"late": late}, [Push()], model=model), TWO)
-    # Whatever counts is asked of copies that have not been asked seven times.
+    # All scores come from copies that have had fewer than seven queries.
     assert found.defenses["late"].worst == honest.defenses["late"].worst
     assert {each.name for each in found.defenses["late"].raised} == {"carries state"}
     assert not honest.defenses["late"].raised
     assert weights_digest(model) == before
 
 
-def test_an_estimate_refuses_it_too_before_anything_is_described_wrongly() -> None:
+def test_estimate_refuses_a_defense_that_writes_into_the_static_model() -> None:
     model = make_model()
     subject = make_subject({"tent": Writing(model, counted, after=0)}, [Push()], model=model)
     with pytest.raises(InputError, match="'tent' wrote into the static model"):
         estimate(subject, TWO)
 
 
-def test_a_defense_with_a_model_of_its_own_may_write_and_restore() -> None:
+def test_a_defense_may_write_into_its_own_model_or_undo_its_writes() -> None:
     model = make_model()
     own = Writing(make_model(), counted, after=0)
     before = weights_digest(own)
     estimate(make_subject({"own": own}, [Push()], model=model), TWO)
-    assert weights_digest(own) == before  # so that a resumed run describes it alike
+    assert weights_digest(own) == before  # so a resumed run has the same specification
     evaluate(make_subject({"own": own}, [Push()], model=model), TWO)
-    assert weights_digest(own) == before  # it is copies that are asked
+    assert weights_digest(own) == before  # the run queries copies
     assert own.after == 0
 
     def touch_and_put_back(weight: Tensor) -> None:
@@ -89,7 +89,7 @@ def test_a_defense_with_a_model_of_its_own_may_write_and_restore() -> None:
     evaluate(make_subject({"same": same}, [Push()], model=model), TWO)
 
 
-def test_what_questions_did_is_put_back_even_after_a_crash() -> None:
+def test_put_back_restores_the_weights_after_an_exception() -> None:
     own = Writing(make_model(), counted, after=0)
     before = weights_digest(own)
 

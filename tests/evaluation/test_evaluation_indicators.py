@@ -1,4 +1,4 @@
-"""Indicators of attack failure, from records and in a run."""
+"""Indicators of attack failure, from constructed records and in a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,18 +48,18 @@ def record(went: AttackHistory | None, claimed: tuple[bool, ...], **changes: obj
     return UnitRecord.model_validate(values | changes)
 
 
-def test_a_curve_adds_batches_up_and_keeps_those_that_ended() -> None:
+def test_a_curve_sums_batches_and_keeps_the_last_values_of_those_that_ended() -> None:
     short = history(gradients=(1, 2), broken=(1, 1), loss=(4.0, 8.0), norm=(1.0, 1.0))
     curve = curve_of([record(history(), (True, True, False)), record(short, (True,))])
     assert curve is not None
     assert curve.gradients == (1, 2, 3, 4)
     assert curve.broken == (1, 1, 2, 3)
     assert curve.total == 4
-    assert curve.loss == pytest.approx((1.75, 2.75, 3.5, 4.25))  # three members to one
+    assert curve.loss == pytest.approx((1.75, 2.75, 3.5, 4.25))  # weighted by members, three to one
     assert curve.norm == pytest.approx((0.625, 0.625, 0.4375, 0.25))
 
 
-def test_members_that_had_fallen_before_count_as_broken_throughout() -> None:
+def test_members_fooled_earlier_count_as_broken_over_the_whole_curve() -> None:
     idle = record(None, (True, True), carried=(True, True))
     part = record(
         history(broken=(1, 2, 3)), (True, True, True, False), carried=(True, *(False,) * 3)
@@ -70,7 +70,7 @@ def test_members_that_had_fallen_before_count_as_broken_throughout() -> None:
     assert curve.total == 6
 
 
-def test_there_is_no_curve_where_a_record_is_older() -> None:
+def test_records_without_a_history_have_no_curve_and_no_indicators() -> None:
     assert curve_of([record(history(), (True,)), record(None, (True,))]) is None
     assert curve_of([record(None, (True,))]) is None
     assert indicators_of([record(None, (True,))]) == ()
@@ -85,7 +85,7 @@ def test_there_is_no_curve_where_a_record_is_older() -> None:
         ({"late": 1}, {}, "incomplete optimization"),
         ({"untransferred": 1}, {}, "transfer failure"),
         ({}, {"zero_gradients": (0, 0, 1)}, "unavailable gradients"),
-        ({}, {"zero_gradients": (4, 4, 0)}, None),  # of members that fell
+        ({}, {"zero_gradients": (4, 4, 0)}, None),  # of fooled members
     ],
 )
 def test_each_sign_raises_its_own_indicator(
@@ -104,7 +104,7 @@ def test_each_sign_raises_its_own_indicator(
 @final
 @dataclass(frozen=True)
 class Wanders(Attack):
-    """Breaks whom it can, and gives the natural images back."""
+    """Queries adversarial images, but returns the natural images."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         outcome = Push(strength=1.0).run(target, threat, seed)
@@ -112,7 +112,7 @@ class Wanders(Attack):
         return Outcome(target.natural, target(target.natural).argmax(dim=1) != target.labels)
 
 
-def test_a_run_says_how_each_attack_went(tmp_path: Path) -> None:
+def test_a_run_and_its_report_contain_curves_and_indicators(tmp_path: Path) -> None:
     model = make_model()
     attacks = [PGD(iterations=10), Wanders(name="wanders"), Guess()]
     subject = make_subject({"masked": Masked(model)}, attacks, model=model)
@@ -152,7 +152,9 @@ def test_a_run_says_how_each_attack_went(tmp_path: Path) -> None:
         {"silent": 9},
     ],
 )
-def test_a_history_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_an_impossible_attack_history_is_found_inconsistent(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
     subject = make_subject({}, [PGD(iterations=4)])
     evaluate(subject, Settings(n=4, batch_size=4), out=tmp_path / "run")
     run = load_run(tmp_path / "run")

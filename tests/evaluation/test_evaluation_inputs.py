@@ -1,4 +1,4 @@
-"""Defenses, models and attacks that write into the tensors that they are given."""
+"""Defenses, models and attacks that write into the tensors that they get."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class Clamps(Trick):
 
 
 class Centres(nn.Module):
-    """Subtracts a mean, in place or not."""
+    """Subtracts a constant mean, in place or not."""
 
     def __init__(self, *, in_place: bool) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ def test_a_defense_that_writes_into_its_images_changes_no_result() -> None:
         assert facts(beside, name) == facts(alone, name)
 
 
-def test_a_static_model_that_writes_into_its_images_is_evaluated_as_one_that_does_not() -> None:
+def test_a_static_model_that_writes_into_its_images_changes_no_result() -> None:
     written = records(Centres(in_place=True), {"plain": Trick(NET)})
     clean = records(Centres(in_place=False), {"plain": Trick(NET)})
     for name in ("static", "plain"):
         assert facts(written, name) == facts(clean, name)
 
 
-def test_what_a_defense_writes_through_data_does_not_reach_the_run(tmp_path: Path) -> None:
+def test_writes_through_data_do_not_affect_other_defenses_or_verify(tmp_path: Path) -> None:
     class Overwrites(Trick):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             if not x.requires_grad:
@@ -99,7 +99,7 @@ def test_what_a_defense_writes_through_data_does_not_reach_the_run(tmp_path: Pat
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_submission_is_a_copy_that_adapting_and_predicting_share(gradients: bool) -> None:
+def test_submit_passes_one_copy_of_the_images_to_adapt_and_predict(gradients: bool) -> None:
     class Shares(Trick):
         def adapt(self, x: Tensor) -> Any:
             x.mul_(0)
@@ -115,7 +115,7 @@ def test_a_submission_is_a_copy_that_adapting_and_predicting_share(gradients: bo
     assert not images.requires_grad
 
 
-def test_an_attack_that_writes_into_the_natural_images_stays_in_the_threat_model() -> None:
+def test_an_attack_that_overwrites_the_natural_images_is_refused() -> None:
     @dataclass(frozen=True)
     class Moves(Attack):
         def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
@@ -131,7 +131,7 @@ def test_an_attack_that_writes_into_the_natural_images_stays_in_the_threat_model
 
 
 @pytest.mark.slow
-def test_the_suite_and_the_probes_take_a_defense_that_writes_into_its_images() -> None:
+def test_the_whole_suite_has_the_same_result_if_a_defense_writes_in_place() -> None:
     def run(*, in_place: bool) -> Any:
         defenses = {"it": Clamps(in_place=in_place)}
         subject = Subject(NET, dataset(), defenses, suite("dynamic", "small"), EPS)

@@ -1,4 +1,4 @@
-"""The intervals against closed forms, brute force, and their promised coverage."""
+"""Intervals, against closed forms, brute force, and their nominal coverage."""
 
 import math
 from itertools import product
@@ -24,7 +24,7 @@ Z = 1.959963984540054
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 @settings(max_examples=60, deadline=None)
-def test_wilson_is_its_closed_form(counts: tuple[int, int]) -> None:
+def test_wilson_matches_its_closed_form(counts: tuple[int, int]) -> None:
     k, n = counts
     middle = (k + Z * Z / 2) / (n + Z * Z)
     half = Z / (n + Z * Z) * math.sqrt(k * (n - k) / n + Z * Z / 4)
@@ -34,7 +34,7 @@ def test_wilson_is_its_closed_form(counts: tuple[int, int]) -> None:
 
 
 def likelihood_score(b: int, c: int, n: int, delta: float) -> float:
-    """Tango's statistic with the nuisance found by maximizing the likelihood numerically."""
+    """Oracle for Tango's statistic: the nuisance parameter is found by numerical optimization."""
 
     def cost(q: float) -> float:
         p_b, p_c, rest = q + delta, q, 1 - 2 * q - delta
@@ -58,14 +58,14 @@ def test_tango_inverts_the_score_test(b: int, c: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 16, 256])
-def test_tango_where_no_pair_disagrees_is_its_closed_form(n: int) -> None:
+def test_tango_without_disagreeing_pairs_matches_its_closed_form(n: int) -> None:
     half = Z * Z / (n + Z * Z)
     assert tango(0, 0, n) == pytest.approx((-half, half), abs=1e-6)
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.data())
 @settings(max_examples=60, deadline=None)
-def test_tango_is_ordered_and_turns_with_its_sides(
+def test_tango_contains_the_difference_and_is_antisymmetric(
     counts: tuple[int, int], data: st.DataObject
 ) -> None:
     b, n = counts
@@ -75,7 +75,7 @@ def test_tango_is_ordered_and_turns_with_its_sides(
     assert tango(c, b, n) == pytest.approx((-high, -low), abs=1e-6)
 
 
-def test_tango_keeps_its_level_for_few_pairs() -> None:
+def test_tango_has_nominal_coverage_for_few_pairs() -> None:
     n = 20
     pairs = [(b, c) for b, c in product(range(n + 1), repeat=2) if b + c <= n]
     intervals = {pair: tango(*pair, n) for pair in pairs}
@@ -90,7 +90,7 @@ def test_tango_keeps_its_level_for_few_pairs() -> None:
 
 
 def test_the_bootstrap_draws_batches_and_not_samples() -> None:
-    # Eight batches of 32, all won or all lost: with samples drawn it would be much narrower.
+    # Each batch of 32 is all won or all lost. If samples were drawn, it would be much narrower.
     differences = [32, -32, 32, -32, 32, 32, -32, 32]
     low, high = cluster_bootstrap(differences, [32] * 8, seed=1)
     spread = np.std([1, -1, 1, -1, 1, 1, -1, 1]) / math.sqrt(8)
@@ -102,7 +102,7 @@ def test_the_bootstrap_of_equal_batches_has_no_width() -> None:
     assert cluster_bootstrap([2] * 9, [8] * 9, seed=0) == (0.25, 0.25)
 
 
-def test_the_interval_over_batches_is_students_or_the_ratio_estimators() -> None:
+def test_of_cluster_means_matches_student_t_and_the_ratio_estimator() -> None:
     differences = [3, -2, 5, 0, 1, 4, -1, 2]
     alike = of_cluster_means(differences, [16] * 8)
     assert alike == pytest.approx(of_mean([each / 16 for each in differences]))
@@ -114,8 +114,8 @@ def test_the_interval_over_batches_is_students_or_the_ratio_estimators() -> None
     assert of_cluster_means(differences, sizes) == pytest.approx((ratio - reach, ratio + reach))
 
 
-def test_with_eight_batches_it_keeps_the_level_that_the_bootstrap_does_not() -> None:
-    """Without a true difference, the lower end may lie above 0 in 2.5% of runs."""
+def test_of_cluster_means_keeps_its_level_with_eight_batches_unlike_the_bootstrap() -> None:
+    """Without a true difference, the lower end should be above 0 in at most 2.5% of runs."""
     rng = np.random.default_rng(0)
     runs, size = 2000, 128
     chances = 0.5 + 0.1 * rng.standard_normal((runs, 8, 2))

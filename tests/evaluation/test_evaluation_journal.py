@@ -1,4 +1,4 @@
-"""The journal: what was written is read back, and what was not written whole is not."""
+"""The journal: complete lines are read back, and an incomplete last line is dropped."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ def write(path: Path, count: int = 4) -> list[UnitRecord]:
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_every_record_comes_back_as_it_was(tmp_path: Path, written: list[UnitRecord]) -> None:
+def test_every_record_is_read_back_unchanged(tmp_path: Path, written: list[UnitRecord]) -> None:
     path = tmp_path / "journal.jsonl"
     path.unlink(missing_ok=True)
     writer = JournalWriter(path)
@@ -75,11 +75,11 @@ def test_every_record_comes_back_as_it_was(tmp_path: Path, written: list[UnitRec
         writer.append(record)
     writer.close()
     assert list(read_journal(path)) == written
-    # str.splitlines() would split at U+2028 and its like, which texts may hold.
+    # str.splitlines() would also split at U+2028 and similar characters, which texts may contain.
     assert path.read_bytes().count(b"\n") == len(written)
 
 
-def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path: Path) -> None:
+def test_a_truncated_journal_keeps_its_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     written = write(path, 2)
     content = path.read_bytes()
@@ -93,12 +93,12 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path: Path) -> None:
         assert path.read_bytes() == content[: (0, first, len(content))[whole]]
 
 
-def test_damage_anywhere_else_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_a_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, 2)
     content = path.read_bytes()
     first = content.index(b"\n") + 1
-    for at in range(0, first - 1, 3):  # the newline itself joins two lines, see below
+    for at in range(0, first - 1, 3):  # not the newline, which is tested below
         damaged = bytearray(content)
         damaged[at] ^= 1
         path.write_bytes(bytes(damaged))
@@ -119,7 +119,7 @@ def test_an_edited_line_with_its_old_checksum_is_refused(tmp_path: Path) -> None
         list(read_journal(path))
 
 
-def test_a_key_that_is_unknown_is_refused_even_with_a_right_checksum(tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_even_with_a_matching_checksum(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     plain = make_record(0).to_json() | {"colour": "blue"}
     path.write_text(canonical({"record": plain, "sha256": digest(plain)}) + "\n")
@@ -127,7 +127,7 @@ def test_a_key_that_is_unknown_is_refused_even_with_a_right_checksum(tmp_path: P
         list(read_journal(path))
 
 
-def test_a_full_disk_takes_nothing_and_keeps_nothing(
+def test_a_write_that_fails_on_a_full_disk_leaves_the_journal_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal.jsonl"
@@ -151,18 +151,18 @@ def test_a_full_disk_takes_nothing_and_keeps_nothing(
     assert list(read_journal(path)) == [*written, make_record(2)]
 
 
-def test_the_real_device_that_is_always_full(
+def test_an_append_to_dev_full_raises_a_record_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    # By the back door: a link to it is refused.
+    # This replaces the function that refuses links and devices.
     monkeypatch.setattr(journal, "open_regular", lambda *_, **__: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(RecordError, match="no space left"):
         JournalWriter(tmp_path / "journal.jsonl").append(make_record(0))
 
 
-def test_a_line_is_one_line_of_canonical_json() -> None:
+def test_line_of_returns_one_line_of_canonical_json() -> None:
     line = line_of(make_record(3))
     assert line.count(b"\n") == 1
     assert b" " not in line

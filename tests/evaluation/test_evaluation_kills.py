@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: nothing but the unit in flight is lost, and nothing is different after."""
+"""SIGKILL at any moment loses only the current unit, and a resumed run ends with equal records."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.evaluation.kill_harness import RANDOM_KILLS
 
 
 def read(folder: Path) -> tuple[list[object], dict[str, bytes], object, bytes]:
-    """All of a run but its clocks and its sessions."""
+    """Return the content of a run without its times and sessions."""
     recorded = load_run(folder)
     lines = (folder / JOURNAL).read_text().splitlines()
     result = without_timing(recorded.result.to_json())
@@ -27,7 +27,7 @@ def read(folder: Path) -> tuple[list[object], dict[str, bytes], object, bytes]:
     return records, tensors, result, (folder / "plan.json").read_bytes()
 
 
-def test_killed_runs_end_as_if_they_had_never_been_killed(tmp_path: Path) -> None:
+def test_killed_and_resumed_runs_equal_an_uninterrupted_run(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tests.evaluation.kill_harness", str(tmp_path)],
         cwd=Path(__file__).parents[2],

@@ -1,4 +1,4 @@
-"""Which rung of the gradient ladder won, from what each attack left."""
+"""Which rung of the gradient ladder broke the most, from the summaries of its attacks."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,7 @@ def left(
 
 
 def spec(**rungs: str | None) -> Any:
-    """A spec of attacks by name, with the rung on which each stands."""
+    """Return a specification with attacks by name, each on the given rung (None: on no rung)."""
     made = {name: "square" if rung is None else f"adaptive-{rung}" for name, rung in rungs.items()}
     attacks = [
         SimpleNamespace(name=name, attack=attack, settings={}) for name, attack in made.items()
@@ -46,7 +46,7 @@ def spec(**rungs: str | None) -> Any:
 LADDER = spec(square=None, stop="stop-gradient", eot="stop-gradient", exact="unrolled")
 
 
-def test_the_rung_that_leaves_least_wins_by_its_best_attack() -> None:
+def test_the_rung_whose_best_attack_leaves_the_fewest_correct_wins() -> None:
     found = ladder_of(
         LADDER, [left("square", 1), left("stop", 12), left("eot", 9), left("exact", 8)]
     )
@@ -62,14 +62,14 @@ def test_the_rung_that_leaves_least_wins_by_its_best_attack() -> None:
     )
 
 
-def test_of_equals_the_cheapest_wins_and_the_sentence_says_that_they_are_equal() -> None:
+def test_the_cheapest_of_equal_rungs_wins_and_the_sentence_says_so() -> None:
     found = ladder_of(LADDER, [left("exact", 8), left("stop", 8)])
     assert found is not None
     assert found.won == "stop-gradient"
     assert "stop-gradient broke as many as every other" in found.sentence
 
 
-def test_what_was_replayed_is_the_rung_of_transfer_and_nothing_else_is() -> None:
+def test_images_of_the_static_model_are_on_the_rung_transfer() -> None:
     replayed = left("square", 5, kind="transfer")
     assembled = left("stop", 1, kind="assembled")
     found = ladder_of(LADDER, [left("exact", 8), replayed, assembled])
@@ -81,17 +81,17 @@ def test_what_was_replayed_is_the_rung_of_transfer_and_nothing_else_is() -> None
     assert found.won == "transfer"
 
 
-def test_what_did_not_attack_does_not_stand_on_the_ladder() -> None:
+def test_attacks_that_did_not_run_are_not_on_the_ladder() -> None:
     missing = left("exact", 20, note=f"{NOT_AVAILABLE}unrolled: no differentiable adapt")
     assert ladder_of(LADDER, [left("stop", 12), missing]) is None
     assert ladder_of(LADDER, [left("stop", 12), left("exact", 0, total=0)]) is None
 
 
-def test_rungs_that_saw_different_batches_are_not_compared() -> None:
+def test_rungs_that_attacked_different_batches_are_not_compared() -> None:
     assert ladder_of(LADDER, [left("stop", 12), left("exact", 3, total=10)]) is None
 
 
-def test_all_rungs_are_in_their_order() -> None:
+def test_rungs_are_listed_in_the_order_of_the_ladder() -> None:
     names = {rung.replace("-", "_"): rung for rung in RUNGS}
     attacks = [left(name, 10 - at) for at, name in enumerate(reversed(names))]
     found = ladder_of(spec(**names), attacks)
@@ -100,7 +100,7 @@ def test_all_rungs_are_in_their_order() -> None:
     assert found.won == RUNGS[0]
 
 
-def test_a_gradient_through_smooth_signs_is_of_no_rung() -> None:
+def test_an_attack_with_smooth_signs_is_on_no_rung() -> None:
     through = spec(stop="stop-gradient", exact="unrolled", smooth="unrolled")
     summaries = [left("stop", 12), left("exact", 8), left("smooth", 2)]
     plain = ladder_of(through, summaries)

@@ -1,4 +1,4 @@
-"""The plan: who stands where, in which order what runs."""
+"""The plan: the samples of each batch, and the order of the units."""
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ ORDERS: tuple[Order, ...] = ("dataset", "shuffled", "by-class")
     seed=st.integers(0, 2**40),
 )
 @settings(max_examples=150, deadline=None)
-def test_every_sample_is_attacked_once_whatever_the_plan(
+def test_every_sample_is_attacked_exactly_once_for_any_settings(
     n: int, batch_size: int, order: Order, mix: float | None, seed: int
 ) -> None:
     asked = Settings(n=n, batch_size=batch_size, order=order, mix=mix, seed=seed)
@@ -40,7 +40,7 @@ def test_every_sample_is_attacked_once_whatever_the_plan(
     assert all(batch.attacked == share for batch in plan.batches[:-1])
 
 
-def test_the_orders() -> None:
+def test_order_setting_keeps_shuffles_or_groups_samples_by_class() -> None:
     plans = {order: make_plan(Settings(n=40, batch_size=10, order=order), DATA) for order in ORDERS}
     rows = {o: [at for b in plans[o].batches for at in b.positions] for o in ORDERS}
     assert rows["dataset"] == list(range(40))
@@ -51,19 +51,19 @@ def test_the_orders() -> None:
     assert other != plans["shuffled"]
 
 
-def test_plans_and_seeds_never_change_under_our_feet() -> None:
-    # A run that was started with an older version must be resumable with a newer one.
+def test_plans_and_unit_seeds_are_stable_across_versions() -> None:
+    # A newer version must be able to resume a run that an older version started.
     plan = make_plan(Settings(n=30, batch_size=16, order="shuffled", mix=0.25, seed=7), DATA)
     assert digest([list(batch.positions) for batch in plan.batches]).startswith("8719419fe69add75")
     assert seed_of(7, "unit", 3, "pgd") == 8532239185191102262
 
 
-def test_a_company_that_the_dataset_cannot_give_is_refused() -> None:
+def test_mix_with_more_clean_members_than_the_dataset_has_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"needs 45 natural images beside 5 .* has 40 images"):
         make_plan(Settings(batch_size=50, mix=0.1), make_dataset(40))
 
 
-def test_units_are_planned_batch_by_batch_with_the_static_reference_first() -> None:
+def test_units_are_ordered_by_batch_with_the_static_model_first() -> None:
     subject = make_subject()
     spec, plan = describe(subject, SMALL), make_plan(SMALL, subject.dataset)
     keys = [unit.key for unit in units(spec, plan)]
@@ -93,7 +93,9 @@ def test_units_are_planned_batch_by_batch_with_the_static_reference_first() -> N
         ({"batchsize": 3}, "there is no setting 'batchsize', only n, batch_size"),
     ],
 )
-def test_settings_say_what_is_wrong(values: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused_with_the_reason(
+    values: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Settings(**values)
 
@@ -109,7 +111,7 @@ def test_samples_can_be_chosen_by_id(order: Order) -> None:
         assert attacked == sorted(chosen)
 
 
-def test_ids_are_part_of_what_is_evaluated_and_older_runs_keep_their_identity() -> None:
+def test_ids_change_the_identity_and_are_omitted_from_the_spec_if_unset() -> None:
     subject = make_subject()
     without = describe(subject, Settings(n=3))
     assert "ids" not in without.to_json()["settings"]
@@ -120,7 +122,7 @@ def test_ids_are_part_of_what_is_evaluated_and_older_runs_keep_their_identity() 
     assert with_ids.samples == without.samples == 3
 
 
-def test_the_plan_of_the_first_ids_is_that_of_n() -> None:
+def test_ids_of_the_first_n_samples_give_the_same_plan_as_n() -> None:
     first = Settings(ids=tuple(range(100, 130)), batch_size=8, mix=0.5)
     assert make_plan(first, DATA) == make_plan(Settings(n=30, batch_size=8, mix=0.5), DATA)
 
@@ -134,12 +136,12 @@ def test_the_plan_of_the_first_ids_is_that_of_n() -> None:
         ({"ids": (1,), "n": 3}, "n and ids both choose the samples"),
     ],
 )
-def test_ids_that_mean_nothing_are_refused(values: dict[str, object], said: str) -> None:
+def test_invalid_ids_are_refused(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Settings(**values)
 
 
-def test_ids_that_the_dataset_lacks_are_refused() -> None:
+def test_ids_missing_from_the_dataset_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"2 ids of 3 .* not in 'toy' .*such as 160: .* 60 images"
     ):

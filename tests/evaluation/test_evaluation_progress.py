@@ -1,4 +1,4 @@
-"""What the progress bar says: the verdict's figures, and the time left by a clock that we set."""
+"""The progress of a run: the same accuracies as the verdict, and times from a simulated clock."""
 
 import random
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from dent.evaluation.subject import Prepared, prepare
 from tests.evaluation.subjects import Push, make_model, make_subject
 
 FORWARD, ADAPTED = 1.0, 50.0
-"""Seconds of a pass of a batch, by our clock: where nothing adapts, and where the defense does."""
+"""Simulated seconds of one pass of a batch: without and with adaptation."""
 PROBE = 100.0
-"""So many times longer than its passes say a probe takes."""
+"""The factor by which a probe takes longer than its number of passes suggests."""
 
 
 Run = tuple[Prepared, Mapping[str, JournalRecord]]
@@ -28,7 +28,7 @@ Run = tuple[Prepared, Mapping[str, JournalRecord]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Three batches alike, of an attack most of whose passes adapt nothing, and of a short one."""
+    """A run of three equal batches and two attacks: mostly unadapted passes, and a short one."""
     model = make_model()
     defense = Dent(model, DentConfig(steps=2, lr=0.01))
     attacks = [make("gmsa-min", rounds=2, iterations=2), Push()]
@@ -41,7 +41,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("dependent", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_bar_and_the_verdict_say_the_same(run: Run, dependent: bool, seed: int) -> None:
+def test_progress_accuracies_match_the_summary_for_any_order_of_units(
+    run: Run, dependent: bool, seed: int
+) -> None:
     prepared, records = run
     spec, plan = prepared.spec, prepared.plan
     undeclared = (each.model_copy(update={"batch_dependent": False}) for each in spec.defenses)
@@ -49,7 +51,7 @@ def test_the_bar_and_the_verdict_say_the_same(run: Run, dependent: bool, seed: i
     draw = random.Random(seed)  # noqa: S311
     todo = list(units(spec, plan))
     told = {}
-    for unit in draw.sample(todo, len(todo)):  # as workers finish them
+    for unit in draw.sample(todo, len(todo)):  # in any order, as with several workers
         record = records[unit.key]
         if isinstance(record, ProbeRecord):
             told[unit] = moving(record, float(dependent and unit.defense != STATIC))
@@ -70,7 +72,7 @@ def test_the_bar_and_the_verdict_say_the_same(run: Run, dependent: bool, seed: i
 
 
 def moving(record: ProbeRecord, distance: float) -> ProbeRecord:
-    """A probe in which answers moved so far with their company, and otherwise did not."""
+    """Return the probe with `distance` between batches, and 0 between repeated predictions."""
     far = record.repeated.model_copy(update={"distance": distance})
     still = record.repeated.model_copy(update={"distance": 0.0})
     others = {"alone": far, "strangers": far, "permuted": far}
@@ -78,19 +80,19 @@ def moving(record: ProbeRecord, distance: float) -> ProbeRecord:
 
 
 def seconds(unit: Unit, passes: Passes) -> float:
-    """How long a unit takes by our clock."""
+    """Return the simulated seconds of a unit."""
     longer = PROBE if unit.kind == "probe" else 1.0
     return longer * passes.seconds(FORWARD if unit.defense == STATIC else ADAPTED, FORWARD)
 
 
 def timed(record: JournalRecord, taken: float) -> JournalRecord:
-    """A record of a unit that took so many seconds."""
+    """Return the record with `taken` as its total time."""
     static = None if record.timing.static is None else FORWARD
     timing = record.timing.model_copy(update={"total": taken, "static": static})
     return record.model_copy(update={"timing": timing})
 
 
-def test_what_is_left_follows_from_the_units_done_and_not_from_the_probe(run: Run) -> None:
+def test_remaining_time_is_estimated_from_finished_units_and_not_from_the_probe(run: Run) -> None:
     prepared, records = run
     todo = list(units(prepared.spec, prepared.plan))
     tracker = Tracker(prepared, todo)
@@ -102,12 +104,12 @@ def test_what_is_left_follows_from_the_units_done_and_not_from_the_probe(run: Ru
         tracker.count(unit, timed(records[unit.key], seconds(unit, found)))
         left -= seconds(unit, found)
         known |= set() if unit.kind == "probe" else {unit.defense}
-        if known == {STATIC, "it"}:  # one unit of each is done
+        if known == {STATIC, "it"}:  # each has a finished unit besides the probe
             state = tracker.state([], 0.0)
             assert (state.least, state.remaining) == pytest.approx((left, left), abs=1e-6), unit
 
 
-def test_two_measurements_make_a_range_that_holds_what_is_left(run: Run) -> None:
+def test_unequal_unit_times_give_a_range_for_the_remaining_time(run: Run) -> None:
     prepared, records = run
     todo = list(units(prepared.spec, prepared.plan))
     tracker = Tracker(prepared, todo)
@@ -126,7 +128,7 @@ def test_two_measurements_make_a_range_that_holds_what_is_left(run: Run) -> None
     assert within.least == pytest.approx(left - took / 2)
 
 
-def test_a_run_that_stops_once_decided_says_when_at_the_soonest(run: Run) -> None:
+def test_time_to_the_decision_is_estimated_only_for_runs_that_may_stop_early(run: Run) -> None:
     prepared, records = run
     assert Tracker(prepared, list(units(prepared.spec, prepared.plan))).state([], 0.0).decision is (
         None

@@ -1,4 +1,4 @@
-"""Randomized defenses: who knows the seed, and who may submit again."""
+"""Randomized defenses: public and private randomness, and the resubmission risk."""
 
 import random
 from collections.abc import Callable
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 class Away(nn.Module):
-    """Class 0 while the image's mean is away from 1/2 by a tenth, whichever way."""
+    """Predicts class 0 if the mean of the image differs from 1/2 by at least 0.1."""
 
     def forward(self, x: Tensor) -> Tensor:
         away = (x.flatten(1).mean(1) - 0.5).abs()
@@ -45,9 +45,10 @@ class Away(nn.Module):
 
 
 class Noisy(nn.Module):
-    """Only adds noise to its input: each image becomes lighter or darker by 0.15.
+    """Adds noise to its input and does nothing else: each image gets brighter or darker by 0.15.
 
-    An attack of 0.08 crosses where it knows which; where it does not, it errs in half of all draws.
+    An attack with eps 0.08 fools it if the attack knows the sign of the noise. Otherwise the attack
+    assumes the wrong sign in half of all draws.
     """
 
     batch_dependent = False
@@ -73,7 +74,7 @@ class Noisy(nn.Module):
 
 
 class Everywhere(Noisy):
-    """Draws from every generator there is, in both parts of an answer."""
+    """Draws from its own generator and those of PyTorch and NumPy, in `adapt` and in `predict`."""
 
     def _noise(self) -> Tensor:
         kept = torch.rand((), generator=self.draws)
@@ -87,7 +88,7 @@ class Everywhere(Noisy):
 
 
 def subject(defense: nn.Module, attack: Any = None) -> Subject:
-    """Grey images, all of class 0: the noise moves each away from 1/2."""
+    """Return a subject with gray images of class 0. The noise moves their mean away from 1/2."""
     dataset = ArrayDataset(
         name="grey",
         split="test",
@@ -107,8 +108,13 @@ def attacked(defense: nn.Module, randomness: Any, out: Path | None = None) -> Ev
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["global", "own"])
-def test_noise_withstands_who_does_not_know_it_alone(own: bool, tmp_path: Path) -> None:
-    """Of a defense that only adds noise, public randomness leaves no more than private."""
+def test_noise_only_defense_is_robust_only_under_private_randomness(
+    own: bool, tmp_path: Path
+) -> None:
+    """If the attacker knows the seed, the robust accuracy of a noise-only defense is 0.
+
+    Reports, commands, verification and re-attacks use the setting as well.
+    """
     results = {
         randomness: attacked(Noisy(Away(), own).eval(), randomness, tmp_path / randomness)
         for randomness in ("private", "public")
@@ -117,7 +123,7 @@ def test_noise_withstands_who_does_not_know_it_alone(own: bool, tmp_path: Path) 
     assert left["public"].correct == 0
     assert (left["private"].share or 0) > 0.3
     assert all(each.defenses["noisy"].natural.share == 1 for each in results.values())
-    # Under a known seed there is one answer, and nothing to repeat.
+    # Under a known seed all submissions give the same predictions, so none is repeated.
     repeated = results["private"].defenses["noisy"].repeated
     assert repeated is not None
     assert repeated.risk[-1] > repeated.risk[0] + 0.1
@@ -148,14 +154,16 @@ def test_noise_withstands_who_does_not_know_it_alone(own: bool, tmp_path: Path) 
         lambda: torch.rand(1),
     ],
 )
-def test_every_draw_of_a_shared_generator_shows(draw: Callable[[], object]) -> None:
+def test_global_draws_changes_with_a_draw_from_any_global_generator(
+    draw: Callable[[], object],
+) -> None:
     before = global_draws(CPU)
     assert before == global_draws(CPU)
     draw()
     assert before != global_draws(CPU)
 
 
-def test_the_second_normal_number_of_numpys_pair_shows() -> None:
+def test_global_draws_changes_when_numpy_uses_its_cached_normal_number() -> None:
     np.random.seed(0)  # noqa: NPY002
     np.random.randn()  # noqa: NPY002
     before = global_draws(CPU)
@@ -164,7 +172,7 @@ def test_the_second_normal_number_of_numpys_pair_shows() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "module"])
-def test_a_query_under_a_known_seed_is_the_submission(dynamic: bool) -> None:
+def test_queries_under_a_known_seed_equal_the_submission(dynamic: bool) -> None:
     x = torch.rand(4, 3, 4, 4)
     defense: Any = Everywhere(Away(), own=True).eval()
     if not dynamic:
@@ -186,7 +194,7 @@ def test_a_query_under_a_known_seed_is_the_submission(dynamic: bool) -> None:
 
 
 class Static(nn.Module):
-    """A defense as a plain module, which offers its answer alone."""
+    """A defense as a plain module, which has only `forward`."""
 
     def __init__(self, defense: nn.Module) -> None:
         super().__init__()
@@ -197,8 +205,8 @@ class Static(nn.Module):
         return logits
 
 
-def test_a_batch_with_known_noise_stays_whole() -> None:
-    """Another place in the batch has other noise."""
+def test_no_member_is_left_out_of_a_batch_with_known_noise() -> None:
+    """At another position in the batch, a member would get other noise."""
     x, y = torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64)
     asked = fresh(Origin(Noisy(Away()).eval()), 1, known=7)
     target = Querier(
@@ -209,7 +217,7 @@ def test_a_batch_with_known_noise_stays_whole() -> None:
     assert parting.of(torch.tensor([True, False, False, False])) is target
 
 
-def test_what_cannot_be_seeded_is_drawn_anew_though_the_seed_is_known() -> None:
+def test_noise_that_cannot_be_seeded_stays_random_under_public_randomness() -> None:
     class Clock(Noisy):
         def adapt(self, x: Tensor) -> Tensor:
             coins = torch.from_numpy(np.random.default_rng().integers(0, 2, len(x)) * 2.0 - 1)
@@ -220,7 +228,7 @@ def test_what_cannot_be_seeded_is_drawn_anew_though_the_seed_is_known() -> None:
     assert (found.worst.served.share or 0) > 0
 
 
-def test_private_randomness_is_left_out_of_what_older_runs_are_known_by() -> None:
+def test_spec_omits_private_randomness_and_records_public_randomness() -> None:
     specs = {
         randomness: describe(subject(Noisy(Away()).eval()), Settings(randomness=randomness))  # type: ignore[arg-type]
         for randomness in ("private", "public")
@@ -232,7 +240,7 @@ def test_private_randomness_is_left_out_of_what_older_runs_are_known_by() -> Non
         assert EvaluationSpec.model_validate(spec.to_json()).identity == spec.identity
 
 
-def test_public_randomness_without_meaning_is_refused() -> None:
+def test_public_randomness_with_the_published_protocol_is_refused() -> None:
     published = subject(Noisy(Away()).eval(), make("apgd-ce", protocol="published"))
     with pytest.raises(ConfigError, match="randomness='public' needs protocol='frozen'"):
         describe(published, Settings(randomness="public"))
@@ -240,8 +248,11 @@ def test_public_randomness_without_meaning_is_refused() -> None:
         Settings(randomness="known")
 
 
-def test_few_draws_do_not_choose_weak_submissions_over_a_strong_one() -> None:
-    """The strongest of many submissions leaves 20%; the worst case may not leave more."""
+def test_worst_case_is_the_strongest_submission_despite_few_draws() -> None:
+    """One strong submission leaves 20% correct, and 30 weak submissions leave 60% each.
+
+    With few draws, a weak submission often seems to be the worst one of a member by chance.
+    """
     rng, members, draws = np.random.default_rng(0), 512, 5
 
     def drawn(chance: float) -> tuple[float, ...]:
@@ -254,7 +265,7 @@ def test_few_draws_do_not_choose_weak_submissions_over_a_strong_one() -> None:
     rights, breaking = worst_of_batch(pieces, by_sample=True)
     assert rights == pieces["strong"].attacked
     assert set(breaking) == {"strong"}
-    # Where each member has an attack of its own that breaks it, they count together.
+    # If each half is broken by another submission, the per-sample worst case combines both.
     half = (1.0,) * 4 + (0.0,) * 4
     apart = {
         name: Piece(attacked=of, clean=(), missing=0, choosing=of)
@@ -264,7 +275,7 @@ def test_few_draws_do_not_choose_weak_submissions_over_a_strong_one() -> None:
     assert worst_of_batch(apart, by_sample=False)[0] == half
 
 
-def test_the_resubmission_risk_is_the_mean_over_all_choices_of_draws() -> None:
+def test_resubmission_risk_is_the_mean_over_all_subsets_of_draws() -> None:
     draws = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) < 0.7  # member, draw
     found = resubmission_risk(draws.double().mean(1).tolist(), 5)
     for n, risk in enumerate(found, start=1):
@@ -277,7 +288,7 @@ def test_the_resubmission_risk_is_the_mean_over_all_choices_of_draws() -> None:
     assert resubmission_risk([0.0, 1.0], 2) == (0.5, 0.5)
 
 
-def test_it_is_said_in_one_line() -> None:
+def test_resubmission_risk_is_reported_in_one_sentence() -> None:
     repeated = Repeated(
         draws=5,
         natural=1.0,

@@ -1,4 +1,4 @@
-"""Attacking again: what no check of records can find, and the signs that a reader sees at once."""
+"""Re-attacks, the diagnostics of attacks that did nothing, and misnamed defenses."""
 
 import json
 import re
@@ -24,7 +24,7 @@ WHOLE = Settings(n=24, batch_size=8)
 
 
 def lazy(self: Push, target: Any, threat: Any, seed: int) -> Outcome:
-    """An attack that was patched to do nothing, and to claim nothing."""
+    """Replace `Push.run`: do nothing and claim nothing."""
     del self, threat, seed
     return Outcome(target.natural, torch.zeros_like(target.labels, dtype=torch.bool))
 
@@ -38,7 +38,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def forged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in which nothing fell, for nothing attacked."""
+    """A run in which no member was fooled, because the attacks did nothing."""
     path = tmp_path_factory.mktemp("reattack") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Push, "run", lazy)
@@ -46,13 +46,13 @@ def forged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_is_verified_without_attacking_says_so(honest: Path) -> None:
+def test_verify_without_reattack_reports_that_attacks_were_not_rerun(honest: Path) -> None:
     found = verify(honest, make_subject())
     assert (found.status, found.attacks, found.reattacked) == ("verified", "not re-run", None)
     assert found.says == "records verified, attacks not re-run"
 
 
-def test_an_honest_run_comes_out_the_same_bit_for_bit(honest: Path) -> None:
+def test_reattack_of_an_honest_run_gives_equal_results_and_writes_nothing(honest: Path) -> None:
     seen: list[tuple[int, int]] = []
     before = {path: path.stat().st_mtime_ns for path in honest.rglob("*")}
     found = verify(
@@ -67,9 +67,9 @@ def test_an_honest_run_comes_out_the_same_bit_for_bit(honest: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in honest.rglob("*")} == before
 
 
-def test_attacks_that_did_nothing_verify_until_they_are_run_again(forged: Path) -> None:
+def test_attacks_that_did_nothing_pass_record_checks_and_fail_the_reattack(forged: Path) -> None:
     static = load_run(forged).result.defenses["static"]
-    assert static.attack("push").served == static.natural  # the lie
+    assert static.attack("push").served == static.natural  # the attack did nothing
     assert verify(forged, make_subject()).status == "verified"
     for asked in (Reattack(), Reattack(1, "nonce")):
         found = verify(forged, make_subject(), reattack=asked)
@@ -81,14 +81,16 @@ def test_attacks_that_did_nothing_verify_until_they_are_run_again(forged: Path) 
 
 
 def elsewhere(folder: Path, **changes: Any) -> None:
-    """Say that the run was made on another kind of device."""
+    """Edit the records as if the run had been made on another kind of device."""
     run = json.loads((folder / RUN).read_text())
     run["sessions"][0].update({"device": "cuda: another", **changes})
     (folder / RUN).write_text(json.dumps(run))
     (folder / "result.json").unlink()
 
 
-def test_elsewhere_a_paired_test_finds_what_is_of_substance(forged: Path, tmp_path: Path) -> None:
+def test_reattack_on_another_device_finds_large_differences_by_a_paired_test(
+    forged: Path, tmp_path: Path
+) -> None:
     shutil.copytree(forged, tmp_path / "run")
     elsewhere(tmp_path / "run")
     found = verify(tmp_path / "run", make_subject(), reattack=Reattack())
@@ -99,12 +101,12 @@ def test_elsewhere_a_paired_test_finds_what_is_of_substance(forged: Path, tmp_pa
     worst = next(each for each in again.paired if each.defense == "static")
     assert worst.only_stood > 10
     assert worst.only_stands == 0
-    # McNemar's exact test, by hand: all of k pairs that differ lie on one side.
+    # McNemar's exact test by hand: all k pairs that differ do so in the same direction.
     assert worst.p_value == pytest.approx(2 * 0.5**worst.only_stood)
     assert any("stand as recorded" in problem for problem in found.problems)
 
 
-def test_elsewhere_a_single_flip_is_no_finding_and_few_members_are_too_few(
+def test_reattack_on_another_device_ignores_query_counts_and_needs_enough_members(
     honest: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(honest, tmp_path / "run")
@@ -128,8 +130,10 @@ def test_elsewhere_a_single_flip_is_no_finding_and_few_members_are_too_few(
 
 
 @pytest.mark.parametrize("symptom", ["claims", "gradients"])
-def test_elsewhere_forged_symptoms_are_found(tmp_path: Path, symptom: str) -> None:
-    """The attack claims what the submission does not show, or has no gradient to follow."""
+def test_reattack_on_another_device_finds_forged_claims_and_gradients(
+    tmp_path: Path, symptom: str
+) -> None:
+    """The edited records hide that claims differ from the submission, or that gradients are 0."""
     folder = tmp_path / "run"
     model = make_model()
     subject = make_subject({"it": Masked(model)}, [Boast() if symptom == "claims" else Push()])
@@ -147,7 +151,7 @@ def test_elsewhere_forged_symptoms_are_found(tmp_path: Path, symptom: str) -> No
                 record["zero_gradients"] = [0] * len(record["zero_gradients"])
             lines[at] = canonical({"record": record, "sha256": digest(record)})
     (folder / JOURNAL).write_text("\n".join(lines) + "\n")
-    assert verify(folder, subject).problems == ()  # it has no claims to compare with
+    assert verify(folder, subject).problems == ()  # only a re-attack can find the edit
     found = verify(folder, subject, reattack=Reattack())
     assert len(found.problems) == 1
     says = {
@@ -161,7 +165,7 @@ def test_elsewhere_forged_symptoms_are_found(tmp_path: Path, symptom: str) -> No
     )
 
 
-def test_the_nonce_decides_which_and_all_are_drawn_by_some(honest: Path) -> None:
+def test_nonce_selects_the_units_and_every_unit_is_drawn_by_some_nonce(honest: Path) -> None:
     recorded = load_run(honest)
     everything = {unit.key for unit in Reattack().draw(recorded)}
     draws = [Reattack(3, str(nonce)).draw(recorded) for nonce in range(40)]
@@ -176,12 +180,14 @@ def test_the_nonce_decides_which_and_all_are_drawn_by_some(honest: Path) -> None
     ("count", "nonce", "says"),
     [(0, "n", "at least 1"), (3, "", "fix it after the run")],
 )
-def test_a_draw_without_a_nonce_is_refused(count: int, nonce: str, says: str) -> None:
+def test_reattack_of_zero_units_or_with_an_empty_nonce_is_refused(
+    count: int, nonce: str, says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         Reattack(count, nonce)
 
 
-def test_without_the_subject_attacks_are_not_run_again(honest: Path) -> None:
+def test_reattack_without_a_subject_is_not_run(honest: Path) -> None:
     found = verify(honest, reattack=Reattack())
     assert (found.status, found.attacks) == ("incomplete", "not re-run")
     assert {check.name: check.state for check in found.checks}["attacks"] == "not-run"
@@ -194,7 +200,7 @@ def flags(folder: Path, defense: str) -> set[str]:
 TELLS = {"attack moved nothing", "attack gained nothing", "fewer queries than planned"}
 
 
-def test_an_attack_that_did_nothing_is_told_by_its_records(honest: Path, forged: Path) -> None:
+def test_records_of_attacks_that_did_nothing_raise_diagnostics(honest: Path, forged: Path) -> None:
     assert not flags(honest, "static") & TELLS
     assert flags(forged, "static") >= TELLS
     sentence = next(
@@ -205,7 +211,7 @@ def test_an_attack_that_did_nothing_is_told_by_its_records(honest: Path, forged:
     assert "nudge, push moved no image:" in sentence
 
 
-def test_the_records_say_how_far_an_attack_went(honest: Path) -> None:
+def test_records_contain_planned_queries_used_eps_and_natural_loss(honest: Path) -> None:
     recorded = load_run(honest)
     for record in recorded.units():
         if record.kind == "attack":
@@ -223,7 +229,9 @@ def test_the_records_say_how_far_an_attack_went(honest: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["used", "loss"])
-def test_forged_tells_are_found(field: str, honest: Path, tmp_path: Path) -> None:
+def test_forged_distance_and_loss_are_found_by_verify(
+    field: str, honest: Path, tmp_path: Path
+) -> None:
     shutil.copytree(honest, tmp_path / "run")
     lines = (tmp_path / "run" / JOURNAL).read_text().splitlines()
     record = json.loads(lines[3])["record"]
@@ -253,13 +261,13 @@ MISNAMED = {
 
 
 @pytest.mark.parametrize("name", MISNAMED)
-def test_a_defense_under_the_name_of_another_is_refused(name: str) -> None:
+def test_defense_with_the_name_of_another_known_defense_is_refused(name: str) -> None:
     defenses, says = MISNAMED[name]
     with pytest.raises(ConfigError, match=says):
         evaluate(make_subject(defenses, [], model=MODEL), Settings(n=2))
 
 
-def test_a_defense_renamed_afterwards_is_found(tmp_path: Path) -> None:
+def test_defense_renamed_in_the_records_is_found_by_verify(tmp_path: Path) -> None:
     subject = make_subject({"mine": Dent(MODEL, DENT)}, [], model=MODEL)
     evaluate(subject, replace_n(SMALL), out=tmp_path / "run")
     for file in (RUN, JOURNAL):
@@ -278,7 +286,7 @@ def replace_n(settings: Settings) -> Settings:
     return Settings(**{**settings.to_json(), "n": 2})
 
 
-def test_other_settings_under_a_known_name_are_flagged() -> None:
+def test_known_name_with_other_settings_raises_a_diagnostic() -> None:
     flagged = evaluate(make_subject(), Settings(n=2)).defenses
     assert "not as named" in {flag.name for flag in flagged["dent"].raised}
     named = make_subject({"mine": Dent(MODEL, DentConfig(steps=2)), "dent": Dent(MODEL, DENT)})

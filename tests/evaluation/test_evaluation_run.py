@@ -1,4 +1,4 @@
-"""A whole evaluation against the same thing done by hand."""
+"""Whole evaluations, compared with the same computation by hand."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -49,7 +49,7 @@ def comparable(result: EvaluationResult) -> object:
     return plain
 
 
-def test_counts_are_what_a_loop_by_hand_counts() -> None:
+def test_evaluation_counts_equal_those_of_a_manual_loop() -> None:
     subject = make_subject()
     result = evaluate(subject, SMALL)
     for name, defense in {"static": subject.model, **subject.defenses}.items():
@@ -69,7 +69,7 @@ def test_counts_are_what_a_loop_by_hand_counts() -> None:
     assert 0 < result.defenses["static"].attack("push").served.correct < 20
 
 
-def test_transfers_serve_what_broke_the_static_model() -> None:
+def test_transfer_submits_the_adversarial_images_of_the_static_model() -> None:
     subject = make_subject()
     dent = subject.defenses["dent"]
     count = 0
@@ -83,7 +83,7 @@ def test_transfers_serve_what_broke_the_static_model() -> None:
     assert {summary.kind for summary in without.attacks} == {"attack", "assembled"}
 
 
-def test_the_identity_gains_exactly_nothing() -> None:
+def test_identity_defense_has_a_difference_of_exactly_zero() -> None:
     model = make_model()
     attacks = [Push(0.5, name="nudge"), Guess(), make("apgd-ce", iterations=3)]
     subject = make_subject({"identity": Wrapper(model)}, attacks, model=model)
@@ -100,7 +100,7 @@ def test_the_identity_gains_exactly_nothing() -> None:
         assert static.attack(attack.name).trace == same.attack(attack.name).trace
 
 
-def test_a_run_folder_and_memory_find_the_same(tmp_path: Path) -> None:
+def test_run_in_a_folder_gives_the_same_result_as_in_memory(tmp_path: Path) -> None:
     kept = evaluate(make_subject(), SMALL, out=tmp_path / "run")
     assert comparable(kept) == comparable(evaluate(make_subject(), SMALL))
     recorded = load_run(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_a_run_folder_and_memory_find_the_same(tmp_path: Path) -> None:
     assert EvaluationResult.model_validate_json((tmp_path / "run/result.json").read_text()) == kept
 
 
-def test_what_counts_is_what_is_served_and_not_what_is_claimed() -> None:
+def test_result_counts_predictions_on_submission_and_not_claims() -> None:
     subject = make_subject({}, [Boast()])
     static = evaluate(subject, SMALL).defenses["static"]
     summary = static.attack("boast")
@@ -120,7 +120,7 @@ def test_what_counts_is_what_is_served_and_not_what_is_claimed() -> None:
     assert flag.raised
 
 
-def test_no_prediction_is_wrong_and_counted_and_null(tmp_path: Path) -> None:
+def test_non_finite_logits_count_as_wrong_and_are_recorded_as_null(tmp_path: Path) -> None:
     model = make_model()
     subject = make_subject({"broken": Broken(model)}, model=model)
     result = evaluate(subject, SMALL, out=tmp_path / "run").defenses["broken"]
@@ -136,7 +136,7 @@ def test_no_prediction_is_wrong_and_counted_and_null(tmp_path: Path) -> None:
     assert "NaN" not in (tmp_path / "run" / "journal.jsonl").read_text()
 
 
-def test_adaptations_leave_their_trace() -> None:
+def test_trace_contains_the_mean_entropy_of_each_step_and_the_status() -> None:
     config = DentConfig(steps=3, lr=0.01)
     model = make_model()
     subject = make_subject({"dent": Dent(model, config)}, [Push()], model=model)
@@ -155,14 +155,14 @@ def test_adaptations_leave_their_trace() -> None:
 
 
 class Shared(list[Tensor]):
-    """A list that copies of its owner share."""
+    """A list that all copies of its owner share."""
 
     def __deepcopy__(self, memo: object) -> "Shared":
         return self
 
 
 class Recorder(Wrapper):
-    """Keeps every batch that it is shown."""
+    """Records every batch that it predicts."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -173,7 +173,7 @@ class Recorder(Wrapper):
         return super().predict(x, adaptation)
 
 
-def test_in_a_mixed_batch_the_company_stays_natural() -> None:
+def test_clean_members_of_mixed_batches_stay_natural() -> None:
     model = make_model()
     recorder = Recorder(model)
     subject = make_subject({"recorder": recorder}, [Push()], model=model)
@@ -186,7 +186,7 @@ def test_in_a_mixed_batch_the_company_stays_natural() -> None:
     for batch in plan.batches:
         x, _ = batch_of(data, batch.positions)
         among = [seen for seen in whole if torch.equal(seen[2:], x[2:])]
-        # natural, the attack's two looks, and what is served at last
+        # the natural batch, the two queries of the attack, and the submission
         assert len(among) >= 4
         moved = [seen for seen in among if not torch.equal(seen[:2], x[:2])]
         assert moved
@@ -207,14 +207,14 @@ def test_in_a_mixed_batch_the_company_stays_natural() -> None:
     assert defended.attack("push").bystanders.correct == right
 
 
-def test_a_defense_that_remembers_finds_every_unit_as_the_stream_left_it(tmp_path: Path) -> None:
+def test_units_of_a_stateful_defense_start_from_the_state_of_the_stream(tmp_path: Path) -> None:
     model = make_model()
 
     def subject() -> object:
         return make_subject({"stream": Remembering(model)}, [Push(), Guess()], model=model)
 
     result = evaluate(subject(), SMALL, out=tmp_path / "whole")  # type: ignore[arg-type]
-    # Batch b is the (b + 1)-th that is shown: answers are turned by (b + 1) % 2.
+    # Batch b is the (b + 1)-th of the stream, so its logits are rolled by (b + 1) % 2.
     data = make_dataset(40)
     right = 0
     for at, start in enumerate((0, 8, 16)):
@@ -250,13 +250,13 @@ def test_the_published_protocol_attacks_all_samples_in_one_call() -> None:
         evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
 
 
-def test_members_that_an_attacker_does_not_control_cannot_be_left_out() -> None:
+def test_mixed_batches_are_refused_for_attacks_that_leave_members_out() -> None:
     subject = make_subject({}, [make("apgd-ce", iterations=2, ask="standing")])
     with pytest.raises(ConfigError, match="mix needs ask='whole'"):
         evaluate(subject, Settings(n=8, batch_size=4, mix=0.5))
 
 
-def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> None:
+def test_published_attack_regroups_survivors_by_the_batch_size_of_the_run() -> None:
     subject = make_subject({}, [make("apgd-ce", iterations=2, protocol="published")])
     result = evaluate(subject, SMALL)
     (attack,) = result.spec.attacks
@@ -267,7 +267,7 @@ def test_published_survivors_are_regrouped_into_batches_of_the_runs_size() -> No
     assert result.defenses["static"].attack("apgd-ce").queries == found.queries
 
 
-def test_tensors_that_are_not_kept_are_gone_and_change_nothing(tmp_path: Path) -> None:
+def test_dropped_tensors_are_deleted_and_do_not_change_the_result(tmp_path: Path) -> None:
     dropped = evaluate(make_subject(), SMALL.model_copy(update={"tensors": "drop"}))
     asked = Settings(**{**SMALL.to_json(), "tensors": "drop"})
     on_disk = evaluate(make_subject(), asked, out=tmp_path / "run")
@@ -278,7 +278,7 @@ def test_tensors_that_are_not_kept_are_gone_and_change_nothing(tmp_path: Path) -
         assert kept.defenses[name].worst == dropped.defenses[name].worst
 
 
-def test_memory_holds_the_tensors_of_one_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_the_tensors_of_only_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     most, real = [0], Memory.put
 
     def put(self: Memory, record: object, adversarial: Tensor | None = None) -> None:
@@ -290,7 +290,7 @@ def test_memory_holds_the_tensors_of_one_batch_alone(monkeypatch: pytest.MonkeyP
     assert most[0] == 4  # two defenses, two attacks
 
 
-def test_progress_counts_up_to_the_end() -> None:
+def test_progress_never_decreases_and_ends_with_the_result() -> None:
     seen: list[Progress] = []
     result = evaluate(make_subject(), SMALL, progress=seen.append)
     assert seen[0].done == 0
@@ -305,13 +305,13 @@ def test_progress_counts_up_to_the_end() -> None:
         assert last.robust[name] == (defense.worst.served.correct, 20)
 
 
-def test_without_attacks_natural_accuracy_is_all_there_is() -> None:
+def test_worst_case_without_attacks_is_the_clean_accuracy() -> None:
     result = evaluate(make_subject(attacks=[]), SMALL).defenses["dent"]
     assert result.attacks == ()
     assert result.worst.served == result.natural
 
 
-def test_without_a_static_reference_there_is_no_difference() -> None:
+def test_run_without_a_static_model_has_no_difference() -> None:
     result = evaluate(make_subject(), Settings(n=8, batch_size=8, static=False))
     assert list(result.defenses) == ["dent"]
     assert result.defenses["dent"].difference is None
@@ -319,7 +319,7 @@ def test_without_a_static_reference_there_is_no_difference() -> None:
     assert states["transfer beats white-box"] == "not-run"
 
 
-def test_what_cannot_be_evaluated_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_invalid_subjects_are_refused_before_the_run_starts(tmp_path: Path) -> None:
     cases = [
         (make_subject(attacks=[Push(), Push(0.5)]), "two attacks are called 'push'", ConfigError),
         (make_subject({"dent": 3}), "must be a torch.nn.Module or have adapt", InputError),  # type: ignore[dict-item]
@@ -334,7 +334,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_runs(tmp_path: Path
         evaluate(make_subject({}), Settings(static=False))
 
 
-def test_a_dataset_that_changes_its_labels_is_noticed() -> None:
+def test_dataset_that_changes_its_labels_during_the_run_is_refused() -> None:
     data = make_dataset()
     calls = [0]
 
@@ -351,7 +351,7 @@ def test_a_dataset_that_changes_its_labels_is_noticed() -> None:
 
 
 class Bare:
-    """No module and not callable: adapts, predicts, and says whether batches matter."""
+    """Not a module and not callable: has only `adapt`, `predict` and `batch_dependent`."""
 
     def __init__(self, model: nn.Module, batch_dependent: bool) -> None:
         self.model, self.batch_dependent = model, batch_dependent
@@ -366,7 +366,9 @@ class Bare:
 
 @pytest.mark.parametrize("batch_dependent", [False, True])
 @pytest.mark.parametrize("mix", [None, 0.5])
-def test_any_object_on_the_protocol_is_evaluated(batch_dependent: bool, mix: float | None) -> None:
+def test_any_object_with_adapt_and_predict_is_evaluated(
+    batch_dependent: bool, mix: float | None
+) -> None:
     model = make_model()
     defense = Bare(model, batch_dependent)
     attacks = [Push(), make("apgd-ce", iterations=2), make("square", iterations=4)]
@@ -374,13 +376,13 @@ def test_any_object_on_the_protocol_is_evaluated(batch_dependent: bool, mix: flo
     settings = Settings(n=8, batch_size=4, mix=mix, diagnostics="full")
     assert estimate(subject, settings).defenses["bare"].gradient_seconds is not None
     result = evaluate(subject, settings)
-    # Scaling logits changes no prediction: it is the static model to every attack that looks.
+    # Scaling the logits changes no prediction, so the defense predicts like the static model.
     for kind in ("attack", "transfer"):
         served = result.defenses["bare"].attack("push", kind).served
         assert served == result.defenses["static"].attack("push").served
 
 
-def test_a_defense_that_answers_with_something_else_is_refused() -> None:
+def test_defense_that_returns_logits_of_a_wrong_shape_is_refused() -> None:
     class Flat(Wrapper):
         def predict(self, x: Tensor, adaptation: object) -> Tensor:
             return super().predict(x, adaptation)[:, 0]
@@ -389,19 +391,19 @@ def test_a_defense_that_answers_with_something_else_is_refused() -> None:
         evaluate(make_subject({"flat": Flat(make_model())}), SMALL)
 
 
-def test_randomness_outside_is_left_alone() -> None:
+def test_evaluation_does_not_change_the_global_random_states() -> None:
     before = random_states()
     evaluate(make_subject(attacks=[Guess()]), Settings(n=8, batch_size=8))
     assert same_states(before, random_states())
 
 
-def test_serving_takes_a_batch_of_one() -> None:
+def test_submit_accepts_a_batch_of_one_image() -> None:
     x, _ = batch_of(make_dataset(), [3])
     served = submit(Dent(make_model(), DentConfig(steps=1)), x, seed=0)
     assert len(served.predictions) == 1
 
 
-def test_a_sample_can_be_followed_through_all_units(tmp_path: Path) -> None:
+def test_recorded_run_returns_every_prediction_for_a_sample(tmp_path: Path) -> None:
     subject = make_subject()
     evaluate(subject, SMALL, out=tmp_path / "run")
     recorded = load_run(tmp_path / "run")
@@ -417,7 +419,7 @@ def test_a_sample_can_be_followed_through_all_units(tmp_path: Path) -> None:
 
 
 class Told(Wrapper):
-    """Tells of an adaptation that never happened."""
+    """Returns a given adaptation instead of adapting."""
 
     def __init__(self, model: nn.Module, told: object) -> None:
         super().__init__(model)
@@ -428,14 +430,14 @@ class Told(Wrapper):
         return self.told
 
 
-def test_sigma_is_read_in_every_shape() -> None:
+def test_trace_reads_sigma_of_every_shape() -> None:
     x, _ = batch_of(make_dataset(), range(2))
 
     def trace(**told: object) -> Trace:
         return submit(Told(make_model(), SimpleNamespace(**told)), x, seed=0, attacked=1).trace
 
     assert trace(sigma=torch.tensor(0.5)).sigma == (0.5,)
-    # Two axes batch-wise, or one sigma for each of two samples: the shapes are the same.
+    # Batch-wise sigma of two axes has the same shape as one sigma for each of two samples.
     pair = torch.tensor([0.25, 0.75])
     assert trace(sigma=pair).sigma == (0.25, 0.75)
     assert trace(sigma=pair, sample_wise=True).sigma == (0.25,)
@@ -447,7 +449,7 @@ def test_sigma_is_read_in_every_shape() -> None:
     assert trace().sigma is None
 
 
-def test_traces_of_batches_are_weighted_by_their_rows() -> None:
+def test_merged_traces_are_weighted_by_their_number_of_rows() -> None:
     one = Trace(rows=1, entropy=(1.0, 0.0), sigma=(0.0,), status={"adapted": 1})
     three = Trace(rows=3, entropy=(3.0, 4.0), sigma=(1.0,), status={"adapted": 2, "reverted": 1})
     nothing = Trace(rows=0, entropy=None, sigma=None, status={"input-non-finite": 2})
@@ -460,7 +462,7 @@ def test_traces_of_batches_are_weighted_by_their_rows() -> None:
 
 
 class _AtLeastTwo(nn.Module):
-    """A model that does not answer a batch of one, as batch statistics of one value cannot."""
+    """A model that fails on a batch of one image, like BatchNorm on a variance of one value."""
 
     batches: ClassVar[list[int]] = []
 
@@ -476,7 +478,7 @@ class _AtLeastTwo(nn.Module):
         return logits
 
 
-def test_the_smallest_batch_is_tried_before_the_start(tmp_path: Path) -> None:
+def test_model_that_fails_on_the_smallest_batch_is_refused_before_the_start(tmp_path: Path) -> None:
     subject = replace(make_subject({}), model=_AtLeastTwo().eval())
     with pytest.raises(InputError, match=r"'static' fails on a batch of 1 image, .*9 samp"):
         evaluate(subject, Settings(n=9, batch_size=4), out=tmp_path / "run")
@@ -487,7 +489,7 @@ def test_the_smallest_batch_is_tried_before_the_start(tmp_path: Path) -> None:
     assert 1 not in _AtLeastTwo.batches
 
 
-def test_a_batch_of_one_under_test_statistics_is_refused_before_the_start() -> None:
+def test_batch_of_one_with_test_statistics_is_refused_before_the_start() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)).eval().to(DEVICE)
     config = DentConfig(steps=1, lr=1e-3, statistics="test")
     subject = replace(make_subject(), model=model, defenses={"dent": Dent(model, config)})

@@ -1,4 +1,4 @@
-"""Two flags that stand beside a headline: right by chance, and no step that moved anything."""
+"""Two diagnostics: accuracy at chance level, and adaptation steps that change nothing."""
 
 import warnings
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def _raised(result: EvaluationResult, defense: str) -> set[str]:
 
 
 class _Scaled(Around):
-    """The model on other pixels, or with other logits."""
+    """The model with scaled pixels or scaled logits."""
 
     pixels, logits = 1.0, 1.0
 
@@ -43,14 +43,14 @@ class _Scaled(Around):
         return self.model(x * self.pixels) * self.logits  # type: ignore[no-any-return]
 
 
-def test_neither_is_raised_of_a_defense_that_adapts_a_model_that_knows() -> None:
+def test_working_defense_of_an_accurate_model_raises_neither_diagnostic() -> None:
     result = evaluate(make_subject(attacks=[Push()]), SMALL)
     assert result.defenses["static"].natural.share == 0.85
     assert not _raised(result, "dent")
     assert not _raised(result, "static")
 
 
-def test_a_defense_whose_steps_move_nothing_is_flagged_everywhere() -> None:
+def test_defense_whose_steps_change_nothing_is_flagged() -> None:
     model = _Scaled(make_model()).eval()
     model.logits = 1e6
     defenses = {"idle": Dent(model, STEPS), "none": Dent(model, replace(STEPS, steps=0))}
@@ -58,11 +58,11 @@ def test_a_defense_whose_steps_move_nothing_is_flagged_everywhere() -> None:
     assert _raised(result, "idle") == {NOTHING_MOVED}
     (flag,) = (flag for flag in result.defenses["idle"].raised if flag.name == NOTHING_MOVED)
     assert flag.sentence.startswith("No step changed the entropy in ")
-    assert not _raised(result, "none")  # it takes none, and does not say otherwise
+    assert not _raised(result, "none")  # it has no steps
     assert not _raised(result, "static")
 
 
-def test_a_defense_whose_steps_move_later_batches_is_not_flagged() -> None:
+def test_online_defense_whose_steps_change_later_batches_is_not_flagged() -> None:
     model = make_model()
     online = TentOnline(model)
     result = evaluate(make_subject({"online": online}, [Push()], model=model), SMALL)
@@ -74,7 +74,7 @@ def test_a_defense_whose_steps_move_later_batches_is_not_flagged() -> None:
     assert "carries state" in {flag.name for flag in result.defenses["online"].raised}
 
 
-def test_a_model_that_guesses_is_flagged_whatever_defends_it() -> None:
+def test_model_at_chance_level_is_flagged_with_and_without_a_defense() -> None:
     class Constant(_Scaled):
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x) * 1e-3 + torch.eye(4)[1]
@@ -91,25 +91,25 @@ def test_a_model_that_guesses_is_flagged_whatever_defends_it() -> None:
 @pytest.mark.parametrize(
     ("correct", "total", "classes", "flagged"),
     [
-        (28, 256, 10, True),  # 10.9%: pixels in other units
+        (28, 256, 10, True),  # 10.9%, as for a wrong pixel range
         (0, 16, 10, True),
-        (40, 256, 10, False),  # poor, but more than luck
-        (1150, 10000, 10, True),  # significantly above 1/10, and still nothing
+        (40, 256, 10, False),  # low, but above chance
+        (1150, 10000, 10, True),  # significantly above 1/10, but hardly
         (1300, 10000, 10, False),
         (3, 512, 1000, False),  # six times chance
         (1, 512, 1000, True),
         (52, 100, 2, True),
         (80, 100, 2, False),
-        (1, 9, 10, False),  # too few to say
+        (1, 9, 10, False),  # too few samples
         (30, 30, 1, False),
     ],
 )
-def test_chance_is_told_from_knowledge(
+def test_accuracy_at_chance_level_is_flagged_by_a_binomial_test(
     correct: int, total: int, classes: int, flagged: bool
 ) -> None:
     found = suspicions(Count.of(correct, total), classes, NOBODY)
     assert [each.name for each in found] == [AT_CHANCE] * flagged
-    if flagged:  # the tail of the binomial, added up
+    if flagged:  # the upper tail of the binomial distribution
         p = min(1.25 / classes, 1 / classes + 0.02 * (1 - 1 / classes))
         if total < 600:
             below = sum(comb(total, k) * p**k * (1 - p) ** (total - k) for k in range(correct))
@@ -117,7 +117,7 @@ def test_chance_is_told_from_knowledge(
 
 
 class _Forwards(Around):
-    """Does something before its defense, and has the rest answered by it."""
+    """Inverts the images in `forward`, and forwards all other attributes to its defense."""
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -129,7 +129,7 @@ class _Forwards(Around):
         return self.model(1 - x)  # type: ignore[no-any-return]
 
 
-def test_a_wrapper_around_a_defense_is_not_left_out() -> None:
+def test_wrapper_that_forwards_adapt_and_predict_to_a_defense_is_refused() -> None:
     model = make_model()
     subject = make_subject({"wrapped": _Forwards(Dent(model, STEPS)).eval()}, model=model)
     with pytest.raises(InputError, match="answers adapt and predict by another object"):
@@ -137,7 +137,7 @@ def test_a_wrapper_around_a_defense_is_not_left_out() -> None:
 
 
 class _Drawing(nn.Module):
-    """Adds noise from a generator of its own, as randomized models do."""
+    """Adds noise from its own generator, as randomized models do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class _Drawing(nn.Module):
         return self.model(x + 0.05 * noise)  # type: ignore[no-any-return]
 
 
-def test_a_generator_kept_in_a_model_follows_the_seed_of_the_run() -> None:
+def test_generator_inside_a_model_is_seeded_by_the_run() -> None:
     def run(defense: str, draws_before: int) -> EvaluationResult:
         model = _Drawing().eval()
         for _ in range(draws_before):

@@ -1,4 +1,4 @@
-"""The published schema is the code's, and records of older versions stay readable."""
+"""The published JSON schema matches the code, and records of older versions stay readable."""
 
 import json
 import shutil
@@ -15,20 +15,20 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_the_schema_in_the_docs_is_in_step() -> None:
+def test_schema_in_the_docs_is_up_to_date() -> None:
     written = (ROOT / "docs" / "reference" / "record.schema.json").read_text()
     command = "python -m dent.evaluation.json_schema docs/reference/record.schema.json"
     assert written == text(), f"run `{command}`, and say in CHANGELOG what changed in the records"
 
 
 def properties(name: str, node: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
-    """Every key that a record must not have for lack of an `additionalProperties: false`."""
+    """Return [name] if the definition of an object allows unknown keys, otherwise []."""
     del definitions
     closed = node.get("additionalProperties") is False
     return [] if closed or node.get("type") != "object" else [name]
 
 
-def test_no_record_takes_unknown_keys() -> None:
+def test_no_record_allows_unknown_keys() -> None:
     definitions = schema()["$defs"]
     open_ones = [
         key for name, node in definitions.items() for key in properties(name, node, definitions)
@@ -38,13 +38,13 @@ def test_no_record_takes_unknown_keys() -> None:
 
 
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.glob("v*")))
-def test_a_run_written_by_an_older_version_says_the_same_today(version: str) -> None:
+def test_golden_runs_of_older_versions_give_the_same_result_today(version: str) -> None:
     recorded = load_run(GOLDEN / version)
     text = (GOLDEN / version / "result.json").read_text()
-    written = EvaluationResult.model_validate_json(text)  # what is new since has its default
+    written = EvaluationResult.model_validate_json(text)  # newer fields have defaults
     now, then = (without_wording(each.to_json()) for each in (recorded.result, written))
     assert without_rulings(now) == without_rulings(then)
-    # What an older version flagged is flagged today, whatever the rules.
+    # The same diagnostics are raised today, even if the rules changed.
     for name, found in written.defenses.items():
         raised = {flag.name for flag in recorded.result.defenses[name].raised}
         assert {flag.name for flag in found.raised} == raised
@@ -58,7 +58,7 @@ def test_there_is_a_golden_run() -> None:
     assert (GOLDEN / "v1").is_dir()
 
 
-def test_a_run_of_today_has_the_golden_keys_and_what_is_new_is_optional(
+def test_unit_record_schema_has_the_golden_keys_and_its_new_keys_are_optional(
     tmp_path: Path,
 ) -> None:
     shutil.copytree(GOLDEN / "v1", tmp_path / "v1")

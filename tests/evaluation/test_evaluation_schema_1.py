@@ -1,4 +1,4 @@
-"""Runs that were begun by schema 1 keep their meaning, their identity and their files."""
+"""Runs that were started with schema 1 keep their meaning, their identity and their files."""
 
 import copy
 import json
@@ -51,7 +51,7 @@ def test_there_are_runs_of_schema_1() -> None:
         assert json.loads(path.read_text())["spec"]["schema_version"] == 1
 
 
-def test_every_run_is_written_back_as_it_was_read() -> None:
+def test_schema_1_records_are_written_back_unchanged() -> None:
     for path in RUNS:
         written = json.loads(path.read_text())
         run = RunRecord.model_validate_json(path.read_text())
@@ -64,7 +64,7 @@ def test_every_run_is_written_back_as_it_was_read() -> None:
         assert result.spec.identity == result.identity
 
 
-def test_every_attack_of_those_runs_can_be_made_from_its_record_alone() -> None:
+def test_every_registered_attack_of_schema_1_runs_is_rebuilt_from_its_record() -> None:
     strangers = set()
     for path in RUNS:
         spec = RunRecord.model_validate_json(path.read_text()).spec
@@ -79,7 +79,7 @@ def test_every_attack_of_those_runs_can_be_made_from_its_record_alone() -> None:
     assert strangers == {"tests.evaluation.subjects.Push", "tests.evaluation.subjects.Guess"}
 
 
-def test_one_specification_by_hand() -> None:
+def test_upgrade_converts_a_handwritten_schema_1_specification() -> None:
     part = {"iterations": 7, "restarts": 1}
     apgd = part | {"name": "apgd-ce", "rho": 0.75, "large_radii": False}
     aimed = apgd | {"name": "apgd-t", "targets": 9}
@@ -138,7 +138,7 @@ def _old(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_record_makes_the_attack_again(name: str) -> None:
+def test_every_attack_is_rebuilt_from_its_record(name: str) -> None:
     made = [make(name), make(name, **SMALL[name])]
     if name in ("standard", "apgd-ce"):
         made += [make_from(f"{name}:protocol=published,batch_size=4"), make(name, ask="standing")]
@@ -153,14 +153,14 @@ def test_a_record_makes_the_attack_again(name: str) -> None:
 
 
 def golden_subject() -> Subject:
-    """What `make_golden` evaluated."""
+    """Return the subject that `make_golden` evaluated."""
     model = make_model()
     config = DentConfig(steps=2, statistics="test", smoothing=SmoothingConfig(sigma=0.5))
     defenses = {"dent": Dent(model, config), "broken": Broken(model)}
     return make_subject(defenses, [Push(), Guess()], model=model)
 
 
-def test_a_run_of_schema_1_goes_on_and_keeps_its_file(tmp_path: Path) -> None:
+def test_resumed_schema_1_run_completes_and_keeps_its_schema(tmp_path: Path) -> None:
     whole = load_run(GOLDEN)
     settings = whole.run.spec.settings
     subject = golden_subject()
@@ -183,7 +183,7 @@ def test_a_run_of_schema_1_goes_on_and_keeps_its_file(tmp_path: Path) -> None:
 
 
 def write_as_schema_1(path: Path) -> None:
-    """Rewrite the `run.json` of attacks of one's own as schema 1 had it."""
+    """Rewrite a `run.json` with custom attacks in the format of schema 1."""
     plain = json.loads(path.read_text())
     for each in plain["spec"]["attacks"]:
         assert each.pop("attack") is None
@@ -193,7 +193,7 @@ def write_as_schema_1(path: Path) -> None:
     path.write_text(json.dumps(plain | {"identity": digest(plain["spec"])}))
 
 
-def test_parts_of_both_schemas_merge(tmp_path: Path) -> None:
+def test_runs_of_schema_1_and_schema_2_can_be_merged(tmp_path: Path) -> None:
     subject = make_subject({})
     evaluate(subject, Settings(n=4, batch_size=4), out=tmp_path / "new")
     shutil.copytree(tmp_path / "new", tmp_path / "old")
@@ -205,7 +205,7 @@ def test_parts_of_both_schemas_merge(tmp_path: Path) -> None:
     assert (both.schema_version, both.identity) == (1, load_run(tmp_path / "old").run.identity)
 
 
-def test_another_evaluation_is_told_from_one_of_schema_1(tmp_path: Path) -> None:
+def test_different_evaluation_in_the_folder_of_a_schema_1_run_is_refused(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path / "run")
     settings = load_run(GOLDEN).run.spec.settings
     stronger = replace(golden_subject(), attacks=[Push(2.0), Guess()])
@@ -214,7 +214,7 @@ def test_another_evaluation_is_told_from_one_of_schema_1(tmp_path: Path) -> None
     assert (tmp_path / "run/run.json").read_bytes() == (GOLDEN / "run.json").read_bytes()
 
 
-def test_a_changed_copy_is_of_the_newest_schema() -> None:
+def test_changed_copy_of_a_schema_1_specification_has_the_newest_schema() -> None:
     spec = load_run(GOLDEN).run.spec
     fewer = spec.model_copy(update={"attacks": spec.attacks[:1]})
     assert (spec.written_as, fewer.written_as) == (1, 2)

@@ -1,4 +1,4 @@
-"""Memory that fresh copies of a defense share: where it hides, and what honest defenses do."""
+"""Memory that fresh copies of a defense share, and honest defenses that share none."""
 
 import logging
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def shares(defense: nn.Module, x: Tensor = X[:12], y: Tensor = Y[:12]) -> bool |
 
 
 class Keeps(list[Any]):
-    """A list that copies as itself."""
+    """A list whose copy is the list itself."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Keeps":
         return self
@@ -130,11 +130,11 @@ def in_what_copies_as_itself() -> nn.Module:
         in_what_copies_as_itself,
     ],
 )
-def test_a_memory_that_copies_share_is_found(make: Callable[[], nn.Module]) -> None:
+def test_memory_that_copies_of_a_defense_share_is_found(make: Callable[[], nn.Module]) -> None:
     assert shares(make()) is True
 
 
-def test_what_honest_defenses_share_is_no_memory() -> None:
+def test_harmless_shared_objects_of_honest_defenses_are_not_memory() -> None:
     calls = [0]
 
     @cache
@@ -165,13 +165,13 @@ def test_what_honest_defenses_share_is_no_memory() -> None:
 
 
 @pytest.mark.parametrize("config", [DENT_PLUS, None], ids=["dent+", "compiled-or-plain"])
-def test_dent_shares_nothing(config: Any) -> None:
+def test_dent_and_a_plain_model_share_no_memory(config: Any) -> None:
     model = make_model()
     x, y = make_dataset().batch(range(8))
     assert shares(model if config is None else Dent(model, config), x, y) is False
 
 
-def test_what_cannot_be_copied_is_not_looked_into() -> None:
+def test_shared_memory_of_a_defense_that_cannot_be_copied_is_unknown() -> None:
     class Stays(Trick):
         def __deepcopy__(self, memo: dict[int, Any]) -> "Stays":
             raise TypeError("no")
@@ -180,7 +180,7 @@ def test_what_cannot_be_copied_is_not_looked_into() -> None:
 
 
 def nearest() -> nn.Module:
-    """Answers near images as it answered them first, in all of its copies."""
+    """Return a defense that repeats its first prediction for near images, in all of its copies."""
     store: list[tuple[Tensor, int]] = []
 
     class Remembers(Trick):
@@ -198,13 +198,15 @@ def nearest() -> nn.Module:
     return Remembers(NET)
 
 
-def test_a_shared_memory_raises_the_flag_and_fails_verify_in_a_new_process(tmp_path: Path) -> None:
+def test_shared_memory_is_flagged_and_fails_verification_with_an_empty_memory(
+    tmp_path: Path,
+) -> None:
     def subject(defense: nn.Module) -> Subject:
         return Subject(NET, dataset(), {"it": defense}, [MASKED], ThreatModel("linf", "16/255"))
 
     found = evaluate(subject(nearest()), Settings(batch_size=12), out=tmp_path).defenses["it"]
     assert found.worst.served.correct > found.attacks[-1].served.total / 2
     assert "carries state" in [diagnostic.name for diagnostic in found.raised]
-    checked = verify(tmp_path, subject(nearest()))  # as empty as in a new process
+    checked = verify(tmp_path, subject(nearest()))  # its memory is empty, as in a new process
     assert checked.status == "failed"
     assert any("before the defense has seen any natural image" in each for each in checked.problems)

@@ -1,4 +1,4 @@
-"""Attacked streams, on a defense whose state after any batches is a closed form."""
+"""Attacked streams of a defense whose state after each batch has a closed form."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ THREAT = ThreatModel("linf", EPS)
 
 
 class Scores(nn.Module):
-    """Class 0 where an image is brighter than a level."""
+    """Predicts class 0 if an image is brighter than a level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Scores(nn.Module):
 
 
 class RunningMean(nn.Module):
-    """Answers by the level so far; then moves it half of the way to the batch's brightness."""
+    """Predicts with the current level, then moves it halfway to the brightness of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class RunningMean(nn.Module):
 @final
 @dataclass(frozen=True)
 class Lift(Attack):
-    """Makes every image brighter by a share of eps: rightly told bright ones stay so."""
+    """Makes every image brighter by a share of eps. Bright images stay correct."""
 
     share: float = 1.0
 
@@ -61,7 +61,7 @@ class Lift(Attack):
 
 
 def grey(brightness: float) -> Tensor:
-    """A batch: two images a bit brighter than a level, two a bit darker."""
+    """Return a batch: two images slightly brighter than a level, and two slightly darker."""
     offsets = torch.tensor([0.04, 0.02, -0.02, -0.04])
     return (brightness + offsets).reshape(BATCH, 1, 1, 1).expand(BATCH, 3, 2, 2).contiguous()
 
@@ -78,7 +78,7 @@ def lifted(**changes: object) -> StreamResult:
 
 
 def expected(poisoned: int) -> list[int]:
-    """Members right in each batch: the level follows lifted batches, and then falls back."""
+    """Return the number of correct members of each batch, by the closed form of the level."""
     level, right = 0.5, []
     for index in range(6):
         lift = EPS if index < poisoned else 0.0
@@ -90,14 +90,14 @@ def expected(poisoned: int) -> list[int]:
 
 
 @pytest.mark.parametrize("poisoned", [1, 2, 3])
-def test_poison_moves_the_later_batches_by_what_can_be_computed(poisoned: int) -> None:
+def test_poisoned_batches_change_later_batches_as_the_closed_form_predicts(poisoned: int) -> None:
     result = lifted(poisoned=poisoned)
     assert [batch.served.correct for batch in result.batches] == expected(poisoned)
     assert [batch.unattacked.correct for batch in result.batches] == [4] * 6
     assert [batch.attacked for batch in result.batches] == [True] * poisoned + [False] * (
         6 - poisoned
     )
-    # A suite that resets sees the attacked batches fall by the level's first value, and no other.
+    # After a reset before each batch, only the attacked batches have wrong predictions.
     assert [batch.after_reset.correct for batch in result.batches] == [2] * poisoned + [4] * (
         6 - poisoned
     )
@@ -108,8 +108,8 @@ def test_poison_moves_the_later_batches_by_what_can_be_computed(poisoned: int) -
     assert result.reset_restores
 
 
-def test_the_attacker_chooses_by_the_aim() -> None:
-    """A small lift breaks its own batch as well and leaves the level nearly where it was."""
+def test_aim_decides_which_of_two_attacks_is_used() -> None:
+    """A small lift fools its own batch just as well, but it moves the level less."""
     small, large = Lift(0.5, name="small"), Lift(1.0, name="large")
     now = lifted(attacks=[small, large], poisoned=1, aim="now")
     later = lifted(attacks=[small, large], poisoned=1, aim="later")
@@ -117,7 +117,7 @@ def test_the_attacker_chooses_by_the_aim() -> None:
     assert later.cumulative < now.cumulative
 
 
-def test_a_stream_leaves_the_defense_alone_and_is_the_same_again() -> None:
+def test_stream_does_not_change_the_defense_and_is_reproducible() -> None:
     defense = TestTimeAdaptation(RunningMean(), Scores().eval())
     defense(IMAGES[:4] + 0.2)
     before = float(defense.method.model.level)
@@ -130,17 +130,19 @@ def test_a_stream_leaves_the_defense_alone_and_is_the_same_again() -> None:
     assert StreamResult.model_validate_json(results[0].model_dump_json()) == results[0]
 
 
-def test_a_reset_that_does_not_restore_is_said() -> None:
+def test_reset_that_does_not_restore_the_state_is_reported() -> None:
     class Keeps(RunningMean):
         def reset(self) -> None:
-            """Forgets nothing."""
+            """Do nothing, so that the state stays."""
 
     defense = TestTimeAdaptation(Keeps(), Scores().eval())
     result = stream(defense, IMAGES, LABELS, [Lift()], THREAT, batch_size=BATCH, poisoned=1)
     assert not result.reset_restores
 
 
-def test_words_and_figure_say_both_effects(tmp_path: Path) -> None:
+def test_sentence_states_the_effect_on_later_batches_and_the_figure_is_reproducible(
+    tmp_path: Path,
+) -> None:
     result = lifted()
     later = expected(2)[2:]
     points = round(100 * (sum(later) / 16 - 1), 1)
@@ -152,7 +154,7 @@ def test_words_and_figure_say_both_effects(tmp_path: Path) -> None:
         stream_figure(result, tmp_path / "a.txt")
 
 
-def test_what_makes_no_stream_is_refused() -> None:
+def test_invalid_stream_arguments_are_refused() -> None:
     defense = TestTimeAdaptation(RunningMean(), Scores().eval())
     for poisoned in (0, 6, True):
         with pytest.raises(ConfigError, match="1 to 5"):

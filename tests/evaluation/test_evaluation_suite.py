@@ -1,4 +1,4 @@
-"""The dynamic suite as data: its budgets, its page, and how a run is known to have been one."""
+"""The dynamic suite: its members, budgets and page, and how a specification is recognized."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "evaluation" / "suite.md"
 
 
 def row(member: Member) -> str:
-    """A member's row in the table of the page."""
+    """Return the row of a member in the table of the page."""
 
     def listed(settings: dict[str, Any]) -> str:
         return ", ".join(f"{key} {value}" for key, value in settings.items())
@@ -53,14 +53,14 @@ def row(member: Member) -> str:
     return f"| {' | '.join([name, *cells])} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
-def test_the_table_of_the_page_is_the_data() -> None:
+def test_table_in_the_suite_page_matches_the_members() -> None:
     _, _, after = PAGE.read_text().partition("| attack | small | standard | full |\n")
     written = after.partition("\n\n")[0].splitlines()[1:]
     rows = [row(member) for member in DYNAMIC]
     assert written == rows, "\n".join(rows)
 
 
-def test_a_larger_budget_is_at_least_the_smaller_one_in_everything() -> None:
+def test_counts_never_decrease_with_the_budget_and_only_full_adds_an_attack() -> None:
     for member in DYNAMIC:
         for values in member.counts.values():
             assert list(values) == sorted(values), member.name
@@ -71,7 +71,7 @@ def test_a_larger_budget_is_at_least_the_smaller_one_in_everything() -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -> None:
+def test_run_of_the_suite_is_identified_from_its_specification(budget: Budget, norm: Any) -> None:
     subject = make_subject(attacks=suite("dynamic", budget))
     subject = replace(subject, threat=ThreatModel(norm, "8/255"))
     spec = describe(subject, Settings(n=8, batch_size=8))
@@ -84,7 +84,7 @@ def test_a_run_of_the_suite_is_known_by_its_records(budget: Budget, norm: Any) -
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version != VERSION])
-def test_a_run_of_an_older_suite_is_known_as_one(version: int, budget: Budget) -> None:
+def test_run_of_an_older_suite_version_is_identified(version: int, budget: Budget) -> None:
     older = suite(name_of(version), budget)
     spec = describe(make_subject(attacks=older), Settings(n=8, batch_size=8))
     found = coverage_of(spec)
@@ -95,7 +95,7 @@ def test_a_run_of_an_older_suite_is_known_as_one(version: int, budget: Budget) -
     assert coverage_of(newest) == replace(found, version=VERSION, ran_as=ran_as(newest, budget))
 
 
-def test_a_gradient_through_smooth_signs_is_not_exact() -> None:
+def test_gradient_with_smooth_signs_does_not_count_as_exact() -> None:
     for settings, exact in (
         ({}, True),
         ({"losses_at": "all"}, True),
@@ -106,7 +106,7 @@ def test_a_gradient_through_smooth_signs_is_not_exact() -> None:
         assert looks_through(spec) == exact
 
 
-def test_whose_gradients_an_attack_follows() -> None:
+def test_each_attack_is_classified_by_the_gradients_that_it_tests() -> None:
     spec = describe(make_subject(attacks=suite("dynamic", "small")), Settings(n=8, batch_size=8))
     others = {each.name: stand_of(each) for each in spec.attacks if stand_of(each) != "white-box"}
     assert others == {
@@ -114,7 +114,7 @@ def test_whose_gradients_an_attack_follows() -> None:
         "zero-update": "transfer",
         "surrogates": "transfer",
         "adaptive-fewer-steps": "other",  # of another defense
-        "adaptive-unrolled-warm": "other",  # begins with what a transfer found
+        "adaptive-unrolled-warm": "other",  # starts from the images of a transfer attack
     }
 
 
@@ -124,7 +124,7 @@ ALL_LOSSES = "ce+margin+dlr"
 @final
 @dataclass(frozen=True)
 class Impostor(Attack):
-    """Calls itself RayS, and does nothing."""
+    """Has the name and settings of RayS, and does nothing."""
 
     @property
     def default_name(self) -> str:
@@ -138,7 +138,7 @@ class Impostor(Attack):
         return make("rays", iterations=100).settings(norm)
 
 
-def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
+def test_missing_or_weaker_attacks_are_no_suite_and_stronger_attacks_are() -> None:
     whole = suite("dynamic", "small")
 
     def found(attacks: Any) -> tuple[Budget | None, Any]:
@@ -153,13 +153,13 @@ def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
     short, long = make("rays", iterations=99), make("rays", iterations=101)
     assert found([*others, short]) == (None, None)
     assert found([*others, long]) == ("small", None)
-    # What another attack says of itself counts for nothing.
+    # A custom attack covers no member, even with the name and settings of one.
     assert found([*others, Impostor()]) == (None, None)
     others = [attack for attack in whole if attack.name != "adaptive-bpda"]
     less, more = (make("adaptive-bpda", iterations=20, losses=each) for each in ("ce", ALL_LOSSES))
     assert found([*others, less]) == (None, None)
     assert found([*others, more]) == ("small", None)
-    # AutoAttack as one set stands for its parts, batches frozen; as published it regroups them.
+    # AutoAttack as one attack covers its parts only with the frozen protocol.
     parts = ("apgd-ce", "apgd-t", "fab-t", "square")
     others = [attack for attack in whole if attack.name not in parts]
     assert found([*others, make("standard")]) == ("small", None)
@@ -167,7 +167,7 @@ def test_one_attack_less_or_shorter_is_no_suite_and_one_longer_is() -> None:
     assert found([make("standard")]) == (None, None)
 
 
-def test_natural_members_of_mixed_batches_are_attacked_too() -> None:
+def test_suite_for_mixed_batches_requires_the_collateral_attack() -> None:
     mixed = suite("dynamic", "small", mixed=True)
     alone = suite("dynamic", "small")
     assert {each.name for each in mixed} - {each.name for each in alone} == {"collateral"}
@@ -179,14 +179,14 @@ def test_natural_members_of_mixed_batches_are_attacked_too() -> None:
     assert (budget_of(whole), exactly(whole)) == ("small", None)  # more than the suite
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_suite_and_budget_names_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="dynamic"):
         suite("static")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="small, standard, full"):
         suite("dynamic", "tiny")  # type: ignore[arg-type]
 
 
-def test_two_classes_are_enough() -> None:
+def test_suite_runs_on_a_model_with_two_classes() -> None:
     draws = torch.Generator().manual_seed(0)
     layer = nn.Linear(3 * SIDE * SIDE, 2)
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_two_classes_are_enough() -> None:
     assert all(found.batches for found in result.defenses["static"].attacks)
 
 
-def test_every_version_has_a_name_of_its_own() -> None:
+def test_every_suite_version_has_its_own_name() -> None:
     names = [name_of(version) for version in VERSIONS]
     assert sorted(names) == sorted(SUITES)
     assert name_of(max(VERSIONS)) == "dynamic"

@@ -1,8 +1,8 @@
-"""The whole suite, through the engine, on defenses whose truth is known.
+"""Evaluations with the whole suite, of defenses whose true robust accuracy is known.
 
-Of each it says what plain AutoAttack finds, as it ships and alone, with few iterations: the models
-are linear, and it needs no more. Where it is not fooled, what the published stop-gradient APGD on
-cross-entropy finds.
+Most tests also evaluate with only plain AutoAttack as published, to show that the defense fools it.
+The models are linear, so few iterations are enough. If a defense does not fool AutoAttack, the test
+uses stop-gradient APGD on cross-entropy instead.
 """
 
 from pathlib import Path
@@ -84,7 +84,7 @@ def dataset() -> ArrayDataset:
 
 X, Y = dataset().batch(range(COUNT))
 STANDING = withstands(linear(), X, Y, 4 / 255)
-"""Whom the static model keeps: the truth, at any scale."""
+"""The members on which the static model is robust, at any scale of its weights."""
 
 
 def run(
@@ -104,7 +104,7 @@ def run(
 
 
 def alone(make_defense: Any, attack: Any = AUTOATTACK, **how: Any) -> DefenseResult:
-    """What one attack on the defense itself says: no transfer, no suite, and so no verdict."""
+    """Return the result of one attack on the defense: no transfer, no suite, so no verdict."""
     found = run(make_defense, [attack], transfer=False, **how).defenses["it"]
     assert found.verdict is None
     return found
@@ -113,9 +113,10 @@ def alone(make_defense: Any, attack: Any = AUTOATTACK, **how: Any) -> DefenseRes
 def judged(
     make_defense: Any, **how: Any
 ) -> tuple[EvaluationResult, DefenseResult, Verdict, dict[str, bool]]:
-    """What the suite says: all, of the defense, its verdict, and by gate whether it is open.
+    """Run the suite: return all results, those of the defense, its verdict, and its gates.
 
-    A run that stops as soon as no gain is possible must not have stopped on a gain.
+    The value of a gate is whether it is open. Check also that a run that may stop early would not
+    have stopped before a robust gain.
     """
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -139,7 +140,7 @@ def _radius(result: EvaluationResult) -> float:
 
 
 def claims_a_gain(found: DefenseResult) -> bool:
-    """Whether the interval of the difference to the static model lies above 0."""
+    """Return whether the interval of the difference lies above 0."""
     assert found.difference is not None
     assert found.difference.interval is not None
     return found.difference.interval[0] > 0
@@ -153,12 +154,12 @@ def robust() -> Nearest:
     return Nearest(X, Y)
 
 
-def test_the_problem_is_neither_won_nor_lost() -> None:
+def test_static_model_is_robust_on_some_but_not_all_members() -> None:
     assert 4 < STANDING.sum() < 20
     assert withstands(linear(2.0), X, Y, 4 / 255).equal(STANDING)
 
 
-def test_who_changes_nothing_gains_exactly_nothing() -> None:
+def test_identity_defense_gets_no_gain_with_a_difference_of_zero() -> None:
     assert alone(Identity).worst.served.correct == STANDING.sum()
     result, found, verdict, _ = judged(Identity)
     assert found.difference is not None
@@ -169,17 +170,17 @@ def test_who_changes_nothing_gains_exactly_nothing() -> None:
     assert result.defenses["static"].verdict is None
 
 
-def test_a_mask_gains_by_its_own_gradient_and_nothing_under_the_suite() -> None:
+def test_masked_gradient_gains_under_autoattack_and_not_under_the_suite() -> None:
     assert claims_a_gain(alone(Masked))
     _, found, verdict, gates = judged(Masked)
     assert verdict.ruling == "no gain"
     assert abs(found.worst.served.correct - int(STANDING.sum())) <= 1  # it moves pixels by 1/2046
-    assert gates == {"zero gradient": False, CERTIFICATE: True}  # zero certifies nothing
+    assert gates == {"zero gradient": False, CERTIFICATE: True}  # zero gradients are not certified
     certificate = next(item for item in found.diagnostics if item.name == CERTIFICATE)
     assert (certificate.state, certificate.value) == ("raised", 1.0)
 
 
-def test_noise_in_the_gradient_gains_under_autoattack_and_nothing_under_the_suite() -> None:
+def test_noisy_gradient_gains_under_autoattack_and_not_under_the_suite() -> None:
     def loud(model: nn.Module) -> Loud:
         return Loud(model, 12.0)
 
@@ -187,22 +188,22 @@ def test_noise_in_the_gradient_gains_under_autoattack_and_nothing_under_the_suit
     result, found, verdict, gates = judged(loud)
     assert found.difference is not None
     assert (found.difference.value, verdict.ruling) == (0, "no gain")
-    assert states(result)["randomized"] == "passed"  # its answers are the same each time
+    assert states(result)["randomized"] == "passed"  # its logits do not change
     assert gates == {CERTIFICATE: True}
 
 
 def luck(seed: int) -> Tensor:
-    """Whom `Undecided` answers as its model does, under a seed."""
+    """Return the members for which `Undecided` predicts like its model, under a seed."""
     with isolated_random_state(seed, X.device):
         return torch.rand(COUNT) >= 1 / 3
 
 
-def test_answers_by_chance_are_harmful_whatever_autoattack_claims_of_them() -> None:
+def test_random_predictions_are_harmful_and_differ_from_the_claims_of_autoattack() -> None:
     plain = alone(Undecided).attack(AUTOATTACK.name)
     assert plain.claimed is not None
-    assert plain.claimed.correct < STANDING.sum() / 2  # most were wrong once, in many answers
-    assert plain.served.correct >= STANDING.sum()  # and are not when asked again
-    assert any("randomized" in note for note in plain.notes)  # which it warns of
+    assert plain.claimed.correct < STANDING.sum() / 2  # most were wrong in at least one query
+    assert plain.served.correct >= STANDING.sum()  # but not on submission
+    assert any("randomized" in note for note in plain.notes)  # AutoAttack warns of it
     result, found, verdict, gates = judged(Undecided)
     scoring = range(CHOOSING + 1, DRAWS + 1)
     lucky = torch.stack([luck(seed_of(serve_seed(0, 0), "draw", draw)) for draw in scoring])
@@ -214,12 +215,12 @@ def test_answers_by_chance_are_harmful_whatever_autoattack_claims_of_them() -> N
     assert verdict.ruling == "harmful"
     assert "natural accuracy" in verdict.sentence
     assert {"randomized", "served differs from claimed"} <= gates.keys()
-    # Whatever is done to an image, it is answered rightly by chance.
+    # Even under a huge eps, some images are predicted correctly by chance.
     assert {name for name, is_open in gates.items() if is_open} <= {HUGE_EPS}
     assert states(result)["batch dependent"] == "not-run"
 
 
-def test_a_true_gain_is_found_and_no_gate_stands_in_its_way() -> None:
+def test_real_gain_gets_the_verdict_robust_gain_with_no_open_gate() -> None:
     def better(model: nn.Module) -> Better:
         return Better(model, robust())
 
@@ -230,13 +231,13 @@ def test_a_true_gain_is_found_and_no_gate_stands_in_its_way() -> None:
     assert not any(gates.values())
 
 
-def test_a_gain_in_one_large_batch_is_none_in_small_ones_and_not_shown_by_one_batch() -> None:
+def test_gain_that_needs_one_large_batch_is_inconclusive() -> None:
     def large(size: int) -> Any:
         return lambda model: LargeOnly(model, robust(), size)
 
     assert claims_a_gain(alone(large(COUNT)))
     result, found, verdict, gates = judged(large(COUNT))
-    assert found.worst.served.correct == COUNT  # and that is the truth, of batches of this size
+    assert found.worst.served.correct == COUNT  # true for batches of this size
     assert (verdict.ruling, gates) == (
         "inconclusive",
         {"batch dependent": False, FEW_BATCHES: True},
@@ -248,7 +249,7 @@ def test_a_gain_in_one_large_batch_is_none_in_small_ones_and_not_shown_by_one_ba
 
 
 @pytest.mark.slow
-def test_a_gain_in_batches_is_found_in_enough_of_them() -> None:
+def test_batch_dependent_gain_is_found_with_enough_batches() -> None:
     _, found, verdict, gates = judged(
         lambda model: LargeOnly(model, robust(), 3), eps="16/255", size=3
     )
@@ -257,15 +258,13 @@ def test_a_gain_in_batches_is_found_in_enough_of_them() -> None:
     assert not any(gates.values())
 
 
-def test_who_needs_all_members_perturbed_gains_under_autoattack_and_nothing_under_the_suite() -> (
-    None
-):
+def test_defense_that_needs_all_members_perturbed_gains_only_under_autoattack() -> None:
     def all_or_nothing(model: nn.Module) -> AllOrNothing:
         return AllOrNothing(model, robust())
 
     assert claims_a_gain(alone(all_or_nothing))
     assert alone(all_or_nothing, STOP_GRADIENT).worst.served.correct >= COUNT - 1
-    # Who cannot be fooled is left natural, and brings the static model back for all others.
+    # A member that cannot be fooled stays natural, so all others get the static model.
     _, found, verdict, gates = judged(all_or_nothing)
     assert found.difference is not None
     assert (found.difference.value, verdict.ruling) == (0, "no gain")
@@ -273,19 +272,19 @@ def test_who_needs_all_members_perturbed_gains_under_autoattack_and_nothing_unde
     assert gates == {FEW_BATCHES: True}
 
 
-def test_what_leaks_between_batches_is_no_gain_and_its_gate_cannot_be_shut() -> None:
+def test_state_that_leaks_between_batches_is_no_gain_and_leaves_a_gate_open() -> None:
     def leaky(model: nn.Module) -> Leaky:
         return Leaky(model, pull=-3.0)
 
     plain = alone(leaky)
     result, found, verdict, gates = judged(leaky)
-    # Nothing leaks into what has answered nothing.
+    # A fresh copy has no state that could leak into its first batch.
     assert plain.worst.served.correct == found.worst.served.correct
     assert verdict.ruling == "no gain"
     assert states(result)["carries state"] == "raised"
     assert gates["carries state"]
-    assert states(result)[CERTIFICATE] == "passed"  # of a copy that has answered nothing
-    assert states(result)["batch dependent"] == "not-run"  # its answers move by themselves
+    assert states(result)[CERTIFICATE] == "passed"  # of a fresh copy
+    assert states(result)["batch dependent"] == "not-run"  # its logits change by themselves
 
 
 @pytest.mark.parametrize(
@@ -296,14 +295,14 @@ def test_what_leaks_between_batches_is_no_gain_and_its_gate_cannot_be_shut() -> 
     ],
     ids=["anti-adversary", "hedge"],
 )
-def test_defenses_published_as_robust_gain_nothing(kind: Any, fooled: bool) -> None:
+def test_defenses_published_as_robust_get_the_verdict_no_gain(kind: Any, fooled: bool) -> None:
     how = {"scale": 2.0}
     assert (alone(kind, **how).worst.served.correct > STANDING.sum() + 1) == fooled
     assert claims_a_gain(alone(kind, STOP_GRADIENT, **how)) == fooled
     _, found, verdict, gates = judged(kind, **how)
     assert found.worst.served.correct <= STANDING.sum()
     assert verdict.ruling == "no gain"
-    # Transfers do better than its own gradient, and always will: it holds over small steps alone.
+    # Transfer attacks beat its own gradient, which holds only over small steps.
     assert {name for name, is_open in gates.items() if is_open} <= {
         CERTIFICATE,
         LARGE_STEPS,

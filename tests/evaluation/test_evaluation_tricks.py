@@ -1,6 +1,6 @@
-"""The verdict on defenses made to fool it, and on honest ones that are hard to certify.
+"""The verdict on defenses built to fool it, and on honest defenses that are hard to certify.
 
-The static model, the hidden ones and all labels are linear or `Nearest`, so every truth is known.
+All nets are linear or `Nearest`, so the true robust accuracy of every defense is known.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,15 +36,15 @@ from tests.evaluation.tricks import (
 
 EPS = "16/255"
 NET = linear()
-"""Right about every image, and robust of none at this eps."""
+"""Correct on every natural image, and robust on none at this eps."""
 ROBUST = Nearest(X, Y)
-"""Right about every image, whatever is done to it."""
+"""Correct on every image, under any attack at this eps."""
 STOP_GRADIENT = AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=20, unmask=True)
 MASKED = AdaptiveAPGD("stop-gradient", losses=("margin",), iterations=20)
 
 
 def other(seed: int = 1) -> nn.Module:
-    """A net that has little in common with `NET`, as a static model to be compared with."""
+    """Return a net that has little in common with `NET`, to use as the static model."""
     layer = nn.Linear(48, 4)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -68,13 +68,13 @@ def run(
 
 
 def judged(defense: nn.Module, **how: Any) -> tuple[DefenseResult, Verdict, dict[str, bool]]:
-    """The defense, its verdict, and by gate whether it is open."""
+    """Run the suite: return the results of the defense, its verdict, and its gates (True: open)."""
     found = run(defense, **how).defenses["it"]
     assert found.verdict is not None
     return found, found.verdict, {gate.name: gate.open for gate in found.verdict.gates}
 
 
-def test_the_truths() -> None:
+def test_nets_have_the_accuracies_that_the_other_tests_assume() -> None:
     assert not withstands(linear(), X, Y, 16 / 255).any()
     with torch.no_grad():
         assert NET(X).argmax(1).equal(Y)
@@ -94,21 +94,21 @@ def test_the_truths() -> None:
     ],
     ids=["softmax", "by-hand", "sigmoid", "tanh", "rank", "vote"],
 )
-def test_what_saturates_is_attacked_through_the_scores_before_it(
+def test_saturated_outputs_are_attacked_through_the_logits_before_them(
     shape: Callable[[Tensor], Tensor],
 ) -> None:
-    # Not by transfer: nothing is told of the net, and the static one is another.
+    # This is no transfer: the attack is not given `NET`, and the static model is another net.
     found = run(Saturated(NET, shape), attacks=[STOP_GRADIENT], transfer=False).defenses["it"]
     assert found.attack("adaptive-stop-gradient").served.correct == 0
     blind = run(Saturated(NET, shape), attacks=[MASKED], transfer=False).defenses["it"]
     assert blind.worst.served.correct > COUNT / 2
 
 
-def test_a_saturated_output_of_a_weak_net_is_no_gain() -> None:
+def test_saturated_output_of_a_weak_net_gets_no_gain() -> None:
     found, verdict, gates = judged(Saturated(NET, tricks.softmax(1000.0)))
     assert found.worst.served.correct == 0
     assert verdict.ruling == "no gain"
-    assert gates[CERTIFICATE]  # the gradient that it shows is none
+    assert gates[CERTIFICATE]  # its own gradient is zero
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_saturated_output_of_a_weak_net_is_no_gain() -> None:
     [{}, pytest.param({"reach": 0.2, "least": 10}, marks=pytest.mark.slow)],
     ids=["at-once", "later"],
 )
-def test_what_remembers_its_questions_is_attacked_and_scored_as_if_it_had_met_none(
+def test_defense_that_remembers_queries_is_scored_without_its_memory(
     steps: dict[str, Any],
 ) -> None:
     found, verdict, gates = judged(Remembers(NET, **steps))
     assert found.worst.served.correct == 0
     assert verdict.ruling == "no gain"
-    # Its memory shows where it was asked about the natural batch before.
+    # Its predictions show its memory if it was queried with the natural batch before.
     assert gates["carries state"]
 
 
@@ -131,10 +131,10 @@ def test_what_remembers_its_questions_is_attacked_and_scored_as_if_it_had_met_no
     [lambda x: len(x) <= 4, lambda x: x.dtype == torch.float64, lambda x: False],
     ids=["small-batches", "float64", "nowhere"],
 )
-def test_another_nets_gradient_is_not_certified_wherever_it_is_shown_truly(
+def test_forged_gradient_is_not_certified_even_if_it_is_sometimes_honest(
     honest: Callable[[Tensor], bool],
 ) -> None:
-    # On robust nets, so that nothing but the gradient stands in the way of a gain.
+    # The net is robust, so that only the gradient can prevent a robust gain.
     shown = Nearest(X.flip(2), (Y + 1) % 4)
     forged = Forger(ROBUST, shown, honest)
     record = check_gradient(Origin(forged), X[:8], Y[:8], ThreatModel("linf", EPS), seed=0)
@@ -145,7 +145,7 @@ def test_another_nets_gradient_is_not_certified_wherever_it_is_shown_truly(
     assert certificate_of(ProbeRecord.model_construct(gradient=true)).state == "passed"
 
 
-def test_one_dead_gradient_among_live_ones_is_seen() -> None:
+def test_zero_gradient_of_a_single_member_is_not_certified() -> None:
     class OneDead(tricks.Trick):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             alive = torch.arange(len(x)) != len(x) - 1
@@ -160,20 +160,20 @@ def test_one_dead_gradient_among_live_ones_is_seen() -> None:
 
 
 @pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_answers_with_gradients_and_without_must_be_the_same(reverse: bool) -> None:
+def test_defense_that_predicts_differently_with_gradients_gets_no_gain(reverse: bool) -> None:
     found, verdict, gates = judged(TwoFaced(NET, ROBUST, reverse=reverse))
-    assert verdict.ruling == "no gain"  # the worse of both counts
+    assert verdict.ruling == "no gain"  # the worse prediction counts
     assert found.worst.served.correct < COUNT / 4
     assert gates["served differs with gradients"]
 
 
 @pytest.mark.parametrize("calls", [pytest.param(5, marks=pytest.mark.slow), 300])
-def test_what_changes_after_some_calls_is_seen_and_gains_nothing(calls: int) -> None:
+def test_defense_that_changes_after_some_calls_is_flagged_and_gets_no_gain(calls: int) -> None:
     found, verdict, gates = judged(Tires(NET, ROBUST, calls))
     assert found.worst.served.correct == 0
     assert verdict.ruling == "no gain"
     assert gates["carries state"]
-    # A gain until then is real, but not one of the defense.
+    # With a robust net for the first calls, the gain does not last.
     _, verdict, gates = judged(Tires(ROBUST, NET, calls))
     assert verdict.ruling == "inconclusive"
     assert gates["carries state"]
@@ -190,10 +190,10 @@ GENERATORS: dict[str, Callable[[], Any]] = {
     [GENERATORS["torch"], pytest.param(GENERATORS["numpy"], marks=pytest.mark.slow)],
     ids=GENERATORS,
 )
-def test_noise_from_a_generator_of_ones_own_is_randomness_and_costs_nothing(
+def test_noise_from_its_own_generator_is_flagged_as_randomized_and_not_harmful(
     make: Callable[[], Any],
 ) -> None:
-    static = NET  # at an eps at which some stand
+    static = NET  # some members stay correct at this eps
     loud = OwnNoise(NET, 0.05, make)
     result = run(loud, static=static, eps="4/255")
     found, base = result.defenses["it"], result.defenses["static"]
@@ -204,7 +204,7 @@ def test_noise_from_a_generator_of_ones_own_is_randomness_and_costs_nothing(
     assert found.verdict.ruling != "harmful"
     assert found.difference is not None
     assert abs(found.difference.value or 0.0) < 0.1
-    # The worst of all draws is another number, and is not the one that counts.
+    # The worst case over all draws is reported separately and is not the result.
     assert found.repeated.robust_always.correct <= found.worst.served.correct
     assert found.repeated.natural_always.correct <= found.natural.correct
     assert found.repeated.risk[0] == pytest.approx(1 - found.repeated.robust)
@@ -213,7 +213,7 @@ def test_noise_from_a_generator_of_ones_own_is_randomness_and_costs_nothing(
 
 
 @pytest.mark.slow
-def test_who_answers_by_a_coin_of_his_own_is_harmful_all_the_same() -> None:
+def test_random_sign_flips_from_its_own_generator_are_harmful() -> None:
     class Coin(OwnNoise):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             logits: Tensor = self.net(x)
@@ -226,14 +226,14 @@ def test_who_answers_by_a_coin_of_his_own_is_harmful_all_the_same() -> None:
     assert verdict.ruling == "harmful"
 
 
-def test_a_gain_needs_no_word_of_its_author() -> None:
+def test_robust_gain_is_certified_without_declarations_by_the_defense() -> None:
     found, verdict, gates = judged(Hidden(other(), ROBUST))
     assert found.worst.served.correct == COUNT
     assert (verdict.ruling, verdict.ground) == ("robust gain", "exact gradient certified")
     assert not any(gates.values())
 
 
-def test_a_gain_behind_a_straight_through_gradient_is_seen() -> None:
+def test_robust_gain_behind_a_straight_through_gradient_is_recognized() -> None:
     found, verdict, gates = judged(Quantized(other(), ROBUST))
     assert found.worst.served.correct == COUNT
     assert (verdict.ruling, verdict.ground) == ("robust gain", "surrogate gradient, unbeaten")
@@ -242,7 +242,7 @@ def test_a_gain_behind_a_straight_through_gradient_is_seen() -> None:
     assert (weak.worst.served.correct, none.ruling) == (0, "no gain")
 
 
-def test_what_cannot_be_copied_is_no_gain() -> None:
+def test_robust_defense_that_cannot_be_copied_is_inconclusive() -> None:
     class Locked(Hidden):
         def __deepcopy__(self, memo: object) -> "Locked":
             raise RuntimeError("there is one of me")

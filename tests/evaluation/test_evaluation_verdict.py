@@ -16,7 +16,7 @@ DEPENDENT = Dependence(declared=True, measured=True)
 
 
 def scores(*submissions: list[list[bool]], assembled: bool = False) -> Scores:
-    """One submission a list of batches, each a list of who was right."""
+    """Return scores of submissions: each is a list of batches, each a list of correct members."""
     names = ["natural", "attack/a", "transfer/a", "attack/b"][: len(submissions)]
     if assembled:
         names[-1] = "assembled"
@@ -42,7 +42,7 @@ tables = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5)).flat
 
 @given(tables)
 @settings(max_examples=100, deadline=None)
-def test_the_worst_case_is_what_brute_force_says(table: list[list[list[bool]]]) -> None:
+def test_worst_case_equals_a_brute_force_count(table: list[list[list[bool]]]) -> None:
     given_scores = scores(*table)
     batches = range(len(table[0]))
     by_sample = worst_of(given_scores, INDEPENDENT)
@@ -62,7 +62,7 @@ def test_the_worst_case_is_what_brute_force_says(table: list[list[list[bool]]]) 
     assert by_sample.served.correct <= by_batch.served.correct
 
 
-def test_a_worst_case_by_sample_needs_independence_declared_and_not_contradicted() -> None:
+def test_per_sample_worst_case_needs_declared_and_uncontradicted_independence() -> None:
     table = scores([[True, False]], [[False, True]])
     for declared, measured, unit in (
         (False, False, "sample"),
@@ -75,7 +75,7 @@ def test_a_worst_case_by_sample_needs_independence_declared_and_not_contradicted
         assert (worst.unit, worst.served.correct) == (unit, 0 if unit == "sample" else 1)
 
 
-def test_the_first_submission_that_broke_a_sample_is_named() -> None:
+def test_worst_case_names_the_first_submission_that_broke_each_sample() -> None:
     pieces = {
         "natural": Piece((True, False, True), (), 0),
         "attack/a": Piece((False, False, True), (), 0),
@@ -96,19 +96,19 @@ def test_the_difference_is_paired_by_sample() -> None:
     assert (gain.static.correct, gain.static.total) == (3, 6)
 
 
-def test_the_static_model_meets_no_stronger_attacker_than_the_defense() -> None:
-    # Each of two attacks breaks another half: by sample nobody stands, by batch half do.
+def test_static_model_gets_no_stronger_attacker_than_the_defense() -> None:
+    # Each of two attacks breaks another half: 0 of 4 are correct per sample, 2 of 4 per batch.
     halves = [[[True] * 4], [[True, True, False, False]], [[False, False, True, True]]]
     static, ours = scores(*halves), scores(*halves)
     gain = difference_to(static, ours, DEPENDENT, seed=0)
     assert (gain.static_unit, gain.static.correct, gain.value) == ("batch", 2, 0.0)
-    # With a batch assembled from what broke its members, both attackers may choose by sample.
+    # With an assembled batch, both attackers may choose per sample.
     assembled = scores(*halves, [[False] * 4], assembled=True)
     gain = difference_to(static, assembled, DEPENDENT, seed=0)
     assert (gain.static_unit, gain.static.correct, gain.value) == ("sample", 0, 0.0)
 
 
-def test_many_batches_that_share_their_luck_widen_the_interval() -> None:
+def test_results_correlated_within_batches_widen_the_interval() -> None:
     count = 2 * MIN_CLUSTERS
     won = [[at % 2 == 0] * 20 for at in range(count)]
     lost = [[at % 2 == 1] * 20 for at in range(count)]
@@ -127,8 +127,8 @@ def test_many_batches_that_share_their_luck_widen_the_interval() -> None:
     assert "3 batches are too few to draw anew" in few.assumes
 
 
-def test_assembled_batches_put_together_what_broke_their_members() -> None:
-    # Sociable answers depend on the mean of the batch, so that a mixture is another batch.
+def test_assembled_batches_are_submitted_for_a_batch_dependent_defense() -> None:
+    # `Sociable` depends on the mean of the batch, so an assembled batch gets other logits.
     model = make_model()
     attacks = [Push(0.3, name="nudge"), Guess()]
     subject = make_subject({"sociable": Sociable(model)}, attacks, model=model)

@@ -1,4 +1,4 @@
-"""Verification: whatever is tampered with is found, and by the check that should find it."""
+"""Verification: any tampering is found, and by the check that is responsible for it."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def test_an_honest_run_is_verified_and_not_written_to(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_without_the_subject_what_was_not_checked_is_said(folder: Path) -> None:
+def test_verify_without_a_subject_reports_the_checks_that_did_not_run(folder: Path) -> None:
     found = verify(folder)
     assert found.status == "incomplete"
     states = {check.name: check.state for check in found.checks}
@@ -61,7 +61,7 @@ def test_without_the_subject_what_was_not_checked_is_said(folder: Path) -> None:
 
 
 def relabel(folder: Path, change: Callable[[dict[str, Any]], None], line: int) -> None:
-    """Edit a record, and give it the checksum that it should then have."""
+    """Edit a record and update its checksum."""
     lines = (folder / JOURNAL).read_text().splitlines()
     record = json.loads(lines[line])["record"]
     change(record)
@@ -87,7 +87,7 @@ def one_bit(folder: Path) -> None:
 
 
 def outside(folder: Path, by: float = 0.1) -> None:
-    """Put an image outside the ball, and forge every digest on the way."""
+    """Move an image out of the ball, and forge every digest that covers it."""
     path = tensor_of(folder)
     images = load_file(path)["adversarial"]
     images[0] = (images[0] + by).clamp(0, 1)
@@ -110,7 +110,7 @@ def edit_result(folder: Path) -> None:
 
 
 def edit_plan(folder: Path) -> None:
-    """Move a label, and forge the plan's digest."""
+    """Change a label, and forge the digest of the plan."""
     plan = json.loads((folder / "plan.json").read_text())
     plan["batches"][0]["labels"][0] = (plan["batches"][0]["labels"][0] + 1) % 4
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -209,7 +209,7 @@ def drop_huge_eps(record: dict[str, Any]) -> None:
         (drop_huge_eps, "probes: .* are correct now, recorded as nothing was attacked"),
     ],
 )
-def test_what_a_gain_rests_on_is_made_anew(
+def test_forged_gradient_certificates_and_huge_eps_results_are_found(
     tmp_path: Path, forge: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     subject = make_subject(attacks=[make("adaptive-unrolled", iterations=1)])
@@ -220,7 +220,7 @@ def test_what_a_gain_rests_on_is_made_anew(
     assert any(re.search(message, problem) for problem in found.problems), found.problems
 
 
-def test_the_errors_of_a_surrogate_gradient_are_made_anew(tmp_path: Path) -> None:
+def test_forged_errors_of_a_surrogate_gradient_are_found(tmp_path: Path) -> None:
     attacks = [make("adaptive-unrolled", iterations=1)]
     subject = make_subject(attacks=attacks, defenses={"it": Masked(make_model())})
     evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path / "run")
@@ -241,7 +241,7 @@ def large() -> Subject:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in batches of 100, which says that it was made with other threads."""
+    """A run in batches of 100 whose records claim another number of threads."""
     path = tmp_path_factory.mktemp("elsewhere") / "run"
     evaluate(large(), Settings(batch_size=100, transfer=False), out=path)
     run = json.loads((path / "run.json").read_text())
@@ -255,7 +255,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("by_unit", "units", "failed"),
     [(2, 1, []), (3, 1, ["served"]), (2, 4, ["verdict"]), (3, 4, ["served", "verdict"])],
 )
-def test_elsewhere_few_answers_may_differ_and_the_result_by_as_little(
+def test_verify_on_another_machine_tolerates_only_few_different_predictions(
     elsewhere: Path, tmp_path: Path, by_unit: int, units: int, failed: list[str]
 ) -> None:
     folder = Path(shutil.copytree(elsewhere, tmp_path / "run"))
@@ -299,7 +299,7 @@ def test_elsewhere_few_answers_may_differ_and_the_result_by_as_little(
         ("only_static", 7, False),
     ],
 )
-def test_other_rules_may_change_the_statistics_and_no_count(
+def test_results_under_other_rules_may_differ_in_statistics_but_not_in_counts(
     folder: Path, rules: int | None, field: str, value: object, *, follows: bool
 ) -> None:
     plain = json.loads((folder / "result.json").read_text())
@@ -310,7 +310,7 @@ def test_other_rules_may_change_the_statistics_and_no_count(
     assert (check.state == "passed") == (follows and rules is not None), check.problems
 
 
-def test_other_rules_may_decide_otherwise() -> None:
+def test_early_decisions_are_ignored_when_results_of_other_rules_are_compared() -> None:
     then = {"dent": {"decided": None, "worst": {"correct": 3}}}
     now = {"dent": {"decided": {"after": 2}, "worst": {"correct": 3}}}
     assert without_rulings(then) == without_rulings(now)
@@ -336,7 +336,9 @@ def changed(what: str) -> Subject:
         ("defense", "subject: defenses.dent.config.settings.steps: the folder has 2, this run 3"),
     ],
 )
-def test_another_subject_is_found(folder: Path, what: str, message: str) -> None:
+def test_changed_weights_dataset_or_defense_are_found(
+    folder: Path, what: str, message: str
+) -> None:
     found = verify(folder, changed(what))
     assert found.status == "failed"
     assert any(problem.startswith(message) for problem in found.problems), found.problems
@@ -355,7 +357,7 @@ def test_a_run_without_its_tensors_is_incomplete(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_that_is_still_on_is_checked_as_far_as_it_is(tmp_path: Path) -> None:
+def test_unfinished_run_is_verified_as_far_as_it_is_recorded(tmp_path: Path) -> None:
     def stop(state: object) -> None:
         if getattr(state, "done", 0) == 9:
             raise KeyboardInterrupt
@@ -367,7 +369,7 @@ def test_a_run_that_is_still_on_is_checked_as_far_as_it_is(tmp_path: Path) -> No
     assert {check.name: check.state for check in found.checks}["result"] == "not-run"
 
 
-def test_where_there_is_no_run_nothing_is_verified(tmp_path: Path) -> None:
+def test_verify_of_a_missing_folder_fails(tmp_path: Path) -> None:
     found = verify(tmp_path / "nothing")
     assert (found.status, found.identity) == ("failed", None)
     assert "there is no such folder" in found.problems[0]

@@ -1,4 +1,4 @@
-"""The check of the gradient that attacks follow, on defenses made to fool it."""
+"""The check of the gradient that attacks follow, on defenses built to fool it."""
 
 from typing import Any
 
@@ -53,20 +53,20 @@ def test_an_honest_gradient_holds_over_large_steps(net: nn.Module) -> None:
     ],
     ids=["static", "tte", "smoothing"],
 )
-def test_honest_defenses_hold_over_large_steps(config: DentConfig) -> None:
+def test_gradients_of_honest_defenses_hold_over_large_steps(config: DentConfig) -> None:
     probe = probed(Dent(NET, config))
     assert certificate_of(probe).state == "passed"
     assert over_large_steps(probe)
 
 
 @pytest.mark.parametrize("trick", [Rippled, Decoys])
-def test_an_exact_gradient_that_leads_nowhere_is_seen(trick: Any) -> None:
+def test_exact_but_misleading_gradient_does_not_hold_over_large_steps(trick: Any) -> None:
     probe = probed(trick(ROBUST))
     assert certificate_of(probe).state == "passed"
     assert over_large_steps(probe) is False
 
 
-def test_decoys_with_an_honest_slope_are_counted() -> None:
+def test_extra_classes_with_an_honest_gradient_are_counted() -> None:
     class Smooth(Trick):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             logits = super().predict(x, adaptation)
@@ -78,7 +78,7 @@ def test_decoys_with_an_honest_slope_are_counted() -> None:
     assert (answered_classes(probe), answered_classes(None)) == (5, None)
 
 
-def test_a_record_without_large_steps_is_not_checked() -> None:
+def test_records_without_large_steps_are_not_checked() -> None:
     probe = probed(Trick(NET))
     assert probe.gradient is not None
     points = tuple(point.model_copy(update={"coarse": None}) for point in probe.gradient.points)
@@ -87,7 +87,7 @@ def test_a_record_without_large_steps_is_not_checked() -> None:
     assert over_large_steps(None) is None
 
 
-def test_a_gradient_at_natural_images_alone_is_none() -> None:
+def test_gradient_only_at_natural_images_counts_as_missing() -> None:
     probe = probed(OnlyOnTheGrid(ROBUST))
     assert probe.gradient is not None
     assert probe.gradient.missing == "OnlyOnTheGrid answers without a gradient to the images"
@@ -101,7 +101,7 @@ def test_a_gradient_that_does_not_run_in_float64_is_checked_in_float32() -> None
             logits = super().predict(x, adaptation)
             if not x.requires_grad or x.is_leaf:
                 return logits
-            shown: Tensor = OUTSIDE(x)  # another net's gradient, to attacks alone
+            shown: Tensor = OUTSIDE(x)  # another net's gradient, only for attacks
             return shown + (logits - shown).detach()
 
     probe = probed(Outside(ROBUST))
@@ -114,7 +114,7 @@ def test_a_gradient_that_does_not_run_in_float64_is_checked_in_float32() -> None
 OUTSIDE = other()
 
 
-def test_follow_ups_without_a_gradient_fail_and_do_not_raise() -> None:
+def test_follow_ups_without_a_gradient_fool_no_member_and_do_not_raise() -> None:
     origin, attack = Origin(OnlyOnTheGrid(NET)), make("apgd-ce", iterations=3)
     huge = huge_eps(origin, X[:8], Y[:8], THREAT, seed=0)
     assert (huge.correct, huge.total) == (8, 8)
@@ -122,12 +122,12 @@ def test_follow_ups_without_a_gradient_fail_and_do_not_raise() -> None:
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "pgd"])
-def test_an_input_without_a_part_in_the_answer_is_no_gradient(name: str) -> None:
+def test_attacks_refuse_a_defense_without_a_gradient_to_its_input(name: str) -> None:
     class Rounds(Trick):
         def predict(self, x: Tensor, adaptation: Any) -> Tensor:
             return super().predict((x * 15).int() / 15, adaptation)
 
-    assert Rounds(NET)(X.clone().requires_grad_()).requires_grad  # of the weights
+    assert Rounds(NET)(X.clone().requires_grad_()).requires_grad  # through the weights
     with pytest.raises(NoGradientError, match="without a gradient to its input"):
         make(name, iterations=3)(Rounds(NET), X, Y, THREAT, seed=0)
 
@@ -136,7 +136,7 @@ KINDS: list[tuple[object, ...]] = []
 
 
 class Watches(Trick):
-    """Notes what kind of tensor it is asked with."""
+    """Records the kind of tensor that it is queried with."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         KINDS.append(
@@ -153,7 +153,7 @@ class Watches(Trick):
         return super().predict(x, adaptation)
 
 
-def test_attacks_checks_and_submissions_ask_with_the_same_kind_of_tensor() -> None:
+def test_attacks_checks_and_submissions_use_the_same_kind_of_tensor() -> None:
     origin = Origin(Watches(NET))
 
     def kinds() -> set[tuple[object, ...]]:
@@ -180,14 +180,14 @@ def test_attacks_checks_and_submissions_ask_with_the_same_kind_of_tensor() -> No
 PLAIN = (False, True, "NoneType", True, True, False, False)
 
 
-def test_a_ripple_on_a_robust_net_is_no_gain() -> None:
+def test_robust_net_with_a_rippled_gradient_is_inconclusive() -> None:
     found, verdict, gates = judged(Rippled(ROBUST))
     assert found.worst.served.correct == len(X)
     assert verdict.ruling == "inconclusive"
     assert gates == {LARGE_STEPS: True}
 
 
-def test_what_no_gradient_attack_could_follow_is_no_gain() -> None:
+def test_robust_net_that_no_gradient_attack_can_follow_is_inconclusive() -> None:
     found, verdict, gates = judged(OnlyOnTheGrid(ROBUST))
     assert found.worst.served.correct == len(X)
     assert verdict.ruling == "inconclusive"

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_is_what_the_kept_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_table_matches_the_stored_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = importlib.import_module("results")
     lines = list(module.table(module.results()))

@@ -1,7 +1,8 @@
-"""Whatever a stranger lays into a run folder: an exit status, a sentence, and nothing else.
+"""Fuzz tests: commands on a run folder with any content end as documented and change no other file.
 
-Every JSON value is replaced by evil ones, digests made anew so that what comes after them is
-reached; every file by what is no file. The suite takes a sample, `make test-slow` everything.
+JSON values are replaced by malicious ones, and digests are forged so that later checks are reached
+too. Files are replaced by special files. The default tests take a sample, `make test-slow` takes
+all cases.
 """
 
 import copy
@@ -76,7 +77,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise where a command takes longer than it may; a wait in the system is broken off, too."""
+    """Raise TimeoutError if a command takes too long, even inside a blocking system call."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"still on after {SECONDS} seconds")
@@ -105,7 +106,7 @@ def read_all(folder: Path) -> list[tuple[str, ...]]:
 
 
 def survive(folder: Path, mine: Path, commands: list[tuple[str, ...]]) -> None:
-    """Every command ends as documented, and touches nothing that is not its own."""
+    """Check that every command ends as documented and changes no file in `mine`."""
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     for arguments in commands:
         with limited():
@@ -127,7 +128,7 @@ def resume(folder: Path) -> None:
 
 
 class Place(NamedTuple):
-    """A value in a file of a run: the line of a journal, and the way down to it."""
+    """A value in a file of a run: the line in a journal, and the keys that lead to it."""
 
     file: str
     line: int
@@ -135,7 +136,10 @@ class Place(NamedTuple):
 
 
 def places(folder: Path) -> list[Place]:
-    """All values of all files, the outermost included."""
+    """Return the places of the values in all files, including the outermost value of each.
+
+    Of a list, only the first two items are included.
+    """
     found = []
     for file in (RUN, PLAN, RESULT, JOURNAL):
         text = (folder / file).read_text()
@@ -163,7 +167,7 @@ def replaced(value: Any, way: tuple[str | int, ...], evil: Any) -> Any:
 
 
 def lay(folder: Path, place: Place, evil: Any) -> None:
-    """Replace a value, and forge every digest that would show it."""
+    """Replace a value, and forge every digest that would reveal it."""
     path = folder / place.file
     if place.file == JOURNAL:
         lines = path.read_text().splitlines()
@@ -207,14 +211,16 @@ def cases(finished: Path) -> list[tuple[Place, str]]:
     return [(place, name) for place in places(finished) for name in EVIL]
 
 
-def test_an_untouched_run_survives(finished: Path, tmp_path: Path) -> None:
+def test_commands_on_an_unchanged_run_end_as_documented(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "mine").mkdir()
     survive(tmp_path / "run", tmp_path / "mine", read_all(tmp_path / "run"))
     assert len(places(finished)) > 300
 
 
-def test_evil_values_end_in_a_status_and_a_sentence(finished: Path, tmp_path: Path) -> None:
+def test_sampled_malicious_values_end_in_a_documented_exit_status(
+    finished: Path, tmp_path: Path
+) -> None:
     everything = cases(finished)
     drawn = random.Random(0).sample(everything, SAMPLED)  # noqa: S311 - the same every time
     for index, (place, name) in enumerate(drawn):
@@ -222,7 +228,9 @@ def test_evil_values_end_in_a_status_and_a_sentence(finished: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_every_evil_value_ends_in_a_status_and_a_sentence(finished: Path, tmp_path: Path) -> None:
+def test_every_malicious_value_ends_in_a_documented_exit_status(
+    finished: Path, tmp_path: Path
+) -> None:
     for index, (place, name) in enumerate(cases(finished)):
         attempt(finished, tmp_path / str(index), place, name, None)
 
@@ -269,21 +277,21 @@ def special(finished: Path, root: Path, name: str, kind: str, chosen: slice) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_file_ends_in_a_status_and_a_sentence(
+def test_sampled_special_files_end_in_a_documented_exit_status(
     name: str, finished: Path, tmp_path: Path
 ) -> None:
     count = len(read_all(tmp_path))
     for index, kind in enumerate(SPECIAL):
         at = (index + NAMES.index(name)) % count
         special(finished, tmp_path / str(index), name, kind, slice(at, at + 1))
-        if name in (LOCK, HOLDER, "adversarial"):  # what is written to, and hardly read
+        if name in (LOCK, HOLDER, "adversarial"):  # mostly written
             special(finished, tmp_path / str(index), name, kind, slice(count - 1, count))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_is_no_file_ends_in_a_status_and_a_sentence(
+def test_every_special_file_ends_in_a_documented_exit_status(
     name: str, kind: str, finished: Path, tmp_path: Path
 ) -> None:
     special(finished, tmp_path / "it", name, kind, slice(None))

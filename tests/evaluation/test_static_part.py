@@ -1,4 +1,4 @@
-"""Runs of several defenses share what was recorded of the static model."""
+"""Runs of several defenses share the records of the static model."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ SETTINGS = Settings(n=8, batch_size=4)
 
 
 class Shifted(Identity):
-    """Answers a little otherwise than its model."""
+    """Predicts like its model, with a small constant added to one logit."""
 
     def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
         return super().predict(x, adaptation) + torch.tensor([0.2, 0.0, 0.0, 0.0])
@@ -45,7 +45,7 @@ def records(run: Path) -> dict[str, Any]:
     return {key: without_timing(each.to_json()) for key, each in load_run(run).records.items()}
 
 
-def test_a_run_that_takes_the_static_part_is_the_run_that_computes_it(
+def test_run_with_reused_static_records_equals_a_run_that_computes_them(
     source: Path, tmp_path: Path
 ) -> None:
     whole, taken = tmp_path / "whole", tmp_path / "taken"
@@ -55,7 +55,7 @@ def test_a_run_that_takes_the_static_part_is_the_run_that_computes_it(
     static = [key for key, each in load_run(taken).records.items() if each.defense == STATIC]
     assert len(static) > 10
     original = load_run(source)
-    for key in static:  # clocks included: they were not computed again
+    for key in static:  # even the times are equal: they were not computed again
         assert load_run(taken).records[key] == original.records[key]
     sessions = load_run(taken).run.sessions
     assert original.run.sessions[0] in sessions
@@ -64,7 +64,7 @@ def test_a_run_that_takes_the_static_part_is_the_run_that_computes_it(
     assert checked.status == "verified", checked.checks
 
 
-def test_a_resumed_run_takes_what_it_lacks(source: Path, tmp_path: Path) -> None:
+def test_resumed_run_accepts_static_records_and_completes(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "begun"
 
     def stop(state: Any) -> None:
@@ -74,7 +74,7 @@ def test_a_resumed_run_takes_what_it_lacks(source: Path, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         evaluate(subject(Shifted), SETTINGS, out=out, progress=stop)
     evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)
-    evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)  # nothing is left to take
+    evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)  # nothing is missing anymore
     assert load_run(out).result.status == "complete"
 
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_takes_what_it_lacks(source: Path, tmp_path: Path) -> None
         ({}, Settings(n=8, batch_size=4, seed=1), "settings.seed"),
     ],
 )
-def test_the_static_part_of_another_evaluation_is_refused(
+def test_static_records_of_another_evaluation_are_refused(
     source: Path, tmp_path: Path, other: dict[str, Any], settings: Settings, named: str
 ) -> None:
     with pytest.raises(SpecMismatchError, match=named):
@@ -94,7 +94,7 @@ def test_the_static_part_of_another_evaluation_is_refused(
     assert not load_run(tmp_path / "run").records
 
 
-def test_ascents_of_the_static_model_are_taken_along(
+def test_static_ascents_are_reused_from_the_source_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert list((source / ASCENTS).iterdir())
@@ -113,7 +113,9 @@ def not_again(*_: Any) -> None:
     raise AssertionError("computed again")
 
 
-def test_redundant_attacks_may_run_in_another_order(source: Path, tmp_path: Path) -> None:
+def test_static_records_are_accepted_if_only_redundant_attacks_are_reordered(
+    source: Path, tmp_path: Path
+) -> None:
     spec = load_run(source).run.spec
     redundant = [attack for attack in suite() if attack.name in spec.same_on_static]
     assert len(redundant) > 2
@@ -129,7 +131,7 @@ def test_redundant_attacks_may_run_in_another_order(source: Path, tmp_path: Path
         evaluate(other, SETTINGS, out=tmp_path / "other", static_from=source)
 
 
-def test_another_model_is_refused(source: Path, tmp_path: Path) -> None:
+def test_static_records_of_another_model_are_refused(source: Path, tmp_path: Path) -> None:
     model = linear()
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
@@ -137,13 +139,17 @@ def test_another_model_is_refused(source: Path, tmp_path: Path) -> None:
         evaluate(subject(Shifted, model), SETTINGS, out=tmp_path / "run", static_from=source)
 
 
-def test_a_run_to_the_end_takes_the_part_of_one_that_stopped(source: Path, tmp_path: Path) -> None:
+def test_run_until_the_end_accepts_static_records_of_a_run_until_decided(
+    source: Path, tmp_path: Path
+) -> None:
     to_the_end = Settings(n=8, batch_size=4, until="end")
     evaluate(subject(Shifted), to_the_end, out=tmp_path / "end", static_from=source)
     assert load_run(tmp_path / "end").result.status == "complete"
 
 
-def test_where_there_is_nothing_to_take_it_is_said(source: Path, tmp_path: Path) -> None:
+def test_static_from_without_an_output_folder_or_a_static_model_is_refused(
+    source: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="give out"):
         evaluate(subject(Shifted), SETTINGS, static_from=source)
     model = linear()

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_tables_are_what_the_kept_journals_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_tables_match_the_stored_journals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = importlib.import_module("views")
     page = (ROOT / "docs/evaluation/views.md").read_text()
@@ -20,7 +20,7 @@ def test_the_tables_are_what_the_kept_journals_say(monkeypatch: pytest.MonkeyPat
         assert all(table in page for table in tables)
 
 
-def test_the_halves_share_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halves_are_a_partition_of_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     halves = importlib.import_module("views").halves()
     assert sorted(halves["choose"] + halves["claim"]) == list(range(10_000))

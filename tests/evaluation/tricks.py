@@ -1,19 +1,19 @@
-"""Defenses that fooled an earlier version of the verdict, and honest ones that it could not see.
+"""Defenses that fooled an earlier verdict, and honest ones that it did not recognize.
 
-Their truth is known by construction: each answers like the net it was made from, or like one that
-is hidden inside, whatever it shows to whoever looks.
+Their true robust accuracy is known by construction: each predicts like the net that it was made
+from, or like a net that is hidden inside it, whatever it shows to an attack.
 
 | defense | the truth | what it shows |
 | --- | --- | --- |
-| `Remembers` | the net | to near neighbours of what it was served, the class it gave before |
+| `Remembers` | the net | for images near an earlier one, the class that it predicted then |
 | `Saturated` | the net | a softmax, a sigmoid, a tangent, a rank or a vote instead of logits |
-| `Forger` | the net | another net's gradient, where it thinks nobody checks |
-| `TwoFaced` | the net | another net to whoever asks with gradients |
+| `Forger` | the net | another net's gradient, unless it expects a check |
+| `TwoFaced` | the net | another net for queries with gradients |
 | `Tires` | the net | another net after some calls |
 | `Rippled` | the net | the exact gradient of a small wave on the input |
 | `Decoys` | the net | more classes, whose slopes hide those of the classes that win |
-| `OnlyOnTheGrid` | the net | a gradient at natural images, and none where attacks go |
-| `OwnNoise` | the net, on average | logits with noise from a generator of its own |
+| `OnlyOnTheGrid` | the net | a gradient at natural images, and none at adversarial images |
+| `OwnNoise` | the net, on average | logits with noise from its own generator |
 | `Hidden` | the hidden net | the plain gradient, which is exact: nothing adapts |
 | `Quantized` | the hidden net | 8-bit pixels, with an honest straight-through gradient |
 """
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 
 class Trick(nn.Module):
-    """Adapts to nothing and offers nothing beyond the protocol."""
+    """Does not adapt, and has only what the protocol of a defense requires."""
 
     batch_dependent = False
 
@@ -48,13 +48,12 @@ class Trick(nn.Module):
 
 
 class Remembers(Trick):
-    """Gives near neighbours of what it has answered the class that it gave then.
+    """Predicts for images near an earlier image the class that it predicted for that image.
 
     Args:
-        net: The truth.
-        reach: How near, in l-inf.
-        least: How many images it must have seen.
-        inside: Where it remembers: in a list, or in a tensor of its state.
+        net: The true net.
+        reach: The largest l-inf distance of a near image.
+        least: The number of images it must have seen before.
     """
 
     def __init__(self, net: nn.Module, reach: float = 0.1, least: int = 1) -> None:
@@ -114,7 +113,7 @@ def vote(z: Tensor) -> Tensor:
 
 
 class Saturated(Trick):
-    """Hands its logits through something that says which is largest, and has no slope."""
+    """Passes its logits through a function that keeps the largest one but has almost no slope."""
 
     def __init__(self, net: nn.Module, shape: Callable[[Tensor], Tensor]) -> None:
         super().__init__(net)
@@ -125,12 +124,12 @@ class Saturated(Trick):
 
 
 class Forger(Trick):
-    """Answers like the net, with another net's gradient unless it thinks that somebody checks.
+    """Predicts like the net, but with another net's gradient unless it expects a check.
 
     Args:
-        net: The truth.
-        other: Whose gradient is shown.
-        honest: From a batch to whether its gradient is shown truly.
+        net: The true net.
+        other: The net whose gradient is shown.
+        honest: Returns for a batch whether to show the true gradient.
     """
 
     def __init__(self, net: nn.Module, other: nn.Module, honest: Callable[[Tensor], bool]) -> None:
@@ -145,7 +144,7 @@ class Forger(Trick):
 
 
 class TwoFaced(Trick):
-    """The net to whoever asks without gradients, another net to whoever asks with them."""
+    """The net for queries without gradients, and another net for queries with gradients."""
 
     def __init__(self, net: nn.Module, other: nn.Module, *, reverse: bool = False) -> None:
         super().__init__(net)
@@ -159,7 +158,7 @@ class TwoFaced(Trick):
 
 
 class Tires(Trick):
-    """The net for some calls, another net after them."""
+    """The net for some calls, and another net afterwards."""
 
     def __init__(self, net: nn.Module, other: nn.Module, calls: int) -> None:
         super().__init__(net)
@@ -190,7 +189,7 @@ class OwnNoise(Trick):
 
 
 class Hidden(Trick):
-    """Answers like the hidden net; the net that it was made from is thrown away."""
+    """Predicts like the hidden net, and ignores the net that it was made from."""
 
     def __init__(self, net: nn.Module, hidden: nn.Module) -> None:
         super().__init__(hidden)
@@ -210,7 +209,7 @@ class _Rounded(torch.autograd.Function):
 
 
 class Quantized(Hidden):
-    """Rounds pixels to 8 bits, and passes the gradient straight through, before the hidden net."""
+    """Rounds pixels to 8 bits before the hidden net, with a straight-through gradient."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         rounded: Tensor = _Rounded.apply(x, 255)
@@ -218,7 +217,7 @@ class Quantized(Hidden):
 
 
 class Rippled(Trick):
-    """Adds a small sine wave to the input. The gradient is exact, and that of the wave."""
+    """Adds a small sine wave to the input. The gradient is exact, but dominated by the wave."""
 
     def __init__(self, net: nn.Module, height: float = 1 / 255, slope: float = 10.0) -> None:
         super().__init__(net)
@@ -240,7 +239,7 @@ class Decoys(Trick):
 
 
 class OnlyOnTheGrid(Trick):
-    """Has a gradient at 8-bit images alone. Its weights may still require one."""
+    """Has a gradient to its input only at 8-bit images. Its weights may still require one."""
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         pixels = x.detach() * 255

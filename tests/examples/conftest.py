@@ -1,4 +1,4 @@
-"""Running the files of examples/ in process."""
+"""A fixture that runs the files of examples/ in the test process."""
 
 import runpy
 from collections.abc import Callable
@@ -12,5 +12,5 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def example() -> Callable[[str], dict[str, Any]]:
-    """Return what a file of examples/ defines, without running its main()."""
+    """Return a function that gives the names in a file of examples/, without running main()."""
     return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))

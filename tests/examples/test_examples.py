@@ -1,4 +1,4 @@
-"""The files of examples/ do what they print, against the library."""
+"""The files of examples/ do what they print, compared with the library."""
 
 import ast
 import json
@@ -32,7 +32,7 @@ def right(net: nn.Module, images: Tensor, labels: Tensor) -> int:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_says_what_it_is_and_the_page_names_it(name: str) -> None:
+def test_an_example_has_a_docstring_and_a_mention_on_the_page_and_is_short(name: str) -> None:
     source = (FOLDER / f"{name}.py").read_text()
     told = ast.get_docstring(ast.parse(source)) or ""
     assert f"python examples/{name}.py" in told
@@ -56,7 +56,7 @@ def test_an_example_runs_as_a_program(name: str, tmp_path: Path) -> None:
     assert done.stdout.count("\n") >= 2
 
 
-def test_the_plain_loop_counts_what_the_library_answers_batch_by_batch(
+def test_the_counts_of_the_plain_loop_match_the_library_batch_by_batch(
     example: Example, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counts = example("plain_test_loop")["main"](n=12, batch_size=8)
@@ -71,16 +71,16 @@ def test_the_plain_loop_counts_what_the_library_answers_batch_by_batch(
     assert f"dent+   {counts['dent+'][0]} of 12 natural images" in capsys.readouterr().out
 
 
-def test_the_plain_loop_counts_no_prediction_as_wrong(example: Example) -> None:
+def test_the_plain_loop_counts_an_image_without_prediction_as_wrong(example: Example) -> None:
     defended = Dent(make_tiny_cnn(), DENT_PLUS)
     images = torch.rand(4, 3, 8, 8)
     images[1] = torch.nan
-    labels = defended(images).argmax(1)  # of a row of NaN, some class all the same
+    labels = defended(images).argmax(1)  # for a row of NaN, argmax also gives a class
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
     assert example("plain_test_loop")["accuracy"](defended, loader) == (3, 4)
 
 
-def test_foolbox_attacks_the_defense_inside_the_threat_model(
+def test_foolbox_attacks_stay_in_the_threat_model_and_counts_are_correct(
     example: Example, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = example("foolbox_attack")
@@ -106,7 +106,7 @@ def test_foolbox_attacks_the_defense_inside_the_threat_model(
     assert f"{counts['dent+, attacked itself']} of 5 right" in capsys.readouterr().out
 
 
-def test_torchattacks_leaves_the_model_in_its_mode() -> None:
+def test_torchattacks_leaves_the_model_in_eval_mode() -> None:
     torchattacks = pytest.importorskip("torchattacks")
     model = make_tiny_cnn().eval()
     defended = Dent(model, DENT_PLUS)
@@ -117,7 +117,7 @@ def test_torchattacks_leaves_the_model_in_its_mode() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_a_timm_model_adapts_its_norm_layers(
+def test_all_norm_layers_of_a_timm_model_are_adapted(
     example: Example, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("timm")
@@ -134,10 +134,8 @@ def test_a_timm_model_adapts_its_norm_layers(
         assert not torch.equal(defenses[name](images), model.eval()(images))
 
 
-def test_clip_gives_the_logits_of_the_library_that_it_is_loaded_from(
-    example: Example, tmp_path: Path
-) -> None:
-    """The oracle is CLIPModel itself, on a small checkpoint with a vocabulary of two letters."""
+def test_the_clip_example_has_the_logits_of_transformers(example: Example, tmp_path: Path) -> None:
+    """Oracle: CLIPModel itself, on a small checkpoint with a vocabulary of two letters."""
     transformers = pytest.importorskip("transformers")
     names = example("clip_zero_shot")
     vocabulary = {"a": 2, "a</w>": 3, "o": 4, "o</w>": 5, "<|startoftext|>": 0, "<|endoftext|>": 1}
@@ -169,7 +167,7 @@ def test_clip_gives_the_logits_of_the_library_that_it_is_loaded_from(
     assert expected.std() > 0.01
 
 
-def test_clip_adapts_the_norms_of_its_image_encoder_alone(example: Example) -> None:
+def test_the_clip_example_adapts_only_the_norms_of_its_image_encoder(example: Example) -> None:
     names = example("clip_zero_shot")
     model = names["random"]()
     images, _ = load("cifar10-sample").batch(range(4))
@@ -180,6 +178,6 @@ def test_clip_adapts_the_norms_of_its_image_encoder_alone(example: Example) -> N
 
 
 @pytest.mark.slow
-def test_clip_gets_a_verdict(example: Example) -> None:
+def test_the_clip_example_gets_a_verdict(example: Example) -> None:
     result = example("clip_zero_shot")["main"]()
     assert result.defenses["dent+"].verdict is not None

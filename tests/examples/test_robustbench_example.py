@@ -1,4 +1,4 @@
-"""RobustBench's own `benchmark()` on a Dent, and the example that writes it out."""
+"""RobustBench's own `benchmark()`, compared with the example that writes out its steps."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ EPS = 0.3 / 255
 
 
 class TheirAutoAttack:
-    """pyautoattack behind the calls of the package `autoattack`, which is on no index."""
+    """pyautoattack with the interface of the package `autoattack`, which is not on PyPI."""
 
     shorten: Callable[[Any], None]
 
@@ -37,9 +37,9 @@ class TheirAutoAttack:
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, Tensor, Tensor], Any]:
-    """RobustBench's own `benchmark`, with `pyautoattack` in the place of `autoattack`.
+    """Return RobustBench's own `benchmark`, with `pyautoattack` in place of `autoattack`.
 
-    What it downloads otherwise is handed to it: images and labels.
+    It gets images and labels as arguments, and does not download them.
     """
     pytest.importorskip("timm")
     if find_spec("robustbench") is None:
@@ -56,7 +56,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, Tensor, T
     return run
 
 
-def test_the_example_gives_what_their_code_gives(
+def test_the_example_has_the_accuracies_of_robustbench_benchmark(
     example: Example, benchmark: Any, monkeypatch: pytest.MonkeyPatch, tiny_cnn: nn.Sequential
 ) -> None:
     names = example("robustbench_benchmark")
@@ -73,7 +73,7 @@ def test_the_example_gives_what_their_code_gives(
 
 
 @pytest.mark.slow
-def test_the_example_prints_what_it_found(
+def test_the_example_prints_its_accuracies_and_warns_of_a_dynamic_defense(
     example: Example, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     names = example("robustbench_benchmark")
@@ -88,7 +88,7 @@ def test_the_example_prints_what_it_found(
     assert accuracies["dent+, natural"] == pytest.approx(float(right))
 
 
-def test_the_attack_stays_inside_the_threat_model(example: Example) -> None:
+def test_the_attack_of_the_example_stays_in_the_threat_model(example: Example) -> None:
     images, labels = load("cifar10-sample").batch(range(4))
     model = load_model("resnet-14-2-linf")
     adversarial = example("robustbench_benchmark")["attack"](model, images, labels)

@@ -1,4 +1,4 @@
-"""Fixtures and stand-ins for the sources of models."""
+"""Fixtures and helpers for the tests of the model sources."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from dent import models
 
 @pytest.fixture(autouse=True)
 def models_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Keep every test away from the weights of whoever runs it."""
+    """Keep every test away from the user's own weights."""
     monkeypatch.setenv("DENT_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -24,9 +24,9 @@ def models_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every weight and statistic another value than the initial one; in eval mode.
+    """Replace all weights and statistics by random values, and return the model in eval mode.
 
-    The values keep the signal alive through the deepest net: logits that no longer depended on the
+    The scales keep the activations of deep nets from vanishing. Logits that do not depend on the
     image would agree with every oracle.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def lay_shipped(folder: Path, name: str, /, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Write half-precision weights and their card as `dent train` does; gives model and card."""
+    """Write half-precision weights and their card as `dent train` does; return both."""
     folder.mkdir(parents=True, exist_ok=True)
     model = scrambled(models.resnet("resnet-8-1", num_classes=4))
     file = folder / f"{name}.safetensors"

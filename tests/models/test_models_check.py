@@ -12,7 +12,7 @@ from dent.models import NotLogitsWarning, check_model
 
 
 class Does(nn.Module):
-    """A classifier of 32 x 32 images with a last step of its own."""
+    """A linear classifier of 32 x 32 images that applies `step` to its logits."""
 
     def __init__(self, step: Callable[[Tensor], Any], classes: int = 10) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def test_a_good_model_passes_unchanged_and_without_warning(images: Tensor) -> No
     assert torch.equal(images, given)
 
 
-def test_a_model_of_another_dtype_gets_images_of_its_own() -> None:
+def test_models_in_bfloat16_or_without_parameters_pass_without_given_images() -> None:
     check_model(models.resnet("resnet-8-1").eval().to(torch.bfloat16), 10)
     check_model(nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(4)).eval(), 4)
 
@@ -59,7 +59,9 @@ def test_a_model_of_another_dtype_gets_images_of_its_own() -> None:
         (lambda y: y / 0, "not all finite floating-point"),
     ],
 )
-def test_what_is_no_batch_of_logits_is_refused(step: Callable[[Tensor], Any], said: str) -> None:
+def test_outputs_that_are_not_a_batch_of_finite_logits_are_refused(
+    step: Callable[[Tensor], Any], said: str
+) -> None:
     with pytest.raises(UnsupportedModelError, match=said):
         check_model(Does(step), 10)
 
@@ -69,18 +71,18 @@ def test_a_wrong_number_of_classes_is_refused() -> None:
         check_model(Does(lambda y: y, classes=1000), 10)
 
 
-def test_probabilities_are_warned_of_and_log_probabilities_are_not() -> None:
+def test_probabilities_cause_a_warning_but_log_probabilities_do_not() -> None:
     with pytest.warns(NotLogitsWarning, match="Take the softmax out of the model"):
         check_model(Does(lambda y: y.softmax(1)), 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_model(Does(lambda y: y.log_softmax(1)), 10)  # these are logits
+        check_model(Does(lambda y: y.log_softmax(1)), 10)  # valid logits
         check_model(Does(lambda y: y.relu()), 10)
-        check_model(Does(lambda y: y - y.mean(1, keepdim=True) + 0.1), 10)  # sums to 1
+        check_model(Does(lambda y: y - y.mean(1, keepdim=True) + 0.1), 10)  # rows sum to 1
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_training_mode_is_refused_before_anything_runs(part: int) -> None:
+def test_training_mode_is_refused_before_the_model_runs(part: int) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(3072, 10)).eval()
     model[part].train()
     before = models.weights_digest(model)
@@ -104,7 +106,7 @@ def test_a_model_that_writes_into_its_input_is_refused(images: Tensor) -> None:
     assert torch.equal(images, given)
 
 
-def test_a_model_that_cannot_take_the_images_says_which(images: Tensor) -> None:
+def test_error_names_the_image_shape_that_the_model_cannot_take(images: Tensor) -> None:
     with pytest.raises(InputError, match=r"Does raised RuntimeError for images \(2, 3, 16, 16\)"):
         check_model(Does(lambda y: y), 10, images[:, :, :16, :16])
     with pytest.raises(InputError, match=r"the model takes images \(N, 3, H, W\)"):
@@ -122,13 +124,13 @@ def test_a_model_that_cannot_take_the_images_says_which(images: Tensor) -> None:
         (lambda x: x * float("nan"), r"expected pixels in \[0, 1\], got NaN or infinity"),
     ],
 )
-def test_images_that_are_none_are_refused(
+def test_invalid_images_are_refused(
     images: Tensor, wrong: Callable[[Tensor], Tensor], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
         check_model(Does(lambda y: y), 10, wrong(images))
 
 
-def test_channels_that_come_last_are_recognized(images: Tensor) -> None:
+def test_error_for_channels_last_images_suggests_permute(images: Tensor) -> None:
     with pytest.raises(InputError, match=r"with the channels last: images\.permute\(0, 3, 1, 2"):
         check_model(Does(lambda y: y), 10, images.permute(0, 2, 3, 1))

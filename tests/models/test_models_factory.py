@@ -17,7 +17,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Writes a module into the current folder under a name of its own, as a user would."""
+    """Return a function that writes code to a new module in the current folder."""
     monkeypatch.chdir(tmp_path)
 
     def write(code: str) -> str:
@@ -113,14 +113,14 @@ def test_weights_that_do_not_fit_a_factory_are_refused(
         ("number", "must be a function or class that makes a new model, got builtins.int"),
     ],
 )
-def test_a_factory_that_makes_no_model_is_refused(
+def test_an_attribute_that_is_not_a_working_model_factory_is_refused(
     module: Callable[[str], str], factory: str, said: str
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=said):
         models.load(f"{module(NETS)}:{factory}")
 
 
-def test_an_unknown_factory_is_suggested(module: Callable[[str], str]) -> None:
+def test_a_misspelled_factory_name_gets_a_suggestion(module: Callable[[str], str]) -> None:
     name = module(NETS)
     with pytest.raises(
         UnknownNameError, match=rf"{name}\.py\) has no 'mak'\. Did you mean 'make'\?"
@@ -131,7 +131,7 @@ def test_an_unknown_factory_is_suggested(module: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["no_such_module_here:make", "torch.no_such_part:make"])
-def test_an_unknown_module_says_where_it_was_looked_for(name: str) -> None:
+def test_error_for_an_unknown_module_names_the_searched_folder(name: str) -> None:
     missing = name.partition(":")[0]
     with pytest.raises(UnknownNameError, match=f"no module named '{missing}' in {Path.cwd()}"):
         models.load(name)
@@ -145,7 +145,7 @@ def test_an_unknown_module_says_where_it_was_looked_for(name: str) -> None:
         ("def make(:", "importing user_.* raised SyntaxError"),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_not_called_missing(
+def test_a_module_that_fails_to_import_is_reported_with_its_exception(
     module: Callable[[str], str], code: str, said: str
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=said):
@@ -153,12 +153,12 @@ def test_a_module_that_cannot_be_imported_is_not_called_missing(
 
 
 @pytest.mark.parametrize("spec", ["a:", ":b", "a:b:c", "a b:c", "a..b:c", "a:b()", "3a:b", "a.:b"])
-def test_other_forms_are_refused(spec: str) -> None:
+def test_malformed_factory_names_are_refused(spec: str) -> None:
     with pytest.raises(UnknownNameError, match=r"expected package\.module:factory"):
         models.load(spec)
 
 
-def test_a_file_is_turned_into_its_module() -> None:
+def test_error_for_a_file_path_suggests_the_module_name() -> None:
     for file, module in (("./nets/small.py", "nets.small"), ("small.py", "small")):
         with pytest.raises(UnknownNameError, match=rf"for that file write {module}:make$"):
             models.load(f"{file}:make")

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, from small repositories that the tests write."""
+"""Models from the Hugging Face Hub, loaded from small repositories that the tests write."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def tiny(transformers: Any, labels: tuple[str, ...] = LABELS) -> nn.Module:
 
 
 def lay(folder: Path, model: Any, **settings: Any) -> Path:
-    """Write a repository as `save_pretrained` and a processor's do."""
+    """Write a repository: a saved model and the configuration of its image processor."""
     model.save_pretrained(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
@@ -78,7 +78,9 @@ def repository(transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return lay(tmp_path / "repository", tiny(transformers))
 
 
-def test_a_folder_becomes_the_model_of_pixels(transformers: Any, repository: Path) -> None:
+def test_a_local_folder_loads_as_a_model_that_takes_pixels(
+    transformers: Any, repository: Path
+) -> None:
     """Oracle: transformers' own model and image processor, on the same bytes."""
     loaded = models.load("hf/./repository", num_classes=3)
     own = transformers.ViTForImageClassification.from_pretrained(repository)
@@ -108,7 +110,8 @@ def test_images_of_another_size_are_resized_as_the_processor_does(
     logits = loaded(images)
     with torch.no_grad():
         expected = own(**processor(images=list(pixels), return_tensors="pt")).logits
-    torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.02)  # it rounds to bytes
+    # The tolerance allows for the processor's rounding to bytes.
+    torch.testing.assert_close(logits, expected, atol=0.02, rtol=0.02)
     (gradient,) = torch.autograd.grad(logits.square().sum(), images)
     assert gradient.abs().sum() > 0
 
@@ -131,7 +134,7 @@ def test_images_of_another_size_are_resized_as_the_processor_does(
         ),
     ],
 )
-def test_what_the_processor_does_is_measured(
+def test_preprocessing_is_measured_from_the_image_processor(
     transformers: Any,
     repository: Path,
     settings: dict[str, Any],
@@ -151,7 +154,9 @@ def test_what_the_processor_does_is_measured(
     torch.testing.assert_close(torch.tensor(found.std), torch.tensor(std), atol=1e-5, rtol=1e-4)
 
 
-def test_no_pickle_is_read(transformers: Any, repository: Path) -> None:
+def test_a_repository_with_only_pickled_weights_is_refused(
+    transformers: Any, repository: Path
+) -> None:
     state = safetensors.torch.load_file(repository / "model.safetensors")
     (repository / "model.safetensors").unlink()
     torch.save(state, repository / "pytorch_model.bin")
@@ -159,7 +164,7 @@ def test_no_pickle_is_read(transformers: Any, repository: Path) -> None:
         models.load("hf/./repository")
 
 
-def test_a_repositorys_own_code_is_not_run(transformers: Any, repository: Path) -> None:
+def test_code_in_a_repository_is_refused_and_not_run(transformers: Any, repository: Path) -> None:
     config = json.loads((repository / "config.json").read_text())
     config |= {
         "model_type": "their-own",
@@ -178,7 +183,7 @@ def test_a_repositorys_own_code_is_not_run(transformers: Any, repository: Path) 
 
 
 def test_weights_that_do_not_fit_are_refused(transformers: Any, repository: Path) -> None:
-    """transformers alone would leave the missing ones random and go on."""
+    """Plain transformers would initialize the missing weights at random and continue."""
     file = repository / "model.safetensors"
     whole = safetensors.torch.load_file(file)
     lacking = {name: value for name, value in whole.items() if name != "classifier.weight"}
@@ -193,7 +198,9 @@ def test_weights_that_do_not_fit_are_refused(transformers: Any, repository: Path
             models.load("hf/./repository")
 
 
-def test_weights_of_ones_own_may_have_other_classes(transformers: Any, repository: Path) -> None:
+def test_user_weights_may_have_a_different_number_of_classes(
+    transformers: Any, repository: Path
+) -> None:
     tuned = tiny(transformers, labels=CIFAR10)
     torch.save(tuned.state_dict(), "tuned.pt")
     loaded = models.load("hf/./repository", weights="tuned.pt", num_classes=10)
@@ -202,7 +209,7 @@ def test_weights_of_ones_own_may_have_other_classes(transformers: Any, repositor
         models.load("hf/./repository", num_classes=10)
 
 
-def test_a_file_of_the_hub_is_downloaded_once(
+def test_each_file_of_a_repository_is_downloaded_only_once(
     transformers: Any, repository: Path, models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -224,7 +231,7 @@ def test_a_file_of_the_hub_is_downloaded_once(
     assert models.weights_digest(again) == models.weights_digest(loaded)
 
 
-def test_a_model_that_cannot_be_read_does_not_end_the_list(
+def test_an_unreadable_model_does_not_prevent_listing_the_others(
     transformers: Any, repository: Path, models_folder: Path
 ) -> None:
     for name in ("good", "broken"):
@@ -236,7 +243,7 @@ def test_a_model_that_cannot_be_read_does_not_end_the_list(
     assert list(unreadable) == ["hf/org/broken"]
 
 
-def test_a_damaged_file_in_the_hubs_cache_hides_no_other_model(
+def test_a_damaged_file_in_the_hub_cache_does_not_hide_other_models(
     transformers: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constants = pytest.importorskip("huggingface_hub").constants
@@ -260,7 +267,7 @@ def http(code: int) -> urllib.error.HTTPError:
         (http(404), "the hub has no file config.json there, at revision 'main'"),
     ],
 )
-def test_a_download_that_fails_says_what_to_do(
+def test_error_for_a_failed_download_explains_the_cause(
     transformers: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -272,7 +279,7 @@ def test_a_download_that_fails_says_what_to_do(
             act("hf/org/name")
 
 
-def test_without_transformers_it_says_what_to_install(
+def test_error_without_transformers_names_the_extra_to_install(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -282,17 +289,19 @@ def test_without_transformers_it_says_what_to_install(
 
 
 @pytest.mark.parametrize("name", ["hf/", "hf/name", "hf/a/b/c", "hf/org/na me", "hf/org/n@../../x"])
-def test_names_of_no_form_are_refused(name: str) -> None:
+def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(UnknownNameError, match="expected hf/ORG/NAME"):
         models.load(name)
 
 
-def test_a_folder_that_is_not_there_is_refused(transformers: Any) -> None:
+def test_a_missing_folder_is_refused(transformers: Any) -> None:
     with pytest.raises(WeightsError, match="there is no folder nowhere"):
         models.load("hf/./nowhere")
 
 
-def test_a_repository_of_timm_says_so(transformers: Any, repository: Path) -> None:
+def test_error_for_a_timm_repository_suggests_the_timm_name(
+    transformers: Any, repository: Path
+) -> None:
     (repository / "config.json").write_text(json.dumps({"architecture": "resnet18"}))
     with pytest.raises(UnsupportedModelError, match="name it timm/"):
         models.load("hf/./repository")
@@ -306,7 +315,7 @@ def test_a_repository_of_timm_says_so(transformers: Any, repository: Path) -> No
         ("preprocessor_config.json", '{"image_processor_type": "NoneOfTheirs"}'),
     ],
 )
-def test_other_descriptions_are_refused(
+def test_invalid_config_files_are_refused(
     transformers: Any, repository: Path, file: str, content: str
 ) -> None:
     (repository / file).write_text(content)
@@ -321,7 +330,7 @@ class Named(nn.Module):
 
 
 @pytest.mark.filterwarnings("error")
-def test_class_names_are_compared_where_both_have_some() -> None:
+def test_class_names_are_compared_if_model_and_dataset_both_have_them() -> None:
     check = models.check_class_names
     check(Named(*CIFAR10), CIFAR10)
     check(Named("Tench, Tinca tinca", "great_white shark"), ("tench", "great white shark"))

@@ -1,4 +1,4 @@
-"""The page about models says what the cards say."""
+"""The models page matches the model cards."""
 
 import re
 from pathlib import Path
@@ -15,13 +15,13 @@ from tools.tabulate_shipped import BEGIN, END, rewrite, table
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
-def test_the_page_is_in_step_with_the_cards() -> None:
-    """If not: `python tools/tabulate_shipped.py docs/models.md`."""
+def test_the_models_page_is_up_to_date_with_the_cards() -> None:
+    """To update the page: `python tools/tabulate_shipped.py docs/models.md`."""
     page = PAGE.read_text()
     assert rewrite(page, ShippedModels()) == page
 
 
-def test_the_table_has_a_row_a_card(tmp_path: Path) -> None:
+def test_the_table_has_one_row_per_card(tmp_path: Path) -> None:
     lay_shipped(tmp_path, "b-linf")
     lay_shipped(tmp_path, "a", threat=None, accuracies=[])
     rows = table(ShippedModels(tmp_path)).splitlines()
@@ -30,8 +30,8 @@ def test_the_table_has_a_row_a_card(tmp_path: Path) -> None:
     assert rows[3].endswith("| 100 | 73.0% | PGD-20 at linf 8/255: 44.0% |")
 
 
-def test_numbers_of_different_images_never_stand_in_one_row(tmp_path: Path) -> None:
-    """AutoAttack above PGD, robust above natural: what a row of several sets of images showed."""
+def test_accuracies_on_different_numbers_of_images_get_separate_rows(tmp_path: Path) -> None:
+    """In one row, robust accuracy could exceed the clean accuracy on other images."""
     measured = [(80, 100, None), (9, 10, None), (7, 10, "PGD-20"), (4, 5, "square")]
     lay_shipped(
         tmp_path, "a",
@@ -49,7 +49,7 @@ def test_numbers_of_different_images_never_stand_in_one_row(tmp_path: Path) -> N
     ]
 
 
-def test_every_shipped_robust_accuracy_has_the_natural_one_of_the_same_images() -> None:
+def test_shipped_robust_accuracies_have_a_clean_accuracy_on_the_same_images() -> None:
     for entry in ShippedModels().entries():
         for one in by_images(entry.accuracies):
             assert one.natural is not None, (entry.name, one.total)
@@ -58,7 +58,7 @@ def test_every_shipped_robust_accuracy_has_the_natural_one_of_the_same_images() 
         assert all("PGD-20" in found for found in attacks if "AutoAttack (standard)" in found)
 
 
-def test_only_what_is_between_the_marks_changes(tmp_path: Path) -> None:
+def test_rewrite_changes_only_the_text_between_the_markers(tmp_path: Path) -> None:
     lay_shipped(tmp_path, "b-linf")
     page = f"before\n{BEGIN}\nold\nolder\n{END}\nafter\n"
     new = rewrite(page, ShippedModels(tmp_path))
@@ -69,7 +69,7 @@ def test_only_what_is_between_the_marks_changes(tmp_path: Path) -> None:
         rewrite("nothing", ShippedModels(tmp_path))
 
 
-def test_the_papers_models_are_as_the_registry_has_them() -> None:
+def test_the_page_lists_the_paper_models_with_their_registered_values() -> None:
     rows = re.findall(
         r"\| `(robustbench/\S+)` \| (.*) \| ([\d.]+)% \| ([\d.]+)% \|", PAGE.read_text()
     )

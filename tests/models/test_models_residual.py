@@ -13,7 +13,7 @@ from dent.models.residual import is_member, parse
 
 
 def published_architecture(state: dict[str, Tensor], x: Tensor, n: int) -> Tensor:
-    """Oracle: the net as sections 3 and 4 of its sources describe it, straight from the weights."""
+    """Oracle: the net as the papers describe it, computed from the state dict."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         shape = (1, -1, 1, 1)
@@ -48,7 +48,7 @@ def published_architecture(state: dict[str, Tensor], x: Tensor, n: int) -> Tenso
 
 
 def with_lived_in_statistics(model: nn.Module) -> nn.Module:
-    """Random normalization everywhere: fresh ones are identities and hide mistakes."""
+    """Randomize every BatchNorm layer, since fresh ones are identities and hide errors."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             with torch.no_grad():
@@ -61,7 +61,7 @@ def with_lived_in_statistics(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["resnet-8-1", "resnet-14-2", "resnet-20-3"])
-def test_equals_the_published_architecture(name: str) -> None:
+def test_logits_match_the_published_architecture(name: str) -> None:
     torch.manual_seed(0)
     model = with_lived_in_statistics(models.resnet(name)).double()
     x = torch.rand(3, 3, 16, 16, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_equals_the_published_architecture(name: str) -> None:
 
 
 def parameters_by_hand(depth: int, width: int, classes: int) -> int:
-    """He et al.'s count: 3x3 kernels between the widths, two numbers a normalized channel."""
+    """Oracle: the parameter count, with two parameters per normalized channel (He et al.)."""
     n, last, total = (depth - 2) // 6, 16, 3 * 16 * 9
     for channels in (16 * width, 32 * width, 64 * width):
         total += 9 * last * channels + 2 * last  # the block that changes the width
@@ -88,7 +88,7 @@ def parameters_by_hand(depth: int, width: int, classes: int) -> int:
     height=st.integers(1, 11),
     side=st.integers(1, 11),
 )
-def test_every_member_maps_images_of_any_size_to_logits(
+def test_every_family_member_maps_images_of_any_size_to_logits(
     n: int, width: int, classes: int, batch: int, height: int, side: int
 ) -> None:
     depth = 6 * n + 2
@@ -101,13 +101,13 @@ def test_every_member_maps_images_of_any_size_to_logits(
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet-26-4", 5_807_066), ("resnet-14-2", 680_922)])
-def test_the_sizes_of_the_papers_nets(name: str, count: int) -> None:
+def test_parameter_counts_match_the_hand_count_and_the_known_values(name: str, count: int) -> None:
     depth, width = parse(name)
     assert parameters_by_hand(depth, width, 10) == count
     assert sum(p.numel() for p in models.resnet(name).parameters()) == count
 
 
-def test_the_large_net_of_the_paper_exists() -> None:
+def test_resnet_32_10_of_the_paper_has_the_expected_parameter_count() -> None:
     with torch.device("meta"):
         model = models.resnet("resnet-32-10")
     assert sum(p.numel() for p in model.parameters()) == parameters_by_hand(32, 10, 10)
@@ -131,19 +131,19 @@ def test_the_large_net_of_the_paper_exists() -> None:
         ("resnet-٢٦-4", "expected a name resnet-{depth}-{width}"),
     ],
 )
-def test_names_that_are_no_member_say_what_would_be(name: str, said: str) -> None:
+def test_error_for_an_invalid_resnet_name_says_what_is_valid(name: str, said: str) -> None:
     with pytest.raises(UnknownNameError, match=re.escape(said)):
         models.resnet(name)
 
 
-def test_the_family_knows_its_names() -> None:
+def test_is_member_accepts_family_names_and_rejects_others() -> None:
     assert is_member("resnet-26-4")
-    assert is_member("resnet-25-4")  # so that its own message is given
+    assert is_member("resnet-25-4")  # invalid, but it gets the error message of the family
     assert not is_member("resnet18-nominal")
     assert not is_member("resnet-14-2-linf")
 
 
-def test_a_net_needs_two_classes() -> None:
+def test_fewer_than_two_classes_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2, got 1"):
         models.resnet("resnet-8-1", 1)
 
@@ -176,14 +176,12 @@ def test_images_of_a_wrong_shape_are_refused(shape: tuple[int, ...], said: str) 
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((), ())])
-def test_a_normalization_that_makes_no_sense_is_refused(
-    mean: tuple[float, ...], std: tuple[float, ...]
-) -> None:
+def test_invalid_normalization_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="one mean and one standard deviation above zero"):
         models.Normalize(mean, std)
 
 
-def test_memory_format_and_half_precision_work() -> None:
+def test_channels_last_and_bfloat16_give_close_logits() -> None:
     torch.manual_seed(0)
     model = with_lived_in_statistics(models.resnet("resnet-8-1"))
     x = torch.rand(2, 3, 16, 16)

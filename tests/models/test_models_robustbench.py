@@ -1,4 +1,4 @@
-"""RobustBench's models: listed without it; loaded by its own code, from files laid by hand."""
+"""RobustBench models: listed without RobustBench, loaded by its code from local files."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ needs_robustbench = pytest.mark.skipif(
 
 
 def architecture(name: str) -> nn.Module:
-    """What RobustBench itself builds for a model, with random weights."""
+    """Return the architecture that RobustBench builds for a model, with random weights."""
     _, dataset, norm, short = name.split("/")
     zoo = import_robustbench("robustbench.model_zoo.models").model_dicts
     enums = import_robustbench("robustbench.model_zoo.enums")
@@ -61,7 +61,7 @@ def lay(name: str, content: object) -> Path:
     return path
 
 
-def test_the_papers_models_are_listed_without_robustbench(
+def test_the_models_of_the_paper_are_listed_without_robustbench(
     monkeypatch: pytest.MonkeyPatch, models_folder: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "robustbench", None)
@@ -87,12 +87,14 @@ def test_the_papers_models_are_listed_without_robustbench(
         ("L2/Standard", "cifar10", None),
     ],
 )
-def test_what_a_model_was_trained_for(name: str, dataset: str, threat: str | None) -> None:
+def test_info_reports_the_training_dataset_and_threat_model(
+    name: str, dataset: str, threat: str | None
+) -> None:
     known = models.info(name)
     assert (known.dataset, known.threat) == (dataset, threat)
 
 
-def test_a_short_name_that_means_two_models_is_refused() -> None:
+def test_an_ambiguous_short_name_is_refused() -> None:
     with pytest.raises(
         UnknownNameError,
         match="can mean 2 models: robustbench/cifar10/Linf/Ding2020MMA, "
@@ -110,32 +112,34 @@ def test_a_short_name_that_means_two_models_is_refused() -> None:
         ("robustbench/imagenet/Linf/Standard_R50", "torchvision/resnet50.IMAGENET1K_V1"),
     ],
 )
-def test_a_slip_gets_a_suggestion(name: str, said: str) -> None:
+def test_a_misspelled_name_gets_a_suggestion(name: str, said: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
         models.info(name)
     assert said in str(caught.value)
 
 
-def test_another_number_of_classes_is_refused_before_anything_is_fetched() -> None:
+def test_a_wrong_number_of_classes_is_refused_before_the_weights_are_needed() -> None:
     with pytest.raises(ConfigError, match=r"has 10 classes \(cifar10\), got num_classes=100"):
         models.load(DING, num_classes=100)
 
 
-def test_without_robustbench_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_robustbench_names_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("robustbench", "robustbench.utils"):
-        monkeypatch.setitem(sys.modules, name, None)  # what Python takes for "not to be imported"
+        monkeypatch.setitem(sys.modules, name, None)  # makes the import fail
     with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[zoo\]"'):
         models.load(DING)
 
 
 @needs_robustbench
-def test_the_table_is_that_of_the_installed_version() -> None:
-    """`python tools/tabulate_robustbench.py` writes it anew."""
+def test_the_bundled_table_matches_the_installed_robustbench() -> None:
+    """To update the table: `python tools/tabulate_robustbench.py`."""
     assert json.loads(TABLE.read_text()) == tabulate()
 
 
 @needs_robustbench
-def test_the_stand_ins_are_gone_after_the_import() -> None:
+def test_substitute_modules_are_removed_after_the_import() -> None:
     import_robustbench("robustbench.utils")
     for name in ("autoattack", "autoattack.state", "pkg_resources"):
         assert name not in sys.modules
@@ -143,7 +147,7 @@ def test_the_stand_ins_are_gone_after_the_import() -> None:
 
 @needs_robustbench
 @pytest.mark.parametrize("wrapped", [lambda s: s, lambda s: {"state_dict": prefixed(s, "module.")}])
-def test_a_file_laid_by_hand_becomes_the_model(wrapped: Any, images: Tensor) -> None:
+def test_a_manually_placed_file_is_loaded(wrapped: Any, images: Tensor) -> None:
     saved = architecture(DING)
     lay(DING, wrapped(saved.state_dict()))
     assert models.info(DING).present
@@ -155,7 +159,7 @@ def test_a_file_laid_by_hand_becomes_the_model(wrapped: Any, images: Tensor) -> 
 
 
 @needs_robustbench
-def test_a_file_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_the_weights_argument_loads_a_file_from_elsewhere(tmp_path: Path) -> None:
     saved = architecture(DING)
     torch.save(saved.state_dict(), tmp_path / "mine.pth")
     loaded = models.load(DING, weights=tmp_path / "mine.pth")
@@ -163,10 +167,10 @@ def test_a_file_may_lie_elsewhere(tmp_path: Path) -> None:
 
 
 @needs_robustbench
-def test_what_robustbench_tolerates_is_only_what_is_no_weight(images: Tensor) -> None:
-    """Its own file of this model lacks the normalization, which is no weight.
+def test_missing_normalization_is_accepted_but_missing_weights_are_refused(images: Tensor) -> None:
+    """RobustBench's own file of this model lacks the normalization, which is not a weight.
 
-    With any entry of this name it would tolerate whatever else is missing, too.
+    If the file has an entry `conv1.scores`, RobustBench also accepts missing weights.
     """
     saved = architecture(WONG)
     state = {k: v for k, v in saved.state_dict().items() if k not in ("mu", "sigma")}
@@ -182,14 +186,14 @@ def test_what_robustbench_tolerates_is_only_what_is_no_weight(images: Tensor) ->
 
 
 @needs_robustbench
-def test_another_models_file_is_refused() -> None:
+def test_the_file_of_another_model_is_refused() -> None:
     path = lay(DING, models.resnet("resnet-8-1").state_dict())
     with pytest.raises(WeightsError, match=rf"(?s){path}.*RobustBench's Ding2020MMA"):
         models.load(DING)
 
 
 @needs_robustbench
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_weights_with_nan_are_refused() -> None:
     state = architecture(DING).state_dict()
     next(iter(state.values())).view(-1)[0] = float("nan")
     lay(DING, state)
@@ -206,8 +210,8 @@ class Dangerous:
 
 
 @needs_robustbench
-def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # torch's own way around
+def test_pickled_code_in_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # allows unpickling by default
     marker = tmp_path / "ran"
     lay(DING, {"state_dict": architecture(DING).state_dict(), "note": Dangerous(marker)})
     with pytest.raises(WeightsError, match="was refused, and nothing in it was run"):
@@ -216,7 +220,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @needs_robustbench
-def test_a_page_instead_of_weights_is_recognized() -> None:
+def test_a_web_page_instead_of_weights_is_recognized() -> None:
     path = lay(DING, {})
     path.write_bytes(b"\n<!DOCTYPE html><html>Google Drive - Virus scan warning</html>")
     with pytest.raises(WeightsError, match=r"contains a web page .* instead of weights"):
@@ -224,7 +228,7 @@ def test_a_page_instead_of_weights_is_recognized() -> None:
 
 
 @needs_robustbench
-def test_a_download_that_fails_says_what_to_lay_where(
+def test_error_for_a_failed_download_says_which_file_to_put_where(
     models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(url: str, path: Path) -> None:
@@ -243,7 +247,9 @@ def test_a_download_that_fails_says_what_to_lay_where(
 
 
 @needs_robustbench
-def test_a_download_is_kept(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downloaded_file_is_kept_and_reused(
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = architecture(DING)
     asked = []
 
@@ -261,7 +267,7 @@ def test_a_download_is_kept(models_folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @needs_robustbench
-def test_an_ensemble_takes_no_single_file(tmp_path: Path) -> None:
+def test_a_single_weights_file_for_an_ensemble_is_refused(tmp_path: Path) -> None:
     name = "robustbench/cifar10/Linf/Chen2020Adversarial"
     with pytest.raises(ConfigError, match=r"3 files.*Chen2020Adversarial\.pt_m2\.pt"):
         models.load(name, weights=tmp_path / "one.pt")
@@ -269,7 +275,7 @@ def test_an_ensemble_takes_no_single_file(tmp_path: Path) -> None:
 
 @needs_robustbench
 @pytest.mark.slow
-def test_wongs_imagenet_model_takes_pixels() -> None:
+def test_the_imagenet_model_wong2020fast_takes_pixels() -> None:
     """Oracle: torchvision's ResNet-50 on images normalized by hand."""
     saved = scrambled(torchvision.models.resnet50())
     lay("robustbench/imagenet/Linf/Wong2020Fast", {"state_dict": prefixed(saved.state_dict(), "")})
@@ -282,7 +288,7 @@ def test_wongs_imagenet_model_takes_pixels() -> None:
 
 @needs_robustbench
 @pytest.mark.slow
-def test_a_model_known_to_timm_alone(images: Tensor) -> None:
+def test_a_model_that_robustbench_registers_only_with_timm_is_loaded(images: Tensor) -> None:
     name = "robustbench/cifar10/Linf/Debenedetti2022Light_XCiT-S12"
     timm = import_robustbench("timm")
     import_robustbench("robustbench.model_zoo.models")

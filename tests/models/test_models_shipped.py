@@ -1,4 +1,4 @@
-"""Models that the package carries: weights and cards in a folder."""
+"""Models that ship with the package: weights and cards in a folder."""
 
 import dataclasses
 import hashlib
@@ -24,9 +24,9 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_half_precision_weights_become_the_model_they_were(shipped: Path) -> None:
+def test_half_precision_weights_load_as_the_saved_model_in_float32(shipped: Path) -> None:
     saved, _ = lay_shipped(shipped, "resnet-8-1-linf")
-    for value in saved.state_dict().values():  # as stored, but for the normalization
+    for value in saved.state_dict().values():  # as stored, except the normalization
         if value.is_floating_point() and value.shape != (3, 1, 1):
             value.copy_(value.half())
     loaded = models.load("resnet-8-1-linf")
@@ -37,7 +37,7 @@ def test_half_precision_weights_become_the_model_they_were(shipped: Path) -> Non
     models.check_model(loaded, 4)
 
 
-def test_the_card_is_what_is_known(shipped: Path) -> None:
+def test_info_reports_the_values_of_the_card(shipped: Path) -> None:
     assert models.names()[0] == "resnet-8-1-linf"
     known = models.info("resnet-8-1-linf")
     assert (known.dataset, known.num_classes, known.threat) == ("cifar10", 4, "linf 8/255")
@@ -50,16 +50,16 @@ def test_the_card_is_what_is_known(shipped: Path) -> None:
     assert json.loads(json.dumps(dataclasses.asdict(known)))["name"] == "resnet-8-1-linf"
 
 
-def test_a_card_may_say_more(shipped: Path) -> None:
+def test_additional_card_fields_are_accepted(shipped: Path) -> None:
     lay_shipped(shipped, "more", seed=3, versions={"torch": "2.14"})
     assert models.info("more").name == "more"
 
 
-def test_no_folder_is_no_models(tmp_path: Path) -> None:
+def test_a_missing_folder_gives_no_models(tmp_path: Path) -> None:
     assert ShippedModels(tmp_path / "none").entries() == ()
 
 
-def test_other_weights_than_the_cards_are_refused(shipped: Path) -> None:
+def test_weights_that_are_changed_or_missing_are_refused(shipped: Path) -> None:
     file = shipped / "resnet-8-1-linf.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -72,14 +72,14 @@ def test_other_weights_than_the_cards_are_refused(shipped: Path) -> None:
         models.load("resnet-8-1-linf")
 
 
-def test_a_normalization_that_the_card_contradicts_is_refused(shipped: Path) -> None:
+def test_normalization_that_contradicts_the_card_is_refused(shipped: Path) -> None:
     lay_shipped(shipped, "other", mean=[0.5, 0.5, 0.5])
     with pytest.raises(WeightsError, match=r"the mean \[0\.4915.*its card says \[0\.5, 0\.5"):
         models.load("other")
 
 
-def test_full_precision_is_kept_to_the_bit(shipped: Path) -> None:
-    """A card rounds to six digits what the weights have in full."""
+def test_full_precision_weights_are_loaded_bit_for_bit(shipped: Path) -> None:
+    """The card rounds the mean to six digits, but the weights hold it in full precision."""
     odd = (0.49139968, 0.48215841, 0.44653091)
     model = models.resnet("resnet-8-1", num_classes=4, mean=odd).eval()
     _, card = lay_shipped(shipped, "full", mean=[round(value, 6) for value in odd])
@@ -98,20 +98,20 @@ def test_full_precision_is_kept_to_the_bit(shipped: Path) -> None:
         ({"accuracies": None}, "accuracies"),
     ],
 )
-def test_a_card_that_is_none_is_named(shipped: Path, changes: dict[str, object], said: str) -> None:
+def test_error_names_an_invalid_card(shipped: Path, changes: dict[str, object], said: str) -> None:
     lay_shipped(shipped, "broken", **changes)
     with pytest.raises(WeightsError, match=rf"(?s)model card .*broken\.card\.json .*{said}"):
         models.names()
 
 
-def test_a_card_of_another_name_is_named(shipped: Path) -> None:
+def test_a_card_whose_name_differs_from_its_file_is_refused(shipped: Path) -> None:
     lay_shipped(shipped, "renamed", name="original")
     with pytest.raises(WeightsError, match=r"call it original\.card\.json"):
         models.names()
 
 
-def test_every_model_in_the_package_loads() -> None:
-    """Nothing to check until the first is shipped; then all of them."""
+def test_every_shipped_model_loads_and_has_accuracies() -> None:
+    """This also passes if the package ships no model."""
     for entry in ShippedModels().entries():
         assert entry.present
         loaded = models.load(entry.name)

@@ -1,4 +1,4 @@
-"""timm's classifiers, from files laid by hand or by the Hugging Face client."""
+"""timm classifiers, from files placed by hand or by the Hugging Face client."""
 
 import importlib
 import sys
@@ -36,7 +36,7 @@ def check(loaded: nn.Module, saved: nn.Module) -> None:
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_file_laid_by_hand_becomes_the_model(timm: Any, models_folder: Path) -> None:
+def test_a_manually_placed_file_is_loaded(timm: Any, models_folder: Path) -> None:
     saved = build(timm)
     known = models.info(NAME)
     assert known.file == f"{models_folder}/{NAME}.safetensors"
@@ -47,7 +47,7 @@ def test_a_file_laid_by_hand_becomes_the_model(timm: Any, models_folder: Path) -
     check(models.load(NAME, num_classes=1000), saved)
 
 
-def test_what_the_hugging_face_client_has_is_found(
+def test_a_file_in_the_hugging_face_cache_is_found(
     timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constants = importlib.import_module("huggingface_hub.constants")
@@ -64,8 +64,8 @@ def test_what_the_hugging_face_client_has_is_found(
     check(models.load(NAME), saved)
 
 
-def test_weights_of_ones_own_may_have_other_classes(timm: Any, tmp_path: Path) -> None:
-    """timm alone would leave the last layer random and say nothing."""
+def test_user_weights_may_have_a_different_number_of_classes(timm: Any, tmp_path: Path) -> None:
+    """Plain timm would silently keep a random last layer."""
     saved = build(timm, num_classes=7)
     torch.save({"state_dict": saved.state_dict()}, tmp_path / "tuned.pt")
     check(models.load(NAME, weights=tmp_path / "tuned.pt", num_classes=7), saved)
@@ -73,7 +73,7 @@ def test_weights_of_ones_own_may_have_other_classes(timm: Any, tmp_path: Path) -
         models.load(NAME, weights=tmp_path / "tuned.pt")
 
 
-def test_a_download_that_fails_says_what_to_lay_where(
+def test_error_for_a_failed_download_says_which_file_to_put_where(
     timm: Any, models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object) -> None:
@@ -94,16 +94,18 @@ def test_a_download_that_fails_says_what_to_lay_where(
         ("mobilenetv3_small_050", "Did you mean 'timm/mobilenetv3_small_050.lamb_in1k'?"),
     ],
 )
-def test_unknown_names(timm: Any, name: str, said: str) -> None:
+def test_unknown_names_are_refused_with_a_suggestion_if_one_is_close(
+    timm: Any, name: str, said: str
+) -> None:
     with pytest.raises(UnknownNameError) as caught:
         models.load(name)
     assert said in str(caught.value)
 
 
-def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_timm_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     for act in (models.load, models.info):
         with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[zoo\]"'):
             act(NAME)
     with pytest.raises(UnknownNameError, match="no model named 'resnet5'"):
-        models.load("resnet5")  # and the others go on
+        models.load("resnet5")  # the other sources still work

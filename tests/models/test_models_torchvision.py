@@ -1,4 +1,4 @@
-"""torchvision's classifiers, from a file laid where torchvision downloads to."""
+"""torchvision classifiers, from a file in torchvision's download folder."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def lay(name: str, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write weights as the download would, and have torchvision publish their digest."""
+    """Write weights where the download would, and patch the published digest to match."""
     file = models.info(f"torchvision/{name}").file
     assert file is not None
     path = Path(file)
@@ -32,7 +32,7 @@ def lay(name: str, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def oracle(name: str, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """What torchvision's own function makes of these weights, after normalizing by hand."""
+    """Oracle: torchvision's own model with these weights, on images normalized by hand."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     monkeypatch.setattr(type(weights), "get_state_dict", lambda *_, **__: dict(state))
     model = torchvision.models.get_model(name, weights=weights).eval()
@@ -54,11 +54,11 @@ def oracle(name: str, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
         ("googlenet", {"init_weights": False}),
     ],
 )
-def test_it_is_torchvisions_own_model_on_pixels(
+def test_logits_match_torchvisions_model_on_normalized_images(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = scrambled(torchvision.models.get_model(name, **settings)).state_dict()
-    if name == "densenet121":  # the published files are of an older version of PyTorch
+    if name == "densenet121":  # the published file has the key names of an older PyTorch
         state = {
             re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
             for key, value in state.items()
@@ -75,8 +75,8 @@ def test_it_is_torchvisions_own_model_on_pixels(
     assert not any(module.training for module in loaded.modules())
 
 
-def test_another_file_than_the_published_is_refused() -> None:
-    """The name of torchvision's file has the first digits of its SHA-256."""
+def test_a_file_that_differs_from_the_published_one_is_refused() -> None:
+    """torchvision's file name contains the first digits of its SHA-256."""
     known = models.info(f"torchvision/{SMALL}")
     assert known.file is not None
     assert known.digest is not None
@@ -88,7 +88,7 @@ def test_another_file_than_the_published_is_refused() -> None:
         models.load(f"torchvision/{SMALL}")
 
 
-def test_weights_of_ones_own_may_have_other_classes(tmp_path: Path) -> None:
+def test_user_weights_may_have_a_different_number_of_classes(tmp_path: Path) -> None:
     saved = scrambled(torchvision.models.squeezenet1_1(num_classes=7))
     torch.save(saved.state_dict(), tmp_path / "tuned.pt")
     loaded = models.load(f"torchvision/{SMALL}", weights=tmp_path / "tuned.pt", num_classes=7)
@@ -97,7 +97,9 @@ def test_weights_of_ones_own_may_have_other_classes(tmp_path: Path) -> None:
         models.load(f"torchvision/{SMALL}", weights=tmp_path / "tuned.pt")
 
 
-def test_a_download_that_fails_says_what_to_lay_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_failed_download_says_which_file_to_put_where(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")
 
@@ -110,7 +112,7 @@ def test_a_download_that_fails_says_what_to_lay_where(monkeypatch: pytest.Monkey
     assert "digest: SHA-256 0676ba61..." in said
 
 
-def test_a_download_is_kept_whole_or_not_at_all(
+def test_a_broken_download_leaves_no_file_and_a_complete_one_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     torch.save(scrambled(torchvision.models.squeezenet1_1()).state_dict(), tmp_path / "served.pth")
@@ -153,7 +155,7 @@ def test_a_download_is_kept_whole_or_not_at_all(
         ("torchvision/swin_t", "imagenet-r232-c224-bicubic"),
     ],
 )
-def test_what_is_known(name: str, dataset: str) -> None:
+def test_info_reports_dataset_classes_and_accuracy(name: str, dataset: str) -> None:
     known = models.info(name)
     assert (known.dataset, known.num_classes, known.threat) == (dataset, 1000, None)
     assert not known.present
@@ -169,21 +171,21 @@ def test_what_is_known(name: str, dataset: str) -> None:
         ("resnet50", "Did you mean 'torchvision/resnet50'"),
     ],
 )
-def test_unknown_names(name: str, said: str) -> None:
+def test_unknown_names_are_refused_with_a_suggestion_if_one_is_close(name: str, said: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
         models.load(name)
     assert said in str(caught.value)
 
 
 @pytest.mark.slow
-def test_every_listed_model_is_known_and_built() -> None:
-    """On the meta device, which allocates nothing: the settings fit each of them."""
+def test_every_listed_model_has_info_and_can_be_built() -> None:
+    """The models are built on the meta device, which allocates no memory."""
     for name in models.names("torchvision"):
         assert models.info(name).name == name
         short = name.partition("/")[2]
         published = torchvision.models.get_model_weights(short).DEFAULT
         settings = torchvision_source._settings(short, published, {})
-        if short.startswith("regnet"):  # cannot be built there, and needs no settings
+        if short.startswith("regnet"):  # cannot be built on the meta device, and needs no settings
             assert settings == {}
             continue
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Weights files as others write them: wrapped, nested, averaged, shared, or no weights at all."""
+"""Weights files of other tools: wrapped, nested, averaged, with shared tensors, or invalid."""
 
 import argparse
 import gzip
@@ -39,7 +39,7 @@ def equal(model: nn.Module, state: dict[str, Tensor]) -> bool:
 
 
 def loaded(content: Any, folder: Path, part: str = "") -> nn.Module:
-    """A model of other weights, filled from what torch.save wrote."""
+    """Save content with torch.save, and load it into a model that had other weights."""
     path = folder / "w.pt"
     torch.save(content, path)
     model = small(9)
@@ -58,7 +58,7 @@ def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
-# --- no weights at all ------------------------------------------------------------------------
+# --- files without weights --------------------------------------------------------------------
 
 
 def _zip(**files: bytes) -> bytes:
@@ -113,7 +113,7 @@ STRANGERS: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
 @pytest.mark.parametrize(("content", "said"), STRANGERS)
-def test_what_is_no_weights_file_is_recognized_by_its_content(
+def test_files_without_weights_are_recognized_by_their_content(
     tmp_path: Path, content: bytes, said: str, suffix: str
 ) -> None:
     path = tmp_path / f"w{suffix}"
@@ -126,7 +126,9 @@ def test_what_is_no_weights_file_is_recognized_by_its_content(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=80) | st.text(max_size=80).map(str.encode))
-def test_no_content_gets_the_advice_to_unpickle(tmp_path: Path, content: bytes) -> None:
+def test_no_file_content_leads_to_an_error_that_mentions_weights_only(
+    tmp_path: Path, content: bytes
+) -> None:
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError) as caught:
@@ -134,14 +136,14 @@ def test_no_content_gets_the_advice_to_unpickle(tmp_path: Path, content: bytes) 
         assert "weights_only" not in str(caught.value)
 
 
-def test_safetensors_under_another_name_says_its_name(tmp_path: Path) -> None:
+def test_error_for_safetensors_with_a_wrong_suffix_gives_the_right_name(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"is a safetensors file: name it w\.safetensors"):
         read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("suffix", [".th", ".pyth"])
-def test_other_suffixes_of_torch_are_read(tmp_path: Path, suffix: str) -> None:
+def test_torch_files_with_the_suffixes_th_and_pyth_are_read(tmp_path: Path, suffix: str) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / f"w{suffix}")
     assert torch.equal(read_weights(tmp_path / f"w{suffix}")["a"], torch.ones(2))
 
@@ -158,7 +160,7 @@ def test_other_suffixes_of_torch_are_read(tmp_path: Path, suffix: str) -> None:
         {"history": np.arange(3.0)},
     ],
 )
-def test_objects_are_refused_with_a_command_that_names_all_it_allows(
+def test_error_for_pickled_objects_gives_a_conversion_command_that_works(
     tmp_path: Path, extra: dict[str, Any]
 ) -> None:
     state = small().state_dict()
@@ -175,8 +177,8 @@ def test_objects_are_refused_with_a_command_that_names_all_it_allows(
     assert equal(model, dict(state))
 
 
-def test_converting_keeps_averages_beside_plain_weights(tmp_path: Path) -> None:
-    """timm's checkpoints hold both, and the arguments of the training as an object."""
+def test_conversion_keeps_averaged_weights_beside_plain_weights(tmp_path: Path) -> None:
+    """timm checkpoints hold both, and the training arguments as a Python object."""
     state, average = dict(small().state_dict()), dict(small(1).state_dict())
     content = {"state_dict": state, "state_dict_ema": average, "args": argparse.Namespace(lr=1)}
     torch.save(content, tmp_path / "w.pt")
@@ -197,7 +199,7 @@ class Armed:
         return os.mkdir, (self.marker,)
 
 
-def test_a_malicious_file_gets_no_command_and_is_never_converted(tmp_path: Path) -> None:
+def test_a_malicious_file_gets_no_conversion_command_and_is_not_converted(tmp_path: Path) -> None:
     path, marker = tmp_path / "w.pt", tmp_path / "ran"
     torch.save({"net": small().state_dict(), "x": Armed(marker)}, path)
     with pytest.raises(
@@ -235,7 +237,7 @@ def test_a_malicious_file_gets_no_command_and_is_never_converted(tmp_path: Path)
         lambda s: prefixed("_fsdp_wrapped_module.", s),
     ],
 )
-def test_what_frameworks_wrap_around_weights_is_taken_away(
+def test_prefixes_and_containers_of_frameworks_are_removed(
     tmp_path: Path, wrap: Callable[[Any], Any]
 ) -> None:
     state = dict(small().state_dict())
@@ -244,7 +246,9 @@ def test_what_frameworks_wrap_around_weights_is_taken_away(
 
 @pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)])
 @pytest.mark.parametrize("outer", ["", "module.", "_orig_mod."])
-def test_averaged_models_of_torch_are_read(tmp_path: Path, average: Any, outer: str) -> None:
+def test_checkpoints_of_torch_averaged_models_are_read(
+    tmp_path: Path, average: Any, outer: str
+) -> None:
     model = small()
     averaged = AveragedModel(model, multi_avg_fn=average)
     averaged.update_parameters(model)
@@ -275,7 +279,7 @@ def test_averaged_models_of_torch_are_read(tmp_path: Path, average: Any, outer: 
         (lambda s, a: prefixed("net.", s) | prefixed("net_ema.", a), "net_ema"),
     ],
 )
-def test_an_average_beside_plain_weights_is_told_and_can_be_taken(
+def test_plain_weights_are_taken_and_a_warning_tells_how_to_take_the_average(
     tmp_path: Path, wrap: Callable[[Any, Any], Any], part: str
 ) -> None:
     state, average = dict(small().state_dict()), dict(small(1).state_dict())
@@ -288,12 +292,12 @@ def test_an_average_beside_plain_weights_is_told_and_can_be_taken(
     assert equal(loaded(wrap(state, average), tmp_path, advised[1]), average)
 
 
-def test_an_average_alone_is_taken_without_a_word(tmp_path: Path) -> None:
+def test_averaged_weights_without_plain_ones_are_taken_without_warning(tmp_path: Path) -> None:
     state = dict(small().state_dict())
     assert equal(silent({"state_dict_ema": state, "epoch": 1}, tmp_path), state)
 
 
-def test_the_command_line_takes_a_part(tmp_path: Path) -> None:
+def test_models_load_takes_the_named_part_of_a_checkpoint(tmp_path: Path) -> None:
     plain, average = models.resnet("resnet-14-1"), models.resnet("resnet-14-1")
     torch.save({"model": plain.state_dict(), "model_ema": average.state_dict()}, tmp_path / "w.pt")
     model = models.load("resnet-14-1", weights=f"{tmp_path}/w.pt#model_ema")
@@ -307,7 +311,7 @@ def test_the_command_line_takes_a_part(tmp_path: Path) -> None:
         lambda a, b: prefixed("student.", a) | prefixed("teacher.", b),
     ],
 )
-def test_nothing_is_guessed_between_two_models(
+def test_a_file_with_two_models_is_refused_unless_one_is_named(
     tmp_path: Path, wrap: Callable[[Any, Any], Any]
 ) -> None:
     first, second = dict(small().state_dict()), dict(small(1).state_dict())
@@ -318,8 +322,8 @@ def test_nothing_is_guessed_between_two_models(
         loaded(wrap(first, second), tmp_path, "#tutor")
 
 
-def test_a_layer_in_front_is_not_dropped_without_a_word(tmp_path: Path) -> None:
-    """A file of (normalization, net) does not fit the net: it would answer otherwise."""
+def test_a_file_with_an_extra_first_layer_is_refused_unless_a_part_is_named(tmp_path: Path) -> None:
+    """Without its normalization, the net of the file would give other predictions."""
     state = dict(small().state_dict())
     content = {"0.mean": torch.ones(3), **prefixed("1.", state)}
     with pytest.raises(WeightsError, match=r"the file holds 1 more: 0\.mean.*#1"):
@@ -327,7 +331,7 @@ def test_a_layer_in_front_is_not_dropped_without_a_word(tmp_path: Path) -> None:
     assert equal(loaded(content, tmp_path, "#1"), state)
 
 
-def test_what_belongs_to_the_training_is_left_out_and_named(tmp_path: Path) -> None:
+def test_entries_of_the_training_loss_are_left_out_with_a_warning(tmp_path: Path) -> None:
     state = dict(small().state_dict())
     content = {"state_dict": {**prefixed("model.", state), "criterion.weight": torch.ones(5)}}
     with pytest.warns(WeightsWarning, match=r"left out: criterion\.weight"):
@@ -335,7 +339,7 @@ def test_what_belongs_to_the_training_is_left_out_and_named(tmp_path: Path) -> N
     assert equal(model, state)
 
 
-def test_what_is_missing_behind_a_prefix_is_said_by_its_name(tmp_path: Path) -> None:
+def test_missing_entries_are_named_without_the_prefix_of_the_file(tmp_path: Path) -> None:
     state = dict(small().state_dict())
     del state["3.bias"]
     with pytest.raises(WeightsError, match=r"1 of the 9 entries .* missing in the file: 3\.bias"):
@@ -357,12 +361,12 @@ def apart() -> nn.Sequential:
 
 @pytest.mark.parametrize("build", [tied, apart])
 @pytest.mark.parametrize("noted", [True, False])
-def test_shared_tensors_need_to_be_in_the_file_once(
+def test_shared_tensors_may_be_stored_once_if_the_model_or_the_file_ties_them(
     tmp_path: Path, build: Callable[[], nn.Module], noted: bool
 ) -> None:
     saved, path = tied(), tmp_path / "w.safetensors"
     safetensors.torch.save_model(saved, str(path))
-    if not noted:  # as transformers and accelerate write them
+    if not noted:  # without metadata, as transformers and accelerate write them
         safetensors.torch.save_file(safetensors.torch.load_file(path), path)
     model = build()
     if build is apart and not noted:
@@ -373,12 +377,12 @@ def test_shared_tensors_need_to_be_in_the_file_once(
     assert equal(model, dict(saved.state_dict()))
 
 
-def test_values_that_differ_do_not_go_into_one_tensor() -> None:
+def test_different_values_for_one_shared_tensor_are_refused() -> None:
     with pytest.raises(WeightsError, match=r"different values for 0\.weight and 2\.weight"):
         fit_weights(tied(), dict(apart().state_dict()), "here")
 
 
-def test_a_header_that_is_damaged_is_refused(tmp_path: Path) -> None:
+def test_a_safetensors_header_that_does_not_match_the_data_is_refused(tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))

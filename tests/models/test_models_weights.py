@@ -30,8 +30,8 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # --- the digest -------------------------------------------------------------------------------
 
 
-def test_digest_keeps_its_meaning_between_versions() -> None:
-    # Records of earlier versions name weights by it: a change here breaks every one of them.
+def test_digest_is_the_sha256_of_names_dtypes_shapes_and_values() -> None:
+    # Records of earlier versions identify weights by this digest, so it must never change.
     module = nn.Linear(2, 1)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, -2.0]]))
@@ -43,7 +43,7 @@ def test_digest_keeps_its_meaning_between_versions() -> None:
     assert models.weights_digest(module) == hashlib.sha256(expected).hexdigest()
 
 
-def test_digest_is_that_of_the_values_wherever_and_however_they_lie() -> None:
+def test_digest_does_not_depend_on_memory_format_mode_or_requires_grad() -> None:
     model = small()
     digest = models.weights_digest(model)
     assert re.fullmatch("[0-9a-f]{64}", digest)
@@ -56,7 +56,7 @@ def test_digest_is_that_of_the_values_wherever_and_however_they_lie() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_digest_changes_with_any_one_bit(data: st.DataObject) -> None:
+def test_digest_changes_if_any_single_bit_changes(data: st.DataObject) -> None:
     model = small()
     digest = models.weights_digest(model)
     tensor = model.state_dict()[data.draw(st.sampled_from(sorted(model.state_dict())))]
@@ -65,7 +65,7 @@ def test_digest_changes_with_any_one_bit(data: st.DataObject) -> None:
     assert models.weights_digest(model) != digest
 
 
-def test_digest_tells_names_dtypes_and_shapes_apart() -> None:
+def test_digest_distinguishes_names_dtypes_and_shapes() -> None:
     class Holder(nn.Module):
         def __init__(self, **buffers: Tensor) -> None:
             super().__init__()
@@ -89,7 +89,7 @@ def test_digest_tells_names_dtypes_and_shapes_apart() -> None:
     models.weights_digest(Holder(a=torch.empty(0), b=torch.tensor(True), c=torch.ones(1) * 1j))
 
 
-def test_digest_of_something_that_is_no_tensor_is_refused() -> None:
+def test_digest_of_an_entry_that_is_not_a_tensor_is_refused() -> None:
     class Extra(nn.Module):
         def get_extra_state(self) -> object:
             return {"a": 1}
@@ -102,7 +102,7 @@ def test_digest_of_something_that_is_no_tensor_is_refused() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".PTH", ".ckpt", ".pth.tar", ".bin"])
-def test_reads_what_torch_saved(tmp_path: Path, suffix: str) -> None:
+def test_reads_torch_files_with_every_common_suffix(tmp_path: Path, suffix: str) -> None:
     state = small().state_dict()
     path = tmp_path / f"weights{suffix}"
     torch.save(state, path)
@@ -131,7 +131,7 @@ def test_unwraps_checkpoints(tmp_path: Path, wrap: Any) -> None:
     assert equal(read_weights(tmp_path / "checkpoint.pt"), dict(state))
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_file_or_a_folder(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=f"no weights file at .*none.pt .looked from {Path.cwd()}"
     ):
@@ -142,12 +142,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.npz", "weights"])
-def test_other_files_are_not_guessed_at(tmp_path: Path, name: str) -> None:
+def test_unknown_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(WeightsError, match=r"ending in \.safetensors or one of \.pt, \.pth"):
         read_weights(tmp_path / name)
 
 
-def test_another_file_than_the_registered_one_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(small().state_dict(), path)
     with pytest.raises(WeightsError, match=r"expected SHA-256 0{64}, got [0-9a-f]{64}"):
@@ -156,7 +156,7 @@ def test_another_file_than_the_registered_one_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 500, -30])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, keep: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, keep: int) -> None:
     path = tmp_path / f"weights{suffix}"
     state = {"weight": torch.rand(1000)}
     torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, keep: int) -> No
         read_weights(path)
 
 
-def test_a_file_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_the_wrong_suffix_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.rand(2)}, tmp_path / "torch.safetensors")
     safetensors.torch.save_file({"weight": torch.rand(2)}, tmp_path / "safe.pt")
     with pytest.raises(WeightsError, match=r"if torch\.save wrote it, name it \.pt"):
@@ -184,20 +184,22 @@ def test_a_file_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
         ({f"k{i}": i for i in range(9)}, r"k3 \(int\), and 5 more"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, said: str) -> None:
+def test_content_that_is_not_a_state_dict_is_refused(
+    tmp_path: Path, content: Any, said: str
+) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(WeightsError, match=f"expected a state dict.*{said}"):
         read_weights(tmp_path / "other.pt")
 
 
-def test_no_tensors_in_safetensors_is_refused(tmp_path: Path) -> None:
+def test_a_safetensors_file_without_tensors_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({}, tmp_path / "empty.safetensors")
     with pytest.raises(WeightsError, match="holds no tensors"):
         read_weights(tmp_path / "empty.safetensors")
 
 
 class Bomb:
-    """Unpickling it makes a folder: what a malicious file would do worse."""
+    """Unpickling it makes a folder, in place of what a malicious file would do."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)
@@ -219,14 +221,14 @@ def _pickled_old(content: Any, path: Path) -> None:
     "wrap", [lambda b: b, lambda b: {"state_dict": {"w": torch.ones(1)}, "x": b}]
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_no_pickle_is_run(tmp_path: Path, save: Any, wrap: Any) -> None:
+def test_malicious_pickles_are_refused_and_not_run(tmp_path: Path, save: Any, wrap: Any) -> None:
     marker = tmp_path / "ran"
     for name in ("bomb.pt", "bomb.ckpt", "bomb.safetensors"):
         save(wrap(Bomb(marker)), tmp_path / name)
         with pytest.raises(WeightsError):
             read_weights(tmp_path / name)
         assert not marker.exists()
-    # The bomb is live: the same bytes, unpickled, do run.
+    # Unpickling the same bytes does run the code.
     if save is torch.save:
         torch.load(tmp_path / "bomb.pt", weights_only=False)
     else:
@@ -235,7 +237,7 @@ def test_no_pickle_is_run(tmp_path: Path, save: Any, wrap: Any) -> None:
 
 
 @pytest.mark.parametrize("content", ["model", "checkpoint", "wrapped"])
-def test_a_refused_pickle_says_how_to_convert_it_and_that_works(
+def test_error_for_a_refused_pickle_gives_a_conversion_command_that_works(
     tmp_path: Path, content: str
 ) -> None:
     model = small()
@@ -269,7 +271,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 # --- fitting ----------------------------------------------------------------------------------
 
 
-def test_fits_exactly() -> None:
+def test_a_matching_state_dict_fills_the_model_exactly() -> None:
     state = small().state_dict()
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
@@ -286,7 +288,7 @@ def test_prefixes_of_wrappers_are_stripped(prefix: str) -> None:
     assert equal(dict(model.state_dict()), dict(state))
 
 
-def test_a_model_may_itself_have_a_part_called_module() -> None:
+def test_the_prefix_module_is_kept_if_the_model_has_a_submodule_of_that_name() -> None:
     model = nn.DataParallel(nn.Linear(2, 2))
     fit_weights(model, {"module.weight": torch.ones(2, 2), "module.bias": torch.ones(2)}, "here")
     assert bool((model.module.weight == 1).all())
@@ -300,12 +302,12 @@ def test_half_precision_files_fill_float_models() -> None:
     assert torch.equal(model[0].weight, small()[0].weight.half().float())  # type: ignore[index]
 
 
-def test_files_without_the_counter_of_batches_fit() -> None:
+def test_files_without_num_batches_tracked_fit() -> None:
     state = {k: v for k, v in small().state_dict().items() if "num_batches" not in k}
     fit_weights(small(), state, "here")
 
 
-def test_everything_that_does_not_fit_is_listed() -> None:
+def test_error_lists_every_mismatch_between_file_and_model() -> None:
     state = dict(small().state_dict())
     del state["1.bias"]
     state["3.weight"] = torch.ones(100, 16)
@@ -323,14 +325,14 @@ def test_everything_that_does_not_fit_is_listed() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+def test_nan_or_infinite_weights_are_refused(value: float) -> None:
     state = dict(small().state_dict())
     state["3.bias"] = torch.full((5,), value)
     with pytest.raises(WeightsError, match=r"1 tensor holds NaN or infinite values \(3\.bias\)"):
         fit_weights(small(), state, "here")
 
 
-def test_statistics_that_are_no_numbers_are_refused_but_masks_may_be_infinite() -> None:
+def test_nan_statistics_are_refused_but_infinite_masks_are_accepted() -> None:
     model = small()
     model.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
     fit_weights(model, model.state_dict(), "here")
@@ -340,13 +342,13 @@ def test_statistics_that_are_no_numbers_are_refused_but_masks_may_be_infinite() 
         fit_weights(model, state, "here")
 
 
-def test_a_web_page_is_told_from_weights(tmp_path: Path) -> None:
+def test_a_web_page_is_reported_as_such_and_not_as_a_wrong_digest(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"<!DOCTYPE html>\n<title>Too many requests</title>")
     with pytest.raises(WeightsError, match=r"contains a web page .* instead of weights"):
         read_weights(tmp_path / "w.pt", digest="0" * 64)
 
 
-def test_a_digest_may_be_its_first_digits(tmp_path: Path) -> None:
+def test_a_digest_may_be_given_by_its_first_digits(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"a": torch.ones(2)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

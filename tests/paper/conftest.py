@@ -1,4 +1,4 @@
-"""A table and a scale small enough for a test, on a network that a module of its own makes."""
+"""Fixtures: a table and a scale that are small enough for a test, on a tiny network."""
 
 import os
 import shutil
@@ -108,13 +108,13 @@ MakePlan = Callable[..., PaperPlan]
 
 @pytest.fixture
 def make_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
-    """Plans of the small table, with some of its fields and of the scale's changed."""
+    """Return a function that plans the small table, with changed fields of the scale or table."""
     return _make_plan(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small table without the suite, run to its end."""
+    """The folder of a complete run of the small table, without the suite."""
     folder, before = tmp_path_factory.mktemp("finished"), Path.cwd()
     with pytest.MonkeyPatch.context() as monkeypatch:
         plan = _make_plan(folder, monkeypatch)(**NO_SUITE)
@@ -125,7 +125,7 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(make_plan: MakePlan, finished_once: Path) -> PaperPlan:
-    """A plan of it, and in the current folder its runs."""
+    """The plan of the small table, whose finished runs are copied to the current folder."""
     shutil.copytree(finished_once, OUT)
     return make_plan(**NO_SUITE)
 
@@ -139,7 +139,7 @@ def _make_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
         return Chosen("paper_model:make", None, "cifar10-sample", role if role == "again" else "")
 
     monkeypatch.setattr(planning, "choose", choose)
-    # The page says what a stand-in stands for by its entry of models.toml.
+    # The page reads from models.toml which model of the paper a stand-in replaces.
     monkeypatch.setattr("dent.paper.page.load_roles", lambda: {"again": _Named, "small": _Named})
 
     def made(scale: dict[str, Any] | None = None, **table: Any) -> PaperPlan:

@@ -1,4 +1,4 @@
-"""Rulings by intervals: what may be told, what may not, and that nothing is told by eye."""
+"""Test how claims of the paper are judged by confidence intervals."""
 
 import random
 from dataclasses import replace
@@ -38,7 +38,7 @@ UNPRINTED = {
     **TABLE,
     "rows": [{**row, "published": [""] * len(row["published"])} for row in TABLE["rows"]],
 }
-"""The paper prints no figure: a claim then says in which direction, and not how far."""
+"""The table without published figures: its claims state a direction, but no size."""
 
 
 def ruled(
@@ -58,16 +58,16 @@ def ruled(
 @pytest.mark.parametrize(
     ("dent", "static", "kind", "fields", "ruling"),
     [
-        # Published: 40.0 against 10.0, so roughly 30 points, at least 15.
+        # Published: 40.0 against 10.0, a difference of 30 points. Half of it, 15, must be possible.
         (60, 30, "higher", {}, "reproduced"),
-        (40, 30, "higher", {}, "reproduced"),  # 10 points, up to 17: half is not ruled out
-        (34, 30, "higher", {}, "not reproduced"),  # surely less than half
+        (40, 30, "higher", {}, "reproduced"),  # interval up to 17: half is possible
+        (34, 30, "higher", {}, "not reproduced"),  # interval below half
         (30, 30, "higher", {}, "not reproduced"),
         (30, 60, "higher", {}, "not reproduced"),
         (32, 30, "higher", {"difference": 4.0}, "cannot be told"),
         (30, 32, "higher", {"printed": UNPRINTED}, "cannot be told"),
         (30, 40, "higher", {"printed": UNPRINTED}, "not reproduced"),
-        (40, 30, "higher", {"printed": UNPRINTED}, "reproduced"),  # no half to reach
+        (40, 30, "higher", {"printed": UNPRINTED}, "reproduced"),  # no published size
         (31, 30, "about", {"within": 10.0}, "reproduced"),
         (31, 30, "about", {"within": 2.0}, "cannot be told"),
         (60, 30, "about", {"within": 2.0}, "not reproduced"),
@@ -77,7 +77,7 @@ def ruled(
         (20, 30, "not-lower", {"within": 2.0}, "not reproduced"),
     ],
 )
-def test_a_pair_is_ruled_by_its_interval(
+def test_ruling_of_a_pair_follows_from_its_interval(
     dent: int, static: int, kind: str, fields: dict[str, Any], ruling: str
 ) -> None:
     found = ruled(accuracy(some(dent)), accuracy(some(static)), kind, **fields)
@@ -132,7 +132,7 @@ UNSETTLED = (
         ("not-lower", {"within": 2.0}, (-4.0, -3.0), "not reproduced", "lies below −2."),
     ],
 )
-def test_a_ruling_says_what_was_checked(
+def test_sentence_of_a_ruling_states_what_was_checked(
     kind: str, fields: dict[str, Any], bounds: tuple[float, float], ruling: str, said: str
 ) -> None:
     limits = {name: value for name, value in fields.items() if name != "published"}
@@ -145,7 +145,7 @@ def test_a_ruling_says_what_was_checked(
     assert said in sentence
 
 
-def test_what_is_not_finished_is_not_judged() -> None:
+def test_unfinished_cells_are_not_judged() -> None:
     half = replace(accuracy(some(90)), partial=True)
     for first, second in ((half, accuracy(some(10))), (accuracy(some(90)), half)):
         found = ruled(first, second)
@@ -156,15 +156,15 @@ def test_what_is_not_finished_is_not_judged() -> None:
     assert ruled(accuracy(some(90)), accuracy(some(10))).ruling == "reproduced"
 
 
-def test_a_difference_of_nothing_is_no_published_figure() -> None:
-    """It would read as "the paper prints 0"; where it prints none, the claim names none."""
+def test_claim_with_a_difference_of_zero_is_refused() -> None:
+    """Zero would mean "the paper prints 0". If it prints no figure, the claim has no difference."""
     with pytest.raises(ValidationError, match="difference"):
         Claim.model_validate(
             {"id": "c", "says": "So.", "kind": "higher", "pairs": [CELLS], "difference": 0.0}
         )
 
 
-def test_nothing_is_told_from_batches_too_few_to_draw_anew() -> None:
+def test_too_few_dependent_batches_for_the_bootstrap_cannot_be_told() -> None:
     first, second = some(90), some(10)
     for per_batch, ruling in ((10, "reproduced"), (20, "cannot be told")):
         dependent = accuracy(first, per_batch=per_batch, shared=True)
@@ -175,7 +175,7 @@ def test_nothing_is_told_from_batches_too_few_to_draw_anew() -> None:
     assert ruled(accuracy(first, per_batch=100), accuracy(second)).ruling == "reproduced"
 
 
-def test_luck_that_a_batch_shares_widens_the_interval() -> None:
+def test_interval_is_wider_if_members_of_a_batch_are_dependent() -> None:
     draws = random.Random(0)  # noqa: S311 - no secret
     whole = [draws.random() < 0.5 for _ in range(20)]
     first = [luck for luck in whole for _ in range(10)]
@@ -194,7 +194,7 @@ def test_luck_that_a_batch_shares_widens_the_interval() -> None:
     st.integers(1, 9),
     st.booleans(),
 )
-def test_the_other_way_round_is_the_opposite(
+def test_swapping_the_cells_negates_the_difference(
     pairs: list[tuple[bool, bool]], per_batch: int, shared: bool
 ) -> None:
     one, other = (
@@ -209,7 +209,7 @@ def test_the_other_way_round_is_the_opposite(
     assert there.few == back.few
 
 
-def test_pairs_are_by_sample_on_what_both_have() -> None:
+def test_cells_are_compared_only_on_their_common_samples() -> None:
     first = accuracy([True] * 8 + [False] * 8)
     second = accuracy([False] * 8)
     assert compare(first, second).value == 100
@@ -218,7 +218,7 @@ def test_pairs_are_by_sample_on_what_both_have() -> None:
     assert (apart.value, apart.interval) == (None, None)
 
 
-def test_what_is_not_measured_is_not_judged() -> None:
+def test_cells_that_are_not_measured_are_not_judged() -> None:
     table = read_spec(Table, "tiny", TABLE)
     claim = table.claims[0]
     found = judge(table, claim, CELLS, {CELLS[0]: accuracy(some(50))}, "%")
@@ -240,7 +240,7 @@ def test_what_is_not_measured_is_not_judged() -> None:
         ("factor", {"factor": 2.0}, None, "cannot be told"),
     ],
 )
-def test_a_single_cell_is_ruled_by_its_interval(
+def test_ruling_of_a_single_cell_follows_from_its_interval(
     kind: str, fields: dict[str, float], interval: tuple[float, float] | None, ruling: str
 ) -> None:
     claim = Claim.model_validate(
@@ -252,7 +252,7 @@ def test_a_single_cell_is_ruled_by_its_interval(
     assert (found.ruling, found.published) == (ruling, 10.0)
 
 
-def test_numbers_are_paired_batch_by_batch() -> None:
+def test_per_batch_numbers_are_paired_by_batch() -> None:
     before = of_numbers([0.5] * 6, (), False)
     after = of_numbers([0.4, 0.3, 0.45, 0.2, 0.35, 0.49], (), False)
     few = of_numbers([0.1] * 5, (), False)
@@ -267,9 +267,9 @@ def test_numbers_are_paired_batch_by_batch() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 8, 9, 12, 30, 101])
-def test_the_medians_interval_has_its_level_and_no_more_than_it_needs(count: int) -> None:
+def test_interval_of_the_median_is_the_narrowest_with_95_percent_coverage(count: int) -> None:
     def outside(below: int) -> float:
-        """Chance that the median lies below the interval that leaves `below` values out."""
+        """Probability that the median is below an interval without the `below` smallest values."""
         return sum(comb(count, at) for at in range(below + 1)) / 2**count
 
     values = list(range(count))

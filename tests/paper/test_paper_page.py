@@ -1,4 +1,4 @@
-"""The page as a reader has it, and the command that makes it."""
+"""Test the page about the paper's tables, and the command `dent paper` that makes it."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def evil(make_plan: MakePlan) -> str:
 
 
 @needs_chromium
-def test_the_page_shows_paper_and_measurement_side_by_side(
+def test_page_shows_published_and_measured_values_side_by_side(
     finished: PaperPlan, page: str, make_plan: MakePlan
 ) -> None:
     answers = ask(
@@ -125,12 +125,12 @@ def test_the_page_shows_paper_and_measurement_side_by_side(
 
 
 @needs_chromium
-def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
+def test_page_of_all_tables_is_rendered_before_any_run() -> None:
     scale = load_scale("cpu")
     plans = [plan_table(load_table(name), scale) for name in table_names()]
     results = [summarize(plan, Path("nowhere")) for plan in plans]
     facts = ask({"page": Question(to_page(plans, results, Links(OUT, Path())), FACTS)})["page"]
-    assert len(facts["headings"]) == len(plans) + 3  # and contents, sentences and overview
+    assert len(facts["headings"]) == len(plans) + 3  # plus contents, sentences and overview
     assert facts["back"]
     assert facts["up"] == "fixed"
     assert {"sentences", "overview", *table_names()} <= set(facts["contents"])
@@ -140,7 +140,7 @@ def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
     drawn = {table: len(load_table(table).charts) for table in table_names()}
     for table in ("table7", "table9", "table10", "table13", "table14", "figure4"):
         assert drawn[table] > 0
-    # What has no published figures has no chart before it ran.
+    # The paper prints no numbers for figure4, so it has no chart before its run.
     assert len(facts["charts"]) == sum(drawn.values()) - drawn["figure4"]
     assert all(chart["drawn"] for chart in facts["charts"])
     assert (facts["dangling"], facts["doubled"], facts["sideways"]) == (0, 0, 0)
@@ -149,14 +149,14 @@ def test_a_page_of_all_tables_can_be_read_before_anything_ran() -> None:
 @pytest.mark.parametrize(
     ("name", "unit"), [("section44", "pixels"), ("table4", "percentage points"), ("table14", None)]
 )
-def test_differences_are_in_the_unit_of_their_cells(name: str, unit: str | None) -> None:
+def test_page_states_differences_in_the_unit_of_their_cells(name: str, unit: str | None) -> None:
     plan = plan_table(load_table(name), load_scale("cpu"))
     text = to_page([plan], [summarize(plan, Path("nowhere"))], Links(OUT, Path()))
     said = re.findall(r"Differences are the first cell minus the second, in ([^.<]*)\.", text)
     assert said == ([unit] if unit else [])
 
 
-def test_what_the_paper_does_not_print_is_no_number() -> None:
+def test_judgement_has_no_published_value_if_the_paper_prints_none() -> None:
     for name in table_names():
         table = load_table(name)
         plan = plan_table(table, load_scale("cpu"))
@@ -168,18 +168,18 @@ def test_what_the_paper_does_not_print_is_no_number() -> None:
             assert stated[each.claim] != 0
 
 
-def test_the_page_opens_with_one_row_for_each_sentence() -> None:
+def test_page_starts_with_one_row_for_each_claim() -> None:
     plans = [plan_table(load_table(name), load_scale("cpu")) for name in table_names()]
     results = [summarize(plan, Path("nowhere")) for plan in plans]
     text = to_page(plans, results, Links(OUT, Path()))
     first = text[text.index('id="sentences"') : text.index('id="overview"')]
     said = [claim.says for plan in plans for claim in plan.table.claims]
     assert first.count('<th scope="row">') == len(said)
-    # One sentence about six models, two of which stand for all of them.
+    # A claim about six models, which two stand-ins represent at this scale.
     assert re.search(r'In every case, dent.*?>2 <span class="ruling', first, re.S)
 
 
-def test_the_overview_says_that_the_suite_had_too_few_samples() -> None:
+def test_overview_says_that_the_suite_has_too_few_samples_to_show_a_gain() -> None:
     plan = plan_table(load_table("table4"), load_scale("cpu"))
     text = to_page([plan], [summarize(plan, Path("nowhere"))], Links(OUT, Path()))
     assert "dynamic suite (12 samples: too few to show a gain below 57 points)</th>" in text
@@ -190,7 +190,7 @@ def test_the_overview_says_that_the_suite_had_too_few_samples() -> None:
     assert ">no gain</td>" not in text
 
 
-def test_a_comparison_names_what_its_cells_share_once() -> None:
+def test_label_of_a_comparison_names_a_shared_row_or_column_once() -> None:
     table = load_table("table4")
     static, dynamic = "∆ ×, Σ NONE, STEP 0", "∆ √, Σ DYNA., STEP 10"
     assert label(table, "static/natural") == f"{static}: NATURAL"
@@ -204,7 +204,7 @@ def test_a_comparison_names_what_its_cells_share_once() -> None:
 
 
 class Ran:
-    """What a command printed."""
+    """The exit status and the output of a command."""
 
     def __init__(self, code: object, out: str, err: str) -> None:
         self.code, self.out, self.err = code or 0, out, err
@@ -225,12 +225,12 @@ def dent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def small(monkeypatch: pytest.MonkeyPatch, finished: PaperPlan) -> None:
-    """Let every table be the small one."""
+    """Make `dent paper` use this plan for every table, and report all weights as missing."""
     monkeypatch.setattr("dent.paper.plan_table", lambda *_: finished)
     monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
 
 
-def test_the_command_lists_what_there_is(dent: Any) -> None:
+def test_dent_paper_without_arguments_lists_all_tables(dent: Any) -> None:
     listed = dent()
     assert listed.code == 0
     for name in table_names():
@@ -240,7 +240,7 @@ def test_the_command_lists_what_there_is(dent: Any) -> None:
     assert plain[0]["cells"] == len(load_table("table1").cells)
 
 
-def test_the_command_shows_and_writes_what_was_measured(
+def test_dent_paper_prints_the_results_and_writes_the_page(
     dent: Any, finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, finished)
@@ -262,7 +262,7 @@ def test_the_command_shows_and_writes_what_was_measured(
     assert (OUT / "paper.html").is_file()
 
 
-def test_the_estimate_runs_nothing_and_leaves_out_what_is_done(
+def test_estimate_runs_nothing_and_counts_only_unfinished_runs(
     dent: Any, make_plan: MakePlan, finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, finished)
@@ -281,7 +281,7 @@ def test_the_estimate_runs_nothing_and_leaves_out_what_is_done(
     assert (two["runs"], two["forwards"] > 2 * one["forwards"]) == (2, True)
 
 
-def test_what_cannot_be_run_is_said_and_the_rest_is_done(
+def test_runs_with_missing_weights_are_skipped_and_reported_once(
     dent: Any, finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = {}
@@ -299,14 +299,14 @@ def test_what_cannot_be_run_is_said_and_the_rest_is_done(
     assert "measured" not in ran.out
 
 
-def test_a_table_that_was_interrupted_is_shown_as_unfinished(
+def test_interrupted_table_is_shown_as_unfinished(
     dent: Any, make_plan: MakePlan, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(**NO_SUITE)
     small(monkeypatch, plan)
 
     def stop(done: int, total: int, name: str, state: Any) -> None:
-        """Stop the defense's run once a batch of two has all its records."""
+        """Interrupt the defense's run when the first of two batches has all its records."""
         del total, name
         if done == 1 and state is not None and state.done == 12:
             raise KeyboardInterrupt
@@ -329,7 +329,7 @@ def test_a_table_that_was_interrupted_is_shown_as_unfinished(
     assert "1 are not finished" in text
 
 
-def test_the_estimate_names_what_the_scale_uses_and_how_to_make_it(
+def test_estimate_lists_missing_models_of_the_scale_and_how_to_train_them(
     dent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
@@ -344,7 +344,7 @@ def test_the_estimate_names_what_the_scale_uses_and_how_to_make_it(
     assert "At most: " not in ran.out  # nothing is timed
 
 
-def test_a_profile_is_not_timed(dent: Any) -> None:
+def test_estimate_gives_no_time_for_a_profile(dent: Any) -> None:
     ran = dent("table14", "--estimate", "--out", "elsewhere")
     assert "At most: if every attack runs to its end. " in ran.out
     (line,) = [row for row in ran.out.splitlines() if row.startswith("│ table14 ")]
@@ -363,11 +363,13 @@ def test_a_profile_is_not_timed(dent: Any) -> None:
         (13_020_500_000, "13.0 billion"),
     ],
 )
-def test_forwards_are_written_in_words(count: float, words: str) -> None:
+def test_large_numbers_of_forwards_are_written_in_millions_and_billions(
+    count: float, words: str
+) -> None:
     assert forwards_in_words(count) == words
 
 
-def test_the_progress_names_the_row_and_says_whose_time_is_left(
+def test_progress_names_the_cell_and_the_time_left_in_this_and_later_runs(
     dent: Any, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(**NO_SUITE)
@@ -397,6 +399,8 @@ def test_the_progress_names_the_row_and_says_whose_time_is_left(
         (("table1", "--all"), "--all includes every table"),
     ],
 )
-def test_a_wrong_name_is_refused(dent: Any, arguments: tuple[str, ...], why: str) -> None:
+def test_invalid_table_scale_and_all_arguments_are_refused(
+    dent: Any, arguments: tuple[str, ...], why: str
+) -> None:
     ran = dent(*arguments)
     assert (ran.code, why in ran.err) == (2, True)

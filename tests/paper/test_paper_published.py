@@ -1,4 +1,4 @@
-"""Records that are committed, and the page that follows from them."""
+"""Test how runs are published, and that the published page and docs match the records."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.paper.conftest import OUT
 DOCS = Path(__file__).parents[2] / "docs/paper"
 
 
-def test_the_copy_gives_the_same_results_and_holds_no_images(
+def test_published_copy_gives_the_same_results_and_holds_no_images(
     finished: PaperPlan, tmp_path: Path
 ) -> None:
     page = publish([finished], OUT, tmp_path)
@@ -41,7 +41,7 @@ def test_the_copy_gives_the_same_results_and_holds_no_images(
     assert "tmp" not in text
 
 
-def test_publishing_again_replaces_what_was_there(finished: PaperPlan, tmp_path: Path) -> None:
+def test_publishing_again_replaces_the_previous_copy(finished: PaperPlan, tmp_path: Path) -> None:
     page = publish([finished], OUT, tmp_path)
     first, stale = page.read_text(), tmp_path / finished.scale.id / RUNS / "stale"
     stale.mkdir()
@@ -49,7 +49,9 @@ def test_publishing_again_replaces_what_was_there(finished: PaperPlan, tmp_path:
     assert not stale.exists()
 
 
-def test_published_runs_are_not_replaced_by_none(finished: PaperPlan, tmp_path: Path) -> None:
+def test_publishing_without_runs_does_not_delete_published_runs(
+    finished: PaperPlan, tmp_path: Path
+) -> None:
     page = publish([finished], OUT, tmp_path)
     text = page.read_text()
     runs = sorted(path.name for path in (tmp_path / finished.scale.id / RUNS).iterdir())
@@ -59,7 +61,9 @@ def test_published_runs_are_not_replaced_by_none(finished: PaperPlan, tmp_path: 
     assert page.read_text() == text
 
 
-def test_a_page_is_made_again_from_the_copy_alone(finished: PaperPlan, tmp_path: Path) -> None:
+def test_publishing_from_the_published_copy_keeps_its_runs(
+    finished: PaperPlan, tmp_path: Path
+) -> None:
     page = publish([finished], OUT, tmp_path)
     kept = tmp_path / finished.scale.id
     runs = sorted(path.name for path in (kept / RUNS).iterdir())
@@ -67,7 +71,7 @@ def test_a_page_is_made_again_from_the_copy_alone(finished: PaperPlan, tmp_path:
     assert sorted(path.name for path in (kept / RUNS).iterdir()) == runs
 
 
-def test_without_running_the_command_makes_a_page_of_what_is_there(
+def test_no_run_option_publishes_the_page_without_running_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "runs"
@@ -84,15 +88,15 @@ def test_without_running_the_command_makes_a_page_of_what_is_there(
 
 @pytest.fixture(scope="module")
 def published() -> tuple[list[PaperPlan], list[TableResult]]:
-    """The tables that are published, and what their records say."""
+    """The plans of all tables, and the results in their published records."""
     plans = [plan_table(load_table(name), load_scale("cpu")) for name in table_names()]
     return plans, [summarize(plan, DOCS / "cpu", said=Path("runs/paper/cpu")) for plan in plans]
 
 
-def test_the_published_page_is_what_the_published_records_say(
+def test_published_page_matches_the_published_records(
     published: tuple[list[PaperPlan], list[TableResult]],
 ) -> None:
-    """`dent paper --all --no-run --publish docs/paper` makes it of `runs/paper/cpu`."""
+    """`dent paper --all --no-run --publish docs/paper` makes the page from `runs/paper/cpu`."""
     plans, results = published
     assert all(result.status != "not run" for result in results)
     page = (DOCS / "cpu.html").read_text()
@@ -103,7 +107,7 @@ def test_the_published_page_is_what_the_published_records_say(
     assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
 
 
-def test_the_docs_say_what_the_published_records_say(
+def test_docs_match_the_published_records(
     published: tuple[list[PaperPlan], list[TableResult]],
 ) -> None:
     results = {result.id: result for result in published[1]}

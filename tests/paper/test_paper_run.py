@@ -1,4 +1,4 @@
-"""One runner for all tables: what it runs, what is read off the records, and that it resumes."""
+"""Test the runner of the paper's tables: what it runs, the values it reads, and resuming."""
 
 import json
 import shlex
@@ -37,7 +37,7 @@ def recorded(plan: PaperPlan, key: str) -> RecordedRun:
 
 
 class Relabelled(Loader):
-    """The images with the labels that the model, which is drawn, gives most of them."""
+    """Loads images whose labels are the predictions of the untrained model, except for two."""
 
     def dataset(self, name: str) -> ImageDataset:
         images = super().dataset(name)
@@ -53,9 +53,9 @@ def tiny(x: Tensor) -> Tensor:
     return answers.detach()
 
 
-def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
+def test_values_of_the_cells_match_the_records_of_their_runs(make_plan: MakePlan) -> None:
     plan = make_plan(**NO_SUITE)
-    assert len(plan.runs()) == 2  # static, and dent; the second row's are the same
+    assert len(plan.runs()) == 2  # static and dent; both rows share them
     assert run_plans([plan], OUT, Relabelled(torch.device("cpu"))) == {}
     result = summarize(plan, OUT)
     assert result.status == "complete"
@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
             ]
             assert len(hits) == 3
             worst[at] += min(hits)
-    assert len({*worst, static.natural.correct}) == 3  # each tells something of its own
+    assert len({*worst, static.natural.correct}) == 3  # so that no value can be taken for another
     for column, correct in zip(("dent", "denied"), worst, strict=True):
         cell = cells[f"small/{column}"]
         assert cell.count is not None
@@ -93,7 +93,7 @@ def test_figures_are_those_of_the_runs(make_plan: MakePlan) -> None:
 
 
 @pytest.mark.parametrize("rows", [["small", "again"], ["again", "small"]])
-def test_of_the_same_runs_the_ruling_that_is_worst_for_the_claim_counts(
+def test_worst_ruling_counts_if_comparisons_share_their_runs(
     finished: PaperPlan, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, rows: list[str]
 ) -> None:
     del finished
@@ -116,7 +116,9 @@ def test_of_the_same_runs_the_ruling_that_is_worst_for_the_claim_counts(
     }
 
 
-def test_the_same_call_goes_on_where_it_stopped(make_plan: MakePlan, loader: Loader) -> None:
+def test_interrupted_runs_are_resumed_and_finished_runs_are_unchanged(
+    make_plan: MakePlan, loader: Loader
+) -> None:
     plan = make_plan(**NO_SUITE)
     seen: list[str] = []
 
@@ -140,7 +142,7 @@ def test_the_same_call_goes_on_where_it_stopped(make_plan: MakePlan, loader: Loa
     assert [session.outcome for session in sessions] == ["interrupted", "complete"]
 
 
-def test_a_cells_command_is_the_run_that_it_is_read_off(
+def test_command_of_a_cell_names_the_run_that_the_cell_is_read_from(
     finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in OUT.rglob("run.json")}
@@ -156,12 +158,12 @@ def test_a_cells_command_is_the_run_that_it_is_read_off(
         assert (path.parent / "report.html").is_file()
 
 
-def test_a_run_can_be_verified(finished: PaperPlan, loader: Loader) -> None:
+def test_finished_runs_can_be_verified(finished: PaperPlan, loader: Loader) -> None:
     for run in finished.runs():
         assert verify(OUT / RUNS / run.folder, loader.subject(run)).status == "verified"
 
 
-def test_the_dynamic_suite_stands_beside_the_defended_column(make_plan: MakePlan) -> None:
+def test_dynamic_suite_is_planned_and_has_no_result_before_its_run(make_plan: MakePlan) -> None:
     plan = make_plan()
     (run,) = plan.suites.values()
     assert (run.suite, run.samples, run.batch_size) == ("small", 2, 2)
@@ -173,7 +175,7 @@ def test_the_dynamic_suite_stands_beside_the_defended_column(make_plan: MakePlan
 
 
 @pytest.mark.slow
-def test_what_the_dynamic_suite_leaves_is_the_engines_verdict(
+def test_result_of_the_dynamic_suite_is_the_verdict_of_its_run(
     make_plan: MakePlan, loader: Loader
 ) -> None:
     plan = make_plan()
@@ -187,7 +189,7 @@ def test_what_the_dynamic_suite_leaves_is_the_engines_verdict(
     assert beside.difference == found.difference
 
 
-def test_what_autoattack_ran_as_it_ships_is_counted_as_it_counts(
+def test_attack_with_published_protocol_counts_the_samples_that_it_claims(
     make_plan: MakePlan, loader: Loader
 ) -> None:
     attacks = {"autoattack": {"ce": "apgd-ce:iterations=2,protocol=published"}}
@@ -214,7 +216,9 @@ def replace_measure(plan: PaperPlan, what: Any) -> Any:
     return replace(planned, cell=replace(planned.cell, measure=what))
 
 
-def test_parts_of_an_attack_are_cumulative_or_alone(make_plan: MakePlan, loader: Loader) -> None:
+def test_parts_of_an_attack_are_measured_cumulatively_or_separately(
+    make_plan: MakePlan, loader: Loader
+) -> None:
     columns = [
         {"id": "first", "label": "first", "through": "apgd-ce"},
         {"id": "both", "label": "both", "through": "square"},
@@ -239,7 +243,9 @@ def test_parts_of_an_attack_are_cumulative_or_alone(make_plan: MakePlan, loader:
     assert "autoattack has no fab" in left_out.why
 
 
-def test_sigma_and_cost_are_read_batch_by_batch(make_plan: MakePlan, loader: Loader) -> None:
+def test_sigma_and_relative_time_are_measured_per_batch(
+    make_plan: MakePlan, loader: Loader
+) -> None:
     measures = ("sigma-before", "sigma-after", "relative-time", "relative-time")
     columns = [
         {"id": f"c{at}", "label": what, "measure": what, "defense": COLUMNS[2]["defense"]}
@@ -269,7 +275,7 @@ def test_sigma_and_cost_are_read_batch_by_batch(make_plan: MakePlan, loader: Loa
         if unit.defense != "static" and unit.trace.sigma is not None
     )
     assert len(sigmas) == 6
-    assert after.interval == (sigmas[0], sigmas[-1])  # order statistics of six
+    assert after.interval == (sigmas[0], sigmas[-1])  # smallest and largest of six
     assert (static.value, static.unit) == (1.0, "×")
     assert cost.value is not None
     assert cost.value > 1
@@ -277,7 +283,7 @@ def test_sigma_and_cost_are_read_batch_by_batch(make_plan: MakePlan, loader: Loa
     assert (judged.published, judged.ruling) == (7.2, "reproduced")
 
 
-def test_weights_that_are_not_here_stop_only_their_own_runs(
+def test_missing_weights_stop_only_the_runs_that_need_them(
     make_plan: MakePlan, loader: Loader
 ) -> None:
     plan = make_plan(**NO_SUITE)
@@ -295,7 +301,7 @@ def test_weights_that_are_not_here_stop_only_their_own_runs(
     assert len(list(OUT.rglob(RUN))) == 2
 
 
-def test_a_profile_counts_and_times_and_resumes(make_plan: MakePlan) -> None:
+def test_profile_counts_operations_times_rounds_and_resumes(make_plan: MakePlan) -> None:
     columns = [
         {"id": str(steps), "label": str(steps), "defense": text}
         for steps, text in ((0, "static"), (1, "dent steps=1"), (2, "dent steps=2"))
@@ -322,8 +328,8 @@ def test_a_profile_counts_and_times_and_resumes(make_plan: MakePlan) -> None:
     assert cells["relative-flops/2"].value == record.flops["2"] / record.flops["0"]
     assert cells["relative-flops/1"].state == "not at this scale"
     assert run_profile(plan, path) == record
-    # Two images, a round with the trial, one to count and two to time: 1 forward without steps, 6
-    # with two.
+    # Two images and four rounds (warm-up, counting, two timed): a round costs 1 forward without
+    # steps and 6 with two steps.
     assert profile_forwards(plan) == 2 * 4 * (1 + 6)
     longer = make_plan(
         {"tables": {"tiny": {"leave_out": ["1"]}}}, profile=profile | {"rounds": 3}, **changes
@@ -331,10 +337,10 @@ def test_a_profile_counts_and_times_and_resumes(make_plan: MakePlan) -> None:
     assert run_profile(longer, path).seconds[:2] == record.seconds
 
 
-def test_no_round_of_a_profile_holds_the_trial_of_a_first_answer(
+def test_warm_up_prediction_is_not_part_of_any_timed_round_of_a_profile(
     make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor the first one after an interruption: "seconds" are forwards of the model here."""
+    """This includes the warm-up after a resume. The patched clock counts forwards as seconds."""
     forwards: list[nn.Module] = []
 
     def note(module: nn.Module, _: Any) -> None:
@@ -356,18 +362,18 @@ def test_no_round_of_a_profile_holds_the_trial_of_a_first_answer(
         hook.remove()
 
 
-def test_operations_grow_by_the_same_with_every_step() -> None:
+def test_operations_grow_by_the_same_amount_with_every_step() -> None:
     model = resnet18(weights=None, num_classes=10).eval()
     x = torch.rand(2, 3, 32, 32)
     none, one, two, three = (
         count_flops(Dent(model, DentConfig(steps=steps)), x) for steps in range(4)
     )
     assert two - one == one - none == three - two > none
-    # A step is a forward, and a backward to the normalization parameters alone: weights have none.
+    # A step is a forward, and a backward that computes no gradients of the other weights.
     assert 1.5 * none < one - none <= 2 * none
 
 
-def test_a_planned_run_is_written_as_its_command(make_plan: MakePlan) -> None:
+def test_planned_run_is_written_as_a_dent_evaluate_command(make_plan: MakePlan) -> None:
     plan = make_plan()
     run = plan.cells["small/static"].run
     assert isinstance(run, PlannedRun)

@@ -1,4 +1,4 @@
-"""The spec files against the paper's printed text, the zoo, and the library they configure."""
+"""Test the spec files against the paper's printed text, the zoo and the library."""
 
 import re
 import tomllib
@@ -31,7 +31,7 @@ AT_EVERY_SCALE = pytest.mark.parametrize("scale", scale_names())
 
 
 def printed(source: str) -> str:
-    """What is printed under a heading, up to the next."""
+    """Return the printed text from a heading up to the next one."""
     heads = [*re.finditer(r"^ ?(Table \d+|Section 4\.3|README of \S+)\b\.?.*$", PRINTED, re.M)]
     at = next(
         i for i, head in enumerate(heads) if f"{source} ".startswith(f"{head[1].rstrip('.')} ")
@@ -41,12 +41,12 @@ def printed(source: str) -> str:
 
 
 def figures(text: str) -> list[str]:
-    """All that is printed as a figure; not the radius that a row is named by."""
+    """Return all printed figures, without a radius in the name of a row."""
     return re.findall(r"(?<![\w.])(?<!= )\d+\.\d+×?(?![\w.])", text)
 
 
 @EVERY
-def test_every_published_figure_is_printed_in_its_row(name: str) -> None:
+def test_published_figures_of_every_row_are_printed_in_the_paper(name: str) -> None:
     table = load_table(name)
     for row in table.rows:
         values = " ".join(filter(None, row.published))
@@ -55,7 +55,7 @@ def test_every_published_figure_is_printed_in_its_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*(f"table{at}" for at in range(1, 15)), "readme"])
-def test_no_printed_figure_is_skipped(name: str) -> None:
+def test_every_figure_printed_in_the_paper_is_in_the_spec(name: str) -> None:
     table = load_table(name)
     lines = printed(table.source).splitlines()
     rows = [figures(line) for line in lines if len(figures(line)) > 2]
@@ -64,11 +64,11 @@ def test_no_printed_figure_is_skipped(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["figure4", "section44"])
-def test_what_the_paper_prints_no_figures_of_has_none(name: str) -> None:
+def test_specs_of_plots_and_text_have_no_published_figures(name: str) -> None:
     assert not any(figure for row in load_table(name).rows for figure in row.published)
 
 
-def test_the_imagenet_experiment_has_the_printed_differences() -> None:
+def test_imagenet_claims_have_the_differences_printed_in_the_paper() -> None:
     claims = {claim.id: claim.difference for claim in load_table("section43").claims}
     found = re.search(r"(\d+)\+ and (\d+)\+ points", printed("Section 4.3"))
     assert found is not None
@@ -76,7 +76,7 @@ def test_the_imagenet_experiment_has_the_printed_differences() -> None:
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not beside this checkout")
-def test_the_excerpt_is_the_papers() -> None:
+def test_excerpt_matches_the_text_of_the_paper() -> None:
     paper = PAPER.read_text().splitlines()
     ours, _, _ = PRINTED.partition("\n\nREADME")
     for line in ours.splitlines():
@@ -84,7 +84,7 @@ def test_the_excerpt_is_the_papers() -> None:
 
 
 @EVERY
-def test_every_table_names_only_cells_that_it_has(name: str) -> None:
+def test_claims_and_charts_name_only_cells_of_their_table(name: str) -> None:
     table = load_table(name)
     assert len(table.cells) == len(table.rows) * len(table.columns)
     for claim in table.claims:
@@ -98,7 +98,7 @@ def test_every_table_names_only_cells_that_it_has(name: str) -> None:
 
 @EVERY
 @AT_EVERY_SCALE
-def test_every_cell_can_be_run(name: str, scale: str) -> None:
+def test_every_cell_has_a_valid_run_or_a_reason_for_having_none(name: str, scale: str) -> None:
     plan = plan_table(load_table(name), load_scale(scale))
     for run in plan.runs():
         assert isinstance(run.settings, Settings)
@@ -127,13 +127,13 @@ def test_every_model_is_in_the_zoo_or_can_be_trained() -> None:
     assert len(set(folders)) == len(folders)
 
 
-def test_zoo_models_run_on_their_own_dataset_at_full_scale() -> None:
+def test_zoo_models_are_listed_with_their_own_dataset() -> None:
     for role in load_roles().values():
         if role.zoo is not None:
             assert models.info(role.zoo).dataset == role.dataset
 
 
-def test_models_of_the_small_scale_come_with_the_package() -> None:
+def test_cpu_scale_uses_only_models_bundled_with_the_package() -> None:
     scale, roles = load_scale("cpu"), load_roles()
     for name in roles:
         chosen = choose(scale, name, roles, Path())
@@ -142,7 +142,7 @@ def test_models_of_the_small_scale_come_with_the_package() -> None:
         assert chosen.stands_for == roles[name].paper
 
 
-def test_the_full_scale_is_the_papers_setting() -> None:
+def test_full_scale_has_the_settings_of_the_paper() -> None:
     scale = load_scale("full")
     assert (scale.samples, scale.batch_size) == (10_000, 128)
     assert not scale.stand_ins
@@ -165,7 +165,7 @@ def test_the_full_scale_is_the_papers_setting() -> None:
         assert plan.profile == plan.table.profile
 
 
-def test_the_papers_defenses_are_the_presets() -> None:
+def test_defenses_of_the_tables_match_the_presets_and_printed_steps() -> None:
     def defense(table: str, key: str) -> DentConfig:
         return load_table(table).cells[key].defense
 
@@ -192,8 +192,8 @@ def test_the_papers_defenses_are_the_presets() -> None:
     ]
 
 
-def test_tables_agree_where_they_print_the_same() -> None:
-    """Equal cells of different tables, in the paper's own words the same experiment."""
+def test_cells_for_the_same_experiment_agree_between_tables() -> None:
+    """The paper says that these cells of different tables are the same experiment."""
 
     def cell(table: str, key: str) -> tuple[Any, ...]:
         found = load_table(table).cells[key]
@@ -210,8 +210,8 @@ def test_tables_agree_where_they_print_the_same() -> None:
     assert cell("table1", "ding-linf/dent+") == cell("table7", "ding+/d")
 
 
-def test_the_small_scale_is_small() -> None:
-    """In static forwards of one image, of which 2 cores do 500 a second (the models' cards)."""
+def test_cpu_scale_takes_at_most_three_hours_on_two_cores() -> None:
+    """Costs are static forwards of one image; two cores do 500 per second (see the model cards)."""
     scale = load_scale("cpu")
     plans = [plan_table(load_table(name), scale) for name in table_names()]
     together = plan_cost({run for plan in plans for run in plan.runs()})
@@ -219,7 +219,7 @@ def test_the_small_scale_is_small() -> None:
     assert max(plan_cost(plan.runs()).forwards for plan in plans) <= 3000 * 500
 
 
-def test_runs_are_shared_and_their_folders_are_their_own() -> None:
+def test_tables_share_runs_and_every_run_has_its_own_folder() -> None:
     scale = load_scale("cpu")
     plans = [plan_table(load_table(name), scale) for name in table_names()]
     runs = {run for plan in plans for run in plan.runs()}
@@ -227,7 +227,7 @@ def test_runs_are_shared_and_their_folders_are_their_own() -> None:
     assert all(re.fullmatch(r"[\w.,=-]+", run.folder) for run in runs)
 
 
-def test_configurations_have_names_of_their_own() -> None:
+def test_every_configuration_of_the_tables_has_its_own_name() -> None:
     known = {cell.defense for name in table_names() for cell in load_table(name).cells.values()}
     names = {defense_name(config) for config in known}
     assert len(names) == len(known)
@@ -249,13 +249,15 @@ def test_configurations_have_names_of_their_own() -> None:
     ),
     st.integers(0, 50),
 )
-def test_other_configurations_have_other_names(config: DentConfig, steps: int) -> None:
+def test_names_are_equal_only_if_the_configurations_are_equal(
+    config: DentConfig, steps: int
+) -> None:
     other = DentConfig.from_dict({**config.to_dict(), "steps": steps})
     assert (defense_name(config) == defense_name(other)) == (config == other)
     assert "/" not in defense_name(config)
 
 
-def test_a_defense_is_written_as_what_differs_from_a_preset() -> None:
+def test_defense_is_parsed_as_a_preset_with_changes_and_refused_if_invalid() -> None:
     assert parse_defense("dent-nominal smoothing=none steps=1") == DentConfig(
         steps=1, statistics="test"
     )
@@ -304,12 +306,12 @@ def put(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("suite.cells", ["carmon-linf/dnt"], "no cell carmon-linf/dnt"),
     ],
 )
-def test_a_table_that_contradicts_itself_is_refused(path: str, value: object, why: str) -> None:
+def test_invalid_table_specs_are_refused(path: str, value: object, why: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(why)):
         read_spec(Table, "table1", put(spec("table1"), path, value))
 
 
-def test_unknown_names_are_refused_with_what_there_is() -> None:
+def test_unknown_names_and_invalid_scales_and_roles_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'table4'"):
         load_table("tabel4")
     with pytest.raises(UnknownNameError, match="full, gpu, cpu-wide, cpu"):
@@ -322,7 +324,7 @@ def test_unknown_names_are_refused_with_what_there_is() -> None:
         read_spec(Role, "models.toml", {"paper": "x", "dataset": "cifar10"})
 
 
-def test_a_scale_without_an_attack_or_a_stand_in_is_refused() -> None:
+def test_scale_without_a_required_attack_or_stand_in_is_refused() -> None:
     table, scale = load_table("table1"), load_scale("cpu")
     with pytest.raises(ConfigError, match="has no attack 'autoattack'"):
         plan_table(table, scale.model_copy(update={"attacks": {}}))

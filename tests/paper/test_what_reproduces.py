@@ -1,4 +1,4 @@
-"""The table of docs/paper/what-reproduces.md follows from what benchmarks/reasons.py kept."""
+"""Test the table in docs/paper/what-reproduces.md, which benchmarks/reasons.py makes."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_is_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_in_the_docs_matches_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = importlib.import_module("reasons")
     kept = json.loads((ROOT / "docs/paper/reasons.json").read_text())
@@ -23,7 +23,7 @@ def test_the_table_is_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inside.strip().splitlines() == lines
 
 
-def test_a_configuration_that_nothing_changes_is_batch_wise_dent(
+def test_first_configuration_changes_no_field_and_uses_batches_of_128(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

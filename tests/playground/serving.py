@@ -1,4 +1,4 @@
-"""The page on a port of this machine, asked as a browser asks it and as none would."""
+"""Serve the playground on a local port, and send it the requests of browsers and attackers."""
 
 import json
 import secrets
@@ -31,7 +31,7 @@ needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="no gradio
 
 
 class Site:
-    """The page, served, and what the test may look at behind it."""
+    """The served page, and the parts of its server that tests inspect."""
 
     def __init__(self, app: Any, url: str) -> None:
         self.app, self.url = app, url
@@ -41,7 +41,7 @@ class Site:
         self.blocks = self.gradio.get_blocks()
 
     def function(self, name: str) -> int:
-        """The number by which the page asks for a function."""
+        """Return the number by which the page calls a function."""
         return next(at for at, each in self.blocks.fns.items() if each.name == name)
 
     def files(self) -> set[Path]:
@@ -49,7 +49,7 @@ class Site:
 
 
 class Browser:
-    """A visitor: keeps the page's cookie, and one session."""
+    """A visitor, with the cookie of the page and one session."""
 
     def __init__(self, site: Site, **settings: Any) -> None:
         self.site = site
@@ -61,7 +61,7 @@ class Browser:
         return self
 
     def join(self, name: str, *data: Any, **more: Any) -> httpx.Response:
-        """Ask for a function of the page."""
+        """Call a function of the page."""
         asked = {
             "data": list(data),
             "fn_index": self.site.function(name),
@@ -78,7 +78,7 @@ class Browser:
         )
 
     def completed(self) -> dict[str, Any]:
-        """Listen until what was asked for is done; the last message."""
+        """Listen until the called functions have ended; return the last completion message."""
         last: dict[str, Any] = {}
         with self.listen() as stream:
             for line in stream.iter_lines():
@@ -110,8 +110,8 @@ def eventually(what: Callable[[], bool]) -> bool:
 
 @contextmanager
 def served(**settings: Any) -> Iterator[Site]:
-    """Serve the page in a thread, until the block ends."""
-    application = import_module("dent.playground.app").application  # with what is set by then
+    """Serve the page in a thread until the block ends."""
+    application = import_module("dent.playground.app").application  # reads the environment
     with listening.listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         app = application("127.0.0.1", port, **settings)

@@ -1,4 +1,4 @@
-"""The page as a visitor has it, really clicked through in headless Chromium."""
+"""The playground, operated by clicks in headless Chromium."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = [needs_chromium, needs_gradio]
 playwright = pytest.importorskip("playwright.sync_api")
 
 PATIENCE = 120_000
-"""Milliseconds to wait for what takes a fraction on an idle machine."""
+"""Milliseconds to wait at most. On an idle machine, everything takes a fraction of it."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page, opened; it must have asked no other host for anything, and met no error."""
+    """The opened page. Fails at the end if the page called another host or raised an error."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.set_default_timeout(PATIENCE)
     hosts, errors = set(), []
@@ -69,10 +69,10 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 
 
 def choose(page: Any, **values: int) -> None:
-    """Set sliders and numbers below "More", until they stay.
+    """Set sliders and numbers below "More", and set them again if they do not persist.
 
-    What is typed within milliseconds of opening it, faster than any visitor, can be laid over by
-    the first values, which are still being set.
+    Just after "More" is opened, the page still sets the first values. They can overwrite a value
+    that is typed within milliseconds, faster than any visitor could.
     """
     page.get_by_role("button", name="More").click()
     named = {name: re.compile(name.replace("_", " "), re.IGNORECASE) for name in values}
@@ -100,7 +100,7 @@ def sideways(page: Any) -> int:
     return int(page.evaluate(script))
 
 
-def test_pick_attack_and_go_back_over_it(page: Any) -> None:
+def test_picked_image_is_attacked_and_its_queries_can_be_replayed(page: Any) -> None:
     page.click("#gallery button.thumbnail-item >> nth=4")
     playwright.expect(page.locator("#chosen")).to_contain_text("automobile, CIFAR-10 test image")
     page.get_by_label("Model").click()
@@ -152,7 +152,7 @@ def test_pick_attack_and_go_back_over_it(page: Any) -> None:
     assert cards.first.bounding_box()["width"] > 300
 
 
-def test_drop_an_image_and_stop_and_run_again(page: Any, tmp_path: Path) -> None:
+def test_run_on_a_dropped_image_can_be_stopped_and_started_again(page: Any, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_text("no image")
     page.set_input_files("#upload input[type=file]", tmp_path / "torn.png")
     playwright.expect(page.get_by_test_id("toast-body")).to_contain_text(
@@ -166,7 +166,7 @@ def test_drop_an_image_and_stop_and_run_again(page: Any, tmp_path: Path) -> None
     playwright.expect(shown).to_contain_text("90 × 60 pixels, resized and cut to the square")
     playwright.expect(shown).to_contain_text("It has no label")
 
-    choose(page, iterations=40, batch_size=32)  # which takes long enough to be stopped
+    choose(page, iterations=40, batch_size=32)  # long enough to be stopped
     page.click("#run")
     page.wait_for_selector("#watched .card")
     page.click("#stop")

@@ -1,4 +1,4 @@
-"""`dent playground` refuses in one sentence."""
+"""`dent playground` reports in one sentence why it cannot start."""
 
 import socket
 import sys
@@ -10,7 +10,7 @@ from dent.playground import serve
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
-def test_an_address_that_cannot_be_listened_at_is_refused(host: str) -> None:
+def test_unavailable_address_is_refused(host: str) -> None:
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -18,7 +18,7 @@ def test_an_address_that_cannot_be_listened_at_is_refused(host: str) -> None:
             serve(host, port, print)
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_gradio_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     for name in [name for name in sys.modules if name.startswith("dent.playground.")]:
         if name.endswith((".app", ".page", ".controls")):

@@ -1,4 +1,4 @@
-"""What the page computes is what the library answers, and only watched."""
+"""The playground computes what the library computes, and only observes it."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def outcome() -> PlaygroundOutcome:
 
 
 @pytest.mark.parametrize("attack", ["pgd", "apgd-ce"])
-def test_attacks_and_answers_are_the_library_s(attack: Any) -> None:
+def test_attacks_and_predictions_equal_those_of_the_library(attack: Any) -> None:
     setup = replace(SMALL, attack=attack, seed=3, rungs=("stop-gradient", "unrolled"))
     picked = bundled(images(), POSITION)
     got = play(setup, picked)
@@ -79,7 +79,7 @@ def test_attacks_and_answers_are_the_library_s(attack: Any) -> None:
         )
 
 
-def test_the_image_alone_is_attacked_among_natural_company() -> None:
+def test_target_image_attacks_only_the_picked_image_of_the_batch() -> None:
     setup = replace(SMALL, target="image", rungs=("stop-gradient",))
     picked = bundled(images(), POSITION)
     got = play(setup, picked)
@@ -92,7 +92,7 @@ def test_the_image_alone_is_attacked_among_natural_company() -> None:
 
 
 @pytest.mark.parametrize("threat", [ThreatModel("linf", "8/255"), ThreatModel("l2", "0.5")])
-def test_everything_stays_inside_the_threat_model(threat: ThreatModel) -> None:
+def test_all_images_stay_within_the_threat_model(threat: ThreatModel) -> None:
     setup = replace(SMALL, threat=threat)
     got = play(setup, bundled(images(), POSITION))
     natural = got.natural.batch
@@ -107,7 +107,9 @@ def test_everything_stays_inside_the_threat_model(threat: ThreatModel) -> None:
     assert max(float((image - natural[0]).abs().max()) for image in moved) > 0
 
 
-def test_looks_tell_what_was_asked_and_answered(outcome: PlaygroundOutcome) -> None:
+def test_looks_record_the_image_loss_margin_and_prediction_of_each_query(
+    outcome: PlaygroundOutcome,
+) -> None:
     courses = {course.name: course for course in outcome.courses}
     assert list(courses) == ["static", "transfer", "stop-gradient", "unrolled"]
     for course in outcome.courses:
@@ -130,7 +132,7 @@ def test_looks_tell_what_was_asked_and_answered(outcome: PlaygroundOutcome) -> N
     )
 
 
-def test_a_batch_of_one_is_the_static_model() -> None:
+def test_dent_plus_equals_the_static_model_in_a_batch_of_one() -> None:
     setup = replace(SMALL, batch_size=1, rungs=("stop-gradient",))
     got = play(setup, bundled(images(), POSITION))
     for submission in got.submissions:
@@ -142,7 +144,7 @@ def test_a_batch_of_one_is_the_static_model() -> None:
     assert "noise" in " ".join(notes(replace(setup, defense="dent-nominal")))
 
 
-def test_the_seed_decides_everything(outcome: PlaygroundOutcome) -> None:
+def test_runs_with_the_same_seed_are_identical(outcome: PlaygroundOutcome) -> None:
     again = play(SMALL, bundled(images(), POSITION))
     assert again.company == outcome.company
     for one, other in zip(outcome.submissions, again.submissions, strict=True):
@@ -152,7 +154,7 @@ def test_the_seed_decides_everything(outcome: PlaygroundOutcome) -> None:
     assert POSITION not in company(images(), outcome.picked, 256, 0)
 
 
-def test_without_a_label_the_static_answer_is_taken() -> None:
+def test_image_without_a_label_gets_the_static_prediction_as_its_label() -> None:
     picked = replace(bundled(images(), 3), label=None, position=None)
     got = play(replace(SMALL, rungs=()), picked)
     assert (
@@ -162,7 +164,7 @@ def test_without_a_label_the_static_answer_is_taken() -> None:
 
 
 class Forgetful(Attack):
-    """Finds what fools the defense, and hands back the natural images."""
+    """An attack that queries fooling images but returns the natural images."""
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Found:
         target(target.natural)
@@ -171,7 +173,7 @@ class Forgetful(Attack):
         return Found(target.natural, torch.zeros(len(target.labels), dtype=torch.bool))
 
 
-def test_what_fools_on_the_way_is_submitted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_query_that_fooled_the_defense_is_submitted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Setup, "of_defense", lambda setup, rung: Forgetful())
     threat = ThreatModel("linf", "16/255")
     got = play(
@@ -185,7 +187,7 @@ def test_what_fools_on_the_way_is_submitted_too(monkeypatch: pytest.MonkeyPatch)
     assert way in list(got.breaks("defense"))
 
 
-def test_a_watch_keeps_the_worst_wrong_answer_inside_the_threat_model() -> None:
+def test_watch_keeps_the_worst_wrong_prediction_within_the_threat_model() -> None:
     natural = torch.full((2, 3, 4, 4), 0.5)
     seen: list[Look] = []
     watch = AttackWatch(0, natural, ThreatModel("linf", 0.1), seen.append)
@@ -201,7 +203,7 @@ def test_a_watch_keeps_the_worst_wrong_answer_inside_the_threat_model() -> None:
     assert (seen[-1].predicted, seen[-1].right) == (None, False)
 
 
-def test_a_run_is_told_of_while_it_runs_and_can_be_ended() -> None:
+def test_run_reports_its_progress_and_can_be_stopped() -> None:
     sights: list[Sight] = []
 
     def see(sight: Sight) -> None:
@@ -234,12 +236,12 @@ def test_a_run_is_told_of_while_it_runs_and_can_be_ended() -> None:
         ({"seed": 2**31}, "seed must be at most"),
     ],
 )
-def test_what_is_out_of_range_is_refused(changed: dict[str, Any], says: str) -> None:
+def test_invalid_setups_are_refused(changed: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         replace(SMALL, **changed)
 
 
-def test_every_offered_model_has_a_usual_threat_that_may_be_chosen() -> None:
+def test_usual_threat_of_every_offered_model_makes_a_valid_setup() -> None:
     assert {"resnet-14-2-linf", "resnet-14-2-l2", "resnet-14-2-nominal"} <= set(offered_models())
     for model in offered_models():
         Setup(usual_threat(model), model=model)

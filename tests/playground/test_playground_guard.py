@@ -1,4 +1,4 @@
-"""The page as a stranger has it: no file but their own, no more than their share."""
+"""The guard of the playground: which files, routes and runs a visitor may request."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def browser(site: Site) -> Iterator[Browser]:
     found.http.close()
 
 
-def test_an_image_of_ones_own_is_uploaded_and_picked(browser: Browser) -> None:
+def test_visitor_can_upload_and_pick_an_image(browser: Browser) -> None:
     (path,) = browser.upload(png()).json()
     assert browser.join("drop", file_data(path, url="http://x/y")).status_code == 200
     done = browser.completed()
@@ -63,7 +63,7 @@ def test_an_image_of_ones_own_is_uploaded_and_picked(browser: Browser) -> None:
 @pytest.mark.parametrize(
     "kind", ["picture", "passwd", "zero", "fifo", "address", "other", "dots", "link", "cached"]
 )
-def test_no_file_is_opened_but_the_visitors_own(
+def test_requests_naming_any_file_but_the_visitors_own_upload_are_refused(
     site: Site, browser: Browser, tmp_path: Path, kind: str
 ) -> None:
     theirs = Path(Browser(site).open().upload(png(41)).json()[0])
@@ -95,7 +95,7 @@ def test_no_file_is_opened_but_the_visitors_own(
     assert browser.http.get("/theme.css").status_code == 200
 
 
-def test_a_file_that_an_event_names_is_left_out(site: Site, browser: Browser) -> None:
+def test_files_named_in_event_data_are_ignored(site: Site, browser: Browser) -> None:
     before = site.files()
     value = {"image": file_data("/etc/passwd")}
     assert browser.join("pick", event_data={"index": 3, "value": value}).status_code == 200
@@ -103,8 +103,8 @@ def test_a_file_that_an_event_names_is_left_out(site: Site, browser: Browser) ->
     assert site.files() == before
 
 
-def test_gradios_own_check_is_on_as_well(site: Site) -> None:
-    """Behind the guard, so that a way around it opens nothing."""
+def test_gradio_check_of_uploaded_files_is_also_active(site: Site) -> None:
+    """A second protection, in case a request gets past the guard."""
     current = import_module("gradio.context").LocalContext.blocks
     check = import_module("gradio.processing_utils")._check_allowed
     refused = import_module("gradio.exceptions").InvalidPathError
@@ -116,7 +116,7 @@ def test_gradios_own_check_is_on_as_well(site: Site) -> None:
         current.reset(token)
 
 
-def test_only_files_of_the_page_and_ones_own_are_handed_out(
+def test_only_the_visitors_own_upload_can_be_downloaded(
     site: Site, browser: Browser, tmp_path: Path
 ) -> None:
     (tmp_path / "secret.png").write_bytes(png(32))
@@ -132,9 +132,7 @@ def test_only_files_of_the_page_and_ones_own_are_handed_out(
     assert browser.http.get(f"{API}/file={mine}").status_code == 200
 
 
-def test_no_route_of_gradio_is_there_that_the_page_does_not_use(
-    site: Site, browser: Browser
-) -> None:
+def test_gradio_routes_that_the_page_does_not_use_give_a_404(site: Site, browser: Browser) -> None:
     used = re.compile(
         r"/|/favicon\.ico|/theme\.css|/(assets|static)/.*"
         rf"|{API}/(queue/(join|data)|upload|upload_progress|file=.*|heartbeat/.*)"
@@ -149,7 +147,7 @@ def test_no_route_of_gradio_is_there_that_the_page_does_not_use(
             assert browser.http.request(method, path).status_code == 404, (method, path)
 
 
-def test_who_has_not_opened_the_page_can_ask_for_nothing(site: Site) -> None:
+def test_requests_without_a_valid_cookie_of_the_page_are_refused(site: Site) -> None:
     stranger = Browser(site)
     assert stranger.join("_describe", None, *USUAL).status_code == 403
     assert stranger.upload(png()).status_code == 403
@@ -160,7 +158,7 @@ def test_who_has_not_opened_the_page_can_ask_for_nothing(site: Site) -> None:
     assert re.fullmatch(rf"{COOKIE}=[\w-]{{32}}; Path=/; HttpOnly; SameSite=Strict", welcome)
 
 
-def test_a_session_is_one_visitors(site: Site, browser: Browser) -> None:
+def test_session_of_another_visitor_is_refused(site: Site, browser: Browser) -> None:
     assert browser.join("for_defense", "dent").status_code == 200
     other = Browser(site).open()
     other.session = browser.session
@@ -179,13 +177,13 @@ def test_a_session_is_one_visitors(site: Site, browser: Browser) -> None:
         *(("127.0.0.1:80:80", 421), ("[::1", 421), ("", 421), ("10.0.0.1", 421)),
     ],
 )
-def test_another_host_is_refused(site: Site, host: str, status: int) -> None:
+def test_unknown_host_names_are_refused(site: Site, host: str, status: int) -> None:
     asked = Browser(site).http.get("/theme.css", headers={"host": host})
     assert asked.status_code == status
     assert "default-src 'self'" in asked.headers["content-security-policy"]
 
 
-def test_bodies_are_limited_and_must_be_the_pages(browser: Browser) -> None:
+def test_oversized_and_malformed_bodies_are_refused(browser: Browser) -> None:
     def post(body: Any, where: str = "queue/join") -> tuple[int, str]:
         answer = browser.http.post(f"{API}/{where}", content=body)
         return answer.status_code, answer.json()["detail"]
@@ -201,7 +199,7 @@ def test_bodies_are_limited_and_must_be_the_pages(browser: Browser) -> None:
     assert browser.upload(bytes(20_100_000)).status_code == 413
 
 
-def test_a_body_that_does_not_arrive_is_given_up(
+def test_body_that_arrives_too_slowly_gets_a_408(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "SECONDS", 0.2)
@@ -218,7 +216,7 @@ def test_a_body_that_does_not_arrive_is_given_up(
     assert b"took more than 0.2 s to arrive" in answer
 
 
-def test_a_visitors_files_are_their_last_alone(site: Site, browser: Browser) -> None:
+def test_only_the_last_upload_of_a_visitor_is_kept(site: Site, browser: Browser) -> None:
     first = Path(browser.upload(png(33)).json()[0])
     second = Path(browser.upload(png(34)).json()[0])
     assert (first.exists(), second.exists()) == (False, True)
@@ -239,14 +237,14 @@ def long_run(browser: Browser) -> int:
     return browser.join("start", None, None, *slowest).status_code
 
 
-def test_a_run_ends_when_its_visitor_hangs_up(site: Site, browser: Browser) -> None:
+def test_run_stops_when_its_visitor_disconnects(site: Site, browser: Browser) -> None:
     assert long_run(browser) == 200
     with browser.listen():
         assert eventually(lambda: any(turn.begun for turn in site.turns._queue))
     assert eventually(lambda: not site.turns._queue)
 
 
-def test_one_visitor_has_one_run_and_one_address_few(site: Site) -> None:
+def test_runs_are_limited_per_visitor_and_per_address(site: Site) -> None:
     browsers = [Browser(site).open() for _ in range(MOST_OF_ADDRESS + 1)]
     with ExitStack() as streams:
         for each in browsers[:-1]:
@@ -265,7 +263,7 @@ def test_one_visitor_has_one_run_and_one_address_few(site: Site) -> None:
     assert eventually(lambda: not site.turns._queue)
 
 
-def test_the_cache_is_private_and_does_not_last(
+def test_cache_folder_is_private_and_deleted_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "asked" / "for"))
@@ -280,7 +278,7 @@ def test_the_cache_is_private_and_does_not_last(
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_page_and_its_cache(tmp_path: Path) -> None:
+def test_sigterm_stops_the_page_and_deletes_its_cache(tmp_path: Path) -> None:
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "dent", "playground", "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

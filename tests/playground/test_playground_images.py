@@ -1,4 +1,4 @@
-"""Dropped images: fitted and said so, or refused in one sentence."""
+"""Dropped images: resized with a note, or refused in one sentence."""
 
 import struct
 from io import BytesIO
@@ -23,7 +23,7 @@ def saved(path: Path, width: int, height: int, mode: str = "RGB") -> Image.Image
     return image
 
 
-def test_an_image_of_the_models_size_stays_as_it_is(tmp_path: Path) -> None:
+def test_image_of_the_models_size_is_unchanged(tmp_path: Path) -> None:
     image = saved(tmp_path / "a.png", 32, 32)
     picked = dropped(tmp_path / "a.png")
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
@@ -32,7 +32,7 @@ def test_an_image_of_the_models_size_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 60), (45, 200), (20, 20)])
-def test_another_size_is_resized_and_cut_and_said_so(
+def test_image_of_another_size_is_resized_and_cropped_with_a_note(
     tmp_path: Path, width: int, height: int
 ) -> None:
     image = saved(tmp_path / "a.webp", width, height)
@@ -44,11 +44,11 @@ def test_another_size_is_resized_and_cut_and_said_so(
     assert ("cut" in picked.note) == (width != height)
 
 
-def test_a_photograph_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 32), "black")
     image.paste("white", (0, 0, 32, 32))
     exif = Image.Exif()
-    exif[274] = 6  # to be turned clockwise, so that the left is up
+    exif[274] = 6  # rotate clockwise: the left side becomes the top
     image.save(tmp_path / "a.jpg", exif=exif)
     picked = dropped(tmp_path / "a.jpg")
     assert "32 × 64" in picked.note
@@ -57,12 +57,14 @@ def test_a_photograph_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
+def test_grayscale_alpha_and_palette_images_become_three_channels(
+    tmp_path: Path, mode: str
+) -> None:
     saved(tmp_path / "a.png", 32, 32, mode)
     assert dropped(tmp_path / "a.png").pixels.shape == (3, 32, 32)
 
 
-def test_what_is_no_image_or_too_large_is_refused(tmp_path: Path) -> None:
+def test_unreadable_and_too_large_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     whole = BytesIO()
     saved(tmp_path / "a.png", 64, 64).save(whole, "png")
@@ -90,7 +92,7 @@ def test_an_image_of_extreme_proportions_is_refused_before_it_is_resized(
         dropped(tmp_path / "line.png")
 
 
-def test_a_file_of_another_kind_is_not_read_whatever_it_is_called(
+def test_postscript_named_png_is_refused_without_ghostscript(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
@@ -100,7 +102,7 @@ def test_a_file_of_another_kind_is_not_read_whatever_it_is_called(
         dropped(tmp_path / "a.png")
 
 
-def test_a_decoder_that_fails_in_its_own_way_is_a_refusal(
+def test_unexpected_decoder_error_becomes_an_input_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -112,8 +114,8 @@ def test_a_decoder_that_fails_in_its_own_way_is_a_refusal(
         dropped(tmp_path / "a.png")
 
 
-def test_the_page_begins_with_an_image_where_something_happens() -> None:
-    """As the page is opened: model, attack, eps and company are what the controls begin with."""
+def test_default_attack_breaks_the_static_model_on_the_first_image() -> None:
+    """Model, attack, eps and batch are the initial values of the controls."""
     setup = Setup(usual_threat("resnet-14-2-linf"), rungs=())
     assert FIRST in gallery(images(), 4)
     outcome = play(setup, bundled(images(), FIRST))
@@ -121,6 +123,6 @@ def test_the_page_begins_with_an_image_where_something_happens() -> None:
     assert [each.found_by for each in outcome.breaks("static")] == ["static"]
 
 
-def test_the_gallery_has_images_of_every_class() -> None:
+def test_gallery_has_four_images_of_every_class() -> None:
     labels = [bundled(images(), place).label for place in gallery(images(), 4)]
     assert labels == [label for label in range(10) for _ in range(4)]

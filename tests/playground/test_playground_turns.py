@@ -1,4 +1,4 @@
-"""The order of runs, and whose files are whose, without a browser or a network."""
+"""The queue of runs, and the visitors with their files, without a browser or a network."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ class Clock:
 
 
 def asked(turns: Turns, number: int, address: str | None = None) -> Turn:
-    """A run of a visitor who listens."""
+    """Queue a run of a visitor who listens for its results."""
     turns.came(f"session {number}")
     return turns.ask(Asker(f"session {number}", f"visitor {number}", address or f"{number}"))
 
 
-def test_runs_are_computed_one_after_the_other() -> None:
+def test_wait_returns_the_number_of_runs_ahead() -> None:
     turns = Turns()
     first, second, third = (asked(turns, number) for number in range(3))
     assert [turns.wait(turn, 0) for turn in (first, second, third)] == [0, 1, 2]
@@ -40,7 +40,7 @@ def test_runs_are_computed_one_after_the_other() -> None:
     assert turns.wait(third, 0) == 0
 
 
-def test_who_leaves_while_they_wait_holds_up_nobody() -> None:
+def test_visitors_who_leave_do_not_hold_up_the_queue() -> None:
     turns = Turns()
     first, second, third = (asked(turns, number) for number in range(3))
     first.begin()
@@ -49,12 +49,12 @@ def test_who_leaves_while_they_wait_holds_up_nobody() -> None:
     assert turns.wait(third, 0) == 1
     turns.left("session 0")
     assert first.is_set()
-    assert turns.wait(third, 0) == 1  # its work has not ended yet
+    assert turns.wait(third, 0) == 1  # the work of the first run has not ended yet
     turns.end(first)
     assert turns.wait(third, 0) == 0
 
 
-def test_a_page_may_listen_by_two_connections() -> None:
+def test_run_stops_only_when_the_last_connection_of_its_session_closes() -> None:
     turns = Turns()
     turn = asked(turns, 0)
     turns.came("session 0")
@@ -64,7 +64,7 @@ def test_a_page_may_listen_by_two_connections() -> None:
     assert turn.is_set()
 
 
-def test_who_asks_and_never_listens_is_not_computed_for() -> None:
+def test_run_stops_if_its_visitor_never_listens() -> None:
     clock = Clock()
     turns = Turns(clock=clock)
     turn = turns.ask(Asker("s", "v", "a"))
@@ -75,7 +75,7 @@ def test_who_asks_and_never_listens_is_not_computed_for() -> None:
     assert turns.wait(asked(turns, 1), 0) == 0
 
 
-def test_a_run_has_so_many_seconds_from_when_it_begins() -> None:
+def test_time_limit_of_a_run_counts_from_its_start() -> None:
     clock = Clock()
     turns = Turns(60, clock)
     turn = asked(turns, 0)
@@ -88,7 +88,7 @@ def test_a_run_has_so_many_seconds_from_when_it_begins() -> None:
     assert (turn.is_set(), turn.overdue) == (True, True)
 
 
-def test_a_visitor_an_address_and_all_have_so_many() -> None:
+def test_runs_are_limited_per_visitor_per_address_and_in_total() -> None:
     turns = Turns()
     asked(turns, 0, "here")
     with pytest.raises(InputError, match="one run at a time"):
@@ -106,8 +106,8 @@ def test_a_visitor_an_address_and_all_have_so_many() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 100, 300])
-def test_work_is_stopped_within_a_layer(at: int) -> None:
-    """However long one answer of the defense takes, it is not waited for."""
+def test_run_stops_at_a_stop_check_inside_the_model(at: int) -> None:
+    """A stop does not wait until the defense has predicted, however long that takes."""
     calls = []
 
     def check() -> None:
@@ -128,7 +128,7 @@ def laid(known: Visitors, name: str, content: str = "") -> Path:
     return path
 
 
-def test_files_are_kept_for_so_many_visitors_and_deleted_after(tmp_path: Path) -> None:
+def test_oldest_uploads_are_deleted_beyond_the_maximum_number(tmp_path: Path) -> None:
     known = Visitors(tmp_path)
     all_of_them = [known.welcome(f"{number}") for number in range(MOST_FILES + 1)]
     paths = []
@@ -141,7 +141,7 @@ def test_files_are_kept_for_so_many_visitors_and_deleted_after(tmp_path: Path) -
     assert not known.may_read(all_of_them[0], paths[0])
 
 
-def test_a_file_elsewhere_is_never_deleted(tmp_path: Path) -> None:
+def test_files_outside_the_cache_are_never_deleted(tmp_path: Path) -> None:
     known = Visitors(tmp_path / "cache")
     visitor = known.welcome("a")
     (tmp_path / "mine").mkdir()
@@ -151,7 +151,7 @@ def test_a_file_elsewhere_is_never_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "a.png").exists()
 
 
-def test_so_many_visitors_are_known_and_those_of_one_address_push_out_each_other(
+def test_known_visitors_are_limited_in_total_and_per_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(visitors, "MOST", 100)
@@ -164,13 +164,13 @@ def test_so_many_visitors_are_known_and_those_of_one_address_push_out_each_other
     for number in range(200):
         known.known(friend.token)
         known.welcome(f"{number}")
-    assert known.known(friend.token) is friend  # was there a moment ago
+    assert known.known(friend.token) is friend  # it was used recently
     assert len(known._known) == 100
     assert len({each.token for each in flood}) == 1000
     assert known.known(None) is known.known("guessed") is None
 
 
-def test_a_visitors_sessions_are_theirs_and_so_many(tmp_path: Path) -> None:
+def test_sessions_belong_to_one_visitor_and_are_limited(tmp_path: Path) -> None:
     known = Visitors(tmp_path)
     one, other = known.welcome("a"), known.welcome("a")
     assert known.owns(one, "first")

@@ -1,4 +1,4 @@
-"""No run is told what another attack of the page contradicts."""
+"""The verdict on a run, which accounts for earlier runs on the page, and report streams."""
 
 import threading
 from collections.abc import Callable
@@ -25,20 +25,20 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def held() -> PlaygroundOutcome:
-    """A run in which both hold."""
+    """A run in which both the static model and the defense hold."""
     outcome = play(SETUP, bundled(images(), 7))
     assert not list(outcome.breaks("defense"))
     return outcome
 
 
 def broken(outcome: PlaygroundOutcome, who: Any = "defense", **changed: Any) -> Entry:
-    """An earlier run of the same that broke the image."""
+    """Return the entry of an earlier run that broke `who`, with `changed` in its setup."""
     entry = of_outcome(outcome)
     names = dict(entry.broken) | {who: ("unrolled",)}
     return replace(entry, broken=names, setup=replace(entry.setup, **changed))
 
 
-def test_the_headline_is_the_worst_of_what_was_submitted(held: PlaygroundOutcome) -> None:
+def test_verdict_is_based_on_the_worst_submission(held: PlaygroundOutcome) -> None:
     assert verdict(held).headline == "Both hold: static and dent+"
     assert "upper bound" in verdict(held).sentences[-1]
     attacked = play(replace(SETUP, threat=ThreatModel("linf", "16/255"), iterations=8), held.picked)
@@ -65,7 +65,7 @@ def test_the_headline_is_the_worst_of_what_was_submitted(held: PlaygroundOutcome
         ({"defense": "dent"}, False),
     ],
 )
-def test_what_broke_the_image_before_counts_within_the_threat_model(
+def test_earlier_breaks_count_only_for_the_same_defense_and_threat_model(
     held: PlaygroundOutcome, changed: dict[str, Any], counts: bool
 ) -> None:
     said = verdict(held, (broken(held, **changed),))
@@ -74,13 +74,15 @@ def test_what_broke_the_image_before_counts_within_the_threat_model(
     assert ("an earlier one on this page broke it" in said.sentences[1]) == counts
 
 
-def test_the_static_model_is_held_to_the_same(held: PlaygroundOutcome) -> None:
+def test_earlier_breaks_of_the_static_model_count_for_the_same_image(
+    held: PlaygroundOutcome,
+) -> None:
     assert verdict(held, (broken(held, "static", defense="dent"),)).static_falls
     other = replace(broken(held, "static"), image="another")
     assert not verdict(held, (other,)).static_falls
 
 
-def test_a_run_that_was_stopped_counts_as_far_as_it_came(held: PlaygroundOutcome) -> None:
+def test_queries_of_a_stopped_run_count(held: PlaygroundOutcome) -> None:
     looks = next(course.looks for course in held.courses if course.name == "stop-gradient")
     wrong = replace(looks[-1], label=(held.label + 1) % 10)
     still = of_stopped(held.setup, held.picked, {"stop-gradient": looks})
@@ -90,7 +92,9 @@ def test_a_run_that_was_stopped_counts_as_far_as_it_came(held: PlaygroundOutcome
     assert not verdict(held, (still, broke)).static_falls
 
 
-def test_the_batch_keeps_the_least_of_the_same_batch(held: PlaygroundOutcome) -> None:
+def test_verdict_states_the_fewest_correct_of_all_runs_on_the_same_batch(
+    held: PlaygroundOutcome,
+) -> None:
     entry = of_outcome(held)
     less = replace(entry, least={"static": 0, "defense": 0})
     assert "leaves static 0 right and dent+ 0;" in verdict(held, (less,)).sentences[2]
@@ -101,12 +105,12 @@ def test_the_batch_keeps_the_least_of_the_same_batch(held: PlaygroundOutcome) ->
         assert "static 0 right" not in verdict(held, (other,)).sentences[2]
 
 
-def test_an_attack_that_was_not_run_is_named(held: PlaygroundOutcome) -> None:
+def test_verdict_names_the_rungs_that_were_not_run(held: PlaygroundOutcome) -> None:
     some = replace(held, setup=replace(held.setup, rungs=("transfer",)))
     assert verdict(some).sentences[-1].startswith("Not run on dent+: stop-gradient and unrolled.")
 
 
-def test_only_so_many_runs_are_remembered(held: PlaygroundOutcome) -> None:
+def test_only_the_last_200_runs_are_remembered(held: PlaygroundOutcome) -> None:
     entries: tuple[Entry, ...] = ()
     for seed in range(203):
         entry = replace(of_outcome(held), setup=replace(SETUP, seed=seed))
@@ -114,7 +118,7 @@ def test_only_so_many_runs_are_remembered(held: PlaygroundOutcome) -> None:
     assert [entries[0].setup.seed, entries[-1].setup.seed, len(entries)] == [3, 202, 200]
 
 
-def test_names_are_escaped(held: PlaygroundOutcome) -> None:
+def test_names_are_escaped_in_html(held: PlaygroundOutcome) -> None:
     evil = replace(held, picked=replace(held.picked, name=EVIL, note=EVIL))
     for shown in (
         render.ruling(evil, ()),
@@ -126,7 +130,7 @@ def test_names_are_escaped(held: PlaygroundOutcome) -> None:
         assert "&lt;img src=x" in shown
 
 
-def test_a_stream_tells_everything_in_order_and_its_result() -> None:
+def test_stream_yields_all_reports_in_order_and_returns_the_result() -> None:
     def work(report: Callable[[int], None]) -> str:
         for index in range(50):
             report(index)
@@ -139,7 +143,7 @@ def test_a_stream_tells_everything_in_order_and_its_result() -> None:
     assert stream.result() == "done"
 
 
-def test_a_stream_hands_on_what_the_work_raises() -> None:
+def test_stream_result_raises_the_exception_of_the_work() -> None:
     def work(report: Callable[[int], None]) -> str:
         report(1)
         raise ValueError("broken")
@@ -151,7 +155,7 @@ def test_a_stream_hands_on_what_the_work_raises() -> None:
 
 
 @pytest.mark.parametrize("how", ["asked", "closed"])
-def test_a_stream_can_be_stopped(how: str) -> None:
+def test_stopping_or_closing_a_stream_ends_its_work(how: str) -> None:
     stop = threading.Event()
     ended = threading.Event()
 

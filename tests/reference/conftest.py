@@ -1,4 +1,4 @@
-"""Small models in float64, in which rounding does not decide a sign."""
+"""A small model and a batch in float64, so that rounding does not decide a sign."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 @pytest.fixture
 def small() -> nn.Sequential:
-    """A model with normalization and dropout, float64, of images (N, 2, 4, 4), 3 classes."""
+    """A float64 model with BatchNorm and dropout, for images (N, 2, 4, 4) and 3 classes."""
     generator = torch.Generator().manual_seed(5)
     norm = nn.BatchNorm2d(4)
     model = nn.Sequential(
@@ -30,7 +30,7 @@ def small() -> nn.Sequential:
 
 @pytest.fixture
 def batch() -> Tensor:
-    """5 images for `small`, some pixels at 0 and at 1."""
+    """5 images for `small`, with some pixels at 0 and at 1."""
     generator = torch.Generator().manual_seed(6)
     x = torch.rand(5, 2, 4, 4, generator=generator, dtype=torch.float64)
     return (x * 1.4 - 0.2).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Adaptive attacks find what they ask for in every defense of this package that has a gradient."""
+"""Tests that adaptive attacks run on defenses of this package that have a gradient."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ MEMO = replace(
 AGREEMENT = replace(MEMO, objective="agreement")
 LINF = ThreatModel("linf", "16/255")
 STEPLESS = {"adaptive-fewer-steps": ("tte", "mean-sparse")}
-"""Attacks that ask for steps, and the defenses that take none."""
+"""Attacks that need steps, and the defenses that have none."""
 NOT_TRUNCATED = ("et3", "mean-sparse")
 
 
@@ -39,7 +39,9 @@ def defended(name: str, model: nn.Module) -> DynamicDefense:
         "gmsa-min",
     ],
 )
-def test_is_attacked_by(attack: str, defense: str, small: nn.Sequential, batch: Tensor) -> None:
+def test_attack_moves_images_unless_it_is_not_available_for_the_defense(
+    attack: str, defense: str, small: nn.Sequential, batch: Tensor
+) -> None:
     model, x = small.float(), batch.float()
     built = defended(defense, model)
     with torch.no_grad():

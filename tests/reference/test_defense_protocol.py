@@ -1,4 +1,4 @@
-"""What every defense keeps to, for all of them at once."""
+"""Tests of what every defense must do, run for all defenses."""
 
 import copy
 import json
@@ -34,16 +34,14 @@ def build(request: pytest.FixtureRequest) -> Iterator[Build]:
 
 
 def fresh(defense: Any) -> Any:
-    """Put state and random numbers back to the start."""
+    """Reset the state of a defense and the random seed, and return the defense."""
     torch.manual_seed(0)
     if isinstance(defense, TentOnline):
         defense.reset()
     return defense
 
 
-def test_calling_is_adapting_and_predicting(
-    build: Build, small: nn.Sequential, batch: Tensor
-) -> None:
+def test_call_equals_adapt_and_predict(build: Build, small: nn.Sequential, batch: Tensor) -> None:
     defense = build(small)
     assert isinstance(defense, DynamicDefense)
     logits = fresh(defense)(batch)
@@ -52,7 +50,7 @@ def test_calling_is_adapting_and_predicting(
     assert torch.equal(defense.predict(batch, defense.adapt(batch)), logits)
 
 
-def test_model_and_input_stay_as_they_were(
+def test_model_input_and_random_state_are_not_changed(
     build: Build, small: nn.Sequential, batch: Tensor
 ) -> None:
     small.train()
@@ -77,12 +75,14 @@ def test_model_and_input_stay_as_they_were(
     assert torch.equal(x, batch)
 
 
-def test_always_in_eval_mode(build: Build, small: nn.Sequential, batch: Tensor) -> None:
+def test_defense_predicts_in_eval_mode_even_after_train(
+    build: Build, small: nn.Sequential, batch: Tensor
+) -> None:
     expected = fresh(build(small.eval()))(batch)
     torch.testing.assert_close(fresh(build(small.train()).train())(batch), expected)
 
 
-def test_gradient_reaches_the_input_through_the_last_forward_only(
+def test_gradient_reaches_the_input_through_the_final_forward_only(
     build: Build, small: nn.Sequential, batch: Tensor
 ) -> None:
     defense = fresh(build(small))
@@ -98,7 +98,7 @@ def test_gradient_reaches_the_input_through_the_last_forward_only(
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_callers_gradient_mode_does_not_matter(
+def test_logits_do_not_depend_on_the_gradient_mode_of_the_caller(
     mode: Callable[[], Any], build: Build, small: nn.Sequential, batch: Tensor
 ) -> None:
     expected = fresh(build(small))(batch)
@@ -108,7 +108,7 @@ def test_the_callers_gradient_mode_does_not_matter(
     torch.testing.assert_close(logits, expected.detach())
 
 
-def test_rows_that_are_not_finite_are_left_out(
+def test_non_finite_rows_have_nan_logits_and_do_not_affect_other_rows(
     build: Build, small: nn.Sequential, batch: Tensor
 ) -> None:
     with_nan = batch.clone()
@@ -128,7 +128,7 @@ def test_rows_that_are_not_finite_are_left_out(
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDS if name != "hedge"])
-def test_declared_independence_is_true(name: str, small: nn.Sequential, batch: Tensor) -> None:
+def test_declared_batch_dependence_is_true(name: str, small: nn.Sequential, batch: Tensor) -> None:
     defense = BUILDS[name](small)
     described = describe(defense)
     together = fresh(defense)(batch)
@@ -139,7 +139,7 @@ def test_declared_independence_is_true(name: str, small: nn.Sequential, batch: T
         torch.testing.assert_close(together, alone)
 
 
-def test_declared_state_and_randomness_are_true(
+def test_defense_with_changing_logits_declares_state_or_randomness(
     build: Build, small: nn.Sequential, batch: Tensor
 ) -> None:
     defense = build(small)
@@ -148,7 +148,7 @@ def test_declared_state_and_randomness_are_true(
     assert same or described["stateful"] or described["randomized"]
 
 
-def test_description_is_plain_and_complete(build: Build, small: nn.Sequential) -> None:
+def test_description_is_plain_json_and_complete(build: Build, small: nn.Sequential) -> None:
     defense = build(small)
     described = describe(defense)
     assert json.loads(json.dumps(described, allow_nan=False)) == described
@@ -159,7 +159,7 @@ def test_description_is_plain_and_complete(build: Build, small: nn.Sequential) -
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_name_describes_itself(name: str, small: nn.Sequential) -> None:
+def test_description_of_a_named_defense_has_its_name(name: str, small: nn.Sequential) -> None:
     assert describe(make(name, small))["name"] == name
 
 
@@ -174,6 +174,6 @@ def test_every_name_describes_itself(name: str, small: nn.Sequential) -> None:
     ],
     ids=["no tensor", "bytes", "one sample", "no sample", "channels"],
 )
-def test_what_is_no_batch_is_refused(x: Tensor, build: Build, small: nn.Sequential) -> None:
+def test_invalid_batches_are_refused(x: Tensor, build: Build, small: nn.Sequential) -> None:
     with pytest.raises(InputError):
         build(small)(x)

@@ -1,4 +1,4 @@
-"""Defenses by name, from a file, and of the user's own; and what is said when there is none."""
+"""Tests of defenses by name, from a file, and from the user's code, and of the errors."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_names_are_those_of_the_documentation(small: nn.Sequential) -> None:
+def test_names_and_flags_of_defenses_match_the_documentation(small: nn.Sequential) -> None:
     page = (Path(__file__).parents[2] / "docs" / "defenses.md").read_text()
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     documented = {
@@ -88,21 +88,25 @@ def test_names_are_those_of_the_documentation(small: nn.Sequential) -> None:
         ("tent", "tent-online"),
     ],
 )
-def test_unknown_name_suggests_one(spec: str, meant: str, small: nn.Sequential) -> None:
+def test_error_for_an_unknown_name_suggests_a_similar_name(
+    spec: str, meant: str, small: nn.Sequential
+) -> None:
     with pytest.raises(UnknownNameError, match=f"{spec!r}".replace("+", r"\+")) as caught:
         make(spec, small)
     assert f"Did you mean {meant!r}?" in str(caught.value)
     assert "hedge" in str(caught.value)
 
 
-def test_unknown_name_like_none_lists_all(small: nn.Sequential) -> None:
+def test_error_for_a_name_like_no_other_lists_all_names(small: nn.Sequential) -> None:
     with pytest.raises(UnknownNameError) as caught:
         make("qqqq", small)
     assert "Did you mean" not in str(caught.value)
     assert all(name in str(caught.value) for name in names())
 
 
-def test_configuration_from_a_file(folder: Path, small: nn.Sequential, batch: Tensor) -> None:
+def test_defense_is_made_from_a_configuration_file(
+    folder: Path, small: nn.Sequential, batch: Tensor
+) -> None:
     (folder / "plus.json").write_text(DENT_PLUS.to_json())
     assert load_config("plus.json") == DENT_PLUS
     defense = make(str(folder / "plus.json"), small)
@@ -122,7 +126,7 @@ def test_configuration_from_a_file(folder: Path, small: nn.Sequential, batch: Te
         (b"\xff\xfe", "UTF-8"),
     ],
 )
-def test_file_that_is_no_configuration(
+def test_invalid_configuration_file_is_refused(
     content: bytes | None, message: str, folder: Path, small: nn.Sequential
 ) -> None:
     if content is not None:
@@ -132,7 +136,9 @@ def test_file_that_is_no_configuration(
     assert message in str(caught.value)
 
 
-def test_folder_is_no_configuration(folder: Path, small: nn.Sequential) -> None:
+def test_folder_in_place_of_a_configuration_file_is_refused(
+    folder: Path, small: nn.Sequential
+) -> None:
     (folder / "settings.json").mkdir()
     with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
         make("settings.json", small)
@@ -156,13 +162,17 @@ def test_folder_is_no_configuration(folder: Path, small: nn.Sequential) -> None:
         (DentConfig(steps=1, views=ViewsConfig()), "dent-custom"),
     ],
 )
-def test_name_of_a_configuration(config: DentConfig, name: str, small: nn.Sequential) -> None:
+def test_description_of_dent_names_its_configuration(
+    config: DentConfig, name: str, small: nn.Sequential
+) -> None:
     described = describe(Dent(small, config))
     assert described["name"] == name
     assert DentConfig.from_dict(described["settings"]) == config
 
 
-def test_own_defense(folder: Path, small: nn.Sequential, batch: Tensor) -> None:
+def test_own_defense_is_made_by_its_path_and_described(
+    folder: Path, small: nn.Sequential, batch: Tensor
+) -> None:
     defense = make("own_defenses:Whole", small)
     assert torch.equal(defense(batch), small(batch))
     assert describe(defense) == {
@@ -177,20 +187,22 @@ def test_own_defense(folder: Path, small: nn.Sequential, batch: Tensor) -> None:
     assert described["batch_dependent"]
 
 
-def test_own_defense_need_not_be_callable(
+def test_own_defense_does_not_have_to_be_callable(
     folder: Path, small: nn.Sequential, batch: Tensor
 ) -> None:
     defense = make("own_defenses:Silent", small)
     assert torch.equal(defense.predict(batch, defense.adapt(batch)), small(batch))
 
 
-def test_own_module_counts_as_static(folder: Path, small: nn.Sequential, batch: Tensor) -> None:
+def test_own_plain_module_is_a_static_defense_in_eval_mode(
+    folder: Path, small: nn.Sequential, batch: Tensor
+) -> None:
     defense = make("own_defenses:plain", small)
     assert not defense.batch_dependent
     torch.testing.assert_close(defense(batch), small.eval()(batch).softmax(1))
 
 
-def test_reference_class_by_its_path(small: nn.Sequential) -> None:
+def test_defense_class_of_this_package_can_be_given_by_its_path(small: nn.Sequential) -> None:
     assert isinstance(make("dent.defenses:AntiAdversary", small), AntiAdversary)
     assert describe(make("dent.defenses:StatisticsPrior", small))["settings"] == {"strength": 16.0}
 
@@ -206,7 +218,9 @@ def test_reference_class_by_its_path(small: nn.Sequential) -> None:
         ("own/defenses:Whole", "package.module:factory"),
     ],
 )
-def test_unknown_factory(spec: str, message: str, folder: Path, small: nn.Sequential) -> None:
+def test_unknown_factory_is_refused(
+    spec: str, message: str, folder: Path, small: nn.Sequential
+) -> None:
     with pytest.raises(UnknownNameError) as caught:
         make(spec, small)
     assert message in str(caught.value)
@@ -224,13 +238,15 @@ def test_unknown_factory(spec: str, message: str, folder: Path, small: nn.Sequen
         ("own_lacking:make", "no_such_package_at_all"),
     ],
 )
-def test_factory_that_fails(spec: str, message: str, folder: Path, small: nn.Sequential) -> None:
+def test_factory_that_fails_is_refused_with_the_cause(
+    spec: str, message: str, folder: Path, small: nn.Sequential
+) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         make(spec, small)
     assert message in str(caught.value)
 
 
-def test_a_factorys_own_refusal_is_kept(folder: Path, small: nn.Sequential) -> None:
+def test_config_error_of_a_factory_is_passed_on(folder: Path, small: nn.Sequential) -> None:
     with pytest.raises(ConfigError, match="at least 1, got -1"):
         make("own_defenses:misconfigured", small)
 
@@ -240,13 +256,13 @@ def test_description_that_is_not_json_is_refused(folder: Path, small: nn.Sequent
         describe(make("own_defenses:Undescribable", small))
 
 
-def test_plain_module_is_described(small: nn.Sequential) -> None:
+def test_description_of_a_plain_module_has_the_path_of_its_class(small: nn.Sequential) -> None:
     described = describe(small)
     assert described["name"] == "torch.nn.modules.container:Sequential"
     assert json.dumps(described)
     assert not described["batch_dependent"]
 
 
-def test_model_that_cannot_be_defended_says_why() -> None:
+def test_model_without_normalization_is_refused_for_dent() -> None:
     with pytest.raises(UnsupportedModelError, match="normalization"):
         make("dent", nn.Linear(2, 2))

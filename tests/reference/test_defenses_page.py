@@ -1,4 +1,4 @@
-"""The examples of docs/defenses.md work as they are printed."""
+"""Tests of the examples in docs/defenses.md."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def block(language: str) -> str:
     return str(found)
 
 
-def test_own_defense(
+def test_example_of_an_own_defense_matches_its_definition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: nn.Sequential, batch: Tensor
 ) -> None:
     (tmp_path / "mine.py").write_text(block("python"))
@@ -45,7 +45,7 @@ def test_own_defense(
     assert defense(batch).isnan().any(1).tolist() == [False, False, True, False, False]
 
 
-def test_configuration(tmp_path: Path, small: nn.Sequential) -> None:
+def test_example_of_a_configuration_can_be_loaded(tmp_path: Path, small: nn.Sequential) -> None:
     path = tmp_path / "settings.json"
     path.write_text(block("json"))
     config = load_config(path)

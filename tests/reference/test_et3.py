@@ -1,4 +1,4 @@
-"""ET3 against a loop by hand, a closed form, its bounds, and finite differences."""
+"""Tests of ET3 against a loop by hand, a closed form, its bounds, and finite differences."""
 
 import math
 
@@ -16,7 +16,7 @@ from dent.defenses import ET3
 def by_hand(
     model: nn.Module, x: Tensor, steps: int, step: float, radius: float, low: float, high: float
 ) -> Tensor:
-    """Each image alone, lengths in l2, no graph kept."""
+    """Return the moved images: the oracle, one image at a time, with lengths in l2."""
     moved = []
     for image in x:
         delta = torch.zeros_like(image)
@@ -33,7 +33,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("steps", "step", "radius"), [(1, 0.3, 1.0), (4, 0.4, 0.6), (3, 2.0, 9.0)])
-def test_steps_are_those_of_the_listing(
+def test_et3_matches_a_loop_by_hand(
     steps: int, step: float, radius: float, small: nn.Sequential, batch: Tensor
 ) -> None:
     root = math.sqrt(batch[0].numel())
@@ -43,7 +43,7 @@ def test_steps_are_those_of_the_listing(
     torch.testing.assert_close(defense(batch), small(expected))
 
 
-def test_the_published_lengths_at_the_size_of_imagenet() -> None:
+def test_defaults_are_the_published_lengths_at_the_size_of_imagenet() -> None:
     root = math.sqrt(3 * 224 * 224)
     defense = ET3(nn.Linear(2, 2))
     assert defense.steps == 5
@@ -51,7 +51,7 @@ def test_the_published_lengths_at_the_size_of_imagenet() -> None:
     assert defense.eps * root == pytest.approx(5.0)
 
 
-def test_of_two_linear_classes_in_closed_form() -> None:
+def test_et3_of_two_linear_classes_matches_the_closed_form() -> None:
     # Logits (w·x, -w·x): the energy falls along w where w·x > 0, against it where w·x < 0.
     w = torch.tensor([3.0, -4.0], dtype=torch.float64)
     layer = nn.Linear(2, 2, bias=False).double()
@@ -63,7 +63,7 @@ def test_of_two_linear_classes_in_closed_form() -> None:
     torch.testing.assert_close(found, along)
 
 
-def test_energy_falls(small: nn.Sequential, batch: Tensor) -> None:
+def test_energy_falls_with_every_step(small: nn.Sequential, batch: Tensor) -> None:
     energies = [
         -ET3(small, steps=steps, step_size=0.01, eps=1.0)(batch).logsumexp(1) for steps in (1, 2, 3)
     ]
@@ -79,7 +79,7 @@ def test_energy_falls(small: nn.Sequential, batch: Tensor) -> None:
     eps=st.floats(1e-3, 2.0),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
 )
-def test_stays_within_the_ball_and_the_pixels(
+def test_et3_stays_within_eps_and_the_pixel_bounds(
     steps: int, step_size: float, eps: float, shape: tuple[int, int, int]
 ) -> None:
     with torch.random.fork_rng():
@@ -93,7 +93,7 @@ def test_stays_within_the_ball_and_the_pixels(
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_exact_gradient_passes_through_all_steps(
+def test_exact_gradient_through_all_steps_is_certified(
     steps: int, small: nn.Sequential, batch: Tensor
 ) -> None:
     defense = ET3(small, steps=steps, step_size=0.1, eps=0.15)
@@ -108,7 +108,7 @@ def test_the_exact_gradient_passes_through_all_steps(
     assert not plain.perturbation.requires_grad
 
 
-def test_where_the_energy_is_flat_nothing_moves_and_nothing_is_nan(batch: Tensor) -> None:
+def test_flat_energy_gives_zero_perturbation_and_zero_gradient(batch: Tensor) -> None:
     class Flat(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return (x.flatten(1)[:, :3] - 2).relu()
@@ -121,7 +121,7 @@ def test_where_the_energy_is_flat_nothing_moves_and_nothing_is_nan(batch: Tensor
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_a_step_that_overflows_leaves_the_gradient_of_others(batch: Tensor) -> None:
+def test_step_that_overflows_does_not_change_the_gradient_of_other_samples(batch: Tensor) -> None:
     class Overflowing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             scores = x.flatten(1)[:, :3].square()
@@ -129,7 +129,7 @@ def test_a_step_that_overflows_leaves_the_gradient_of_others(batch: Tensor) -> N
             return scores * torch.where(far, torch.inf, 1.0)
 
     x = batch.clone()
-    x[1], x[[0, 2, 3, 4]] = 0.4, 0.9  # the first step takes the second image over the edge
+    x[1], x[[0, 2, 3, 4]] = 0.4, 0.9  # the first step makes the second image overflow
     x.requires_grad_()
     defense = ET3(Overflowing().eval(), step_size=0.01)
     found = defense.adapt(x, differentiable=True)

@@ -1,4 +1,4 @@
-"""Anti-adversary and hedge: against closed forms, independent loops, and finite differences."""
+"""Tests of anti-adversary and hedge against closed forms, loops, and finite differences."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from dent.defenses import AntiAdversary, Hedge
     samples=st.integers(1, 4),
     seed=st.integers(0, 10_000),
 )
-def test_anti_adversary_of_two_linear_classes_in_closed_form(
+def test_anti_adversary_of_two_linear_classes_matches_the_closed_form(
     steps: int, alpha: float, samples: int, seed: int
 ) -> None:
     # The gradient of CE at ŷ is −(1 − p_ŷ)(w_ŷ − w_other): its sign never changes.
@@ -38,8 +38,8 @@ def test_anti_adversary_of_two_linear_classes_in_closed_form(
     assert torch.equal(found.status, torch.full((samples,), Status.ADAPTED))
 
 
-def test_anti_adversary_as_published(small: nn.Sequential, batch: Tensor) -> None:
-    """An independent loop, with the batch's mean loss and the gradient of the last forward."""
+def test_anti_adversary_matches_an_independent_loop(small: nn.Sequential, batch: Tensor) -> None:
+    """As published, the loop uses the batch's mean loss and the gradient of the final forward."""
     x = batch.clone().requires_grad_()
     with torch.no_grad():
         label = small(batch).max(1)[1]
@@ -58,14 +58,16 @@ def test_anti_adversary_as_published(small: nn.Sequential, batch: Tensor) -> Non
     torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_anti_adversary_makes_the_model_surer(small: nn.Sequential, batch: Tensor) -> None:
+def test_anti_adversary_lowers_the_entropy_with_every_step(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     found = AntiAdversary(small, steps=6, alpha=0.01).adapt(batch)
     assert found.entropy.shape == (6, 5)
     assert bool((found.entropy.diff(dim=0) < 0).all())
 
 
-def test_hedge_as_published(small: nn.Sequential, batch: Tensor) -> None:
-    """An independent loop on KL(uniform, prediction) from the same random start."""
+def test_hedge_matches_an_independent_loop(small: nn.Sequential, batch: Tensor) -> None:
+    """As published, the loop raises KL(uniform, prediction); its random start is the same."""
     torch.manual_seed(3)
     hedged = batch + torch.empty_like(batch).uniform_(-0.1, 0.1)
     for _ in range(4):
@@ -89,7 +91,7 @@ def test_hedge_as_published(small: nn.Sequential, batch: Tensor) -> None:
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
     seed=st.one_of(st.none(), st.integers(0, 100)),
 )
-def test_hedge_stays_within_eps_and_pixels(
+def test_hedge_stays_within_eps_and_the_pixel_bounds(
     steps: int, step_size: float, eps: float, shape: tuple[int, int, int], seed: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -102,14 +104,16 @@ def test_hedge_stays_within_eps_and_pixels(
     assert float(reached.max()) <= 1 + 1e-6
 
 
-def test_hedge_raises_the_loss_of_all_classes(small: nn.Sequential, batch: Tensor) -> None:
+def test_hedge_raises_the_sum_of_the_losses_of_all_classes(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     def loss(logits: Tensor) -> Tensor:
         return -logits.log_softmax(1).sum(1)
 
     assert bool((loss(Hedge(small, eps=0.2, seed=0)(batch)) > loss(small(batch))).all())
 
 
-def test_hedge_is_random_without_a_seed_and_the_global_generator_decides(
+def test_hedge_without_a_seed_draws_from_the_global_generator(
     small: nn.Sequential, batch: Tensor
 ) -> None:
     hedge = Hedge(small, steps=1)
@@ -122,7 +126,7 @@ def test_hedge_is_random_without_a_seed_and_the_global_generator_decides(
     assert torch.equal(hedge(batch), again)
 
 
-def test_hedge_with_a_seed_is_a_function_of_each_sample(
+def test_hedge_with_a_seed_is_a_deterministic_function_of_each_sample(
     small: nn.Sequential, batch: Tensor
 ) -> None:
     hedge = Hedge(small, steps=3, seed=4)
@@ -135,7 +139,7 @@ def test_hedge_with_a_seed_is_a_function_of_each_sample(
 
 
 def finite_differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Central differences of a function of each sample, all pixels in one batch."""
+    """Return central differences of a function of each sample, with all pixels in one batch."""
     steps = 1e-6 * torch.eye(x[0].numel(), dtype=x.dtype).reshape(-1, *x[0].shape)
     around = x.unsqueeze(1) + torch.cat([steps, -steps])
     ahead, behind = function(around.flatten(0, 1)).reshape(len(x), 2, -1).unbind(1)
@@ -143,10 +147,10 @@ def finite_differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize("defense", ["anti-adversary", "hedge"])
-def test_differentiable_is_the_exact_gradient(
+def test_differentiable_gradient_matches_finite_differences(
     defense: str, small: nn.Sequential, batch: Tensor
 ) -> None:
-    # Away from 0 and 1 themselves, where clipping has a kink, but within eps of them.
+    # Away from 0 and 1, where clipping has a kink, but with some pixels within eps of them.
     x = (batch.clamp(0.02, 0.98))[:2].clone().requires_grad_()
     built = AntiAdversary(small) if defense == "anti-adversary" else Hedge(small, eps=0.1, seed=2)
 
@@ -168,7 +172,7 @@ def test_differentiable_is_the_exact_gradient(
 
 
 @pytest.mark.parametrize("defense", [AntiAdversary, Hedge])
-def test_a_step_that_turns_non_finite_leaves_the_sample_alone(
+def test_non_finite_step_leaves_only_its_sample_unperturbed(
     defense: type[AntiAdversary | Hedge], batch: Tensor
 ) -> None:
     class Overflowing(nn.Module):
@@ -186,7 +190,7 @@ def test_a_step_that_turns_non_finite_leaves_the_sample_alone(
     assert bool((found.perturbation[0] != 0).any())
 
 
-def test_a_model_that_cuts_the_graph_is_refused(batch: Tensor) -> None:
+def test_model_that_detaches_its_input_is_refused(batch: Tensor) -> None:
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.detach().flatten(1)
@@ -195,7 +199,9 @@ def test_a_model_that_cuts_the_graph_is_refused(batch: Tensor) -> None:
         AntiAdversary(Cut().eval())(batch)
 
 
-def test_perturbation_of_another_batch_is_refused(small: nn.Sequential, batch: Tensor) -> None:
+def test_perturbation_for_another_batch_size_is_refused(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     defense = AntiAdversary(small)
     with pytest.raises(InputError, match="very batch"):
         defense.predict(batch[:3], defense.adapt(batch))
@@ -222,7 +228,7 @@ def test_settings_out_of_range_are_refused(
 
 
 @pytest.mark.parametrize("defense", [AntiAdversary, Hedge])
-def test_another_number_of_steps_is_the_same_defense_otherwise(
+def test_with_steps_changes_only_the_number_of_steps(
     defense: type[AntiAdversary | Hedge], small: nn.Sequential
 ) -> None:
     deployed = defense(small, steps=5)

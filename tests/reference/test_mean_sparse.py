@@ -1,4 +1,4 @@
-"""MeanSparse against listings by hand: what is sparsified, by which statistics and gradient."""
+"""Tests of MeanSparse against code by hand: sparsified activations, statistics, gradients."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from dent.defenses import MeanSparse
 
 
 class Net(nn.Module):
-    """Convolutions, a norm, a ReLU module that is used twice, and a linear layer before GELU."""
+    """Convolutions, BatchNorm, a ReLU module that is used twice, and a linear layer before GELU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def batch() -> Tensor:
 
 
 def sparse(values: Tensor, mean: Tensor, deviation: Tensor, alpha: float) -> Tensor:
-    """One value after the other, for values (N, channels, ...)."""
+    """Return sparsified values (N, channels, ...): the oracle, one value at a time."""
     values = values.detach().contiguous()
     found = values.clone()
     for index in range(values.numel()):
@@ -67,7 +67,7 @@ def statistics(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def by_hand(net: Net, x: Tensor, images: Tensor, alpha: float) -> Tensor:
-    """The forward of `Net`, sparsified by the statistics of what it makes of other images."""
+    """Return the logits of `Net`, sparsified by its statistics on other images: the oracle."""
     seen = net.norm(net.first(images))
     x = F.relu(sparse(net.norm(net.first(x)), *statistics(seen), alpha))
     seen = net.second(F.relu(seen))
@@ -78,7 +78,9 @@ def by_hand(net: Net, x: Tensor, images: Tensor, alpha: float) -> Tensor:
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.5, 2.0])
-def test_sparsified_by_the_statistics_of_images(net: Net, batch: Tensor, alpha: float) -> None:
+def test_with_images_all_activations_are_sparsified_by_their_statistics(
+    net: Net, batch: Tensor, alpha: float
+) -> None:
     images = torch.rand(7, 2, 4, 4, generator=torch.Generator().manual_seed(3)).double()
     expected = by_hand(net, batch, images, alpha)
     torch.testing.assert_close(MeanSparse(net, alpha=alpha, images=images)(batch), expected)
@@ -88,7 +90,7 @@ def test_sparsified_by_the_statistics_of_images(net: Net, batch: Tensor, alpha: 
     assert batches.settings == {"alpha": alpha, "statistics": "images"}
 
 
-def test_without_images_as_the_norm_layer_remembers(net: Net, batch: Tensor) -> None:
+def test_without_images_only_batch_norm_outputs_are_sparsified(net: Net, batch: Tensor) -> None:
     defense = MeanSparse(net, alpha=0.5)
     mean, deviation = net.norm.bias.detach(), net.norm.weight.detach().abs()
     x = F.relu(sparse(net.norm(net.first(batch)), mean, deviation, 0.5))
@@ -99,7 +101,7 @@ def test_without_images_as_the_norm_layer_remembers(net: Net, batch: Tensor) -> 
 
 
 @pytest.mark.parametrize("with_images", [False, True])
-def test_a_convolution_in_one_dimension_has_its_channels_before_the_positions(
+def test_output_of_conv1d_is_sparsified_along_axis_1(
     with_images: bool,
 ) -> None:
     torch.manual_seed(0)
@@ -116,7 +118,7 @@ def test_a_convolution_in_one_dimension_has_its_channels_before_the_positions(
 
 
 class InPlace(nn.Module):
-    """A shortcut that is added in place, or not."""
+    """A model with a shortcut that is added in place or out of place."""
 
     def __init__(self, net: Net, in_place: bool) -> None:
         super().__init__()
@@ -133,17 +135,19 @@ class InPlace(nn.Module):
         return logits
 
 
-def test_a_shortcut_added_in_place_is_no_output_of_the_norm(net: Net, batch: Tensor) -> None:
+def test_shortcut_added_in_place_gives_the_same_logits_as_out_of_place(
+    net: Net, batch: Tensor
+) -> None:
     ways = [MeanSparse(InPlace(net, in_place), alpha=0.5)(batch) for in_place in (True, False)]
     torch.testing.assert_close(*ways)
 
 
-def test_a_wide_threshold_leaves_nothing_of_the_image(net: Net, batch: Tensor) -> None:
+def test_very_large_alpha_gives_all_images_the_same_logits(net: Net, batch: Tensor) -> None:
     logits = MeanSparse(net, alpha=1e6, images=batch)(batch)
     torch.testing.assert_close(logits, logits[:1].expand_as(logits))
 
 
-def test_the_gradient_passes_straight_through_and_the_exact_one_does_not(
+def test_gradient_passes_straight_through_and_the_exact_gradient_is_zero(
     net: Net, batch: Tensor
 ) -> None:
     defense = MeanSparse(net, alpha=1e6, images=batch)
@@ -156,14 +160,16 @@ def test_the_gradient_passes_straight_through_and_the_exact_one_does_not(
     assert torch.equal(exact, torch.zeros_like(exact))
 
 
-def test_the_exact_gradient_is_that_of_what_is_served(net: Net, batch: Tensor) -> None:
+def test_exact_gradient_is_certified_but_straight_through_gradient_is_not(
+    net: Net, batch: Tensor
+) -> None:
     defense, y = MeanSparse(net, alpha=0.1, images=batch), torch.tensor([0, 1, 2, 0, 1])
     assert certificate(defense, batch, y).passed
-    # The other one is made for attacks, and is not.
+    # The straight-through gradient is made for attacks, and is not exact.
     assert not certificate(defense, batch, y, rung=Rung("stop-gradient")).passed
 
 
-def test_the_model_stays_and_is_what_unwraps(net: Net, batch: Tensor) -> None:
+def test_model_is_not_changed_and_unwrap_returns_it(net: Net, batch: Tensor) -> None:
     before, answer = {k: v.clone() for k, v in net.state_dict().items()}, net(batch)
     defense = MeanSparse(net, images=batch)
     defense(batch)
@@ -183,13 +189,13 @@ class Rectified(Plain):
 
 
 class Wandering(nn.Module):
-    """Another number of channels for every size of batch."""
+    """A model whose number of channels depends on the batch size."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x.flatten(1)[:, : 2 + len(x)])[:, :2]
 
 
-def test_what_cannot_be_sparsified_says_why(batch: Tensor) -> None:
+def test_models_and_images_that_cannot_be_sparsified_are_refused(batch: Tensor) -> None:
     with pytest.raises(UnsupportedModelError, match="calls no activation function"):
         MeanSparse(Plain().eval(), images=batch)
     with pytest.raises(UnsupportedModelError, match="there are no images"):
@@ -203,12 +209,12 @@ def test_what_cannot_be_sparsified_says_why(batch: Tensor) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0, -1.0, True, float("nan"), "0.2"])
-def test_thresholds_out_of_range_are_refused(alpha: float, net: Net) -> None:
+def test_invalid_alpha_is_refused(alpha: float, net: Net) -> None:
     with pytest.raises(ConfigError, match="alpha must be a finite number"):
         MeanSparse(net, alpha=alpha)
 
 
-def test_another_batch_is_refused(net: Net, batch: Tensor) -> None:
+def test_adaptation_to_another_batch_size_is_refused(net: Net, batch: Tensor) -> None:
     defense = MeanSparse(net)
     with pytest.raises(InputError, match="very batch"):
         defense.predict(batch[:3], defense.adapt(batch))

@@ -1,4 +1,4 @@
-"""The purifier against its formula, and the bundled denoiser on real images."""
+"""Tests of the purifier against its formula, and of the bundled denoiser on real images."""
 
 import pytest
 import torch
@@ -12,13 +12,16 @@ from dent.errors import ConfigError
 from dent.models import load as load_model
 
 
-def test_the_estimate_is_subtracted(small: nn.Sequential, batch: Tensor) -> None:
+def test_purifier_subtracts_the_estimate_of_its_copy_of_the_denoiser(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     denoiser = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Dropout(0.5)).double()
     defense = Purifier(small, denoiser)
     expected = small.eval()(batch - denoiser.eval()(batch))
     torch.testing.assert_close(defense.train()(batch), expected)
     assert torch.autograd.gradcheck(defense, batch[:2].clone().requires_grad_())
-    assert all(weight.requires_grad for weight in denoiser.parameters())  # the caller's stays
+    # The caller's denoiser is unchanged.
+    assert all(weight.requires_grad for weight in denoiser.parameters())
     before = describe(defense)["settings"]
     with torch.no_grad():
         denoiser[0].bias.add_(1)
@@ -27,7 +30,7 @@ def test_the_estimate_is_subtracted(small: nn.Sequential, batch: Tensor) -> None
     torch.testing.assert_close(defense(batch), expected)
 
 
-def test_the_bundled_denoiser_undoes_part_of_a_step_on_its_model() -> None:
+def test_bundled_denoiser_undoes_part_of_a_gradient_sign_step() -> None:
     model = load_model("resnet-14-2-linf")
     x, y = load("cifar10-sample").batch(range(64))
     leaf = x.clone().requires_grad_()
@@ -42,12 +45,12 @@ def test_the_bundled_denoiser_undoes_part_of_a_step_on_its_model() -> None:
         assert right[0] >= right[1] - 4
 
 
-def test_a_denoiser_has_the_shape_of_its_images() -> None:
+def test_output_of_the_denoiser_has_the_shape_of_its_input() -> None:
     x = torch.rand(2, 1, 9, 7)
     assert Denoiser(channels=1, width=4)(x).shape == x.shape
 
 
-def test_a_row_of_this_package_needs_no_repository() -> None:
+def test_board_row_of_a_defense_of_this_package_needs_no_repository() -> None:
     fields = {
         "name": "it",
         "track": "cifar10-linf-8/255-v1",

@@ -1,4 +1,4 @@
-"""Test statistics, alone and mixed with the model's own."""
+"""Tests of defenses that use test statistics, and of smoothing."""
 
 import copy
 
@@ -10,7 +10,9 @@ from dent import ConfigError, UnsupportedModelError
 from dent.defenses import MedBN, StatisticsPrior, make
 
 
-def test_statistics_only_is_batch_norm_in_train_mode(small: nn.Sequential, batch: Tensor) -> None:
+def test_statistics_only_matches_batch_norm_in_train_mode(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     expected = copy.deepcopy(small)
     for layer in expected.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -21,16 +23,20 @@ def test_statistics_only_is_batch_norm_in_train_mode(small: nn.Sequential, batch
     assert not torch.allclose(logits, small(batch))
 
 
-def test_prior_without_strength_is_statistics_only(small: nn.Sequential, batch: Tensor) -> None:
+def test_prior_of_strength_zero_matches_statistics_only(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     logits = StatisticsPrior(small, strength=0)(batch)
     torch.testing.assert_close(logits, make("statistics-only", small)(batch))
 
 
-def test_prior_of_great_strength_is_static(small: nn.Sequential, batch: Tensor) -> None:
+def test_prior_of_very_large_strength_matches_the_static_model(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     torch.testing.assert_close(StatisticsPrior(small, strength=1e14)(batch), small(batch))
 
 
-def test_prior_against_the_formula() -> None:
+def test_prior_matches_its_formula() -> None:
     norm = nn.BatchNorm1d(3).double()
     running_mean = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     running_var = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
@@ -45,12 +51,12 @@ def test_prior_against_the_formula() -> None:
     torch.testing.assert_close(StatisticsPrior(norm.eval(), strength=6)(x), expected)
 
 
-def test_prior_gives_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
+def test_prior_has_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
     defense = StatisticsPrior(small, strength=2)
     assert torch.autograd.gradcheck(defense, batch[:2].clone().requires_grad_())
 
 
-def test_med_bn_against_the_formula() -> None:
+def test_med_bn_matches_its_formula() -> None:
     norm = nn.BatchNorm2d(2).double().eval()
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([3.0, -1.0]))
@@ -58,7 +64,7 @@ def test_med_bn_against_the_formula() -> None:
     first = [[[0.0, 1.0, 9.0]], [[5.0, 5.0, 2.0]]]
     second = [[[4.0, 2.0, 3.0]], [[5.0, 7.0, 0.0]]]
     x = torch.tensor([first, second], dtype=torch.float64)
-    # The lower middle value of 0 1 2 3 4 9 and of 0 2 5 5 5 7, and the squares around it.
+    # The lower median of 0 1 2 3 4 9 is 2, of 0 2 5 5 5 7 is 5. The sums are squared deviations.
     scale = [(s / 6 + norm.eps) ** -0.5 for s in (4 + 1 + 0 + 1 + 4 + 49, 25 + 9 + 0 + 0 + 0 + 4)]
     one = (x[:, 0] - 2) * scale[0] * 3 + 0.5
     two = (x[:, 1] - 5) * scale[1] * -1 + 1
@@ -66,12 +72,12 @@ def test_med_bn_against_the_formula() -> None:
     torch.testing.assert_close(logits, torch.stack([one, two], dim=1).flatten(1))
 
 
-def test_med_bn_gives_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
+def test_med_bn_has_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
     assert torch.autograd.gradcheck(MedBN(small), batch[:3].clone().requires_grad_())
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), "16", True])
-def test_strength_out_of_range_is_refused(strength: float, small: nn.Sequential) -> None:
+def test_invalid_strength_is_refused(strength: float, small: nn.Sequential) -> None:
     with pytest.raises(ConfigError, match="strength"):
         StatisticsPrior(small, strength=strength)
 
@@ -83,7 +89,9 @@ def test_model_without_running_statistics_is_refused() -> None:
         MedBN(nn.Linear(2, 2))
 
 
-def test_smoothing_is_static_and_smooths(images: Tensor, tiny_cnn: nn.Module) -> None:
+def test_smoothing_is_batch_independent_and_keeps_logits_of_flat_images(
+    images: Tensor, tiny_cnn: nn.Module
+) -> None:
     defense = make("smoothing", tiny_cnn)
     flat = torch.full_like(images, 0.5)
     torch.testing.assert_close(defense(flat), tiny_cnn(flat))

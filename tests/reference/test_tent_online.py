@@ -1,4 +1,4 @@
-"""Online tent against torch.optim on a copy of the model, and what a stateful defense owes."""
+"""Tests of online tent: against torch.optim on a copy of the model, and of its state."""
 
 import copy
 
@@ -18,7 +18,7 @@ from dent.defenses import TENT, TentOnline
 
 
 def published(model: nn.Module, batches: list[Tensor], steps: int, momentum: bool) -> list[Tensor]:
-    """Answer batches as the published method: forward, step, and the answer from before it."""
+    """Return the logits of the published method, from before each step: the oracle."""
     model = copy.deepcopy(model).eval()
     parameters = []
     for layer in model.modules():
@@ -46,7 +46,7 @@ def published(model: nn.Module, batches: list[Tensor], steps: int, momentum: boo
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_batches_in_a_row_equal_a_loop_with_torch_optim(
+def test_stream_of_batches_matches_a_loop_with_torch_optim(
     steps: int, optimizer: str, small: nn.Sequential, batch: Tensor
 ) -> None:
     batches = [batch, batch.flip(2).square(), 1 - batch]
@@ -59,7 +59,9 @@ def test_batches_in_a_row_equal_a_loop_with_torch_optim(
         torch.testing.assert_close(tent(x), logits)
 
 
-def test_each_batch_pays_for_the_next_until_reset(small: nn.Sequential, batch: Tensor) -> None:
+def test_each_batch_changes_later_predictions_until_reset(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     tent = TentOnline(small, DentConfig(steps=1, lr=0.05, statistics="test"))
     first = tent(batch)
     second = tent(batch)
@@ -69,7 +71,7 @@ def test_each_batch_pays_for_the_next_until_reset(small: nn.Sequential, batch: T
     assert torch.equal(tent(batch), second)
 
 
-def test_the_order_of_batches_matters(small: nn.Sequential, batch: Tensor) -> None:
+def test_predictions_depend_on_the_order_of_batches(small: nn.Sequential, batch: Tensor) -> None:
     tent = TentOnline(small, DentConfig(steps=1, lr=0.05, statistics="test"))
     tent(1 - batch)
     after_another = tent(batch)
@@ -77,7 +79,7 @@ def test_the_order_of_batches_matters(small: nn.Sequential, batch: Tensor) -> No
     assert not torch.allclose(tent(batch), after_another)
 
 
-def test_snapshot_keeps_an_attackers_queries_apart(small: nn.Sequential, batch: Tensor) -> None:
+def test_restore_undoes_the_queries_after_a_snapshot(small: nn.Sequential, batch: Tensor) -> None:
     tent = TentOnline(small, DentConfig(steps=1, lr=0.05, statistics="test"))
     assert tent.snapshot() is None
     tent(batch)
@@ -90,7 +92,7 @@ def test_snapshot_keeps_an_attackers_queries_apart(small: nn.Sequential, batch: 
     assert not tent.state_dict().keys() - {f"classifier.model.{key}" for key in small.state_dict()}
 
 
-def test_predicting_does_not_move_the_state(small: nn.Sequential, batch: Tensor) -> None:
+def test_predict_does_not_change_the_state(small: nn.Sequential, batch: Tensor) -> None:
     tent = TentOnline(small)
     adaptation = tent.adapt(batch)
     state = tent.snapshot()
@@ -98,7 +100,7 @@ def test_predicting_does_not_move_the_state(small: nn.Sequential, batch: Tensor)
     assert tent.snapshot() is state
 
 
-def test_a_batch_that_breaks_a_step_does_not_break_the_next(batch: Tensor) -> None:
+def test_non_finite_step_is_reverted_and_does_not_affect_the_next_batch(batch: Tensor) -> None:
     class Overflowing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -121,7 +123,9 @@ def test_a_batch_that_breaks_a_step_does_not_break_the_next(batch: Tensor) -> No
     assert torch.equal(tent(batch), expected)
 
 
-def test_a_batch_with_no_finite_row_changes_nothing(small: nn.Sequential, batch: Tensor) -> None:
+def test_batch_without_finite_rows_does_not_change_the_state(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     tent = TentOnline(small)
     adaptation = tent.adapt(batch * torch.nan)
     assert adaptation.status.tolist() == [Status.INPUT_NON_FINITE] * 5
@@ -129,7 +133,9 @@ def test_a_batch_with_no_finite_row_changes_nothing(small: nn.Sequential, batch:
     assert torch.equal(tent(batch), TentOnline(small)(batch))
 
 
-def test_differentiable_is_the_exact_gradient(small: nn.Sequential, batch: Tensor) -> None:
+def test_differentiable_gradient_matches_finite_differences(
+    small: nn.Sequential, batch: Tensor
+) -> None:
     config = DentConfig(steps=3, lr=0.3, optimizer="sgd", statistics="test")
     x = batch[:2].clone().requires_grad_()
 
@@ -164,18 +170,18 @@ def test_differentiable_is_the_exact_gradient(small: nn.Sequential, batch: Tenso
         DentConfig(adapt_affine=False, smoothing=SmoothingConfig(sigma=0.5)),
     ],
 )
-def test_a_configuration_that_is_not_tent_is_refused(
+def test_configuration_that_tent_does_not_support_is_refused(
     config: DentConfig, small: nn.Sequential
 ) -> None:
     with pytest.raises(ConfigError, match="tent-online needs"):
         TentOnline(small, config)
 
 
-def test_a_model_without_normalization_is_refused() -> None:
+def test_model_without_normalization_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="normalization"):
         TentOnline(nn.Linear(2, 2))
 
 
-def test_defaults_are_the_authors() -> None:
+def test_default_configuration_is_that_of_the_authors() -> None:
     assert (TENT.steps, TENT.lr, TENT.optimizer) == (1, 1e-3, "adam")
     assert (TENT.objective, TENT.statistics) == ("entropy", "test")

@@ -1,4 +1,4 @@
-"""The adapter for test-time adaptation methods, on tent in the form in which it is published."""
+"""Tests of the wrapper for test-time adaptation methods, with tent as its authors publish it."""
 
 import copy
 
@@ -13,7 +13,7 @@ from dent.evaluation.submission.stream import is_stream
 
 
 class PublishedTent(nn.Module):
-    """Tent as its authors publish it: the module keeps model, optimizer and first state."""
+    """Tent as its authors publish it: the module keeps model, optimizer and initial state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ def defense(small: nn.Sequential) -> TestTimeAdaptation:
     return TestTimeAdaptation(PublishedTent(copy.deepcopy(small)), small)
 
 
-def test_it_answers_a_stream_as_the_method_does(
+def test_logits_on_a_stream_are_those_of_the_wrapped_method(
     defense: TestTimeAdaptation, small: nn.Sequential, batch: Tensor
 ) -> None:
     method = PublishedTent(copy.deepcopy(small))
     before = copy.deepcopy(small.state_dict())
     for x in (batch, 1 - batch, batch.flip(2), batch):
-        with torch.no_grad():  # as evaluations ask
+        with torch.no_grad():  # as in evaluations
             answer = defense(x)
         assert torch.equal(answer, method(x).detach())
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
@@ -69,13 +69,13 @@ def test_reset_and_restore_are_exact(defense: TestTimeAdaptation, batch: Tensor)
     defense(1 - batch)
     defense.restore(state)
     assert torch.equal(defense(batch), second)
-    defense.restore(state)  # again: what was restored has moved on since, the state has not
+    defense.restore(state)  # the state can be restored again
     assert torch.equal(defense(batch), second)
     defense.reset()
     assert torch.equal(defense(batch), first)
 
 
-def test_the_gradient_is_that_of_its_model_as_the_batch_left_it(
+def test_gradient_is_that_of_the_methods_model_after_the_batch(
     defense: TestTimeAdaptation, batch: Tensor
 ) -> None:
     adaptation = defense.adapt(batch)
@@ -90,12 +90,16 @@ def test_the_gradient_is_that_of_its_model_as_the_batch_left_it(
     assert float(gradient.abs().max()) > 0
 
 
-def test_modes_are_the_methods_own(defense: TestTimeAdaptation, batch: Tensor) -> None:
+def test_eval_does_not_change_the_mode_of_the_method(
+    defense: TestTimeAdaptation, batch: Tensor
+) -> None:
     assert defense.eval().method.model.training
     assert not torch.equal(defense(batch), defense(batch))
 
 
-def test_it_is_a_stream_and_says_what_it_is(defense: TestTimeAdaptation) -> None:
+def test_wrapper_is_a_stream_and_its_description_names_the_method(
+    defense: TestTimeAdaptation,
+) -> None:
     assert is_stream(defense)
     assert is_batch_dependent(defense)
     described = describe(defense)
@@ -103,7 +107,7 @@ def test_it_is_a_stream_and_says_what_it_is(defense: TestTimeAdaptation) -> None
     assert described["settings"]["method"].endswith("PublishedTent")
 
 
-def test_what_it_cannot_wrap_is_refused(small: nn.Sequential) -> None:
+def test_unsupported_methods_and_models_in_training_mode_are_refused(small: nn.Sequential) -> None:
     with pytest.raises(UnsupportedModelError, match="without reset, model"):
         TestTimeAdaptation(nn.Linear(2, 2), small)
     shared = copy.deepcopy(small)

@@ -1,4 +1,4 @@
-"""Open a page in headless Chromium and ask what it shows."""
+"""Open pages in headless Chromium and run scripts in them."""
 
 import html
 import json
@@ -24,14 +24,14 @@ needs_chromium = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask of a page.
+    """A script to run in a page.
 
     Attributes:
-        page: HTML.
-        script: The body of a function of `doc` and `win`, the page's document and window, that
-            returns something JSON can hold.
-        width: In pixels; a page is put into a frame, since a headless window cannot be as narrow
-            as a phone.
+        page: The HTML of the page.
+        script: The body of a JavaScript function with the parameters `win` and `doc`, the window
+            and document of the page. It must return a value that JSON can represent.
+        width: Width of the page in pixels. Every page is shown in a frame, since a headless window
+            cannot be as narrow as a phone.
     """
 
     page: str
@@ -40,11 +40,13 @@ class Question:
 
 
 def ask(questions: Mapping[str, Question], *, dark: bool = False) -> dict[str, Any]:
-    """Return the answers by name: one browser for all of them, since it is slow to start.
+    """Run every script in its page and return the values by name.
+
+    All scripts run in one browser, since it is slow to start.
 
     Args:
-        questions: By name.
-        dark: Whether the reader prefers a dark scheme.
+        questions: The scripts and pages by name.
+        dark: Whether the browser prefers the dark color scheme.
     """
     frames = "".join(
         f'<iframe width="{asked.width}" height="900" style="border:0" '

@@ -1,4 +1,4 @@
-"""Small real runs on the tiny CNN, made once."""
+"""Fixtures of the report tests: small real runs on the tiny CNN, each made once."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def labelled(model: nn.Module) -> ArrayDataset:
-    """The 16 images, labelled as the model sees them but for two: there is something to lose."""
+    """The 16 golden images. Two labels are wrong, all others are the predictions of the model."""
     images: Tensor = load_file(GOLDEN / "golden.safetensors")["inputs"]
     labels = model(images).argmax(dim=1)
     labels[[3, 11]] = (labels[[3, 11]] + 1) % 10
@@ -39,7 +39,7 @@ def labelled(model: nn.Module) -> ArrayDataset:
 
 
 class Noisy(nn.Module):
-    """A model whose answers are partly luck: what attacks claim of it is not what is served."""
+    """A model with random noise on its logits: claims of attacks differ from submissions."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def result(run_path: Path) -> EvaluationResult:
 
 @pytest.fixture(scope="session")
 def sample_run(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the bundled images, which can be loaded again by name."""
+    """A run on the bundled sample images, which can be loaded again by their name."""
     path = tmp_path_factory.mktemp("runs") / "bundled"
     smoothing = SmoothingConfig(sigma=0.7, learn=False)
     subject = Subject(
@@ -126,7 +126,7 @@ def partial_run(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def small(subject: Subject) -> Subject:
-    """One defense and one short attack."""
+    """Return the subject with only one defense and one short attack."""
     defenses = {"dent": subject.defenses["dent"]}
     return replace(subject, attacks=(make("apgd-ce", iterations=2),), defenses=defenses)
 
@@ -145,7 +145,7 @@ def _stop_at(units: int) -> Callable[[Any], None]:
 
 
 def letters_of(result: EvaluationResult) -> dict[str, str]:
-    """By defense, the letters of its flags, in the order in which a page first meets them."""
+    """Return the letters of the flags by defense; flags get letters in order of occurrence."""
     met: dict[str, str] = {}
     for found in result.defenses.values():
         for flag in found.raised:

@@ -1,4 +1,4 @@
-"""The page as a reader has it: what it shows, at any width, in any scheme, without a network."""
+"""The HTML report in headless Chromium: content, width, color schemes, and hostile names."""
 
 import re
 from dataclasses import replace
@@ -87,7 +87,7 @@ TRAP = "<script>top.trapped=1</script>"
 def evil_run(
     subject: Subject, labelled: ArrayDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run whose names all try to be markup."""
+    """A run whose names all contain HTML markup that runs a script."""
     classes = tuple(f"{EVIL} {index}" for index in range(10))
     dataset = ArrayDataset(EVIL, "test", classes, labelled.pixels, labelled.labels)
     evil = replace(
@@ -115,7 +115,7 @@ def asked(
     evil_run: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
-    """All that a reader with a light scheme is asked."""
+    """The values of all scripts in the light color scheme, from one browser."""
     folder = tmp_path_factory.mktemp("pages")
     evil = _page([evil_run], folder)
     assert "Content-Security-Policy" in evil
@@ -145,7 +145,7 @@ def _page(runs: list[Path], folder: Path) -> str:
     return write_report(runs, folder / "r.html").read_text("utf-8")
 
 
-def test_shows_the_headline_of_every_defense_with_its_flags(
+def test_page_shows_the_headline_and_flags_of_every_defense(
     facts: Any, result: EvaluationResult
 ) -> None:
     assert list(facts["cards"]) == list(result.defenses)
@@ -162,7 +162,7 @@ def test_shows_the_headline_of_every_defense_with_its_flags(
     assert result.defenses["dent"].raised, "the fixture should raise something"
 
 
-def test_no_number_of_a_flagged_defense_stands_without_its_flags(
+def test_every_number_of_a_flagged_defense_carries_its_flags(
     facts: Any, result: EvaluationResult
 ) -> None:
     expected = {name: found.replace(",", "") for name, found in letters_of(result).items()}
@@ -188,7 +188,7 @@ def test_no_number_of_a_flagged_defense_stands_without_its_flags(
                     assert marks == expected[group], (group, row)
 
 
-def test_lists_robust_accuracy_by_attack_as_recorded(facts: Any, result: EvaluationResult) -> None:
+def test_table_of_robust_accuracy_matches_the_result(facts: Any, result: EvaluationResult) -> None:
     table = next(t for t in facts["tables"] if "by defense and submission" in t["caption"])
     rows = iter(table["rows"][1:])
     for found in result.defenses.values():
@@ -209,7 +209,7 @@ def test_lists_robust_accuracy_by_attack_as_recorded(facts: Any, result: Evaluat
         assert next(rows)[0] == f"worst case, per {found.worst.unit}"
 
 
-def test_diagnostics_that_were_not_run_never_look_passed(
+def test_table_of_diagnostics_tells_raised_passed_and_not_run_apart(
     facts: Any, result: EvaluationResult
 ) -> None:
     table = next(t for t in facts["tables"] if t["caption"].startswith("Every diagnostic"))
@@ -222,7 +222,7 @@ def test_diagnostics_that_were_not_run_never_look_passed(
     assert states == {"raised", "passed", "not-run"}
 
 
-def test_is_a_sound_document(facts: Any) -> None:
+def test_page_has_captioned_tables_valid_links_and_labeled_charts(facts: Any) -> None:
     assert all(table["caption"] and table["headed"] for table in facts["tables"])
     assert all(scope for table in facts["tables"] for scope in table["scopes"])
     assert facts["dangling"] == facts["doubled"] == 0
@@ -241,27 +241,27 @@ def test_is_a_sound_document(facts: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["phone", "wide", "several on a phone"])
-def test_fits_any_width(asked: Any, where: str) -> None:
+def test_page_fits_phones_and_wide_screens_without_overflow(asked: Any, where: str) -> None:
     assert asked[where]["sideways"] == 0
     assert asked[where]["cut"] == 0
     assert asked[where]["headings"] or where == "several on a phone"
 
 
-def test_can_be_read_in_both_schemes(asked: Any, page: str) -> None:
+def test_text_has_enough_contrast_in_light_and_dark_schemes(asked: Any, page: str) -> None:
     dark = ask({"contrast": Question(page, CONTRAST)}, dark=True)
     assert asked["contrast"]["paper"] != dark["contrast"]["paper"]
     for scheme in (asked["contrast"], dark["contrast"]):
         assert scheme["worst"][0] >= 4.5, scheme
 
 
-def test_the_gallery_shows_natural_images_that_can_be_loaded_again(asked: Any) -> None:
+def test_gallery_includes_natural_images_if_the_dataset_can_be_loaded(asked: Any) -> None:
     images = asked["gallery"]["images"]
     kinds = {image["alt"].partition(" of ")[0] for image in images}
     assert kinds == {"Natural image", "Adversarial image", "Perturbation", "Smoothed input"}
     assert all(image["width"] == 32 and image["data"] for image in images)
 
 
-def test_several_runs_stand_side_by_side_and_against_eps(asked: Any) -> None:
+def test_report_of_several_runs_compares_them_and_plots_accuracy_against_eps(asked: Any) -> None:
     facts = asked["several"]
     assert facts["title"].startswith("3 runs side by side")
     assert re.match(r"eps=1_255: \S+ on \S+, linf 1/255, \d+ samples in", facts["contents"][1])
@@ -276,7 +276,7 @@ def test_several_runs_stand_side_by_side_and_against_eps(asked: Any) -> None:
     assert facts["dangling"] == facts["doubled"] == facts["sideways"] == 0
 
 
-def test_names_from_data_are_shown_and_never_run(asked: Any) -> None:
+def test_markup_in_names_is_shown_as_text_and_never_executed(asked: Any) -> None:
     shown = asked["evil"]
     assert shown["ran"] is None
     assert shown["scripts"] == 0

@@ -1,4 +1,4 @@
-"""The headline against the result; terminal, Markdown, HTML and picture against the headline."""
+"""The headline matches the result; terminal, Markdown, HTML and figure match the headline."""
 
 import re
 from html.parser import HTMLParser
@@ -20,18 +20,18 @@ KEPT = Path(__file__).parents[2] / "docs/evaluation/results/dent-10-dynamic.json
 
 @pytest.fixture(scope="module")
 def judged() -> EvaluationResult:
-    """A published run under the dynamic suite: attacks, transfers, assembled batches, a verdict."""
+    """A published result of the dynamic suite: attacks, transfers, assembled batches, a verdict."""
     return EvaluationResult.model_validate_json(KEPT.read_bytes())
 
 
 def marked(cell: Cell, left: str, right: str) -> str:
-    """A cell with its interval and its flags, as a format writes it."""
+    """Return a cell with its interval, and its flags between two delimiters."""
     flags = f"{left}{letters(cell.marks)}{right}" if cell.marks else ""
     return f"{cell.full}{flags}" if cell.full else ""
 
 
 @pytest.mark.parametrize("name", ["result", "judged"])
-def test_the_headline_is_the_results_figures(name: str, request: pytest.FixtureRequest) -> None:
+def test_headline_cells_match_the_result(name: str, request: pytest.FixtureRequest) -> None:
     result: EvaluationResult = request.getfixturevalue(name)
     table = headline(result)
     assert [row.defense for row in table.rows] == list(result.defenses)
@@ -61,7 +61,7 @@ def test_the_headline_is_the_results_figures(name: str, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize("name", ["result", "judged"])
-def test_every_figure_is_rounded_alike(name: str, request: pytest.FixtureRequest) -> None:
+def test_headline_texts_use_the_shared_rounding(name: str, request: pytest.FixtureRequest) -> None:
     for row in headline(request.getfixturevalue(name)).rows:
         for key, cell in row.cells.items():
             if cell.value is None:
@@ -74,7 +74,7 @@ def test_every_figure_is_rounded_alike(name: str, request: pytest.FixtureRequest
 
 
 @pytest.mark.parametrize("name", ["result", "judged"])
-def test_a_terminal_draws_the_headline(
+def test_terminal_table_shows_the_headline(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result: EvaluationResult = request.getfixturevalue(name)
@@ -96,7 +96,7 @@ def test_a_terminal_draws_the_headline(
         assert line[1:] == [marked(each, " (", ")") if whole else each.text for each in cells]
 
 
-def test_markdown_and_html_and_the_picture_draw_the_headline(
+def test_markdown_html_and_figure_show_the_headline(
     run_path: Path, tmp_path: Path, result: EvaluationResult
 ) -> None:
     table = headline(result)
@@ -124,7 +124,7 @@ def markdown(table: Headline, text: str) -> None:
 
 
 class Cards(HTMLParser):
-    """The cards of a page: by defense, the large figure, what is under it, and the list."""
+    """Collects the text of every card of a page, one string for each defense."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,9 @@ def picture(table: Headline, result: EvaluationResult, out: Path) -> None:
             assert f"{cell.text}{flags}" in drawn
 
 
-def test_pages_of_several_runs_draw_the_headline_of_each(eps_sweep: Path, tmp_path: Path) -> None:
+def test_side_by_side_table_shows_the_headline_of_every_run(
+    eps_sweep: Path, tmp_path: Path
+) -> None:
     text = write_report([eps_sweep], tmp_path / "r.html").read_text(encoding="utf-8")
     table = re.search(r'aria-label="Side by side">.*?</table>', text, re.DOTALL)
     assert table is not None

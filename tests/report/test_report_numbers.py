@@ -1,5 +1,4 @@
-"""Every number in CSV, JSON and Markdown, against a count of the journal that owes the package
-nothing."""
+"""Numbers and sentences in CSV, JSON and Markdown, against an independent count of the journal."""
 
 import csv
 import io
@@ -29,9 +28,10 @@ Counts = dict[tuple[str, str, str], tuple[int, int]]
 
 @pytest.fixture(scope="module")
 def counted(run_path: Path) -> Counts:
-    """By (defense, kind, attack), how many attacked members were served their label.
+    """By (defense, kind, attack): the number of correct attacked members, and of all.
 
-    Of answers drawn at random, the mean over the second half of the draws.
+    If predictions were drawn several times, the number is the mean over the second half of the
+    draws.
     """
     batches = json.loads((run_path / "plan.json").read_text())["batches"]
     counts: dict[tuple[str, str, str], tuple[float, int]] = {}
@@ -46,7 +46,7 @@ def counted(run_path: Path) -> Counts:
 
 
 def _shares(record: Any, labels: Sequence[int]) -> list[float]:
-    """Per attacked member, in which share of the answers that score it was right."""
+    """Return the share of correct predictions for each attacked member."""
     draws = record["draws"]
     answers = draws[len(draws) // 2 :] or [record["served"]]
     return [
@@ -88,7 +88,7 @@ def test_csv_has_every_count_of_the_journal(rows: list[dict[str, str]], counted:
         assert (float(row["low"]), float(row["high"])) == wilson(correct, total)
 
 
-def test_csv_counts_the_mismatches_of_claimed_and_served(
+def test_csv_counts_mismatches_between_claims_and_submissions(
     rows: list[dict[str, str]], run_path: Path
 ) -> None:
     batches = json.loads((run_path / "plan.json").read_text())["batches"]
@@ -112,7 +112,7 @@ def test_csv_counts_the_mismatches_of_claimed_and_served(
             assert int(row["correct"]) == claimed[key][2]
 
 
-def test_rows_carry_the_flags_of_their_defense(
+def test_csv_rows_carry_the_flags_of_their_defense(
     rows: list[dict[str, str]], result: EvaluationResult
 ) -> None:
     for row in rows:
@@ -146,7 +146,7 @@ def test_csv_has_worst_case_difference_and_cost(
         assert int(row["only_static"]) == found.difference.only_static
 
 
-def test_json_holds_the_result_and_the_rows_of_the_csv(
+def test_json_contains_the_result_and_the_csv_rows(
     document: Any, rows: list[dict[str, str]], result: EvaluationResult
 ) -> None:
     assert document["format"] == "dent-report"
@@ -186,7 +186,7 @@ def test_markdown_has_every_count_of_the_journal(
         assert line in section, (defense, line)
 
 
-def test_markdown_says_what_it_does_not_show(run_path: Path) -> None:
+def test_markdown_states_limits_skipped_diagnostics_and_flags(run_path: Path) -> None:
     text = write_report([run_path], run_path.parent / "r.md").read_text()
     assert "No exact-gradient attack" in text
     assert "| not-run |" in text
@@ -209,7 +209,7 @@ def test_markdown_says_what_it_does_not_show(run_path: Path) -> None:
         ("gmsa-min", {"unrolled": True}, "", "known to break"),
     ],
 )
-def test_what_was_not_run_is_said_and_what_was_is_not(
+def test_limits_name_only_the_kinds_of_attack_that_were_not_run(
     result: EvaluationResult, name: str | None, chosen: dict[str, Any], says: str, silent: str
 ) -> None:
     (first, *rest) = result.spec.attacks
@@ -220,7 +220,7 @@ def test_what_was_not_run_is_said_and_what_was_is_not(
     assert not silent or silent not in said
 
 
-def test_custom_attacks_are_said_not_to_count_as_those_known_to_break(
+def test_limits_state_that_custom_attacks_are_not_counted(
     result: EvaluationResult,
 ) -> None:
     (first, *rest) = result.spec.attacks
@@ -230,7 +230,7 @@ def test_custom_attacks_are_said_not_to_count_as_those_known_to_break(
     assert "was run, not counting custom attacks (theirs:strong" in said
 
 
-def test_a_partial_run_says_how_many_samples_it_has_attacked(result: EvaluationResult) -> None:
+def test_limits_state_how_many_samples_were_attacked(result: EvaluationResult) -> None:
     def said(samples: int, status: str) -> str:
         changed = result.model_copy(update={"samples": samples, "status": status})
         return " ".join(limits(changed))
@@ -241,7 +241,7 @@ def test_a_partial_run_says_how_many_samples_it_has_attacked(result: EvaluationR
     assert f"{attacked} of {twice} samples were attacked so far. " in said(twice, "partial")
 
 
-def test_what_challenges_used_is_not_said_to_be_missing(result: EvaluationResult) -> None:
+def test_limits_of_a_challenged_run_speak_only_of_its_own_attacks(result: EvaluationResult) -> None:
     entry = ChallengeSummary(
         by="Ada",
         url=None,
@@ -267,7 +267,7 @@ def test_what_challenges_used_is_not_said_to_be_missing(result: EvaluationResult
     assert "No exact-gradient attack" not in said
 
 
-def test_an_attack_that_was_not_available_was_not_run(result: EvaluationResult) -> None:
+def test_limits_count_an_unavailable_attack_as_not_run(result: EvaluationResult) -> None:
     unrolled = result.spec.attacks[0].model_copy(update={"attack": "adaptive-unrolled"})
     spec = result.spec.model_copy(update={"attacks": (unrolled, *result.spec.attacks[1:])})
     note = f"{NOT_AVAILABLE}unrolled: Noisy.adapt has no differentiable"
@@ -302,7 +302,9 @@ def test_an_attack_that_was_not_available_was_not_run(result: EvaluationResult) 
     assert every.startswith(f"{exact} and no attack on model space (GMSA) was run. ")
 
 
-def test_markdown_tables_are_square(run_path: Path, eps_sweep: Path, tmp_path: Path) -> None:
+def test_rows_of_a_markdown_table_have_equally_many_cells(
+    run_path: Path, eps_sweep: Path, tmp_path: Path
+) -> None:
     text = write_report([run_path, eps_sweep], tmp_path / "r.md").read_text()
     tables = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
     assert len(tables) > 10
@@ -311,7 +313,7 @@ def test_markdown_tables_are_square(run_path: Path, eps_sweep: Path, tmp_path: P
         assert len(widths) == 1, table
 
 
-def test_a_spreadsheet_finds_no_formula(run_path: Path) -> None:
+def test_csv_escapes_names_that_look_like_formulas(run_path: Path) -> None:
     (run,) = load_runs([run_path])
     spec = run.loaded.run.spec
     evil = spec.model_copy(update={"model": spec.model.model_copy(update={"name": "=1+1"})})
@@ -322,7 +324,7 @@ def test_a_spreadsheet_finds_no_formula(run_path: Path) -> None:
     assert any(float(row["low"] or 0) < 0 for row in csv.DictReader(io.StringIO(text)))
 
 
-def test_the_docs_name_every_column_measure_and_key(
+def test_docs_name_every_csv_column_measure_and_json_key(
     document: Any, rows: list[dict[str, str]]
 ) -> None:
     docs = (DOCS / "reading-a-report.md").read_text(encoding="utf-8")
@@ -331,7 +333,7 @@ def test_the_docs_name_every_column_measure_and_key(
     assert keys - named == set()
 
 
-def test_every_gate_is_open_or_closed_as_on_record() -> None:
+def test_verdict_sentences_state_whether_each_gate_is_open_or_closed() -> None:
     said = {}
     for path in sorted((DOCS / "results").glob("*-dynamic.json")):
         result = EvaluationResult.model_validate_json(path.read_bytes())
@@ -356,7 +358,7 @@ def test_every_gate_is_open_or_closed_as_on_record() -> None:
         (8, "It assumes that batches are independent; members of one may not be."),
     ],
 )
-def test_an_interval_says_how_it_was_made(batches: int, says: str) -> None:
+def test_interval_sentence_states_the_bootstrap_and_its_limits(batches: int, says: str) -> None:
     rights = dict.fromkeys(range(batches), (1.0, 0.0))
     found = paired(rights, rights, samples=False, static_samples=False, seed=0)
     assert wording.interval_of(found).endswith(says)

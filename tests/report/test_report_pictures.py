@@ -1,4 +1,4 @@
-"""What is drawn: pixels, geometry, and the figure for a README."""
+"""Images, charts and the figure for a README: pixels, geometry and text."""
 
 import base64
 import io
@@ -45,13 +45,15 @@ def _decoded(uri: str) -> torch.Tensor:
     width=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-def test_a_png_holds_the_pixels(channels: int, height: int, width: int, seed: int) -> None:
+def test_png_data_uri_preserves_the_pixels(
+    channels: int, height: int, width: int, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (channels, height, width), generator=draw, dtype=torch.uint8)
     assert torch.equal(_decoded(pictures.data_uri(pixels / 255)), pixels)
 
 
-def test_the_gallery_draws_what_is_on_record(sample_run: Path) -> None:
+def test_gallery_shows_the_recorded_images_and_predictions(sample_run: Path) -> None:
     loaded = load_run(sample_run)
     shown = gallery(loaded)
     assert shown.missing == ()
@@ -84,7 +86,7 @@ def test_the_gallery_draws_what_is_on_record(sample_run: Path) -> None:
         assert attempt.adversarial_right == (served == batch.labels[row])
 
 
-def test_nothing_perturbed_is_not_enlarged() -> None:
+def test_zero_perturbation_is_gray_and_not_enlarged() -> None:
     image = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     drawn, factor = pictures.enlarged(image, image)
     assert factor == 0
@@ -93,7 +95,7 @@ def test_nothing_perturbed_is_not_enlarged() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(top=st.floats(1e-6, 1e6), last=st.integers(1, 4000))
-def test_ticks_are_few_and_reach_the_end(top: float, last: int) -> None:
+def test_ticks_are_few_and_cover_the_range(top: float, last: int) -> None:
     ticks = nice_ticks(top)
     assert 3 <= len(ticks) <= 6
     assert ticks[0] == 0
@@ -107,7 +109,7 @@ def test_ticks_are_few_and_reach_the_end(top: float, last: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(low=st.floats(-1e4, -1e-3), top=st.floats(-1e4, 1e4))
-def test_ticks_reach_below_0_where_values_do(low: float, top: float) -> None:
+def test_ticks_cover_negative_values_and_include_zero(low: float, top: float) -> None:
     ticks = nice_ticks(top, low)
     assert 3 <= len(ticks) <= 7
     assert 0 in ticks
@@ -116,7 +118,7 @@ def test_ticks_reach_below_0_where_values_do(low: float, top: float) -> None:
     assert ticks[-1] >= max(top, 0.0) - slack
 
 
-def test_a_chart_goes_below_0_and_marks_it() -> None:
+def test_chart_extends_below_zero_and_marks_the_zero_line() -> None:
     values = [Value(0.0, 6.0, None, "6"), Value(1.0, -2.0, None, "-2")]
     curve = Curve("c", (), 1, False, values)
     ends = [(0.0, "0"), (1.0, "1")]
@@ -128,7 +130,7 @@ def test_a_chart_goes_below_0_and_marks_it() -> None:
     assert chart("t", [above], x_label="x", y_label="y", x_ticks=ends).zero is None
 
 
-def test_a_chart_lies_inside_its_frame_and_keeps_order() -> None:
+def test_chart_scales_markers_to_its_frame_and_orders_interval_bounds() -> None:
     values = [Value(x, x / 40, (x / 50, min(x / 30, 1.0)), str(x)) for x in (0.0, 10.0, 40.0)]
     drawn = chart(
         "t",
@@ -145,7 +147,7 @@ def test_a_chart_lies_inside_its_frame_and_keeps_order() -> None:
     assert "from 0.0% to 100.0%" in drawn.alt
 
 
-def test_sigma_is_drawn_by_step_where_it_is_on_record(run_path: Path) -> None:
+def test_sigma_chart_is_drawn_only_if_sigma_is_recorded_by_step(run_path: Path) -> None:
     (run,) = load_runs([run_path])
     found = run.result.defenses["dent-nominal"]
     trace = Trace(
@@ -170,7 +172,7 @@ def test_sigma_is_drawn_by_step_where_it_is_on_record(run_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_figure_is_the_same_for_the_same_result(
+def test_figure_is_byte_identical_for_the_same_result(
     run_path: Path, result: EvaluationResult, suffix: str, tmp_path: Path
 ) -> None:
     first = figure(run_path, tmp_path / f"a{suffix}").read_bytes()
@@ -182,7 +184,7 @@ def test_the_figure_is_the_same_for_the_same_result(
         assert b"<dc:date>" not in first
 
 
-def test_the_figure_says_the_numbers_and_the_flags(
+def test_figure_shows_worst_cases_flags_and_limits(
     result: EvaluationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(figure.__globals__["_STYLE"], "svg.fonttype", "none")
@@ -201,7 +203,9 @@ def test_the_figure_says_the_numbers_and_the_flags(
     assert "No exact-gradient attack" in said
 
 
-def test_the_figure_refuses_other_formats(result: EvaluationResult, tmp_path: Path) -> None:
+def test_figure_refuses_a_path_that_is_not_png_or_svg(
+    result: EvaluationResult, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"must end in \.png or \.svg, got 'r\.pdf'"):
         figure(result, tmp_path / "r.pdf")
 
@@ -209,7 +213,7 @@ def test_the_figure_refuses_other_formats(result: EvaluationResult, tmp_path: Pa
 @pytest.mark.parametrize(
     ("value", "said"), [(0.125, "+12.5"), (-0.0312, "−3.1"), (0.0, "0.0"), (-0.0004, "0.0")]
 )
-def test_points_always_have_a_sign_but_at_zero(value: float, said: str) -> None:
+def test_points_are_signed_except_for_zero(value: float, said: str) -> None:
     assert wording.points(value) == said
 
 
@@ -223,11 +227,11 @@ def test_points_always_have_a_sign_but_at_zero(value: float, said: str) -> None:
         (7500, "2 h 5 min"),
     ],
 )
-def test_seconds_are_said_in_the_unit_that_fits(value: float, said: str) -> None:
+def test_durations_are_written_in_suitable_units(value: float, said: str) -> None:
     assert wording.seconds(value) == said
 
 
-def test_a_page_of_several_runs_has_every_name_once(run_path: Path, sample_run: Path) -> None:
+def test_page_of_several_runs_has_unique_html_ids(run_path: Path, sample_run: Path) -> None:
     page = to_html(load_runs([run_path, sample_run]))
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -241,7 +245,7 @@ def test_a_page_of_several_runs_has_every_name_once(run_path: Path, sample_run: 
         (True, True, "the attack on the static model left this image"),
     ],
 )
-def test_a_natural_image_that_was_submitted_is_explained(
+def test_gallery_explains_why_an_unperturbed_image_was_submitted(
     right: bool, transferred: bool, said: str
 ) -> None:
     pictures = (Picture("", "", "adversarial"), Picture("", "", "no perturbation"))
@@ -252,8 +256,8 @@ def test_a_natural_image_that_was_submitted_is_explained(
 
 
 @pytest.mark.parametrize("numeric", [True, False])
-def test_no_marker_of_a_numeric_axis_is_moved(numeric: bool) -> None:
-    """Drawn by the template: what is moved sideways is the intervals, or the whole curve."""
+def test_numeric_axis_shifts_only_intervals_and_other_axes_whole_curves(numeric: bool) -> None:
+    """Checks the HTML, since the template does the shift that keeps curves apart."""
     values = [Value(x, 0.5, (0.4, 0.6), "") for x in (0.0, 1.0, 4.0)]
     curves = [Curve(name, (), at, False, values) for at, name in enumerate("ab")]
     drawn = chart("t", curves, x_label="x", y_label="y", x_ticks=[(0.0, "0"), (4.0, "4")],

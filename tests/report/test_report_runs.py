@@ -1,4 +1,4 @@
-"""Loading, listing and telling: what is read of a folder, and what is refused."""
+"""Loading and listing of runs, sample stories, and the commands that repeat a run."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from tests.report.conftest import small
 ROOT = Path(__file__).parents[2]
 
 
-def test_loads_a_run_with_the_same_result_as_evaluate_wrote(
+def test_load_run_returns_the_result_that_evaluate_wrote(
     run_path: Path, result: EvaluationResult
 ) -> None:
     loaded = load_run(run_path)
@@ -38,7 +38,9 @@ def test_loads_a_run_with_the_same_result_as_evaluate_wrote(
     assert len(loaded.records) == result.units_done
 
 
-def test_writing_reports_leaves_the_run_as_it_was(run_path: Path, tmp_path: Path) -> None:
+def test_write_report_is_deterministic_and_does_not_change_the_run(
+    run_path: Path, tmp_path: Path
+) -> None:
     before = {p: p.read_bytes() for p in sorted(run_path.rglob("*")) if p.is_file()}
     first = write_report([run_path], tmp_path / "new" / "a.html").read_bytes()
     second = write_report([run_path], tmp_path / "b.html").read_bytes()
@@ -55,7 +57,9 @@ def test_writing_reports_leaves_the_run_as_it_was(run_path: Path, tmp_path: Path
         ("above", "There are runs inside it: first"),
     ],
 )
-def test_refuses_what_is_no_run(name: str, said: str, run_path: Path, tmp_path: Path) -> None:
+def test_paths_that_are_not_runs_are_refused(
+    name: str, said: str, run_path: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("{}")
     path = run_path.parent if name == "above" else tmp_path / name
@@ -67,7 +71,7 @@ def test_refuses_what_is_no_run(name: str, said: str, run_path: Path, tmp_path: 
     assert not (tmp_path / "r.html").exists()
 
 
-def test_refuses_a_newer_schema_and_damaged_records(run_path: Path, tmp_path: Path) -> None:
+def test_newer_schema_and_damaged_journal_are_refused(run_path: Path, tmp_path: Path) -> None:
     newer = tmp_path / "newer"
     shutil.copytree(run_path, newer)
     plain = json.loads((newer / "run.json").read_text())
@@ -83,7 +87,7 @@ def test_refuses_a_newer_schema_and_damaged_records(run_path: Path, tmp_path: Pa
         load_run(damaged)
 
 
-def test_a_sweep_stands_for_its_runs(eps_sweep: Path, tmp_path: Path) -> None:
+def test_load_runs_expands_a_sweep_into_its_runs(eps_sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"It is a sweep; its runs are .*eps=4_255"):
         load_run(eps_sweep)
     runs = load_runs([eps_sweep])
@@ -94,7 +98,7 @@ def test_a_sweep_stands_for_its_runs(eps_sweep: Path, tmp_path: Path) -> None:
     assert differing(runs) == {"threat.eps": ["4/255", "1/255"]}
 
 
-def test_series_over_eps_in_two_norms_are_told_apart_by_the_norm(
+def test_eps_series_in_two_norms_are_labeled_by_their_norm(
     subject: Subject, tmp_path: Path
 ) -> None:
     paths = []
@@ -107,7 +111,7 @@ def test_series_over_eps_in_two_norms_are_told_apart_by_the_norm(
     assert [series.label for series in found] == ["threat.norm linf", "threat.norm l2"]
 
 
-def test_the_command_of_a_run_on_a_zoo_model_asks_for_no_factory(run_path: Path) -> None:
+def test_repeat_command_warns_only_about_models_outside_the_catalogs(run_path: Path) -> None:
     loaded = load_run(run_path)
     spec = loaded.run.spec
     for name, is_known in (("torchvision/resnet50", True), ("hf/org/name", True), ("timm", False)):
@@ -118,16 +122,20 @@ def test_the_command_of_a_run_on_a_zoo_model_asks_for_no_factory(run_path: Path)
         assert factory is not is_known
 
 
-def test_runs_over_eps_and_batch_size_are_a_series_each(eps_sweep: Path, batch_sweep: Path) -> None:
+def test_runs_that_vary_eps_and_batch_size_form_one_series_each(
+    eps_sweep: Path, batch_sweep: Path
+) -> None:
     runs = load_runs([eps_sweep, batch_sweep])
     found = {series.over: series for series in find_series(runs)}
     assert found.keys() == {"eps", "batch size"}
-    # The batch of 8 at eps 2/255 is a point of both.
+    # The run with batch size 8 and eps 2/255 belongs to both series.
     assert [place.text for place in found["eps"].places] == ["1/255", "2/255", "4/255"]
     assert [place.text for place in found["batch size"].places] == ["4", "8"]
 
 
-def test_names_tell_runs_apart(run_path: Path, sample_run: Path, tmp_path: Path) -> None:
+def test_equal_folder_names_are_disambiguated_and_repeated_runs_refused(
+    run_path: Path, sample_run: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other" / "first"
     shutil.copytree(run_path, other)
     names = [run.name for run in load_runs([run_path, other])]
@@ -136,7 +144,9 @@ def test_names_tell_runs_apart(run_path: Path, sample_run: Path, tmp_path: Path)
         load_runs([run_path, sample_run, run_path])
 
 
-def test_refuses_other_formats_and_no_runs(run_path: Path, tmp_path: Path) -> None:
+def test_write_report_refuses_unknown_formats_no_runs_and_unwritable_paths(
+    run_path: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"must end in .html, .md, .csv, .json, .*did you mean"):
         write_report([run_path], tmp_path / "r.htm")
     with pytest.raises(ConfigError, match="at least one run"):
@@ -146,7 +156,7 @@ def test_refuses_other_formats_and_no_runs(run_path: Path, tmp_path: Path) -> No
         write_report([run_path], tmp_path / "folder.md")
 
 
-def test_lists_every_run_and_what_is_wrong_with_one(
+def test_list_runs_finds_nested_runs_and_reports_damaged_ones(
     run_path: Path, partial_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run_path, tmp_path / "b" / "whole")
@@ -172,7 +182,7 @@ def test_lists_every_run_and_what_is_wrong_with_one(
 
 @settings(max_examples=16, deadline=None)
 @given(member=st.integers(0, 15))
-def test_a_story_is_what_the_journal_says_of_one_sample(run_path: Path, member: int) -> None:
+def test_sample_story_matches_the_journal(run_path: Path, member: int) -> None:
     batch, place = divmod(member, 8)
     plan = json.loads((run_path / "plan.json").read_text())["batches"][batch]
     story = sample_story(load_run(run_path), plan["ids"][place])
@@ -195,7 +205,7 @@ def test_a_story_is_what_the_journal_says_of_one_sample(run_path: Path, member: 
     assert not told
 
 
-def test_a_story_says_which_submissions_attacked_the_sample(
+def test_printed_sample_story_says_attacked_and_not_perturbed(
     run_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     telling.story(sample_story(load_run(run_path), 0))
@@ -204,12 +214,12 @@ def test_a_story_says_which_submissions_attacked_the_sample(
     assert "perturbed" not in said
 
 
-def test_a_story_of_no_sample_names_some(run_path: Path) -> None:
+def test_unknown_sample_id_is_refused_with_examples_of_valid_ids(run_path: Path) -> None:
     with pytest.raises(RecordError, match=r"no sample with the id 77; it holds 0, 1, .*16 in all"):
         sample_story(load_run(run_path), 77)
 
 
-def test_the_command_makes_the_same_run_again_where_it_says_so(
+def test_repeat_command_contains_the_settings_and_lists_caveats(
     sample_run: Path, run_path: Path
 ) -> None:
     found = commands(load_run(sample_run))
@@ -224,8 +234,10 @@ def test_the_command_makes_the_same_run_again_where_it_says_so(
     assert "the settings of the attacks, with different iterations each: see the spec" in mixed
 
 
-def test_odd_runs_have_reports(subject: Subject, tmp_path: Path) -> None:
-    """No attack; no static reference, some members natural, no tensors kept."""
+def test_runs_without_attacks_static_model_or_tensors_have_reports(
+    subject: Subject, tmp_path: Path
+) -> None:
+    """One run has no attack; the other is mixed, without static model and stored tensors."""
     bare = replace(small(subject), attacks=())
     evaluate(bare, Settings(n=4, batch_size=4), out=tmp_path / "bare")
     evaluate(bare, Settings(ids=(5, 1, 2), batch_size=4), out=tmp_path / "ids")
@@ -257,7 +269,7 @@ def test_a_complete_run_that_lost_records_is_listed_as_partial(
     assert (cut.status, cut.units_done) == ("partial", 3)
 
 
-def test_an_unfinished_run_says_so_everywhere(partial_run: Path, tmp_path: Path) -> None:
+def test_html_markdown_and_csv_mark_an_unfinished_run(partial_run: Path, tmp_path: Path) -> None:
     for suffix in (".html", ".md"):
         text = write_report([partial_run], tmp_path / f"r{suffix}").read_text()
         assert "Not finished" in text
@@ -266,7 +278,7 @@ def test_an_unfinished_run_says_so_everywhere(partial_run: Path, tmp_path: Path)
     assert all(",partial," in row for row in rows)
 
 
-def test_runs_of_the_first_schema_stay_readable(tmp_path: Path) -> None:
+def test_run_with_schema_version_1_can_be_reported(tmp_path: Path) -> None:
     golden = ROOT / "tests" / "evaluation" / "golden" / "v1"
     page = write_report([golden], tmp_path / "r.html").read_text()
     assert '<h2 id="run-1-headline">' in page

@@ -1,4 +1,4 @@
-"""Requests that are wrong in every way that comes to mind, from a seed."""
+"""Malformed requests of many kinds, generated from a seed."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ class Malformed(NamedTuple):
 
 
 def _array(draw: random.Random) -> bytes:
-    """An array of a wrong shape, type or range, or of none at all."""
+    """Return an array in `.npy` format, mostly with an invalid shape, dtype or value."""
     dims = draw.choice(
         [(), (3,), (8, 8), SHAPE, (0, *SHAPE), (1, *SHAPE), (2, 3, 8, 7), (9, *SHAPE)]
     )
@@ -34,7 +34,7 @@ def _array(draw: random.Random) -> bytes:
 
 
 def _header(draw: random.Random) -> bytes:
-    """A `.npy` header that promises what is not there."""
+    """Return a `.npy` header that does not match the data after it."""
     shape = draw.choice(
         ["(1,3,8,8)", "(10**9,3,8,8)", "(1000000000,3,8,8)", "(-1,3,8,8)", "x", "()"]
     )
@@ -56,7 +56,7 @@ def _picture(draw: random.Random) -> bytes:
 
 
 def _value(draw: random.Random, depth: int = 0) -> Any:
-    """Any JSON at all."""
+    """Return a random value for JSON."""
     if depth > 4 or draw.random() < 0.4:
         return draw.choice(
             [None, True, 0, -1, 0.5, 1e308, 10**400, "", "a", "\ud800", float("nan"), float("inf")]
@@ -94,7 +94,7 @@ def _noise(draw: random.Random) -> bytes:
 
 
 def _mutated(draw: random.Random, body: bytes) -> bytes:
-    """Cut, doubled, or with a few bytes changed."""
+    """Return the body truncated, doubled, or with a few bytes changed."""
     changed = bytearray(body)
     way = draw.randrange(4)
     if way == 0:
@@ -120,7 +120,7 @@ _PATHS = ("/", "/v1", "/v1/predict/", "/v1//predict", "/../etc/passwd", "/%00", 
 
 
 def malformed(seed: int) -> Malformed:
-    """The request of that number."""
+    """Return the request for a seed."""
     draw = random.Random(seed)  # noqa: S311 - no secret
     kind, make = draw.choice(_BODIES)
     body = make(draw)

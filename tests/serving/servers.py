@@ -1,4 +1,4 @@
-"""Servers of small models, asked in process."""
+"""Servers of small models, and clients that call them in process."""
 
 import io
 import json
@@ -19,13 +19,13 @@ from dent.serving.limits import Limits
 
 SHAPE = (3, 8, 8)
 ALONE = DentConfig(steps=3, lr=0.05, granularity="sample", objective="entropy", reduction="sum")
-"""Batch-independent, so that requests may share a batch."""
+"""Configuration of a batch-independent defense: requests may share a batch."""
 TOGETHER = DentConfig(steps=5, lr=0.05)
-"""Batch-dependent."""
+"""Configuration of a batch-dependent defense."""
 
 
 def make_model() -> nn.Sequential:
-    """Always the same model."""
+    """Return a small model with the same weights on every call."""
     generator = torch.Generator().manual_seed(3)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 4)
@@ -37,7 +37,7 @@ def make_model() -> nn.Sequential:
 
 
 def make_images(count: int, seed: int = 0) -> Tensor:
-    """Images (count, *SHAPE) whose pixels are whole bytes."""
+    """Return images (count, *SHAPE) whose pixels are multiples of 1/255."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, *SHAPE), generator=generator).float() / 255
 
@@ -53,7 +53,7 @@ def npy(array: Any) -> bytes:
 
 
 class Client:
-    """Asks one application, without a network."""
+    """A client that calls an application without a network."""
 
     def __init__(self, http: httpx.AsyncClient, server: Server) -> None:
         self.http, self.server = http, server
@@ -66,7 +66,7 @@ class Client:
         )
 
     async def ask(self, images: Tensor, **query: Any) -> dict[str, Any]:
-        """The answer to images, with logits; it must be one."""
+        """Post images and return the answer with logits; the status must be 200."""
         response = await self.post(npy(images), **({"logits": True} | query))
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
@@ -76,7 +76,7 @@ class Client:
         return await self.post(json.dumps(content).encode(), "application/json", **query)
 
     async def metrics(self) -> dict[str, float]:
-        """Every sample by name and labels."""
+        """Return the value of every metric by name and labels."""
         text = (await self.http.get("/metrics")).text
         return {
             sample.name
@@ -97,7 +97,7 @@ async def serving(
     engine: Engine | None = None,
     **settings: Any,
 ) -> AsyncIterator[Client]:
-    """A running server, and a client of it."""
+    """Run a server and yield a client of it."""
     engine = engine or make_engine(defense or Dent(make_model(), TOGETHER))
     server = Server(engine, limits or Limits(), classes=classes, model="toy", **settings)
     app = create_app(server)
@@ -114,7 +114,7 @@ def logits_of(answer: dict[str, Any]) -> Tensor:
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A fake clock that tests set by hand, in seconds."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -123,11 +123,11 @@ class Clock:
         return self.now
 
     def __deepcopy__(self, memo: object) -> "Clock":
-        return self  # defenses copy the model that holds it
+        return self  # a defense copies its model, and the copy must use the same clock
 
 
 class Slow(nn.Module):
-    """Takes `cost` seconds of a clock for every forward of the defense it wraps."""
+    """Wraps a model so that every forward of n images moves a clock by `cost(n)` seconds."""
 
     def __init__(self, clock: Clock, model: nn.Module, cost: Callable[[int], float]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The HTTP API in process: what it answers, and that it is what the evaluation serves."""
+"""The HTTP API in process: its answers, which equal those of the evaluation, and refusals."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ def picture(image: torch.Tensor, kind: str = "PNG") -> bytes:
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_answers_are_those_of_the_evaluation_for_the_same_batch(name: str) -> None:
+def test_predictions_equal_those_of_the_evaluation_for_the_same_batch(name: str) -> None:
     defense = Dent(make_model(), DEFENSES[name])
     images = make_images(6)
     expected = submit(defense, images, seed=0)
@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_evaluation_for_the_same_batch(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["static", "hedge", "anti-adversary", "smoothing", "tent-online"])
-def test_every_defense_by_name_is_served_as_evaluated(name: str) -> None:
+def test_reference_defenses_are_served_as_evaluated(name: str) -> None:
     defense = make(name, make_model())
     images = make_images(3)
     if name == "tent-online":
@@ -79,14 +79,14 @@ def test_every_defense_by_name_is_served_as_evaluated(name: str) -> None:
 
     async def ask() -> None:
         async with serving(engine=make_engine(make(name, make_model()))) as client:
-            answers = [await client.ask(images) for _ in range(2)]  # the second is as the first
+            answers = [await client.ask(images) for _ in range(2)]  # state must not persist
         for answer in answers:
             assert torch.equal(logits_of(answer), expected)
 
     asyncio.run(ask())
 
 
-def test_all_forms_of_the_same_images_get_the_same_answer() -> None:
+def test_all_request_formats_of_the_same_images_get_the_same_answer() -> None:
     images = make_images(2)
     files = [base64.b64encode(picture(image)).decode() for image in images]
     whole = (images * 255).round().byte().numpy()
@@ -111,7 +111,7 @@ def test_all_forms_of_the_same_images_get_the_same_answer() -> None:
     asyncio.run(ask())
 
 
-def test_one_image_is_told_that_its_own_statistics_are_noise() -> None:
+def test_single_image_gets_a_note_that_its_own_statistics_are_noise() -> None:
     async def ask() -> None:
         async with serving(Dent(make_model(), DENT_NOMINAL)) as client:
             alone = await client.ask(make_images(1))
@@ -124,7 +124,7 @@ def test_one_image_is_told_that_its_own_statistics_are_noise() -> None:
     asyncio.run(ask())
 
 
-def test_one_image_is_told_that_information_maximization_did_nothing() -> None:
+def test_single_image_gets_a_note_that_information_maximization_did_nothing() -> None:
     model = make_model()
     image = make_images(1)
 
@@ -189,7 +189,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_wrong_is_refused_with_its_status_and_image(case: str) -> None:
+def test_invalid_requests_are_refused_with_status_and_image_index(case: str) -> None:
     body, kind, status, image = REFUSED[case]
 
     async def ask() -> None:
@@ -202,12 +202,12 @@ def test_what_is_wrong_is_refused_with_its_status_and_image(case: str) -> None:
             metrics = await client.metrics()
             assert metrics[f"dent_refused_total,reason={error['code']}"] == 1
             assert metrics["dent_non_finite_inputs_total"] == ("NaN" in case)
-            await client.ask(make_images(1))  # and the next one is answered
+            await client.ask(make_images(1))  # the server still answers
 
     asyncio.run(ask())
 
 
-def test_a_bomb_is_refused_by_its_header() -> None:
+def test_decompression_bomb_is_refused_with_its_size_in_the_message() -> None:
     stream = io.BytesIO()
     Image.new("L", (5000, 5000)).save(stream, "PNG")
     assert len(stream.getvalue()) < 500_000
@@ -221,7 +221,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     asyncio.run(ask())
 
 
-def test_a_body_is_cut_off_while_it_arrives() -> None:
+def test_oversized_and_compressed_bodies_are_refused() -> None:
     async def ask() -> None:
         sent = 0
 
@@ -245,7 +245,7 @@ def test_a_body_is_cut_off_while_it_arrives() -> None:
     asyncio.run(ask())
 
 
-def test_a_body_that_trickles_in_is_given_up() -> None:
+def test_body_that_arrives_too_slowly_gets_a_408() -> None:
     async def ask() -> None:
         async def stream() -> object:
             yield b"0"
@@ -258,7 +258,7 @@ def test_a_body_that_trickles_in_is_given_up() -> None:
     asyncio.run(ask())
 
 
-def test_probes_description_and_schema() -> None:
+def test_info_routes_answer_and_unknown_paths_and_bad_deadlines_are_refused() -> None:
     async def ask() -> None:
         async with serving(Dent(make_model(), ALONE)) as client:
             assert (await client.http.get("/healthz")).json() == {"status": "alive"}
@@ -287,7 +287,7 @@ def test_probes_description_and_schema() -> None:
     asyncio.run(ask())
 
 
-def test_a_defense_that_cannot_forget_is_not_served() -> None:
+def test_stateful_defense_without_reset_is_refused() -> None:
     class Keeps(nn.Module):
         stateful = True
         batch_dependent = False
@@ -301,7 +301,7 @@ def test_a_defense_that_cannot_forget_is_not_served() -> None:
         make_engine(Keeps())
 
 
-def test_a_defense_that_fails_gets_a_500_and_the_next_an_answer() -> None:
+def test_failing_defense_gives_a_500_and_the_next_request_is_answered() -> None:
     class Moody(nn.Module):
         broken = False
 
@@ -327,7 +327,7 @@ def test_a_defense_that_fails_gets_a_500_and_the_next_an_answer() -> None:
     asyncio.run(ask())
 
 
-def test_metrics_tell_what_happened() -> None:
+def test_metrics_count_batches_images_steps_and_responses() -> None:
     calm = make_images(8)
 
     async def ask() -> None:

@@ -1,4 +1,4 @@
-"""`dent serve` before anything is served: what it refuses, and how."""
+"""`dent serve` without a running server: refused options, loading, metrics and signals."""
 
 import signal
 import sys
@@ -32,7 +32,7 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
         (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_ray_starts(
+def test_invalid_options_are_refused_before_ray_starts(
     arguments: list[str], error: type[DentError], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("it was started"))
@@ -43,7 +43,7 @@ def test_what_cannot_be_served_is_refused_before_ray_starts(
         raise result.exception
 
 
-def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_ray_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "dent.serving.launch")
     monkeypatch.setitem(sys.modules, "ray", None)
     result = CliRunner().invoke(app, ["serve"])
@@ -51,7 +51,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert 'pip install "torch-dent[ray]"' in str(result.exception)
 
 
-def test_a_loaded_server_knows_the_dataset_and_what_batches_cost() -> None:
+def test_load_server_sets_classes_shape_batch_costs_and_drift_reference() -> None:
     server = loading.load_server(ServerOptions(**STATIC, dataset="cifar10-sample", threads=1))
     assert server.classes[6] == "frog"
     assert server.about()["shape"] == [3, 32, 32]
@@ -60,10 +60,10 @@ def test_a_loaded_server_knows_the_dataset_and_what_batches_cost() -> None:
     assert server.metrics.drift() != server.metrics.drift()
     images, _ = data.load("cifar10-sample").batch(range(128))
     server.metrics.batch_ends(server.engine.run(images), 1)
-    assert server.metrics.drift() == pytest.approx(0, abs=1e-6)  # the very reference
+    assert server.metrics.drift() == pytest.approx(0, abs=1e-6)  # the reference images
 
 
-def test_the_application_of_ray_takes_its_limits() -> None:
+def test_ray_deployment_has_the_configured_replicas_and_limits() -> None:
     options = ServerOptions(**STATIC, shape=(3, 32, 32), replicas=3)
     deployment = application(options)._bound_deployment
     assert deployment.num_replicas == 3
@@ -71,7 +71,7 @@ def test_the_application_of_ray_takes_its_limits() -> None:
     assert deployment._deployment_config.graceful_shutdown_timeout_s >= options.limits.timeout
 
 
-def test_metrics_of_replicas_are_told_apart() -> None:
+def test_merged_metrics_are_labeled_by_replica() -> None:
     text = '# HELP a_total Of a.\n# TYPE a_total counter\na_total{kind="x"} %d\n'
     merged = merge([("one", text % 1), ("two", text % 2)]).decode()
     assert merged.splitlines() == [
@@ -82,7 +82,7 @@ def test_metrics_of_replicas_are_told_apart() -> None:
     ]
 
 
-def test_the_page_names_every_metric_status_and_option() -> None:
+def test_docs_name_every_metric_every_status_and_the_limit_options() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     for family in Metrics().registry.collect():
         assert family.name in page
@@ -93,7 +93,7 @@ def test_the_page_names_every_metric_status_and_option() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_every_signal_that_ends_a_command_drains_the_server(number: int) -> None:
+def test_stop_signals_set_the_event_and_their_handlers_are_restored(number: int) -> None:
     before = signal.getsignal(number)
     with launch._stop_signals() as stopped:
         assert not stopped.is_set()

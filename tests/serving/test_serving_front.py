@@ -1,4 +1,4 @@
-"""The door before Ray's proxy, with a server of ours, or a broken one, behind it."""
+"""The front server, with a working or a failing server behind it instead of Ray's proxy."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ NPY = {"content-type": "application/x-npy"}
 
 @contextmanager
 def listening_at(app: Any) -> Iterator[str]:
-    """Serve an application on a port of this machine."""
+    """Serve an application on a local port and yield its address."""
     with listening.listen("127.0.0.1", 0) as listener:
         config = uvicorn.Config(
             app,
@@ -54,7 +54,7 @@ def listening_at(app: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Server, str, str]]:
-    """A server, its own address, and that of the door before it."""
+    """A server, its address, and the address of a front server before it."""
     engine = make_engine(Dent(make_model(), TOGETHER))
     server = Server(engine, LIMITS, model="toy")
     with (
@@ -64,7 +64,7 @@ def pair() -> Iterator[tuple[Server, str, str]]:
         yield server, behind, front
 
 
-def test_what_is_behind_is_answered_as_it_is(pair: tuple[Server, str, str]) -> None:
+def test_front_passes_responses_through_unchanged(pair: tuple[Server, str, str]) -> None:
     _, behind, front = pair
     images = make_images(3)
     for method, path, content in [
@@ -86,7 +86,7 @@ def test_what_is_behind_is_answered_as_it_is(pair: tuple[Server, str, str]) -> N
     torch.testing.assert_close(logits_of(answer.json()), expected.detach())
 
 
-def test_head_is_get_without_the_body(pair: tuple[Server, str, str]) -> None:
+def test_head_returns_the_headers_of_get_without_a_body(pair: tuple[Server, str, str]) -> None:
     for url in pair[1:]:
         for path in ("/healthz", "/readyz", "/v1/model", "/openapi.json"):
             got, head = (httpx.request(method, f"{url}{path}") for method in ("GET", "HEAD"))
@@ -98,7 +98,7 @@ def test_head_is_get_without_the_body(pair: tuple[Server, str, str]) -> None:
 
 
 def half(url: str, size: int = 1000, host: str = "localhost") -> socket.socket:
-    """A request of which one byte of the body has come."""
+    """Open a connection and send a request with only one byte of its body."""
     address, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((address, int(port)), timeout=30)
     connection.sendall(
@@ -108,7 +108,7 @@ def half(url: str, size: int = 1000, host: str = "localhost") -> socket.socket:
     return connection
 
 
-def test_half_sent_bodies_hold_no_place(pair: tuple[Server, str, str]) -> None:
+def test_half_sent_bodies_do_not_block_other_requests(pair: tuple[Server, str, str]) -> None:
     server, behind, front = pair
     for url in (front, behind):
         connections = [half(url) for _ in range(5 * LIMITS.max_requests)]
@@ -117,13 +117,13 @@ def test_half_sent_bodies_hold_no_place(pair: tuple[Server, str, str]) -> None:
                 answer = httpx.post(f"{url}{PREDICT}", content=npy(make_images(2)), headers=NPY)
                 assert answer.status_code == 200, answer.text
             if url == front:
-                assert server.admission.inside == server.arrivals.coming == 0  # nor do they go on
+                assert server.admission.inside == server.arrivals.coming == 0  # none is forwarded
         finally:
             for each in connections:
                 each.close()
 
 
-def test_of_too_many_half_sent_bodies_the_oldest_is_given_up(
+def test_oldest_half_sent_bodies_get_a_408_if_there_are_too_many(
     pair: tuple[Server, str, str],
 ) -> None:
     most = 16 * LIMITS.max_requests
@@ -142,14 +142,16 @@ def test_of_too_many_half_sent_bodies_the_oldest_is_given_up(
     ("host", "status"),
     [("localhost", 200), ("127.0.0.1:80", 200), ("demo.example", 200), ("evil.example", 421)],
 )
-def test_another_host_is_refused(pair: tuple[Server, str, str], host: str, status: int) -> None:
+def test_unknown_host_names_are_refused(
+    pair: tuple[Server, str, str], host: str, status: int
+) -> None:
     answer = httpx.get(f"{pair[2]}/v1/model", headers={"host": host})
     assert answer.status_code == status
     if status != 200:
         assert answer.json()["error"]["code"] == "other-host"
 
 
-def test_what_ray_serves_beside_is_not_there_and_refusals_are_counted(
+def test_ray_routes_and_large_bodies_are_refused_and_refusals_counted(
     pair: tuple[Server, str, str],
 ) -> None:
     for path in ("/-/routes", "/-/healthz"):
@@ -180,12 +182,12 @@ def answering(status: int, kind: bytes, body: bytes) -> Behind:
 
 
 async def dying(scope: Any, receive: Any, send: Any) -> None:
-    raise asyncio.CancelledError  # uvicorn closes the connection without a word
+    raise asyncio.CancelledError  # uvicorn closes the connection without a response
 
 
 @asynccontextmanager
 async def before(app: Behind) -> AsyncIterator[tuple[Front, httpx.AsyncClient]]:
-    """A door before an application, asked in process; between the two is a network."""
+    """Yield a front server and an in-process client; the application behind it is on a port."""
     with listening_at(app) as behind:
         front = Front(behind, LIMITS, Hosts("127.0.0.1"))
         started: asyncio.Queue[Any] = asyncio.Queue()
@@ -211,7 +213,7 @@ async def before(app: Behind) -> AsyncIterator[tuple[Front, httpx.AsyncClient]]:
         (dying, "replica-lost", 5),
     ],
 )
-def test_whatever_goes_wrong_behind_is_said_in_the_documented_form(
+def test_failures_behind_the_front_give_a_documented_503_with_retry_after(
     app: Behind, code: str, after: int
 ) -> None:
     async def ask() -> None:
@@ -224,7 +226,7 @@ def test_whatever_goes_wrong_behind_is_said_in_the_documented_form(
     asyncio.run(ask())
 
 
-def test_a_failure_of_the_defense_stays_one() -> None:
+def test_front_passes_a_500_of_the_defense_through_unchanged() -> None:
     async def ask() -> None:
         body = b'{"error":{"code":"failed","message":"the defense failed","image":null}}'
         async with before(answering(500, b"application/json", body)) as (_, client):
@@ -234,7 +236,7 @@ def test_a_failure_of_the_defense_stays_one() -> None:
     asyncio.run(ask())
 
 
-def test_while_no_replica_runs_nobody_waits_for_one() -> None:
+def test_requests_get_a_503_without_waiting_while_no_replica_runs() -> None:
     asked, left = threading.Event(), threading.Event()
 
     async def hanging(scope: Any, receive: Any, send: Any) -> None:
@@ -267,7 +269,7 @@ def test_while_no_replica_runs_nobody_waits_for_one() -> None:
     asyncio.run(ask())
 
 
-def test_who_hangs_up_is_asked_for_no_more() -> None:
+def test_client_disconnect_cancels_the_forwarded_request() -> None:
     asked, left = threading.Event(), threading.Event()
 
     async def hanging(scope: Any, receive: Any, send: Any) -> None:

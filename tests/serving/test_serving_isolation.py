@@ -1,4 +1,4 @@
-"""No client can change another's answer: tried as an attack."""
+"""No client can change the answer of another client, not even by an attack."""
 
 import asyncio
 from typing import Any
@@ -25,12 +25,12 @@ from dent.serving.limits import Limits
 
 
 def hostile(count: int) -> Tensor:
-    """Images chosen to drag shared statistics and shared steps far away."""
+    """Return black and white images, which strongly shift the statistics of a shared batch."""
     return torch.stack([torch.full((3, 8, 8), float(index % 2)) for index in range(count)])
 
 
 async def under_flood(client: Client, victim: Tensor) -> tuple[dict[str, Any], list[int]]:
-    """What a victim is answered while another floods the server, and the flood's statuses."""
+    """Return a victim's answer during a flood of requests, and the statuses of the flood."""
     flood = [asyncio.create_task(client.post(npy(hostile(5)))) for _ in range(7)]
     await asyncio.sleep(0)
     asked = asyncio.create_task(client.ask(victim))
@@ -42,7 +42,7 @@ async def under_flood(client: Client, victim: Tensor) -> tuple[dict[str, Any], l
 @pytest.mark.parametrize(
     "config", [TOGETHER, DENT_PLUS, DENT_NOMINAL], ids=["dent", "dent+", "nominal"]
 )
-def test_a_flood_does_not_change_a_single_bit_where_batches_matter(config: Any) -> None:
+def test_flood_does_not_change_the_logits_of_batch_dependent_defenses(config: Any) -> None:
     victim = make_images(4, seed=5)
 
     async def attack() -> None:
@@ -54,14 +54,14 @@ def test_a_flood_does_not_change_a_single_bit_where_batches_matter(config: Any) 
         assert torch.equal(logits_of(flooded), logits_of(alone))
         assert [p["status"] for p in flooded["predictions"]] == ["adapted"] * 4
         assert metrics["dent_batch_requests_sum"] == metrics["dent_batch_requests_count"]
-        # The attack would have worked, had they shared a batch.
+        # In a shared batch, the attack would have changed the logits.
         mixed = Dent(make_model(), config)(torch.cat([victim, hostile(5)]))[:4]
         assert not torch.allclose(mixed, logits_of(alone), atol=1e-4)
 
     asyncio.run(attack())
 
 
-def test_a_flood_of_companions_changes_nothing_where_batches_do_not_matter() -> None:
+def test_flood_in_shared_batches_does_not_change_batch_independent_answers() -> None:
     victim = make_images(4, seed=5)
 
     async def attack() -> None:
@@ -74,13 +74,13 @@ def test_a_flood_of_companions_changes_nothing_where_batches_do_not_matter() -> 
         assert [p["label"] for p in flooded["predictions"]] == [
             p["label"] for p in alone["predictions"]
         ]
-        # They did share: that is what makes this a test.
+        # Requests did share batches; otherwise this test would prove little.
         assert metrics["dent_batch_requests_sum"] > metrics["dent_batch_requests_count"] + 5
 
     asyncio.run(attack())
 
 
-def test_hostile_companions_that_break_a_shared_batch_do_not_harm_the_others() -> None:
+def test_request_that_crashes_its_batch_does_not_fail_other_requests() -> None:
     class Fragile(Engine):
         def run(self, images: Tensor, steps: int | None = None) -> ServedAnswer:
             if bool((images[:, 0, 0, 0] == 0).any()):
@@ -100,7 +100,7 @@ def test_hostile_companions_that_break_a_shared_batch_do_not_harm_the_others() -
     asyncio.run(attack())
 
 
-def test_what_may_share_is_measured_not_only_declared() -> None:
+def test_engine_measures_whether_requests_may_share_a_batch() -> None:
     class Liar(Dent):
         @property
         def batch_dependent(self) -> bool:
@@ -116,7 +116,7 @@ def test_what_may_share_is_measured_not_only_declared() -> None:
     assert not make_engine(make("tent-online", make_model())).shares  # stateful
 
 
-def test_what_a_stateful_defense_was_asked_before_does_not_matter() -> None:
+def test_stateful_defense_is_not_affected_by_earlier_requests() -> None:
     victim = make_images(4, seed=5)
 
     async def attack() -> None:
@@ -130,7 +130,7 @@ def test_what_a_stateful_defense_was_asked_before_does_not_matter() -> None:
     asyncio.run(attack())
 
 
-def test_a_randomized_defense_draws_anew_for_every_batch() -> None:
+def test_randomized_defense_uses_a_new_seed_for_every_batch() -> None:
     images = make_images(2)
 
     async def ask() -> None:

@@ -1,4 +1,4 @@
-"""Limits, deadlines, back-pressure and draining, by a clock that tells what it is told."""
+"""Limits, deadlines, back-pressure and draining, with a fake clock."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ from dent.serving.metrics import WINDOW, Metrics
 
 
 class Held(Engine):
-    """Waits for permission before each batch."""
+    """An engine that waits for permission before each batch."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -54,9 +54,9 @@ async def started(engine: Held) -> None:
 
 
 def timed(config: Any = TOGETHER) -> tuple[Clock, Engine]:
-    """A defense of which every forward of n images takes n seconds of its clock."""
+    """Return a clock, and an engine whose forward of n images takes n seconds of that clock."""
     clock = Clock()
-    # A step is a forward that takes twice as long here, for it has a backward.
+    # With gradients a forward takes twice as long, to include the backward.
     model = Slow(clock, make_model(), lambda n: n * (2 if torch.is_grad_enabled() else 1))
     return clock, make_engine(Dent(model, config), clock=clock)
 
@@ -65,7 +65,7 @@ def timed(config: Any = TOGETHER) -> tuple[Clock, Engine]:
     st.integers(1, 300), st.integers(0, 40), st.floats(0.001, 100), st.floats(0, 1e4),
     st.integers(1, 300),
 )  # fmt: skip
-def test_as_many_steps_are_taken_as_fit(
+def test_steps_within_returns_the_most_steps_that_fit_the_budget(
     images: int, most: int, unit: float, budget: float, asked: int
 ) -> None:
     cost = StepCost()
@@ -77,12 +77,12 @@ def test_as_many_steps_are_taken_as_fit(
     assert found == (max(fitting) if fitting else None)
 
 
-def test_costs_are_learnt_by_size() -> None:
+def test_step_costs_are_learned_per_batch_size() -> None:
     cost = StepCost()
     assert cost.seconds(5, 3) == 0
     cost.observe(4, 1, 12.0)  # 1 s for each image and forward
     assert cost.seconds(4, 1) == pytest.approx(1.25 * 12)
-    assert cost.seconds(64, 0) == pytest.approx(1.25 * 64)  # never seen: as the nearest
+    assert cost.seconds(64, 0) == pytest.approx(1.25 * 64)  # no such size yet: uses the nearest
     cost.observe(64, 0, 32.0)
     assert cost.seconds(64, 0) == pytest.approx(1.25 * 32)
     assert cost.seconds(4, 0) == pytest.approx(1.25 * 4)
@@ -91,7 +91,7 @@ def test_costs_are_learnt_by_size() -> None:
     assert cost.seconds(4, 0) == pytest.approx(1.25 * 8, rel=1e-3)
 
 
-def test_a_deadline_takes_fewer_steps_and_says_so() -> None:
+def test_deadline_reduces_the_steps_and_the_answer_reports_it() -> None:
     images = make_images(2)
 
     async def ask() -> None:
@@ -100,7 +100,7 @@ def test_a_deadline_takes_fewer_steps_and_says_so() -> None:
             full = await client.ask(images)
             assert (full["steps"], full["degraded"]) == (5, False)
             assert full["seconds"] == 22  # 2 images, 11 forwards
-            # 3 steps are 14 s by the measure, 17.5 s with the margin; 4 would be 22.5.
+            # Measured, 3 steps take 14 s, and 17.5 s with the margin; 4 would take 22.5 s.
             fewer = await client.ask(images, deadline=20)
             assert (fewer["steps"], fewer["steps_configured"]) == (3, 5)
             assert fewer["degraded"] is True
@@ -110,7 +110,7 @@ def test_a_deadline_takes_fewer_steps_and_says_so() -> None:
             assert torch.equal(logits_of(fewer), expected.logits)
             enough = await client.ask(images, deadline=28)
             assert (enough["steps"], enough["degraded"]) == (5, False)
-            refused = await client.post(npy(images), deadline=7)  # one step: 7.5
+            refused = await client.post(npy(images), deadline=7)  # one step takes 7.5 s
             assert refused.status_code == 504
             assert refused.json()["error"]["code"] == "deadline"
             metrics = await client.metrics()
@@ -121,7 +121,7 @@ def test_a_deadline_takes_fewer_steps_and_says_so() -> None:
     asyncio.run(ask())
 
 
-def test_the_servers_own_deadline_holds_for_whoever_names_none() -> None:
+def test_server_deadline_applies_to_requests_without_their_own() -> None:
     async def ask() -> None:
         clock, engine = timed()
         limits = Limits(deadline=20)
@@ -132,7 +132,7 @@ def test_the_servers_own_deadline_holds_for_whoever_names_none() -> None:
     asyncio.run(ask())
 
 
-def test_an_answer_after_the_deadline_says_so() -> None:
+def test_answer_after_the_deadline_is_marked_late() -> None:
     async def ask() -> None:
         clock, engine = timed()
         async with serving(engine=engine, clock=clock) as client:
@@ -145,7 +145,7 @@ def test_an_answer_after_the_deadline_says_so() -> None:
     asyncio.run(ask())
 
 
-def test_a_defense_without_steps_is_answered_whole_or_not_at_all() -> None:
+def test_defense_without_steps_is_answered_in_full_or_refused() -> None:
     async def ask() -> None:
         clock = Clock()
         model = Slow(clock, make_model(), lambda n: n)
@@ -158,8 +158,8 @@ def test_a_defense_without_steps_is_answered_whole_or_not_at_all() -> None:
     asyncio.run(ask())
 
 
-def test_a_deadline_never_costs_others_their_steps() -> None:
-    """A hurried client is answered alone, however batch-independent the defense is."""
+def test_deadline_of_one_request_does_not_reduce_the_steps_of_others() -> None:
+    """A request with a deadline gets its own batch, even for a batch-independent defense."""
 
     async def ask() -> None:
         clock = Clock()
@@ -187,7 +187,7 @@ def test_a_deadline_never_costs_others_their_steps() -> None:
     asyncio.run(ask())
 
 
-def test_a_full_queue_refuses_and_what_is_inside_is_answered() -> None:
+def test_full_queue_refuses_new_requests_and_answers_accepted_ones() -> None:
     async def ask() -> None:
         engine = held()
         async with serving(engine=engine, limits=Limits(max_requests=3)) as client:
@@ -210,7 +210,7 @@ def test_a_full_queue_refuses_and_what_is_inside_is_answered() -> None:
     asyncio.run(ask())
 
 
-def test_who_waits_too_long_is_refused_and_never_computed() -> None:
+def test_timed_out_and_disconnected_requests_are_never_computed() -> None:
     async def ask() -> None:
         engine = held()
         async with serving(engine=engine, limits=Limits(timeout=0.2)) as client:
@@ -224,7 +224,7 @@ def test_who_waits_too_long_is_refused_and_never_computed() -> None:
             gone.cancel()  # as when a client disconnects
             await asyncio.gather(gone, return_exceptions=True)
             engine.go.release(3)
-            await first  # it was started in time, and so is answered
+            await first  # it started in time
             await client.ask(make_images(4))
             assert engine.sizes == [1, 4]
             assert client.server.admission.inside == 0
@@ -232,7 +232,7 @@ def test_who_waits_too_long_is_refused_and_never_computed() -> None:
     asyncio.run(ask())
 
 
-def test_draining_answers_what_is_inside_and_refuses_what_is_new() -> None:
+def test_draining_answers_accepted_requests_and_refuses_new_ones() -> None:
     async def ask() -> None:
         engine = held()
         async with serving(engine=engine) as client:
@@ -255,7 +255,7 @@ def test_draining_answers_what_is_inside_and_refuses_what_is_new() -> None:
     asyncio.run(ask())
 
 
-def test_batches_are_filled_but_never_beyond_their_limit() -> None:
+def test_requests_are_batched_up_to_the_maximum_batch_size() -> None:
     async def ask() -> None:
         engine = held(ALONE)
         limits = Limits(max_batch_size=5, max_wait=0)
@@ -277,7 +277,7 @@ def test_batches_are_filled_but_never_beyond_their_limit() -> None:
     asyncio.run(ask())
 
 
-def test_drift_is_the_change_of_the_inputs_confidence() -> None:
+def test_drift_is_the_mean_confidence_minus_that_of_the_reference() -> None:
     engine = make_engine(Dent(make_model(), TOGETHER))
     answer = engine.run(make_images(8))
     with torch.no_grad():
@@ -289,7 +289,7 @@ def test_drift_is_the_change_of_the_inputs_confidence() -> None:
     assert metrics.drift() == pytest.approx(sum(expected) / 8 - 0.6, abs=1e-5)
 
 
-def test_without_a_reference_the_first_images_are_one() -> None:
+def test_first_images_become_the_drift_reference_if_none_is_given() -> None:
     engine = make_engine(Dent(make_model(), TOGETHER))
     answer = engine.run(make_images(100))
     metrics = Metrics()

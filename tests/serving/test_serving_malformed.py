@@ -1,4 +1,4 @@
-"""No request, however malformed, is answered with a 500 or brings the server down."""
+"""No malformed request gets a 500 or stops the server."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from dent.serving.requests import decode
 
 LIMITS = Limits(max_batch_size=4, max_body_bytes=60_000)
 EXPECTED = {200, 400, 404, 405, 413, 415, 422, 504}
-"""504 is for the deadlines of nearly nothing among them; 200 for what mutation left whole."""
+"""504 is for requests with a tiny deadline, 200 for requests that a mutation left valid."""
 
 
 async def submit(seeds: range) -> Counter[int]:
@@ -40,7 +40,7 @@ async def submit(seeds: range) -> Counter[int]:
 def check(seeds: range) -> None:
     found = asyncio.run(submit(seeds))
     assert {400, 404, 405, 413, 415, 422} <= {*found}
-    assert found[200] + found[504] < 0.1 * len(seeds)  # they are malformed
+    assert found[200] + found[504] < 0.1 * len(seeds)  # at least 90% must be malformed
 
 
 def test_five_hundred_malformed_requests_are_refused() -> None:
@@ -52,14 +52,14 @@ def test_ten_thousand_malformed_requests_are_refused() -> None:
     check(range(10_000))
 
 
-def test_what_is_no_picture_is_said_without_the_name_of_a_python_object() -> None:
+def test_error_for_an_invalid_png_does_not_show_a_python_object() -> None:
     with pytest.raises(RefusedError) as caught:
         decode("image/png", b"{}", SHAPE, 4)
     assert (caught.value.status, caught.value.message) == (400, "the body is no PNG.")
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/json"])
-def test_a_picture_of_another_kind_is_not_read_whatever_it_is_called(
+def test_postscript_sent_as_another_type_is_refused_without_ghostscript(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))

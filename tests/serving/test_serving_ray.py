@@ -1,4 +1,4 @@
-"""`dent serve` as its own process, on Ray Serve: the API over a socket, and SIGTERM."""
+"""`dent serve` as a process on Ray Serve: the API over HTTP, killed replicas, and SIGTERM."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ LIMIT = 6
 
 
 class Process:
-    """A server that runs, and how to ask it."""
+    """A running server, with methods to send requests to it."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process, self.url = process, url
@@ -74,7 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 
 def printed(process: subprocess.Popen[str]) -> str:
-    """The first JSON document that a process prints; as much as there is if it ends before."""
+    """Return the first JSON document that a process prints, or all output if it ends early."""
     assert process.stdout is not None
     text = ""
     for line in process.stdout:
@@ -84,7 +84,7 @@ def printed(process: subprocess.Popen[str]) -> str:
     return text
 
 
-def test_a_process_serves_what_the_library_answers(server: Process) -> None:
+def test_process_serves_the_same_logits_as_the_library(server: Process) -> None:
     images = make_images(4)
     answer = server.post(npy(images))
     assert answer.status_code == 200, answer.text
@@ -92,7 +92,7 @@ def test_a_process_serves_what_the_library_answers(server: Process) -> None:
     torch.testing.assert_close(logits_of(answer.json()), expected.detach())
 
 
-def test_refusals_keep_their_status_through_the_proxy(server: Process) -> None:
+def test_responses_keep_their_status_through_the_proxy(server: Process) -> None:
     assert server.post(b"no").status_code == 400
     assert server.post(b"0" * 100_001).status_code == 413
     assert server.post(b"no", "text/plain").status_code == 415
@@ -104,7 +104,7 @@ def test_refusals_keep_their_status_through_the_proxy(server: Process) -> None:
     assert "/v1/predict" in server.get("/openapi.json").json()["paths"]
 
 
-def test_metrics_are_those_of_all_replicas(server: Process) -> None:
+def test_metrics_cover_all_replicas(server: Process) -> None:
     text = server.get("/metrics").text
     lines = [line for line in text.splitlines() if line.startswith("dent_batch_images_count")]
     assert len(lines) == REPLICAS
@@ -112,7 +112,7 @@ def test_metrics_are_those_of_all_replicas(server: Process) -> None:
     assert text.count("# TYPE dent_batch_images histogram") == 1
 
 
-def test_too_much_is_refused_with_when_to_return(server: Process) -> None:
+def test_overload_is_refused_with_a_503_and_retry_after(server: Process) -> None:
     with ThreadPoolExecutor(40) as pool:
         answers = [*pool.map(server.post, [npy(make_images(2))] * 40)]
     statuses = [answer.status_code for answer in answers]
@@ -122,7 +122,7 @@ def test_too_much_is_refused_with_when_to_return(server: Process) -> None:
 
 
 def inside(server: Process) -> float:
-    """Requests that the replicas have taken in and not answered."""
+    """Return the number of requests that the replicas have accepted and not yet answered."""
     lines = server.get("/metrics").text.splitlines()
     return sum(
         float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("dent_requests_inside{")
@@ -130,10 +130,10 @@ def inside(server: Process) -> float:
 
 
 def replicas_of(server: Process) -> list[int]:
-    """The replicas' processes, of this server and no other."""
+    """Return the process ids of the replicas of this server only."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if b"ServeReplica:dent" not in (folder / "cmdline").read_bytes():
                 continue
             pid = int(folder.name)
@@ -146,7 +146,9 @@ def replicas_of(server: Process) -> list[int]:
     return found
 
 
-def test_while_no_replica_lives_everything_is_503_with_when_to_return(server: Process) -> None:
+def test_predict_gives_a_503_with_retry_after_until_a_killed_replica_is_back(
+    server: Process,
+) -> None:
     replicas = replicas_of(server)
     assert len(replicas) == REPLICAS
     with ThreadPoolExecutor(4) as pool:
@@ -167,7 +169,7 @@ def test_while_no_replica_lives_everything_is_503_with_when_to_return(server: Pr
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] in ("replica-lost", "no-replica")
         assert int(answer.headers["retry-after"]) >= 1
-    for _ in range(600):  # until the other one is there as well
+    for _ in range(600):  # the tests below need all replicas
         if (
             len(replicas_of(server)) == REPLICAS
             and server.get("/metrics").text.count("dent_requests_inside{") == REPLICAS
@@ -176,13 +178,13 @@ def test_while_no_replica_lives_everything_is_503_with_when_to_return(server: Pr
         time.sleep(0.1)
 
 
-def test_the_token_of_ray_is_its_owners_alone(server: Process) -> None:
+def test_ray_token_is_accessible_only_to_its_owner(server: Process) -> None:
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     assert not token.exists() or token.stat().st_mode & 0o077 == 0
 
 
-def test_sigterm_loses_nothing(server: Process) -> None:
-    """The last test of this module: it stops the server."""
+def test_sigterm_answers_accepted_requests_before_the_server_ends(server: Process) -> None:
+    """Must be the last test of this module, since it stops the server."""
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(server.post, npy(make_images(2))) for _ in range(8)]
         while not (taken_in := inside(server)):
@@ -196,11 +198,11 @@ def test_sigterm_loses_nothing(server: Process) -> None:
                 refused = server.post(npy(make_images(1)))
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             time.sleep(0.05)
-        answers = [each.result() for each in asked]  # none was cut off
+        answers = [each.result() for each in asked]  # raises if a connection was cut off
     answered = [answer for answer in answers if answer.status_code == 200]
     assert len(answered) >= taken_in
     for answer in answers:
-        if answer.status_code != 200:  # it came after the signal
+        if answer.status_code != 200:  # the request came after the signal
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
     assert 503 in seen
     assert server.process.wait(timeout=120) == 0

@@ -1,4 +1,4 @@
-"""A model and a defense that `dent serve` imports, as a user's own."""
+"""A model and a defense that `dent serve` imports like those of a user."""
 
 import time
 
@@ -14,7 +14,7 @@ def model() -> nn.Module:
 
 
 class Slow(Dent):
-    """Sleeps half a second for every batch."""
+    """A defense that sleeps half a second for every batch."""
 
     def predict(self, x: Tensor, adaptation: object) -> Tensor:
         time.sleep(0.5)

@@ -1,7 +1,7 @@
-"""Kills trainings, again and again, and resumes them: `python -m ...kill_harness FOLDER`.
+"""Kill a training repeatedly and resume it: `python -m tests.training.kill_harness FOLDER`.
 
-A process of its own, which loads torch once and forks: every child begins at once, and dies of
-SIGKILL, which no code can catch.
+This is a separate process, which imports torch once and then forks, so that every child starts
+fast. It kills the children with SIGKILL, which no code can catch.
 """
 
 import json
@@ -14,25 +14,26 @@ import time
 from pathlib import Path
 
 import torch
-import torch._dynamo  # accelerate loads it: once here, not in every child
+import torch._dynamo  # accelerate imports it: once here, not in every child
 
 from dent.training import TrainingProgress, accelerator, loop
 from tests.training.subjects import run
 
 BEFORE = (2, 0, 2, 1, 1, 2, 1)
-"""Steps that are taken before each kill; before one, it may be too early to be a sitting."""
+"""Steps before each kill. With 0, the kill may come before a session is recorded."""
 KILLS = len(BEFORE)
 SITTINGS = sum(steps > 0 for steps in BEFORE) + 1
-"""As many are recorded at least."""
+"""The minimum number of recorded sessions."""
 
 
 def once(folder: Path, kill: tuple[int, float] | None) -> bool:
-    """Train in a child; returns whether it was killed.
+    """Train in a child process; return whether it was killed.
 
     Args:
-        folder: Of the training.
-        kill: How many steps the child takes, and how many seconds later it is killed; sooner
-            where it has taken another step by then, so that work is left for the next kill.
+        folder: The folder of the training.
+        kill: The number of steps before the kill, and the seconds from the last of them to the
+            kill; one more step ends the wait, so that work is left for the next kill. None lets
+            the training finish.
     """
     reader, writer = os.pipe()
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""A small training on real images: parts of the bundled sample."""
+"""A small training on real images from the bundled sample."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ MODEL = "resnet-8-1"
 
 
 def halves() -> tuple[ImageDataset, ImageDataset]:
-    """192 images to train on, and 64 others."""
+    """Return 192 images for training, and 64 others to measure accuracy on."""
     sample = data.load("cifar10-sample")
     return sample.subset(range(192)), sample.subset(range(192, 256))
 

@@ -1,4 +1,4 @@
-"""The model card: what it says is what the weights do."""
+"""The model card describes what its weights do."""
 
 import hashlib
 import json
@@ -31,9 +31,7 @@ def card(trained: TrainingResult) -> dict[str, object]:
     return json.loads(write_card(trained, halves()[1], CPU, SMALL).read_text())  # type: ignore[no-any-return]
 
 
-def test_it_names_the_weights_it_describes(
-    trained: TrainingResult, card: dict[str, object]
-) -> None:
+def test_the_card_identifies_its_weights(trained: TrainingResult, card: dict[str, object]) -> None:
     content = trained.best.read_bytes()
     assert card["weights"] == {
         "file": "best.safetensors",
@@ -46,7 +44,7 @@ def test_it_names_the_weights_it_describes(
     assert card["best_epoch"] == trained.best_epoch
 
 
-def test_natural_accuracy_is_of_the_images_that_were_not_watched(
+def test_accuracies_are_measured_on_images_that_were_not_watched(
     trained: TrainingResult, card: dict[str, object]
 ) -> None:
     natural, same, robust = card["accuracies"]  # type: ignore[misc]
@@ -56,13 +54,13 @@ def test_natural_accuracy_is_of_the_images_that_were_not_watched(
         right = (model(x).argmax(1) == y).sum()
     assert (natural["correct"], natural["total"]) == (int(right), 32)
     assert (robust["total"], robust["threat"], robust["attack"]) == (8, "linf 8/255", "PGD-20")
-    # On the same images: what is robust is right by itself.
+    # On the same images, robust accuracy is at most clean accuracy.
     assert (same["total"], same["threat"]) == (8, None)
     assert same["correct"] == int((model(x[:8]).argmax(1) == y[:8]).sum())
     assert robust["correct"] <= same["correct"]
 
 
-def test_autoattack_stands_beside_pgd_on_the_same_images(
+def test_autoattack_and_pgd_are_reported_on_the_same_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run(tmp_path / "run", fast(epochs=1))
@@ -84,7 +82,9 @@ def test_autoattack_stands_beside_pgd_on_the_same_images(
         assert all(correct <= natural for correct in attacked)
 
 
-def test_the_page_says_the_same(trained: TrainingResult, card: dict[str, object]) -> None:
+def test_the_card_page_gives_the_values_of_the_card(
+    trained: TrainingResult, card: dict[str, object]
+) -> None:
     page = (trained.folder / "card.md").read_text()
     for found in card["accuracies"]:  # type: ignore[attr-defined]
         assert f"({found['correct']}/{found['total']})" in page
@@ -92,19 +92,19 @@ def test_the_page_says_the_same(trained: TrainingResult, card: dict[str, object]
     assert card["data"]["digest"] in page  # type: ignore[index]
 
 
-def test_more_images_than_there_are_unwatched_are_refused(trained: TrainingResult) -> None:
+def test_measuring_more_images_than_are_unwatched_is_refused(trained: TrainingResult) -> None:
     with pytest.raises(ConfigError, match="has 32 images apart from the 32 watched ones"):
         write_card(trained, halves()[1], CPU, Measured(pgd=33, autoattack=0))
 
 
-def test_nominal_models_are_measured_at_a_small_radius(tmp_path: Path) -> None:
+def test_nominal_models_are_attacked_with_a_small_eps(tmp_path: Path) -> None:
     result = run(tmp_path / "run", fast(None, epochs=1))
     card = json.loads(write_card(result, halves()[1], CPU, SMALL).read_text())
     assert card["threat"] is None
     assert card["accuracies"][2]["threat"] == "linf 1.5/255"
 
 
-def test_shipping_copies_what_the_card_describes(
+def test_shipping_copies_the_weights_and_accuracies_of_the_card(
     trained: TrainingResult, card: dict[str, object], tmp_path: Path
 ) -> None:
     path = ship(trained.folder, "tiny", tmp_path)
@@ -116,7 +116,7 @@ def test_shipping_copies_what_the_card_describes(
     assert "# tiny" in (tmp_path / "tiny.card.md").read_text()
 
 
-def test_half_precision_is_measured_and_shipped(
+def test_half_precision_weights_are_measured_and_shipped(
     trained: TrainingResult, card: dict[str, Any], tmp_path: Path
 ) -> None:
     test = halves()[1]
@@ -137,7 +137,7 @@ def test_half_precision_is_measured_and_shipped(
         assert half["accuracies"][0]["correct"] == int((rounded(x).argmax(1) == y).sum())
 
 
-def test_weights_that_are_not_the_cards_are_not_shipped(
+def test_weights_that_do_not_match_their_card_are_not_shipped(
     trained: TrainingResult, card: dict[str, object], tmp_path: Path
 ) -> None:
     assert card
@@ -153,8 +153,8 @@ def test_weights_that_are_not_the_cards_are_not_shipped(
         ship(tmp_path, "tiny", tmp_path / "out")
 
 
-def test_the_hub_reads_the_front_matter_of_shipped_cards() -> None:
-    """Oracle: a reader of YAML. To write a page anew: `card_page.page(card, terms=TERMS)`."""
+def test_front_matter_of_shipped_cards_is_yaml_with_the_values_of_the_card() -> None:
+    """Oracle: a YAML parser. To update a page: `card_page.page(card, terms=TERMS)`."""
     cards = sorted(SHIPPED.glob("*.card.json"))
     assert cards
     for file in cards:
@@ -175,7 +175,9 @@ def test_the_hub_reads_the_front_matter_of_shipped_cards() -> None:
         assert len({m["name"] for m in result["metrics"]}) == len(card["accuracies"])
 
 
-def test_a_card_of_ones_own_states_no_terms(trained: TrainingResult, card: dict[str, Any]) -> None:
+def test_the_card_of_a_user_model_states_no_license(
+    trained: TrainingResult, card: dict[str, Any]
+) -> None:
     front = yaml.safe_load((trained.folder / "card.md").read_text().split("---\n", 2)[1])
     assert "license" not in front
     assert front["model-index"][0]["name"] == card["name"]

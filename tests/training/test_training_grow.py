@@ -1,4 +1,4 @@
-"""A grown net gives the logits of the small one, and its copies can move apart."""
+"""A grown net has the logits of the small net, and training makes its copied channels differ."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ from tests.models.test_models_residual import with_lived_in_statistics
     size=st.integers(8, 13),
     seed=st.integers(0, 99),
 )
-def test_it_has_the_logits_of_the_small_net(
+def test_a_grown_net_has_the_logits_of_the_small_net(
     depth: int, width: int, deeper: int, wider: int, classes: int, size: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def test_it_has_the_logits_of_the_small_net(
     torch.testing.assert_close(large(x), small(x), rtol=0, atol=1e-10)
 
 
-def test_training_moves_the_copies_of_a_channel_apart() -> None:
+def test_training_makes_the_copies_of_a_channel_differ() -> None:
     torch.manual_seed(0)
     small = models.load("resnet-14-2-linf")
     assert isinstance(small, ResNet)
@@ -65,12 +65,12 @@ def test_training_moves_the_copies_of_a_channel_apart() -> None:
     ("small", "large"),
     [("resnet-14-2", "resnet-8-4"), ("resnet-14-4", "resnet-14-2"), ("resnet-8-1", "resnet-14-2")],
 )
-def test_what_cannot_grow_is_refused(small: str, large: str) -> None:
+def test_growing_into_an_incompatible_architecture_is_refused(small: str, large: str) -> None:
     with pytest.raises(ConfigError, match=f"{small} cannot grow into {large}: expected"):
         grow(models.resnet(small), large)
 
 
-def test_the_command_writes_weights_that_training_starts_from(tmp_path: Path) -> None:
+def test_the_grow_command_writes_weights_with_the_same_logits(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dent.training.grow"]
     target = tmp_path / "grown.safetensors"
     subprocess.run([*command, "resnet-14-2-linf", "resnet-14-3", str(target)], check=True)

@@ -1,4 +1,4 @@
-"""What is watched while training, and what happens when it collapses."""
+"""The accuracies that training watches, and the stop after catastrophic overfitting."""
 
 import warnings
 from pathlib import Path
@@ -16,7 +16,7 @@ from dent.training.watch import Watched, collapsed, measure
 from tests.training.subjects import MODEL, fast, halves, run
 
 
-def test_a_collapse_stops_training_and_keeps_the_best(
+def test_catastrophic_overfitting_stops_training_and_keeps_the_best_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     robust = iter([10, 14, 3, 20])
@@ -28,12 +28,14 @@ def test_a_collapse_stops_training_and_keeps_the_best(
     assert [line["catastrophic_overfitting"] for line in result.metrics] == [False, False, True]
     best, last = load_file(result.best), load_file(result.last)
     assert any(not torch.equal(best[name], last[name]) for name in best)
-    # Asked for again, it says so again and does not go on.
+    # A second run warns again and does not train further.
     with pytest.warns(CatastrophicOverfittingWarning):
         assert run(tmp_path / "run", fast(epochs=4)).best_epoch == 2
 
 
-def test_no_collapse_without_a_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_fall_of_robust_accuracy_does_not_stop_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     robust = iter([10, 8, 12])
     monkeypatch.setattr(loop, "measure", lambda *_, **__: Watched(32, 20, next(robust)))
     with warnings.catch_warnings():
@@ -46,11 +48,13 @@ def test_no_collapse_without_a_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("robust", "best", "expected"),
     [(0, 200, True), (99, 200, True), (100, 200, False), (0, 5, False), (0, -1, False)],
 )
-def test_a_collapse_is_half_the_best_and_not_chance(robust: int, best: int, expected: bool) -> None:
+def test_a_collapse_is_less_than_half_of_a_best_accuracy_above_noise(
+    robust: int, best: int, expected: bool
+) -> None:
     assert collapsed(robust, best, 512) is expected
 
 
-def test_measuring_counts_what_a_loop_counts_and_leaves_the_model_alone() -> None:
+def test_measure_matches_a_direct_count_and_does_not_change_the_model() -> None:
     torch.manual_seed(0)
     model = models.build(MODEL, 10).train()
     images, _ = halves()
@@ -68,6 +72,6 @@ def test_measuring_counts_what_a_loop_counts_and_leaves_the_model_alone() -> Non
     assert 0 <= found.robust <= found.natural
 
 
-def test_a_diverging_training_says_so(tmp_path: Path) -> None:
+def test_a_diverging_training_ends_with_an_error(tmp_path: Path) -> None:
     with pytest.raises(DentError, match=r"the loss became .* lower the learning rate"):
         run(tmp_path / "run", fast(None, lr=1e8, ema=0.0))

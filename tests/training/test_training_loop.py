@@ -1,4 +1,4 @@
-"""What a training passes over, and with which steps."""
+"""The images of each epoch, and the learning rate and averaging of each step."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -15,7 +15,7 @@ from tests.training.subjects import MODEL, fast, halves
 
 
 class Noting(ImageDataset):
-    """Another dataset, and which of its images were asked for."""
+    """A wrapper of a dataset that records the requested positions."""
 
     def __init__(self, inner: ImageDataset) -> None:
         self.inner, self.asked = inner, list[list[int]]()
@@ -30,7 +30,7 @@ class Noting(ImageDataset):
         return self.inner.batch(indices)
 
 
-def test_every_epoch_sees_every_image_once_in_another_order(tmp_path: Path) -> None:
+def test_every_epoch_sees_every_image_once_in_a_different_order(tmp_path: Path) -> None:
     images, watch = halves()
     noting = Noting(images)
     recipe = fast(None, epochs=2, batch_size=32)
@@ -43,7 +43,7 @@ def test_every_epoch_sees_every_image_once_in_another_order(tmp_path: Path) -> N
     assert first != sorted(first)
 
 
-def test_each_step_has_the_learning_rate_of_its_schedule_and_moves_the_average(
+def test_each_step_uses_the_scheduled_learning_rate_and_updates_the_average(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""The loss of a step, against the same written out by hand."""
+"""The training losses, compared with the same computations written out."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ Seen = list[Tensor]
 
 @pytest.fixture
 def seen(model: nn.Module) -> Seen:
-    """The batches that update running statistics: what the model is trained on."""
+    """Record the batches that update running statistics: those that the model is trained on."""
     found: Seen = []
 
     def look(_: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -44,7 +44,7 @@ def seen(model: nn.Module) -> Seen:
     return found
 
 
-def test_nominal_is_cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+def test_the_nominal_loss_is_cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     loss, correct = training_loss(model, x, y, named("nominal"))
     logits = model(x)
@@ -52,7 +52,7 @@ def test_nominal_is_cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]
     assert int(correct) == int((logits.argmax(1) == y).sum())
 
 
-def test_one_noisy_step_is_the_papers_algorithm(
+def test_the_fast_loss_matches_the_n_fgsm_algorithm_of_the_paper(
     model: nn.Module, batch: tuple[Tensor, Tensor], seen: Seen
 ) -> None:
     x, y = batch
@@ -73,7 +73,7 @@ def test_one_noisy_step_is_the_papers_algorithm(
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("method", ["adversarial", "trades"])
-def test_inner_attacks_stay_inside_and_gain(
+def test_inner_attacks_stay_in_the_threat_model_and_increase_the_loss(
     model: nn.Module, batch: tuple[Tensor, Tensor], seen: Seen, norm: str, method: str
 ) -> None:
     x, y = batch
@@ -87,7 +87,7 @@ def test_inner_attacks_stay_inside_and_gain(
     assert loss > natural
 
 
-def test_trades_is_natural_loss_plus_the_divergence(
+def test_the_trades_loss_is_the_natural_loss_plus_beta_times_the_divergence(
     model: nn.Module, batch: tuple[Tensor, Tensor], seen: Seen
 ) -> None:
     x, y = batch
@@ -99,7 +99,7 @@ def test_trades_is_natural_loss_plus_the_divergence(
     torch.testing.assert_close(loss, F.cross_entropy(model(x), y) + 3.0 * divergence)
 
 
-def test_the_attack_of_trades_sees_the_model_in_eval_mode(
+def test_the_trades_attack_runs_the_model_in_eval_mode(
     model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     modes: list[bool] = []
@@ -110,7 +110,7 @@ def test_the_attack_of_trades_sees_the_model_in_eval_mode(
 
 
 @pytest.mark.parametrize("recipe", ["fast-linf", "fast-l2", "adversarial-linf"])
-def test_only_what_is_trained_on_enters_the_running_statistics(
+def test_only_the_images_of_the_loss_update_the_running_statistics(
     model: nn.Module, batch: tuple[Tensor, Tensor], seen: Seen, recipe: str
 ) -> None:
     training_loss(model, *batch, named(recipe))
@@ -126,14 +126,14 @@ def test_only_what_is_trained_on_enters_the_running_statistics(
         torch.testing.assert_close(buffer, after[name])
 
 
-def test_statistics_are_tracked_again_after_an_error(model: nn.Module) -> None:
+def test_running_statistics_are_tracked_again_after_an_error(model: nn.Module) -> None:
     with pytest.raises(RuntimeError), batch_statistics(model):
         raise RuntimeError
     assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 @given(scale=st.floats(0.1, 20), seed=st.integers(0, 100))
-def test_projected_steps_never_leave_the_ball(scale: float, seed: int) -> None:
+def test_projected_steps_stay_in_the_threat_model(scale: float, seed: int) -> None:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     x, y = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])

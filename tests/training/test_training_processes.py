@@ -1,4 +1,4 @@
-"""Several processes that share each batch, as on several GPUs; here on the CPU."""
+"""Training with several processes that share each batch, as on several GPUs; here on the CPU."""
 
 import json
 import subprocess

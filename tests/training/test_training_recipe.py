@@ -1,4 +1,4 @@
-"""Recipes: the paper's figures, learning rates against torch's schedulers, and refusals."""
+"""Recipes: the paper's settings, learning rates compared with torch's schedulers, and errors."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from dent.errors import ConfigError, UnknownNameError
 from dent.training import RECIPES, Recipe, named
 
 
-def test_nominal_training_is_the_papers() -> None:
+def test_the_nominal_recipe_has_the_settings_of_the_paper() -> None:
     recipe = named("nominal")
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (200, 128, 0.1)
     assert (recipe.weight_decay, recipe.momentum, recipe.schedule) == (5e-4, 0.9, "cosine")
@@ -21,7 +21,7 @@ def test_nominal_training_is_the_papers() -> None:
 
 @pytest.mark.parametrize("method", ["adversarial", "trades"])
 @pytest.mark.parametrize(("norm", "eps", "step"), [("linf", 8 / 255, 2 / 255), ("l2", 0.5, 0.1)])
-def test_adversarial_training_is_the_papers(
+def test_the_adversarial_recipes_have_the_settings_of_the_paper(
     method: str, norm: str, eps: float, step: float
 ) -> None:
     recipe = named(method, norm)
@@ -31,7 +31,7 @@ def test_adversarial_training_is_the_papers(
     assert recipe.step_length == pytest.approx(step)
 
 
-def test_families_and_full_names() -> None:
+def test_recipes_are_found_by_family_and_by_full_name() -> None:
     assert named("fast").method == "nominal"
     assert named("fast", "l2") == RECIPES["fast-l2"]
     assert named("trades") == RECIPES["trades-linf"]
@@ -39,12 +39,12 @@ def test_families_and_full_names() -> None:
     assert named("fast-linf", lr=None).lr == RECIPES["fast-linf"].lr
 
 
-def test_every_recipe_survives_json() -> None:
+def test_every_recipe_survives_a_json_round_trip() -> None:
     for recipe in RECIPES.values():
         assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_the_cosine_is_torchs_by_epoch() -> None:
+def test_the_cosine_schedule_matches_torch_at_every_epoch() -> None:
     recipe = named("nominal", epochs=7)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=recipe.lr)
@@ -63,7 +63,9 @@ def test_the_cosine_is_torchs_by_epoch() -> None:
     per_epoch=st.integers(1, 50),
     warmup=st.floats(0.01, 0.99),
 )
-def test_one_cycle_rises_once_and_falls_once(epochs: int, per_epoch: int, warmup: float) -> None:
+def test_the_one_cycle_schedule_rises_once_and_then_falls_once(
+    epochs: int, per_epoch: int, warmup: float
+) -> None:
     recipe = named("fast", epochs=epochs, warmup=warmup)
     rates = [recipe.learning_rate(step, per_epoch) for step in range(epochs * per_epoch)]
     assert all(0 < rate <= recipe.lr * (1 + 1e-9) for rate in rates)
@@ -94,13 +96,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
-def test_impossible_recipes_are_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_recipes_are_refused(change: dict[str, Any], message: str) -> None:
     fields = RECIPES["fast-linf"].to_dict() | change
     with pytest.raises(ConfigError, match=message):
         Recipe(**fields)
 
 
-def test_unknown_names_get_a_suggestion() -> None:
+def test_unknown_names_get_a_suggestion_and_conflicting_norms_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'trades'"):
         named("tradse")
     with pytest.raises(ConfigError, match="trains against linf, not against l2"):

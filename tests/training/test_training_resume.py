@@ -1,4 +1,4 @@
-"""A training that was killed ends with the very weights of one that was not."""
+"""A killed and resumed training ends with the same weights as an uninterrupted one."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     )
 
 
-def test_killed_trainings_end_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_training_killed_repeatedly_ends_with_the_same_weights(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tests.training.kill_harness", str(tmp_path)],
         cwd=Path(__file__).parents[2],
@@ -57,7 +57,7 @@ def stop_at(step: int) -> Any:
     return report
 
 
-def test_an_interruption_within_an_epoch_changes_nothing(
+def test_interruptions_within_an_epoch_do_not_change_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
@@ -70,7 +70,7 @@ def test_an_interruption_within_an_epoch_changes_nothing(
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
-def test_a_line_of_an_epoch_that_is_trained_again_is_dropped(tmp_path: Path) -> None:
+def test_the_metrics_line_of_an_epoch_that_is_repeated_is_dropped(tmp_path: Path) -> None:
     recipe = fast(None, epochs=2)
     run(tmp_path / "whole", recipe)
     with pytest.raises(StopError):
@@ -81,7 +81,9 @@ def test_a_line_of_an_epoch_that_is_trained_again_is_dropped(tmp_path: Path) -> 
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
-def test_a_finished_training_is_left_as_it_is(tmp_path: Path) -> None:
+def test_running_a_finished_training_again_takes_no_steps_and_keeps_its_files(
+    tmp_path: Path,
+) -> None:
     recipe = fast(None, epochs=1)
     first = run(tmp_path / "run", recipe)
     before = outcome(first.folder)
@@ -91,22 +93,22 @@ def test_a_finished_training_is_left_as_it_is(tmp_path: Path) -> None:
     assert outcome(again.folder) == before
 
 
-def test_another_training_in_the_folder_is_refused_field_by_field(tmp_path: Path) -> None:
+def test_a_folder_of_another_training_is_refused_with_all_differences(tmp_path: Path) -> None:
     run(tmp_path / "run", fast(None, epochs=1))
     before = outcome(tmp_path / "run")
     with pytest.raises(SpecMismatchError, match=r"recipe\.lr: the folder has 0\.2") as caught:
         run(tmp_path / "run", fast(None, epochs=1, lr=0.1), seed=1)
-    assert len(caught.value.differences) == 3  # the learning rate, the seed, and the weights of it
+    assert len(caught.value.differences) == 3  # learning rate, seed and initial weights
     assert outcome(tmp_path / "run") == before
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_unrelated_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RecordError, match="holds other files"):
         run(tmp_path, fast(None, epochs=1))
 
 
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_locked_by_another_process_is_refused(tmp_path: Path) -> None:
     with FolderLock(tmp_path), pytest.raises(LockedError, match="another process"):
         run(tmp_path, fast(None, epochs=1))
 
@@ -131,7 +133,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "b", fast(None, epochs=1), seed=1)
 
 
-def test_wrong_arguments_leave_no_folder(tmp_path: Path) -> None:
+def test_invalid_arguments_leave_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only 192 images to train on, not 500"):
         run(tmp_path / "run", n=500)
     with pytest.raises(WeightsError, match="no weights file"):
