@@ -74,7 +74,7 @@ def test_workflows_refer_to_jobs_and_files_that_exist() -> None:
         jobs = workflow(name)["jobs"]
         for job in jobs.values():
             needed = job.get("needs", [])
-            assert {needed} if isinstance(needed, str) else set(needed) <= jobs.keys()
+            assert ({needed} if isinstance(needed, str) else set(needed)) <= jobs.keys()
             if "uses" in job:
                 assert (ROOT / job["uses"]).is_file()
         for script in re.findall(r"(?:python|\S/python) (\S+\.py)", (WORKFLOWS / name).read_text()):

@@ -251,6 +251,6 @@ def test_planned_passes_grow_with_the_number_of_published_batches() -> None:
 def test_modules_of_dent_attacks_do_not_call_backward() -> None:
     # `backward` writes into the .grad of the model. `torch.autograd.grad` does not.
     package = Path(sys.modules["dent.attacks"].__file__ or "").parent
-    for source in package.glob("*.py"):
+    for source in package.rglob("*.py"):
         code = [line.split("#")[0] for line in source.read_text().splitlines()]
         assert not any(".backward(" in line and "`" not in line for line in code), source

@@ -105,16 +105,15 @@ def test_random_starts_fill_the_ball_uniformly() -> None:
 
 def test_pgd_keeps_the_best_restart_per_member_if_members_are_independent() -> None:
     # Each restart fools other members, and all of them must count.
-    model, x = linear(seed=3), small_images(12)
+    model, x = linear(seed=7), small_images(12)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
-    threat = ThreatModel("linf", 0.03)
-    attack = PGD(iterations=2, step=0.2, restarts=1)
-    alone = [attack(model, x, y, threat, seed=seed).fooled for seed in range(4)]
-    many = PGD(iterations=2, step=0.2, restarts=6)(model, x, y, threat, seed=0)
-    assert (many.fooled | ~alone[0]).all()  # the first restart is the same
-    assert many.fooled.sum() >= max(int(claimed.sum()) for claimed in alone[:1])
-    assert 0 < many.fooled.sum() < 12
+    threat = ThreatModel("linf", 0.06)
+    attack = PGD(iterations=1, step=0.2, restarts=1)
+    alone = attack(model, x, y, threat, seed=0).fooled
+    many = PGD(iterations=1, step=0.2, restarts=6)(model, x, y, threat, seed=0)
+    assert (many.fooled | ~alone).all()  # the first restart is the same
+    assert 0 < int(alone.sum()) < int(many.fooled.sum()) < 12
 
 
 def test_pgd_returns_the_worst_whole_batch_if_batch_dependent() -> None:

@@ -152,7 +152,7 @@ def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> Non
     other = dent(*asked, "--seed", "1")
     assert other.code == 2
     assert "settings.seed" in other.err
-    assert "At most" not in other.err
+    assert "About" not in other.err
 
 
 def test_verify_runs_code_named_by_a_record_only_with_allow_code(dent: Run) -> None:

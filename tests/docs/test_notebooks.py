@@ -53,11 +53,12 @@ def test_the_cells_of_a_notebook_run_in_plain_python(
     monkeypatch.chdir(tmp_path)
     module = ModuleType("cells")
     monkeypatch.setitem(sys.modules, "cells", module)
-    file = FOLDER / f"{name}.ipynb"
+    file, ran = FOLDER / f"{name}.ipynb", 0
     for cell in nbformat.read(file, as_version=4).cells:
         if cell.cell_type == "code" and not cell.source.startswith("%"):
             exec(compile(cell.source, f"{file}:{cell.id}", "exec"), vars(module))  # noqa: S102
-    assert vars(module)
+            ran += 1
+    assert ran >= 2
 
 
 def test_the_badge_opens_colab_on_the_published_site(

@@ -378,8 +378,6 @@ def test_a_declared_batch_dependent_defense_is_scored_per_batch(defense: type[Id
     out = evaluate(subject(defense), Settings(n=BATCH, batch_size=BATCH, until="end"))
     found = out.defenses["it"]
     assert found.worst.unit == "batch"
-    assert found.verdict is not None
-    assert found.verdict.ruling != "robust gain"
 
 
 def test_a_stopped_run_can_be_verified_and_resumed(folder: Path) -> None:

@@ -166,4 +166,3 @@ def test_line_of_returns_one_line_of_canonical_json() -> None:
     line = line_of(make_record(3))
     assert line.count(b"\n") == 1
     assert b" " not in line
-    assert b"NaN" not in line

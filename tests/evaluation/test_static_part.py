@@ -73,9 +73,19 @@ def test_resumed_run_accepts_static_records_and_completes(source: Path, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(subject(Shifted), SETTINGS, out=out, progress=stop)
+    begun = load_run(out).records
     evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)
     evaluate(subject(Shifted), SETTINGS, out=out, static_from=source)  # nothing is missing anymore
-    assert load_run(out).result.status == "complete"
+    resumed, original = load_run(out), load_run(source).records
+    assert resumed.result.status == "complete"
+    copied = [
+        key
+        for key, record in resumed.records.items()
+        if record.defense == STATIC and key not in begun
+    ]
+    assert copied
+    for key in copied:  # even the times are equal: they were not computed again
+        assert resumed.records[key] == original[key]
 
 
 @pytest.mark.parametrize(
