@@ -99,7 +99,7 @@ def test_second_attack_reuses_the_result_and_is_bit_identical() -> None:
     first, asked = run(model)
     before = model.calls
     second, kept = run(model)
-    assert model.calls - before == 3  # labels of the batch, natural images, random start
+    assert model.calls - before == 2  # labels of the batch, and the natural images
     assert torch.equal(first, second)
     assert kept.done == asked.done == StaticAscent(iterations=5).passes()
     assert torch.equal(kept.gradients, asked.gradients)
@@ -190,7 +190,7 @@ def test_results_in_files_are_bit_identical_for_another_process(tmp_path: Path) 
     before = model.calls
     with kept_in(tmp_path / "other", tmp_path / "mine"):
         second, kept = run(model, rank=2)
-    assert model.calls - before == 3  # labels of the batch, natural images, random start
+    assert model.calls - before == 2  # labels of the batch, and the natural images
     assert torch.equal(first, second)
     assert (kept.done, kept.non_finite) == (asked.done, asked.non_finite)
     assert torch.equal(kept.gradients, asked.gradients)
@@ -209,7 +209,7 @@ def test_results_kept_earlier_in_memory_are_also_written_to_files(tmp_path: Path
     before = model.calls
     with kept_in(tmp_path):
         assert torch.equal(run(model)[0], first)
-    assert model.calls - before == 3  # labels of the batch, natural images, random start
+    assert model.calls - before == 2  # labels of the batch, and the natural images
 
 
 def test_result_of_a_damaged_file_is_computed_and_written_again(tmp_path: Path) -> None:

@@ -19,14 +19,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dent.adaptation.random_state import global_draws, kept_generators
 from dent.attacks.adaptive.apgd import apgd, random_start
 from dent.attacks.adaptive.objectives import Aim, mean_of
 from dent.attacks.history import Recorder
 from dent.attacks.losses import LossName, loss_named, runner_up
-from dent.attacks.protocol import as_queried
 from dent.attacks.querier import Queries
 from dent.storage.disk import is_there, read, write_atomically, writing
 from dent.storage.errors import RecordError
@@ -42,6 +41,8 @@ _KEPT_BYTES: Final = 2**29
 """Largest size of all images kept in memory, in bytes."""
 _LARGEST: Final = 2**32
 """Largest size of a file that is read, in bytes."""
+_SETTING: Final = (bool, float, str)
+"""Not integers, because a module may count its calls."""
 _DAMAGED: Final = (RuntimeError, ValueError, TypeError, LookupError, EOFError, UnpicklingError)
 """Errors of torch.load, or of its content, for a damaged file."""
 
@@ -82,7 +83,7 @@ class StaticAscent:
             threat: The threat model.
         """
         logits = [target(target.natural, view=model) for model in models]
-        key = self._key(target, [*logits, *self._on_start(target, models, threat)], threat)
+        key = self._key(target, models, logits, threat)
         found = _KEPT.get(key) or _read(key, target)
         if found is None:
             before = global_draws(target.labels.device)
@@ -126,29 +127,44 @@ class StaticAscent:
             recorder,
         )
 
-    @torch.no_grad()
-    def _on_start(
-        self, target: Querier, models: Sequence[View], threat: ThreatModel
-    ) -> list[Tensor]:
-        """Return the models' logits on the random start, which is not an 8-bit image.
-
-        On 8-bit images, a model that rounds its input has the logits of one that does not.
-        """
-        start = random_start(target.natural, threat, self._draws(target))
-        return [model(as_queried(start)) for model in models]
-
     def _draws(self, target: Querier) -> torch.Generator:
         text = f"{target.shared_seed}:{self.rank}:{self.restart}"
         digest = hashlib.sha256(text.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def _key(self, target: Querier, logits: Sequence[Tensor], threat: ThreatModel) -> bytes:
-        """Return a hash of the inputs to the ascent. The models' logits represent the models."""
-        digest = hashlib.sha256(repr((astuple(self), threat, target.shared_seed)).encode())
+    def _key(
+        self, target: Querier, models: Sequence[View], logits: Sequence[Tensor], threat: ThreatModel
+    ) -> bytes:
+        """Return a hash of the inputs to the ascent.
+
+        The models' logits and structure represent the models. Logits are not enough: on 8-bit
+        images, a model that rounds its input has the logits of one that does not.
+        """
+        described = [_structure(model) for model in models]
+        inputs = (astuple(self), threat, target.shared_seed, described)
+        digest = hashlib.sha256(repr(inputs).encode())
         for tensor in (target.natural, target.labels, *logits):
             digest.update(repr((tensor.shape, tensor.dtype, tensor.device)).encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()
+
+
+def _structure(model: View) -> list[object]:
+    """Return the names and classes of a model's modules, and their attributes that are settings."""
+    if not isinstance(model, nn.Module):
+        return [_class_of(model)]
+    return [
+        (
+            name,
+            _class_of(module),
+            sorted((key, repr(v)) for key, v in vars(module).items() if isinstance(v, _SETTING)),
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+def _class_of(model: object) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 @dataclass(frozen=True)
