@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from dent import data, models
 from dent.attacks import Attack, Outcome, Querier, make
 from dent.errors import UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
+from dent.evaluation.subject import SURROGATES
 from dent.evaluation.suites import (
     BUDGETS,
     DYNAMIC,
@@ -210,3 +212,12 @@ def test_every_suite_version_has_its_own_name() -> None:
     assert name_of(max(VERSIONS)) == "dynamic"
     for name in SUITES:
         assert {member.name for member in members(name)}
+
+
+def test_surrogates_are_the_three_small_bundled_models_except_the_evaluated_one() -> None:
+    """A model that the package bundles later must not change the results of the suite."""
+    dataset = data.load("cifar10-sample")
+    for name in ("resnet-14-2-linf", "resnet18-nominal"):
+        model = models.load(name)
+        subject = Subject(model, dataset, {}, [], ThreatModel("linf", "8/255"))
+        assert subject.surrogates().keys() == SURROGATES - {name}

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from torch import nn
 
@@ -32,6 +33,10 @@ from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
 from dent.support.devices import device_of
 from dent.threat import ThreatModel
+
+
+SURROGATES: Final = frozenset({"resnet-14-2-l2", "resnet-14-2-linf", "resnet-14-2-nominal"})
+"""The bundled models to transfer attacks from. More would change the results of the suite."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Subject:
         return static | defenses
 
     def surrogates(self) -> dict[str, nn.Module]:
-        """Return the bundled models with the dataset's classes, to transfer attacks from.
+        """Return the models of `SURROGATES` with the dataset's classes, to transfer attacks from.
 
         They are on the device of the static model. The static model itself is left out, because
         attacks have it anyway.
@@ -89,7 +94,8 @@ class Subject:
         own_digest = weights_digest(self.model)
         models: dict[str, nn.Module] = {}
         for card in source.cards():
-            if classes_of(card.dataset) != tuple(self.dataset.classes):
+            has_classes = classes_of(card.dataset) == tuple(self.dataset.classes)
+            if card.name not in SURROGATES or not has_classes:
                 continue
             model = source.load(card.name).eval().requires_grad_(requires_grad=False)
             if weights_digest(model) != own_digest:
