@@ -19,7 +19,6 @@ import dent.data
 from dent.data import file_digests, image_folder
 from dent.data.image_folder import ImageFolderDataset
 from dent.errors import DataError, DataWarning, InputError, UnknownNameError
-
 from tests.unlisted import deny
 
 from .images import CLASSES, lay_images, picture
