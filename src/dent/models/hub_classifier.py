@@ -5,16 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dent.errors import UnsupportedModelError
 from dent.models.normalize import Normalize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SIDE: Final = 1031  # side of the test images: no model has this size, and no crop pads them
 _FLAT: Final = 1e-4
