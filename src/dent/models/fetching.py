@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dent.errors import WeightsError
+from dent.support.plural import counted
 
 ROOT_VARIABLE: Final = "DENT_MODELS"
 _SECONDS: Final = 20.0
@@ -97,4 +98,4 @@ def fetch_url(url: str, path: Path) -> None:
             arrived += file.write(chunk)
         expected = answer.headers.get("Content-Length")
     if expected is not None and arrived != int(expected):
-        raise ConnectionError(f"only {arrived} of {expected} bytes arrived")
+        raise ConnectionError(f"only {arrived} of {counted(int(expected), 'byte')} arrived")
