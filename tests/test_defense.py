@@ -1,5 +1,6 @@
 """`Dent` as a wrapper: gradient modes, threads, `disabled`, and refused arguments."""
 
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dent.adaptation.random_state import global_draws
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError, InputError, UnknownNameError, UnsupportedModelError
@@ -221,6 +224,38 @@ def test_with_a_random_model_predict_changes_the_random_state_but_adapt_does_not
     assert not torch.equal(defense.predict(x, adaptation), first)
     torch.set_rng_state(before)
     assert torch.equal(defense.predict(x, adaptation), first)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, np.random.randn])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_adapt_does_not_change_the_random_state_of_python_or_numpy(
+    draw: Callable[[], float], differentiable: bool, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    class Draws(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0.1 * float(draw())
+
+    defense = Dent(Draws(tiny_cnn), BATCH)
+    before = global_draws(x.device)
+    adaptation = defense.adapt(x, differentiable=differentiable)
+    assert global_draws(x.device) == before
+    defense.predict(x, adaptation)
+    assert global_draws(x.device) != before
+
+
+def test_adapt_restores_another_kind_of_numpy_generator(tiny_cnn: nn.Sequential, x: Tensor) -> None:
+    class Draws(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0.1 * float(np.random.rand())  # noqa: NPY002
+
+    own = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        before = global_draws(x.device)
+        Dent(Draws(tiny_cnn), BATCH).adapt(x)
+        assert global_draws(x.device) == before
+    finally:
+        np.random.set_bit_generator(own)
 
 
 def test_with_steps_returns_a_defense_of_the_same_model_with_that_many_steps(

@@ -142,3 +142,10 @@ def test_an_output_without_tensors_gets_no_suggestion_of_the_adapter() -> None:
     with pytest.raises(DentError, match="got NoneType") as raised:
         Dent(Wrapped(lambda _: None).eval(), DENT_PLUS)(images())
     assert "Logits(" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["loss", "logits"])
+def test_an_output_of_scalars_is_described_without_suggestion_of_the_adapter(key: str) -> None:
+    with pytest.raises(DentError, match=rf"got dict with '{key}' of shape \(\)\. ") as raised:
+        Dent(Wrapped(lambda y: {key: y.sum()}).eval(), DENT_PLUS)(images())
+    assert "Logits(" not in str(raised.value)

@@ -281,3 +281,54 @@ def test_a_module_that_stores_outputs_for_later_modules_runs_every_time(inside: 
     torch.testing.assert_close(defense(x), expected)
     still = Dent(model, DentConfig(steps=1, lr=1e-12, last_layers=1))(x)
     torch.testing.assert_close(still, model(x))
+
+
+class Tapped(nn.Module):
+    """Uses an output from inside its encoder, which a hook or a patched forward stores."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.store: dict[str, Tensor] = {}
+        self.encoder = nn.Sequential(Counted(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.norm, self.head = nn.BatchNorm2d(6), nn.Linear(6, 4)
+        tap = self.encoder[1]
+        if how == "hook":
+            tap.register_forward_hook(lambda module, given, output: self.keep(output))
+        elif how == "pre-hook":
+            tap.register_forward_pre_hook(lambda module, given: self.keep(given[0]))
+        else:
+            forward = tap.forward
+            tap.forward = lambda x: self.keep(forward(x))
+
+    def keep(self, output: Tensor) -> Tensor:
+        self.store["skip"] = output
+        return output
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm(self.encoder(x))
+        logits: Tensor = self.head((inner + self.store["skip"]).relu().mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+def test_a_module_whose_patched_submodule_stores_outputs_runs_every_time(how: str) -> None:
+    torch.manual_seed(0)
+    model = Tapped(how).double().eval()
+    x, other = torch.rand(2, 5, 3, 8, 8, dtype=torch.float64)
+    defense = Dent(model, DentConfig(steps=2, lr=0.05, last_layers=1))
+    expected = defense(x)
+    model(other)
+    torch.testing.assert_close(defense(x), expected)
+    assert calls(lambda: defense(x)) == 3
+    still = Dent(model, DentConfig(steps=1, lr=1e-12, last_layers=1))(x)
+    torch.testing.assert_close(still, model(x))
+
+
+def test_hooks_of_dent_itself_do_not_stop_the_cache() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(Counted(3, 4, 1), nn.GroupNorm(2, 4))
+    head = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    model = nn.Sequential(block, head).double()
+    model(images())
+    defense = tried(model.eval(), CONFIG)
+    assert calls(lambda: defense(images())) == 1

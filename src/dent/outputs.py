@@ -80,7 +80,9 @@ def advice(output: object) -> str:
     parts = list(_parts(output))
     if not any(isinstance(part, Tensor) for _, part in parts):
         return ""
-    rows = next(len(part) for _, part in parts if isinstance(part, Tensor) and part.ndim)
+    rows = next((len(part) for _, part in parts if isinstance(part, Tensor) and part.ndim), None)
+    if rows is None:
+        return ""
     if _logits(output, rows) is not None:
         return " Wrap the model: dent.Logits(model)."
     return f" Wrap the model, and say which part has the logits: dent.Logits(model, {parts[0][0]})."

@@ -23,6 +23,7 @@ from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
 from tests.board.toys import model, same, shifted, toy
 from tests.cli.here import dent
+from tests.unlisted import deny
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
 
@@ -202,7 +203,7 @@ def test_row_without_all_its_records_is_refused(
 
 
 def test_rows_are_found_in_subfolders_and_damaged_rows_are_refused(
-    made: Path, put: Put, tmp_path: Path
+    made: Path, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(SMALL)
     shutil.copytree(made.parents[1], tmp_path / "board")
@@ -220,6 +221,10 @@ def test_rows_are_found_in_subfolders_and_damaged_rows_are_refused(
     assert 'href="board/toy/shifted/headline/report.html"' in out.read_text()
     report = (tmp_path / "board" / "toy" / "shifted" / "headline" / "report.html").read_text()
     assert "torch-dent evaluation report" in report
+    with monkeypatch.context() as patch:
+        deny(patch, tmp_path / "board" / "toy")
+        with pytest.raises(RecordError, match=r"toy cannot be looked into: Permission denied"):
+            list_rows(tmp_path / "board")
     shutil.rmtree(tmp_path / "board" / "toy" / "other" / HEADLINE)
     with pytest.raises(RecordError, match="has no headline run yet"):
         list_rows(tmp_path / "board")

@@ -16,6 +16,7 @@ from dent.storage.errors import RecordError
 from tests.board.rows import make_row
 from tests.board.toys import toy
 from tests.cli.here import dent
+from tests.unlisted import deny
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
 
@@ -113,6 +114,14 @@ def test_archive_name_that_does_not_end_in_tar_gz_is_refused(row: Path, tmp_path
         with pytest.raises(ConfigError, match=rf"must end in \.tar\.gz, got '{name}'"):
             pack(row, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_and_not_left_out(
+    row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deny(monkeypatch, row / "headline" / "adversarial")
+    with pytest.raises(RecordError, match=r"headline/adversarial cannot be looked into: Perm"):
+        pack(row, tmp_path / "a.tar.gz")
 
 
 def test_pack_command_reports_the_files_and_the_digest(row: Path, tmp_path: Path) -> None:

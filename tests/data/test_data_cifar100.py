@@ -74,23 +74,32 @@ def test_a_damaged_file_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
         dent.data.load("cifar100", root=tmp_path)
 
 
-def test_fetch_replaces_a_damaged_folder_and_writes_no_decoded_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Served(FakeSource):
+    """A source that moves a prepared folder to where a download would be."""
+
+    def __init__(self, laid: Path) -> None:
+        super().__init__("torchvision")
+        self.laid = laid
+
+    def fetch(self, scratch: Path, report: object) -> object:  # type: ignore[override]
+        self.asked += 1
+        self.laid.rename(scratch / self.laid.name)
+        spec = registry._SPECS["cifar100"]
+        return {split: spec.folder.read(scratch, split) for split in spec.splits}
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+    source = Served(lay(tmp_path / "served", monkeypatch))
+    spec = dataclasses.replace(registry._SPECS["cifar100"], sources=(source,))
+    monkeypatch.setitem(registry._SPECS, "cifar100", spec)
+    return source
+
+
+def test_fetch_keeps_the_files_of_torchvision_and_writes_no_decoded_copy(
+    tmp_path: Path, served: Served
 ) -> None:
-    laid = lay(tmp_path / "served", monkeypatch)
-    spec = registry._SPECS["cifar100"]
-
-    class Served(FakeSource):
-        def fetch(self, scratch: Path, report: object) -> object:  # type: ignore[override]
-            self.asked += 1
-            laid.rename(scratch / laid.name)
-            return {split: spec.folder.read(scratch, split) for split in spec.splits}
-
-    source = Served("torchvision")
-    monkeypatch.setitem(registry._SPECS, "cifar100", dataclasses.replace(spec, sources=(source,)))
     root = tmp_path / "root"
-    (root / "cifar-100-python").mkdir(parents=True)
-    (root / "cifar-100-python" / "train").write_text("damaged")
     found = dent.data.fetch("cifar100", root=root, source="torchvision")
     assert (found.source, found.path) == ("torchvision", root / "cifar-100-python")
     assert sorted(path.name for path in root.rglob("*")) == [
@@ -101,7 +110,23 @@ def test_fetch_replaces_a_damaged_folder_and_writes_no_decoded_copy(
     ]
     assert dent.data.load("cifar100", root=root, download=False).digest == found.digest
     assert dent.data.fetch("cifar100", root=root).source == "folder"
-    assert source.asked == 1
+    assert served.asked == 1
+
+
+@pytest.mark.parametrize("source", ["auto", "torchvision"])
+@pytest.mark.parametrize("files", [{"my-notes.txt": "mine"}, {"train": "damaged"}, {}])
+def test_fetch_refuses_an_existing_folder_before_the_download_and_leaves_it_unchanged(
+    tmp_path: Path, served: Served, source: str, files: dict[str, str]
+) -> None:
+    folder = tmp_path / "root" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    with pytest.raises(DataError, match=r"cifar-100-python exists, .* What to do: move it away"):
+        dent.data.fetch("cifar100", root=tmp_path / "root", source=source)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == files
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert served.asked == 0
 
 
 def test_a_decoded_safetensors_file_is_never_loaded(

@@ -103,6 +103,32 @@ def test_the_digest_does_not_depend_on_the_memory_layout() -> None:
     assert other.digest == data.digest
 
 
+def test_writing_to_the_given_arrays_does_not_change_the_dataset() -> None:
+    pixels, labels = np.zeros((2, 2, 2, 3), np.uint8), np.array([0, 1])
+    data = ArrayDataset("toy", "test", CLASSES, pixels, labels)
+    pixels[:], labels[:] = 255, 2
+    images, found = data.batch([0, 1])
+    assert (float(images.max()), found.tolist()) == (0.0, [0, 1])
+
+
+def test_writing_to_the_memory_behind_a_read_only_view_does_not_change_the_dataset() -> None:
+    memory = np.zeros((2, 2, 2, 3), np.uint8)
+    view = memory[:]
+    view.flags.writeable = False
+    data = ArrayDataset("toy", "test", CLASSES, view, np.array([0, 1]))
+    memory[:] = 255
+    assert float(data.batch([0, 1])[0].max()) == 0.0
+
+
+def test_a_read_only_array_that_owns_its_memory_is_not_copied() -> None:
+    pixels = np.zeros((2, 2, 2, 3), np.uint8)
+    pixels.flags.writeable = False
+    data = ArrayDataset("toy", "test", CLASSES, pixels, np.array([0, 1]))
+    assert np.shares_memory(data.pixels, pixels)
+    stored = np.frombuffer(bytes(24), np.uint8).reshape(2, 2, 2, 3)
+    assert np.shares_memory(ArrayDataset("x", "test", CLASSES, stored, data.labels).pixels, stored)
+
+
 @given(st.data())
 def test_the_digest_changes_with_any_pixel_or_label(data: st.DataObject) -> None:
     original = dataset()

@@ -1,5 +1,8 @@
 """Image folders: listed like torchvision, read lazily, and identified by a checked digest."""
 
+import dataclasses
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +19,7 @@ import dent.data
 from dent.data import file_digests, image_folder
 from dent.data.image_folder import ImageFolderDataset
 from dent.errors import DataError, DataWarning, InputError, UnknownNameError
+from tests.unlisted import deny
 
 from .images import CLASSES, lay_images, picture
 
@@ -92,6 +96,50 @@ def test_the_digest_changes_with_content_class_order_and_image_size(
     path = other / "cat" / "0.png"
     path.write_bytes(path.read_bytes() + b"\0")
     assert opened(other).digest != first
+
+
+def test_the_digest_is_the_documented_one_and_cannot_be_passed_in(folder: Path) -> None:
+    ours = opened(folder)
+    lines = [json.dumps(["r24-c20", list(CLASSES)])]
+    for path, label in zip(ours.files, ours.labels.tolist(), strict=True):
+        content = hashlib.sha256((folder / path).read_bytes()).hexdigest()
+        lines.append(json.dumps([path, label, content]))
+    assert (
+        ours.digest == hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    )
+    with pytest.raises(ValueError, match="digest"):
+        dataclasses.replace(ours, digest="f" * 64)
+    renamed = dataclasses.replace(ours, classes=("one", "two", "three"))
+    assert renamed.digest == ours.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": np.arange(9)}, "labels must be in 0 to 2, got 0 to 8"),
+        (
+            {"labels": np.zeros(8, np.int64)},
+            r"expected int64 labels \(9,\), one for every file, got",
+        ),
+        (
+            {"digests": np.zeros((9, 16), np.uint8)},
+            r"expected uint8 digests \(9, 32\), .* \(9, 16\)",
+        ),
+        ({"sample_ids": range(3)}, "3 sample ids for 9 files"),
+    ],
+)
+def test_labels_digests_and_ids_that_do_not_fit_the_files_are_refused(
+    folder: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        dataclasses.replace(opened(folder), **changes)
+
+
+def test_labels_cannot_change_after_the_digest_was_computed(folder: Path) -> None:
+    given = np.repeat(np.arange(3), 3)
+    ours = dataclasses.replace(opened(folder), labels=given)
+    given[:] = 0
+    assert ours.labels_of(range(9)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_file_digests_are_cached_until_a_file_changes(
@@ -188,6 +236,23 @@ def test_a_named_pipe_is_refused_without_waiting_for_it(folder: Path) -> None:
     os.mkfifo(folder / "boat" / "z.png")
     with pytest.raises(DataError, match=r"boat/z\.png is no regular file"):
         opened(folder)
+
+
+def test_an_unreadable_subfolder_is_refused_and_not_skipped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "boat" / "deeper").mkdir()
+    deny(monkeypatch, folder / "boat" / "deeper")
+    with pytest.raises(DataError, match=r"boat/deeper cannot be read: Permission denied\. What to"):
+        opened(folder)
+
+
+def test_an_unreadable_hidden_subfolder_is_skipped_like_a_readable_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "boat" / ".trash").mkdir()
+    deny(monkeypatch, folder / "boat" / ".trash")
+    assert len(opened(folder)) == 9
 
 
 def test_error_names_a_file_that_was_deleted_after_loading(folder: Path) -> None:

@@ -25,7 +25,7 @@ from dent.errors import (
     WeightsError,
 )
 from dent.models import hub_source
-from dent.models.hub_classifier import Preparation
+from dent.models.hub_classifier import Preparation, measured, preprocessing
 from tests.models.conftest import scrambled
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -152,6 +152,28 @@ def test_preprocessing_is_measured_from_the_image_processor(
     assert (found.size is None) is (settings.get("do_resize") is False)
     torch.testing.assert_close(torch.tensor(found.mean), torch.tensor(mean), atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.tensor(found.std), torch.tensor(std), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "written"),
+    [
+        ("ViT", {}, "s224"),
+        ("ViT", {"resample": 1}, ""),  # Lanczos
+        ("ConvNext", {}, "s384-bicubic"),
+        ("ConvNext", {"size": {"shortest_edge": 224}}, "r256-c224-bicubic"),
+        ("MobileNetV2", {}, "r256-c224"),
+        ("PoolFormer", {}, "r248-c224-bicubic"),
+        ("CLIP", {}, "r224-c224-bicubic"),
+        ("DeiT", {}, ""),  # squashes to 256, then crops 224
+        ("Levit", {}, ""),  # resizes to 256 for a size of 224
+        ("Perceiver", {}, ""),  # crops, then squashes
+    ],
+)
+def test_preprocessing_is_written_as_a_suffix_only_if_the_processor_does_that(
+    transformers: Any, kind: str, settings: dict[str, Any], written: str
+) -> None:
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**settings)
+    assert preprocessing(processor, measured(processor, kind)) == written
 
 
 def test_a_repository_with_only_pickled_weights_is_refused(

@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from dent import models
+from dent.data.preprocessing import Preprocessing
 from dent.errors import MissingExtraError, UnknownNameError, WeightsError
 from dent.models import timm_source
 from tests.models.conftest import scrambled
@@ -45,6 +48,39 @@ def test_a_manually_placed_file_is_loaded(timm: Any, models_folder: Path) -> Non
     safetensors.torch.save_file(saved.state_dict(), known.file)
     assert models.info(NAME).present
     check(models.load(NAME, num_classes=1000), saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("deit_base_patch16_224.fb_in1k", "imagenet-r248-c224-bicubic"),
+        ("convnext_base.fb_in22k_ft_in1k_384", "imagenet-s384-bicubic"),
+        ("dm_nfnet_f0.dm_in1k", "imagenet (squash, resize 213, crop 192 x 192)"),
+        ("resnet18.tv_in1k", "imagenet"),
+    ],
+)
+def test_the_dataset_says_how_timm_resizes_and_crops(timm: Any, name: str, dataset: str) -> None:
+    assert models.info(f"timm/{name}").dataset == dataset
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_base_patch16_224.fb_in1k", "convnext_base.fb_in22k_ft_in1k_384"]
+)
+def test_the_named_preprocessing_is_that_of_timm(timm: Any, name: str) -> None:
+    settings = timm.get_pretrained_cfg(name)
+    own = timm.data.create_transform(
+        input_size=settings.input_size,
+        interpolation=settings.interpolation,
+        crop_pct=settings.crop_pct,
+        crop_mode=settings.crop_mode,
+        normalize=False,
+    )
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (300, 421, 3), dtype=np.uint8)
+    )
+    written = models.info(f"timm/{name}").dataset.removeprefix("imagenet-")
+    ours = torch.from_numpy(Preprocessing.parse(written)(picture).copy())
+    assert torch.equal(ours.permute(2, 0, 1), own(picture))
 
 
 def test_a_file_in_the_hugging_face_cache_is_found(

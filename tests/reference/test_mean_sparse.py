@@ -1,5 +1,7 @@
 """Tests of MeanSparse against code by hand: sparsified activations, statistics, gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,6 +144,53 @@ def test_shortcut_added_in_place_gives_the_same_logits_as_out_of_place(
     torch.testing.assert_close(*ways)
 
 
+Act = Callable[[Tensor], Tensor]
+
+
+class Statement(nn.Module):
+    """A model that activates in place and does not use the result, or that activates by value."""
+
+    def __init__(self, net: Net, act: Act, *, in_place: bool) -> None:
+        super().__init__()
+        self.net, self.act, self.in_place = net, act, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net.norm(self.net.first(x))
+        if self.in_place:
+            self.act(x)
+        else:
+            x = self.act(x)
+        logits: Tensor = self.net.second(x).mean((2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize(
+    ("in_place", "by_value"),
+    [
+        (Tensor.relu_, F.relu),
+        (torch.relu_, F.relu),
+        (lambda h: F.relu(h, inplace=True), F.relu),
+        (lambda h: F.elu(h, 1.0, True), F.elu),
+        (lambda h: F.hardswish(h, inplace=True), F.hardswish),
+        (nn.SiLU(inplace=True), nn.SiLU()),
+        (Tensor.tanh_, torch.tanh),
+    ],
+)
+def test_an_in_place_activation_whose_result_is_not_used_is_the_same_as_by_value(
+    net: Net, batch: Tensor, in_place: Act, by_value: Act, with_images: bool, differentiable: bool
+) -> None:
+    def answer(model: nn.Module) -> tuple[Tensor, Tensor]:
+        x = batch.clone().requires_grad_()
+        defense = MeanSparse(model.eval(), alpha=0.5, images=batch if with_images else None)
+        logits = defense.predict(x, defense.adapt(x, differentiable=differentiable))
+        return logits, torch.autograd.grad(logits.square().sum(), x)[0]
+
+    expected = answer(Statement(net, by_value, in_place=False))
+    torch.testing.assert_close(answer(Statement(net, in_place, in_place=True)), expected)
+
+
 def test_very_large_alpha_gives_all_images_the_same_logits(net: Net, batch: Tensor) -> None:
     logits = MeanSparse(net, alpha=1e6, images=batch)(batch)
     torch.testing.assert_close(logits, logits[:1].expand_as(logits))
@@ -167,6 +216,13 @@ def test_exact_gradient_is_certified_but_straight_through_gradient_is_not(
     assert certificate(defense, batch, y).passed
     # The straight-through gradient is made for attacks, and is not exact.
     assert not certificate(defense, batch, y, rung=Rung("stop-gradient")).passed
+
+
+def test_statistics_can_be_measured_in_inference_mode(net: Net, batch: Tensor) -> None:
+    expected = MeanSparse(net, images=batch)(batch)
+    with torch.inference_mode():
+        defense = MeanSparse(net, images=batch.clone())
+    torch.testing.assert_close(defense(batch), expected)
 
 
 def test_model_is_not_changed_and_unwrap_returns_it(net: Net, batch: Tensor) -> None:

@@ -97,3 +97,40 @@ def test_smoothing_is_batch_independent_and_keeps_logits_of_flat_images(
     torch.testing.assert_close(defense(flat), tiny_cnn(flat))
     torch.testing.assert_close(defense(images)[:3], defense(images[:3]))
     assert not torch.allclose(defense(images), tiny_cnn(images))
+
+
+class Direct(nn.BatchNorm2d):
+    """A BatchNorm layer that calls PyTorch's operation directly."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return torch.batch_norm(
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            False,
+            0.0,
+            self.eps,
+            False,
+        )
+
+
+def with_norm(norm: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(64, 2)).eval()
+
+
+@pytest.mark.parametrize("defense", [MedBN, StatisticsPrior])
+def test_model_with_only_instance_norm_is_refused(defense: type[MedBN | StatisticsPrior]) -> None:
+    model = with_norm(nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
+    with pytest.raises(UnsupportedModelError, match="keeps any, only InstanceNorm: the defense"):
+        defense(model)
+
+
+@pytest.mark.parametrize("defense", [MedBN, StatisticsPrior])
+def test_model_that_does_not_call_the_function_batch_norm_is_refused(
+    defense: type[MedBN | StatisticsPrior],
+) -> None:
+    refused = defense(with_norm(Direct(4)))
+    with pytest.raises(UnsupportedModelError, match="Sequential does not call that"):
+        refused(torch.rand(2, 3, 6, 6))

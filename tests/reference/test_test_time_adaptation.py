@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent import UnsupportedModelError
+from dent import ConfigError, UnsupportedModelError
 from dent.attacks import is_batch_dependent
 from dent.defenses import TestTimeAdaptation, describe
 from dent.evaluation.submission.stream import is_stream
@@ -113,3 +113,23 @@ def test_unsupported_methods_and_models_in_training_mode_are_refused(small: nn.S
     shared = copy.deepcopy(small)
     with pytest.raises(UnsupportedModelError, match="eval mode"):
         TestTimeAdaptation(PublishedTent(shared), shared)
+
+
+def test_given_settings_are_recorded_and_distinguish_two_defenses(small: nn.Sequential) -> None:
+    method = PublishedTent(copy.deepcopy(small))
+    kind = describe(TestTimeAdaptation(method, small))["settings"]
+    slow, fast = (
+        describe(TestTimeAdaptation(method, small, settings={"lr": rate})) for rate in (0.001, 10)
+    )
+    assert slow["settings"] == {**kind, "settings": {"lr": 0.001}}
+    assert slow != fast
+    assert list(kind) == ["method"]
+
+
+@pytest.mark.parametrize("settings", [{"lr": torch.ones(1)}, {"lr": float("nan")}, 3])
+def test_settings_that_are_not_plain_json_are_refused(
+    small: nn.Sequential, settings: object
+) -> None:
+    method = PublishedTent(copy.deepcopy(small))
+    with pytest.raises(ConfigError, match="takes settings as a dict of plain JSON types"):
+        TestTimeAdaptation(method, small, settings=settings)  # type: ignore[arg-type]

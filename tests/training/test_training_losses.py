@@ -132,6 +132,21 @@ def test_running_statistics_are_tracked_again_after_an_error(model: nn.Module) -
     assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_instance_norm_keeps_its_running_statistics_and_its_output(training: bool) -> None:
+    norm = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
+    norm(torch.rand(4, 3, 5, 5))
+    norm.train(training)
+    before, x = statistics(norm), torch.rand(4, 3, 5, 5)
+    with batch_statistics(norm):
+        output = norm(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+    assert list(dict(norm.named_buffers())) == list(before)
+    torch.testing.assert_close(output, norm(x))
+    if training:
+        assert not torch.equal(norm.get_buffer("running_mean"), before["running_mean"])
+
+
 @given(scale=st.floats(0.1, 20), seed=st.integers(0, 100))
 def test_projected_steps_stay_in_the_threat_model(scale: float, seed: int) -> None:
     torch.manual_seed(seed)

@@ -31,7 +31,7 @@ from dent.adaptation.norm import (
     registered_kind,
     use_test_statistics,
 )
-from dent.adaptation.prefix import Prefix
+from dent.adaptation.prefix import Prefix, patched_modules
 from dent.adaptation.private_copy import private_copy
 from dent.adaptation.smoothing import smooth
 from dent.config import Covariance, DentConfig
@@ -250,6 +250,8 @@ class AdaptedModel:
         """Make a new private copy, and bind its layers."""
         self._module = private_copy(self._model, shares_generators=self._shares_generators)
         self._weights_channels_last = False
+        # Found first, so that hooks registered below do not count.
+        patched = set() if self._prefix is None else patched_modules(self._module)
         names = _names(affine_layers(self._model))
         copies = dict(norm_layers(self._module))
         if _GROUP_NORM_CRASHES:
@@ -271,7 +273,7 @@ class AdaptedModel:
         if self._prefix is not None and self._last_layers is not None:
             adapted = norm_parameters(self._model, self._last_layers)
             bound = {layer for layer, _, name, _ in self._bindings if name in adapted}
-            self._prefix.attach(self._module, bound)
+            self._prefix.attach(self._module, bound, patched)
 
     def __call__(
         self,

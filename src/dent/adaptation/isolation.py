@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dent.support.devices import own_generator, random_state, set_random_state
+from dent.adaptation.random_state import restore_changed, shared_states
 
 
 @contextmanager
@@ -17,7 +17,8 @@ def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
     """Record gradients whatever the caller's grad mode, and restore the random state on exit.
 
     Args:
-        x: the batch; the generators of the CPU and of its device are restored.
+        x: the batch; the generators of torch (CPU and the batch's device), NumPy and Python are
+            restored.
         differentiable: choose operations that have a second derivative.
     """
     attention = _MathAttention() if differentiable else nullcontext()
@@ -28,15 +29,11 @@ def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
 @contextmanager
 def _same_random_state(x: Tensor) -> Iterator[None]:
     # Restore only if something drew, because all threads share the generators.
-    before = torch.get_rng_state()
-    before_own = random_state(x.device) if own_generator(x.device) else None
+    before = shared_states(x.device)
     try:
         yield
     finally:
-        if not torch.equal(before, torch.get_rng_state()):
-            torch.set_rng_state(before)
-        if before_own is not None and not torch.equal(before_own, random_state(x.device)):
-            set_random_state(before_own, x.device)
+        restore_changed(before, x.device)
 
 
 class _MathAttention:

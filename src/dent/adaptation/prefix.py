@@ -36,27 +36,47 @@ class _RememberedAnswer(NamedTuple):
         return kinds[0] == kinds[1] and torch.equal(x, self.given)
 
 
+def patched_modules(model: nn.Module) -> set[nn.Module]:
+    """Return the modules with forward hooks, or with a forward that is not their class's.
+
+    Both may store what a later module uses, anywhere.
+    """
+    return {
+        module
+        for module in model.modules()
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    }
+
+
 class Prefix:
     """Cache of the outputs of the modules before the first adapted layer, for one batch.
 
     The cache serves a module only if it takes one tensor, bit-identical to the last one, returns
-    one tensor, draws no random numbers from torch's CPU generator, sets no attribute, and needs no
-    gradient. Everything else is computed, and so is everything whose input or output was modified
-    in place since.
+    one tensor, draws no random numbers, sets no attribute, needs no gradient, and has no submodule
+    with a hook or with a forward of its own. Everything else is computed, and so is everything
+    whose input or output was modified in place since.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, _RememberedAnswer] = {}
 
-    def attach(self, model: nn.Module, adapted: Collection[nn.Module]) -> None:
+    def attach(
+        self,
+        model: nn.Module,
+        adapted: Collection[nn.Module],
+        patched: Collection[nn.Module] = (),
+    ) -> None:
         """Make the modules of a private copy use this cache.
 
         Args:
             model: a private copy; the modules before the first adapted layer get a new `forward`.
             adapted: its adapted layers.
+            patched: its modules whose effects the class does not show; see `patched_modules`.
         """
         for name, module in _before(model, adapted):
-            if "forward" not in vars(module) and not kept_generators(module):
+            # A hook of the module itself runs, even if its forward does not.
+            inside = any(inner in patched for inner in module.modules() if inner is not module)
+            if "forward" not in vars(module) and not inside and not kept_generators(module):
                 vars(module)["forward"] = self._remembering(name, module)
 
     def _remembering(self, name: str, module: nn.Module) -> Any:

@@ -225,6 +225,7 @@ def same_random_numbers(model: nn.Module, device: torch.device) -> Iterator[Call
         restore()
 
 
+@untraced
 def shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
     """Return the state of each generator that the process shares, after its setter.
 
@@ -242,8 +243,20 @@ def shared_states(device: torch.device) -> list[tuple[Callable[[Any], object], A
         states.append((put_back, random_state(device)))
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        states.append((numpy.random.set_state, numpy.random.get_state()))
+        # Not the legacy tuple, which only one kind of NumPy's generators has.
+        states.append((numpy.random.set_state, numpy.random.get_state(legacy=False)))
     return states
+
+
+@untraced
+def restore_changed(
+    states: list[tuple[Callable[[Any], object], Any]], device: torch.device
+) -> None:
+    """Restore the generators that have drawn since `shared_states` returned `states`."""
+    # NumPy comes last, and may have been imported since.
+    for (put_back, before), (_, after) in zip(states, shared_states(device), strict=False):
+        if _comparable(before) != _comparable(after):
+            put_back(before)
 
 
 def global_draws(device: torch.device) -> tuple[Any, ...]:
@@ -254,10 +267,9 @@ def global_draws(device: torch.device) -> tuple[Any, ...]:
 def _comparable(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.cpu().numpy().tobytes()
-    if isinstance(state[1], tuple):  # Python's
-        return state
-    name, keys, *rest = state  # NumPy's
-    return (name, keys.tobytes(), *rest)
+    if isinstance(state, dict):  # NumPy's
+        return [_comparable(value) for value in state.values()]
+    return state.tobytes() if hasattr(state, "tobytes") else state
 
 
 def seed_one(generator: Any, seed: int) -> None:

@@ -24,7 +24,7 @@ from dent.evaluation.results.result import (
     EvaluationResult,
 )
 from dent.evaluation.suites import VERSION, coverage_of
-from dent.storage.disk import is_there
+from dent.storage.disk import is_there, refuse_unreadable
 from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
@@ -299,7 +299,7 @@ def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> Va
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, onerror=refuse_unreadable):
         names.sort()
         if ROW in files:
             names.clear()

@@ -25,7 +25,7 @@ from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.records.spec import Sha256
 from dent.evaluation.sweeps import SWEEP
 from dent.storage.canonical import Record, digest
-from dent.storage.disk import LARGEST, read, write_atomically, writing
+from dent.storage.disk import LARGEST, read, refuse_unreadable, write_atomically, writing
 from dent.storage.errors import RecordError
 from dent.storage.plain_json import problem_of
 from dent.support.plural import counted
@@ -195,7 +195,7 @@ def _write(content: dict[str, bytes], folder: Path) -> None:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    for place, inside, files in os.walk(folder):
+    for place, inside, files in os.walk(folder, onerror=refuse_unreadable):
         inside.sort()
         for file in files:
             path = Path(place, file)

@@ -87,7 +87,8 @@ class ArrayDataset(ImageDataset):
         name: The registry's name.
         split: `"test"` or `"train"`.
         classes: Class names.
-        pixels: uint8 (N, H, W, C); kept as a read-only view, and copied only if not contiguous.
+        pixels: uint8 (N, H, W, C); copied, unless the array is contiguous and read-only and owns
+            its memory.
         labels: int64 (N,), each in `range(len(classes))`.
         sample_ids: Positions in the full split, (N,); `range(N)` by default.
 
@@ -128,8 +129,8 @@ class ArrayDataset(ImageDataset):
                 f"{where}: {counted(len(ids), 'sample id')} for "
                 f"{counted(len(self.labels), 'image')}"
             )
-        object.__setattr__(self, "pixels", _read_only(self.pixels))
-        object.__setattr__(self, "labels", _read_only(self.labels))
+        object.__setattr__(self, "pixels", unchanging(self.pixels))
+        object.__setattr__(self, "labels", unchanging(self.labels))
         object.__setattr__(self, "sample_ids", ids)
         content = hashlib.sha256(self.pixels.data)
         object.__setattr__(self, "pixels_sha256", content.hexdigest())
@@ -173,8 +174,8 @@ class ArrayDataset(ImageDataset):
             name=name or self.name,
             split=self.split,
             classes=self.classes,
-            pixels=self.pixels[rows],
-            labels=self.labels[rows],
+            pixels=_frozen(self.pixels[rows]),
+            labels=_frozen(self.labels[rows]),
             sample_ids=tuple(self.sample_ids[i] for i in rows),
         )
 
@@ -215,10 +216,24 @@ def label_bytes(labels: NDArray[np.int64]) -> bytes:
     return labels.astype("<i8", copy=False).tobytes()
 
 
-def _read_only(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
+def unchanging(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    """Return a read-only contiguous array whose values nobody else can change; a copy if needed."""
+    contiguous = np.ascontiguousarray(array)
+    return contiguous.view() if _is_unchanging(contiguous) else _frozen(contiguous.copy())
+
+
+def _is_unchanging(array: NDArray[_Scalar]) -> bool:
+    memory: object = array
+    while isinstance(memory, np.ndarray):
+        if memory.flags.writeable:
+            return False
+        memory = memory.base
+    return memory is None or isinstance(memory, bytes)
+
+
+def _frozen(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    array.flags.writeable = False
+    return array
 
 
 def _describe(array: NDArray[np.generic]) -> str:

@@ -18,6 +18,7 @@ _Look = Callable[[ArraySpec, str, Path], ArrayDataset]
 
 FOLDER: Final = "folder"
 CACHE: Final = "cache"
+_MAKE_ROOM: Final = "move it away, or choose another folder with `root=` or DENT_DATA"
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def fetch_arrays(spec: ArraySpec, root: Path, source: str, report: OnBytes) -> F
         report: Called with the progress.
 
     Raises:
-        DataError: No source could provide the dataset, torchvision's folder is damaged, or the
-            dataset cannot be written.
+        DataError: No source could provide the dataset, torchvision's folder is damaged or in the
+            way, or the dataset cannot be written.
     """
     attempts: list[Attempt] = []
     if source == "auto":
@@ -191,6 +192,8 @@ def _from_cache(spec: ArraySpec, split: str, root: Path) -> ArrayDataset:
 def _bring(
     spec: ArraySpec, source: DataSource, root: Path, report: OnBytes
 ) -> dict[str, ArrayDataset]:
+    if not spec.recognizable:
+        _check_free(spec, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
@@ -211,17 +214,24 @@ def _bring(
     return datasets
 
 
+def _check_free(spec: ArraySpec, root: Path) -> None:
+    """Refuse to fetch into an existing folder, which belongs to the user."""
+    place = root / spec.folder.base
+    if os.path.lexists(place):
+        raise DataError(
+            f"{place} exists, and a fetch of {spec.name} never replaces or changes it. What to do: "
+            f"{_MAKE_ROOM}"
+        )
+
+
 def _keep_folder(spec: ArraySpec, scratch: Path, root: Path) -> None:
     """Move torchvision's own files into place; every read checks their MD5 sums."""
     place = root / spec.folder.base
     try:
-        if place.is_dir():
-            os.rename(place, scratch / "replaced")  # a folder replaces only an empty one
         os.rename(scratch / spec.folder.base, place)
     except OSError as error:
         raise DataError(
-            f"{place} could not be written: {error.strerror or error}. What to do: delete it, "
-            "or choose another folder with `root=` or DENT_DATA"
+            f"{place} could not be written: {error.strerror or error}. What to do: {_MAKE_ROOM}"
         ) from error
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dent.data.dataset import ImageDataset, positions
+from dent.data.dataset import ImageDataset, positions, unchanging
 from dent.data.file_digests import file_digests
 from dent.data.preprocessing import FORMATS, Preprocessing
 from dent.data.progress import OnBytes
@@ -33,33 +33,72 @@ class ImageFolderDataset(ImageDataset):
     """Images on disk, opened when a batch needs them.
 
     The bytes of every image are compared with the file's digest, from which the dataset's digest
-    was computed. So a file that changed raises an error, and never yields another image under the
+    is computed. So a file that changed raises an error, and never yields another image under the
     same digest. The dataset's digest covers the files, their labels, and how they are resized and
     cropped. It does not cover the JPEG decoder: versions may differ in the last bit of a pixel.
 
-    Attributes:
+    `digest` is always computed, never passed in; see `open_image_folder`.
+
+    Args:
         name: The registry's name.
         split: `"test"` or `"train"`.
         classes: Class names, by label.
-        digest: See `open_image_folder`.
         sample_ids: `range(N)`.
         folder: The folder of the files.
         files: Paths below it, in the order of the samples.
-        labels: int64 (N,).
+        labels: int64 (N,), each in `range(len(classes))`.
         digests: SHA-256 of each file, uint8 (N, 32).
         preprocessing: How an image is resized and cropped.
+
+    Raises:
+        InputError: Shapes, types or labels do not fit together.
     """
 
     name: str
     split: str
     classes: tuple[str, ...]
-    digest: str
     sample_ids: Sequence[int]
     folder: Path
     files: Sequence[str]
     labels: NDArray[np.int64]
     digests: NDArray[np.uint8]
     preprocessing: Preprocessing
+    digest: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        self._check()
+        object.__setattr__(self, "files", tuple(self.files))
+        object.__setattr__(self, "labels", unchanging(self.labels))
+        object.__setattr__(self, "digests", unchanging(self.digests))
+        object.__setattr__(self, "digest", self._content())
+
+    def _check(self) -> None:
+        where, count = f"dataset {self.name!r}", len(self.files)
+        for what, array, dtype, shape in (
+            ("labels", self.labels, np.int64, (count,)),
+            ("digests", self.digests, np.uint8, (count, 32)),
+        ):
+            if array.dtype != dtype or array.shape != shape:
+                expected = f"{np.dtype(dtype)} {what} {shape}, one for every file"
+                raise InputError(f"{where}: expected {expected}, got {array.dtype} {array.shape}")
+        if len(self.sample_ids) != count:
+            raise InputError(
+                f"{where}: {counted(len(self.sample_ids), 'sample id')} for "
+                f"{counted(count, 'file')}"
+            )
+        if count and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            label_range = f"{self.labels.min()} to {self.labels.max()}"
+            expected = f"labels must be in 0 to {len(self.classes) - 1}"
+            raise InputError(f"{where}: {expected}, got {label_range}")
+
+    def _content(self) -> str:
+        samples = list(zip(self.files, self.labels.tolist(), self.digests, strict=True))
+        folders = {label: path.partition("/")[0] for path, label, _ in reversed(samples)}
+        by_label = [folders[label] for label in sorted(folders)]
+        total = hashlib.sha256(json.dumps([str(self.preprocessing), by_label]).encode() + b"\n")
+        for path, label, digest in samples:
+            total.update(json.dumps([path, label, digest.tobytes().hex()]).encode() + b"\n")
+        return total.hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -139,7 +178,7 @@ def open_image_folder(
 
     Raises:
         DataError: There are fewer than two classes; a class is missing, unexpected, without images,
-            or a link to another class or a parent folder; or a file cannot be read.
+            or a link to another class or a parent folder; or a file or folder cannot be read.
 
     Warns:
         DataWarning: Links to folders were not followed.
@@ -171,20 +210,15 @@ def open_image_folder(
             DataWarning,
             stacklevel=2,
         )
-    digests = file_digests(folder, files, cache, report)
-    total = hashlib.sha256(json.dumps([str(preprocessing), list(class_names)]).encode() + b"\n")
-    for path, label, digest in zip(files, labels, digests, strict=True):
-        total.update(json.dumps([path, label, digest.tobytes().hex()]).encode() + b"\n")
     return ImageFolderDataset(
         name=name,
         split=split,
         classes=tuple(classes or class_names),
-        digest=total.hexdigest(),
         sample_ids=range(len(files)),
         folder=folder,
         files=files,
         labels=np.array(labels, dtype=np.int64),
-        digests=digests,
+        digests=file_digests(folder, files, cache, report),
         preprocessing=preprocessing,
     )
 
@@ -261,7 +295,16 @@ def _walk(folder: Path, top: Path, passed: list[str]) -> Iterator[tuple[Path, li
     parents = [Path(os.path.realpath(folder))]
     parents += parents[0].parents
     visited: set[Path] = set()
-    for base, folders, names in os.walk(top, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        place = Path(error.filename)
+        if not any(part.startswith(".") for part in place.relative_to(folder).parts):
+            raise DataError(
+                f"{place} cannot be read: {error.strerror}. What to do: make it readable, or move "
+                "it out of the dataset"
+            ) from error
+
+    for base, folders, names in os.walk(top, followlinks=True, onerror=refuse):
         visited.add(Path(os.path.realpath(base)))
         yield Path(base), names
         for subfolder in list(folders):

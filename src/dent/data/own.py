@@ -20,8 +20,9 @@ def from_factory(spec: str) -> ImageDataset:
     """Import a factory and call it without arguments; see `dent.support.factories.call_factory`.
 
     The dataset gets the factory's name, so that records say where it came from. Unless it is an
-    `ArrayDataset` or `ImageFolderDataset`, every image is read once, to check that pixels and
-    labels are in range and to compute the digest, which is never taken from the factory.
+    `ArrayDataset` or `ImageFolderDataset`, which compute their own digest, every image is read
+    once, to check that pixels and labels are in range and to compute the digest. The digest is
+    never taken from the factory.
 
     Args:
         spec: `package.module:factory`; the factory returns an `ImageDataset`, such as
@@ -41,7 +42,7 @@ def from_factory(spec: str) -> ImageDataset:
             f"{type_name(loaded)}"
         )
     changes = {"name": spec}
-    if not isinstance(loaded, ArrayDataset | ImageFolderDataset):
+    if type(loaded) not in (ArrayDataset, ImageFolderDataset):  # a subclass may read others
         changes["digest"] = _looked_through(loaded, spec)
     dataset = copy.copy(loaded)
     try:

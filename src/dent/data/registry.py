@@ -135,7 +135,7 @@ def fetch(
     Raises:
         UnknownNameError: There is no such dataset or source.
         DataError: No source could provide it (the message gives each source's reason),
-            torchvision's folder is damaged, or the folder cannot be written to.
+            torchvision's folder is damaged or in the way, or the folder cannot be written to.
     """
     entry = _find(name)
     sources = [origin.name for origin in entry.sources] if isinstance(entry, ArraySpec) else []

@@ -7,12 +7,16 @@ from typing import ClassVar, Final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import check_supported
+from dent.adaptation.moving import MEAN
+from dent.adaptation.norm import norm_layers
 from dent.adaptation.other_batch_norm import BatchNormCall, OtherBatchNorm
 from dent.config import DentConfig
 from dent.defenses.base import ReferenceDefense
+from dent.errors import UnsupportedModelError
 
 _STATISTICS_ONLY: Final = DentConfig(steps=0, statistics="test")
 Statistics = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -28,13 +32,20 @@ class BatchNormDefense(ReferenceDefense):
         model: the classifier; its BatchNorm layers keep running statistics.
 
     Raises:
-        UnsupportedModelError: the model is not supported, or no layer keeps running statistics.
+        UnsupportedModelError: the model is not supported, or no BatchNorm layer keeps running
+            statistics.
     """
 
     steps: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
         check_supported(model, _STATISTICS_ONLY)
+        if not any(map(_may_call_batch_norm, dict(norm_layers(model)).values())):
+            raise UnsupportedModelError(
+                f"{self.name} replaces the running statistics of BatchNorm layers, and no such "
+                f"layer of {type(model).__name__} keeps any, only InstanceNorm: the defense would "
+                "be the static model."
+            )
         super().__init__(model)
 
     @abstractmethod
@@ -59,9 +70,26 @@ class BatchNormDefense(ReferenceDefense):
         return self.classifier.adapt(x, differentiable=differentiable)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
-        """Return logits (N, classes). The gradient to `x` is exact, also through the statistics."""
-        with OtherBatchNorm(partial(_normalize, self.statistics)):
-            return self.classifier.predict(x, adaptation)
+        """Return logits (N, classes). The gradient to `x` is exact, also through the statistics.
+
+        Raises:
+            InputError: the model cannot take `x`, or the adaptation is not for it.
+            UnsupportedModelError: the model does not call torch.nn.functional.batch_norm.
+        """
+        with OtherBatchNorm(partial(_normalize, self.statistics)) as other:
+            logits = self.classifier.predict(x, adaptation)
+        if not other.asked:
+            raise UnsupportedModelError(
+                f"{self.name} replaces the statistics of torch.nn.functional.batch_norm, and "
+                f"{type(self.unwrap()).__name__} does not call that: the defense would be the "
+                "static model. Call it in the forward of your normalization layers."
+            )
+        return logits
+
+
+def _may_call_batch_norm(layer: nn.Module) -> bool:
+    """Return whether a layer keeps running statistics and is no InstanceNorm."""
+    return layer._buffers.get(MEAN) is not None and not isinstance(layer, _InstanceNorm)
 
 
 def _normalize(statistics: Statistics, call: BatchNormCall) -> Tensor:

@@ -1,6 +1,7 @@
 """MeanSparse (Amini et al. 2024): replace activations near their channel's mean by that mean."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,7 +25,7 @@ _ACTIVATIONS = frozenset(
     for plain in ("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "gelu", "mish")
     for name in (plain, f"{plain}_")
     if hasattr(owner, name)
-) | {F.hardswish, torch.tanh, Tensor.tanh}
+) | {F.hardswish, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_}
 """The activation functions whose inputs change, called by a module or in the model's forward."""
 
 
@@ -153,8 +154,8 @@ class _Sparse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mode = _Sparsifying(self)
-        with mode:
-            logits: Tensor = self.model(x)
+        with _versions(), mode:
+            logits: Tensor = self.model(_with_version(x))
         if not mode.sparsified:
             raise UnsupportedModelError(
                 f"MeanSparse found nothing to sparsify in {type(self.model).__name__}: no "
@@ -162,6 +163,18 @@ class _Sparse(nn.Module):
                 "the mean and deviation from: MeanSparse(model, images=...)."
             )
         return logits
+
+
+@contextmanager
+def _versions() -> Iterator[None]:
+    """Leave the caller's inference mode, in which tensors do not tell of writes in place."""
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        yield
+
+
+def _with_version(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x
 
 
 class _BatchNormOutput(NamedTuple):
@@ -191,9 +204,11 @@ class _Activations(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ACTIVATIONS:
             values, *others = args or (kwargs.pop("input"),)
-            result = func(self.look(values), *others, **kwargs)
+            given = self.look(values)
+            result = func(given, *others, **kwargs)
             self.place += 1
-            return result
+            in_place = result is given and given is not values
+            return values.copy_(result) if in_place else result
         result = func(*args, **kwargs)
         if func is F.linear:
             self._linear = result
@@ -282,8 +297,8 @@ def _measure(model: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[
     copy, sums = private_copy(model), dict[int, Tensor]()
     dtype = next((each.dtype for each in model.parameters()), torch.float32)
     for batch in images.split(_ROWS) if isinstance(images, Tensor) else images:
-        with torch.no_grad(), _Measuring(sums):
-            copy(batch)
+        with _versions(), torch.no_grad(), _Measuring(sums):
+            copy(_with_version(batch))
     if not sums:
         raise UnsupportedModelError(
             f"MeanSparse found nothing to sparsify in {type(model).__name__}: there are no images, "

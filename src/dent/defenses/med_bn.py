@@ -25,7 +25,8 @@ class MedBN(BatchNormDefense):
         model: the classifier; its BatchNorm layers keep running statistics.
 
     Raises:
-        UnsupportedModelError: the model is not supported, or no layer keeps running statistics.
+        UnsupportedModelError: the model is not supported, or no BatchNorm layer keeps running
+            statistics.
     """
 
     name: ClassVar[str] = "med-bn"

@@ -28,7 +28,8 @@ class StatisticsPrior(BatchNormDefense):
 
     Raises:
         ConfigError: `strength` is out of range.
-        UnsupportedModelError: the model is not supported, or no layer keeps running statistics.
+        UnsupportedModelError: the model is not supported, or no BatchNorm layer keeps running
+            statistics.
     """
 
     name: ClassVar[str] = "statistics-prior"

@@ -1,13 +1,14 @@
 """A wrapper that turns any test-time adaptation method into a defense that keeps state."""
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dent.errors import UnsupportedModelError
+from dent.errors import ConfigError, UnsupportedModelError
 from dent.kinds import path_of
 
 
@@ -41,8 +42,12 @@ class TestTimeAdaptation(nn.Module):
         method: Has `forward(x)`, `reset()`, and `model`, the classifier that it adapts.
         model: The static classifier before the method changed it, in eval mode. It must not be the
             same object as the method's model. It is not changed.
+        settings: The method's own settings for records, such as `{"lr": 0.001}`, as plain JSON
+            types. Records take nothing else from the method but its class. So a run with other
+            settings counts as the same run, and resumes it, unless both are given here.
 
     Raises:
+        ConfigError: `settings` is no dict of plain JSON types.
         UnsupportedModelError: The method lacks one of these or cannot be copied, or `model` is in
             training mode.
     """
@@ -50,7 +55,12 @@ class TestTimeAdaptation(nn.Module):
     __test__: ClassVar[bool] = False  # otherwise pytest collects the class, because of its name
     name: ClassVar[str] = "test-time-adaptation"
 
-    def __init__(self, method: nn.Module, model: nn.Module) -> None:
+    def __init__(
+        self,
+        method: nn.Module,
+        model: nn.Module,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         parts = ("forward", "reset", "model")
         missing = [part for part in parts if not callable(getattr(method, part, None))]
@@ -66,6 +76,7 @@ class TestTimeAdaptation(nn.Module):
                 "from before the method was set up, such as copy.deepcopy(model).eval()."
             )
         self._kind = path_of(method)
+        self._settings = None if settings is None else _plain(settings)
         self.base = model
         self.method: Any = _copied(method)
 
@@ -81,9 +92,10 @@ class TestTimeAdaptation(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return the description of the defense for records."""
+        own = {} if self._settings is None else {"settings": self._settings}
         return {
             "name": self.name,
-            "settings": {"method": self._kind},
+            "settings": {"method": self._kind, **own},
             "batch_dependent": True,
             "stateful": True,
             "randomized": False,
@@ -133,6 +145,17 @@ class TestTimeAdaptation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `predict(x, adapt(x))`."""
         return self.predict(x, self.adapt(x))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "TestTimeAdaptation takes settings as a dict of plain JSON types, such as "
+            f'{{"lr": 0.001}}, got {settings!r}: {error}.'
+        ) from error
+    return plain
 
 
 def _copied(method: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dent.errors import WeightsError
+from dent.support.plural import counted
 
 ROOT_VARIABLE: Final = "DENT_MODELS"
 _SECONDS: Final = 20.0
@@ -84,9 +85,17 @@ class Download:
 
 
 def fetch_url(url: str, path: Path) -> None:
-    """Download over HTTP(S), and give up if nothing arrives for 20 seconds."""
+    """Download over HTTP(S), and give up if nothing arrives for 20 seconds.
+
+    Raises:
+        ConnectionError: The connection ended before the whole file arrived.
+    """
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"expected an http(s) address, got {url}")
     with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("xb") as file:  # noqa: S310 - the scheme is checked
-        while chunk := answer.read(_CHUNK):
-            file.write(chunk)
+        arrived = 0
+        while chunk := answer.read(_CHUNK):  # ends early without an error if the connection does
+            arrived += file.write(chunk)
+        expected = answer.headers.get("Content-Length")
+    if expected is not None and arrived != int(expected):
+        raise ConnectionError(f"only {arrived} of {counted(int(expected), 'byte')} arrived")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -15,9 +15,14 @@ from torch.nn import functional as F
 from dent.errors import UnsupportedModelError
 from dent.models.normalize import Normalize
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _SIDE: Final = 1031  # side of the test images: no model has this size, and no crop pads them
 _FLAT: Final = 1e-4
-_BICUBIC: Final = 3  # Pillow's constant
+_BILINEAR: Final = 2  # Pillow's constants
+_BICUBIC: Final = 3
+_TOLERANCE: Final = 0.02
 _CROPPED_BELOW: Final = 384  # ConvNeXt's rule for `crop_pct`
 
 
@@ -115,18 +120,42 @@ def measured(processor: Any, where: str) -> Preparation:
     )
 
 
-def preprocessing(processor: Any, size: tuple[int, int] | None) -> str:
-    """Return the resize and crop to the model's size, as `dent.data` writes it; or ""."""
-    if size is None or size[0] != size[1]:
+def preprocessing(processor: Any, preparation: Preparation) -> str:
+    """Return the resize and crop to the model's size, as `dent.data` writes it.
+
+    Args:
+        processor: An image processor of transformers.
+        preparation: What `measured` returned for it.
+
+    Returns:
+        Such as `r256-c224-bicubic`; "" if `dent.data` cannot write what the processor does.
+    """
+    size = preparation.size
+    known = getattr(processor, "resample", None) in (_BILINEAR, _BICUBIC)
+    if size is None or size[0] != size[1] or not known:
         return ""
-    side, shortest = size[0], _shortest(processor)
-    if shortest is None:
-        written = f"s{side}"
-    elif (part := getattr(processor, "crop_pct", None)) is not None:
-        written = f"r{int(shortest / part)}-c{side}" if side < _CROPPED_BELOW else f"s{side}"
-    else:
-        written = f"r{shortest}-c{side}"
-    return written + ("-bicubic" if _is_bicubic(processor) else "")
+    side, resize = size[0], _resize(processor, size[0])
+    kept = 1.0 if resize is None else side / resize
+    if abs(_kept(processor, preparation) - kept) > _TOLERANCE:
+        return ""
+    written = f"s{side}" if resize is None else f"r{resize}-c{side}"
+    return written + ("-bicubic" if preparation.bicubic else "")
+
+
+def _resize(processor: Any, side: int) -> int | None:
+    """Return the length that a processor's settings give the shorter side; None for a squash."""
+    shortest, part = _shortest(processor), getattr(processor, "crop_pct", None)
+    if shortest is None or part is None:
+        return shortest
+    return int(shortest / part) if side < _CROPPED_BELOW else None
+
+
+def _kept(processor: Any, preparation: Preparation) -> float:
+    """Return the part of an image's width that a processor keeps, from its output for a ramp."""
+    ramp = np.zeros((_SIDE, _SIDE, 3), np.uint8)
+    ramp[:] = np.linspace(0, 255, _SIDE).round()[:, None]
+    red = _processed(processor, ramp, "the image processor")[preparation.order.index(0)]
+    return float(red.max() - red.min()) * preparation.std[0]
 
 
 def _colored(processor: Any, color: int, where: str) -> Tensor:
@@ -134,6 +163,10 @@ def _colored(processor: Any, color: int, where: str) -> Tensor:
     image = np.zeros((_SIDE, _SIDE, 3), np.uint8)
     if color:
         image[..., color - 1] = 255
+    return _processed(processor, image, where)
+
+
+def _processed(processor: Any, image: NDArray[np.uint8], where: str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

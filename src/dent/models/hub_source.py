@@ -61,12 +61,12 @@ class HuggingFace:
         repository = Repository.named(name)
         config, processor = _read(repository)
         classes = _classes(config)
-        size = measured(processor, repository.label).size
+        written = preprocessing(processor, measured(processor, repository.label))
         file = repository.find(_WEIGHTS)
         return ModelInfo(
             name=name,
             architecture=", ".join(config.architectures or ()) or str(config.model_type),
-            dataset=_dataset(classes, preprocessing(processor, size)),
+            dataset=_dataset(classes, written),
             num_classes=len(classes),
             threat=None,
             source=repository.label,

@@ -7,6 +7,7 @@ each model's names but unpickles nothing.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,9 +112,13 @@ class Timm:
 def _dataset(settings: Any) -> str:
     if settings.num_classes != _CLASSES:
         return f"{counted(settings.num_classes, 'class')}"
-    size = settings.input_size[-1]
-    resize = round(size / settings.crop_pct)
+    height, size = settings.input_size[-2:]
+    mode, resize = settings.crop_mode, math.floor(size / settings.crop_pct)  # as timm rounds
     bicubic = "-bicubic" if settings.interpolation == "bicubic" else ""
+    if mode == "squash" and height == size == resize:
+        return f"imagenet-s{size}{bicubic}"
+    if mode != "center" or height != size:
+        return f"imagenet ({mode}, resize {resize}, crop {height} x {size})"
     name = f"imagenet-r{resize}-c{size}{bicubic}"
     return "imagenet" if name == "imagenet-r256-c224" else name
 

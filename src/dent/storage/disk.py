@@ -117,6 +117,19 @@ def _refuse(status: os.stat_result, in_place: bool) -> None:
         raise OSError(errno.EMLINK, "it has another name (a hard link): copy it first")
 
 
+def refuse_unreadable(error: OSError) -> None:
+    """Raise an error for a folder that `os.walk` would skip: pass this as `onerror`.
+
+    Raises:
+        RecordError: The folder exists, but cannot be listed.
+    """
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise RecordError(
+            f"{error.filename} cannot be looked into: {error.strerror}. Make it readable, or move "
+            "it away"
+        ) from error
+
+
 def is_there(path: Path) -> bool:
     """Return whether a path exists; a dangling link counts.
 

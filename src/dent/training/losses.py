@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dent.attacks.steps import ascent, uniform_in_ball
 from dent.threat import ThreatModel
@@ -53,17 +55,30 @@ def training_loss(
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Normalize by the statistics of the batch, but do not update the running statistics."""
     tracking = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats
+        layer for layer in model.modules() if isinstance(layer, _NormBase) and _tracks(layer)
+    ]
+    # InstanceNorm updates its buffers even if it does not track.
+    taken = [
+        (layer, layer.running_mean, layer.running_var)
+        for layer in tracking
+        if isinstance(layer, _InstanceNorm)
     ]
     try:
         for layer in tracking:
             layer.track_running_stats = False
+        for layer, _, _ in taken:
+            layer.running_mean = layer.running_var = None
         yield
     finally:
         for layer in tracking:
             layer.track_running_stats = True
+        for layer, mean, variance in taken:
+            layer.running_mean, layer.running_var = mean, variance
+
+
+def _tracks(layer: _NormBase) -> bool:
+    # In eval mode, InstanceNorm uses its buffers only as long as it tracks.
+    return layer.track_running_stats and (layer.training or not isinstance(layer, _InstanceNorm))
 
 
 def _noisy_step(
