@@ -174,6 +174,11 @@ class BoardRow:
         return self.headline.defense.dependence
 
     @property
+    def depends_on_batch(self) -> bool:
+        """Whether this dependence is declared or measured."""
+        return self.dependence.declared or self.dependence.measured is True
+
+    @property
     def decided_by(self) -> str | None:
         """The submission that decided most of the worst case."""
         by = self.headline.defense.worst.by

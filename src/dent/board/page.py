@@ -244,9 +244,8 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _paired(row.natural, absent)
     cost = row.cost
     yield BoardCell("" if cost is None else factor(cost), cost, missing="not measured")
-    dependence = row.dependence
-    depends = dependence.declared or dependence.measured is True
-    yield BoardCell("yes" if depends else "no", "yes" if depends else "no")
+    depends = "yes" if row.depends_on_batch else "no"
+    yield BoardCell(depends, depends)
     decided = None if row.decided_by is None else _decided(row.decided_by)
     yield BoardCell(decided or "", decided, missing="nothing fell")
     yield _samples(row)
