@@ -188,6 +188,7 @@ def test_int32_labels_and_float64_images_give_the_same_result() -> None:
         ({"eps": 8}, ConfigError, "8/255"),
         ({"norm": "l2", "eps": 128}, ConfigError, "128/255"),
         ({"suite": "dynamic", "attack": "pgd"}, ConfigError, "leave out"),
+        ({"budget": "full", "attack": "pgd"}, ConfigError, "budget='full' is for the suite"),
         ({"suite": "other", "attack": None}, UnknownNameError, "no suite"),
     ],
 )  # fmt: skip

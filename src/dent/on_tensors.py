@@ -34,7 +34,7 @@ def evaluate(
     eps: str | float | Fraction | None = None,
     attack: str | Attack | Sequence[str | Attack] | None = None,
     suite: SuiteName | None = None,
-    budget: Budget = "small",
+    budget: Budget | None = None,
     batch_size: int = 128,
     seed: int = 0,
     out: str | Path | None = None,
@@ -59,7 +59,7 @@ def evaluate(
         attack: A name such as `"apgd-ce"` or `"autoattack"`, optionally with settings
             (`"pgd:iterations=100"`); an attack; or several. It replaces the suite.
         suite: `"dynamic"`, the default without `attack`.
-        budget: Budget of the suite: `"small"`, `"standard"` or `"full"`.
+        budget: Budget of the suite: `"small"`, the default, `"standard"` or `"full"`.
         batch_size: Number of images that are submitted together. Predictions of some defenses
             depend on it.
         seed: Seed of all random draws.
@@ -85,9 +85,17 @@ def evaluate(
         raise ConfigError(
             f"suite={suite!r} is all of its attacks: leave out attack={attack!r}, or the suite"
         )
+    if attack is not None and budget is not None:
+        raise ConfigError(
+            f"budget={budget!r} is for the suite, and attack={attack!r} has its own settings: "
+            "leave out budget, or attack"
+        )
     check_is_module(model)
     threat = ThreatModel(norm, usual_eps(norm) if eps is None else eps)
-    chosen = evaluation.suite(suite or "dynamic", budget) if attack is None else _attacks(attack)
+    if attack is None:
+        chosen = evaluation.suite(suite or "dynamic", budget or "small")
+    else:
+        chosen = _attacks(attack)
     images = as_images(images)
     dataset = TensorDataset(images, labels, _classes(model, images[:2].to(device_of(model))))
     subject = Subject(model, dataset, _defenses(defense, model), chosen, threat)

@@ -1,6 +1,7 @@
 """Test the export of rows to Hugging Face and Every Eval Ever: valid formats, correct values."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dent.board.hugging_face import hugging_face
 from dent.board.listing import BoardRow, read_board_row
 from dent.board.metrics import maker, metrics, reason_to_omit
 from dent.board.submission import RowSubmission, write_submission
-from dent.evaluation.results.result import Decision
+from dent.evaluation.results.result import Decision, Dependence
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
 from tests.board.toys import toy
@@ -225,6 +226,36 @@ def test_board_export_command_writes_the_rows_of_a_folder(
     assert "1 file written" in said.out
     (written,) = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert b"Robust accuracy" in written.read_bytes()
+
+
+def test_every_eval_ever_record_has_a_measured_batch_dependence(row: BoardRow) -> None:
+    for measured, said in ((None, "false"), (True, "true")):
+        dependence = Dependence(declared=False, measured=measured)
+        record = json.loads(every_eval_ever(with_defense(row, dependence=dependence), now=1.0)[1])
+        details = record["model_info"]["additional_details"]
+        assert details["predictions_depend_on_the_batch"] == said
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        (("a/mine", "b/mine"), "huggingface"),
+        (("mine+", "mineplus"), "huggingface"),
+        (("a/mine", "b/mine"), "every-eval-ever"),
+    ],
+)
+def test_rows_with_the_same_file_are_refused_before_anything_is_written(
+    made: Path, put: Put, tmp_path: Path, names: tuple[str, str], place: str
+) -> None:
+    put(SMALL)
+    for name in names:
+        shutil.copytree(made, tmp_path / "board" / name)
+    out = tmp_path / "out"
+    said = dent("board", "export", str(tmp_path / "board"), "--to", place, "--out", str(out))
+    assert said.code == 2
+    assert "would both be written to" in said.err
+    assert all(str(tmp_path / "board" / name) in said.err for name in names)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

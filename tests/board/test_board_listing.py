@@ -11,12 +11,18 @@ from dent.board.listing import BoardRow, list_rows, read_board_row
 from dent.board.matching import departures
 from dent.board.pack import declared_of, manifest_of
 from dent.board.page import to_page
+from dent.board.row import begin, read_row, track_of
 from dent.board.tracks import HEADLINE, VIEWS
 from dent.board.trust import TrustEntry, add_trust
-from dent.evaluation import load_run
+from dent.errors import ConfigError
+from dent.evaluation import load_run, suite
+from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.result import Decision
+from dent.evaluation.subject import threat_of
+from dent.evaluation.suites import SuiteName
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
@@ -87,7 +93,21 @@ def test_departures_name_each_setting_that_differs_from_the_track(row: BoardRow)
     )
     others = {
         "the base model": spec.model_copy(
-            update={"model": spec.model.model_copy(update={"weights": "0" * 64})}
+            update={"model": spec.model.model_copy(update={"name": "mine:weak"})}
+        ),
+        "the dataset": spec.model_copy(
+            update={"dataset": spec.dataset.model_copy(update={"name": "mine:easy"})}
+        ),
+        "the content of the dataset": spec.model_copy(
+            update={"dataset": spec.dataset.model_copy(update={"digest": "0" * 64})}
+        ),
+        "the static model": spec.model_copy(
+            update={
+                "defenses": tuple(
+                    each.model_copy(update={"weights": "0" * 64}) if each.name == STATIC else each
+                    for each in spec.defenses
+                )
+            }
         ),
         "eps": spec.model_copy(update={"threat": spec.threat.model_copy(update={"eps": "1/255"})}),
         "seed": spec.model_copy(update={"settings": spec.settings.model_copy(update={"seed": 1})}),
@@ -100,8 +120,69 @@ def test_departures_name_each_setting_that_differs_from_the_track(row: BoardRow)
         assert [each.partition(":")[0] for each in departures(SMALL, HEADLINE, "1f", changed)] == [
             what
         ]
+    weights = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": "0" * 64})})
+    assert [each.partition(":")[0] for each in departures(SMALL, HEADLINE, "1f", weights)] == [
+        "the weights of the base model",
+        "the static model",
+    ]
     to_the_end = spec.settings.model_copy(update={"until": "end"})
     assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"settings": to_the_end})) == ()
+
+
+@pytest.mark.parametrize("name", ["dynamic-1", "dynamic-2"])
+def test_older_suite_than_the_one_of_the_track_is_a_departure(
+    row: BoardRow, name: SuiteName
+) -> None:
+    spec = row.headline.result.spec
+    threat = threat_of(spec.threat)
+    older = spec.model_copy(
+        update={"attacks": tuple(attack_spec(attack, threat) for attack in suite(name, "full"))}
+    )
+    version = name[-1]
+    assert departures(SMALL, HEADLINE, "1f", older) == (
+        f"the suite: the track says version 3, small, the run has version {version}",
+    )
+
+
+def test_row_stays_valid_when_the_digests_of_its_track_are_fixed(put: Put, tmp_path: Path) -> None:
+    open_track = SMALL.model_copy(update={"weights": None, "digest": None})
+    put(open_track)
+    begin(tmp_path / "row", open_track, "1f")
+    for changes in ({"digest": SMALL.digest}, {"weights": SMALL.weights}, {}):
+        fixed = SMALL if not changes else open_track.model_copy(update=changes)
+        put(fixed)
+        assert track_of(read_row(tmp_path / "row"), tmp_path / "row") == fixed
+        begin(tmp_path / "row", fixed, "1f")
+    with pytest.raises(ConfigError, match="is the row of another evaluation"):
+        begin(tmp_path / "row", SMALL.model_copy(update={"seed": 1}), "1f")
+
+
+def cut_journal(run: Path) -> None:
+    """Leave the first half of a journal, as an interrupted run does."""
+    lines = (run / JOURNAL).read_text().splitlines(keepends=True)
+    (run / JOURNAL).write_text("".join(lines[: len(lines) // 2]))
+    (run / "result.json").unlink()
+
+
+@pytest.mark.parametrize("cut", [HEADLINE, VIEWS])
+def test_interrupted_run_is_not_compared_with_the_views_run(
+    made: Path, put: Put, tmp_path: Path, cut: str
+) -> None:
+    put(SMALL)
+    shutil.copytree(made, tmp_path / "row")
+    cut_journal(tmp_path / "row" / cut)
+    row = read_board_row(tmp_path / "row")
+    assert not row.stopped
+    assert row.less_views is None
+    assert "not finished" in to_page([row], tmp_path)
+
+
+def test_page_names_departures_of_every_run(row: BoardRow, tmp_path: Path) -> None:
+    assert row.views is not None
+    views = replace(row.views, departures=("seed: other",))
+    variant = replace(row.headline, name="by-class", departures=("eps: other",))
+    page = to_page([replace(row, views=views, variants=(variant,))], tmp_path)
+    assert "Not as the track says: by-class: eps: other; views: seed: other" in page
 
 
 def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path: Path) -> None:

@@ -102,6 +102,11 @@ def test_changed_archives_and_files_that_are_not_archives_are_refused(
     (tmp_path / "c.tar.gz").write_bytes(b"nothing")
     with pytest.raises(RecordError, match="is no archive that `dent pack` wrote"):
         unpack(tmp_path / "c.tar.gz", tmp_path / "out")
+    packed = bytearray((tmp_path / "a.tar.gz").read_bytes())
+    packed[len(packed) // 2 :] = bytes(len(packed) - len(packed) // 2)
+    (tmp_path / "zeros.tar.gz").write_bytes(packed)
+    with pytest.raises(RecordError, match="is no archive that `dent pack` wrote"):
+        unpack(tmp_path / "zeros.tar.gz", tmp_path / "out")
     (tmp_path / "d.tar").write_bytes(content)
     with pytest.raises(RecordError, match=r"is of images, and holds manifest.json"):
         add_images(tmp_path / "d.tar", tmp_path / "out")

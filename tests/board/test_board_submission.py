@@ -7,15 +7,23 @@ from typing import Any
 
 import pytest
 
-from dent.board.check import above, checks_of
+from dent.board.check import above, checks_of, conclude
 from dent.board.json_schema import text
 from dent.board.listing import read_board_row
+from dent.board.row import begin
+from dent.board.running import attacks_of
 from dent.board.submission import RowSubmission, submission_of
 from dent.board.tracks import HEADLINE
+from dent.data import from_factory
 from dent.errors import ConfigError
+from dent.evaluation import Subject, Verification, evaluate
+from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.verification.verify import Check
+from dent.storage.canonical import canonical, digest
+from dent.threat import ThreatModel
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
-from tests.board.toys import toy
+from tests.board.toys import model, shifted, toy
 from tests.cli.here import Ran, dent
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
@@ -143,6 +151,74 @@ def test_invalid_submission_fields_are_refused(values: dict[str, Any], said: str
 
 def test_json_schema_in_the_docs_matches_the_code() -> None:
     assert (ROOT / "docs" / "reference" / "submission.schema.json").read_text() == text()
+
+
+def forge(run: Path, *, right: bool) -> None:
+    """Replace the served predictions of the defense, and recompute the checksums."""
+    batches = json.loads((run / "plan.json").read_text())["batches"]
+    lines = []
+    for line in (run / JOURNAL).read_text().splitlines():
+        record = json.loads(line)["record"]
+        if record["defense"] == NAME and "served" in record:
+            labels = batches[record["batch"]]["labels"]
+            record["served"] = [label if right else (label + 1) % 4 for label in labels]
+        lines.append(canonical({"record": record, "sha256": digest(record)}))
+    (run / JOURNAL).write_text("\n".join(lines) + "\n")
+
+
+def test_forged_variant_is_detected_on_submission_and_by_a_check(put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    base = model()
+    runs = {HEADLINE: shifted(base), "by-class": shifted(base)}
+    row = make_row(tmp_path / "row", SMALL, "1f", runs)
+    honest = dent("board", "submit", str(row), *FIELDS, "--device", "cpu")
+    assert honest.code == 0, honest.err + honest.out
+    whole = ("board", "check", str(row), "--device", "cpu", "--allow-code", "--json")
+    assert "by-class: served" in states(dent(*whole))
+    forge(row / "by-class", right=True)
+    again = dent("board", "submit", str(row), *FIELDS, "--device", "cpu")
+    assert again.code == 1
+    found = dent(*whole)
+    assert found.code == 1
+    assert states(found)["by-class: served"] == "failed"
+    assert states(found)["served"] == "passed"
+
+
+def test_row_is_as_checked_as_its_least_checked_run() -> None:
+    passed, not_run = (
+        Verification(
+            status=status,
+            identity=None,
+            checks=(Check(name="served", state=state, looked_at=1, problems=()),),
+        )
+        for status, state in (("verified", "passed"), ("incomplete", "not-run"))
+    )
+    assert conclude((), {HEADLINE: passed, "public": passed}).says.startswith("records verified")
+    found = conclude((), {HEADLINE: passed, "public": not_run})
+    assert (found.status, found.says) == ("incomplete", "incomplete")
+    assert [check.name for check in found.checks] == ["served", "public: served"]
+
+
+def test_views_run_of_another_defense_is_detected(row: Path) -> None:
+    shutil.copytree(row / HEADLINE, row / "views")
+    assert "the variant views takes a mean over views" in failed(row)["defense"][0]
+
+
+def test_row_without_the_static_model_is_detected(put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    base = model()
+    begin(tmp_path / "row", SMALL, "1f")
+    subject = Subject(
+        base,
+        from_factory(SMALL.dataset),
+        {NAME: shifted(base)},
+        attacks_of(SMALL, HEADLINE)[:1],
+        ThreatModel(SMALL.norm, SMALL.eps),
+        SMALL.model,
+    )
+    alone = SMALL.settings(HEADLINE, "1f").model_copy(update={"static": False, "transfer": False})
+    evaluate(subject, alone, out=tmp_path / "row" / HEADLINE)
+    assert "headline: there is no static model" in failed(tmp_path / "row")["defense"][0]
 
 
 def edit(path: Path, change: Any) -> None:

@@ -1,11 +1,17 @@
 """Test how tables and warnings are printed in a terminal."""
 
+import ast
 import warnings
+from pathlib import Path
 
 import pytest
 
+from dent.cli import console, telling
 from dent.cli.console import OUT, print_table, warnings_as_messages
 from dent.errors import SmallBatchWarning
+from dent.report.story import DefenseStory, SampleStory, StoryAnswer
+
+CLI = Path(console.__file__).parent
 
 
 @pytest.mark.parametrize("length", [10, 40, 41, 200])
@@ -19,6 +25,59 @@ def test_long_defense_name_does_not_truncate_the_numbers_in_a_table(
     assert "[44, 56]" in printed
     assert printed.count("n") >= length
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_table_and_consoles_print_names_that_look_like_markup_or_emoji(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["[/i]", "[cat]", "[bold]x[/]", ":cat:", "\\"]
+    for name in names:
+        print_table(name, (name, "n"), [(name, name)])
+        assert capsys.readouterr().out.count(name) == 4
+        OUT.print(name, markup=False)
+        assert capsys.readouterr().out == f"{name}\n"
+
+
+def test_sample_story_prints_class_and_defense_names_that_look_like_markup(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer = StoryAnswer(
+        kind="attack",
+        attack="[/attack]",
+        batch=0,
+        member=0,
+        attacked=True,
+        predicted=1,
+        predicted_name="[dog]",
+        correct=False,
+        claimed=True,
+        mismatch=False,
+    )
+    told = DefenseStory(defense="[/defense]", answers=(answer,), broken_by=(), flags=("[/flag]",))
+    story = SampleStory(
+        sample=1, label=0, label_name="[/i]", batches=(0,), defenses=(told,), status="complete"
+    )
+    telling.story(story)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("[/attack]", "[dog]", "[/defense]", "[/i]", "[/flag]"))
+
+
+def prints_of(module: Path) -> list[str]:
+    """Return the calls that print a value in a module, as source text."""
+    tree = ast.parse(module.read_text())
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("OUT.print", "ERR.print")
+        and any(isinstance(part, ast.FormattedValue) for part in ast.walk(node))
+    ]
+
+
+def test_every_command_prints_values_as_plain_text_or_beside_its_own_markup() -> None:
+    found = [call for module in CLI.glob("*.py") for call in prints_of(module)]
+    assert len(found) > 30
+    assert [call for call in found if "markup=False" not in call and "[bold]" not in call] == []
 
 
 def test_own_warning_is_printed_once_and_other_warnings_pass_through(

@@ -1,5 +1,6 @@
 """Comparison of a defense with the mean over views of about equal cost."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from dent import DENT_PLUS, Dent, DentConfig, SmoothingConfig, ViewsConfig
 from dent.attacks import make
 from dent.cli.showing import show
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, load_run
+from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.results.averaged_views import forwards_of, views_of
 from dent.evaluation.results.result import Dependence
@@ -104,6 +106,16 @@ def test_a_defense_is_compared_with_the_views_nearest_in_cost(run: Path) -> None
     assert found.difference.value == pytest.approx((right[0] - right[1]) / 32)
     for name in ("static", "2 views", "6 views"):
         assert result.defenses[name].over_views is None
+
+
+def test_an_interrupted_run_is_not_compared_with_views(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    journal = tmp_path / "run" / JOURNAL
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]))
+    interrupted = load_run(tmp_path / "run").result
+    assert interrupted.status == "partial"
+    assert {each.over_views for each in interrupted.defenses.values()} == {None}
 
 
 def test_a_batch_dependent_views_baseline_is_scored_per_batch() -> None:

@@ -4,25 +4,34 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dent import ThreatModel
+from dent import Dent, Performance, ThreatModel
 from dent.cli import telling
 from dent.errors import ConfigError
 from dent.evaluation import (
     EvaluationResult,
+    RecordedRun,
     RecordError,
     SchemaVersionError,
     Settings,
     Subject,
     evaluate,
+    suite,
 )
+from dent.evaluation.attack_specs import attack_spec
+from dent.evaluation.results.result import Diagnostic
+from dent.evaluation.subject import threat_of
+from dent.evaluation.suites import SuiteName
 from dent.report import list_runs, load_run, sample_story, write_report
 from dent.report.commands import commands
-from dent.report.loading import load_runs
+from dent.report.flags import of_one
+from dent.report.html import to_html
+from dent.report.loading import NamedRun, load_runs
 from dent.report.series import differing, find_series
 from tests.report.conftest import small
 
@@ -232,6 +241,71 @@ def test_repeat_command_contains_the_settings_and_lists_caveats(
     ], "sigma is not that of the defense of this name"
     mixed = commands(load_run(run_path)).caveats
     assert "the settings of the attacks, with different iterations each: see the spec" in mixed
+
+
+@pytest.mark.parametrize(("precision", "caveats"), [("model", 0), ("bfloat16", 1)])
+def test_repeat_command_names_a_configuration_only_in_its_own_precision(
+    subject: Subject, tmp_path: Path, precision: Literal["model", "bfloat16"], caveats: int
+) -> None:
+    dent_plus = Dent(subject.model, performance=Performance(precision=precision))
+    named = replace(small(subject), attacks=(), defenses={"dent+": dent_plus})
+    evaluate(named, Settings(n=4, batch_size=4), out=tmp_path / "run")
+    found = commands(load_run(tmp_path / "run"))
+    assert "--defense dent+" in found.again
+    assert len([each for each in found.caveats if "the defense 'dent+'" in each]) == caveats
+
+
+@pytest.mark.parametrize("name", ["dynamic", "dynamic-2", "dynamic-1"])
+def test_repeat_command_takes_only_the_newest_suite(run_path: Path, name: SuiteName) -> None:
+    loaded = load_run(run_path)
+    spec = loaded.run.spec
+    attacks = tuple(attack_spec(each, threat_of(spec.threat)) for each in suite(name, "small"))
+    changed = spec.model_copy(update={"attacks": attacks})
+    found = commands(replace(loaded, run=loaded.run.model_copy(update={"spec": changed})))
+    is_newest = name == "dynamic"
+    assert ("--suite" in found.again) is is_newest
+    caveat = f"the attacks: dent.evaluation.suite('{name}', 'small') in Python"
+    assert (caveat in found.caveats) is not is_newest
+
+
+def moved(loaded: RecordedRun, sentences: dict[str, str]) -> RecordedRun:
+    """Add a diagnostic, which exists only if it is raised, to some defenses."""
+    defenses = {
+        name: each.model_copy(update={"diagnostics": (*each.diagnostics, raised(sentences[name]))})
+        if name in sentences
+        else each
+        for name, each in loaded.result.defenses.items()
+    }
+    changed = replace(loaded)
+    vars(changed)["result"] = loaded.result.model_copy(update={"defenses": defenses})
+    return changed
+
+
+def raised(sentence: str) -> Diagnostic:
+    return Diagnostic(
+        name="no step moved anything", state="raised", value=1.0, threshold=0.5, sentence=sentence
+    )
+
+
+@pytest.mark.parametrize("name", ["static", "dent"])
+def test_html_report_has_the_diagnostics_that_only_one_defense_has(
+    run_path: Path, name: str
+) -> None:
+    page = to_html([NamedRun("it", moved(load_run(run_path), {name: "Nothing moved."}))])
+    table = page.partition("Every diagnostic of every defense")[2].partition("</table>")[0]
+    row = table.partition('<th scope="row">no step moved anything')[2].partition("</tr>")[0]
+    assert row.count("raised") == 2  # the class and the text of one cell
+    assert row.count('<td class="blank"></td>') == 3
+
+
+def test_flag_has_the_sentence_of_every_defense_that_raises_it(run_path: Path) -> None:
+    def sentence(sentences: dict[str, str]) -> str:
+        flags = of_one(moved(load_run(run_path), sentences).result).all
+        return next(flag.sentence for flag in flags if flag.name == "no step moved anything")
+
+    assert sentence({"static": "All of 3.", "dent": "All of 3."}) == "All of 3."
+    differing = {"static": "All of 3.", "dent": "7 of 12.", "noisy": "All of 3."}
+    assert sentence(differing) == "static, noisy: All of 3. dent: 7 of 12."
 
 
 def test_runs_without_attacks_static_model_or_tensors_have_reports(

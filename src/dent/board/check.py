@@ -1,6 +1,6 @@
 """Check a row as a maintainer does: its submission, its records, and what attacks find."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,8 +8,10 @@ from scipy.stats import ttest_ind
 
 from dent.board.listing import BoardRow
 from dent.board.pack import declared_of
-from dent.board.tracks import VIEWS
+from dent.board.running import check_defenses
+from dent.board.tracks import HEADLINE, VIEWS, Track
 from dent.board.views import defense_of
+from dent.errors import ConfigError
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import score, worst_case
@@ -30,6 +32,8 @@ class RowCheck(Record):
     says: str
     """The status in words, including which attacks were run again."""
     checks: tuple[Check, ...]
+    """The checks of the row, of its headline run, and of its other runs, which come after the name
+    of their run."""
     verification: Verification
     """Verification of the headline run."""
 
@@ -40,7 +44,8 @@ def checks_of(row: BoardRow) -> tuple[Check, ...]:
     - `submission`: the row has a submission, for this track and run.
     - `manifest`: the records have not changed since the submission.
     - `track`: every run follows the track.
-    - `defense`: every run but the views evaluates the same defense, which the submission names.
+    - `defense`: every run but the views evaluates the same defense, which the submission names. The
+      views run evaluates a mean over views. Every run has the static model beside its defense.
     - `halves`: the gain on the drawn half is not far below the gain on the fixed half.
     """
     return tuple(
@@ -55,20 +60,27 @@ def checks_of(row: BoardRow) -> tuple[Check, ...]:
     )
 
 
-def conclude(checks: tuple[Check, ...], verification: Verification) -> RowCheck:
-    """Combine the checks of a row with the checks of its headline run.
+def conclude(checks: tuple[Check, ...], verifications: Mapping[str, Verification]) -> RowCheck:
+    """Combine the checks of a row with the checks of its runs.
 
     Args:
         checks: Checks of the row.
-        verification: Verification of the headline run.
+        verifications: Verifications of all runs of the row, by the name of the variant.
     """
-    checks = (*checks, *verification.checks)
+    headline = verifications[HEADLINE]
+    others = (
+        check.model_copy(update={"name": f"{variant}: {check.name}"})
+        for variant, verification in verifications.items()
+        if variant != HEADLINE
+        for check in verification.checks
+    )
+    checks = (*checks, *headline.checks, *others)
     states = {check.state for check in checks}
     status = "failed" if "failed" in states else "incomplete"
     if states == {"passed"}:
         status = "verified"
-    says = status if status == "failed" else verification.says
-    return RowCheck(status=status, says=says, checks=checks, verification=verification)
+    says = headline.says if status == headline.status != "failed" else status
+    return RowCheck(status=status, says=says, checks=checks, verification=headline)
 
 
 def _check(name: str, problems: list[str]) -> Check:
@@ -104,10 +116,9 @@ def _of_manifest(row: BoardRow) -> Iterator[str]:
 
 
 def _of_track(row: BoardRow) -> Iterator[str]:
-    views = () if row.views is None else (row.views,)
-    for variant in (row.headline, *row.variants, *views):
-        for departure in variant.departures:
-            yield f"{variant.name}: {departure}"
+    for run in row.runs:
+        for departure in run.departures:
+            yield f"{run.name}: {departure}"
 
 
 def _of_defense(row: BoardRow) -> Iterator[str]:
@@ -127,8 +138,20 @@ def _of_defense(row: BoardRow) -> Iterator[str]:
             f"the submission names the defense {submission.factory}, "
             f"the headline run evaluates {name}"
         )
-    if row.views is not None and not row.views.result.spec.has_static:
-        yield f"{VIEWS}: there is no static model to compare with"
+    yield from (
+        f"{run.name}: there is no static model to compare with"
+        for run in row.runs
+        if not run.result.spec.has_static
+    )
+    if row.views is not None:
+        yield from _of_views(row.track, row.views.result.spec)
+
+
+def _of_views(chosen: Track, spec: EvaluationSpec) -> Iterator[str]:
+    try:
+        check_defenses(chosen, VIEWS, spec)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _called(factory: str) -> str:
@@ -143,7 +166,7 @@ def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
 def _of_halves(row: BoardRow) -> Iterator[str]:
     """Detect a defense that was tuned on the fixed half, which is public."""
     run = row.headline.run
-    if row.nonce is None or row.headline.defense_name == STATIC:
+    if row.nonce is None or row.headline.defense_name == STATIC or not run.run.spec.has_static:
         return
     fixed_ids = set(row.track.fixed_ids)
     gains = gain_by_id(run)

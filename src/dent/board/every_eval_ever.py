@@ -73,7 +73,7 @@ def every_eval_ever(row: BoardRow, now: float, url: str | None = None) -> tuple[
                 commit=None if row.submission is None else row.submission.commit,
                 paper=None if row.submission is None else row.submission.paper,
                 cost_in_static_forwards=row.cost,
-                predictions_depend_on_the_batch=row.dependence.declared,
+                predictions_depend_on_the_batch=row.depends_on_batch,
             ),
         },
         "evaluation_results": [_result(row, metric) for metric in metrics(row)],

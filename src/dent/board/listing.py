@@ -58,6 +58,11 @@ class VariantResult:
     departures: tuple[str, ...]
 
     @property
+    def finished(self) -> bool:
+        """Whether the run went to its end or stopped early, so that nothing of it is left to do."""
+        return self.result.status == "complete"
+
+    @property
     def defense_name(self) -> str:
         """Name of the run's defense; `static` if there is no other."""
         return next((name for name in self.result.defenses if name != STATIC), STATIC)
@@ -66,6 +71,17 @@ class VariantResult:
     def defense(self) -> DefenseResult:
         """The result of this defense."""
         return self.result.defenses[self.defense_name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run's difference and departures as plain JSON values."""
+        difference = self.defense.difference
+        return {
+            "name": self.name,
+            "status": self.result.status,
+            "defense": self.defense_name,
+            "difference": None if difference is None else difference.to_json(),
+            "departures": list(self.departures),
+        }
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,12 @@ class BoardRow:
         return self.headline.defense_name if self.submission is None else self.submission.name
 
     @property
+    def runs(self) -> tuple[VariantResult, ...]:
+        """All runs of the row: the headline, the variants and the views."""
+        views = () if self.views is None else (self.views,)
+        return (self.headline, *self.variants, *views)
+
+    @property
     def ruling(self) -> Ruling:
         """The ruling of the verdict; `none` without one, `the reference` for the static model."""
         if self.headline.defense_name == STATIC:
@@ -126,9 +148,14 @@ class BoardRow:
         beside = self.headline.defense.over_views
         if beside is not None:
             return beside.difference
-        if self.views is None or self.stopped:
+        if self.views is None or self.stopped or not self.finished:
             return None
         return less_views(self.headline.run, self.views.run)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run and the views' run are complete; a part gives only an upper bound."""
+        return all(run.finished for run in (self.headline, self.views) if run is not None)
 
     @property
     def stopped(self) -> bool:
@@ -145,6 +172,11 @@ class BoardRow:
     def dependence(self) -> Dependence:
         """Whether its predictions depend on the other members of the batch."""
         return self.headline.defense.dependence
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether this dependence is declared or measured."""
+        return self.dependence.declared or self.dependence.measured is True
 
     @property
     def decided_by(self) -> str | None:
@@ -221,16 +253,8 @@ class BoardRow:
             "unbound": self.unbound,
             "void": self.void,
             "departures": list(self.headline.departures),
-            "variants": [
-                {
-                    "name": each.name,
-                    "difference": None
-                    if each.defense.difference is None
-                    else each.defense.difference.to_json(),
-                    "departures": list(each.departures),
-                }
-                for each in self.variants
-            ],
+            "variants": [each.to_json() for each in self.variants],
+            "views": None if self.views is None else self.views.to_json(),
             "submission": None if self.submission is None else self.submission.to_json(),
         }
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dent.board.tracks import Track
-from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.suites import BUDGETS, Coverage, coverage_of
 
 _FREE = ("until", "ids", "n", "tensors")
@@ -28,8 +28,10 @@ def _departures(
     chosen: Track, variant: str, nonce: str | None, spec: EvaluationSpec
 ) -> Iterator[str]:
     pairs = (
-        ("the base model", spec.model.weights, chosen.weights),
-        ("the dataset", spec.dataset.digest, chosen.digest),
+        ("the base model", spec.model.name, chosen.model),
+        ("the weights of the base model", spec.model.weights, chosen.weights),
+        ("the dataset", spec.dataset.name, chosen.dataset),
+        ("the content of the dataset", spec.dataset.digest, chosen.digest),
         ("the split", spec.dataset.split, chosen.split),
         ("the norm", spec.threat.norm, chosen.norm),
         ("eps", spec.threat.eps, chosen.eps),
@@ -38,6 +40,12 @@ def _departures(
     for what, got, expected in pairs:
         if expected is not None and got != expected:
             yield f"{what}: the track says {expected}, the run has {got}"
+    for defense in spec.defenses:
+        if defense.name == STATIC and defense.weights != spec.model.weights:
+            yield (
+                f"the static model: the base model has the weights {spec.model.weights}, the "
+                f"static model has {defense.weights}"
+            )
     settings = chosen.settings(variant, nonce)
     expected_settings, got_settings = settings.to_json(), spec.settings.to_json()
     for name, value in expected_settings.items():
@@ -60,7 +68,7 @@ def _of_suite(chosen: Track, coverage: Coverage | None) -> Iterator[str]:
     wanted = f"version {chosen.suite}, {chosen.budget}"
     if coverage is None:
         yield f"the suite: the track says {wanted}, and the run has no whole suite"
-    elif coverage.version > chosen.suite:
+    elif coverage.version != chosen.suite:
         yield f"the suite: the track says {wanted}, the run has version {coverage.version}"
     elif BUDGETS.index(coverage.budget) < BUDGETS.index(chosen.budget):
         yield f"the suite: the track says {wanted}, the run has the budget {coverage.budget}"

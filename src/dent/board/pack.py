@@ -10,6 +10,7 @@ import io
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -244,7 +245,7 @@ def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
                     raise RecordError(f"{archive} has more than {counted(_MOST_FILES, 'file')}")
                 file = opened.extractfile(member)
                 found[member.name] = b"" if file is None else file.read()
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise RecordError(f"{archive} is no archive that `dent pack` wrote: {error}") from None
     return found
 

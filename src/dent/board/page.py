@@ -205,10 +205,16 @@ def _line(number: int, row: BoardRow, base: Path) -> TableLine:
         track=row.track.name,
         links=tuple(_links(row, base)),
         known_attacks=() if submission is None else submission.known_attacks,
-        departures=row.headline.departures,
+        departures=tuple(_departures(row)),
         void=row.void,
         cells=tuple(_cells(row)),
     )
+
+
+def _departures(row: BoardRow) -> Iterator[str]:
+    for run in row.runs:
+        where = "" if run is row.headline else f"{run.name}: "
+        yield from (f"{where}{departure}" for departure in run.departures)
 
 
 def _links(row: BoardRow, base: Path) -> Iterator[Link]:
@@ -226,6 +232,7 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _verdict(row)
     variants = tuple(
         f"{variant.name}: {wording.difference(variant.defense.difference)}"
+        + ("" if variant.finished else ", not finished")
         for variant in row.variants
         if variant.defense.difference is not None
     )
@@ -233,14 +240,12 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _paired(row.difference, absent, variants, _TONES.get(row.ruling, ""))
     views = row.views
     named = () if views is None or row.less_views is None else (f"of {views.defense_name}",)
-    unknown = "stopped early" if views is not None and row.stopped else "not measured"
-    yield _paired(row.less_views, unknown, named)
+    yield _paired(row.less_views, _without_views(row), named)
     yield _paired(row.natural, absent)
     cost = row.cost
     yield BoardCell("" if cost is None else factor(cost), cost, missing="not measured")
-    dependence = row.dependence
-    depends = dependence.declared or dependence.measured is True
-    yield BoardCell("yes" if depends else "no", "yes" if depends else "no")
+    depends = "yes" if row.depends_on_batch else "no"
+    yield BoardCell(depends, depends)
     decided = None if row.decided_by is None else _decided(row.decided_by)
     yield BoardCell(decided or "", decided, missing="nothing fell")
     yield _samples(row)
@@ -252,6 +257,15 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     notes = () if row.unbound is None else (row.unbound,)
     tone = "bad" if row.broken_by or notes else "quiet"
     yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
+
+
+def _without_views(row: BoardRow) -> str:
+    """Return why a row is not compared with the views."""
+    if row.views is None:
+        return "not measured"
+    if row.stopped:
+        return "stopped early"
+    return "not measured" if row.finished else "not finished"
 
 
 def _verdict(row: BoardRow) -> BoardCell:

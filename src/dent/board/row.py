@@ -20,7 +20,7 @@ class RowRecord(Record):
     schema_version: Literal[1] = 1
     track: str
     identity: Sha256
-    """Identity of the track."""
+    """Identity of the track when the row was begun."""
     nonce: str | None
     """Null if only the fixed half was evaluated."""
 
@@ -34,7 +34,10 @@ def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
     """
     record = RowRecord(track=chosen.name, identity=chosen.identity, nonce=nonce)
     if is_there(folder / ROW):
-        changed = differences(read_row(folder).to_json(), record.to_json())
+        found = read_row(folder)
+        if found.identity in chosen.identities:
+            found = found.model_copy(update={"identity": chosen.identity})
+        changed = differences(found.to_json(), record.to_json())
         if changed:
             raise ConfigError(
                 f"{folder} is the row of another evaluation, and nothing was changed: "
@@ -73,7 +76,7 @@ def track_of(record: RowRecord, folder: Path) -> Track:
         RecordError: The track has changed since the row was written.
     """
     chosen = track(record.track)
-    if chosen.identity != record.identity:
+    if record.identity not in chosen.identities:
         raise RecordError(
             f"{folder / ROW}: the track {record.track!r} had the identity {record.identity}, and "
             f"has {chosen.identity} in this version of torch-dent"

@@ -54,11 +54,12 @@ class Track(Record):
     model: str
     """The base model, by its name in `dent models`. A defense gets it, and is compared with it."""
     weights: Sha256 | None = None
-    """`dent.models.weights_digest` of the base model; null if it is not fixed yet."""
+    """`dent.models.weights_digest` of the base model; null if it is not fixed yet. Rows stay valid
+    when it is fixed."""
     dataset: str
     split: Literal["test"] = "test"
     digest: str | None = None
-    """Digest of the dataset; null if it is not fixed yet."""
+    """Digest of the dataset; null if it is not fixed yet. Rows stay valid when it is fixed."""
     norm: Literal["linf", "l2"]
     eps: str
     fixed: str | None = None
@@ -137,7 +138,23 @@ class Track(Record):
     @property
     def identity(self) -> str:
         """SHA-256 over all fields and the ids of the fixed half."""
-        return digest(self.to_json() | {"fixed_ids": list(self.fixed_ids)})
+        return self._identity(self.weights, self.digest)
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """The identity, and those that the track had before `weights` and `digest` were fixed.
+
+        A row with any of them is on this track. Its run is compared with the digests of today.
+        """
+        return frozenset(
+            self._identity(weights, content)
+            for weights in (self.weights, None)
+            for content in (self.digest, None)
+        )
+
+    def _identity(self, weights: str | None, content: str | None) -> str:
+        digests = {"weights": weights, "digest": content}
+        return digest(self.to_json() | digests | {"fixed_ids": list(self.fixed_ids)})
 
     def _draw(self, nonce: str, pool: Any) -> tuple[int, ...]:
         """Return the ids of one half: the lowest in the pool by SHA-256 of name, nonce and id."""

@@ -108,5 +108,5 @@ def _refuse(message: str, raised_at: str | None) -> NoReturn:
 
 def _say_interrupted(received: Received) -> NoReturn:
     name = "" if received.number is None else f" by {signal.Signals(received.number).name}"
-    ERR.print(f"dent: interrupted{name}", style="red")
+    ERR.print(f"dent: interrupted{name}", style="red", markup=False)
     sys.exit(INTERRUPTED if received.number is None else 128 + received.number)

@@ -9,13 +9,20 @@ from typing import Any, TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from dent.errors import DentWarning
 from dent.support.printable import one_line, printable
 
 
 class _Plain(Console):
-    """A console that keeps its own styles, but replaces control characters in printed text."""
+    """A console that keeps its own styles, but replaces control characters in printed text.
+
+    `:cat:` stays as it is, because it may be part of a name.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, emoji=False)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -25,10 +32,10 @@ class _Plain(Console):
             yield Segment(text if control else printable(text), style, control)
 
 
-OUT = _Plain(highlight=False)
+OUT = _Plain()
 """For results, on standard output."""
 
-ERR = _Plain(stderr=True, highlight=False)
+ERR = _Plain(stderr=True)
 """For progress, warnings and errors, on standard error."""
 
 
@@ -71,16 +78,19 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with the names of the rows in the first column and figures in the others."""
+    """Print a table with the names of the rows in the first column and figures in the others.
+
+    All texts are plain: markup in them is printed as it is.
+    """
     columns, rows = [*map(one_line, columns)], [[*map(one_line, row)] for row in rows]
-    table = Table(title=one_line(title), title_justify="left", title_style="bold")
+    table = Table(title=Text(one_line(title), style="bold"), title_justify="left")
     names = [columns[0], *(row[0] for row in rows)]
     for index, column in enumerate(columns):
         # Names wrap if they are so long that they would push the figures off the screen.
         no_wrap = not index and max(map(len, names)) <= _LONGEST_NAME
         table.add_column(
-            column, justify="right" if index else "left", no_wrap=no_wrap, overflow="fold"
+            Text(column), justify="right" if index else "left", no_wrap=no_wrap, overflow="fold"
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     OUT.print(table)

@@ -52,8 +52,10 @@ def data_command(
         plain["files"] = [str(file) for file in result.files]
         print_json(plain)
         return
-    OUT.print(f"{result.name} is in {result.path} (source: {result.source})", soft_wrap=True)
+    OUT.print(
+        f"{result.name} is in {result.path} (source: {result.source})", markup=False, soft_wrap=True
+    )
     for split, digest in result.digests.items():
-        OUT.print(f"  {split}: SHA-256 {digest}", soft_wrap=True)
+        OUT.print(f"  {split}: SHA-256 {digest}", markup=False, soft_wrap=True)
     for attempt in result.tried:
         ERR.print(f"  not from {attempt.source}: {attempt.reason}", soft_wrap=True, markup=False)

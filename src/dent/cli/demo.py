@@ -39,6 +39,7 @@ def demo_command(
     ERR.print(
         f"{MODEL}, {SAMPLES} bundled CIFAR-10 test images as one batch, the suite {SUITE} "
         f"({BUDGET}) at linf eps {EPS}, against static and {' and '.join(DEFENSES)}.",
+        markup=False,
         soft_wrap=True,
     )
     images = resolve.dataset(DATASET, None)
@@ -65,5 +66,6 @@ def demo_command(
         f"Computed in {lasting(result.timing['total'])}. These are {SAMPLES} images and the "
         "smallest budget: they show how an evaluation works, not how robust this defense is. For "
         "reliable numbers: dent evaluate --suite dynamic --help",
+        markup=False,
         soft_wrap=True,
     )

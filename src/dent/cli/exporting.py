@@ -42,24 +42,40 @@ def export(folder: Path, place: str, out: Path, url: str | None, benchmark: str 
 
     Raises:
         UnknownNameError: There is no such place.
-        ConfigError: A benchmark is given for a place that has none, or is not ORG/NAME.
+        ConfigError: A benchmark is given for a place that has none, or is not ORG/NAME. Or two rows
+            have the same file; nothing is written.
         RecordError: The folder is missing, a row is damaged, or a file cannot be written.
         MissingExtraError: The place needs a package that is not installed.
     """
     write = _writer(place, url, benchmark)
     files: dict[str, bytes] = {}
+    owners: dict[str, Path] = {}
     omitted = []
     for row in list_rows(folder):
         reason = reason_to_omit(row)
-        if reason is None:
-            files.update(write(row))
-        else:
+        if reason is not None:
             omitted.append((row.name, reason))
+            continue
+        new = write(row)
+        for path in new:
+            _check_free(path, row.folder, owners)
+        files.update(new)
     for path, content in files.items():
         with writing(out):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / path, content)
     return Exported(tuple(files), tuple(omitted))
+
+
+def _check_free(path: str, folder: Path, owners: dict[str, Path]) -> None:
+    """Note that a row writes a file, and refuse a file that another row writes."""
+    key = path.casefold()  # some file systems ignore case
+    if key in owners:
+        raise ConfigError(
+            f"the rows {owners[key]} and {folder} would both be written to {path}: rename the "
+            "folder or the row of one of them, or export them separately; nothing was written"
+        )
+    owners[key] = folder
 
 
 def _writer(

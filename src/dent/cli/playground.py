@@ -35,6 +35,6 @@ def playground_command(
         if as_json:
             print_json({"url": address})
         else:
-            OUT.print(f"Open {address} in a browser. Ctrl-C ends it.", soft_wrap=True)
+            OUT.print(f"Open {address} in a browser. Ctrl-C ends it.", markup=False, soft_wrap=True)
 
     serve(host, port, ready, allowed=allowed_host or (), seconds=time_limit)

@@ -199,11 +199,11 @@ def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None
 def progress() -> Iterator["_RunReport"]:
     """Show the progress of evaluations: a bar in a terminal, otherwise a line for each unit."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}  {task.fields[robust]}"),
+        TextColumn("{task.fields[left]}  {task.fields[robust]}", markup=False),
     )
     with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as bar:
         yield _RunReport(bar)

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
-
 from dent.cli.console import OUT, print_table
 from dent.evaluation import DefenseResult, EvaluationResult
 from dent.evaluation.results.intervals import LEVEL_TEXT
@@ -33,9 +31,9 @@ def show(result: EvaluationResult, out: str) -> None:
     titles = ["defense", *(column.title for column in table.columns)]
     by_defense = [_column(row, table.columns) for row in table.rows]
     # One column per defense, because there are few defenses and may be many submissions.
-    header, *rows = zip(map(escape, titles), *by_defense, strict=True)
+    header, *rows = zip(titles, *by_defense, strict=True)
     print_table(
-        escape(f"{spec.model.name} on {attacked}, {spec.threat.norm} eps {spec.threat.eps}"),
+        f"{spec.model.name} on {attacked}, {spec.threat.norm} eps {spec.threat.eps}",
         header,
         rows,
     )
@@ -57,7 +55,7 @@ def show(result: EvaluationResult, out: str) -> None:
 
 def _column(row: Row, columns: Sequence[Column]) -> list[str]:
     cells = (_cell(column.key, row.cells[column.key]) for column in columns)
-    return [escape(row.defense) + escape(_marks(row.marks)), *map(escape, cells)]
+    return [row.defense + _marks(row.marks), *cells]
 
 
 def _cell(key: str, cell: Cell) -> str:
@@ -78,10 +76,11 @@ def _explain(result: EvaluationResult, *, mixed: bool) -> None:
         + ("After the slash: natural members of the same batches. " if mixed else "")
         + "Worst case: over everything submitted, per "
         + ", per ".join(
-            f"{unit} ({', '.join(escape(one_line(name)) for name in names)})"
+            f"{unit} ({', '.join(map(one_line, names))})"
             for unit, names in _units(result.defenses).items()
         )
         + f". Intervals: {LEVEL_TEXT}. Cost: one prediction, in static forwards.",
+        markup=False,
         soft_wrap=True,
     )
     for sentence in limits(result):

@@ -35,7 +35,7 @@ _PACKED = ".tar.gz"
 
 @dataclass(frozen=True)
 class Verifying:
-    """The options for verifying the run of a row.
+    """The options for verifying the runs of a row.
 
     Attributes:
         root: Folder of datasets.
@@ -132,7 +132,7 @@ def check(
         path: The folder of the row, or the archive.
         images: The archive of its images.
         how: How to verify the row.
-        reattack: Which attacks to run again; none if None.
+        reattack: Which attacks of the headline run to run again; none if None.
         by: Who checks. If given, a passed check is added to the row's `trust.json`.
 
     Raises:
@@ -151,8 +151,20 @@ def check(
     return checked
 
 
-def _verified(row: BoardRow, how: Verifying, reattack: Reattack | None) -> Verification:
-    path = row.folder / HEADLINE
+def _verified(row: BoardRow, how: Verifying, reattack: Reattack | None) -> dict[str, Verification]:
+    """Verify every run of a row, because its page shows the figures of all of them.
+
+    Attacks of the headline run alone run again: the row's trust counts those.
+    """
+    return {
+        run.name: _verified_run(
+            row.folder / run.name, how, reattack if run.name == HEADLINE else None
+        )
+        for run in row.runs
+    }
+
+
+def _verified_run(path: Path, how: Verifying, reattack: Reattack | None) -> Verification:
     records_only = how.records_only or not (path / TENSORS).is_dir()
     if reattack is not None and records_only:
         raise ConfigError(

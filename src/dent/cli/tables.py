@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from dent.cli import running
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.cli.costs import Timer, announce, seconds_left
@@ -47,7 +45,9 @@ def listed(*, as_json: bool) -> None:
         return
     for table in tables:
         OUT.print(f"{table.id:10} {table.source}: {table.title}", markup=False, soft_wrap=True)
-    OUT.print(f"Scales: {', '.join(scale_names())}. Run one: dent paper table4 --scale cpu")
+    OUT.print(
+        f"Scales: {', '.join(scale_names())}. Run one: dent paper table4 --scale cpu", markup=False
+    )
 
 
 def run(
@@ -96,7 +96,7 @@ def show(plan: PaperPlan, result: TableResult) -> None:
         _say(f"{title}: not run. To run it: {result.command}")
         return
     rows = [_row(plan, cell) for cell in result.cells]
-    print_table(escape(title), ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
+    print_table(title, ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
     if result.status == "partial":
         _say(f"Not finished. To resume it: {result.command}")
     said = ""
@@ -146,7 +146,7 @@ def _row(plan: PaperPlan, cell: CellResult) -> tuple[str, str, str, str]:
         planned = plan.cells[key].run
         of = f", {cell.count.total} of {planned.samples}" if cell.count and planned else ""
         flags.insert(0, f"partial{of}")
-    return escape(label(plan.table, key)), cell.published, escape(found), escape(", ".join(flags))
+    return label(plan.table, key), cell.published, found, ", ".join(flags)
 
 
 def _judged(plan: PaperPlan, judgement: Judgement) -> str:

@@ -37,15 +37,13 @@ def story(sample: SampleStory) -> None:
     """Print what every attack did to one sample."""
     rows = [
         (
-            escape(defense.defense),
-            escape(
-                f"challenge by {one_line(answer.by)}"
-                if answer.by
-                else " ".join(filter(None, (answer.kind, answer.attack)))
-            ),
+            defense.defense,
+            f"challenge by {answer.by}"
+            if answer.by
+            else " ".join(filter(None, (answer.kind, answer.attack))),
             str(answer.batch),
             "yes" if answer.attacked else "no",
-            escape(answer.predicted_name or "none"),
+            answer.predicted_name or "none",
             "correct" if answer.correct else "wrong",
             "" if answer.claimed is None else ("fooled" if answer.claimed else "not fooled"),
         )

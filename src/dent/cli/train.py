@@ -187,7 +187,9 @@ def train_command(
             )
     except KeyboardInterrupt:
         ERR.print(
-            f"\nStopped. The checkpoint is in {folder}. The same command resumes the training."
+            f"\nStopped. The checkpoint is in {folder}. The same command resumes the training.",
+            markup=False,
+            soft_wrap=True,
         )
         raise
     if as_json:

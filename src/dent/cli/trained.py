@@ -59,7 +59,7 @@ def show(result: TrainingResult, card: Path) -> None:
         attack = (
             f"{accuracy['attack']} at {accuracy['threat']}" if accuracy["attack"] else "natural"
         )
-        OUT.print(f"  {attack}: {share(accuracy)}")
+        OUT.print(f"  {attack}: {share(accuracy)}", markup=False, soft_wrap=True)
     OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
     OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
 

@@ -27,7 +27,7 @@ def progress_bar(console: Console | None = None) -> Iterator[OnBytes]:
         The callback to pass to `dent.data.fetch`.
     """
     console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as bar:

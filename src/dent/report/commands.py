@@ -11,7 +11,7 @@ from dent.errors import DentError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suites import exactly
+from dent.evaluation.suites import VERSION, exactly, name_of
 from dent.names import CATALOGUES
 from dent.report.loading import LoadedRun
 from dent.support import ranges
@@ -90,9 +90,10 @@ def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
     settings = spec.config.get("settings")
     named_config = reference.CONFIGS.get(spec.name)
-    is_named_config = named_config is not None and named_config.to_dict() == settings
-    if spec.name == STATIC and not is_named_config:  # the command line adds it
+    has_settings = named_config is not None and named_config.to_dict() == settings
+    if spec.name == STATIC and not has_settings:  # the command line adds it
         return [], ["that there is no defense but the static model"] if alone else []
+    is_named_config = has_settings and spec.config.get("precision", "model") == "model"
     is_named_defense = (
         named_config is None and spec.name in reference.names() and spec.config["name"] == spec.name
     )
@@ -106,13 +107,15 @@ def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     if not spec.attacks:
         return [], ["that there is no attack"]
     suite = exactly(spec)
-    if suite is not None:
+    if suite is not None and suite[0] == name_of(VERSION):
         name, budget = suite
         words = ["--suite", name, "--budget", budget]
         return [*words, *(["--to-the-end"] if spec.settings.until == "end" else [])], []
     until = spec.settings.until
     early = [] if until == Settings().until else [f"the setting until={until!r}"]
     words, caveats = _named_attacks(spec)
+    if suite is not None:  # the command line runs only the newest version
+        caveats = [f"the attacks: dent.evaluation.suite{suite} in Python"]
     return words, [*caveats, *early]
 
 

@@ -32,7 +32,7 @@ class Flag:
     Attributes:
         letter: Its letter, unique on the page.
         name: Name of the diagnostic.
-        sentence: Its meaning.
+        sentence: Its meaning. If the sentences of the defenses differ, each one with its defenses.
         raised_by: The defenses that raised it, or `RUN_WIDE`. If the page shows several runs, each
             entry also names its run.
     """
@@ -67,23 +67,23 @@ class Flags:
 
     def __init__(self, runs: Sequence[Named]) -> None:
         several = len(runs) > 1
-        names: dict[str, tuple[Diagnostic, list[str]]] = {}
+        names: dict[str, list[tuple[str, str]]] = {}
         for run in runs:
             where = f" ({run.name})" if several else ""
             for defense, defense_result in run.result.defenses.items():
                 for diagnostic in defense_result.raised:
-                    names.setdefault(diagnostic.name, (diagnostic, []))[1].append(
-                        f"{defense}{where}"
+                    names.setdefault(diagnostic.name, []).append(
+                        (f"{defense}{where}", diagnostic.sentence)
                     )
             for diagnostic in run.result.diagnostics:
                 if diagnostic.raised:
-                    names.setdefault(diagnostic.name, (diagnostic, []))[1].append(
-                        f"{RUN_WIDE}{where}"
+                    names.setdefault(diagnostic.name, []).append(
+                        (f"{RUN_WIDE}{where}", diagnostic.sentence)
                     )
         self._letters = {name: letter(index) for index, name in enumerate(names)}
         self.all = tuple(
-            Flag(self._letters[name], name, diagnostic.sentence, tuple(raised_by))
-            for name, (diagnostic, raised_by) in names.items()
+            Flag(self._letters[name], name, _sentence(raised), tuple(who for who, _ in raised))
+            for name, raised in names.items()
         )
 
     def of(self, result: EvaluationResult, defense: str) -> tuple[Raised, ...]:
@@ -104,6 +104,16 @@ class Flags:
         if STATIC in result.defenses:
             letters |= {flag.letter for flag in self.marks(result, STATIC)}
         return tuple(flag for flag in self.all if flag.letter in letters)
+
+
+def _sentence(raised: Sequence[tuple[str, str]]) -> str:
+    """Return the common sentence, or every sentence after the names of those that it is about."""
+    names: dict[str, list[str]] = {}
+    for who, sentence in raised:
+        names.setdefault(sentence, []).append(who)
+    if len(names) == 1:
+        return next(iter(names))
+    return " ".join(f"{', '.join(whose)}: {sentence}" for sentence, whose in names.items())
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def environment(*packages: str) -> Environment:
         "threat_of": threat_of,
         "smoothing_of": smoothing_of,
         "diagnostic": _diagnostic,
+        "diagnostic_names": _diagnostic_names,
         "of_difference": of_difference,
         "reasons": _reasons,
     }
@@ -191,8 +192,14 @@ def _span(runs: Sequence[NamedRun]) -> float:
     return next((half for half in _HALF_POINTS if half >= widest), nice_ticks(widest)[-1])
 
 
-def _diagnostic(defense: DefenseResult, name: str) -> Diagnostic:
-    return next(item for item in defense.diagnostics if item.name == name)
+def _diagnostic(defense: DefenseResult, name: str) -> Diagnostic | None:
+    """Return a diagnostic of a defense; None without it, because some exist only if raised."""
+    return next((item for item in defense.diagnostics if item.name == name), None)
+
+
+def _diagnostic_names(defenses: dict[str, DefenseResult]) -> list[str]:
+    """Return the names of all diagnostics that any defense has, each once."""
+    return list(dict.fromkeys(item.name for each in defenses.values() for item in each.diagnostics))
 
 
 def _reasons(defenses: dict[str, DefenseResult]) -> list[tuple[str, str, list[str]]]:

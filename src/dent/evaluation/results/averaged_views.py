@@ -56,6 +56,7 @@ def over_views(
     """Add to each result a comparison with the mean over views whose cost is nearest.
 
     Every attack must have run on both defenses, because an early stop gives only an upper bound.
+    For the same reason, the run must be complete.
 
     Args:
         defenses: The defenses of the run.

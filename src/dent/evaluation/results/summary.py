@@ -77,7 +77,8 @@ def summarize(
             for name, each in defenses.items()
         }
     with_outside = {name: each.scores for name, each in challenged.items()}
-    defenses = over_views(spec.defenses, defenses, with_outside, bootstrap_seed(spec))
+    if complete:
+        defenses = over_views(spec.defenses, defenses, with_outside, bootstrap_seed(spec))
     return EvaluationResult(
         schema_version=spec.written_as,
         status="complete" if complete else "partial",
