@@ -34,7 +34,6 @@ from dent.models.weights import weights_digest
 from dent.support.devices import device_of
 from dent.threat import ThreatModel
 
-
 SURROGATES: Final = frozenset({"resnet-14-2-l2", "resnet-14-2-linf", "resnet-14-2-nominal"})
 """The bundled models to transfer attacks from. More would change the results of the suite."""
 
