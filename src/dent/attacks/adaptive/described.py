@@ -73,7 +73,7 @@ Path = tuple[str, str]
 """The name of a module, and that of an attribute."""
 
 
-class Entry(NamedTuple):
+class DescribedAttribute(NamedTuple):
     """The description of one attribute.
 
     Attributes:
@@ -85,7 +85,7 @@ class Entry(NamedTuple):
     has_code: bool
 
 
-Description = Mapping[Path, Entry]
+Description = Mapping[Path, DescribedAttribute]
 
 
 def described(model: object) -> Description | None:
@@ -134,11 +134,11 @@ class _Describer:
         self._known: dict[int, str] = {}
         self._held: list[object] = []  # so that no id is reused
 
-    def entries(self) -> dict[Path, Entry]:
+    def entries(self) -> dict[Path, DescribedAttribute]:
         """Return the description of the model, by module and attribute."""
         return dict(self._entries(self._model))
 
-    def _entries(self, model: object) -> Iterator[tuple[Path, Entry]]:
+    def _entries(self, model: object) -> Iterator[tuple[Path, DescribedAttribute]]:
         if not isinstance(model, nn.Module):
             yield ("", ""), self._entry(model)
             return
@@ -150,9 +150,9 @@ class _Describer:
                 yield (name, attribute), self._entry(value)
         self._names = outer
 
-    def _entry(self, value: object) -> Entry:
+    def _entry(self, value: object) -> DescribedAttribute:
         outer, self._has_code = self._has_code, False
-        entry = Entry(self._of(value), self._has_code)
+        entry = DescribedAttribute(self._of(value), self._has_code)
         self._has_code = outer or entry.has_code
         return entry
 
