@@ -332,3 +332,16 @@ def test_check_reach_warns_of_a_suspiciously_large_eps_if_asked() -> None:
         threat.check_reach((3, 224, 224))
         for norm, eps in (("linf", 0.3), ("l2", "5"), ("l2", "0.5"), ("l1", "12")):
             ThreatModel(norm, eps).check_reach((3, 32, 32), warn=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8])
+def test_project_refuses_types_that_round_by_more_than_the_tolerance(dtype: torch.dtype) -> None:
+    x = torch.zeros(2, 3, 4, 4, dtype=dtype)
+    with pytest.raises(InputError, match=r"expects float32 or float64 images, got .*x_adv.float"):
+        ThreatModel("linf", "8/255").project(x, x)
+
+
+@pytest.mark.parametrize("bounds", [None, 1.0, [0.0], [0.0, None]])
+def test_from_dict_refuses_bounds_that_are_not_two_numbers(bounds: Any) -> None:
+    with pytest.raises(ConfigError, match="bounds must be two numbers"):
+        ThreatModel.from_dict({"norm": "linf", "eps": "0.1", "bounds": bounds})

@@ -114,8 +114,7 @@ class ThreatModel:
                 "a threat model has the keys norm, eps and bounds (optional); "
                 f"unknown: {unknown or 'none'}, missing: {missing or 'none'}"
             )
-        bounds = values.get("bounds", (0.0, 1.0))
-        return cls(values["norm"], values["eps"], tuple(bounds))
+        return cls(values["norm"], values["eps"], values.get("bounds", (0.0, 1.0)))
 
     def check_reach(self, shape: Sequence[int], *, warn: bool = False) -> None:
         """Check that `eps` is a plausible radius for images of a shape, in pixel units.
@@ -176,6 +175,14 @@ class ThreatModel:
             far = difference.sum(dim=1)
         return far.nan_to_num(nan=math.inf, posinf=math.inf)
 
+    @property
+    def slack(self) -> float:
+        """How far a pixel may lie beyond the bounds: one spacing of float32 of the larger one.
+
+        A bound such as 2.64 has no exact float32, so images clamped to it may lie beyond.
+        """
+        return _ULP * max(abs(bound) for bound in self.bounds)
+
     def tolerance(self, pixels: int) -> float:
         """Return how far beyond `eps` a row may lie and still count as inside.
 
@@ -215,8 +222,7 @@ class ThreatModel:
         excess = torch.where(excess > self.tolerance(rows.shape[1]), excess, 0.0)
         if rows.shape[1]:
             beyond = torch.maximum(low - rows, rows - high).amax(dim=1)
-            slack = _ULP * max(abs(low), abs(high))
-            excess = excess.maximum(torch.where(beyond > slack, beyond, 0.0))
+            excess = excess.maximum(torch.where(beyond > self.slack, beyond, 0.0))
         return excess.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -228,15 +234,21 @@ class ThreatModel:
         of a threshold. Both sort once, and compute in float64.
 
         Args:
-            x_adv: Images to move, (N, ...), finite.
+            x_adv: Images to move, (N, ...), finite, float32 or float64. Other types round by more
+                than `tolerance` allows.
             x: Natural images, of the same shape, inside the bounds.
 
         Returns:
             A new tensor of `x_adv`'s shape and dtype, which `check` finds inside.
 
         Raises:
-            InputError: If the shapes differ, or a value is not finite.
+            InputError: If the shapes differ, `x_adv` has another data type, or a value is not
+                finite.
         """
+        if x_adv.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"project expects float32 or float64 images, got {x_adv.dtype}: pass x_adv.float()"
+            )
         wide, centre = _rows(x_adv, x), _rows(x, x_adv)
         delta = wide - centre
         if not bool(torch.isfinite(delta).all()):

@@ -254,3 +254,25 @@ def test_modules_of_dent_attacks_do_not_call_backward() -> None:
     for source in package.rglob("*.py"):
         code = [line.split("#")[0] for line in source.read_text().splitlines()]
         assert not any(".backward(" in line and "`" not in line for line in code), source
+
+
+class MuteInSmallBatches(Company):
+    """A defense without a prediction for dark images in batches of up to four."""
+
+    def predict(self, x: Tensor, adaptation: Tensor) -> Tensor:
+        logits = super().predict(x, adaptation)
+        dark = (x[:, :1, 0, 0] < 0.5) & (len(x) <= 4)
+        return torch.where(dark, torch.nan, logits)
+
+
+def test_published_asks_about_non_finite_rows_in_batches_of_its_own_size() -> None:
+    x = small_images(8)
+    x[:, 0, 0, 0] = 0.9
+    x[2, 0, 0, 0] = 0.1
+    defense = MuteInSmallBatches(linear())
+    y = defense.model(x).argmax(1)
+    y[2] = 0  # AutoAttack sees a row without a prediction as this class
+    attack = make("apgd-ce", protocol="published", batch_size=4, iterations=2)
+    found = attack(defense, x, y, ThreatModel("linf", 1e-4), seed=0)
+    assert found.non_finite
+    assert found.fooled[2]

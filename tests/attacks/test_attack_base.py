@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,14 +9,17 @@ from torch import Tensor, nn
 
 from dent import DENT, Dent
 from dent.attacks import (
+    PGD,
     Attack,
     AttackError,
     DynamicDefense,
     Outcome,
     Querier,
+    answer,
     is_batch_dependent,
     make,
 )
+from dent.attacks.base import isolated_random_state
 from dent.errors import InputError
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
@@ -178,3 +183,60 @@ def test_half_precision_logits_are_attacked_in_float32() -> None:
         result = make(name, iterations=3)(Half(model), x, y, ThreatModel("linf", 0.1), seed=0)
         assert result.adversarial.dtype == torch.float32
         assert name == "square" or result.fooled.any()
+
+
+def test_images_clamped_to_bounds_without_an_exact_float32_are_attacked() -> None:
+    threat = ThreatModel("linf", "0.05", (-2.1179, 2.64))
+    x = (9 * small_images(2) - 4).clamp(*threat.bounds)
+    assert float(x.max()) > 2.64
+    y = torch.zeros(2, dtype=torch.int64)
+    for attack in (PGD(iterations=2), make("adaptive-unrolled", iterations=2)):
+        found = attack(linear(), x, y, threat, seed=0)
+        assert not threat.check(found.adversarial, x).any()
+    beyond = torch.full_like(x, 2.64 + 2 * threat.slack)
+    with pytest.raises(InputError, match="bounds"):
+        PGD(iterations=2)(linear(), beyond, y, threat, seed=0)
+
+
+class Uncallable(nn.Module):
+    """A defense that is a module without a `forward`."""
+
+    batch_dependent = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = linear()
+
+    def adapt(self, x: Tensor) -> None:
+        return None
+
+    def predict(self, x: Tensor, adaptation: None) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def test_module_without_forward_is_queried_by_adapt_and_predict() -> None:
+    x, defense = small_images(2), Uncallable().eval()
+    assert torch.equal(answer(defense, x), defense.model(x))
+    own: Any = Uncallable().eval()
+    own.forward = lambda x: 2 * own.model(x)
+    assert torch.equal(answer(own, x), 2 * own.model(x))
+
+
+def test_every_cuda_device_in_use_is_restored_after_an_attack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forked: list[list[int]] = []
+
+    @contextmanager
+    def fork_rng(devices: list[int]) -> Iterator[None]:
+        forked.append(devices)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    for in_use in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda in_use=in_use: in_use)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with isolated_random_state(0, torch.device("cpu")):
+            pass
+    assert forked == [[0, 1], []]

@@ -373,3 +373,23 @@ def test_missing_gradient_is_reported_by_every_attack_that_needs_it(name: str) -
     else:
         with pytest.raises(ValueError, match=r"without a gradient.*'square'"):
             attack(name, Detached(model), x, y)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        *((name, {}) for name in ALONE),
+        *((name, {"protocol": "published"}) for name in SINGLES + SETS),
+    ],
+)
+def test_memory_format_of_the_images_does_not_change_the_result(
+    name: str, extra: dict[str, Any], norm: Norm
+) -> None:
+    model, x = linear(), small_images(3)
+    y = answers(model, x)
+    threat = ThreatModel(norm, {"linf": 0.02, "l2": 0.2, "l1": 2.0}[norm])
+    usual = attack(name, model, x, y, threat, **extra)
+    last = x.to(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    assert torch.equal(attack(name, model, last, y, threat, **extra).adversarial, usual.adversarial)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.attacks import make
+from dent.attacks.adaptive.rays import _Search
 from dent.threat import Norm, ThreatModel
 
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
@@ -120,3 +121,16 @@ def test_rays_fools_a_member_alone_if_and_only_if_it_does_in_a_batch() -> None:
         alone = make("rays", iterations=700)(model, one, label, threat, seed=0)
         assert torch.equal(alone.fooled, together.fooled[member : member + 1])
     assert together.fooled.all()
+
+
+def test_rays_goes_on_where_its_tolerance_is_smaller_than_the_spacing_of_float32() -> None:
+    x = torch.full((1, 1, 16, 16), 0.05)
+    threat = ThreatModel("l1", "0.002")
+    search = _Search(x, threat, torch.zeros(1, dtype=torch.bool))
+    asked = []
+    for _ in range(60):
+        images = search.ask()
+        asked.append(float(images.mean()))
+        search.tell(images.flatten(1).mean(1) > 0.8)
+    assert len(set(asked[:24])) > 20  # bisection
+    assert int(search._stage) > 2

@@ -1,7 +1,10 @@
 """Tests that attacks share ascents on the static model, without any change of their results."""
 
+import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ from torch import Tensor, nn
 from dent.attacks import make
 from dent.attacks.adaptive.static_ascents import StaticAscent, _Kept, forget, kept_in
 from dent.attacks.querier import Querier, Queries
+from dent.evaluation.submission.fresh import Origin, fresh
 from dent.threat import ThreatModel
-from tests.attacks.attack_toys import small_images
+from tests.attacks.attack_toys import linear, small_images
 
 LINF = ThreatModel("linf", 0.05)
 
@@ -77,7 +81,7 @@ class Rounding(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model((255 * x).round() / 255)
@@ -92,6 +96,61 @@ def test_model_that_rounds_its_input_does_not_reuse_the_result_of_another() -> N
     alone, asked = run(Rounding(model).eval())
     assert bool((asked.zero_by_member > 0).all())
     assert not torch.equal(found, alone)
+
+
+class Levels(Rounding):
+    """A model that rounds its input to a number of levels."""
+
+    def __init__(self, model: nn.Module, levels: Any) -> None:
+        super().__init__(model)
+        self.levels = levels
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels: int = self.levels() if callable(self.levels) else self.levels
+        logits: Tensor = self.model((levels * x).round() / levels)
+        return logits
+
+
+@pytest.mark.parametrize("of", [int, lambda levels: lambda: levels])
+def test_models_that_differ_in_a_number_or_a_function_share_no_result(
+    of: Callable[[int], Any],
+) -> None:
+    coarse, fine = Levels(Counted(), of(255)), Levels(Counted(), of(510))
+    x, _ = batch(coarse)
+    assert torch.equal(coarse(x), fine(x))
+    for first, second in ((coarse, fine), (fine, coarse)):
+        forget()
+        before = first.model.calls, second.model.calls
+        run(first)
+        run(second)
+        assert first.model.calls - before[0] == second.model.calls - before[1]
+
+
+def test_copies_and_fresh_copies_of_a_model_share_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Levels(linear(), lambda: 255)
+    found, _ = run(model)
+    monkeypatch.setattr(StaticAscent, "_ascend", not_again)
+    for same in (copy.deepcopy(model), fresh(Origin(model), 0)):
+        assert isinstance(same, nn.Module)
+        assert torch.equal(run(same)[0], found)
+
+
+def not_again(*_: Any) -> None:
+    raise AssertionError("computed again")
+
+
+def test_result_of_a_model_without_a_description_is_not_kept(tmp_path: Path) -> None:
+    model: Any = Counted()
+    model.lock = Lock()
+    with kept_in(tmp_path):
+        first, asked = run(model)
+        before = model.calls
+        second, again = run(model)
+    assert model.calls - before > 5
+    assert torch.equal(first, second)
+    assert asked.done == again.done == StaticAscent(iterations=5).passes()
+    assert not list(tmp_path.iterdir())
 
 
 def test_second_attack_reuses_the_result_and_is_bit_identical() -> None:

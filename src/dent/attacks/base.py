@@ -287,7 +287,7 @@ class Attack(JSONConfig, ABC):
         ):
             target = Querier(
                 defense,
-                x.detach().clone(),
+                x.detach().clone(memory_format=torch.contiguous_format),
                 y.detach().to(x.device, copy=True),
                 threat,
                 plan=lambda classes: self.passes(classes, threat.norm, len(x)),
@@ -338,7 +338,8 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
         raise InputError(f"labels must not be negative, got {int(y.min())}")
     low, high = threat.bounds
     smallest, largest = (float(edge) for edge in x.detach().aminmax())
-    if not (low <= smallest and largest <= high):  # also refuses NaN
+    slack = threat.slack
+    if not (low - slack <= smallest and largest <= high + slack):  # also refuses NaN
         raise InputError(
             f"x must lie in the threat model's bounds [{low:g}, {high:g}], got values from "
             f"{smallest:g} to {largest:g}"
@@ -353,12 +354,13 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators of the process, and restore them on exit.
 
     These are torch's, because pyautoattack draws from them and accepts no others, and NumPy's and
-    Python's, because a defense may draw from them.
+    Python's, because a defense may draw from them. Some code seeds all CUDA devices at once, as
+    pyautoattack does, so those in use are all restored.
     """
     has_generator = own_generator(device)
     state = random_state(device) if has_generator else None
     numpy_state, python_state = _numpy_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=_cuda_devices()):
         try:
             reseed(seed, device)
             np.random.seed(seed % 2**32)  # noqa: NPY002 (the global one is what is seeded)
@@ -369,6 +371,11 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
                 set_random_state(state, device)
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def _cuda_devices() -> list[int]:
+    """Return the CUDA devices of the process, or none if it does not use CUDA."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def _numpy_state() -> dict[str, Any]:

@@ -52,8 +52,17 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
 def query(defense: Defense, x: Tensor) -> Tensor:
     """Return the logits of a defense for images from `as_queried`. It may write into them."""
     untyped: Any = defense
-    logits: Tensor = untyped(x) if callable(untyped) else untyped.predict(x, untyped.adapt(x))
+    calls = is_callable(defense)
+    logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
     return logits
+
+
+def is_callable(defense: Defense) -> bool:
+    """Return whether a defense can be called. A module without a `forward` cannot be."""
+    if not isinstance(defense, nn.Module):
+        return callable(defense)
+    called = type(defense).__call__ is not nn.Module.__call__
+    return called or getattr(defense.forward, "__func__", None) is not nn.Module.forward
 
 
 def as_queried(x: Tensor) -> Tensor:

@@ -158,8 +158,7 @@ class Querier:
         """
         logits, finite = self.submit(images, asked, view, members)
         labels = self.labels if members is None else self.labels[members]
-        wrong = torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), -1.0)
-        logits = torch.where(finite.unsqueeze(1), logits, wrong)
+        logits = _wrong_unless(finite, logits, labels)
         self._record(images.detach(), logits, members, view)
         if self.batch_dependent and view is None:
             self._remember(images.detach(), logits.detach())
@@ -277,6 +276,22 @@ class Querier:
                 self._planned = sum(self._plan(classes))
         elif classes != self.classes:
             raise InputError(f"{name} returned {self.classes} classes before and {classes} now")
+
+
+def finite_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return float32 logits in which every row that was not finite has a wrong prediction.
+
+    Args:
+        logits: (N, classes).
+        labels: int64 (N,).
+    """
+    logits = logits.float()
+    return _wrong_unless(torch.isfinite(logits).all(dim=1), logits, labels)
+
+
+def _wrong_unless(finite: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    wrong = torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), -1.0)
+    return torch.where(finite.unsqueeze(1), logits, wrong)
 
 
 def _depends_on(logits: Tensor, images: Tensor) -> bool:

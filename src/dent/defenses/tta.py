@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dent.errors import ConfigError, UnsupportedModelError
 from dent.kinds import path_of
+from dent.support.straight_through import straight_through
 
 
 class Answered(NamedTuple):
@@ -140,7 +141,7 @@ class TestTimeAdaptation(nn.Module):
         if not (torch.is_grad_enabled() and x.requires_grad):
             return adaptation.logits
         logits = adaptation.model(x)
-        return logits + (adaptation.logits - logits).detach()
+        return straight_through(adaptation.logits, logits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `predict(x, adapt(x))`."""

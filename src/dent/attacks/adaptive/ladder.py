@@ -35,6 +35,7 @@ from dent.attacks.adaptive.capabilities import (
 )
 from dent.attacks.protocol import Defense, DynamicDefense
 from dent.errors import ConfigError
+from dent.support.straight_through import straight_through
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +138,7 @@ def _bpda(defense: DynamicDefense, rung: Rung, on_step: OnStep | None) -> View:
     def view(x: Tensor) -> Tensor:
         logits: Tensor = base(x.clone())
         detached = x.detach()
-        return logits + (defense.predict(detached, defense.adapt(detached)) - logits).detach()
+        return straight_through(defense.predict(detached, defense.adapt(detached)), logits)
 
     return view
 

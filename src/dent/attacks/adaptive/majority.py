@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dent.errors import ConfigError
+from dent.support.straight_through import exactly
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import DynamicDefense
@@ -68,7 +69,7 @@ class Majority:
         sure = torch.where(voted, answers.softmax(dim=2), 0.0).sum(dim=0) / count
         mean = torch.where(voted, answers, 0.0).sum(dim=0) / count
         logits = (torch.where(voted, votes, 0.0).sum(dim=0) + sure / 2).detach()
-        return torch.where(voted.any(dim=0), logits + mean - mean.detach(), torch.nan)
+        return torch.where(voted.any(dim=0), exactly(logits, mean), torch.nan)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return votes (N, classes)."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.apgd import Evaluation, Objective
+from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.losses import Loss, margin
 from dent.attacks.protocol import name_of
-from dent.attacks.querier import NoGradientError
+from dent.attacks.querier import NoGradientError, finite_logits
 from dent.support.devices import widest
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ def through(
             logits, evaluation = ask(target, view, images, aim)
             losses.append(evaluation.loss)
             gradients.append(evaluation.gradient)
-            wrong.append((logits.argmax(dim=1) != target.labels).to(widest(logits.device)))
-            margins.append(margin(logits, target.labels))
+            predicted = _predicted(view, logits, target.labels)
+            wrong.append((predicted.argmax(dim=1) != target.labels).to(widest(logits.device)))
+            margins.append(margin(predicted, target.labels))
         if best is not None:
             share = _mean(wrong)
             best.offer(images, share, _mean(margins), target.members)
@@ -108,6 +110,13 @@ def through(
         return Evaluation(_mean(losses), _mean(gradients))
 
     return objective
+
+
+def _predicted(view: View | None, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits of the defense itself, where the view returned other scores."""
+    if isinstance(view, Unmasked) and view.replaced is not None:
+        return finite_logits(view.replaced, labels)
+    return logits
 
 
 def mean_of(target: Querier, views: Sequence[View], aim: Aim) -> Objective:

@@ -127,7 +127,13 @@ class _Search:
         middle = (self._below + self._above) / 2
         self._above = torch.where(self._bisecting & wrong, middle, above)
         self._below = torch.where(self._bisecting & ~wrong, middle, below)
-        narrow = self._above - self._below <= _TOLERANCE * self._inside
+        middle = (self._below + self._above) / 2
+        # With a small tolerance, no float32 may be left between the two.
+        narrow = (
+            (self._above - self._below <= _TOLERANCE * self._inside)
+            | (middle <= self._below)
+            | (middle >= self._above)
+        )
         ends = self._bisecting & narrow
         self._radius = torch.where(ends, self._above, self._radius)
         self._direction = torch.where(ends.unsqueeze(1), self._tried, self._direction)

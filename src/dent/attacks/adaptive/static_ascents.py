@@ -3,7 +3,7 @@
 The result depends on its settings, the batch, the models and a seed, but not on the defense. So an
 attack on the static model, a transfer attack and a warm start use the same ascents. The most recent
 ones are kept in this process, and within `kept_in` also in files. A kept result is bit-identical to
-one that is computed again.
+one that is computed again. If a model has no description, its result is computed every time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dent.adaptation.random_state import global_draws, kept_generators
 from dent.attacks.adaptive.apgd import apgd, random_start
+from dent.attacks.adaptive.described import described, unchanged
 from dent.attacks.adaptive.objectives import Aim, mean_of
 from dent.attacks.history import Recorder
 from dent.attacks.losses import LossName, loss_named, runner_up
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from dent.attacks.adaptive.described import Description
     from dent.attacks.querier import Querier, View
     from dent.threat import ThreatModel
 
@@ -41,8 +43,6 @@ _KEPT_BYTES: Final = 2**29
 """Largest size of all images kept in memory, in bytes."""
 _LARGEST: Final = 2**32
 """Largest size of a file that is read, in bytes."""
-_SETTING: Final = (bool, float, str)
-"""Not integers, because a module may count its calls."""
 _DAMAGED: Final = (RuntimeError, ValueError, TypeError, LookupError, EOFError, UnpicklingError)
 """Errors of torch.load, or of its content, for a damaged file."""
 
@@ -82,8 +82,27 @@ class StaticAscent:
             models: Static models, at least one.
             threat: The threat model.
         """
+        before = [described(model) for model in models]
         logits = [target(target.natural, view=model) for model in models]
-        key = self._key(target, models, logits, threat)
+        same = [unchanged(was, described(model)) for was, model in zip(before, models, strict=True)]
+        descriptions = [each for each in same if each is not None]
+        if len(descriptions) < len(models):
+            found = self._ascend(target, models, logits[0], threat)
+        else:
+            found = self._shared(target, models, logits, threat, descriptions)
+        target.recorder.join(found.recorder, own=all(m is target.defense for m in models))
+        return found.images.to(target.natural, copy=True)
+
+    def _shared(
+        self,
+        target: Querier,
+        models: Sequence[View],
+        logits: Sequence[Tensor],
+        threat: ThreatModel,
+        descriptions: Sequence[Description],
+    ) -> _Found:
+        """Return a kept result, or compute it and keep it."""
+        key = self._key(target, descriptions, logits, threat)
         found = _KEPT.get(key) or _read(key, target)
         if found is None:
             before = global_draws(target.labels.device)
@@ -97,8 +116,7 @@ class StaticAscent:
             _KEPT.put(key, found)
             if not any(is_there(_file(folder, key)) for folder in _FOLDERS.get()):
                 _write(key, found)
-        target.recorder.join(found.recorder, own=all(m is target.defense for m in models))
-        return found.images.to(target.natural, copy=True)
+        return found
 
     def _ascend(
         self, target: Querier, models: Sequence[View], natural: Tensor, threat: ThreatModel
@@ -133,38 +151,24 @@ class StaticAscent:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def _key(
-        self, target: Querier, models: Sequence[View], logits: Sequence[Tensor], threat: ThreatModel
+        self,
+        target: Querier,
+        descriptions: Sequence[Description],
+        logits: Sequence[Tensor],
+        threat: ThreatModel,
     ) -> bytes:
         """Return a hash of the inputs to the ascent.
 
-        The models' logits and structure represent the models. Logits are not enough: on 8-bit
+        The models' logits and descriptions represent the models. Logits are not enough: on 8-bit
         images, a model that rounds its input has the logits of one that does not.
         """
-        described = [_structure(model) for model in models]
-        inputs = (astuple(self), threat, target.shared_seed, described)
+        models = [sorted(description.items()) for description in descriptions]
+        inputs = (astuple(self), threat, target.shared_seed, models)
         digest = hashlib.sha256(repr(inputs).encode())
         for tensor in (target.natural, target.labels, *logits):
             digest.update(repr((tensor.shape, tensor.dtype, tensor.device)).encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.digest()
-
-
-def _structure(model: View) -> list[object]:
-    """Return the names and classes of a model's modules, and their attributes that are settings."""
-    if not isinstance(model, nn.Module):
-        return [_class_of(model)]
-    return [
-        (
-            name,
-            _class_of(module),
-            sorted((key, repr(v)) for key, v in vars(module).items() if isinstance(v, _SETTING)),
-        )
-        for name, module in model.named_modules()
-    ]
-
-
-def _class_of(model: object) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 @dataclass(frozen=True)

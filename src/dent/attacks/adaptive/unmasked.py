@@ -116,18 +116,22 @@ class Unmasked:
     Attributes:
         helps: Whether it found an operation that hides a gradient. Known after the first query
             with a gradient.
+        replaced: The original view's logits of the last query, detached, if it returned other
+            scores in their place; else None. Only they are predictions.
     """
 
     def __init__(self, view: View) -> None:
         self._view = view
         self._from_last: int | None = None
         self.helps = False
+        self.replaced: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return scores (N, classes), with a graph to `x` if gradients are enabled.
 
         Without a gradient, return the logits of the original view.
         """
+        self.replaced = None
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self._view(x)
         watching = _Watching(len(x))
@@ -139,6 +143,7 @@ class Unmasked:
             self.helps = watching.rounded or self._from_last > 0
         if not self._from_last or self._from_last > len(candidates):
             return answer
+        self.replaced = answer.detach()
         return candidates[-self._from_last]
 
 
@@ -169,9 +174,14 @@ def _alive(scores: Tensor, x: Tensor) -> int:
     if not scores.requires_grad:
         return 0
     top = scores.detach().argmax(dim=1)
-    (gradient,) = torch.autograd.grad(
-        margin(scores.float(), top).sum(), x, retain_graph=True, allow_unused=True
-    )
+    try:
+        (gradient,) = torch.autograd.grad(
+            margin(scores.float(), top).sum(), x, retain_graph=True, allow_unused=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # the defense changed in place what this gradient needs
+        return 0
     if gradient is None:
         return 0
     rows = gradient.flatten(1)

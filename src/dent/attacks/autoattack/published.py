@@ -74,7 +74,9 @@ def run_published(
     fooled = answers != target.labels
     if target.non_finite:
         # AutoAttack saw these rows as equal logits, which look correct for the first class.
-        fooled = fooled | ~target.submit(adversarial)[1]
+        # A row may be finite in a batch of another size, so keep the batches of the attack.
+        finite = torch.cat([target.submit(part)[1] for part in adversarial.split(size)])
+        fooled = fooled | ~finite
     return Outcome(adversarial, fooled, {}, tuple(dict.fromkeys(warnings)))
 
 

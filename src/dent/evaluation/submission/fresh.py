@@ -226,6 +226,11 @@ class FreshModule(nn.Module):
         return self._asked.origin.defense
 
     @property
+    def answers_as(self) -> Any:
+        """The module whose predictions these are, for a description."""
+        return self.inner
+
+    @property
     def drew(self) -> bool:
         """Whether a query under a known seed used global generators, which it then restored."""
         return self._asked.known is not None and self._asked.known.drew
