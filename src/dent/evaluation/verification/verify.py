@@ -99,6 +99,8 @@ def verify(
     - If the run is scored with the new answers, no ruling changes, and no worst case changes by
       more than the tolerance.
 
+    What an older version did not record cannot be checked. Its checks are `not-run`.
+
     Some records can only be checked by new attacks: what the attacks found, claimed and cost, and
     the extra attacks of the full diagnostics. With `reattack`, attacks run again from their
     recorded seeds. On the platform of the run, their results must be equal, bit for bit. Elsewhere,
